@@ -1,0 +1,174 @@
+"""
+Every exception that a caller of this library can see.
+
+Their texts say what was asked of which URL, what came back, and what to do about it. No text, ``repr`` or attribute
+holds a credential or a token.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "APIError",
+    "AuthenticationFailed",
+    "BadRequest",
+    "ConnectionFailed",
+    "Forbidden",
+    "InvalidSettings",
+    "LimitReached",
+    "MalformedResponse",
+    "NotFound",
+    "RateLimited",
+    "RequestTimedOut",
+    "ServerError",
+    "ServiceExists",
+    "ServiceRegistryError",
+    "Unauthorized",
+    "apiErrorFor",
+]
+
+
+class ServiceRegistryError(Exception):
+    """What all errors of this library have in common: catch it to catch them all."""
+
+
+class InvalidSettings(ServiceRegistryError):
+    """A setting (an argument, an environment variable, a line of an INI file) can't be used; the text says which."""
+
+
+class ConnectionFailed(ServiceRegistryError):
+    """The registry, or the Auth API, could not be reached, or hung up before it had answered."""
+
+
+class RequestTimedOut(ServiceRegistryError):
+    """No whole answer came before the request's deadline."""
+
+
+class MalformedResponse(ServiceRegistryError):
+    """An answer came, but it is not what the API promises: no JSON, cut short, or with parts missing."""
+
+
+class AuthenticationFailed(ServiceRegistryError):
+    """The Auth API refused the credentials. Trying again with the same ones does not help."""
+
+
+class APIError(ServiceRegistryError):
+    """
+    The registry answered with a fault.
+
+    :ivar status: the HTTP status code.
+    :ivar type: the fault's type, such as ``notFoundError``; empty if the body was no fault.
+    :ivar message: what the registry says went wrong.
+    :ivar details: more of the same.
+    :ivar txnId: the registry's id of the request, for its operators to find it in their logs.
+    :ivar method: the request's method.
+    :ivar url: the URL that was asked.
+    """
+
+    advice = ""
+
+    def __init__(
+        self,
+        status: int,
+        type: str = "",
+        message: str = "",
+        details: str = "",
+        txnId: str = "",
+        *,
+        method: str = "",
+        url: str = "",
+    ) -> None:
+        super().__init__(status, type, message, details, txnId)
+        self.status = status
+        self.type = type
+        self.message = message
+        self.details = details
+        self.txnId = txnId
+        self.method = method
+        self.url = url
+
+    def __str__(self) -> str:
+        asked = f"{self.method} {self.url} was answered with " if self.url else ""
+        said = ": ".join(dict.fromkeys(part for part in (self.message, self.details) if part))
+        kind = f" {self.type}" if self.type else ""
+        text = f"{asked}{self.status}{kind}" + (f": {said}" if said else "")
+        if self.txnId:
+            text += f" (txnId {self.txnId})"
+        if self.advice:
+            text += f". {self.advice}"
+        return text
+
+
+class BadRequest(APIError):
+    """A value that was sent is not valid (400, 413); ``details`` says which and why."""
+
+
+class ServiceExists(APIError):
+    """A service with this id is registered and alive (400)."""
+
+    advice = (
+        "Choose another id, or use register(), which waits until the old service's heartbeat timeout has passed"
+    )
+
+
+class LimitReached(APIError):
+    """The account may not have more objects of this kind (400)."""
+
+    advice = "Remove some, or ask the registry's operator to raise the limit"
+
+
+class RateLimited(APIError):
+    """
+    The account has made too many requests (400).
+
+    :ivar retryAfter: seconds until the registry takes requests again, or ``None`` if it did not say.
+    """
+
+    retryAfter: float | None = None
+    advice = "Ask less often, or ask the registry's operator to raise the limit"
+
+
+class Unauthorized(APIError):
+    """The auth token is not accepted (401), a fresh one neither."""
+
+    advice = "Check that the user belongs to this registry"
+
+
+class Forbidden(APIError):
+    """The user may not do this (403)."""
+
+
+class NotFound(APIError):
+    """There is no such object, or no such path (404)."""
+
+
+class ServerError(APIError):
+    """The registry is in trouble (any 5xx)."""
+
+    advice = "The request may be tried again later"
+
+
+_BY_TYPE: dict[str, type[APIError]] = {
+    "serviceWithThisIdExists": ServiceExists,
+    "limitReached": LimitReached,
+    "rateLimitReached": RateLimited,
+}
+_BY_STATUS: dict[int, type[APIError]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    413: BadRequest,
+}
+
+
+def apiErrorFor(status: int, type: str) -> type[APIError]:
+    """
+    The class that stands for a fault: by the fault's *type* where that says more than the HTTP *status*.
+
+    :return: a subclass of :class:`APIError`, or :class:`APIError` itself for a status that means nothing special.
+    """
+    if status == 400 and type in _BY_TYPE:
+        return _BY_TYPE[type]
+    if status >= 500:
+        return ServerError
+    return _BY_STATUS.get(status, APIError)

@@ -1,0 +1,333 @@
+"""
+What a store is: the registry's memory, in terms of the registry's rules.
+
+A store keeps what :class:`~txserviceregistry.registry.core.Registry` decides, and makes each of its operations atomic
+in its own way: the change and the event that tells of it are kept together or not at all. The Deferred of an operation
+that changes something fires only when the change is durable, as far as the store can make it so. Which service has
+passed its deadline is not the store's business: the registry tells it (``hidden``, ``expireServices``).
+
+Event ids are the store's to give: version-1 UUIDs that grow strictly within a tenant, in the order in which the
+changes become visible, whatever the wall clock does. A service's *incarnation* is the id of its join event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+
+__all__ = [
+    "Account",
+    "Death",
+    "EventRecord",
+    "IStore",
+    "LimitExceeded",
+    "LivingService",
+    "NoSuchObject",
+    "ObjectExists",
+    "ServiceRecord",
+    "StoreError",
+    "StoreUnavailable",
+    "TokenRecord",
+    "UserRecord",
+]
+
+
+class StoreError(Exception):
+    """What the outcomes below have in common."""
+
+
+class ObjectExists(StoreError):
+    """There is an object with this key already."""
+
+
+class NoSuchObject(StoreError):
+    """There is no object with this key."""
+
+
+class LimitExceeded(StoreError):
+    """The tenant has as many objects of this kind as it may."""
+
+
+class StoreUnavailable(StoreError):
+    """The store can't be read or written now; nothing was changed. It may work again later."""
+
+
+@attrs.frozen(slots=True)
+class ServiceRecord:
+    """
+    A service as it is stored.
+
+    :ivar incarnation: the id of the service's join event: no other life of any service ever has the same.
+    :ivar heartbeatTimeout: in seconds.
+    :ivar lastSeen: milliseconds since the epoch, possibly older than the truth; ``None`` before the first heartbeat.
+    """
+
+    id: str
+    incarnation: str
+    heartbeatTimeout: int
+    tags: tuple[str, ...]
+    metadata: Mapping[str, str]
+    lastSeen: int | None = None
+
+
+@attrs.frozen(slots=True)
+class LivingService:
+    """What the registry has to know of each service when it starts: enough to set deadlines and check tokens."""
+
+    tenant: str
+    id: str
+    incarnation: str
+    heartbeatTimeout: int
+    lastSeen: int | None
+
+
+@attrs.frozen(slots=True)
+class Death:
+    """A service whose deadline has passed, at *timestamp* (milliseconds since the epoch)."""
+
+    tenant: str
+    id: str
+    incarnation: str
+    timestamp: int
+
+
+@attrs.frozen(slots=True)
+class EventRecord:
+    """An event of the feed. *timestamp* is in milliseconds since the epoch; the rest is as in the API."""
+
+    id: str
+    timestamp: int
+    type: str
+    payload: Mapping[str, Any]
+
+
+@attrs.frozen(slots=True)
+class Account:
+    """A tenant's account; *created* is in milliseconds since the epoch."""
+
+    tenant: str
+    created: int
+
+
+@attrs.frozen(slots=True)
+class UserRecord:
+    """
+    A user. *keyHash* is the scrypt hash of the API key, in the form that
+    :mod:`txserviceregistry.registry.identity` writes.
+    """
+
+    name: str
+    tenant: str
+    keyHash: str = attrs.field(repr=False)
+
+
+@attrs.frozen(slots=True)
+class TokenRecord:
+    """An auth token: the BLAKE2b hash of it, whose it is, and when it ends (seconds since the epoch)."""
+
+    tokenHash: str = attrs.field(repr=False)
+    user: str
+    tenant: str
+    expires: float
+
+
+class IStore(Interface):
+    """
+    A place where a registry keeps its state.
+
+    Every operation returns a Deferred. Each may fail with :class:`StoreUnavailable`, after which nothing has changed
+    (or, where the answer to a change was lost, its outcome has been found out). Lists are sorted by code point and
+    begin *at*
+    ``marker``.
+    """
+
+    name: str = Attribute("What the store is called on the command line: ``memory``, ``sqlite``, …")
+
+    def open() -> Deferred[None]:
+        """
+        Make the store ready; called once, on a running reactor, before anything else.
+
+        :return: fires when the store can be used.
+        """
+
+    def close() -> Deferred[None]:
+        """
+        Finish what is under way, then let everything go. Operations that come later fail with `StoreUnavailable`.
+        """
+
+    def secret() -> Deferred[bytes]:
+        """
+        The registry's secret, 32 random bytes that the store made when it was new. Keys are derived from it.
+        """
+
+    # -- accounts
+
+    def account(tenant: str) -> Deferred[Account]:
+        """The tenant's account; it comes into being here, with the store's time, if it is new."""
+
+    # -- services
+
+    def createService(
+        tenant: str,
+        id: str,
+        heartbeatTimeout: int,
+        tags: Sequence[str],
+        metadata: Mapping[str, str],
+        maximum: int,
+    ) -> Deferred[ServiceRecord]:
+        """
+        Put a new service and its ``service.join`` event.
+
+        :param maximum: how many services the tenant may have.
+        :raises ObjectExists: if the id is taken.
+        :raises LimitExceeded: if the tenant has *maximum* services already (an id that is taken is told first).
+        """
+
+    def getService(tenant: str, id: str) -> Deferred[ServiceRecord]:
+        """
+        :raises NoSuchObject: if there is none.
+        """
+
+    def listServices(
+        tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
+    ) -> Deferred[list[ServiceRecord]]:
+        """
+        Up to *count* services by id, from *marker* on, that bear *tag*; those whose incarnation is in *hidden* are
+        passed over, as if they were not there.
+        """
+
+    def countServices(tenant: str, hidden: Collection[str]) -> Deferred[int]:
+        """How many services the tenant has, those *hidden* aside."""
+
+    def updateService(
+        tenant: str,
+        id: str,
+        incarnation: str,
+        heartbeatTimeout: int | None,
+        tags: Sequence[str] | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Deferred[ServiceRecord]:
+        """
+        Replace those fields that are not ``None``.
+
+        :return: fires with the service as it is then.
+        :raises NoSuchObject: if the service, or this incarnation of it, is gone.
+        """
+
+    def removeService(tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
+        """
+        Take the service away and put its ``service.remove`` event.
+
+        :raises NoSuchObject: if the service, or this incarnation of it, is gone.
+        """
+
+    def expireServices(deaths: Sequence[Death]) -> Deferred[None]:
+        """
+        Take away those of the services that are there still (same incarnation) and put a ``service.timeout`` event
+        for each, with the death's timestamp. Each death is atomic; in which groups they are kept is the store's choice.
+        """
+
+    def recordLastSeen(tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
+        """
+        Note the time of a heartbeat, to be kept when it suits the store (lazily, in bulk): it may be lost in a crash,
+        and is never waited for.
+        """
+
+    def livingServices() -> Deferred[list[LivingService]]:
+        """All services of all tenants, for the registry's start."""
+
+    # -- configuration
+
+    def getValue(tenant: str, key: str) -> Deferred[str]:
+        """
+        :raises NoSuchObject: if there is none.
+        """
+
+    def listValues(
+        tenant: str, marker: str | None, count: int, namespace: str | None
+    ) -> Deferred[list[tuple[str, str]]]:
+        """
+        Up to *count* pairs of key and value, from *marker* on.
+
+        :param namespace: ``None`` for all; ``"/"`` for every key that begins with a slash; ``"/a/b"`` (no slash at its
+            end) for ``/a/b`` itself and every key that begins with ``/a/b/``.
+        """
+
+    def countValues(tenant: str) -> Deferred[int]:
+        """How many values the tenant has."""
+
+    def setValue(tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
+        """
+        Keep a value; put a ``configuration_value.update`` event if it is new or changed, none if it is the same.
+
+        :param maximum: how many values the tenant may have.
+        :raises LimitExceeded: if the key is new and the tenant has *maximum* values already.
+        """
+
+    def removeValue(tenant: str, key: str) -> Deferred[None]:
+        """
+        Take a value away and put its ``configuration_value.remove`` event.
+
+        :raises NoSuchObject: if there is none.
+        """
+
+    # -- events
+
+    def listEvents(tenant: str, position: int, count: int, type: str | None) -> Deferred[list[EventRecord]]:
+        """
+        Up to *count* events, oldest first, from *position* on (the time of a version-1 UUID, in units of 100 ns
+        since 1582-10-15).
+        """
+
+    def hasEvent(tenant: str, id: str) -> Deferred[bool]:
+        """Whether the feed of *tenant* has given out this very event id (and has kept it)."""
+
+    def dropEvents(before: int) -> Deferred[int]:
+        """Forget the events before this position, of all tenants; fires with how many there were."""
+
+    # -- identity
+
+    def addUser(name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
+        """
+        Keep a new user.
+
+        :param tenant: the tenant id; if ``None``, the smallest number from 1 on that no user has.
+        :raises ObjectExists: if the name is taken.
+        """
+
+    def replaceUserKey(name: str, keyHash: str) -> Deferred[UserRecord]:
+        """
+        Give a user another key; all of the user's auth tokens end.
+
+        :raises NoSuchObject: if there is no such user.
+        """
+
+    def removeUser(name: str) -> Deferred[None]:
+        """
+        Take a user away, and all of the user's auth tokens.
+
+        :raises NoSuchObject: if there is no such user.
+        """
+
+    def getUser(name: str) -> Deferred[UserRecord]:
+        """
+        :raises NoSuchObject: if there is none.
+        """
+
+    def listUsers() -> Deferred[list[UserRecord]]:
+        """All users by name."""
+
+    def addToken(token: TokenRecord) -> Deferred[None]:
+        """Keep an auth token, and forget those that have ended."""
+
+    def getToken(tokenHash: str) -> Deferred[TokenRecord]:
+        """
+        :raises NoSuchObject: if there is none.
+        """
+
+    def removeToken(tokenHash: str) -> Deferred[None]:
+        """End an auth token; one that is not there is no error."""

@@ -1,0 +1,124 @@
+"""
+The shapes of the API's JSON, for type checkers.
+
+At run time they are plain dicts and lists, just as they came over the wire.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+__all__ = [
+    "ConfigurationPage",
+    "ConfigurationValue",
+    "Event",
+    "EventPage",
+    "EventType",
+    "FaultBody",
+    "HeartbeatToken",
+    "Limits",
+    "PageMetadata",
+    "RateLimit",
+    "Service",
+    "ServicePage",
+]
+
+EventType = Literal[
+    "service.join",
+    "service.remove",
+    "service.timeout",
+    "configuration_value.update",
+    "configuration_value.remove",
+]
+
+
+class _RequiredPageMetadata(TypedDict):
+    count: int
+    limit: int
+    marker: str | None
+    next_marker: str | None
+    next_href: str | None
+
+
+class PageMetadata(_RequiredPageMetadata, total=False):
+    """Where a page stands in its collection. ``stale`` (seconds) is there only on a page out of the client's cache."""
+
+    stale: float
+
+
+class Service(TypedDict):
+    """A registered service. ``last_seen`` is in milliseconds since the epoch, ``heartbeat_timeout`` in seconds."""
+
+    id: str
+    heartbeat_timeout: int
+    tags: list[str]
+    metadata: dict[str, str]
+    last_seen: int | None
+
+
+class HeartbeatToken(TypedDict):
+    """What a registration and a heartbeat answer: the token for the next heartbeat."""
+
+    token: str
+
+
+class ServicePage(TypedDict):
+    """A page of services, sorted by id."""
+
+    values: list[Service]
+    metadata: PageMetadata
+
+
+class ConfigurationValue(TypedDict):
+    """One configuration value and its key."""
+
+    id: str
+    value: str
+
+
+class ConfigurationPage(TypedDict):
+    """A page of configuration values, sorted by key."""
+
+    values: list[ConfigurationValue]
+    metadata: PageMetadata
+
+
+class Event(TypedDict):
+    """Something that happened. ``timestamp`` is in milliseconds since the epoch."""
+
+    id: str
+    timestamp: int
+    type: EventType
+    payload: dict[str, Any]
+
+
+class EventPage(TypedDict):
+    """A page of the feed, oldest first."""
+
+    values: list[Event]
+    metadata: PageMetadata
+
+
+class RateLimit(TypedDict):
+    """A rate limit and how much of it is used."""
+
+    limit: int
+    used: int
+    window: str
+
+
+class Limits(TypedDict):
+    """The account's limits: ``resource`` by resource type, ``rate`` by pattern of paths."""
+
+    resource: dict[str, int]
+    rate: dict[str, RateLimit]
+
+
+class FaultBody(TypedDict):
+    """The body of every error answer."""
+
+    type: str
+    code: int
+    message: str
+    details: str
+    txnId: str
