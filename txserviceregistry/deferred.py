@@ -9,8 +9,9 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
-__all__ = ["returnsDeferred"]
+__all__ = ["returnsDeferred", "waitFor"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -30,3 +31,24 @@ def returnsDeferred(
         return Deferred.fromCoroutine(function(*args, **kwargs))
 
     return asDeferred
+
+
+def waitFor(work: Deferred[_T]) -> Deferred[_T]:
+    """
+    One waiter's own Deferred for *work* that somebody else owns: it fires as *work* does, and cancelling it leaves
+    *work* alone. (When two coroutines await one Deferred, cancelling one gives the other ``None``.)
+    """
+    waiter: Deferred[_T] = Deferred()
+
+    def relay(result: _T | Failure) -> _T | Failure | None:
+        if waiter.called:
+            return result
+        if isinstance(result, Failure):
+            # The waiter has the failure now; nobody else has to handle it.
+            waiter.errback(result)
+            return None
+        waiter.callback(result)
+        return result
+
+    work.addBoth(relay)
+    return waiter

@@ -18,6 +18,7 @@ __all__ = [
     "MalformedResponse",
     "NotFound",
     "RateLimited",
+    "RegistrationEnded",
     "RequestTimedOut",
     "ServerError",
     "ServiceExists",
@@ -49,6 +50,10 @@ class MalformedResponse(ServiceRegistryError):
 
 class AuthenticationFailed(ServiceRegistryError):
     """The Auth API refused the credentials. Trying again with the same ones does not help."""
+
+
+class RegistrationEnded(ServiceRegistryError):
+    """The service was stopped before it was registered."""
 
 
 class APIError(ServiceRegistryError):
@@ -105,9 +110,7 @@ class BadRequest(APIError):
 class ServiceExists(APIError):
     """A service with this id is registered and alive (400)."""
 
-    advice = (
-        "Choose another id, or use register(), which waits until the old service's heartbeat timeout has passed"
-    )
+    advice = "Choose another id, or use register(), which waits until the old service's heartbeat timeout has passed"
 
 
 class LimitReached(APIError):

@@ -1,0 +1,389 @@
+"""
+HeartBeater: keeps one registered service alive.
+
+A LoopingCall beats once an interval. A beat that fails is tried again, soon and ever more hurriedly the nearer the
+deadline comes; a beat that is answered with 404 means that the registry has lost the service, which is then
+registered again where the HeartBeater was given a way to.
+"""
+
+from __future__ import annotations
+
+import random as randomModule
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .backoff import Backoff
+from .deferred import returnsDeferred
+from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
+from .types import HeartbeatToken
+
+__all__ = ["HeartBeater", "heartbeatIntervalFor"]
+
+#: What a listener of a HeartBeater hears; see :meth:`HeartBeater.onStateChange`.
+REGISTERING = "registering"
+REGISTERED = "registered"
+UNREACHABLE = "unreachable"
+STOPPED = "stopped"
+
+# Below this timeout (seconds) beats go more often for their length: a delay costs the same few hundred milliseconds
+# whatever the timeout is.
+_SHORT_TIMEOUT = 15
+# A try that is given less than this many seconds could not be answered over a real network.
+_SHORTEST_TRY = 0.05
+# A try after the deadline, when there is nothing left to take a third of, takes no longer than this many seconds.
+_LONGEST_TRY = 10.0
+# No matter how long the registry has been away, it is asked again this often (seconds).
+_LONGEST_DELAY = 15.0
+# While an earlier life of the id is still alive, the registration is tried again this often (seconds).
+_GHOST_DELAY = 2.0
+
+
+class _Services(Protocol):
+    """What a HeartBeater needs of :class:`~txserviceregistry.services.ServicesClient`."""
+
+    def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[HeartbeatToken]: ...
+
+
+def heartbeatIntervalFor(heartbeatTimeout: float) -> float:
+    """
+    How often a service with this timeout is heartbeated: at 0.6 of a timeout that is below 15 s, else at 0.8 of it.
+
+    :param heartbeatTimeout: in seconds.
+    :return: in seconds.
+    """
+    return heartbeatTimeout * (0.6 if heartbeatTimeout < _SHORT_TIMEOUT else 0.8)
+
+
+class HeartBeater:
+    """
+    Keeps one service alive, from :meth:`start` to :meth:`stop`.
+
+    One is made by ``client.services.create()`` and ``register()``; most applications rather use a
+    :class:`~txserviceregistry.RegisteredService`.
+
+    :ivar serviceId: the service's id.
+    :ivar heartbeatTimeout: seconds without a heartbeat after which the registry gives the service up.
+    :ivar heartbeatInterval: nominal seconds between two beats. The actual ones are drawn once from 0.9 to 1.0 of it,
+        so that a fleet does not beat in step.
+    :ivar nextToken: the token that the next heartbeat presents; ``None`` while the service is not registered.
+    :ivar lastSeen: when the last beat that was answered had been sent, in seconds of the clock; ``None`` before the
+        first.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        services: _Services,
+        serviceId: str,
+        heartbeatTimeout: int,
+        token: str | None = None,
+        *,
+        clock: IReactorTime | None = None,
+        register: Callable[[], Deferred[str]] | None = None,
+        check: Callable[[], Any] | None = None,
+        random: Callable[[], float] = randomModule.random,
+    ) -> None:
+        """
+        :param services: sends the heartbeats: a client's ``services``.
+        :param token: the token that the registration gave; without one, *register* is called first.
+        :param clock: the clock; the global reactor if it is not given.
+        :param register: registers the service again and fires with its token; called when the registry no longer has
+            the service, and tried until it succeeds. Without it such a loss ends the HeartBeater.
+        :param check: returns (a Deferred of) true while the application is well; nothing is sent while it is not.
+        :param random: gives numbers from 0 to 1.
+        """
+        if token is None and register is None:
+            raise ValueError("A HeartBeater needs the token of a registration, or a way to register")
+        if clock is None:
+            from twisted.internet import reactor
+
+            clock = reactor
+        self.serviceId = serviceId
+        self.heartbeatTimeout = heartbeatTimeout
+        self.heartbeatInterval = heartbeatIntervalFor(heartbeatTimeout)
+        self.nextToken = token
+        self.lastSeen: float | None = None
+        self._services = services
+        self._clock: IReactorTime = clock
+        self._register = register
+        self._check = check
+        self._random = random
+        self._interval = self.heartbeatInterval * (0.9 + 0.1 * random())
+        self._deadline = clock.seconds() + heartbeatTimeout
+        self._loop: LoopingCall | None = None
+        self._beat: Deferred[None] | None = None
+        self._lost: Failure | None = None
+        self._stopped: list[Deferred[None]] = []
+        self._listeners: list[Callable[[str], None]] = []
+        self._state = REGISTERED if token is not None else REGISTERING
+        # The waits after the first are at most half an interval, so that a registry that comes back meets each of its
+        # services again well within one interval.
+        self._backoff = Backoff(0.1, min(_LONGEST_DELAY, self._interval / 2), random)
+
+    def __repr__(self) -> str:
+        return f"<HeartBeater of {self.serviceId!r}: {'running' if self.running else 'stopped'}, {self._state}>"
+
+    # -- what is so
+
+    @property
+    def running(self) -> bool:
+        """Whether it beats: from :meth:`start` until :meth:`stop`, or until the service is lost for good."""
+        return self._loop is not None
+
+    @property
+    def healthy(self) -> bool:
+        """
+        Whether the registry must still have the service: it is registered, and its deadline, counted from the sending
+        of the last beat that was answered, has not passed.
+        """
+        return self.nextToken is not None and self._clock.seconds() < self._deadline
+
+    @property
+    def state(self) -> str:
+        """``registering``, ``registered``, ``unreachable`` (its deadline passed without an answer) or ``stopped``."""
+        return self._state
+
+    def onStateChange(self, listener: Callable[[str], None]) -> None:
+        """
+        Call *listener* with the new :attr:`state` whenever it changes. What a listener raises is logged.
+        """
+        self._listeners.append(listener)
+
+    # -- starting and stopping
+
+    def start(self) -> None:
+        """
+        Begin to beat; the first beat goes at once. Does nothing if it beats already.
+        """
+        if self._loop is not None:
+            return
+        self._lost = None
+        self._backoff.reset()
+        if self.lastSeen is None:
+            # The token is as good as new; when its registration was sent is not known here.
+            self._deadline = self._clock.seconds() + self.heartbeatTimeout
+        self._setState(REGISTERED if self.nextToken is not None else REGISTERING)
+        # A new one each time: a LoopingCall that is started again while its call is in flight runs twice.
+        self._loop = loop = LoopingCall(self._turn)
+        loop.clock = self._clock
+        loop.start(self._interval, now=True)
+
+    def stop(self) -> Deferred[None]:
+        """
+        Stop beating. A heartbeat that is under way is cancelled, and no other follows. The service stays registered
+        until its timeout.
+
+        :return: fires with ``None`` when nothing is left. Never fails.
+        """
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.stop()
+            beat, self._beat = self._beat, None
+            if beat is not None:
+                beat.cancel()
+            self._end(None)
+        return _succeeded()
+
+    def whenStopped(self) -> Deferred[None]:
+        """
+        Wait for the end.
+
+        :return: fires with ``None`` when :meth:`stop` has stopped it (at once if it does not run), and fails with
+            :class:`~txserviceregistry.errors.NotFound` when the registry no longer has the service and there is no
+            way to register it again.
+        """
+        waiter: Deferred[None] = Deferred(self._forget)
+        if self._loop is not None:
+            self._stopped.append(waiter)
+        elif self._lost is not None:
+            waiter.errback(self._lost)
+        else:
+            waiter.callback(None)
+        return waiter
+
+    def _forget(self, waiter: Deferred[None]) -> None:
+        self._stopped.remove(waiter)
+
+    def _end(self, lost: Failure | None) -> None:
+        self._lost = lost
+        self._setState(STOPPED)
+        waiters, self._stopped = self._stopped, []
+        for waiter in waiters:
+            if lost is None:
+                waiter.callback(None)
+            else:
+                waiter.errback(lost)
+
+    def _setState(self, state: str) -> None:
+        if state == self._state:
+            return
+        self._state = state
+        for listener in list(self._listeners):
+            try:
+                listener(state)
+            except Exception:
+                self._log.failure("A listener to the state of service {serviceId} failed", serviceId=self.serviceId)
+
+    # -- one beat
+
+    def _turn(self) -> Deferred[None]:
+        """What the LoopingCall calls: its Deferred never fails, which would end the loop in silence."""
+        turn = self._untilAnswered()
+        self._beat = turn
+
+        def ended(result: Any) -> None:
+            if self._beat is turn:
+                self._beat = None
+            if isinstance(result, Failure):
+                self._gaveUp(result)
+
+        turn.addBoth(ended)
+        return turn
+
+    def _gaveUp(self, failure: Failure) -> None:
+        if self._loop is None:
+            # stop() has cancelled it.
+            return
+        loop, self._loop = self._loop, None
+        loop.stop()
+        self.nextToken = None
+        self._log.error(
+            "Service {serviceId} is not heartbeated any more: {reason}",
+            serviceId=self.serviceId,
+            reason=failure.getErrorMessage(),
+        )
+        self._end(failure)
+
+    @returnsDeferred
+    async def _untilAnswered(self) -> None:
+        loop = self._loop
+        trouble = _Trouble(self._log, self.serviceId, self._clock)
+        while True:
+            try:
+                if await self._isWell():
+                    await self._oneTry()
+                    break
+                delay = self._nextDelay()
+                trouble.met("its check fails, so that its heartbeats are held back")
+            except Exception as error:
+                # A CancelledError is an Exception too; stop()'s own must end this.
+                if self._loop is not loop:
+                    raise
+                if self._isGone(error):
+                    if self._register is None or self.nextToken is None:
+                        raise
+                    self.nextToken = None
+                    self._setState(REGISTERING)
+                    trouble.met("the registry no longer has it, and it is being registered again", certain=True)
+                    continue
+                delay = (
+                    _GHOST_DELAY * (1 - self._random() / 2) if isinstance(error, ServiceExists) else self._nextDelay()
+                )
+                trouble.met(_say(error))
+            if self.nextToken is not None and self._timeLeft() <= 0:
+                self._setState(UNREACHABLE)
+            await deferLater(self._clock, delay, lambda: None)
+        self._backoff.reset()
+        trouble.over()
+        self._setState(REGISTERED)
+
+    def _isGone(self, error: Exception) -> bool:
+        """
+        Whether the registry has spoken for good: it has no such service, or (to a registration) never will. An error
+        page of a proxy in between, which is no fault of the API, says nothing about the service.
+        """
+        if self.nextToken is None:
+            return isinstance(error, BadRequest)
+        return isinstance(error, (NotFound, BadRequest)) and bool(error.type)
+
+    async def _oneTry(self) -> None:
+        sent = self._clock.seconds()
+        if self.nextToken is None:
+            assert self._register is not None
+            token = await self._register()
+        else:
+            answer = await self._services.heartbeat(self.serviceId, self.nextToken, timeout=self._tryTimeout())
+            token = answer["token"]
+            self.lastSeen = sent
+        self.nextToken = token
+        self._deadline = sent + self.heartbeatTimeout
+
+    async def _isWell(self) -> bool:
+        if self._check is None:
+            return True
+        try:
+            checked: Deferred[Any] = maybeDeferred(self._check)
+            return bool(await checked.addTimeout(max(1.0, self._tryTimeout()), self._clock))
+        except CancelledError:
+            raise
+        except Exception as error:
+            self._log.debug("The check of service {serviceId} failed: {error}", serviceId=self.serviceId, error=error)
+            return False
+
+    def _timeLeft(self) -> float:
+        return self._deadline - self._clock.seconds()
+
+    def _tryTimeout(self) -> float:
+        left = self._timeLeft()
+        if left <= 0:
+            return min(_LONGEST_TRY, self.heartbeatTimeout / 3)
+        return max(_SHORTEST_TRY, left / 3)
+
+    def _nextDelay(self) -> float:
+        delay = self._backoff.next()
+        left = self._timeLeft()
+        if self.nextToken is not None and left > 0:
+            # A quarter of what is left for the wait, and less than a third of the rest for each try: that leaves
+            # room for two tries before the deadline.
+            delay = min(delay, max(left / 4, _SHORTEST_TRY))
+        return delay
+
+
+class _Trouble:
+    """
+    One loss, from its beginning to its end, with a line in the log for each of the two.
+
+    A first failure that the immediate second try makes good is no loss.
+    """
+
+    def __init__(self, log: Logger, serviceId: str, clock: IReactorTime) -> None:
+        self._log = log
+        self._serviceId = serviceId
+        self._clock = clock
+        self._began = clock.seconds()
+        self._failures = 0
+        self._told = False
+
+    def met(self, reason: str, certain: bool = False) -> None:
+        """Something went wrong; *certain* if a second try could not make it good."""
+        self._failures += 1
+        if not self._told and (certain or self._failures > 1):
+            self._told = True
+            self._log.warn("Service {serviceId} is not heartbeated: {reason}", serviceId=self._serviceId, reason=reason)
+
+    def over(self) -> None:
+        """All is well again."""
+        if self._told:
+            self._log.info(
+                "Service {serviceId} is heartbeated again, after {seconds:.1f} s",
+                serviceId=self._serviceId,
+                seconds=self._clock.seconds() - self._began,
+            )
+
+
+def _say(error: Exception) -> str:
+    # Only our own errors are known to hold no secret.
+    return str(error) if isinstance(error, ServiceRegistryError) else type(error).__name__
+
+
+def _succeeded() -> Deferred[None]:
+    done: Deferred[None] = Deferred()
+    done.callback(None)
+    return done

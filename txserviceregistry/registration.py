@@ -1,0 +1,395 @@
+"""
+RegisteredService: keeps a service registered for an application's life.
+
+It is the application's side of the matter: registering in the background, going on as the same service after a
+restart, leaving cleanly. The beats themselves are the :class:`~txserviceregistry.HeartBeater`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random as randomModule
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .deferred import returnsDeferred, waitFor
+from .errors import (
+    ConnectionFailed,
+    MalformedResponse,
+    NotFound,
+    RegistrationEnded,
+    RequestTimedOut,
+    ServerError,
+    ServiceExists,
+    ServiceRegistryError,
+)
+from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
+from .types import HeartbeatToken
+
+if TYPE_CHECKING:
+    from .client import Client
+
+__all__ = ["RegisteredService"]
+
+# Seconds that leaving the registry may take: a process has five in all to end, and the listeners come after this.
+_LONGEST_LEAVE = 3.0
+_LEAVE_RETRY = 0.2
+_ADDRESS_KEYS = ("host", "address", "ip", "service.host")
+_PORT_KEYS = ("port", "service.port")
+# After these nobody knows whether the registry has done what it was asked.
+_UNKNOWN_OUTCOME = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
+
+
+class RegisteredService(Service):
+    """
+    Keeps a service registered while it runs.
+
+    Add it to an application, and the application is in the registry until it stops::
+
+        RegisteredService(Client.fromSettings(), "web1", 30, tags=["www"]).setServiceParent(application)
+
+    The registry may come up later than the application, go away and come back, or lose its data: the service is
+    registered again as soon as that can be. Stopping it removes the service from the registry.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        client: Client,
+        serviceId: str,
+        heartbeatTimeout: int = 30,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, str] | None = None,
+        *,
+        check: Callable[[], Any] | None = None,
+        state: str | os.PathLike[str] | None = None,
+        random: Callable[[], float] = randomModule.random,
+    ) -> None:
+        """
+        :param client: speaks to the registry. It stays the caller's, to be closed after this service has stopped.
+        :param serviceId: 3 to 65 characters of ``a-z A-Z 0-9 _ - .``
+        :param heartbeatTimeout: seconds, 3 to 120, after which the registry gives up a service that is not heard of.
+        :param tags: what others find the service by.
+        :param metadata: what others should know of it. With a ``port`` and no ``host`` in it, ``host`` becomes the
+            local address of a connection to the registry.
+        :param check: returns (a Deferred of) true while the application is well. Only then heartbeats go out, and the
+            registration waits for the first time.
+        :param state: a file that keeps the last heartbeat token. With it an application that was killed and is
+            started again within the timeout goes on as the same service at once.
+        :param random: gives numbers from 0 to 1.
+        """
+        self.serviceId = serviceId
+        self.heartbeatTimeout = heartbeatTimeout
+        self.tags = list(tags)
+        self.metadata = dict(metadata or {})
+        self._client = client
+        self._clock = client.clock
+        self._check = check
+        self._tokens = _TokenFile(os.fspath(state), serviceId) if state is not None else None
+        self._random = random
+        self._heartBeater: HeartBeater | None = None
+        self._creating: Deferred[Any] | None = None
+        self._leaving: Deferred[None] = succeed(None)
+        # Whether the registry may hold a service that is ours, which leaving has to take away.
+        self._mayExist = False
+        self._wasRegistered = False
+        self._waiting: list[Deferred[None]] = []
+        self._listeners: list[Callable[[str], None]] = []
+
+    def __repr__(self) -> str:
+        return f"<RegisteredService {self.serviceId!r}: {self.state}>"
+
+    # -- what is so
+
+    @property
+    def state(self) -> str:
+        """``registering``, ``registered``, ``unreachable`` (its deadline passed without an answer) or ``stopped``."""
+        return STOPPED if self._heartBeater is None else self._heartBeater.state
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the registry must have the service now; see :attr:`HeartBeater.healthy`."""
+        return self._heartBeater is not None and self._heartBeater.healthy
+
+    def onStateChange(self, listener: Callable[[str], None]) -> None:
+        """
+        Call *listener* with the new :attr:`state` whenever it changes. What a listener raises is logged.
+        """
+        self._listeners.append(listener)
+
+    def whenRegistered(self) -> Deferred[None]:
+        """
+        Wait until the service is registered.
+
+        :return: fires with ``None`` as soon as it is (at once if it is so already). Fails with
+            :class:`~txserviceregistry.errors.BadRequest` if the registry will never take it as it is, and with
+            :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before.
+        """
+        if self.state == REGISTERED:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(waiter)
+        return waiter
+
+    # -- IService
+
+    def startService(self) -> None:
+        """Begin to register, in the background."""
+        if self.running:
+            return
+        super().startService()
+        self._heartBeater = heartBeater = HeartBeater(
+            _KeepingServices(self._client.services.heartbeat, self._keep),
+            self.serviceId,
+            self.heartbeatTimeout,
+            clock=self._clock,
+            register=self._register,
+            check=self._check,
+            random=self._random,
+        )
+        heartBeater.onStateChange(self._stateChanged)
+        self._tell(REGISTERING)
+        heartBeater.start()
+        heartBeater.whenStopped().addErrback(self._refused)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Stop beating, and remove the service from the registry.
+
+        :return: fires with ``None`` when that is done, or after three seconds if the registry does not answer. Never
+            fails.
+        """
+        super().stopService()
+        return self._leave()
+
+    def drain(self, seconds: float) -> Deferred[None]:
+        """
+        Remove the service from the registry now, and give those who still know it *seconds* to go elsewhere; to be
+        called before the port is closed.
+
+        :return: fires with ``None`` when the time is over.
+        """
+        return self._leave().addCallback(lambda _: deferLater(self._clock, seconds, lambda: None))
+
+    # -- states
+
+    def _stateChanged(self, state: str) -> None:
+        if state == REGISTERED:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                waiter.callback(None)
+        self._tell(state)
+
+    def _tell(self, state: str) -> None:
+        for listener in list(self._listeners):
+            try:
+                listener(state)
+            except Exception:
+                self._log.failure("A listener to the state of service {serviceId} failed", serviceId=self.serviceId)
+
+    def _refused(self, failure: Failure) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.errback(failure)
+
+    # -- registering
+
+    @returnsDeferred
+    async def _register(self) -> str:
+        await waitFor(self._leaving)
+        if self._wasRegistered:
+            # The registry has said that ours is gone. Whoever holds the id from now on, it is somebody else.
+            self._wasRegistered = self._mayExist = False
+        token = await self._resume()
+        if token is None:
+            token = await self._createOurs()
+        self._keep(token)
+        self._wasRegistered = self._mayExist = True
+        return token
+
+    async def _createOurs(self) -> str:
+        await self._findHost()
+        try:
+            return await self._create()
+        except ServiceExists:
+            if not (self._mayExist and await self._isOurs()):
+                self._mayExist = False
+                raise
+        await self._client.services.remove(self.serviceId)
+        return await self._create()
+
+    def _payload(self) -> dict[str, Any]:
+        return {"tags": self.tags, "metadata": self.metadata}
+
+    async def _create(self) -> str:
+        # stop() cancels whoever waits; the request itself goes on, so that its outcome is known when leaving.
+        self._creating = creating = self._client.services.create(
+            self.serviceId, self.heartbeatTimeout, self._payload()
+        ).addCallback(lambda created: str(created[0]["token"]))
+        creating.addBoth(self._created)
+        token: str = await waitFor(creating)
+        return token
+
+    def _created(self, result: Any) -> Any:
+        self._creating = None
+        if not isinstance(result, Failure) or result.check(*_UNKNOWN_OUTCOME):
+            self._mayExist = True
+        return result
+
+    async def _isOurs(self) -> bool:
+        """
+        Whether the service that holds our id is the one that we created without hearing the answer: nobody has ever
+        heartbeated it, and it is just what we sent.
+        """
+        found = await self._client.services.get(self.serviceId)
+        return (
+            found["last_seen"] is None
+            and found["heartbeat_timeout"] == self.heartbeatTimeout
+            and found["tags"] == self.tags
+            and found["metadata"] == self.metadata
+        )
+
+    async def _resume(self) -> str | None:
+        """Go on as the service that an earlier process has left, if it still lives."""
+        kept = self._tokens.load() if self._tokens is not None else None
+        if kept is None:
+            return None
+        try:
+            answer = await self._client.services.heartbeat(self.serviceId, kept)
+        except ServiceRegistryError as error:
+            if isinstance(error, _UNKNOWN_OUTCOME):
+                raise
+            self._forgetToken()
+            return None
+        token: str = answer["token"]
+        self._mayExist = True
+        self._keep(token)
+        await self._findHost()
+        await self._client.services.update(
+            self.serviceId, {"heartbeat_timeout": self.heartbeatTimeout, **self._payload()}
+        )
+        self._log.info("Service {serviceId} goes on as before", serviceId=self.serviceId)
+        return token
+
+    async def _findHost(self) -> None:
+        if not any(key in self.metadata for key in _PORT_KEYS) or any(key in self.metadata for key in _ADDRESS_KEYS):
+            return
+        host = await self._client.localAddress()
+        self.metadata["host"] = host
+        self._log.info(
+            "Service {serviceId} gives its host as {host}, the local address of a connection to the registry",
+            serviceId=self.serviceId,
+            host=host,
+        )
+
+    def _keep(self, token: str) -> None:
+        if self._tokens is None:
+            return
+        try:
+            self._tokens.save(token)
+        except OSError as error:
+            self._log.warn(
+                "The heartbeat token of service {serviceId} can't be kept: {error}",
+                serviceId=self.serviceId,
+                error=error,
+            )
+
+    def _forgetToken(self) -> None:
+        if self._tokens is not None:
+            self._tokens.remove()
+
+    # -- leaving
+
+    def _leave(self) -> Deferred[None]:
+        heartBeater, self._heartBeater = self._heartBeater, None
+        if heartBeater is not None:
+            self._leaving = self._depart(heartBeater).addTimeout(_LONGEST_LEAVE, self._clock).addErrback(self._stayed)
+        return waitFor(self._leaving)
+
+    @returnsDeferred
+    async def _depart(self, heartBeater: HeartBeater) -> None:
+        await heartBeater.stop()
+        ended = Failure(RegistrationEnded(f"Service {self.serviceId} was stopped before it was registered"))
+        self._refused(ended)
+        if self._creating is not None:
+            await waitFor(self._creating).addErrback(lambda _: None)
+        while self._mayExist:
+            try:
+                await self._client.services.remove(self.serviceId)
+                self._mayExist = False
+            except NotFound:
+                self._mayExist = False
+            except CancelledError:
+                raise
+            except Exception as error:
+                self._log.debug("Removing service {id} failed: {error}", id=self.serviceId, error=type(error).__name__)
+                await deferLater(self._clock, _LEAVE_RETRY, lambda: None)
+        self._forgetToken()
+
+    def _stayed(self, failure: Failure) -> None:
+        failure.trap(TimeoutError, CancelledError)
+        self._mayExist = False
+        self._log.warn(
+            "The registry could not be told that service {serviceId} has ended: it will notice after {timeout} s",
+            serviceId=self.serviceId,
+            timeout=self.heartbeatTimeout,
+        )
+
+
+class _KeepingServices:
+    """Sends heartbeats, and keeps each new token before anybody else has it."""
+
+    def __init__(self, heartbeat: Callable[..., Deferred[HeartbeatToken]], keep: Callable[[str], None]) -> None:
+        self._heartbeat = heartbeat
+        self._keep = keep
+
+    def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[HeartbeatToken]:
+        def kept(answer: HeartbeatToken) -> HeartbeatToken:
+            self._keep(answer["token"])
+            return answer
+
+        return self._heartbeat(id, token, timeout=timeout).addCallback(kept)
+
+
+class _TokenFile:
+    """A file that holds one service's last heartbeat token, replaced whole each time."""
+
+    def __init__(self, path: str, serviceId: str) -> None:
+        self._path = path
+        self._serviceId = serviceId
+
+    def load(self) -> str | None:
+        """The token, or ``None`` if there is none of this service or the file can't be read as one."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                kept = json.load(file)
+        except (OSError, ValueError):
+            return None
+        if not isinstance(kept, dict) or kept.get("id") != self._serviceId or not isinstance(kept.get("token"), str):
+            return None
+        token: str = kept["token"]
+        return token
+
+    def save(self, token: str) -> None:
+        """:raises OSError: if it can't be written; the old content is there then."""
+        beside = f"{self._path}.new"
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"id": self._serviceId, "token": token}, file)
+        os.replace(beside, self._path)
+
+    def remove(self) -> None:
+        """Forget the token."""
+        try:
+            os.unlink(self._path)
+        except OSError:
+            # Gone, or not to be removed: a token of a service that has ended does no harm.
+            pass
