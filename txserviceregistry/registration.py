@@ -145,7 +145,7 @@ class RegisteredService(Service):
         """Begin to register, in the background."""
         if self.running:
             return
-        super().startService()
+        Service.startService(self)
         self._heartBeater = heartBeater = HeartBeater(
             _KeepingServices(self._client.services.heartbeat, self._keep),
             self.serviceId,
@@ -167,7 +167,7 @@ class RegisteredService(Service):
         :return: fires with ``None`` when that is done, or after three seconds if the registry does not answer. Never
             fails.
         """
-        super().stopService()
+        Service.stopService(self)
         return self._leave()
 
     def drain(self, seconds: float) -> Deferred[None]:

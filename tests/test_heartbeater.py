@@ -1,0 +1,390 @@
+"""HeartBeater: when it beats, what it does about each failure, and how it ends."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, ServerError, ServiceExists
+from txserviceregistry.heartbeater import HeartBeater, heartbeatIntervalFor
+
+GONE = NotFound(404, "notFoundError", "object does not exist", 'Object "Service" with key "web1" does not exist')
+
+
+class Services:
+    """Stands in for a client's services: answers heartbeats as the test says, and notes when they came."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.beats: list[float] = []
+        self.timeouts: list[float] = []
+        self.tokens: list[str] = []
+        self.answer: Any = None
+        self.cancelled = 0
+        self.inFlight = 0
+        self.mostInFlight = 0
+
+    def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[Any]:
+        self.beats.append(self.clock.seconds())
+        self.timeouts.append(timeout or 0.0)
+        self.tokens.append(token)
+        answer = self.answer
+        if answer == "hang":
+            return self._hang(timeout)
+        if isinstance(answer, Exception):
+            return fail(answer)
+        return succeed({"token": f"t{len(self.beats)}"})
+
+    def _hang(self, timeout: float | None) -> Deferred[Any]:
+        self.inFlight += 1
+        self.mostInFlight = max(self.mostInFlight, self.inFlight)
+
+        def cancel(_: Deferred[Any]) -> None:
+            self.cancelled += 1
+
+        waiting: Deferred[Any] = Deferred(cancel)
+        waiting.addTimeout(timeout or 10.0, self.clock, lambda r, t: fail(ConnectionFailed("too slow")))
+
+        def ended(result: Any) -> Any:
+            self.inFlight -= 1
+            return result
+
+        return waiting.addBoth(ended)
+
+
+class HeartBeaterTests(SynchronousTestCase):
+    """What a HeartBeater promises, on a clock of the test's own."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.services = Services(self.clock)
+        self.logged: list[str] = []
+
+        def observe(event: Any) -> None:
+            if event["log_namespace"].startswith("txserviceregistry"):
+                self.logged.append(event["log_level"].name)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    def beater(self, timeout: int = 30, token: str | None = "t0", random: float = 1.0, **options: Any) -> HeartBeater:
+        beater = HeartBeater(self.services, "web1", timeout, token, clock=self.clock, random=lambda: random, **options)
+        self.addCleanup(beater.stop)
+        return beater
+
+    def pass_(self, seconds: float) -> None:
+        steps = round(seconds / 0.01)
+        self.clock.pump([0.01] * steps)
+
+    # -- the interval
+
+    def test_intervalIsAPartOfTheTimeout(self) -> None:
+        """Below 15 s it is 0.6 of the timeout, from there on 0.8 of it, as the old client's users know it."""
+        self.assertEqual(heartbeatIntervalFor(15), 12.0)
+        self.assertEqual(heartbeatIntervalFor(10), 6.0)
+        self.assertEqual(self.beater(120).heartbeatInterval, 96.0)
+
+    def test_beatsAtOnceAndThenOnceAnInterval(self) -> None:
+        """The first beat goes with start(), the next ones follow at the interval that was drawn."""
+        self.beater(30, random=1.0).start()
+        self.pass_(49)
+        self.assertEqual([round(at) for at in self.services.beats], [0, 24, 48])
+
+    def test_drawsItsIntervalOnce(self) -> None:
+        """A HeartBeater's own interval is 0.9 to 1.0 of the nominal one, which the attribute keeps saying."""
+        beater = self.beater(30, random=0.0)
+        beater.start()
+        self.pass_(44)
+        self.assertEqual([round(at, 1) for at in self.services.beats], [0, 21.6, 43.2])
+        self.assertEqual(beater.heartbeatInterval, 24.0)
+
+    def test_presentsTheTokenThatTheLastBeatGave(self) -> None:
+        """Each beat's answer is the next one's token."""
+        beater = self.beater()
+        beater.start()
+        self.pass_(25)
+        self.assertEqual(self.services.tokens, ["t0", "t1"])
+        self.assertEqual(beater.nextToken, "t2")
+        self.assertEqual(beater.lastSeen, self.services.beats[-1])
+
+    def test_oneBeatAtATime(self) -> None:
+        """However long an answer takes, no second heartbeat goes out meanwhile."""
+        self.services.answer = "hang"
+        self.beater(3).start()
+        self.pass_(60)
+        self.assertEqual(self.services.mostInFlight, 1)
+
+    # -- failures
+
+    def test_retriesAtOnce(self) -> None:
+        """A failure that is not a 404 is tried again without a wait."""
+        self.services.answer = ServerError(503, "systemFailureError")
+        self.beater().start()
+        self.clock.advance(0)
+        self.assertEqual(self.services.beats, [0.0, 0.0])
+
+    def test_aSingleFailureIsNotLogged(self) -> None:
+        """What the immediate retry makes good is no news."""
+        beater = self.beater()
+        self.services.answer = ConnectionFailed("reset")
+        beater.start()
+        self.services.answer = None
+        self.clock.advance(0)
+        self.assertTrue(beater.healthy)
+        self.assertEqual(self.logged, [])
+
+    def test_anOutageIsTwoLinesInTheLog(self) -> None:
+        """One line when a loss begins, and one when it ends, whatever its length."""
+        beater = self.beater()
+        beater.start()
+        self.services.answer = ConnectionFailed("refused")
+        self.pass_(600)
+        self.assertEqual(self.logged, ["warn"])
+        self.services.answer = None
+        self.pass_(30)
+        self.assertEqual(self.logged, ["warn", "info"])
+
+    def test_leavesRoomForTwoTriesBeforeTheDeadline(self) -> None:
+        """From any moment before the deadline on, at least two more tries begin before it."""
+        beater = self.beater(30)
+        beater.start()
+        self.services.answer = "hang"
+        self.pass_(31)
+        inTime = [at for at in self.services.beats if 24 <= at < 29.7]
+        self.assertGreaterEqual(len(inTime), 4)
+        for at, following in zip(inTime, inTime[2:], strict=False):
+            self.assertLess(following, 30, f"no two tries after {at}")
+
+    def test_noTryTakesLongerThanAThirdOfWhatIsLeft(self) -> None:
+        """Every try before the deadline is given at most a third of the time that is left."""
+        self.beater(30).start()
+        self.services.answer = "hang"
+        self.pass_(29)
+        for at, timeout in list(zip(self.services.beats, self.services.timeouts, strict=True))[1:]:
+            self.assertLessEqual(timeout, max(0.05, (30 - at) / 3) + 1e-6)
+
+    def test_goesOnForEver(self) -> None:
+        """Long after the deadline it still tries, at least once an interval, but does not hammer."""
+        self.beater(30).start()
+        self.services.answer = ServerError(500)
+        self.pass_(1000)
+        before = len(self.services.beats)
+        self.pass_(240)
+        self.assertGreaterEqual(len(self.services.beats) - before, 10)
+        self.assertLessEqual(len(self.services.beats) - before, 50)
+
+    def test_healthyUntilTheDeadline(self) -> None:
+        """`healthy` turns false when the deadline passes without an answer, and true again with the next one."""
+        beater = self.beater(30)
+        states: list[str] = []
+        beater.onStateChange(states.append)
+        beater.start()
+        self.services.answer = ConnectionFailed("refused")
+        self.pass_(29.9)
+        self.assertTrue(beater.healthy)
+        self.pass_(0.2)
+        self.assertFalse(beater.healthy)
+        self.pass_(15)
+        self.services.answer = None
+        self.pass_(15)
+        self.assertTrue(beater.healthy)
+        self.assertEqual(states, ["unreachable", "registered"])
+
+    def test_theDeadlineCountsFromTheSending(self) -> None:
+        """An answer that took long does not lengthen the time that is left."""
+        beater = self.beater(30)
+        self.services.heartbeat = lambda id, token, *, timeout=None: answer  # type: ignore[method-assign]  # slow answer
+        answer: Deferred[Any] = Deferred()
+        beater.start()
+        self.pass_(5)
+        answer.callback({"token": "t1"})
+        answer = Deferred()
+        self.pass_(24.9)
+        self.assertTrue(beater.healthy)
+        self.pass_(0.2)
+        self.assertFalse(beater.healthy)
+
+    # -- losing the service
+
+    def test_a404EndsABareOne(self) -> None:
+        """Without a way to register again it stops, and says why."""
+        beater = self.beater()
+        self.services.answer = GONE
+        beater.start()
+        ended = beater.whenStopped()
+        self.assertIs(self.failureResultOf(ended, NotFound).value, GONE)
+        self.assertFalse(beater.running)
+        self.assertFalse(beater.healthy)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a404OfAProxyIsNotTheRegistrysWord(self) -> None:
+        """An error page that is no fault of the API does not make a service lost."""
+        beater = self.beater()
+        self.services.answer = NotFound(404)
+        beater.start()
+        self.pass_(10)
+        self.services.answer = None
+        self.pass_(20)
+        self.assertTrue(beater.running)
+        self.assertTrue(beater.healthy)
+
+    def test_a404RegistersAgain(self) -> None:
+        """With a way to register, the service is registered again at once, and beaten with its new token."""
+        beater = self.beater(register=lambda: succeed("again"))
+        beater.start()
+        self.services.answer = GONE
+        self.pass_(24.5)
+        self.assertEqual(beater.nextToken, "again")
+        self.services.answer = None
+        self.pass_(24)
+        self.assertEqual(self.services.tokens[-1], "again")
+        self.assertTrue(beater.healthy)
+
+    def test_registersForEver(self) -> None:
+        """A registration that fails is tried again, as long as it takes."""
+        tries: list[float] = []
+        result: list[Any] = [ConnectionFailed("refused")]
+
+        def register() -> Deferred[str]:
+            tries.append(self.clock.seconds())
+            return succeed(result[0]) if isinstance(result[0], str) else fail(result[0])
+
+        beater = self.beater(token=None, register=register)
+        beater.start()
+        self.pass_(3600)
+        self.assertGreater(len(tries), 100)
+        result[0] = "at last"
+        self.pass_(15)
+        self.assertTrue(beater.healthy)
+        self.assertEqual(self.logged, ["warn", "info"])
+
+    def test_waitsForItsGhost(self) -> None:
+        """While the id is alive in an earlier life, registering is tried every one to two seconds."""
+        tries: list[float] = []
+
+        def register() -> Deferred[str]:
+            tries.append(self.clock.seconds())
+            return fail(ServiceExists(400, "serviceWithThisIdExists"))
+
+        self.beater(token=None, register=register).start()
+        self.pass_(60)
+        gaps = [b - a for a, b in pairwise(tries)]
+        self.assertTrue(all(1 <= gap <= 2.1 for gap in gaps[1:]), gaps)
+
+    def test_aRegistrationThatCanNeverBeEndsIt(self) -> None:
+        """When the registry says that the registration is not valid, trying again is no use."""
+        bad = BadRequest(400, "badRequest", "Validation error for key 'id'")
+        beater = self.beater(token=None, register=lambda: fail(bad))
+        beater.start()
+        self.failureResultOf(beater.whenStopped(), BadRequest)
+
+    # -- the check
+
+    def test_aFailingCheckHoldsBackTheBeats(self) -> None:
+        """Nothing goes out while the check fails, raises or hangs; when it passes, beats go on."""
+        results: list[Any] = [False]
+
+        def check() -> Any:
+            if isinstance(results[0], Exception):
+                raise results[0]
+            return results[0]
+
+        beater = self.beater(check=check)
+        beater.start()
+        self.pass_(10)
+        results[0] = ValueError("no")
+        self.pass_(10)
+        results[0] = Deferred()
+        self.pass_(10)
+        self.assertEqual(self.services.beats, [])
+        results[0] = True
+        self.pass_(20)
+        self.assertGreater(len(self.services.beats), 0)
+        self.assertTrue(beater.healthy)
+
+    # -- the end
+
+    def test_stopLeavesNothing(self) -> None:
+        """Stopping in the middle of a heartbeat cancels it and leaves no call behind; a second stop does nothing."""
+        beater = self.beater()
+        self.services.answer = "hang"
+        beater.start()
+        ended = beater.whenStopped()
+        self.assertIsNone(self.successResultOf(beater.stop()))
+        self.assertIsNone(self.successResultOf(beater.stop()))
+        self.assertIsNone(self.successResultOf(ended))
+        self.assertIsNone(self.successResultOf(beater.whenStopped()))
+        self.assertEqual((self.services.cancelled, self.services.inFlight), (1, 0))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.pass_(100)
+        self.assertEqual(len(self.services.beats), 1)
+
+    def test_stopBetweenTriesLeavesNothing(self) -> None:
+        """Stopping while it waits for the next try ends the wait."""
+        beater = self.beater()
+        self.services.answer = ConnectionFailed("refused")
+        beater.start()
+        self.pass_(5)
+        beater.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_startsAgain(self) -> None:
+        """After a stop in the middle of a heartbeat it can be started again: one loop runs."""
+        beater = self.beater()
+        self.services.answer = "hang"
+        beater.start()
+        beater.stop()
+        self.services.answer = None
+        beater.start()
+        beater.start()
+        self.pass_(25)
+        self.assertEqual(len(self.services.beats), 3)
+
+    def test_anAlienCancellationIsAFailureLikeAnother(self) -> None:
+        """A CancelledError that is not stop()'s own does not end the beats."""
+        beater = self.beater()
+        self.services.answer = CancelledError()
+        beater.start()
+        self.pass_(2)
+        self.services.answer = None
+        self.pass_(10)
+        self.assertTrue(beater.running)
+        self.assertTrue(beater.healthy)
+
+    def test_aListenerThatRaisesDoesNoHarm(self) -> None:
+        """The error is logged, the other listeners hear, the beats go on."""
+        beater = self.beater(token=None, register=lambda: succeed("t"))
+        heard: list[str] = []
+
+        def bad(state: str) -> None:
+            raise RuntimeError("listener")
+
+        beater.onStateChange(bad)
+        beater.onStateChange(heard.append)
+        beater.start()
+        beater.stop()
+        self.assertEqual(heard, ["registered", "stopped"])
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+
+    def test_cancellingAWaiterLeavesTheRest(self) -> None:
+        """Whoever no longer wants to wait for the end takes nothing from the others."""
+        beater = self.beater()
+        beater.start()
+        one, two = beater.whenStopped(), beater.whenStopped()
+        one.cancel()
+        self.failureResultOf(one, CancelledError)
+        beater.stop()
+        self.assertIsNone(self.successResultOf(two))
+
+    def test_needsAWayToBegin(self) -> None:
+        """Neither a token nor a way to get one is a mistake that is told at once."""
+        self.assertRaises(ValueError, HeartBeater, self.services, "web1", 30, clock=self.clock)
+
+    def test_saysNothingSecretOfItself(self) -> None:
+        """Its repr shows the service and how it goes, and no token."""
+        self.assertEqual(repr(self.beater(token="secret")), "<HeartBeater of 'web1': stopped, registered>")
