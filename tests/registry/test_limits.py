@@ -1,0 +1,118 @@
+"""
+Tests for :mod:`txserviceregistry.registry.limits`.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.registry.faults import Fault
+from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
+
+DAY = 86_400.0
+
+
+class ResourceLimitsTests(SynchronousTestCase):
+    """
+    The resource limits.
+    """
+
+    def test_defaultsAreTheProtocols(self) -> None:
+        """
+        An account may have 200 services and 1,000 values unless its operator says otherwise.
+        """
+        self.assertEqual((ResourceLimits().service, ResourceLimits().configurationValue), (200, 1000))
+
+
+class RateLimiterTests(SynchronousTestCase):
+    """
+    The rate limit of GETs.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(12_345.6)
+        self.limiter = RateLimiter(self.clock.seconds, limit=3)
+
+    def used(self, tenant: str = "1") -> object:
+        return self.limiter.usage(tenant)["/.*"]["used"]
+
+    def refusal(self, tenant: str = "1") -> Fault:
+        return self.assertRaises(Fault, self.limiter.check, tenant)
+
+    def test_defaults(self) -> None:
+        """
+        Out of the box an account has the protocol's 500,000 GETs in 24 hours, and none of them used.
+        """
+        self.assertEqual(
+            RateLimiter(self.clock.seconds).usage("1"),
+            {"/.*": {"limit": 500_000, "used": 0, "window": "24.0 hours"}},
+        )
+
+    def test_countsEachAccountOnItsOwn(self) -> None:
+        """
+        One account's requests are none of another's business.
+        """
+        for tenant in ("1", "1", "1", "2"):
+            self.limiter.check(tenant)
+        self.assertEqual((self.used("1"), self.used("2"), self.used("3")), (3, 1, 0))
+        self.refusal("1")
+        self.limiter.check("2")
+
+    def test_refusesWhatIsTooMuch(self) -> None:
+        """
+        The request after the last one allowed is the fault that the API names, with the time to wait.
+        """
+        for _ in range(3):
+            self.limiter.check("1")
+        fault = self.refusal()
+        self.assertEqual(
+            (fault.code, fault.type, fault.message), (400, "rateLimitReached", "Rate limit has been reached.")
+        )
+        self.assertTrue(DAY <= int(fault.headers["Retry-After"]) <= DAY + 900)
+
+    def test_refusedRequestsDoNotCount(self) -> None:
+        """
+        A client that goes on asking does not make its wait any longer.
+        """
+        for _ in range(3):
+            self.limiter.check("1")
+        first = int(self.refusal().headers["Retry-After"])
+        self.clock.advance(100)
+        for _ in range(50):
+            later = int(self.refusal().headers["Retry-After"])
+        self.assertEqual((self.used(), later), (3, first - 100))
+
+    def test_retryAfterIsTheTruth(self) -> None:
+        """
+        After the seconds that were named, and not before, there is room again.
+        """
+        for _ in range(3):
+            self.limiter.check("1")
+        wait = int(self.refusal().headers["Retry-After"])
+        self.clock.advance(wait - 1)
+        self.refusal()
+        self.clock.advance(1)
+        self.limiter.check("1")
+
+    def test_theWindowSlides(self) -> None:
+        """
+        Requests are forgotten one after the other, each about a day later.
+        """
+        self.limiter.check("1")
+        self.clock.advance(DAY / 2)
+        self.limiter.check("1")
+        self.assertEqual(self.used(), 2)
+        self.clock.advance(DAY / 2 + 1000)
+        self.assertEqual(self.used(), 1)
+        self.clock.advance(DAY)
+        self.assertEqual(self.used(), 0)
+
+    def test_aLimitOfNothing(self) -> None:
+        """
+        With a limit of 0 every GET is refused, with a whole window to wait.
+        """
+        self.limiter = RateLimiter(self.clock.seconds, limit=0, window=3600.0)
+        self.assertEqual(self.refusal().headers["Retry-After"], "3600")
+        self.assertEqual(self.limiter.usage("1")["/.*"]["window"], "1.0 hours")
