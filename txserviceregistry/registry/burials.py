@@ -1,0 +1,152 @@
+"""
+Burials: how the deaths that were found reach the store.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .faults import Fault, systemFailure
+from .stores.interfaces import Death
+from .work import Work
+
+__all__ = ["Burials"]
+
+
+class Burials:
+    """
+    Brings deaths to the store in the order in which they were found, some at a time, each group in a turn of the
+    reactor of its own. What could not be kept stays first in the queue until :meth:`work` is called again.
+
+    :param bury: keeps some deaths.
+    :param isDue: whether a death still has to be kept.
+    """
+
+    #: How many deaths are kept together: enough to share a commit, and few enough for one turn of the reactor.
+    GROUP = 500
+    #: How many are named in a line of the log.
+    _NAMED = 5
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        bury: Callable[[Sequence[Death]], Deferred[None]],
+        isDue: Callable[[Death], bool],
+        clock: IReactorTime,
+        work: Work,
+    ) -> None:
+        self._bury = bury
+        self._isDue = isDue
+        self._clock = clock
+        self._work = work
+        self._queue: deque[Death] = deque()
+        self._underWay = False
+        self._next: IDelayedCall | None = None
+        self._waiting: list[tuple[int, Deferred[None]]] = []
+        self._added = self._done = 0
+        self._buried: list[str] = []
+        self._buriedCount = 0
+        self._troubled = False
+        self._stopped = False
+
+    def add(self, deaths: Sequence[Death]) -> None:
+        """Queue some deaths; :meth:`work` begins with them."""
+        self._queue.extend(deaths)
+        self._added += len(deaths)
+
+    def work(self) -> None:
+        """Go on until the queue is empty or the store refuses, unless that is being done already."""
+        if self._queue and not (self._underWay or self._next or self._stopped):
+            self._underWay = True
+            self._work.start(self._buryGroup())
+
+    def whenDone(self) -> Deferred[None]:
+        """
+        Go to work.
+
+        :return: fires when all that has been added so far is kept.
+        :raises Fault: if it could not be.
+        """
+        done: Deferred[None] = Deferred()
+        if self._stopped:
+            done.errback(_stopping())
+        elif self._queue:
+            self._waiting.append((self._added, done))
+            self.work()
+        else:
+            done.callback(None)
+        return done
+
+    def stop(self) -> None:
+        """Begin nothing new; what is under way belongs to the :class:`Work`. Nobody is left waiting."""
+        self._stopped = True
+        call, self._next = self._next, None
+        if call is not None:
+            call.cancel()
+        self._refuse(Failure(_stopping()))
+
+    async def _buryGroup(self) -> None:
+        group = list(islice(self._queue, self.GROUP))
+        due = [death for death in group if self._isDue(death)]
+        try:
+            if due:
+                await self._bury(due)
+        except Exception:
+            self._underWay = False
+            self._fail(Failure())
+            return
+        self._underWay = False
+        for _ in group:
+            self._queue.popleft()
+        self._done += len(group)
+        self._tell(due)
+        if self._queue and not self._stopped:
+            self._next = self._clock.callLater(0, self._goOn)
+        ready = [done for number, done in self._waiting if number <= self._done]
+        self._waiting = self._waiting[len(ready) :]
+        for done in ready:
+            done.callback(None)
+
+    def _goOn(self) -> None:
+        self._next = None
+        self.work()
+
+    def _fail(self, reason: Failure) -> None:
+        if not self._troubled:
+            self._troubled = True
+            if reason.check(Fault):
+                self._log.warn(
+                    "{count} services timed out, which the store can't keep now; it will be tried again",
+                    count=len(self._queue),
+                )
+            else:
+                self._log.failure("Services timed out, and keeping it failed; it will be tried again", reason)
+        self._refuse(reason)
+
+    def _refuse(self, reason: Failure) -> None:
+        waiting, self._waiting = self._waiting, []
+        for _, done in waiting:
+            done.errback(reason)
+
+    def _tell(self, deaths: Sequence[Death]) -> None:
+        self._troubled = False
+        self._buriedCount += len(deaths)
+        self._buried += [death.id for death in deaths[: self._NAMED - len(self._buried)]]
+        if self._queue or not self._buriedCount:
+            return
+        more = self._buriedCount - len(self._buried)
+        names = ", ".join(self._buried) + (f" and {more} more" if more else "")
+        self._log.info("Timed out: {names}", names=names, count=self._buriedCount)
+        self._buried, self._buriedCount = [], 0
+
+
+def _stopping() -> Fault:
+    return systemFailure("The registry is stopping")

@@ -1,0 +1,457 @@
+"""
+The rules of the API: what may be done to services, configuration and events, and what follows from it.
+
+A :class:`Registry` knows neither HTTP nor how a store keeps things. It decides; the store makes each decision atomic
+and durable; the deadlines live here, in memory. Values that come in have been through
+:mod:`~txserviceregistry.registry.validation`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+import attrs
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from .. import types
+from ..deferred import returnsDeferred
+from .deadlines import Life
+from .eventids import position, positionOf
+from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExists, systemFailure
+from .limits import ResourceLimits
+from .lives import Lives
+from .stores.interfaces import (
+    Account,
+    Death,
+    EventRecord,
+    IStore,
+    LimitExceeded,
+    NoSuchObject,
+    ObjectExists,
+    ServiceRecord,
+    StoreUnavailable,
+)
+from .tokens import HeartbeatTokens
+from .validation import NewService, ServiceChanges
+from .work import Work
+
+__all__ = ["Page", "Registry"]
+
+_T = TypeVar("_T")
+
+_HOUR = 3600.0
+_DAY = 24 * _HOUR
+
+
+@attrs.frozen
+class Page:
+    """
+    A part of a collection.
+
+    :ivar values: as in the API's JSON.
+    :ivar nextMarker: the id that the next page begins at; ``None`` if this one is the last.
+    """
+
+    values: Sequence[Mapping[str, Any]]
+    nextMarker: str | None
+
+
+class Registry:
+    """
+    The rules, for all tenants of one registry.
+
+    Every method fails with a :class:`~txserviceregistry.registry.faults.Fault` where a rule is broken, and with the
+    fault 503 while the store can't be reached. Cancelling a Deferred ends the waiting only: what the store was asked
+    to change is seen through, so that deadlines and store agree.
+
+    A service is hidden from its deadline on; its death is brought to the store soon after. What memory holds of a
+    service belongs to one *incarnation* of it, and every change names the incarnation that it is about.
+
+    :param store: is open, and stays open until the registry has stopped.
+    :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
+    :param wallClock: seconds since the epoch.
+    """
+
+    #: How long events are kept, and how much of them a feed without a marker shows, in seconds.
+    EVENTS_KEPT = 30 * _DAY
+    EVENTS_SHOWN = _HOUR
+    #: Seconds from the start to the first time that old events are dropped, and from then on from one time to the next.
+    FIRST_DROP = 60.0
+    NEXT_DROP = _HOUR
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        store: IStore,
+        *,
+        clock: IReactorTime,
+        wallClock: Callable[[], float] = time.time,
+        limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._wallClock = wallClock
+        self._limits = limits
+        self._tokens: HeartbeatTokens
+        self._accounts: dict[str, Account] = {}
+        self._work = Work()
+        self._lives = Lives(store, self._bury, clock=clock, wallClock=wallClock, work=self._work)
+        self._dropping: IDelayedCall | None = None
+
+    # -- life of the registry itself
+
+    @returnsDeferred
+    async def start(self) -> None:
+        """
+        Begin: every living service has a full heartbeat timeout from now on.
+
+        :return: fires when requests can be answered.
+        :raises StoreUnavailable: if the store can't be read.
+        """
+        self._tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
+        living = await self._store.livingServices()
+        self._lives.start(living)
+        self._dropping = self._clock.callLater(self.FIRST_DROP, self._dropEvents)
+
+    @returnsDeferred
+    async def stop(self) -> None:
+        """
+        End: nobody dies any more, and nothing is left on the reactor. The store is left open.
+
+        :return: fires when all that is under way is done.
+        """
+        self._lives.stop()
+        call, self._dropping = self._dropping, None
+        if call is not None:
+            call.cancel()
+        await self._work.whenIdle()
+
+    # -- accounts
+
+    def account(self, tenant: str) -> Deferred[Account]:
+        """
+        The tenant's account; it comes into being with the first time that it is asked for.
+
+        :return: fires with the account, from memory if it is known.
+        """
+        known = self._accounts.get(tenant)
+        if known is not None:
+            return succeed(known)
+        return self._work.inTurn(("account", tenant), lambda: self._account(tenant))
+
+    async def _account(self, tenant: str) -> Account:
+        if tenant not in self._accounts:
+            self._accounts[tenant] = await self._asked(self._store.account(tenant))
+        return self._accounts[tenant]
+
+    # -- services
+
+    def create(self, tenant: str, service: NewService) -> Deferred[str]:
+        """
+        Register a service, and tell of it in the feed.
+
+        :return: fires with its first heartbeat token. Its deadline counts from then.
+        :raises Fault: ``serviceWithThisIdExists`` if the id is alive, ``limitReached`` if the account is full.
+        """
+        return self._work.inTurn((tenant, service.id), lambda: self._create(tenant, service))
+
+    async def _create(self, tenant: str, service: NewService) -> str:
+        record: ServiceRecord | None = None
+        while record is None:
+            record = await self._tryToCreate(tenant, service)
+        self._lives.begin(tenant, record.id, record.incarnation, record.heartbeatTimeout, record.lastSeen)
+        return self._tokens.first(tenant, record.id, record.incarnation)
+
+    async def _tryToCreate(self, tenant: str, service: NewService) -> ServiceRecord | None:
+        if self._lives.hidden(tenant):
+            # The dead hold ids and places in the limit that are free by the rules.
+            await self._lives.whenBuried()
+        try:
+            return await self._changed(
+                (tenant,),
+                self._store.createService(
+                    tenant, service.id, service.heartbeatTimeout, service.tags, service.metadata, self._limits.service
+                ),
+            )
+        except (ObjectExists, LimitExceeded) as refusal:
+            if self._lives.hidden(tenant):
+                # Somebody died while the store was at it.
+                return None
+            if isinstance(refusal, LimitExceeded):
+                raise limitReached("service", self._limits.service)
+            if self._lives.alive(tenant, service.id) is None:
+                self._lives.doubt(tenant, service.id)
+            raise serviceExists(service.id)
+        except Exception:
+            self._lives.doubt(tenant, service.id)
+            raise
+
+    def get(self, tenant: str, id: str) -> Deferred[types.Service]:
+        """
+        One service.
+
+        :raises Fault: 404 if it is not there.
+        """
+        return self._work.start(self._get(tenant, id))
+
+    async def _get(self, tenant: str, id: str) -> types.Service:
+        hidden = self._lives.hidden(tenant)
+        try:
+            record = await self._asked(self._store.getService(tenant, id))
+        except NoSuchObject:
+            if self._lives.alive(tenant, id) is not None:
+                self._lives.doubt(tenant, id)
+            raise notFound("Service", id)
+        if record.incarnation in hidden or record.incarnation in self._lives.hidden(tenant):
+            raise notFound("Service", id)
+        return self._shown(tenant, record)
+
+    def list(self, tenant: str, marker: str | None, limit: int, tag: str | None) -> Deferred[Page]:
+        """
+        A page of services by id, from *marker* on.
+
+        :param tag: only those that bear it; ``None`` for all.
+        """
+        return self._work.start(self._list(tenant, marker, limit, tag))
+
+    async def _list(self, tenant: str, marker: str | None, limit: int, tag: str | None) -> Page:
+        hidden = self._lives.hidden(tenant)
+        records = await self._asked(self._store.listServices(tenant, marker, limit + 1, tag, hidden))
+        nextMarker = records[limit].id if len(records) > limit else None
+        return Page([self._shown(tenant, record) for record in records[:limit]], nextMarker)
+
+    def update(self, tenant: str, id: str, changes: ServiceChanges) -> Deferred[None]:
+        """
+        Change a service. With a new heartbeat timeout its deadline counts from now; without, it stays.
+
+        :raises Fault: 404 if the service is not there, or has died before the change was made.
+        """
+        return self._work.inTurn((tenant, id), lambda: self._update(tenant, id, changes))
+
+    async def _update(self, tenant: str, id: str, changes: ServiceChanges) -> None:
+        life = self._living(tenant, id)
+        if changes == ServiceChanges():
+            return
+        answer = self._store.updateService(
+            tenant, id, life.incarnation, changes.heartbeatTimeout, changes.tags, changes.metadata
+        )
+        await self._aboutLife(life, self._asked(answer))
+        if self._lives.alive(tenant, id) is not life:
+            raise notFound("Service", id)
+        if changes.heartbeatTimeout is not None:
+            self._lives.restart(life, changes.heartbeatTimeout)
+
+    def remove(self, tenant: str, id: str) -> Deferred[None]:
+        """
+        Take a service away, and tell of it in the feed.
+
+        :raises Fault: 404 if it is not there.
+        """
+        return self._work.inTurn((tenant, id), lambda: self._remove(tenant, id))
+
+    async def _remove(self, tenant: str, id: str) -> None:
+        life = self._living(tenant, id)
+        answer = self._store.removeService(tenant, id, life.incarnation)
+        await self._aboutLife(life, self._changed((tenant,), answer))
+        self._lives.forget(tenant, id, life.incarnation)
+
+    async def _aboutLife(self, life: Life, answer: Awaitable[object]) -> None:
+        """What the store says to a change of *life*; the store is right about what is there."""
+        try:
+            await answer
+        except NoSuchObject:
+            self._lives.forget(life.tenant, life.id, life.incarnation)
+            self._lives.doubt(life.tenant, life.id)
+            raise notFound("Service", life.id)
+        except Exception:
+            self._lives.doubt(life.tenant, life.id)
+            raise
+
+    def heartbeat(self, tenant: str, id: str, token: str) -> Deferred[str]:
+        """
+        A service is alive: it has a full timeout from now on. The store is not asked.
+
+        :param token: any token that was given out for this life of the service.
+        :return: fires, at once, with the next token.
+        :raises Fault: 404 if the service is not there, or the token is not its own.
+        """
+        life = self._lives.alive(tenant, id)
+        if life is None:
+            return fail(notFound("Service", id))
+        following = self._tokens.next(tenant, id, life.incarnation, token)
+        if following is None:
+            return fail(notFound("HeartbeatMarker", token))
+        lastSeen = _millisecondsUp(self._wallClock())
+        self._lives.beat(life, lastSeen)
+        self._store.recordLastSeen(tenant, id, life.incarnation, lastSeen)
+        return succeed(following)
+
+    # -- configuration
+
+    def listValues(self, tenant: str, marker: str | None, limit: int, namespace: str | None) -> Deferred[Page]:
+        """
+        A page of configuration values by key, from *marker* on.
+
+        :param namespace: ``None`` for all, ``"/"`` for all qualified keys, ``"/a/b"`` for that key and all below it.
+        """
+        return self._work.start(self._listValues(tenant, marker, limit, namespace))
+
+    async def _listValues(self, tenant: str, marker: str | None, limit: int, namespace: str | None) -> Page:
+        pairs = await self._asked(self._store.listValues(tenant, marker, limit + 1, namespace))
+        values = [_value(key, value) for key, value in pairs[:limit]]
+        return Page(values, pairs[limit][0] if len(pairs) > limit else None)
+
+    def getValue(self, tenant: str, key: str) -> Deferred[types.ConfigurationValue]:
+        """
+        One configuration value.
+
+        :raises Fault: 404 if it is not there.
+        """
+        return self._work.start(self._getValue(tenant, key))
+
+    async def _getValue(self, tenant: str, key: str) -> types.ConfigurationValue:
+        try:
+            return _value(key, await self._asked(self._store.getValue(tenant, key)))
+        except NoSuchObject:
+            raise notFound("ConfigurationValue", key)
+
+    def setValue(self, tenant: str, key: str, value: str) -> Deferred[None]:
+        """
+        Keep a configuration value; the feed tells of it if it is new or changed.
+
+        :raises Fault: ``limitReached`` if it is new and the account is full.
+        """
+        return self._work.start(self._setValue(tenant, key, value))
+
+    async def _setValue(self, tenant: str, key: str, value: str) -> None:
+        maximum = self._limits.configurationValue
+        try:
+            await self._changed((tenant,), self._store.setValue(tenant, key, value, maximum))
+        except LimitExceeded:
+            raise limitReached("configuration_value", maximum)
+
+    def removeValue(self, tenant: str, key: str) -> Deferred[None]:
+        """
+        Take a configuration value away, and tell of it in the feed.
+
+        :raises Fault: 404 if it is not there.
+        """
+        return self._work.start(self._removeValue(tenant, key))
+
+    async def _removeValue(self, tenant: str, key: str) -> None:
+        try:
+            await self._changed((tenant,), self._store.removeValue(tenant, key))
+        except NoSuchObject:
+            raise notFound("ConfigurationValue", key)
+
+    # -- events
+
+    def listEvents(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Deferred[Page]:
+        """
+        A page of the feed, oldest first.
+
+        :param marker: the text of a version-1 UUID: that event, or that moment, and what is newer; ``None`` for the
+        last
+            hour.
+        :param type: only events of this type; ``None`` for all.
+        :raises Fault: 400 if the marker is from the future or from before the account, and no event of this feed.
+        """
+        return self._work.start(self._listEvents(tenant, marker, limit, type))
+
+    async def _listEvents(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Page:
+        if marker is None:
+            since = positionOf(self._wallClock() - self.EVENTS_SHOWN)
+        else:
+            since = position(marker)
+            refusal = self._refusal(since, await self.account(tenant))
+            if refusal is not None and not await self._asked(self._store.hasEvent(tenant, marker.lower())):
+                raise refusal
+        records = await self._asked(self._store.listEvents(tenant, since, limit + 1, type))
+        nextMarker = records[limit].id if len(records) > limit else None
+        return Page([_event(record) for record in records[:limit]], nextMarker)
+
+    def _refusal(self, since: int, account: Account) -> Fault | None:
+        if since >= positionOf(self._wallClock()):
+            return invalidEventQuery("from parameter must be smaller than the current time")
+        if since < positionOf(account.created / 1000):
+            return invalidEventQuery("from parameter must be greater than or equal to the account creation date")
+        return None
+
+    def _dropEvents(self) -> None:
+        self._dropping = self._clock.callLater(self.NEXT_DROP, self._dropEvents)
+        self._work.start(self._forgetOldEvents())
+
+    async def _forgetOldEvents(self) -> None:
+        try:
+            dropped = await self._store.dropEvents(positionOf(self._wallClock() - self.EVENTS_KEPT))
+        except StoreUnavailable:
+            self._log.debug("Old events stay for another hour: the store can't be reached")
+        except Exception:
+            self._log.failure("Old events could not be dropped")
+        else:
+            if dropped:
+                self._log.info("Dropped {dropped} events that were older than 30 days", dropped=dropped)
+
+    # -- with the store
+
+    @returnsDeferred
+    async def _bury(self, deaths: Sequence[Death]) -> None:
+        await self._changed({death.tenant for death in deaths}, self._store.expireServices(deaths))
+        self._lives.buried(deaths)
+
+    async def _asked(self, answer: Awaitable[_T]) -> _T:
+        """The store's answer; that it can't be reached is a fault."""
+        try:
+            return await answer
+        except StoreUnavailable as reason:
+            raise systemFailure() from reason
+
+    async def _changed(self, tenants: Collection[str], answer: Awaitable[_T]) -> _T:
+        """
+        The store's answer to a change that makes events.
+
+        All of them come by here; so this is the place from which those can be told who wait for something new in the
+        feeds of these *tenants*.
+        """
+        return await self._asked(answer)
+
+    def _living(self, tenant: str, id: str) -> Life:
+        life = self._lives.alive(tenant, id)
+        if life is None:
+            raise notFound("Service", id)
+        return life
+
+    def _shown(self, tenant: str, record: ServiceRecord) -> types.Service:
+        life = self._lives.find(tenant, record.id, record.incarnation)
+        if life is None and not self._work.isBusy((tenant, record.id)):
+            self._lives.doubt(tenant, record.id)
+        return {
+            "id": record.id,
+            "heartbeat_timeout": record.heartbeatTimeout,
+            "tags": list(record.tags),
+            "metadata": dict(record.metadata),
+            "last_seen": record.lastSeen if life is None or life.lastSeen is None else life.lastSeen,
+        }
+
+
+def _value(key: str, value: str) -> types.ConfigurationValue:
+    return {"id": key, "value": value}
+
+
+def _event(record: EventRecord) -> Mapping[str, Any]:
+    return {
+        "id": record.id,
+        "timestamp": record.timestamp,
+        "type": record.type,
+        "payload": dict(record.payload),
+    }
+
+
+def _millisecondsUp(seconds: float) -> int:
+    # By way of microseconds, the finest that the clock tells: 1.1 s times 1000 is a trifle more than 1100 ms.
+    return -(-round(seconds * 1_000_000) // 1000)

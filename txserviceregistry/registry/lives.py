@@ -1,0 +1,153 @@
+"""
+The lives of services: what memory knows of each, who is dead by now, and that memory and store come to agree about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from .burials import Burials
+from .deadlines import Deadlines, Life, LifeClock
+from .stores.interfaces import Death, IStore, LivingService, NoSuchObject, StoreUnavailable
+from .work import Work
+
+__all__ = ["Lives"]
+
+
+class Lives:
+    """
+    Keeps the lives of all services: they end at their deadline, whether or not the store can be told of it at once.
+
+    What is held of a service belongs to one *incarnation* of it. Where the store may have something else (a change
+    had no good answer), there is a *doubt*, which is settled by reading, so that no service stays in the store
+    without a deadline and none lives on in memory alone.
+
+    :param bury: keeps some deaths; fails with a :class:`~txserviceregistry.registry.faults.Fault` when that can't be
+    done.
+    :param work: owns what is done in the background; changes of one service wait for each other there, under the key
+        ``(tenant, id)``.
+    """
+
+    #: How many lives are looked at in one turn of the reactor, and how many doubts are settled after one tick.
+    SWEEP = 1000
+    DOUBTS = 100
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        store: IStore,
+        bury: Callable[[Sequence[Death]], Deferred[None]],
+        *,
+        clock: IReactorTime,
+        wallClock: Callable[[], float],
+        work: Work,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._wallClock = wallClock
+        self._work = work
+        self._lifeClock = LifeClock(clock, self._tick)
+        self._deadlines = Deadlines(self._lifeClock.now)
+        self._burials = Burials(bury, self._isDue, clock, work)
+        self._doubts: set[tuple[str, str]] = set()
+        self._sweeping: IDelayedCall | None = None
+        # What is asked on every heartbeat goes straight to where it is known.
+        self.alive = self._deadlines.alive
+        self.beat = self._deadlines.beat
+        self.restart = self._deadlines.restart
+        self.find = self._deadlines.find
+        self.forget = self._deadlines.forget
+        self.begin = self._deadlines.begin
+
+    def start(self, living: Iterable[LivingService]) -> None:
+        """Everybody who is *living* has a full timeout from now on."""
+        self._lifeClock.start()
+        for each in living:
+            self.begin(each.tenant, each.id, each.incarnation, each.heartbeatTimeout, each.lastSeen)
+
+    def stop(self) -> None:
+        """Nobody dies any more, and nothing is left on the reactor; what is under way belongs to the work."""
+        self._lifeClock.stop()
+        self._burials.stop()
+        call, self._sweeping = self._sweeping, None
+        if call is not None:
+            call.cancel()
+
+    def hidden(self, tenant: str) -> frozenset[str]:
+        """The incarnations of those of *tenant*'s services that are dead by now, and that the store may still have."""
+        self._collect()
+        return self._deadlines.dying(tenant)
+
+    def whenBuried(self) -> Deferred[None]:
+        """
+        :return: fires when the store has been told of all deaths that were found before.
+        :raises Fault: if it could not be told.
+        """
+        return self._burials.whenDone()
+
+    def buried(self, deaths: Iterable[Death]) -> None:
+        """The store has kept these."""
+        for death in deaths:
+            self.forget(death.tenant, death.id, death.incarnation)
+
+    def doubt(self, tenant: str, id: str) -> None:
+        """Memory and store may not agree about this service: look at it after the next tick."""
+        self._doubts.add((tenant, id))
+
+    def _tick(self) -> None:
+        if self._sweeping is None:
+            self._sweep()
+        if self._doubts and not self._work.isBusy("doubts"):
+            self._work.inTurn("doubts", self._settleDoubts)
+
+    def _sweep(self) -> None:
+        self._sweeping = self._clock.callLater(0, self._sweep) if self._collect(self.SWEEP) else None
+        self._burials.work()
+
+    def _collect(self, most: int | None = None) -> bool:
+        dead, more = self._deadlines.collect(most)
+        if dead:
+            self._burials.add([Death(one.tenant, one.id, one.incarnation, self._moment(one)) for one in dead])
+        return more
+
+    def _moment(self, life: Life) -> int:
+        return round((self._wallClock() - (self._lifeClock.now() - life.deadline)) * 1000)
+
+    def _isDue(self, death: Death) -> bool:
+        return self._deadlines.isDying(death.tenant, death.incarnation)
+
+    async def _settleDoubts(self) -> None:
+        for tenant, id in list(self._doubts)[: self.DOUBTS]:
+            self._doubts.discard((tenant, id))
+            try:
+                await self._work.inTurn((tenant, id), self._settler(tenant, id))
+            except StoreUnavailable:
+                self.doubt(tenant, id)
+                return
+            except Exception:
+                self._log.failure("Can't tell whether service {id} of tenant {tenant} is there", id=id, tenant=tenant)
+
+    def _settler(self, tenant: str, id: str) -> Callable[[], Coroutine[Deferred[Any], Any, None]]:
+        async def settle() -> None:
+            before = self.alive(tenant, id)
+            hidden = self.hidden(tenant)
+            try:
+                record = await self._store.getService(tenant, id)
+            except NoSuchObject:
+                if before is not None:
+                    self.forget(tenant, id, before.incarnation)
+                return
+            if before is not None and before.incarnation == record.incarnation:
+                if self.alive(tenant, id) is before and before.timeout != record.heartbeatTimeout:
+                    self.restart(before, record.heartbeatTimeout)
+            elif record.incarnation not in hidden:
+                # Its registration was kept, but never acknowledged.
+                self.begin(tenant, id, record.incarnation, record.heartbeatTimeout, record.lastSeen)
+
+        return settle

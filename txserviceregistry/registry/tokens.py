@@ -1,0 +1,67 @@
+"""
+Heartbeat tokens, which carry their own proof: checking one needs no memory of having given it out.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from hashlib import blake2b
+
+from .eventids import positionOf
+
+__all__ = ["HeartbeatTokens"]
+
+_LATEST = (1 << 60) - 1
+_TAIL_BITS = (1 << 62) - 1
+_RFC_4122 = 1 << 63
+
+
+class HeartbeatTokens:
+    """
+    Makes and checks heartbeat tokens.
+
+    A token is the text of a version-1 UUID. Its 62 free bits (clock sequence and node) are a MAC of tenant, service
+    id and incarnation; so it is of use to one life of one service, and any token ever given out for that life is as
+    good as the last one. Its time makes it new each time, and is never a test of freshness: steps of the clock do not
+    matter.
+
+    :param secret: the registry's secret; the key is derived from it, for this purpose alone.
+    :param wallClock: seconds since the epoch.
+    """
+
+    def __init__(self, secret: bytes, wallClock: Callable[[], float]) -> None:
+        self._wallClock = wallClock
+        key = blake2b(b"", key=secret, person=b"heartbeat tokens").digest()
+        self._mac = blake2b(key=key, digest_size=8)
+
+    def first(self, tenant: str, id: str, incarnation: str) -> str:
+        """The token that the registration of a service answers."""
+        return self._text(0, self._tail(tenant, id, incarnation))
+
+    def next(self, tenant: str, id: str, incarnation: str, presented: str) -> str | None:
+        """
+        The token that answers a heartbeat.
+
+        :param presented: the token that the heartbeat came with, the text of a version-1 UUID in any case
+            (:func:`~txserviceregistry.registry.validation.heartbeatToken` sees to that).
+        :return: ``None`` if it was never given out for this life of the service.
+        """
+        tail = self._tail(tenant, id, incarnation)
+        presented = presented.lower()
+        if not hmac.compare_digest(presented[19:].encode(), tail.encode()):
+            return None
+        time = int(presented[15:18] + presented[9:13] + presented[:8], 16)
+        return self._text(time + 1, tail)
+
+    def _tail(self, tenant: str, id: str, incarnation: str) -> str:
+        mac = self._mac.copy()
+        # Every field comes with its length, so that no two triples are the same bytes.
+        mac.update(f"{len(tenant)}:{tenant}{len(id)}:{id}{len(incarnation)}:{incarnation}".encode())
+        digits = f"{int.from_bytes(mac.digest(), 'big') & _TAIL_BITS | _RFC_4122:016x}"
+        return f"{digits[:4]}-{digits[4:]}"
+
+    def _text(self, earliest: int, tail: str) -> str:
+        # Past the end of a UUID's time, in the year 5236, a token stays as it is: it is accepted all the same.
+        time = f"{min(max(positionOf(self._wallClock()), earliest), _LATEST):015x}"
+        return f"{time[7:]}-{time[3:7]}-1{time[:3]}-{tail}"

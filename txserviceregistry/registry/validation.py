@@ -1,0 +1,424 @@
+"""
+The rules for what clients send: which values a field, a path or a query may have, and the reasons why not.
+
+A rule is data (:class:`Text`, :class:`Number`, :class:`Items`, :class:`Pairs`, :class:`TimeUUID`), so that a
+description of the API can be made from the same tables that check it. The functions at the end return the value that
+was meant, or raise the :class:`~txserviceregistry.registry.faults.Fault` that tells the client what is wrong. Nothing
+here knows what is stored.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol, get_args
+
+import attrs
+
+from ..types import EventType
+from .faults import badParameter, invalidEventQuery, invalidLimit, validationError
+
+__all__ = [
+    "DEFAULT_LIMIT",
+    "EVENT_TYPES",
+    "HEARTBEAT_FIELDS",
+    "MAXIMUM_LIMIT",
+    "PARAMETERS",
+    "SERVICE_FIELDS",
+    "VALUE_FIELDS",
+    "Field",
+    "Items",
+    "NewService",
+    "Number",
+    "Pairs",
+    "Rule",
+    "ServiceChanges",
+    "Text",
+    "TimeUUID",
+    "Unfit",
+    "configurationKey",
+    "configurationValue",
+    "eventMarker",
+    "eventType",
+    "heartbeatToken",
+    "limit",
+    "marker",
+    "newService",
+    "serviceChanges",
+    "serviceId",
+    "tag",
+]
+
+EVENT_TYPES: tuple[str, ...] = get_args(EventType)
+DEFAULT_LIMIT = 100
+MAXIMUM_LIMIT = 1000
+
+
+class Unfit(Exception):
+    """A value breaks a rule; the text is the reason, in the API's own words."""
+
+
+class Rule(Protocol):
+    """What a value has to be like."""
+
+    def check(self, value: object) -> Any:
+        """
+        :return: the value that is meant by *value*.
+        :raises Unfit: if it breaks the rule.
+        """
+
+
+@attrs.frozen
+class Text:
+    """
+    A string.
+
+    :ivar shortest: the least number of characters (code points).
+    :ivar longest: the greatest.
+    :ivar pattern: what the whole string has to match; ``None`` for any characters, as far as UTF-8 can express them.
+    """
+
+    shortest: int
+    longest: int
+    pattern: str | None = None
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise Unfit("Not a string")
+        if not self.shortest <= len(value) <= self.longest:
+            raise Unfit(f"String is not in range ({self.shortest}..{self.longest})")
+        if not (_isUnicode(value) if self.pattern is None else re.fullmatch(self.pattern, value, re.ASCII)):
+            raise Unfit("Invalid characters")
+        return value
+
+
+@attrs.frozen
+class Number:
+    """An integer, as ``30``, ``30.0`` or ``"30"``; a boolean is none."""
+
+    least: int
+    greatest: int
+
+    def check(self, value: object) -> int:
+        number = self._integer(value)
+        if not self.least <= number <= self.greatest:
+            raise Unfit(f"Value out of range ({self.least}..{self.greatest})")
+        return number
+
+    def _integer(self, value: object) -> int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+            return int(value)
+        if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9][0-9]*)", value, re.ASCII):
+            return _bounded(value)
+        raise Unfit("Invalid integer")
+
+
+@attrs.frozen
+class Items:
+    """An array; what is wrong with an element is told in the element's own reason."""
+
+    element: Rule
+    most: int
+
+    def check(self, value: object) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise Unfit("Not an array")
+        _checkCount(len(value), self.most)
+        return tuple(self.element.check(element) for element in value)
+
+
+@attrs.frozen
+class Pairs:
+    """A JSON object with free keys."""
+
+    key: Rule
+    value: Rule
+    most: int
+
+    def check(self, value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise Unfit("Not a hash")
+        _checkCount(len(value), self.most)
+        return dict(self._pair(*pair) for pair in value.items())
+
+    def _pair(self, key: str, value: object) -> tuple[str, Any]:
+        try:
+            name = self.key.check(key)
+        except Unfit as reason:
+            raise Unfit(f"Key {_printable(key)}: {reason}")
+        try:
+            return name, self.value.check(value)
+        except Unfit as reason:
+            raise Unfit(f"Value for key '{key}': {reason}")
+
+
+@attrs.frozen
+class TimeUUID:
+    """The text of a version-1 UUID, in its canonical form, with letters of any case."""
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise Unfit("Not a string")
+        if not _UUID.fullmatch(value):
+            raise Unfit("Invalid UUID")
+        if value[14] != "1":
+            raise Unfit("UUID is not version 1")
+        if value[19] not in "89abAB":
+            raise Unfit("Unsupported UUID variant")
+        return value
+
+
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
+
+
+@attrs.frozen
+class Field:
+    """
+    A field of a body.
+
+    :ivar name: its key.
+    :ivar rule: what its value has to be like.
+    :ivar default: what it is when it is absent, or ``null``; a field without a default is required, and never ``null``.
+    """
+
+    name: str
+    rule: Rule
+    default: Any = attrs.NOTHING
+
+    @property
+    def required(self) -> bool:
+        """Whether the field has to be there when the object is made."""
+        return self.default is attrs.NOTHING
+
+    def value(self, body: Mapping[str, object]) -> Any:
+        """
+        The field's value in *body*, for an object that is new.
+
+        :raises Fault: if it is missing or breaks its rule.
+        """
+        if self.name in body:
+            return self.given(body)
+        if self.required:
+            raise validationError(self.name, f"Missing required key ({self.name})")
+        return self.default
+
+    def given(self, body: Mapping[str, object]) -> Any:
+        """
+        The field's value in *body*, for a change; ``None`` if the body does not have it.
+
+        :raises Fault: if it breaks its rule.
+        """
+        if self.name not in body:
+            return None
+        value = body[self.name]
+        if value is None and not self.required:
+            return self.default
+        try:
+            return self.rule.check(value)
+        except Unfit as reason:
+            raise validationError(self.name, str(reason))
+
+
+_SERVICE_ID = Text(3, 65, r"[A-Za-z0-9_\-.]*")
+
+_ID = Field("id", _SERVICE_ID)
+_HEARTBEAT_TIMEOUT = Field("heartbeat_timeout", Number(3, 120))
+_TAGS = Field("tags", Items(Text(1, 55), most=10), default=())
+_METADATA = Field("metadata", Pairs(Text(1, 255), Text(1, 255), most=20), default={})
+_TOKEN = Field("token", TimeUUID())
+_VALUE = Field("value", Text(1, 1024))
+
+SERVICE_FIELDS = (_ID, _HEARTBEAT_TIMEOUT, _TAGS, _METADATA)
+HEARTBEAT_FIELDS = (_TOKEN,)
+VALUE_FIELDS = (_VALUE,)
+
+# The pattern is the protocol's own. It lets a last part without a slash follow a namespace of 50 characters directly.
+_KEY_PATTERN = r"(\/[A-Za-z0-9_\-]{3,50}\/?){0,10}([A-Za-z0-9_\-.]{3,170})?(?<!\/)"
+
+PARAMETERS: Mapping[str, Text] = {
+    "serviceId": _SERVICE_ID,
+    "configurationId": Text(3, 500, _KEY_PATTERN),
+    "tag": Text(1, 65, r"[A-Za-z0-9_\-.]*"),
+    "marker": Text(0, 255, r"[A-Za-z0-9\-:_./]*"),
+}
+
+
+@attrs.frozen
+class NewService:
+    """
+    A service to be made.
+
+    :ivar heartbeatTimeout: in seconds.
+    """
+
+    id: str
+    heartbeatTimeout: int
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class ServiceChanges:
+    """
+    What is to change of a service; what is ``None`` stays.
+
+    :ivar heartbeatTimeout: in seconds.
+    """
+
+    heartbeatTimeout: int | None = None
+    tags: tuple[str, ...] | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+def newService(body: Mapping[str, object]) -> NewService:
+    """
+    The service that the body of a ``POST /services`` describes.
+
+    :raises Fault: for the first field that is not right, in the order of the API's table.
+    """
+    id, heartbeatTimeout, tags, metadata = (field.value(body) for field in SERVICE_FIELDS)
+    return NewService(id, heartbeatTimeout, tags, dict(metadata))
+
+
+def serviceChanges(body: Mapping[str, object], id: str) -> ServiceChanges:
+    """
+    The changes that the body of a ``PUT /services/<id>`` asks for. A ``null`` for ``tags`` or ``metadata`` sets the
+    default.
+
+    :param id: the service that it is about, which the body may name, but not rename.
+    :raises Fault: for the first field that is not right.
+    """
+    if _ID.name in body:
+        given = body[_ID.name]
+        if not isinstance(given, str):
+            raise validationError(_ID.name, "Not a string")
+        if given != id:
+            raise validationError(_ID.name, "Attempted to mutate immutable field")
+    heartbeatTimeout, tags, metadata = (field.given(body) for field in (_HEARTBEAT_TIMEOUT, _TAGS, _METADATA))
+    return ServiceChanges(heartbeatTimeout, tags, None if metadata is None else dict(metadata))
+
+
+def heartbeatToken(body: Mapping[str, object]) -> str:
+    """
+    The token in the body of a heartbeat, as it was sent.
+
+    :raises Fault: if it is missing, or is no version-1 UUID.
+    """
+    token: str = _TOKEN.value(body)
+    return token
+
+
+def configurationValue(body: Mapping[str, object]) -> str:
+    """
+    The value in the body of a ``PUT /configuration/<key>``.
+
+    :raises Fault: if it is missing, or is no string of the right length.
+    """
+    value: str = _VALUE.value(body)
+    return value
+
+
+def serviceId(text: str) -> str:
+    """
+    A service id in a path.
+
+    :raises Fault: if no service can have it.
+    """
+    return _parameter("serviceId", text)
+
+
+def configurationKey(text: str) -> str:
+    """
+    A configuration key in a path: simple (``listen_ip``), or qualified (``/production/listen_ip``).
+
+    :raises Fault: if no value can have it.
+    """
+    return _parameter("configurationId", text)
+
+
+def tag(text: str) -> str:
+    """
+    A tag in a query.
+
+    :raises Fault: if it can't be asked for.
+    """
+    return _parameter("tag", text)
+
+
+def marker(text: str) -> str:
+    """
+    A marker in the query of a collection (events have their own: :func:`eventMarker`).
+
+    :raises Fault: if it breaks the rule for markers.
+    """
+    return _parameter("marker", text)
+
+
+def limit(text: str | None) -> int:
+    """
+    How many values a page is to have.
+
+    :param text: as in the query; ``None`` if it is not there.
+    :raises Fault: ``invalidLimit``, if it is no number from 1 to :data:`MAXIMUM_LIMIT`.
+    """
+    if text is None:
+        return DEFAULT_LIMIT
+    if not re.fullmatch(r"-?[0-9]+", text, re.ASCII):
+        raise invalidLimit("Limit must be a number")
+    number = _bounded(text)
+    if not 1 <= number <= MAXIMUM_LIMIT:
+        raise invalidLimit(f"Invalid limit {text}. Minimum limit is 1 and maximum limit is {MAXIMUM_LIMIT}.")
+    return number
+
+
+def eventType(text: str) -> str:
+    """
+    A type of events in a query.
+
+    :raises Fault: if there is no such type.
+    """
+    if text not in EVENT_TYPES:
+        raise invalidEventQuery(f"Invalid type: {_printable(text)}. Valid types are: {', '.join(EVENT_TYPES)}")
+    return text
+
+
+def eventMarker(text: str) -> str:
+    """
+    A marker in a query of the events feed, in lower case. Whether its time is one that the feed can begin at is not
+    decided here.
+
+    :raises Fault: if it is no version-1 UUID.
+    """
+    try:
+        return TimeUUID().check(text).lower()
+    except Unfit as reason:
+        raise invalidEventQuery(str(reason))
+
+
+def _parameter(name: str, text: str) -> str:
+    try:
+        return PARAMETERS[name].check(text)
+    except Unfit as reason:
+        raise badParameter(name, str(reason))
+
+
+def _checkCount(count: int, most: int) -> None:
+    if count > most:
+        raise Unfit(f"Object needs to have between 0 and {most} items")
+
+
+def _bounded(digits: str) -> int:
+    # No number that counts here has so many digits; int() takes long over thousands of them, and refuses more.
+    return int(digits[:30])
+
+
+def _isUnicode(text: str) -> bool:
+    # JSON can spell half of a surrogate pair, which is no character, and which neither UTF-8 nor a store can keep.
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,108 @@
+"""
+Work that goes on to its end even if nobody waits for it any more.
+
+What has been handed to a store may be kept whether or not the client that asked for it is still there; so whoever keeps
+count of it must see every piece of work through.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, TypeAlias, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .faults import Fault
+
+__all__ = ["Work"]
+
+_T = TypeVar("_T")
+_Steps: TypeAlias = Coroutine[Deferred[Any], Any, _T]
+
+
+class Work:
+    """
+    Owns pieces of work (coroutines). Cancelling the Deferred that stands for one ends the waiting, never the work.
+    """
+
+    _log = Logger()
+
+    def __init__(self) -> None:
+        self._underWay: set[Deferred[None]] = set()
+        self._queues: dict[Hashable, deque[Callable[[], _Steps[None]]]] = {}
+        self._idle: list[Deferred[None]] = []
+
+    def start(self, steps: _Steps[_T]) -> Deferred[_T]:
+        """
+        Start some work at once.
+
+        :return: fires with what it returns, or fails as it fails.
+        """
+        waiting: Deferred[_T] = Deferred()
+        self._own(self._finish(steps, waiting))
+        return waiting
+
+    def inTurn(self, key: Hashable, steps: Callable[[], _Steps[_T]]) -> Deferred[_T]:
+        """
+        Start some work when all that was given before under the same *key* is done.
+
+        :return: as :meth:`start`.
+        """
+        waiting: Deferred[_T] = Deferred()
+        queue = self._queues.get(key)
+        if queue is not None:
+            queue.append(lambda: self._finish(steps(), waiting))
+        else:
+            self._queues[key] = deque([lambda: self._finish(steps(), waiting)])
+            self._own(self._queueThrough(key))
+        return waiting
+
+    def isBusy(self, key: Hashable) -> bool:
+        """Whether there is work under this key."""
+        return key in self._queues
+
+    def whenIdle(self) -> Deferred[None]:
+        """Fires when no work is under way."""
+        idle: Deferred[None] = Deferred()
+        if self._underWay:
+            self._idle.append(idle)
+        else:
+            idle.callback(None)
+        return idle
+
+    def _own(self, steps: _Steps[None]) -> None:
+        work = Deferred.fromCoroutine(steps)
+        self._underWay.add(work)
+        work.addErrback(self._logged)
+        work.addCallback(self._ended, work)
+
+    def _ended(self, _: None, work: Deferred[None]) -> None:
+        self._underWay.discard(work)
+        if not self._underWay:
+            idle, self._idle = self._idle, []
+            for waiting in idle:
+                waiting.callback(None)
+
+    def _logged(self, reason: Failure) -> None:
+        self._log.failure("What waited for some work broke", reason)
+
+    async def _queueThrough(self, key: Hashable) -> None:
+        # A loop, because a chain of Deferreds that fire each other overflows the stack when hundreds wait.
+        queue = self._queues[key]
+        while queue:
+            await queue.popleft()()
+        del self._queues[key]
+
+    async def _finish(self, steps: _Steps[_T], waiting: Deferred[_T]) -> None:
+        try:
+            result = await steps
+        except Exception as error:
+            failure = Failure()
+            if waiting.called and not isinstance(error, Fault):
+                self._log.failure("Work that nobody waits for any more failed", failure)
+            waiting.errback(failure)
+        else:
+            waiting.callback(result)
