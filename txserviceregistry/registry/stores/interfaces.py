@@ -30,6 +30,7 @@ __all__ = [
     "ObjectExists",
     "ServiceRecord",
     "StoreError",
+    "StoreRefused",
     "StoreUnavailable",
     "TokenRecord",
     "UserRecord",
@@ -54,6 +55,14 @@ class LimitExceeded(StoreError):
 
 class StoreUnavailable(StoreError):
     """The store can't be read or written now; nothing was changed. It may work again later."""
+
+
+class StoreRefused(StoreError):
+    """
+    What is there is nothing that this store may work on: no store at all, a damaged one, or one of a newer release.
+
+    It has been left as it was. The text is one line that names it and says what is wrong.
+    """
 
 
 @attrs.frozen(slots=True)
@@ -141,8 +150,7 @@ class IStore(Interface):
 
     Every operation returns a Deferred. Each may fail with :class:`StoreUnavailable`, after which nothing has changed
     (or, where the answer to a change was lost, its outcome has been found out). Lists are sorted by code point and
-    begin *at*
-    ``marker``.
+    begin *at* ``marker``.
     """
 
     name: str = Attribute("What the store is called on the command line: ``memory``, ``sqlite``, …")
@@ -152,6 +160,8 @@ class IStore(Interface):
         Make the store ready; called once, on a running reactor, before anything else.
 
         :return: fires when the store can be used.
+        :raises StoreRefused: if what is there can't be this store's data.
+        :raises StoreUnavailable: if it can't be reached now.
         """
 
     def close() -> Deferred[None]:

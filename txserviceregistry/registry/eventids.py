@@ -1,0 +1,100 @@
+"""
+Event ids: version-1 UUIDs that grow strictly, whatever the wall clock does.
+
+A version-1 UUID holds a time, in units of 100 ns since 1582-10-15. That number is an event's *position* in the feed.
+The rest of it, the *tail*, is drawn once for a store and stays the same, so that a store has to keep positions only.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Callable
+
+__all__ = ["EventIds", "newTail", "position", "positionOf"]
+
+_UNIX_EPOCH = 0x01B21DD213814000
+"""The position of 1970-01-01."""
+
+_UNITS_PER_SECOND = 10_000_000
+
+_LAST_POSITION = (1 << 60) - 1
+"""The largest time that a version-1 UUID can hold."""
+
+_VARIANT = 0x8000
+_CLOCK_SEQUENCE_BITS = 14
+_NODE_BITS = 48
+_MULTICAST = 1 << 40
+"""The bit that sets a random node apart from every real network address (RFC 4122, 4.5)."""
+
+
+def positionOf(seconds: float) -> int:
+    """
+    The position of a moment.
+
+    :param seconds: seconds since 1970.
+    :return: units of 100 ns since 1582-10-15, within what a UUID can hold.
+    """
+    return min(max(int(seconds * _UNITS_PER_SECOND) + _UNIX_EPOCH, 0), _LAST_POSITION)
+
+
+def position(text: str) -> int:
+    """
+    The position that a version-1 UUID holds.
+
+    :raises ValueError: if *text* is no version-1 UUID.
+    """
+    parsed = uuid.UUID(text)
+    if parsed.version != 1:
+        raise ValueError("not a version-1 UUID")
+    return parsed.time
+
+
+def newTail(randbits: Callable[[int], int] = secrets.randbits) -> str:
+    """
+    The last two groups of a store's event ids: variant and clock sequence, and a node that is no network address.
+
+    :param randbits: gives as many random bits as it is asked for.
+    """
+    sequence = _VARIANT | randbits(_CLOCK_SEQUENCE_BITS)
+    return f"{sequence:04x}-{_MULTICAST | randbits(_NODE_BITS):012x}"
+
+
+class EventIds:
+    """
+    Gives out positions, each greater than the last, and makes ids of them.
+
+    :ivar last: the last position that was given out.
+    """
+
+    def __init__(self, wallClock: Callable[[], float], tail: str, last: int = 0) -> None:
+        """
+        :param wallClock: seconds since 1970.
+        :param tail: see :func:`newTail`.
+        :param last: the last position that was given out before.
+        """
+        self._wallClock = wallClock
+        self._tail = tail
+        self.last = last
+
+    def next(self) -> int:
+        """The next position: now, or just after the last one where that is later."""
+        self.last = max(positionOf(self._wallClock()), self.last + 1)
+        return self.last
+
+    def idAt(self, position: int) -> str:
+        """The id of the event at *position*."""
+        return f"{position & 0xFFFFFFFF:08x}-{position >> 32 & 0xFFFF:04x}-{0x1000 | position >> 48:04x}-{self._tail}"
+
+    def owned(self, id: str) -> int | None:
+        """
+        The position in an id that may be one of ours.
+
+        :param id: any text; its case does not matter, as it does not in a UUID.
+        :return: ``None`` for an id that was surely never made here.
+        """
+        try:
+            found = position(id)
+        except ValueError:
+            return None
+        return found if self.idAt(found) == id.lower() else None

@@ -1,0 +1,422 @@
+"""
+The store that keeps everything in memory, for tests and for throw-away use.
+
+It knows neither threads nor time, but for the wall clock that it is given: every Deferred that it returns has fired
+already. It passes the same suite of tests as the stores that last, which makes it a fake that can be trusted.
+"""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import time
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import wraps
+from itertools import count as naturals
+from itertools import islice
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import attrs
+from twisted.internet.defer import Deferred, fail, succeed
+from zope.interface import implementer
+
+from txserviceregistry.registry import eventids
+from txserviceregistry.registry.stores import payloads
+from txserviceregistry.registry.stores.interfaces import (
+    Account,
+    Death,
+    EventRecord,
+    IStore,
+    LimitExceeded,
+    LivingService,
+    NoSuchObject,
+    ObjectExists,
+    ServiceRecord,
+    StoreError,
+    StoreUnavailable,
+    TokenRecord,
+    UserRecord,
+)
+
+__all__ = ["MemoryStore"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@attrs.define
+class _Tenant:
+    """All that belongs to one tenant. Ids, keys and positions are kept sorted beside what they lead to."""
+
+    account: Account | None = None
+    services: dict[str, ServiceRecord] = attrs.Factory(dict)
+    serviceIds: list[str] = attrs.Factory(list)
+    idsByTag: defaultdict[str, list[str]] = attrs.Factory(lambda: defaultdict(list))
+    values: dict[str, str] = attrs.Factory(dict)
+    keys: list[str] = attrs.Factory(list)
+    events: list[EventRecord] = attrs.Factory(list)
+    positions: list[int] = attrs.Factory(list)
+
+    def put(self, service: ServiceRecord) -> None:
+        self.services[service.id] = service
+        insort(self.serviceIds, service.id)
+        for tag in set(service.tags):
+            insort(self.idsByTag[tag], service.id)
+
+    def take(self, id: str, incarnation: str) -> ServiceRecord:
+        service = self.living(id, incarnation)
+        del self.services[id]
+        _takeFrom(self.serviceIds, id)
+        for tag in set(service.tags):
+            ids = self.idsByTag[tag]
+            _takeFrom(ids, id)
+            if not ids:
+                del self.idsByTag[tag]
+        return service
+
+    def living(self, id: str, incarnation: str) -> ServiceRecord:
+        service = self.services.get(id)
+        if service is None or service.incarnation != incarnation:
+            raise NoSuchObject(id)
+        return service
+
+
+def _takeFrom(values: list[str], value: str) -> None:
+    del values[bisect_left(values, value)]
+
+
+def _from(values: Sequence[_T], index: int) -> Iterator[_T]:
+    """The *values* from *index* on, without a walk over those before."""
+    return map(values.__getitem__, range(index, len(values)))
+
+
+def _own(service: ServiceRecord) -> ServiceRecord:
+    """A copy whose metadata the caller may change without changing the store."""
+    return attrs.evolve(service, metadata=dict(service.metadata))
+
+
+def _operation(
+    function: Callable[Concatenate[MemoryStore, _P], _T],
+) -> Callable[Concatenate[MemoryStore, _P], Deferred[_T]]:
+    """Let a method that acts at once answer as an operation of a store does."""
+
+    @wraps(function)
+    def operation(self: MemoryStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
+        try:
+            self._checkAvailable()
+            return succeed(function(self, *args, **kwargs))
+        except StoreError as error:
+            return fail(error)
+
+    return operation
+
+
+@implementer(IStore)
+class MemoryStore:
+    """
+    See the module. What is in it lasts as long as the object: it may be closed and opened again.
+
+    :ivar unavailable: set it to true to make every operation (but ``close``) fail with :class:`StoreUnavailable`, as if
+        the store could not be reached; nothing changes meanwhile. Set it to false and the store is back.
+    """
+
+    name = "memory"
+
+    def __init__(self, wallClock: Callable[[], float] = time.time) -> None:
+        """
+        :param wallClock: seconds since 1970.
+        """
+        self.unavailable: bool = False
+        self._isOpen = False
+        self._wallClock = wallClock
+        self._eventIds = eventids.EventIds(wallClock, eventids.newTail())
+        self._secret = secrets.token_bytes(32)
+        self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
+        self._users: dict[str, UserRecord] = {}
+        self._tokens: dict[str, TokenRecord] = {}
+
+    def _checkAvailable(self) -> None:
+        if self.unavailable:
+            raise StoreUnavailable("the store is set to be unavailable")
+        if not self._isOpen:
+            raise StoreUnavailable("the store is not open")
+
+    def _milliseconds(self) -> int:
+        return int(self._wallClock() * 1000)
+
+    def _putEvent(
+        self, tenant: _Tenant, position: int, type: str, payload: Mapping[str, Any], timestamp: int | None = None
+    ) -> None:
+        tenant.positions.append(position)
+        moment = self._milliseconds() if timestamp is None else timestamp
+        tenant.events.append(EventRecord(self._eventIds.idAt(position), moment, type, payload))
+
+    def open(self) -> Deferred[None]:
+        """See :meth:`IStore.open`."""
+        if self.unavailable:
+            return fail(StoreUnavailable("the store is set to be unavailable"))
+        self._isOpen = True
+        return succeed(None)
+
+    def close(self) -> Deferred[None]:
+        """See :meth:`IStore.close`."""
+        self._isOpen = False
+        return succeed(None)
+
+    @_operation
+    def secret(self) -> bytes:
+        """See :meth:`IStore.secret`."""
+        return self._secret
+
+    @_operation
+    def account(self, tenant: str) -> Account:
+        """See :meth:`IStore.account`."""
+        kept = self._tenants[tenant]
+        if kept.account is None:
+            kept.account = Account(tenant, self._milliseconds())
+        return kept.account
+
+    @_operation
+    def createService(
+        self,
+        tenant: str,
+        id: str,
+        heartbeatTimeout: int,
+        tags: Sequence[str],
+        metadata: Mapping[str, str],
+        maximum: int,
+    ) -> ServiceRecord:
+        """See :meth:`IStore.createService`."""
+        kept = self._tenants[tenant]
+        if id in kept.services:
+            raise ObjectExists(id)
+        if len(kept.services) >= maximum:
+            raise LimitExceeded(maximum)
+        position = self._eventIds.next()
+        service = ServiceRecord(id, self._eventIds.idAt(position), heartbeatTimeout, tuple(tags), dict(metadata))
+        kept.put(service)
+        self._putEvent(kept, position, "service.join", payloads.serviceState(service))
+        return _own(service)
+
+    @_operation
+    def getService(self, tenant: str, id: str) -> ServiceRecord:
+        """See :meth:`IStore.getService`."""
+        service = self._tenants[tenant].services.get(id)
+        if service is None:
+            raise NoSuchObject(id)
+        return _own(service)
+
+    @_operation
+    def listServices(
+        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
+    ) -> list[ServiceRecord]:
+        """See :meth:`IStore.listServices`."""
+        kept = self._tenants[tenant]
+        ids = kept.serviceIds if tag is None else kept.idsByTag.get(tag, [])
+        services = (kept.services[id] for id in _from(ids, bisect_left(ids, marker or "")))
+        return [_own(service) for service in islice((one for one in services if one.incarnation not in hidden), count)]
+
+    @_operation
+    def countServices(self, tenant: str, hidden: Collection[str]) -> int:
+        """See :meth:`IStore.countServices`."""
+        return sum(service.incarnation not in hidden for service in self._tenants[tenant].services.values())
+
+    @_operation
+    def updateService(
+        self,
+        tenant: str,
+        id: str,
+        incarnation: str,
+        heartbeatTimeout: int | None,
+        tags: Sequence[str] | None,
+        metadata: Mapping[str, str] | None,
+    ) -> ServiceRecord:
+        """See :meth:`IStore.updateService`."""
+        kept = self._tenants[tenant]
+        service = kept.take(id, incarnation)
+        service = attrs.evolve(
+            service,
+            heartbeatTimeout=service.heartbeatTimeout if heartbeatTimeout is None else heartbeatTimeout,
+            tags=service.tags if tags is None else tuple(tags),
+            metadata=service.metadata if metadata is None else dict(metadata),
+        )
+        kept.put(service)
+        return _own(service)
+
+    @_operation
+    def removeService(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
+        """See :meth:`IStore.removeService`."""
+        kept = self._tenants[tenant]
+        service = kept.take(id, incarnation)
+        self._putEvent(kept, self._eventIds.next(), "service.remove", payloads.serviceState(service))
+        return service
+
+    @_operation
+    def expireServices(self, deaths: Sequence[Death]) -> None:
+        """See :meth:`IStore.expireServices`."""
+        for death in deaths:
+            kept = self._tenants[death.tenant]
+            try:
+                service = kept.take(death.id, death.incarnation)
+            except NoSuchObject:
+                continue
+            state = payloads.serviceState(service)
+            self._putEvent(kept, self._eventIds.next(), "service.timeout", state, death.timestamp)
+
+    def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
+        """See :meth:`IStore.recordLastSeen`."""
+        kept = self._tenants[tenant]
+        try:
+            self._checkAvailable()
+            kept.services[id] = attrs.evolve(kept.living(id, incarnation), lastSeen=lastSeen)
+        except StoreError:
+            pass  # a heartbeat's time may be lost
+
+    @_operation
+    def livingServices(self) -> list[LivingService]:
+        """See :meth:`IStore.livingServices`."""
+        return [
+            LivingService(tenant, one.id, one.incarnation, one.heartbeatTimeout, one.lastSeen)
+            for tenant, kept in self._tenants.items()
+            for one in kept.services.values()
+        ]
+
+    @_operation
+    def getValue(self, tenant: str, key: str) -> str:
+        """See :meth:`IStore.getValue`."""
+        value = self._tenants[tenant].values.get(key)
+        if value is None:
+            raise NoSuchObject(key)
+        return value
+
+    @_operation
+    def listValues(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[tuple[str, str]]:
+        """See :meth:`IStore.listValues`."""
+        kept = self._tenants[tenant]
+        below = "" if namespace is None else namespace.rstrip("/") + "/"
+        first = bisect_left(kept.keys, max(marker or "", namespace or ""))
+        keys = (key for key in _from(kept.keys, first) if key == namespace or key.startswith(below))
+        return [(key, kept.values[key]) for key in islice(keys, count)]
+
+    @_operation
+    def countValues(self, tenant: str) -> int:
+        """See :meth:`IStore.countValues`."""
+        return len(self._tenants[tenant].values)
+
+    @_operation
+    def setValue(self, tenant: str, key: str, value: str, maximum: int) -> None:
+        """See :meth:`IStore.setValue`."""
+        kept = self._tenants[tenant]
+        oldValue = kept.values.get(key)
+        if oldValue == value:
+            return
+        if oldValue is None:
+            if len(kept.values) >= maximum:
+                raise LimitExceeded(maximum)
+            insort(kept.keys, key)
+        kept.values[key] = value
+        payload = payloads.updatedValue(key, oldValue, value)
+        self._putEvent(kept, self._eventIds.next(), "configuration_value.update", payload)
+
+    @_operation
+    def removeValue(self, tenant: str, key: str) -> None:
+        """See :meth:`IStore.removeValue`."""
+        kept = self._tenants[tenant]
+        oldValue = kept.values.pop(key, None)
+        if oldValue is None:
+            raise NoSuchObject(key)
+        _takeFrom(kept.keys, key)
+        payload = payloads.removedValue(key, oldValue)
+        self._putEvent(kept, self._eventIds.next(), "configuration_value.remove", payload)
+
+    @_operation
+    def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> list[EventRecord]:
+        """See :meth:`IStore.listEvents`."""
+        kept = self._tenants[tenant]
+        events = _from(kept.events, bisect_left(kept.positions, position))
+        return copy.deepcopy(list(islice((event for event in events if type in (None, event.type)), count)))
+
+    @_operation
+    def hasEvent(self, tenant: str, id: str) -> bool:
+        """See :meth:`IStore.hasEvent`."""
+        positions = self._tenants[tenant].positions
+        position = self._eventIds.owned(id)
+        if position is None:
+            return False
+        index = bisect_left(positions, position)
+        return index < len(positions) and positions[index] == position
+
+    @_operation
+    def dropEvents(self, before: int) -> int:
+        """See :meth:`IStore.dropEvents`."""
+        dropped = 0
+        for kept in self._tenants.values():
+            end = bisect_left(kept.positions, before)
+            del kept.positions[:end], kept.events[:end]
+            dropped += end
+        return dropped
+
+    @_operation
+    def addUser(self, name: str, keyHash: str, tenant: str | None) -> UserRecord:
+        """See :meth:`IStore.addUser`."""
+        if name in self._users:
+            raise ObjectExists(name)
+        if tenant is None:
+            taken = {user.tenant for user in self._users.values()}
+            tenant = next(number for number in map(str, naturals(1)) if number not in taken)
+        self._users[name] = UserRecord(name, tenant, keyHash)
+        return self._users[name]
+
+    @_operation
+    def replaceUserKey(self, name: str, keyHash: str) -> UserRecord:
+        """See :meth:`IStore.replaceUserKey`."""
+        self._users[name] = attrs.evolve(self._user(name), keyHash=keyHash)
+        self._endTokensOf(name)
+        return self._users[name]
+
+    @_operation
+    def removeUser(self, name: str) -> None:
+        """See :meth:`IStore.removeUser`."""
+        del self._users[self._user(name).name]
+        self._endTokensOf(name)
+
+    @_operation
+    def getUser(self, name: str) -> UserRecord:
+        """See :meth:`IStore.getUser`."""
+        return self._user(name)
+
+    @_operation
+    def listUsers(self) -> list[UserRecord]:
+        """See :meth:`IStore.listUsers`."""
+        return [self._users[name] for name in sorted(self._users)]
+
+    def _user(self, name: str) -> UserRecord:
+        user = self._users.get(name)
+        if user is None:
+            raise NoSuchObject(name)
+        return user
+
+    def _endTokensOf(self, user: str) -> None:
+        self._tokens = {key: token for key, token in self._tokens.items() if token.user != user}
+
+    @_operation
+    def addToken(self, token: TokenRecord) -> None:
+        """See :meth:`IStore.addToken`."""
+        now = self._wallClock()
+        self._tokens = {key: kept for key, kept in self._tokens.items() if kept.expires > now}
+        self._tokens[token.tokenHash] = token
+
+    @_operation
+    def getToken(self, tokenHash: str) -> TokenRecord:
+        """See :meth:`IStore.getToken`."""
+        token = self._tokens.get(tokenHash)
+        if token is None:
+            raise NoSuchObject("token")
+        return token
+
+    @_operation
+    def removeToken(self, tokenHash: str) -> None:
+        """See :meth:`IStore.removeToken`."""
+        self._tokens.pop(tokenHash, None)

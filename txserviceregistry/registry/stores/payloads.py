@@ -1,0 +1,31 @@
+"""
+What an event tells: the payloads of the API's five types of event, for every store the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from txserviceregistry.registry.stores.interfaces import ServiceRecord
+
+__all__ = ["removedValue", "serviceState", "updatedValue"]
+
+
+def serviceState(service: ServiceRecord) -> dict[str, Any]:
+    """The payload of ``service.join``, ``service.remove`` and ``service.timeout``."""
+    return {
+        "id": service.id,
+        "heartbeat_timeout": service.heartbeatTimeout,
+        "tags": list(service.tags),
+        "metadata": dict(service.metadata),
+    }
+
+
+def updatedValue(key: str, oldValue: str | None, newValue: str) -> dict[str, Any]:
+    """The payload of ``configuration_value.update``; *oldValue* is ``None`` the first time."""
+    return {"configuration_value_id": key, "old_value": oldValue, "new_value": newValue}
+
+
+def removedValue(key: str, oldValue: str) -> dict[str, Any]:
+    """The payload of ``configuration_value.remove``."""
+    return {"configuration_value_id": key, "old_value": oldValue}

@@ -1,0 +1,311 @@
+"""
+The store that keeps everything in one SQLite file: the default.
+
+Here the operations of a store are handed to the thread that reads or the thread that writes
+(:mod:`~txserviceregistry.registry.stores.sqlitethreads`). What they do to the tables is in
+:mod:`~txserviceregistry.registry.stores.sqlitetables`, what the file is in
+:mod:`~txserviceregistry.registry.stores.sqlitefile`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from txserviceregistry.deferred import returnsDeferred
+from txserviceregistry.registry.stores import sqlitefile
+from txserviceregistry.registry.stores.interfaces import (
+    Account,
+    Death,
+    EventRecord,
+    IStore,
+    LivingService,
+    ServiceRecord,
+    StoreUnavailable,
+    TokenRecord,
+    UserRecord,
+)
+from txserviceregistry.registry.stores.sqlitetables import LastSeen, Tables
+from txserviceregistry.registry.stores.sqlitethreads import Reader, ThreadedReactor, Writer
+
+__all__ = ["SqliteStore"]
+
+_T = TypeVar("_T")
+
+_LAST_SEEN_DELAY = 5.0
+"""Seconds that the time of a heartbeat is kept in memory before it is written."""
+
+_LAST_SEENS_PER_CHUNK = 500
+_DEATHS_PER_CHUNK = 200
+_EVENTS_PER_CHUNK = 500
+"""Parts of large operations, small enough that an operation which comes in between waits a few milliseconds."""
+
+
+def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+@implementer(IStore)
+class SqliteStore:
+    """
+    See the module. All writes go through one thread and are answered after their commit; commits that arrive together
+    are one. Other processes may read and write the file at the same time.
+    """
+
+    name = "sqlite"
+    _log = Logger()
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, reactor: ThreadedReactor, wallClock: Callable[[], float] = time.time
+    ) -> None:
+        """
+        Nothing is opened or started here.
+
+        :param path: the file; it is made, readable by its owner only, when the store is opened and it is not there.
+        :param reactor: where the Deferreds fire.
+        :param wallClock: seconds since 1970; called in a thread.
+        """
+        self._path = os.fspath(path)
+        self._reactor = reactor
+        self._wallClock = wallClock
+        self._writer = Writer(reactor, self._connectToWrite)
+        self._reader = Reader(reactor, self._connectToRead)
+        self._isPrepared = False
+        self._lastSeen: dict[str, LastSeen] = {}
+        self._lastSeenCall: IDelayedCall | None = None
+
+    # -- opening and closing
+
+    @returnsDeferred
+    async def open(self) -> None:
+        """See :meth:`IStore.open`."""
+        try:
+            await self._writer.start()
+            await self._reader.start()
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise StoreUnavailable(f"{self._path} can't be opened: {_reason(error)}") from None
+            raise
+
+    def _connectToWrite(self) -> Tables:
+        if not self._isPrepared:
+            sqlitefile.prepare(self._path)
+            self._isPrepared = True
+        return Tables(sqlitefile.connect(self._path), self._wallClock)
+
+    def _connectToRead(self) -> Tables:
+        return Tables(sqlitefile.connect(self._path, readOnly=True), self._wallClock)
+
+    @returnsDeferred
+    async def close(self) -> None:
+        """See :meth:`IStore.close`."""
+        self._writeLastSeen()
+        ends = [self._reader.stop(), self._writer.stop()]
+        for end in ends:
+            await end
+        self._lastSeen.clear()
+
+    # -- services
+
+    @returnsDeferred
+    async def account(self, tenant: str) -> Account:
+        """See :meth:`IStore.account`."""
+        found = await self._reader.submit(lambda tables: tables.findAccount(tenant))
+        if found is None:
+            found = await self._writer.submit(lambda tables: tables.makeAccount(tenant))
+        return found
+
+    def secret(self) -> Deferred[bytes]:
+        """See :meth:`IStore.secret`."""
+        return self._reader.submit(lambda tables: tables.secret())
+
+    def createService(
+        self,
+        tenant: str,
+        id: str,
+        heartbeatTimeout: int,
+        tags: Sequence[str],
+        metadata: Mapping[str, str],
+        maximum: int,
+    ) -> Deferred[ServiceRecord]:
+        """See :meth:`IStore.createService`."""
+        return self._writer.submit(
+            lambda tables: tables.createService(tenant, id, heartbeatTimeout, tags, metadata, maximum)
+        )
+
+    def getService(self, tenant: str, id: str) -> Deferred[ServiceRecord]:
+        """See :meth:`IStore.getService`."""
+        return self._reader.submit(lambda tables: tables.getService(tenant, id))
+
+    def listServices(
+        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
+    ) -> Deferred[list[ServiceRecord]]:
+        """See :meth:`IStore.listServices`."""
+        unseen = frozenset(hidden)
+        return self._reader.submit(lambda tables: tables.listServices(tenant, marker, count, tag, unseen))
+
+    def countServices(self, tenant: str, hidden: Collection[str]) -> Deferred[int]:
+        """See :meth:`IStore.countServices`. With *hidden* ones it takes longer the more services there are."""
+        unseen = frozenset(hidden)
+        return self._reader.submit(lambda tables: tables.countServices(tenant, unseen))
+
+    def updateService(
+        self,
+        tenant: str,
+        id: str,
+        incarnation: str,
+        heartbeatTimeout: int | None,
+        tags: Sequence[str] | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Deferred[ServiceRecord]:
+        """See :meth:`IStore.updateService`."""
+        return self._writer.submit(
+            lambda tables: tables.updateService(tenant, id, incarnation, heartbeatTimeout, tags, metadata)
+        )
+
+    def removeService(self, tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
+        """See :meth:`IStore.removeService`."""
+        return self._writer.submit(lambda tables: tables.removeService(tenant, id, incarnation))
+
+    @returnsDeferred
+    async def expireServices(self, deaths: Sequence[Death]) -> None:
+        """See :meth:`IStore.expireServices`. Many deaths are kept in parts, between which others have their turn."""
+        if len(deaths) <= _DEATHS_PER_CHUNK:
+            await self._writer.submit(lambda tables: tables.expireServices(deaths))
+            return
+        parts = [
+            self._writer.submit(partial(Tables.expireServices, deaths=part), background=True)
+            for part in _chunks(deaths, _DEATHS_PER_CHUNK)
+        ]
+        for succeeded, result in await DeferredList(parts, consumeErrors=True):
+            if not succeeded:
+                assert isinstance(result, Failure)
+                result.raiseException()
+
+    def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
+        """See :meth:`IStore.recordLastSeen`. It is written after five seconds, or when the store is closed."""
+        self._keepLastSeen([LastSeen(tenant, id, incarnation, lastSeen)])
+
+    def _keepLastSeen(self, seen: Sequence[LastSeen]) -> None:
+        if not self._writer.isRunning:
+            return
+        for one in seen:
+            self._lastSeen[one.incarnation] = one
+        if self._lastSeenCall is None:
+            self._lastSeenCall = self._reactor.callLater(_LAST_SEEN_DELAY, self._writeLastSeen)
+
+    def _writeLastSeen(self) -> None:
+        if self._lastSeenCall is not None and self._lastSeenCall.active():
+            self._lastSeenCall.cancel()
+        self._lastSeenCall = None
+        seen = list(self._lastSeen.values())
+        self._lastSeen.clear()
+        for part in _chunks(seen, _LAST_SEENS_PER_CHUNK):
+            written = self._writer.submit(partial(Tables.recordLastSeen, seen=part), background=True)
+            written.addErrback(self._lastSeenNotWritten, part)
+
+    def _lastSeenNotWritten(self, failure: Failure, seen: Sequence[LastSeen]) -> None:
+        if failure.check(StoreUnavailable):  # which the writer has logged
+            self._keepLastSeen([one for one in seen if one.incarnation not in self._lastSeen])
+        else:
+            self._log.failure("The times of heartbeats could not be written", failure)
+
+    def livingServices(self) -> Deferred[list[LivingService]]:
+        """See :meth:`IStore.livingServices`."""
+        return self._reader.submit(lambda tables: tables.livingServices())
+
+    # -- configuration
+
+    def getValue(self, tenant: str, key: str) -> Deferred[str]:
+        """See :meth:`IStore.getValue`."""
+        return self._reader.submit(lambda tables: tables.getValue(tenant, key))
+
+    def listValues(
+        self, tenant: str, marker: str | None, count: int, namespace: str | None
+    ) -> Deferred[list[tuple[str, str]]]:
+        """See :meth:`IStore.listValues`."""
+        return self._reader.submit(lambda tables: tables.listValues(tenant, marker, count, namespace))
+
+    def countValues(self, tenant: str) -> Deferred[int]:
+        """See :meth:`IStore.countValues`."""
+        return self._reader.submit(lambda tables: tables.countValues(tenant))
+
+    def setValue(self, tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
+        """See :meth:`IStore.setValue`."""
+        return self._writer.submit(lambda tables: tables.setValue(tenant, key, value, maximum))
+
+    def removeValue(self, tenant: str, key: str) -> Deferred[None]:
+        """See :meth:`IStore.removeValue`."""
+        return self._writer.submit(lambda tables: tables.removeValue(tenant, key))
+
+    # -- events
+
+    def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> Deferred[list[EventRecord]]:
+        """See :meth:`IStore.listEvents`."""
+        return self._reader.submit(lambda tables: tables.listEvents(tenant, position, count, type))
+
+    def hasEvent(self, tenant: str, id: str) -> Deferred[bool]:
+        """See :meth:`IStore.hasEvent`."""
+        return self._reader.submit(lambda tables: tables.hasEvent(tenant, id))
+
+    @returnsDeferred
+    async def dropEvents(self, before: int) -> int:
+        """
+        See :meth:`IStore.dropEvents`. Many are forgotten in parts, between which others have their turn; if it fails,
+        those of the earlier parts are gone, and it can be asked for again.
+        """
+        dropped = 0
+        for tenant in await self._reader.submit(lambda tables: tables.tenantsWithEvents()):
+            drop = partial(Tables.dropEvents, tenant=tenant, before=before, count=_EVENTS_PER_CHUNK)
+            while part := await self._writer.submit(drop, background=True):
+                dropped += part
+        return dropped
+
+    # -- identity
+
+    def addUser(self, name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
+        """See :meth:`IStore.addUser`."""
+        return self._writer.submit(lambda tables: tables.addUser(name, keyHash, tenant))
+
+    def replaceUserKey(self, name: str, keyHash: str) -> Deferred[UserRecord]:
+        """See :meth:`IStore.replaceUserKey`."""
+        return self._writer.submit(lambda tables: tables.replaceUserKey(name, keyHash))
+
+    def removeUser(self, name: str) -> Deferred[None]:
+        """See :meth:`IStore.removeUser`."""
+        return self._writer.submit(lambda tables: tables.removeUser(name))
+
+    def getUser(self, name: str) -> Deferred[UserRecord]:
+        """See :meth:`IStore.getUser`."""
+        return self._reader.submit(lambda tables: tables.getUser(name))
+
+    def listUsers(self) -> Deferred[list[UserRecord]]:
+        """See :meth:`IStore.listUsers`."""
+        return self._reader.submit(lambda tables: tables.listUsers())
+
+    def addToken(self, token: TokenRecord) -> Deferred[None]:
+        """See :meth:`IStore.addToken`."""
+        return self._writer.submit(lambda tables: tables.addToken(token))
+
+    def getToken(self, tokenHash: str) -> Deferred[TokenRecord]:
+        """See :meth:`IStore.getToken`."""
+        return self._reader.submit(lambda tables: tables.getToken(tokenHash))
+
+    def removeToken(self, tokenHash: str) -> Deferred[None]:
+        """See :meth:`IStore.removeToken`."""
+        return self._writer.submit(lambda tables: tables.removeToken(tokenHash))

@@ -1,0 +1,220 @@
+"""
+The SQLite file itself: how it is made, checked, migrated and opened.
+
+A file appears under its name only when it is whole. A file that can't be ours is refused before anything has touched
+it. Everything here blocks, and is called in the store's threads.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from txserviceregistry.registry import eventids
+from txserviceregistry.registry.stores.interfaces import StoreRefused
+
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "connect", "prepare"]
+
+APPLICATION_ID = 0x74785352
+"""``txSR``: what sets our files apart from other programs' databases (bytes 68 to 71 of the file)."""
+
+MIGRATIONS: Sequence[Sequence[str]] = (
+    # Version 1. The order is that in which a check of a large file looks at the tables: events last.
+    (
+        # secret, tail (of event ids), last_position (the last event's)
+        "CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE users (name BLOB PRIMARY KEY, tenant TEXT NOT NULL, key_hash TEXT NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE tokens (hash TEXT PRIMARY KEY, user BLOB NOT NULL, tenant TEXT NOT NULL, expires REAL NOT NULL)"
+        " WITHOUT ROWID",
+        "CREATE INDEX tokens_by_user ON tokens (user)",
+        "CREATE INDEX tokens_by_end ON tokens (expires)",
+        # created is NULL until the account is asked for; the other two count the rows of the tables below.
+        "CREATE TABLE tenants (tenant TEXT PRIMARY KEY, created INTEGER, services INTEGER NOT NULL DEFAULT 0,"
+        " configuration_values INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID",
+        # incarnation is the position of the join event; tags and metadata are JSON.
+        "CREATE TABLE services (tenant TEXT NOT NULL, id TEXT NOT NULL, incarnation INTEGER NOT NULL,"
+        " heartbeat_timeout INTEGER NOT NULL, tags TEXT NOT NULL, metadata TEXT NOT NULL,"
+        " PRIMARY KEY (tenant, id)) WITHOUT ROWID",
+        "CREATE TABLE service_tags (tenant TEXT NOT NULL, tag BLOB NOT NULL, id TEXT NOT NULL,"
+        " PRIMARY KEY (tenant, tag, id)) WITHOUT ROWID",
+        # A table of its own with narrow rows, because it is written all the time.
+        "CREATE TABLE last_seen (incarnation INTEGER PRIMARY KEY, milliseconds INTEGER NOT NULL)",
+        "CREATE TABLE configuration_values (tenant TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL,"
+        " PRIMARY KEY (tenant, key)) WITHOUT ROWID",
+        "CREATE TABLE events (tenant TEXT NOT NULL, position INTEGER NOT NULL, timestamp INTEGER NOT NULL,"
+        " type INTEGER NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (tenant, position)) WITHOUT ROWID",
+        "CREATE INDEX events_by_type ON events (tenant, type, position)",
+    ),
+)
+"""What makes each version of the schema out of the one before; ``PRAGMA user_version`` says how many have been done."""
+
+_BUSY_SECONDS = 5.0
+"""How long to wait for another process that writes."""
+
+_CHECK_SECONDS = 0.5
+"""How long a check at the start may take: all of a small file, and the beginning of one with a million events."""
+
+_CHECK_STEPS = 20_000
+"""Steps of SQLite's machine between two looks at the clock, a few milliseconds."""
+
+_CACHE_KIBIBYTES = 16_384
+
+_HEADER = 100
+_MAGIC = b"SQLite format 3\0"
+_VERSION_BYTES = slice(60, 64)
+_APPLICATION_BYTES = slice(68, 72)
+
+
+def _uri(path: str, options: str) -> str:
+    return f"file:{quote(os.path.abspath(path))}?{options}"
+
+
+def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
+    """
+    A connection to a file that has been prepared; transactions are left to the caller.
+
+    It never makes a file, so that one that has vanished is not taken for one that is empty.
+    """
+    connection = sqlite3.connect(
+        _uri(path, "mode=rw"), uri=True, isolation_level=None, timeout=_BUSY_SECONDS, cached_statements=256
+    )
+    try:
+        if readOnly:
+            connection.execute("PRAGMA query_only = ON")
+        else:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
+        connection.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
+    """
+    See that *path* is a file of ours with the newest schema; make it (mode 0600) if there is none.
+
+    :raises StoreRefused: if it is another kind of file, damaged, or of a newer release. It is left as it was.
+    :raises OSError: if it can't be made or read.
+    :raises sqlite3.Error: if it can't be made or read.
+    """
+    if not os.path.exists(path) or os.path.getsize(path) == 0:
+        _create(path, migrations)
+    if _check(path, len(migrations)) < len(migrations):
+        connection = connect(path)
+        try:
+            _migrate(connection, migrations)
+        finally:
+            connection.close()
+
+
+def _create(path: str, migrations: Sequence[Sequence[str]]) -> None:
+    """Make a whole file beside *path*, and only then give it its name."""
+    making = f"{path}.new-{secrets.token_hex(4)}"
+    os.close(os.open(making, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    try:
+        connection = sqlite3.connect(_uri(making, "mode=rw"), uri=True, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            _migrate(connection, migrations)
+            connection.execute("PRAGMA journal_mode = WAL")
+        finally:
+            connection.close()
+        for leftOver in ("-wal", "-shm"):
+            if os.path.exists(path + leftOver):
+                os.unlink(path + leftOver)  # of a file that is gone; SQLite would apply it to the new one
+        if os.path.exists(path):
+            os.replace(making, path)
+        else:
+            os.link(making, path)
+    except FileExistsError:
+        pass  # another process was faster; its file is as good
+    finally:
+        if os.path.exists(making):
+            os.unlink(making)
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        for statements in migrations[version:]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.executemany(
+            "INSERT OR IGNORE INTO meta (name, value) VALUES (?, ?)",
+            [("secret", secrets.token_bytes(32)), ("tail", eventids.newTail()), ("last_position", 0)],
+        )
+        connection.execute(f"PRAGMA user_version = {len(migrations)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _check(path: str, newest: int) -> int:
+    """
+    Refuse what is not ours, without a change to the file or a new file beside it.
+
+    :return: the version of its schema.
+    """
+    with open(path, "rb") as file:
+        header = file.read(_HEADER)
+    if not header.startswith(_MAGIC) or len(header) < _HEADER:
+        raise StoreRefused(f"{path} is no SQLite database; move it away, or choose another file")
+    if int.from_bytes(header[_APPLICATION_BYTES], "big") != APPLICATION_ID:
+        raise StoreRefused(f"{path} is a database of another program, or damaged; move it away, or choose another file")
+    version = int.from_bytes(header[_VERSION_BYTES], "big")
+    if version <= newest:
+        try:
+            version = _look(path, newest)
+        except sqlite3.OperationalError:
+            raise  # it can't be read now: says nothing about what is in it
+        except sqlite3.DatabaseError as error:
+            raise StoreRefused(f"{path} is damaged ({error}); restore it from a backup") from None
+    if version > newest:
+        raise StoreRefused(
+            f"{path} was written by a newer release (its schema is version {version}, this release knows"
+            f" {newest}); upgrade txserviceregistry"
+        )
+    return version
+
+
+def _look(path: str, newest: int) -> int:
+    """
+    Look at the inside of the file, as far as that goes in a moment.
+
+    A file with nothing beside it is opened as if nothing could change it: then SQLite makes no other files either.
+    With a write-ahead log beside it, that has to be seen as well.
+    """
+    companions = any(os.path.exists(path + ending) for ending in ("-wal", "-journal"))
+    options = "mode=ro" if companions else "mode=ro&immutable=1"
+    connection = sqlite3.connect(_uri(path, options), uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
+    try:
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if version <= newest:
+            end = time.monotonic() + _CHECK_SECONDS
+            connection.set_progress_handler(lambda: time.monotonic() > end, _CHECK_STEPS)
+            try:
+                (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            except sqlite3.OperationalError:
+                if time.monotonic() <= end:
+                    raise
+            else:
+                if verdict != "ok":
+                    raise sqlite3.DatabaseError(" ".join(str(verdict).split()))
+        return version
+    finally:
+        connection.close()

@@ -1,0 +1,556 @@
+"""
+What the operations of a store do to the tables of the SQLite file.
+
+Plain functions that block and are called in the store's threads, each inside a transaction that somebody else begins
+and ends. All SQL of the daily work is here; the text of a statement never changes, so that it is compiled once.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import count as naturals
+from itertools import islice
+from typing import Any
+
+import attrs
+
+from txserviceregistry.registry import eventids
+from txserviceregistry.registry.stores import payloads
+from txserviceregistry.registry.stores.interfaces import (
+    Account,
+    Death,
+    EventRecord,
+    LimitExceeded,
+    LivingService,
+    NoSuchObject,
+    ObjectExists,
+    ServiceRecord,
+    TokenRecord,
+    UserRecord,
+)
+
+__all__ = ["LastSeen", "Tables"]
+
+_EVENT_TYPES = {
+    "service.join": 1,
+    "service.remove": 2,
+    "service.timeout": 3,
+    "configuration_value.update": 4,
+    "configuration_value.remove": 5,
+}
+"""The numbers that stand for the types of events in the file; they must never change."""
+
+_EVENT_TYPE_NAMES = {number: name for name, number in _EVENT_TYPES.items()}
+
+_SERVICE = (
+    "SELECT s.id, s.incarnation, s.heartbeat_timeout, s.tags, s.metadata, l.milliseconds"
+    " FROM services s LEFT JOIN last_seen l ON l.incarnation = s.incarnation"
+)
+_ONE_SERVICE = f"{_SERVICE} WHERE s.tenant = ? AND s.id = ?"
+_SERVICES = f"{_SERVICE} WHERE s.tenant = ? AND s.id >= ? ORDER BY s.id"
+_SERVICES_BY_TAG = (
+    "SELECT s.id, s.incarnation, s.heartbeat_timeout, s.tags, s.metadata, l.milliseconds"
+    " FROM service_tags t CROSS JOIN services s ON s.tenant = t.tenant AND s.id = t.id"
+    " LEFT JOIN last_seen l ON l.incarnation = s.incarnation"
+    " WHERE t.tenant = ? AND t.tag = ? AND t.id >= ? ORDER BY t.id"
+)
+
+
+@attrs.frozen(slots=True)
+class LastSeen:
+    """The time of a heartbeat, in milliseconds since the epoch."""
+
+    tenant: str
+    id: str
+    incarnation: str
+    milliseconds: int
+
+
+def _asJson(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _asBytes(text: str) -> bytes:
+    """
+    Text that clients choose freely, in a form that keeps all of it.
+
+    JSON can hold halves of surrogate pairs, which SQLite's text can't; the bytes sort as the code points do.
+    """
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _asText(value: bytes) -> str:
+    return value.decode("utf-8", "surrogatepass")
+
+
+class Tables:
+    """A connection to the file, and what can be done through it."""
+
+    def __init__(self, connection: sqlite3.Connection, wallClock: Callable[[], float]) -> None:
+        """
+        :param connection: one from :func:`txserviceregistry.registry.stores.sqlitefile.connect`.
+        :param wallClock: seconds since 1970.
+        """
+        self._connection = connection
+        self._execute = connection.execute
+        self._executeMany = connection.executemany
+        self._wallClock = wallClock
+        self._ids = eventids.EventIds(wallClock, self._meta("tail"))
+        self._lastWritten = 0
+
+    # -- transactions
+
+    @property
+    def inTransaction(self) -> bool:
+        """Whether the transaction that was begun is there still; SQLite ends it by itself after some errors."""
+        return self._connection.in_transaction
+
+    def begin(self) -> None:
+        """Begin a transaction that writes. Event ids go on from the last one in the file."""
+        self._execute("BEGIN IMMEDIATE")
+        self._lastWritten = self._meta("last_position")
+        self._ids.last = max(self._ids.last, self._lastWritten)
+
+    def commit(self) -> None:
+        """Make all of the transaction durable."""
+        if self._ids.last > self._lastWritten:
+            self._execute("UPDATE meta SET value = ? WHERE name = 'last_position'", (self._ids.last,))
+        self._execute("COMMIT")
+
+    def beginOne(self) -> None:
+        """Begin one operation among those of a transaction."""
+        self._execute("SAVEPOINT operation")
+
+    def endOne(self) -> None:
+        """Keep what the operation did."""
+        self._execute("RELEASE operation")
+
+    def undoOne(self) -> None:
+        """Undo what the operation did, and nothing else."""
+        self._execute("ROLLBACK TO operation")
+        self._execute("RELEASE operation")
+
+    def close(self) -> None:
+        """Give up what has not been committed, and close the connection."""
+        try:
+            if self._connection.in_transaction:
+                self._execute("ROLLBACK")
+        finally:
+            self._connection.close()
+
+    def checkpoint(self) -> None:
+        """Move what is in the write-ahead log into the file, as far as nobody reads it."""
+        self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    # -- what many need
+
+    def _one(self, sql: str, *values: Any) -> Any:
+        """The only row, or ``None``."""
+        return self._execute(sql, values).fetchone()
+
+    def _meta(self, name: str) -> Any:
+        return self._one("SELECT value FROM meta WHERE name = ?", name)[0]
+
+    def _milliseconds(self) -> int:
+        return int(self._wallClock() * 1000)
+
+    def _putEvent(self, tenant: str, position: int, type: str, payload: Mapping[str, Any]) -> None:
+        self._putEvents([(tenant, position, self._milliseconds(), _EVENT_TYPES[type], _asJson(payload))])
+
+    def _putEvents(self, rows: Iterable[tuple[str, int, int, int, str]]) -> None:
+        self._executeMany(
+            "INSERT INTO events (tenant, position, timestamp, type, payload) VALUES (?, ?, ?, ?, ?)", rows
+        )
+
+    def _countServices(self, tenant: str, change: int) -> None:
+        self._execute(
+            "INSERT INTO tenants (tenant, services) VALUES (?, ?)"
+            " ON CONFLICT (tenant) DO UPDATE SET services = services + excluded.services",
+            (tenant, change),
+        )
+
+    def _countValues(self, tenant: str, change: int) -> None:
+        self._execute(
+            "INSERT INTO tenants (tenant, configuration_values) VALUES (?, ?)"
+            " ON CONFLICT (tenant) DO UPDATE"
+            " SET configuration_values = configuration_values + excluded.configuration_values",
+            (tenant, change),
+        )
+
+    # -- the secret and accounts
+
+    def secret(self) -> bytes:
+        """See :meth:`IStore.secret`."""
+        return bytes(self._meta("secret"))
+
+    def findAccount(self, tenant: str) -> Account | None:
+        """The account, if it has come into being."""
+        row = self._one("SELECT created FROM tenants WHERE tenant = ? AND created IS NOT NULL", tenant)
+        return None if row is None else Account(tenant, row[0])
+
+    def makeAccount(self, tenant: str) -> Account:
+        """The account, which comes into being here if nobody else was faster."""
+        self._execute(
+            "INSERT INTO tenants (tenant, created) VALUES (?, ?)"
+            " ON CONFLICT (tenant) DO UPDATE SET created = coalesce(created, excluded.created)",
+            (tenant, self._milliseconds()),
+        )
+        account = self.findAccount(tenant)
+        assert account is not None
+        return account
+
+    # -- services
+
+    def _service(self, row: Sequence[Any]) -> ServiceRecord:
+        id, incarnation, heartbeatTimeout, tags, metadata, lastSeen = row
+        return ServiceRecord(
+            id,
+            self._ids.idAt(incarnation),
+            heartbeatTimeout,
+            tuple(json.loads(tags)),
+            json.loads(metadata),
+            lastSeen,
+        )
+
+    def _living(self, tenant: str, id: str, incarnation: str) -> tuple[int, ServiceRecord] | None:
+        """This life of a service, and the position of its join event."""
+        row = self._one(_ONE_SERVICE, tenant, id)
+        if row is None or self._ids.idAt(row[1]) != incarnation:
+            return None
+        return row[1], self._service(row)
+
+    def createService(
+        self,
+        tenant: str,
+        id: str,
+        heartbeatTimeout: int,
+        tags: Sequence[str],
+        metadata: Mapping[str, str],
+        maximum: int,
+    ) -> ServiceRecord:
+        """See :meth:`IStore.createService`."""
+        isTaken, services = self._one(
+            "SELECT EXISTS (SELECT 1 FROM services WHERE tenant = ?1 AND id = ?2),"
+            " (SELECT services FROM tenants WHERE tenant = ?1)",
+            tenant,
+            id,
+        )
+        if isTaken:
+            raise ObjectExists(id)
+        if (services or 0) >= maximum:
+            raise LimitExceeded(maximum)
+        position = self._ids.next()
+        service = ServiceRecord(id, self._ids.idAt(position), heartbeatTimeout, tuple(tags), dict(metadata))
+        self._execute(
+            "INSERT INTO services (tenant, id, incarnation, heartbeat_timeout, tags, metadata)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (tenant, id, position, heartbeatTimeout, _asJson(service.tags), _asJson(service.metadata)),
+        )
+        self._addTags(tenant, id, tags)
+        self._countServices(tenant, 1)
+        self._putEvent(tenant, position, "service.join", payloads.serviceState(service))
+        return service
+
+    def _addTags(self, tenant: str, id: str, tags: Iterable[str]) -> None:
+        self._executeMany(
+            "INSERT INTO service_tags (tenant, tag, id) VALUES (?, ?, ?)",
+            [(tenant, _asBytes(tag), id) for tag in set(tags)],
+        )
+
+    def _dropTags(self, rows: Iterable[tuple[str, bytes, str]]) -> None:
+        self._executeMany("DELETE FROM service_tags WHERE tenant = ? AND tag = ? AND id = ?", rows)
+
+    def getService(self, tenant: str, id: str) -> ServiceRecord:
+        """See :meth:`IStore.getService`."""
+        row = self._one(_ONE_SERVICE, tenant, id)
+        if row is None:
+            raise NoSuchObject(id)
+        return self._service(row)
+
+    def listServices(
+        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
+    ) -> list[ServiceRecord]:
+        """See :meth:`IStore.listServices`."""
+        if tag is None:
+            rows = self._execute(_SERVICES, (tenant, marker or ""))
+        else:
+            rows = self._execute(_SERVICES_BY_TAG, (tenant, _asBytes(tag), marker or ""))
+        unseen = self._positions(hidden)
+        found = [self._service(row) for row in islice((row for row in rows if row[1] not in unseen), count)]
+        rows.close()  # it has not been read to its end, and would keep its view of the file
+        return found
+
+    def _positions(self, incarnations: Collection[str]) -> set[int | None]:
+        return {self._ids.owned(incarnation) for incarnation in incarnations}
+
+    def countServices(self, tenant: str, hidden: Collection[str]) -> int:
+        """See :meth:`IStore.countServices`. Takes longer with the number of services if any are hidden."""
+        if hidden:
+            unseen = self._positions(hidden)
+            rows = self._execute("SELECT incarnation FROM services WHERE tenant = ?", (tenant,))
+            return sum(incarnation not in unseen for (incarnation,) in rows)
+        row = self._one("SELECT services FROM tenants WHERE tenant = ?", tenant)
+        return row[0] if row else 0
+
+    def updateService(
+        self,
+        tenant: str,
+        id: str,
+        incarnation: str,
+        heartbeatTimeout: int | None,
+        tags: Sequence[str] | None,
+        metadata: Mapping[str, str] | None,
+    ) -> ServiceRecord:
+        """See :meth:`IStore.updateService`."""
+        living = self._living(tenant, id, incarnation)
+        if living is None:
+            raise NoSuchObject(id)
+        _, old = living
+        new = attrs.evolve(
+            old,
+            heartbeatTimeout=old.heartbeatTimeout if heartbeatTimeout is None else heartbeatTimeout,
+            tags=old.tags if tags is None else tuple(tags),
+            metadata=old.metadata if metadata is None else dict(metadata),
+        )
+        if new != old:
+            self._execute(
+                "UPDATE services SET heartbeat_timeout = ?, tags = ?, metadata = ? WHERE tenant = ? AND id = ?",
+                (new.heartbeatTimeout, _asJson(new.tags), _asJson(new.metadata), tenant, id),
+            )
+            before, after = set(old.tags), set(new.tags)
+            self._dropTags((tenant, _asBytes(tag), id) for tag in before - after)
+            self._addTags(tenant, id, after - before)
+        return new
+
+    def removeService(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
+        """See :meth:`IStore.removeService`."""
+        living = self._living(tenant, id, incarnation)
+        if living is None:
+            raise NoSuchObject(id)
+        position, service = living
+        self._dropServices([(tenant, position, service)])
+        self._putEvent(tenant, self._ids.next(), "service.remove", payloads.serviceState(service))
+        return service
+
+    def _dropServices(self, services: Sequence[tuple[str, int, ServiceRecord]]) -> None:
+        self._executeMany(
+            "DELETE FROM services WHERE tenant = ? AND id = ?", [(tenant, one.id) for tenant, _, one in services]
+        )
+        self._dropTags((tenant, _asBytes(tag), one.id) for tenant, _, one in services for tag in set(one.tags))
+        self._executeMany("DELETE FROM last_seen WHERE incarnation = ?", [(position,) for _, position, _ in services])
+        for tenant in {tenant for tenant, _, _ in services}:
+            self._countServices(tenant, -sum(tenant == other for other, _, _ in services))
+
+    def expireServices(self, deaths: Sequence[Death]) -> None:
+        """See :meth:`IStore.expireServices`; *deaths* is a part of them."""
+        gone: dict[tuple[str, str], tuple[str, int, ServiceRecord]] = {}
+        events = []
+        for death in deaths:
+            living = self._living(death.tenant, death.id, death.incarnation)
+            if living is None or (death.tenant, death.id) in gone:
+                continue
+            position, service = living
+            gone[death.tenant, death.id] = (death.tenant, position, service)
+            state = _asJson(payloads.serviceState(service))
+            type = _EVENT_TYPES["service.timeout"]
+            events.append((death.tenant, self._ids.next(), death.timestamp, type, state))
+        self._dropServices(list(gone.values()))
+        self._putEvents(events)
+
+    def recordLastSeen(self, seen: Sequence[LastSeen]) -> None:
+        """Write down when services were last seen, those of them that are in the same life still."""
+        self._executeMany(
+            "INSERT OR REPLACE INTO last_seen (incarnation, milliseconds) SELECT incarnation, ?"
+            " FROM services WHERE tenant = ? AND id = ? AND incarnation = ?",
+            [(one.milliseconds, one.tenant, one.id, self._ids.owned(one.incarnation)) for one in seen],
+        )
+
+    def livingServices(self) -> list[LivingService]:
+        """See :meth:`IStore.livingServices`."""
+        rows = self._execute(
+            "SELECT s.tenant, s.id, s.incarnation, s.heartbeat_timeout, l.milliseconds"
+            " FROM services s LEFT JOIN last_seen l ON l.incarnation = s.incarnation"
+        )
+        idAt = self._ids.idAt
+        return [
+            LivingService(tenant, id, idAt(incarnation), heartbeatTimeout, lastSeen)
+            for tenant, id, incarnation, heartbeatTimeout, lastSeen in rows
+        ]
+
+    # -- configuration
+
+    def findValue(self, tenant: str, key: str) -> str | None:
+        """The value, if there is one."""
+        row = self._one("SELECT value FROM configuration_values WHERE tenant = ? AND key = ?", tenant, key)
+        return None if row is None else _asText(row[0])
+
+    def getValue(self, tenant: str, key: str) -> str:
+        """See :meth:`IStore.getValue`."""
+        value = self.findValue(tenant, key)
+        if value is None:
+            raise NoSuchObject(key)
+        return value
+
+    def listValues(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[tuple[str, str]]:
+        """See :meth:`IStore.listValues`."""
+        start = marker or ""
+        if namespace is None:
+            rows = self._execute(
+                "SELECT key, value FROM configuration_values WHERE tenant = ? AND key >= ? ORDER BY key LIMIT ?",
+                (tenant, start, count),
+            )
+        else:
+            # "0" is the character after "/": together they hold what begins with the namespace and a slash.
+            prefix = namespace.rstrip("/")
+            rows = self._execute(
+                "SELECT key, value FROM configuration_values WHERE tenant = ?1 AND key = ?2 AND key >= ?3"
+                " UNION ALL SELECT key, value FROM configuration_values"
+                " WHERE tenant = ?1 AND key >= max(?3, ?4) AND key < ?5 ORDER BY key LIMIT ?6",
+                (tenant, namespace, start, prefix + "/", prefix + "0", count),
+            )
+        return [(key, _asText(value)) for key, value in rows]
+
+    def countValues(self, tenant: str) -> int:
+        """See :meth:`IStore.countValues`."""
+        row = self._one("SELECT configuration_values FROM tenants WHERE tenant = ?", tenant)
+        return row[0] if row else 0
+
+    def setValue(self, tenant: str, key: str, value: str, maximum: int) -> None:
+        """See :meth:`IStore.setValue`."""
+        oldValue = self.findValue(tenant, key)
+        if oldValue == value:
+            return
+        if oldValue is None:
+            if self.countValues(tenant) >= maximum:
+                raise LimitExceeded(maximum)
+            self._countValues(tenant, 1)
+        self._execute(
+            "INSERT INTO configuration_values (tenant, key, value) VALUES (?, ?, ?)"
+            " ON CONFLICT (tenant, key) DO UPDATE SET value = excluded.value",
+            (tenant, key, _asBytes(value)),
+        )
+        payload = payloads.updatedValue(key, oldValue, value)
+        self._putEvent(tenant, self._ids.next(), "configuration_value.update", payload)
+
+    def removeValue(self, tenant: str, key: str) -> None:
+        """See :meth:`IStore.removeValue`."""
+        oldValue = self.getValue(tenant, key)
+        self._execute("DELETE FROM configuration_values WHERE tenant = ? AND key = ?", (tenant, key))
+        self._countValues(tenant, -1)
+        payload = payloads.removedValue(key, oldValue)
+        self._putEvent(tenant, self._ids.next(), "configuration_value.remove", payload)
+
+    # -- events
+
+    def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> list[EventRecord]:
+        """See :meth:`IStore.listEvents`."""
+        if type is None:
+            rows = self._execute(
+                "SELECT position, timestamp, type, payload FROM events"
+                " WHERE tenant = ? AND position >= ? ORDER BY position LIMIT ?",
+                (tenant, position, count),
+            )
+        else:
+            rows = self._execute(
+                "SELECT position, timestamp, type, payload FROM events INDEXED BY events_by_type"
+                " WHERE tenant = ? AND type = ? AND position >= ? ORDER BY position LIMIT ?",
+                (tenant, _EVENT_TYPES.get(type), position, count),
+            )
+        return [
+            EventRecord(self._ids.idAt(position), timestamp, _EVENT_TYPE_NAMES[number], json.loads(payload))
+            for position, timestamp, number, payload in rows
+        ]
+
+    def hasEvent(self, tenant: str, id: str) -> bool:
+        """See :meth:`IStore.hasEvent`."""
+        position = self._ids.owned(id)
+        return self._one("SELECT 1 FROM events WHERE tenant = ? AND position = ?", tenant, position) is not None
+
+    def tenantsWithEvents(self) -> list[str]:
+        """The tenants that have events, found by a jump from each to the next."""
+        tenants: list[str] = []
+        sql = "SELECT tenant FROM events WHERE tenant > ? ORDER BY tenant LIMIT 1"
+        while (row := self._one(sql, tenants[-1] if tenants else "")) is not None:
+            tenants.append(row[0])
+        return tenants
+
+    def dropEvents(self, tenant: str, before: int, count: int) -> int:
+        """
+        Forget a tenant's oldest events.
+
+        :param before: only those before this position.
+        :param count: how many at most.
+        :return: how many there were.
+        """
+        rows = self._execute(
+            "SELECT tenant, position FROM events WHERE tenant = ? AND position < ? ORDER BY position LIMIT ?",
+            (tenant, before, count),
+        ).fetchall()
+        self._executeMany("DELETE FROM events WHERE tenant = ? AND position = ?", rows)
+        return len(rows)
+
+    # -- identity
+
+    def addUser(self, name: str, keyHash: str, tenant: str | None) -> UserRecord:
+        """See :meth:`IStore.addUser`."""
+        if self._findUser(name) is not None:
+            raise ObjectExists(name)
+        if tenant is None:
+            taken = {row[0] for row in self._execute("SELECT tenant FROM users")}
+            tenant = next(number for number in map(str, naturals(1)) if number not in taken)
+        self._execute("INSERT INTO users (name, tenant, key_hash) VALUES (?, ?, ?)", (_asBytes(name), tenant, keyHash))
+        return UserRecord(name, tenant, keyHash)
+
+    def replaceUserKey(self, name: str, keyHash: str) -> UserRecord:
+        """See :meth:`IStore.replaceUserKey`."""
+        user = attrs.evolve(self.getUser(name), keyHash=keyHash)
+        self._execute("UPDATE users SET key_hash = ? WHERE name = ?", (keyHash, _asBytes(name)))
+        self._endTokensOf(name)
+        return user
+
+    def removeUser(self, name: str) -> None:
+        """See :meth:`IStore.removeUser`."""
+        self.getUser(name)
+        self._execute("DELETE FROM users WHERE name = ?", (_asBytes(name),))
+        self._endTokensOf(name)
+
+    def _endTokensOf(self, user: str) -> None:
+        self._execute("DELETE FROM tokens WHERE user = ?", (_asBytes(user),))
+
+    def _findUser(self, name: str) -> UserRecord | None:
+        row = self._one("SELECT tenant, key_hash FROM users WHERE name = ?", _asBytes(name))
+        return None if row is None else UserRecord(name, *row)
+
+    def getUser(self, name: str) -> UserRecord:
+        """See :meth:`IStore.getUser`."""
+        user = self._findUser(name)
+        if user is None:
+            raise NoSuchObject(name)
+        return user
+
+    def listUsers(self) -> list[UserRecord]:
+        """See :meth:`IStore.listUsers`."""
+        rows = self._execute("SELECT name, tenant, key_hash FROM users ORDER BY name")
+        return [UserRecord(_asText(name), tenant, keyHash) for name, tenant, keyHash in rows]
+
+    def addToken(self, token: TokenRecord) -> None:
+        """See :meth:`IStore.addToken`."""
+        self._execute("DELETE FROM tokens WHERE expires <= ?", (self._wallClock(),))
+        self._execute(
+            "INSERT OR REPLACE INTO tokens (hash, user, tenant, expires) VALUES (?, ?, ?, ?)",
+            (token.tokenHash, _asBytes(token.user), token.tenant, token.expires),
+        )
+
+    def getToken(self, tokenHash: str) -> TokenRecord:
+        """See :meth:`IStore.getToken`."""
+        row = self._one("SELECT user, tenant, expires FROM tokens WHERE hash = ?", tokenHash)
+        if row is None:
+            raise NoSuchObject("token")
+        user, tenant, expires = row
+        return TokenRecord(tokenHash, _asText(user), tenant, expires)
+
+    def removeToken(self, tokenHash: str) -> None:
+        """See :meth:`IStore.removeToken`."""
+        self._execute("DELETE FROM tokens WHERE hash = ?", (tokenHash,))

@@ -1,0 +1,309 @@
+"""
+The two threads that work on a SQLite file: one that writes, in groups, and one that reads.
+
+Operations come from the reactor's thread and are run in the order in which they came. What they bring goes back to the
+reactor's thread, many of them in one call. The writer makes one transaction of all the operations that wait, so that
+one sync of the disk serves them all; an operation's Deferred fires after the commit.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import attrs
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.registry.stores.sqlitetables import Tables
+
+__all__ = ["Reader", "ThreadedReactor", "Writer"]
+
+_T = TypeVar("_T")
+
+_TROUBLE = (sqlite3.Error, OSError)
+
+_WRITES_PER_GROUP = 1000
+"""Operations in one transaction at most: about 50 ms of work."""
+
+_READS_PER_GROUP = 16
+"""Reads that wait for each other at most before they are answered: few, because a page takes a millisecond."""
+
+
+class ThreadedReactor(Protocol):
+    """What the store needs of a reactor."""
+
+    def callFromThread(self, callable: Callable[..., Any], *args: Any) -> None:
+        """See :class:`twisted.internet.interfaces.IReactorFromThreads`."""
+
+    def callLater(self, delay: float, callable: Callable[..., Any], *args: Any) -> IDelayedCall:
+        """See :class:`twisted.internet.interfaces.IReactorTime`."""
+
+
+@attrs.frozen(eq=False)
+class _Job:
+    function: Callable[[Tables], Any]
+    deferred: Deferred[Any] = attrs.Factory(Deferred)
+    isBackground: bool = False
+
+
+@attrs.frozen
+class _Outcome:
+    """What became of a job: *result* is an exception if it failed."""
+
+    deferred: Deferred[Any]
+    result: Any
+
+
+class _Worker(ABC):
+    """
+    A thread with a connection of its own, and a queue of jobs for it.
+
+    A connection that gave trouble is thrown away, and the next group of jobs tries with a new one: whatever the
+    trouble was (a full disk, a file system that was read-only for a while), nothing of it stays behind.
+    """
+
+    _log = Logger()
+    _doing: str
+
+    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables]) -> None:
+        """
+        :param connect: opens the file; called in the thread, at the start and after trouble.
+        """
+        self._reactor = reactor
+        self._connect = connect
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._isStopped = False
+        self._ending: list[Deferred[None]] = []
+        self._inTrouble = False
+        self._tables: Tables | None = None
+
+    # -- in the reactor's thread
+
+    @property
+    def isRunning(self) -> bool:
+        """Whether jobs are taken."""
+        return self._thread is not None and not self._isStopped
+
+    def start(self) -> Deferred[None]:
+        """
+        Start the thread.
+
+        :return: fires when it has opened the file; fails with what kept it from that, and then the thread has ended.
+        """
+        if self._isStopped:
+            return fail(StoreUnavailable("the store is closed"))
+        opened: Deferred[None] = Deferred()
+        self._thread = threading.Thread(
+            target=self._run, args=(opened,), name=f"txserviceregistry store: {self._doing}", daemon=True
+        )
+        self._thread.start()
+        return opened
+
+    def submit(self, function: Callable[[Tables], _T], *, background: bool = False) -> Deferred[_T]:
+        """
+        Have *function* called in the thread.
+
+        :param background: whether it may wait for others: of such jobs only one goes into a group.
+        :return: fires with what it returned, after the commit where there is one.
+        """
+        if not self.isRunning:
+            return fail(StoreUnavailable("the store is not open"))
+        job = _Job(function, isBackground=background)
+        self._jobs.put(job)
+        return job.deferred
+
+    def stop(self) -> Deferred[None]:
+        """
+        Let the thread finish what it has been given, close the file, and end.
+
+        :return: fires when it has.
+        """
+        if not self._isStopped:
+            self._isStopped = True
+            self._jobs.put(None)
+        if self._thread is None:
+            return succeed(None)
+        ended: Deferred[None] = Deferred()
+        self._ending.append(ended)
+        return ended
+
+    def _ended(self) -> None:
+        assert self._thread is not None
+        self._thread.join()  # it has nothing left to do
+        self._thread = None
+        waiting, self._ending = self._ending, []
+        for ended in waiting:
+            ended.callback(None)
+
+    def _notOpened(self, opened: Deferred[None], error: Exception) -> None:
+        self._ended()
+        opened.errback(error)
+
+    def _settle(self, outcomes: Sequence[_Outcome], cause: Exception | None) -> None:
+        if cause is not None and not self._inTrouble:
+            self._log.error("The store can't be {doing}: {cause}", doing=self._doing, cause=cause)
+        elif cause is None and self._inTrouble:
+            self._log.info("The store can be {doing} again", doing=self._doing)
+        self._inTrouble = cause is not None
+        for outcome in outcomes:
+            if isinstance(outcome.result, Exception):
+                outcome.deferred.errback(outcome.result)
+            else:
+                outcome.deferred.callback(outcome.result)
+
+    # -- in the thread
+
+    def _run(self, opened: Deferred[None]) -> None:
+        try:
+            self._tables = self._connect()
+        except Exception as error:
+            self._reactor.callFromThread(self._notOpened, opened, error)
+            return
+        self._reactor.callFromThread(opened.callback, None)
+        while (jobs := self._nextGroup()) is not None:
+            outcomes, cause = self._runGroup(jobs)
+            self._reactor.callFromThread(self._settle, outcomes, cause)
+        self._finish()
+        self._reactor.callFromThread(self._ended)
+
+    def _connected(self) -> Tables:
+        if self._tables is None:
+            self._tables = self._connect()
+        return self._tables
+
+    def _disconnect(self) -> None:
+        tables, self._tables = self._tables, None
+        if tables is not None:
+            try:
+                tables.close()
+            except sqlite3.Error:
+                pass  # nothing hangs on it: what was acknowledged is in the file
+
+    def _finish(self) -> None:
+        """Leave the file when there is no more work."""
+        self._disconnect()
+
+    @abstractmethod
+    def _nextGroup(self) -> Sequence[_Job] | None:
+        """Wait for work; ``None`` when there will be no more."""
+
+    @abstractmethod
+    def _runGroup(self, jobs: Sequence[_Job]) -> tuple[list[_Outcome], Exception | None]:
+        """Do the jobs; the second part is the trouble that there was with the file, if there was any."""
+
+
+class Reader(_Worker):
+    """The thread that reads. It sees what has been committed, by whomever."""
+
+    _doing = "read"
+    _isEnding = False
+
+    def _nextGroup(self) -> Sequence[_Job] | None:
+        jobs: list[_Job] = []
+        while len(jobs) < _READS_PER_GROUP and not self._isEnding:
+            try:
+                job = self._jobs.get(block=not jobs)
+            except queue.Empty:
+                break
+            if job is None:
+                self._isEnding = True
+            else:
+                jobs.append(job)
+        return jobs or None
+
+    def _runGroup(self, jobs: Sequence[_Job]) -> tuple[list[_Outcome], Exception | None]:
+        cause: Exception | None = None
+        outcomes = []
+        for job in jobs:
+            result: Any
+            try:
+                result = job.function(self._connected())
+            except _TROUBLE as error:
+                cause = error
+                result = StoreUnavailable(f"the store can't be read: {error}")
+                self._disconnect()
+            except Exception as error:
+                result = error
+            outcomes.append(_Outcome(job.deferred, result))
+        return outcomes, cause
+
+
+class Writer(_Worker):
+    """The thread that writes: the only one in this process."""
+
+    _doing = "written"
+    _isEnding = False
+
+    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables]) -> None:
+        super().__init__(reactor, connect)
+        self._background: deque[_Job] = deque()
+
+    def _nextGroup(self) -> Sequence[_Job] | None:
+        jobs: list[_Job] = []
+        while len(jobs) < _WRITES_PER_GROUP and not self._isEnding:
+            try:
+                job = self._jobs.get(block=not jobs and not self._background)
+            except queue.Empty:
+                break
+            if job is None:
+                self._isEnding = True
+            elif job.isBackground:
+                self._background.append(job)
+            else:
+                jobs.append(job)
+        if self._background:
+            jobs.append(self._background.popleft())
+        return jobs or None
+
+    def _runGroup(self, jobs: Sequence[_Job]) -> tuple[list[_Outcome], Exception | None]:
+        cause: Exception | None = None
+        outcomes = []
+        try:
+            tables = self._connected()
+            tables.begin()
+            for job in jobs:
+                result, trouble = self._runOne(tables, job)
+                outcomes.append(_Outcome(job.deferred, result))
+                cause = trouble or cause
+            tables.commit()
+        except Exception as error:
+            cause = error
+            outcomes = [
+                _Outcome(job.deferred, StoreUnavailable(f"the store can't be written: {error}")) for job in jobs
+            ]
+        if cause is not None:
+            self._disconnect()
+        return outcomes, cause
+
+    def _runOne(self, tables: Tables, job: _Job) -> tuple[Any, Exception | None]:
+        """Do one job of a group, all of it or nothing."""
+        tables.beginOne()
+        try:
+            result = job.function(tables)
+        except _TROUBLE as error:
+            if not tables.inTransaction:
+                raise  # SQLite has undone the whole group
+            tables.undoOne()
+            return StoreUnavailable(f"the store can't be written: {error}"), error
+        except Exception as error:
+            tables.undoOne()
+            return error, None
+        tables.endOne()
+        return result, None
+
+    def _finish(self) -> None:
+        if self._tables is not None:
+            try:
+                self._tables.checkpoint()
+            except sqlite3.Error:
+                pass  # another process uses the file, or there is trouble: the log is read at the next start
+        super()._finish()
