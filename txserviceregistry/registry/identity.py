@@ -1,0 +1,545 @@
+"""
+Who may use the registry: users with their API keys, and the auth tokens that they get for them.
+
+Of an API key only its scrypt hash is kept, of an auth token only its BLAKE2b hash: neither can be read out of the
+store. Tokens are opaque random texts, so that they can be ended one by one, and live in the store, so that they
+survive a restart and work on every node. What the store said of a user or a token is believed for a second: a key
+that is rotated, or a token that is ended, by another process is refused within that second. While the store can't be
+reached, those that were seen before go on to be accepted.
+
+A wrong key costs whoever tries it an scrypt and, again and again with one name, a growing wait. A right one costs an
+scrypt the first time; after that it is recognised in memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+import attrs
+from twisted.internet import threads
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from ..deferred import returnsDeferred
+from .stores.interfaces import IStore, NoSuchObject, StoreUnavailable, TokenRecord, UserRecord
+
+__all__ = [
+    "Identity",
+    "InvalidCredentials",
+    "InvalidToken",
+    "InvalidUser",
+    "IssuedToken",
+    "Overloaded",
+    "hashKey",
+    "keyMatches",
+    "newKey",
+]
+
+_K = TypeVar("_K")
+_T = TypeVar("_T")
+
+#: scrypt's cost (its *n*): 16 MiB and some 50 ms a hash. Keys are random, 160 bits, so this need not be more.
+SCRYPT_COST = 2**14
+_SCRYPT_BLOCK = 8
+_SCRYPT_LANES = 1
+_SALT_BYTES = 16
+_HASH_BYTES = 32
+
+#: How many checks of a key run at the same time, and how many may wait for their turn.
+_CHECKS_AT_ONCE = 2
+_CHECKS_WAITING = 200
+#: What the store said is believed for so many seconds,
+_BELIEF = 1.0
+#: and if it does not answer within so many, what it said before.
+_PATIENCE = 1.0
+#: How many users, tokens, keys and names each of the tables in memory may hold.
+_REMEMBERED = 10_000
+#: A user who asks for a token gets the same one again as long as this part of its life is left.
+_YOUNG = 0.9
+#: A name's failures are forgotten when so many seconds have passed without another one.
+_FAILURES_FORGOTTEN = 60.0
+_FIRST_WAIT = 0.1
+_LONGEST_WAIT = 3.0
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
+_TENANT = re.compile(r"[1-9][0-9]{0,9}")
+_LARGEST_TENANT = 2**31 - 1
+
+
+class InvalidCredentials(Exception):
+    """No user has this name and this API key; which of the two is wrong is not told."""
+
+
+class InvalidToken(Exception):
+    """The auth token is unknown, ended or expired."""
+
+
+class InvalidUser(ValueError):
+    """A user's name, tenant or key breaks a rule; the text says which."""
+
+
+class Overloaded(Exception):
+    """Too many keys wait to be checked."""
+
+
+@attrs.frozen
+class IssuedToken:
+    """
+    An auth token, as its user gets it.
+
+    :ivar id: the token itself.
+    :ivar expires: when it ends at the latest, in whole seconds since the epoch.
+    :ivar tenant: the tenant whose objects it opens.
+    :ivar user: the name of the user whose it is.
+    """
+
+    id: str = attrs.field(repr=False)
+    expires: float
+    tenant: str
+    user: str
+
+
+class _Hasher(Protocol):
+    def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]: ...
+
+
+def newKey(randomBytes: Callable[[int], bytes] = os.urandom) -> str:
+    """
+    A fresh API key: 160 random bits in hexadecimal, which every file format and shell leaves as it is.
+    """
+    return randomBytes(20).hex()
+
+
+def hashKey(key: str, *, cost: int = SCRYPT_COST, randomBytes: Callable[[int], bytes] = os.urandom) -> str:
+    """
+    The hash of an API key as it is stored: ``scrypt$<n>$<r>$<p>$<salt>$<hash>``. It takes long on purpose.
+    """
+    salt = randomBytes(_SALT_BYTES)
+    return _keyHash(cost, salt, _scrypt(key, salt, cost, _SCRYPT_BLOCK, _SCRYPT_LANES))
+
+
+def keyMatches(key: str, keyHash: str) -> bool:
+    """
+    Whether *keyHash*, in the form that :func:`hashKey` writes, is of *key*. It takes long on purpose.
+    """
+    _, cost, block, lanes, salt, digest = keyHash.split("$")
+    found = _scrypt(key, base64.b64decode(salt), int(cost), int(block), int(lanes))
+    return hmac.compare_digest(found, base64.b64decode(digest))
+
+
+def _keyHash(cost: int, salt: bytes, digest: bytes) -> str:
+    parts = ["scrypt", str(cost), str(_SCRYPT_BLOCK), str(_SCRYPT_LANES)]
+    return "$".join(parts + [base64.b64encode(part).decode("ascii") for part in (salt, digest)])
+
+
+def _scrypt(key: str, salt: bytes, cost: int, block: int, lanes: int) -> bytes:
+    # OpenSSL wants to be told how much memory it may take: 128 * n * r, and a little for itself.
+    memory = 128 * block * (cost + lanes + 2) + 2**20
+    return hashlib.scrypt(_encode(key), salt=salt, n=cost, r=block, p=lanes, maxmem=memory, dklen=_HASH_BYTES)
+
+
+def _encode(text: str) -> bytes:
+    # What clients send may be anything that JSON can write, lone surrogates included.
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _tokenHash(token: str) -> str:
+    # The token is random enough to need neither salt nor key, and every node has to find the same hash.
+    return hashlib.blake2b(_encode(token), digest_size=32).hexdigest()
+
+
+class _Memory(Generic[_K, _T]):
+    """
+    A table of bounded size that forgets what was put into it longest ago.
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[_K, _T] = {}
+
+    def get(self, key: _K) -> _T | None:
+        return self._items.get(key)
+
+    def put(self, key: _K, value: _T) -> None:
+        self._items.pop(key, None)
+        self._items[key] = value
+        if len(self._items) > _REMEMBERED:
+            del self._items[next(iter(self._items))]
+
+    def drop(self, key: _K) -> None:
+        self._items.pop(key, None)
+
+    def items(self) -> list[tuple[_K, _T]]:
+        return list(self._items.items())
+
+
+class _Shared(Generic[_K, _T]):
+    """
+    Work that several callers want at the same time and that is done once. Each gets a Deferred of its own, so that
+    one who cancels takes nothing away from the others.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[_K, list[Deferred[_T]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def do(self, key: _K, work: Callable[[], Deferred[_T]]) -> Deferred[_T]:
+        waiter: Deferred[_T] = Deferred()
+        if key in self._waiting:
+            self._waiting[key].append(waiter)
+            return waiter
+        self._waiting[key] = [waiter]
+
+        def done(result: _T | Failure) -> None:
+            for each in self._waiting.pop(key):
+                each.callback(result)
+
+        work().addBoth(done)
+        return waiter
+
+
+class _Believed(Generic[_T]):
+    """
+    What the store said, by key, for as long as it is to be believed.
+
+    :param read: asks the store.
+    :param clock: for the time and the patience.
+    """
+
+    def __init__(self, read: Callable[[str], Deferred[_T]], clock: IReactorTime) -> None:
+        self._read = read
+        self._clock = clock
+        self._said: _Memory[str, tuple[_T, float]] = _Memory()
+        self._reading: _Shared[str, _T] = _Shared()
+
+    def recent(self, key: str) -> _T | None:
+        """What the store said within the last second, without asking it."""
+        said = self._said.get(key)
+        return said[0] if said is not None and 0 <= self._clock.seconds() - said[1] < _BELIEF else None
+
+    async def get(self, key: str) -> _T:
+        """
+        What the store says now; while it is in trouble or takes long, what it said last.
+
+        :raises NoSuchObject: if it has none.
+        :raises StoreUnavailable: if it can't be asked and was not asked before.
+        """
+        reading = self._reading.do(key, lambda: self._ask(key))
+        said = self._said.get(key)
+        if said is None or reading.called:
+            return await reading
+        reading.addTimeout(_PATIENCE, self._clock, lambda _result, _seconds: said[0])
+        return await reading
+
+    @returnsDeferred
+    async def _ask(self, key: str) -> _T:
+        asked = self._clock.seconds()
+        try:
+            value = await self._read(key)
+        except NoSuchObject:
+            self._said.drop(key)
+            raise
+        except StoreUnavailable:
+            said = self._said.get(key)
+            if said is None:
+                raise
+            return said[0]
+        self._said.put(key, (value, asked))
+        return value
+
+    def learn(self, key: str, value: _T) -> None:
+        """Take what has just been written to the store."""
+        self._said.put(key, (value, self._clock.seconds()))
+
+    def forget(self, key: str) -> None:
+        self._said.drop(key)
+
+    def items(self) -> list[tuple[str, _T]]:
+        return [(key, said[0]) for key, said in self._said.items()]
+
+
+class Identity:
+    """
+    Users, API keys and auth tokens.
+
+    A user who asks again for a token gets the same one, as long as more than nine tenths of its life are left and
+    nobody has ended it: one old client authenticates before every request, and neither tokens nor writes may pile up.
+
+    :param store: keeps users and tokens; it is open.
+    :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
+    :param wallClock: seconds since the epoch, for the end of tokens.
+    :param tokenLifetime: how long a token counts, in seconds.
+    :param hasher: runs a function of no arguments that takes long, away from the reactor's thread.
+    :param cost: scrypt's *n* for keys that are hashed from now on: a power of two.
+    :param randomBytes: a source of so many random bytes, good enough for secrets.
+    """
+
+    def __init__(
+        self,
+        store: IStore,
+        *,
+        clock: IReactorTime,
+        wallClock: Callable[[], float] = time.time,
+        tokenLifetime: float = 86_400.0,
+        hasher: _Hasher = threads.deferToThread,
+        cost: int = SCRYPT_COST,
+        randomBytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._wallClock = wallClock
+        self._lifetime = tokenLifetime
+        self._hasher = hasher
+        self._cost = cost
+        self._randomBytes = randomBytes
+        self._users: _Believed[UserRecord] = _Believed(store.getUser, clock)
+        self._tokens: _Believed[TokenRecord] = _Believed(store.getToken, clock)
+        self._issued: _Memory[str, IssuedToken] = _Memory()
+        self._issuing: _Shared[str, IssuedToken] = _Shared()
+        # Which stored hash a name and key were found to match, by a digest that means nothing outside this process.
+        self._digestKey = randomBytes(32)
+        self._known: _Memory[bytes, str] = _Memory()
+        self._checking: _Shared[tuple[bytes, str], bool] = _Shared()
+        self._turns = DeferredSemaphore(_CHECKS_AT_ONCE)
+        self._failures: _Memory[bytes, tuple[int, float]] = _Memory()
+        self._penalties: set[Deferred[None]] = set()
+        # What the keys of unknown users are checked against, so that they take as long as wrong ones.
+        self._decoy = _keyHash(cost, randomBytes(_SALT_BYTES), randomBytes(_HASH_BYTES))
+
+    def stop(self) -> None:
+        """Let those go at once who wait for the answer that their key is wrong, and leave nothing on the reactor."""
+        for penalty in list(self._penalties):
+            penalty.cancel()
+
+    # -- users
+
+    @returnsDeferred
+    async def addUser(self, name: str, tenant: str | None = None, key: str | None = None) -> tuple[UserRecord, str]:
+        """
+        Add a user.
+
+        :param name: 1 to 64 letters, digits and ``_.@+-``, the first a letter or digit.
+        :param tenant: the number of the tenant as a text, 1..2147483647; the first that is free if not given.
+        :param key: the API key; a random one if not given.
+        :return: fires with the user and the API key, which is kept nowhere.
+        :raises InvalidUser: if the name, the tenant or the key can't be used.
+        :raises ObjectExists: if there is a user of this name.
+        """
+        if not _NAME.fullmatch(name):
+            raise InvalidUser(
+                f"{name!r} can't be a user's name: it is 1 to 64 letters, digits and _.@+-, a letter or digit first"
+            )
+        if tenant is not None and not (_TENANT.fullmatch(tenant) and int(tenant) <= _LARGEST_TENANT):
+            raise InvalidUser(f"{tenant!r} can't be a tenant: it is a number from 1 to {_LARGEST_TENANT}")
+        if key is None:
+            key = newKey(self._randomBytes)
+        elif not key:
+            raise InvalidUser("an API key can't be empty")
+        user = await self._store.addUser(name, await self._hash(key), tenant)
+        self._users.learn(name, user)
+        return user, key
+
+    @returnsDeferred
+    async def ensureUser(self, name: str, key: str, tenant: str | None = None) -> UserRecord:
+        """
+        Add a user with this API key, unless there is a user of this name: that one is left as it is.
+
+        :return: fires with the user.
+        :raises InvalidUser: if the name, the tenant or the key can't be used.
+        """
+        try:
+            return await self._store.getUser(name)
+        except NoSuchObject:
+            user, _ = await self.addUser(name, tenant, key)
+            return user
+
+    @returnsDeferred
+    async def rotate(self, name: str) -> tuple[UserRecord, str]:
+        """
+        Give a user another API key. The old one, and the user's auth tokens, end.
+
+        :return: fires with the user and the new key.
+        :raises NoSuchObject: if there is no such user.
+        """
+        key = newKey(self._randomBytes)
+        user = await self._store.replaceUserKey(name, await self._hash(key))
+        self._forgetUser(name)
+        self._users.learn(name, user)
+        return user, key
+
+    @returnsDeferred
+    async def removeUser(self, name: str) -> None:
+        """
+        Remove a user. The user's auth tokens end; what belongs to the tenant stays.
+
+        :raises NoSuchObject: if there is no such user.
+        """
+        await self._store.removeUser(name)
+        self._forgetUser(name)
+
+    def listUsers(self) -> Deferred[list[UserRecord]]:
+        """
+        :return: fires with all users by name.
+        """
+        return self._store.listUsers()
+
+    # -- tokens
+
+    @returnsDeferred
+    async def authenticate(self, username: str, apiKey: str) -> IssuedToken:
+        """
+        Give a user an auth token.
+
+        :return: fires with the token. It takes a while when the credentials are wrong, and longer with each time.
+        :raises InvalidCredentials: if there is no such user or the key is wrong.
+        :raises Overloaded: if too many keys wait to be checked already.
+        :raises StoreUnavailable: if the store can't be asked.
+        """
+        user: UserRecord | None = None
+        if _NAME.fullmatch(username):
+            user = self._users.recent(username)
+            if user is None:
+                try:
+                    user = await self._users.get(username)
+                except NoSuchObject:
+                    pass
+        right = await self._check(username, apiKey, self._decoy if user is None else user.keyHash)
+        if user is None or not right:
+            await self._penalty(username)
+            raise InvalidCredentials()
+        return await self._issuing.do(user.name, lambda: self._tokenFor(user))
+
+    def tenantOf(self, token: str) -> Deferred[str]:
+        """
+        Whose objects an auth token opens.
+
+        :return: fires with the tenant; at once, if the token was asked for within the last second.
+        :raises InvalidToken: if the token doesn't count, or no longer.
+        :raises StoreUnavailable: if the store can't be asked and the token was not seen before.
+        """
+        tokenHash = _tokenHash(token)
+        known = self._tokens.recent(tokenHash)
+        if known is None:
+            return self._tenantOf(tokenHash)
+        if known.expires <= self._wallClock():
+            return fail(InvalidToken())
+        tenant: Deferred[str] = Deferred()
+        tenant.callback(known.tenant)
+        return tenant
+
+    @returnsDeferred
+    async def purge(self, token: str) -> None:
+        """End an auth token; one that doesn't count is no error."""
+        await self._end(_tokenHash(token))
+
+    @returnsDeferred
+    async def purgeAll(self) -> None:
+        """
+        End all auth tokens of all users. Not to be done while another process changes keys: one that is changed in the
+        same moment may be changed back.
+        """
+        for user in await self._store.listUsers():
+            # The store ends a user's tokens together with the key; this is the key that the user has.
+            await self._store.replaceUserKey(user.name, user.keyHash)
+            self._forgetUser(user.name)
+
+    # -- inside
+
+    def _hash(self, key: str) -> Deferred[str]:
+        work = partial(hashKey, key, cost=self._cost, randomBytes=self._randomBytes)
+        return self._turns.run(self._hasher, work)
+
+    async def _check(self, username: str, apiKey: str, keyHash: str) -> bool:
+        digest = self._digest(username, apiKey)
+        if self._known.get(digest) == keyHash:
+            return True
+        # A fleet that comes back after a restart of the registry has one key to check, not a thousand.
+        right = await self._checking.do((digest, keyHash), lambda: self._scrypt(apiKey, keyHash))
+        if right and keyHash != self._decoy:
+            self._known.put(digest, keyHash)
+        return right
+
+    def _scrypt(self, apiKey: str, keyHash: str) -> Deferred[bool]:
+        if len(self._checking) > _CHECKS_AT_ONCE + _CHECKS_WAITING:
+            return fail(Overloaded())
+        return self._turns.run(self._hasher, partial(keyMatches, apiKey, keyHash))
+
+    def _digest(self, username: str, apiKey: str) -> bytes:
+        name = _encode(username)
+        digest = hashlib.blake2b(len(name).to_bytes(8, "big") + name, key=self._digestKey, digest_size=32)
+        digest.update(_encode(apiKey))
+        return digest.digest()
+
+    async def _penalty(self, username: str) -> None:
+        name = self._digest(username, "")
+        now = self._clock.seconds()
+        count, last = self._failures.get(name) or (0, now)
+        count = count + 1 if now - last < _FAILURES_FORGOTTEN else 1
+        self._failures.put(name, (count, now))
+        if count == 1:
+            return
+        penalty: Deferred[None] = deferLater(self._clock, min(_FIRST_WAIT * 2.0 ** min(count - 2, 10), _LONGEST_WAIT))
+        self._penalties.add(penalty)
+        try:
+            await penalty
+        except CancelledError:
+            pass
+        finally:
+            self._penalties.discard(penalty)
+
+    @returnsDeferred
+    async def _tokenFor(self, user: UserRecord) -> IssuedToken:
+        issued = self._issued.get(user.name)
+        if issued is not None and await self._isYoung(issued, user):
+            return issued
+        token = base64.urlsafe_b64encode(self._randomBytes(32)).rstrip(b"=").decode("ascii")
+        expires = float(int(self._wallClock() + self._lifetime))
+        issued = IssuedToken(id=token, expires=expires, tenant=user.tenant, user=user.name)
+        record = TokenRecord(_tokenHash(token), user.name, user.tenant, expires)
+        await self._store.addToken(record)
+        self._tokens.learn(record.tokenHash, record)
+        self._issued.put(user.name, issued)
+        return issued
+
+    async def _isYoung(self, issued: IssuedToken, user: UserRecord) -> bool:
+        left = issued.expires - self._wallClock()
+        if issued.tenant != user.tenant or not _YOUNG * self._lifetime < left <= self._lifetime:
+            return False
+        try:
+            # Asked of the store each time: who comes because the token was ended must not get it again.
+            await self._tokens.get(_tokenHash(issued.id))
+        except NoSuchObject:
+            return False
+        return True
+
+    @returnsDeferred
+    async def _tenantOf(self, tokenHash: str) -> str:
+        try:
+            record = await self._tokens.get(tokenHash)
+        except NoSuchObject:
+            raise InvalidToken()
+        if record.expires <= self._wallClock():
+            raise InvalidToken()
+        return record.tenant
+
+    async def _end(self, tokenHash: str) -> None:
+        await self._store.removeToken(tokenHash)
+        self._tokens.forget(tokenHash)
+
+    def _forgetUser(self, name: str) -> None:
+        self._users.forget(name)
+        self._issued.drop(name)
+        for tokenHash, record in self._tokens.items():
+            if record.user == name:
+                self._tokens.forget(tokenHash)
