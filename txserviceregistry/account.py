@@ -1,0 +1,35 @@
+"""
+``client.account``: what the account may do.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from .deferred import returnsDeferred
+from .transport import Transport
+from .types import Limits
+
+__all__ = ["AccountClient"]
+
+
+class AccountClient:
+    """
+    The account itself.
+
+    :param transport: how to ask the registry.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    @returnsDeferred
+    async def getLimits(self) -> Limits:
+        """
+        The account's limits.
+
+        :return: fires with ``{"resource": {type: limit}, "rate": {pattern: {"limit", "used", "window"}}}``. Fails with
+            a :class:`~txserviceregistry.errors.ServiceRegistryError`.
+        """
+        response = await self._transport.request("GET", "/limits")
+        return cast(Limits, response.having(resource=dict, rate=dict))

@@ -1,0 +1,400 @@
+"""
+Agents of the client, up to the point where an answer is there, whole: connections, and who may use them.
+
+What belongs here speaks :class:`~twisted.web.iweb.IAgent` and knows nothing of JSON, tokens or the registry's API.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
+from twisted.internet.interfaces import IConsumer, IProtocol, IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import URI, HTTPConnectionPool, ResponseDone, ResponseNeverReceived
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+__all__ = [
+    "AgentClosed",
+    "BytesProducer",
+    "ConnectionPool",
+    "QueueingAgent",
+    "ResponseTooLarge",
+    "StaleConnection",
+    "WholeResponse",
+]
+
+#: No answer of the API comes near this many bytes. It bounds what a broken server can make a client hold.
+MAX_BODY = 16 * 1024 * 1024
+
+#: Idle connections are closed after so many seconds: before common servers and balancers do it (60 s and more), because
+#: a request on a connection that the other side is closing gets no answer.
+IDLE_TIMEOUT = 45.0
+
+#: A peer that does not answer the orderly end of a TLS connection for so many seconds is cut off.
+CLOSE_GRACE = 1.0
+
+
+class StaleConnection(ResponseNeverReceived):
+    """No byte of an answer came, on a connection out of the pool: most likely the server had closed it meanwhile."""
+
+
+class ResponseTooLarge(Exception):
+    """The body of an answer was longer than any that the API gives."""
+
+
+class AgentClosed(Exception):
+    """The agent was closed before the request was done."""
+
+
+@implementer(IBodyProducer)
+class BytesProducer:
+    """
+    A request's body that is in memory, and can be sent more than once.
+
+    :param body: the body.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self.body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Everything is written at once; there is nothing to hold back."""
+
+    def resumeProducing(self) -> None:
+        """Everything is written at once; there is nothing to go on with."""
+
+    def stopProducing(self) -> None:
+        """Everything is written at once; there is nothing to stop."""
+
+
+class _Nowhere:
+    """The transport of a body that has arrived already: all that can be asked of it has happened."""
+
+    def pauseProducing(self) -> None:
+        pass
+
+    resumeProducing = stopProducing = loseConnection = abortConnection = pauseProducing
+
+
+@implementer(IResponse)
+class WholeResponse:
+    """
+    A response whose body is here.
+
+    :ivar body: the body's bytes.
+    """
+
+    def __init__(self, original: IResponse, body: bytes) -> None:
+        self.version = original.version
+        self.code = original.code
+        self.phrase = original.phrase
+        self.headers = original.headers
+        self.request = original.request
+        self.previousResponse = original.previousResponse
+        self.length = len(body)
+        self.body = body
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """Hand the whole body to *protocol*, at once. Can be done any number of times."""
+        protocol.makeConnection(_Nowhere())  # type: ignore[arg-type] # as little of a transport as a body's has
+        if self.body:
+            protocol.dataReceived(self.body)
+        protocol.connectionLost(Failure(ResponseDone("The body was here already")))
+
+    def setPreviousResponse(self, response: IResponse) -> None:
+        self.previousResponse = response
+
+
+class _Body(Protocol):
+    """Collects a body; cancelling :attr:`whole` ends the connection, which Twisted's ``readBody`` does not."""
+
+    def __init__(self, response: IResponse, abort: Callable[[], object] | None) -> None:
+        self._response = response
+        self._abort = abort
+        self._parts: list[bytes] = []
+        self._size = 0
+        self.whole: Deferred[WholeResponse] = Deferred(lambda _: self.abort())
+
+    def abort(self) -> None:
+        if self._abort is not None:
+            self._abort()
+            return
+        # A transport under an agent that is not ours: the hardest way of ending that it has.
+        for name in ("abortConnection", "loseConnection", "stopProducing"):
+            end = getattr(self.transport, name, None)
+            if end is not None:
+                end()
+                return
+
+    def connectionMade(self) -> None:
+        length = self._response.length
+        if length is not UNKNOWN_LENGTH and length > MAX_BODY:
+            self._refuse()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_BODY:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        self._parts.clear()
+        if not self.whole.called:
+            self.abort()
+            self.whole.errback(ResponseTooLarge(f"more than {MAX_BODY} bytes"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.whole.called:
+            return
+        # Without a length the end of the connection is the end of the body; whether it is whole, the JSON says.
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.whole.callback(WholeResponse(self._response, b"".join(self._parts)))
+        else:
+            self.whole.errback(reason)
+
+
+def _readWhole(
+    response: IResponse, abort: Callable[[], object] | None = None
+) -> WholeResponse | Deferred[WholeResponse]:
+    if isinstance(response, WholeResponse):
+        return response
+    body = _Body(response, abort)
+    response.deliverBody(body)
+    return body.whole
+
+
+def _neverAnswered(reason: Failure) -> bool:
+    return type(reason.value) is ResponseNeverReceived and not any(
+        inner.check(CancelledError) for inner in reason.value.reasons
+    )
+
+
+class _Connection:
+    """
+    One connection, for one request: knows whether it was used before, reads the whole body, and when anything fails, it
+    is over only when the socket is closed.
+    """
+
+    def __init__(self, protocol: Any, reused: bool) -> None:
+        self.protocol = protocol
+        self._reused = reused
+
+    def request(self, request: Any) -> Deferred[IResponse]:
+        done: Deferred[IResponse] = self.protocol.request(request)
+        done.addCallback(_readWhole, self.protocol.transport.abortConnection)
+        done.addErrback(self._failed)
+        return done
+
+    def _failed(self, reason: Failure) -> Deferred[Failure]:
+        if self._reused and _neverAnswered(reason):
+            reason = Failure(StaleConnection(reason.value.reasons))
+        self.protocol.transport.abortConnection()
+        lost: Deferred[None] = self.protocol.abort()
+        return lost.addCallback(lambda _: reason)
+
+
+@implementer(IStreamClientEndpoint)
+class _Opening:
+    """An endpoint whose connections are known to the pool, and known to be new."""
+
+    def __init__(self, pool: ConnectionPool, endpoint: IStreamClientEndpoint) -> None:
+        self._pool = pool
+        self._endpoint = endpoint
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        connecting: Deferred[Any] = self._endpoint.connect(factory)
+        return connecting.addCallback(self._pool.opened)
+
+
+class ConnectionPool(HTTPConnectionPool):
+    """
+    Persistent connections, which can tell a stale one, read bodies whole, and can be closed for good.
+
+    A request that fails because the server had closed the idle connection fails with :class:`StaleConnection`; whether
+    it is sent again is the caller's decision, who knows whether it may be.
+
+    :param reactor: what connects, and counts the time of idle connections.
+    :param maxConnections: how many idle connections to one server are kept.
+    """
+
+    retryAutomatically = False
+    cachedConnectionTimeout = IDLE_TIMEOUT
+
+    def __init__(self, reactor: Any, maxConnections: int) -> None:
+        super().__init__(reactor, persistent=True)  # type: ignore[no-untyped-call] # Twisted has no types there
+        self.maxPersistentPerHost = maxConnections
+        self._clock: IReactorTime = reactor
+        self._open: set[Any] = set()
+
+    def opened(self, protocol: Any) -> _Connection:
+        """Take note of a new connection."""
+        self._open = {known for known in self._open if known.state != "CONNECTION_LOST"}
+        self._open.add(protocol)
+        return _Connection(protocol, reused=False)
+
+    def localAddress(self, url: str) -> str | None:
+        """The address of our end of a connection to the server of this *url*, if there is one."""
+        parsed = URI.fromBytes(url.encode("ascii"))
+        for protocol in self._connections.get((parsed.scheme, parsed.host, parsed.port), ()):
+            if protocol.state != "CONNECTION_LOST":
+                return str(protocol.transport.getHost().host)
+        return None
+
+    def getConnection(self, key: Any, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
+        """Give out an idle connection, or open one."""
+        connection: Deferred[Any] = super().getConnection(key, _Opening(self, endpoint))
+        return connection.addCallback(
+            lambda found: found if isinstance(found, _Connection) else _Connection(found, reused=True)
+        )
+
+    def close(self) -> Deferred[None]:
+        """
+        Close all connections, those in use as well.
+
+        :return: fires when all are closed, which takes :data:`CLOSE_GRACE` seconds at most.
+        """
+        closed = [self.closeCachedConnections()]  # type: ignore[no-untyped-call] # Twisted has no types there
+        connections, self._open = self._open, set()
+        closed += [connection.abort() for connection in connections]
+        done = gatherResults(closed)
+
+        def cutOff() -> None:
+            for connection in connections:
+                connection.transport.abortConnection()
+
+        patience = self._clock.callLater(CLOSE_GRACE, cutOff)
+
+        def allClosed(_: object) -> None:
+            if patience.active():
+                patience.cancel()
+
+        return done.addCallback(allClosed)
+
+
+class _Job:
+    """One request through a :class:`QueueingAgent`, from its place in the queue to its end."""
+
+    def __init__(self, origin: _Origin, send: Callable[[], Deferred[IResponse]]) -> None:
+        self._origin = origin
+        self._send = send
+        self._sent: Deferred[IResponse] | None = None
+        self._endedBy: Exception | None = None
+        self.result: Deferred[IResponse] = Deferred(lambda _: self.end(CancelledError()))
+
+    def start(self) -> None:
+        try:
+            self._sent = self._send()
+        except Exception:
+            self._sent = fail(Failure())
+        self._sent.addCallback(_readWhole)
+        self._sent.addBoth(self._finished)
+
+    def _finished(self, result: WholeResponse | Failure) -> None:
+        self._origin.release(self)
+        if self._endedBy is None:
+            self.result.callback(result)
+
+    def end(self, why: Exception) -> None:
+        """Fail now. The slot is free when the connection is closed, which is not necessarily the same moment."""
+        if self._endedBy is not None:
+            return
+        self._endedBy = why
+        if self._sent is None:
+            self._origin.waiting.pop(self, None)
+        else:
+            self._sent.cancel()
+        # What cancels the result fails it by itself.
+        if not isinstance(why, CancelledError):
+            self.result.errback(why)
+
+
+class _Origin:
+    """What is under way to one server, and what waits for its turn."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._starting = False
+        self.active: set[_Job] = set()
+        self.waiting: OrderedDict[_Job, None] = OrderedDict()
+
+    def release(self, job: _Job) -> None:
+        self.active.discard(job)
+        self.startWaiting()
+
+    def startWaiting(self) -> None:
+        # Requests that are answered at once (in memory) come back here while they start: one loop is enough.
+        if self._starting:
+            return
+        self._starting = True
+        try:
+            while self.waiting and len(self.active) < self._slots:
+                job, _ = self.waiting.popitem(last=False)
+                self.active.add(job)
+                job.start()
+        finally:
+            self._starting = False
+
+
+@implementer(IAgent)
+class QueueingAgent:
+    """
+    At most so many requests to one server at once; the others wait, first come, first served.
+
+    A request holds its slot from connecting to the last byte of the body, and its response comes whole: a body that
+    stalls can't hang outside of anybody's deadline. Cancelling a request at any stage fails it with
+    :class:`~twisted.internet.defer.CancelledError`, closes its connection and frees its slot.
+
+    :param agent: what does the requests.
+    :param maxConnections: how many at once, for each scheme, host and port.
+    """
+
+    def __init__(self, agent: IAgent, maxConnections: int = 2) -> None:
+        self._agent = agent
+        self._maxConnections = maxConnections
+        self._origins: dict[bytes, _Origin] = {}
+        self._closed = False
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """
+        Do a request when its turn comes.
+
+        :return: fires with an :class:`~twisted.web.iweb.IResponse`, a :class:`WholeResponse`. Fails as the agent
+            underneath does, with :class:`ResponseTooLarge`, or with :class:`AgentClosed`.
+        """
+        if self._closed:
+            return fail(AgentClosed())
+        # scheme://host:port, which is all that a connection depends on
+        key = b"/".join(uri.split(b"/", 3)[:3])
+        origin = self._origins.get(key)
+        if origin is None:
+            origin = self._origins[key] = _Origin(self._maxConnections)
+        job = _Job(origin, lambda: self._agent.request(method, uri, headers, bodyProducer))
+        origin.waiting[job] = None
+        origin.startWaiting()
+        return job.result
+
+    def close(self) -> None:
+        """End all requests, and accept no others: they fail with :class:`AgentClosed`."""
+        self._closed = True
+        for origin in self._origins.values():
+            # The waiting first: a slot that becomes free must not start one of them.
+            for job in [*origin.waiting, *origin.active]:
+                job.end(AgentClosed())

@@ -1,0 +1,400 @@
+"""
+Staying authenticated: who one is, the token that proves it, and an agent that puts it on requests.
+
+::
+
+    HTTPClient(RetryingAuthAgent(Agent(reactor), authenticator))
+
+is treq with a token on each request, and does not need the rest of the client.
+"""
+
+from __future__ import annotations
+
+import copy
+import random as randomModule
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.internet.protocol import Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import Interface, implementer
+
+from .agents import BytesProducer, WholeResponse
+from .backoff import Backoff
+from .deferred import returnsDeferred
+from .errors import APIError, AuthenticationFailed, MalformedResponse, ServerError, ServiceRegistryError
+from .transport import ClientClosed, JSONTransport, Response
+
+__all__ = ["Credentials", "IAuthenticator", "KeystoneAuthenticator", "RetryingAuthAgent", "Session", "parseTime"]
+
+#: A token is renewed when so much of its life is over.
+RENEW_AT = 0.9
+
+#: Credentials that were refused are not tried again for so many seconds: whoever mends them is soon heard, and a fleet
+#: with an old key does not hammer the Auth API.
+REFUSAL = 60.0
+
+# Seconds between the tries to renew a token that still works: short at first, for it may soon be needed.
+_SHORTEST_RETRY = 5.0
+_LONGEST_RETRY = 300.0
+
+# The entries of a service catalog that name the tenant (by name, the last one by type), in the order of looking.
+_REGISTRY_TYPE = "rax:service-registry"
+_TENANT_ENTRIES = ("cloudServersOpenStack", "cloudServers", "cloudMonitoring", _REGISTRY_TYPE)
+
+_TIME = re.compile(
+    r"(\d{4})-?(\d\d)-?(\d\d)[Tt ](\d\d):?(\d\d)(?::?(\d\d)(?:[.,](\d+))?)?\s*(?:([Zz])|([+-])(\d\d)(?::?(\d\d))?)?",
+    re.ASCII,
+)
+
+
+@attrs.frozen
+class Credentials:
+    """
+    Who one is.
+
+    :ivar username: the user's name.
+    :ivar apiKey: the user's key, a secret.
+    """
+
+    username: str
+    apiKey: str = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Session:
+    """
+    What the Auth API gives for credentials.
+
+    :ivar token: goes into ``X-Auth-Token``; a secret.
+    :ivar tenantId: the account that the user belongs to.
+    :ivar expires: when the token ends; ``None`` if that is unknown.
+    :ivar catalog: the services there are, as the Auth API lists them.
+    """
+
+    token: str = attrs.field(repr=False)
+    tenantId: str
+    expires: datetime | None = None
+    catalog: Sequence[Any] = attrs.field(default=(), repr=False)
+
+    def registryUrls(self) -> dict[str, str]:
+        """The URLs of the service registries in the catalog, without the tenant, by region."""
+        urls = {}
+        for entry in _objects(self.catalog):
+            if entry.get("type") == _REGISTRY_TYPE:
+                for endpoint in _objects(entry.get("endpoints")):
+                    url = str(endpoint.get("publicURL") or "").rstrip("/")
+                    if url:
+                        urls[str(endpoint.get("region") or "")] = url.removesuffix(f"/{self.tenantId}")
+        return urls
+
+
+class IAuthenticator(Interface):
+    """Where tokens come from."""
+
+    def session() -> Deferred[Session]:
+        """
+        A session to use now: the one there is, or a new one. However many ask while there is none, one is made.
+
+        :return: a Deferred of one's own. Cancelling it does not disturb the others that wait.
+        """
+
+    def invalidate(token: str) -> None:
+        """This *token* is not accepted any more. If it is not the current one, nothing happens."""
+
+
+def parseTime(text: object) -> datetime | None:
+    """
+    An instant in any common form of ISO 8601; without an offset it counts as UTC.
+
+    :return: ``None`` if *text* is none of them.
+    """
+    match = _TIME.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        return None
+    year, month, day, hour, minute, second, fraction, _, sign, hours, minutes = match.groups()
+    try:
+        offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+        return datetime(
+            int(year),
+            int(month),
+            int(day),
+            int(hour),
+            int(minute),
+            # A leap second has no place of its own in a datetime.
+            min(int(second or 0), 59),
+            int((fraction or "0")[:6].ljust(6, "0")),
+            timezone(-offset if sign == "-" else offset),
+        )
+    except ValueError:
+        return None
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, (list, tuple)) else []
+
+
+def _tenantIn(access: dict[str, Any]) -> str | None:
+    """The tenant's id: it has stood in different places over the years."""
+    tenant = access["token"].get("tenant")
+    if isinstance(tenant, dict) and tenant.get("id") not in (None, ""):
+        return str(tenant["id"])
+    entries = {}
+    for entry in reversed(_objects(access.get("serviceCatalog"))):
+        entries[str(entry.get("type"))] = entries[str(entry.get("name"))] = entry
+    for name in _TENANT_ENTRIES:
+        for endpoint in _objects(entries.get(name, {}).get("endpoints")):
+            found = endpoint.get("tenantId") or str(endpoint.get("publicURL") or "").rstrip("/").rpartition("/")[2]
+            if found:
+                return str(found)
+    return None
+
+
+@implementer(IAuthenticator)
+class KeystoneAuthenticator:
+    """
+    Gets tokens from the Auth API, and keeps them fresh.
+
+    - A token is renewed when nine tenths of its life are over, by the first request that comes then, while that request
+      and others go on with the old one. There is no timer: an authenticator that nobody uses does nothing.
+    - While the Auth API is down, a token that may still work stays in use.
+    - Credentials that are refused are not sent again for :data:`REFUSAL` seconds; whoever asks meanwhile gets
+      ``AuthenticationFailed`` at once.
+
+    :param transport: the Auth API, at its URL that ends in ``/v2.0``.
+    :param credentials: who one is.
+    :param clock: for lifetimes.
+    :param wallClock: seconds since the epoch, for what ``expires`` means.
+    :param random: gives numbers from 0 to 1, so that a fleet does not renew in step.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        transport: JSONTransport,
+        credentials: Credentials,
+        *,
+        clock: IReactorTime,
+        wallClock: Callable[[], float] = time.time,
+        random: Callable[[], float] = randomModule.random,
+    ) -> None:
+        self._transport = transport
+        self._credentials = credentials
+        self._clock = clock
+        self._wallClock = wallClock
+        self._random = random
+        self._session: Session | None = None
+        self._ends: float | None = None
+        self._renewFrom: float | None = None
+        self._backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random)
+        self._waiting: list[Deferred[Session]] = []
+        self._working: Deferred[Session] | None = None
+        self._refusal = ""
+        self._refusedUntil = 0.0
+
+    def session(self) -> Deferred[Session]:
+        """
+        See :meth:`IAuthenticator.session`.
+
+        :return: fails with :class:`~txserviceregistry.errors.AuthenticationFailed` if the credentials are refused,
+            else as the Auth API does: ``ConnectionFailed``, ``RequestTimedOut``, ``ServerError``, ….
+        """
+        session = self._session
+        if session is not None and (self._renewFrom is None or self._clock.seconds() < self._renewFrom):
+            return succeed(session)
+        if self._clock.seconds() < self._refusedUntil:
+            return fail(AuthenticationFailed(self._refusal)) if session is None else succeed(session)
+        if session is not None and not self._isOver():
+            self._authenticate()
+            return succeed(session)
+        waiter: Deferred[Session] = Deferred(self._leave)
+        self._waiting.append(waiter)
+        self._authenticate()
+        return waiter
+
+    def invalidate(self, token: str) -> None:
+        """See :meth:`IAuthenticator.invalidate`."""
+        if self._session is not None and self._session.token == token:
+            self._session = None
+
+    def _isOver(self) -> bool:
+        return self._ends is not None and self._clock.seconds() >= self._ends
+
+    def _leave(self, waiter: Deferred[Session]) -> None:
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        # Nobody wants the token any more. A renewal goes on: its beneficiaries do not wait.
+        if not self._waiting and self._working is not None and self._session is None:
+            self._working.cancel()
+
+    def _authenticate(self) -> None:
+        if self._working is not None:
+            return
+        self._working = working = self._ask()
+        # Only now: an answer that is there at once has to find its work known.
+        working.addCallbacks(self._succeeded, self._failed)
+
+    @returnsDeferred
+    async def _ask(self) -> Session:
+        credentials = {"username": self._credentials.username, "apiKey": self._credentials.apiKey}
+        response = await self._transport.request(
+            "POST", "/tokens", body={"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}}, repeatable=True
+        )
+        if response.status in (200, 203):
+            return self._read(response)
+        raise self._refused(response)
+
+    def _read(self, response: Response) -> Session:
+        access = response.having(access=dict)["access"]
+        token = access.get("token")
+        if not isinstance(token, dict) or not isinstance(token.get("id"), str) or not token["id"]:
+            raise MalformedResponse(f"{response.method} {response.url} was answered without a token")
+        tenant = _tenantIn(access)
+        if tenant is None:
+            raise MalformedResponse(f"{response.method} {response.url} was answered with a token that names no tenant")
+        return Session(token["id"], tenant, parseTime(token.get("expires")), _objects(access.get("serviceCatalog")))
+
+    def _refused(self, response: Response) -> ServiceRegistryError:
+        message = ""
+        for fault in response.json.values() if isinstance(response.json, dict) else ():
+            if isinstance(fault, dict):
+                message = str(fault.get("message") or "").replace(self._credentials.apiKey or "\0", "…")
+        if response.status in (401, 403):
+            return AuthenticationFailed(
+                f"{response.method} {response.url} refused the credentials of user {self._credentials.username!r} with "
+                f"{response.status}{message and ': '}{message}. Check the username and the API key, and that they "
+                "belong to this registry"
+            )
+        # No subclass for a 4xx: a wrong URL of the Auth API must not look like a service that was not found.
+        kind = ServerError if response.status >= 500 else APIError
+        return kind(response.status, message=message, method=response.method, url=response.url)
+
+    def _succeeded(self, session: Session) -> None:
+        self._working = None
+        self._session = session
+        self._refusedUntil = 0.0
+        self._backoff.reset()
+        self._ends = self._renewFrom = None
+        if session.expires is not None:
+            life = session.expires.timestamp() - self._wallClock()
+            # A token that has ended before it came is one of clocks that disagree: it works until it is refused.
+            if life > 0:
+                now = self._clock.seconds()
+                self._ends = now + life
+                self._renewFrom = now + life * (RENEW_AT - 0.05 * self._random())
+        for waiter in self._takeWaiting():
+            waiter.callback(session)
+
+    def _failed(self, failure: Failure) -> None:
+        self._working = None
+        now = self._clock.seconds()
+        if failure.check(AuthenticationFailed):
+            self._refusal = str(failure.value)
+            self._refusedUntil = now + REFUSAL
+        if self._session is None:
+            for waiter in self._takeWaiting():
+                # One exception for each: raising one a thousand times makes a traceback of a thousand pieces.
+                waiter.errback(copy.copy(failure.value).with_traceback(None))
+            return
+        # The first delay of a backoff is none, but whoever fails here has a token and time.
+        self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)
+        if not failure.check(CancelledError, ClientClosed):
+            self._log.warn(
+                "The auth token could not be renewed, the old one stays in use: {error}", error=str(failure.value)
+            )
+        for waiter in self._takeWaiting():
+            waiter.callback(self._session)
+
+    def _takeWaiting(self) -> Iterator[Deferred[Session]]:
+        # Those who come while these are told are not among them, and one of these may cancel another.
+        waiting, self._waiting = self._waiting, []
+        return (waiter for waiter in waiting if not waiter.called)
+
+
+@implementer(IConsumer)
+class _Collector:
+    """A consumer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def registerProducer(self, producer: object, streaming: bool) -> None:
+        """Nothing has to be held back."""
+
+    def unregisterProducer(self) -> None:
+        """Nothing is kept of it."""
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self._parts)
+
+
+class _Discard(Protocol):
+    """Reads a body that nobody wants, so that its connection can be used again."""
+
+
+async def _repeatable(body: IBodyProducer | None) -> IBodyProducer | None:
+    """A body that can be sent twice; those of treq are files, which are closed after the first time."""
+    if body is None or isinstance(body, BytesProducer):
+        return body
+    collector = _Collector()
+    await body.startProducing(collector)
+    return BytesProducer(collector.body)
+
+
+@implementer(IAgent)
+class RetryingAuthAgent:
+    """
+    Puts ``X-Auth-Token`` on each request; on a 401 drops that token, gets a new one, and sends the request once more.
+
+    :param agent: does the requests.
+    :param authenticator: an :class:`IAuthenticator`.
+    """
+
+    def __init__(self, agent: IAgent, authenticator: IAuthenticator) -> None:
+        self._agent = agent
+        self._authenticator = authenticator
+
+    @returnsDeferred
+    async def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> IResponse:
+        """
+        Do a request, authenticated.
+
+        :return: fires with the response, which is a 401 only if a fresh token was refused too. Fails as the
+            authenticator does, or the agent.
+        """
+        body = await _repeatable(bodyProducer)
+        session = await self._authenticator.session()
+        response = await self._agent.request(method, uri, _withToken(headers, session), body)
+        if response.code != 401:
+            return response
+        if not isinstance(response, WholeResponse):
+            response.deliverBody(_Discard())
+        self._authenticator.invalidate(session.token)
+        session = await self._authenticator.session()
+        return await self._agent.request(method, uri, _withToken(headers, session), body)
+
+
+def _withToken(headers: Headers | None, session: Session) -> Headers:
+    authenticated = Headers() if headers is None else headers.copy()
+    authenticated.setRawHeaders(b"X-Auth-Token", [session.token.encode("utf-8")])
+    return authenticated

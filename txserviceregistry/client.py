@@ -1,0 +1,202 @@
+"""
+Client: what an application has of a service registry.
+
+Everything that the parts share is put together here: connections, queue, authentication, settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import EllipsisType, TracebackType
+from typing import Any
+
+from treq.client import HTTPClient
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.client import Agent
+from twisted.web.iweb import IAgent
+
+from .account import AccountClient
+from .agents import ConnectionPool, QueueingAgent
+from .auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session
+from .configuration import ConfigurationClient
+from .deferred import returnsDeferred, waitFor
+from .errors import ConnectionFailed, InvalidSettings
+from .events import EventsClient
+from .listcache import ListCache
+from .services import ServicesClient
+from .settings import Settings, parseUrls, readSettings
+from .tls import tlsPolicy
+from .transport import TIMEOUT, JSONTransport, Transport
+
+__all__ = ["Client"]
+
+_DEFAULT_REGION = "us"
+
+
+class Client:
+    """
+    A service registry, as one user of it.
+
+    ::
+
+        client = Client("joe", "the key", baseUrl="https://registry.example.org/v1.0")
+        service = await client.services.get("web1")
+
+    What is not given is looked up: see :func:`~txserviceregistry.settings.readSettings`. Nothing is asked of anybody
+    before the first call.
+
+    :ivar services: :class:`~txserviceregistry.services.ServicesClient`.
+    :ivar configuration: :class:`~txserviceregistry.configuration.ConfigurationClient`.
+    :ivar events: :class:`~txserviceregistry.events.EventsClient`.
+    :ivar account: :class:`~txserviceregistry.account.AccountClient`.
+    :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections and with the same auth token on each
+        request, for what this client has no method for. The token goes to whatever URL is asked: ask the registry only.
+    :ivar clock: the reactor, or the clock that was given instead.
+    :ivar settings: what was given and found.
+    """
+
+    def __init__(
+        self,
+        username: str | None = None,
+        apiKey: str | None = None,
+        region: str = _DEFAULT_REGION,
+        baseUrl: str | Sequence[str] | None = None,
+        agent: IAgent | None = None,
+        *,
+        authUrl: str | Sequence[str] | None = None,
+        reactor: Any = None,
+        timeout: float = TIMEOUT,
+        maxConnections: int = 2,
+        cache: ListCache | EllipsisType | None = ...,
+        settings: Settings | None = None,
+    ) -> None:
+        """
+        :param username: the user's name.
+        :param apiKey: the user's key.
+        :param region: which registry to take of an Auth API's catalog with several; matters only when there is no
+            *baseUrl* anywhere.
+        :param baseUrl: the registry's URL, without the tenant; or several URLs of one registry.
+        :param agent: does the requests instead of an agent with a connection pool of its own.
+        :param authUrl: the Auth API's URL, or several; by default beside the registry, at ``/v2.0``.
+        :param reactor: connects and keeps time; the global reactor if it is not given.
+        :param timeout: seconds that a request may take in all.
+        :param maxConnections: how many requests to one server are under way at once. What is more waits.
+        :param cache: keeps the good pages of ``services.list``; one of its own by default, ``None`` for no such thing.
+        :param settings: what :func:`~txserviceregistry.settings.readSettings` found, instead of the arguments above.
+        :raises InvalidSettings: if a setting can't be used, or there are no credentials.
+        """
+        if reactor is None:
+            from twisted.internet import reactor
+        if settings is None:
+            settings = readSettings(
+                username=username,
+                apiKey=apiKey,
+                baseUrl=baseUrl,
+                authUrl=authUrl,
+                # The default can't be told from the same word as an argument; it is the weaker of the two.
+                region=None if region == _DEFAULT_REGION else region,
+                tls=agent is None,
+            )
+        self.settings = settings
+        self.clock: IReactorTime = reactor
+        self._pool: ConnectionPool | None = None
+        if agent is None:
+            policy = tlsPolicy(settings.verify, settings.caFile)
+            self._pool = ConnectionPool(reactor, maxConnections)
+            # A server that does not even answer the connecting leaves the others their share of the time.
+            connectTimeout = timeout / max(1, len(settings.baseUrls))
+            agent = Agent(reactor, policy, connectTimeout=connectTimeout, pool=self._pool)
+        self._agent = agent
+        self._queue = QueueingAgent(agent, maxConnections)
+        authenticator = KeystoneAuthenticator(
+            JSONTransport(self._queue, reactor, settings.authUrls, timeout=timeout, name="the Auth API"),
+            Credentials(settings.username, settings.apiKey),
+            clock=reactor,
+        )
+        authenticated = RetryingAuthAgent(self._queue, authenticator)
+        self._transport = Transport(authenticated, reactor, authenticator, self._basesFor, timeout=timeout)
+        self.services = ServicesClient(self._transport, reactor, ListCache() if cache is ... else cache)
+        self.configuration = ConfigurationClient(self._transport)
+        self.events = EventsClient(self._transport)
+        self.account = AccountClient(self._transport)
+        self.treq = HTTPClient(authenticated)
+        self._closing: Deferred[None] | None = None
+
+    @classmethod
+    def fromSettings(cls, reactor: Any = None) -> Client:
+        """
+        A client of the registry that this machine's environment, INI files or own registry name.
+
+        :param reactor: the reactor; the global one if it is not given.
+        :raises InvalidSettings: if a setting can't be used, or there are no credentials.
+        """
+        return cls(reactor=reactor)
+
+    def __repr__(self) -> str:
+        urls = self.settings.baseUrls or self.settings.authUrls
+        return f"<Client of {self.settings.username!r} at {', '.join(urls)}>"
+
+    @returnsDeferred
+    async def localAddress(self) -> str:
+        """
+        Under which address this machine reaches the registry: the local one of a connection to it, opened if need be.
+
+        :return: fires with the address. Fails as any request does, and with ``InvalidSettings`` when the client was
+            given an agent that can't tell.
+        """
+        known = self._pool if self._pool is not None else self._agent
+        find = getattr(known, "localAddress", None)
+        if find is None:
+            raise InvalidSettings(
+                "The agent that this client was given does not tell its local address: say which host to give"
+            )
+        await self.account.getLimits()
+        address: str | None = find(self._transport.baseUrl)
+        if address is None:
+            raise ConnectionFailed(f"{self._transport.baseUrl} closes every connection: its local address is unknown")
+        return address
+
+    def close(self) -> Deferred[None]:
+        """
+        End everything: what is under way fails with ``ConnectionFailed``, HeartBeaters stop, connections are closed.
+        No service is removed from the registry by it. Closing again does nothing more.
+
+        :return: fires when nothing of this client is left on the reactor.
+        """
+        if self._closing is None:
+            self._closing = self._close()
+        return waitFor(self._closing)
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @returnsDeferred
+    async def _close(self) -> None:
+        stopped = self.services.close()
+        self._transport.close()
+        self._queue.close()
+        await stopped
+        if self._pool is not None:
+            await self._pool.close()
+
+    def _basesFor(self, session: Session) -> Sequence[str]:
+        if self.settings.baseUrls:
+            return self.settings.baseUrls
+        urls = session.registryUrls()
+        region = self.settings.region
+        found = [url for name, url in urls.items() if name.lower() == region.lower()]
+        if not found and len(urls) == 1:
+            found = list(urls.values())
+        if not found:
+            regions = ", ".join(sorted(urls)) or "none"
+            raise InvalidSettings(
+                f"The Auth API's catalog has no service registry for region {region!r} (it has: {regions}). "
+                "Give the registry's URL, or another region (RAXSR_API_URL, RAXSR_REGION)"
+            )
+        return parseUrls(found, "the Auth API's catalog")

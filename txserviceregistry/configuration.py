@@ -1,0 +1,115 @@
+"""
+``client.configuration``: values that the account's services share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import cast
+
+from twisted.internet.defer import Deferred
+
+from .deferred import returnsDeferred
+from .transport import Transport, badParameter, pages, segment
+from .types import ConfigurationPage, ConfigurationValue
+
+__all__ = ["ConfigurationClient"]
+
+
+def _path(key: str) -> str:
+    # A slash at the end would make a listing of it, and so would nothing at all.
+    if not key or key.endswith("/"):
+        raise badParameter("configurationId", key)
+    return _below(key)
+
+
+def _below(key: str) -> str:
+    # The slashes of a qualified key are slashes of the path, its first one too: /configuration//production/x_y.
+    return "/configuration/" + "/".join(segment(part) if part else "" for part in key.split("/"))
+
+
+def _namespacePath(namespace: str) -> str:
+    return _below(namespace.rstrip("/") + "/")
+
+
+class ConfigurationClient:
+    """
+    The configuration values of the account.
+
+    A key is a simple name (``listen_ip``) or a qualified one, with a namespace (``/production/cassandra/listen_ip``).
+    Every method returns a Deferred, which fails with a :class:`~txserviceregistry.errors.ServiceRegistryError`.
+
+    :param transport: how to ask the registry.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ConfigurationPage]:
+        """
+        One page of the values, sorted by key.
+
+        :param marker: the key to begin at; ``page["metadata"]["next_marker"]`` of the page before.
+        :param limit: how many at most, 1 to 1000; 100 if it is not given.
+        :return: fires with ``{"values": [{"id": …, "value": …}, …], "metadata": {…}}``.
+        """
+        return self._list("/configuration", marker, limit)
+
+    def listForNamespace(
+        self, namespace: str, marker: str | None = None, limit: int | None = None
+    ) -> Deferred[ConfigurationPage]:
+        """
+        One page of the values below a namespace, those of the namespaces in it included. For the rest see :meth:`list`.
+
+        :param namespace: such as ``/production/cassandra``; ``/`` for all values that have one.
+        """
+        return self._list(_namespacePath(namespace), marker, limit)
+
+    def iterate(self, namespace: str | None = None) -> AsyncIterator[ConfigurationValue]:
+        """
+        All values, or all below a *namespace*, page by page as they are asked for::
+
+            async for value in client.configuration.iterate("/production"):
+                print(value["id"], value["value"])
+        """
+        path = "/configuration" if namespace is None else _namespacePath(namespace)
+        return cast(AsyncIterator[ConfigurationValue], pages(self._transport, path, {}))
+
+    @returnsDeferred
+    async def get(self, id: str) -> ConfigurationValue:
+        """
+        One value.
+
+        :param id: the key.
+        :return: fires with ``{"id": …, "value": …}``; fails with ``NotFound`` if there is none.
+        """
+        response = await self._transport.request("GET", _path(id))
+        return cast(ConfigurationValue, response.having(id=str, value=str))
+
+    @returnsDeferred
+    async def set(self, id: str, value: str) -> bool:
+        """
+        Set a value, whether there is one already or not.
+
+        :param id: the key, 3 to 500 characters.
+        :param value: a string of 1 to 1024 characters.
+        :return: fires with ``True``.
+        """
+        await self._transport.request("PUT", _path(id), body={"value": value})
+        return True
+
+    @returnsDeferred
+    async def remove(self, id: str) -> bool:
+        """
+        Remove a value.
+
+        :param id: the key.
+        :return: fires with ``True``; fails with ``NotFound`` if there is none.
+        """
+        await self._transport.request("DELETE", _path(id))
+        return True
+
+    @returnsDeferred
+    async def _list(self, path: str, marker: str | None, limit: int | None) -> ConfigurationPage:
+        response = await self._transport.request("GET", path, query={"marker": marker, "limit": limit})
+        return cast(ConfigurationPage, response.having(values=list, metadata=dict))

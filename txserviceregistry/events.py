@@ -1,0 +1,52 @@
+"""
+``client.events``: what has happened to the account's services and configuration values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import cast
+
+from .deferred import returnsDeferred
+from .transport import Transport, pages
+from .types import Event, EventPage
+
+__all__ = ["EventsClient"]
+
+
+class EventsClient:
+    """
+    The account's feed of events.
+
+    :param transport: how to ask the registry.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    @returnsDeferred
+    async def list(self, marker: str | None = None, limit: int | None = None, type: str | None = None) -> EventPage:
+        """
+        One page of the feed, oldest first.
+
+        :param marker: the id of the event to begin at, that one included; without it, the events of the last hour.
+        :param limit: how many at most, 1 to 1000; 100 if it is not given.
+        :param type: only events of this type, such as ``service.join``.
+        :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with a
+            :class:`~txserviceregistry.errors.ServiceRegistryError`, ``BadRequest`` if the marker is not accepted.
+        """
+        response = await self._transport.request(
+            "GET", "/events", query={"marker": marker, "limit": limit, "type": type}
+        )
+        return cast(EventPage, response.having(values=list, metadata=dict))
+
+    def iterate(self, marker: str | None = None) -> AsyncIterator[Event]:
+        """
+        The events from *marker* to the end that the feed has when it is reached, page by page as they are asked for::
+
+            async for event in client.events.iterate():
+                print(event["type"], event["payload"])
+
+        :param marker: see :meth:`list`.
+        """
+        return cast(AsyncIterator[Event], pages(self._transport, "/events", {}, marker))

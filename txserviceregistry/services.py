@@ -1,0 +1,239 @@
+"""
+``client.services``: register, heartbeat, find, change and remove services.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, cast
+from weakref import WeakSet
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
+
+from .deferred import returnsDeferred
+from .errors import (
+    ConnectionFailed,
+    MalformedResponse,
+    RequestTimedOut,
+    ServerError,
+    ServiceExists,
+    ServiceRegistryError,
+)
+from .heartbeater import HeartBeater
+from .listcache import ListCache
+from .transport import ClientClosed, Transport, badParameter, pages, pathOf, segment
+from .types import HeartbeatToken, Service, ServicePage
+
+__all__ = ["ServicesClient"]
+
+# The protocol's longest heartbeat timeout, in seconds.
+_LONGEST_TIMEOUT = 120
+
+# What a registry may be late by in letting a service die, and the clocks of two machines may disagree by, in seconds.
+_DEATH_MARGIN = 2.0
+
+
+def _path(id: str) -> str:
+    if not id:
+        raise badParameter("serviceId", id)
+    return f"/services/{segment(id)}"
+
+
+class ServicesClient:
+    """
+    The services of the account.
+
+    Every method returns a Deferred, which fails with a :class:`~txserviceregistry.errors.ServiceRegistryError`: an
+    ``APIError`` such as ``NotFound`` or ``BadRequest`` when the registry refuses, else ``ConnectionFailed``,
+    ``RequestTimedOut``, ``MalformedResponse`` or ``AuthenticationFailed``.
+
+    :param transport: how to ask the registry.
+    :param clock: the time of the heartbeats.
+    :param cache: where the good pages of listings are kept; ``None`` for nowhere.
+    """
+
+    def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._cache = cache
+        self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
+
+    def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
+        """
+        One page of the services, sorted by id.
+
+        When the registry can't be reached or is in trouble, this is the last good page of the same listing, if there is
+        one in the cache: then ``page["metadata"]["stale"]`` says how many seconds old it is.
+
+        :param marker: the id to begin at; ``page["metadata"]["next_marker"]`` of the page before.
+        :param limit: how many at most, 1 to 1000; 100 if it is not given.
+        :return: fires with ``{"values": [service, …], "metadata": {…}}``.
+        """
+        return self._list({"marker": marker, "limit": limit})
+
+    def listForTag(self, tag: str, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
+        """
+        One page of the services that bear a tag. For the rest see :meth:`list`.
+
+        :param tag: the tag.
+        """
+        return self._list({"tag": tag, "marker": marker, "limit": limit})
+
+    def iterate(self, tag: str | None = None) -> AsyncIterator[Service]:
+        """
+        All services, or all that bear a *tag*, page by page as they are asked for::
+
+            async for service in client.services.iterate("www"):
+                print(service["id"])
+
+        It never takes a page out of the cache: an iteration that the registry can't finish fails.
+        """
+        return cast(AsyncIterator[Service], pages(self._transport, "/services", {"tag": tag}))
+
+    @returnsDeferred
+    async def get(self, id: str) -> Service:
+        """
+        One service.
+
+        :return: fires with the service; fails with ``NotFound`` if there is none with this *id*.
+        """
+        response = await self._transport.request("GET", _path(id))
+        return cast(Service, response.having(id=str))
+
+    @returnsDeferred
+    async def create(
+        self, id: str, heartbeatTimeout: int, payload: Mapping[str, Any] | None = None
+    ) -> tuple[HeartbeatToken, HeartBeater]:
+        """
+        Register a service. It lives as long as it is heartbeated, which the HeartBeater does once it is started.
+
+        :param id: 3 to 65 characters of ``a-z A-Z 0-9 _ - .``.
+        :param heartbeatTimeout: seconds without a heartbeat after which the registry removes it, 3 to 120.
+        :param payload: ``tags`` (a list of strings) and ``metadata`` (a dict of strings), both optional.
+        :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if the id is alive. After a
+            ``ConnectionFailed`` or ``RequestTimedOut`` it is not known whether the service was registered;
+            :meth:`register` is the way that copes with it.
+        """
+        body = await self._create(id, heartbeatTimeout, payload)
+        return body, self._heartBeater(id, heartbeatTimeout, body, None)
+
+    @returnsDeferred
+    async def register(
+        self,
+        id: str,
+        heartbeatTimeout: int,
+        payload: Mapping[str, Any] | None = None,
+        retryDelay: float = 2,
+    ) -> tuple[HeartbeatToken, HeartBeater]:
+        """
+        :meth:`create`, but when the id is still alive, most likely by an earlier run of the same program, try again
+        until that one has surely timed out. The HeartBeater registers the service again whenever the registry loses it.
+
+        :param id: see :meth:`create`.
+        :param heartbeatTimeout: see :meth:`create`.
+        :param payload: see :meth:`create`.
+        :param retryDelay: seconds between two tries.
+        :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` when the id stays alive:
+            somebody else keeps it so. Cancelling it ends the tries.
+        """
+
+        def again() -> Deferred[str]:
+            return Deferred.fromCoroutine(self._create(id, heartbeatTimeout, payload)).addCallback(
+                lambda body: body["token"]
+            )
+
+        began = self._clock.seconds()
+        oldTimeout: int | None = None
+        while True:
+            try:
+                body = await self._create(id, heartbeatTimeout, payload)
+            except ServiceExists:
+                if oldTimeout is None:
+                    oldTimeout = await self._timeoutOf(id)
+                patience = began + (heartbeatTimeout if oldTimeout is None else oldTimeout) + _DEATH_MARGIN
+                left = patience - self._clock.seconds()
+                if left <= 0:
+                    raise
+                # The last try is made just when the old service is surely gone.
+                await self._transport.pause(min(retryDelay, left))
+            else:
+                return body, self._heartBeater(id, heartbeatTimeout, body, again)
+
+    @returnsDeferred
+    async def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> HeartbeatToken:
+        """
+        Keep a service alive for another heartbeat timeout. A HeartBeater does it regularly.
+
+        :param id: the service.
+        :param token: the token of the last heartbeat's answer, or of the registration's.
+        :param timeout: seconds that the request may take, if not the client's own.
+        :return: fires with ``{"token": …}``, the token for the next time. Fails with ``NotFound`` if the service is
+            gone, or the token is not one of its.
+        """
+        response = await self._transport.request(
+            "POST", _path(id) + "/heartbeat", body={"token": token}, timeout=timeout, repeatable=True
+        )
+        return cast(HeartbeatToken, response.having(token=str))
+
+    @returnsDeferred
+    async def update(self, id: str, payload: Mapping[str, Any]) -> bool:
+        """
+        Change a service.
+
+        :param id: the service.
+        :param payload: any of ``heartbeat_timeout``, ``tags`` and ``metadata``. What is given replaces the old value as
+            a whole; what is not stays.
+        :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
+        """
+        await self._transport.request("PUT", _path(id), body=dict(payload))
+        return True
+
+    @returnsDeferred
+    async def remove(self, id: str) -> bool:
+        """
+        Remove a service now.
+
+        :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
+        """
+        await self._transport.request("DELETE", _path(id))
+        return True
+
+    @returnsDeferred
+    async def close(self) -> None:
+        """Stop the HeartBeaters that were made here. A client does it when it is closed."""
+        await gatherResults([heartBeater.stop() for heartBeater in list(self._heartBeaters)], consumeErrors=True)
+
+    # -- inside
+
+    @returnsDeferred
+    async def _list(self, query: dict[str, object]) -> ServicePage:
+        key = pathOf("/services", query)
+        try:
+            response = await self._transport.request("GET", "/services", query=query)
+            page = response.having(values=list, metadata=dict)
+        except (ConnectionFailed, RequestTimedOut, ServerError, MalformedResponse) as error:
+            stale = None if self._cache is None else self._cache.stale(key, self._clock)
+            if stale is None or isinstance(error, ClientClosed):
+                raise
+            return cast(ServicePage, stale)
+        if self._cache is not None:
+            self._cache.keep(key, response.body, self._clock)
+        return cast(ServicePage, page)
+
+    async def _create(self, id: str, heartbeatTimeout: int, payload: Mapping[str, Any] | None) -> HeartbeatToken:
+        body = {**(payload or {}), "id": id, "heartbeat_timeout": heartbeatTimeout}
+        response = await self._transport.request("POST", "/services", body=body)
+        return cast(HeartbeatToken, response.having(token=str))
+
+    async def _timeoutOf(self, id: str) -> int | None:
+        try:
+            return min(int((await self.get(id))["heartbeat_timeout"]), _LONGEST_TIMEOUT)
+        except (ServiceRegistryError, LookupError, TypeError, ValueError):
+            # Gone in this very moment, or not to be had just now: the next try tells.
+            return None
+
+    def _heartBeater(self, id: str, heartbeatTimeout: int, body: HeartbeatToken, register: Any) -> HeartBeater:
+        heartBeater = HeartBeater(self, id, heartbeatTimeout, body["token"], clock=self._clock, register=register)
+        self._heartBeaters.add(heartBeater)
+        return heartBeater

@@ -1,0 +1,325 @@
+"""
+Where URLs and credentials come from: arguments, the environment, INI files, a registry on this machine.
+
+Each value is looked up in that order, by itself, and only when it is needed: a file that nothing is wanted of is not
+read.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import attrs
+
+from .errors import InvalidSettings
+
+__all__ = ["DEFAULT_URL", "Setting", "Settings", "authUrlFor", "defaultDataDir", "parseUrls", "readSettings"]
+
+#: Where a registry on this machine listens, unless it was told otherwise.
+DEFAULT_URL = "http://127.0.0.1:8880/v1.0"
+
+_DEFAULT_REGION = "us"
+
+# Each setting's environment variable, and its section and option in an INI file.
+_NAMES: dict[str, tuple[str, tuple[str, str] | None]] = {
+    "username": ("RAXSR_USERNAME", ("credentials", "username")),
+    "apiKey": ("RAXSR_API_KEY", ("credentials", "api_key")),
+    "baseUrl": ("RAXSR_API_URL", ("api", "url")),
+    "authUrl": ("RAXSR_AUTH_URL", ("auth_api", "url")),
+    "region": ("RAXSR_REGION", None),
+    "verify": ("RAXSR_SSL_VERIFY", ("ssl", "verify")),
+    "caFile": ("RAXSR_CA_FILE", ("ssl", "ca_file")),
+}
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@attrs.frozen
+class Setting:
+    """
+    A value, and where it comes from.
+
+    :ivar value: the text, as it stands there. May be a secret.
+    :ivar source: for texts: an argument's name, a variable's, or a file with a line's number.
+    """
+
+    value: str = attrs.field(repr=False)
+    source: str
+
+
+@attrs.frozen
+class Settings:
+    """
+    What a client needs to know before it can ask anything.
+
+    :ivar username: the user's name.
+    :ivar apiKey: the user's key, a secret.
+    :ivar baseUrls: the registry's URLs, without the tenant; empty: what the Auth API's catalog says for the region.
+    :ivar authUrls: the Auth API's URLs.
+    :ivar region: which registry to take of a catalog with several.
+    :ivar verify: whether TLS certificates are verified.
+    :ivar caFile: the certificates to trust, instead of those that the platform trusts.
+    :ivar sources: where each came from, for texts, by the name of the attribute's argument.
+    """
+
+    username: str
+    apiKey: str = attrs.field(repr=False)
+    baseUrls: tuple[str, ...]
+    authUrls: tuple[str, ...]
+    region: str = _DEFAULT_REGION
+    verify: bool = True
+    caFile: str | None = None
+    sources: Mapping[str, str] = attrs.field(factory=dict)
+
+
+def _homeIn(environ: Mapping[str, str], home: Path | None) -> Path:
+    return home or Path(environ.get("HOME") or Path.home())
+
+
+def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
+    """
+    Where the registry of this machine keeps its data: ``RAXSR_DATA_DIR``, else ``$XDG_STATE_HOME/txserviceregistry``,
+    else ``~/.local/state/txserviceregistry``.
+
+    :param environ: the environment; the process's own by default.
+    :param home: the user's home directory; by default what the environment says.
+    """
+    environ = os.environ if environ is None else environ
+    if environ.get("RAXSR_DATA_DIR"):
+        return Path(environ["RAXSR_DATA_DIR"])
+    state = environ.get("XDG_STATE_HOME", "")
+    # The XDG specification: a relative path there is invalid, and to be ignored.
+    base = Path(state) if os.path.isabs(state) else _homeIn(environ, home) / ".local" / "state"
+    return base / "txserviceregistry"
+
+
+def parseUrls(text: str | Iterable[str], source: str) -> tuple[str, ...]:
+    """
+    One URL or several, separated by commas, in one form: no slash at the end, no port that goes without saying.
+
+    :param text: the URLs, or a sequence of them.
+    :param source: where they come from, for texts.
+    :raises InvalidSettings: if one can't be used. No text shows one that holds a password.
+    """
+    pieces = text.split(",") if isinstance(text, str) else list(text)
+    urls = tuple(dict.fromkeys(_parseUrl(piece.strip(), source) for piece in pieces if piece.strip()))
+    if not urls:
+        raise InvalidSettings(f"{source}: there is no URL in it")
+    return urls
+
+
+def _parseUrl(url: str, source: str) -> str:
+    if "@" in url.partition("?")[0]:
+        raise InvalidSettings(f"{source}: a URL must not hold a username or a password; they are settings of their own")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        host = host if host.isascii() else host.encode("idna").decode("ascii")
+    except ValueError:
+        raise InvalidSettings(f"{source}: {url!r} is no URL")
+    if parts.scheme not in _DEFAULT_PORTS or not host:
+        raise InvalidSettings(
+            f"{source}: {url!r} is no URL of the form http://HOST:PORT/PATH or https://HOST:PORT/PATH"
+        )
+    if parts.query or parts.fragment or not re.fullmatch(r"[!-~]*", parts.path):
+        raise InvalidSettings(f"{source}: {url!r} must have a plain path, and nothing behind it")
+    host = f"[{host}]" if ":" in host else host
+    netloc = host if port is None or port == _DEFAULT_PORTS[parts.scheme] else f"{host}:{port}"
+    return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
+
+
+def authUrlFor(baseUrl: str) -> str:
+    """Where the Auth API is when nobody says: beside the registry, as ours has it."""
+    parts = urlsplit(baseUrl)
+    return f"{parts.scheme}://{parts.netloc}/v2.0"
+
+
+class _IniFile:
+    """An INI file, read when it is first asked."""
+
+    def __init__(self, path: Path, mustExist: bool = False) -> None:
+        self.path = path
+        self._mustExist = mustExist
+        self._parser: configparser.ConfigParser | None = None
+        self._lines: list[str] = []
+
+    def get(self, name: str) -> Setting | None:
+        place = _NAMES[name][1]
+        if place is None:
+            return None
+        if self._parser is None:
+            self._parser = self._read()
+        value = (self._parser.get(*place, fallback="") or "").strip()
+        return Setting(value, f"{self.path}, line {self._lineOf(*place)} ([{place[0]}] {place[1]})") if value else None
+
+    def _read(self) -> configparser.ConfigParser:
+        parser = configparser.ConfigParser(interpolation=None, default_section="")
+        try:
+            text = self.path.read_text("utf-8-sig")
+        except FileNotFoundError:
+            if self._mustExist:
+                raise InvalidSettings(f"{self.path}, which RAXSR_RAXRC names, does not exist")
+            return parser
+        except OSError as error:
+            raise InvalidSettings(f"{self.path} can't be read: {error.strerror}")
+        except UnicodeDecodeError:
+            raise InvalidSettings(f"{self.path} can't be read: it is no UTF-8 text")
+        self._lines = text.splitlines()
+        try:
+            parser.read_string(text)
+        # The parser's own texts show the line: it may hold the key.
+        except configparser.ParsingError as error:
+            numbers = [number for number, _ in error.errors] or [getattr(error, "lineno", 0)]
+            raise InvalidSettings(f"{self.path}, line {numbers[0]}: neither [section] nor option = value")
+        except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
+            raise InvalidSettings(f"{self.path}, line {error.lineno}: this is there twice")
+        return parser
+
+    def _lineOf(self, section: str, option: str) -> int:
+        current = ""
+        for number, line in enumerate(self._lines, 1):
+            if line.lstrip().startswith("["):
+                current = line.strip().strip("[]")
+            elif current == section and re.match(rf"\s*{option}\s*[=:]", line, re.IGNORECASE):
+                return number
+        return 0
+
+
+class _Lookup:
+    """The places to look at, in their order."""
+
+    def __init__(self, explicit: Mapping[str, str | None], environ: Mapping[str, str], home: Path) -> None:
+        self._explicit = explicit
+        self._environ = environ
+        named = environ.get("RAXSR_RAXRC")
+        self.files = [_IniFile(Path(named), mustExist=True) if named else _IniFile(home / ".raxrc")]
+        self.local = _IniFile(defaultDataDir(environ, home) / "raxrc")
+        self.sources: dict[str, str] = {}
+
+    def get(self, name: str, *, local: bool = True) -> Setting | None:
+        """Find a value; *local* says whether the registry of this machine may give it."""
+        for place in self._places(local):
+            setting = place(name)
+            if setting is not None:
+                self.sources[name] = setting.source
+                return setting
+        return None
+
+    def _places(self, local: bool) -> Iterator[Callable[[str], Setting | None]]:
+        yield self._fromArgument
+        yield self._fromEnvironment
+        for file in self.files:
+            yield file.get
+        if local:
+            yield self.local.get
+
+    def _fromArgument(self, name: str) -> Setting | None:
+        value = self._explicit.get(name)
+        return None if value is None else Setting(value, f"the argument {name}")
+
+    def _fromEnvironment(self, name: str) -> Setting | None:
+        variable = _NAMES[name][0]
+        value = self._environ.get(variable, "").strip()
+        return Setting(value, f"the environment variable {variable}") if value else None
+
+    def paths(self) -> str:
+        return " and ".join(str(file.path) for file in [*self.files, self.local])
+
+
+def readSettings(
+    *,
+    username: str | None = None,
+    apiKey: str | None = None,
+    baseUrl: str | Iterable[str] | None = None,
+    authUrl: str | Iterable[str] | None = None,
+    region: str | None = None,
+    verify: bool | None = None,
+    caFile: str | None = None,
+    tls: bool = True,
+    environ: Mapping[str, str] | None = None,
+    home: Path | None = None,
+) -> Settings:
+    """
+    Find what was not given.
+
+    The URLs of the registry on this machine are used only when nothing else names a URL of either kind. With an Auth
+    API's URL and no registry's, the registry is found through the Auth API's catalog; with a registry's only, the Auth
+    API is expected beside it, at ``/v2.0``; with neither, the registry is :data:`DEFAULT_URL`.
+
+    :param username: the user's name.
+    :param apiKey: the user's key.
+    :param baseUrl: the registry's URL without the tenant; or several, in a sequence or separated by commas.
+    :param authUrl: the Auth API's URL, or several.
+    :param region: which registry to take of a catalog with several.
+    :param verify: whether TLS certificates are verified.
+    :param caFile: a PEM file with the certificates to trust.
+    :param tls: false if nothing about TLS is needed, because somebody else does the connecting.
+    :param environ: the environment; the process's own by default.
+    :param home: the user's home directory; by default what the environment says.
+    :raises InvalidSettings: if a value or a file can't be used, or there are no credentials.
+    """
+    environ = os.environ if environ is None else environ
+    explicit = {
+        "username": username,
+        "apiKey": apiKey,
+        "baseUrl": baseUrl if baseUrl is None or isinstance(baseUrl, str) else ",".join(baseUrl),
+        "authUrl": authUrl if authUrl is None or isinstance(authUrl, str) else ",".join(authUrl),
+        "region": region,
+        "verify": None if verify is None else str(verify),
+        "caFile": caFile,
+    }
+    found = _Lookup(explicit, environ, _homeIn(environ, home))
+    base, auth = _urls(found)
+    user, key = found.get("username"), found.get("apiKey")
+    if user is None or key is None:
+        missing = " and ".join(
+            name for name, setting in (("no username", user), ("no API key", key)) if setting is None
+        )
+        raise InvalidSettings(
+            f"There is {missing} for the service registry at {', '.join(base or auth)}. Give username and apiKey, set "
+            "RAXSR_USERNAME and RAXSR_API_KEY, or write them under [credentials] into ~/.raxrc. A registry that runs "
+            f"on this machine (twistd -n service-registry-agent starts one) leaves them in a file of its own. "
+            f"Looked at: {found.paths()}"
+        )
+    ca = found.get("caFile") if tls else None
+    where = found.get("region")
+    return Settings(
+        username=user.value,
+        apiKey=key.value,
+        baseUrls=base,
+        authUrls=auth,
+        region=_DEFAULT_REGION if where is None else where.value,
+        verify=_boolean(found.get("verify")) if tls else True,
+        caFile=None if ca is None else ca.value,
+        sources=found.sources,
+    )
+
+
+def _urls(found: _Lookup) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    base = found.get("baseUrl", local=False)
+    auth = found.get("authUrl", local=False)
+    if base is None and auth is None:
+        base, auth = found.get("baseUrl"), found.get("authUrl")
+    if base is None and auth is None:
+        found.sources["baseUrl"] = "the default"
+        base = Setting(DEFAULT_URL, "the default")
+    baseUrls = () if base is None else parseUrls(base.value, base.source)
+    if auth is not None:
+        return baseUrls, tuple(url.removesuffix("/tokens") for url in parseUrls(auth.value, auth.source))
+    return baseUrls, tuple(dict.fromkeys(map(authUrlFor, baseUrls)))
+
+
+def _boolean(setting: Setting | None) -> bool:
+    if setting is None:
+        return True
+    try:
+        return _BOOLEANS[setting.value.lower()]
+    except KeyError:
+        raise InvalidSettings(f"{setting.source}: {setting.value!r} is neither true nor false")

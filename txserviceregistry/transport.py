@@ -1,0 +1,532 @@
+"""
+The one place where the client speaks HTTP: URLs, JSON, deadlines, failover, faults.
+
+:class:`JSONTransport` is JSON over HTTP with whomever; :class:`Transport` is the registry's API, with a tenant in its
+URLs and faults for errors. What an agent does (connections, queue, token) is below; what the requests mean, above.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+import attrs
+from OpenSSL.SSL import Error as TLSError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectError, ConnectionDone, ConnectionRefusedError, DNSLookupError
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseFailed, ResponseNeverReceived
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent
+
+from ._version import __version__
+from .agents import AgentClosed, BytesProducer, ResponseTooLarge, StaleConnection, WholeResponse
+from .errors import (
+    APIError,
+    BadRequest,
+    ConnectionFailed,
+    MalformedResponse,
+    RateLimited,
+    RequestTimedOut,
+    ServiceRegistryError,
+    apiErrorFor,
+)
+
+if TYPE_CHECKING:
+    from .auth import IAuthenticator, Session
+
+__all__ = ["ClientClosed", "JSONTransport", "Response", "Transport", "badParameter", "pages", "pathOf", "segment"]
+
+_T = TypeVar("_T")
+
+#: Seconds that a request may take, unless it says otherwise.
+TIMEOUT = 10.0
+
+# A pool may hold more than one stale connection. Each repetition uses one up; a new connection is never stale.
+_MOST_STALE = 3
+
+_HEADERS = {
+    b"User-Agent": [b"txserviceregistry/" + __version__.encode("ascii")],
+    b"Accept": [b"application/json"],
+}
+_WITHOUT_BODY = Headers(_HEADERS)
+_WITH_BODY = Headers({**_HEADERS, b"Content-Type": [b"application/json; charset=UTF-8"]})
+
+
+class ClientClosed(ConnectionFailed):
+    """The client was closed before the request was done."""
+
+
+def segment(text: str) -> str:
+    """
+    One segment of a path, whatever its characters: it is encoded so that it can't become two, or none.
+
+    :param text: an id, not empty.
+    """
+    encoded = quote(text, safe="")
+    # Dots need no encoding, but these two have a meaning of their own in a path.
+    return encoded.replace(".", "%2E") if text in (".", "..") else encoded
+
+
+def pathOf(path: str, query: Mapping[str, object] | None) -> str:
+    """
+    A path with its query.
+
+    :param path: encoded.
+    :param query: the parameters, as they are; those that are ``None`` are left out.
+    """
+    if not query:
+        return path
+    pairs = "&".join(
+        f"{quote(name, safe='')}={quote(str(value), safe='')}" for name, value in query.items() if value is not None
+    )
+    return f"{path}?{pairs}" if pairs else path
+
+
+def badParameter(name: str, value: str) -> BadRequest:
+    """What the registry would say of an id that can't even be put into a path, for it would make another one."""
+    return BadRequest(400, "badRequest", f"Invalid value for '{name}' query string parameter", f"{value!r} is no id")
+
+
+def encodeJSON(body: object) -> bytes:
+    """A request's body. UTF-8 as it is takes the least of the 5,000 bytes that the registry accepts."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError:
+        # Half a surrogate pair can't be UTF-8. As an escape it reaches the registry, which says what is wrong with it.
+        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+@attrs.frozen
+class Response:
+    """
+    An answer, whole.
+
+    :ivar status: the HTTP status code.
+    :ivar headers: the headers.
+    :ivar json: the body's value; ``None`` if there is none, or the body of an error is no JSON.
+    :ivar body: the body's bytes.
+    :ivar method: what was asked,
+    :ivar url: and where, for texts.
+    """
+
+    status: int
+    headers: Headers
+    json: Any = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=False)
+    method: str
+    url: str
+
+    def header(self, name: str) -> str | None:
+        """The first header of that *name*."""
+        values = self.headers.getRawHeaders(name)
+        return values[0] if values else None
+
+    def having(self, **members: type) -> Any:
+        """
+        The body's value, when it is an object with these members.
+
+        :param members: the type of each.
+        :raises MalformedResponse: if it is not.
+        """
+        for name, kind in members.items():
+            if not isinstance(self.json, dict) or not isinstance(self.json.get(name), kind):
+                raise MalformedResponse(
+                    f"{self.method} {self.url} was answered with {self.status}, but without {name!r}: "
+                    "is this the URL of a service registry?"
+                )
+        return self.json
+
+
+@attrs.define
+class _Exchange:
+    """A request under way, over however many tries."""
+
+    method: str
+    path: str
+    body: bytes | None
+    repeatable: bool
+    deadline: float
+    url: str = ""
+    stage: str = ""
+
+    @property
+    def asked(self) -> str:
+        return f"{self.method} {self.url or self.path}"
+
+
+class _NotSent(Exception):
+    """There was no connection: the request has had no effect."""
+
+
+class _NotAnswered(Exception):
+    """The request was sent, and nothing came back: it may have had its effect."""
+
+
+class _TookTooLong(_NotAnswered):
+    """This server has used up its share of the deadline."""
+
+
+class JSONTransport:
+    """
+    JSON over HTTP to one server, or to several that are one service.
+
+    A server that can't be reached is left for the next one, and one that works is stayed with. A request that was sent
+    but not answered is sent again only when it may have its effect twice.
+
+    :param agent: does the requests: a :class:`~txserviceregistry.agents.QueueingAgent`, or an agent over one.
+    :param clock: for the deadlines.
+    :param baseUrls: what the paths are put behind; without a slash at the end.
+    :param timeout: seconds that a request may take, unless it says otherwise.
+    :param name: what it is that answers there, for texts.
+    """
+
+    def __init__(
+        self,
+        agent: IAgent,
+        clock: IReactorTime,
+        baseUrls: Sequence[str],
+        *,
+        timeout: float = TIMEOUT,
+        name: str = "the registry",
+    ) -> None:
+        self._agent = agent
+        self._clock = clock
+        self._baseUrls = baseUrls
+        self._timeout = timeout
+        self._name = name
+        self._preferred = 0
+
+    @property
+    def baseUrl(self) -> str:
+        """The URL that worked last."""
+        return self._baseUrls[self._preferred]
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+        timeout: float | None = None,
+        repeatable: bool | None = None,
+    ) -> Deferred[Response]:
+        """
+        Ask, once or as often as it takes.
+
+        :param method: the HTTP method.
+        :param path: below the base URL, encoded, beginning with a slash.
+        :param query: the query's parameters; those that are ``None`` are left out.
+        :param body: what to send as JSON; ``None`` for no body.
+        :param timeout: seconds for all of it: queue, connecting, headers and body.
+        :param repeatable: whether the request may be sent again when it is unknown whether it had its effect;
+            by default a GET, PUT or DELETE may.
+        :return: fires with the :class:`Response`, whatever its status. Fails with
+            :class:`~txserviceregistry.errors.ConnectionFailed`, :class:`~txserviceregistry.errors.RequestTimedOut`,
+            or, if a 2xx has no JSON or any answer is cut short, with
+            :class:`~txserviceregistry.errors.MalformedResponse`.
+        """
+        exchange = self.exchange(method, path, query=query, body=body, timeout=timeout, repeatable=repeatable)
+        return self.inTime(exchange, self.send(exchange))
+
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+        timeout: float | None = None,
+        repeatable: bool | None = None,
+    ) -> _Exchange:
+        """A request and its deadline, for :meth:`send`. The parameters are those of :meth:`request`."""
+        return _Exchange(
+            method,
+            pathOf(path, query),
+            None if body is None else encodeJSON(body),
+            method != "POST" if repeatable is None else repeatable,
+            self._clock.seconds() + (self._timeout if timeout is None else timeout),
+        )
+
+    def inTime(self, exchange: _Exchange, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
+        """Do *work*, until the deadline of *exchange*."""
+        seconds = max(0.0, exchange.deadline - self._clock.seconds())
+
+        def tooLate(_: object, timeout: float) -> Failure:
+            stage = exchange.stage or f"waiting for {self._name}"
+            return Failure(
+                RequestTimedOut(
+                    f"{exchange.asked} had no whole answer after {timeout:g} s, {stage}. "
+                    f"The server hangs, or is too slow for this timeout"
+                )
+            )
+
+        done = Deferred.fromCoroutine(work)
+        return done.addTimeout(seconds, self._clock, tooLate)
+
+    async def send(self, exchange: _Exchange) -> Response:
+        """Send it, to one server after the other. The deadline is the caller's: see :meth:`inTime`."""
+        exchange.stage = ""
+        servers = len(self._baseUrls)
+        first = self._preferred
+        for tried in range(servers):
+            server = (first + tried) % servers
+            exchange.url = self._baseUrls[server] + exchange.path
+            last = tried == servers - 1
+            try:
+                response = await self._ask(exchange, servers - tried)
+            except _NotSent as error:
+                problem = ConnectionFailed(
+                    f"{exchange.asked} failed: can't connect to {self._name} ({error}). Check that it runs, and the URL"
+                )
+            except _TookTooLong:
+                # Never the last server's: its share is all that is left of the deadline.
+                continue
+            except _NotAnswered as error:
+                problem = ConnectionFailed(f"{exchange.asked} failed: {self._name} gave no answer ({error})")
+                last = last or not exchange.repeatable
+            else:
+                self._preferred = server
+                return self._response(exchange, response)
+            if last:
+                raise problem
+        raise AssertionError("unreachable")
+
+    async def _ask(self, exchange: _Exchange, serversLeft: int) -> WholeResponse:
+        """Send it to one server, and once more when the connection turns out to be stale."""
+        for attempt in range(1, _MOST_STALE + 1):
+            try:
+                return await self._attempt(exchange, serversLeft)
+            except StaleConnection as error:
+                if not exchange.repeatable or attempt == _MOST_STALE:
+                    raise _NotAnswered(_describe(error))
+            except (CancelledError, ServiceRegistryError, _TookTooLong):
+                raise
+            except AgentClosed:
+                raise ClientClosed(f"{exchange.asked} was not done: this client has been closed")
+            except (ConnectError, DNSLookupError) as error:
+                raise _NotSent(_describe(error))
+            except ResponseTooLarge as error:
+                raise MalformedResponse(f"The answer to {exchange.asked} is too long ({error})")
+            except ResponseFailed as error:
+                if isinstance(error, ResponseNeverReceived):
+                    raise _NotAnswered(_describe(error))
+                raise MalformedResponse(
+                    f"The answer to {exchange.asked} was cut short, or is no HTTP ({_describe(error)})"
+                )
+            except Exception as error:
+                # An agent that was given from outside may fail in ways of its own.
+                raise _NotAnswered(_describe(error)) from error
+        raise AssertionError("unreachable")
+
+    def _attempt(self, exchange: _Exchange, serversLeft: int) -> Deferred[WholeResponse]:
+        body = exchange.body
+        sent: Deferred[Any] = self._agent.request(
+            exchange.method.encode("ascii"),
+            exchange.url.encode("ascii"),
+            _WITHOUT_BODY if body is None else _WITH_BODY,
+            None if body is None else BytesProducer(body),
+        )
+        if serversLeft > 1 and exchange.repeatable:
+            share = (exchange.deadline - self._clock.seconds()) / serversLeft
+            sent.addTimeout(max(0.0, share), self._clock, lambda _, timeout: Failure(_TookTooLong()))
+        return sent
+
+    def _response(self, exchange: _Exchange, answer: WholeResponse) -> Response:
+        value = None
+        if answer.body:
+            try:
+                value = json.loads(answer.body)
+            except (ValueError, RecursionError):
+                if answer.code < 300:
+                    raise MalformedResponse(
+                        f"{exchange.asked} was answered with {answer.code}, but the body is no JSON: "
+                        f"is this the URL of {self._name}?"
+                    )
+        return Response(answer.code, answer.headers, value, answer.body, exchange.method, exchange.url)
+
+
+def _describe(error: Exception) -> str:
+    """What happened to a connection, in a few words."""
+    reasons = getattr(error, "reasons", None)
+    cause = reasons[0].value if reasons else error
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(cause, ConnectTimeout):
+        return "nobody answers at that address"
+    if isinstance(cause, DNSLookupError):
+        return "no such host"
+    if isinstance(cause, ConnectionDone):
+        return "the connection was closed"
+    if isinstance(cause, TLSError):
+        return f"TLS: {cause}; if its certificate is not to be verified the usual way, give a CA file"
+    text = str(cause)[:200]
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+
+
+class Transport:
+    """
+    The registry's API: paths below the tenant's URL, and faults as exceptions.
+
+    :param agent: does the requests and authenticates them.
+    :param clock: for the deadlines.
+    :param authenticator: knows the tenant.
+    :param basesFor: the base URLs, without the tenant, for a session.
+    :param timeout: seconds that a request may take, unless it says otherwise.
+    """
+
+    def __init__(
+        self,
+        agent: IAgent,
+        clock: IReactorTime,
+        authenticator: IAuthenticator,
+        basesFor: Callable[[Session], Sequence[str]],
+        *,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self._agent = agent
+        self._clock = clock
+        self._authenticator = authenticator
+        self._basesFor = basesFor
+        self._timeout = timeout
+        self._session: Session | None = None
+        # Before the first session nobody knows the tenant: this one makes exchanges, and sends none.
+        self._json = JSONTransport(agent, clock, (), timeout=timeout)
+        self._pauses: set[Deferred[None]] = set()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+        timeout: float | None = None,
+        repeatable: bool | None = None,
+    ) -> Deferred[Response]:
+        """
+        Ask the registry.
+
+        :param method: the HTTP method.
+        :param path: below the tenant's URL, encoded, beginning with a slash.
+        :param query: the query's parameters; those that are ``None`` are left out.
+        :param body: what to send as JSON; ``None`` for no body.
+        :param timeout: seconds for all of it: queue, authentication, connecting, headers and body.
+        :param repeatable: whether the request may be sent again when it is unknown whether it had its effect;
+            by default a GET, PUT or DELETE may.
+        :return: fires with the :class:`Response`, a 2xx. Fails with :class:`~txserviceregistry.errors.APIError` or a
+            subclass for any other status, and with ``ConnectionFailed``, ``RequestTimedOut``, ``MalformedResponse`` or
+            ``AuthenticationFailed``.
+        """
+        exchange = self._json.exchange(method, path, query=query, body=body, timeout=timeout, repeatable=repeatable)
+        return self._json.inTime(exchange, self._send(exchange, body))
+
+    async def _send(self, exchange: _Exchange, body: object) -> Response:
+        exchange.stage = "waiting for the Auth API"
+        session = await self._authenticator.session()
+        if session is not self._session:
+            self._adopt(session)
+        response = await self._json.send(exchange)
+        if response.status >= 300:
+            raise faultOf(response, body)
+        return response
+
+    def _adopt(self, session: Session) -> None:
+        if self._session is None or session.tenantId != self._session.tenantId:
+            bases = [f"{base}/{segment(session.tenantId)}" for base in self._basesFor(session)]
+            self._json = JSONTransport(self._agent, self._clock, bases, timeout=self._timeout)
+        self._session = session
+
+    @property
+    def baseUrl(self) -> str:
+        """The tenant's URL that worked last; after a first answer."""
+        return self._json.baseUrl
+
+    def pause(self, seconds: float) -> Deferred[None]:
+        """
+        Wait, but no longer than this transport is open.
+
+        :return: fires after so many *seconds*; fails with :class:`ClientClosed`.
+        """
+        pause: Deferred[None] = Deferred()
+        self._pauses.add(pause)
+        call = self._clock.callLater(seconds, pause.callback, None)
+
+        def over(result: object) -> Any:
+            self._pauses.discard(pause)
+            if call.active():
+                call.cancel()
+            return result
+
+        return pause.addBoth(over)
+
+    def close(self) -> None:
+        """End the pauses. The requests end with their agent."""
+        for pause in list(self._pauses):
+            pause.errback(ClientClosed("This client has been closed"))
+
+
+def faultOf(response: Response, sent: object = None) -> Exception:
+    """
+    The exception that an answer which is no success stands for.
+
+    :param sent: the request's body, whose token must not come back in a text.
+    """
+    if response.status < 400:
+        return MalformedResponse(
+            f"{response.method} {response.url} was answered with {response.status} "
+            f"(Location: {response.header('Location')}), which no registry does: check the URL"
+        )
+    fault = response.json if isinstance(response.json, dict) else {}
+    secret = sent.get("token") if isinstance(sent, dict) else None
+
+    def text(name: str) -> str:
+        value = fault.get(name)
+        words = "" if value is None else str(value)
+        return words.replace(secret, "…") if isinstance(secret, str) and secret else words
+
+    kind = apiErrorFor(response.status, text("type"))
+    error: APIError = kind(
+        response.status,
+        text("type"),
+        text("message"),
+        text("details"),
+        text("txnId") or response.header("X-Response-Id") or "",
+        method=response.method,
+        url=response.url,
+    )
+    if isinstance(error, RateLimited):
+        try:
+            error.retryAfter = float(response.header("Retry-After") or "")
+        except ValueError:
+            pass
+    return error
+
+
+async def pages(
+    transport: Transport, path: str, query: Mapping[str, object], marker: str | None = None
+) -> AsyncIterator[Any]:
+    """
+    The values of a collection, page by page as they are asked for.
+
+    :param path: the collection's.
+    :param query: what belongs to each page's query.
+    :param marker: where to begin.
+    :raises MalformedResponse: if the pages lead nowhere.
+    """
+    while True:
+        response = await transport.request("GET", path, query={**query, "marker": marker})
+        page = response.having(values=list, metadata=dict)
+        for value in page["values"]:
+            yield value
+        following = page["metadata"].get("next_marker")
+        if following is None:
+            return
+        if following == marker:
+            raise MalformedResponse(f"GET {response.url} names itself as its next page")
+        marker = following
