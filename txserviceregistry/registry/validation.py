@@ -174,6 +174,9 @@ class TimeUUID:
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
 
 
+_NONE: Any = object()
+
+
 @attrs.frozen
 class Field:
     """
@@ -186,12 +189,12 @@ class Field:
 
     name: str
     rule: Rule
-    default: Any = attrs.NOTHING
+    default: Any = _NONE
 
     @property
     def required(self) -> bool:
         """Whether the field has to be there when the object is made."""
-        return self.default is attrs.NOTHING
+        return self.default is _NONE
 
     def value(self, body: Mapping[str, object]) -> Any:
         """
