@@ -82,10 +82,10 @@ class SqliteStore:
         self._path = os.fspath(path)
         self._reactor = reactor
         self._wallClock = wallClock
-        self._writer = Writer(reactor, self._connectToWrite)
         self._reader = Reader(reactor, self._connectToRead)
+        self._writer = Writer(reactor, self._connectToWrite, self._reader)
         self._isPrepared = False
-        self._lastSeen: dict[str, LastSeen] = {}
+        self._lastSeen: dict[tuple[str, str, str], LastSeen] = {}
         self._lastSeenCall: IDelayedCall | None = None
 
     # -- opening and closing
@@ -205,7 +205,7 @@ class SqliteStore:
         if not self._writer.isRunning:
             return
         for one in seen:
-            self._lastSeen[one.incarnation] = one
+            self._lastSeen[one.whose] = one
         if self._lastSeenCall is None:
             self._lastSeenCall = self._reactor.callLater(_LAST_SEEN_DELAY, self._writeLastSeen)
 
@@ -221,7 +221,7 @@ class SqliteStore:
 
     def _lastSeenNotWritten(self, failure: Failure, seen: Sequence[LastSeen]) -> None:
         if failure.check(StoreUnavailable):  # which the writer has logged
-            self._keepLastSeen([one for one in seen if one.incarnation not in self._lastSeen])
+            self._keepLastSeen([one for one in seen if one.whose not in self._lastSeen])
         else:
             self._log.failure("The times of heartbeats could not be written", failure)
 

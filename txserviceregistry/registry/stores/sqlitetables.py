@@ -67,6 +67,11 @@ class LastSeen:
     incarnation: str
     milliseconds: int
 
+    @property
+    def whose(self) -> tuple[str, str, str]:
+        """Which life of which service it belongs to."""
+        return (self.tenant, self.id, self.incarnation)
+
 
 def _asJson(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))

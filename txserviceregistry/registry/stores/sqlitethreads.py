@@ -206,6 +206,18 @@ class Reader(_Worker):
 
     _doing = "read"
     _isEnding = False
+    _isKeeping = True
+
+    def keepConnection(self, isKeeping: bool) -> None:
+        """
+        Keep the connection from one group of jobs to the next, or don't.
+
+        While the writer is in trouble it is not kept: connections of one process share SQLite's view of the files, and
+        one that was opened while they were read-only would keep the writer from ever writing again.
+        """
+        self._isKeeping = isKeeping
+        if not isKeeping and self.isRunning:
+            self._jobs.put(_Job(lambda tables: None))
 
     def _nextGroup(self) -> Sequence[_Job] | None:
         jobs: list[_Job] = []
@@ -234,6 +246,8 @@ class Reader(_Worker):
             except Exception as error:
                 result = error
             outcomes.append(_Outcome(job.deferred, result))
+        if not self._isKeeping:
+            self._disconnect()
         return outcomes, cause
 
 
@@ -243,9 +257,18 @@ class Writer(_Worker):
     _doing = "written"
     _isEnding = False
 
-    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables]) -> None:
+    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], reader: Reader) -> None:
+        """
+        :param reader: the thread that reads the same file.
+        """
         super().__init__(reactor, connect)
+        self._reader = reader
         self._background: deque[_Job] = deque()
+
+    def _settle(self, outcomes: Sequence[_Outcome], cause: Exception | None) -> None:
+        if (cause is not None) is not self._inTrouble:
+            self._reader.keepConnection(cause is None)
+        super()._settle(outcomes, cause)
 
     def _nextGroup(self) -> Sequence[_Job] | None:
         jobs: list[_Job] = []
@@ -261,7 +284,7 @@ class Writer(_Worker):
             else:
                 jobs.append(job)
         if self._background:
-            jobs.append(self._background.popleft())
+            jobs.insert(0, self._background.popleft())
         return jobs or None
 
     def _runGroup(self, jobs: Sequence[_Job]) -> tuple[list[_Outcome], Exception | None]:

@@ -1,0 +1,542 @@
+"""
+The tests that every store passes. A store's own test case mixes this in and says how the store is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+from twisted.internet.defer import gatherResults
+from zope.interface.verify import verifyObject
+
+from txserviceregistry.deferred import returnsDeferred
+from txserviceregistry.registry.eventids import position, positionOf
+from txserviceregistry.registry.stores.interfaces import (
+    Account,
+    Death,
+    IStore,
+    LimitExceeded,
+    LivingService,
+    NoSuchObject,
+    ObjectExists,
+    ServiceRecord,
+    StoreError,
+    StoreUnavailable,
+    TokenRecord,
+    UserRecord,
+)
+
+NOW = 1_700_000_000.5
+
+
+class StoreSuite:
+    """
+    Mix this into a trial TestCase.
+
+    :ivar now: what the wall clock shows, in seconds; tests set it.
+    """
+
+    now = NOW
+    store: Any
+
+    def makeStore(self) -> Any:
+        """A new store without anything in it, not open."""
+        raise NotImplementedError
+
+    async def lastSeenIsWritten(self) -> None:
+        """Wait until the times of heartbeats have been written."""
+
+    def wallClock(self) -> float:
+        return self.now
+
+    @returnsDeferred
+    async def setUp(self) -> None:
+        self.store = self.makeStore()
+        await self.store.open()
+
+    @returnsDeferred
+    async def tearDown(self) -> None:
+        await self.store.close()
+
+    async def create(self, id: str, tenant: str = "1", maximum: int = 1000, **fields: Any) -> ServiceRecord:
+        return await self.store.createService(
+            tenant, id, fields.get("timeout", 30), fields.get("tags", ()), fields.get("metadata", {}), maximum
+        )
+
+    async def raises(self, kind: type[Exception], operation: Awaitable[Any]) -> None:
+        try:
+            result = await operation
+        except kind:
+            return
+        self.fail(f"{kind.__name__} was expected, but it returned {result!r}")
+
+    async def ids(self, *, tenant: str = "1", marker: str | None = None, count: int = 100, **more: Any) -> list[str]:
+        services = await self.store.listServices(tenant, marker, count, more.get("tag"), more.get("hidden", ()))
+        return [service.id for service in services]
+
+    async def keys(self, namespace: str | None = None, marker: str | None = None, count: int = 100) -> list[str]:
+        return [key for key, _ in await self.store.listValues("1", marker, count, namespace)]
+
+    async def events(self, tenant: str = "1", type: str | None = None) -> list[Any]:
+        return await self.store.listEvents(tenant, 0, 1000, type)
+
+    async def told(self, tenant: str = "1") -> list[tuple[str, Any]]:
+        """What the feed tells, in short: types, and of whom."""
+        return [
+            (event.type, event.payload.get("id", event.payload.get("configuration_value_id")))
+            for event in await self.events(tenant)
+        ]
+
+    # -- the store itself
+
+    def test_providesTheInterface(self):
+        """A store has every operation of IStore, with its arguments."""
+        verifyObject(IStore, self.store)
+
+    async def test_failsBeforeItIsOpenAndAfterItIsClosed(self):
+        """Operations on a store that is not open fail with StoreUnavailable, and closing it is always possible."""
+        new = self.makeStore()
+        await self.raises(StoreUnavailable, new.secret())
+        await new.close()
+        await self.store.close()
+        await self.store.close()
+        await self.raises(StoreUnavailable, self.create("web"))
+        await self.raises(StoreUnavailable, self.store.listServices("1", None, 1, None, ()))
+        self.store.recordLastSeen("1", "web", "x", 1)
+
+    async def test_secretStaysTheSame(self):
+        """The secret has 32 bytes, is not another store's, and does not change."""
+        secret = await self.store.secret()
+        self.assertEqual(len(secret), 32)
+        self.assertEqual(await self.store.secret(), secret)
+        other = self.makeStore()
+        await other.open()
+        self.addCleanup(other.close)
+        self.assertNotEqual(await other.secret(), secret)
+
+    async def test_accountComesIntoBeingOnce(self):
+        """An account bears the time when it was first asked for."""
+        await self.create("web", tenant="7")
+        self.now = NOW + 10
+        self.assertEqual(await self.store.account("7"), Account("7", 1_700_000_010_500))
+        self.now = NOW + 20
+        self.assertEqual(await self.store.account("7"), Account("7", 1_700_000_010_500))
+        self.assertEqual(await self.store.account("8"), Account("8", 1_700_000_020_500))
+        self.assertEqual(await self.store.countServices("7", ()), 1)
+
+    async def test_accountAskedForByManyIsOne(self):
+        """Simultaneous first requests of an account get the same one."""
+        accounts = await gatherResults([self.store.account("7") for _ in range(5)])
+        self.assertEqual(accounts, [Account("7", 1_700_000_000_500)] * 5)
+
+    # -- services
+
+    async def test_createdServiceIsThereWithItsEvent(self):
+        """A new service can be read, and the feed tells of it under the id that is the service's incarnation."""
+        made = await self.create("web", timeout=15, tags=("b", "a"), metadata={"port": "80", "host": "h"})
+        self.assertEqual(await self.store.getService("1", "web"), made)
+        self.assertEqual((made.heartbeatTimeout, made.tags, made.lastSeen), (15, ("b", "a"), None))
+        self.assertEqual(list(made.metadata.items()), [("port", "80"), ("host", "h")])
+        (event,) = await self.events()
+        self.assertEqual((event.id, event.timestamp), (made.incarnation, 1_700_000_000_500))
+        self.assertEqual(event.type, "service.join")
+        expected = {
+            "id": "web",
+            "heartbeat_timeout": 15,
+            "tags": ["b", "a"],
+            "metadata": {"port": "80", "host": "h"},
+        }
+        self.assertEqual(event.payload, expected)
+
+    async def test_takenIdIsRefusedAndNothingChanges(self):
+        """A create of a living id fails, and leaves the service and the feed as they were."""
+        made = await self.create("web")
+        await self.raises(ObjectExists, self.create("web", timeout=99))
+        self.assertEqual(await self.store.getService("1", "web"), made)
+        self.assertEqual(await self.told(), [("service.join", "web")])
+
+    async def test_idsDifferInTheirCase(self):
+        """Two ids that differ only in case are two services."""
+        await self.create("web")
+        await self.create("Web")
+        self.assertEqual(await self.ids(), ["Web", "web"])
+
+    async def test_limitHoldsAndIsToldAfterATakenId(self):
+        """A tenant has no more services than it may; a taken id is the first thing to be told."""
+        await self.create("a", maximum=2)
+        made = await self.create("b", maximum=2)
+        await self.raises(LimitExceeded, self.create("c", maximum=2))
+        await self.raises(ObjectExists, self.create("a", maximum=2))
+        await self.create("c", tenant="2", maximum=2)
+        await self.store.removeService("1", "b", made.incarnation)
+        await self.create("c", maximum=2)
+        self.assertEqual(await self.ids(), ["a", "c"])
+
+    async def test_oneOfManySimultaneousCreatesWins(self):
+        """Of ten creates of one id at once exactly one succeeds."""
+        outcomes: list[Any] = []
+        for _ in range(10):
+            creating = self.store.createService("1", "web", 30, (), {}, 100)
+            creating.addErrback(lambda failure: failure.trap(ObjectExists))
+            outcomes.append(creating)
+        results = await gatherResults(outcomes)
+        self.assertEqual(results.count(ObjectExists), 9)
+        self.assertEqual(await self.told(), [("service.join", "web")])
+
+    async def test_limitHoldsAmongSimultaneousCreates(self):
+        """Creates that come together do not get past the limit together."""
+        creating = [self.store.createService("1", f"web{n}", 30, (), {}, 3) for n in range(8)]
+        for one in creating:
+            one.addErrback(lambda failure: failure.trap(LimitExceeded))
+        results = await gatherResults(creating)
+        self.assertEqual(results.count(LimitExceeded), 5)
+        self.assertEqual(await self.store.countServices("1", ()), 3)
+
+    async def test_cancelledWaiterDoesNotDisturbTheOthers(self):
+        """Whoever stops waiting for an operation harms none that runs together with it."""
+        creating = [self.store.createService("1", f"web{n}", 30, (), {}, 100) for n in range(5)]
+        creating[2].addErrback(lambda failure: None)
+        creating[2].cancel()
+        await gatherResults(creating)
+        await self.create("last")
+        for n in (0, 1, 3, 4):
+            await self.store.getService("1", f"web{n}")
+
+    async def test_unknownServiceIsNoSuchObject(self):
+        """What was never there, or belongs to somebody else, is not found."""
+        await self.create("web", tenant="2")
+        await self.raises(NoSuchObject, self.store.getService("1", "web"))
+
+    async def test_listBeginsAtItsMarkerInCodePointOrder(self):
+        """A page begins at the marker, or at the next id after it, and holds as many as were asked for."""
+        for id in ("b-1", "a", "B", "b.1", "b_1", "c", "b1"):
+            await self.create(id)
+        self.assertEqual(await self.ids(), ["B", "a", "b-1", "b.1", "b1", "b_1", "c"])
+        self.assertEqual(await self.ids(marker="b1", count=2), ["b1", "b_1"])
+        self.assertEqual(await self.ids(marker="b0"), ["b1", "b_1", "c"])
+        self.assertEqual(await self.ids(marker="d"), [])
+
+    async def test_listByTagFollowsTheTags(self):
+        """A list by tag holds those that bear it, once each, also after an update."""
+        await self.create("a", tags=("www", "www", "api"))
+        made = await self.create("b", tags=("api",))
+        await self.create("c", tags=("www",))
+        await self.create("d", tags=("WWW",))
+        self.assertEqual(await self.ids(tag="www"), ["a", "c"])
+        self.assertEqual(await self.ids(tag="www", marker="b", count=1), ["c"])
+        self.assertEqual(await self.ids(tag="none"), [])
+        self.assertEqual((await self.store.getService("1", "a")).tags, ("www", "www", "api"))
+        await self.store.updateService("1", "b", made.incarnation, None, ("www", "\ud800", "ü"), None)
+        self.assertEqual(await self.ids(tag="www"), ["a", "b", "c"])
+        self.assertEqual(await self.ids(tag="api"), ["a"])
+        self.assertEqual(await self.ids(tag="\ud800"), ["b"])
+        await self.store.removeService("1", "b", made.incarnation)
+        self.assertEqual(await self.ids(tag="www"), ["a", "c"])
+
+    async def test_hiddenServicesArePassedOver(self):
+        """Hidden lives are in no list and no count, and do not shorten a page."""
+        made = [await self.create(id, tags=("t",)) for id in "abcde"]
+        hidden = {made[0].incarnation, made[2].incarnation, "no such incarnation"}
+        self.assertEqual(await self.ids(count=2, hidden=hidden), ["b", "d"])
+        self.assertEqual(await self.ids(count=2, hidden=hidden, tag="t", marker="c"), ["d", "e"])
+        self.assertEqual(await self.store.countServices("1", hidden), 3)
+        self.assertEqual(await self.store.countServices("1", ()), 5)
+        self.assertEqual(await self.store.countServices("2", ()), 0)
+
+    async def test_updateReplacesWhatIsGiven(self):
+        """An update replaces whole fields, keeps the others, and is no event."""
+        made = await self.create("web", tags=("a",), metadata={"k": "v", "l": "w"})
+        changed = await self.store.updateService("1", "web", made.incarnation, 60, None, {"k": "x"})
+        self.assertEqual((changed.heartbeatTimeout, changed.tags, changed.metadata), (60, ("a",), {"k": "x"}))
+        self.assertEqual(changed.incarnation, made.incarnation)
+        self.assertEqual(await self.store.getService("1", "web"), changed)
+        changed = await self.store.updateService("1", "web", made.incarnation, None, (), None)
+        self.assertEqual((changed.heartbeatTimeout, changed.tags, changed.metadata), (60, (), {"k": "x"}))
+        self.assertEqual(await self.store.updateService("1", "web", made.incarnation, None, None, None), changed)
+        self.assertEqual(await self.told(), [("service.join", "web")])
+
+    async def test_anotherLifeIsNotTouched(self):
+        """What is meant for an earlier life of an id does nothing to the present one."""
+        old = await self.create("web")
+        removed = await self.store.removeService("1", "web", old.incarnation)
+        self.assertEqual(removed, old)
+        new = await self.create("web")
+        self.assertNotEqual(new.incarnation, old.incarnation)
+        await self.raises(NoSuchObject, self.store.removeService("1", "web", old.incarnation))
+        await self.raises(NoSuchObject, self.store.updateService("1", "web", old.incarnation, 99, None, None))
+        await self.raises(NoSuchObject, self.store.updateService("1", "other", old.incarnation, 99, None, None))
+        await self.store.expireServices([Death("1", "web", old.incarnation, 5)])
+        self.store.recordLastSeen("1", "web", old.incarnation, 5)
+        await self.lastSeenIsWritten()
+        self.assertEqual(await self.store.getService("1", "web"), new)
+        expected = [("service.join", "web"), ("service.remove", "web"), ("service.join", "web")]
+        self.assertEqual(await self.told(), expected)
+
+    async def test_removeTellsTheServiceAsItWas(self):
+        """The event of a removal bears the service's last state."""
+        made = await self.create("web", tags=("a",))
+        await self.store.updateService("1", "web", made.incarnation, 77, ("b",), {"k": "v"})
+        self.now = NOW + 1
+        await self.store.removeService("1", "web", made.incarnation)
+        await self.raises(NoSuchObject, self.store.getService("1", "web"))
+        _, event = await self.events()
+        self.assertEqual((event.type, event.timestamp), ("service.remove", 1_700_000_001_500))
+        expected = {"id": "web", "heartbeat_timeout": 77, "tags": ["b"], "metadata": {"k": "v"}}
+        self.assertEqual(event.payload, expected)
+
+    async def test_expiryTellsTheMomentOfDeath(self):
+        """Services that expire are gone, and their events bear the deadline, whatever the time is."""
+        one = await self.create("one", tags=("t",), metadata={"k": "v"})
+        two = await self.create("two", tenant="2")
+        await self.create("three", tags=("t",))
+        deaths = [Death("1", "one", one.incarnation, 123), Death("2", "two", two.incarnation, 456)]
+        await self.store.expireServices([*deaths, deaths[0], Death("1", "gone", one.incarnation, 789)])
+        await self.store.expireServices(deaths)
+        await self.store.expireServices([])
+        self.assertEqual(await self.ids(), ["three"])
+        self.assertEqual(await self.ids(tag="t"), ["three"])
+        self.assertEqual(await self.store.countServices("1", ()), 1)
+        (event,) = await self.events(type="service.timeout")
+        self.assertEqual(event.timestamp, 123)
+        self.assertEqual(event.payload["metadata"], {"k": "v"})
+        (event,) = await self.events("2", "service.timeout")
+        self.assertEqual((event.timestamp, event.payload["id"]), (456, "two"))
+
+    async def test_manyExpireTogether(self):
+        """A large number of deaths is kept whole."""
+        made = await gatherResults([self.store.createService("1", f"s{n:04}", 30, (), {}, 9999) for n in range(950)])
+        await self.store.expireServices([Death("1", one.id, one.incarnation, 7) for one in made[50:]])
+        self.assertEqual(await self.store.countServices("1", ()), 50)
+        timeouts = await self.events(type="service.timeout")
+        self.assertEqual([event.payload["id"] for event in timeouts], [one.id for one in made[50:]])
+
+    async def test_heartbeatTimesAreKept(self):
+        """The time of the last heartbeat is seen in the service, by whichever way it is read."""
+        made = await self.create("web", tags=("t",))
+        await self.create("quiet")
+        self.store.recordLastSeen("1", "web", made.incarnation, 1000)
+        self.store.recordLastSeen("1", "web", made.incarnation, 2000)
+        self.store.recordLastSeen("1", "none", made.incarnation, 3000)
+        await self.lastSeenIsWritten()
+        self.assertEqual((await self.store.getService("1", "web")).lastSeen, 2000)
+        self.assertEqual([s.lastSeen for s in await self.store.listServices("1", None, 9, None, ())], [None, 2000])
+        self.assertEqual([s.lastSeen for s in await self.store.listServices("1", None, 9, "t", ())], [2000])
+        self.assertEqual({s.id: s.lastSeen for s in await self.store.livingServices()}, {"web": 2000, "quiet": None})
+        changed = await self.store.updateService("1", "web", made.incarnation, 60, None, None)
+        self.assertEqual(changed.lastSeen, 2000)
+
+    async def test_livingServicesAreThoseOfAllTenants(self):
+        """At its start the registry learns of every service."""
+        one = await self.create("web", timeout=15)
+        two = await self.create("web", tenant="2", timeout=60)
+        gone = await self.create("gone")
+        await self.store.removeService("1", "gone", gone.incarnation)
+        living = await self.store.livingServices()
+        expected = [
+            LivingService("1", "web", one.incarnation, 15, None),
+            LivingService("2", "web", two.incarnation, 60, None),
+        ]
+        self.assertEqual(sorted(living, key=lambda service: service.tenant), expected)
+
+    async def test_recordsAreTheCallersOwn(self):
+        """A caller who changes what was returned changes nothing in the store."""
+        made = await self.create("web", tags=("t",), metadata={"k": "v"})
+        made.metadata.clear()
+        (await self.store.getService("1", "web")).metadata.clear()
+        (await self.events())[0].payload["metadata"].clear()
+        self.assertEqual((await self.store.getService("1", "web")).metadata, {"k": "v"})
+        self.assertEqual((await self.events())[0].payload["metadata"], {"k": "v"})
+
+    # -- configuration
+
+    async def test_valuesAreKeptWithTheirEvents(self):
+        """Each change of a value is one event with what it was and what it is; the same value again is none."""
+        await self.store.setValue("1", "key", "old", 100)
+        await self.store.setValue("1", "key", "new", 100)
+        await self.store.setValue("1", "key", "new", 100)
+        self.assertEqual(await self.store.getValue("1", "key"), "new")
+        await self.store.removeValue("1", "key")
+        await self.raises(NoSuchObject, self.store.getValue("1", "key"))
+        await self.raises(NoSuchObject, self.store.removeValue("1", "key"))
+        events = [(event.type, event.payload) for event in await self.events()]
+        update, remove = "configuration_value.update", "configuration_value.remove"
+        expected = [
+            (update, {"configuration_value_id": "key", "old_value": None, "new_value": "old"}),
+            (update, {"configuration_value_id": "key", "old_value": "old", "new_value": "new"}),
+            (remove, {"configuration_value_id": "key", "old_value": "new"}),
+        ]
+        self.assertEqual(events, expected)
+
+    async def test_anyTextIsAValue(self):
+        """A value comes back as it was, whatever characters are in it."""
+        for text in ("\x00a\x00", "ü\u2028😀", "\ud800 half a pair", " '\"\\", "9"):
+            await self.store.setValue("1", "key", text, 100)
+            self.assertEqual(await self.store.getValue("1", "key"), text)
+            self.assertEqual(await self.store.listValues("1", None, 9, None), [("key", text)])
+            self.assertEqual((await self.events())[-1].payload["new_value"], text)
+
+    async def test_valuesHaveALimit(self):
+        """A tenant has no more values than it may; those that are there can still be changed."""
+        await self.store.setValue("1", "one", "1", 2)
+        await self.store.setValue("1", "two", "1", 2)
+        await self.raises(LimitExceeded, self.store.setValue("1", "three", "1", 2))
+        await self.store.setValue("1", "two", "2", 2)
+        await self.store.setValue("2", "three", "1", 2)
+        self.assertEqual(await self.store.countValues("1"), 2)
+        await self.store.removeValue("1", "one")
+        self.assertEqual(await self.store.countValues("1"), 1)
+        await self.store.setValue("1", "three", "1", 2)
+        self.assertEqual(await self.store.countValues("3"), 0)
+
+    async def test_namespacesHoldWhatIsBelowThem(self):
+        """A namespace lists its own key and everything below, and nothing that merely begins alike."""
+        below = ["/pro/cas", "/pro/cas/a", "/pro/cas/b/c"]
+        others = ["/pro", "/pro/cas-2/x", "/pro/cas.x", "/pro/cas0", "/pro/cas2", "pro/cas/a", "simple"]
+        for key in below + others:
+            await self.store.setValue("1", key, key.upper(), 100)
+        self.assertEqual(await self.keys(), sorted(below + others))
+        self.assertEqual(await self.keys("/pro/cas"), below)
+        self.assertEqual(await self.keys("/pro/cas", marker="/pro/cas", count=2), below[:2])
+        self.assertEqual(await self.keys("/pro/cas", marker="/pro/cas."), below[1:])
+        self.assertEqual(await self.keys("/pro/cas", marker="/pro/cas/aa"), below[2:])
+        self.assertEqual(await self.keys("/pro/cas", marker="/pro/d"), [])
+        self.assertEqual(await self.keys("/"), sorted(key for key in below + others if key[0] == "/"))
+        self.assertEqual(await self.keys(marker="/pro/cas2", count=2), ["/pro/cas2", "pro/cas/a"])
+        self.assertEqual(await self.keys("/none"), [])
+        self.assertEqual(await self.store.listValues("1", None, 1, "/pro/cas"), [("/pro/cas", "/PRO/CAS")])
+
+    # -- events
+
+    async def test_feedBeginsAtAPosition(self):
+        """The feed is read from a position on, that one included, oldest first, and filtered before it is cut."""
+        for n in range(3):
+            await self.store.setValue("1", "key", str(n), 100)
+            await self.create(f"s{n}")
+        events = await self.events()
+        self.assertEqual(len(events), 6)
+        self.assertEqual(events, sorted(events, key=lambda event: position(event.id)))
+        start = position(events[2].id)
+        self.assertEqual(await self.store.listEvents("1", start, 2, None), events[2:4])
+        self.assertEqual(await self.store.listEvents("1", start + 1, 2, None), events[3:5])
+        self.assertEqual(await self.store.listEvents("1", start, 1, "service.join"), events[3:4])
+        self.assertEqual(await self.store.listEvents("1", start, 9, "service.join"), events[3::2])
+        self.assertEqual(await self.store.listEvents("1", start, 9, "service.sixth"), [])
+
+    async def test_eventIdsAreTimesThatNeverStepBack(self):
+        """Ids are the time where that is possible, and grow when the wall clock steps back or stands still."""
+        await self.create("a")
+        self.now = NOW - 3600
+        await self.create("b")
+        await self.create("c")
+        self.now = NOW + 10
+        await self.create("d")
+        positions = [position(event.id) for event in await self.events()]
+        start = positionOf(NOW)
+        self.assertEqual(positions, [start, start + 1, start + 2, positionOf(NOW + 10)])
+        timestamps = [event.timestamp for event in await self.events()]
+        self.assertEqual(timestamps, [1_700_000_000_500, 1_699_996_400_500, 1_699_996_400_500, 1_700_000_010_500])
+
+    async def test_knowsTheEventsOfAFeed(self):
+        """Only the very ids that this tenant's feed has given out, and has kept, are its events."""
+        made = await self.create("web")
+        other = self.makeStore()
+        await other.open()
+        self.addCleanup(other.close)
+        foreign = await other.createService("1", "web", 30, (), {}, 100)
+        self.assertTrue(await self.store.hasEvent("1", made.incarnation))
+        self.assertTrue(await self.store.hasEvent("1", made.incarnation.upper()))
+        self.assertFalse(await self.store.hasEvent("2", made.incarnation))
+        self.assertFalse(await self.store.hasEvent("1", foreign.incarnation))
+        self.assertFalse(await self.store.hasEvent("1", "9b6dbd5e-6ab4-4bb3-8f0a-ab1c56b5bf62"))
+        self.assertFalse(await self.store.hasEvent("1", "no id"))
+
+    async def test_forgetsOldEvents(self):
+        """Events before a position are dropped, for all tenants, and ids go on after them."""
+        await self.create("a")
+        await self.create("a", tenant="2")
+        self.now = NOW + 60
+        made = await self.create("b")
+        self.assertEqual(await self.store.dropEvents(positionOf(NOW + 60)), 2)
+        self.assertEqual(await self.store.dropEvents(positionOf(NOW + 60)), 0)
+        self.assertEqual(await self.told(), [("service.join", "b")])
+        self.assertEqual(await self.told("2"), [])
+        self.assertEqual(await self.store.dropEvents(positionOf(NOW + 61)), 1)
+        self.assertFalse(await self.store.hasEvent("1", made.incarnation))
+        self.now = NOW
+        again = await self.create("c")
+        self.assertGreater(position(again.incarnation), position(made.incarnation))
+
+    async def test_tenantsAreApart(self):
+        """Nothing that one tenant does is seen in, or done to, what belongs to another."""
+        one = await self.create("web", tags=("t",))
+        two = await self.create("web", tenant="2", tags=("t",))
+        await self.store.setValue("1", "key", "one", 100)
+        await self.store.setValue("2", "key", "two", 100)
+        await self.raises(NoSuchObject, self.store.removeService("2", "web", one.incarnation))
+        await self.raises(NoSuchObject, self.store.updateService("2", "web", one.incarnation, 99, None, None))
+        await self.store.expireServices([Death("2", "web", one.incarnation, 1)])
+        self.store.recordLastSeen("2", "web", one.incarnation, 1)
+        await self.lastSeenIsWritten()
+        await self.store.removeService("1", "web", one.incarnation)
+        await self.store.removeValue("1", "key")
+        self.assertEqual(await self.store.getService("2", "web"), two)
+        self.assertEqual(await self.ids(tenant="2", tag="t"), ["web"])
+        self.assertEqual(await self.ids(tag="t"), [])
+        self.assertEqual(await self.store.getValue("2", "key"), "two")
+        self.assertEqual(await self.keys(), [])
+        self.assertEqual(await self.told("2"), [("service.join", "web"), ("configuration_value.update", "key")])
+
+    # -- identity
+
+    async def test_usersGetTheSmallestFreeTenant(self):
+        """A user without a wish gets the smallest number that no user has; several may share one by wish."""
+        self.assertEqual(await self.store.addUser("joe", "hash", None), UserRecord("joe", "1", "hash"))
+        await self.store.addUser("ann", "hash", "3")
+        await self.store.addUser("bob", "hash", "3")
+        self.assertEqual((await self.store.addUser("cid", "hash", None)).tenant, "2")
+        self.assertEqual((await self.store.addUser("\ud800", "hash", None)).tenant, "4")
+        await self.store.removeUser("joe")
+        self.assertEqual((await self.store.addUser("eve", "hash", None)).tenant, "1")
+        self.assertEqual([user.name for user in await self.store.listUsers()], ["ann", "bob", "cid", "eve", "\ud800"])
+        self.assertEqual(await self.store.getUser("bob"), UserRecord("bob", "3", "hash"))
+
+    async def test_userNamesAreUnique(self):
+        """A name that is taken is refused, and the user stays as it was."""
+        await self.store.addUser("joe", "hash", "1")
+        await self.raises(ObjectExists, self.store.addUser("joe", "other", "2"))
+        self.assertEqual(await self.store.listUsers(), [UserRecord("joe", "1", "hash")])
+        await self.raises(NoSuchObject, self.store.getUser("Joe"))
+
+    async def test_tokensEndWithTheirUserOrKey(self):
+        """A new key ends all tokens of a user, and so does the user's removal; those of others stay."""
+        for name in ("joe", "ann"):
+            await self.store.addUser(name, "hash", None)
+            await self.store.addToken(TokenRecord(f"{name}'s", name, "1", NOW + 60))
+        changed = await self.store.replaceUserKey("joe", "new")
+        self.assertEqual(changed, UserRecord("joe", "1", "new"))
+        self.assertEqual(await self.store.getUser("joe"), changed)
+        await self.raises(NoSuchObject, self.store.getToken("joe's"))
+        self.assertEqual(await self.store.getToken("ann's"), TokenRecord("ann's", "ann", "1", NOW + 60))
+        await self.store.removeUser("ann")
+        await self.raises(NoSuchObject, self.store.getToken("ann's"))
+        await self.raises(NoSuchObject, self.store.getUser("ann"))
+        await self.raises(NoSuchObject, self.store.removeUser("ann"))
+        await self.raises(NoSuchObject, self.store.replaceUserKey("ann", "new"))
+
+    async def test_tokensEndAndAreForgotten(self):
+        """A token can be ended, more than once, and those that have run out are forgotten when one is added."""
+        for n in range(3):
+            await self.store.addToken(TokenRecord(f"t{n}", "joe", "1", NOW + n))
+        await self.store.removeToken("t1")
+        await self.store.removeToken("t1")
+        await self.raises(NoSuchObject, self.store.getToken("t1"))
+        self.now = NOW + 0.5
+        await self.store.addToken(TokenRecord("t3", "joe", "1", NOW + 3))
+        await self.raises(NoSuchObject, self.store.getToken("t0"))
+        self.assertEqual((await self.store.getToken("t2")).expires, NOW + 2)
+        self.assertEqual((await self.store.getToken("t3")).user, "joe")
+
+    async def test_outcomesAreOneFamily(self):
+        """Whoever catches StoreError catches every outcome that is no success."""
+        await self.raises(StoreError, self.store.getService("1", "none"))

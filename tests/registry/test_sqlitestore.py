@@ -1,0 +1,580 @@
+"""
+What the SQLite store promises of its file: across restarts, crashes, other processes, and trouble with the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import sys
+import threading
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.error import ProcessTerminated
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.utils import getProcessOutputAndValue
+from twisted.logger import LogLevel, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+import tests
+from tests.registry.test_stores import HandReactor
+from txserviceregistry.deferred import returnsDeferred
+from txserviceregistry.registry.eventids import position, positionOf
+from txserviceregistry.registry.stores.interfaces import (
+    Death,
+    StoreRefused,
+    StoreUnavailable,
+    TokenRecord,
+)
+from txserviceregistry.registry.stores.sqlite import SqliteStore
+from txserviceregistry.registry.stores.sqlitefile import APPLICATION_ID, MIGRATIONS, connect, prepare
+
+NOW = 1_700_000_000.0
+ROOT = os.path.dirname(os.path.dirname(tests.__file__))
+PROGRAM = ["-m", "tests.registry.storeprograms"]
+
+
+@returnsDeferred
+async def run(name: str, path: str) -> str:
+    """Run a program of storeprograms to its end; what it printed."""
+    arguments = [*PROGRAM, name, os.path.abspath(path)]
+    output, errors, code = await getProcessOutputAndValue(sys.executable, arguments, os.environ, ROOT)
+    if code != 0:
+        raise AssertionError(errors.decode())
+    return output.decode()
+
+
+class KilledWhileItPrints(ProcessProtocol):
+    """Kills a process after it has printed a number of lines. Complete lines only are kept."""
+
+    def __init__(self, lines: int) -> None:
+        self.ended: Deferred[list[str]] = Deferred()
+        self._lines = lines
+        self._output = b""
+        self._errors = b""
+
+    def outReceived(self, data: bytes) -> None:
+        self._output += data
+        if self._output.count(b"\n") >= self._lines and self.transport.pid:
+            self.transport.signalProcess("KILL")
+            self._lines = sys.maxsize
+
+    def errReceived(self, data: bytes) -> None:
+        self._errors += data
+
+    def processEnded(self, reason: Any) -> None:
+        if reason.check(ProcessTerminated) and reason.value.signal == 9:
+            self.ended.callback(self._output.decode().split("\n")[:-1])
+        else:
+            self.ended.errback(AssertionError(self._errors.decode()))
+
+
+class SqliteStoreTests(TestCase):
+    """A store that is opened, and opened again."""
+
+    timeout = 60
+    now = NOW
+
+    def setUp(self):
+        self.path = self.mktemp()
+        self.reactor = HandReactor()
+
+    async def opened(self, path: str | None = None) -> SqliteStore:
+        store = SqliteStore(path or self.path, reactor=self.reactor, wallClock=lambda: self.now)
+        await store.open()
+        self.addCleanup(store.close)
+        return store
+
+    async def raises(self, kind: type[Exception], operation: Any) -> str:
+        try:
+            result = await operation
+        except kind as error:
+            return str(error)
+        self.fail(f"{kind.__name__} was expected, but it returned {result!r}")
+
+    def elsewhere(self) -> sqlite3.Connection:
+        """The file as another process has it open."""
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(connection.close)
+        return connection
+
+    # -- from one life to the next
+
+    async def test_everythingIsThereAfterARestart(self):
+        """A store that is opened again is what it was."""
+
+        async def content(store: SqliteStore) -> list[Any]:
+            return [
+                await store.secret(),
+                await store.account("1"),
+                await store.listServices("1", None, 100, None, ()),
+                await store.listServices("1", None, 100, "t", ()),
+                await store.livingServices(),
+                await store.countServices("1", ()),
+                await store.listValues("1", None, 100, None),
+                await store.countValues("1"),
+                await store.listEvents("1", 0, 100, None),
+                await store.listUsers(),
+                await store.getToken("token"),
+            ]
+
+        store = await self.opened()
+        await store.account("1")
+        made = await store.createService("1", "web", 30, ("t",), {"k": "v"}, 10)
+        gone = await store.createService("1", "gone", 30, ("t",), {}, 10)
+        await store.expireServices([Death("1", "gone", gone.incarnation, 5)])
+        store.recordLastSeen("1", "web", made.incarnation, 1234)
+        await store.setValue("1", "key", "value", 10)
+        await store.addUser("joe", "hash", None)
+        await store.addToken(TokenRecord("token", "joe", "1", NOW + 60))
+        self.reactor.advance(5)
+        await store.removeToken("none")
+        before = await content(store)
+        await store.close()
+        self.now += 3600
+        self.assertEqual(await content(await self.opened()), before)
+        self.assertEqual(before[2][0].lastSeen, 1234)
+
+    async def test_closeWritesHeartbeatTimes(self):
+        """The times of heartbeats that wait to be written are written by close(), and nothing stays on the reactor."""
+        store = await self.opened()
+        made = await store.createService("1", "web", 30, (), {}, 10)
+        store.recordLastSeen("1", "web", made.incarnation, 1234)
+        await store.close()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        store = await self.opened()
+        self.assertEqual((await store.getService("1", "web")).lastSeen, 1234)
+
+    async def test_heartbeatTimesAreWrittenAfterFiveSeconds(self):
+        """A thousand heartbeats of a service are one write, at the latest five seconds after the first."""
+        store = await self.opened()
+        made = await store.createService("1", "web", 30, (), {}, 10)
+        for n in range(1000):
+            store.recordLastSeen("1", "web", made.incarnation, n)
+        self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
+        self.reactor.advance(4.9)
+        await store.removeToken("none")
+        self.assertEqual((await store.getService("1", "web")).lastSeen, None)
+        self.reactor.advance(0.1)
+        await store.removeToken("none")
+        self.assertEqual((await store.getService("1", "web")).lastSeen, 999)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    async def test_eventIdsGoOnAfterARestart(self):
+        """Ids grow across a restart, when the clock has stepped back and all events have been dropped."""
+        store = await self.opened()
+        made = await store.createService("1", "web", 30, (), {}, 10)
+        await store.dropEvents(positionOf(NOW + 60))
+        await store.close()
+        self.now = NOW - 3600
+        store = await self.opened()
+        again = await store.createService("1", "api", 30, (), {}, 10)
+        self.assertEqual(position(again.incarnation), position(made.incarnation) + 1)
+
+    async def test_dropsManyEvents(self):
+        """More events than fit into one part are dropped, and those of every tenant."""
+        store = await self.opened()
+        await gatherResults([store.setValue(str(n % 3), "key", str(n), 10) for n in range(2100)])
+        self.assertEqual(await store.dropEvents(positionOf(NOW) + 2000), 2000)
+        self.assertEqual(await store.dropEvents(positionOf(NOW + 60)), 100)
+
+    async def test_closeFinishesWhatIsUnderWay(self):
+        """What was asked for before close() is done; nothing is left beside the file, and no thread."""
+        threads = set(threading.enumerate())
+        store = await self.opened()
+        writes = [store.setValue("1", f"k{n}", "v", 1000) for n in range(100)]
+        reads = [store.countValues("1") for _ in range(100)]
+        first, second = store.close(), store.close()
+        await first
+        await second
+        await gatherResults(writes + reads)
+        self.assertEqual(set(threading.enumerate()) - threads, set())
+        self.assertFalse(os.path.exists(self.path + "-wal"))
+        self.assertEqual(await (await self.opened()).countValues("1"), 100)
+
+    async def test_closingWhileItOpens(self):
+        """A store that is closed before it has opened does not open, and leaves no thread."""
+        threads = set(threading.enumerate())
+        store = SqliteStore(self.path, reactor=self.reactor)
+        opening = store.open()
+        closing = store.close()
+        await self.raises(StoreUnavailable, opening)
+        await closing
+        self.assertEqual(set(threading.enumerate()) - threads, set())
+
+    def test_nothingIsStartedByMakingIt(self):
+        """A store that has not been opened has no file and no thread: a daemon forks between the two."""
+        threads = threading.enumerate()
+        SqliteStore(self.path, reactor=self.reactor)
+        self.assertEqual(threading.enumerate(), threads)
+        self.assertFalse(os.path.exists(self.path))
+
+    async def test_fileIsTheOwnersOnly(self):
+        """The file, and what SQLite keeps beside it, can be read by nobody else, whatever the umask."""
+        mask = os.umask(0)
+        self.addCleanup(os.umask, mask)
+        store = await self.opened()
+        await store.setValue("1", "key", "value", 10)
+        folder = os.path.dirname(self.path)
+        names = [name for name in os.listdir(folder) if name.startswith(os.path.basename(self.path))]
+        self.assertEqual(len(names), 3)
+        modes = {stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) for name in names}
+        self.assertEqual(modes, {0o600})
+
+    async def test_survivesKill(self):
+        """Whatever a process printed as acknowledged before it was killed is there, and the store is in order."""
+        killed = KilledWhileItPrints(500)
+        environment = dict(os.environ)
+        path = os.path.abspath(self.path)
+        reactor.spawnProcess(killed, sys.executable, [sys.executable, *PROGRAM, "writeStream", path], environment, ROOT)
+        lines = [line.split() for line in await killed.ended]
+        self.assertGreaterEqual(len(lines), 500)
+        store = await self.opened()
+        removed = {rest[0] for what, *rest in lines if what == "removed"}
+        joined = {event.id for event in await store.listEvents("1", 0, 100_000, "service.join")}
+        living = {one.id: one for one in await store.listServices("1", None, 100_000, None, ())}
+        under = {f"s{n}" for n in range(10**4)} - removed  # those of which a removal may have been under way
+        for what, *rest in lines:
+            if what == "service":
+                id, incarnation = rest
+                self.assertIn(incarnation, joined)
+                if id in living:
+                    self.assertEqual(living[id].incarnation, incarnation)
+                elif id in under:
+                    self.assertTrue(int(id[1:]) % 30 < 10, f"{id} is lost")
+            elif what == "value":
+                self.assertEqual(await store.getValue("1", rest[0]), rest[0][1:])
+        self.assertTrue(removed)
+        self.assertEqual(removed & set(living), set())
+        self.assertEqual(await store.countServices("1", ()), len(living))
+        verdict = self.elsewhere().execute("PRAGMA integrity_check").fetchall()
+        self.assertEqual(verdict, [("ok",)])
+
+    # -- other processes
+
+    async def test_seesWhatAnotherProcessWrites(self):
+        """Users that another process edits are as that process left them, at once."""
+        store = await self.opened()
+        await store.addUser("joe", "old", None)
+        await store.addToken(TokenRecord("token", "joe", "1", NOW * 2))
+        await run("editUsers", self.path)
+        self.assertEqual([user.name for user in await store.listUsers()], ["ann", "joe"])
+        self.assertEqual((await store.getUser("joe")).keyHash, "new")
+        self.assertEqual((await store.addUser("bob", "hash", None)).tenant, "3")
+
+    async def test_twoStoresOnOneFileAreOne(self):
+        """Two that open a new file together have one secret, see each other's changes, and one row of event ids."""
+        one, two = await gatherResults([Deferred.fromCoroutine(self.opened()) for _ in range(2)])
+        self.assertEqual(await one.secret(), await two.secret())
+        made = []
+        for n in range(4):
+            made.append(await (one, two)[n % 2].createService("1", f"s{n}", 30, (), {}, 4))
+        positions = [position(service.incarnation) for service in made]
+        self.assertEqual(positions, [positions[0] + n for n in range(4)])
+        self.assertEqual(await one.listServices("1", None, 9, None, ()), made)
+        self.assertEqual(await one.countServices("1", ()), 4)
+
+    # -- groups
+
+    async def test_oneThatFailsLeavesTheOthersWhole(self):
+        """An operation that fails half-way undoes what it did, and only that."""
+        store = await self.opened()
+        good = [store.setValue("1", f"k{n}", "v", 100) for n in range(5)]
+        bad = store.setValue("1", "bad", 5, 100)  # type: ignore[arg-type]  # a defect of the caller
+        more = [store.setValue("1", f"l{n}", "v", 100) for n in range(5)]
+        await self.raises(AttributeError, bad)
+        await gatherResults(good + more)
+        self.assertEqual(await store.countValues("1"), 10)
+        self.assertEqual(len(await store.listEvents("1", 0, 100, None)), 10)
+
+    async def test_aReadThatFailsLeavesTheOthersWhole(self):
+        """A read that can't be done fails alone."""
+        store = await self.opened()
+        await store.setValue("1", "key", "value", 10)
+        bad = store.getValue("1", "\ud800")
+        good = store.getValue("1", "key")
+        await self.raises(UnicodeEncodeError, bad)
+        self.assertEqual(await good, "value")
+
+    async def test_othersHaveTheirTurnWhileManyDie(self):
+        """An operation that comes while thousands of deaths are written does not wait for the last of them."""
+        store = await self.opened()
+        made = await gatherResults([store.createService("1", f"s{n}", 30, ("t",), {}, 9999) for n in range(3000)])
+        order: list[str] = []
+        dying = store.expireServices([Death("1", one.id, one.incarnation, 1) for one in made])
+        dying.addCallback(lambda _: order.append("dead"))
+        created = store.createService("1", "new", 30, (), {}, 9999)
+        created.addCallback(lambda _: order.append("created"))
+        await gatherResults([dying, created])
+        self.assertEqual(order, ["created", "dead"])
+        self.assertEqual(await store.countServices("1", ()), 1)
+
+    # -- trouble
+
+    async def test_aFullDiskIsOverByItself(self):
+        """While the disk is full writes fail and change nothing, reads go on; with room again all works."""
+        seen = json.loads(await run("fillDisk", self.path))
+        self.assertEqual(seen["done"], ["done", "unavailable", "done"])
+        self.assertEqual((seen["found"], seen["events"], seen["count"]), (["before"], 1, 2))
+        store = await self.opened()
+        self.assertEqual([key for key, _ in await store.listValues("1", None, 100, None)], ["after", "before"])
+
+    async def test_aWriteProtectedFileIsOverByItself(self):
+        """From a file that may only be read is read; as soon as it may be written it is."""
+        self.assertEqual(json.loads(await run("protect", "-")), ["unavailable", "value", "done", "other"])
+
+    async def test_troubleIsLoggedWhenItBeginsAndEnds(self):
+        """However many operations fail, there is one line when trouble begins and one when it ends, for each thread."""
+        lines: list[tuple[Any, str]] = []
+
+        def observe(event: Any) -> None:
+            if str(event.get("log_namespace")).startswith("txserviceregistry.registry.stores"):
+                lines.append((event["log_level"], event["doing"]))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        store = await self.opened()
+        await store.setValue("1", "key", "value", 10)
+        elsewhere = self.elsewhere()
+        for table in ("meta", "configuration_values", "events"):
+            elsewhere.execute(f"ALTER TABLE {table} RENAME TO {table}_away")
+        for _ in range(3):
+            self.assertIn("no such table", await self.raises(StoreUnavailable, store.setValue("1", "key", "v", 10)))
+            self.assertIn("no such table", await self.raises(StoreUnavailable, store.getValue("1", "key")))
+        await self.raises(StoreUnavailable, store.dropEvents(positionOf(NOW)))
+        deaths = [Death("1", str(n), "x", 1) for n in range(500)]
+        await self.raises(StoreUnavailable, store.expireServices(deaths))
+        for table in ("meta", "configuration_values", "events"):
+            elsewhere.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
+        for _ in range(3):
+            await store.setValue("1", "key", "other", 10)
+            self.assertEqual(await store.getValue("1", "key"), "other")
+        expected = [
+            (LogLevel.error, "written"),
+            (LogLevel.error, "read"),
+            (LogLevel.info, "written"),
+            (LogLevel.info, "read"),
+        ]
+        self.assertEqual(lines, expected)
+
+    async def test_troubleOfOneOperationIsItsOwn(self):
+        """A table that can't be written fails those that need it; the others of the group are kept."""
+        store = await self.opened()
+        elsewhere = self.elsewhere()
+        elsewhere.execute("ALTER TABLE users RENAME TO users_away")
+        good = [store.setValue("1", f"k{n}", "v", 10) for n in range(3)]
+        bad = store.addUser("joe", "hash", None)
+        more = store.setValue("1", "key", "v", 10)
+        self.assertIn("no such table", await self.raises(StoreUnavailable, bad))
+        await gatherResults([*good, more])
+        self.assertEqual(await store.countValues("1"), 4)
+
+    async def test_heartbeatTimesOutlastTrouble(self):
+        """Times of heartbeats that could not be written are tried again, unless there are newer ones."""
+        store = await self.opened()
+        one = await store.createService("1", "one", 30, (), {}, 10)
+        two = await store.createService("1", "two", 30, (), {}, 10)
+        elsewhere = self.elsewhere()
+        elsewhere.execute("ALTER TABLE meta RENAME TO meta_away")
+        store.recordLastSeen("1", "one", one.incarnation, 1)
+        store.recordLastSeen("1", "two", two.incarnation, 1)
+        self.reactor.advance(5)
+        store.recordLastSeen("1", "two", two.incarnation, 2)
+        await self.raises(StoreUnavailable, store.removeToken("none"))
+        elsewhere.execute("ALTER TABLE meta_away RENAME TO meta")
+        self.reactor.advance(5)
+        await store.removeToken("none")
+        self.assertEqual((await store.getService("1", "one")).lastSeen, 1)
+        self.assertEqual((await store.getService("1", "two")).lastSeen, 2)
+
+    async def test_aDefectInHeartbeatTimesIsLogged(self):
+        """A time that is none is a defect: it is logged, and dropped."""
+        store = await self.opened()
+        made = await store.createService("1", "web", 30, (), {}, 10)
+        store.recordLastSeen("1", "web", made.incarnation, 2**70)
+        self.reactor.advance(5)
+        await store.removeToken("none")
+        self.assertEqual(len(self.flushLoggedErrors(OverflowError)), 1)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    async def test_aFileThatVanishesIsNotMadeAnew(self):
+        """A store whose file is taken away does not go on with an empty one."""
+        store = await self.opened()
+        await store.addUser("joe", "hash", None)
+        elsewhere = self.elsewhere()
+        elsewhere.execute("ALTER TABLE meta RENAME TO away")
+        for ending in ("", "-wal", "-shm"):
+            os.rename(self.path + ending, self.path + ".away" + ending)
+        await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 10))
+        await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 10))
+        self.assertFalse(os.path.exists(self.path))
+
+    async def test_saysWhichFileCantBeOpened(self):
+        """A path where no file can be is named, with the reason, in one line; no thread stays."""
+        threads = set(threading.enumerate())
+        os.mkdir(self.path)
+        for path, reason in ((self.path, "directory"), (os.path.join(self.path, "no", "such"), "No such file")):
+            text = await self.raises(StoreUnavailable, SqliteStore(path, reactor=self.reactor).open())
+            self.assertTrue(text.startswith(path + " can't be opened: "), text)
+            self.assertIn(reason, text)
+            self.assertNotIn("\n", text)
+        self.assertEqual(set(threading.enumerate()) - threads, set())
+
+
+class RefusedFileTests(TestCase):
+    """Files that are not ours, or not in order, are refused and left untouched."""
+
+    def setUp(self):
+        self.folder = self.mktemp()
+        os.mkdir(self.folder)
+        self.path = os.path.join(self.folder, "store")
+
+    def content(self) -> dict[str, bytes]:
+        """All that is in the folder, but for the index of the log, which has nothing of its own."""
+        found = {}
+        for name in os.listdir(self.folder):
+            if not name.endswith("-shm"):
+                with open(os.path.join(self.folder, name), "rb") as file:
+                    found[name] = file.read()
+        return found
+
+    async def isRefused(self, *words: str) -> None:
+        before = self.content()
+        try:
+            await SqliteStore(self.path, reactor=reactor).open()
+        except StoreRefused as error:
+            text = str(error)
+        else:
+            self.fail("the file was taken")
+        self.assertEqual(self.content(), before)
+        for word in (self.path, *words):
+            self.assertIn(word, text)
+        self.assertNotIn("\n", text)
+
+    @returnsDeferred
+    async def fill(self) -> None:
+        """Make a store of some size."""
+        store = SqliteStore(self.path, reactor=reactor)
+        await store.open()
+        metadata = {"key": "value" * 20}
+        await gatherResults([store.createService("1", f"s{n}", 30, ("t",), metadata, 9999) for n in range(1000)])
+        await store.close()
+
+    def change(self, start: int, data: bytes) -> None:
+        with open(self.path, "r+b") as file:
+            file.seek(start)
+            file.write(data)
+
+    async def test_noDatabase(self):
+        """Some other file is refused."""
+        for data in (b"hello\n", b"x" * 10_000, b"SQLite format 3\0", b"\0" * 4096):
+            with open(self.path, "wb") as file:
+                file.write(data)
+            await self.isRefused("no SQLite database")
+
+    async def test_anotherProgramsDatabase(self):
+        """A database that some other program has made is refused."""
+        connection = sqlite3.connect(self.path)
+        connection.execute("CREATE TABLE services (id)")
+        connection.close()
+        await self.isRefused("another program")
+
+    async def test_fromTheFuture(self):
+        """A file whose schema is newer than this release is refused, and the text says what helps."""
+        prepare(self.path, (*MIGRATIONS, ("CREATE TABLE more (x)",)))
+        await self.isRefused("newer release", f"version {len(MIGRATIONS) + 1}", "upgrade")
+
+    async def test_fromTheFutureInTheLog(self):
+        """A newer schema is noticed also where it is in the write-ahead log still."""
+        prepare(self.path)
+        connection = connect(self.path)
+        self.addCleanup(connection.close)
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA user_version = 99")
+        await self.isRefused("newer release", "version 99")
+
+    async def test_damaged(self):
+        """A file with overwritten pages is refused, wherever they are."""
+        await self.fill()
+        with open(self.path, "rb") as file:
+            whole = file.read()
+        for start in (100, 4096 * 2, len(whole) // 8192 * 4096, len(whole) - 4096):
+            self.change(0, whole)
+            self.change(start, b"\xa5" * 4000)
+            await self.isRefused("damaged", "backup")
+
+    async def test_cutShort(self):
+        """A file that has lost its end is refused."""
+        await self.fill()
+        with open(self.path, "r+b") as file:
+            file.truncate(os.path.getsize(self.path) // 8192 * 4096)
+        await self.isRefused("damaged", "backup")
+
+    async def test_damagedWithALog(self):
+        """A damaged file with a log beside it is refused, and the log is not written into it."""
+        await self.fill()
+        connection = connect(self.path)
+        self.addCleanup(connection.close)
+        connection.execute("UPDATE tenants SET services = 5")
+        self.change(os.path.getsize(self.path) // 8192 * 4096, b"\xa5" * 4000)
+        await self.isRefused("damaged", "backup")
+
+
+class PreparedFileTests(SynchronousTestCase):
+    """How a file comes into being, and from one schema to the next."""
+
+    def setUp(self):
+        self.path = self.mktemp()
+
+    def ask(self, sql: str) -> Any:
+        connection = sqlite3.connect(self.path)
+        try:
+            return connection.execute(sql).fetchall()
+        finally:
+            connection.close()
+
+    def test_bearsMarkAndVersion(self):
+        """A new file says whose it is, which schema it has, and that it keeps a write-ahead log."""
+        prepare(self.path)
+        self.assertEqual(self.ask("PRAGMA application_id"), [(APPLICATION_ID,)])
+        self.assertEqual(self.ask("PRAGMA user_version"), [(len(MIGRATIONS),)])
+        self.assertEqual(self.ask("PRAGMA journal_mode"), [("wal",)])
+
+    def test_takesAnEmptyFileForANewOne(self):
+        """A file without a byte in it becomes a store; a log that lies beside it is of another file."""
+        for name in (self.path, self.path + "-wal"):
+            with open(name, "wb"):
+                pass
+        prepare(self.path)
+        self.assertEqual(self.ask("SELECT count(*) FROM services"), [(0,)])
+        self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
+
+    def test_olderSchemaIsBroughtUpToDate(self):
+        """Migrations that a file has not seen are done once, and what was in it stays."""
+        prepare(self.path)
+        secret = self.ask("SELECT value FROM meta WHERE name = 'secret'")
+        newer = (*MIGRATIONS, ("CREATE TABLE more (x)", "INSERT INTO more VALUES (5)"))
+        prepare(self.path, newer)
+        prepare(self.path, newer)
+        self.assertEqual(self.ask("SELECT x FROM more"), [(5,)])
+        self.assertEqual(self.ask("PRAGMA user_version"), [(len(newer),)])
+        self.assertEqual(self.ask("SELECT value FROM meta WHERE name = 'secret'"), secret)
+
+    def test_failedMigrationLeavesTheFileAsItWas(self):
+        """A migration that fails is undone whole, and the older release can go on with the file."""
+        prepare(self.path)
+        newer = (*MIGRATIONS, ("CREATE TABLE more (x)", "no SQL"))
+        self.assertRaises(sqlite3.OperationalError, prepare, self.path, newer)
+        self.assertEqual(self.ask("SELECT name FROM sqlite_master WHERE name = 'more'"), [])
+        prepare(self.path)
+
+    def test_nothingIsLeftWhenItCantBeMade(self):
+        """A file that can't be made whole is not there at all."""
+        os.mkdir(self.path)
+        path = os.path.join(self.path, "store")
+        self.assertRaises(sqlite3.OperationalError, prepare, path, (("no SQL",),))
+        self.assertEqual(os.listdir(self.path), [])

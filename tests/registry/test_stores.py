@@ -1,0 +1,78 @@
+"""
+The stores: each passes the suite that all of them pass. What only one of them promises has tests of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tests.registry.storesuite import StoreSuite
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.registry.stores.memory import MemoryStore
+from txserviceregistry.registry.stores.sqlite import SqliteStore
+
+
+class HandReactor(Clock):
+    """The real reactor where threads report to it, and a clock that only the test moves."""
+
+    def callFromThread(self, callable: Any, *args: Any) -> None:
+        reactor.callFromThread(callable, *args)
+
+
+class MemoryStoreSuiteTests(StoreSuite, TestCase):
+    """The memory store passes the suite."""
+
+    def makeStore(self) -> MemoryStore:
+        return MemoryStore(wallClock=self.wallClock)
+
+
+class SqliteStoreSuiteTests(StoreSuite, TestCase):
+    """The SQLite store passes the suite."""
+
+    def makeStore(self) -> SqliteStore:
+        self.reactor = HandReactor()
+        return SqliteStore(self.mktemp(), reactor=self.reactor, wallClock=self.wallClock)
+
+    async def lastSeenIsWritten(self) -> None:
+        self.reactor.advance(5)
+        await self.store.removeToken("whatever was written before this is written now")
+
+
+class MemoryStoreTests(SynchronousTestCase):
+    """What the memory store does beside the suite."""
+
+    def test_answersAtOnce(self):
+        """Every Deferred has fired when it is returned."""
+        store = MemoryStore()
+        self.successResultOf(store.open())
+        self.successResultOf(store.setValue("1", "key", "value", 10))
+        self.assertEqual(self.successResultOf(store.getValue("1", "key")), "value")
+
+    def test_canBeMadeUnavailable(self):
+        """While the switch is on every operation fails and nothing changes; then all is as before."""
+        store = MemoryStore()
+        store.unavailable = True
+        self.failureResultOf(store.open(), StoreUnavailable)
+        store.unavailable = False
+        self.successResultOf(store.open())
+        made = self.successResultOf(store.createService("1", "web", 30, (), {}, 10))
+        store.unavailable = True
+        self.failureResultOf(store.getService("1", "web"), StoreUnavailable)
+        self.failureResultOf(store.removeService("1", "web", made.incarnation), StoreUnavailable)
+        store.recordLastSeen("1", "web", made.incarnation, 5)
+        store.unavailable = False
+        self.assertEqual(self.successResultOf(store.getService("1", "web")), made)
+
+    def test_keepsItsContentWhileItIsClosed(self):
+        """A store that is closed and opened again has what it had."""
+        store = MemoryStore()
+        self.successResultOf(store.open())
+        made = self.successResultOf(store.createService("1", "web", 30, (), {}, 10))
+        self.successResultOf(store.close())
+        self.failureResultOf(store.getService("1", "web"), StoreUnavailable)
+        self.successResultOf(store.open())
+        self.assertEqual(self.successResultOf(store.getService("1", "web")), made)
