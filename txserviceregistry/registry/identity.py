@@ -255,7 +255,10 @@ class _Believed(Generic[_T]):
             if said is None:
                 raise
             return said[0]
-        self._said.put(key, (value, asked))
+        said = self._said.get(key)
+        if said is None or said[1] < asked:
+            # Else it was written while it was being read, and what was read may be older.
+            self._said.put(key, (value, asked))
         return value
 
     def learn(self, key: str, value: _T) -> None:

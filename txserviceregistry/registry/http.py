@@ -1,0 +1,380 @@
+"""
+The framing: requests as bytes come in, answers as bytes go out.
+
+What belongs here is true of every request, whatever it asks for: how a body is bounded, refused and parsed, what an
+answer looks like on the wire, and how connections end. What the answers say is
+:mod:`txserviceregistry.registry.web`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+import attrs
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+from twisted.web import http, server
+from twisted.web.resource import IResource
+
+from .faults import Fault, badRequest, invalidBody, requestTooLarge, unsupportedContentType
+
+__all__ = [
+    "EXTENSIONS",
+    "MAXIMUM_BODY",
+    "Answer",
+    "ApiSite",
+    "apiSite",
+    "baseUrl",
+    "faultAnswer",
+    "isTooLarge",
+    "newTxnId",
+    "parseBody",
+    "send",
+]
+
+#: A body of so many bytes is too large.
+MAXIMUM_BODY = 5_000
+#: The extensions of the API that this registry has.
+EXTENSIONS: tuple[str, ...] = ()
+#: Seconds without a byte after which a connection is closed. The longest heartbeat interval is shorter, so that a
+#: client that does nothing but beat keeps its connection.
+IDLE_TIMEOUT = 120.0
+#: How much of a body that was refused is read and thrown away, in bytes and seconds, before the connection is closed. A
+#: connection that is closed with bytes unread is reset, and the client may never see the answer.
+DISCARD_BYTES = 2**20
+DISCARD_SECONDS = 2.0
+
+_JSON_TYPE = b"application/json; charset=UTF-8"
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+
+
+@attrs.frozen
+class Answer:
+    """
+    What a request is answered with.
+
+    :ivar code: the HTTP status code.
+    :ivar body: what is sent as JSON; nothing at all if ``None``.
+    :ivar headers: more headers, by name.
+    """
+
+    code: int
+    body: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+
+
+def newTxnId() -> str:
+    """An id for a request, which no other request has."""
+    return uuid4().hex
+
+
+def faultAnswer(fault: Fault, txnId: str) -> Answer:
+    """The answer that a fault is."""
+    body = {
+        "type": fault.type,
+        "code": fault.code,
+        "message": fault.message,
+        "details": fault.details,
+        "txnId": txnId,
+    }
+    return Answer(fault.code, body, fault.headers)
+
+
+def send(request: server.Request, answer: Answer, txnId: str) -> None:
+    """Send an answer and finish the request."""
+    _write(request, answer, txnId)
+    request.finish()
+
+
+def _write(request: server.Request, answer: Answer, txnId: str) -> None:
+    request.setResponseCode(answer.code)
+    headers = request.responseHeaders
+    for name, value in _headers(answer, txnId).items():
+        headers.setRawHeaders(name, [value])
+    if answer.body is None:
+        request.write(b"")
+    else:
+        body = _encode(answer.body)
+        headers.setRawHeaders(b"Content-Type", [_JSON_TYPE])
+        headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+        request.write(body)
+
+
+def _headers(answer: Answer, txnId: str) -> dict[bytes, bytes]:
+    headers = {
+        b"X-Response-Id": txnId.encode("ascii"),
+        b"X-Service-Registry-Extensions": ", ".join(EXTENSIONS).encode("ascii"),
+    }
+    for name, value in answer.headers.items():
+        headers[name.encode("ascii")] = value.encode("ascii")
+    return headers
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        # A fault that repeats half of a surrogate pair. No text that is kept has one.
+        return json.dumps(body).encode("ascii")
+
+
+def baseUrl(request: server.Request) -> str:
+    """
+    The scheme and authority under which the client reached this registry, from its ``Host`` header; the local
+    address if there is none that can be used.
+    """
+    scheme = "https" if request.isSecure() else "http"
+    host = (request.requestHeaders.getRawHeaders("Host") or [""])[0]
+    if not _HOST.fullmatch(host):
+        address = request.getHost()
+        if isinstance(address, IPv4Address):
+            host = f"{address.host}:{address.port}"
+        elif isinstance(address, IPv6Address):
+            host = f"[{address.host.partition('%')[0]}]:{address.port}"
+        else:
+            host = "localhost"
+    return f"{scheme}://{host}"
+
+
+# -- bodies
+
+
+def isTooLarge(request: server.Request) -> bool:
+    """
+    Whether the body of a request that was read whole (by a plain Site) is one that :func:`apiSite` would have refused.
+    """
+    content: Any = request.content
+    size: int = content.seek(0, 2)
+    content.seek(0)
+    return size >= MAXIMUM_BODY
+
+
+def parseBody(request: server.Request) -> dict[str, Any]:
+    """
+    The JSON object that a request brings; an empty one if it has no body.
+
+    :raises Fault: if the body is said to be something else, or is no JSON object.
+    """
+    content: Any = request.content
+    raw: bytes = content.read()
+    if not raw:
+        return {}
+    contentType = (request.requestHeaders.getRawHeaders(b"Content-Type") or [b""])[0].decode("latin-1")
+    mediaType = contentType.partition(";")[0].strip()
+    if mediaType and mediaType.lower() != "application/json":
+        raise unsupportedContentType(mediaType)
+    try:
+        body = json.loads(raw.decode("utf-8"), parse_constant=_refuseConstant)
+        if b"\\u" in raw:
+            # An escape can spell half of a surrogate pair, which is no text that could be kept or sent.
+            json.dumps(body, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise invalidBody(f"not UTF-8 at byte {error.start}")
+    except UnicodeEncodeError:
+        raise invalidBody("half of a surrogate pair is no character")
+    except RecursionError:
+        raise invalidBody("nested too deep")
+    except ValueError as error:
+        raise invalidBody(str(error))
+    if not isinstance(body, dict):
+        raise invalidBody("not an object")
+    return body
+
+
+def _refuseConstant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+# -- requests and connections
+
+
+class ApiRequest(server.Request):
+    """
+    A request whose body is refused as soon as it is known to be too large, by its length or while it comes in.
+    """
+
+    _refused = False
+    _received = 0
+    _giveUp: IDelayedCall | None = None
+
+    def gotLength(self, length: int | None) -> None:
+        """Called when the headers are there, with the ``Content-Length``."""
+        super().gotLength(length if length is None or length < MAXIMUM_BODY else 0)
+        if length is not None and length >= MAXIMUM_BODY:
+            # Nobody is invited to send what will be refused.
+            self.requestHeaders.removeHeader(b"Expect")
+            self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Called with each piece of the body."""
+        self._received += len(data)
+        if self._refused:
+            if self._received > DISCARD_BYTES:
+                self._hangUp()
+        elif self._received >= MAXIMUM_BODY:
+            self._refuse()
+        else:
+            super().handleContentChunk(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Called when the whole request is there."""
+        if not self._refused:
+            super().requestReceived(command, path, version)
+            return
+        self.method, self.uri, self.path, self.clientproto = command, path, path, version
+        self.finish()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Called when the connection is gone before the request is finished."""
+        self._forget()
+        super().connectionLost(reason)
+
+    def finish(self) -> None:
+        """Send what is left of the answer."""
+        self._forget()
+        super().finish()
+
+    def _refuse(self) -> None:
+        self._refused = True
+        self._received = 0
+        content: Any = self.content
+        content.seek(0)
+        content.truncate()
+        # The request line has not been handed over yet, and every client that frames a body speaks 1.1.
+        self.clientproto = b"HTTP/1.1"
+        self._giveUp = self.channel.factory.reactor.callLater(DISCARD_SECONDS, self._hangUp)
+        txnId = newTxnId()
+        closeAfterwards(self)
+        _write(self, faultAnswer(requestTooLarge(MAXIMUM_BODY), txnId), txnId)
+
+    def _hangUp(self) -> None:
+        self._forget()
+        self.loseConnection()
+
+    def _forget(self) -> None:
+        giveUp, self._giveUp = self._giveUp, None
+        if giveUp is not None and giveUp.active():
+            giveUp.cancel()
+
+
+def closeAfterwards(request: server.Request) -> None:
+    """Let the connection end with the answer to this request, and tell the client so."""
+    request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+    request.channel.persistent = False
+
+
+class ApiChannel(http.HTTPChannel):
+    """
+    A connection that its site knows of, so that all can be closed in good order.
+    """
+
+    site: ApiSite
+    transport: Any
+
+    def connectionMade(self) -> None:
+        """Called when a client has connected."""
+        super().connectionMade()
+        self.site.opened(self)
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
+        """Called when the connection is gone."""
+        super().connectionLost(reason)
+        self.site.closed(self)
+
+    def endSoon(self) -> None:
+        """Close at once if nothing is being asked, else with the answer."""
+        if self.requests:
+            closeAfterwards(self.requests[0])
+        else:
+            self.loseConnection()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # Twisted's own answer to what is no HTTP has neither an id nor a body. (If Twisted ever calls this no longer,
+        # its own answer is what clients get.)
+        txnId = newTxnId()
+        answer = faultAnswer(badRequest("Bad Request", "The request is no valid HTTP"), txnId)
+        body = _encode(answer.body or {})
+        headers = {
+            **_headers(answer, txnId),
+            b"Content-Type": _JSON_TYPE,
+            b"Content-Length": b"%d" % len(body),
+            b"Connection": b"close",
+        }
+        lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers.items()), b"", body]
+        self.transport.write(b"\r\n".join(lines))
+        self.loseConnection()
+
+
+class ApiSite(server.Site):
+    """
+    Serves one resource to every path, writes no access log, and can be drained.
+    """
+
+    protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
+    requestFactory = ApiRequest
+    displayTracebacks = False
+
+    def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
+        super().__init__(resource, reactor=reactor, timeout=IDLE_TIMEOUT, parsePOSTFormSubmission=False)
+        self._channels: set[ApiChannel] = set()
+        self._drained: list[Deferred[None]] = []
+
+    def log(self, request: http.Request) -> None:
+        """Twisted's access log is not wanted."""
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/1.1 is what the API's framing is about."""
+        return [b"http/1.1"]
+
+    def opened(self, channel: ApiChannel) -> None:
+        """A client has connected."""
+        self._channels.add(channel)
+
+    def closed(self, channel: ApiChannel) -> None:
+        """A connection is gone."""
+        self._channels.discard(channel)
+        if not self._channels:
+            waiting, self._drained = self._drained, []
+            for each in waiting:
+                each.callback(None)
+
+    def drain(self, seconds: float) -> Deferred[None]:
+        """
+        Close every connection: idle ones now, the others with the answer to what they have asked.
+
+        :param seconds: after so long, connections are closed whatever happens on them.
+        :return: fires when no connection is left.
+        """
+        if not self._channels:
+            return succeed(None)
+        drained: Deferred[None] = Deferred()
+        self._drained.append(drained)
+        abort = self.reactor.callLater(seconds, self._abort)
+        for channel in list(self._channels):
+            channel.endSoon()
+
+        def done(result: None) -> None:
+            if abort.active():
+                abort.cancel()
+
+        return drained.addCallback(done)
+
+    def _abort(self) -> None:
+        for channel in list(self._channels):
+            channel.transport.abortConnection()
+
+
+def apiSite(resource: IResource, reactor: IReactorTime) -> ApiSite:
+    """
+    A factory that serves the API to real connections.
+
+    :param resource: :class:`~txserviceregistry.registry.web.ApiResource`.
+    :param reactor: for timeouts.
+    """
+    return ApiSite(resource, reactor)

@@ -1,0 +1,118 @@
+"""
+Which path is which resource: one table, and the few rules of this API that no table can tell.
+
+Nothing here redirects, and no slash is merged: of the slashes in a configuration key each one counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import attrs
+
+from .faults import badRequest, pageNotFound
+
+__all__ = ["ROUTES", "Match", "decodePath", "isTokensPath", "match", "splitTenant"]
+
+#: What can be asked for below ``/v1.0/{tenant}``: by pattern of paths and method, the name of what answers it.
+ROUTES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "/limits": {"GET": "getLimits"},
+        "/services": {"GET": "listServices", "POST": "createService"},
+        "/services/{serviceId}": {"GET": "getService", "PUT": "updateService", "DELETE": "removeService"},
+        "/services/{serviceId}/heartbeat": {"POST": "heartbeat"},
+        "/configuration": {"GET": "listValues"},
+        "/configuration/{namespace}/": {"GET": "listNamespace"},
+        "/configuration/{configurationId}": {"GET": "getValue", "PUT": "setValue", "DELETE": "removeValue"},
+        "/events": {"GET": "listEvents"},
+    }
+)
+
+_CONFIGURATION = "/configuration/"
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+
+
+@attrs.frozen
+class Match:
+    """
+    What answers a request.
+
+    :ivar name: one of the names in :data:`ROUTES`.
+    :ivar argument: the id, key or namespace in the path; empty where there is none.
+    """
+
+    name: str
+    argument: str = ""
+
+
+def decodePath(raw: bytes) -> str:
+    """
+    The path of a request, without its escapes: ``%2F`` is a slash like any other.
+
+    :raises Fault: if an escape is broken, or if what comes out is not UTF-8.
+    """
+    try:
+        if b"%" not in raw:
+            return raw.decode("utf-8")
+        first, *rest = raw.split(b"%")
+        parts = [first]
+        for part in rest:
+            if len(part) < 2 or part[0] not in _HEX or part[1] not in _HEX:
+                raise ValueError(part)
+            parts.append(bytes.fromhex(part[:2].decode("ascii")) + part[2:])
+        return b"".join(parts).decode("utf-8")
+    except ValueError:
+        raise badRequest("URI malformed", "URI malformed")
+
+
+def isTokensPath(path: str) -> bool:
+    """Whether *path*, below ``/v2.0``, is where tokens come from."""
+    return path.lstrip("/").removesuffix("/") == "tokens" and path.startswith("/")
+
+
+def splitTenant(path: str) -> tuple[str, str]:
+    """
+    The tenant in *path*, which is what follows ``/v1.0``, and what follows the tenant. A base URL with a slash too many
+    (``/v1.0//1234``) is tolerated.
+    """
+    tenant, slash, rest = path.lstrip("/").partition("/")
+    return tenant, slash + rest
+
+
+def match(method: str, path: str) -> Match:
+    """
+    Find what answers a request.
+
+    :param path: what follows the tenant, decoded.
+    :raises Fault: 404, if the path is no resource or takes no such method.
+    """
+    pattern, argument = _resource(method, path)
+    name = ROUTES.get(pattern, {}).get(method)
+    if name is None:
+        raise pageNotFound()
+    return Match(name, argument)
+
+
+def _resource(method: str, path: str) -> tuple[str, str]:
+    if path == "/configuration" or path.startswith(_CONFIGURATION):
+        return _configuration(method, path[len(_CONFIGURATION) :])
+    segments = path.split("/", 3)
+    if len(segments) > 2 and segments[1] == "services" and segments[2]:
+        return "/".join(["/services/{serviceId}", *segments[3:]]), segments[2]
+    return path, ""
+
+
+def _configuration(method: str, rest: str) -> tuple[str, str]:
+    if not rest:
+        return "/configuration", ""
+    if method != "GET" or not rest.endswith("/"):
+        return "/configuration/{configurationId}", _key(rest)
+    if rest == "/":
+        return "/configuration/{namespace}/", "/"
+    return "/configuration/{namespace}/", "/" + rest.removeprefix("/")[:-1]
+
+
+def _key(rest: str) -> str:
+    # The slash that begins a qualified key may be left out, except where it is all that makes it one.
+    return "/" + rest if "/" in rest and not rest.startswith("/") else rest

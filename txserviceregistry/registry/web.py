@@ -1,0 +1,331 @@
+"""
+The API as a resource of twisted.web: what requests ask for goes to the registry's rules and to identity, what these
+answer goes back as JSON, and what they refuse as faults.
+
+How requests and answers are framed is in :mod:`txserviceregistry.registry.http`, which path means what in
+:mod:`txserviceregistry.registry.routes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from . import routes, validation
+from .core import Page, Registry
+from .faults import Fault, internalError, pageNotFound, requestTooLarge, systemFailure, unauthorized
+from .http import (
+    MAXIMUM_BODY,
+    Answer,
+    apiSite,
+    baseUrl,
+    closeAfterwards,
+    faultAnswer,
+    isTooLarge,
+    newTxnId,
+    parseBody,
+    send,
+)
+from .identity import Identity, InvalidCredentials, InvalidToken, IssuedToken, Overloaded
+from .limits import RateLimiter, ResourceLimits
+from .stores.interfaces import StoreUnavailable
+
+__all__ = ["ApiResource", "apiSite"]
+
+_API = "/v1.0"
+_AUTH = "/v2.0"
+# The one offset and the one fraction that every old client can read.
+_EXPIRES = "%Y-%m-%dT%H:%M:%S.000-06:00"
+# How credentials can come, and under which name the API key does. The key is the only password that there is.
+_CREDENTIALS = {"RAX-KSKEY:apiKeyCredentials": "apiKey", "passwordCredentials": "password"}
+_EXPIRES_ZONE = timezone(timedelta(hours=-6))
+
+
+@attrs.frozen
+class _Call:
+    """A request that has passed authentication and routing, with what its handler may want of it."""
+
+    request: Request
+    tenant: str
+    argument: str
+    body: dict[str, Any]
+
+    def query(self, name: str) -> str | None:
+        """The first value of a query parameter."""
+        for key, value in _query(self.request):
+            if key == name:
+                return value
+        return None
+
+    def url(self, path: str) -> str:
+        """The absolute URL of what is at *path* below the tenant."""
+        return f"{baseUrl(self.request)}{_API}/{self.tenant}{quote(path)}"
+
+
+def _query(request: Request) -> list[tuple[str, str]]:
+    # Bytes that are not UTF-8 become characters that no rule lets pass.
+    query: bytes = request.uri.partition(b"?")[2]
+    return parse_qsl(query.decode("latin-1"), keep_blank_values=True, errors="surrogateescape") if query else []
+
+
+class ApiResource(Resource):
+    """
+    The whole API: identity at ``/v2.0``, the registry at ``/v1.0``. It answers every path itself.
+
+    :param registry: the rules; has been started.
+    :param identity: knows users and tokens.
+    :param rateLimiter: counts GETs.
+    :param limits: what ``GET /limits`` says of resources; the same that the *registry* goes by.
+    """
+
+    isLeaf = True
+    _log = Logger()
+
+    def __init__(
+        self,
+        registry: Registry,
+        identity: Identity,
+        *,
+        rateLimiter: RateLimiter,
+        limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
+    ) -> None:
+        super().__init__()
+        self._registry = registry
+        self._identity = identity
+        self._rateLimiter = rateLimiter
+        self._limits = limits
+
+    def render(self, request: Request) -> int:
+        """
+        Answer a request, at once if all that it needs is in memory.
+
+        :return: ``NOT_DONE_YET``: the answer is sent from here, now or later.
+        """
+        txnId = newTxnId()
+        answered = Deferred.fromCoroutine(self._answer(request, txnId))
+        gone: list[Failure] = []
+        if not answered.called:
+            # What a client that has hung up had asked for is done all the same; only nobody is there to be told.
+            request.notifyFinish().addErrback(gone.append)
+        answered.addCallback(lambda answer: None if gone else send(request, answer, txnId))
+        answered.addErrback(lambda failure: self._log.failure("Request {txnId} was not answered", failure, txnId=txnId))
+        return NOT_DONE_YET
+
+    async def _answer(self, request: Request, txnId: str) -> Answer:
+        try:
+            return await self._route(request)
+        except Fault as fault:
+            return faultAnswer(fault, txnId)
+        except StoreUnavailable:
+            return faultAnswer(systemFailure(), txnId)
+        except Overloaded:
+            return faultAnswer(systemFailure("Too many authentications are under way"), txnId)
+        except Exception:
+            self._log.failure("Request {txnId} met an error of the registry's own", txnId=txnId)
+            return faultAnswer(internalError(), txnId)
+
+    async def _route(self, request: Request) -> Answer:
+        if isTooLarge(request):
+            closeAfterwards(request)
+            raise requestTooLarge(MAXIMUM_BODY)
+        path = routes.decodePath(request.path)
+        if path.startswith(_API + "/") or path == _API:
+            return await self._serve(request, path[len(_API) :])
+        if path.startswith(_AUTH + "/") and routes.isTokensPath(path[len(_AUTH) :]) and request.method == b"POST":
+            return await self._authenticate(request)
+        raise pageNotFound()
+
+    # -- identity
+
+    async def _authenticate(self, request: Request) -> Answer:
+        try:
+            username, key = _credentials(parseBody(request))
+        except Fault as fault:
+            return _identityFault("badRequest", fault.code, fault.message)
+        try:
+            token = await self._identity.authenticate(username, key)
+        except InvalidCredentials:
+            return _identityFault("unauthorized", 401, "Username or api key is invalid")
+        return Answer(200, _access(token, f"{baseUrl(request)}{_API}/{token.tenant}"))
+
+    async def _tenantOf(self, request: Request) -> str:
+        token = (request.requestHeaders.getRawHeaders(b"X-Auth-Token") or [b""])[0].decode("latin-1")
+        if not token:
+            raise unauthorized("No authentication token provided", baseUrl(request) + _AUTH)
+        try:
+            return await self._identity.tenantOf(token)
+        except InvalidToken:
+            raise _refused(request)
+
+    # -- the API
+
+    async def _serve(self, request: Request, path: str) -> Answer:
+        body = parseBody(request)
+        owner = await self._tenantOf(request)
+        tenant, rest = routes.splitTenant(path)
+        if not tenant:
+            raise pageNotFound()
+        if tenant != owner:
+            raise _refused(request)
+        match = routes.match(request.method.decode("latin-1"), rest)
+        if match.name != "heartbeat":
+            # A heartbeat needs no store, and an account that has a service is there already.
+            await self._registry.account(tenant)
+        if request.method == b"GET":
+            self._rateLimiter.check(tenant)
+        handler: Callable[[_Call], Awaitable[Answer]] = getattr(self, "_" + match.name)
+        return await handler(_Call(request, tenant, match.argument, body))
+
+    async def _getLimits(self, call: _Call) -> Answer:
+        resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
+        return Answer(200, {"resource": resource, "rate": self._rateLimiter.usage(call.tenant)})
+
+    async def _listServices(self, call: _Call) -> Answer:
+        limit, marker = _limitAndMarker(call)
+        tag = call.query("tag")
+        if tag is not None:
+            tag = validation.tag(tag)
+        return _page(call, await self._registry.list(call.tenant, marker, limit, tag), limit, marker)
+
+    async def _createService(self, call: _Call) -> Answer:
+        service = validation.newService(call.body)
+        token = await self._registry.create(call.tenant, service)
+        return Answer(201, {"token": token}, {"Location": call.url(f"/services/{service.id}")})
+
+    async def _getService(self, call: _Call) -> Answer:
+        return Answer(200, await self._registry.get(call.tenant, validation.serviceId(call.argument)))
+
+    async def _updateService(self, call: _Call) -> Answer:
+        id = validation.serviceId(call.argument)
+        await self._registry.update(call.tenant, id, validation.serviceChanges(call.body, id))
+        return Answer(204, headers={"Location": call.url(f"/services/{id}")})
+
+    async def _removeService(self, call: _Call) -> Answer:
+        await self._registry.remove(call.tenant, validation.serviceId(call.argument))
+        return Answer(204)
+
+    async def _heartbeat(self, call: _Call) -> Answer:
+        id = validation.serviceId(call.argument)
+        token = validation.heartbeatToken(call.body)
+        return Answer(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
+
+    async def _listValues(self, call: _Call) -> Answer:
+        limit, marker = _limitAndMarker(call)
+        return _page(call, await self._registry.listValues(call.tenant, marker, limit, None), limit, marker)
+
+    async def _listNamespace(self, call: _Call) -> Answer:
+        limit, marker = _limitAndMarker(call)
+        # A namespace is written as a key is. "/" is the one that all qualified keys are in.
+        namespace = "/" if call.argument == "/" else validation.configurationKey(call.argument)
+        return _page(call, await self._registry.listValues(call.tenant, marker, limit, namespace), limit, marker)
+
+    async def _getValue(self, call: _Call) -> Answer:
+        return Answer(200, await self._registry.getValue(call.tenant, validation.configurationKey(call.argument)))
+
+    async def _setValue(self, call: _Call) -> Answer:
+        key = validation.configurationKey(call.argument)
+        await self._registry.setValue(call.tenant, key, validation.configurationValue(call.body))
+        return Answer(204, headers={"Location": call.url(f"/configuration/{key}")})
+
+    async def _removeValue(self, call: _Call) -> Answer:
+        await self._registry.removeValue(call.tenant, validation.configurationKey(call.argument))
+        return Answer(204)
+
+    async def _listEvents(self, call: _Call) -> Answer:
+        limit = validation.limit(call.query("limit"))
+        marker = call.query("marker")
+        since = None if marker is None else validation.eventMarker(marker)
+        type = call.query("type")
+        if type is not None:
+            type = validation.eventType(type)
+        return _page(call, await self._registry.listEvents(call.tenant, since, limit, type), limit, marker)
+
+
+def _refused(request: Request) -> Fault:
+    return unauthorized("Invalid or expired authentication token", baseUrl(request) + _AUTH)
+
+
+def _limitAndMarker(call: _Call) -> tuple[int, str | None]:
+    limit = validation.limit(call.query("limit"))
+    marker = call.query("marker")
+    return limit, None if marker is None else validation.marker(marker)
+
+
+def _page(call: _Call, page: Page, limit: int, marker: str | None) -> Answer:
+    values: Sequence[object] = page.values
+    href = None if page.nextMarker is None else _nextHref(call.request, page.nextMarker)
+    metadata = {
+        "count": len(values),
+        "limit": limit,
+        "marker": marker,
+        "next_marker": page.nextMarker,
+        "next_href": href,
+    }
+    return Answer(200, {"values": values, "metadata": metadata})
+
+
+def _nextHref(request: Request, marker: str) -> str:
+    query = [(name, value) for name, value in _query(request) if name != "marker"]
+    query.append(("marker", marker))
+    # The path as the client wrote it: what was an escape stays one.
+    path = quote(request.path, safe="/%:@!$&'()*+,;=~")
+    return f"{baseUrl(request)}{path}?{urlencode(query, errors='surrogateescape')}"
+
+
+def _credentials(body: dict[str, Any]) -> tuple[str, str]:
+    auth = body.get("auth")
+    if not isinstance(auth, dict):
+        raise _malformed("auth")
+    kind = next((kind for kind in _CREDENTIALS if kind in auth), None)
+    if kind is None:
+        raise _malformed(next(iter(_CREDENTIALS)))
+    credentials = auth[kind]
+    if not isinstance(credentials, dict):
+        raise _malformed(kind)
+    username, key = (credentials.get(name) for name in ("username", _CREDENTIALS[kind]))
+    if not isinstance(username, str) or not username:
+        raise _malformed("username")
+    if not isinstance(key, str) or not key:
+        raise _malformed(_CREDENTIALS[kind])
+    return username, key
+
+
+def _malformed(name: str) -> Fault:
+    return Fault(400, "badRequest", f"Expecting {name}")
+
+
+def _identityFault(kind: str, code: int, message: str) -> Answer:
+    return Answer(code, {kind: {"code": code, "message": message}})
+
+
+def _access(token: IssuedToken, url: str) -> dict[str, Any]:
+    expires = datetime.fromtimestamp(token.expires, _EXPIRES_ZONE).strftime(_EXPIRES)
+    endpoint = {"tenantId": token.tenant, "publicURL": url}
+    regional = {"region": "LOCAL", **endpoint}
+    # Clients of different ages look for the tenant in each of these four; two of them take no region.
+    catalog = [
+        ("cloudServersOpenStack", "compute", regional),
+        ("cloudServers", "compute", endpoint),
+        ("cloudMonitoring", "rax:monitor", endpoint),
+        ("serviceRegistry", "rax:service-registry", regional),
+    ]
+    return {
+        "access": {
+            "token": {
+                "id": token.id,
+                "expires": expires,
+                "tenant": {"id": token.tenant, "name": token.tenant},
+            },
+            "user": {"id": token.user, "name": token.user, "roles": []},
+            "serviceCatalog": [{"name": name, "type": type, "endpoints": [entry]} for name, type, entry in catalog],
+        }
+    }
