@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from .backoff import Backoff
 from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
+from .transport import ClientClosed
 from .types import HeartbeatToken
 
 __all__ = ["HeartBeater", "heartbeatIntervalFor"]
@@ -274,7 +275,7 @@ class HeartBeater:
                 trouble.met("its check fails, so that its heartbeats are held back")
             except Exception as error:
                 # A CancelledError is an Exception too; stop()'s own must end this.
-                if self._loop is not loop:
+                if self._loop is not loop or isinstance(error, ClientClosed):
                     raise
                 if self._isGone(error):
                     if self._register is None or self.nextToken is None:

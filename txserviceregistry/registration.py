@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -31,6 +31,7 @@ from .errors import (
     ServiceRegistryError,
 )
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
+from .transport import ClientClosed
 from .types import HeartbeatToken
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class RegisteredService(Service):
         # Whether the registry may hold a service that is ours, which leaving has to take away.
         self._mayExist = False
         self._wasRegistered = False
+        self._refusal: Failure | None = None
         self._waiting: list[Deferred[None]] = []
         self._listeners: list[Callable[[str], None]] = []
 
@@ -135,6 +137,8 @@ class RegisteredService(Service):
         """
         if self.state == REGISTERED:
             return succeed(None)
+        if self._refusal is not None:
+            return fail(self._refusal)
         waiter: Deferred[None] = Deferred(self._waiting.remove)
         self._waiting.append(waiter)
         return waiter
@@ -146,6 +150,7 @@ class RegisteredService(Service):
         if self.running:
             return
         Service.startService(self)
+        self._refusal = None
         self._heartBeater = heartBeater = HeartBeater(
             _KeepingServices(self._client.services.heartbeat, self._keep),
             self.serviceId,
@@ -196,6 +201,10 @@ class RegisteredService(Service):
                 self._log.failure("A listener to the state of service {serviceId} failed", serviceId=self.serviceId)
 
     def _refused(self, failure: Failure) -> None:
+        self._refusal = failure
+        self._failWaiting(failure)
+
+    def _failWaiting(self, failure: Failure) -> None:
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             waiter.errback(failure)
@@ -318,7 +327,7 @@ class RegisteredService(Service):
     async def _depart(self, heartBeater: HeartBeater) -> None:
         await heartBeater.stop()
         ended = Failure(RegistrationEnded(f"Service {self.serviceId} was stopped before it was registered"))
-        self._refused(ended)
+        self._failWaiting(ended)
         if self._creating is not None:
             await waitFor(self._creating).addErrback(lambda _: None)
         while self._mayExist:
@@ -327,7 +336,7 @@ class RegisteredService(Service):
                 self._mayExist = False
             except NotFound:
                 self._mayExist = False
-            except CancelledError:
+            except (CancelledError, ClientClosed):
                 raise
             except Exception as error:
                 self._log.debug("Removing service {id} failed: {error}", id=self.serviceId, error=type(error).__name__)
@@ -335,7 +344,7 @@ class RegisteredService(Service):
         self._forgetToken()
 
     def _stayed(self, failure: Failure) -> None:
-        failure.trap(TimeoutError, CancelledError)
+        failure.trap(TimeoutError, CancelledError, ClientClosed)
         self._mayExist = False
         self._log.warn(
             "The registry could not be told that service {serviceId} has ended: it will notice after {timeout} s",

@@ -18,7 +18,16 @@ import attrs
 
 from .errors import InvalidSettings
 
-__all__ = ["DEFAULT_URL", "Setting", "Settings", "authUrlFor", "defaultDataDir", "parseUrls", "readSettings"]
+__all__ = [
+    "DEFAULT_URL",
+    "Setting",
+    "Settings",
+    "authUrlFor",
+    "defaultDataDir",
+    "namesRegistry",
+    "parseUrls",
+    "readSettings",
+]
 
 #: Where a registry on this machine listens, unless it was told otherwise.
 DEFAULT_URL = "http://127.0.0.1:8880/v1.0"
@@ -48,10 +57,12 @@ class Setting:
 
     :ivar value: the text, as it stands there. May be a secret.
     :ivar source: for texts: an argument's name, a variable's, or a file with a line's number.
+    :ivar path: the file, if it comes from one.
     """
 
     value: str = attrs.field(repr=False)
     source: str
+    path: Path | None = None
 
 
 @attrs.frozen
@@ -66,7 +77,8 @@ class Settings:
     :ivar region: which registry to take of a catalog with several.
     :ivar verify: whether TLS certificates are verified.
     :ivar caFile: the certificates to trust, instead of those that the platform trusts.
-    :ivar sources: where each came from, for texts, by the name of the attribute's argument.
+    :ivar sources: where each came from, for texts, by the name of the argument of :func:`readSettings`.
+    :ivar raxrcPath: the INI file that the key comes from, if it comes from one.
     """
 
     username: str
@@ -77,6 +89,7 @@ class Settings:
     verify: bool = True
     caFile: str | None = None
     sources: Mapping[str, str] = attrs.field(factory=dict)
+    raxrcPath: Path | None = None
 
 
 def _homeIn(environ: Mapping[str, str], home: Path | None) -> Path:
@@ -157,7 +170,9 @@ class _IniFile:
         if self._parser is None:
             self._parser = self._read()
         value = (self._parser.get(*place, fallback="") or "").strip()
-        return Setting(value, f"{self.path}, line {self._lineOf(*place)} ([{place[0]}] {place[1]})") if value else None
+        if not value:
+            return None
+        return Setting(value, f"{self.path}, line {self._lineOf(*place)} ([{place[0]}] {place[1]})", self.path)
 
     def _read(self) -> configparser.ConfigParser:
         parser = configparser.ConfigParser(interpolation=None, default_section="")
@@ -299,7 +314,22 @@ def readSettings(
         verify=_boolean(found.get("verify")) if tls else True,
         caFile=None if ca is None else ca.value,
         sources=found.sources,
+        raxrcPath=key.path,
     )
+
+
+def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = None) -> bool:
+    """
+    Whether the environment or the user's INI file names a registry, or who to be there; what a registry on this
+    machine has left in its data directory does not count.
+
+    :param environ: the environment; the process's own by default.
+    :param home: the user's home directory; by default what the environment says.
+    :raises InvalidSettings: if a file can't be used.
+    """
+    environ = os.environ if environ is None else environ
+    found = _Lookup({}, environ, _homeIn(environ, home))
+    return any(found.get(name, local=False) for name in ("baseUrl", "authUrl", "username", "apiKey"))
 
 
 def _urls(found: _Lookup) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,0 +1,146 @@
+"""
+Real child processes for tests: started with nothing of this machine's settings, watched for what they print, and
+never left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.internet import reactor as globalReactor
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.interfaces import IReactorProcess, IReactorTime
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.trial.unittest import TestCase
+
+from txserviceregistry import Client
+from txserviceregistry.settings import readSettings
+
+# Far more than anything here takes; a test that waits for it has failed.
+PATIENCE = 60.0
+reactor: Any = globalReactor
+
+
+class Child(ProcessProtocol):
+    """A child process: what it has printed so far, and how it ended."""
+
+    def __init__(self) -> None:
+        self.output = ""
+        self.errors = ""
+        self.ended: Deferred[Child] = Deferred()
+        self.exitCode: int | None = None
+        self.signal: int | None = None
+        self.running = True
+        self._waiting: list[tuple[str, Deferred[None]]] = []
+
+    def outReceived(self, data: bytes) -> None:
+        """See ProcessProtocol."""
+        self.output += data.decode(errors="replace")
+        self._look()
+
+    def errReceived(self, data: bytes) -> None:
+        """See ProcessProtocol."""
+        self.errors += data.decode(errors="replace")
+        self._look()
+
+    def processEnded(self, reason: Failure) -> None:
+        """See ProcessProtocol."""
+        self.running = False
+        self.exitCode = reason.value.exitCode  # type: ignore[attr-defined]  # ProcessDone or ProcessTerminated
+        self.signal = reason.value.signal  # type: ignore[attr-defined]  # as above
+        waiting, self._waiting = self._waiting, []
+        for text, waiter in waiting:
+            waiter.errback(AssertionError(f"ended before it said {text!r}:\n{self.output}\n{self.errors}"))
+        self.ended.callback(self)
+
+    def says(self, text: str) -> Deferred[None]:
+        """Wait until *text* has been printed; fails if the process ends before."""
+        waiter: Deferred[None] = Deferred()
+        self._waiting.append((text, waiter))
+        self._look()
+        return waiter.addTimeout(PATIENCE, reactor)
+
+    def kill(self, signal: str) -> None:
+        """Send a signal (``TERM``, ``KILL``, …); a process that has ended already takes none."""
+        try:
+            self.transport.signalProcess(signal)  # type: ignore[union-attr]  # IProcessTransport
+        except ProcessExitedAlready:
+            pass
+
+    def _look(self) -> None:
+        for text, waiter in list(self._waiting):
+            if text in self.output or text in self.errors:
+                self._waiting.remove((text, waiter))
+                waiter.callback(None)
+
+
+class ProcessTestCase(TestCase):
+    """A test case with a home of its own, whose child processes end with it."""
+
+    timeout = 2 * PATIENCE
+
+    def setUp(self) -> None:
+        self.home = os.path.abspath(self.mktemp())
+        os.makedirs(self.home)
+        self.dataDir = os.path.join(self.home, "state", "txserviceregistry")
+        self.children: list[Child] = []
+        self.addCleanup(self._endAll)
+
+    async def _end(self) -> None:
+        for child in self.children:
+            if child.running:
+                child.kill("CONT")
+                child.kill("KILL")
+                await child.ended
+
+    def _endAll(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._end())
+
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Ours, without settings, and with a home that is empty at first."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAXSR_", "XDG_"))}
+        return {**kept, "HOME": self.home, "XDG_STATE_HOME": os.path.join(self.home, "state"), **(extra or {})}
+
+    def spawn(self, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
+        """Start a program out of this Python's own folder."""
+        path = os.path.join(os.path.dirname(sys.executable), program)
+        child = Child()
+        IReactorProcess(reactor).spawnProcess(
+            child, path, [path, *arguments], env=self.environment(environment), path=self.home
+        )
+        self.children.append(child)
+        return child
+
+    def twistd(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
+        """Start ``twistd -n --pidfile= …``."""
+        return self.spawn("twistd", "-n", "--pidfile=", *arguments, environment=environment)
+
+    def client(self, **options: Any) -> Client:
+        """A client of the registry over this test's data directory; closed with the test."""
+        settings = readSettings(environ={"HOME": self.home, "RAXSR_DATA_DIR": self.dataDir})
+        client = Client(reactor=reactor, settings=settings, **options)
+        self.addCleanup(client.close)
+        return client
+
+    async def until(self, condition: Callable[[], Any], interval: float = 0.05) -> Any:
+        """Ask *condition* (a function that returns an awaitable) until it is true; its value."""
+        clock: IReactorTime = reactor
+        end = clock.seconds() + PATIENCE
+        while True:
+            value = await condition()
+            if value:
+                return value
+            if clock.seconds() > end:
+                raise AssertionError("the condition did not come true")
+            await deferLater(clock, interval, lambda: None)
+
+    def assertNoTraceback(self, children: Sequence[Child] | None = None) -> None:
+        """None of the processes has printed a traceback."""
+        for child in self.children if children is None else children:
+            self.assertNotIn("Traceback", child.output + child.errors)

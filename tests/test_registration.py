@@ -1,0 +1,419 @@
+"""RegisteredService: registered whatever happens, and gone when it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry import RegisteredService
+from txserviceregistry.errors import BadRequest, NotFound, RegistrationEnded
+from txserviceregistry.testing import FakeRegistry
+
+
+class RegisteredServiceTests(SynchronousTestCase):
+    """What an application can count on, seen from the registry's side."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.client = self.fake.client()
+        self.other = self.fake.client()
+
+    def service(self, timeout: int = 30, id: str = "web1", **options: Any) -> RegisteredService:
+        service = RegisteredService(self.client, id, timeout, random=lambda: 0.5, **options)
+        self.addCleanup(self.settle, service.stopService)
+        return service
+
+    def settle(self, call: Any) -> Any:
+        done = call()
+        results: list[Any] = []
+        done.addBoth(results.append)
+        for _ in range(40):
+            if results:
+                break
+            self.fake.advance(0.25)
+        return results[0]
+
+    def listed(self) -> list[str]:
+        page = self.successResultOf(self.other.services.list())
+        return [service["id"] for service in page["values"]]
+
+    def eventTypes(self) -> list[str]:
+        page = self.successResultOf(self.other.events.list())
+        return [event["type"] for event in page["values"]]
+
+    def test_registersWithWhatItWasGiven(self) -> None:
+        """Tags, metadata and timeout are what others see."""
+        service = self.service(tags=["www"], metadata={"a": "b"})
+        service.startService()
+        self.assertIsNone(self.successResultOf(service.whenRegistered()))
+        found = self.successResultOf(self.other.services.get("web1"))
+        self.assertEqual((found["tags"], found["metadata"], found["heartbeat_timeout"]), (["www"], {"a": "b"}, 30))
+        self.assertEqual(service.state, "registered")
+        self.assertTrue(service.healthy)
+
+    def test_staysRegistered(self) -> None:
+        """An hour later it is there, and nobody ever heard that it had timed out."""
+        self.service(3).startService()
+        self.fake.advance(3600)
+        self.assertEqual(self.listed(), ["web1"])
+        self.assertNotIn("service.timeout", self.eventTypes())
+
+    def test_registersWhenTheRegistryComesUp(self) -> None:
+        """The application may start before the registry does."""
+        self.fake.stop()
+        service = self.service()
+        service.startService()
+        registered = service.whenRegistered()
+        self.fake.advance(600)
+        self.assertNoResult(registered)
+        self.assertEqual(service.state, "registering")
+        self.fake.start()
+        self.fake.advance(12)
+        self.successResultOf(registered)
+        self.assertEqual(self.listed(), ["web1"])
+
+    def test_registersAgainWhenTheDataIsGone(self) -> None:
+        """After a registry's restart without its data it is registered again within one heartbeat interval."""
+        services = [self.service(30, id=f"web{i}") for i in range(20)]
+        for service in services:
+            service.startService()
+        self.fake.advance(7)
+        self.fake.restart(keepData=False)
+        self.fake.advance(24)
+        self.assertEqual(len(self.listed()), 20)
+
+    def test_livesThroughARestart(self) -> None:
+        """A registry that is restarted with its data sees it go on with the token that it had."""
+        self.service(3).startService()
+        self.fake.advance(10)
+        self.fake.stop()
+        self.fake.advance(2)
+        self.fake.start()
+        self.fake.advance(30)
+        self.assertEqual(self.eventTypes(), ["service.join"])
+
+    def test_livesThroughEveryKindOfFailure(self) -> None:
+        """500, 502, 503, lost connections, silence, garbage and cut answers don't kill it."""
+        self.service(6).startService()
+        for fault in (
+            lambda: self.fake.failNext(500),
+            lambda: self.fake.failNext(502, 2),
+            lambda: self.fake.failNext(503, 3),
+            self.fake.dropNext,
+            self.fake.loseNext,
+            self.fake.hangNext,
+            self.fake.garbageNext,
+            self.fake.truncateNext,
+            lambda: self.fake.hangNext(2),
+        ):
+            self.fake.advance(2)
+            fault()
+            self.fake.advance(8)
+        self.assertEqual(self.eventTypes(), ["service.join"])
+        self.assertEqual(self.listed(), ["web1"])
+
+    def test_comesBackAfterAPartition(self) -> None:
+        """Cut off for longer than its timeout it times out, says so, and is registered again when the network heals."""
+        service = self.service(10)
+        states: list[str] = []
+        service.onStateChange(states.append)
+        service.startService()
+        self.fake.advance(5)
+        self.fake.partition()
+        self.fake.advance(60)
+        self.assertEqual((service.state, service.healthy), ("unreachable", False))
+        self.fake.heal()
+        self.fake.advance(10)
+        self.assertEqual(self.listed(), ["web1"])
+        self.assertEqual(states, ["registering", "registered", "unreachable", "registering", "registered"])
+
+    def test_isNotPunishedForTheRegistrysPause(self) -> None:
+        """A registry that was stopped for three timeouts gives the time back."""
+        self.service(10).startService()
+        self.fake.advance(5)
+        self.fake.pause()
+        self.fake.advance(30)
+        self.fake.resume()
+        self.fake.advance(30)
+        self.assertEqual(self.eventTypes(), ["service.join"])
+
+    def test_stoppingRemovesIt(self) -> None:
+        """A clean shutdown leaves no ghost, no timeout event, and nothing that is still to happen."""
+        service = self.service()
+        service.startService()
+        self.fake.advance(5)
+        self.settle(service.stopService)
+        self.assertEqual(self.listed(), [])
+        self.settle(self.client.close)
+        self.settle(self.other.close)
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])
+        asked = len(self.fake.requests)
+        self.fake.advance(300)
+        self.assertEqual(len(self.fake.requests), asked)
+
+    def test_stoppingTwiceIsStoppingOnce(self) -> None:
+        """The second stop waits for the first, and asks nothing of its own."""
+        service = self.service()
+        service.startService()
+        self.settle(service.stopService)
+        asked = len(self.fake.requests)
+        self.settle(service.stopService)
+        self.assertEqual(len(self.fake.requests), asked)
+
+    def test_stoppingIsBoundedInTime(self) -> None:
+        """With a registry that does not answer, stopping takes three seconds and no more."""
+        service = self.service()
+        service.startService()
+        self.fake.partition()
+        stopped = service.stopService()
+        self.fake.advance(2.5)
+        self.assertNoResult(stopped)
+        self.fake.advance(0.6)
+        self.assertIsNone(self.successResultOf(stopped))
+        self.settle(self.client.close)
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])
+
+    def test_stoppingTriesMoreThanOnce(self) -> None:
+        """A registry in passing trouble is told all the same."""
+        service = self.service()
+        service.startService()
+        self.fake.failNext(503, 3)
+        self.settle(service.stopService)
+        self.assertEqual(self.listed(), [])
+
+    def test_stoppingAsksWhileTheRegistrationIsUnderWay(self) -> None:
+        """Stopped while the registration is on its way, it waits for the outcome, and leaves no ghost."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.pause()
+        service = self.service()
+        service.startService()
+        waiting = service.whenRegistered()
+        stopped = service.stopService()
+        self.failureResultOf(waiting, RegistrationEnded)
+        self.fake.resume()
+        self.fake.advance(1)
+        self.successResultOf(stopped)
+        self.assertEqual(self.listed(), [])
+
+    def test_stoppingLeavesAStrangerAlone(self) -> None:
+        """Where somebody else took the id while it was lost, stopping does not remove that one."""
+        service = self.service(10)
+        service.startService()
+        self.fake.partition()
+        self.fake.advance(25)
+        self.fake.heal()
+        self.successResultOf(self.other.services.create("web1", 120, {"tags": ["theirs"]}))
+        self.fake.advance(15)
+        self.assertEqual(service.state, "registering")
+        self.settle(service.stopService)
+        self.assertEqual(self.successResultOf(self.other.services.get("web1"))["tags"], ["theirs"])
+
+    def test_startsAgain(self) -> None:
+        """Stopped and started at once, it is registered; the stop does not take the new registration away."""
+        service = self.service()
+        service.startService()
+        service.stopService()
+        service.startService()
+        service.startService()
+        self.fake.advance(30)
+        self.assertEqual(self.listed(), ["web1"])
+
+    def test_aRegistrationWhoseAnswerWasLostIsTakenUp(self) -> None:
+        """It does not wait for a timeout of what it has just created itself."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.loseNext()
+        service = self.service(120)
+        service.startService()
+        self.fake.advance(3)
+        self.assertTrue(service.healthy)
+        self.assertEqual(self.listed(), ["web1"])
+
+    def test_waitsForItsGhost(self) -> None:
+        """While an earlier life of the id is still there, it waits, and is registered as soon as that has ended."""
+        self.successResultOf(self.other.services.create("web1", 20))
+        service = self.service(30)
+        service.startService()
+        self.fake.advance(19)
+        self.assertFalse(service.healthy)
+        self.fake.advance(3.5)
+        self.assertTrue(service.healthy)
+        self.assertEqual(self.eventTypes(), ["service.join", "service.timeout", "service.join"])
+
+    def test_whatIsNeverValidEndsIt(self) -> None:
+        """An id that the registry refuses is told to whoever waits, and not tried again."""
+        service = self.service(id="no/slashes")
+        service.startService()
+        self.assertIn("Invalid characters", str(self.failureResultOf(service.whenRegistered(), BadRequest).value))
+        self.assertEqual(service.state, "stopped")
+        asked = len(self.fake.requests)
+        self.fake.advance(300)
+        self.assertEqual(len(self.fake.requests), asked)
+
+    def test_drainRemovesItFirst(self) -> None:
+        """It leaves the registry at once, and the rest of the time is for those who still know it."""
+        service = self.service()
+        service.startService()
+        drained = service.drain(5)
+        self.fake.advance(0)
+        self.assertEqual(self.listed(), [])
+        self.fake.advance(4.9)
+        self.assertNoResult(drained)
+        self.fake.advance(0.2)
+        self.successResultOf(drained)
+        self.assertEqual(self.listed(), [])
+
+    def test_checkHoldsBackRegistrationAndBeats(self) -> None:
+        """It is registered when the check passes first, expires while it fails, and is back when it passes again."""
+        well = [False]
+        service = self.service(10, check=lambda: well[0])
+        service.startService()
+        self.fake.advance(30)
+        self.assertEqual(self.listed(), [])
+        well[0] = True
+        self.fake.advance(10)
+        self.assertEqual(self.listed(), ["web1"])
+        well[0] = False
+        self.fake.advance(25)
+        self.assertEqual(self.listed(), [])
+        well[0] = True
+        self.fake.advance(12)
+        self.assertEqual(self.listed(), ["web1"])
+
+    def test_aListenerThatRaisesDoesNoHarm(self) -> None:
+        """The error is logged, and the service registered all the same."""
+        service = self.service()
+
+        def bad(state: str) -> None:
+            raise RuntimeError("listener")
+
+        service.onStateChange(bad)
+        service.startService()
+        self.successResultOf(service.whenRegistered())
+        self.settle(service.stopService)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 3)
+
+    # -- the address
+
+    def test_findsItsHost(self) -> None:
+        """With a port and no host in the metadata, the host is the address that reaches the registry."""
+        service = self.service(metadata={"port": "8000"})
+        service.startService()
+        found = self.successResultOf(self.other.services.get("web1"))
+        self.assertEqual(found["metadata"], {"port": "8000", "host": "127.0.0.1"})
+
+    def test_keepsTheHostThatItWasGiven(self) -> None:
+        """What the caller says of the address stands."""
+        service = self.service(metadata={"port": "8000", "address": "10.0.0.9"})
+        service.startService()
+        found = self.successResultOf(self.other.services.get("web1"))
+        self.assertEqual(found["metadata"], {"port": "8000", "address": "10.0.0.9"})
+
+    # -- the state file
+
+    def crash(self, service: RegisteredService) -> None:
+        """End it as kill -9 would: no beat follows, and the registry hears nothing."""
+        self.fake.partition()
+        service.stopService()
+        self.fake.advance(3.1)
+        self.fake.heal()
+
+    def test_goesOnAsTheSameServiceAfterACrash(self) -> None:
+        """With a state file a new process takes the service up at once, with what is new in its metadata."""
+        path = self.mktemp()
+        first = self.service(metadata={"version": "1"}, state=path)
+        first.startService()
+        self.crash(first)
+        again = self.service(metadata={"version": "2"}, state=path)
+        again.startService()
+        self.successResultOf(again.whenRegistered())
+        found = self.successResultOf(self.other.services.get("web1"))
+        self.assertEqual(found["metadata"], {"version": "2"})
+        self.assertEqual(self.eventTypes(), ["service.join"])
+
+    def test_theStateFileHoldsTheLastToken(self) -> None:
+        """Each answer's token is kept before it is used, in a file that only its owner reads."""
+        path = self.mktemp()
+        self.service(10, state=path).startService()
+        first = json.loads(Path(path).read_text())
+        self.fake.advance(30)
+        last = json.loads(Path(path).read_text())
+        self.assertEqual((first["id"], last["id"]), ("web1", "web1"))
+        self.assertNotEqual(first["token"], last["token"])
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+
+    def test_aStaleStateFileIsNoHindrance(self) -> None:
+        """A token of a service that has ended, or a file that is none of ours, leads to a new registration."""
+        for content in (
+            '{"id": "web1", "token": "59a8f3a0-e0ac-11f0-8000-000000000000"}',
+            '{"id": "web1", "token": "x"}',
+            '{"id": "web1", "token": 3}',
+            '{"id": "other", "token": "x"}',
+            "garbage",
+            "[]",
+        ):
+            path = self.mktemp()
+            with open(path, "w") as file:
+                file.write(content)
+            service = self.service(state=path)
+            service.startService()
+            self.successResultOf(service.whenRegistered())
+            self.settle(service.stopService)
+            self.assertFalse(os.path.exists(path))
+
+    def test_aStateFileThatCantBeWrittenIsLogged(self) -> None:
+        """The service is registered all the same."""
+        lines: list[str] = []
+
+        def observe(event: Any) -> None:
+            if "can't be kept" in event.get("log_format", ""):
+                lines.append(event["log_level"].name)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        service = self.service(state="/nonexistent/folder/state")
+        service.startService()
+        self.successResultOf(service.whenRegistered())
+        self.assertEqual(lines, ["warn"])
+
+    def test_resumesWhenTheRegistryIsBack(self) -> None:
+        """A registry that is away at the start is no reason to give the kept service up."""
+        path = self.mktemp()
+        first = self.service(60, state=path)
+        first.startService()
+        self.crash(first)
+        self.fake.stop()
+        again = self.service(60, state=path)
+        again.startService()
+        self.fake.advance(20)
+        self.fake.start()
+        self.fake.advance(20)
+        self.assertTrue(again.healthy)
+        self.assertEqual(self.eventTypes(), ["service.join"])
+
+    def test_whoeverStopsWaitingTakesNothingFromOthers(self) -> None:
+        """Cancelling one wait for the registration leaves the others."""
+        self.fake.stop()
+        service = self.service()
+        service.startService()
+        one, two = service.whenRegistered(), service.whenRegistered()
+        one.addErrback(lambda _: None)
+        one.cancel()
+        self.fake.start()
+        self.fake.advance(12)
+        self.successResultOf(two)
+
+    def test_isNotFoundAfterwards(self) -> None:
+        """After a stop its id is free."""
+        service = self.service()
+        service.startService()
+        self.settle(service.stopService)
+        self.failureResultOf(self.other.services.get("web1"), NotFound)
+        self.assertIn("stopped", repr(service))
+        again: Deferred[Any] = self.other.services.create("web1", 30)
+        self.successResultOf(again)

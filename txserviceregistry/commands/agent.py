@@ -1,0 +1,275 @@
+"""
+``twistd -n service-registry-agent``: registers a dummy service and keeps it alive.
+
+With nothing configured it runs a registry in the same process, so that a newcomer sees the whole thing work at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from typing import Any
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.python import usage
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
+
+from ..client import Client
+from ..clock import useMonotonic
+from ..deferred import returnsDeferred
+from ..errors import InvalidSettings, ServiceRegistryError
+from ..registration import RegisteredService
+from ..registry.service import RegistryService, StartFailed
+from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
+from .process import OneLineOptions, endProcess, say
+from .registry import DEFAULT_LISTEN, checkEndpoint
+
+__all__ = ["AgentProcess", "Options", "makeService"]
+
+_ID_CHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]+")
+_LONGEST_ID = 65
+_TIMEOUTS = range(3, 121)
+
+
+def defaultServiceId(hostName: str) -> str:
+    """
+    A service id made from the machine's name.
+
+    :return: ``agent-`` and the name, without what an id can't hold.
+    """
+    return ("agent-" + _ID_CHARACTERS.sub("-", hostName).strip("-"))[:_LONGEST_ID].rstrip("-")
+
+
+class Options(OneLineOptions):
+    """The options of ``twistd service-registry-agent``."""
+
+    command = "service-registry-agent"
+    synopsis = "[--id ID] [--tags a,b] [--metadata k=v,…] [--heartbeat-timeout SECONDS] [--listen ENDPOINT]"
+    longdesc = (
+        "Registers a dummy service and keeps it alive until it is stopped. The registry is the one that the "
+        "environment (RAXSR_API_URL, …) or ~/.raxrc names, else the one that runs over the data directory; if there "
+        "is none, the agent runs one itself. "
+        "Example: twistd -n service-registry-agent --id web1 --tags www,test"
+    )
+    optParameters = [
+        ["id", "i", None, "The service's id (default: made from this machine's name)."],
+        ["tags", "t", "", "Tags of the service, separated by commas."],
+        ["metadata", "m", "", "Metadata of the service: key=value pairs, separated by commas."],
+        ["heartbeat-timeout", "b", "30", "Seconds, 3 to 120, after which the registry gives up a silent service."],
+        ["listen", "l", None, "Endpoint where the dummy answers HTTP with its own state as JSON, such as tcp:8000."],
+        ["registry-listen", None, DEFAULT_LISTEN, "Endpoint of a registry in this process."],
+        ["data-dir", "d", None, "Folder for the data of a registry in this process (default: as service-registry's)."],
+    ]
+
+    def postOptions(self) -> None:
+        """
+        Check and complete what was given.
+
+        :raises twisted.python.usage.UsageError: if something can't be used.
+        """
+        self["id"] = self["id"] or defaultServiceId(socket.gethostname())
+        if not 3 <= len(self["id"]) <= _LONGEST_ID or _ID_CHARACTERS.search(self["id"]):
+            raise usage.UsageError(f"--id {self['id']!r} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
+        self["tags"] = [tag for tag in self["tags"].split(",") if tag]
+        self["metadata"] = dict(self._pair(pair) for pair in self["metadata"].split(",") if pair)
+        try:
+            self["heartbeat-timeout"] = int(self["heartbeat-timeout"])
+        except ValueError:
+            self["heartbeat-timeout"] = 0
+        if self["heartbeat-timeout"] not in _TIMEOUTS:
+            raise usage.UsageError("--heartbeat-timeout has to be a whole number of seconds from 3 to 120")
+        for option in ("listen", "registry-listen"):
+            if self[option] is not None:
+                checkEndpoint(option, self[option])
+        self["data-dir"] = str(self["data-dir"] or defaultDataDir())
+
+    def settings(self) -> Settings:
+        """
+        Where the registry is, as far as anybody has said it.
+
+        :raises InvalidSettings: if a setting can't be used, or there are no credentials.
+        """
+        return readSettings(environ={**os.environ, "RAXSR_DATA_DIR": self["data-dir"]})
+
+    @staticmethod
+    def _pair(pair: str) -> tuple[str, str]:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise usage.UsageError(f"--metadata: {pair!r} is no key=value pair")
+        return key, value
+
+
+class AgentProcess(Service):
+    """
+    The dummy service, and (if *registry* is given) the registry it is in. What it starts it also stops, in this
+    order: the service leaves the registry, its port is closed, then the client, then the registry.
+    """
+
+    name = "service-registry-agent"
+
+    def __init__(self, reactor: Any, options: Options, registry: RegistryService | None) -> None:
+        self._reactor = reactor
+        self._options = options
+        self._registry = registry
+        self._client: Client | None = None
+        self._service: RegisteredService | None = None
+        self._port: IListeningPort | None = None
+        self._starting: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        """Start in the background; a start that fails ends the process with one line."""
+        Service.startService(self)
+        self._starting = self._start().addErrback(self._failed)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        :return: fires when everything is down.
+        """
+        Service.stopService(self)
+        return self._stop()
+
+    @returnsDeferred
+    async def _start(self) -> None:
+        if self._registry is not None:
+            self._registry.startService()
+            await self._registry.whenListening()
+            say(f"The registry listens on {', '.join(self._registry.urls)}")
+            say(f"Credentials for this machine are in {self._registry.raxrcPath}")
+        settings = self._options.settings()
+        self._client = Client(reactor=self._reactor, settings=settings)
+        metadata = dict(self._options["metadata"])
+        dummy = _Dummy()
+        if self._options["listen"] is not None:
+            self._port = await self._listen(dummy)
+            metadata.setdefault("port", str(getattr(self._port.getHost(), "port", "")))
+        service = self._service = RegisteredService(
+            self._client,
+            self._options["id"],
+            self._options["heartbeat-timeout"],
+            self._options["tags"],
+            metadata,
+        )
+        dummy.service = service
+        service.startService()
+        say(f"Registering service {service.serviceId} …")
+        await service.whenRegistered()
+        say(f"Service {service.serviceId} is registered, and kept alive until this process ends. Look at it with curl:")
+        say(_curlLines(settings))
+        say("or in Python:")
+        say(_pythonLines(settings, service.serviceId))
+
+    async def _listen(self, dummy: _Dummy) -> IListeningPort:
+        description = self._options["listen"]
+        try:
+            port: IListeningPort = await serverFromString(self._reactor, description).listen(_quietSite(dummy))
+        except Exception as error:
+            raise StartFailed(f"can't listen on {description}: {error}") from None
+        return port
+
+    def _failed(self, failure: Failure) -> None:
+        if not self.running:
+            return
+        if not failure.check(StartFailed, ServiceRegistryError):
+            failure.raiseException()
+        endProcess(self._reactor, f"twistd service-registry-agent: {failure.getErrorMessage()}")
+
+    @returnsDeferred
+    async def _stop(self) -> None:
+        starting, self._starting = self._starting, None
+        if self._service is not None:
+            await self._service.stopService()
+        if self._port is not None:
+            await self._port.stopListening()
+        if starting is not None:
+            starting.cancel()
+        if self._client is not None:
+            await self._client.close()
+        if self._registry is not None:
+            await self._registry.stopService()
+
+
+class _Dummy(Resource):
+    """Answers every request with the state of the dummy service."""
+
+    isLeaf = True
+    service: RegisteredService | None = None
+
+    def render_GET(self, request: Request) -> bytes:
+        """The state as JSON."""
+        request.setHeader(b"Content-Type", b"application/json; charset=UTF-8")
+        if self.service is None:
+            return b"{}\n"
+        state = {
+            "id": self.service.serviceId,
+            "state": self.service.state,
+            "healthy": self.service.healthy,
+            "heartbeat_timeout": self.service.heartbeatTimeout,
+            "tags": self.service.tags,
+            "metadata": self.service.metadata,
+        }
+        return json.dumps(state, ensure_ascii=False).encode() + b"\n"
+
+
+def _quietSite(resource: Resource) -> Site:
+    site = Site(resource)
+    # A line in the log for each look at the dummy is of no use to anybody.
+    site.log = lambda request: None  # type: ignore[method-assign]  # Site has no other switch for it
+    return site
+
+
+def _curlLines(settings: Settings) -> str:
+    authUrl, raxrc = settings.authUrls[0], settings.raxrcPath
+    api = settings.baseUrls[0]
+    return "\n".join(
+        [
+            f"    RAXRC='{raxrc}'; NAME=$(sed -n 's/^username *= *//p' \"$RAXRC\");"
+            " KEY=$(sed -n 's/^api_key *= *//p' \"$RAXRC\")",
+            f"    ACCESS=$(curl -s '{authUrl}/tokens' -H 'Content-Type: application/json' -d"
+            ' "{\\"auth\\": {\\"RAX-KSKEY:apiKeyCredentials\\":'
+            ' {\\"username\\": \\"$NAME\\", \\"apiKey\\": \\"$KEY\\"}}}")',
+            '    TOKEN=$(echo "$ACCESS" | sed \'s/.*"token": *{"id": *"\\([^"]*\\)".*/\\1/\');'
+            ' TENANT=$(echo "$ACCESS" | sed \'s/.*"tenant": *{"id": *"\\([^"]*\\)".*/\\1/\')',
+            f'    curl -s -H "X-Auth-Token: $TOKEN" "{api}/$TENANT/services"',
+        ]
+    )
+
+
+def _pythonLines(settings: Settings, serviceId: str) -> str:
+    return "\n".join(
+        [
+            "    python3 - <<'END'",
+            "    from twisted.internet.task import react",
+            "    from txserviceregistry import Client",
+            "    async def main(reactor):",
+            "        async with Client.fromSettings(reactor) as client:",
+            f'            print(await client.services.get("{serviceId}"))',
+            "    react(lambda reactor: __import__('twisted').internet.defer.ensureDeferred(main(reactor)))",
+            "    END",
+        ]
+    )
+
+
+def makeService(options: Options) -> IService:
+    """What twistd calls."""
+    from twisted.internet import reactor
+
+    useMonotonic(reactor)
+    try:
+        ownRegistry = not namesRegistry() and not RegistryService.runsOver(options["data-dir"])
+        if not ownRegistry:
+            options.settings()
+    except InvalidSettings as error:
+        raise SystemExit(f"twistd service-registry-agent: {error}") from None
+    registry = None
+    if ownRegistry:
+        registry = RegistryService(
+            reactor, dataDir=options["data-dir"], store="sqlite", endpoints=[options["registry-listen"]]
+        )
+    return AgentProcess(reactor, options, registry)

@@ -1,0 +1,75 @@
+"""
+What our processes have in common: how they take their options, keep time, and end when they can't start.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from typing import Any, NoReturn
+
+from twisted.python import usage
+
+__all__ = ["OneLineOptions", "endProcess", "say"]
+
+
+def say(text: str) -> None:
+    """
+    Tell the person at the terminal something: as it stands, so that it can be copied, and not as lines of the log,
+    into which twistd turns what is printed.
+    """
+    stream = sys.__stdout__
+    if stream is None:
+        return
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):
+        # Whoever read it has gone, as with a pipe into `head`. The process has more to do than to talk.
+        pass
+
+
+def endProcess(reactor: Any, line: str) -> None:
+    """
+    End a process that could not start: one *line* on stderr, an orderly shutdown, exit code 1.
+
+    For failures that show only when the reactor runs; before it does, ``SystemExit(line)`` is all that is needed.
+    """
+    stream = sys.__stderr__
+    if stream is not None:
+        print(line, file=stream, flush=True)
+    # twistd has no way to give an exit code once its reactor has run. The last thing that happens in the process has.
+    atexit.register(_exitCode, 1)
+    reactor.stop()
+
+
+def _exitCode(code: int) -> NoReturn:
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)
+
+
+class OneLineOptions(usage.Options):
+    """
+    Options of a twistd command whose mistakes are told in one line on stderr, with exit code 1 and nothing started.
+
+    twistd itself would print the whole help and lose the line below it.
+    """
+
+    #: The command's name, for the line.
+    command = ""
+
+    def parseOptions(self, options: Any = None) -> None:
+        """
+        :raises SystemExit: if they can't be used.
+        """
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            raise SystemExit(f"twistd {self.command}: {error} (see: twistd {self.command} --help)") from None
+
+    def parseArgs(self, *rest: str) -> None:
+        """Refuse what is no option."""
+        if rest:
+            raise usage.UsageError(f"unexpected argument {rest[0]!r}")

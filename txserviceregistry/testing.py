@@ -1,0 +1,393 @@
+"""
+FakeRegistry: a whole registry in memory, for the trial suites of applications that use this library.
+
+It is the real registry (its HTTP layer, its rules, a store in memory), reached without a socket, on a
+:class:`~twisted.internet.task.Clock` that only the test moves::
+
+    class MyTests(SynchronousTestCase):
+        def test_isRegistered(self):
+            fake = FakeRegistry()
+            client = fake.client()
+            service = RegisteredService(client, "web1", 30)
+            service.startService()
+            self.successResultOf(service.whenRegistered())
+            fake.advance(3600)
+            self.assertEqual(self.successResultOf(client.services.get("web1"))["id"], "web1")
+
+What can go wrong between an application and a registry can be made to: see :meth:`FakeRegistry.failNext` and its
+neighbours. A fault that is scripted is met by the next request of whichever client of the fake.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from treq.testing import RequestTraversalAgent
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionLost, ConnectionRefusedError
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseNeverReceived
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.resource import Resource
+from zope.interface import implementer
+
+from .client import Client
+from .registry.core import Registry
+from .registry.identity import Identity
+from .registry.limits import RateLimiter, ResourceLimits
+from .registry.stores.memory import MemoryStore
+from .registry.web import ApiResource
+
+__all__ = ["FakeRegistry", "Request"]
+
+# 2026-01-01: what the wall clock of a fake says at first. Any date would do, but ids made of it look familiar.
+_EPOCH = 1767225600.0
+# Seconds that time moves at most in one step, so that what is due in between happens in its order.
+_STEP = 0.25
+# Nobody attacks the keys of a fake: the least that scrypt takes.
+_SCRYPT_COST = 2
+_URL = "http://registry.invalid:8880/v1.0"
+_AUTH_URL = "http://registry.invalid:8880/v2.0"
+
+
+@attrs.frozen
+class Request:
+    """A request that a client of the fake has made, as it went out: before any fault that was scripted for it."""
+
+    method: str
+    path: str
+
+
+class FakeRegistry:
+    """
+    A registry in memory, and the time that it and its clients live in.
+
+    :ivar clock: the time of the clients. Move it with :meth:`advance`, which moves the registry's time too.
+    :ivar requests: what the clients have asked so far, oldest first.
+    """
+
+    username = "fake"
+    apiKey = "fake-api-key"
+
+    def __init__(self, *, limits: ResourceLimits | None = None) -> None:
+        """
+        :param limits: how many objects the account may have; the protocol's defaults if not given.
+        """
+        self.clock = Clock()
+        self.requests: list[Request] = []
+        self._limits = limits or ResourceLimits()
+        self._registryClock = Clock()
+        self._agent = _ScriptedAgent(self)
+        self._clients: list[Client] = []
+        self._store = MemoryStore(wallClock=self._wallClock)
+        self._registry: Registry | None = None
+        self._begin()
+
+    # -- what a test uses
+
+    def client(self, **options: Any) -> Client:
+        """
+        A real :class:`~txserviceregistry.Client` of this registry, on this clock.
+
+        :param options: of the Client's; ``username`` and ``apiKey`` are the fake's own unless given.
+        """
+        client = Client(
+            options.pop("username", self.username),
+            options.pop("apiKey", self.apiKey),
+            baseUrl=_URL,
+            authUrl=_AUTH_URL,
+            agent=self._agent,
+            reactor=self.clock,
+            **options,
+        )
+        self._clients.append(client)
+        return client
+
+    def advance(self, seconds: float) -> None:
+        """
+        Let time go by, in small steps: everything that falls due happens in its order, and every answer that is
+        under way arrives.
+        """
+        end = self.clock.seconds() + seconds
+        while True:
+            self.flush()
+            now = self.clock.seconds()
+            if now >= end:
+                break
+            pending = [call.getTime() for call in self.clock.getDelayedCalls()]
+            step = min([end, now + _STEP, *pending]) - now
+            # A call that is due now takes a step of nothing; after it the time moves on.
+            self.clock.advance(max(step, 0.0))
+            if not self._agent.paused:
+                self._registryClock.advance(self.clock.seconds() - self._registryClock.seconds())
+
+    def flush(self) -> None:
+        """Let every answer that is under way arrive, without letting time go by."""
+        self._agent.flush()
+
+    # -- what can go wrong
+
+    def failNext(self, status: int, count: int = 1) -> None:
+        """The next *count* requests are answered with this HTTP *status*, and do not reach the registry."""
+        self._agent.script(_answer(status, _faultBody(status)), count)
+
+    def garbageNext(self, count: int = 1) -> None:
+        """The next *count* requests are answered with 200 and a body that is no JSON."""
+        self._agent.script(_answer(200, b"<html>what is this?</html>"), count)
+
+    def truncateNext(self, count: int = 1) -> None:
+        """The registry acts on the next *count* requests, but the bodies of its answers break off in the middle."""
+        self._agent.script(_truncate, count)
+
+    def dropNext(self, count: int = 1) -> None:
+        """The connections of the next *count* requests are lost before the registry sees the request."""
+        self._agent.script(_drop, count)
+
+    def loseNext(self, count: int = 1) -> None:
+        """The registry acts on the next *count* requests, but its answers are lost with their connections."""
+        self._agent.script(_lose, count)
+
+    def hangNext(self, count: int = 1) -> None:
+        """The next *count* requests are never answered, and do not reach the registry."""
+        self._agent.script(_hang, count)
+
+    def partition(self) -> None:
+        """Cut the network: nothing that clients send gets an answer, until :meth:`heal`."""
+        self._agent.partitioned = True
+
+    def heal(self) -> None:
+        """End the partition; requests of the time before stay lost."""
+        self._agent.partitioned = False
+
+    def pause(self) -> None:
+        """Stop the registry's process, as SIGSTOP would: requests wait, and its time stands still."""
+        self._agent.paused = True
+
+    def resume(self) -> None:
+        """Let the registry's process go on: first it meets all the time that went by at once, then what waited."""
+        behind = self.clock.seconds() - self._registryClock.seconds()
+        if behind > 0:
+            self._registryClock.advance(behind)
+        self._agent.resume()
+
+    def stop(self) -> None:
+        """Stop the registry: connections are refused, until :meth:`start`."""
+        self._end()
+
+    def start(self, keepData: bool = True) -> None:
+        """Start the registry that :meth:`stop` has stopped, with the data that it had or with none."""
+        self._end()
+        if not keepData:
+            self._store = MemoryStore(wallClock=self._wallClock)
+        self._begin()
+
+    def restart(self, keepData: bool = True) -> None:
+        """Stop the registry and start it again at once."""
+        self.start(keepData)
+
+    def purgeTokens(self) -> None:
+        """End all auth tokens that the registry has given out."""
+        _now(self._identity.purgeAll())
+
+    def storeAvailable(self, available: bool) -> None:
+        """Take the registry's store away (all that needs it is answered with 503), or bring it back."""
+        self._store.unavailable = not available
+
+    # -- inside
+
+    def _wallClock(self) -> float:
+        return _EPOCH + self._registryClock.seconds()
+
+    def _begin(self) -> None:
+        _now(self._store.open())
+        self._identity = Identity(
+            self._store,
+            clock=self._registryClock,
+            wallClock=self._wallClock,
+            hasher=_hashNow,
+            cost=_SCRYPT_COST,
+        )
+        _now(self._identity.ensureUser(self.username, key=self.apiKey))
+        self._registry = Registry(
+            self._store, clock=self._registryClock, wallClock=self._wallClock, limits=self._limits
+        )
+        _now(self._registry.start())
+        self._agent.resource = ApiResource(
+            self._registry, self._identity, rateLimiter=RateLimiter(self._wallClock), limits=self._limits
+        )
+
+    def _end(self) -> None:
+        if self._registry is not None:
+            self._identity.stop()
+            _now(self._registry.stop())
+            self._registry = None
+        self._agent.resource = None
+
+
+_Next = Callable[[], Deferred[IResponse]]
+_Fault = Callable[[_Next], Deferred[IResponse]]
+
+
+@implementer(IAgent)
+class _ScriptedAgent:
+    """The network between the clients and the registry, with all that can happen there."""
+
+    def __init__(self, fake: FakeRegistry) -> None:
+        self._fake = fake
+        self._faults: deque[_Fault] = deque()
+        self._waiting: list[Callable[[], None]] = []
+        self._agent: RequestTraversalAgent | None = None
+        self.partitioned = False
+        self.paused = False
+
+    @property
+    def resource(self) -> Resource | None:
+        """The registry's root, or ``None`` while it is stopped."""
+        return self._resource
+
+    @resource.setter
+    def resource(self, resource: Resource | None) -> None:
+        self._resource = resource
+        self._agent = None if resource is None else RequestTraversalAgent(resource)
+
+    def localAddress(self, url: str) -> str:
+        """What an address of this machine would be, were there a connection."""
+        return "127.0.0.1"
+
+    def script(self, fault: _Fault, count: int) -> None:
+        """Let *fault* happen to the next *count* requests that have none yet."""
+        self._faults.extend([fault] * count)
+
+    def flush(self) -> None:
+        """Deliver what the registry has answered."""
+        if self._agent is not None:
+            self._agent.flush()
+
+    def resume(self) -> None:
+        """Let the requests through that waited while the registry was paused."""
+        self.paused = False
+        waiting, self._waiting = self._waiting, []
+        for go in waiting:
+            go()
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """See :class:`twisted.web.iweb.IAgent`."""
+        path = uri.split(b"://", 1)[-1].partition(b"/")[2]
+        self._fake.requests.append(Request(method.decode("ascii"), "/" + path.decode("ascii")))
+        if self.partitioned:
+            return _never()
+
+        def go() -> Deferred[IResponse]:
+            if self._agent is None:
+                return _failed(ConnectionRefusedError())
+            response: Deferred[IResponse] = self._agent.request(method, uri, headers, bodyProducer)
+            return response
+
+        fault = self._faults.popleft() if self._faults else None
+        if self.paused and fault is None:
+            return self._later(go)
+        return go() if fault is None else fault(go)
+
+    def _later(self, go: _Next) -> Deferred[IResponse]:
+        answer = _never()
+
+        def resumed() -> None:
+            # The registry acts also on a request whose client has given up meanwhile.
+            response = go()
+            if not answer.called:
+                response.chainDeferred(answer)
+            else:
+                response.addErrback(lambda _: None)
+
+        self._waiting.append(resumed)
+        return answer
+
+
+# -- the faults
+
+
+def _answer(status: int, body: bytes) -> _Fault:
+    def fault(go: _Next) -> Deferred[IResponse]:
+        resource = _Fixed(status, body)
+        response: Deferred[IResponse] = RequestTraversalAgent(resource).request(b"GET", b"http://registry.invalid/")
+        return response
+
+    return fault
+
+
+def _drop(go: _Next) -> Deferred[IResponse]:
+    return _failed(ResponseNeverReceived([Failure(ConnectionLost())]))
+
+
+def _lose(go: _Next) -> Deferred[IResponse]:
+    go().addErrback(lambda _: None)
+    return _drop(go)
+
+
+def _hang(go: _Next) -> Deferred[IResponse]:
+    return _never()
+
+
+def _truncate(go: _Next) -> Deferred[IResponse]:
+    go().addErrback(lambda _: None)
+    return _answer(200, b'{"token": "')(go)
+
+
+def _never() -> Deferred[IResponse]:
+    # What Twisted's own agent says to whoever cancels a request.
+    return Deferred(lambda it: it.errback(ResponseNeverReceived([Failure(CancelledError())])))
+
+
+def _failed(reason: Exception) -> Deferred[IResponse]:
+    failed: Deferred[IResponse] = Deferred()
+    failed.errback(reason)
+    return failed
+
+
+def _faultBody(status: int) -> bytes:
+    return b'{"type": "scripted", "code": %d, "message": "scripted", "details": "", "txnId": "fake"}' % status
+
+
+class _Fixed(Resource):
+    """Answers everything with the same."""
+
+    isLeaf = True
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__()
+        self._status = status
+        self._body = body
+
+    def render(self, request: Any) -> bytes:
+        """See :class:`twisted.web.resource.IResource`."""
+        request.setResponseCode(self._status)
+        request.setHeader(b"Content-Type", b"application/json; charset=UTF-8")
+        return self._body
+
+
+def _hashNow(hash: Callable[[], Any]) -> Deferred[Any]:
+    done: Deferred[Any] = Deferred()
+    done.callback(hash())
+    return done
+
+
+def _now(done: Deferred[Any]) -> Any:
+    """The result of a Deferred that has fired already, as everything does here."""
+    results: list[Any] = []
+    done.addBoth(results.append)
+    if not results:
+        raise AssertionError("The registry in memory should have answered at once")
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
