@@ -1,0 +1,194 @@
+"""FakeRegistry: it is a real registry, and each of its faults is what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    LimitReached,
+    MalformedResponse,
+    NotFound,
+    RequestTimedOut,
+    ServerError,
+)
+from txserviceregistry.registry.limits import ResourceLimits
+from txserviceregistry.testing import FakeRegistry, Request
+
+
+class FakeRegistryTests(SynchronousTestCase):
+    """What a test of an application's can make happen."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.client = self.fake.client(cache=None)
+
+    def ids(self) -> list[str]:
+        return [service["id"] for service in self.successResultOf(self.client.services.list())["values"]]
+
+    def create(self, id: str = "web1", timeout: int = 30) -> Deferred[Any]:
+        return self.client.services.create(id, timeout)
+
+    def failing(self, call: Deferred[Any], kind: type[Exception], patience: float = 0) -> None:
+        self.fake.advance(patience)
+        self.failureResultOf(call, kind)
+
+    def test_livesAndDies(self) -> None:
+        """A service that nobody heartbeats is there until its deadline, and gone after it."""
+        self.successResultOf(self.create())
+        self.fake.advance(29.9)
+        self.assertEqual(self.ids(), ["web1"])
+        self.fake.advance(0.2)
+        self.assertEqual(self.ids(), [])
+
+    def test_startsAHeartBeater(self) -> None:
+        """A real HeartBeater on the fake's clock keeps it alive for as long as it runs."""
+        _, heartBeater = self.successResultOf(self.create())
+        heartBeater.start()
+        self.fake.advance(1000)
+        self.assertEqual(self.ids(), ["web1"])
+        heartBeater.stop()
+        self.fake.advance(31)
+        self.assertEqual(self.ids(), [])
+
+    def test_listsWhatWasAsked(self) -> None:
+        """Every request is there with its method and path, the one for the auth token too."""
+        self.successResultOf(self.create())
+        self.assertEqual(self.fake.requests, [Request("POST", "/v2.0/tokens"), Request("POST", "/v1.0/1/services")])
+
+    def test_refusesStrangers(self) -> None:
+        """Its clients have its credentials; others are refused as by any registry."""
+        stranger = self.fake.client(apiKey="another")
+        call = stranger.services.list()
+        self.failing(call, AuthenticationFailed, patience=5)
+
+    def test_hasLimits(self) -> None:
+        """The account's limits are the protocol's, or those that were given."""
+        fake = FakeRegistry(limits=ResourceLimits(service=1))
+        client = fake.client()
+        self.successResultOf(client.services.create("web1", 30))
+        self.failureResultOf(client.services.create("web2", 30), LimitReached)
+
+    def test_failNext(self) -> None:
+        """So many requests get the status, and the registry sees none of them."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.failNext(503, 2)
+        for _ in range(2):
+            self.failing(self.create(), ServerError)
+        self.assertEqual(self.ids(), [])
+
+    def test_garbageNext(self) -> None:
+        """An answer that is no JSON."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.garbageNext()
+        self.failing(self.create(), MalformedResponse)
+
+    def test_truncateNext(self) -> None:
+        """The registry has acted, but the answer broke off."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.truncateNext()
+        self.failing(self.create(), MalformedResponse)
+        self.assertEqual(self.ids(), ["web1"])
+
+    def test_dropNext(self) -> None:
+        """The connection is lost before the registry sees the request."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.dropNext()
+        self.failing(self.create(), ConnectionFailed)
+        self.assertEqual(self.ids(), [])
+
+    def test_loseNext(self) -> None:
+        """The connection is lost after the registry has acted."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.loseNext()
+        self.failing(self.create(), ConnectionFailed)
+        self.assertEqual(self.ids(), ["web1"])
+
+    def test_hangNext(self) -> None:
+        """No answer comes until the client gives up."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.hangNext()
+        call = self.create()
+        self.fake.advance(9)
+        self.assertNoResult(call)
+        self.failing(call, RequestTimedOut, patience=2)
+        self.assertEqual(self.ids(), [])
+
+    def test_partition(self) -> None:
+        """Nothing gets through until the network heals."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.partition()
+        self.failing(self.create(), RequestTimedOut, patience=11)
+        self.fake.heal()
+        self.successResultOf(self.create())
+
+    def test_pause(self) -> None:
+        """A paused registry answers when it goes on, and has given everybody the time back."""
+        self.successResultOf(self.create("old", 5))
+        self.fake.pause()
+        self.fake.advance(8)
+        call = self.create("new")
+        self.fake.advance(1)
+        self.assertNoResult(call)
+        self.fake.resume()
+        self.fake.advance(0.1)
+        self.successResultOf(call)
+        self.assertEqual(self.ids(), ["new", "old"])
+
+    def test_pauseOutlastsAClient(self) -> None:
+        """What a client has asked and given up is done all the same when the registry goes on."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.pause()
+        self.failing(self.create(), RequestTimedOut, patience=11)
+        self.fake.resume()
+        self.fake.advance(0.1)
+        self.assertEqual(self.ids(), ["web1"])
+
+    def test_stopAndStart(self) -> None:
+        """A stopped registry refuses connections; started again it has its data, and everybody a full timeout."""
+        self.successResultOf(self.create())
+        self.fake.advance(20)
+        self.fake.stop()
+        self.failing(self.create("web2"), ConnectionFailed)
+        self.fake.advance(100)
+        self.fake.start()
+        self.fake.advance(29)
+        self.assertEqual(self.ids(), ["web1"])
+
+    def test_restartWithoutData(self) -> None:
+        """Nothing is left but the user."""
+        self.successResultOf(self.create())
+        self.fake.restart(keepData=False)
+        self.failureResultOf(self.client.services.get("web1"), NotFound)
+
+    def test_purgeTokens(self) -> None:
+        """Tokens end, and clients get themselves new ones."""
+        self.successResultOf(self.create())
+        self.fake.purgeTokens()
+        self.assertEqual(self.ids(), ["web1"])
+        self.assertEqual(self.fake.requests.count(Request("POST", "/v2.0/tokens")), 2)
+
+    def test_storeAway(self) -> None:
+        """Without its store the registry answers 503, and goes on when it is back."""
+        self.successResultOf(self.create())
+        self.fake.storeAvailable(False)
+        self.failing(self.client.services.list(), ServerError)
+        self.fake.storeAvailable(True)
+        self.assertEqual(self.ids(), ["web1"])
+
+    def test_givesAnAddress(self) -> None:
+        """A client can ask for its local address, as it could of a connection."""
+        self.assertEqual(self.successResultOf(self.client.localAddress()), "127.0.0.1")
+
+    def test_leavesNothing(self) -> None:
+        """A closed client leaves nothing on the clock, whatever was under way."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.hangNext()
+        call = self.create()
+        self.successResultOf(self.client.close())
+        self.failureResultOf(call, ConnectionFailed)
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])
