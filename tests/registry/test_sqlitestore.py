@@ -507,6 +507,27 @@ class RefusedFileTests(TestCase):
             self.change(start, b"\xa5" * 4000)
             await self.isRefused("damaged", "backup")
 
+    async def test_damagedAndLarge(self):
+        """In a large file the tables that hold what is now are checked, and the events are not."""
+        await self.fill()
+        small = os.path.getsize(self.path)
+        connection = connect(self.path)
+        connection.executemany(
+            "INSERT INTO events (tenant, position, timestamp, type, payload) VALUES ('2', ?, 1, 1, zeroblob(?))",
+            [(n, 1024 * 1024) for n in range(33)],
+        )
+        connection.close()
+        self.change(small + 4096 * 5, b"\xa5" * 4096 * 100)
+        store = SqliteStore(self.path, reactor=reactor)
+        await store.open()
+        self.assertEqual(await store.countServices("1", ()), 1000)
+        await store.close()
+        connection = connect(self.path)
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'services'").fetchone()
+        connection.close()
+        self.change((page - 1) * 4096, b"\xa5" * 4096)
+        await self.isRefused("damaged", "backup")
+
     async def test_cutShort(self):
         """A file that has lost its end is refused."""
         await self.fill()

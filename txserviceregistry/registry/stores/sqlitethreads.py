@@ -217,7 +217,8 @@ class Reader(_Worker):
         """
         self._isKeeping = isKeeping
         if not isKeeping and self.isRunning:
-            self._jobs.put(_Job(lambda tables: None))
+            nudge = self.submit(lambda tables: None)
+            nudge.addErrback(lambda _: None)  # trouble with reading is logged, and told to those who read
 
     def _nextGroup(self) -> Sequence[_Job] | None:
         jobs: list[_Job] = []
