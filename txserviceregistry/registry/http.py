@@ -205,7 +205,7 @@ class ApiRequest(server.Request):
 
     def gotLength(self, length: int | None) -> None:
         """Called when the headers are there, with the ``Content-Length``."""
-        super().gotLength(length if length is None or length < MAXIMUM_BODY else 0)
+        server.Request.gotLength(self, length if length is None or length < MAXIMUM_BODY else 0)
         if length is not None and length >= MAXIMUM_BODY:
             # Nobody is invited to send what will be refused.
             self.requestHeaders.removeHeader(b"Expect")
@@ -220,12 +220,12 @@ class ApiRequest(server.Request):
         elif self._received >= MAXIMUM_BODY:
             self._refuse()
         else:
-            super().handleContentChunk(data)
+            server.Request.handleContentChunk(self, data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Called when the whole request is there."""
         if not self._refused:
-            super().requestReceived(command, path, version)
+            server.Request.requestReceived(self, command, path, version)
             return
         self.method, self.uri, self.path, self.clientproto = command, path, path, version
         self.finish()
@@ -233,12 +233,12 @@ class ApiRequest(server.Request):
     def connectionLost(self, reason: Failure) -> None:
         """Called when the connection is gone before the request is finished."""
         self._forget()
-        super().connectionLost(reason)
+        server.Request.connectionLost(self, reason)
 
     def finish(self) -> None:
         """Send what is left of the answer."""
         self._forget()
-        super().finish()
+        server.Request.finish(self)
 
     def _refuse(self) -> None:
         self._refused = True
@@ -255,7 +255,7 @@ class ApiRequest(server.Request):
 
     def _hangUp(self) -> None:
         self._forget()
-        self.loseConnection()
+        server.Request.loseConnection(self)
 
     def _forget(self) -> None:
         giveUp, self._giveUp = self._giveUp, None
@@ -279,12 +279,12 @@ class ApiChannel(http.HTTPChannel):
 
     def connectionMade(self) -> None:
         """Called when a client has connected."""
-        super().connectionMade()
+        http.HTTPChannel.connectionMade(self)
         self.site.opened(self)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
         """Called when the connection is gone."""
-        super().connectionLost(reason)
+        http.HTTPChannel.connectionLost(self, reason)
         self.site.closed(self)
 
     def endSoon(self) -> None:
@@ -292,7 +292,7 @@ class ApiChannel(http.HTTPChannel):
         if self.requests:
             closeAfterwards(self.requests[0])
         else:
-            self.loseConnection()
+            http.HTTPChannel.loseConnection(self)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Twisted's own answer to what is no HTTP has neither an id nor a body. (If Twisted ever calls this no longer,
@@ -308,7 +308,7 @@ class ApiChannel(http.HTTPChannel):
         }
         lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers.items()), b"", body]
         self.transport.write(b"\r\n".join(lines))
-        self.loseConnection()
+        http.HTTPChannel.loseConnection(self)
 
 
 class ApiSite(server.Site):
@@ -321,7 +321,7 @@ class ApiSite(server.Site):
     displayTracebacks = False
 
     def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
-        super().__init__(resource, reactor=reactor, timeout=IDLE_TIMEOUT, parsePOSTFormSubmission=False)
+        server.Site.__init__(self, resource, reactor=reactor, timeout=IDLE_TIMEOUT, parsePOSTFormSubmission=False)
         self._channels: set[ApiChannel] = set()
         self._drained: list[Deferred[None]] = []
 

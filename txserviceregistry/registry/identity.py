@@ -42,7 +42,6 @@ __all__ = [
     "Overloaded",
     "hashKey",
     "keyMatches",
-    "newKey",
 ]
 
 _K = TypeVar("_K")
@@ -111,13 +110,6 @@ class IssuedToken:
 
 class _Hasher(Protocol):
     def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]: ...
-
-
-def newKey(randomBytes: Callable[[int], bytes] = os.urandom) -> str:
-    """
-    A fresh API key: 160 random bits in hexadecimal, which every file format and shell leaves as it is.
-    """
-    return randomBytes(20).hex()
 
 
 def hashKey(key: str, *, cost: int = SCRYPT_COST, randomBytes: Callable[[int], bytes] = os.urandom) -> str:
@@ -317,15 +309,23 @@ class Identity:
         self._turns = DeferredSemaphore(_CHECKS_AT_ONCE)
         self._failures: _Memory[bytes, tuple[int, float]] = _Memory()
         self._penalties: set[Deferred[None]] = set()
+        self._isStopped = False
         # What the keys of unknown users are checked against, so that they take as long as wrong ones.
         self._decoy = _keyHash(cost, randomBytes(_SALT_BYTES), randomBytes(_HASH_BYTES))
 
     def stop(self) -> None:
         """Let those go at once who wait for the answer that their key is wrong, and leave nothing on the reactor."""
+        self._isStopped = True
         for penalty in list(self._penalties):
             penalty.cancel()
 
     # -- users
+
+    def newKey(self) -> str:
+        """
+        A fresh API key: 160 random bits in hexadecimal, which every file format and shell leaves as it is.
+        """
+        return self._randomBytes(20).hex()
 
     @returnsDeferred
     async def addUser(self, name: str, tenant: str | None = None, key: str | None = None) -> tuple[UserRecord, str]:
@@ -346,7 +346,7 @@ class Identity:
         if tenant is not None and not (_TENANT.fullmatch(tenant) and int(tenant) <= _LARGEST_TENANT):
             raise InvalidUser(f"{tenant!r} can't be a tenant: it is a number from 1 to {_LARGEST_TENANT}")
         if key is None:
-            key = newKey(self._randomBytes)
+            key = self.newKey()
         elif not key:
             raise InvalidUser("an API key can't be empty")
         user = await self._store.addUser(name, await self._hash(key), tenant)
@@ -375,7 +375,7 @@ class Identity:
         :return: fires with the user and the new key.
         :raises NoSuchObject: if there is no such user.
         """
-        key = newKey(self._randomBytes)
+        key = self.newKey()
         user = await self._store.replaceUserKey(name, await self._hash(key))
         self._forgetUser(name)
         self._users.learn(name, user)
@@ -490,7 +490,7 @@ class Identity:
         count, last = self._failures.get(name) or (0, now)
         count = count + 1 if now - last < _FAILURES_FORGOTTEN else 1
         self._failures.put(name, (count, now))
-        if count == 1:
+        if count == 1 or self._isStopped:
             return
         penalty: Deferred[None] = deferLater(self._clock, min(_FIRST_WAIT * 2.0 ** min(count - 2, 10), _LONGEST_WAIT))
         self._penalties.add(penalty)

@@ -98,7 +98,7 @@ class ApiResource(Resource):
         rateLimiter: RateLimiter,
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
     ) -> None:
-        super().__init__()
+        Resource.__init__(self)
         self._registry = registry
         self._identity = identity
         self._rateLimiter = rateLimiter

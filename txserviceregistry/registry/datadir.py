@@ -1,0 +1,153 @@
+"""
+The data directory of a registry: whose it is (one registry at a time), and the ``raxrc`` in it, which tells the
+programs on this machine where the registry is and how to get in.
+"""
+
+from __future__ import annotations
+
+import configparser
+import fcntl
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import attrs
+
+__all__ = ["DataDirectory", "DataDirectoryError"]
+
+
+class DataDirectoryError(Exception):
+    """The data directory can't be used; the text, one line, says why."""
+
+
+@attrs.define
+class DataDirectory:
+    """
+    :ivar path: where it is.
+    """
+
+    path: Path = attrs.field(converter=Path)
+    _lock: int | None = attrs.field(default=None, init=False)
+
+    @property
+    def raxrcPath(self) -> Path:
+        """The file with URLs and credentials."""
+        return self.path / "raxrc"
+
+    @property
+    def storePath(self) -> Path:
+        """The file that the sqlite store keeps."""
+        return self.path / "registry.sqlite"
+
+    @property
+    def _lockPath(self) -> Path:
+        return self.path / "registry.lock"
+
+    def open(self) -> None:
+        """
+        Make the directory if it is not there, for its owner only, and take it for this process.
+
+        :raises DataDirectoryError: if it can't be written, or if another registry uses it.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self._lockPath, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise DataDirectoryError(f"can't write to the data directory {self.path}: {error.strerror}")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise DataDirectoryError(f"another registry runs over the data directory {self.path}")
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let others have it."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+    def isTaken(self) -> bool:
+        """Whether a registry, of whatever process, uses the directory now."""
+        try:
+            lock = os.open(self._lockPath, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def credentials(self) -> tuple[str, str] | None:
+        """
+        User name and API key out of the ``raxrc``, or ``None`` if it has none.
+
+        :raises DataDirectoryError: if the file can't be read.
+        """
+        raxrc = self._read()
+        name = raxrc.get("credentials", "username", fallback="")
+        key = raxrc.get("credentials", "api_key", fallback="")
+        return (name, key) if name and key else None
+
+    def keepCredentials(self, name: str, key: str) -> None:
+        """
+        Write user name and API key to the ``raxrc``.
+
+        :raises DataDirectoryError: if the file can't be read or written.
+        """
+        self._change({("credentials", "username"): name, ("credentials", "api_key"): key})
+
+    def keepUrls(self, url: str, authUrl: str) -> None:
+        """
+        Write the URLs of the API and of the Auth API to the ``raxrc``; what else is in it stays.
+
+        :raises DataDirectoryError: if the file can't be read or written.
+        """
+        self._change({("api", "url"): url, ("auth_api", "url"): authUrl})
+
+    def _read(self) -> configparser.ConfigParser:
+        raxrc = configparser.ConfigParser(interpolation=None)
+        try:
+            raxrc.read_string(self.raxrcPath.read_text("utf-8"))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise DataDirectoryError(f"can't read {self.raxrcPath}: {error.strerror}")
+        except (configparser.Error, UnicodeError):
+            # What the parser says repeats the line that it stumbles over, and that line may hold a key.
+            raise DataDirectoryError(f"{self.raxrcPath} is no INI file: mend it, or move it away")
+        return raxrc
+
+    def _change(self, settings: dict[tuple[str, str], str]) -> None:
+        raxrc = self._read()
+        changed = False
+        for (section, option), value in settings.items():
+            if raxrc.get(section, option, fallback=None) != value:
+                changed = True
+                if not raxrc.has_section(section):
+                    raxrc.add_section(section)
+                raxrc.set(section, option, value)
+        if changed:
+            text = io.StringIO()
+            raxrc.write(text)
+            self._replace(text.getvalue())
+
+    def _replace(self, text: str) -> None:
+        # mkstemp makes files that only their owner can read; who reads raxrc sees the old one or the new one.
+        try:
+            descriptor, temporary = tempfile.mkstemp(prefix=".raxrc-", dir=self.path)
+            try:
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.raxrcPath)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise DataDirectoryError(f"can't write {self.raxrcPath}: {error.strerror}")

@@ -1,0 +1,274 @@
+"""
+The registry as a service: everything that a registry is made of, started and stopped in its order.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..deferred import returnsDeferred
+from .core import Registry
+from .datadir import DataDirectory, DataDirectoryError
+from .http import ApiSite
+from .identity import Identity, InvalidUser
+from .limits import RateLimiter, ResourceLimits
+from .stores.interfaces import IStore, StoreRefused, StoreUnavailable
+from .stores.memory import MemoryStore
+from .stores.sqlite import SqliteStore
+from .web import ApiResource, apiSite
+
+__all__ = ["DEFAULT_LISTEN", "FIRST_USER", "RegistryService", "StartFailed"]
+
+_T = TypeVar("_T")
+
+#: Where a registry listens unless told otherwise: on this machine only.
+DEFAULT_LISTEN = "tcp:8880:interface=127.0.0.1"
+#: The name of the user that a new registry has.
+FIRST_USER = "local"
+
+#: How long requests that are under way may still take when the registry stops, and all of the stopping, in seconds.
+DRAIN_SECONDS = 1.0
+END_SECONDS = 4.0
+
+
+class StartFailed(Exception):
+    """The registry can't start; the text, one line, says why."""
+
+
+class RegistryService(Service):
+    """
+    A registry: data directory, store, identity, rules and listeners. They start in this order and end in the opposite
+    one. Nothing is opened, and no thread is there, before it starts.
+
+    The first start over an empty store makes a user and writes the user's credentials to ``raxrc`` in the data
+    directory; if there are credentials in that file already, these are the user's.
+
+    :param reactor: the reactor.
+    :param dataDir: the data directory; it is made if it is not there.
+    :param store: ``"sqlite"``, ``"memory"``, or what makes another store.
+    :param endpoints: where to listen; strings are those of :func:`~twisted.internet.endpoints.serverFromString`.
+    :param limits: how many objects an account may have.
+    :param rateLimit: how many GETs an account may make in 24 hours.
+    :param tokenLifetime: how long an auth token counts, in seconds.
+    :param wallClock: seconds since the epoch.
+    :ivar urls: the base URLs of the API, one for each listener with an address, once it listens.
+    """
+
+    name = "registry"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        dataDir: str | os.PathLike[str],
+        store: str | Callable[[], IStore] = "sqlite",
+        endpoints: Sequence[str | IStreamServerEndpoint] = (DEFAULT_LISTEN,),
+        limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
+        rateLimit: int = 500_000,
+        tokenLifetime: float = 86_400.0,
+        wallClock: Callable[[], float] = time.time,
+    ) -> None:
+        self.urls: list[str] = []
+        self._reactor = reactor
+        self._directory = DataDirectory(Path(dataDir))
+        self._store = store
+        self._endpoints = endpoints
+        self._limits = limits
+        self._rateLimit = rateLimit
+        self._tokenLifetime = tokenLifetime
+        self._wallClock = wallClock
+        # What is to be done at the end, in the opposite order.
+        self._endings: list[tuple[str, Callable[[], object]]] = []
+        self._starting: Deferred[None] | None = None
+        self._outcome: list[IListeningPort] | StartFailed | None = None
+        self._waiting: list[Deferred[list[IListeningPort]]] = []
+
+    @staticmethod
+    def runsOver(dataDir: str | os.PathLike[str]) -> bool:
+        """Whether a registry, in whatever process, runs over a data directory now."""
+        return DataDirectory(Path(dataDir)).isTaken()
+
+    @property
+    def raxrcPath(self) -> str:
+        """The file with URLs and credentials for the programs of this machine."""
+        return str(self._directory.raxrcPath)
+
+    def whenListening(self) -> Deferred[list[IListeningPort]]:
+        """
+        :return: fires with the ports when requests are answered; fails with :class:`StartFailed` if the start fails or
+            has failed, when all that it had opened is closed.
+        """
+        waiter: Deferred[list[IListeningPort]] = Deferred()
+        self._waiting.append(waiter)
+        if self._outcome is not None:
+            self._tell(self._outcome)
+        return waiter
+
+    def startService(self) -> None:
+        """Start in the background."""
+        Service.startService(self)
+        self._outcome = None
+        self._starting = self._begin()
+
+    @returnsDeferred
+    async def stopService(self) -> None:
+        """
+        Stop listening, let the requests that are under way finish, then end the rest. It takes seconds at most.
+
+        :return: fires when everything is closed.
+        """
+        Service.stopService(self)
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            # A start that is under way undoes itself.
+            starting.cancel()
+            await starting
+        await self._end()
+
+    # -- inside
+
+    @returnsDeferred
+    async def _begin(self) -> None:
+        try:
+            ports = await self._open()
+        except BaseException:
+            failure = Failure()
+            await self._end()
+            self._tell(self._explained(failure))
+            return
+        self._log.info("The registry listens on {urls}", urls=", ".join(self.urls))
+        self._tell(ports)
+
+    async def _open(self) -> list[IListeningPort]:
+        endpoints = [self._endpoint(each) for each in self._endpoints]
+        self._directory.open()
+        self._endings.append(("the data directory", self._directory.close))
+        store = self._makeStore()
+        self._endings.append(("the store", store.close))
+        await store.open()
+        identity = Identity(
+            store,
+            clock=self._reactor,
+            wallClock=self._wallClock,
+            tokenLifetime=self._tokenLifetime,
+            hasher=self._inThread,
+        )
+        await self._makeFirstUser(identity)
+        registry = Registry(store, clock=self._reactor, wallClock=self._wallClock, limits=self._limits)
+        self._endings.append(("the rules", registry.stop))
+        await registry.start()
+        rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit)
+        resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits)
+        site = apiSite(resource, self._reactor)
+        self._endings.append(("the connections", lambda: site.drain(DRAIN_SECONDS)))
+        self._endings.append(("the authentications", identity.stop))
+        ports = [await self._listen(endpoint, site) for endpoint in endpoints]
+        secure = [isinstance(endpoint, SSL4ServerEndpoint) for endpoint in endpoints]
+        roots = [root for root in map(_rootUrl, ports, secure) if root is not None]
+        self.urls = [root + "/v1.0" for root in roots]
+        if roots:
+            self._directory.keepUrls(roots[0] + "/v1.0", roots[0] + "/v2.0")
+        return ports
+
+    def _endpoint(self, endpoint: str | IStreamServerEndpoint) -> IStreamServerEndpoint:
+        if not isinstance(endpoint, str):
+            return endpoint
+        try:
+            parsed: IStreamServerEndpoint = serverFromString(self._reactor, endpoint)
+        except Exception as error:
+            # The parsers raise anything, and so do plugins.
+            raise StartFailed(f"can't listen on {endpoint}: {error}")
+        return parsed
+
+    def _makeStore(self) -> IStore:
+        if callable(self._store):
+            return self._store()
+        if self._store == "memory":
+            return MemoryStore(wallClock=self._wallClock)
+        return SqliteStore(self._directory.storePath, reactor=self._reactor, wallClock=self._wallClock)
+
+    def _inThread(self, work: Callable[[], _T], /) -> Deferred[_T]:
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
+
+    async def _makeFirstUser(self, identity: Identity) -> None:
+        if await identity.listUsers():
+            return
+        credentials = self._directory.credentials()
+        if credentials is None:
+            # First the file, then the user: a crash in between must not leave a registry that nobody can enter.
+            credentials = FIRST_USER, identity.newKey()
+            self._directory.keepCredentials(*credentials)
+        name, key = credentials
+        await identity.addUser(name, key=key)
+        self._log.info("Made the user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
+
+    async def _listen(self, endpoint: IStreamServerEndpoint, site: ApiSite) -> IListeningPort:
+        try:
+            port: IListeningPort = await endpoint.listen(site)
+        except CannotListenError as error:
+            where = f"{error.interface}:{error.port}" if error.interface else f"port {error.port}"
+            raise StartFailed(f"can't listen on {where}: {getattr(error.socketError, 'strerror', error.socketError)}")
+        except Exception as error:
+            # An endpoint may be anybody's.
+            raise StartFailed(f"can't listen: {error}")
+        self._endings.append(("a listener", port.stopListening))
+        return port
+
+    def _explained(self, failure: Failure) -> StartFailed:
+        error = failure.value
+        if isinstance(error, StartFailed):
+            return StartFailed(" ".join(str(error).split()))
+        if isinstance(error, (DataDirectoryError, StoreRefused, StoreUnavailable, InvalidUser)):
+            return StartFailed(" ".join(str(error).split()))
+        if not self.running:
+            return StartFailed("it was stopped before it listened")
+        self._log.failure("The registry can't start", failure)
+        return StartFailed(f"an error of its own, {type(error).__name__}, which the log tells of")
+
+    def _tell(self, outcome: list[IListeningPort] | StartFailed) -> None:
+        self._outcome = outcome
+        waiting, self._waiting = self._waiting, []
+        if isinstance(outcome, StartFailed) and not waiting and self.running:
+            self._log.error("The registry can't start: {reason}", reason=outcome)
+        for each in waiting:
+            if isinstance(outcome, StartFailed):
+                each.errback(outcome)
+            else:
+                each.callback(outcome)
+
+    async def _end(self) -> None:
+        self.urls = []
+        latest = self._reactor.seconds() + END_SECONDS
+        while self._endings:
+            what, end = self._endings.pop()
+            # What comes late still gets its moment: unlocking and closing take no time when nothing is wrong.
+            left = max(latest - self._reactor.seconds(), 0.1)
+            try:
+                await maybeDeferred(end).addTimeout(left, self._reactor)
+            except Exception:
+                self._log.failure("Ending {what} failed", what=what)
+
+
+def _rootUrl(port: IListeningPort, secure: bool) -> str | None:
+    address = port.getHost()
+    if not isinstance(address, (IPv4Address, IPv6Address)):
+        return None
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{'https' if secure else 'http'}://{host}:{address.port}"
