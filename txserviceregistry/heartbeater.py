@@ -363,7 +363,7 @@ class _Trouble:
         self._told = False
 
     def met(self, reason: str, certain: bool = False) -> None:
-        """Something went wrong; *certain* if a second try could not make it good."""
+        """Something went wrong, and why; *certain* if a second try could not make it good."""
         self._failures += 1
         if not self._told and (certain or self._failures > 1):
             self._told = True

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import sys
 
 import treq
 from twisted.internet.utils import getProcessOutputAndValue
@@ -44,12 +43,10 @@ class AgentProcessTests(ProcessTestCase):
         agent = self.agent("--id", "web1")
         await agent.says("\n    END")
         lines = [line[4:] for line in agent.output.splitlines() if line.startswith("    ")]
-        begin = next(i for i, line in enumerate(lines) if line.startswith("python3"))
-        path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-        environment = {**self.environment(), "PATH": path}
+        begin = next(i for i, line in enumerate(lines) if line.endswith("<<'END'"))
         for script in (lines[:begin], lines[begin:]):
             out, err, code = await getProcessOutputAndValue(
-                "/bin/bash", ["-c", "\n".join(script)], env=environment, path=self.home
+                "/bin/bash", ["-c", "\n".join(script)], env=self.environment(), path=self.home
             )
             self.assertEqual(code, 0, err)
             self.assertIn(b"web1", out)

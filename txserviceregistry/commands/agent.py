@@ -10,12 +10,14 @@ import json
 import os
 import re
 import socket
+import sys
 from typing import Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -26,10 +28,10 @@ from ..clock import useMonotonic
 from ..deferred import returnsDeferred
 from ..errors import InvalidSettings, ServiceRegistryError
 from ..registration import RegisteredService
-from ..registry.service import RegistryService, StartFailed
+from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
 from .process import OneLineOptions, endProcess, say
-from .registry import DEFAULT_LISTEN, checkEndpoint
+from .registry import checkEndpoint
 
 __all__ = ["AgentProcess", "Options", "makeService"]
 
@@ -113,6 +115,7 @@ class AgentProcess(Service):
     """
 
     name = "service-registry-agent"
+    _log = Logger()
 
     def __init__(self, reactor: Any, options: Options, registry: RegistryService | None) -> None:
         self._reactor = reactor
@@ -163,7 +166,7 @@ class AgentProcess(Service):
         say(f"Service {service.serviceId} is registered, and kept alive until this process ends. Look at it with curl:")
         say(_curlLines(settings))
         say("or in Python:")
-        say(_pythonLines(settings, service.serviceId))
+        say(_pythonLines(self._options["data-dir"], service.serviceId))
 
     async def _listen(self, dummy: _Dummy) -> IListeningPort:
         description = self._options["listen"]
@@ -176,9 +179,11 @@ class AgentProcess(Service):
     def _failed(self, failure: Failure) -> None:
         if not self.running:
             return
+        reason = failure.getErrorMessage()
         if not failure.check(StartFailed, ServiceRegistryError):
-            failure.raiseException()
-        endProcess(self._reactor, f"twistd service-registry-agent: {failure.getErrorMessage()}")
+            self._log.failure("The agent can't start", failure)
+            reason = f"an error of its own, {failure.type.__name__}, which the log tells of"
+        endProcess(self._reactor, f"twistd service-registry-agent: {reason}")
 
     @returnsDeferred
     async def _stop(self) -> None:
@@ -199,7 +204,10 @@ class _Dummy(Resource):
     """Answers every request with the state of the dummy service."""
 
     isLeaf = True
-    service: RegisteredService | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.service: RegisteredService | None = None
 
     def render_GET(self, request: Request) -> bytes:
         """The state as JSON."""
@@ -225,32 +233,44 @@ def _quietSite(resource: Resource) -> Site:
 
 
 def _curlLines(settings: Settings) -> str:
-    authUrl, raxrc = settings.authUrls[0], settings.raxrcPath
-    api = settings.baseUrls[0]
+    """Shell lines that list the services. They hold no key: they read it from where the agent has it from."""
+    authUrl, api = settings.authUrls[0], settings.baseUrls[0]
+    file, isFile, _ = settings.sources["apiKey"].partition(", line ")
+    read = "NAME=$RAXSR_USERNAME; KEY=$RAXSR_API_KEY"
+    if isFile:
+        read = "; ".join(
+            [
+                f"RAXRC='{file}'",
+                "NAME=$(sed -n 's/^username *= *//p' \"$RAXRC\")",
+                "KEY=$(sed -n 's/^api_key *= *//p' \"$RAXRC\")",
+            ]
+        )
+    pick = '$(echo "$ACCESS" | sed \'s/.*"%s": *{"id": *"\\([^"]*\\)".*/\\1/\')'
     return "\n".join(
         [
-            f"    RAXRC='{raxrc}'; NAME=$(sed -n 's/^username *= *//p' \"$RAXRC\");"
-            " KEY=$(sed -n 's/^api_key *= *//p' \"$RAXRC\")",
+            f"    {read}",
             f"    ACCESS=$(curl -s '{authUrl}/tokens' -H 'Content-Type: application/json' -d"
             ' "{\\"auth\\": {\\"RAX-KSKEY:apiKeyCredentials\\":'
             ' {\\"username\\": \\"$NAME\\", \\"apiKey\\": \\"$KEY\\"}}}")',
-            '    TOKEN=$(echo "$ACCESS" | sed \'s/.*"token": *{"id": *"\\([^"]*\\)".*/\\1/\');'
-            ' TENANT=$(echo "$ACCESS" | sed \'s/.*"tenant": *{"id": *"\\([^"]*\\)".*/\\1/\')',
+            f"    TOKEN={pick % 'token'}; TENANT={pick % 'tenant'}",
             f'    curl -s -H "X-Auth-Token: $TOKEN" "{api}/$TENANT/services"',
         ]
     )
 
 
-def _pythonLines(settings: Settings, serviceId: str) -> str:
+def _pythonLines(dataDir: str, serviceId: str) -> str:
+    """The same in Python, with the Python that runs this."""
+    where = "" if dataDir == str(defaultDataDir()) else f"RAXSR_DATA_DIR='{dataDir}' "
     return "\n".join(
         [
-            "    python3 - <<'END'",
+            f"    {where}{sys.executable} - <<'END'",
+            "    from twisted.internet.defer import ensureDeferred",
             "    from twisted.internet.task import react",
             "    from txserviceregistry import Client",
             "    async def main(reactor):",
             "        async with Client.fromSettings(reactor) as client:",
             f'            print(await client.services.get("{serviceId}"))',
-            "    react(lambda reactor: __import__('twisted').internet.defer.ensureDeferred(main(reactor)))",
+            "    react(lambda reactor: ensureDeferred(main(reactor)))",
             "    END",
         ]
     )

@@ -7,21 +7,19 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.python import usage
 from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
-from ..registry.service import RegistryService, StartFailed
+from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from .process import OneLineOptions, endProcess, say
 
-__all__ = ["DEFAULT_LISTEN", "Options", "RegistryProcess", "checkEndpoint", "makeService"]
+__all__ = ["Options", "RegistryProcess", "checkEndpoint", "makeService"]
 
-#: Where a registry listens unless told otherwise: this machine only.
-DEFAULT_LISTEN = "tcp:8880:interface=127.0.0.1"
 _STORES = ("sqlite", "memory")
 
 
@@ -103,12 +101,12 @@ class RegistryProcess(Service):
         self.registry.startService()
         self.registry.whenListening().addCallbacks(self._listening, self._failed)
 
-    def stopService(self) -> Deferred[Any]:
+    def stopService(self) -> Deferred[None]:
         """
         :return: fires when the registry has stopped.
         """
         Service.stopService(self)
-        return succeed(None).addCallback(lambda _: self.registry.stopService())
+        return self.registry.stopService()
 
     def _listening(self, ports: list[IListeningPort]) -> None:
         say(f"The registry listens on {', '.join(self.registry.urls)}")
