@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
-from twisted.internet.interfaces import IConsumer, IProtocol, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.interfaces import IConsumer, IProtocol, IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import URI, HTTPConnectionPool, ResponseDone, ResponseNeverReceived
+from twisted.web.client import HTTP11ClientProtocol as _HTTP11  # type: ignore[attr-defined] # it is, but not by name
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
@@ -175,47 +176,71 @@ def _readWhole(
     return body.whole
 
 
-def _neverAnswered(reason: Failure) -> bool:
-    return type(reason.value) is ResponseNeverReceived and not any(
-        inner.check(CancelledError) for inner in reason.value.reasons
-    )
+def _asStale(reason: Failure) -> Failure:
+    """What the failure of a request on a used connection means."""
+    error = reason.value
+    if type(error) is not ResponseNeverReceived or any(inner.check(CancelledError) for inner in error.reasons):
+        return reason
+    stale = StaleConnection(error.reasons)  # type: ignore[no-untyped-call] # Twisted has no types there
+    return Failure(stale)
 
 
-class _Connection:
+class _Connection(_HTTP11):
     """
-    One connection, for one request: knows whether it was used before, reads the whole body, and when anything fails, it
-    is over only when the socket is closed.
+    One connection: knows whether it was used before, reads bodies whole, and when anything fails, the request is over
+    only when the socket is closed.
     """
 
-    def __init__(self, protocol: Any, reused: bool) -> None:
-        self.protocol = protocol
-        self._reused = reused
+    def __init__(self, quiescentCallback: Callable[[Any], None]) -> None:
+        super().__init__(quiescentCallback)  # type: ignore[no-untyped-call] # Twisted has no types there
+        self._used = False
+        self._whenLost: list[Deferred[None]] = []
+        self.isLost = False
 
     def request(self, request: Any) -> Deferred[IResponse]:
-        done: Deferred[IResponse] = self.protocol.request(request)
-        done.addCallback(_readWhole, self.protocol.transport.abortConnection)
-        done.addErrback(self._failed)
-        return done
+        reused, self._used = self._used, True
 
-    def _failed(self, reason: Failure) -> Deferred[Failure]:
-        if self._reused and _neverAnswered(reason):
-            reason = Failure(StaleConnection(reason.value.reasons))
-        self.protocol.transport.abortConnection()
-        lost: Deferred[None] = self.protocol.abort()
-        return lost.addCallback(lambda _: reason)
+        def failed(reason: Failure) -> Deferred[Failure]:
+            self.cutOff()
+            problem = _asStale(reason) if reused else reason
+            return self.whenLost().addCallback(lambda _: problem)
+
+        answered: Deferred[Any] = super().request(request)
+        answered.addCallback(_readWhole, self.cutOff)
+        answered.addErrback(failed)
+        return answered
+
+    def cutOff(self) -> None:
+        """End it without any ceremony."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def whenLost(self) -> Deferred[None]:
+        lost: Deferred[None] = Deferred()
+        if self.isLost:
+            lost.callback(None)
+        else:
+            self._whenLost.append(lost)
+        return lost
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.isLost = True
+        super().connectionLost(reason)  # type: ignore[no-untyped-call] # Twisted has no types there
+        for lost in self._whenLost:
+            lost.callback(None)
 
 
-@implementer(IStreamClientEndpoint)
-class _Opening:
-    """An endpoint whose connections are known to the pool, and known to be new."""
+class _ConnectionFactory(Factory):
+    noisy = False
 
-    def __init__(self, pool: ConnectionPool, endpoint: IStreamClientEndpoint) -> None:
-        self._pool = pool
-        self._endpoint = endpoint
+    def __init__(self, connections: set[_Connection], quiescentCallback: Callable[[Any], None]) -> None:
+        self._connections = connections
+        self._quiescentCallback = quiescentCallback
 
-    def connect(self, factory: Any) -> Deferred[Any]:
-        connecting: Deferred[Any] = self._endpoint.connect(factory)
-        return connecting.addCallback(self._pool.opened)
+    def buildProtocol(self, addr: object) -> _Connection:
+        connection = _Connection(self._quiescentCallback)
+        self._connections.add(connection)
+        return connection
 
 
 class ConnectionPool(HTTPConnectionPool):
@@ -230,34 +255,27 @@ class ConnectionPool(HTTPConnectionPool):
     """
 
     retryAutomatically = False
-    cachedConnectionTimeout = IDLE_TIMEOUT
+    cachedConnectionTimeout: float = IDLE_TIMEOUT  # type: ignore[assignment] # as good as an int
 
     def __init__(self, reactor: Any, maxConnections: int) -> None:
         super().__init__(reactor, persistent=True)  # type: ignore[no-untyped-call] # Twisted has no types there
         self.maxPersistentPerHost = maxConnections
         self._clock: IReactorTime = reactor
-        self._open: set[Any] = set()
+        self._known: set[_Connection] = set()
 
-    def opened(self, protocol: Any) -> _Connection:
-        """Take note of a new connection."""
-        self._open = {known for known in self._open if known.state != "CONNECTION_LOST"}
-        self._open.add(protocol)
-        return _Connection(protocol, reused=False)
+    # Twisted has a class there, and calls it as one calls a method.
+    def _factory(self, quiescentCallback: Callable[[Any], None], metadata: str) -> Any:  # type: ignore[override]
+        """What makes the connections: the place that Twisted's pool has for another kind of them."""
+        self._known = {connection for connection in self._known if not connection.isLost}
+        return _ConnectionFactory(self._known, quiescentCallback)
 
     def localAddress(self, url: str) -> str | None:
         """The address of our end of a connection to the server of this *url*, if there is one."""
         parsed = URI.fromBytes(url.encode("ascii"))
-        for protocol in self._connections.get((parsed.scheme, parsed.host, parsed.port), ()):
-            if protocol.state != "CONNECTION_LOST":
-                return str(protocol.transport.getHost().host)
+        for connection in self._connections.get((parsed.scheme, parsed.host, parsed.port), ()):
+            if not connection.isLost:
+                return str(connection.transport.getHost().host)
         return None
-
-    def getConnection(self, key: Any, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
-        """Give out an idle connection, or open one."""
-        connection: Deferred[Any] = super().getConnection(key, _Opening(self, endpoint))
-        return connection.addCallback(
-            lambda found: found if isinstance(found, _Connection) else _Connection(found, reused=True)
-        )
 
     def close(self) -> Deferred[None]:
         """
@@ -265,14 +283,14 @@ class ConnectionPool(HTTPConnectionPool):
 
         :return: fires when all are closed, which takes :data:`CLOSE_GRACE` seconds at most.
         """
-        closed = [self.closeCachedConnections()]  # type: ignore[no-untyped-call] # Twisted has no types there
-        connections, self._open = self._open, set()
-        closed += [connection.abort() for connection in connections]
-        done = gatherResults(closed)
+        # That one's Deferred waits for ever for a peer that does not take part; so we wait for ourselves.
+        self.closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
+        left = [connection for connection in self._known if connection.transport is not None]
+        done = gatherResults([connection.whenLost() for connection in left])
 
         def cutOff() -> None:
-            for connection in connections:
-                connection.transport.abortConnection()
+            for connection in left:
+                connection.cutOff()
 
         patience = self._clock.callLater(CLOSE_GRACE, cutOff)
 
@@ -289,17 +307,18 @@ class _Job:
     def __init__(self, origin: _Origin, send: Callable[[], Deferred[IResponse]]) -> None:
         self._origin = origin
         self._send = send
-        self._sent: Deferred[IResponse] | None = None
+        self._sent: Deferred[Any] | None = None
         self._endedBy: Exception | None = None
         self.result: Deferred[IResponse] = Deferred(lambda _: self.end(CancelledError()))
 
     def start(self) -> None:
         try:
-            self._sent = self._send()
+            sent: Deferred[Any] = self._send()
         except Exception:
-            self._sent = fail(Failure())
-        self._sent.addCallback(_readWhole)
-        self._sent.addBoth(self._finished)
+            sent = fail(Failure())
+        self._sent = sent
+        sent.addCallback(_readWhole)
+        sent.addBoth(self._finished)
 
     def _finished(self, result: WholeResponse | Failure) -> None:
         self._origin.release(self)

@@ -304,7 +304,7 @@ class KeystoneAuthenticator:
         if self._session is None:
             for waiter in self._takeWaiting():
                 # One exception for each: raising one a thousand times makes a traceback of a thousand pieces.
-                waiter.errback(copy.copy(failure.value).with_traceback(None))
+                waiter.errback(copy.copy(failure.value))
             return
         # The first delay of a backoff is none, but whoever fails here has a token and time.
         self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)

@@ -1,0 +1,91 @@
+"""
+An agent that answers from memory, for tests of what stands on one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from txserviceregistry.agents import BytesProducer, WholeResponse
+
+TOKEN = "the-auth-token"
+API_KEY = "the-api-key"
+
+
+def answer(status: int = 200, body: Any = None, **headers: str) -> WholeResponse:
+    """A response: *body* is JSON, or bytes as they are; ``Retry_After`` is the header ``Retry-After``."""
+    content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    fields = Headers({name.replace("_", "-"): [value] for name, value in headers.items()})
+    original = SimpleNamespace(
+        version=(b"HTTP", 1, 1), code=status, phrase=b"", headers=fields, request=None, previousResponse=None
+    )
+    return WholeResponse(original, content)
+
+
+def access(token: str = TOKEN, **changes: Any) -> dict[str, Any]:
+    """What the Auth API answers."""
+    return {"access": {"token": {"id": token, "tenant": {"id": "7", "name": "7"}, **changes}, "serviceCatalog": []}}
+
+
+class Sent:
+    """A request that has come."""
+
+    def __init__(self, method: str, url: str, headers: Headers, body: Any) -> None:
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.body = body
+        self.token = (headers.getRawHeaders("X-Auth-Token") or [None])[0]
+
+    @property
+    def asked(self) -> str:
+        return f"{self.method} {self.url}"
+
+
+@implementer(IAgent)
+class FakeAgent:
+    """
+    Answers as *handler* says: it gets the request and returns a response, an exception, or a Deferred of its own.
+    Without one, each answer is given by the test: :attr:`pending` holds their Deferreds.
+    """
+
+    def __init__(self, handler: Callable[[Sent], Any] | None = None) -> None:
+        self.handler = handler
+        self.sent: list[Sent] = []
+        self.pending: list[Deferred[IResponse]] = []
+
+    @property
+    def asked(self) -> list[str]:
+        return [sent.asked for sent in self.sent]
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        body = bodyProducer.body if isinstance(bodyProducer, BytesProducer) else None
+        sent = Sent(method.decode(), uri.decode(), headers or Headers(), None if body is None else json.loads(body))
+        self.sent.append(sent)
+        result = Deferred() if self.handler is None else self.handler(sent)
+        if isinstance(result, Deferred):
+            self.pending.append(result)
+            return result
+        return fail(result) if isinstance(result, Exception) else succeed(result)
+
+
+class FakeApi(FakeAgent):
+    """An agent whose Auth API gives a token to anybody; the rest is answered by *handler*."""
+
+    def __init__(self, handler: Callable[[Sent], Any]) -> None:
+        super().__init__(lambda sent: answer(200, access()) if sent.url.endswith("/tokens") else handler(sent))
+
+    @property
+    def calls(self) -> list[Sent]:
+        """What came, but for authentication."""
+        return [sent for sent in self.sent if not sent.url.endswith("/tokens")]

@@ -1,0 +1,472 @@
+"""
+Tokens: getting, sharing, renewing and losing them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.task import Clock
+from twisted.internet.testing import EventLoggingObserver
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.http_headers import Headers
+from zope.interface.verify import verifyObject
+
+from txserviceregistry.agents import AgentClosed
+from txserviceregistry.auth import (
+    Credentials,
+    IAuthenticator,
+    KeystoneAuthenticator,
+    RetryingAuthAgent,
+    Session,
+    parseTime,
+)
+from txserviceregistry.deferred import returnsDeferred
+from txserviceregistry.errors import (
+    APIError,
+    AuthenticationFailed,
+    ConnectionFailed,
+    MalformedResponse,
+    NotFound,
+    RequestTimedOut,
+    ServerError,
+)
+from txserviceregistry.transport import JSONTransport
+
+from .fakeagent import API_KEY, TOKEN, FakeAgent, access, answer
+
+AUTH = "http://registry:8880/v2.0"
+NOW = 1_800_000_000.0
+
+
+def at(seconds: float) -> str:
+    """How the Auth API writes an instant so many seconds after NOW."""
+    return datetime.fromtimestamp(NOW + seconds, timezone.utc).isoformat()
+
+
+class ParseTimeTests(SynchronousTestCase):
+    """Instants in any common form."""
+
+    def test_anyFormOfISO8601(self) -> None:
+        """One instant, however it is written."""
+        instant = datetime(2026, 11, 24, 12, 0, 0, tzinfo=timezone.utc)
+        for text in (
+            "2026-11-24T06:00:00.000-06:00",
+            "2026-11-24T12:00:00Z",
+            "2026-11-24t12:00:00z",
+            "2026-11-24T12:00:00+00:00",
+            "2026-11-24T12:00:00.000000000Z",
+            "2026-11-24T12:00:00,0+0000",
+            "2026-11-24 12:00:00",
+            "2026-11-24T12:00Z",
+            "20261124T120000Z",
+            "2026-11-24T13:30:00+0130",
+            "2026-11-24T13:00:00+01",
+        ):
+            self.assertEqual(parseTime(text), instant, text)
+        self.assertEqual(parseTime("2026-11-24T12:00:00.25Z"), instant.replace(microsecond=250_000))
+        self.assertEqual(parseTime("2026-11-24T12:00:60Z"), instant.replace(second=59))
+
+    def test_whatIsNoneOfThemIsUnknown(self) -> None:
+        """Nonsense is None and no error."""
+        for value in (
+            None,
+            5,
+            "",
+            "tomorrow",
+            "2026-13-01T00:00:00Z",
+            "2026-11-24",
+            "2026-11-24T12:00:00+99:00",
+            "²026",
+        ):
+            self.assertIsNone(parseTime(value), value)
+
+
+class SessionTests(SynchronousTestCase):
+    """What the Auth API's answer says."""
+
+    def session(self, body: Any, status: int = 200) -> Deferred[Session]:
+        return authenticatorOver(FakeAgent(lambda sent: answer(status, body)))[0].session()
+
+    def test_asksForATokenWithTheKey(self) -> None:
+        """The request is the one of API.md, to /tokens below the Auth API's URL."""
+        agent = FakeAgent(lambda sent: answer(200, access()))
+        authenticator, _ = authenticatorOver(agent)
+        self.assertTrue(verifyObject(IAuthenticator, authenticator))
+        session = self.successResultOf(authenticator.session())
+        self.assertEqual(agent.asked, [f"POST {AUTH}/tokens"])
+        credentials = {"username": "joe", "apiKey": API_KEY}
+        self.assertEqual(agent.sent[0].body, {"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}})
+        self.assertEqual((session.token, session.tenantId, session.expires), (TOKEN, "7", None))
+
+    def test_takes203(self) -> None:
+        """Some deployments answer 203."""
+        self.assertEqual(self.successResultOf(self.session(access(), 203)).token, TOKEN)
+
+    def test_findsTheTenantWhereverItStands(self) -> None:
+        """Without token.tenant, the catalog says the tenant, in the order in which old clients looked."""
+        found = {"publicURL": "http://registry/v1.0/42/"}
+        catalogs = [
+            [{"name": "cloudServersOpenStack", "endpoints": [{"tenantId": "42"}]}, {"name": "cloudServers"}],
+            [{"name": "cloudServersOpenStack", "endpoints": [found]}],
+            [
+                {"name": "cloudServersOpenStack", "endpoints": [{}]},
+                {"name": "cloudServers", "endpoints": [{"publicURL": url}]},
+            ],
+            ["?", {"name": "cloudMonitoring", "endpoints": [None, found]}],
+            [{"name": "whatever", "type": "rax:service-registry", "endpoints": [found]}],
+        ]
+        for catalog in catalogs:
+            body = access(tenant=None)
+            body["access"]["serviceCatalog"] = catalog
+            self.assertEqual(self.successResultOf(self.session(body)).tenantId, "42")
+        self.assertEqual(self.successResultOf(self.session(access(tenant={"id": 43}))).tenantId, "43")
+
+    def test_answersWithoutTheEssentialsAreMalformed(self) -> None:
+        """No token, or nobody's token, is a MalformedResponse."""
+        nobody = access(tenant={})
+        for body in ({}, {"access": []}, {"access": {}}, {"access": {"token": {"id": ""}}}, nobody):
+            self.failureResultOf(self.session(body), MalformedResponse)
+
+    def test_knowsTheRegistriesOfTheCatalog(self) -> None:
+        """registryUrls() has the URL of each region's registry, without the tenant."""
+        body = access()
+        body["access"]["serviceCatalog"] = [
+            {"type": "compute", "endpoints": [{"publicURL": "http://compute/7"}]},
+            {
+                "type": "rax:service-registry",
+                "endpoints": [
+                    {"region": "DFW", "publicURL": "http://dfw/v1.0/7"},
+                    {"publicURL": "http://any/v1.0/7/"},
+                    {"region": "LON"},
+                ],
+            },
+        ]
+        session = self.successResultOf(self.session(body))
+        self.assertEqual(session.registryUrls(), {"DFW": "http://dfw/v1.0", "": "http://any/v1.0"})
+
+    def test_secretsAreNotShown(self) -> None:
+        """Neither the key nor the token is in the repr of what holds them."""
+        session = self.successResultOf(self.session(access()))
+        shown = f"{session!r} {Credentials('joe', API_KEY)!r}"
+        self.assertNotIn(TOKEN, shown)
+        self.assertNotIn(API_KEY, shown)
+
+
+def authenticatorOver(agent: FakeAgent) -> tuple[KeystoneAuthenticator, Clock]:
+    clock = Clock()
+    transport = JSONTransport(agent, clock, [AUTH], name="the Auth API")
+    authenticator = KeystoneAuthenticator(
+        transport,
+        Credentials("joe", API_KEY),
+        clock=clock,
+        wallClock=lambda: NOW + clock.seconds(),
+        random=lambda: 0.0,
+    )
+    return authenticator, clock
+
+
+class AuthenticatorTests(SynchronousTestCase):
+    """One authenticator over time."""
+
+    def setUp(self) -> None:
+        self.tokens = 0
+        self.problem: Any = None
+        self.life: float | None = 1000.0
+        self.agent = FakeAgent(self.issue)
+        self.authenticator, self.clock = authenticatorOver(self.agent)
+        self.log = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
+
+    def issue(self, sent: Any) -> Any:
+        if self.problem is not None:
+            return self.problem
+        self.tokens += 1
+        expires = {} if self.life is None else {"expires": at(self.clock.seconds() + self.life)}
+        return answer(200, access(f"token-{self.tokens}", **expires))
+
+    def token(self) -> str:
+        return self.successResultOf(self.authenticator.session()).token
+
+    # -- sharing
+
+    def test_oneAuthenticationForAll(self) -> None:
+        """However many ask at the same time and later, one authentication serves them."""
+        self.agent.handler = None
+        waiting = [self.authenticator.session() for _ in range(1000)]
+        self.agent.pending[0].callback(answer(200, access()))
+        self.assertEqual({self.successResultOf(session).token for session in waiting}, {TOKEN})
+        self.assertEqual(self.token(), TOKEN)
+        self.assertEqual(len(self.agent.sent), 1)
+
+    def test_cancellingOneWaiterLeavesTheOthers(self) -> None:
+        """Each waiter has a Deferred of its own."""
+        self.agent.handler = None
+        one, other = self.authenticator.session(), self.authenticator.session()
+        one.cancel()
+        self.failureResultOf(one, CancelledError)
+        self.agent.pending[0].callback(answer(200, access()))
+        self.assertEqual(self.successResultOf(other).token, TOKEN)
+
+    def test_withTheLastWaiterTheRequestEnds(self) -> None:
+        """When nobody waits any more, the authentication is cancelled, and the next one is a new one."""
+        ended: list[object] = []
+        self.agent.handler = lambda sent: Deferred(ended.append)
+        waiting = [self.authenticator.session() for _ in range(2)]
+        for session in waiting:
+            self.assertEqual(ended, [])
+            session.cancel()
+            self.failureResultOf(session, CancelledError)
+        self.assertEqual(len(ended), 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.agent.handler = self.issue
+        self.assertEqual(self.token(), "token-1")
+
+    def test_waitersMayCancelEachOther(self) -> None:
+        """A waiter that gives up another one when it has its own answer does no harm."""
+        for result in (answer(200, access()), ConnectionRefusedError()):
+            authenticator, _ = authenticatorOver(agent := FakeAgent())
+            first, second = authenticator.session(), authenticator.session()
+            first.addBoth(lambda result, second=second: second.cancel())
+            if isinstance(result, Exception):
+                agent.pending[0].errback(result)
+            else:
+                agent.pending[0].callback(result)
+            self.successResultOf(first)
+            self.failureResultOf(second, CancelledError)
+
+    # -- renewing
+
+    def test_renewsAheadOfTheEndWithoutAPause(self) -> None:
+        """At nine tenths of its life the token is renewed in the background; the old one serves meanwhile."""
+        self.assertEqual(self.token(), "token-1")
+        self.clock.advance(899)
+        self.assertEqual((self.token(), self.tokens), ("token-1", 1))
+        self.clock.advance(2)
+        self.agent.handler = None
+        self.assertEqual((self.token(), self.token()), ("token-1", "token-1"))
+        self.assertEqual(len(self.agent.sent), 2)
+        self.agent.pending[0].callback(answer(200, access("token-2")))
+        self.assertEqual(self.token(), "token-2")
+
+    def test_nothingIsOnTheClockWhileNobodyAsks(self) -> None:
+        """An authenticator that is not used does nothing: there is no timer."""
+        self.token()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_unknownEndMeansUntilRefused(self) -> None:
+        """A token whose end is not known, or is past already (clocks differ), is used until it is refused."""
+        for life in (None, -3600.0):
+            self.life = life
+            self.authenticator.invalidate(f"token-{self.tokens}")
+            first = self.token()
+            self.clock.advance(100_000)
+            self.assertEqual(self.token(), first)
+
+    def test_oldTokenServesWhileTheAuthApiIsDown(self) -> None:
+        """When it can't be renewed the token stays in use, also past its end, and the API is asked ever less often."""
+        self.token()
+        self.problem = ConnectionRefusedError()
+        self.clock.advance(950)
+        for _ in range(100):
+            self.assertEqual(self.token(), "token-1")
+        self.assertEqual(len(self.agent.sent), 2)
+        for _ in range(3600):
+            self.clock.advance(1)
+            self.assertEqual(self.token(), "token-1")
+        self.assertLess(len(self.agent.sent), 25)
+        self.assertIn("could not be renewed", str([event["log_format"] for event in self.log]))
+        self.problem = None
+        self.clock.advance(300)
+        self.token()
+        self.assertEqual(self.token(), "token-2")
+
+    def test_aTokenThatHasEndedIsRenewedFirst(self) -> None:
+        """When the client slept past the token's end, the next request waits for the new one."""
+        self.token()
+        self.clock.advance(2000)
+        self.assertEqual(self.token(), "token-2")
+
+    def test_renewalThatIsCancelledByClosingIsNoWarning(self) -> None:
+        """A renewal that ends because the client is closed is nothing to log."""
+        self.token()
+        self.clock.advance(950)
+        self.problem = AgentClosed()
+        self.token()
+        self.assertEqual([event for event in self.log if "renewed" in str(event.get("log_format"))], [])
+
+    # -- losing
+
+    def test_onlyTheTokenThatIsNamedIsDropped(self) -> None:
+        """A late complaint about an old token does not cost the new one."""
+        first = self.token()
+        self.authenticator.invalidate(first)
+        self.assertEqual(self.token(), "token-2")
+        self.authenticator.invalidate(first)
+        self.assertEqual((self.token(), self.tokens), ("token-2", 2))
+
+    def test_refusedCredentialsFailAtOnceAndAreRemembered(self) -> None:
+        """One request, AuthenticationFailed for all; after a minute the credentials have another chance."""
+        self.problem = answer(401, {"unauthorized": {"code": 401, "message": f"Username or {API_KEY} is invalid"}})
+        for _ in range(50):
+            error = self.failureResultOf(self.authenticator.session(), AuthenticationFailed).value
+            self.assertIn("'joe'", str(error))
+            self.assertIn(f"{AUTH}/tokens", str(error))
+            self.assertIn("Check the username and the API key", str(error))
+            self.assertNotIn(API_KEY, f"{error} {error!r}")
+        self.assertEqual(len(self.agent.sent), 1)
+        self.clock.advance(60)
+        self.problem = None
+        self.assertEqual(self.token(), "token-1")
+
+    def test_refusalDuringRenewalKeepsTheToken(self) -> None:
+        """A user whose key was changed goes on with the token until that one is refused."""
+        self.token()
+        self.clock.advance(950)
+        self.problem = answer(403, [])
+        self.assertEqual((self.token(), self.token()), ("token-1", "token-1"))
+        self.assertEqual(len(self.agent.sent), 2)
+        self.authenticator.invalidate("token-1")
+        self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
+
+    def test_failuresAreTyped(self) -> None:
+        """What the Auth API does wrong is what it would be of the registry, but never NotFound: no service is gone."""
+        for problem, kind in (
+            (ConnectionRefusedError(), ConnectionFailed),
+            (answer(503, {"fault": {"message": "down"}}), ServerError),
+            (answer(200, b"<html>"), MalformedResponse),
+        ):
+            self.problem = problem
+            self.assertIn(f"{AUTH}/tokens", str(self.failureResultOf(self.authenticator.session(), kind).value))
+        self.problem = ConnectionRefusedError()
+        self.assertIn("the Auth API", str(self.failureResultOf(self.authenticator.session()).value))
+        for status in (400, 404):
+            self.problem = answer(status, {"badRequest": {"message": "Who are you?"}})
+            failure = self.failureResultOf(self.authenticator.session(), APIError)
+            self.assertFalse(failure.check(NotFound))
+            self.assertIn("Who are you?", str(failure.value))
+
+    def test_eachWaiterHasItsOwnException(self) -> None:
+        """A failure that goes to many is an object of its own for each."""
+        self.agent.handler = None
+        waiting = [self.authenticator.session() for _ in range(2)]
+        self.agent.pending[0].errback(ConnectionRefusedError())
+        one, other = (self.failureResultOf(session, ConnectionFailed).value for session in waiting)
+        self.assertEqual(str(one), str(other))
+        self.assertIsNot(one, other)
+
+    def test_aHangingAuthApiIsATimeout(self) -> None:
+        """An authentication ends, however long the Auth API takes."""
+        self.agent.handler = None
+        session = self.authenticator.session()
+        self.clock.advance(10)
+        self.failureResultOf(session, RequestTimedOut)
+
+
+class RetryingAuthAgentTests(SynchronousTestCase):
+    """The agent that puts tokens on requests."""
+
+    def setUp(self) -> None:
+        self.valid = {"token-1"}
+        self.issued = 0
+        self.agent = FakeAgent(self.serve)
+        transport = JSONTransport(self.agent, Clock(), [AUTH])
+        self.authenticator = KeystoneAuthenticator(transport, Credentials("joe", API_KEY), clock=Clock())
+        self.authenticated = RetryingAuthAgent(self.agent, self.authenticator)
+
+    def serve(self, sent: Any) -> Any:
+        if sent.url.startswith(AUTH):
+            self.issued += 1
+            return answer(200, access(f"token-{self.issued}"))
+        return answer(200, {"token": sent.token}) if sent.token in self.valid else answer(401)
+
+    def get(self) -> Deferred[Any]:
+        return self.authenticated.request(b"GET", b"http://registry/x")
+
+    def test_putsTheTokenOn(self) -> None:
+        """Each request bears the token, in headers of its own."""
+        headers = Headers({"X-Other": ["1"]})
+        response = self.successResultOf(self.authenticated.request(b"GET", b"http://registry/x", headers))
+        self.assertEqual(response.code, 200)
+        self.assertEqual(self.agent.sent[-1].headers.getRawHeaders("X-Other"), ["1"])
+        self.assertFalse(headers.hasHeader("X-Auth-Token"))
+
+    def test_aDeadTokenIsReplacedUnnoticed(self) -> None:
+        """On 401 a new token is fetched and the request sent once more."""
+        self.successResultOf(self.get())
+        self.valid = {"token-2"}
+        self.assertEqual(self.successResultOf(self.get()).code, 200)
+        self.assertEqual(self.issued, 2)
+
+    def test_aThousandDeadRequestsCostOneAuthentication(self) -> None:
+        """1,000 requests in flight when the token is purged: one authentication, and all succeed."""
+        self.successResultOf(self.get())
+        self.agent.handler = None
+        waiting = [self.get() for _ in range(1000)]
+        purged, self.agent.pending = self.agent.pending, []
+        self.valid = {"token-2"}
+        # The first complaint asks for a token; half of the others come before it is there.
+        for request in purged[:500]:
+            request.callback(answer(401))
+        tokens = list(self.agent.pending)
+        self.assertEqual(len(tokens), 1)
+        self.agent.handler = self.serve
+        tokens[0].callback(answer(200, access("token-2")))
+        for request in purged[500:]:
+            request.callback(answer(401))
+        self.assertEqual({self.successResultOf(request).code for request in waiting}, {200})
+        self.assertEqual(len([sent for sent in self.agent.sent if sent.url.startswith(AUTH)]), 2)
+
+    def test_aFreshTokenThatIsRefusedIsTheAnswer(self) -> None:
+        """A second 401 goes to the caller: there is no loop."""
+        self.valid = set()
+        self.assertEqual(self.successResultOf(self.get()).code, 401)
+        self.assertEqual(self.issued, 2)
+
+    def test_cancellingReachesWhatIsUnderWay(self) -> None:
+        """Cancelling cancels the request itself."""
+        self.successResultOf(self.get())
+        ended: list[object] = []
+        self.agent.handler = lambda sent: Deferred(ended.append)
+        request = self.get()
+        request.cancel()
+        self.failureResultOf(request, CancelledError)
+        self.assertEqual(len(ended), 1)
+
+
+class TreqTests(TestCase):
+    """The agent under treq, without the rest of the client. (treq sends bodies through the reactor.)"""
+
+    async def test_worksUnderTreqAlone(self) -> None:
+        """With treq and any agent, bodies included: they are sent again whole after a 401."""
+        bodies: list[bytes] = []
+
+        class Consumer:
+            data = b""
+
+            def write(self, data: bytes) -> None:
+                self.data += data
+
+        class Plain:
+            @returnsDeferred
+            async def request(self, method: bytes, uri: bytes, headers: Headers, body: Any) -> Any:
+                consumer = Consumer()
+                await body.startProducing(consumer)
+                bodies.append(consumer.data)
+                [token] = headers.getRawHeaders("X-Auth-Token")
+                original = answer(200 if token == "token-2" else 401, {"token": token})
+                # Not the kind of response that our own queue gives.
+                return type("Plain", (), {**vars(original), "deliverBody": lambda _, p: original.deliverBody(p)})()
+
+        tokens = iter(["token-1", "token-2"])
+        transport = JSONTransport(FakeAgent(lambda sent: answer(200, access(next(tokens)))), Clock(), [AUTH])
+        authenticator = KeystoneAuthenticator(transport, Credentials("joe", API_KEY), clock=Clock())
+        client = HTTPClient(RetryingAuthAgent(Plain(), authenticator))
+        response = await client.post("http://registry/x", json={"a": 1})
+        self.assertEqual(response.code, 200)
+        self.assertEqual(bodies, [b'{"a":1}'] * 2)
+        self.assertEqual(await response.json(), {"token": "token-2"})
