@@ -124,7 +124,7 @@ class Burials:
             self._troubled = True
             if reason.check(Fault):
                 self._log.warn(
-                    "{count} services timed out, which the store can't keep now; it will be tried again",
+                    "The store can't keep that services timed out ({count} by now); it will be tried again",
                     count=len(self._queue),
                 )
             else:
