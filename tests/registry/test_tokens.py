@@ -36,7 +36,7 @@ class HeartbeatTokensTests(SynchronousTestCase):
         self.assertAlmostEqual((parsed.time - 0x01B21DD213814000) / 10_000_000, self.now, places=3)
 
     def test_eachIsNew(self) -> None:
-        """A chain of tokens never repeats one and never goes back in time, though the clock stands still or steps back."""
+        """No two tokens of a chain are the same, though the clock stands still or steps back."""
         token = self.tokens.first(*LIFE)
         seen = [token]
         for step in (0, 0, 1, -3600, 0, 7200):

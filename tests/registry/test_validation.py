@@ -96,8 +96,8 @@ class NewServiceTests(ValidationTestCase):
 
     def test_namesTheFirstMissingKey(self) -> None:
         """A required field that is absent is named; they are looked at in the order of the API's table."""
-        for given, key in (({}, "id"), ({"heartbeat_timeout": 2}, "id"), ({"id": "web1"}, "heartbeat_timeout")):
-            self.assertField(key, f"Missing required key ({key})", validation.newService, given)
+        for fields, key in (({}, "id"), ({"heartbeat_timeout": 2}, "id"), ({"id": "web1"}, "heartbeat_timeout")):
+            self.assertField(key, f"Missing required key ({key})", validation.newService, fields)
 
     def test_takesIdsOfEveryLengthAndLetter(self) -> None:
         """Ids have 3 to 65 characters of the set, any case."""
@@ -135,7 +135,8 @@ class NewServiceTests(ValidationTestCase):
         """Booleans, null, fractions, infinities, and any other text are no integers."""
         for value in (
             None, True, False, 30.5, float("nan"), float("inf"), float("-inf"), json.loads("1e400"), "", " 30", "30 ",
-            "30\n", "+30", "--30", "3_0", "30.0", "3e1", "0x1e", "030", "３０", "٣٠", "abc", "\ud800", "NaN", "Infinity",
+            "30\n", "+30", "--30", "3_0", "30.0", "3e1", "0x1e", "030", "\uff13\uff10", "\u0663\u0660", "abc",
+             "\ud800", "NaN", "Infinity",
             [], [30], {}, {"a": 30},
         ):  # fmt: skip
             self.assertBad("heartbeat_timeout", value, "Invalid integer")
@@ -262,7 +263,7 @@ class OtherBodiesTests(ValidationTestCase):
             (TOKEN.replace("-", ""), "Invalid UUID"),
             ("{" + TOKEN + "}", "Invalid UUID"),
             ("urn:uuid:" + TOKEN, "Invalid UUID"),
-            (TOKEN.replace("a", "ａ"), "Invalid UUID"),
+            (TOKEN.replace("a", "\uff41"), "Invalid UUID"),
             (TOKEN.replace("a", "g"), "Invalid UUID"),
             ("\ud800" * 36, "Invalid UUID"),
             (str(uuid.uuid4()), "UUID is not version 1"),
@@ -347,10 +348,10 @@ class ParameterTests(ValidationTestCase):
 
     def test_keysAreCheckedQuickly(self) -> None:
         """No key makes the pattern try for ever."""
-        begun = time.perf_counter()
+        begun = time.process_time()
         for text in ("/" + "a" * 498 + "!", "/aaa" * 124 + "!", "/aaa/" * 99 + "!", "a" * 499 + "!", "/" * 500):
             self.refused(validation.configurationKey, text)
-        self.assertLess(time.perf_counter() - begun, 0.5)
+        self.assertLess(time.process_time() - begun, 0.5)
 
     def test_limit(self) -> None:
         """From 1 to 1000; 100 when it is not given."""
@@ -360,7 +361,23 @@ class ParameterTests(ValidationTestCase):
 
     def test_refusesLimits(self) -> None:
         """No number, and a number out of range, have details of their own."""
-        for text in ("", "abc", "1.5", "1e2", " 5", "5 ", "+5", "1_0", "٣", "５", "5\n", "0x5", "NaN", "--5", "null"):
+        for text in (
+            "",
+            "abc",
+            "1.5",
+            "1e2",
+            " 5",
+            "5 ",
+            "+5",
+            "1_0",
+            "\u0663",
+            "\uff15",
+            "5\n",
+            "0x5",
+            "NaN",
+            "--5",
+            "null",
+        ):
             fault = self.refused(validation.limit, text)
             self.assertEqual(
                 (fault.type, fault.message, fault.details), ("invalidLimit", "Invalid limit", "Limit must be a number")
