@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from signal import Signals
 from typing import Any
 
 from twisted.internet import reactor as globalReactor
@@ -69,7 +70,7 @@ class Child(ProcessProtocol):
     def kill(self, signal: str) -> None:
         """Send a signal (``TERM``, ``KILL``, …); a process that has ended already takes none."""
         try:
-            self.transport.signalProcess(signal)  # type: ignore[union-attr]  # IProcessTransport
+            self.transport.signalProcess(Signals[f"SIG{signal}"].value)  # type: ignore[union-attr]  # IProcessTransport
         except ProcessExitedAlready:
             pass
 
