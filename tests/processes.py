@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from txserviceregistry import Client
+from txserviceregistry.deferred import waitFor
 from txserviceregistry.settings import readSettings
 
 # Far more than anything here takes; a test that waits for it has failed.
@@ -34,7 +35,7 @@ class Child(ProcessProtocol):
     def __init__(self) -> None:
         self.output = ""
         self.errors = ""
-        self.ended: Deferred[Child] = Deferred()
+        self._ended: Deferred[Child] = Deferred()
         self.exitCode: int | None = None
         self.signal: int | None = None
         self.running = True
@@ -58,7 +59,12 @@ class Child(ProcessProtocol):
         waiting, self._waiting = self._waiting, []
         for text, waiter in waiting:
             waiter.errback(AssertionError(f"ended before it said {text!r}:\n{self.output}\n{self.errors}"))
-        self.ended.callback(self)
+        self._ended.callback(self)
+
+    @property
+    def ended(self) -> Deferred[Child]:
+        """Wait until the process has ended."""
+        return waitFor(self._ended)
 
     def says(self, text: str) -> Deferred[None]:
         """Wait until *text* has been printed; fails if the process ends before."""

@@ -40,7 +40,8 @@ def endProcess(reactor: Any, line: str) -> None:
         print(line, file=stream, flush=True)
     # twistd has no way to give an exit code once its reactor has run. The last thing that happens in the process has.
     atexit.register(_exitCode, 1)
-    reactor.stop()
+    # What fails at once fails before the reactor runs.
+    reactor.callWhenRunning(reactor.stop)
 
 
 def _exitCode(code: int) -> NoReturn:
