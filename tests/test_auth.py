@@ -116,7 +116,7 @@ class SessionTests(SynchronousTestCase):
             [{"name": "cloudServersOpenStack", "endpoints": [found]}],
             [
                 {"name": "cloudServersOpenStack", "endpoints": [{}]},
-                {"name": "cloudServers", "endpoints": [{"publicURL": url}]},
+                {"name": "cloudServers", "endpoints": [found]},
             ],
             ["?", {"name": "cloudMonitoring", "endpoints": [None, found]}],
             [{"name": "whatever", "type": "rax:service-registry", "endpoints": [found]}],

@@ -190,9 +190,10 @@ class _IniFile:
         try:
             parser.read_string(text)
         # The parser's own texts show the line: it may hold the key.
+        except configparser.MissingSectionHeaderError as error:
+            raise InvalidSettings(f"{self.path}, line {error.lineno}: a [section] has to come before anything else")
         except configparser.ParsingError as error:
-            numbers = [number for number, _ in error.errors] or [getattr(error, "lineno", 0)]
-            raise InvalidSettings(f"{self.path}, line {numbers[0]}: neither [section] nor option = value")
+            raise InvalidSettings(f"{self.path}, line {error.errors[0][0]}: neither [section] nor option = value")
         except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
             raise InvalidSettings(f"{self.path}, line {error.lineno}: this is there twice")
         return parser

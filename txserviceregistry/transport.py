@@ -150,6 +150,7 @@ class _Exchange:
     path: str
     body: bytes | None
     repeatable: bool
+    timeout: float
     deadline: float
     url: str = ""
     stage: str = ""
@@ -245,23 +246,25 @@ class JSONTransport:
         repeatable: bool | None = None,
     ) -> _Exchange:
         """A request and its deadline, for :meth:`send`. The parameters are those of :meth:`request`."""
+        timeout = self._timeout if timeout is None else timeout
         return _Exchange(
             method,
             pathOf(path, query),
             None if body is None else encodeJSON(body),
             method != "POST" if repeatable is None else repeatable,
-            self._clock.seconds() + (self._timeout if timeout is None else timeout),
+            timeout,
+            self._clock.seconds() + timeout,
         )
 
     def inTime(self, exchange: _Exchange, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
         """Do *work*, until the deadline of *exchange*."""
         seconds = max(0.0, exchange.deadline - self._clock.seconds())
 
-        def tooLate(_: object, timeout: float) -> Failure:
+        def tooLate(_: object, seconds: float) -> Failure:
             stage = exchange.stage or f"waiting for {self._name}"
             return Failure(
                 RequestTimedOut(
-                    f"{exchange.asked} had no whole answer after {timeout:g} s, {stage}. "
+                    f"{exchange.asked} had no whole answer after {exchange.timeout:g} s, {stage}. "
                     f"The server hangs, or is too slow for this timeout"
                 )
             )
@@ -364,7 +367,7 @@ def _describe(error: Exception) -> str:
     if isinstance(cause, ConnectionDone):
         return "the connection was closed"
     if isinstance(cause, TLSError):
-        return f"TLS: {cause}; if its certificate is not to be verified the usual way, give a CA file"
+        return f"TLS: {cause}; to trust what this platform does not, name a file of certificates (RAXSR_CA_FILE)"
     text = str(cause)[:200]
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
 

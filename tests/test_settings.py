@@ -1,0 +1,247 @@
+"""
+Where URLs and credentials come from.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.errors import InvalidSettings
+from txserviceregistry.settings import DEFAULT_URL, Settings, defaultDataDir, namesRegistry, parseUrls, readSettings
+
+KEY = "the-api-key"
+
+
+class ReadSettingsTests(SynchronousTestCase):
+    """Arguments, environment, INI files, a registry on this machine: in this order."""
+
+    def setUp(self) -> None:
+        self.home = Path(self.mktemp())
+        self.dataDir = self.home / ".local/state/txserviceregistry"
+        self.dataDir.mkdir(parents=True)
+
+    def raxrc(self, text: str, directory: Path | None = None, name: str = ".raxrc") -> Path:
+        path = (directory or self.home) / name
+        path.write_text(text)
+        return path
+
+    def local(
+        self, text: str = f"[credentials]\nusername = local\napi_key = {KEY}\n[api]\nurl = http://l:1/v1.0\n"
+    ) -> Path:
+        return self.raxrc(text, self.dataDir, "raxrc")
+
+    def read(self, environ: dict[str, str] | None = None, **arguments: Any) -> Settings:
+        return readSettings(environ=environ or {}, home=self.home, **arguments)
+
+    def refused(self, environ: dict[str, str] | None = None, **arguments: Any) -> str:
+        return str(self.assertRaises(InvalidSettings, self.read, environ, **arguments))
+
+    def test_eachPlaceGivesWayToTheOneBefore(self) -> None:
+        """An argument wins over a variable, that over the INI file, that over the registry of this machine."""
+        environ: dict[str, str] = {}
+        arguments: dict[str, str] = {}
+
+        def names() -> tuple[str, str]:
+            settings = self.read(environ, **arguments)
+            return settings.username, settings.baseUrls[0]
+
+        self.local()
+        self.assertEqual(names(), ("local", "http://l:1/v1.0"))
+        self.raxrc(f"[credentials]\nusername = file\napi_key = {KEY}\n[api]\nurl = http://f/v1.0\n")
+        self.assertEqual(names(), ("file", "http://f/v1.0"))
+        environ.update(RAXSR_USERNAME="environ", RAXSR_API_URL="http://e/v1.0")
+        self.assertEqual(names(), ("environ", "http://e/v1.0"))
+        arguments.update(username="argument", baseUrl="http://a/v1.0")
+        self.assertEqual(names(), ("argument", "http://a/v1.0"))
+
+    def test_everySettingFromTheEnvironment(self) -> None:
+        """Each variable of the design is read."""
+        settings = self.read(
+            {
+                "RAXSR_USERNAME": "joe",
+                "RAXSR_API_KEY": KEY,
+                "RAXSR_API_URL": "http://a/v1.0, http://b/v1.0",
+                "RAXSR_AUTH_URL": "https://auth/v2.0/",
+                "RAXSR_REGION": "DFW",
+                "RAXSR_SSL_VERIFY": "No",
+                "RAXSR_CA_FILE": "/ca.pem",
+            }
+        )
+        self.assertEqual((settings.username, settings.apiKey), ("joe", KEY))
+        self.assertEqual(settings.baseUrls, ("http://a/v1.0", "http://b/v1.0"))
+        self.assertEqual(settings.authUrls, ("https://auth/v2.0",))
+        self.assertEqual((settings.region, settings.verify, settings.caFile), ("DFW", False, "/ca.pem"))
+
+    def test_everySettingFromAFile(self) -> None:
+        """Each option of the INI file is read, percent signs in a key included; RAXSR_RAXRC names another file."""
+        path = self.raxrc(
+            "[credentials]\nusername = joe\napi_key = 50%(x)%\n\n[api]\nurl=http://a/v1.0,http://b/v1.0\n"
+            "[auth_api]\nurl: http://auth/v2.0/tokens\n[ssl]\nverify = on\nca_file = /ca.pem\n",
+            name="other",
+        )
+        settings = self.read({"RAXSR_RAXRC": str(path)})
+        self.assertEqual((settings.username, settings.apiKey), ("joe", "50%(x)%"))
+        self.assertEqual(settings.baseUrls, ("http://a/v1.0", "http://b/v1.0"))
+        self.assertEqual(settings.authUrls, ("http://auth/v2.0",))
+        self.assertEqual((settings.verify, settings.caFile), (True, "/ca.pem"))
+        self.assertEqual(settings.sources["baseUrl"], f"{path}, line 6 ([api] url)")
+        self.assertEqual(settings.raxrcPath, path)
+
+    def test_emptyMeansNotSet(self) -> None:
+        """An empty variable or option is none."""
+        self.local()
+        self.raxrc("[credentials]\nusername =\n[api]\nurl =\n")
+        settings = self.read({"RAXSR_USERNAME": "", "RAXSR_API_URL": " "})
+        self.assertEqual((settings.username, settings.baseUrls), ("local", ("http://l:1/v1.0",)))
+
+    def test_authApiIsBesideTheRegistry(self) -> None:
+        """Without a URL of its own the Auth API is expected at the registry's host, for each of several."""
+        settings = self.read(
+            username="joe", apiKey=KEY, baseUrl=["https://a:8/x/v1.0", "https://a:8/v1.0", "http://b/v1.0"]
+        )
+        self.assertEqual(settings.authUrls, ("https://a:8/v2.0", "http://b/v2.0"))
+
+    def test_onlyAnAuthUrlMeansTheCatalog(self) -> None:
+        """With an Auth API and no registry named, the catalog decides; the registry of this machine is another one."""
+        self.local()
+        settings = self.read(username="joe", apiKey=KEY, authUrl="http://auth/v2.0")
+        self.assertEqual((settings.baseUrls, settings.authUrls), ((), ("http://auth/v2.0",)))
+
+    def test_nothingNamedIsTheRegistryOfThisMachine(self) -> None:
+        """With credentials only, the registry is the one at the default port of this machine."""
+        settings = self.read(username="joe", apiKey=KEY)
+        self.assertEqual(settings.baseUrls, (DEFAULT_URL,))
+        self.assertEqual(settings.authUrls, ("http://127.0.0.1:8880/v2.0",))
+        self.assertEqual(
+            (settings.region, settings.verify, settings.caFile, settings.raxrcPath), ("us", True, None, None)
+        )
+
+    def test_missingCredentialsSayWhatToDo(self) -> None:
+        """Without credentials the text says which are missing, where they were sought, and how to give them."""
+        text = self.refused()
+        for words in (
+            "no username and no API key",
+            DEFAULT_URL,
+            "RAXSR_USERNAME",
+            "service-registry-agent",
+            str(self.home / ".raxrc"),
+            str(self.dataDir / "raxrc"),
+        ):
+            self.assertIn(words, text)
+        self.assertIn("There is no API key for", self.refused(username="joe"))
+        self.assertIn("http://auth", self.refused(authUrl="http://auth/v2.0"))
+
+    def test_brokenFilesAreNamedWithTheLine(self) -> None:
+        """A file that can't be used is named with the line, whose text is not shown: it may hold the key."""
+        for text, line in (
+            (f"[credentials]\nusername = joe\napi_key {KEY}\n", 3),
+            (f"{KEY}\n[credentials]\n", 1),
+            (f"[credentials]\napi_key = {KEY}\napi_key = {KEY}\n", 3),
+            ("[credentials]\n[api]\n[credentials]\n", 3),
+        ):
+            path = self.raxrc(text)
+            said = self.refused()
+            self.assertIn(f"{path}, line {line}:", said)
+            self.assertNotIn(KEY, said)
+
+    def test_unreadableFilesAreNamed(self) -> None:
+        """A file that is no text, can't be opened, or was named and does not exist: the text says so."""
+        path = self.home / ".raxrc"
+        path.write_bytes(b"\xff\xfe\xfa")
+        self.assertIn(f"{path} can't be read: it is no UTF-8 text", self.refused())
+        path.unlink()
+        path.mkdir()
+        self.assertIn(f"{path} can't be read: Is a directory", self.refused())
+        path.rmdir()
+        self.assertIn("/no/such/file, which RAXSR_RAXRC names", self.refused({"RAXSR_RAXRC": "/no/such/file"}))
+
+    def test_badValuesAreNamedWithTheirSource(self) -> None:
+        """A value that means nothing is refused with the place that it stands in."""
+        who = {"username": "joe", "apiKey": KEY}
+        path = self.raxrc("[ssl]\n# either or\nVerify = perhaps\n")
+        self.assertIn(f"{path}, line 3 ([ssl] verify): 'perhaps' is neither", self.refused(**who))
+        self.assertIn("the environment variable RAXSR_API_URL", self.refused({"RAXSR_API_URL": "ftp://x"}, **who))
+        self.assertIn("the argument baseUrl", self.refused(baseUrl="nonsense", **who))
+        self.assertIn("the argument authUrl", self.refused(authUrl=[], **who))
+
+    def test_filesAreReadOnlyWhenNeeded(self) -> None:
+        """A broken file disturbs nobody who gives everything himself."""
+        self.raxrc("nonsense")
+        given = {"username": "joe", "apiKey": KEY, "baseUrl": "http://a/v1.0", "authUrl": "http://a/v2.0"}
+        self.assertEqual(self.read(tls=False, **given).baseUrls, ("http://a/v1.0",))
+        self.refused(**given)
+        settings = self.read(verify=False, caFile="x", **given)
+        self.assertEqual((settings.verify, settings.caFile), (False, "x"))
+
+    def test_theKeyIsNotShown(self) -> None:
+        """The repr of settings does not hold the key."""
+        self.assertNotIn(KEY, repr(self.read(username="joe", apiKey=KEY)))
+
+    def test_theProcessesOwnEnvironmentIsTheDefault(self) -> None:
+        """Without an environment given, it is the process's."""
+        self.patch(os, "environ", {"HOME": str(self.home), "RAXSR_USERNAME": "joe", "RAXSR_API_KEY": KEY})
+        self.assertEqual(readSettings().username, "joe")
+        self.assertEqual(defaultDataDir(), self.dataDir)
+        self.assertTrue(namesRegistry())
+
+    def test_whetherARegistryIsNamed(self) -> None:
+        """namesRegistry() is about what the user says, not about what a registry on this machine has left."""
+        self.local()
+        self.assertFalse(namesRegistry({}, self.home))
+        self.assertTrue(namesRegistry({"RAXSR_AUTH_URL": "http://auth"}, self.home))
+        self.raxrc("[api]\nurl = http://a\n")
+        self.assertTrue(namesRegistry({}, self.home))
+
+
+class DataDirTests(SynchronousTestCase):
+    """The registry's directory."""
+
+    def test_threePlaces(self) -> None:
+        """RAXSR_DATA_DIR, else below XDG_STATE_HOME (if it is absolute), else below the home directory."""
+        home = Path("/home/joe")
+        usual = home / ".local/state/txserviceregistry"
+        self.assertEqual(defaultDataDir({"RAXSR_DATA_DIR": "/data", "XDG_STATE_HOME": "/x"}, home), Path("/data"))
+        self.assertEqual(defaultDataDir({"XDG_STATE_HOME": "/x"}, home), Path("/x/txserviceregistry"))
+        self.assertEqual(defaultDataDir({"XDG_STATE_HOME": "x"}, home), usual)
+        self.assertEqual(defaultDataDir({"HOME": "/home/joe"}), usual)
+
+
+class ParseUrlsTests(SynchronousTestCase):
+    """URLs."""
+
+    def test_oneForm(self) -> None:
+        """Slashes at the end and ports that go without saying are dropped, as are repetitions; scripts are encoded."""
+        for text, urls in (
+            ("http://A.example:80/v1.0//", ("http://a.example/v1.0",)),
+            ("https://a:443", ("https://a",)),
+            ("https://a:80/v1.0", ("https://a:80/v1.0",)),
+            ("HTTP://[::1]:8880/v1.0", ("http://[::1]:8880/v1.0",)),
+            ("http://bücher/v1.0", ("http://xn--bcher-kva/v1.0",)),
+            (" http://a/ , ,http://a,http://b", ("http://a", "http://b")),
+        ):
+            self.assertEqual(parseUrls(text, "here"), urls)
+
+    def test_whatIsNoneIsRefused(self) -> None:
+        """What can't be asked by HTTP is refused with its source; a password in a URL is not shown."""
+        for text in (
+            "",
+            " , ",
+            "a:8880",
+            "//a",
+            "http://",
+            "http://a:port",
+            "http://a:99999",
+            "http://[::1",
+            "http://a/?q",
+            "http://a/#f",
+            "http://a/ b",
+            "http://a/ü",
+            "http://" + "ü" * 70,
+        ):
+            self.assertIn("here: ", str(self.assertRaises(InvalidSettings, parseUrls, text, "here")))
+        said = str(self.assertRaises(InvalidSettings, parseUrls, "http://joe:s3cret@a/", "here"))
+        self.assertNotIn("s3cret", said)
