@@ -108,8 +108,9 @@ def _configuration(method: str, rest: str) -> tuple[str, str]:
         return "/configuration", ""
     if method != "GET" or not rest.endswith("/"):
         return "/configuration/{configurationId}", _key(rest)
-    if rest == "/":
-        return "/configuration/{namespace}/", "/"
+    if not rest.strip("/"):
+        # One slash is all qualified keys; more of them are no namespace at all.
+        return "/configuration/{namespace}/", rest
     return "/configuration/{namespace}/", "/" + rest.removeprefix("/")[:-1]
 
 

@@ -1,0 +1,177 @@
+"""
+Tests for :mod:`txserviceregistry.registry.routes`.
+"""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.registry.faults import Fault
+from txserviceregistry.registry.routes import Match, decodePath, isTokensPath, match, splitTenant
+
+
+class DecodePathTests(SynchronousTestCase):
+    """
+    The escapes in a path.
+    """
+
+    def test_decodes(self) -> None:
+        """
+        Every escape counts once, %2F is a slash, and no slash is merged.
+        """
+        for raw, path in [
+            (b"/v1.0//1/services", "/v1.0//1/services"),
+            (b"/a%2Fb%2fc", "/a/b/c"),
+            (b"/%25zz", "/%zz"),
+            (b"/%C3%A4", "/\xe4"),
+            ("/\xe4".encode(), "/\xe4"),
+            (b"/a%00b", "/a\0b"),
+            (b"/a+b/../c", "/a+b/../c"),
+        ]:
+            self.assertEqual(decodePath(raw), path)
+
+    def test_refusesWhatIsBroken(self) -> None:
+        """
+        Escapes that are none, and bytes that are no UTF-8, are the fault that the API names.
+        """
+        for raw in (b"/%", b"/%z", b"/%zz", b"/%4", b"/a%+4", b"/%80", b"/\x80", b"/%ED%A0%80", b"/%C3", b"/% 4"):
+            fault = self.assertRaises(Fault, decodePath, raw)
+            self.assertEqual((fault.code, fault.type, fault.message), (400, "badRequest", "URI malformed"), raw)
+
+
+class MatchTests(SynchronousTestCase):
+    """
+    The table of routes.
+    """
+
+    def assertNoPage(self, method: str, path: str) -> None:
+        fault = self.assertRaises(Fault, match, method, path)
+        self.assertEqual((fault.code, fault.message), (404, "The page cannot be found."), (method, path))
+
+    def test_services(self) -> None:
+        """
+        The paths of services, whatever the ids look like.
+        """
+        for method, path, found in [
+            ("GET", "/services", Match("listServices")),
+            ("POST", "/services", Match("createService")),
+            ("GET", "/services/web1", Match("getService", "web1")),
+            ("GET", "/services/..", Match("getService", "..")),
+            ("GET", "/services/heartbeat", Match("getService", "heartbeat")),
+            ("PUT", "/services/web1", Match("updateService", "web1")),
+            ("DELETE", "/services/web1", Match("removeService", "web1")),
+            ("POST", "/services/web1/heartbeat", Match("heartbeat", "web1")),
+            ("GET", "/limits", Match("getLimits")),
+            ("GET", "/events", Match("listEvents")),
+        ]:
+            self.assertEqual(match(method, path), found)
+
+    def test_noPage(self) -> None:
+        """
+        What is not in the table, a slash too many and a wrong method are a page that can't be found.
+        """
+        for method, path in [
+            ("GET", ""),
+            ("GET", "/"),
+            ("GET", "services"),
+            ("GET", "//services"),
+            ("GET", "/services/"),
+            ("GET", "/services//"),
+            ("POST", "/services//heartbeat"),
+            ("POST", "/services/web1/heartbeat/"),
+            ("POST", "/services/a/b/heartbeat"),
+            ("POST", "/services/web1/heartbeat/x"),
+            ("GET", "/services/web1/heartbeat"),
+            ("GET", "/services/{serviceId}/x"),
+            ("HEAD", "/services"),
+            ("PATCH", "/services/web1"),
+            ("get", "/services"),
+            ("PUT", "/services"),
+            ("DELETE", "/services"),
+            ("GET", "/limits/"),
+            ("POST", "/limits"),
+            ("POST", "/events"),
+            ("GET", "/configurations"),
+            ("PUT", "/configuration"),
+            ("DELETE", "/configuration/"),
+            ("POST", "/configuration/abc"),
+            ("GET", "/account"),
+        ]:
+            self.assertNoPage(method, path)
+
+    def test_configuration(self) -> None:
+        """
+        All spellings of collections, namespaces, simple and qualified keys.
+        """
+        for path, found in [
+            ("", Match("listValues")),
+            ("/", Match("listValues")),
+            ("//", Match("listNamespace", "/")),
+            ("///", Match("listNamespace", "//")),
+            ("/listen_ip", Match("getValue", "listen_ip")),
+            ("//abc_def", Match("getValue", "/abc_def")),
+            ("/production/x_y", Match("getValue", "/production/x_y")),
+            ("//production/x_y", Match("getValue", "/production/x_y")),
+            ("/production/cassandra/listen_ip", Match("getValue", "/production/cassandra/listen_ip")),
+            ("//production/cassandra/listen_ip", Match("getValue", "/production/cassandra/listen_ip")),
+            ("///production/x_y", Match("getValue", "//production/x_y")),
+            ("/production/", Match("listNamespace", "/production")),
+            ("//production/", Match("listNamespace", "/production")),
+            ("/production/cassandra/", Match("listNamespace", "/production/cassandra")),
+            ("//production/cassandra/", Match("listNamespace", "/production/cassandra")),
+            ("/production//", Match("listNamespace", "/production/")),
+            ("//production//", Match("listNamespace", "/production/")),
+        ]:
+            self.assertEqual(match("GET", "/configuration" + path), found, path)
+
+    def test_configurationThatIsChanged(self) -> None:
+        """
+        What is put or deleted is a key, never a namespace, whatever slash it ends in.
+        """
+        for method, name in (("PUT", "setValue"), ("DELETE", "removeValue")):
+            for path, key in [
+                ("/listen_ip", "listen_ip"),
+                ("//abc_def", "/abc_def"),
+                ("/production/x_y", "/production/x_y"),
+                ("//production/x_y", "/production/x_y"),
+                ("//", "/"),
+                ("/production/", "/production/"),
+                ("//production/", "/production/"),
+            ]:
+                self.assertEqual(match(method, "/configuration" + path), Match(name, key))
+
+
+class PrefixTests(SynchronousTestCase):
+    """
+    What comes before the table.
+    """
+
+    def test_tenant(self) -> None:
+        """
+        The tenant comes first; a slash too many before it is tolerated, after it none is taken away.
+        """
+        for path, parts in [
+            ("/1/services", ("1", "/services")),
+            ("//1/services", ("1", "/services")),
+            ("/1//services", ("1", "//services")),
+            ("/1", ("1", "")),
+            ("/1/", ("1", "/")),
+            ("", ("", "")),
+            ("/", ("", "")),
+        ]:
+            self.assertEqual(splitTenant(path), parts, path)
+
+    def test_tokens(self) -> None:
+        """
+        ``/tokens`` and ``/tokens/`` are the same, also below an auth URL with a slash too many.
+        """
+        for path, found in [
+            ("/tokens", True),
+            ("/tokens/", True),
+            ("//tokens", True),
+            ("tokens", False),
+            ("/tokens//", False),
+            ("/token", False),
+            ("/", False),
+        ]:
+            self.assertEqual(isTokensPath(path), found, path)

@@ -1,0 +1,176 @@
+"""
+A whole registry over the memory store, spoken to in bytes: what tests of the HTTP layer share.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransportWithDisconnection
+
+from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.identity import Identity
+from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
+from txserviceregistry.registry.stores.memory import MemoryStore
+from txserviceregistry.registry.web import ApiResource, apiSite
+
+USER = "joe"
+KEY = "the-key-of-joe"
+# scrypt's smallest cost: these tests are not about how long it takes.
+CHEAP = 2
+
+
+@attrs.frozen
+class Reply:
+    """An answer as it came over the wire; header names are in lower case."""
+
+    code: int
+    headers: dict[str, list[str]]
+    raw: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.raw.decode("utf-8"))
+
+    def header(self, name: str) -> str | None:
+        return self.headers.get(name.lower(), [None])[0]  # type: ignore[list-item]
+
+
+def parseReplies(data: bytes, noBody: bool = False) -> list[Reply]:
+    """
+    The answers in a stream of bytes. Each must have a length: this parser knows no other framing.
+    """
+    replies = []
+    while data:
+        head, _, data = data.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers: dict[str, list[str]] = {}
+        for line in lines:
+            name, _, value = line.partition(":")
+            headers.setdefault(name.lower(), []).append(value.strip())
+        assert "transfer-encoding" not in headers, head
+        code = int(first.split(" ")[1])
+        length = 0 if noBody or code in (100, 204) else int(headers["content-length"][0])
+        replies.append(Reply(code, headers, data[:length]))
+        assert len(data) >= length, (head, data)
+        data = data[length:]
+    return replies
+
+
+def requestBytes(
+    method: str,
+    path: str | bytes,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    version: str = "1.1",
+) -> bytes:
+    """A request as bytes, with a Content-Length if there is a body."""
+    target = path if isinstance(path, bytes) else path.encode("ascii")
+    all_ = {"Host": "registry.example:8880", **(headers or {})}
+    if body is not None and "Transfer-Encoding" not in all_:
+        all_.setdefault("Content-Length", str(len(body)))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in all_.items() if value is not None)
+    return method.encode() + b" " + target + f" HTTP/{version}\r\n".encode() + lines.encode() + b"\r\n" + (body or b"")
+
+
+class Connection:
+    """A connection to an :class:`Api`, without a socket."""
+
+    def __init__(self, api: Api) -> None:
+        self.transport = StringTransportWithDisconnection(
+            hostAddress=IPv4Address("TCP", "127.0.0.1", 8880), peerAddress=IPv4Address("TCP", "127.0.0.1", 54321)
+        )
+        self.protocol = api.site.buildProtocol(None)
+        self.transport.protocol = self.protocol
+        self.protocol.makeConnection(self.transport)
+
+    def send(self, data: bytes) -> None:
+        self.protocol.dataReceived(data)
+
+    def replies(self, noBody: bool = False) -> list[Reply]:
+        """What has come since the last time."""
+        data = self.transport.value()
+        self.transport.clear()
+        return parseReplies(data, noBody)
+
+    @property
+    def isOpen(self) -> bool:
+        return bool(self.transport.connected)
+
+
+class Api:
+    """
+    :ivar store: the memory store. Its ``unavailable`` may be set.
+    """
+
+    def __init__(self, limits: ResourceLimits | None = None, rateLimit: int = 500_000) -> None:
+        limits = limits or ResourceLimits()
+        self.clock = Clock()
+        self.wallClock = Clock()
+        self.wallClock.advance(1_767_225_600)
+        self.store = MemoryStore(wallClock=self.wallClock.seconds)
+        fired(self.store.open())
+        self.identity = Identity(
+            self.store, clock=self.clock, wallClock=self.wallClock.seconds, hasher=maybeDeferred, cost=CHEAP
+        )
+        fired(self.identity.addUser(USER, "1234", KEY))
+        self.registry = Registry(self.store, clock=self.clock, wallClock=self.wallClock.seconds, limits=limits)
+        fired(self.registry.start())
+        self.rateLimiter = RateLimiter(self.clock.seconds, rateLimit)
+        self.resource = ApiResource(self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits)
+        self.site = apiSite(self.resource, self.clock)
+        self.token = fired(self.identity.authenticate(USER, KEY)).id
+
+    def advance(self, seconds: float) -> None:
+        # In small steps: the registry's life clock gives back what comes in large ones.
+        while seconds > 0:
+            step = min(seconds, 0.5)
+            self.clock.advance(step)
+            self.wallClock.advance(step)
+            seconds -= step
+
+    def ask(
+        self,
+        method: str,
+        path: str | bytes,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        *,
+        token: str | None = "",
+    ) -> Reply:
+        """
+        One request over a connection of its own, and its answer.
+
+        :param path: below ``/v1.0/1234``, unless it is bytes.
+        :param body: bytes as they are, anything else as JSON.
+        :param token: the user's own if empty, none at all if ``None``.
+        """
+        connection = Connection(self)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        all_ = dict(headers or {})
+        if token is not None:
+            all_.setdefault("X-Auth-Token", token or self.token)
+        target = path if isinstance(path, bytes) else f"/v1.0/1234{path}"
+        connection.send(requestBytes(method, target, data, all_))
+        (reply,) = connection.replies(noBody=method == "HEAD")
+        return reply
+
+    def create(self, id: str, timeout: int = 30, **fields: Any) -> str:
+        """Register a service; its heartbeat token."""
+        token: str = self.ask("POST", "/services", {"id": id, "heartbeat_timeout": timeout, **fields}).json["token"]
+        return token
+
+
+def fired(deferred: Deferred[Any]) -> Any:
+    """What a Deferred has fired with already."""
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    assert results, "it has not fired"
+    if hasattr(results[0], "raiseException"):
+        results[0].raiseException()
+    return results[0]
