@@ -365,7 +365,7 @@ class _Fixed(Resource):
     isLeaf = True
 
     def __init__(self, status: int, body: bytes) -> None:
-        super().__init__()
+        Resource.__init__(self)
         self._status = status
         self._body = body
 

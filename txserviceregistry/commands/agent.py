@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
@@ -182,7 +182,7 @@ class AgentProcess(Service):
         reason = failure.getErrorMessage()
         if not failure.check(StartFailed, ServiceRegistryError):
             self._log.failure("The agent can't start", failure)
-            reason = f"an error of its own, {failure.type.__name__}, which the log tells of"
+            reason = f"an error of its own, {type(failure.value).__name__}, which the log tells of"
         endProcess(self._reactor, f"twistd service-registry-agent: {reason}")
 
     @returnsDeferred
@@ -191,7 +191,7 @@ class AgentProcess(Service):
         if self._service is not None:
             await self._service.stopService()
         if self._port is not None:
-            await self._port.stopListening()
+            await maybeDeferred(self._port.stopListening)
         if starting is not None:
             starting.cancel()
         if self._client is not None:
@@ -206,7 +206,7 @@ class _Dummy(Resource):
     isLeaf = True
 
     def __init__(self) -> None:
-        super().__init__()
+        Resource.__init__(self)
         self.service: RegisteredService | None = None
 
     def render_GET(self, request: Request) -> bytes:

@@ -66,7 +66,7 @@ class OneLineOptions(usage.Options):
         :raises SystemExit: if they can't be used.
         """
         try:
-            super().parseOptions(options)
+            usage.Options.parseOptions(self, options)
         except usage.UsageError as error:
             raise SystemExit(f"twistd {self.command}: {error} (see: twistd {self.command} --help)") from None
 

@@ -63,7 +63,7 @@ class Options(OneLineOptions):
     ]
 
     def __init__(self) -> None:
-        super().__init__()
+        usage.Options.__init__(self)
         self["listen"] = []
 
     def opt_listen(self, description: str) -> None:
