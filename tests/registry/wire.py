@@ -5,7 +5,8 @@ A whole registry over the memory store, spoken to in bytes: what tests of the HT
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.address import IPv4Address
@@ -18,6 +19,8 @@ from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.web import ApiResource, apiSite
+
+T = TypeVar("T")
 
 USER = "joe"
 KEY = "the-key-of-joe"
@@ -38,7 +41,8 @@ class Reply:
         return json.loads(self.raw.decode("utf-8"))
 
     def header(self, name: str) -> str | None:
-        return self.headers.get(name.lower(), [None])[0]  # type: ignore[list-item]
+        values = self.headers.get(name.lower())
+        return values[0] if values else None
 
 
 def parseReplies(data: bytes, noBody: bool = False) -> list[Reply]:
@@ -78,11 +82,22 @@ def requestBytes(
     return method.encode() + b" " + target + f" HTTP/{version}\r\n".encode() + lines.encode() + b"\r\n" + (body or b"")
 
 
+class _Transport(StringTransportWithDisconnection):
+    """A transport that is seen to be closing, as real ones are, and that can be cut."""
+
+    def loseConnection(self) -> None:
+        self.disconnecting = True
+        if self.connected:
+            super().loseConnection()
+
+    abortConnection = loseConnection
+
+
 class Connection:
     """A connection to an :class:`Api`, without a socket."""
 
     def __init__(self, api: Api) -> None:
-        self.transport = StringTransportWithDisconnection(
+        self.transport = _Transport(
             hostAddress=IPv4Address("TCP", "127.0.0.1", 8880), peerAddress=IPv4Address("TCP", "127.0.0.1", 54321)
         )
         self.protocol = api.site.buildProtocol(None)
@@ -106,7 +121,10 @@ class Connection:
 class Api:
     """
     :ivar store: the memory store. Its ``unavailable`` may be set.
+    :ivar hashesHang: whether API keys that have to be checked are never done with.
     """
+
+    hashesHang = False
 
     def __init__(self, limits: ResourceLimits | None = None, rateLimit: int = 500_000) -> None:
         limits = limits or ResourceLimits()
@@ -116,7 +134,7 @@ class Api:
         self.store = MemoryStore(wallClock=self.wallClock.seconds)
         fired(self.store.open())
         self.identity = Identity(
-            self.store, clock=self.clock, wallClock=self.wallClock.seconds, hasher=maybeDeferred, cost=CHEAP
+            self.store, clock=self.clock, wallClock=self.wallClock.seconds, hasher=self._hash, cost=CHEAP
         )
         fired(self.identity.addUser(USER, "1234", KEY))
         self.registry = Registry(self.store, clock=self.clock, wallClock=self.wallClock.seconds, limits=limits)
@@ -125,6 +143,9 @@ class Api:
         self.resource = ApiResource(self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits)
         self.site = apiSite(self.resource, self.clock)
         self.token = fired(self.identity.authenticate(USER, KEY)).id
+
+    def _hash(self, work: Callable[[], T], /) -> Deferred[T]:
+        return Deferred() if self.hashesHang else maybeDeferred(work)
 
     def advance(self, seconds: float) -> None:
         # In small steps: the registry's life clock gives back what comes in large ones.

@@ -117,11 +117,7 @@ def _headers(answer: Answer, txnId: str) -> dict[bytes, bytes]:
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(body, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        # A fault that repeats half of a surrogate pair. No text that is kept has one.
-        return json.dumps(body).encode("ascii")
+    return json.dumps(body, ensure_ascii=False).encode("utf-8")
 
 
 def baseUrl(request: server.Request) -> str:
@@ -130,7 +126,7 @@ def baseUrl(request: server.Request) -> str:
     address if there is none that can be used.
     """
     scheme = "https" if request.isSecure() else "http"
-    host = (request.requestHeaders.getRawHeaders("Host") or [""])[0]
+    host = (request.requestHeaders.getRawHeaders(b"Host") or [b""])[0].decode("latin-1")
     if not _HOST.fullmatch(host):
         address = request.getHost()
         if isinstance(address, IPv4Address):
@@ -199,6 +195,7 @@ class ApiRequest(server.Request):
     A request whose body is refused as soon as it is known to be too large, by its length or while it comes in.
     """
 
+    channel: ApiChannel
     _refused = False
     _received = 0
     _giveUp: IDelayedCall | None = None
@@ -229,6 +226,12 @@ class ApiRequest(server.Request):
             return
         self.method, self.uri, self.path, self.clientproto = command, path, path, version
         self.finish()
+
+    def process(self) -> None:
+        """Hand the request over. There is one resource, and it wants every path as it came, ``*`` too."""
+        self.site = self.channel.site
+        self.responseHeaders.setRawHeaders(b"Date", [http.datetimeToString()])
+        self.channel.site.resource.render(self)
 
     def connectionLost(self, reason: Failure) -> None:
         """Called when the connection is gone before the request is finished."""
@@ -293,6 +296,10 @@ class ApiChannel(http.HTTPChannel):
             closeAfterwards(self.requests[0])
         else:
             http.HTTPChannel.loseConnection(self)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Called when a line of the head is longer than any is taken."""
+        self._respondToBadRequestAndDisconnect()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Twisted's own answer to what is no HTTP has neither an id nor a body. (If Twisted ever calls this no longer,

@@ -117,7 +117,7 @@ class ApiResource(Resource):
             # What a client that has hung up had asked for is done all the same; only nobody is there to be told.
             request.notifyFinish().addErrback(gone.append)
         answered.addCallback(lambda answer: None if gone else send(request, answer, txnId))
-        answered.addErrback(lambda failure: self._log.failure("Request {txnId} was not answered", failure, txnId=txnId))
+        answered.addErrback(self._unsendable, request, txnId)
         return NOT_DONE_YET
 
     async def _answer(self, request: Request, txnId: str) -> Answer:
@@ -132,6 +132,11 @@ class ApiResource(Resource):
         except Exception:
             self._log.failure("Request {txnId} met an error of the registry's own", txnId=txnId)
             return faultAnswer(internalError(), txnId)
+
+    def _unsendable(self, failure: Failure, request: Request, txnId: str) -> None:
+        self._log.failure("The answer to request {txnId} can't be sent", failure, txnId=txnId)
+        if not request.startedWriting:
+            send(request, faultAnswer(internalError(), txnId), txnId)
 
     async def _route(self, request: Request) -> Answer:
         if isTooLarge(request):
