@@ -147,6 +147,20 @@ class SlowStoreTests(RegistryCase):
             self.assertEqual(self.stored(), [])
             self.assertEqual(self.events()[-2:], [(JOIN, "web1"), (end, "web1")])
 
+    def test_aRemovalIsNoTimeoutInTheLog(self) -> None:
+        """A service whose removal was kept before its death could be is not said to have timed out."""
+        with capturedLogs() as logs:
+            self.create(timeout=10)
+            self.pass_(9.5)
+            held = self.store.hold("removeService", acts=True)
+            removing = self.registry.remove(TENANT, "web1")
+            self.stepTo(0.5)
+            self.assertEqual(self.ids(), [])
+            self.release(held)
+            self.successResultOf(removing)
+            self.pass_(1)
+        self.assertEqual(logs, [])
+
     def test_theDeadlinePassesDuringAnUpdate(self) -> None:
         """An update that is made after the deadline does not bring the service back; it is a 404."""
         for acts in (False, True):
@@ -463,6 +477,21 @@ class StoreTroubleTests(RegistryCase):
         self.assertEqual(self.stored(), [])
         self.pass_(30)
         self.assertEqual(self.events()[-1], (TIMEOUT, "web1"))
+
+    def test_aDoubtAboutTheDead(self) -> None:
+        """A service that dies while it is in doubt is not taken for one that memory has missed."""
+        token = self.create(timeout=10)
+        self.pass_(9.75)
+        self.store.loseAnswer("updateService")
+        self.assertUnavailable(self.registry.update(TENANT, "web1", ServiceChanges(heartbeatTimeout=60)))
+        held = self.store.hold("expireServices")
+        self.pass_(1)
+        self.assertEqual(self.stored(), ["web1"])
+        self.assertGone(self.registry.get(TENANT, "web1"))
+        self.assertGone(self.registry.heartbeat(TENANT, "web1", token))
+        held.pop().release()
+        self.pass_(1)
+        self.assertEqual(self.events(), [(JOIN, "web1"), (TIMEOUT, "web1")])
 
     def test_doubtsOutlastAnOutage(self) -> None:
         """What could not be found out while the store was away is found out when it is back."""

@@ -369,7 +369,7 @@ class Registry:
         else:
             since = position(marker)
             refusal = self._refusal(since, await self.account(tenant))
-            if refusal is not None and not await self._asked(self._store.hasEvent(tenant, marker.lower())):
+            if refusal is not None and not await self._asked(self._store.hasEvent(tenant, marker)):
                 raise refusal
         records = await self._asked(self._store.listEvents(tenant, since, limit + 1, type))
         nextMarker = records[limit].id if len(records) > limit else None
