@@ -15,7 +15,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IDelayedCall, IListeningPort, IStreamServerEndpoint
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -97,6 +97,7 @@ class RegistryService(Service):
         self._starting: Deferred[None] | None = None
         self._outcome: list[IListeningPort] | StartFailed | None = None
         self._waiting: list[Deferred[list[IListeningPort]]] = []
+        self._unheard: IDelayedCall | None = None
 
     @staticmethod
     def runsOver(dataDir: str | os.PathLike[str]) -> bool:
@@ -115,6 +116,7 @@ class RegistryService(Service):
         """
         waiter: Deferred[list[IListeningPort]] = Deferred()
         self._waiting.append(waiter)
+        self._heard()
         if self._outcome is not None:
             self._tell(self._outcome)
         return waiter
@@ -133,6 +135,7 @@ class RegistryService(Service):
         :return: fires when everything is closed.
         """
         Service.stopService(self)
+        self._heard()
         starting, self._starting = self._starting, None
         if starting is not None:
             # A start that is under way undoes itself.
@@ -244,12 +247,22 @@ class RegistryService(Service):
         self._outcome = outcome
         waiting, self._waiting = self._waiting, []
         if isinstance(outcome, StartFailed) and not waiting and self.running:
-            self._log.error("The registry can't start: {reason}", reason=outcome)
+            # Who starts a registry has until the next turn of the reactor to ask how that went.
+            self._unheard = self._reactor.callLater(0, self._logReason, outcome)
         for each in waiting:
             if isinstance(outcome, StartFailed):
                 each.errback(outcome)
             else:
                 each.callback(outcome)
+
+    def _logReason(self, reason: StartFailed) -> None:
+        self._unheard = None
+        self._log.error("The registry can't start: {reason}", reason=str(reason))
+
+    def _heard(self) -> None:
+        unheard, self._unheard = self._unheard, None
+        if unheard is not None:
+            unheard.cancel()
 
     async def _end(self) -> None:
         self.urls = []

@@ -1,0 +1,527 @@
+"""
+Tests for :mod:`txserviceregistry.registry.service` and :mod:`txserviceregistry.registry.datadir`.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, connectProtocol
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.ssl import CertificateOptions
+from twisted.internet.task import deferLater
+from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from txserviceregistry.registry.datadir import DataDirectory, DataDirectoryError
+from txserviceregistry.registry.limits import ResourceLimits
+from txserviceregistry.registry.service import RegistryService, StartFailed
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.registry.stores.memory import MemoryStore
+
+from .wire import Reply, parseReplies, requestBytes
+
+ANY_PORT = "tcp:0:interface=127.0.0.1"
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+class DataDirectoryTests(SynchronousTestCase):
+    """
+    The data directory.
+    """
+
+    def setUp(self) -> None:
+        self.directory = DataDirectory(Path(self.mktemp()) / "state" / "registry")
+
+    def write(self, text: str | bytes) -> None:
+        self.directory.raxrcPath.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    def refusal(self, operation: Any, *args: str) -> str:
+        text = str(self.assertRaises(DataDirectoryError, operation, *args))
+        self.assertNotIn("\n", text)
+        return text
+
+    def test_isMadeForItsOwner(self) -> None:
+        """
+        The directory, and what is written to it, is for its owner's eyes only.
+        """
+        self.directory.open()
+        self.directory.keepCredentials("joe", "key")
+        self.assertEqual([mode(self.directory.path), mode(self.directory.raxrcPath)], [0o700, 0o600])
+        self.assertEqual(sorted(os.listdir(self.directory.path)), ["raxrc", "registry.lock"])
+        self.directory.close()
+
+    def test_canNotBeMade(self) -> None:
+        """
+        A place where nothing can be made is named, with the reason, in one line.
+        """
+        parent = self.directory.path.parent
+        parent.parent.mkdir()
+        parent.write_text("a file")
+        self.assertEqual(
+            self.refusal(self.directory.open),
+            f"can't write to the data directory {self.directory.path}: Not a directory",
+        )
+
+    def test_oneRegistryAtATime(self) -> None:
+        """
+        Who has the directory keeps others out, and gives it up again.
+        """
+        other = DataDirectory(self.directory.path)
+        self.assertFalse(other.isTaken())
+        self.directory.open()
+        self.assertTrue(other.isTaken())
+        self.assertEqual(
+            self.refusal(other.open), f"another registry runs over the data directory {self.directory.path}"
+        )
+        self.directory.close()
+        self.directory.close()
+        self.assertFalse(other.isTaken())
+        other.open()
+        other.close()
+
+    def test_raxrc(self) -> None:
+        """
+        The file is the INI file that the tools read; what is changed leaves the rest alone.
+        """
+        self.directory.open()
+        self.addCleanup(self.directory.close)
+        self.assertEqual(self.directory.credentials(), None)
+        self.directory.keepCredentials("joe", "50%(key)s")
+        self.directory.keepUrls("http://a/v1.0", "http://a/v2.0")
+        self.write(self.directory.raxrcPath.read_text() + "[ssl]\nverify = no\n")
+        self.directory.keepUrls("http://b/v1.0", "http://b/v2.0")
+        self.assertEqual(self.directory.credentials(), ("joe", "50%(key)s"))
+        raxrc = configparser.ConfigParser(interpolation=None)
+        raxrc.read(self.directory.raxrcPath)
+        self.assertEqual(
+            {name: dict(raxrc[name]) for name in raxrc.sections()},
+            {
+                "credentials": {"username": "joe", "api_key": "50%(key)s"},
+                "api": {"url": "http://b/v1.0"},
+                "auth_api": {"url": "http://b/v2.0"},
+                "ssl": {"verify": "no"},
+            },
+        )
+        self.assertEqual(mode(self.directory.raxrcPath), 0o600)
+
+    def test_isNotWrittenForNothing(self) -> None:
+        """
+        A file that says what it should is left as it is.
+        """
+        self.directory.open()
+        self.addCleanup(self.directory.close)
+        self.directory.keepCredentials("joe", "key")
+        before = self.directory.raxrcPath.stat().st_ino
+        self.directory.keepCredentials("joe", "key")
+        self.assertEqual(self.directory.raxrcPath.stat().st_ino, before)
+
+    def test_isBroken(self) -> None:
+        """
+        A file that can't be read is named in one line, which tells nothing of what is in it.
+        """
+        self.directory.open()
+        self.addCleanup(self.directory.close)
+        for text in ("s3cret", "[credentials\napi_key = s3cret", "[a]\ns3cret", b"[a]\nb = \xff", "[a]\nb=1\nb=2"):
+            self.write(text)
+            for operation, args in (
+                (self.directory.credentials, ()),
+                (self.directory.keepCredentials, ("joe", "k")),
+                (self.directory.keepUrls, ("u", "a")),
+            ):
+                self.assertEqual(
+                    self.refusal(operation, *args),
+                    f"{self.directory.raxrcPath} is no INI file: mend it, or move it away",
+                )
+            self.assertEqual(self.directory.raxrcPath.read_bytes(), text if isinstance(text, bytes) else text.encode())
+
+    def test_isHalf(self) -> None:
+        """
+        A name without a key is no way to get in.
+        """
+        self.directory.open()
+        self.addCleanup(self.directory.close)
+        self.write("[credentials]\nusername = joe\napi_key =\n")
+        self.assertEqual(self.directory.credentials(), None)
+
+    def test_canNotBeReadOrWritten(self) -> None:
+        """
+        What the system says against reading or writing is said in one line, and leaves no litter.
+        """
+        self.directory.open()
+        self.addCleanup(self.directory.close)
+        self.directory.raxrcPath.mkdir()
+        self.assertIn("Is a directory", self.refusal(self.directory.credentials))
+        self.directory.raxrcPath.rmdir()
+        self.patch(os, "replace", self._fail)
+        text = self.refusal(self.directory.keepCredentials, "joe", "s3cret")
+        self.assertEqual(text, f"can't write {self.directory.raxrcPath}: No space left on device")
+        self.assertEqual(os.listdir(self.directory.path), ["registry.lock"])
+
+    @staticmethod
+    def _fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+
+class _Client(Protocol):
+    def __init__(self) -> None:
+        self.data = b""
+        self.ended: Deferred[None] = Deferred()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.ended.callback(None)
+
+
+class _Ports:
+    """An endpoint that listens nowhere, at an address of one's choice."""
+
+    def __init__(self, address: Any, error: Exception | None = None) -> None:
+        self.address = address
+        self.error = error
+
+    def listen(self, factory: object) -> Deferred[Any]:
+        return succeed(self) if self.error is None else fail(self.error)
+
+    def getHost(self) -> Any:
+        return self.address
+
+    def stopListening(self) -> None:
+        pass
+
+
+class RegistryServiceTests(TestCase):
+    """
+    A registry from start to stop.
+    """
+
+    def setUp(self) -> None:
+        self.dataDir = Path(self.mktemp())
+        self.secrets: list[str] = []
+        self.log: list[str] = []
+        observer = lambda event: self.log.append(repr(event))  # noqa: E731 (one and the same to add and remove)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def newService(self, **options: Any) -> RegistryService:
+        options = {"dataDir": self.dataDir, "store": "memory", "endpoints": [ANY_PORT], **options}
+        service = RegistryService(reactor, **options)
+
+        def stop() -> Any:
+            return service.stopService() if service.running else None
+
+        self.addCleanup(stop)
+        return service
+
+    async def started(self, **options: Any) -> RegistryService:
+        service = self.newService(**options)
+        service.startService()
+        await service.whenListening()
+        return service
+
+    async def refusal(self, **options: Any) -> str:
+        service = self.newService(**options)
+        service.startService()
+        with self.assertRaises(StartFailed) as caught:
+            await service.whenListening()
+        with self.assertRaises(StartFailed):
+            await service.whenListening()
+        text = str(caught.exception)
+        self.assertNotIn("\n", text)
+        return text
+
+    def raxrc(self) -> dict[str, str]:
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read(self.dataDir / "raxrc")
+        return {f"{section}.{name}": value for section in parser.sections() for name, value in parser[section].items()}
+
+    async def exchange(self, url: str, *requests: bytes) -> list[Reply]:
+        host, _, port = url.removeprefix("http://").partition("/")[0].rpartition(":")
+        client = await connectProtocol(TCP4ClientEndpoint(reactor, host, int(port)), _Client())
+        client.transport.write(b"".join(requests))
+        await client.ended
+        return parseReplies(client.data)
+
+    async def ask(self, service: RegistryService, method: str, path: str, body: Any = None) -> Reply:
+        settings = self.raxrc()
+        name, key = settings["credentials.username"], settings["credentials.api_key"]
+        credentials = json.dumps({"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": name, "apiKey": key}}})
+        close = {"Connection": "close"}
+        (reply,) = await self.exchange(
+            settings["auth_api.url"], requestBytes("POST", "/v2.0/tokens", credentials.encode(), close)
+        )
+        token = reply.json["access"]["token"]
+        self.secrets += [key, token["id"]]
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"X-Auth-Token": token["id"], **close}
+        (reply,) = await self.exchange(
+            service.urls[0], requestBytes(method, f"/v1.0/{token['tenant']['id']}{path}", data, headers)
+        )
+        return reply
+
+    async def test_worksWithItsRaxrc(self) -> None:
+        """
+        What a new registry writes to its data directory is all that is needed to use it.
+        """
+        service = await self.started(store="sqlite")
+        self.assertEqual(service.raxrcPath, str(self.dataDir / "raxrc"))
+        settings = self.raxrc()
+        self.assertEqual([settings["api.url"]], service.urls)
+        self.assertEqual(settings["auth_api.url"], settings["api.url"].replace("/v1.0", "/v2.0"))
+        self.assertEqual(mode(self.dataDir / "raxrc"), 0o600)
+        reply = await self.ask(service, "POST", "/services", {"id": "web1", "heartbeat_timeout": 30})
+        self.assertEqual(reply.code, 201)
+        await service.stopService()
+        self.assertEqual(service.urls, [])
+
+    async def test_restart(self) -> None:
+        """
+        A registry that starts again over its directory has its services, its user, and its new port in the raxrc.
+        """
+        service = await self.started(store="sqlite")
+        before = self.raxrc()
+        await self.ask(service, "POST", "/services", {"id": "web1", "heartbeat_timeout": 30})
+        await service.stopService()
+        service = await self.started(store="sqlite")
+        after = self.raxrc()
+        self.assertEqual([after["api.url"]], service.urls)
+        self.assertEqual(after["credentials.api_key"], before["credentials.api_key"])
+        reply = await self.ask(service, "GET", "/services/web1")
+        self.assertEqual(reply.code, 200)
+
+    async def test_sameServiceTwice(self) -> None:
+        """
+        A service that was stopped can be started again.
+        """
+        service = await self.started()
+        await service.stopService()
+        service.startService()
+        await service.whenListening()
+        self.assertEqual((await self.ask(service, "GET", "/limits")).code, 200)
+
+    async def test_memoryKeepsItsCredentials(self) -> None:
+        """
+        A registry that forgets everything lets those in who have the credentials in its directory.
+        """
+        await (await self.started()).stopService()
+        before = self.raxrc()
+        service = await self.started()
+        self.assertEqual(self.raxrc()["credentials.api_key"], before["credentials.api_key"])
+        self.assertEqual((await self.ask(service, "GET", "/limits")).code, 200)
+
+    async def test_limits(self) -> None:
+        """
+        The operator's limits are the registry's.
+        """
+        service = await self.started(limits=ResourceLimits(service=5), rateLimit=7)
+        limits = (await self.ask(service, "GET", "/limits")).json
+        self.assertEqual((limits["resource"]["service"], limits["rate"]["/.*"]["limit"]), (5, 7))
+
+    async def test_nothingBeforeTheStart(self) -> None:
+        """
+        A service that was only made has touched nothing.
+        """
+        service = self.newService(store="sqlite")
+        self.assertNoResult(service.whenListening())
+        self.assertFalse(self.dataDir.exists())
+        await service.stopService()
+
+    def assertNoResult(self, deferred: Deferred[Any]) -> None:
+        self.assertFalse(deferred.called)
+
+    async def test_noSecretIsLogged(self) -> None:
+        """
+        From start to stop no key and no token is in any log event.
+        """
+        service = await self.started(store="sqlite")
+        self.assertEqual((await self.ask(service, "GET", "/limits")).code, 200)
+        close = {"Connection": "close"}
+        wrong = {"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": "local", "apiKey": "wr0ngkey"}}}
+        await self.exchange(service.urls[0], requestBytes("POST", "/v2.0/tokens", json.dumps(wrong).encode(), close))
+        await self.exchange(
+            service.urls[0],
+            requestBytes("GET", "/v1.0/1/services", headers={"X-Auth-Token": "wr0ngtoken", **close}),
+        )
+        await service.stopService()
+        log = "".join(self.log) + repr(service)
+        self.assertIn("The registry listens on", log)
+        for secret in (*self.secrets, "wr0ngkey", "wr0ngtoken"):
+            self.assertNotIn(secret, log)
+
+    # -- starts that fail
+
+    async def test_portInUse(self) -> None:
+        """
+        A port that is taken is named in one line, and everything that was opened is closed again.
+        """
+        service = await self.started()
+        port = int(service.urls[0].split(":")[2].split("/")[0])
+        for endpoints in (
+            [f"tcp:{port}:interface=127.0.0.1"],
+            [ANY_PORT, f"tcp:{port}:interface=127.0.0.1"],
+        ):
+            text = await self.refusal(dataDir=self.dataDir / "other", endpoints=endpoints)
+            self.assertEqual(text, f"can't listen on 127.0.0.1:{port}: Address already in use")
+        self.assertFalse(RegistryService.runsOver(self.dataDir / "other"))
+
+    async def test_portInUseOnAllInterfaces(self) -> None:
+        """
+        Also without an interface to name.
+        """
+        service = await self.started(endpoints=["tcp:0"])
+        self.assertTrue(service.urls[0].startswith("http://127.0.0.1:"))
+        port = int(service.urls[0].split(":")[2].split("/")[0])
+        text = await self.refusal(dataDir=self.dataDir / "other", endpoints=[f"tcp:{port}"])
+        self.assertEqual(text, f"can't listen on port {port}: Address already in use")
+
+    async def test_badEndpoint(self) -> None:
+        """
+        A string that is no endpoint is named, before anything is made.
+        """
+        for endpoint in ("nothing:1", "tcp", "tcp:x", "tcp:1\\"):
+            text = await self.refusal(endpoints=[endpoint])
+            self.assertTrue(text.startswith(f"can't listen on {endpoint}: "), text)
+        text = await self.refusal(endpoints=[_Ports(None, OSError("no\nway"))])
+        self.assertEqual(text, "can't listen: no way")
+        self.assertFalse(RegistryService.runsOver(self.dataDir))
+
+    async def test_oneRegistryAtATime(self) -> None:
+        """
+        A second registry over the same directory does not start, and does not disturb the first.
+        """
+        service = await self.started()
+        self.assertTrue(RegistryService.runsOver(self.dataDir))
+        text = await self.refusal()
+        self.assertEqual(text, f"another registry runs over the data directory {self.dataDir}")
+        self.assertEqual((await self.ask(service, "GET", "/limits")).code, 200)
+        await service.stopService()
+        self.assertFalse(RegistryService.runsOver(self.dataDir))
+
+    async def test_badDirectory(self) -> None:
+        """
+        A data directory that can't be made, and a raxrc that can't be read, are one line.
+        """
+        file = Path(self.mktemp())
+        file.write_text("")
+        self.assertIn("can't write to the data directory", await self.refusal(dataDir=file / "below"))
+        self.dataDir.mkdir()
+        (self.dataDir / "raxrc").write_text("no INI")
+        self.assertIn("is no INI file", await self.refusal())
+        (self.dataDir / "raxrc").write_text("[credentials]\nusername = a b\napi_key = k\n")
+        self.assertIn("can't be a user's name", await self.refusal())
+
+    async def test_badStore(self) -> None:
+        """
+        A store that can't be opened says why; what is nobody's fault is logged, and named.
+        """
+
+        class Broken(MemoryStore):
+            def __init__(self, error: Exception) -> None:
+                super().__init__()
+                self.error = error
+
+            def open(self) -> Deferred[None]:
+                return fail(self.error)
+
+        text = await self.refusal(store=lambda: Broken(StoreUnavailable("the file\nis broken")))
+        self.assertEqual(text, "the file is broken")
+        text = await self.refusal(store=lambda: Broken(ZeroDivisionError("x")))
+        self.assertEqual(text, "an error of its own, ZeroDivisionError, which the log tells of")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    async def test_nobodyWaits(self) -> None:
+        """
+        A start that fails is in the log if nobody asked for its outcome.
+        """
+        for asked in (True, False):
+            service = self.newService(endpoints=["nothing:1"])
+            service.startService()
+            if asked:
+                with self.assertRaises(StartFailed):
+                    await service.whenListening()
+            await deferLater(reactor, 0)
+            logged = [event for event in self.log if "The registry can't start" in event]
+            self.assertEqual(len(logged), 0 if asked else 1)
+
+    async def test_stoppedWhileItStarts(self) -> None:
+        """
+        A start that is broken off undoes itself.
+        """
+
+        class Slow(MemoryStore):
+            def open(self) -> Deferred[None]:
+                return Deferred()
+
+        service = self.newService(store=Slow)
+        service.startService()
+        waiting = service.whenListening()
+        await service.stopService()
+        with self.assertRaises(StartFailed) as caught:
+            await waiting
+        self.assertEqual(str(caught.exception), "it was stopped before it listened")
+        self.assertFalse(RegistryService.runsOver(self.dataDir))
+
+    async def test_endingsThatFail(self) -> None:
+        """
+        One part that can't be ended doesn't keep the others from being ended.
+        """
+
+        class Broken(MemoryStore):
+            def close(self) -> Deferred[None]:
+                return fail(ZeroDivisionError())
+
+        service = await self.started(store=Broken)
+        await service.stopService()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertFalse(RegistryService.runsOver(self.dataDir))
+
+    async def test_stopEndsConnections(self) -> None:
+        """
+        A connection that a client keeps open does not outlive the registry, nor hold it up.
+        """
+        service = await self.started()
+        port = int(service.urls[0].split(":")[2].split("/")[0])
+        client = await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), _Client())
+        await self.ask(service, "GET", "/limits")
+        await service.stopService()
+        await client.ended
+
+    async def test_urls(self) -> None:
+        """
+        The URLs say how the registry is reached from its own machine.
+        """
+        for address, url in [
+            (IPv4Address("TCP", "0.0.0.0", 81), "http://127.0.0.1:81/v1.0"),
+            (IPv6Address("TCP", "::", 81), "http://[::1]:81/v1.0"),
+            (IPv6Address("TCP", "::1", 81), "http://[::1]:81/v1.0"),
+            (IPv4Address("TCP", "192.0.2.7", 81), "http://192.0.2.7:81/v1.0"),
+        ]:
+            service = await self.started(endpoints=[_Ports(address), _Ports(UNIXAddress(b"/tmp/x"))])
+            self.assertEqual(service.urls, [url])
+            self.assertEqual(self.raxrc()["api.url"], url)
+            await service.stopService()
+        service = await self.started(endpoints=[_Ports(UNIXAddress(b"/tmp/x"))])
+        self.assertEqual((service.urls, self.raxrc()["api.url"]), ([], url))
+        await service.stopService()
+
+    async def test_tls(self) -> None:
+        """
+        Over TLS the URL is https.
+        """
+        endpoint = SSL4ServerEndpoint(reactor, 0, CertificateOptions(), interface="127.0.0.1")
+        service = await self.started(endpoints=[endpoint])
+        self.assertTrue(service.urls[0].startswith("https://127.0.0.1:"), service.urls)
