@@ -12,7 +12,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import RegisteredService
-from txserviceregistry.errors import BadRequest, NotFound, RegistrationEnded
+from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, RegistrationEnded
 from txserviceregistry.testing import FakeRegistry
 
 
@@ -267,6 +267,59 @@ class RegisteredServiceTests(SynchronousTestCase):
         self.fake.advance(0.2)
         self.successResultOf(drained)
         self.assertEqual(self.listed(), [])
+
+    def test_anAbandonedServiceTimesOut(self) -> None:
+        """Nothing is asked of the registry any more, and followers hear that the service has timed out."""
+        service = self.service(10)
+        service.startService()
+        service.abandon()
+        asked = len(self.fake.requests)
+        self.assertEqual(service.state, "stopped")
+        self.fake.advance(11)
+        self.assertEqual(len(self.fake.requests), asked)
+        self.assertEqual(self.eventTypes(), ["service.join", "service.timeout"])
+        self.settle(service.stopService)
+        self.assertEqual(self.eventTypes(), ["service.join", "service.timeout"])
+
+    def test_whoeverFollowsAnAbandonedServiceInTimeGoesOnAsIt(self) -> None:
+        """The state file keeps its token."""
+        path = self.mktemp()
+        first = self.service(10, state=path)
+        first.startService()
+        first.abandon()
+        self.fake.advance(5)
+        self.service(10, state=path).startService()
+        self.fake.advance(20)
+        self.assertEqual(self.eventTypes(), ["service.join"])
+
+    def test_abandonedWhileItRegisters(self) -> None:
+        """Whoever waits hears of it, and no try follows."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.hangNext()
+        service = self.service()
+        service.startService()
+        waiting = service.whenRegistered()
+        service.abandon()
+        service.abandon()
+        self.failureResultOf(waiting, RegistrationEnded)
+        asked = len(self.fake.requests)
+        self.fake.advance(60)
+        self.assertEqual(len(self.fake.requests), asked)
+        self.assertEqual(self.listed(), [])
+
+    def test_tellsOfEachTryThatFailed(self) -> None:
+        """A listener hears the reason of every registration that failed, and nothing more once it is registered."""
+        self.fake.stop()
+        service = self.service()
+        reasons: list[Exception] = []
+        service.onRegistrationFailure(reasons.append)
+        service.startService()
+        self.fake.advance(0.2)
+        self.assertGreater(len(reasons), 1)
+        self.fake.start()
+        self.fake.advance(12)
+        self.successResultOf(service.whenRegistered())
+        self.assertEqual({type(reason) for reason in reasons}, {ConnectionFailed})
 
     def test_checkHoldsBackRegistrationAndBeats(self) -> None:
         """It is registered when the check passes first, expires while it fails, and is back when it passes again."""

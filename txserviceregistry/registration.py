@@ -105,6 +105,7 @@ class RegisteredService(Service):
         self._refusal: Failure | None = None
         self._waiting: list[Deferred[None]] = []
         self._listeners: list[Callable[[str], None]] = []
+        self._failureListeners: list[Callable[[Exception], None]] = []
 
     def __repr__(self) -> str:
         return f"<RegisteredService {self.serviceId!r}: {self.state}>"
@@ -126,6 +127,13 @@ class RegisteredService(Service):
         Call *listener* with the new :attr:`state` whenever it changes. What a listener raises is logged.
         """
         self._listeners.append(listener)
+
+    def onRegistrationFailure(self, listener: Callable[[Exception], None]) -> None:
+        """
+        Call *listener* with the reason whenever a try to register has failed; most often another one follows. What a
+        listener raises is logged.
+        """
+        self._failureListeners.append(listener)
 
     def whenRegistered(self) -> Deferred[None]:
         """
@@ -175,6 +183,25 @@ class RegisteredService(Service):
         Service.stopService(self)
         return self._leave()
 
+    def abandon(self) -> None:
+        """
+        Stop beating, and leave the service in the registry until its timeout, as if the application had been killed:
+        whoever follows the registry hears that it timed out. The token stays in the state file, so that an application
+        that is started again within the timeout goes on as the same service.
+
+        A registration that is under way is cancelled, but may have its effect.
+        """
+        Service.stopService(self)
+        heartBeater, self._heartBeater = self._heartBeater, None
+        if heartBeater is None:
+            return
+        heartBeater.stop()
+        if self._creating is not None:
+            self._creating.addErrback(lambda _: None)
+            self._creating.cancel()
+        self._mayExist = False
+        self._failWaiting(self._ended())
+
     def drain(self, seconds: float) -> Deferred[None]:
         """
         Remove the service from the registry now, and give those who still know it *seconds* to go elsewhere; to be
@@ -194,11 +221,14 @@ class RegisteredService(Service):
         self._tell(state)
 
     def _tell(self, state: str) -> None:
-        for listener in list(self._listeners):
+        self._callAll(self._listeners, state)
+
+    def _callAll(self, listeners: Sequence[Callable[[Any], None]], news: Any) -> None:
+        for listener in list(listeners):
             try:
-                listener(state)
+                listener(news)
             except Exception:
-                self._log.failure("A listener to the state of service {serviceId} failed", serviceId=self.serviceId)
+                self._log.failure("A listener to service {serviceId} failed", serviceId=self.serviceId)
 
     def _refused(self, failure: Failure) -> None:
         self._refusal = failure
@@ -214,6 +244,15 @@ class RegisteredService(Service):
     @returnsDeferred
     async def _register(self) -> str:
         await waitFor(self._leaving)
+        try:
+            return await self._registerOnce()
+        except CancelledError:
+            raise
+        except Exception as error:
+            self._callAll(self._failureListeners, error)
+            raise
+
+    async def _registerOnce(self) -> str:
         if self._wasRegistered:
             # The registry has said that ours is gone. Whoever holds the id from now on, it is somebody else.
             self._wasRegistered = self._mayExist = False
@@ -326,8 +365,7 @@ class RegisteredService(Service):
     @returnsDeferred
     async def _depart(self, heartBeater: HeartBeater) -> None:
         await heartBeater.stop()
-        ended = Failure(RegistrationEnded(f"Service {self.serviceId} was stopped before it was registered"))
-        self._failWaiting(ended)
+        self._failWaiting(self._ended())
         if self._creating is not None:
             await waitFor(self._creating).addErrback(lambda _: None)
         while self._mayExist:
@@ -342,6 +380,9 @@ class RegisteredService(Service):
                 self._log.debug("Removing service {id} failed: {error}", id=self.serviceId, error=type(error).__name__)
                 await deferLater(self._clock, _LEAVE_RETRY, lambda: None)
         self._forgetToken()
+
+    def _ended(self) -> Failure:
+        return Failure(RegistrationEnded(f"Service {self.serviceId} was stopped before it was registered"))
 
     def _stayed(self, failure: Failure) -> None:
         failure.trap(TimeoutError, CancelledError, ClientClosed)
