@@ -50,6 +50,7 @@ IDLE_TIMEOUT = 120.0
 DISCARD_BYTES = 2**20
 DISCARD_SECONDS = 2.0
 
+_JSON = json.JSONEncoder(ensure_ascii=False)
 _JSON_TYPE = b"application/json; charset=UTF-8"
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
@@ -117,7 +118,7 @@ def _headers(answer: Answer, txnId: str) -> dict[bytes, bytes]:
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False).encode("utf-8")
+    return _JSON.encode(body).encode("utf-8")
 
 
 def baseUrl(request: server.Request) -> str:
@@ -326,6 +327,7 @@ class ApiSite(server.Site):
     protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
     requestFactory = ApiRequest
     displayTracebacks = False
+    noisy = False
 
     def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
         server.Site.__init__(self, resource, reactor=reactor, timeout=IDLE_TIMEOUT, parsePOSTFormSubmission=False)
