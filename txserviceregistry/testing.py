@@ -51,8 +51,6 @@ _EPOCH = 1767225600.0
 _STEP = 0.25
 # Nobody attacks the keys of a fake: the least that scrypt takes.
 _SCRYPT_COST = 2
-_URL = "http://registry.invalid:8880/v1.0"
-_AUTH_URL = "http://registry.invalid:8880/v2.0"
 
 
 @attrs.frozen
@@ -69,10 +67,13 @@ class FakeRegistry:
 
     :ivar clock: the time of the clients. Move it with :meth:`advance`, which moves the registry's time too.
     :ivar requests: what the clients have asked so far, oldest first.
+    :ivar agent: what :meth:`client` gives its clients, for a client of your own making; ``url``, ``username`` and
+        ``apiKey`` go with it.
     """
 
     username = "fake"
     apiKey = "fake-api-key"
+    url = "http://registry.invalid:8880/v1.0"
 
     def __init__(self, *, limits: ResourceLimits | None = None) -> None:
         """
@@ -83,6 +84,7 @@ class FakeRegistry:
         self._limits = limits or ResourceLimits()
         self._registryClock = Clock()
         self._agent = _ScriptedAgent(self)
+        self.agent: IAgent = self._agent
         self._clients: list[Client] = []
         self._store = MemoryStore(wallClock=self._wallClock)
         self._registry: Registry | None = None
@@ -99,9 +101,8 @@ class FakeRegistry:
         client = Client(
             options.pop("username", self.username),
             options.pop("apiKey", self.apiKey),
-            baseUrl=_URL,
-            authUrl=_AUTH_URL,
-            agent=self._agent,
+            baseUrl=self.url,
+            agent=self.agent,
             reactor=self.clock,
             **options,
         )
