@@ -21,17 +21,17 @@ import re
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import attrs
 from twisted.internet import threads
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 
 from ..deferred import returnsDeferred
-from .stores.interfaces import IStore, NoSuchObject, StoreUnavailable, TokenRecord, UserRecord
+from .remembered import Believed, Memory, Shared
+from .stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 
 __all__ = [
     "Identity",
@@ -44,7 +44,6 @@ __all__ = [
     "keyMatches",
 ]
 
-_K = TypeVar("_K")
 _T = TypeVar("_T")
 
 #: scrypt's cost (its *n*): 16 MiB and some 50 ms a hash. Keys are random, 160 bits, so this need not be more.
@@ -57,12 +56,6 @@ _HASH_BYTES = 32
 #: How many checks of a key run at the same time, and how many may wait for their turn.
 _CHECKS_AT_ONCE = 2
 _CHECKS_WAITING = 200
-#: What the store said is believed for so many seconds,
-_BELIEF = 1.0
-#: and if it does not answer within so many, what it said before.
-_PATIENCE = 1.0
-#: How many users, tokens, keys and names each of the tables in memory may hold.
-_REMEMBERED = 10_000
 #: A user who asks for a token gets the same one again as long as this part of its life is left.
 _YOUNG = 0.9
 #: A name's failures are forgotten when so many seconds have passed without another one.
@@ -150,120 +143,6 @@ def _tokenHash(token: str) -> str:
     return hashlib.blake2b(_encode(token), digest_size=32).hexdigest()
 
 
-class _Memory(Generic[_K, _T]):
-    """
-    A table of bounded size that forgets what was put into it longest ago.
-    """
-
-    def __init__(self) -> None:
-        self._items: dict[_K, _T] = {}
-
-    def get(self, key: _K) -> _T | None:
-        return self._items.get(key)
-
-    def put(self, key: _K, value: _T) -> None:
-        self._items.pop(key, None)
-        self._items[key] = value
-        if len(self._items) > _REMEMBERED:
-            del self._items[next(iter(self._items))]
-
-    def drop(self, key: _K) -> None:
-        self._items.pop(key, None)
-
-    def items(self) -> list[tuple[_K, _T]]:
-        return list(self._items.items())
-
-
-class _Shared(Generic[_K, _T]):
-    """
-    Work that several callers want at the same time and that is done once. Each gets a Deferred of its own, so that
-    one who cancels takes nothing away from the others.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[_K, list[Deferred[_T]]] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def do(self, key: _K, work: Callable[[], Deferred[_T]]) -> Deferred[_T]:
-        waiter: Deferred[_T] = Deferred()
-        if key in self._waiting:
-            self._waiting[key].append(waiter)
-            return waiter
-        self._waiting[key] = [waiter]
-
-        def done(result: _T | Failure) -> None:
-            for each in self._waiting.pop(key):
-                each.callback(result)
-
-        work().addBoth(done)
-        return waiter
-
-
-class _Believed(Generic[_T]):
-    """
-    What the store said, by key, for as long as it is to be believed.
-
-    :param read: asks the store.
-    :param clock: for the time and the patience.
-    """
-
-    def __init__(self, read: Callable[[str], Deferred[_T]], clock: IReactorTime) -> None:
-        self._read = read
-        self._clock = clock
-        self._said: _Memory[str, tuple[_T, float]] = _Memory()
-        self._reading: _Shared[str, _T] = _Shared()
-
-    def recent(self, key: str) -> _T | None:
-        """What the store said within the last second, without asking it."""
-        said = self._said.get(key)
-        return said[0] if said is not None and 0 <= self._clock.seconds() - said[1] < _BELIEF else None
-
-    async def get(self, key: str) -> _T:
-        """
-        What the store says now; while it is in trouble or takes long, what it said last.
-
-        :raises NoSuchObject: if it has none.
-        :raises StoreUnavailable: if it can't be asked and was not asked before.
-        """
-        reading = self._reading.do(key, lambda: self._ask(key))
-        said = self._said.get(key)
-        if said is None or reading.called:
-            return await reading
-        reading.addTimeout(_PATIENCE, self._clock, lambda _result, _seconds: said[0])
-        return await reading
-
-    @returnsDeferred
-    async def _ask(self, key: str) -> _T:
-        asked = self._clock.seconds()
-        try:
-            value = await self._read(key)
-        except NoSuchObject:
-            self._said.drop(key)
-            raise
-        except StoreUnavailable:
-            said = self._said.get(key)
-            if said is None:
-                raise
-            return said[0]
-        said = self._said.get(key)
-        if said is None or said[1] < asked:
-            # Else it was written while it was being read, and what was read may be older.
-            self._said.put(key, (value, asked))
-        return value
-
-    def learn(self, key: str, value: _T) -> None:
-        """Take what has just been written to the store."""
-        self._said.put(key, (value, self._clock.seconds()))
-
-    def forget(self, key: str) -> None:
-        self._said.drop(key)
-
-    def items(self) -> list[tuple[str, _T]]:
-        return [(key, said[0]) for key, said in self._said.items()]
-
-
 class Identity:
     """
     Users, API keys and auth tokens.
@@ -298,16 +177,16 @@ class Identity:
         self._hasher = hasher
         self._cost = cost
         self._randomBytes = randomBytes
-        self._users: _Believed[UserRecord] = _Believed(store.getUser, clock)
-        self._tokens: _Believed[TokenRecord] = _Believed(store.getToken, clock)
-        self._issued: _Memory[str, IssuedToken] = _Memory()
-        self._issuing: _Shared[str, IssuedToken] = _Shared()
+        self._users: Believed[UserRecord] = Believed(store.getUser, clock)
+        self._tokens: Believed[TokenRecord] = Believed(store.getToken, clock)
+        self._issued: Memory[str, IssuedToken] = Memory()
+        self._issuing: Shared[str, IssuedToken] = Shared()
         # Which stored hash a name and key were found to match, by a digest that means nothing outside this process.
         self._digestKey = randomBytes(32)
-        self._known: _Memory[bytes, str] = _Memory()
-        self._checking: _Shared[tuple[bytes, str], bool] = _Shared()
+        self._known: Memory[bytes, str] = Memory()
+        self._checking: Shared[tuple[bytes, str], bool] = Shared()
         self._turns = DeferredSemaphore(_CHECKS_AT_ONCE)
-        self._failures: _Memory[bytes, tuple[int, float]] = _Memory()
+        self._failures: Memory[bytes, tuple[int, float]] = Memory()
         self._penalties: set[Deferred[None]] = set()
         self._isStopped = False
         # What the keys of unknown users are checked against, so that they take as long as wrong ones.
