@@ -5,13 +5,18 @@ Most programs need :class:`Client` and :class:`RegisteredService`; every excepti
 :mod:`txserviceregistry.errors`, and :mod:`txserviceregistry.testing` has a registry for your own tests.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
-from .auth import Credentials
-from .client import Client
-from .clock import useMonotonic
-from .errors import ServiceRegistryError
-from .heartbeater import HeartBeater
-from .registration import RegisteredService
+
+if TYPE_CHECKING:
+    from .auth import Credentials
+    from .client import Client
+    from .clock import useMonotonic
+    from .errors import ServiceRegistryError
+    from .heartbeater import HeartBeater
+    from .registration import RegisteredService
 
 __all__ = [
     "Client",
@@ -22,3 +27,31 @@ __all__ = [
     "__version__",
     "useMonotonic",
 ]
+
+# Where each name lives. They are imported when they are first used: the command line's help needs none of them, nor
+# treq below them, which takes most of a program's start.
+_HOMES = {
+    "Client": "client",
+    "Credentials": "auth",
+    "HeartBeater": "heartbeater",
+    "RegisteredService": "registration",
+    "ServiceRegistryError": "errors",
+    "useMonotonic": "clock",
+}
+
+if not TYPE_CHECKING:
+    # Type checkers know the names from above, and should tell of those that are not there.
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        elif name in _HOMES.values():
+            value = import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
