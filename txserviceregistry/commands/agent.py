@@ -30,6 +30,7 @@ from ..errors import InvalidSettings, ServiceRegistryError
 from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
+from .parsing import parseMetadata, parseTags
 from .process import OneLineOptions, endProcess, say
 from .registry import checkEndpoint
 
@@ -79,8 +80,11 @@ class Options(OneLineOptions):
         self["id"] = self["id"] or defaultServiceId(socket.gethostname())
         if not 3 <= len(self["id"]) <= _LONGEST_ID or _ID_CHARACTERS.search(self["id"]):
             raise usage.UsageError(f"--id {self['id']!r} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
-        self["tags"] = [tag for tag in self["tags"].split(",") if tag]
-        self["metadata"] = dict(self._pair(pair) for pair in self["metadata"].split(",") if pair)
+        for option, parse in (("tags", parseTags), ("metadata", parseMetadata)):
+            try:
+                self[option] = parse(self[option])
+            except ValueError as error:
+                raise usage.UsageError(f"--{option}: {error}")
         try:
             self["heartbeat-timeout"] = int(self["heartbeat-timeout"])
         except ValueError:
@@ -99,13 +103,6 @@ class Options(OneLineOptions):
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
         """
         return readSettings(environ={**os.environ, "RAXSR_DATA_DIR": self["data-dir"]})
-
-    @staticmethod
-    def _pair(pair: str) -> tuple[str, str]:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise usage.UsageError(f"--metadata: {pair!r} is no key=value pair")
-        return key, value
 
 
 class AgentProcess(Service):
