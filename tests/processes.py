@@ -12,7 +12,7 @@ from signal import Signals
 from typing import Any
 
 from twisted.internet import reactor as globalReactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
@@ -26,6 +26,8 @@ from txserviceregistry.settings import readSettings
 
 # Far more than anything here takes; a test that waits for it has failed.
 PATIENCE = 60.0
+# What does not end of SIGTERM within so many seconds is killed.
+GRACE = 6.0
 reactor: Any = globalReactor
 
 
@@ -101,8 +103,13 @@ class ProcessTestCase(TestCase):
 
     async def _end(self) -> None:
         for child in self.children:
-            if child.running:
-                child.kill("CONT")
+            if not child.running:
+                continue
+            child.kill("CONT")
+            child.kill("TERM")
+            try:
+                await child.ended.addTimeout(GRACE, reactor)
+            except TimeoutError:
                 child.kill("KILL")
                 await child.ended
 
@@ -116,10 +123,12 @@ class ProcessTestCase(TestCase):
 
     def spawn(self, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
         """Start a program out of this Python's own folder."""
-        path = os.path.join(os.path.dirname(sys.executable), program)
+        command = [os.path.join(os.path.dirname(sys.executable), program), *arguments]
+        if program == "twistd" and "COVERAGE_PROCESS_START" in os.environ:
+            command[:1] = [sys.executable, os.path.join(os.path.dirname(__file__), "coveredtwistd.py")]
         child = Child()
         IReactorProcess(reactor).spawnProcess(
-            child, path, [path, *arguments], env=self.environment(environment), path=self.home
+            child, command[0], command, env=self.environment(environment), path=self.home
         )
         self.children.append(child)
         return child

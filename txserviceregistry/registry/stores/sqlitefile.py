@@ -7,6 +7,7 @@ it. Everything here blocks, and is called in the store's threads.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import sqlite3
@@ -104,14 +105,26 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
     :raises OSError: if it can't be made or read.
     :raises sqlite3.Error: if it can't be made or read.
     """
-    if not os.path.exists(path) or os.path.getsize(path) == 0:
-        _create(path, migrations)
+    if _isMissing(path):
+        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            # Of several processes that find no file at the same time, one makes it.
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if _isMissing(path):
+                _create(path, migrations)
+                os.fsync(folder)
+        finally:
+            os.close(folder)
     if _check(path, len(migrations)) < len(migrations):
         connection = connect(path)
         try:
             _migrate(connection, migrations)
         finally:
             connection.close()
+
+
+def _isMissing(path: str) -> bool:
+    return not os.path.exists(path) or os.path.getsize(path) == 0
 
 
 def _create(path: str, migrations: Sequence[Sequence[str]]) -> None:
@@ -129,20 +142,10 @@ def _create(path: str, migrations: Sequence[Sequence[str]]) -> None:
         for leftOver in ("-wal", "-shm"):
             if os.path.exists(path + leftOver):
                 os.unlink(path + leftOver)  # of a file that is gone; SQLite would apply it to the new one
-        if os.path.exists(path):
-            os.replace(making, path)
-        else:
-            os.link(making, path)
-    except FileExistsError:
-        pass  # another process was faster; its file is as good
+        os.replace(making, path)
     finally:
         if os.path.exists(making):
             os.unlink(making)
-    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
