@@ -102,7 +102,8 @@ class ProcessTestCase(TestCase):
         self.addCleanup(self._endAll)
 
     async def _end(self) -> None:
-        for child in self.children:
+        # What was started last goes first: an agent that its registry leaves waits for it in vain.
+        for child in reversed(self.children):
             if not child.running:
                 continue
             child.kill("CONT")
