@@ -1,0 +1,319 @@
+"""
+``service-registry-wrapper``: runs a command as a registered service.
+
+Here is the order of things, from the options to the exit code. How a process is started and reaped is in
+:mod:`.children`, where signals come from in :mod:`.signals`, how it is registered in :mod:`.enrolment`, how one sees
+that it is well in :mod:`.checks`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
+from twisted.python import usage
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..client import Client
+from ..clock import useMonotonic
+from ..deferred import returnsDeferred
+from ..settings import Settings, defaultDataDir, readSettings
+from .checks import Checker, makeProbe
+from .children import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
+from .enrolment import Enrolment, NotRegistered, Registrant, claimTokenFile
+from .signals import Signals, stopAsThePersonAskedFor
+from .wrapperoptions import Options
+
+__all__ = ["Wrapper", "main"]
+
+_NAME = "service-registry-wrapper"
+
+#: The exit code of --abort-on-failure.
+ABORTED = 100
+#: The exit code of wrong use.
+WRONG_USE = 2
+
+# Seconds that a request may take. Heartbeats have deadlines of their own.
+_TIMEOUT = 5.0
+# Without --abort-on-failure the command does not wait longer than this (seconds) for its registration.
+_LONGEST_HOLD = 3.0
+# A command that SIGTERM has not ended in this time (seconds) is killed, for it must not go on unregistered.
+_GRACE = 10.0
+# A name server that does not answer can hold a thread, and with it the end of the process; but no longer (seconds).
+_LONGEST_END = 1.0
+
+# What ends a process that has nothing to do yet.
+_ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
+
+
+def tell(line: str) -> None:
+    """Say something to the person, beside what the command says."""
+    stream = sys.stderr
+    if stream is None:
+        return
+    try:
+        print(f"{_NAME}: {line}", file=stream, flush=True)
+    except (OSError, ValueError):
+        # Nobody reads it any more. The command is what matters.
+        pass
+
+
+class Wrapper:
+    """
+    One command, from before its start to after its end.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        options: Options,
+        *,
+        start: Callable[[], Child],
+        read: Callable[[], Settings] = readSettings,
+        connect: Callable[[Settings], Client] | None = None,
+        state: Path | None = None,
+        tell: Callable[[str], None] = tell,
+    ) -> None:
+        """
+        :param clock: the reactor.
+        :param options: what was asked for.
+        :param start: starts the command; raises :class:`~.children.CantStart`.
+        :param read: reads the settings of the registry.
+        :param connect: makes a client of them.
+        :param state: the file for the heartbeat token.
+        :param tell: says a line to the person.
+        """
+        self._clock = clock
+        self._options = options
+        self._start = start
+        self._tell = tell
+        self._holding: Deferred[None] | None = None
+        self._interruption = 0
+        self._child: Child | None = None
+        self._aborting = False
+        self._passedOn: set[int] = set()
+        self._checker: Checker | None = None
+        if options.check is not None:
+            self._checker = Checker(
+                options.check,
+                makeProbe(clock, options.check),
+                interval=options.checkInterval,
+                timeout=options.checkTimeout,
+                clock=clock,
+                passed=self._enrol,
+            )
+        checker = self._checker
+        self._enrolment = Enrolment(
+            clock,
+            Registrant(options.serviceId, options.interval, options.tags, options.metadata),
+            read=read,
+            connect=connect or (lambda settings: Client(reactor=clock, settings=settings, timeout=_TIMEOUT)),
+            retries=options.retries,
+            lost=self._lost,
+            check=None if checker is None else lambda: checker.passing,
+            state=state,
+        )
+
+    @returnsDeferred
+    async def run(self) -> int:
+        """
+        Register the service, start the command, wait for its end.
+
+        :return: fires with the exit code.
+        """
+        try:
+            findProgram(self._options.command[0])
+            self._holding = self._hold()
+            await self._holding
+            child = self._child = self._start()
+        except CancelledError:
+            self._enrolment.abandon()
+            return 128 + self._interruption
+        except CantStart as error:
+            self._tell(str(error))
+            # Nobody shall believe for an interval that it runs.
+            await self._enrolment.leave()
+            return error.exitCode
+        except NotRegistered as error:
+            self._tell(f"{error}. The command is not started (--abort-on-failure)")
+            self._enrolment.abandon()
+            return ABORTED
+        if self._checker is not None:
+            self._checker.start()
+        status = await child.ended
+        if self._checker is not None:
+            self._checker.stop()
+        if self._aborting:
+            return ABORTED
+        code = exitCode(status)
+        if self._options["deregister"] and (code == 0 or code - 128 in self._passedOn):
+            await self._enrolment.leave()
+        else:
+            self._enrolment.abandon()
+        return code
+
+    def signalled(self, number: int, typed: bool) -> None:
+        """
+        A signal has reached this process.
+
+        :param number: which.
+        :param typed: whether the terminal has sent it to the whole process group.
+        """
+        child = self._child
+        if number == signal.SIGCHLD:
+            self._reap()
+        elif child is None:
+            if number in _ENDING and self._holding is not None:
+                self._interruption = number
+                self._holding.cancel()
+        else:
+            if not (typed and child.sharesTerminalSignals):
+                child.signal(number)
+            self._passedOn.add(number)
+            if number == signal.SIGTSTP:
+                stopAsThePersonAskedFor()
+
+    # -- the registration
+
+    @returnsDeferred
+    async def _hold(self) -> None:
+        """What comes before the start: the registration, or as much of it as there can be."""
+        abort = self._options["abort-on-failure"]
+        if self._checker is not None:
+            # It can't be registered before it runs; but one can see whether it could be.
+            if abort:
+                await self._enrolment.reach()
+            return
+        tried = self._enrolment.begin()
+        if abort:
+            await tried
+            return
+        try:
+            await tried.addTimeout(_LONGEST_HOLD, self._clock, _tookTooLong)
+        except NotRegistered as error:
+            self._tell(f"{error}. The command is started unregistered, and its registration goes on being tried")
+
+    def _enrol(self) -> None:
+        """The check has passed for the first time."""
+        self._enrolment.begin().addErrback(self._notEnrolled)
+
+    def _notEnrolled(self, failure: Failure) -> None:
+        failure.trap(NotRegistered)
+        self._lost(failure.getErrorMessage())
+
+    def _lost(self, reason: str) -> None:
+        child = self._child
+        if child is None or not self._options["abort-on-failure"]:
+            return
+        self._tell(f"the registration is lost: {reason}. The command is ended (--abort-on-failure)")
+        self._aborting = True
+        self._enrolment.abandon()
+        child.signal(signal.SIGTERM)
+        kill = self._clock.callLater(_GRACE, child.signal, signal.SIGKILL)
+        child.ended.addBoth(_cancelling(kill))
+
+    # -- the processes
+
+    def _reap(self) -> None:
+        for pid, status in reap():
+            if self._child is not None and pid == self._child.pid:
+                self._child.ended.callback(status)
+
+
+def _tookTooLong(_: object, timeout: float) -> Failure:
+    return Failure(NotRegistered(f"The registry has not answered in {timeout:g} s"))
+
+
+def _cancelling(call: Any) -> Callable[[Any], Any]:
+    def ended(result: Any) -> Any:
+        if call.active():
+            call.cancel()
+        return result
+
+    return ended
+
+
+@implementer(ILogObserver)
+class _Lines:
+    """
+    The few lines of the log that a person wants beside the command's own: how it stands with the registration, and
+    what goes wrong.
+    """
+
+    def __init__(self) -> None:
+        self.silent = False
+
+    def __call__(self, event: LogEvent) -> None:
+        level = event.get("log_level", LogLevel.info)
+        ours = str(event.get("log_namespace", "")).startswith("txserviceregistry.")
+        if self.silent or level < (LogLevel.info if ours else LogLevel.warn):
+            return
+        failure: Failure | None = event.get("log_failure")
+        reason = "" if failure is None else f": {failure.value!r}"
+        tell(f"{formatEvent(event)}{reason}".replace("\n", " "))
+
+
+def _tokenFile(serviceId: str) -> Path | None:
+    """Where the heartbeat token is kept, if it can be kept at all. The claim lasts until this process ends."""
+    try:
+        return claimTokenFile(defaultDataDir(), serviceId)[0]
+    except BlockingIOError:
+        tell(f"another service-registry-wrapper runs service {serviceId} on this machine")
+    except OSError as error:
+        tell(f"{error.filename or defaultDataDir()}: {error.strerror}. A restart can't go on as the same service")
+    return None
+
+
+def main() -> None:
+    """The console script."""
+    options = Options()
+    try:
+        options.parseOptions()
+    except usage.UsageError as error:
+        tell(f"{error} (see: {_NAME} --help)")
+        sys.exit(WRONG_USE)
+    signals = Signals()
+
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    useMonotonic(reactor)
+    lines = _Lines()
+    globalLogBeginner.beginLoggingTo([lines], redirectStandardIO=False, discardBuffer=True)
+    environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(options.serviceId)}
+    wrapper = Wrapper(
+        reactor,
+        options,
+        start=lambda: startChild(options.command, environment, signals.kept),
+        state=_tokenFile(options.serviceId),
+    )
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        # What is still under way fails now, and that is nothing to tell.
+        lines.silent = True
+        late = Timer(_LONGEST_END, os._exit, [code])
+        late.daemon = True
+        late.start()
+        reactor.stop()
+
+    def run() -> None:
+        signals.start(reactor, wrapper.signalled)
+        wrapper.run().addErrback(failed).addCallback(end)
+
+    def failed(failure: Failure) -> int:
+        tell(f"an error of its own: {failure.value!r}")
+        return 1
+
+    reactor.callWhenRunning(run)
+    reactor.run(installSignalHandlers=False)
+    sys.exit(codes[0])

@@ -1,0 +1,156 @@
+"""
+The options of ``service-registry-wrapper``, and where they end: at the first word that is none.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from twisted.python import usage
+
+from .._version import __version__
+from .checks import makeProbe
+from .parsing import parseMetadata, parseTags
+
+__all__ = ["Options"]
+
+_ID = re.compile(r"[A-Za-z0-9_.\-]{3,65}")
+_INTERVALS = range(3, 121)
+
+_EXAMPLE = """
+Example:
+  service-registry-wrapper --id=my-host1-api0 --tags=api,www \\
+      --metadata=port=8000,host=localhost --interval=20 \\
+      --check=tcp:8000 /opt/my-app/bin/api --port=8000
+
+Exit codes: the command's own, 128 + N when signal N has ended it; 127 no such
+program, 126 it can't be run, 100 --abort-on-failure, 2 wrong use.
+"""
+
+
+class Options(usage.Options):
+    """
+    What was asked for.
+
+    :ivar serviceId: the service's id.
+    :ivar interval: its heartbeat timeout in seconds.
+    :ivar tags: its tags.
+    :ivar metadata: its metadata.
+    :ivar retries: how many more tries to register there are at the start, after the first.
+    :ivar check: where to look whether the command is well, if anywhere.
+    :ivar checkInterval: seconds from one look to the next.
+    :ivar checkTimeout: seconds that a look may take.
+    :ivar command: the program and its arguments.
+    """
+
+    synopsis = "Usage: service-registry-wrapper --id=ID [options] [--] COMMAND [ARGUMENT …]"
+    longdesc = (
+        "Runs COMMAND, and keeps it in the service registry as long as it lives. Everything from the first word that "
+        "is no option on is the command's. Its id is in its environment as SERVICE_REGISTRY_ID."
+    )
+    optParameters = [
+        ["id", None, None, "The service's id: 3 to 65 characters of a-z A-Z 0-9 _ - ."],
+        ["interval", None, "30", "Heartbeat timeout: seconds, 3 to 120, after which a silent service expires."],
+        ["retries", None, "2", "How many more tries to register there are at the start, after the first."],
+        [
+            "check",
+            None,
+            None,
+            "Beat only while this passes, and register when it first does: tcp:PORT, tcp:HOST:PORT or an http URL.",
+        ],
+        ["check-interval", None, "5", "Seconds from one check to the next."],
+        ["check-timeout", None, "2", "Seconds that a check may take."],
+    ]
+    optFlags = [
+        [
+            "abort-on-failure",
+            None,
+            "Don't start the command unregistered; end it when its registration is lost for good.",
+        ],
+        [
+            "deregister",
+            None,
+            "Remove the service when the command ends with 0, or on a signal that was forwarded to it.",
+        ],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Twisted has no types there
+        self.tags: list[str] = []
+        self.metadata: dict[str, str] = {}
+        self.command: list[str] = []
+
+    def opt_tags(self, text: str) -> None:
+        """Tags, separated by commas; may be given several times."""
+        self.tags += [tag for tag in parseTags(text) if tag not in self.tags]
+
+    def opt_metadata(self, text: str) -> None:
+        """key=value pairs, separated by commas (a comma in a value is written \\,); may be given several times."""
+        try:
+            self.metadata.update(parseMetadata(text))
+        except ValueError as error:
+            raise usage.UsageError(f"--metadata: {error}")
+
+    def opt_version(self) -> None:
+        """Show the version."""
+        print(f"service-registry-wrapper {__version__}")
+        raise SystemExit(0)
+
+    def parseOptions(self, options: Any = None) -> None:
+        """
+        :param options: the words; those of the command line if they are not given.
+        :raises twisted.python.usage.UsageError: if they can't be used.
+        """
+        super().parseOptions(options)  # type: ignore[no-untyped-call] # as above
+
+    def getUsage(self, width: int | None = None) -> str:
+        """The help, with an example that can be copied."""
+        return super().getUsage(width) + _EXAMPLE
+
+    def parseArgs(self, *words: str) -> None:
+        """The rest is the command."""
+        self.command = list(words)
+
+    def postOptions(self) -> None:
+        """
+        Check and complete what was given.
+
+        :raises twisted.python.usage.UsageError: if something can't be used.
+        """
+        if self["id"] is None:
+            raise usage.UsageError("--id is missing")
+        if not _ID.fullmatch(self["id"]):
+            raise usage.UsageError(f"--id {self['id']!r} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
+        self.serviceId: str = self["id"]
+        self.interval = int(self._number("interval"))
+        if self["interval"] != str(self.interval) or self.interval not in _INTERVALS:
+            raise usage.UsageError("--interval has to be a whole number of seconds from 3 to 120")
+        self.retries = int(self._number("retries"))
+        if self["retries"] != str(self.retries):
+            raise usage.UsageError("--retries has to be a whole number from 0 on")
+        self.check: str | None = self["check"]
+        self.checkInterval = self._number("check-interval")
+        self.checkTimeout = self._number("check-timeout")
+        if not self.checkInterval or not self.checkTimeout:
+            raise usage.UsageError("--check-interval and --check-timeout have to be more than 0 seconds")
+        if self.check is not None:
+            _checkProbe(self.check)
+        if not self.command:
+            raise usage.UsageError("there is no command to run")
+
+    def _number(self, option: str) -> float:
+        text: str = self[option]
+        if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text):
+            raise usage.UsageError(f"--{option} {text!r} is no number")
+        return float(text)
+
+
+def _checkProbe(text: str) -> None:
+    from twisted.internet import reactor
+
+    reactor_: Any = reactor
+    try:
+        makeProbe(reactor_, text)
+    except ValueError as error:
+        raise usage.UsageError(f"--check: {error}")
