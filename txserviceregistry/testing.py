@@ -129,6 +129,9 @@ class FakeRegistry:
 
     def flush(self) -> None:
         """Let every answer that is under way arrive, without letting time go by."""
+        if not self._agent.paused:
+            # Who waits for events is told in a turn of its own.
+            self._registryClock.advance(0)
         self._agent.flush()
 
     # -- what can go wrong
@@ -225,6 +228,8 @@ class FakeRegistry:
     def _end(self) -> None:
         if self._registry is not None:
             self._identity.stop()
+            self._registry.endWaiting()
+            self._agent.flush()
             _now(self._registry.stop())
             self._registry = None
         self._agent.resource = None

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -22,6 +22,7 @@ from ..deferred import returnsDeferred
 from .deadlines import Life
 from .eventids import position, positionOf
 from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExists, systemFailure
+from .followers import Followers
 from .limits import ResourceLimits
 from .lives import Lives
 from .stores.interfaces import (
@@ -101,6 +102,7 @@ class Registry:
         self._accounts: dict[str, Account] = {}
         self._work = Work()
         self._lives = Lives(store, self._bury, clock=clock, wallClock=wallClock, work=self._work)
+        self._followers = Followers(clock)
         self._dropping: IDelayedCall | None = None
 
     # -- life of the registry itself
@@ -125,6 +127,7 @@ class Registry:
 
         :return: fires when all that is under way is done.
         """
+        self.endWaiting()
         self._lives.stop()
         call, self._dropping = self._dropping, None
         if call is not None:
@@ -375,6 +378,32 @@ class Registry:
         nextMarker = records[limit].id if len(records) > limit else None
         return Page([_event(record) for record in records[:limit]], nextMarker)
 
+    @returnsDeferred
+    async def awaitEvents(self, tenant: str, marker: str | None, limit: int, type: str | None, seconds: float) -> Page:
+        """
+        A page of the feed as soon as there is anything on it that is newer than *marker*; without a marker everything
+        on it is. Cancelling the Deferred ends the waiting.
+
+        :param seconds: after so long, or when :meth:`endWaiting` is called, the page is given as it is.
+        :raises Fault: as :meth:`listEvents`.
+        """
+        latest = self._clock.seconds() + seconds
+        while True:
+            news = self._followers.wait(tenant)
+            try:
+                page = await self.listEvents(tenant, marker, limit, type)
+                left = latest - self._clock.seconds()
+                if left <= 0 or _hasNews(page, marker) or not await news.addTimeout(left, self._clock):
+                    return page
+            except TimeoutError:
+                return page
+            finally:
+                self._followers.forget(tenant, news)
+
+    def endWaiting(self) -> None:
+        """Let nobody wait for events any more: who does is answered now, and who comes is answered at once."""
+        self._followers.end()
+
     def _refusal(self, since: int, account: Account) -> Fault | None:
         if since >= positionOf(self._wallClock()):
             return invalidEventQuery("from parameter must be smaller than the current time")
@@ -415,10 +444,12 @@ class Registry:
         """
         The store's answer to a change that makes events.
 
-        All of them come by here; so this is the place from which those can be told who wait for something new in the
-        feeds of these *tenants*.
+        All of them come by here; so from here those are told who wait for something new in the feeds of these
+        *tenants*.
         """
-        return await self._asked(answer)
+        result = await self._asked(answer)
+        self._followers.tell(tenants)
+        return result
 
     def _living(self, tenant: str, id: str) -> Life:
         life = self._lives.alive(tenant, id)
@@ -441,6 +472,10 @@ class Registry:
 
 def _value(key: str, value: str) -> types.ConfigurationValue:
     return {"id": key, "value": value}
+
+
+def _hasNews(page: Page, marker: str | None) -> bool:
+    return page.nextMarker is not None or any(event["id"] != marker for event in page.values)
 
 
 def _event(record: EventRecord) -> Mapping[str, Any]:

@@ -41,7 +41,7 @@ __all__ = [
 #: A body of so many bytes is too large.
 MAXIMUM_BODY = 5_000
 #: The extensions of the API that this registry has.
-EXTENSIONS: tuple[str, ...] = ()
+EXTENSIONS: tuple[str, ...] = ("events-wait",)
 #: Seconds without a byte after which a connection is closed. The longest heartbeat interval is shorter, so that a
 #: client that does nothing but beat keeps its connection.
 IDLE_TIMEOUT = 120.0

@@ -178,7 +178,7 @@ class RegistryService(Service):
         rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit)
         resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits)
         site = apiSite(resource, self._reactor)
-        self._endings.append(("the connections", lambda: site.drain(DRAIN_SECONDS)))
+        self._endings.append(("the connections", lambda: _endConnections(site, registry)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]
         secure = [isinstance(endpoint, SSL4ServerEndpoint) for endpoint in endpoints]
@@ -275,6 +275,13 @@ class RegistryService(Service):
                 await maybeDeferred(end).addTimeout(left, self._reactor)
             except Exception:
                 self._log.failure("Ending {what} failed", what=what)
+
+
+def _endConnections(site: ApiSite, registry: Registry) -> Deferred[None]:
+    drained = site.drain(DRAIN_SECONDS)
+    # Only now: the answers to those who wait for events tell them that the connection ends.
+    registry.endWaiting()
+    return drained
 
 
 def _rootUrl(port: IListeningPort, secure: bool) -> str | None:

@@ -48,6 +48,7 @@ __all__ = [
     "serviceChanges",
     "serviceId",
     "tag",
+    "wait",
 ]
 
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
@@ -249,6 +250,9 @@ PARAMETERS: Mapping[str, Text] = {
 }
 
 
+_WAIT = Number(1, 60)
+
+
 @attrs.frozen
 class NewService:
     """
@@ -399,6 +403,18 @@ def eventMarker(text: str) -> str:
         return TimeUUID().check(text).lower()
     except Unfit as reason:
         raise invalidEventQuery(str(reason))
+
+
+def wait(text: str) -> int:
+    """
+    How many seconds a query of the events feed may wait for something new.
+
+    :raises Fault: if it is no integer from 1 to 60.
+    """
+    try:
+        return _WAIT.check(text)
+    except Unfit as reason:
+        raise badParameter("wait", str(reason))
 
 
 def _parameter(name: str, text: str) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -41,6 +41,8 @@ from .stores.interfaces import StoreUnavailable
 
 __all__ = ["ApiResource", "apiSite"]
 
+_T = TypeVar("_T")
+
 _API = "/v1.0"
 _AUTH = "/v2.0"
 # The one offset and the one fraction that every old client can read.
@@ -48,6 +50,10 @@ _EXPIRES = "%Y-%m-%dT%H:%M:%S.000-06:00"
 # How credentials can come, and under which name the API key does. The key is the only password that there is.
 _CREDENTIALS = {"RAX-KSKEY:apiKeyCredentials": "apiKey", "passwordCredentials": "password"}
 _EXPIRES_ZONE = timezone(timedelta(hours=-6))
+
+
+class _HungUp(Exception):
+    """The client has gone away, and what it had asked for is of no use to anybody."""
 
 
 @attrs.frozen
@@ -116,7 +122,9 @@ class ApiResource(Resource):
         if not answered.called:
             # What a client that has hung up had asked for is done all the same; only nobody is there to be told.
             request.notifyFinish().addErrback(gone.append)
-        answered.addCallback(lambda answer: None if gone else send(request, answer, txnId))
+        answered.addCallbacks(
+            lambda answer: None if gone else send(request, answer, txnId), lambda reason: reason.trap(_HungUp) and None
+        )
         answered.addErrback(self._unsendable, request, txnId)
         return NOT_DONE_YET
 
@@ -129,6 +137,8 @@ class ApiResource(Resource):
             return faultAnswer(systemFailure(), txnId)
         except Overloaded:
             return faultAnswer(systemFailure("Too many authentications are under way"), txnId)
+        except _HungUp:
+            raise
         except Exception:
             self._log.failure("Request {txnId} met an error of the registry's own", txnId=txnId)
             return faultAnswer(internalError(), txnId)
@@ -252,7 +262,31 @@ class ApiResource(Resource):
         type = call.query("type")
         if type is not None:
             type = validation.eventType(type)
-        return _page(call, await self._registry.listEvents(call.tenant, since, limit, type), limit, marker)
+        wait = call.query("wait")
+        if wait is None:
+            page = await self._registry.listEvents(call.tenant, since, limit, type)
+        else:
+            seconds = validation.wait(wait)
+            page = await _whileConnected(
+                call.request, self._registry.awaitEvents(call.tenant, since, limit, type, seconds)
+            )
+        return _page(call, page, limit, marker)
+
+
+async def _whileConnected(request: Request, waiting: Deferred[_T]) -> _T:
+    """
+    What somebody waits for, as long as somebody does.
+
+    :raises _HungUp: if the client has gone away meanwhile.
+    """
+    if request.channel is None:
+        waiting.cancel()
+    else:
+        request.notifyFinish().addErrback(lambda _: waiting.cancel())
+    try:
+        return await waiting
+    except CancelledError:
+        raise _HungUp()
 
 
 def _refused(request: Request) -> Fault:

@@ -1,0 +1,317 @@
+"""
+Tests for the extension ``events-wait``: the feed, for those who wait for something new in it.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import treq
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import Clock, LoopingCall
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.client import Agent, HTTPConnectionPool
+
+from txserviceregistry.registry.followers import Followers
+from txserviceregistry.registry.service import RegistryService
+
+from .wire import Api, Connection, Reply, requestBytes
+
+EVENTS = "/v1.0/1234/events"
+
+
+class WaitingTests(SynchronousTestCase):
+    """
+    ``GET /events?wait=SECONDS``, on the wire.
+    """
+
+    def setUp(self) -> None:
+        self.api = Api(rateLimit=50)
+
+    def ask(self, query: str, api: Api | None = None) -> Connection:
+        """Ask, and leave the connection open."""
+        api = api or self.api
+        connection = Connection(api)
+        connection.send(requestBytes("GET", f"{EVENTS}?{query}", None, {"X-Auth-Token": api.token}))
+        return connection
+
+    def reply(self, connection: Connection) -> Reply:
+        (reply,) = connection.replies()
+        return reply
+
+    def ids(self, connection: Connection) -> list[str]:
+        """The services that the events of an answer are about."""
+        reply = self.reply(connection)
+        self.assertEqual(reply.code, 200)
+        return [event["payload"]["id"] for event in reply.json["values"]]
+
+    def lastEvent(self) -> str:
+        id: str = self.api.ask("GET", "/events").json["values"][-1]["id"]
+        return id
+
+    def test_answersAsSoonAsThereIsSomethingNew(self) -> None:
+        """The answer comes with the event, in the same turn of the reactor or the next."""
+        self.api.create("web1")
+        waiting = self.ask(f"marker={self.lastEvent()}&wait=30")
+        self.api.advance(10)
+        self.assertEqual(waiting.replies(), [])
+        self.api.create("web2")
+        self.api.clock.advance(0)
+        self.assertEqual(self.ids(waiting), ["web1", "web2"])
+
+    def test_answersAtOnceWhenThereIsSomethingNewAlready(self) -> None:
+        """An event newer than the marker does not have to wait; the marker's own is none."""
+        self.api.create("web1")
+        first = self.lastEvent()
+        self.api.create("web2")
+        self.assertEqual(self.ids(self.ask(f"marker={first}&wait=30")), ["web1", "web2"])
+        self.assertEqual(self.ids(self.ask(f"marker={first.upper()}&wait=30&limit=1")), ["web1"])
+
+    def test_answersInTheEnd(self) -> None:
+        """When nothing happens, the page comes as it is after the time that was asked for."""
+        self.api.create("web1", 120)
+        waiting = self.ask(f"marker={self.lastEvent()}&wait=5")
+        self.api.advance(4.5)
+        self.assertEqual(waiting.replies(), [])
+        self.api.advance(0.5)
+        self.assertEqual(self.ids(waiting), ["web1"])
+
+    def test_withoutAMarker(self) -> None:
+        """Without a marker everything of the last hour is new, and where there is nothing one waits for the first."""
+        waiting = self.ask("wait=30")
+        self.assertEqual(waiting.replies(), [])
+        self.api.create("web1")
+        self.api.clock.advance(0)
+        self.assertEqual(self.ids(waiting), ["web1"])
+        self.assertEqual(self.ids(self.ask("wait=30")), ["web1"])
+
+    def test_withAType(self) -> None:
+        """With a type, events of another type end no waiting."""
+        self.api.create("web1")
+        waiting = self.ask(f"marker={self.lastEvent()}&wait=30&type=service.remove")
+        self.api.create("web2")
+        self.api.advance(1)
+        self.assertEqual(waiting.replies(), [])
+        self.api.ask("DELETE", "/services/web1")
+        self.api.advance(1)
+        self.assertEqual(self.ids(waiting), ["web1"])
+
+    def test_everyKindOfChangeEndsIt(self) -> None:
+        """A timeout, and a configuration value that is set or removed, are news as well."""
+        self.api.create("web1", 3)
+        for change in (
+            lambda: self.api.advance(4),
+            lambda: self.api.ask("PUT", "/configuration/abc", {"value": "1"}),
+            lambda: self.api.ask("DELETE", "/configuration/abc"),
+        ):
+            waiting = self.ask(f"marker={self.lastEvent()}&wait=60")
+            change()
+            self.api.advance(1)
+            self.assertEqual(self.reply(waiting).json["metadata"]["count"], 2)
+
+    def test_anUpdateIsNoNews(self) -> None:
+        """What leaves no event ends no waiting, and neither do the events of another account."""
+        self.api.create("web1")
+        waiting = self.ask(f"marker={self.lastEvent()}&wait=30")
+        self.api.ask("PUT", "/services/web1", {"tags": ["a"]})
+        self.api.ask("PUT", "/services/nobody", {"tags": ["a"]})
+        self.api.advance(1)
+        self.assertEqual(waiting.replies(), [])
+
+    def test_refusesOtherTimes(self) -> None:
+        """The time is an integer from 1 to 60, checked after limit and marker and before anything else."""
+        for wait, details in [
+            ("0", "Value out of range (1..60)"),
+            ("61", "Value out of range (1..60)"),
+            ("", "Invalid integer"),
+            ("soon", "Invalid integer"),
+            ("1.5", "Invalid integer"),
+        ]:
+            fault = self.reply(self.ask(f"wait={wait}"))
+            self.assertEqual((fault.code, fault.json["type"]), (400, "badRequest"))
+            self.assertEqual(fault.json["message"], "Invalid value for 'wait' query string parameter")
+            self.assertEqual(fault.json["details"], details)
+        self.assertEqual(self.reply(self.ask("wait=0&marker=x")).json["details"], "Invalid UUID")
+        self.assertEqual(self.reply(self.ask("wait=0&limit=0")).json["type"], "invalidLimit")
+
+    def test_refusesAMarkerAtOnce(self) -> None:
+        """A marker that the feed refuses is refused without waiting."""
+        waiting = self.ask("marker=ffffffff-ffff-1fff-8000-000000000000&wait=30")
+        self.assertEqual(self.reply(waiting).code, 400)
+
+    def test_countsOnceAgainstTheRate(self) -> None:
+        """However often the registry looks, a request that waits is one request."""
+        waiting = self.ask("wait=60&type=service.remove")
+        for number in range(20):
+            self.api.create(f"web{number}")
+        self.api.advance(60)
+        self.assertEqual(self.ids(waiting), [])
+        self.assertEqual(self.api.ask("GET", "/limits").json["rate"]["/.*"]["used"], 2)
+
+    def test_aStoreThatIsAwayEndsIt(self) -> None:
+        """When the feed can't be read, who waits is told so."""
+        self.api.store.unavailable = True
+        self.assertEqual(self.reply(self.ask("wait=30")).code, 503)
+
+    def test_isForgottenWhenTheClientHangsUp(self) -> None:
+        """Nothing is kept of a client that has gone: neither memory nor anything on the reactor."""
+        calls = len(self.api.clock.getDelayedCalls())
+        waiting = self.ask("wait=60")
+        request = weakref.ref(waiting.protocol.requests[0])
+        waiting.transport.abortConnection()
+        del waiting
+        gc.collect()
+        self.assertIsNone(request())
+        self.assertEqual(len(self.api.clock.getDelayedCalls()), calls)
+
+    def test_stoppingEndsIt(self) -> None:
+        """A registry that stops lets nobody wait, neither those who do nor those who come: the page comes as it is."""
+        self.api.create("web1")
+        marker = self.lastEvent()
+        waiting = self.ask(f"marker={marker}&wait=60")
+        self.api.registry.endWaiting()
+        self.assertEqual(self.ids(waiting), ["web1"])
+        self.assertEqual(self.ids(self.ask(f"marker={marker}&wait=60")), ["web1"])
+
+    def test_aThousand(self) -> None:
+        """A thousand followers all hear of a change, within a few turns of the reactor, and cost nothing until then."""
+        api = Api(rateLimit=10_000)
+        calls = [self.ask("wait=60", api) for _ in range(1000)]
+        read = api.store.listEvents
+        looks: list[object] = []
+
+        def counted(*arguments: Any) -> Any:
+            looks.append(arguments)
+            return read(*arguments)
+
+        api.store.listEvents = counted  # type: ignore[method-assign]  # only counts
+        api.advance(30)
+        self.assertEqual(len(looks), 0)
+        api.create("web1")
+        for _ in range(20):
+            api.clock.advance(0)
+        self.assertEqual({self.reply(each).code for each in calls}, {200})
+        self.assertEqual(len(looks), 1000)
+
+
+class FollowersTests(SynchronousTestCase):
+    """
+    Who hears what, and when.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.followers = Followers(self.clock)
+
+    def test_hearsOnce(self) -> None:
+        """News that comes while one is about to hear of some is heard as one."""
+        news = self.followers.wait("1")
+        self.followers.tell(["1"])
+        self.followers.tell(["1", "2"])
+        self.assertNoResult(news)
+        self.clock.advance(0)
+        self.assertTrue(self.successResultOf(news))
+
+    def test_cancelled(self) -> None:
+        """Who has been told already can still leave."""
+        told, waiting = self.followers.wait("1"), self.followers.wait("2")
+        self.followers.tell(["1"])
+        for news in (told, waiting):
+            news.cancel()
+            self.failureResultOf(news)
+        self.clock.advance(0)
+        self.followers.tell(["2"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_end(self) -> None:
+        """At the end those who have been told hear the news, the others that there is none."""
+        told, waiting = self.followers.wait("1"), self.followers.wait("2")
+        self.followers.tell(["1"])
+        self.followers.end()
+        self.assertTrue(self.successResultOf(told))
+        self.assertFalse(self.successResultOf(waiting))
+        self.assertFalse(self.successResultOf(self.followers.wait("1")))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class SocketTests(TestCase):
+    """
+    Followers of a registry that runs, over sockets.
+    """
+
+    timeout = 60
+
+    async def started(self) -> RegistryService:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        service = RegistryService(
+            reactor, dataDir=directory.name, store="memory", endpoints=["tcp:0:interface=127.0.0.1"]
+        )
+        ready = service.whenListening()
+        service.startService()
+        self.addCleanup(lambda: service.stopService() if service.running else None)
+        await ready
+        raxrc = Path(service.raxrcPath).read_text()
+        key = raxrc.partition("api_key")[2].partition("\n")[0].strip(" =")
+        pool = HTTPConnectionPool(reactor, persistent=False)
+        self.client = treq.client.HTTPClient(Agent(reactor, pool=pool))
+        credentials = {"username": "local", "apiKey": key}
+        answer = await self.client.post(
+            service.urls[0].replace("/v1.0", "/v2.0") + "/tokens",
+            json={"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}},
+        )
+        token = (await answer.json())["access"]["token"]
+        self.url = f"{service.urls[0]}/{token['tenant']['id']}"
+        self.headers = {"X-Auth-Token": token["id"]}
+        return service
+
+    async def page(self, query: str) -> tuple[int, list[Any]]:
+        answer = await self.client.get(f"{self.url}/events?{query}", headers=self.headers)
+        return answer.code, (await answer.json())["values"]
+
+    def following(self, count: int) -> Sequence[Deferred[tuple[int, list[Any]]]]:
+        return [Deferred.fromCoroutine(self.page("wait=60")) for _ in range(count)]
+
+    async def connected(self, service: RegistryService, count: int) -> None:
+        """Wait until the registry has these requests."""
+        began = reactor.seconds()
+
+        async def look() -> None:
+            answer = await self.client.get(f"{self.url}/limits", headers=self.headers)
+            used = (await answer.json())["rate"]["/.*"]["used"]
+            self.looks = getattr(self, "looks", 0) + 1
+            if used - self.looks >= count:
+                loop.stop()
+            elif reactor.seconds() - began > 30:
+                raise AssertionError(f"waited in vain: {used} requests")
+
+        loop = LoopingCall(lambda: Deferred.fromCoroutine(look()))
+        await loop.start(0.01)
+
+    async def test_hundredFollowers(self) -> None:
+        """A hundred followers on a hundred sockets hear of a change at once."""
+        service = await self.started()
+        followers = self.following(100)
+        await self.connected(service, 100)
+        began = reactor.seconds()
+        body = {"id": "web1", "heartbeat_timeout": 30}
+        await self.client.post(f"{self.url}/services", headers=self.headers, json=body)
+        answers = await gatherResults(followers)
+        self.assertLess(reactor.seconds() - began, 5)
+        self.assertEqual({values[0]["payload"]["id"] for _, values in answers}, {"web1"})
+
+    async def test_stoppingTakesNoLongerBecauseOfThem(self) -> None:
+        """Who waits when the registry stops gets the page as it is, and nobody waits out the time that others have."""
+        service = await self.started()
+        followers = self.following(20)
+        await self.connected(service, 20)
+        began = reactor.seconds()
+        await service.stopService()
+        self.assertLess(reactor.seconds() - began, 0.9)
+        self.assertEqual(await gatherResults(followers), [(200, [])] * 20)

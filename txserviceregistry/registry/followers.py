@@ -1,0 +1,86 @@
+"""
+Followers: who waits for something new in a feed, and how they come to hear of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+__all__ = ["Followers"]
+
+
+class Followers:
+    """
+    Those who wait, by tenant. Nobody looks for news here: whoever makes some tells, once.
+
+    :param clock: the reactor; what is told is heard in its next turns.
+    """
+
+    #: How many hear the news in one turn of the reactor: each answers a request then, and heartbeats come in between.
+    TURN = 100
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._waiting: dict[str, dict[Deferred[bool], None]] = {}
+        self._told: deque[Deferred[bool]] = deque()
+        self._telling: IDelayedCall | None = None
+        self._ended = False
+
+    def wait(self, tenant: str) -> Deferred[bool]:
+        """
+        Begin to wait. Whoever does so before looking at the feed misses nothing.
+
+        :return: fires with ``True`` when there may be something new in the *tenant*'s feed, and with ``False`` when
+            nobody may wait any more. It may be cancelled.
+        """
+        news: Deferred[bool] = Deferred(lambda news: self.forget(tenant, news))
+        if self._ended:
+            news.callback(False)
+        else:
+            self._waiting.setdefault(tenant, {})[news] = None
+        return news
+
+    def forget(self, tenant: str, news: Deferred[bool]) -> None:
+        """This one waits no longer; it never fires."""
+        waiting = self._waiting.get(tenant)
+        if waiting is not None:
+            waiting.pop(news, None)
+            if not waiting:
+                del self._waiting[tenant]
+
+    def tell(self, tenants: Iterable[str]) -> None:
+        """There is something new in these tenants' feeds."""
+        for tenant in tenants:
+            self._told.extend(self._waiting.pop(tenant, ()))
+        if self._told and self._telling is None:
+            self._telling = self._clock.callLater(0, self._tellSome)
+
+    def end(self) -> None:
+        """Nobody waits any more, and nobody will."""
+        self._ended = True
+        telling, self._telling = self._telling, None
+        if telling is not None:
+            telling.cancel()
+        everybody = [news for waiting in self._waiting.values() for news in waiting]
+        self._waiting.clear()
+        self._hear(len(self._told))
+        for news in everybody:
+            if not news.called:
+                news.callback(False)
+
+    def _tellSome(self) -> None:
+        self._telling = None
+        self._hear(self.TURN)
+        if self._told:
+            self._telling = self._clock.callLater(0, self._tellSome)
+
+    def _hear(self, most: int) -> None:
+        for _ in range(min(most, len(self._told))):
+            news = self._told.popleft()
+            # Whoever has stopped waiting meanwhile has been cancelled.
+            if not news.called:
+                news.callback(True)
