@@ -7,6 +7,9 @@ holds a credential or a token.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 __all__ = [
     "APIError",
     "AuthenticationFailed",
@@ -16,6 +19,7 @@ __all__ = [
     "InvalidSettings",
     "LimitReached",
     "MalformedResponse",
+    "NoServiceAvailable",
     "NotFound",
     "RateLimited",
     "RegistrationEnded",
@@ -54,6 +58,40 @@ class AuthenticationFailed(ServiceRegistryError):
 
 class RegistrationEnded(ServiceRegistryError):
     """The service was stopped before it was registered."""
+
+
+class NoServiceAvailable(ServiceRegistryError):
+    """
+    No living service with a tag is known, or none of those that are could be reached.
+
+    :ivar tag: the tag.
+    :ivar stale: how many seconds ago it was last known which services there are; 0.0 for now, infinite for never.
+    :ivar reasons: what went wrong with each service that was tried, by its id and address.
+    :ivar unusable: how many services with the tag are disabled, or don't say where they are.
+    """
+
+    def __init__(
+        self, tag: str, stale: float, reasons: Mapping[str, BaseException] | None = None, unusable: int = 0
+    ) -> None:
+        super().__init__(tag, stale)
+        self.tag = tag
+        self.stale = stale
+        self.reasons = dict(reasons or {})
+        self.unusable = unusable
+
+    def __str__(self) -> str:
+        if math.isinf(self.stale):
+            return f"Which services with the tag {self.tag!r} there are is not known: the registry has not been heard of yet"
+        age = f" (as of {self.stale:.1f} s ago)" if self.stale else ""
+        if self.reasons:
+            tried = "; ".join(f"{where}: {str(why) or type(why).__name__}" for where, why in self.reasons.items())
+            return f"No service with the tag {self.tag!r} could be reached{age}: {tried}"
+        if self.unusable:
+            return (
+                f"No service with the tag {self.tag!r} can be used{age}: "
+                f"all {self.unusable} are disabled, or have no host and port in their metadata"
+            )
+        return f"No service with the tag {self.tag!r} is registered{age}"
 
 
 class APIError(ServiceRegistryError):

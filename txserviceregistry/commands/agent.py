@@ -27,10 +27,10 @@ from ..client import Client
 from ..clock import useMonotonic
 from ..deferred import returnsDeferred
 from ..errors import InvalidSettings, ServiceRegistryError
+from ..parsing import parseMetadata, parseTags
 from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
-from .parsing import parseMetadata, parseTags
 from .process import OneLineOptions, endProcess, say
 from .registry import checkEndpoint
 
