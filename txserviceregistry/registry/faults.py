@@ -113,9 +113,7 @@ def rateLimitReached(details: str, retryAfter: int) -> Fault:
 
 def unauthorized(details: str, authUrl: str) -> Fault:
     """401: no token, or none that counts here."""
-    return Fault(
-        401, "unauthorizedError", "forbidden", details, {"WWW-Authenticate": f'Keystone uri="{authUrl}"'}
-    )
+    return Fault(401, "unauthorizedError", "forbidden", details, {"WWW-Authenticate": f'Keystone uri="{authUrl}"'})
 
 
 def notFound(kind: str, key: str) -> Fault:
