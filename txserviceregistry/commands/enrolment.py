@@ -141,6 +141,7 @@ class Enrolment:
         self._reading = LoopingCall(self._readAgain)
         self._reading.clock = clock
         self._doom: IDelayedCall | None = None
+        self._excused = False
         self._again: IDelayedCall | None = None
         self._ended = False
         self._toldOfSettings = ""
@@ -264,7 +265,11 @@ class Enrolment:
             # The registry has called it invalid.
             self._again = self._clock.callLater(_ASK_AGAIN, self._askAgain, service)
         if self._everRegistered and self._doom is None:
+            self._excused = not self._isWell()
             self._doom = self._clock.callLater(self._registrant.interval, self._doomed)
+
+    def _isWell(self) -> bool:
+        return self._check is None or self._check()
 
     def _askAgain(self, service: RegisteredService) -> None:
         if service is not self._service:
@@ -274,8 +279,10 @@ class Enrolment:
 
     def _doomed(self) -> None:
         self._doom = None
-        if self._check is not None and not self._check():
-            # It is not the registry's doing: nobody has tried to beat.
+        well = self._isWell()
+        if self._excused or not well:
+            # While the check fails nobody tries to beat: that is not the registry's doing. It gets its whole time.
+            self._excused = not well
             self._doom = self._clock.callLater(self._registrant.interval, self._doomed)
             return
         self._lose("the registry has not been reached, or has not taken it, for too long")

@@ -10,8 +10,8 @@ from typing import Any
 from twisted.python import usage
 
 from .._version import __version__
+from ..parsing import parseMetadata, parseTags
 from .checks import makeProbe
-from .parsing import parseMetadata, parseTags
 
 __all__ = ["Options"]
 
