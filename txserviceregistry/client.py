@@ -33,6 +33,10 @@ __all__ = ["Client"]
 
 _DEFAULT_REGION = "us"
 
+# Requests that wait for events, at once. All followers of a client share one; the others are for who calls
+# client.events.list(wait=…) by hand.
+_MOST_WAITING = 8
+
 
 class Client:
     """
@@ -81,7 +85,8 @@ class Client:
         :param authUrl: the Auth API's URL, or several; by default beside the registry, at ``/v2.0``.
         :param reactor: connects and keeps time; the global reactor if it is not given.
         :param timeout: seconds that a request may take in all.
-        :param maxConnections: how many requests to one server are under way at once. What is more waits.
+        :param maxConnections: how many requests to one server are under way at once. What is more waits. (Requests that
+            wait for events are not counted: each has a connection of its own, and all followers share one.)
         :param cache: keeps the good pages of ``services.list``; one of its own by default, ``None`` for no such thing.
         :param settings: what :func:`~txserviceregistry.settings.readSettings` found, instead of the arguments above.
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
@@ -103,7 +108,7 @@ class Client:
         self._pool: ConnectionPool | None = None
         if agent is None:
             policy = tlsPolicy(settings.verify, settings.caFile)
-            self._pool = ConnectionPool(reactor, maxConnections)
+            self._pool = ConnectionPool(reactor, maxConnections + 1)
             # A server that does not even answer the connecting leaves the others their share of the time.
             connectTimeout = timeout / max(1, len(settings.baseUrls))
             agent = Agent(reactor, policy, connectTimeout=connectTimeout, pool=self._pool)
@@ -115,7 +120,16 @@ class Client:
             clock=reactor,
         )
         authenticated = RetryingAuthAgent(self._queue, authenticator)
-        self._transport = Transport(authenticated, reactor, authenticator, self._basesFor, timeout=timeout)
+        # Requests that the registry holds back must not keep heartbeats waiting.
+        self._waitingQueue = QueueingAgent(agent, _MOST_WAITING)
+        self._transport = Transport(
+            authenticated,
+            reactor,
+            authenticator,
+            self._basesFor,
+            timeout=timeout,
+            waitingAgent=RetryingAuthAgent(self._waitingQueue, authenticator),
+        )
         self.services = ServicesClient(self._transport, reactor, ListCache() if cache is ... else cache)
         self.configuration = ConfigurationClient(self._transport)
         self.events = EventsClient(self._transport)
@@ -136,6 +150,20 @@ class Client:
     def __repr__(self) -> str:
         urls = self.settings.baseUrls or self.settings.authUrls
         return f"<Client of {self.settings.username!r} at {', '.join(urls)}>"
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """The extensions of the API that the registry has, by its last answer; none before the first."""
+        return self._transport.extensions
+
+    def pause(self, seconds: float) -> Deferred[None]:
+        """
+        Wait, on this client's clock, but no longer than the client is open.
+
+        :return: fires after so many *seconds*; fails with ``ConnectionFailed`` when the client is closed. It may be
+            cancelled.
+        """
+        return self._transport.pause(seconds)
 
     @returnsDeferred
     async def localAddress(self) -> str:
@@ -181,6 +209,7 @@ class Client:
         stopped = self.services.close()
         self._transport.close()
         self._queue.close()
+        self._waitingQueue.close()
         await stopped
         if self._pool is not None:
             await self._pool.close()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import cast
 
 from .deferred import returnsDeferred
-from .transport import Transport, pages
+from .transport import EVENTS_WAIT, Transport, pages
 from .types import Event, EventPage
 
 __all__ = ["EventsClient"]
@@ -25,19 +25,31 @@ class EventsClient:
         self._transport = transport
 
     @returnsDeferred
-    async def list(self, marker: str | None = None, limit: int | None = None, type: str | None = None) -> EventPage:
+    async def list(
+        self,
+        marker: str | None = None,
+        limit: int | None = None,
+        type: str | None = None,
+        *,
+        wait: int | None = None,
+    ) -> EventPage:
         """
         One page of the feed, oldest first.
 
         :param marker: the id of the event to begin at, that one included; without it, the events of the last hour.
         :param limit: how many at most, 1 to 1000; 100 if it is not given.
         :param type: only events of this type, such as ``service.join``.
+        :param wait: seconds, 1 to 60, to wait for an event that is newer than the *marker*. The page comes as soon as
+            there is one, else after that time as it is. It takes the registry's extension ``events-wait``: while
+            :attr:`Client.extensions <txserviceregistry.Client.extensions>` does not name it, the page comes at once. A
+            request that waits has a connection of its own, and the client's timeout counts from the end of the wait.
         :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with a
             :class:`~txserviceregistry.errors.ServiceRegistryError`, ``BadRequest`` if the marker is not accepted.
         """
-        response = await self._transport.request(
-            "GET", "/events", query={"marker": marker, "limit": limit, "type": type}
-        )
+        if EVENTS_WAIT not in self._transport.extensions:
+            wait = None
+        query = {"marker": marker, "limit": limit, "type": type, "wait": wait}
+        response = await self._transport.request("GET", "/events", query=query, wait=wait)
         return cast(EventPage, response.having(values=list, metadata=dict))
 
     def iterate(self, marker: str | None = None) -> AsyncIterator[Event]:

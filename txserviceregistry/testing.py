@@ -161,7 +161,7 @@ class FakeRegistry:
         self._agent.script(_hang, count)
 
     def partition(self) -> None:
-        """Cut the network: nothing that clients send gets an answer, until :meth:`heal`."""
+        """Cut the network: nothing that clients send, or have sent, gets an answer, until :meth:`heal`."""
         self._agent.partitioned = True
 
     def heal(self) -> None:
@@ -303,7 +303,21 @@ class _ScriptedAgent:
         fault = self._faults.popleft() if self._faults else None
         if self.paused and fault is None:
             return self._later(go)
-        return go() if fault is None else fault(go)
+        return self._unlessCutOff(go() if fault is None else fault(go))
+
+    def _unlessCutOff(self, response: Deferred[IResponse]) -> Deferred[IResponse]:
+        """A response that gets lost when it comes while the network is cut."""
+        answer: Deferred[IResponse] = Deferred(lambda _: response.cancel())
+
+        def relay(result: Any) -> None:
+            if answer.called:
+                return
+            if self.partitioned and not (isinstance(result, Failure) and result.check(ResponseNeverReceived)):
+                return
+            answer.callback(result)
+
+        response.addBoth(relay)
+        return answer
 
     def _later(self, go: _Next) -> Deferred[IResponse]:
         answer = _never()

@@ -8,6 +8,7 @@ URLs and faults for errors. What an agent does (connections, queue, token) is be
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -39,12 +40,26 @@ from .errors import (
 if TYPE_CHECKING:
     from .auth import IAuthenticator, Session
 
-__all__ = ["ClientClosed", "JSONTransport", "Response", "Transport", "badParameter", "pages", "pathOf", "segment"]
+__all__ = [
+    "EVENTS_WAIT",
+    "ClientClosed",
+    "JSONTransport",
+    "Response",
+    "Transport",
+    "badParameter",
+    "pages",
+    "pathOf",
+    "segment",
+]
 
 _T = TypeVar("_T")
 
 #: Seconds that a request may take, unless it says otherwise.
 TIMEOUT = 10.0
+
+#: The extension with which the registry answers a query of the feed as soon as there is something new.
+EVENTS_WAIT = "events-wait"
+_EXTENSIONS = "X-Service-Registry-Extensions"
 
 # A pool may hold more than one stale connection. Each repetition uses one up; a new connection is never stale.
 _MOST_STALE = 3
@@ -152,6 +167,7 @@ class _Exchange:
     repeatable: bool
     timeout: float
     deadline: float
+    wait: float | None = None
     url: str = ""
     stage: str = ""
 
@@ -184,6 +200,7 @@ class JSONTransport:
     :param baseUrls: what the paths are put behind; without a slash at the end.
     :param timeout: seconds that a request may take, unless it says otherwise.
     :param name: what it is that answers there, for texts.
+    :param waitingAgent: does the requests that the server is asked to hold back; the *agent* if not given.
     """
 
     def __init__(
@@ -194,8 +211,10 @@ class JSONTransport:
         *,
         timeout: float = TIMEOUT,
         name: str = "the registry",
+        waitingAgent: IAgent | None = None,
     ) -> None:
         self._agent = agent
+        self._waitingAgent = agent if waitingAgent is None else waitingAgent
         self._clock = clock
         self._baseUrls = baseUrls
         self._timeout = timeout
@@ -244,9 +263,14 @@ class JSONTransport:
         body: object = None,
         timeout: float | None = None,
         repeatable: bool | None = None,
+        wait: float | None = None,
     ) -> _Exchange:
-        """A request and its deadline, for :meth:`send`. The parameters are those of :meth:`request`."""
-        timeout = self._timeout if timeout is None else timeout
+        """
+        A request and its deadline, for :meth:`send`. The parameters are those of :meth:`request`.
+
+        :param wait: seconds for which the server is asked to hold its answer back; they are added to the *timeout*.
+        """
+        timeout = (self._timeout if timeout is None else timeout) + (wait or 0.0)
         return _Exchange(
             method,
             pathOf(path, query),
@@ -254,6 +278,7 @@ class JSONTransport:
             method != "POST" if repeatable is None else repeatable,
             timeout,
             self._clock.seconds() + timeout,
+            wait,
         )
 
     def inTime(self, exchange: _Exchange, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
@@ -329,14 +354,17 @@ class JSONTransport:
 
     def _attempt(self, exchange: _Exchange, serversLeft: int) -> Deferred[WholeResponse]:
         body = exchange.body
-        sent: Deferred[Any] = self._agent.request(
+        agent = self._agent if exchange.wait is None else self._waitingAgent
+        sent: Deferred[Any] = agent.request(
             exchange.method.encode("ascii"),
             exchange.url.encode("ascii"),
             _WITHOUT_BODY if body is None else _WITH_BODY,
             None if body is None else BytesProducer(body),
         )
         if serversLeft > 1 and exchange.repeatable:
-            share = (exchange.deadline - self._clock.seconds()) / serversLeft
+            # No server can be asked to wait for a shorter time than the others.
+            wait = exchange.wait or 0.0
+            share = wait + (exchange.deadline - wait - self._clock.seconds()) / serversLeft
             sent.addTimeout(max(0.0, share), self._clock, lambda _, timeout: Failure(_TookTooLong()))
         return sent
 
@@ -381,6 +409,8 @@ class Transport:
     :param authenticator: knows the tenant.
     :param basesFor: the base URLs, without the tenant, for a session.
     :param timeout: seconds that a request may take, unless it says otherwise.
+    :param waitingAgent: does the requests that the registry is asked to hold back; the *agent* if not given.
+    :ivar extensions: the extensions of the API that the registry has, by its last answer.
     """
 
     def __init__(
@@ -391,8 +421,11 @@ class Transport:
         basesFor: Callable[[Session], Sequence[str]],
         *,
         timeout: float = TIMEOUT,
+        waitingAgent: IAgent | None = None,
     ) -> None:
+        self.extensions: frozenset[str] = frozenset()
         self._agent = agent
+        self._waitingAgent = waitingAgent
         self._clock = clock
         self._authenticator = authenticator
         self._basesFor = basesFor
@@ -411,6 +444,7 @@ class Transport:
         body: object = None,
         timeout: float | None = None,
         repeatable: bool | None = None,
+        wait: float | None = None,
     ) -> Deferred[Response]:
         """
         Ask the registry.
@@ -422,11 +456,15 @@ class Transport:
         :param timeout: seconds for all of it: queue, authentication, connecting, headers and body.
         :param repeatable: whether the request may be sent again when it is unknown whether it had its effect;
             by default a GET, PUT or DELETE may.
+        :param wait: seconds for which the registry is asked to hold its answer back; they are added to the *timeout*.
+            Such a request takes nobody's place in the queue.
         :return: fires with the :class:`Response`, a 2xx. Fails with :class:`~txserviceregistry.errors.APIError` or a
             subclass for any other status, and with ``ConnectionFailed``, ``RequestTimedOut``, ``MalformedResponse`` or
             ``AuthenticationFailed``.
         """
-        exchange = self._json.exchange(method, path, query=query, body=body, timeout=timeout, repeatable=repeatable)
+        exchange = self._json.exchange(
+            method, path, query=query, body=body, timeout=timeout, repeatable=repeatable, wait=wait
+        )
         return self._json.inTime(exchange, self._send(exchange, body))
 
     async def _send(self, exchange: _Exchange, body: object) -> Response:
@@ -435,14 +473,25 @@ class Transport:
         if session is not self._session:
             self._adopt(session)
         response = await self._json.send(exchange)
+        self._learn(response)
         if response.status >= 300:
             raise faultOf(response, body)
         return response
 
+    def _learn(self, response: Response) -> None:
+        named = response.header(_EXTENSIONS)
+        if named is not None:
+            self.extensions = frozenset(name for name in re.split(r"[\s,]+", named) if name)
+        elif response.status < 300:
+            # An error may be a balancer's, which says nothing about the registry behind it.
+            self.extensions = frozenset()
+
     def _adopt(self, session: Session) -> None:
         if self._session is None or session.tenantId != self._session.tenantId:
             bases = [f"{base}/{segment(session.tenantId)}" for base in self._basesFor(session)]
-            self._json = JSONTransport(self._agent, self._clock, bases, timeout=self._timeout)
+            self._json = JSONTransport(
+                self._agent, self._clock, bases, timeout=self._timeout, waitingAgent=self._waitingAgent
+            )
         self._session = session
 
     @property
