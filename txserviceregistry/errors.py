@@ -81,7 +81,7 @@ class NoServiceAvailable(ServiceRegistryError):
 
     def __str__(self) -> str:
         if math.isinf(self.stale):
-            return f"Which services with the tag {self.tag!r} there are is not known: the registry has not been heard of yet"
+            return f"No service with the tag {self.tag!r} is known: the registry has not been heard of yet"
         age = f" (as of {self.stale:.1f} s ago)" if self.stale else ""
         if self.reasons:
             tried = "; ".join(f"{where}: {str(why) or type(why).__name__}" for where, why in self.reasons.items())
