@@ -1,0 +1,127 @@
+"""
+``--debug``: what goes to the registry and what comes back, without the secrets in it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, TextIO
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.client import Agent
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from ...agents import BytesProducer, ConnectionPool, WholeResponse
+from ...settings import Settings
+from ...tls import tlsPolicy
+from ...transport import TIMEOUT
+from .outcome import printable
+
+__all__ = ["ExchangeShown", "shownAgent"]
+
+_BLANK = "***"
+
+# What the values of these members are is nobody's business, whatever object they are members of.
+_SECRET_MEMBERS = {"apikey", "api_key", "password", "token"}
+
+# Shorter values are blanked where they are members, but not searched for elsewhere: they are in half of all words.
+_SHORTEST_REMEMBERED = 8
+
+_MAX_CONNECTIONS = 2
+
+
+@implementer(IAgent)
+class ExchangeShown:
+    """
+    Shows each request and each answer of another agent.
+
+    :param agent: does the requests, and gives whole responses.
+    :param pool: the agent's connections.
+    :param stream: where it is shown.
+    :param apiKey: the user's key, which is not.
+    """
+
+    def __init__(self, agent: IAgent, pool: ConnectionPool, stream: TextIO, apiKey: str) -> None:
+        self._agent = agent
+        self._pool = pool
+        self._stream = stream
+        self._secrets = {apiKey} - {""}
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """See :class:`~twisted.web.iweb.IAgent`."""
+        asked = f"{method.decode('ascii')} {uri.decode('ascii')}"
+        began = time.monotonic()
+        self._show(">", asked, bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b"")
+
+        def taken() -> str:
+            return f"after {(time.monotonic() - began) * 1000:.0f} ms"
+
+        def answered(response: Any) -> Any:
+            body = response.body if isinstance(response, WholeResponse) else b""
+            self._show("<", f"{response.code} {taken()}, {asked}", body)
+            return response
+
+        def failed(failure: Failure) -> Failure:
+            self._show("<", f"no answer {taken()}, {asked}: {type(failure.value).__name__}", b"")
+            return failure
+
+        return self._agent.request(method, uri, headers, bodyProducer).addCallbacks(answered, failed)
+
+    def close(self) -> Deferred[None]:
+        """
+        :return: fires when all connections are closed.
+        """
+        return self._pool.close()
+
+    def _show(self, mark: str, line: str, body: bytes) -> None:
+        try:
+            text = json.dumps(self._blanked(json.loads(body)), ensure_ascii=False) if body else ""
+        except (ValueError, RecursionError):
+            text = body.decode("utf-8", "replace")
+        for shown in filter(None, (line, text)):
+            for secret in self._secrets:
+                shown = shown.replace(secret, _BLANK)
+            print(f"{mark} {printable(shown)}", file=self._stream, flush=True)
+
+    def _blanked(self, value: Any, secret: bool = False) -> Any:
+        """*value* without secrets. What was found to be one is remembered, for it may come back elsewhere."""
+        if isinstance(value, dict):
+            # The Auth API's token is an object, which says more than its id.
+            return {
+                name: self._blanked(member, name.lower() in _SECRET_MEMBERS or (secret and name == "id"))
+                for name, member in value.items()
+            }
+        if isinstance(value, list):
+            return [self._blanked(member) for member in value]
+        if secret and isinstance(value, str):
+            if len(value) >= _SHORTEST_REMEMBERED:
+                self._secrets.add(value)
+            return _BLANK
+        return value
+
+
+def shownAgent(reactor: Any, settings: Settings, stream: TextIO) -> ExchangeShown:
+    """
+    An agent like the client's own, but with nothing hidden except secrets.
+
+    :param reactor: connects.
+    :param settings: what is known about TLS, and the key.
+    :param stream: where the exchange is shown.
+    """
+    clock: IReactorTime = reactor
+    pool = ConnectionPool(clock, _MAX_CONNECTIONS)
+    policy = tlsPolicy(settings.verify, settings.caFile)
+    connectTimeout = TIMEOUT / max(1, len(settings.baseUrls))
+    agent = Agent(reactor, policy, connectTimeout=connectTimeout, pool=pool)
+    return ExchangeShown(agent, pool, stream, settings.apiKey)

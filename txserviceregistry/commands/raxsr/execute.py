@@ -1,0 +1,96 @@
+"""
+``raxsr configuration exec``: a command whose environment is in the registry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .base import Progress, RaxsrCommand
+from .configuration import addNamespace, allValues
+from .outcome import CommandFailed, UsageError
+from .parser import Parser
+
+if TYPE_CHECKING:
+    from ...client import Client
+
+__all__ = ["Execute", "environmentOf"]
+
+_NOT_FOUND = 127
+_NOT_EXECUTABLE = 126
+
+
+def environmentOf(namespace: str, values: Mapping[str, str]) -> dict[str, str]:
+    """
+    Environment variables for the values of a namespace: named by the part of the key below it, in upper case, with a
+    ``_`` for what is neither letter nor digit, and one more before a digit at the beginning.
+
+    :raises CommandFailed: if two keys have the same name then, or a value can't be in an environment.
+    """
+    prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
+    environment: dict[str, str] = {}
+    keys: dict[str, str] = {}
+    for key, value in values.items():
+        # A value may bear the namespace's own name: that one is not below it.
+        if not key.startswith(prefix):
+            continue
+        name = re.sub(r"[^A-Z0-9]", "_", key[len(prefix) :].upper())
+        name = f"_{name}" if name[0].isdigit() else name
+        if name in keys:
+            raise CommandFailed(f"{keys[name]} and {key} would both be the environment variable {name}")
+        if "\0" in value:
+            raise CommandFailed(f"the value of {key} holds a NUL character, which no environment variable can")
+        keys[name], environment[name] = key, value
+    return environment
+
+
+class Execute(RaxsrCommand):
+    """
+    Run a command with the values of a namespace as environment variables.
+
+    The value of /production/cassandra/listen_ip is LISTEN_IP for --namespace /production/cassandra, and
+    CASSANDRA_LISTEN_IP for --namespace /production. The command takes the place of raxsr: its exit code is its own.
+    """
+
+    example = "raxsr configuration exec --namespace /production/cassandra -- /opt/cassandra/bin/cassandra -f"
+
+    def addArguments(self, parser: Parser) -> None:
+        """What the command takes."""
+        parser.usage = "%(prog)s --namespace NAMESPACE -- COMMAND [ARGUMENT]…"
+        parser.takesCommand = True
+        addNamespace(parser, required=True)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Do it."""
+        namespace, command = parsed_args.namespace, parsed_args.command
+        if not command:
+            raise UsageError("say which command to run, after --, and its arguments after it")
+
+        async def values(client: Client, progress: Progress) -> dict[str, str]:
+            return await allValues(client, progress, namespace)
+
+        environment = environmentOf(namespace, self.ask(values))
+        if not environment:
+            self.app.note(f"there are no configuration values below {namespace}")
+        return self._become(command, {**os.environ, **environment})
+
+    def _become(self, command: list[str], environment: Mapping[str, str]) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Python ignores these two, and what is ignored stays so in the program that follows.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        try:
+            os.execvpe(command[0], command, environment)
+        except (FileNotFoundError, NotADirectoryError):
+            self.app.complain(f"there is no program {command[0]}")
+            return _NOT_FOUND
+        except (OSError, ValueError) as error:
+            self.app.complain(f"{command[0]} can't be run: {getattr(error, 'strerror', None) or error}")
+            return _NOT_EXECUTABLE

@@ -1,0 +1,126 @@
+"""
+The feed of events, followed: each event once and in order, whatever becomes of the registry meanwhile.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from twisted.internet.task import deferLater
+
+from ...backoff import Backoff
+from ...client import Client
+from ...errors import (
+    BadRequest,
+    ConnectionFailed,
+    MalformedResponse,
+    RateLimited,
+    RequestTimedOut,
+    ServerError,
+    ServiceRegistryError,
+)
+from ...types import Event, EventPage
+
+__all__ = ["Feed"]
+
+# Seconds between two looks at the feed when there was nothing new.
+_INTERVAL = 1.0
+
+# Seconds between two tries to reach a registry that is away.
+_SHORTEST_RETRY = 0.5
+_LONGEST_RETRY = 5.0
+
+_LARGEST_PAGE = 1000
+
+_PASSING = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError, RateLimited)
+
+
+class Feed:
+    """
+    Events from some point on.
+
+    :param client: the registry.
+    :param type: only events of this type; ``None`` for all.
+    :param note: tells when the registry is lost, and when it is back.
+    """
+
+    def __init__(self, client: Client, type: str | None, note: Callable[[str], None]) -> None:
+        self._client = client
+        self._type = type
+        self._note = note
+        self._marker: str | None = None
+        self._markerIsKnown = False
+        self._first: EventPage | None = None
+
+    async def begin(self, since: str | None) -> None:
+        """
+        Find the place to begin at.
+
+        :param since: the id of the first event that is wanted; ``None`` for none of those that are there already.
+        :raises ServiceRegistryError: if the registry can't be asked, or does not take this marker.
+        """
+        if since is None:
+            following: str | None = None
+            while True:
+                page = await self._client.events.list(following, _LARGEST_PAGE)
+                if page["values"]:
+                    self._marker = page["values"][-1]["id"]
+                    self._markerIsKnown = True
+                following = page["metadata"]["next_marker"]
+                if following is None:
+                    return
+        self._marker = since
+        self._first = await self._page()
+
+    async def next(self) -> list[Event]:
+        """
+        Wait until there are new events.
+
+        :return: them, oldest first, as many as are there at once.
+        :raises ServiceRegistryError: if it makes no sense to try on.
+        """
+        while True:
+            page, self._first = self._first or await self._patiently(), None
+            # A page begins at its marker, and that one has been told of already.
+            events = [event for event in page["values"] if not (self._markerIsKnown and event["id"] == self._marker)]
+            if events:
+                self._marker = events[-1]["id"]
+                self._markerIsKnown = True
+                return events
+            await self._pause(_INTERVAL)
+
+    async def _patiently(self) -> EventPage:
+        """A page, from a registry that may be away for a while."""
+        backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random.random)
+        lostAt = self._client.clock.seconds()
+        while True:
+            try:
+                page = await self._page()
+            except BadRequest as error:
+                if self._marker is None:
+                    raise
+                # A registry takes every marker that it has given out. So this one has lost its events, and what it has
+                # now is new.
+                self._note(f"the registry does not know the last event any more, and is followed anew ({error})")
+                self._marker = None
+                self._markerIsKnown = False
+            except _PASSING as error:
+                if backoff.failures == 0:
+                    self._note(f"lost the registry, trying on: {error}")
+                await self._pause(max(backoff.next(), _retryAfter(error)))
+            else:
+                if backoff.failures:
+                    self._note(f"the registry is back after {self._client.clock.seconds() - lostAt:.0f} s")
+                return page
+
+    async def _page(self) -> EventPage:
+        # A registry that can hold the answer back until there is something new would be asked to do so here.
+        return await self._client.events.list(self._marker, _LARGEST_PAGE, self._type)
+
+    async def _pause(self, seconds: float) -> None:
+        await deferLater(self._client.clock, seconds)
+
+
+def _retryAfter(error: ServiceRegistryError) -> float:
+    return (error.retryAfter or _INTERVAL) if isinstance(error, RateLimited) else 0.0

@@ -1,0 +1,78 @@
+"""
+Parsing the command line: mistakes are told in one line, with a suggestion.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from .outcome import UsageError
+
+__all__ = ["GlobalParser", "Parser", "didYouMean"]
+
+
+def didYouMean(word: str, known: Iterable[str]) -> str:
+    """A sentence that suggests what could have been meant by *word*, or nothing."""
+    close = get_close_matches(word, list(known), n=2, cutoff=0.6)
+    return f". Did you mean {' or '.join(close)}?" if close else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """
+    The parser of one command's options and arguments.
+
+    :ivar furtherOptions: options that are accepted as well, but parsed elsewhere, for suggestions.
+    :ivar takesCommand: whether what follows ``--`` is a command line of somebody else's. It goes to ``command``.
+    """
+
+    furtherOptions: Sequence[str] = ()
+    takesCommand = False
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """
+        :raises UsageError: if something is not as it should be.
+        """
+        args = list(args)
+        command = None
+        if self.takesCommand and "--" in args:
+            end = args.index("--")
+            args, command = args[:end], args[end + 1 :]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.refuse(unknown)
+        if self.takesCommand:
+            parsed.command = command
+        return parsed
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """
+        :raises UsageError: about the first of the arguments that nobody knows.
+        """
+        for argument in unknown:
+            if argument.startswith("-") and argument != "--":
+                option = argument.partition("=")[0]
+                known = [*self._option_string_actions, *self.furtherOptions]
+                self.error(f"there is no option {option}{didYouMean(option, known)}")
+        hint = ": the command to run comes after --" if self.takesCommand else ""
+        self.error(f"unexpected argument {unknown[0]!r}{hint}")
+
+    def error(self, message: str) -> NoReturn:
+        """
+        :raises UsageError: always.
+        """
+        end = "" if message.endswith("?") else "."
+        raise UsageError(f"{message}{end} See {self.prog} --help")
+
+
+class GlobalParser(Parser):
+    """The parser of the options that can stand anywhere before a ``--``. What it does not know it leaves alone."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """See argparse."""
+        args = list(args)
+        end = args.index("--") if "--" in args else len(args)
+        parsed, left = super().parse_known_args(args[:end], namespace)
+        return parsed, left + args[end:]

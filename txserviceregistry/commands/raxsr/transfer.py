@@ -1,0 +1,137 @@
+"""
+``raxsr configuration import`` and ``export``: many values at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from ...errors import ServiceRegistryError
+from .base import Progress, RaxsrCommand
+from .configuration import addNamespace, allValues
+from .outcome import CommandFailed, printable
+from .parser import Parser
+from .valuefile import FORMATS, STANDARD, formatOf, formatValues, parseValues, readText, writeText
+
+if TYPE_CHECKING:
+    from ...client import Client
+
+__all__ = ["Export", "Import"]
+
+
+class _Transfer(RaxsrCommand):
+    """What the two directions have in common."""
+
+    def addArguments(self, parser: Parser) -> None:
+        """What the command takes."""
+        parser.add_argument("file", metavar="FILE", help="a file of YAML or JSON; - for stdin or stdout")
+        parser.add_argument("--format", choices=FORMATS, help="its format, if its name does not say it")
+        addNamespace(parser)
+        parser.add_argument("--dry-run", dest="dryRun", action="store_true", help="only show what would change")
+
+    def show(self, old: Mapping[str, str], new: Mapping[str, str], *, removing: bool) -> None:
+        """Show what would change."""
+        for line in _differences(old, new, removing):
+            print(printable(line), file=self.app.stdout)
+        self.say(f"Nothing has been changed. {_summary(old, new, removing)}")
+
+
+class Import(_Transfer):
+    """
+    Set all the configuration values of a file.
+
+    The file is an object of keys and values. With --namespace, keys that do not begin with a slash are put below it.
+    Everything is checked before anything is set; values that the file does not have stay as they are.
+    """
+
+    example = "raxsr configuration import production.yaml --namespace /production --dry-run"
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Do it."""
+        path = parsed_args.file
+        format = formatOf(path, parsed_args.format)
+        new = parseValues(readText(path), format, path, parsed_args.namespace)
+
+        async def transfer(client: Client, progress: Progress) -> dict[str, str]:
+            old = await allValues(client, progress, parsed_args.namespace)
+            if not parsed_args.dryRun:
+                changes = [key for key in new if old.get(key) != new[key]]
+                for done, key in enumerate(changes):
+                    progress.show(f"{done} of {len(changes)} values set …")
+                    try:
+                        await client.configuration.set(key, new[key])
+                    except ServiceRegistryError as error:
+                        raise CommandFailed(f"{error}. {done} of {len(changes)} values were set before this") from None
+            return old
+
+        old = self.ask(transfer)
+        if parsed_args.dryRun:
+            self.show(old, new, removing=False)
+        else:
+            self.say(f"Configuration values: {_summary(old, new, False)}")
+
+
+class Export(_Transfer):
+    """
+    Write configuration values to a file, which "raxsr configuration import" can read.
+
+    Keys are written in full, also with --namespace.
+    """
+
+    example = "raxsr configuration export production.yaml --namespace /production"
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Do it."""
+        path = parsed_args.file
+        format = formatOf(path, parsed_args.format)
+
+        async def values(client: Client, progress: Progress) -> dict[str, str]:
+            return await allValues(client, progress, parsed_args.namespace)
+
+        new = self.ask(values)
+        if parsed_args.dryRun:
+            self.show(self._present(path, format), new, removing=True)
+        elif path == STANDARD:
+            self.app.stdout.write(formatValues(new, format))
+        else:
+            writeText(path, formatValues(new, format))
+            self.say(f"Configuration values: {len(new)} written to {path}")
+
+    @staticmethod
+    def _present(path: str, format: str) -> dict[str, str]:
+        """What the file holds now."""
+        if path == STANDARD:
+            return {}
+        try:
+            with open(path):
+                pass
+        except FileNotFoundError:
+            return {}
+        except OSError:
+            # The real reading tells what is wrong with it.
+            pass
+        return parseValues(readText(path), format, path, None)
+
+
+def _differences(old: Mapping[str, str], new: Mapping[str, str], removing: bool) -> Iterator[str]:
+    for key in sorted({*new, *(old if removing else ())}):
+        if key not in old:
+            yield f"+ {key}: {_quoted(new[key])}"
+        elif key not in new:
+            yield f"- {key}: {_quoted(old[key])}"
+        elif old[key] != new[key]:
+            yield f"~ {key}: {_quoted(old[key])} -> {_quoted(new[key])}"
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _summary(old: Mapping[str, str], new: Mapping[str, str], removing: bool) -> str:
+    added = sum(key not in old for key in new)
+    same = sum(old.get(key) == new[key] for key in new)
+    removed = f", {sum(key not in new for key in old)} removed" if removing else ""
+    return f"{added} added, {len(new) - added - same} changed{removed}, {same} unchanged"

@@ -1,0 +1,169 @@
+"""
+Files of configuration values: an object in YAML or JSON, of keys and their values.
+
+Values are strings, as the registry has them. A number, or whatever YAML makes of a word without quotes, is the text
+that stands there: ``1.10`` stays ``1.10``, and ``no`` stays ``no``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import PurePath
+from typing import Any
+
+from .outcome import CommandFailed, UsageError
+
+__all__ = ["FORMATS", "formatOf", "formatValues", "parseValues", "readText", "writeText"]
+
+FORMATS = ("yaml", "json")
+
+#: The name that stands for stdin and stdout.
+STANDARD = "-"
+
+_EXTENSIONS = {".yaml": "yaml", ".yml": "yaml", ".json": "json"}
+
+# The protocol's own rules.
+_KEY = re.compile(r"(/[a-z0-9_\-]{3,50}/?){0,10}([a-z0-9_\-.]{3,170})?", re.IGNORECASE | re.ASCII)
+_KEY_LENGTHS = range(3, 501)
+_LONGEST_VALUE = 1024
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object with all the members that it has, also those that are there twice."""
+
+
+def formatOf(path: str, given: str | None) -> str:
+    """
+    :param path: the file.
+    :param given: the format, if it was said.
+    :return: the format.
+    :raises UsageError: if it can't be known.
+    """
+    if given is not None:
+        return given
+    found = "yaml" if path == STANDARD else _EXTENSIONS.get(PurePath(path).suffix.lower())
+    if found is None:
+        raise UsageError(f"the name {path} does not say whether this is YAML or JSON: give --format")
+    return found
+
+
+def readText(path: str) -> str:
+    """
+    :raises CommandFailed: if the file can't be read.
+    """
+    try:
+        if path == STANDARD:
+            return sys.stdin.buffer.read().decode("utf-8")
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise CommandFailed(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CommandFailed(f"{path} can't be read: it is no UTF-8 text") from None
+
+
+def writeText(path: str, text: str) -> None:
+    """
+    :raises CommandFailed: if the file can't be written.
+    """
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise CommandFailed(f"{path} can't be written: {error.strerror}") from None
+
+
+def formatValues(values: dict[str, str], format: str) -> str:
+    """A file's text."""
+    if format == "json":
+        return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+    # The import is slow.
+    import yaml
+
+    return str(yaml.safe_dump(values, allow_unicode=True, default_flow_style=False, sort_keys=False, width=10_000))
+
+
+def parseValues(text: str, format: str, path: str, namespace: str | None) -> dict[str, str]:
+    """
+    Read and check a file.
+
+    :param text: what is in it.
+    :param format: ``yaml`` or ``json``.
+    :param path: its name, for texts.
+    :param namespace: where keys without a slash at the beginning belong, and all others have to be.
+    :return: the values by their keys.
+    :raises CommandFailed: if anything in it can't be a configuration value; it tells of the first such thing, and how
+        many more there are.
+    """
+    members = _parseJSON(text, path) if format == "json" else _parseYAML(text, path)
+    values: dict[str, str] = {}
+    problems = []
+    for where, key, value in members:
+        qualified = _qualified(key, namespace)
+        problem = _problemOf(qualified, value, namespace)
+        if problem is None and qualified in values:
+            problem = "it is there twice"
+        if problem is None:
+            values[qualified] = value
+        else:
+            problems.append(f"{where}: {key!r}: {problem}")
+    if problems:
+        more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
+        raise CommandFailed(f"{problems[0]}{more}. Nothing has been changed")
+    return values
+
+
+def _qualified(key: str, namespace: str | None) -> str:
+    return key if namespace is None or key.startswith("/") else f"/{namespace.strip('/')}/{key}"
+
+
+def _problemOf(key: str, value: object, namespace: str | None) -> str | None:
+    if len(key) not in _KEY_LENGTHS or key.endswith("/") or not _KEY.fullmatch(key):
+        return "no key (a name of a-z 0-9 _ - . with 3 characters or more, or a path of them such as /production/port)"
+    if namespace is not None and not key.startswith(f"/{namespace.strip('/')}/"):
+        return f"not below {namespace}"
+    if not isinstance(value, str):
+        return "its value is no text"
+    if not 1 <= len(value) <= _LONGEST_VALUE:
+        return f"its value has {len(value)} characters, and 1 to {_LONGEST_VALUE} are allowed"
+    return None
+
+
+def _parseJSON(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
+    try:
+        value = json.loads(text, object_pairs_hook=_Object, parse_int=str, parse_float=str)
+    except json.JSONDecodeError as error:
+        raise CommandFailed(f"{path}, line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise CommandFailed(f"{path} is no JSON: {error}") from None
+    if not isinstance(value, _Object):
+        raise CommandFailed(f"{path} holds no object of keys and values")
+    return [(path, key, member) for key, member in value]
+
+
+def _parseYAML(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
+    # The import is slow.
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
+        raise CommandFailed(f"{path}, line {line}: {error.problem or error.context}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise CommandFailed(f"{path} is no YAML: {error}") from None
+    if node is None:
+        return []
+    if not isinstance(node, yaml.MappingNode):
+        raise CommandFailed(f"{path} holds no mapping of keys and values")
+    return [
+        (
+            f"{path}, line {key.start_mark.line + 1}",
+            key.value if isinstance(key, yaml.ScalarNode) else "",
+            value.value if isinstance(value, yaml.ScalarNode) else None,
+        )
+        for key, value in node.value
+    ]
