@@ -80,7 +80,9 @@ class EnrolmentTests(SynchronousTestCase):
         """What the registry knows is what was asked for."""
         self.registered(registrant={"tags": ["www"], "metadata": {"a": "b"}})
         service = self.successResultOf(self.other.services.get("web1"))
-        self.assertEqual((service["tags"], service["metadata"], service["heartbeat_timeout"]), (["www"], {"a": "b"}, 10))
+        self.assertEqual(
+            (service["tags"], service["metadata"], service["heartbeat_timeout"]), (["www"], {"a": "b"}, 10)
+        )
 
     def test_makesAsManyTriesAsItMay(self) -> None:
         """The tries at the start are one and the retries; what they met is told."""

@@ -1,0 +1,278 @@
+"""In which order the wrapper does things, and what it makes of what happens meanwhile; no process is started."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.commands.children import CantStart, Child
+from txserviceregistry.commands.wrapper import Wrapper
+from txserviceregistry.commands.wrapperoptions import Options
+from txserviceregistry.errors import InvalidSettings
+from txserviceregistry.settings import Settings
+from txserviceregistry.testing import FakeRegistry
+
+# Wait statuses: what waitpid says.
+ENDED_WITH_1 = 1 << 8
+DIED_OF_TERM = signal.SIGTERM
+EXITED_143 = 143 << 8
+
+
+class FakeChild(Child):
+    """A process that notes the signals it is sent."""
+
+    sharesTerminalSignals = True
+
+    def __init__(self) -> None:
+        super().__init__(pid=0)
+        self.signals: list[int] = []
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+class WrapperOrderTests(SynchronousTestCase):
+    """The wrapper over a registry in memory."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.other = self.fake.client()
+        self.settings: Settings | InvalidSettings = self.other.settings
+        self.child: FakeChild | None = None
+        self.cantStart: CantStart | None = None
+        self.said: list[str] = []
+
+    def wrapper(self, *arguments: str, command: str = sys.executable) -> Deferred[int]:
+        options = Options()
+        options.parseOptions(["--id=web1", "--interval=10", *arguments, command])
+        self.wrapped = Wrapper(
+            self.fake.clock,
+            options,
+            start=self.start,
+            read=self.read,
+            connect=lambda settings: self.fake.client(apiKey=settings.apiKey, timeout=5),
+            tell=self.said.append,
+        )
+        return self.wrapped.run()
+
+    def read(self) -> Settings:
+        if isinstance(self.settings, InvalidSettings):
+            raise self.settings
+        return self.settings
+
+    def start(self) -> Child:
+        if self.cantStart is not None:
+            raise self.cantStart
+        self.listedAtTheStart = self.listed()
+        self.child = FakeChild()
+        return self.child
+
+    def running(self) -> FakeChild:
+        assert self.child is not None, self.said
+        return self.child
+
+    def listed(self) -> list[str]:
+        try:
+            return [service["id"] for service in self.successResultOf(self.other.services.list())["values"]]
+        except self.failureException:
+            return []
+
+    def eventTypes(self) -> list[str]:
+        return [event["type"] for event in self.successResultOf(self.other.events.list())["values"]]
+
+    def ended(self, code: Deferred[int], status: int) -> int:
+        self.running().ended.callback(status)
+        self.fake.flush()
+        result: int = self.successResultOf(code)
+        return result
+
+    # -- the start
+
+    def test_registersThenStarts(self) -> None:
+        """When the command starts, it is registered."""
+        code = self.wrapper()
+        self.assertEqual(self.listedAtTheStart, ["web1"])
+        self.assertEqual((self.ended(code, ENDED_WITH_1), self.said), (1, []))
+
+    def test_startsAllTheSameWithoutARegistry(self) -> None:
+        """The tries at the start over, it runs, and is registered when the registry comes."""
+        self.fake.stop()
+        code = self.wrapper()
+        self.assertIsNone(self.child)
+        self.fake.advance(0.5)
+        self.running()
+        self.assertIn("connection refused", self.said[0])
+        self.fake.start()
+        self.fake.advance(10)
+        self.assertEqual(self.listed(), ["web1"])
+        self.ended(code, 0)
+
+    def test_aRegistryThatHangsDoesNotHoldItForLong(self) -> None:
+        """Three seconds, however many tries there might be."""
+        self.fake.partition()
+        code = self.wrapper("--retries=100")
+        self.fake.advance(2.9)
+        self.assertIsNone(self.child)
+        self.fake.advance(0.2)
+        self.running()
+        self.ended(code, 0)
+
+    def test_startsAllTheSameWhenItIsRefused(self) -> None:
+        """A wrong key, or no settings at all, is told, and no reason not to run."""
+        for settings in (self.fake.client(apiKey="wrong").settings, InvalidSettings("There is no username")):
+            self.settings = settings
+            self.child = None
+            self.said.clear()
+            code = self.wrapper()
+            self.running()
+            self.assertEqual(len(self.said), 1)
+            self.ended(code, 0)
+
+    def test_aSignalBeforeTheStartEndsIt(self) -> None:
+        """What ends a process ends the wrapper while it waits for the registry; what does not is nobody's yet."""
+        self.fake.stop()
+        code = self.wrapper("--retries=100", "--abort-on-failure")
+        self.wrapped.signalled(signal.SIGUSR1, False)
+        self.fake.advance(1)
+        self.assertNoResult(code)
+        self.wrapped.signalled(signal.SIGTERM, False)
+        self.assertEqual(self.successResultOf(code), 143)
+        self.fake.start()
+        self.fake.advance(30)
+        self.assertEqual((self.child, self.eventTypes()), (None, []))
+
+    def test_aProgramThatIsNotThereIsNotRegistered(self) -> None:
+        """Nobody hears of a command that could never run."""
+        self.assertEqual(self.successResultOf(self.wrapper(command="/no/such/program")), 127)
+        self.assertEqual(self.eventTypes(), [])
+
+    def test_aProgramThatCantBeRunIsRemoved(self) -> None:
+        """Where that shows only in the trying, its service goes at once."""
+        self.cantStart = CantStart("broken", 126)
+        self.assertEqual(self.successResultOf(self.wrapper()), 126)
+        self.assertEqual((self.said, self.eventTypes()), (["broken"], ["service.join", "service.remove"]))
+
+    # -- --abort-on-failure
+
+    def test_abortsTheStart(self) -> None:
+        """Without a registry, or refused, the command is not started, and the exit code is 100."""
+        self.fake.stop()
+        code = self.wrapper("--abort-on-failure", "--retries=1")
+        self.fake.advance(0.1)
+        self.assertEqual(self.successResultOf(code), 100)
+        self.fake.start()
+        self.settings = self.fake.client(apiKey="wrong").settings
+        self.assertEqual(self.successResultOf(self.wrapper("--abort-on-failure")), 100)
+        self.settings = InvalidSettings("There is no username")
+        self.assertEqual(self.successResultOf(self.wrapper("--abort-on-failure")), 100)
+        self.assertEqual((self.child, len(self.said)), (None, 3))
+        self.fake.advance(60)
+        self.assertEqual(self.eventTypes(), [])
+
+    def test_aRegistryThatHangsAbortsTheStart(self) -> None:
+        """Each try has its own five seconds."""
+        self.fake.partition()
+        code = self.wrapper("--abort-on-failure", "--retries=1")
+        self.fake.advance(11)
+        self.assertEqual(self.successResultOf(code), 100)
+
+    def test_abortsWithACheckToo(self) -> None:
+        """A command that has to run before it can be registered is not started for a registry that is away."""
+        self.fake.stop()
+        code = self.wrapper("--abort-on-failure", "--retries=0", "--check=tcp:1")
+        self.assertEqual((self.successResultOf(code), self.child), (100, None))
+
+    def test_aLossEndsTheCommand(self) -> None:
+        """It is sent SIGTERM, it may take some seconds to end, and the exit code is 100 whatever its own was."""
+        code = self.wrapper("--abort-on-failure")
+        self.fake.stop()
+        self.fake.advance(25)
+        self.assertEqual(self.running().signals, [signal.SIGTERM])
+        self.assertIn("the registration is lost", self.said[-1])
+        self.fake.start(keepData=False)
+        self.fake.advance(9)
+        self.assertEqual(self.listed(), [])
+        self.assertEqual(self.ended(code, 0), 100)
+        self.fake.advance(30)
+        self.assertEqual(self.running().signals, [signal.SIGTERM])
+
+    def test_aCommandThatDoesNotEndIsKilled(self) -> None:
+        """Ten seconds after SIGTERM, for it must not go on unregistered."""
+        code = self.wrapper("--abort-on-failure")
+        self.fake.stop()
+        self.fake.advance(36)
+        self.assertEqual(self.running().signals, [signal.SIGTERM, signal.SIGKILL])
+        self.assertEqual(self.ended(code, signal.SIGKILL), 100)
+
+    def test_aLossEndsNothingOtherwise(self) -> None:
+        """Without --abort-on-failure the command goes on, and is back in the registry when that can be."""
+        code = self.wrapper()
+        self.fake.stop()
+        self.fake.advance(600)
+        self.assertEqual(self.running().signals, [])
+        self.fake.start(keepData=False)
+        self.fake.advance(10)
+        self.assertEqual(self.listed(), ["web1"])
+        self.ended(code, 0)
+
+    # -- signals
+
+    def test_passesSignalsOn(self) -> None:
+        """Each as often as it comes; what was typed at the terminal the command has already."""
+        self.wrapper()
+        child = self.running()
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGINT):
+            self.wrapped.signalled(number, False)
+        self.wrapped.signalled(signal.SIGINT, True)
+        self.assertEqual(child.signals, [signal.SIGUSR1, signal.SIGUSR1, signal.SIGINT])
+        child.sharesTerminalSignals = False
+        self.wrapped.signalled(signal.SIGINT, True)
+        self.assertEqual(child.signals[3:], [signal.SIGINT])
+
+    # -- the end
+
+    def test_theServiceIsLeftToItsTimeout(self) -> None:
+        """Whatever the command ended with, the registry hears nothing of it."""
+        code = self.wrapper()
+        self.wrapped.signalled(signal.SIGTERM, False)
+        self.assertEqual(self.ended(code, DIED_OF_TERM), 143)
+        self.fake.advance(11)
+        self.assertEqual(self.eventTypes(), ["service.join", "service.timeout"])
+
+    def deregistered(self, status: int, *signals: int, typed: bool = False) -> tuple[int, bool]:
+        code = self.wrapper("--deregister")
+        for number in signals:
+            self.wrapped.signalled(number, typed)
+        result = self.ended(code, status)
+        removed = self.eventTypes()[-1] == "service.remove"
+        if not removed:
+            self.fake.advance(11)
+        return result, removed
+
+    def test_deregistersAnOrderlyEnd(self) -> None:
+        """An exit code of 0, or the end by a signal that was passed on, in either of the ways to say so."""
+        self.assertEqual(self.deregistered(0), (0, True))
+        self.assertEqual(self.deregistered(DIED_OF_TERM, signal.SIGTERM), (143, True))
+        self.assertEqual(self.deregistered(EXITED_143, signal.SIGTERM), (143, True))
+        self.assertEqual(self.deregistered(signal.SIGINT, signal.SIGINT, typed=True), (130, True))
+
+    def test_leavesAnyOtherEndToTheTimeout(self) -> None:
+        """A failure, or a signal from elsewhere, is what followers are to hear of as a timeout."""
+        self.assertEqual(self.deregistered(ENDED_WITH_1), (1, False))
+        self.assertEqual(self.deregistered(DIED_OF_TERM), (143, False))
+        self.assertEqual(self.deregistered(signal.SIGKILL, signal.SIGTERM), (137, False))
+        self.assertEqual(self.deregistered(ENDED_WITH_1, signal.SIGHUP), (1, False))
+
+    def test_deregisteringIsBounded(self) -> None:
+        """A registry that does not answer delays the end by three seconds at most."""
+        code: Any = self.wrapper("--deregister")
+        self.fake.partition()
+        self.running().ended.callback(0)
+        self.fake.advance(2.5)
+        self.assertNoResult(code)
+        self.fake.advance(1)
+        self.assertEqual(self.successResultOf(code), 0)
