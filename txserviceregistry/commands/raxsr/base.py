@@ -131,6 +131,15 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
 class ListCommand(_Displaying, Lister):
     """A command that shows a list."""
 
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """See :class:`RaxsrCommand`."""
+        parser = super().get_parser(prog_name)
+        for action in parser._actions:
+            if action.dest == "sort_columns":
+                # What cliff says of columns that there are not is not so here.
+                action.help = "sort by this column; again for a second one, which decides where the first does not"
+        return parser
+
 
 class ShowCommand(_Displaying, ShowOne):
     """A command that shows one thing."""

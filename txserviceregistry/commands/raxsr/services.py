@@ -155,7 +155,11 @@ class Create(ShowCommand):
 
 
 class Heartbeat(ShowCommand):
-    """Keep a service alive for another heartbeat timeout, and show the token for the next time."""
+    """
+    Keep a service alive for another heartbeat timeout.
+
+    The token that is shown is for the next time.
+    """
 
     example = "raxsr services heartbeat web1 --token 2d7ff6e8-c8e9-11f0-8de9-0242ac120002 -f value -c Token"
     columns = ("Service ID", "Token")
@@ -183,7 +187,11 @@ class Heartbeat(ShowCommand):
 
 
 class Update(RaxsrCommand):
-    """Change a service. What is given replaces the old value as a whole, and what is not given stays."""
+    """
+    Change a service.
+
+    What is given replaces the old value as a whole, and what is not given stays.
+    """
 
     example = r"raxsr services update web1 --tags www --metadata status=disabled,note=down\, for now"
 

@@ -36,7 +36,7 @@ class _Transfer(RaxsrCommand):
         """Show what would change."""
         for line in _differences(old, new, removing):
             print(printable(line), file=self.app.stdout)
-        self.say(f"Nothing has been changed. {_summary(old, new, removing)}")
+        self.say(f"Without --dry-run: {_summary(old, new, removing)}")
 
 
 class Import(_Transfer):
