@@ -5,9 +5,14 @@ never left behind.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from signal import Signals
 from typing import Any
 
@@ -89,6 +94,38 @@ class Child(ProcessProtocol):
                 waiter.callback(None)
 
 
+def withoutSettings() -> dict[str, str]:
+    """This process's environment, without what configures this project's programs."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("RAXSR_", "XDG_"))}
+
+
+@cache
+def sharedRegistry() -> dict[str, str]:
+    """
+    The environment in which programs find a registry that all tests of a run share: for those that look at programs
+    beside a registry that is simply there. It is started when first asked for, and ends with the run.
+    """
+    home = tempfile.mkdtemp()
+    program = os.path.join(os.path.dirname(sys.executable), "twistd")
+    command = [program, "-n", "--pidfile=", "--logfile=/dev/null", "service-registry", "--store=memory"]
+    registry = subprocess.Popen(
+        [*command, "--listen=tcp:0:interface=127.0.0.1"],
+        env={**withoutSettings(), "RAXSR_DATA_DIR": home},
+        cwd=home,
+        stdout=subprocess.PIPE,
+    )
+
+    def end() -> None:
+        registry.terminate()
+        registry.communicate()
+        shutil.rmtree(home)
+
+    atexit.register(end)
+    assert registry.stdout is not None
+    registry.stdout.readline()
+    return {"RAXSR_RAXRC": os.path.join(home, "raxrc")}
+
+
 class ProcessTestCase(TestCase):
     """A test case with a home of its own, whose child processes end with it."""
 
@@ -119,8 +156,12 @@ class ProcessTestCase(TestCase):
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """Ours, without settings, and with a home that is empty at first."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAXSR_", "XDG_"))}
-        return {**kept, "HOME": self.home, "XDG_STATE_HOME": os.path.join(self.home, "state"), **(extra or {})}
+        return {
+            **withoutSettings(),
+            "HOME": self.home,
+            "XDG_STATE_HOME": os.path.join(self.home, "state"),
+            **(extra or {}),
+        }
 
     def spawn(self, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
         """Start a program out of this Python's own folder."""

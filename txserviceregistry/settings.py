@@ -178,7 +178,7 @@ class _IniFile:
         parser = configparser.ConfigParser(interpolation=None, default_section="")
         try:
             text = self.path.read_text("utf-8-sig")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if self._mustExist:
                 raise InvalidSettings(f"{self.path}, which RAXSR_RAXRC names, does not exist")
             return parser

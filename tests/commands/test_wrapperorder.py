@@ -75,6 +75,14 @@ class WrapperOrderTests(SynchronousTestCase):
         assert self.child is not None, self.said
         return self.child
 
+    def advanceToASignal(self) -> None:
+        """Let time go by until the command is sent its first signal: less than three intervals, but more than one."""
+        began = self.fake.clock.seconds()
+        while not self.running().signals:
+            self.fake.advance(0.25)
+            self.assertLess(self.fake.clock.seconds(), began + 30)
+        self.assertGreater(self.fake.clock.seconds(), began + 10)
+
     def listed(self) -> list[str]:
         try:
             return [service["id"] for service in self.successResultOf(self.other.services.list())["values"]]
@@ -190,7 +198,7 @@ class WrapperOrderTests(SynchronousTestCase):
         """It is sent SIGTERM, it may take some seconds to end, and the exit code is 100 whatever its own was."""
         code = self.wrapper("--abort-on-failure")
         self.fake.stop()
-        self.fake.advance(25)
+        self.advanceToASignal()
         self.assertEqual(self.running().signals, [signal.SIGTERM])
         self.assertIn("the registration is lost", self.said[-1])
         self.fake.start(keepData=False)
@@ -204,7 +212,10 @@ class WrapperOrderTests(SynchronousTestCase):
         """Ten seconds after SIGTERM, for it must not go on unregistered."""
         code = self.wrapper("--abort-on-failure")
         self.fake.stop()
-        self.fake.advance(36)
+        self.advanceToASignal()
+        self.fake.advance(9.5)
+        self.assertEqual(self.running().signals, [signal.SIGTERM])
+        self.fake.advance(1)
         self.assertEqual(self.running().signals, [signal.SIGTERM, signal.SIGKILL])
         self.assertEqual(self.ended(code, signal.SIGKILL), 100)
 

@@ -74,12 +74,6 @@ def orphans() -> int:
 
 def state() -> int:
     """Show what was inherited."""
-    with open("/proc/self/status") as file:
-        masks = {
-            line.split(":")[0]: int(line.split()[1], 16) for line in file if line.startswith("Sig") and "/" not in line
-        }
-    # Two are glibc's own: no program sees them.
-    say(f"blocked {masks['SigBlk']:x} ignored {masks['SigIgn'] & ~0x180000000:x}")
     say("blocking " + " ".join(str(os.get_blocking(fd)) for fd in (0, 1, 2)))
     say("files " + " ".join(sorted(name for name in os.listdir("/proc/self/fd") if isOpen(int(name)))))
     return 0

@@ -324,12 +324,15 @@ class Enrolment:
         self._serve(client)
 
     def _cantRead(self, error: InvalidSettings) -> None:
-        if str(error) != self._toldOfSettings:
-            self._toldOfSettings = str(error)
-            self._log.warn(
-                "Service {serviceId} can't be registered: {reason}",
-                serviceId=self._registrant.serviceId,
-                reason=str(error),
-            )
+        # As long as somebody waits for the first tries, it is told to them.
+        isAwaited = not self._trying.called
         if self.client is None:
             self._tryFailed(error)
+        if str(error) != self._toldOfSettings:
+            self._toldOfSettings = str(error)
+            if not isAwaited:
+                self._log.warn(
+                    "Service {serviceId} can't be registered: {reason}",
+                    serviceId=self._registrant.serviceId,
+                    reason=str(error),
+                )

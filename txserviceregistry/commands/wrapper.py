@@ -207,7 +207,11 @@ class Wrapper:
 
     def _notEnrolled(self, failure: Failure) -> None:
         failure.trap(NotRegistered)
-        self._lost(failure.getErrorMessage())
+        reason = failure.getErrorMessage()
+        if self._options["abort-on-failure"]:
+            self._lost(reason)
+        else:
+            self._tell(f"{reason}. The registration goes on being tried")
 
     def _lost(self, reason: str) -> None:
         child = self._child

@@ -8,6 +8,7 @@ JSON and YAML keep lists and objects, and the flat formats write them as the com
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 import os
@@ -207,7 +208,10 @@ class _CSV(CSVLister, SingleFormatter):
     def emit_list(
         self, column_names: Sequence[str], data: Iterable[Sequence[Any]], stdout: TextIO, parsed_args: Any
     ) -> None:
-        super().emit_list(column_names, map(_flat, data), stdout, parsed_args)
+        # cliff's own doubles each backslash, which few readers of CSV undo.
+        writer = csv.writer(stdout, quoting=self.QUOTE_MODES[parsed_args.quote_mode], lineterminator="\n")
+        writer.writerow(column_names)
+        writer.writerows(map(_flat, data))
 
     def emit_one(self, column_names: Sequence[str], data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
         self.emit_list(column_names, [data], stdout, parsed_args)

@@ -1,0 +1,150 @@
+"""``raxsr`` as a program: help, settings, streams, completion, and what it shows of its exchange."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.threads import deferToThread
+
+from tests.commands.raxsr.raxsrcase import RAXSR, RaxsrTestCase
+from tests.processes import Child, reactor
+from txserviceregistry import __version__
+from txserviceregistry.settings import readSettings
+
+
+class ProgramTests(RaxsrTestCase):
+    """What all commands have in common."""
+
+    async def test_help(self) -> None:
+        """Every command is in the help with a line about it, and has a help of its own with an example."""
+        overview = (await self.good("--help")).out
+        self.assertEqual((await self.good()).out, overview)
+        self.assertEqual((await self.good("help")).out, overview)
+        for words in (
+            *("services list", "services create", "services heartbeat", "configuration import", "configuration exec"),
+            *("events follow", "account rate-limits", "complete"),
+        ):
+            self.assertIn(f"  {words} ", overview)
+            help = (await self.good("help", *words.split())).out
+            self.assertIn(f"raxsr {words}", help)
+            self.assertIn("Example: ", help)
+            self.assertEqual((await self.good(*words.split(), "--help")).out, help)
+        self.assertIn("services remove", (await self.good("help", "services")).out)
+        for option in ("--username", "--api-key", "--api-url", "--auth-url", "--region", "--debug"):
+            self.assertIn(option, overview)
+        self.assertEqual((await self.good("--version")).out, f"raxsr {__version__}\n")
+
+    async def test_noRegistry(self) -> None:
+        """The line names the URL that was tried, and who said so."""
+        url = "http://127.0.0.1:9/v1.0"
+        self.settings = {}
+        credentials = ("--username", "joe", "--api-key", "wrong-key-0123456789")
+        self.assertRegex(
+            await self.refused("services", "list", "--api-url", url, *credentials),
+            "http://127.0.0.1:9.* is what --api-url says",
+        )
+        told = await self.refused("services", "list", *credentials, environment={"RAXSR_API_URL": url})
+        self.assertIn(f"{url} is what ", told)
+        self.assertIn("RAXSR_API_URL", told)
+        self.assertIn(".raxrc", await self.refused("services", "list"))
+
+    async def test_wrongKey(self) -> None:
+        """A key that is refused is told in a line without the key."""
+        told = await self.refused("services", "list", "--api-key", "wrong-key-0123456789")
+        self.assertNotIn("0123456789", told)
+
+    async def test_debug(self) -> None:
+        """--debug shows what was asked and answered, and no key, no auth token and no heartbeat token."""
+        settings = readSettings(environ={"HOME": self.home, **self.settings})
+        shown = await self.raxsr("services", "create", self.prefix, "-f", "json", "--debug")
+        self.assertEqual(shown.code, 0)
+        self.assertIn("> POST http://", shown.err)
+        self.assertIn("/services", shown.err)
+        self.assertIn("< 201 after", shown.err)
+        self.assertNotIn(settings.apiKey, shown.err)
+        self.assertNotIn(shown.json["Token"], shown.err)
+        beaten = await self.raxsr("services", "heartbeat", self.prefix, "--token", shown.json["Token"], "--debug")
+        self.assertEqual(beaten.code, 0)
+        self.assertNotIn(shown.json["Token"], beaten.err)
+        down = await self.raxsr("services", "list", "--debug", "--api-url", "http://127.0.0.1:9/v1.0")
+        self.assertEqual(down.code, 1)
+        self.assertIn("no answer after", down.err)
+
+    async def test_completion(self) -> None:
+        """The script is good bash, and completes commands, options and choices."""
+        for shell in ("bash", "zsh"):
+            script = (await self.good("complete", "--shell", shell)).out
+            program = shutil.which(shell)
+            if program is not None:
+                checked = subprocess.run([program, "-n"], input=script.encode(), capture_output=True)
+                self.assertEqual((checked.returncode, checked.stderr), (0, b""))
+        script = (await self.good("complete")).out
+
+        def completed(*words: str) -> list[str]:
+            line = " ".join(f"'{word}'" for word in words)
+            asking = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _raxsr; echo "${{COMPREPLY[@]}}"\n'
+            return (
+                subprocess.run(["bash"], input=asking.encode(), capture_output=True, check=True).stdout.decode().split()
+            )
+
+        self.assertEqual(completed("raxsr", "serv"), ["services"])
+        self.assertEqual(completed("raxsr", "services", "re"), ["remove"])
+        self.assertEqual(completed("raxsr", "--username", "joe", "services", "list", "--t"), ["--tag"])
+        self.assertEqual(completed("raxsr", "events", "list", "--type", "service.t"), ["service.timeout"])
+        self.assertEqual(completed("raxsr", "help", "account", "rate"), ["rate-limits"])
+        self.assertEqual(completed("raxsr", "configuration", "exec", "--", "--n"), [])
+
+    async def test_aReaderThatLeaves(self) -> None:
+        """Nobody at the other end of the pipe any more: the shell's code for that, and not a word."""
+        await self.clientWithServices(self.prefix)
+        command = f"{RAXSR} help | true; echo ${{PIPESTATUS[0]}}; {RAXSR} services list >/dev/full; echo $?"
+        ran = await deferToThread(
+            subprocess.run, ["bash", "-c", command], env=self.environment(), capture_output=True, timeout=60
+        )
+        first, second = ran.stdout.decode().split()
+        # A help that fits into the pipe may be written before the reader has left.
+        self.assertIn(first, ("0", "141"))
+        self.assertEqual(second, "1")
+        self.assertEqual(ran.stderr.decode().splitlines(), ["raxsr: can't write the output: No space left on device"])
+
+    async def test_withoutTheExtra(self) -> None:
+        """Where cliff is not installed, one line says what to install."""
+        code = (
+            "import sys; sys.modules['cliff'] = None\n"
+            "from txserviceregistry.commands.raxsr.main import main; sys.exit(main())"
+        )
+        ran = await deferToThread(
+            subprocess.run, [sys.executable, "-c", code], env=self.environment(), capture_output=True, timeout=60
+        )
+        self.assertEqual((ran.stdout, ran.returncode), (b"", 1))
+        self.assertIn(b"pip install 'txserviceregistry[cli]'", ran.stderr)
+        self.assertEqual(len(ran.stderr.splitlines()), 1)
+
+    async def test_ctrlC(self) -> None:
+        """Ctrl-C ends a command that waits for a registry that does not answer, with exit code 130 and not a word."""
+        port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(Factory.forProtocol(Protocol))
+        self.addCleanup(port.stopListening)
+        child = self.started("services", "list", "--debug", "--api-url", f"http://127.0.0.1:{port.getHost().port}/v1.0")
+        await child.says("> POST")
+        child.kill("INT")
+        await child.ended
+        self.assertEqual((child.output, child.exitCode), ("", 130))
+
+    async def test_onATerminal(self) -> None:
+        """On a terminal a table fits its width: wide columns are broken into lines, ids are whole."""
+        await self.client().services.create(self.prefix, 120, {"metadata": {"key": "word " * 40}})
+        script = f"stty cols 80; {RAXSR} services get {self.prefix}"
+        terminal = Child()
+        reactor.spawnProcess(
+            terminal, "/bin/sh", ["sh", "-c", script], env=self.environment(), path=self.home, usePTY=True
+        )
+        self.children.append(terminal)
+        await terminal.ended
+        lines = terminal.output.replace("\r", "").splitlines()
+        self.assertLessEqual(max(map(len, lines)), 80)
+        self.assertTrue(any(self.prefix in line for line in lines))
+        self.assertEqual(terminal.exitCode, 0)
