@@ -11,13 +11,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import cache
 from signal import Signals
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet import reactor as globalReactor
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred, DeferredSemaphore, TimeoutError, gatherResults
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from txserviceregistry import Client
-from txserviceregistry.deferred import waitFor
+from txserviceregistry.deferred import returnsDeferred, waitFor
 from txserviceregistry.settings import readSettings
 
 # Far more than anything here takes; a test that waits for it has failed.
@@ -34,6 +34,7 @@ PATIENCE = 60.0
 # What does not end of SIGTERM within so many seconds is killed.
 GRACE = 6.0
 reactor: Any = globalReactor
+_T = TypeVar("_T")
 
 
 class Child(ProcessProtocol):
@@ -124,6 +125,13 @@ def sharedRegistry() -> dict[str, str]:
     assert registry.stdout is not None
     registry.stdout.readline()
     return {"RAXSR_RAXRC": os.path.join(home, "raxrc")}
+
+
+@returnsDeferred
+async def together(works: Iterable[Coroutine[Any, Any, _T]], atOnce: int = 4) -> list[_T]:
+    """The results of several coroutines that each wait for a process, a few at once."""
+    places = DeferredSemaphore(atOnce)
+    return await gatherResults([places.run(Deferred.fromCoroutine, work) for work in works], consumeErrors=True)
 
 
 class ProcessTestCase(TestCase):

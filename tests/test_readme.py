@@ -75,7 +75,7 @@ class ReadmeTests(ProcessTestCase):
 class CrashTests(ProcessTestCase):
     """An application that is killed and started again within its timeout."""
 
-    async def eventsAfterCrash(self, state: str) -> list[str]:
+    async def eventsAfterCrash(self, timeout: int, state: str) -> list[str]:
         registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1")
         await registry.says("Credentials")
         path = Path(self.home, "app.py")
@@ -84,7 +84,7 @@ class CrashTests(ProcessTestCase):
             "from txserviceregistry import Client, RegisteredService, useMonotonic\n"
             "useMonotonic()\n"
             "application = Application('web')\n"
-            f"me = RegisteredService(Client.fromSettings(), 'web1', 8{state})\n"
+            f"me = RegisteredService(Client.fromSettings(), 'web1', {timeout}{state})\n"
             "me.onStateChange(lambda state: print('it is', state))\n"
             "me.setServiceParent(application)\n"
         )
@@ -99,10 +99,10 @@ class CrashTests(ProcessTestCase):
 
     async def test_goesOnAsTheSameService(self) -> None:
         """With a state file the new process is the old service: nobody heard of anything."""
-        types = await self.eventsAfterCrash(f", state={str(Path(self.home, 'state-file'))!r}")
+        types = await self.eventsAfterCrash(8, f", state={str(Path(self.home, 'state-file'))!r}")
         self.assertEqual(types, ["service.join"])
 
     async def test_registersWhenItsGhostIsGone(self) -> None:
         """Without one it is registered as soon as the ghost has timed out."""
-        types = await self.eventsAfterCrash("")
+        types = await self.eventsAfterCrash(3, "")
         self.assertEqual(types, ["service.join", "service.timeout", "service.join"])

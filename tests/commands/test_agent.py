@@ -125,9 +125,10 @@ class AgentProcessTests(ProcessTestCase):
             ["--unknown"],
             ["argument"],
         ):
-            agent = self.agent(*arguments)
+            self.agent(*arguments)
+        for agent in self.children:
             await agent.ended
-            self.assertEqual(agent.exitCode, 1, arguments)
+            self.assertEqual(agent.exitCode, 1, agent.errors)
             self.assertEqual(len(agent.errors.splitlines()), 1, agent.errors)
             self.assertEqual(agent.output, "")
             self.assertFalse(os.path.exists(self.dataDir))

@@ -176,7 +176,7 @@ class RegistryProcessTests(ProcessTestCase):
         os.makedirs(damaged)
         Path(damaged, "registry.sqlite").write_text("this is no database, and never was one")
         registry, _, _ = await self.started()
-        for arguments, expected in (
+        cases: list[tuple[list[str], str]] = [
             (
                 ["--data-dir", os.path.join(self.home, "other"), "--listen", f"tcp:{port}:interface=127.0.0.1"],
                 str(port),
@@ -188,8 +188,9 @@ class RegistryProcessTests(ProcessTestCase):
             (["--listen", "nonsense:1"], "--listen"),
             (["--what"], "--what"),
             (["argument"], "argument"),
-        ):
-            failed = self.registry(*arguments)
+        ]
+        children = [self.registry(*arguments) for arguments, _ in cases]
+        for failed, (_, expected) in zip(children, cases, strict=True):
             await failed.ended
             self.assertEqual(failed.exitCode, 1, failed.output + failed.errors)
             self.assertEqual(len(failed.errors.strip().splitlines()), 1, failed.errors)

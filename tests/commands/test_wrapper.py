@@ -16,7 +16,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.utils import getProcessOutputAndValue
 
-from tests.processes import Child, ProcessTestCase, reactor, sharedRegistry
+from tests.processes import Child, ProcessTestCase, reactor, sharedRegistry, together
 from txserviceregistry import Client
 from txserviceregistry.errors import NotFound, ServiceRegistryError
 from txserviceregistry.settings import readSettings
@@ -94,8 +94,8 @@ class WrapperTestCase(ProcessTestCase):
         return out, err.decode(), code
 
     async def events(self, serviceId: str) -> list[str]:
-        page = await self.client().events.list(limit=1000)
-        return [event["type"] for event in page["values"] if event["payload"].get("id") == serviceId]
+        events = self.client().events.iterate()
+        return [event["type"] async for event in events if event["payload"].get("id") == serviceId]
 
     async def untilRegistered(self, serviceId: str, present: bool = True) -> None:
         async def isThere() -> bool:
@@ -135,7 +135,7 @@ class WrapperTests(WrapperTestCase):
     async def test_wrongUse(self) -> None:
         """One line that says what is wrong and where to read on, and exit code 2; nothing is started."""
         command = ["touch", "started"]
-        for words, expected in (
+        cases: list[tuple[list[str], str]] = [
             ([], "--id is missing"),
             (["--id=web1"], "no command"),
             (["--id=web1", "--"], "no command"),
@@ -150,8 +150,9 @@ class WrapperTests(WrapperTestCase):
             (["--id=web1", "--check=udp:8000", *command], "udp:8000"),
             (["--id=web1", "--check-interval=0", *command], "more than 0"),
             (["--id=web1", "--no-such-option", *command], "no-such-option"),
-        ):
-            out, err, code = await self.run_(*words)
+        ]
+        ends = await together(self.run_(*words) for words, _ in cases)
+        for (out, err, code), (words, expected) in zip(ends, cases, strict=True):
             self.assertEqual((out, code, len(err.splitlines())), (b"", 2, 1), words)
             self.assertIn(expected, err)
             self.assertIn("service-registry-wrapper --help", err)
@@ -207,7 +208,7 @@ class WrapperTests(WrapperTestCase):
             with open(os.path.join(self.home, name), "w") as file:
                 file.write(text)
             os.chmod(file.name, 0o644 if name == "plain" else 0o755)
-        for command, expected in (
+        cases: list[tuple[list[str], int]] = [
             (["true"], 0),
             (["sh", "-c", "exit 7"], 7),
             (["sh", "-c", "exit 255"], 255),
@@ -219,8 +220,9 @@ class WrapperTests(WrapperTestCase):
             (["./noshebang"], 126),
             (["./lost"], 126),
             (["/"], 126),
-        ):
-            out, err, code = await self.run_("--id=codes", *command)
+        ]
+        ends = await together(self.run_(f"--id=codes{number}", *command) for number, (command, _) in enumerate(cases))
+        for (out, err, code), (command, expected) in zip(ends, cases, strict=True):
             self.assertEqual((out, code), (b"", expected), command)
             lines = [line for line in err.splitlines() if "goes on as before" not in line]
             self.assertEqual(len(lines), int(expected in (126, 127)), err)
@@ -396,7 +398,11 @@ class WrapperTests(WrapperTestCase):
         self.assertEqual(code, 1)
         self.assertEqual(await self.events("expires"), ["service.join"])
         await self.untilRegistered("expires", present=False)
-        self.assertEqual(await self.events("expires"), ["service.join", "service.timeout"])
+
+        async def isToldOf() -> bool:
+            return await self.events("expires") == ["service.join", "service.timeout"]
+
+        await self.until(isToldOf)
 
     async def test_deregisters(self) -> None:
         """With --deregister an end with 0, or on a signal that was passed on, removes it; any other does not."""

@@ -8,13 +8,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 from twisted.internet.utils import getProcessOutputAndValue
 
-from tests.processes import Child, ProcessTestCase, reactor, sharedRegistry
+from tests.processes import Child, ProcessTestCase, reactor, sharedRegistry, together
 from txserviceregistry import Client
 from txserviceregistry.settings import readSettings
 
@@ -78,6 +78,12 @@ class RaxsrTestCase(ProcessTestCase):
         self.assertEqual((ended.out, ended.code, len(ended.err.splitlines())), ("", code, 1), (words, ended.err))
         self.assertTrue(ended.err.startswith("raxsr: "), ended.err)
         return ended.err
+
+    async def allRefused(self, cases: Sequence[tuple[Sequence[str], str]], code: int = 1) -> None:
+        """Run commands that fail, each with a line that has the text beside it."""
+        lines = await together(self.refused(*words, code=code) for words, _ in cases)
+        for line, (words, expected) in zip(lines, cases, strict=True):
+            self.assertIn(expected, line, words)
 
     def started(self, *words: str) -> Child:
         """A command that goes on until it is ended."""

@@ -64,6 +64,7 @@ class ConfigurationTests(RaxsrTestCase):
     async def test_brokenFiles(self) -> None:
         """A file with anything wrong in it changes nothing, and the line that is wrong is told."""
         space = f"/{self.prefix}"
+        cases = []
         for name, text, expected in (
             ("a.json", '{"good": "1",\n "bad', "line 2"),
             ("b.json", '["good"]', "no object"),
@@ -79,7 +80,8 @@ class ConfigurationTests(RaxsrTestCase):
             path = os.path.join(self.home, name)
             with open(path, "w") as file:
                 file.write(text)
-            self.assertIn(expected, await self.refused("configuration", "import", path, "--namespace", space))
+            cases.append((["configuration", "import", path, "--namespace", space], expected))
+        await self.allRefused(cases)
         with open(os.path.join(self.home, "k.json"), "wb") as binary:
             binary.write(b"\xff\xfe\x00")
         await self.refused("configuration", "import", "k.json", "--namespace", space)

@@ -93,7 +93,7 @@ class EventsTests(RaxsrTestCase):
         self.assertIn("configuration_value.remove", asTable.output)
         self.assertEqual(asTable.output.splitlines()[0].split("  ")[0], "Event ID")
         self.assertEqual(asCSV.output.splitlines()[0], '"Event Type","Payload"')
-        self.assertNotIn("before", new.output)
+        self.assertNotIn('"new_value": "before"', new.output)
 
     async def test_followsThroughARestart(self) -> None:
         """A registry that goes away and comes back is one line each, and no event is lost or told twice."""

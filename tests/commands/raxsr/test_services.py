@@ -123,7 +123,7 @@ class ServicesTests(RaxsrTestCase):
 
     async def test_wrongUse(self) -> None:
         """What is wrong on the command line is one line that suggests what is right, and exit code 2."""
-        for words, expected in (
+        cases = [
             (["services", "lst"], "Did you mean services list"),
             (["servces", "list"], "Did you mean services list"),
             (["services"], "There is: create, get, heartbeat, list, remove, update"),
@@ -139,14 +139,14 @@ class ServicesTests(RaxsrTestCase):
             (["--nonsense"], "--nonsense"),
             (["services", "list", "--api-url", "nonsense"], "--api-url"),
             (["help", "services", "lst"], "Did you mean services list"),
-        ):
-            self.assertIn(expected, await self.refused(*words, code=2))
+        ]
+        await self.allRefused(cases, code=2)
 
     async def test_failures(self) -> None:
         """What the registry refuses is told in one line that names the thing, with exit code 1."""
         id = self.prefix
         await self.clientWithServices(id)
-        for words, expected in (
+        cases = [
             (["services", "get", "nobody"], 'there is no service "nobody"'),
             (["services", "remove", "nobody"], 'there is no service "nobody"'),
             (["services", "update", "nobody", "--tags", "x"], 'there is no service "nobody"'),
@@ -155,8 +155,8 @@ class ServicesTests(RaxsrTestCase):
             (["services", "create", id], "is there already"),
             (["services", "create", "a/b"], "id"),
             (["services", "create", "abc", "--heartbeat-timeout", "2"], "3"),
-        ):
-            self.assertIn(expected, await self.refused(*words))
+        ]
+        await self.allRefused(cases)
         with self.assertRaises(NotFound):
             await self.client().services.get("abc")
 
