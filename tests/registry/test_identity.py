@@ -252,6 +252,19 @@ class UserTests(IdentityCase):
         self.refuse(key=self.key)
         self.assertCounts(self.authenticate(key=key).id)
 
+    def test_changesDuringAuthentication(self) -> None:
+        """
+        A key that is changed, or whose user is removed, while a token is being made for it brings none.
+        """
+        for end in (self.identity.rotate, self.identity.removeUser):
+            _, key = self.successResultOf(self.identity.rotate("joe"))
+            # The last look at the user comes when the token is in the store, where a change of the key ends it.
+            self.store.held = []
+            asked = self.identity.authenticate("joe", key)
+            self.successResultOf(end("joe"))
+            self.store.release()
+            self.failureResultOf(asked, InvalidCredentials)
+
     def test_rotateNobody(self) -> None:
         """
         Only users have keys.
@@ -627,7 +640,7 @@ class TokenTests(IdentityCase):
         self.advance(5)
         self.store.held = []
         answer = self.identity.tenantOf(self.token)
-        self.advance(0.9)
+        self.advance(0.09)
         self.assertNoResult(answer)
         self.advance(0.2)
         self.assertEqual(self.successResultOf(answer), "1234")

@@ -359,8 +359,7 @@ class Registry:
         A page of the feed, oldest first.
 
         :param marker: the text of a version-1 UUID: that event, or that moment, and what is newer; ``None`` for the
-        last
-            hour.
+            last hour.
         :param type: only events of this type; ``None`` for all.
         :raises Fault: 400 if the marker is from the future or from before the account, and no event of this feed.
         """

@@ -390,9 +390,19 @@ class Identity:
         issued = IssuedToken(id=token, expires=expires, tenant=user.tenant, user=user.name)
         record = TokenRecord(_tokenHash(token), user.name, user.tenant, expires)
         await self._store.addToken(record)
+        if not await self._isAsStored(user):
+            # Its key was changed after it was checked, and before there was a token to end with it.
+            await self._store.removeToken(record.tokenHash)
+            raise InvalidCredentials()
         self._tokens.learn(record.tokenHash, record)
         self._issued.put(user.name, issued)
         return issued
+
+    async def _isAsStored(self, user: UserRecord) -> bool:
+        try:
+            return await self._store.getUser(user.name) == user
+        except NoSuchObject:
+            return False
 
     async def _isYoung(self, issued: IssuedToken, user: UserRecord) -> bool:
         left = issued.expires - self._wallClock()

@@ -21,8 +21,9 @@ _T = TypeVar("_T")
 
 #: What the store said is believed for so many seconds,
 BELIEF = 1.0
-#: and if it does not answer within so many, what it said before.
-PATIENCE = 1.0
+#: and if it does not answer within so many, what it said before: a disk that hangs must not cost a service that lives
+#: for three seconds its heartbeat.
+PATIENCE = 0.1
 #: How many things a table in memory may hold.
 REMEMBERED = 10_000
 
