@@ -635,7 +635,7 @@ class TokenTests(IdentityCase):
 
     def test_storeHangs(self) -> None:
         """
-        A store that does not answer holds up a token that was seen before for a second at most.
+        A store that does not answer holds up a token that was seen before for a tenth of a second, no longer.
         """
         self.advance(5)
         self.store.held = []
