@@ -299,6 +299,14 @@ class BodyTests(ApiCase):
             self.assertIsInstance(reply.json["details"], str)
         self.assertEqual(self.ask("GET", "/services").json["values"], [])
 
+    def test_tooManyDigits(self) -> None:
+        """
+        That Python makes no number of thousands of digits is told in words that are not about Python.
+        """
+        reply = self.ask("POST", "/services", b'{"id": "web1", "heartbeat_timeout": ' + b"3" * 4400 + b"}")
+        message = "Failed to parse request body: a number has too many digits"
+        self.assertFault(reply, 400, "badRequest", message, "a number has too many digits")
+
     def test_oddButJSON(self) -> None:
         """
         What JSON allows is taken, and what it leaves open never breaks the registry.
@@ -547,6 +555,26 @@ class ServiceTests(ApiCase):
                 self.assertIn("limit=2&x=%26%3D+%C3%A4&marker=" + page["metadata"]["next_marker"], parts.query)
                 url = f"{parts.path}?{parts.query}".encode()
         self.assertEqual((seen, pages), (ids, 4))
+
+    def test_pagesOfLongKeys(self) -> None:
+        """
+        A page can begin at a key that is longer than markers are; what is no key has to be as short as they are.
+        """
+        long = "/" + "/".join(["x" * 50] * 7)
+        for key in ("/aaa/bbb", long):
+            self.assertEqual(self.ask("PUT", "/configuration/" + key, {"value": "x"}).code, 204)
+        first = self.ask("GET", "/configuration?limit=1").json
+        self.assertEqual(first["metadata"]["next_marker"], long)
+        for path in ("/configuration", "/configuration//", "/configuration/" + "x" * 50 + "/"):
+            second = self.ask("GET", f"{path}?limit=1&marker={long}").json
+            self.assertEqual([value["id"] for value in second["values"]], [long])
+        self.assertFault(
+            self.ask("GET", "/configuration?marker=" + "x" * 256),
+            400,
+            "badRequest",
+            "Invalid value for 'marker' query string parameter",
+            "String is not in range (0..255)",
+        )
 
     def test_nextHrefKeepsEscapes(self) -> None:
         """

@@ -38,6 +38,7 @@ __all__ = [
     "TimeUUID",
     "Unfit",
     "configurationKey",
+    "configurationMarker",
     "configurationValue",
     "eventMarker",
     "eventType",
@@ -362,6 +363,19 @@ def marker(text: str) -> str:
     :raises Fault: if it breaks the rule for markers.
     """
     return _parameter("marker", text)
+
+
+def configurationMarker(text: str) -> str:
+    """
+    A marker in the query of configuration values: one as everywhere, or a key. A key can be longer than a marker, and
+    what a page tells as its ``next_marker`` has to be one.
+
+    :raises Fault: if it is neither.
+    """
+    try:
+        return PARAMETERS["configurationId"].check(text)
+    except Unfit:
+        return marker(text)
 
 
 def limit(text: str | None) -> int:

@@ -234,11 +234,11 @@ class ApiResource(Resource):
         return Answer(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
 
     async def _listValues(self, call: _Call) -> Answer:
-        limit, marker = _limitAndMarker(call)
+        limit, marker = _limitAndMarker(call, validation.configurationMarker)
         return _page(call, await self._registry.listValues(call.tenant, marker, limit, None), limit, marker)
 
     async def _listNamespace(self, call: _Call) -> Answer:
-        limit, marker = _limitAndMarker(call)
+        limit, marker = _limitAndMarker(call, validation.configurationMarker)
         # A namespace is written as a key is. "/" is the one that all qualified keys are in.
         namespace = "/" if call.argument == "/" else validation.configurationKey(call.argument)
         return _page(call, await self._registry.listValues(call.tenant, marker, limit, namespace), limit, marker)
@@ -293,10 +293,10 @@ def _refused(request: Request) -> Fault:
     return unauthorized("Invalid or expired authentication token", baseUrl(request) + _AUTH)
 
 
-def _limitAndMarker(call: _Call) -> tuple[int, str | None]:
+def _limitAndMarker(call: _Call, checked: Callable[[str], str] = validation.marker) -> tuple[int, str | None]:
     limit = validation.limit(call.query("limit"))
     marker = call.query("marker")
-    return limit, None if marker is None else validation.marker(marker)
+    return limit, None if marker is None else checked(marker)
 
 
 def _page(call: _Call, page: Page, limit: int, marker: str | None) -> Answer:
