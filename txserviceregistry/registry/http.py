@@ -177,15 +177,17 @@ def parseBody(request: server.Request) -> dict[str, Any]:
         raise invalidBody("half of a surrogate pair is no character")
     except RecursionError:
         raise invalidBody("nested too deep")
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise invalidBody(str(error))
+    except ValueError:
+        raise invalidBody("a number has too many digits")
     if not isinstance(body, dict):
         raise invalidBody("not an object")
     return body
 
 
 def _refuseConstant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise invalidBody(f"{name} is no JSON")
 
 
 # -- requests and connections
@@ -297,6 +299,15 @@ class ApiChannel(http.HTTPChannel):
             closeAfterwards(self.requests[0])
         else:
             http.HTTPChannel.loseConnection(self)
+
+    def headerReceived(self, line: bytes) -> bool:
+        """Called with each line of the head but the first."""
+        try:
+            return bool(http.HTTPChannel.headerReceived(self, line))
+        except ValueError:
+            # Of a Content-Length with thousands of digits, Python makes no number.
+            self._respondToBadRequestAndDisconnect()
+            return False
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Called when a line of the head is longer than any is taken."""
