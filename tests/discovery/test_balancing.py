@@ -1,0 +1,305 @@
+"""
+Balancing: near ones, those that failed, those that are out, and trying one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.discovery.balancing import Balancer, PassiveHealth, TryNext, tryEach
+from txserviceregistry.discovery.instances import Instance
+from txserviceregistry.errors import NoServiceAvailable
+from txserviceregistry.types import Service
+
+from .standin import FakeDirectory, instance, numbers, service
+
+
+class BalancingTestCase(SynchronousTestCase):
+    """A test with a directory and a clock."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+
+    def balancer(self, *services: Service, near: Mapping[str, str] | None = None, **options: Any) -> Balancer:
+        self.directory = FakeDirectory(*services)
+        return Balancer(self.directory, "web", clock=self.clock, near=near, **options)
+
+    def picks(self, balancer: Balancer, count: int) -> list[str]:
+        picked = [balancer.pick() for _ in range(count)]
+        return [one.id if one is not None else "-" for one in picked]
+
+
+class PickTests(BalancingTestCase):
+    """Who is picked."""
+
+    def test_picksByTheStrategy(self) -> None:
+        """The strategy that is named, or given, decides; round robin if none is."""
+        services = [service(name) for name in ("aaa", "bbb", "ccc")]
+        self.assertEqual(self.picks(self.balancer(*services), 4), ["aaa", "bbb", "ccc", "aaa"])
+        balancer = self.balancer(*services, strategy="random", random=numbers(0.9, 0.1))
+        self.assertEqual(self.picks(balancer, 2), ["ccc", "aaa"])
+        balancer = self.balancer(*services, strategy="least-connections")
+        first = balancer.pick()
+        assert first is not None
+        balancer.began(first)
+        self.assertNotEqual(self.picks(balancer, 1), [first.id])
+        balancer.ended(first)
+
+    def test_followsTheDirectory(self) -> None:
+        """Who comes is picked, who goes is not; those of other tags never are."""
+        balancer = self.balancer(service("aaa"), service("xxx", tags=("mail",)))
+        self.assertEqual(self.picks(balancer, 2), ["aaa", "aaa"])
+        self.directory.put(service("bbb"))
+        self.assertEqual(self.picks(balancer, 2), ["bbb", "aaa"])
+        self.directory.remove("aaa")
+        self.assertEqual(self.picks(balancer, 2), ["bbb", "bbb"])
+        self.directory.remove("bbb")
+        self.assertEqual(self.picks(balancer, 1), ["-"])
+        self.assertTrue(balancer.isEmpty)
+
+    def test_disabledOnesArePassedOver(self) -> None:
+        """``status=disabled`` takes an instance out until it says otherwise."""
+        balancer = self.balancer(service("aaa", status="disabled"), service("bbb"))
+        self.assertEqual(self.picks(balancer, 2), ["bbb", "bbb"])
+        self.directory.put(service("aaa"))
+        self.assertEqual(self.picks(balancer, 2), ["aaa", "bbb"])
+
+    def test_onlyDisabledOnes(self) -> None:
+        """When all are disabled nobody is picked, and the error tells it."""
+        balancer = self.balancer(service("aaa", status="disabled"), service("bbb", host=" "))
+        self.assertEqual(self.picks(balancer, 1), ["-"])
+        self.assertIn("all 2 are disabled", str(balancer.nobody()))
+
+    def test_tellsOnceOfAServiceThatHasNoAddress(self) -> None:
+        """A service that does not say where it is gets one line in the log, however often the directory changes."""
+        told: list[LogEvent] = []
+        globalLogPublisher.addObserver(told.append)
+        self.addCleanup(globalLogPublisher.removeObserver, told.append)
+        balancer = self.balancer(service("aaa", host=" "), service("bbb"))
+        self.assertEqual(self.picks(balancer, 1), ["bbb"])
+        self.directory.put(service("aaa", host=" ", note="another"))
+        self.assertEqual(self.picks(balancer, 1), ["bbb"])
+        self.assertEqual([event["id"] for event in told if "why" in event], ["aaa"])
+
+    def test_nearOnesAreTaken(self) -> None:
+        """Of the same zone, else of the same region, else any; a zone of the same name elsewhere is far."""
+        here = {"region": "eu", "zone": "a"}
+        services = [
+            service("far", region="us", zone="a"),
+            service("next", region="eu", zone="b"),
+            service("same", region="eu", zone="a"),
+        ]
+        balancer = self.balancer(*services, near=here)
+        self.assertEqual(self.picks(balancer, 2), ["same", "same"])
+        self.directory.remove("same")
+        self.assertEqual(self.picks(balancer, 2), ["next", "next"])
+        self.directory.remove("next")
+        self.assertEqual(self.picks(balancer, 2), ["far", "far"])
+
+    def test_fallsBackWhileTheNearOneFails(self) -> None:
+        """A near one that failed is passed over for a far one, and comes back."""
+        balancer = self.balancer(service("far"), service("same", zone="a"), near={"zone": "a"})
+        near = balancer.pick()
+        assert near is not None
+        balancer.failed(near)
+        self.assertEqual(self.picks(balancer, 1), ["far"])
+        self.clock.advance(1)
+        self.assertEqual(self.picks(balancer, 1), ["same"])
+
+    def test_unknownWords(self) -> None:
+        """A strategy that there is not, and a nearness that means nothing, are ValueErrors."""
+        self.assertRaises(ValueError, self.balancer, strategy="best")
+        text = str(self.assertRaises(ValueError, self.balancer, near={"rack": "1"}))
+        self.assertEqual(text, "near takes region and zone only, not rack")
+
+
+class HealthTests(BalancingTestCase):
+    """Those that failed."""
+
+    def test_isPassedOverForAGrowingWhile(self) -> None:
+        """After a failure it is passed over for a second, then two, four, and so on, a minute at most."""
+        health, one = PassiveHealth(self.clock), instance("aaa")
+        lengths = []
+        for _ in range(8):
+            health.failed(one)
+            began = self.clock.seconds()
+            while health.isBenched(one):
+                self.clock.advance(0.5)
+            lengths.append(self.clock.seconds() - began)
+        self.assertEqual(lengths, [1, 2, 4, 8, 16, 32, 60, 60])
+        health.succeeded(one)
+        health.failed(one)
+        self.clock.advance(1)
+        self.assertFalse(health.isBenched(one))
+
+    def test_failuresTogetherAreOne(self) -> None:
+        """Ten connections that are refused at the same time are one failure, not ten in a row."""
+        health, one = PassiveHealth(self.clock), instance("aaa")
+        for _ in range(10):
+            health.failed(one)
+        self.clock.advance(1)
+        self.assertFalse(health.isBenched(one))
+
+    def test_comesBack(self) -> None:
+        """The others are picked meanwhile; then it is there again, and after a success its slate is clean."""
+        balancer = self.balancer(service("aaa"), service("bbb"))
+        first = balancer.pick()
+        assert first is not None
+        balancer.failed(first)
+        self.assertEqual(self.picks(balancer, 2), ["bbb", "bbb"])
+        self.clock.advance(1)
+        self.assertEqual(self.picks(balancer, 2), ["aaa", "bbb"])
+        balancer.succeeded(first)
+        balancer.failed(first)
+        self.clock.advance(1)
+        self.assertIn("aaa", self.picks(balancer, 2))
+
+    def test_whenAllHaveFailed(self) -> None:
+        """When everybody has failed, the one whose failure is oldest is picked: better than nobody."""
+        balancer = self.balancer(service("aaa"), service("bbb"))
+        for _ in range(2):
+            picked = balancer.pick()
+            assert picked is not None
+            balancer.failed(picked)
+            self.clock.advance(0.1)
+        self.assertEqual(self.picks(balancer, 2), ["aaa", "aaa"])
+
+    def test_whoComesBackElsewhereHasACleanSlate(self) -> None:
+        """A service that is registered again, with another port, is another instance."""
+        balancer = self.balancer(service("aaa", 1), service("bbb"))
+        first = balancer.pick()
+        assert first is not None
+        balancer.failed(first)
+        self.directory.put(service("aaa", 2))
+        self.assertEqual(sorted(self.picks(balancer, 2)), ["aaa", "bbb"])
+        self.directory.put(service("aaa", 1))
+        self.assertEqual(sorted(self.picks(balancer, 2)), ["aaa", "bbb"])
+
+
+class TryEachTests(BalancingTestCase):
+    """Trying one after the other."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.tried: list[str] = []
+
+    async def refuse(self, instance: Instance) -> str:
+        self.tried.append(instance.id)
+        raise TryNext(OSError(f"no {instance.id}"))
+
+    async def onlyC(self, instance: Instance) -> str:
+        return instance.id if instance.id == "ccc" else await self.refuse(instance)
+
+    def test_triesTheNextOne(self) -> None:
+        """The first that will do is the result, and those that would not are passed over from now on."""
+        balancer = self.balancer(service("aaa"), service("bbb"), service("ccc"))
+        self.assertEqual(self.successResultOf(tryEach(balancer, self.onlyC, patience=1)), "ccc")
+        self.assertEqual(self.tried, ["aaa", "bbb"])
+        self.assertEqual(self.successResultOf(tryEach(balancer, self.onlyC, patience=1)), "ccc")
+        self.assertEqual(self.tried, ["aaa", "bbb"])
+
+    def test_triesEachOnce(self) -> None:
+        """When nobody will do each was tried once, and the error tells of each and of the view's age."""
+        balancer = self.balancer(service("aaa", 1), service("bbb", 2))
+        self.directory.stale = 12.25
+        error = self.failureResultOf(tryEach(balancer, self.refuse, patience=1), NoServiceAvailable).value
+        self.assertEqual(sorted(self.tried), ["aaa", "bbb"])
+        self.assertEqual(
+            str(error),
+            "No service with the tag 'web' could be reached (as of 12.2 s ago): aaa at h:1: no aaa; bbb at h:2: no bbb",
+        )
+
+    def test_nobodyThere(self) -> None:
+        """Without any service it fails at once."""
+        result = tryEach(self.balancer(), self.refuse, patience=1)
+        self.assertIn("is registered", str(self.failureResultOf(result, NoServiceAvailable).value))
+
+    def test_otherErrorsEndIt(self) -> None:
+        """What is no TryNext is the result, and nobody else is tried."""
+
+        async def fail(instance: Instance) -> None:
+            self.tried.append(instance.id)
+            raise KeyError("mine")
+
+        result = tryEach(self.balancer(service("aaa"), service("bbb")), fail, patience=1)
+        self.failureResultOf(result, KeyError)
+        self.assertEqual(self.tried, ["aaa"])
+
+    def test_whoWasReachedIsNotPassedOver(self) -> None:
+        """When the last one was reached, its own error is the result, and it is picked again next time."""
+
+        async def fail(instance: Instance) -> None:
+            self.tried.append(instance.id)
+            raise TryNext(KeyError("mine"), wasReached=True)
+
+        balancer = self.balancer(service("aaa"))
+        for _ in range(2):
+            self.failureResultOf(tryEach(balancer, fail, patience=1), KeyError)
+        self.directory.put(service("bbb"))
+        self.failureResultOf(tryEach(balancer, fail, patience=1), KeyError)
+        self.assertEqual(sorted(self.tried), ["aaa", "aaa", "aaa", "bbb"])
+
+    def test_waitsForTheFirstListing(self) -> None:
+        """Before anything was ever listed it waits for it."""
+        balancer = self.balancer(service("ccc"))
+        self.directory = balancer.directory = FakeDirectory(ready=False)
+        result = tryEach(balancer, self.onlyC, patience=5)
+        self.clock.advance(4)
+        self.assertNoResult(result)
+        self.directory.put(service("ccc"))
+        self.directory.becomeReady()
+        self.assertEqual(self.successResultOf(result), "ccc")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_doesNotWaitForEver(self) -> None:
+        """After its patience it says that the registry was not heard of."""
+        balancer = self.balancer()
+        balancer.directory = FakeDirectory(ready=False)
+        result = tryEach(balancer, self.refuse, patience=5)
+        self.clock.advance(5)
+        self.assertIn("not been heard of yet", str(self.failureResultOf(result, NoServiceAvailable).value))
+
+    def test_cancellingWhileItWaits(self) -> None:
+        """Cancelled while it waits for the listing, it leaves nothing behind."""
+        balancer = self.balancer()
+        balancer.directory = FakeDirectory(ready=False)
+        result = tryEach(balancer, self.refuse, patience=5)
+        result.cancel()
+        self.failureResultOf(result, CancelledError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_cancellingEndsTheAttempt(self) -> None:
+        """Cancelled during an attempt, it ends that, and tries nobody else, whatever the attempt makes of it."""
+
+        async def hang(instance: Instance) -> None:
+            self.tried.append(instance.id)
+            try:
+                await Deferred()
+            except CancelledError:
+                raise TryNext(OSError("it was cancelled"))
+
+        result = tryEach(self.balancer(service("aaa"), service("bbb")), hang, patience=5)
+        result.cancel()
+        self.failureResultOf(result, CancelledError)
+        self.assertEqual(self.tried, ["aaa"])
+
+    def test_cancellingAnAttemptThatTakesItsTime(self) -> None:
+        """An attempt that is slow to end does not hold up who has cancelled."""
+        ending: Deferred[None] = Deferred()
+
+        async def slow(instance: Instance) -> None:
+            try:
+                await Deferred()
+            finally:
+                await ending
+
+        result = tryEach(self.balancer(service("aaa")), slow, patience=5)
+        result.cancel()
+        self.failureResultOf(result, CancelledError)
+        ending.callback(None)

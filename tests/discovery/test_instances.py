@@ -1,0 +1,74 @@
+"""
+Where to connect, out of what services say of themselves.
+"""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.discovery.instances import Unusable, instanceOf, readInstance
+from txserviceregistry.types import Service
+
+
+def withMetadata(**metadata: str) -> Service:
+    """A service with these metadata; ``service_host`` and the like stand for ``service.host``."""
+    given = {key.replace("_", "."): value for key, value in metadata.items()}
+    return {"id": "web1", "heartbeat_timeout": 30, "tags": ["www"], "metadata": given, "last_seen": None}
+
+
+class InstanceTests(SynchronousTestCase):
+    """Addresses in metadata."""
+
+    def address(self, **metadata: str) -> tuple[str, int]:
+        found = instanceOf(withMetadata(**metadata))
+        assert found is not None
+        return found.host, found.port
+
+    def test_theFirstKeyThatIsThereCounts(self) -> None:
+        """Of host, address, ip and service.host the first counts, and of port and service.port."""
+        given = {"service_host": "d", "service_port": "4"}
+        self.assertEqual(self.address(**given), ("d", 4))
+        given = {"ip": "c", **given}
+        self.assertEqual(self.address(**given), ("c", 4))
+        given = {"address": "b", **given}
+        self.assertEqual(self.address(**given), ("b", 4))
+        given = {"host": "a", "port": "1", **given}
+        self.assertEqual(self.address(**given), ("a", 1))
+
+    def test_emptyValuesAreNotThere(self) -> None:
+        """A key without a value is passed over, and blanks around a value are no part of it."""
+        self.assertEqual(self.address(host=" ", ip=" 10.0.0.1 ", port="80 "), ("10.0.0.1", 80))
+
+    def test_saysAllOfTheService(self) -> None:
+        """The instance bears the service's id, tags and metadata."""
+        found = readInstance(withMetadata(host="a", port="1", zone="z"))
+        self.assertEqual((found.id, found.tags, found.metadata["zone"]), ("web1", ("www",), "z"))
+        self.assertEqual((str(found), found.key), ("web1 at a:1", ("web1", "a", 1)))
+
+    def test_ipv6(self) -> None:
+        """An IPv6 address may stand in brackets, and has them in a URL."""
+        for host in ("::1", "[::1]"):
+            found = readInstance(withMetadata(host=host, port="1"))
+            self.assertEqual((found.host, found.netloc), ("::1", "[::1]:1"))
+
+    def test_noAddress(self) -> None:
+        """A service that does not say where it is, or says nonsense, is none; the reason is in words."""
+        for reason, metadata in (
+            ("no 'host'", {"port": "80"}),
+            ("no 'port'", {"host": "a"}),
+            ("no 'port'", {"host": "a", "port": ""}),
+            ("'http://a' in its metadata is no host", {"host": "http://a", "port": "80"}),
+            ("'a b' in its metadata is no host", {"host": "a b", "port": "80"}),
+            ("'0' in its metadata is no port", {"host": "a", "port": "0"}),
+            ("'65536' in its metadata is no port", {"host": "a", "port": "65536"}),
+            ("'8o' in its metadata is no port", {"host": "a", "port": "8o"}),
+            ("is no port", {"host": "a", "port": "²"}),
+        ):
+            self.assertIsNone(instanceOf(withMetadata(**metadata)))
+            self.assertIn(reason, str(self.assertRaises(Unusable, readInstance, withMetadata(**metadata))))
+
+    def test_disabled(self) -> None:
+        """``status=disabled``, and nothing else, takes an instance out."""
+        for status, isEnabled in (("disabled", False), ("enabled", True), ("", True)):
+            self.assertIs(readInstance(withMetadata(host="a", port="1", status=status)).isEnabled, isEnabled)
+        self.assertTrue(readInstance(withMetadata(host="a", port="1")).isEnabled)

@@ -1,0 +1,121 @@
+"""
+Which of several instances is next.
+"""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from txserviceregistry.discovery.strategies import (
+    STRATEGIES,
+    IStrategy,
+    LeastConnections,
+    RandomChoice,
+    RoundRobin,
+    strategyNamed,
+)
+
+from .standin import instance, numbers
+
+A, B, C = (instance(name) for name in ("aaa", "bbb", "ccc"))
+
+
+class RoundRobinTests(SynchronousTestCase):
+    """One after the other."""
+
+    def test_inTurn(self) -> None:
+        """Everybody has a turn before anybody has a second one."""
+        strategy, candidates = RoundRobin(), [A, B, C]
+        self.assertEqual([strategy.pick(candidates).id for _ in range(7)], ["aaa", "bbb", "ccc"] * 2 + ["aaa"])
+
+    def test_goesOnBehindTheLastOne(self) -> None:
+        """When the candidates change, the next one is the one behind the last, also if that one is gone."""
+        strategy = RoundRobin()
+        self.assertEqual(strategy.pick([A, C]), A)
+        self.assertEqual(strategy.pick([A, B, C]), B)
+        self.assertEqual(strategy.pick([A, C]), C)
+        self.assertEqual(strategy.pick([A, B]), A)
+
+
+class RandomTests(SynchronousTestCase):
+    """Any of them."""
+
+    def test_asTheNumbersSay(self) -> None:
+        """The number decides, also one of exactly 1."""
+        strategy = RandomChoice(numbers(0.0, 0.34, 0.99, 1.0))
+        self.assertEqual([strategy.pick([A, B, C]) for _ in range(4)], [A, B, C, C])
+
+
+class LeastConnectionsTests(SynchronousTestCase):
+    """The one that is used least."""
+
+    def setUp(self) -> None:
+        self.strategy = LeastConnections()
+
+    def use(self, candidates: list[object]) -> str:
+        picked = self.strategy.pick(candidates)  # type: ignore[arg-type]  # instances
+        self.strategy.began(picked)
+        return picked.id
+
+    def test_spreadsUses(self) -> None:
+        """Uses that go on are spread evenly."""
+        candidates = [A, B, C]
+        self.assertEqual(sorted(self.use(candidates) for _ in range(6)), sorted(["aaa", "bbb", "ccc"] * 2))
+
+    def test_picksTheOneThatHasEnded(self) -> None:
+        """The one whose use has ended is next."""
+        candidates = [A, B, C]
+        for _ in range(3):
+            self.use(candidates)
+        self.strategy.ended(B)
+        self.assertEqual(self.use(candidates), "bbb")
+
+    def test_takesTurnsAmongTheIdle(self) -> None:
+        """When each use ends before the next, everybody has a turn."""
+        candidates = [A, B, C]
+        seen = []
+        for _ in range(6):
+            seen.append(self.use(candidates))
+            self.strategy.ended(next(one for one in candidates if one.id == seen[-1]))
+        self.assertEqual(seen, ["aaa", "bbb", "ccc"] * 2)
+
+    def test_countsThroughChanges(self) -> None:
+        """Who was busy before the candidates changed is busy after it; and an end too many does not count."""
+        self.use([A, B])
+        self.assertEqual(self.use([A, B, C]), "bbb")
+        self.assertEqual(self.use([A, B, C]), "ccc")
+        self.strategy.ended(C)
+        self.strategy.ended(C)
+        self.assertEqual([self.use([A, B, C]) for _ in range(2)], ["ccc", "aaa"])
+        self.strategy.ended(instance("gone"))
+
+    def test_staysSmall(self) -> None:
+        """A long life with many uses picks rightly to its end."""
+        candidates = [A, B]
+        for _ in range(1000):
+            picked = self.strategy.pick(candidates)
+            self.strategy.began(picked)
+            self.strategy.ended(picked)
+        self.use(candidates)
+        self.assertEqual(len({self.use(candidates), self.use(candidates)}), 2)
+
+
+class NamesTests(SynchronousTestCase):
+    """Strategies by their names."""
+
+    def test_allOfThem(self) -> None:
+        """Each name makes a strategy, and a new one each time."""
+        self.assertEqual(sorted(STRATEGIES), ["least-connections", "random", "round-robin"])
+        for name in STRATEGIES:
+            strategy = strategyNamed(name)
+            self.assertTrue(verifyObject(IStrategy, strategy))
+            self.assertIsNot(strategyNamed(name), strategy)
+            picked = strategy.pick([A])
+            strategy.began(picked)
+            strategy.ended(picked)
+
+    def test_unknown(self) -> None:
+        """A name that is none is a ValueError that tells which there are."""
+        text = str(self.assertRaises(ValueError, strategyNamed, "best"))
+        self.assertEqual(text, "there is no strategy 'best' (there are: round-robin, random, least-connections)")

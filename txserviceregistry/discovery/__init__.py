@@ -1,0 +1,3 @@
+"""
+Live discovery: find services, connect to them, follow changes.
+"""

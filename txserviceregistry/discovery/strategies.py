@@ -1,0 +1,177 @@
+"""
+Strategies: which of several instances that are equally good is the next one.
+
+A strategy knows nothing of health, tags or places: it is given the candidates, and only those.
+"""
+
+from __future__ import annotations
+
+import random as randomModule
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush
+
+from zope.interface import Interface, implementer
+
+from .instances import Instance, Key
+
+__all__ = ["STRATEGIES", "IStrategy", "LeastConnections", "RandomChoice", "RoundRobin", "strategyNamed"]
+
+
+class IStrategy(Interface):
+    """
+    Picks one of several instances. One strategy serves one balancer.
+    """
+
+    def pick(candidates: Sequence[Instance]) -> Instance:
+        """
+        The next one.
+
+        :param candidates: at least one instance, sorted by id. As long as nothing has changed it is the very same
+            sequence, so that what is worked out about it can be kept.
+        """
+
+    def began(instance: Instance) -> None:
+        """*instance* is being used: a connection to it is made, or a request is sent. Follows each pick."""
+
+    def ended(instance: Instance) -> None:
+        """A use of *instance* is over."""
+
+
+@implementer(IStrategy)
+class RoundRobin:
+    """One after the other, in the order of their ids."""
+
+    def __init__(self) -> None:
+        self._candidates: Sequence[Instance] = ()
+        self._position = -1
+        self._last = ""
+
+    def pick(self, candidates: Sequence[Instance]) -> Instance:
+        if candidates is self._candidates:
+            position = self._position + 1
+        else:
+            # Others than before: it goes on behind the last one, wherever that would stand now.
+            self._candidates = candidates
+            position = bisect_right(candidates, self._last, key=_idOf)
+        if position >= len(candidates):
+            position = 0
+        self._position = position
+        picked = candidates[position]
+        self._last = picked.id
+        return picked
+
+    def began(self, instance: Instance) -> None:
+        """Makes no difference here."""
+
+    def ended(self, instance: Instance) -> None:
+        """Makes no difference here."""
+
+
+@implementer(IStrategy)
+class RandomChoice:
+    """
+    Any of them.
+
+    :param random: gives numbers from 0 to 1.
+    """
+
+    def __init__(self, random: Callable[[], float] = randomModule.random) -> None:
+        self._random = random
+
+    def pick(self, candidates: Sequence[Instance]) -> Instance:
+        # A number of exactly 1 is not in random.random's range, but may be in another's.
+        return candidates[min(int(self._random() * len(candidates)), len(candidates) - 1)]
+
+    def began(self, instance: Instance) -> None:
+        """Makes no difference here."""
+
+    def ended(self, instance: Instance) -> None:
+        """Makes no difference here."""
+
+
+@implementer(IStrategy)
+class LeastConnections:
+    """
+    The one that is used least at this moment, as far as we are the ones who use it; of several such, the one whose
+    number of uses has been the same for longest.
+    """
+
+    # A heap of (uses, turn, position in the candidates). An entry whose turn is not the instance's last one is
+    # outdated; it is dropped when it comes to the top.
+    def __init__(self) -> None:
+        self._uses: dict[Key, int] = {}
+        self._candidates: Sequence[Instance] = ()
+        self._positions: dict[Key, int] = {}
+        self._turns: dict[Key, int] = {}
+        self._heap: list[tuple[int, int, int]] = []
+        self._turn = 0
+
+    def pick(self, candidates: Sequence[Instance]) -> Instance:
+        if candidates is not self._candidates or len(self._heap) > 4 * len(candidates) + 64:
+            self._arrange(candidates)
+        while True:
+            _, turn, position = self._heap[0]
+            instance = candidates[position]
+            if self._turns[instance.key] == turn:
+                return instance
+            heappop(self._heap)
+
+    def began(self, instance: Instance) -> None:
+        self._change(instance, +1)
+
+    def ended(self, instance: Instance) -> None:
+        self._change(instance, -1)
+
+    def _arrange(self, candidates: Sequence[Instance]) -> None:
+        # Those that were candidates before keep their turns among each other.
+        turns = {instance.key: self._turns.get(instance.key, 0) for instance in candidates}
+        self._candidates = candidates
+        self._turns = turns
+        self._positions = {instance.key: position for position, instance in enumerate(candidates)}
+        self._heap = [
+            (self._uses.get(instance.key, 0), turns[instance.key], position)
+            for position, instance in enumerate(candidates)
+        ]
+        heapify(self._heap)
+
+    def _change(self, instance: Instance, difference: int) -> None:
+        key = instance.key
+        uses = self._uses.get(key, 0) + difference
+        if uses > 0:
+            self._uses[key] = uses
+        else:
+            uses = 0
+            self._uses.pop(key, None)
+        position = self._positions.get(key)
+        if position is not None:
+            self._turn += 1
+            self._turns[key] = self._turn
+            heappush(self._heap, (uses, self._turn, position))
+
+
+def _idOf(instance: Instance) -> str:
+    return instance.id
+
+
+#: What each strategy is called in strings.
+STRATEGIES: dict[str, Callable[[Callable[[], float]], IStrategy]] = {
+    "round-robin": lambda random: RoundRobin(),
+    "random": RandomChoice,
+    "least-connections": lambda random: LeastConnections(),
+}
+
+
+def strategyNamed(name: str, random: Callable[[], float] = randomModule.random) -> IStrategy:
+    """
+    A new strategy.
+
+    :param name: ``round-robin``, ``random`` or ``least-connections``.
+    :param random: gives numbers from 0 to 1 to a strategy that needs them.
+    :raises ValueError: if there is no such strategy.
+    """
+    try:
+        make = STRATEGIES[name]
+    except KeyError:
+        raise ValueError(f"there is no strategy {name!r} (there are: {', '.join(STRATEGIES)})")
+    return make(random)
