@@ -17,6 +17,7 @@ from typing import Any
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, gatherResults
 
+from tests.registry.storesuite import countValues
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.sqlite import SqliteStore
 
@@ -75,7 +76,7 @@ async def fillDisk(path: str) -> None:
     events = len(await store.listEvents("1", 0, 1000, None))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     done.append(await outcome(store.setValue("1", "after", value, 100_000)))
-    count = await store.countValues("1")
+    count = await countValues(store)
     await store.close()
     print(json.dumps({"done": done, "found": found, "events": events, "count": count}))
 

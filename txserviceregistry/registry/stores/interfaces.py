@@ -210,9 +210,6 @@ class IStore(Interface):
         passed over, as if they were not there.
         """
 
-    def countServices(tenant: str, hidden: Collection[str]) -> Deferred[int]:
-        """How many services the tenant has, those *hidden* aside."""
-
     def updateService(
         tenant: str,
         id: str,
@@ -266,9 +263,6 @@ class IStore(Interface):
         :param namespace: ``None`` for all; ``"/"`` for every key that begins with a slash; ``"/a/b"`` (no slash at its
             end) for ``/a/b`` itself and every key that begins with ``/a/b/``.
         """
-
-    def countValues(tenant: str) -> Deferred[int]:
-        """How many values the tenant has."""
 
     def setValue(tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
         """

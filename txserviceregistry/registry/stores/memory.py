@@ -219,11 +219,6 @@ class MemoryStore:
         return [_own(service) for service in islice((one for one in services if one.incarnation not in hidden), count)]
 
     @_operation
-    def countServices(self, tenant: str, hidden: Collection[str]) -> int:
-        """See :meth:`IStore.countServices`."""
-        return sum(service.incarnation not in hidden for service in self._tenants[tenant].services.values())
-
-    @_operation
     def updateService(
         self,
         tenant: str,
@@ -299,11 +294,6 @@ class MemoryStore:
         first = bisect_left(kept.keys, max(marker or "", namespace or ""))
         keys = (key for key in _from(kept.keys, first) if key == namespace or key.startswith(below))
         return [(key, kept.values[key]) for key in islice(keys, count)]
-
-    @_operation
-    def countValues(self, tenant: str) -> int:
-        """See :meth:`IStore.countValues`."""
-        return len(self._tenants[tenant].values)
 
     @_operation
     def setValue(self, tenant: str, key: str, value: str, maximum: int) -> None:

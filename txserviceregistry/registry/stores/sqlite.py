@@ -3,7 +3,8 @@ The store that keeps everything in one SQLite file: the default.
 
 Here the operations of a store are handed to the thread that reads or the thread that writes
 (:mod:`~txserviceregistry.registry.stores.sqlitethreads`). What they do to the tables is in
-:mod:`~txserviceregistry.registry.stores.sqlitetables`, what the file is in
+:mod:`~txserviceregistry.registry.stores.sqlitetables` and
+:mod:`~txserviceregistry.registry.stores.sqliteusers`, what the file is in
 :mod:`~txserviceregistry.registry.stores.sqlitefile`.
 """
 
@@ -159,11 +160,6 @@ class SqliteStore:
         unseen = frozenset(hidden)
         return self._reader.submit(lambda tables: tables.listServices(tenant, marker, count, tag, unseen))
 
-    def countServices(self, tenant: str, hidden: Collection[str]) -> Deferred[int]:
-        """See :meth:`IStore.countServices`. With *hidden* ones it takes longer the more services there are."""
-        unseen = frozenset(hidden)
-        return self._reader.submit(lambda tables: tables.countServices(tenant, unseen))
-
     def updateService(
         self,
         tenant: str,
@@ -241,10 +237,6 @@ class SqliteStore:
         """See :meth:`IStore.listValues`."""
         return self._reader.submit(lambda tables: tables.listValues(tenant, marker, count, namespace))
 
-    def countValues(self, tenant: str) -> Deferred[int]:
-        """See :meth:`IStore.countValues`."""
-        return self._reader.submit(lambda tables: tables.countValues(tenant))
-
     def setValue(self, tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
         """See :meth:`IStore.setValue`."""
         return self._writer.submit(lambda tables: tables.setValue(tenant, key, value, maximum))
@@ -280,32 +272,32 @@ class SqliteStore:
 
     def addUser(self, name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
         """See :meth:`IStore.addUser`."""
-        return self._writer.submit(lambda tables: tables.addUser(name, keyHash, tenant))
+        return self._writer.submit(lambda tables: tables.users.addUser(name, keyHash, tenant))
 
     def replaceUserKey(self, name: str, keyHash: str) -> Deferred[UserRecord]:
         """See :meth:`IStore.replaceUserKey`."""
-        return self._writer.submit(lambda tables: tables.replaceUserKey(name, keyHash))
+        return self._writer.submit(lambda tables: tables.users.replaceUserKey(name, keyHash))
 
     def removeUser(self, name: str) -> Deferred[None]:
         """See :meth:`IStore.removeUser`."""
-        return self._writer.submit(lambda tables: tables.removeUser(name))
+        return self._writer.submit(lambda tables: tables.users.removeUser(name))
 
     def getUser(self, name: str) -> Deferred[UserRecord]:
         """See :meth:`IStore.getUser`."""
-        return self._reader.submit(lambda tables: tables.getUser(name))
+        return self._reader.submit(lambda tables: tables.users.getUser(name))
 
     def listUsers(self) -> Deferred[list[UserRecord]]:
         """See :meth:`IStore.listUsers`."""
-        return self._reader.submit(lambda tables: tables.listUsers())
+        return self._reader.submit(lambda tables: tables.users.listUsers())
 
     def addToken(self, token: TokenRecord) -> Deferred[None]:
         """See :meth:`IStore.addToken`."""
-        return self._writer.submit(lambda tables: tables.addToken(token))
+        return self._writer.submit(lambda tables: tables.users.addToken(token))
 
     def getToken(self, tokenHash: str) -> Deferred[TokenRecord]:
         """See :meth:`IStore.getToken`."""
-        return self._reader.submit(lambda tables: tables.getToken(tokenHash))
+        return self._reader.submit(lambda tables: tables.users.getToken(tokenHash))
 
     def removeToken(self, tokenHash: str) -> Deferred[None]:
         """See :meth:`IStore.removeToken`."""
-        return self._writer.submit(lambda tables: tables.removeToken(tokenHash))
+        return self._writer.submit(lambda tables: tables.users.removeToken(tokenHash))

@@ -1,8 +1,9 @@
 """
-What the operations of a store do to the tables of the SQLite file.
+What the operations of a store do to the tables of the SQLite file (those of users and tokens:
+:mod:`~txserviceregistry.registry.stores.sqliteusers`).
 
 Plain functions that block and are called in the store's threads, each inside a transaction that somebody else begins
-and ends. All SQL of the daily work is here; the text of a statement never changes, so that it is compiled once.
+and ends. The text of a statement never changes, so that it is compiled once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import count as naturals
 from itertools import islice
 from typing import Any
 
@@ -27,9 +27,8 @@ from txserviceregistry.registry.stores.interfaces import (
     NoSuchObject,
     ObjectExists,
     ServiceRecord,
-    TokenRecord,
-    UserRecord,
 )
+from txserviceregistry.registry.stores.sqliteusers import Users, asBytes, asText
 
 __all__ = ["LastSeen", "Tables"]
 
@@ -77,21 +76,12 @@ def _asJson(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _asBytes(text: str) -> bytes:
-    """
-    Text that clients choose freely, in a form that keeps all of it.
-
-    JSON can hold halves of surrogate pairs, which SQLite's text can't; the bytes sort as the code points do.
-    """
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _asText(value: bytes) -> str:
-    return value.decode("utf-8", "surrogatepass")
-
-
 class Tables:
-    """A connection to the file, and what can be done through it."""
+    """
+    A connection to the file, and what can be done through it.
+
+    :ivar users: the tables of users and tokens.
+    """
 
     def __init__(self, connection: sqlite3.Connection, wallClock: Callable[[], float]) -> None:
         """
@@ -102,6 +92,7 @@ class Tables:
         self._execute = connection.execute
         self._executeMany = connection.executemany
         self._wallClock = wallClock
+        self.users = Users(connection, wallClock)
         self._ids = eventids.EventIds(wallClock, self._meta("tail"))
         self._lastWritten = 0
 
@@ -261,7 +252,7 @@ class Tables:
     def _addTags(self, tenant: str, id: str, tags: Iterable[str]) -> None:
         self._executeMany(
             "INSERT INTO service_tags (tenant, tag, id) VALUES (?, ?, ?)",
-            [(tenant, _asBytes(tag), id) for tag in set(tags)],
+            [(tenant, asBytes(tag), id) for tag in set(tags)],
         )
 
     def _dropTags(self, rows: Iterable[tuple[str, bytes, str]]) -> None:
@@ -281,23 +272,11 @@ class Tables:
         if tag is None:
             rows = self._execute(_SERVICES, (tenant, marker or ""))
         else:
-            rows = self._execute(_SERVICES_BY_TAG, (tenant, _asBytes(tag), marker or ""))
-        unseen = self._positions(hidden)
+            rows = self._execute(_SERVICES_BY_TAG, (tenant, asBytes(tag), marker or ""))
+        unseen = {self._ids.owned(incarnation) for incarnation in hidden}
         found = [self._service(row) for row in islice((row for row in rows if row[1] not in unseen), count)]
         rows.close()  # it has not been read to its end, and would keep its view of the file
         return found
-
-    def _positions(self, incarnations: Collection[str]) -> set[int | None]:
-        return {self._ids.owned(incarnation) for incarnation in incarnations}
-
-    def countServices(self, tenant: str, hidden: Collection[str]) -> int:
-        """See :meth:`IStore.countServices`. Takes longer with the number of services if any are hidden."""
-        if hidden:
-            unseen = self._positions(hidden)
-            rows = self._execute("SELECT incarnation FROM services WHERE tenant = ?", (tenant,))
-            return sum(incarnation not in unseen for (incarnation,) in rows)
-        row = self._one("SELECT services FROM tenants WHERE tenant = ?", tenant)
-        return row[0] if row else 0
 
     def updateService(
         self,
@@ -325,7 +304,7 @@ class Tables:
                 (new.heartbeatTimeout, _asJson(new.tags), _asJson(new.metadata), tenant, id),
             )
             before, after = set(old.tags), set(new.tags)
-            self._dropTags((tenant, _asBytes(tag), id) for tag in before - after)
+            self._dropTags((tenant, asBytes(tag), id) for tag in before - after)
             self._addTags(tenant, id, after - before)
         return new
 
@@ -343,7 +322,7 @@ class Tables:
         self._executeMany(
             "DELETE FROM services WHERE tenant = ? AND id = ?", [(tenant, one.id) for tenant, _, one in services]
         )
-        self._dropTags((tenant, _asBytes(tag), one.id) for tenant, _, one in services for tag in set(one.tags))
+        self._dropTags((tenant, asBytes(tag), one.id) for tenant, _, one in services for tag in set(one.tags))
         self._executeMany("DELETE FROM last_seen WHERE incarnation = ?", [(position,) for _, position, _ in services])
         for tenant in {tenant for tenant, _, _ in services}:
             self._countServices(tenant, -sum(tenant == other for other, _, _ in services))
@@ -389,7 +368,7 @@ class Tables:
     def findValue(self, tenant: str, key: str) -> str | None:
         """The value, if there is one."""
         row = self._one("SELECT value FROM configuration_values WHERE tenant = ? AND key = ?", tenant, key)
-        return None if row is None else _asText(row[0])
+        return None if row is None else asText(row[0])
 
     def getValue(self, tenant: str, key: str) -> str:
         """See :meth:`IStore.getValue`."""
@@ -415,12 +394,7 @@ class Tables:
                 " WHERE tenant = ?1 AND key >= max(?3, ?4) AND key < ?5 ORDER BY key LIMIT ?6",
                 (tenant, namespace, start, prefix + "/", prefix + "0", count),
             )
-        return [(key, _asText(value)) for key, value in rows]
-
-    def countValues(self, tenant: str) -> int:
-        """See :meth:`IStore.countValues`."""
-        row = self._one("SELECT configuration_values FROM tenants WHERE tenant = ?", tenant)
-        return row[0] if row else 0
+        return [(key, asText(value)) for key, value in rows]
 
     def setValue(self, tenant: str, key: str, value: str, maximum: int) -> None:
         """See :meth:`IStore.setValue`."""
@@ -428,13 +402,14 @@ class Tables:
         if oldValue == value:
             return
         if oldValue is None:
-            if self.countValues(tenant) >= maximum:
+            row = self._one("SELECT configuration_values FROM tenants WHERE tenant = ?", tenant)
+            if (row[0] if row else 0) >= maximum:
                 raise LimitExceeded(maximum)
             self._countValues(tenant, 1)
         self._execute(
             "INSERT INTO configuration_values (tenant, key, value) VALUES (?, ?, ?)"
             " ON CONFLICT (tenant, key) DO UPDATE SET value = excluded.value",
-            (tenant, key, _asBytes(value)),
+            (tenant, key, asBytes(value)),
         )
         payload = payloads.updatedValue(key, oldValue, value)
         self._putEvent(tenant, self._ids.next(), "configuration_value.update", payload)
@@ -495,67 +470,3 @@ class Tables:
         ).fetchall()
         self._executeMany("DELETE FROM events WHERE tenant = ? AND position = ?", rows)
         return len(rows)
-
-    # -- identity
-
-    def addUser(self, name: str, keyHash: str, tenant: str | None) -> UserRecord:
-        """See :meth:`IStore.addUser`."""
-        if self._findUser(name) is not None:
-            raise ObjectExists(name)
-        if tenant is None:
-            taken = {row[0] for row in self._execute("SELECT tenant FROM users")}
-            tenant = next(number for number in map(str, naturals(1)) if number not in taken)
-        self._execute("INSERT INTO users (name, tenant, key_hash) VALUES (?, ?, ?)", (_asBytes(name), tenant, keyHash))
-        return UserRecord(name, tenant, keyHash)
-
-    def replaceUserKey(self, name: str, keyHash: str) -> UserRecord:
-        """See :meth:`IStore.replaceUserKey`."""
-        user = attrs.evolve(self.getUser(name), keyHash=keyHash)
-        self._execute("UPDATE users SET key_hash = ? WHERE name = ?", (keyHash, _asBytes(name)))
-        self._endTokensOf(name)
-        return user
-
-    def removeUser(self, name: str) -> None:
-        """See :meth:`IStore.removeUser`."""
-        self.getUser(name)
-        self._execute("DELETE FROM users WHERE name = ?", (_asBytes(name),))
-        self._endTokensOf(name)
-
-    def _endTokensOf(self, user: str) -> None:
-        self._execute("DELETE FROM tokens WHERE user = ?", (_asBytes(user),))
-
-    def _findUser(self, name: str) -> UserRecord | None:
-        row = self._one("SELECT tenant, key_hash FROM users WHERE name = ?", _asBytes(name))
-        return None if row is None else UserRecord(name, *row)
-
-    def getUser(self, name: str) -> UserRecord:
-        """See :meth:`IStore.getUser`."""
-        user = self._findUser(name)
-        if user is None:
-            raise NoSuchObject(name)
-        return user
-
-    def listUsers(self) -> list[UserRecord]:
-        """See :meth:`IStore.listUsers`."""
-        rows = self._execute("SELECT name, tenant, key_hash FROM users ORDER BY name")
-        return [UserRecord(_asText(name), tenant, keyHash) for name, tenant, keyHash in rows]
-
-    def addToken(self, token: TokenRecord) -> None:
-        """See :meth:`IStore.addToken`."""
-        self._execute("DELETE FROM tokens WHERE expires <= ?", (self._wallClock(),))
-        self._execute(
-            "INSERT OR REPLACE INTO tokens (hash, user, tenant, expires) VALUES (?, ?, ?, ?)",
-            (token.tokenHash, _asBytes(token.user), token.tenant, token.expires),
-        )
-
-    def getToken(self, tokenHash: str) -> TokenRecord:
-        """See :meth:`IStore.getToken`."""
-        row = self._one("SELECT user, tenant, expires FROM tokens WHERE hash = ?", tokenHash)
-        if row is None:
-            raise NoSuchObject("token")
-        user, tenant, expires = row
-        return TokenRecord(tokenHash, _asText(user), tenant, expires)
-
-    def removeToken(self, tokenHash: str) -> None:
-        """See :meth:`IStore.removeToken`."""
-        self._execute("DELETE FROM tokens WHERE hash = ?", (tokenHash,))
