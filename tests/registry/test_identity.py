@@ -265,6 +265,20 @@ class UserTests(IdentityCase):
             self.store.release()
             self.failureResultOf(asked, InvalidCredentials)
 
+    def test_changesOfOthersDuringAuthentication(self) -> None:
+        """
+        A key that another process has just changed brings no token, though it was right a moment ago, and leaves none
+        in the store.
+        """
+        self.authenticate()
+        other = self.newIdentity()
+        for end in (other.rotate, other.removeUser):
+            made = self.store.calls.count("addToken")
+            self.successResultOf(end("joe"))
+            self.failureResultOf(self.identity.authenticate("joe", self.key), InvalidCredentials)
+            self.assertEqual(self.store.calls.count("addToken"), made + 1)
+            self.assertEqual(self.store.calls[-1], "removeToken")
+
     def test_rotateNobody(self) -> None:
         """
         Only users have keys.
