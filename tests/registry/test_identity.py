@@ -11,15 +11,8 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.identity import (
-    Identity,
-    InvalidCredentials,
-    InvalidToken,
-    InvalidUser,
-    Overloaded,
-    hashKey,
-    keyMatches,
-)
+from txserviceregistry.registry.apikeys import Overloaded
+from txserviceregistry.registry.identity import Identity, InvalidCredentials, InvalidToken, InvalidUser
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 
@@ -127,49 +120,6 @@ class IdentityCase(SynchronousTestCase):
 
     def assertRefused(self, token: str) -> None:
         self.failureResultOf(self.identity.tenantOf(token), InvalidToken)
-
-
-class KeyHashTests(SynchronousTestCase):
-    """
-    API keys are kept as hashes.
-    """
-
-    def test_matchesItsOwnKeyOnly(self) -> None:
-        """
-        A hash is of one key, and says nothing of it.
-        """
-        kept = hashKey("s3cret", cost=CHEAP)
-        self.assertTrue(keyMatches("s3cret", kept))
-        self.assertFalse(keyMatches("s3creT", kept))
-        self.assertNotIn("s3cret", kept)
-
-    def test_isSalted(self) -> None:
-        """
-        Two users with one key don't share a hash.
-        """
-        self.assertNotEqual(hashKey("k", cost=CHEAP), hashKey("k", cost=CHEAP))
-
-    def test_carriesItsCost(self) -> None:
-        """
-        A hash is checked at the cost that it was made with, whatever is usual later.
-        """
-        kept = hashKey("k", cost=16)
-        self.assertTrue(kept.startswith("scrypt$16$8$1$"))
-        self.assertTrue(keyMatches("k", kept))
-
-    def test_takesTheDefaultCost(self) -> None:
-        """
-        Unless told otherwise a hash costs 16 MiB.
-        """
-        kept = hashKey("k")
-        self.assertTrue(kept.startswith("scrypt$16384$8$1$"))
-        self.assertTrue(keyMatches("k", kept))
-
-    def test_takesAnyText(self) -> None:
-        """
-        Whatever JSON can spell can be tried as a key.
-        """
-        self.assertFalse(keyMatches("\ud800\0\xe4", hashKey("k", cost=CHEAP)))
 
 
 class UserTests(IdentityCase):

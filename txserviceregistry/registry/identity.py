@@ -5,63 +5,33 @@ Of an API key only its scrypt hash is kept, of an auth token only its BLAKE2b ha
 store. Tokens are opaque random texts, so that they can be ended one by one, and live in the store, so that they
 survive a restart and work on every node. What the store said of a user or a token is believed for a second: a key
 that is rotated, or a token that is ended, by another process is refused within that second. While the store can't be
-reached, those that were seen before go on to be accepted.
-
-A wrong key costs whoever tries it an scrypt and, again and again with one name, a growing wait. A right one costs an
-scrypt the first time; after that it is recognised in memory.
+reached, those that were seen before go on to be accepted. What checking a key costs, and whom, is in
+:mod:`~txserviceregistry.registry.apikeys`.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import os
 import re
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Protocol, TypeVar
 
 import attrs
 from twisted.internet import threads
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 
 from ..deferred import returnsDeferred
+from .apikeys import SCRYPT_COST, Hasher, KeyChecks
 from .remembered import Believed, Memory, Shared
 from .stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 
-__all__ = [
-    "Identity",
-    "InvalidCredentials",
-    "InvalidToken",
-    "InvalidUser",
-    "IssuedToken",
-    "Overloaded",
-    "hashKey",
-    "keyMatches",
-]
+__all__ = ["Identity", "InvalidCredentials", "InvalidToken", "InvalidUser", "IssuedToken"]
 
-_T = TypeVar("_T")
-
-#: scrypt's cost (its *n*): 16 MiB and some 50 ms a hash. Keys are random, 160 bits, so this need not be more.
-SCRYPT_COST = 2**14
-_SCRYPT_BLOCK = 8
-_SCRYPT_LANES = 1
-_SALT_BYTES = 16
-_HASH_BYTES = 32
-
-#: How many checks of a key run at the same time, and how many may wait for their turn.
-_CHECKS_AT_ONCE = 2
-_CHECKS_WAITING = 200
 #: A user who asks for a token gets the same one again as long as this part of its life is left.
 _YOUNG = 0.9
-#: A name's failures are forgotten when so many seconds have passed without another one.
-_FAILURES_FORGOTTEN = 60.0
-_FIRST_WAIT = 0.1
-_LONGEST_WAIT = 3.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
 _TENANT = re.compile(r"[1-9][0-9]{0,9}")
@@ -78,10 +48,6 @@ class InvalidToken(Exception):
 
 class InvalidUser(ValueError):
     """A user's name, tenant or key breaks a rule; the text says which."""
-
-
-class Overloaded(Exception):
-    """Too many keys wait to be checked."""
 
 
 @attrs.frozen
@@ -101,46 +67,9 @@ class IssuedToken:
     user: str
 
 
-class _Hasher(Protocol):
-    def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]: ...
-
-
-def hashKey(key: str, *, cost: int = SCRYPT_COST, randomBytes: Callable[[int], bytes] = os.urandom) -> str:
-    """
-    The hash of an API key as it is stored: ``scrypt$<n>$<r>$<p>$<salt>$<hash>``. It takes long on purpose.
-    """
-    salt = randomBytes(_SALT_BYTES)
-    return _keyHash(cost, salt, _scrypt(key, salt, cost, _SCRYPT_BLOCK, _SCRYPT_LANES))
-
-
-def keyMatches(key: str, keyHash: str) -> bool:
-    """
-    Whether *keyHash*, in the form that :func:`hashKey` writes, is of *key*. It takes long on purpose.
-    """
-    _, cost, block, lanes, salt, digest = keyHash.split("$")
-    found = _scrypt(key, base64.b64decode(salt), int(cost), int(block), int(lanes))
-    return hmac.compare_digest(found, base64.b64decode(digest))
-
-
-def _keyHash(cost: int, salt: bytes, digest: bytes) -> str:
-    parts = ["scrypt", str(cost), str(_SCRYPT_BLOCK), str(_SCRYPT_LANES)]
-    return "$".join(parts + [base64.b64encode(part).decode("ascii") for part in (salt, digest)])
-
-
-def _scrypt(key: str, salt: bytes, cost: int, block: int, lanes: int) -> bytes:
-    # OpenSSL wants to be told how much memory it may take: 128 * n * r, and a little for itself.
-    memory = 128 * block * (cost + lanes + 2) + 2**20
-    return hashlib.scrypt(_encode(key), salt=salt, n=cost, r=block, p=lanes, maxmem=memory, dklen=_HASH_BYTES)
-
-
-def _encode(text: str) -> bytes:
-    # What clients send may be anything that JSON can write, lone surrogates included.
-    return text.encode("utf-8", "surrogatepass")
-
-
 def _tokenHash(token: str) -> str:
     # The token is random enough to need neither salt nor key, and every node has to find the same hash.
-    return hashlib.blake2b(_encode(token), digest_size=32).hexdigest()
+    return hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
 
 
 class Identity:
@@ -166,7 +95,7 @@ class Identity:
         clock: IReactorTime,
         wallClock: Callable[[], float] = time.time,
         tokenLifetime: float = 86_400.0,
-        hasher: _Hasher = threads.deferToThread,
+        hasher: Hasher = threads.deferToThread,
         cost: int = SCRYPT_COST,
         randomBytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -174,29 +103,16 @@ class Identity:
         self._clock = clock
         self._wallClock = wallClock
         self._lifetime = tokenLifetime
-        self._hasher = hasher
-        self._cost = cost
         self._randomBytes = randomBytes
+        self._keys = KeyChecks(clock, hasher, cost, randomBytes)
         self._users: Believed[UserRecord] = Believed(store.getUser, clock)
         self._tokens: Believed[TokenRecord] = Believed(store.getToken, clock)
         self._issued: Memory[str, IssuedToken] = Memory()
         self._issuing: Shared[str, IssuedToken] = Shared()
-        # Which stored hash a name and key were found to match, by a digest that means nothing outside this process.
-        self._digestKey = randomBytes(32)
-        self._known: Memory[bytes, str] = Memory()
-        self._checking: Shared[tuple[bytes, str], bool] = Shared()
-        self._turns = DeferredSemaphore(_CHECKS_AT_ONCE)
-        self._failures: Memory[bytes, tuple[int, float]] = Memory()
-        self._penalties: set[Deferred[None]] = set()
-        self._isStopped = False
-        # What the keys of unknown users are checked against, so that they take as long as wrong ones.
-        self._decoy = _keyHash(cost, randomBytes(_SALT_BYTES), randomBytes(_HASH_BYTES))
 
     def stop(self) -> None:
         """Let those go at once who wait for the answer that their key is wrong, and leave nothing on the reactor."""
-        self._isStopped = True
-        for penalty in list(self._penalties):
-            penalty.cancel()
+        self._keys.stop()
 
     # -- users
 
@@ -228,7 +144,7 @@ class Identity:
             key = self.newKey()
         elif not key:
             raise InvalidUser("an API key can't be empty")
-        user = await self._store.addUser(name, await self._hash(key), tenant)
+        user = await self._store.addUser(name, await self._keys.hash(key), tenant)
         self._users.learn(name, user)
         return user, key
 
@@ -255,7 +171,7 @@ class Identity:
         :raises NoSuchObject: if there is no such user.
         """
         key = self.newKey()
-        user = await self._store.replaceUserKey(name, await self._hash(key))
+        user = await self._store.replaceUserKey(name, await self._keys.hash(key))
         self._forgetUser(name)
         self._users.learn(name, user)
         return user, key
@@ -296,9 +212,8 @@ class Identity:
                     user = await self._users.get(username)
                 except NoSuchObject:
                     pass
-        right = await self._check(username, apiKey, self._decoy if user is None else user.keyHash)
+        right = await self._keys.check(username, apiKey, None if user is None else user.keyHash)
         if user is None or not right:
-            await self._penalty(username)
             raise InvalidCredentials()
         return await self._issuing.do(user.name, lambda: self._tokenFor(user))
 
@@ -337,48 +252,6 @@ class Identity:
             self._forgetUser(user.name)
 
     # -- inside
-
-    def _hash(self, key: str) -> Deferred[str]:
-        work = partial(hashKey, key, cost=self._cost, randomBytes=self._randomBytes)
-        return self._turns.run(self._hasher, work)
-
-    async def _check(self, username: str, apiKey: str, keyHash: str) -> bool:
-        digest = self._digest(username, apiKey)
-        if self._known.get(digest) == keyHash:
-            return True
-        # A fleet that comes back after a restart of the registry has one key to check, not a thousand.
-        right = await self._checking.do((digest, keyHash), lambda: self._scrypt(apiKey, keyHash))
-        if right and keyHash != self._decoy:
-            self._known.put(digest, keyHash)
-        return right
-
-    def _scrypt(self, apiKey: str, keyHash: str) -> Deferred[bool]:
-        if len(self._checking) > _CHECKS_AT_ONCE + _CHECKS_WAITING:
-            return fail(Overloaded())
-        return self._turns.run(self._hasher, partial(keyMatches, apiKey, keyHash))
-
-    def _digest(self, username: str, apiKey: str) -> bytes:
-        name = _encode(username)
-        digest = hashlib.blake2b(len(name).to_bytes(8, "big") + name, key=self._digestKey, digest_size=32)
-        digest.update(_encode(apiKey))
-        return digest.digest()
-
-    async def _penalty(self, username: str) -> None:
-        name = self._digest(username, "")
-        now = self._clock.seconds()
-        count, last = self._failures.get(name) or (0, now)
-        count = count + 1 if now - last < _FAILURES_FORGOTTEN else 1
-        self._failures.put(name, (count, now))
-        if count == 1 or self._isStopped:
-            return
-        penalty: Deferred[None] = deferLater(self._clock, min(_FIRST_WAIT * 2.0 ** min(count - 2, 10), _LONGEST_WAIT))
-        self._penalties.add(penalty)
-        try:
-            await penalty
-        except CancelledError:
-            pass
-        finally:
-            self._penalties.discard(penalty)
 
     @returnsDeferred
     async def _tokenFor(self, user: UserRecord) -> IssuedToken:

@@ -21,6 +21,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from . import routes, validation
+from .apikeys import Overloaded
 from .core import Page, Registry
 from .faults import Fault, internalError, pageNotFound, requestTooLarge, systemFailure, unauthorized
 from .http import (
@@ -35,7 +36,7 @@ from .http import (
     parseBody,
     send,
 )
-from .identity import Identity, InvalidCredentials, InvalidToken, IssuedToken, Overloaded
+from .identity import Identity, InvalidCredentials, InvalidToken, IssuedToken
 from .limits import RateLimiter, ResourceLimits
 from .stores.interfaces import StoreUnavailable
 
