@@ -16,36 +16,10 @@ from txserviceregistry.registry.identity import Identity, InvalidCredentials, In
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 
+from .heldstore import HeldCall, HeldStore
 from .wire import CHEAP
 
 DAY = 86_400.0
-
-
-class HeldStore:
-    """The memory store, with reads of users and tokens that can be held back, and calls that are counted."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        self._store = store
-        self.held: list[Deferred[None]] | None = None
-        self.calls: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        operation = getattr(self._store, name)
-
-        def call(*args: Any, **kwargs: Any) -> Deferred[Any]:
-            self.calls.append(name)
-            if self.held is None or not name.startswith("get"):
-                return operation(*args, **kwargs)
-            gate: Deferred[None] = Deferred()
-            self.held.append(gate)
-            return gate.addCallback(lambda _: operation(*args, **kwargs))
-
-        return call
-
-    def release(self) -> None:
-        held, self.held = self.held or [], None
-        for gate in held:
-            gate.callback(None)
 
 
 class Checks:
@@ -101,6 +75,11 @@ class IdentityCase(SynchronousTestCase):
             hasher=self.checks,
             **options,
         )
+
+    def release(self, held: list[HeldCall]) -> None:
+        for call in held:
+            self.store.pass_(call.name)
+            call.release()
 
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -209,10 +188,10 @@ class UserTests(IdentityCase):
         for end in (self.identity.rotate, self.identity.removeUser):
             _, key = self.successResultOf(self.identity.rotate("joe"))
             # The last look at the user comes when the token is in the store, where a change of the key ends it.
-            self.store.held = []
+            held = self.store.hold("getUser")
             asked = self.identity.authenticate("joe", key)
             self.successResultOf(end("joe"))
-            self.store.release()
+            self.release(held)
             self.failureResultOf(asked, InvalidCredentials)
 
     def test_changesOfOthersDuringAuthentication(self) -> None:
@@ -223,11 +202,11 @@ class UserTests(IdentityCase):
         self.authenticate()
         other = self.newIdentity()
         for end in (other.rotate, other.removeUser):
-            made = self.store.calls.count("addToken")
+            made = self.store.calls["addToken"]
             self.successResultOf(end("joe"))
             self.failureResultOf(self.identity.authenticate("joe", self.key), InvalidCredentials)
-            self.assertEqual(self.store.calls.count("addToken"), made + 1)
-            self.assertEqual(self.store.calls[-1], "removeToken")
+            self.assertEqual(self.store.calls["addToken"], made + 1)
+            self.assertEqual(self.store.calls["removeToken"], self.store.calls["addToken"] - 1)
 
     def test_rotateNobody(self) -> None:
         """
@@ -307,7 +286,7 @@ class AuthenticationTests(IdentityCase):
         writes = 0
         for _ in range(50):
             tokens.add(self.authenticate().id)
-            writes = self.store.calls.count("addToken")
+            writes = self.store.calls["addToken"]
             self.advance(0.9)
         self.assertEqual((self.checks.count, len(tokens), writes), (1, 1, 1))
 
@@ -327,7 +306,7 @@ class AuthenticationTests(IdentityCase):
         answers = [self.identity.authenticate("joe", self.key) for _ in range(1000)]
         self.checks.release()
         self.assertEqual(len({self.successResultOf(answer).id for answer in answers}), 1)
-        self.assertEqual((self.checks.count, self.store.calls.count("addToken")), (1, 1))
+        self.assertEqual((self.checks.count, self.store.calls["addToken"]), (1, 1))
 
     def test_oneOfManyGivesUp(self) -> None:
         """
@@ -570,7 +549,7 @@ class TokenTests(IdentityCase):
             for _ in range(10):
                 self.assertCounts(self.token)
             self.advance(0.1)
-        self.assertTrue(9 <= self.store.calls.count("getToken") <= 11)
+        self.assertTrue(9 <= self.store.calls["getToken"] <= 11)
 
     def test_manyAtOnceAreOneRead(self) -> None:
         """
@@ -578,13 +557,13 @@ class TokenTests(IdentityCase):
         """
         self.identity = self.newIdentity()
         self.store.calls.clear()
-        self.store.held = []
+        held = self.store.hold("getToken")
         answers = [self.identity.tenantOf(self.token) for _ in range(100)]
         answers[0].addErrback(lambda failure: None)
         answers[0].cancel()
-        self.store.release()
+        self.release(held)
         self.assertEqual([self.successResultOf(answer) for answer in answers[1:]], ["1234"] * 99)
-        self.assertEqual(self.store.calls, ["getToken"])
+        self.assertEqual(self.store.calls, {"getToken": 1})
 
     def test_storeIsAway(self) -> None:
         """
@@ -602,13 +581,13 @@ class TokenTests(IdentityCase):
         A store that does not answer holds up a token that was seen before for a tenth of a second, no longer.
         """
         self.advance(5)
-        self.store.held = []
+        held = self.store.hold("getToken")
         answer = self.identity.tenantOf(self.token)
         self.advance(0.09)
         self.assertNoResult(answer)
         self.advance(0.2)
         self.assertEqual(self.successResultOf(answer), "1234")
-        self.store.release()
+        self.release(held)
         self.assertCounts(self.token)
 
     def test_writtenWhileItIsRead(self) -> None:
@@ -616,11 +595,11 @@ class TokenTests(IdentityCase):
         What a slow read brings does not take the place of what has been written meanwhile.
         """
         self.advance(5)
-        self.store.held = []
+        held = self.store.hold("getUser")
         slow = self.identity.authenticate("joe", self.key)
         self.advance(0.5)
         _, key = self.successResultOf(self.identity.rotate("joe"))
-        self.store.release()
+        self.release(held)
         self.clock.advance(3)
         slow.addErrback(lambda failure: failure.trap(InvalidCredentials))
         self.successResultOf(slow)
