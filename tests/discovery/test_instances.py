@@ -59,6 +59,7 @@ class InstanceTests(SynchronousTestCase):
             ("no 'port'", {"host": "a", "port": ""}),
             ("'http://a' in its metadata is no host", {"host": "http://a", "port": "80"}),
             ("'a b' in its metadata is no host", {"host": "a b", "port": "80"}),
+            ("'bücher.example' in its metadata is no host", {"host": "bücher.example", "port": "80"}),
             ("'0' in its metadata is no port", {"host": "a", "port": "0"}),
             ("'65536' in its metadata is no port", {"host": "a", "port": "65536"}),
             ("'8o' in its metadata is no port", {"host": "a", "port": "8o"}),
@@ -72,3 +73,9 @@ class InstanceTests(SynchronousTestCase):
         for status, isEnabled in (("disabled", False), ("enabled", True), ("", True)):
             self.assertIs(readInstance(withMetadata(host="a", port="1", status=status)).isEnabled, isEnabled)
         self.assertTrue(readInstance(withMetadata(host="a", port="1")).isEnabled)
+
+    def test_tlsName(self) -> None:
+        """The certificate is for the host, unless the metadata have another name."""
+        for name, expected in (("web.example", "web.example"), ("", "a"), ("not a name", "a")):
+            self.assertEqual(readInstance(withMetadata(host="a", port="1", tls_name=name)).tlsName, expected)
+        self.assertEqual(readInstance(withMetadata(host="a", port="1")).tlsName, "a")

@@ -13,15 +13,18 @@ import attrs
 
 from ..types import Service
 
-__all__ = ["HOST_KEYS", "PORT_KEYS", "Instance", "Key", "Unusable", "instanceOf", "readInstance"]
+__all__ = ["HOST_KEYS", "PORT_KEYS", "TLS_NAME_KEY", "Instance", "Key", "Unusable", "instanceOf", "readInstance"]
 
 #: The metadata keys that may hold the host, and the port: the first that is there and not empty counts.
 HOST_KEYS = ("host", "address", "ip", "service.host")
 PORT_KEYS = ("port", "service.port")
 
+#: The metadata key with the name that an instance's TLS certificate is for, if that is not its host.
+TLS_NAME_KEY = "tls.name"
+
 _PORT = re.compile(r"[0-9]{1,5}")
-# A host name or an IP address. What is more (a URL, a port behind it, a blank) is somebody's mistake.
-_HOST = re.compile(r"[^\s/?#@\[\]\\]+")
+# A host name (in ASCII, which all names have) or an IP address. What is more (a URL, a blank) is somebody's mistake.
+_HOST = re.compile(r"(?:(?![/?#@\[\]\\])[!-~])+")
 _HIGHEST_PORT = 65535
 
 #: What tells one instance from another: a service that comes back at another address is another instance.
@@ -60,6 +63,12 @@ class Instance:
     def isEnabled(self) -> bool:
         """Whether its metadata lets it be picked: ``status=disabled`` takes an instance out, and keeps it running."""
         return self.metadata.get("status") != "disabled"
+
+    @property
+    def tlsName(self) -> str:
+        """The name that its certificate has to be for."""
+        name = self.metadata.get(TLS_NAME_KEY, "").strip()
+        return name if _HOST.fullmatch(name) else self.host
 
     @property
     def netloc(self) -> str:

@@ -1,0 +1,374 @@
+"""
+RegistryAgent: HTTP by tag, over real loopback sockets, because connections are what it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+from treq.client import HTTPClient
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.ssl import Certificate, PrivateCertificate, trustRootFromCertificates
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import (
+    BrowserLikePolicyForHTTPS,
+    FileBodyProducer,
+    HTTPConnectionPool,
+    ResponseNeverReceived,
+    readBody,
+)
+from twisted.web.error import SchemeNotSupported
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from tests.loopback import Call, LoopbackTestCase, Server
+from tests.test_tls import selfSigned
+from txserviceregistry.discovery.agent import RegistryAgent
+from txserviceregistry.discovery.endpoints import instanceEndpoint
+from txserviceregistry.errors import NoServiceAvailable
+
+from .standin import FakeDirectory, instance, service
+
+
+def portOf(server: Server) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+def hangUp(call: Call) -> None:
+    """A server that closes the connection instead of answering."""
+    call.hangUp()
+
+
+def named(name: str) -> Callable[[Call], None]:
+    """A server that answers with its name."""
+    return lambda call: call.answer(200, name.encode())
+
+
+@implementer(IBodyProducer)
+class Stream:
+    """A body that is too long to be kept."""
+
+    length = 100_000
+
+    def startProducing(self, consumer: Any) -> Deferred[None]:
+        consumer.write(b"x" * self.length)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        pass
+
+    resumeProducing = stopProducing = pauseProducing
+
+
+class AgentTestCase(LoopbackTestCase):
+    """A test with a directory and an agent over it."""
+
+    def setUp(self) -> None:
+        self.directory = FakeDirectory()
+        self.agent = self.makeAgent()
+
+    def makeAgent(self, **options: Any) -> RegistryAgent:
+        agent = RegistryAgent(reactor, self.directory, **options)
+        self.addCleanup(agent.close)
+        return agent
+
+    def instance(self, id: str, handler: Callable[[Call], None], context: Any = None, **metadata: str) -> Server:
+        """A server, and its service in the directory."""
+        server = self.serve(handler, context)
+        self.directory.put(service(id, portOf(server), host="127.0.0.1", **metadata))
+        return server
+
+    async def refusing(self, *ids: str) -> None:
+        """Services in the directory that nobody answers for."""
+        for id in ids:
+            port = int((await self.unusedUrl()).rpartition(":")[2])
+            self.directory.put(service(id, port, host="127.0.0.1"))
+
+    async def ask(self, method: bytes = b"GET", uri: bytes = b"registry://web/status", body: Any = None) -> bytes:
+        response = await self.agent.request(method, uri, Headers({b"X-Mine": [b"yes"]}), body)
+        answer: bytes = await readBody(response)
+        return answer
+
+
+class RequestTests(AgentTestCase):
+    """Requests."""
+
+    async def test_asksInTurn(self) -> None:
+        """Each request goes to the next instance, with its path, query and headers; connections are kept."""
+        servers = [self.instance(id, named(id)) for id in ("aaa", "bbb")]
+        uri = b"registry://web/a%20b?c=d#e"
+        self.assertEqual([await self.ask(uri=uri) for _ in range(4)], [b"aaa", b"bbb", b"aaa", b"bbb"])
+        for server in servers:
+            self.assertEqual([call.path for call in server.calls], ["/a%20b?c=d"] * 2)
+            self.assertEqual(server.calls[0].headers["x-mine"], "yes")
+            self.assertEqual(server.calls[0].headers["host"], server.url.partition("//")[2])
+            self.assertEqual(server.opened, 1)
+        self.assertTrue(verifyObject(IAgent, self.agent))
+
+    async def test_underTreq(self) -> None:
+        """treq's HTTPClient takes it, with a Host and cookies of one's own."""
+        server = self.instance("aaa", lambda call: call.answer(200, b"hello", headers="Set-Cookie: a=b\r\n"))
+        client = HTTPClient(self.agent)
+        response = await client.get("registry://web/status", headers={"Host": "www.example"})
+        self.assertEqual((response.code, await response.text()), (200, "hello"))
+        response = await client.post("registry://web", json={"a": 1})
+        self.assertEqual(server.calls[0].headers["host"], "www.example")
+        self.assertEqual((server.calls[1].path, server.calls[1].body), ("/", b'{"a":1}'))
+        self.assertEqual(server.calls[1].headers.get("cookie"), "a=b")
+
+    async def test_otherSchemes(self) -> None:
+        """What is no tag goes where it says; a tag has no port, and has to be there."""
+        server = self.serve(named("plain"))
+        self.assertEqual(await self.ask(uri=server.url.encode() + b"/x"), b"plain")
+        for uri in (b"registry://web:80/", b"registry://joe@web/", b"registry:///x", b"registry://%ff/", b"ftp://web/"):
+            with self.assertRaises(SchemeNotSupported):
+                await self.ask(uri=uri)
+
+    async def test_tagsMayBeQuoted(self) -> None:
+        """A tag that is no host name is written with percents; a query may follow at once."""
+        server = self.serve(named("blank"))
+        self.directory.put(service("aaa", portOf(server), host="127.0.0.1", tags=("a b/ü",)))
+        self.assertEqual(await self.ask(uri=b"registry://a%20b%2F%C3%BC?x"), b"blank")
+        self.assertEqual(server.calls[0].path, "/?x")
+
+    async def test_nobodyThere(self) -> None:
+        """Without an instance it fails at once; when there is one it works, and others' tags don't matter."""
+        with self.assertRaises(NoServiceAvailable):
+            await self.ask()
+        self.instance("aaa", named("aaa"))
+        self.assertEqual(await self.ask(), b"aaa")
+        with self.assertRaises(NoServiceAvailable):
+            await self.ask(uri=b"registry://mail/")
+
+    async def test_poolsOfOnesOwn(self) -> None:
+        """A pool that is given is used, and stays open when the agent is closed."""
+        server = self.instance("aaa", named("aaa"))
+        pool = HTTPConnectionPool(reactor)
+        self.agent = self.makeAgent(pool=pool)
+        await self.ask()
+        await self.agent.close()
+        await self.ask()
+        self.assertEqual(server.opened, 1)
+        await pool.closeCachedConnections()
+
+    async def test_leastConnections(self) -> None:
+        """An instance is in use until its answer has been read to the end."""
+        self.agent = self.makeAgent(strategy="least-connections")
+        servers = {id: self.instance(id, named(id)) for id in ("aaa", "bbb")}
+        first = await self.agent.request(b"GET", b"registry://web/")
+        self.assertEqual([await self.ask() for _ in range(2)], [b"bbb", b"bbb"])
+        self.assertEqual(await readBody(first), b"aaa")
+        self.assertEqual({await self.ask() for _ in range(2)}, {b"aaa", b"bbb"})
+        servers["aaa"].handler = servers["bbb"].handler = lambda call: call.answer(204)
+        # There is nothing to be read of these: they are over with their headers.
+        for _ in range(4):
+            await self.agent.request(b"GET", b"registry://web/")
+        self.assertEqual([len(server.calls) for server in servers.values()], [4, 5])
+
+
+class RetryTests(AgentTestCase):
+    """Another instance, when it is safe."""
+
+    async def test_whoRefusesIsPassedOver(self) -> None:
+        """Where nobody listens nothing was sent: any method is tried elsewhere, with its body."""
+        await self.refusing("aaa", "bbb")
+        self.instance("ccc", named("ccc"))
+        self.assertEqual(await self.ask(b"POST", body=FileBodyProducer(BytesIO(b"abc"))), b"ccc")
+        self.assertEqual(await self.ask(b"POST", body=Stream()), b"ccc")
+
+    async def test_allRefuse(self) -> None:
+        """When all refuse, the error has each one's reason."""
+        await self.refusing("aaa", "bbb")
+        with self.assertRaises(NoServiceAvailable) as caught:
+            await self.ask()
+        self.assertEqual(len(caught.exception.reasons), 2)
+        self.assertIn("refused", str(caught.exception))
+
+    async def test_idempotentRequestsAreRepeated(self) -> None:
+        """When an instance hangs up without an answer, GET and PUT go to another one, with the body."""
+        for id in ("aaa", "bbb"):
+            self.instance(id, hangUp)
+        server = self.instance("ccc", named("ccc"))
+        self.assertEqual(await self.ask(), b"ccc")
+        self.assertEqual(await self.ask(b"PUT", body=FileBodyProducer(BytesIO(b"abc"))), b"ccc")
+        self.assertEqual(server.calls[-1].body, b"abc")
+
+    async def test_othersAreNot(self) -> None:
+        """What may have been done once is not done twice: POST, and a body that can't be sent again, fail."""
+        servers = [self.instance(id, hangUp) for id in ("aaa", "bbb")]
+        for method, body in ((b"POST", None), (b"PATCH", None), (b"PUT", Stream())):
+            with self.assertRaises(ResponseNeverReceived):
+                await self.ask(method, body=body)
+        self.assertEqual(sum(len(server.calls) for server in servers), 3)
+
+    async def test_theLastOnesErrorIsTheResult(self) -> None:
+        """When all hang up, the result is what Twisted's agent says of the last."""
+        servers = [self.instance(id, hangUp) for id in ("aaa", "bbb")]
+        with self.assertRaises(ResponseNeverReceived):
+            await self.ask()
+        self.assertEqual([len(server.calls) for server in servers], [1, 1])
+
+    async def test_answersAreFinal(self) -> None:
+        """An answer is the result, whatever it says."""
+        servers = [self.instance(id, lambda call: call.answer(503)) for id in ("aaa", "bbb")]
+        response = await self.agent.request(b"GET", b"registry://web/")
+        self.assertEqual(response.code, 503)
+        self.assertEqual(sum(len(server.calls) for server in servers), 1)
+
+    async def test_anInstanceThatIsGoneMeanwhile(self) -> None:
+        """A kept connection that the server has closed, and a port that is closed too, cost a GET nothing."""
+        ports = []
+        for id in ("aaa", "bbb"):
+            server = Server(named(id))
+            port = reactor.listenTCP(0, server, interface="127.0.0.1")
+            ports.append((port, server))
+            self.directory.put(service(id, port.getHost().port, host="127.0.0.1"))
+        self.assertEqual([await self.ask() for _ in range(2)], [b"aaa", b"bbb"])
+        port, server = ports[0]
+        await port.stopListening()
+        server.handler = hangUp
+        self.assertEqual([await self.ask() for _ in range(3)], [b"bbb"] * 3)
+        await ports[1][0].stopListening()
+
+    async def test_cancelling(self) -> None:
+        """A request that is cancelled is over, and is not tried elsewhere."""
+        servers = [self.instance(id, lambda call: None) for id in ("aaa", "bbb")]
+        asked = self.agent.request(b"GET", b"registry://web/")
+        await self.until(lambda: servers[0].calls)
+        asked.cancel()
+        with self.assertRaises(CancelledError):
+            await asked
+        await self.until(lambda: not servers[0].open)
+        self.assertEqual(servers[1].calls, [])
+
+
+class RedirectTests(AgentTestCase):
+    """Redirects, followed by treq."""
+
+    def redirecting(self, location: Callable[[Call], str]) -> Server:
+        def handle(call: Call) -> None:
+            if call.path == "/status":
+                call.answer(302, headers=f"Location: {location(call)}\r\n")
+            else:
+                call.answer(200, call.path.encode())
+
+        return self.instance("aaa", handle)
+
+    async def follow(self) -> str:
+        response = await HTTPClient(self.agent).get("registry://web/status", headers={"Authorization": "mine"})
+        text: str = await response.text()
+        return text
+
+    async def test_toAnotherPath(self) -> None:
+        """A path, and the instance's own address, mean the tag; what belongs to the origin goes with them."""
+        for location in (
+            lambda call: "/other",
+            lambda call: "other",
+            lambda call: f"http://{call.headers['host']}/other",
+        ):
+            server = self.redirecting(location)
+            self.assertEqual(await self.follow(), "/other")
+            self.assertEqual([call.headers["authorization"] for call in server.calls], ["mine", "mine"])
+
+    async def test_toSomebodyElse(self) -> None:
+        """Another server's address is just that, and is told no secrets."""
+        other = self.serve(named("other"))
+        self.redirecting(lambda call: f"{other.url}/x")
+        self.assertEqual(await self.follow(), "other")
+        self.assertNotIn("authorization", other.calls[0].headers)
+
+    async def test_toAnotherTag(self) -> None:
+        """A tag may be named."""
+        other = self.serve(named("mail"))
+        self.directory.put(service("mmm", portOf(other), host="127.0.0.1", tags=("mail",)))
+        self.redirecting(lambda call: "registry://mail/inbox")
+        self.assertEqual(await self.follow(), "mail")
+        self.assertEqual(other.calls[0].path, "/inbox")
+
+    async def test_nonsense(self) -> None:
+        """What is no location is passed on as it is."""
+        self.redirecting(lambda call: "http://[")
+        response = await self.agent.request(b"GET", b"registry://web/status")
+        self.assertEqual(response.headers.getRawHeaders(b"location"), [b"http://["])
+
+
+class TLSTests(AgentTestCase):
+    """``registrys``."""
+
+    def setUp(self) -> None:
+        self.certificate, key = selfSigned("web")
+        self.context = PrivateCertificate.loadPEM(self.certificate + key).options()
+        super().setUp()
+
+    def makeAgent(self, **options: Any) -> RegistryAgent:
+        trusted = trustRootFromCertificates([Certificate.loadPEM(self.certificate)])
+        return super().makeAgent(policy=BrowserLikePolicyForHTTPS(trusted), **options)
+
+    async def test_theCertificateIsForTheHost(self) -> None:
+        """The certificate has to be for the instance's host; connections are kept."""
+        server = self.instance("aaa", named("aaa"), self.context)
+        self.assertEqual([await self.ask(uri=b"registrys://web/") for _ in range(2)], [b"aaa"] * 2)
+        self.assertEqual(server.opened, 1)
+
+    async def test_anotherName(self) -> None:
+        """With ``tls.name`` it is that name that counts, and nothing is sent to who does not bear it."""
+        server = self.instance("aaa", named("aaa"), self.context, **{"tls.name": "web.example"})
+        with self.assertRaises(NoServiceAvailable) as caught:
+            await self.ask(b"POST", b"registrys://web/")
+        self.assertIn("TLS: the certificate is not for web.example", str(caught.exception))
+        self.assertEqual(server.calls, [])
+
+    async def test_whoIsNotTrusted(self) -> None:
+        """An instance that nobody vouches for is passed over, even for a POST: nothing was sent."""
+        certificate, key = selfSigned("somebody else")
+        other = self.instance("aaa", named("aaa"), PrivateCertificate.loadPEM(certificate + key).options())
+        self.instance("bbb", named("bbb"), self.context)
+        self.assertEqual([await self.ask(b"POST", b"registrys://web/") for _ in range(2)], [b"bbb"] * 2)
+        self.assertEqual(other.calls, [])
+        self.directory.remove("bbb")
+        with self.assertRaises(NoServiceAvailable) as caught:
+            await self.ask(uri=b"registrys://web/")
+        self.assertIn("TLS: certificate verify failed", str(caught.exception))
+
+    async def test_redirects(self) -> None:
+        """A redirect on the instance is one to the tag, over TLS."""
+
+        def handle(call: Call) -> None:
+            if call.path == "/":
+                call.answer(302, headers=f"Location: https://{call.headers['host']}/x\r\n")
+            else:
+                call.answer(200, b"there")
+
+        self.instance("aaa", handle, self.context)
+        response = await self.agent.request(b"GET", b"registrys://web/")
+        self.assertEqual(response.headers.getRawHeaders(b"location"), [b"registrys://web/x"])
+        response = await HTTPClient(self.agent).get("registrys://web/")
+        self.assertEqual(await response.text(), "there")
+
+
+class InstanceEndpointTests(SynchronousTestCase):
+    """Addresses and names."""
+
+    def test_namesAreLookedUp(self) -> None:
+        """A host that is no address is looked up."""
+        self.assertIsInstance(instanceEndpoint(reactor, instance("aaa"), 5.0), HostnameEndpoint)
+
+    def test_options(self) -> None:
+        """A strategy that there is not is refused at once."""
+        self.assertRaises(ValueError, RegistryAgent, reactor, FakeDirectory(), strategy="best")
+
+
+class ManyTests(AgentTestCase):
+    """Many at once."""
+
+    async def test_areSpread(self) -> None:
+        """Twenty requests at once are spread evenly."""
+        servers = [self.instance(id, named(id)) for id in ("aaa", "bbb")]
+        await gatherResults([Deferred.fromCoroutine(self.ask()) for _ in range(20)])
+        self.assertEqual([len(server.calls) for server in servers], [10, 10])

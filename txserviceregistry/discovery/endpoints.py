@@ -1,0 +1,341 @@
+"""
+Endpoints: connect to a tag instead of an address, and listen as a registered service.
+
+How both are written as strings is in :mod:`~txserviceregistry.discovery.strings`; what those share, in
+:mod:`~txserviceregistry.discovery.shared`.
+"""
+
+from __future__ import annotations
+
+import random as randomModule
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_address
+from typing import Any
+from typing import Protocol as Interface
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import (
+    IAddress,
+    IFileDescriptorReceiver,
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    IListeningPort,
+    ILoggingContext,
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import alsoProvides, implementer
+
+from ..client import Client
+from ..deferred import returnsDeferred, waitFor
+from ..errors import RegistrationEnded
+from ..registration import RegisteredService
+from .balancing import Balancer, TryNext, View, tryEach
+from .instances import HOST_KEYS, PORT_KEYS, Instance
+from .strategies import IStrategy
+
+__all__ = ["CONNECT_TIMEOUT", "RegisteredEndpoint", "RegisteredPort", "RegistryEndpoint", "instanceEndpoint"]
+
+#: Seconds that each instance is given to accept a connection, unless somebody says otherwise.
+CONNECT_TIMEOUT = 5.0
+
+
+def instanceEndpoint(reactor: Any, instance: Instance, timeout: float) -> IStreamClientEndpoint:
+    """
+    Where an instance is.
+
+    :param reactor: connects.
+    :param instance: an instance.
+    :param timeout: seconds to connect.
+    """
+    try:
+        address = ip_address(instance.host)
+    except ValueError:
+        hostname: IStreamClientEndpoint = HostnameEndpoint(reactor, instance.host, instance.port, timeout=timeout)
+        return hostname
+    # An address needs neither to be looked up nor to be raced for.
+    kind = TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint
+    endpoint: IStreamClientEndpoint = kind(reactor, instance.host, instance.port, timeout=timeout)
+    return endpoint
+
+
+class _Watched(Protocol):
+    """Stands between a transport and a protocol, and tells when the connection is over."""
+
+    def __init__(self, wrapped: Any, lost: Callable[[], None]) -> None:
+        self.wrapped = wrapped
+        self._lost = lost
+        for interface in (IHalfCloseableProtocol, IFileDescriptorReceiver, IHandshakeListener):
+            if interface.providedBy(wrapped):
+                alsoProvides(self, interface)
+
+    def logPrefix(self) -> str:
+        """See ILoggingContext."""
+        if ILoggingContext.providedBy(self.wrapped):
+            return str(self.wrapped.logPrefix())
+        return type(self.wrapped).__name__
+
+    def connectionMade(self) -> None:
+        self.wrapped.makeConnection(self.transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.wrapped.dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._lost()
+        self.wrapped.connectionLost(reason)
+
+    def fileDescriptorReceived(self, descriptor: int) -> None:
+        """See IFileDescriptorReceiver."""
+        self.wrapped.fileDescriptorReceived(descriptor)
+
+    def readConnectionLost(self) -> None:
+        """See IHalfCloseableProtocol."""
+        self.wrapped.readConnectionLost()
+
+    def writeConnectionLost(self) -> None:
+        """See IHalfCloseableProtocol."""
+        self.wrapped.writeConnectionLost()
+
+    def handshakeCompleted(self) -> None:
+        """See IHandshakeListener."""
+        self.wrapped.handshakeCompleted()
+
+
+@implementer(IProtocolFactory)
+class _WatchingFactory:
+    def __init__(self, wrapped: IProtocolFactory, lost: Callable[[], None]) -> None:
+        self._wrapped = wrapped
+        self._lost = lost
+
+    def buildProtocol(self, addr: IAddress) -> _Watched | None:
+        protocol = self._wrapped.buildProtocol(addr)
+        return None if protocol is None else _Watched(protocol, self._lost)
+
+    def doStart(self) -> None:
+        self._wrapped.doStart()
+
+    def doStop(self) -> None:
+        self._wrapped.doStop()
+
+
+@implementer(IStreamClientEndpoint)
+class RegistryEndpoint:
+    """
+    Connects to a living service with a tag, whichever it is.
+
+    Each :meth:`connect` picks an instance by the strategy, and another one when that can't be connected to; who
+    refused is passed over for a while.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        directory: View,
+        tag: str,
+        *,
+        strategy: str | IStrategy = "round-robin",
+        timeout: float = CONNECT_TIMEOUT,
+        near: Mapping[str, str] | None = None,
+        random: Callable[[], float] = randomModule.random,
+    ) -> None:
+        """
+        :param reactor: connects.
+        :param directory: a :class:`~txserviceregistry.discovery.Directory` that runs. It stays the caller's.
+        :param tag: which services.
+        :param strategy: ``round-robin``, ``random``, ``least-connections``, or one of its own.
+        :param timeout: seconds that each instance is given; also for how long the directory's first listing is waited
+            for.
+        :param near: our own ``region`` and ``zone``, to prefer what is near.
+        :param random: gives numbers from 0 to 1 to a strategy that needs them.
+        :raises ValueError: if there is no such strategy, or *near* has other keys.
+        """
+        self._reactor = reactor
+        self._timeout = timeout
+        self._balancer = Balancer(directory, tag, clock=reactor, strategy=strategy, near=near, random=random)
+
+    def __repr__(self) -> str:
+        return f"<RegistryEndpoint {self._balancer.tag!r}>"
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """
+        Connect to one of them.
+
+        :return: fires with the protocol, connected. Fails with
+            :class:`~txserviceregistry.errors.NoServiceAvailable` if there is no service with the tag, or none that
+            can be connected to; the text has the reasons. It may be cancelled.
+        """
+        balancer = self._balancer
+
+        async def attempt(instance: Instance) -> IProtocol:
+            def ended() -> None:
+                balancer.ended(instance)
+
+            balancer.began(instance)
+            endpoint = instanceEndpoint(self._reactor, instance, self._timeout)
+            try:
+                watched: Any = await endpoint.connect(_WatchingFactory(protocolFactory, ended))
+            except (ConnectError, OSError) as error:
+                ended()
+                raise TryNext(error)
+            except BaseException:
+                ended()
+                raise
+            balancer.succeeded(instance)
+            protocol: IProtocol = watched.wrapped
+            return protocol
+
+        return tryEach(balancer, attempt, patience=self._timeout)
+
+
+class Loan(Interface):
+    """A client that is borrowed; see :class:`txserviceregistry.discovery.shared.Loan`."""
+
+    client: Client
+
+    @property
+    def isOver(self) -> bool: ...
+
+    def onEnd(self, leave: Callable[[], object]) -> None: ...
+
+    def release(self) -> Deferred[None]: ...
+
+
+@implementer(IListeningPort)
+class RegisteredPort:
+    """
+    A port that listens, and the service that is registered while it does.
+
+    :ivar service: the :class:`~txserviceregistry.RegisteredService`; its ``drain(seconds)`` before
+        :meth:`stopListening` lets nobody be refused.
+    """
+
+    def __init__(self, port: IListeningPort, service: RegisteredService, loan: Loan | None) -> None:
+        self.service = service
+        self._port = port
+        self._loan = loan
+        self._stopping: Deferred[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<RegisteredPort {self.service.serviceId!r} on {self._port!r}>"
+
+    def startListening(self) -> None:
+        """See IListeningPort: it listens already."""
+        self._port.startListening()
+
+    def getHost(self) -> IAddress:
+        """See IListeningPort."""
+        return self._port.getHost()
+
+    def stopListening(self) -> Deferred[None]:
+        """
+        Remove the service from the registry, and then close the port.
+
+        :return: fires with ``None`` when both is done. A registry that does not answer is given three seconds.
+        """
+        if self._stopping is None:
+            self._stopping = self._stop()
+        return waitFor(self._stopping)
+
+    @returnsDeferred
+    async def _stop(self) -> None:
+        try:
+            await self.service.stopService()
+            await maybeDeferred(self._port.stopListening)
+        finally:
+            if self._loan is not None:
+                await self._loan.release()
+
+
+@implementer(IStreamServerEndpoint)
+class RegisteredEndpoint:
+    """
+    Listens, and is a registered service while it listens.
+
+    The real port goes into the metadata, and so does the host, if the port is bound to one address. Otherwise the
+    host is the local address of the connection to the registry. What the metadata say already is left alone.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        client: Client | Callable[[], Loan],
+        endpoint: IStreamServerEndpoint,
+        serviceId: str,
+        heartbeatTimeout: int = 30,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        :param client: speaks to the registry, and stays the caller's; or what borrows one when it begins to listen.
+        :param endpoint: where to listen.
+        :param serviceId: see :class:`~txserviceregistry.RegisteredService`, here and below.
+        :param heartbeatTimeout: seconds.
+        :param tags: what others find the service by.
+        :param metadata: what others should know of it.
+        """
+        self._client = client
+        self._endpoint = endpoint
+        self._serviceId = serviceId
+        self._heartbeatTimeout = heartbeatTimeout
+        self._tags = list(tags)
+        self._metadata = dict(metadata or {})
+
+    def __repr__(self) -> str:
+        return f"<RegisteredEndpoint {self._serviceId!r} on {self._endpoint!r}>"
+
+    @returnsDeferred
+    async def listen(self, protocolFactory: IProtocolFactory) -> IListeningPort:
+        """
+        Listen, and begin to register: in the background, so that the registry may come up later.
+
+        :return: fires with a :class:`RegisteredPort` when the port is open. Fails as the wrapped endpoint does, and
+            with :class:`~txserviceregistry.errors.InvalidSettings` if nothing says which registry it is.
+        """
+        if isinstance(self._client, Client):
+            loan, client = None, self._client
+        else:
+            loan = self._client()
+            client = loan.client
+        try:
+            port = await self._endpoint.listen(protocolFactory)
+            if loan is not None and loan.isOver:
+                await maybeDeferred(port.stopListening)
+                raise RegistrationEnded(f"Service {self._serviceId} was stopped before it was registered")
+        except BaseException:
+            if loan is not None:
+                await loan.release()
+            raise
+        service = RegisteredService(
+            client, self._serviceId, self._heartbeatTimeout, self._tags, self._withAddress(port.getHost())
+        )
+        service.startService()
+        if loan is not None:
+            loan.onEnd(service.stopService)
+        registered: IListeningPort = RegisteredPort(port, service, loan)
+        return registered
+
+    def _withAddress(self, address: IAddress) -> dict[str, str]:
+        metadata = dict(self._metadata)
+        if not isinstance(address, (IPv4Address, IPv6Address)):
+            self._log.info(
+                "Service {id} listens on {address}, which is no host and port: its metadata don't say where it is",
+                id=self._serviceId,
+                address=address,
+            )
+            return metadata
+        if not any(key in metadata for key in PORT_KEYS):
+            metadata["port"] = str(address.port)
+        isAnywhere = ip_address(address.host.partition("%")[0]).is_unspecified
+        if not isAnywhere and not any(key in metadata for key in HOST_KEYS):
+            metadata["host"] = address.host
+        return metadata
