@@ -1,10 +1,16 @@
 """
-The twistd commands of txserviceregistry.
+The twistd commands and the endpoint strings of txserviceregistry.
 
 Every twistd on the machine imports this module: it names things and imports nothing of ours.
 """
 
 from twisted.application.service import ServiceMaker
+from twisted.internet.interfaces import (
+    IStreamClientEndpointStringParserWithReactor,
+    IStreamServerEndpointStringParser,
+)
+from twisted.plugin import IPlugin
+from zope.interface import implementer
 
 serviceRegistry = ServiceMaker(
     "txserviceregistry: the registry",
@@ -19,3 +25,31 @@ serviceRegistryAgent = ServiceMaker(
     "Registers a dummy service and keeps it alive; runs a registry too if none is configured.",
     "service-registry-agent",
 )
+
+
+@implementer(IPlugin, IStreamClientEndpointStringParserWithReactor)
+class _RegistryParser:
+    """``registry:TAG``: see txserviceregistry.discovery.strings."""
+
+    prefix = "registry"
+
+    def parseStreamClient(self, reactor, *args, **kwargs):
+        from txserviceregistry.discovery.strings import registryFromString
+
+        return registryFromString(reactor, *args, **kwargs)
+
+
+@implementer(IPlugin, IStreamServerEndpointStringParser)
+class _RegisteredParser:
+    """``registered:id=…:endpoint=…``: see txserviceregistry.discovery.strings."""
+
+    prefix = "registered"
+
+    def parseStreamServer(self, reactor, *args, **kwargs):
+        from txserviceregistry.discovery.strings import registeredFromString
+
+        return registeredFromString(reactor, *args, **kwargs)
+
+
+registryParser = _RegistryParser()
+registeredParser = _RegisteredParser()

@@ -1,0 +1,105 @@
+"""
+A test case for what endpoint strings share: over a registry in memory, on a reactor in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry import Client
+from txserviceregistry.discovery import shared
+from txserviceregistry.discovery.endpoints import RegisteredPort
+from txserviceregistry.settings import Settings
+from txserviceregistry.testing import FakeRegistry
+
+from .standin import FakeDirectory
+
+
+class Reactor(MemoryReactorClock):
+    """A reactor in memory that shuts down when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beforeShutdown: list[Callable[[], Any]] = []
+
+    def addSystemEventTrigger(self, phase: str, eventType: str, callable: Any, *args: Any, **kw: Any) -> Any:
+        """See IReactorCore."""
+        assert (phase, eventType) == ("before", "shutdown")
+        self.beforeShutdown.append(callable)
+        return callable
+
+    def removeSystemEventTrigger(self, triggerID: Any) -> None:
+        """See IReactorCore."""
+        self.beforeShutdown.remove(triggerID)
+
+    def callFromThread(self, callable: Any, *args: Any, **kw: Any) -> None:
+        """See IReactorFromThreads."""
+        callable(*args, **kw)
+
+
+class ListedOnce(Service):
+    """What a Directory does that a test here looks at: it lists the services when it starts."""
+
+    def __init__(self, client: Client) -> None:
+        self.view = FakeDirectory(ready=False)
+        self.client = client
+
+    def startService(self) -> None:
+        """See IService."""
+        super().startService()
+
+        def listed(page: Any) -> None:
+            self.view.put(*page["values"])
+            self.view.becomeReady()
+
+        self.client.services.list().addCallback(listed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.view, name)
+
+
+class SharedTestCase(SynchronousTestCase):
+    """
+    :ivar clients: those that were made for endpoint strings, closed ones included.
+    """
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.reactor = Reactor()
+        self.clients: list[Client] = []
+        self.closed: list[Client] = []
+        self.settings = Settings("fake", "fake-api-key", (self.fake.url,), ())
+        self.patch(shared, "readSettings", lambda: self.settings)
+        self.patch(shared, "Client", self.makeClient)
+        self.patch(shared, "Directory", ListedOnce)
+        self.own = self.fake.client()
+
+    def makeClient(self, *, reactor: object, settings: Settings) -> Client:
+        self.assertIs(reactor, self.reactor)
+        client = self.fake.client()
+        close = client.close
+
+        def closing() -> Any:
+            self.closed.append(client)
+            return close()
+
+        client.close = closing  # type: ignore[method-assign]  # to see it
+        self.clients.append(client)
+        return client
+
+    def services(self) -> list[Any]:
+        """What is registered."""
+        result = self.own.services.list()
+        self.fake.flush()
+        return self.successResultOf(result)["values"]
+
+    def stop(self, port: RegisteredPort) -> None:
+        """Stop listening."""
+        stopping = port.stopListening()
+        self.fake.advance(1)
+        self.successResultOf(stopping)

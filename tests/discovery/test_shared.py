@@ -1,0 +1,292 @@
+"""
+What endpoint strings share, from the first user to the last.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+from twisted.internet import reactor as globalReactor
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.discovery import shared
+from txserviceregistry.discovery.endpoints import RegisteredPort
+from txserviceregistry.discovery.shared import borrow, closeShared
+from txserviceregistry.errors import InvalidSettings, NoServiceAvailable, RegistrationEnded
+from txserviceregistry.settings import Settings
+
+from .sharedcase import SharedTestCase
+
+
+class LoanTests(SharedTestCase):
+    """Borrowing and giving back."""
+
+    def test_oneForAll(self) -> None:
+        """There is one client, and one directory, however many use them; they are closed with the last."""
+        loans = [borrow(self.reactor, reads=True) for _ in range(3)]
+        self.assertEqual(len(self.clients), 1)
+        self.assertEqual(len({id(loan.directory) for loan in loans}), 1)
+        self.fake.advance(1)
+        self.assertTrue(loans[0].directory.running)
+        for loan in loans[:2]:
+            self.successResultOf(loan.release())
+            self.successResultOf(loan.release())
+        self.assertTrue(loans[2].directory.running)
+        self.assertFalse(loans[2].isOver)
+        self.successResultOf(loans[2].release())
+        self.assertFalse(loans[2].directory.running)
+        self.assertEqual(self.closed, self.clients)
+        self.successResultOf(loans[2].release())
+        self.fake.advance(1)
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])
+        self.assertEqual(self.reactor.beforeShutdown, [])
+
+    def test_theDirectoryIsThereForReaders(self) -> None:
+        """Who only registers needs no directory: the last reader ends it, and another one begins a new one."""
+        server = borrow(self.reactor)
+        first = borrow(self.reactor, reads=True)
+        directory = first.directory
+        self.successResultOf(first.release())
+        self.assertFalse(directory.running)
+        self.assertEqual(self.closed, [])
+        again = borrow(self.reactor, reads=True)
+        self.assertTrue(again.directory.running)
+        self.assertIsNot(again.directory, directory)
+        self.assertEqual(len(self.clients), 1)
+        self.successResultOf(again.release())
+        self.successResultOf(server.release())
+        self.assertEqual(self.closed, self.clients)
+
+    def test_otherSettings(self) -> None:
+        """Other settings mean another registry, or another user: another client."""
+        first = borrow(self.reactor)
+        self.settings = Settings("somebody else", "key", (self.fake.url,), ())
+        second = borrow(self.reactor)
+        self.assertIsNot(first.client, second.client)
+        self.successResultOf(first.release())
+        self.assertEqual(self.closed, [first.client])
+        self.successResultOf(second.release())
+        self.assertEqual(self.closed, [first.client, second.client])
+
+    def test_notOnAReactorThatEnds(self) -> None:
+        """A clock that is no whole reactor will do."""
+        self.reactor = Clock()  # type: ignore[assignment]  # on purpose
+        loan = borrow(self.reactor)
+        self.successResultOf(closeShared(self.reactor))
+        self.assertTrue(loan.isOver)
+
+
+class CloseTests(SharedTestCase):
+    """Closing everything."""
+
+    def listen(self, id: str = "web1") -> RegisteredPort:
+        description = rf"registered:id={id}:endpoint=tcp\:8080\:interface=10.1.1.1"
+        port = self.successResultOf(serverFromString(self.reactor, description).listen(Factory()))
+        assert isinstance(port, RegisteredPort)
+        self.fake.advance(1)
+        return port
+
+    def test_nothingThere(self) -> None:
+        """Where nothing is shared there is nothing to close, on the global reactor neither."""
+        self.successResultOf(closeShared(self.reactor))
+        self.successResultOf(closeShared())
+
+    def test_everybodyLeavesFirst(self) -> None:
+        """Servers that still listen leave the registry, and only then the client is closed."""
+        ports = [self.listen("web1"), self.listen("web2")]
+        self.fake.pause()
+        closing = closeShared(self.reactor)
+        self.fake.advance(1)
+        self.assertNoResult(closing)
+        self.assertEqual(self.closed, [])
+        self.fake.resume()
+        self.fake.advance(1)
+        self.successResultOf(closing)
+        self.assertEqual((self.services(), self.closed), ([], self.clients))
+        for port in ports:
+            self.stop(port)
+
+    def test_notUnderOneThatIsLeaving(self) -> None:
+        """A server that is just deregistering is waited for, and so is whatever is being closed already."""
+        port = self.listen()
+        self.fake.pause()
+        stopping = port.stopListening()
+        closings = [closeShared(self.reactor) for _ in range(2)]
+        self.fake.advance(1)
+        self.assertEqual(self.closed, [])
+        self.fake.resume()
+        self.fake.advance(1)
+        for closing in [stopping, *closings]:
+            self.successResultOf(closing)
+        self.assertEqual((self.services(), self.closed), ([], self.clients))
+
+    def test_withTheReactor(self) -> None:
+        """When the reactor shuts down all is closed, in the same order."""
+        self.listen()
+        [shutdown] = self.reactor.beforeShutdown
+        closing = shutdown()
+        self.fake.advance(1)
+        self.successResultOf(closing)
+        self.assertEqual((self.services(), self.closed, self.reactor.beforeShutdown), ([], self.clients, []))
+
+    def test_aTriggerThatIsGone(self) -> None:
+        """A reactor that does not know the trigger any more, because it is at it, is no trouble."""
+        loan = borrow(self.reactor)
+        self.reactor.beforeShutdown.clear()
+        self.successResultOf(loan.release())
+        self.assertEqual(self.closed, self.clients)
+
+    def test_whatFailsToLeave(self) -> None:
+        """One that can't leave is logged, and holds nobody up."""
+        loan = borrow(self.reactor)
+
+        def leave() -> None:
+            raise RuntimeError("no")
+
+        loan.onEnd(leave)
+        self.successResultOf(closeShared(self.reactor))
+        self.assertEqual(self.closed, self.clients)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_usedAgain(self) -> None:
+        """Who comes after it begins anew."""
+        self.listen()
+        closing = closeShared(self.reactor)
+        self.fake.advance(1)
+        self.successResultOf(closing)
+        self.stop(self.listen())
+        self.assertEqual(len(self.clients), 2)
+        self.assertEqual(self.closed, self.clients)
+
+    def test_whileItIsOpening(self) -> None:
+        """A server whose port opens while all is closed does not register, and closes its port."""
+        endpoint: Any = serverFromString(self.reactor, r"registered:id=web1:endpoint=tcp\:0")
+        opening: Deferred[Any] = Deferred()
+
+        class Slow:
+            def listen(self, factory: object) -> Deferred[Any]:
+                return opening
+
+        closed: list[str] = []
+
+        class Port:
+            def stopListening(self) -> Deferred[None]:
+                closed.append("port")
+                return succeed(None)
+
+        endpoint._endpoint = Slow()
+        listening = endpoint.listen(Factory())
+        self.successResultOf(closeShared(self.reactor))
+        opening.callback(Port())
+        self.failureResultOf(listening, RegistrationEnded)
+        self.assertEqual(closed, ["port"])
+
+    def test_aPortThatIsTaken(self) -> None:
+        """A server that can't listen gives back what it had borrowed."""
+        endpoint: Any = serverFromString(self.reactor, r"registered:id=web1:endpoint=tcp\:0")
+
+        class Broken:
+            def listen(self, factory: object) -> Deferred[Any]:
+                raise OSError("taken")
+
+        endpoint._endpoint = Broken()
+        self.failureResultOf(endpoint.listen(Factory()), OSError)
+        self.assertEqual(self.closed, self.clients)
+
+
+class ClientEndpointTests(SharedTestCase):
+    """``registry:…``, from its first connect on."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        creating = self.own.services.create(
+            "web1", 120, {"tags": ["web"], "metadata": {"host": "10.1.1.1", "port": "80"}}
+        )
+        self.fake.flush()
+        self.successResultOf(creating)
+
+    def connect(self, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
+        connecting = endpoint.connect(Factory.forProtocol(Protocol))
+        self.fake.advance(1)
+        return connecting
+
+    def abandon(self, connecting: Deferred[Any]) -> None:
+        connecting.cancel()
+        self.failureResultOf(connecting, CancelledError)
+
+    def test_connectsToWhatIsRegistered(self) -> None:
+        """It connects to the service that is registered; there is one directory for all connects and all strings."""
+        endpoints = [clientFromString(self.reactor, text) for text in ("registry:web", "registry:web:timeout=2")]
+        for endpoint in endpoints * 2:
+            connecting = self.connect(endpoint)
+            self.assertEqual(self.reactor.tcpClients[-1][:2], ("10.1.1.1", 80))
+            self.reactor.tcpClients[-1][2].buildProtocol(None).makeConnection(object())
+            self.successResultOf(connecting)
+        self.assertEqual([client[3] for client in self.reactor.tcpClients], [5.0, 2.0] * 2)
+        self.assertEqual((len(self.clients), self.closed), (1, []))
+        endpoints.clear()
+        del endpoint
+        gc.collect()
+        self.fake.advance(1)
+        self.assertEqual(self.closed, self.clients)
+
+    def test_closedWithItsLastUser(self) -> None:
+        """When nobody has the endpoint any more, all is closed; but not before a connect of its has come to its end."""
+        connecting = self.connect(clientFromString(self.reactor, "registry:web"))
+        gc.collect()
+        self.assertEqual(self.closed, [])
+        self.reactor.tcpClients[0][2].clientConnectionFailed(
+            self.reactor.connectors[0], Failure(ConnectionRefusedError())
+        )
+        self.failureResultOf(connecting, NoServiceAvailable)
+        del connecting
+        gc.collect()
+        self.fake.advance(1)
+        self.assertEqual(self.closed, self.clients)
+
+    def test_afterClosing(self) -> None:
+        """An endpoint that is used again after closeShared begins anew."""
+        endpoint = clientFromString(self.reactor, "registry:web")
+        self.abandon(self.connect(endpoint))
+        closing = closeShared(self.reactor)
+        self.fake.advance(1)
+        self.successResultOf(closing)
+        self.abandon(self.connect(endpoint))
+        self.assertEqual((len(self.clients), len(self.reactor.tcpClients)), (2, 2))
+        closing = closeShared(self.reactor)
+        self.fake.advance(1)
+        self.successResultOf(closing)
+        self.assertEqual(self.closed, self.clients)
+
+    def test_unknownTags(self) -> None:
+        """A tag that nobody bears is NoServiceAvailable."""
+        endpoint = clientFromString(self.reactor, "registry:mail")
+        self.failureResultOf(self.connect(endpoint), NoServiceAvailable)
+
+
+class SettingsTests(SynchronousTestCase):
+    """Without settings."""
+
+    def setUp(self) -> None:
+        def readSettings() -> None:
+            raise InvalidSettings("there are none")
+
+        self.patch(shared, "readSettings", readSettings)
+
+    def test_connecting(self) -> None:
+        """Connecting fails with what is wrong with the settings."""
+        endpoint = clientFromString(globalReactor, "registry:web")
+        self.failureResultOf(endpoint.connect(Factory()), InvalidSettings)
+
+    def test_listening(self) -> None:
+        """Listening fails at once, before any port is opened."""
+        endpoint = serverFromString(globalReactor, r"registered:id=web1:endpoint=tcp\:0")
+        self.failureResultOf(endpoint.listen(Factory()), InvalidSettings)

@@ -1,0 +1,192 @@
+r"""
+Endpoint strings: ``registry:TAG[:strategy=…][:timeout=…]`` for clients, and
+``registered:id=…[:tags=…][:metadata=…][:heartbeatTimeout=…]:endpoint=…`` for servers.
+
+twistd reads such strings before it becomes a daemon: here nothing is connected, opened or scheduled.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import finalize
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.endpoints import quoteStringArgument, serverFromString
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..errors import InvalidSettings
+from ..parsing import parseMetadata, parseTags
+from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint
+from .shared import Loan, borrow
+from .strategies import strategyNamed
+
+__all__ = ["SharedRegistryEndpoint", "registeredFromString", "registryFromString"]
+
+_CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone")
+_SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
+_ID = re.compile(r"[A-Za-z0-9_.\-]{3,65}", re.ASCII)
+_TIMEOUTS = range(3, 121)
+_log = Logger()
+
+
+@implementer(IStreamClientEndpoint)
+class SharedRegistryEndpoint:
+    """
+    A :class:`~txserviceregistry.discovery.RegistryEndpoint` over the directory that all strings share, which it
+    borrows with its first connect and gives back when nobody has this endpoint any more.
+    """
+
+    def __init__(self, reactor: Any, tag: str, options: Mapping[str, Any]) -> None:
+        """
+        :param reactor: connects.
+        :param tag: which services.
+        :param options: of RegistryEndpoint's.
+        """
+        self._reactor = reactor
+        self._tag = tag
+        self._options = dict(options)
+        self._loan: Loan | None = None
+        self._end: Callable[[], object] = _nothing
+        self._endpoint: RegistryEndpoint | None = None
+
+    def __repr__(self) -> str:
+        return f"<registry:{self._tag}>"
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """
+        See :meth:`RegistryEndpoint.connect <txserviceregistry.discovery.RegistryEndpoint.connect>`.
+
+        :return: fires with the protocol; fails with :class:`~txserviceregistry.errors.InvalidSettings` too, if
+            nothing says which registry it is.
+        """
+        try:
+            endpoint = self._borrowed()
+        except InvalidSettings:
+            return fail(Failure())
+
+        def stillHere(result: Any) -> Any:
+            # Who has only the Deferred has the endpoint, until it fires.
+            self._reactor  # noqa: B018 (that it is named here is all)
+            return result
+
+        return endpoint.connect(protocolFactory).addBoth(stillHere)
+
+    def _borrowed(self) -> RegistryEndpoint:
+        if self._endpoint is None or self._loan is None or self._loan.isOver:
+            self._end()
+            self._loan = loan = borrow(self._reactor, reads=True)
+            self._end = end = finalize(self, _release, loan, self._reactor)
+            end.atexit = False
+            self._endpoint = RegistryEndpoint(self._reactor, loan.directory, self._tag, **self._options)
+        return self._endpoint
+
+
+def _nothing() -> None:
+    """There is nothing to end yet."""
+
+
+def _release(loan: Loan, reactor: Any) -> None:
+    def release() -> None:
+        loan.release().addErrback(lambda failure: _log.failure("Closing failed", failure))
+
+    # Nobody knows in which thread, and within which call, the garbage collector comes by.
+    reactor.callFromThread(release)
+
+
+def registryFromString(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndpoint:
+    """
+    ``registry:TAG``, with ``strategy=``, ``timeout=`` (seconds that each instance is given), ``region=`` and
+    ``zone=`` (our own, to prefer what is near).
+
+    :param reactor: connects.
+    :raises ValueError: if there is something wrong with it.
+    """
+    given = dict(kwargs)
+    for name in given:
+        if name not in _CLIENT_KEYS:
+            raise ValueError(f"registry: there is no {name!r} (there are: {', '.join(_CLIENT_KEYS)})")
+    tags = [*args, *([given.pop("tag")] if "tag" in given else [])]
+    if len(tags) != 1 or not tags[0]:
+        raise ValueError(
+            r"registry: it takes one tag, as in registry:web:strategy=random (a colon within a tag is written \:)"
+        )
+    options: dict[str, Any] = {}
+    if "strategy" in given:
+        strategyNamed(given["strategy"])
+        options["strategy"] = given["strategy"]
+    options["timeout"] = _seconds(given["timeout"]) if "timeout" in given else CONNECT_TIMEOUT
+    options["near"] = {area: given[area] for area in ("region", "zone") if area in given}
+    return SharedRegistryEndpoint(reactor, tags[0], options)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < math.inf:
+        raise ValueError(f"registry: timeout={text} is no number of seconds")
+    return seconds
+
+
+def registeredFromString(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoint:
+    r"""
+    ``registered:id=ID:endpoint=ENDPOINT``, with ``tags=``, ``metadata=`` and ``heartbeatTimeout=``. The colons and
+    backslashes of the wrapped endpoint are escaped with backslashes, and so is a comma within a tag or a value, with
+    two (``\\,``), because the string's own parser takes one away.
+
+    :param reactor: listens.
+    :raises ValueError: if there is something wrong with it; if the wrapped endpoint was not quoted, the text has the
+        right spelling.
+    """
+    unknown = [name for name in kwargs if name not in _SERVER_KEYS]
+    if args or unknown:
+        raise ValueError(_unquoted(args, unknown, kwargs))
+    for name in ("id", "endpoint"):
+        if not kwargs.get(name):
+            raise ValueError(rf"registered: {name}= is missing, as in registered:id=web1:endpoint=tcp\:8080")
+    id, nested = kwargs["id"], kwargs["endpoint"]
+    if not _ID.fullmatch(id):
+        raise ValueError(f"registered: id={id} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
+    timeout = kwargs.get("heartbeatTimeout", "30")
+    if not re.fullmatch("[0-9]{1,3}", timeout) or int(timeout) not in _TIMEOUTS:
+        raise ValueError(f"registered: heartbeatTimeout={timeout} is no whole number of seconds from 3 to 120")
+    try:
+        metadata = parseMetadata(kwargs.get("metadata", ""))
+    except ValueError as error:
+        raise ValueError(rf"registered: metadata: {error}; in an endpoint string that is \\,")
+    tags = parseTags(kwargs.get("tags", ""))
+    return RegisteredEndpoint(lambda: borrow(reactor), _nested(reactor, nested), id, int(timeout), tags, metadata)
+
+
+def _nested(reactor: Any, description: str) -> Any:
+    try:
+        return serverFromString(reactor, description)
+    except RuntimeError:
+        # What Twisted's parser makes of a backslash with nothing behind it.
+        raise ValueError(rf"registered: endpoint={description} ends in a backslash that escapes nothing")
+    except (TypeError, ValueError, LookupError, OSError) as error:
+        raise ValueError(f"registered: endpoint={description} is no server endpoint: {error}")
+
+
+def _unquoted(args: Sequence[str], unknown: Sequence[str], kwargs: Mapping[str, str]) -> str:
+    pieces = [*args, *(f"{name}={kwargs[name]}" for name in unknown)]
+    nested = kwargs.get("endpoint")
+    if nested is not None and ":" in nested:
+        # The endpoint was quoted. It is something else that was not.
+        return (
+            f"registered: {':'.join(pieces)!r} belongs to nothing (there are: {', '.join(_SERVER_KEYS)}). "
+            r"A colon within a value is written \:"
+        )
+    whole = ":".join([nested, *pieces] if nested is not None else pieces)
+    known = [
+        f"{name}={quoteStringArgument(kwargs[name])}" for name in _SERVER_KEYS if name in kwargs and name != "endpoint"
+    ] or ["id=web1"]
+    right = ":".join(["registered", *known, f"endpoint={quoteStringArgument(whole)}"])
+    return rf"registered: the colons of the wrapped endpoint have to be escaped, so that it is one value. Write {right}"
