@@ -18,6 +18,7 @@ from twisted.web.client import (
     BrowserLikePolicyForHTTPS,
     FileBodyProducer,
     HTTPConnectionPool,
+    RequestTransmissionFailed,
     ResponseNeverReceived,
     readBody,
 )
@@ -27,7 +28,7 @@ from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from tests.loopback import Call, LoopbackTestCase, Server
+from tests.loopback import Call, Connection, LoopbackTestCase, Server
 from tests.test_tls import selfSigned
 from txserviceregistry.discovery.agent import RegistryAgent
 from txserviceregistry.discovery.endpoints import instanceEndpoint
@@ -64,6 +65,35 @@ class Stream:
         pass
 
     resumeProducing = stopProducing = pauseProducing
+
+
+@implementer(IBodyProducer)
+class Endless:
+    """A body that does not come to its end."""
+
+    length = 100_000
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def startProducing(self, consumer: Any) -> Deferred[None]:
+        consumer.write(b"x")
+        return Deferred()
+
+    def stopProducing(self) -> None:
+        self.stopped = True
+
+    def pauseProducing(self) -> None:
+        pass
+
+    resumeProducing = pauseProducing
+
+
+class HangingUp(Connection):
+    """A server's end of a connection that is closed as soon as anything comes."""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.transport.abortConnection()
 
 
 class AgentTestCase(LoopbackTestCase):
@@ -206,6 +236,38 @@ class RetryTests(AgentTestCase):
             with self.assertRaises(ResponseNeverReceived):
                 await self.ask(method, body=body)
         self.assertEqual(sum(len(server.calls) for server in servers), 3)
+
+    async def test_aBodyThatIsCutOff(self) -> None:
+        """When the connection is lost in the middle of a long body, the body is stopped, and the request has failed."""
+        servers = [self.instance(id, hangUp) for id in ("aaa", "bbb")]
+        body = Endless()
+        # Somebody who hangs up as soon as anything comes.
+        for server in servers:
+            server.protocol = HangingUp
+        with self.assertRaises(RequestTransmissionFailed):
+            await self.ask(b"PUT", body=body)
+        self.assertTrue(body.stopped)
+
+    async def test_cancellingBeforeItIsSent(self) -> None:
+        """A request that is cancelled while its body is being read is over, and its body is stopped."""
+        server = self.instance("aaa", named("aaa"))
+        body = Endless()
+        body.length = 10
+        asked = self.agent.request(b"PUT", b"registry://web/", None, body)
+        asked.cancel()
+        with self.assertRaises(CancelledError):
+            await asked
+        self.assertTrue(body.stopped)
+        self.assertEqual(server.opened, 0)
+
+    async def test_requestsThatAreNone(self) -> None:
+        """What is wrong with the request itself is said, and nobody else is bothered with it."""
+        server = self.instance("aaa", named("aaa"))
+        for _ in range(2):
+            with self.assertRaises(ValueError):
+                await self.ask(uri=b"registry://web/a b")
+        self.assertEqual(server.opened, 0)
+        self.assertEqual(await self.ask(), b"aaa")
 
     async def test_theLastOnesErrorIsTheResult(self) -> None:
         """When all hang up, the result is what Twisted's agent says of the last."""

@@ -20,12 +20,11 @@ from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IConsumer, IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import (  # type: ignore[attr-defined] # RequestNotSent is there, but not by name
+from twisted.web.client import (
     URI,
     Agent,
     BrowserLikePolicyForHTTPS,
     HTTPConnectionPool,
-    RequestNotSent,
     RequestTransmissionFailed,
     ResponseFailed,
 )
@@ -291,8 +290,11 @@ class _Exchange:
             return
         if body.length is not UNKNOWN_LENGTH and body.length <= _KEPT_BODY:
             kept = _Keeper()
-            # A producer that writes another number of bytes than it says is the request's trouble, as ever.
-            await maybeDeferred(body.startProducing, kept)
+            try:
+                await maybeDeferred(body.startProducing, kept)
+            except CancelledError:
+                body.stopProducing()
+                raise
             self._kept = b"".join(kept.parts)
 
 
@@ -473,8 +475,6 @@ def _inWords(error: Exception, instance: Instance) -> Exception:
 
 def _mayHaveBeenLost(error: BaseException) -> bool:
     """Whether it is a connection that failed, with or without parts of an answer."""
-    if isinstance(error, (ConnectError, RequestNotSent)):
-        return True
     if not isinstance(error, (ResponseFailed, RequestTransmissionFailed)):
         return False
     return not any(isinstance(reason, CancelledError) for reason in _reasons(error))
