@@ -1,0 +1,59 @@
+"""
+``twistd web`` on an endpoint string of ours, as real processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from treq.client import HTTPClient
+from twisted.internet import reactor
+
+from tests.processes import ProcessTestCase, sharedRegistry
+from txserviceregistry import Client
+from txserviceregistry.discovery import RegistryAgent
+from txserviceregistry.errors import NotFound
+from txserviceregistry.settings import readSettings
+
+from .standin import FakeDirectory
+
+
+class TwistdWebTests(ProcessTestCase):
+    """``twistd web``, which knows nothing of this package."""
+
+    async def test_joinsByItsEndpoint(self) -> None:
+        """
+        ``twistd -n web --listen 'registered:…' --path .`` registers with its real port, serves, and on SIGTERM leaves
+        the registry and ends as ever.
+        """
+        environment = sharedRegistry()
+        client = Client(reactor=reactor, settings=readSettings(environ=environment, home=Path(self.home)))
+        self.addCleanup(client.close)
+        Path(self.home, "hello.txt").write_text("hello")
+        listen = r"registered:id=twistd-web1:tags=twistd-www,a\\,b:endpoint=tcp\:0\:interface=127.0.0.1"
+        child = self.twistd("web", "--listen", listen, "--path", ".", environment=environment)
+
+        async def found() -> Any:
+            assert child.running, child.output + child.errors
+            return (await client.services.listForTag("twistd-www"))["values"]
+
+        [service] = await self.until(found)
+        self.assertEqual((service["id"], service["tags"]), ("twistd-web1", ["twistd-www", "a,b"]))
+        agent = RegistryAgent(reactor, FakeDirectory(service))
+        self.addCleanup(agent.close)
+        response = await HTTPClient(agent).get("registry://twistd-www/hello.txt")
+        self.assertEqual(await response.text(), "hello")
+        child.kill("TERM")
+        await child.ended
+        self.assertEqual((child.signal, child.exitCode), (15, None))
+        with self.assertRaises(NotFound):
+            await client.services.get("twistd-web1")
+        self.assertNoTraceback()
+
+    async def test_wrongSpelling(self) -> None:
+        """An endpoint that was not quoted ends twistd, and what it says has the right spelling."""
+        child = self.twistd("web", "--listen", "registered:id=web1:endpoint=tcp:0", "--path", ".")
+        await child.ended
+        self.assertEqual(child.exitCode, 1)
+        self.assertIn(r"Write registered:id=web1:endpoint=tcp\:0", child.output + child.errors)
