@@ -49,6 +49,9 @@ __all__ = ["FakeRegistry", "Request"]
 _EPOCH = 1767225600.0
 # Seconds that time moves at most in one step, so that what is due in between happens in its order.
 _STEP = 0.25
+# How often what arrives may lead to the next question without time going by: a client that asks for ever must not hang
+# a test.
+_MOST_ROUNDS = 1000
 # Nobody attacks the keys of a fake: the least that scrypt takes.
 _SCRYPT_COST = 2
 
@@ -129,10 +132,15 @@ class FakeRegistry:
 
     def flush(self) -> None:
         """Let every answer that is under way arrive, without letting time go by."""
-        if not self._agent.paused:
-            # Who waits for events is told in a turn of its own.
-            self._registryClock.advance(0)
-        self._agent.flush()
+        for _ in range(_MOST_ROUNDS):
+            asked = len(self.requests)
+            if not self._agent.paused:
+                # Who waits for events is told in a turn of its own.
+                self._registryClock.advance(0)
+            self._agent.flush()
+            if len(self.requests) == asked:
+                # Nobody has asked anything because of what arrived.
+                break
 
     # -- what can go wrong
 

@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import RegistryAgent
+    from .directory import Directory
     from .endpoints import RegisteredEndpoint, RegistryEndpoint
+    from .feed import EventsFeed
     from .instances import Instance, instanceOf
     from .shared import closeShared
+    from .watcher import ConfigurationWatcher
 
 __all__ = [
+    "ConfigurationWatcher",
+    "Directory",
+    "EventsFeed",
     "Instance",
     "RegisteredEndpoint",
     "RegistryAgent",
@@ -24,6 +30,9 @@ __all__ = [
 
 # Where each name lives.
 _HOMES = {
+    "ConfigurationWatcher": "watcher",
+    "Directory": "directory",
+    "EventsFeed": "feed",
     "Instance": "instances",
     "RegisteredEndpoint": "endpoints",
     "RegistryAgent": "agent",

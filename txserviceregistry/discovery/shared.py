@@ -6,7 +6,6 @@ long as somebody uses them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,16 +16,12 @@ from twisted.logger import Logger
 from ..client import Client
 from ..deferred import returnsDeferred, waitFor
 from ..settings import Settings, readSettings
+from .directory import Directory
 
 __all__ = ["Loan", "borrow", "closeShared"]
 
 _Key = tuple[object, ...]
 _log = Logger()
-
-
-def Directory(client: Client) -> Any:
-    # Imported when it is wanted: who only registers needs none.
-    return import_module(".directory", __package__).Directory(client)
 
 
 class Loan:
@@ -36,14 +31,14 @@ class Loan:
     :ivar client: the :class:`~txserviceregistry.Client`.
     """
 
-    def __init__(self, shared: _Shared, directory: Any) -> None:
+    def __init__(self, shared: _Shared, directory: Directory | None) -> None:
         self.client = shared.client
         self._shared = shared
         self._directory = directory
         self._atEnd: Callable[[], object] | None = None
 
     @property
-    def directory(self) -> Any:
+    def directory(self) -> Directory:
         """The directory of all services; only for who has asked for it."""
         assert self._directory is not None
         return self._directory
@@ -83,7 +78,7 @@ class _Shared:
         self.ending: Deferred[None] | None = None
         self._onEnd = onEnd
         self._loans: list[Loan] = []
-        self._directory: Any = None
+        self._directory: Directory | None = None
 
     def lend(self, reads: bool) -> Loan:
         if reads and self._directory is None:
@@ -107,12 +102,10 @@ class _Shared:
 
     def end(self) -> Deferred[None]:
         """Close everything, after all who use it have left."""
-        if self.ending is None:
-            ending: Deferred[None] = Deferred()
-            self.ending = ending
-            self._onEnd(self, ending)
-            self._end().chainDeferred(ending)
-        return waitFor(self.ending)
+        self.ending = ending = Deferred[None]()
+        self._onEnd(self, ending)
+        self._end().chainDeferred(ending)
+        return waitFor(ending)
 
     @returnsDeferred
     async def _end(self) -> None:

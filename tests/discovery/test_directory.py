@@ -1,0 +1,308 @@
+"""Directory: the services as they are now, whatever happens in whatever order."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.discovery.directory import Directory
+from txserviceregistry.testing import FakeRegistry
+
+
+class DirectoryTests(SynchronousTestCase):
+    """One directory, over a registry in memory."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.client = self.fake.client()
+        self.other = self.fake.client(cache=None)
+        self.changes: list[tuple[str, str]] = []
+
+    def directory(self, tag: str | None = None, client: Any = None, **options: Any) -> Directory:
+        directory = Directory(client or self.client, tag, random=lambda: 0.5, **options)
+        directory.onChange(lambda kind, service: self.changes.append((kind, service["id"])))
+        directory.startService()
+        self.addCleanup(self.end, directory)
+        self.fake.flush()
+        return directory
+
+    def end(self, directory: Directory) -> None:
+        self.successResultOf(directory.stopService())
+
+    def create(self, id: str, timeout: int = 120, **payload: Any) -> str:
+        body, _ = self.successResultOf(self.other.services.create(id, timeout, payload))
+        token: str = body["token"]
+        return token
+
+    def remove(self, id: str) -> None:
+        self.successResultOf(self.other.services.remove(id))
+
+    def ids(self, directory: Directory) -> list[str]:
+        return [service["id"] for service in directory.services()]
+
+    def test_listsThenFollows(self) -> None:
+        """What is there is listed; what joins, leaves and dies is seen with no time going by."""
+        self.create("web1", tags=["www"], metadata={"port": "80"})
+        directory = self.directory()
+        self.successResultOf(directory.whenReady())
+        self.assertEqual((self.ids(directory), directory.stale), (["web1"], 0.0))
+        self.fake.advance(1)
+        before = self.fake.clock.seconds()
+        self.create("web2", 3, tags=["www"])
+        self.fake.flush()
+        self.assertEqual([service["id"] for service in directory.forTag("www")], ["web1", "web2"])
+        self.remove("web1")
+        self.fake.flush()
+        self.assertEqual(self.fake.clock.seconds(), before)
+        self.assertEqual((self.ids(directory), directory.get("web1")), (["web2"], None))
+        self.fake.advance(5)
+        self.assertEqual(directory.services(), [])
+        self.assertEqual(directory.forTag("www"), ())
+        self.assertEqual(self.changes, [("join", "web1"), ("join", "web2"), ("remove", "web1"), ("timeout", "web2")])
+
+    def test_ofOneTag(self) -> None:
+        """With a tag, others are not there, and one that gets the tag or loses it comes and goes."""
+        self.create("web1", tags=["www"])
+        self.create("dns1", tags=["dns"])
+        directory = self.directory("www", refresh=10)
+        self.create("web2", tags=["a", "www"])
+        self.create("dns2", tags=["dns"])
+        self.fake.flush()
+        self.assertEqual(self.ids(directory), ["web1", "web2"])
+        self.successResultOf(self.other.services.update("dns1", {"tags": ["www"]}))
+        self.successResultOf(self.other.services.update("web1", {"tags": ["dns"]}))
+        self.fake.advance(11)
+        self.assertEqual(self.ids(directory), ["dns1", "web2"])
+
+    def test_updatesAreSeenWithinTheRefresh(self) -> None:
+        """An update leaves no event: it is there after so many seconds at the latest, and is told of once."""
+        self.create("web1", metadata={"status": "enabled"})
+        directory = self.directory(refresh=60)
+        version = directory.version
+        self.successResultOf(self.other.services.update("web1", {"metadata": {"status": "disabled"}}))
+        self.fake.advance(61)
+        found = directory.get("web1")
+        assert found is not None
+        self.assertEqual(found["metadata"], {"status": "disabled"})
+        self.assertEqual((self.changes[1:], directory.version), ([("update", "web1")], version + 1))
+        # Nothing changes by being looked at.
+        given = directory.forTag("any")
+        token = self.create("web2", tags=["any"])
+        self.fake.flush()
+        given = directory.forTag("any")
+        self.successResultOf(self.other.services.heartbeat("web2", token))
+        self.fake.advance(50)
+        self.assertIs(directory.forTag("any"), given)
+
+    def test_aChangeBetweenListingAndFollowing(self) -> None:
+        """What happens while pages are turned is neither missed nor undone."""
+        for number in range(150):
+            self.create(f"web{number:03}")
+        directory = self.directory()
+        self.successResultOf(directory.stopService())
+        other = self.other
+
+        class Meddling:
+            """Changes things right after the first page of a listing."""
+
+            def __init__(self, services: Any) -> None:
+                self._services = services
+
+            async def iterate(self, tag: str | None = None) -> Any:
+                count = 0
+                async for service in self._services.iterate(tag):
+                    count += 1
+                    if count == 100:
+                        await other.services.remove("web000")
+                        await other.services.remove("web149")
+                        await other.services.create("web000", 60, {"tags": ["second"]})
+                        await other.services.create("aaa", 60)
+                    yield service
+
+        client = self.fake.client()
+        client.services = Meddling(client.services)  # type: ignore[assignment] # what it uses of it
+        directory = self.directory(client=client)
+        expected = [service["id"] for service in self.listed()]
+        self.assertEqual(self.ids(directory), expected)
+        self.assertIn("aaa", expected)
+        self.assertNotIn("web149", expected)
+        self.assertEqual([service["id"] for service in directory.forTag("second")], ["web000"])
+
+    def listed(self) -> list[Any]:
+        async def everything() -> list[Any]:
+            return [service async for service in self.other.services.iterate()]
+
+        from twisted.internet.defer import Deferred
+
+        result: list[Any] = self.successResultOf(Deferred.fromCoroutine(everything()))
+        return result
+
+    def test_theRegistryAway(self) -> None:
+        """It goes on answering, says how old that is, and is right again when the registry is back with others."""
+        self.create("web1")
+        directory = self.directory()
+        self.fake.advance(40)
+        self.fake.stop()
+        self.fake.advance(3600)
+        self.assertEqual(self.ids(directory), ["web1"])
+        self.assertGreater(directory.stale, 3500)
+        self.assertLess(directory.stale, 3700)
+        self.fake.start(keepData=False)
+        self.create("web2")
+        self.fake.advance(15)
+        self.assertEqual((self.ids(directory), directory.stale), (["web2"], 0.0))
+        self.assertEqual(self.changes, [("join", "web1"), ("remove", "web1"), ("join", "web2")])
+
+    def test_aRestartWithOtherData(self) -> None:
+        """A registry that has lost its data refuses or does not know the place in the feed: all is listed again."""
+        self.create("web1")
+        directory = self.directory()
+        self.fake.restart(keepData=False)
+        self.create("web2")
+        self.fake.advance(15)
+        self.assertEqual(self.ids(directory), ["web2"])
+
+    def test_onlyAWholeListingCounts(self) -> None:
+        """A listing that fails in the middle, in whatever way, takes nothing away."""
+        for number in range(150):
+            self.create(f"web{number:03}")
+        directory = self.directory(refresh=10)
+        for fail in (
+            lambda: self.fake.failNext(503, 3),
+            lambda: self.fake.truncateNext(3),
+            lambda: self.fake.garbageNext(3),
+            lambda: self.fake.dropNext(3),
+        ):
+            self.fake.advance(9)
+            fail()
+            self.fake.advance(1.5)
+            self.assertEqual(len(directory.services()), 150)
+        self.fake.advance(30)
+        self.assertEqual(directory.stale, 0.0)
+
+    def test_startsBeforeTheRegistry(self) -> None:
+        """Nothing is known at first, and it is ready as soon as the registry is."""
+        self.fake.stop()
+        directory = self.directory()
+        ready = directory.whenReady()
+        givenUp = directory.whenReady()
+        givenUp.cancel()
+        self.failureResultOf(givenUp)
+        self.fake.advance(100)
+        self.assertNoResult(ready)
+        self.assertEqual(directory.stale, math.inf)
+        self.fake.start()
+        self.fake.advance(11)
+        self.successResultOf(ready)
+        self.assertEqual(directory.stale, 0.0)
+
+    def test_fromDisk(self) -> None:
+        """An application that starts while the registry is away has the services of the last time, and their age."""
+        path = self.mktemp()
+        now = [1_800_000_000.0]
+        self.create("web1", tags=["www"], metadata={"port": "80"})
+        first = self.directory(path=path, wallClock=lambda: now[0])
+        self.fake.advance(6)
+        self.successResultOf(first.stopService())
+        self.fake.stop()
+        now[0] += 100
+        second = self.directory(path=path, wallClock=lambda: now[0])
+        self.successResultOf(second.whenReady())
+        self.assertEqual([service["id"] for service in second.forTag("www")], ["web1"])
+        self.assertAlmostEqual(second.stale, 100, delta=10)
+        self.fake.start(keepData=False)
+        self.fake.advance(15)
+        self.assertEqual((second.services(), second.stale), ([], 0.0))
+
+    def test_aDamagedFileIsNoHindrance(self) -> None:
+        """It is logged, and all begins as if there were none."""
+        self.create("web1")
+        for text in ("", "{", "[]", '{"version": 9}', json.dumps({"version": 1, "current": 0, "values": {"a": 1}})):
+            path = Path(self.mktemp())
+            path.write_text(text)
+            directory = self.directory(path=path)
+            self.assertEqual(self.ids(directory), ["web1"])
+
+    def test_aFileThatCantBeWritten(self) -> None:
+        """It is logged, and everything else goes on."""
+        directory = self.directory(path="/proc/nothing/here")
+        self.create("web1")
+        self.fake.advance(20)
+        self.assertEqual(self.ids(directory), ["web1"])
+
+    def test_stoppingLeavesNothing(self) -> None:
+        """At any moment: while it lists, waits, or is out of luck."""
+        for prepare in (lambda: None, self.fake.partition, self.fake.heal, self.fake.stop):
+            directory = self.directory()
+            prepare()
+            self.fake.advance(7)
+            self.successResultOf(directory.stopService())
+            self.successResultOf(directory.stopService())
+        self.fake.start()
+        self.successResultOf(self.client.close())
+        self.successResultOf(self.other.close())
+        self.fake.advance(70)
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])
+
+    def test_startsAgain(self) -> None:
+        """A directory that was stopped can be started, and is right again."""
+        directory = self.directory()
+        self.successResultOf(directory.stopService())
+        self.create("web1")
+        self.fake.advance(1)
+        self.assertEqual(self.ids(directory), [])
+        directory.startService()
+        self.fake.advance(1)
+        self.assertEqual((self.ids(directory), directory.stale), (["web1"], 0.0))
+
+    def test_aListenerThatRaisesDoesNoHarm(self) -> None:
+        """The others hear of it, and so does the log."""
+        directory = self.directory()
+        directory.onChange(lambda kind, service: 1 / 0)
+        heard: list[str] = []
+        end = directory.onChange(lambda kind, service: heard.append(service["id"]))
+        self.create("web1")
+        self.fake.flush()
+        end()
+        end()
+        self.create("web2")
+        self.fake.flush()
+        self.assertEqual(heard, ["web1"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_cancelledByStrangers(self) -> None:
+        """Closing the client under it ends nothing but what the client did."""
+        directory = self.directory()
+        self.create("web1")
+        self.fake.flush()
+        self.successResultOf(self.client.close())
+        self.fake.advance(60)
+        self.assertEqual(self.ids(directory), ["web1"])
+        self.assertGreater(directory.stale, 50)
+
+    def test_registriesThatCannotWait(self) -> None:
+        """Without the extension the feed is asked every few seconds."""
+        client = self.fake.client()
+        directory = self.directory(client=_Plain(client))
+        self.create("web1")
+        self.fake.advance(5.5)
+        self.assertEqual(self.ids(directory), ["web1"])
+        asked = len(self.fake.requests)
+        self.fake.advance(50)
+        self.assertLess(len(self.fake.requests) - asked, 14)
+
+
+class _Plain:
+    """A client of a registry without extensions."""
+
+    extensions: frozenset[str] = frozenset()
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)

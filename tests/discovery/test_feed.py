@@ -1,0 +1,262 @@
+"""EventsFeed: each event once and in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.discovery.feed import EventsFeed
+from txserviceregistry.testing import FakeRegistry
+
+
+class FeedTests(SynchronousTestCase):
+    """One feed, over a registry in memory."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.client = self.fake.client()
+        self.other = self.fake.client()
+        self.heard: list[Any] = []
+        self.count = 0
+
+    def feed(self, marker: str | None = None, listener: Any = None, **options: Any) -> EventsFeed:
+        feed = EventsFeed(self.client, marker, random=lambda: 0.5, **options)
+        feed.onEvent(listener or self.heard.append)
+        feed.startService()
+        self.addCleanup(self.end, feed)
+        self.fake.flush()
+        return feed
+
+    def end(self, feed: EventsFeed) -> None:
+        stopped = feed.stopService()
+        self.fake.advance(4)
+        self.successResultOf(stopped)
+
+    def happen(self, times: int = 1) -> None:
+        """So many events; the values count them."""
+        for _ in range(times):
+            self.count += 1
+            self.successResultOf(self.other.configuration.set("key", str(self.count)))
+        self.fake.flush()
+
+    def numbers(self) -> list[int]:
+        return [int(event["payload"]["new_value"]) for event in self.heard]
+
+    def lastId(self) -> str:
+        events: list[Any] = []
+
+        async def read() -> None:
+            async for event in self.other.events.iterate():
+                events.append(event)
+
+        self.successResultOf(Deferred.fromCoroutine(read()))
+        id: str = events[-1]["id"]
+        return id
+
+    def test_fromNowOn(self) -> None:
+        """Without a marker only what happens from the start on, at once and in order."""
+        self.happen(2)
+        self.feed()
+        self.happen(3)
+        self.assertEqual(self.numbers(), [3, 4, 5])
+        self.assertNotIn("redelivered", self.heard[0])
+
+    def test_fromAMarker(self) -> None:
+        """With a marker that event comes first."""
+        self.happen()
+        marker = self.lastId()
+        self.happen(2)
+        self.feed(marker)
+        self.happen()
+        self.assertEqual(self.numbers(), [1, 2, 3, 4])
+
+    def test_pages(self) -> None:
+        """More than a page, many of the same moment: none is lost and none comes twice."""
+        self.happen()
+        marker = self.lastId()
+        self.happen(2100)
+        self.feed(marker)
+        self.happen(50)
+        self.assertEqual(self.numbers(), list(range(1, 2152)))
+
+    def test_throughFaults(self) -> None:
+        """Whatever fails meanwhile, each event comes once."""
+        self.feed()
+        for fail in (
+            lambda: self.fake.failNext(503, 2),
+            lambda: self.fake.truncateNext(2),
+            lambda: self.fake.garbageNext(2),
+            lambda: self.fake.dropNext(2),
+            lambda: self.fake.loseNext(2),
+            self.fake.purgeTokens,
+            self.fake.restart,
+        ):
+            self.happen(2)
+            fail()
+            self.fake.advance(40)
+            self.happen(1)
+            self.fake.advance(20)
+        self.assertEqual(self.numbers(), list(range(1, 22)))
+
+    def test_theRegistryAway(self) -> None:
+        """For an hour: it is two lines in the log, and what happened before it could be reached is told."""
+        self.feed()
+        self.happen()
+        self.fake.partition()
+        self.fake.advance(3600)
+        self.fake.heal()
+        self.happen()
+        self.fake.advance(40)
+        self.assertEqual(self.numbers(), [1, 2])
+
+    def test_aListenerThatRaises(self) -> None:
+        """It stops neither the feed nor the others."""
+        feed = self.feed(listener=lambda event: 1 / 0)
+        feed.onEvent(self.heard.append)
+        self.happen(2)
+        self.assertEqual(self.numbers(), [1, 2])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_waitsForListeners(self) -> None:
+        """The next event comes when all are done with the last one; a coroutine will do."""
+        gates: list[Deferred[None]] = []
+
+        async def slow(event: Any) -> None:
+            self.heard.append(event)
+            gate: Deferred[None] = Deferred()
+            gates.append(gate)
+            await gate
+
+        self.feed(listener=slow)
+        self.happen(2)
+        self.assertEqual(self.numbers(), [1])
+        gates[0].callback(None)
+        self.assertEqual(self.numbers(), [1, 2])
+        gates[1].callback(None)
+        self.happen()
+        gates[2].callback(None)
+        self.assertEqual(self.numbers(), [1, 2, 3])
+
+    def test_acrossARestart(self) -> None:
+        """With a file nothing is missed; what may have been heard before says so."""
+        path = self.mktemp()
+        feed = self.feed(path=path)
+        self.happen(2)
+        self.successResultOf(feed.stopService())
+        self.happen(2)
+        again = self.feed(path=path)
+        self.happen()
+        self.assertEqual(self.numbers(), [1, 2, 3, 4, 5])
+        self.assertFalse(any(event.get("redelivered") for event in self.heard))
+        self.successResultOf(again.stopService())
+
+    def test_acrossACrash(self) -> None:
+        """Events that were being given when the process died come again, and say so."""
+        path = self.mktemp()
+        self.happen()
+        marker = self.lastId()
+        self.happen(2)
+        never: Deferred[None] = Deferred()
+        crashed = EventsFeed(self.client, marker, path=path)
+        crashed.onEvent(lambda event: never)
+        crashed.startService()
+        self.fake.flush()
+        kept = Path(path).read_bytes()
+        never.callback(None)
+        self.end(crashed)
+        # That is how the file was when it crashed.
+        Path(path).write_bytes(kept)
+        self.happen()
+        self.feed(path=path)
+        self.assertEqual(self.numbers(), [1, 2, 3, 4])
+        self.assertEqual([event.get("redelivered", False) for event in self.heard], [True, True, True, False])
+
+    def test_aGap(self) -> None:
+        """A registry that has lost its data: it is told, and what is there now follows."""
+        feed = self.feed()
+        gaps: list[int] = []
+        end = feed.onGap(lambda: gaps.append(len(self.heard)))
+        feed.onGap(lambda: 1 / 0)  # type: ignore[arg-type, return-value] # it raises
+        self.happen(2)
+        self.fake.advance(1)
+        self.fake.restart(keepData=False)
+        self.count = 10
+        self.happen(2)
+        self.fake.advance(40)
+        self.assertEqual(self.numbers(), [1, 2, 11, 12])
+        self.assertEqual(gaps, [2])
+        end()
+        end()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_iterates(self) -> None:
+        """An event is done with when the next one is asked for; iterators that are dropped hold nobody up."""
+        feed = self.feed()
+        seen: list[Any] = []
+
+        async def take(count: int) -> None:
+            async for event in feed:
+                seen.append(int(event["payload"]["new_value"]))
+                if len(seen) == count:
+                    return
+
+        taken = Deferred.fromCoroutine(take(2))
+        self.happen()
+        self.assertEqual(seen, [1])
+        self.happen()
+        self.successResultOf(taken)
+        self.happen(2)
+        self.assertEqual((seen, self.numbers()), ([1, 2], [1, 2, 3, 4]))
+
+        ended = Deferred.fromCoroutine(take(100))
+        self.happen()
+        self.successResultOf(feed.stopService())
+        self.successResultOf(ended)
+        self.assertEqual(seen, [1, 2, 5])
+
+    def test_stoppingIsBounded(self) -> None:
+        """A listener that does not end is cancelled after three seconds, and its event comes again."""
+        path = self.mktemp()
+        cancelled: list[Any] = []
+        never: Deferred[None] = Deferred(cancelled.append)
+        feed = self.feed(path=path, listener=lambda event: never)
+        self.happen()
+        stopped = feed.stopService()
+        self.fake.advance(2.9)
+        self.assertNoResult(stopped)
+        self.fake.advance(0.5)
+        self.successResultOf(stopped)
+        self.assertEqual(cancelled, [never])
+        self.feed(path=path)
+        self.assertEqual(self.numbers(), [1])
+        self.assertTrue(self.heard[0]["redelivered"])
+
+    def test_stoppingLeavesNothing(self) -> None:
+        """At any moment."""
+        for prepare in (lambda: None, self.fake.partition, self.fake.heal, self.fake.stop):
+            feed = self.feed()
+            prepare()
+            self.fake.advance(7)
+            self.successResultOf(feed.stopService())
+            self.successResultOf(feed.stopService())
+        self.fake.start()
+        for client in (self.client, self.other):
+            self.successResultOf(client.close())
+        self.fake.advance(70)
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])
+
+    def test_damagedFiles(self) -> None:
+        """They are logged, and the feed begins as if there were none."""
+        self.happen()
+        for text in ("", "[]", '{"marker": 1, "begins": false, "given": null}', "{"):
+            path = Path(self.mktemp())
+            path.write_text(text)
+            self.feed(path=path)
+        self.happen()
+        self.assertEqual(self.numbers(), [2] * 4)
+        self.feed(path="/proc/nothing/here")
+        self.happen()
+        self.assertEqual(self.numbers(), [2] * 4 + [3] * 5)

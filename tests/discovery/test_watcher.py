@@ -1,0 +1,132 @@
+"""ConfigurationWatcher: values that follow the registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.discovery.watcher import ConfigurationChange, ConfigurationWatcher
+from txserviceregistry.testing import FakeRegistry
+
+
+class WatcherTests(SynchronousTestCase):
+    """One watcher, over a registry in memory."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.client = self.fake.client()
+
+    def watcher(self, namespace: str | None = "/production/www", **options: Any) -> ConfigurationWatcher:
+        watcher = ConfigurationWatcher(self.client, namespace, random=lambda: 0.5, **options)
+        watcher.startService()
+        self.addCleanup(lambda: self.successResultOf(watcher.stopService()))
+        self.fake.flush()
+        return watcher
+
+    def set(self, key: str, value: str) -> None:
+        self.successResultOf(self.client.configuration.set(key, value))
+        self.fake.flush()
+
+    def remove(self, key: str) -> None:
+        self.successResultOf(self.client.configuration.remove(key))
+        self.fake.flush()
+
+    def test_isAMapping(self) -> None:
+        """It holds what is below the namespace, and nothing that merely begins alike."""
+        self.set("/production/www/workers", "4")
+        self.set("/production/www2/workers", "5")
+        watcher = self.watcher("/production/www/")
+        self.successResultOf(watcher.whenReady())
+        self.assertEqual(dict(watcher), {"/production/www/workers": "4"})
+        self.set("/production/www/deep/value", "6")
+        self.set("/production/wwww", "7")
+        self.assertEqual(list(watcher), ["/production/www/deep/value", "/production/www/workers"])
+        self.assertEqual((watcher["/production/www/deep/value"], len(watcher)), ("6", 2))
+        self.assertNotIn("/production/wwww", watcher)
+        self.assertEqual(len(self.watcher(None)), 4)
+        with self.assertRaises(TypeError):
+            watcher["/production/www/workers"] = "1"  # type: ignore[index] # that is what is shown
+
+    def test_listeners(self) -> None:
+        """By key, by namespace, or all of them; each until it is ended."""
+        watcher = self.watcher()
+        key, space, everything = [], [], []
+        endings = [
+            watcher.onKey("/production/www/workers", key.append),
+            watcher.onNamespace("/production/www/deep", space.append),
+            watcher.onChange(everything.append),
+        ]
+        self.set("/production/www/workers", "4")
+        self.set("/production/www/workers", "5")
+        self.set("/production/www/deep/value", "6")
+        self.remove("/production/www/workers")
+        self.assertEqual(key, ["4", "5", None])
+        self.assertEqual(space, [ConfigurationChange("/production/www/deep/value", None, "6")])
+        self.assertEqual(len(everything), 4)
+        self.assertEqual(everything[1], ConfigurationChange("/production/www/workers", "4", "5"))
+        for end in endings:
+            end()
+            end()
+        self.set("/production/www/workers", "7")
+        self.assertEqual((len(key), len(everything)), (3, 4))
+
+    def test_aListenerThatRaises(self) -> None:
+        """It is logged, and takes nothing from the others."""
+        watcher = self.watcher()
+        watcher.onKey("/production/www/workers", lambda value: 1 / 0)
+        heard: list[Any] = []
+        watcher.onKey("/production/www/workers", heard.append)
+        self.set("/production/www/workers", "4")
+        self.assertEqual(heard, ["4"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_iterates(self) -> None:
+        """Changes can be awaited, those that come in between too, until the watcher stops."""
+        watcher = self.watcher()
+        seen: list[ConfigurationChange] = []
+
+        async def follow() -> None:
+            async for change in watcher.changes():
+                seen.append(change)
+
+        done = Deferred.fromCoroutine(follow())
+        self.set("/production/www/workers", "4")
+        self.set("/production/www/workers", "5")
+        self.assertEqual([change.new for change in seen], ["4", "5"])
+        self.successResultOf(watcher.stopService())
+        self.successResultOf(done)
+
+    def test_closesAnIterator(self) -> None:
+        """One that is closed has no more to give."""
+        watcher = self.watcher()
+        changes = watcher.changes()
+        self.set("/production/www/workers", "4")
+        self.set("/production/www/workers", "5")
+
+        async def one() -> Any:
+            return await changes.__anext__()
+
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(one())).new, "4")
+        self.successResultOf(Deferred.fromCoroutine(changes.aclose()))  # type: ignore[attr-defined] # it has one
+        self.failureResultOf(Deferred.fromCoroutine(one()), StopAsyncIteration, RuntimeError)
+
+    def test_keepsWhatItHad(self) -> None:
+        """While the registry is away, also across a restart with a file."""
+        path = self.mktemp()
+        self.set("/production/www/workers", "4")
+        first = self.watcher(path=path)
+        self.fake.advance(6)
+        self.fake.stop()
+        self.fake.advance(60)
+        self.assertEqual(first["/production/www/workers"], "4")
+        self.assertGreater(first.stale, 20)
+        self.successResultOf(first.stopService())
+        second = self.watcher(path=path)
+        self.successResultOf(second.whenReady())
+        self.assertEqual(dict(second), {"/production/www/workers": "4"})
+        self.fake.start()
+        self.set("/production/www/workers", "5")
+        self.fake.advance(15)
+        self.assertEqual((dict(second), second.stale), ({"/production/www/workers": "5"}, 0.0))

@@ -1,0 +1,194 @@
+"""
+Directory: the services as they are now.
+"""
+
+from __future__ import annotations
+
+import os
+import random as randomModule
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from ..types import Event, Service
+from .mirror import Mirror
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+__all__ = ["REFRESH", "Change", "Directory"]
+
+#: What can happen to a service.
+Change = Literal["join", "update", "remove", "timeout"]
+
+#: Seconds after which all services are listed again, for an update of a service leaves no event.
+REFRESH = 60.0
+
+_KINDS: dict[str, Change] = {"service.join": "join", "service.remove": "remove", "service.timeout": "timeout"}
+
+
+class Directory(Mirror[Service]):
+    """
+    The account's services, or those with a tag, in memory and current.
+
+    ::
+
+        directory = Directory(Client.fromSettings(), "www")
+        directory.setServiceParent(application)
+        directory.forTag("www")
+
+    A service that joins, is removed or times out is seen within milliseconds (within
+    :data:`~txserviceregistry.discovery.following.POLL` seconds of a registry that can't wait for events). An *update*
+    of a service's tags, metadata or timeout leaves no event in this API: it is seen within *refresh* seconds, or, where
+    listing all takes longer than a hundredth of that, within a hundred times what the listing takes.
+
+    While the registry is away the directory goes on answering with what it had, and :attr:`stale` says for how long.
+    What it gives out is shared: do not change it.
+    """
+
+    what = "services"
+
+    def __init__(
+        self,
+        client: Client,
+        tag: str | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        refresh: float = REFRESH,
+        random: Callable[[], float] = randomModule.random,
+        wallClock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        :param client: asks the registry. It stays the caller's, to be closed after the directory has stopped.
+        :param tag: only services that bear it; all if not given.
+        :param path: a file that keeps the services, so that an application that starts while the registry is away has
+            those of the last time.
+        :param refresh: seconds within which an update is noticed.
+        :param random: gives numbers from 0 to 1.
+        :param wallClock: seconds since the epoch.
+        """
+        super().__init__(client, refresh=refresh, path=path, random=random, wallClock=wallClock)
+        self.tag = tag
+        self._listeners: list[Callable[[Change, Service], None]] = []
+        self._ofTag: dict[str, dict[str, Service]] = {}
+        # What forTag has given out: as long as nothing of the tag changes it is the very same sequence.
+        self._given: dict[str, tuple[Service, ...]] = {}
+
+    def __repr__(self) -> str:
+        only = "" if self.tag is None else f" with tag {self.tag!r}"
+        return f"<Directory of {len(self._items)} services{only}>"
+
+    def services(self) -> list[Service]:
+        """All services, by id."""
+        return [self._items[id] for id in sorted(self._items)]
+
+    def forTag(self, tag: str) -> Sequence[Service]:
+        """The services that bear *tag*, by id."""
+        given = self._given.get(tag)
+        if given is None:
+            found = self._ofTag.get(tag)
+            if found is None:
+                return ()
+            given = self._given[tag] = tuple(found[id] for id in sorted(found))
+        return given
+
+    def get(self, id: str) -> Service | None:
+        """The service with this id, or ``None``."""
+        return self._items.get(id)
+
+    def onChange(self, listener: Callable[[Change, Service], None]) -> Callable[[], None]:
+        """
+        Hear of every change from now on.
+
+        :param listener: called with ``join``, ``update``, ``remove`` or ``timeout``, and the service as it is then (or
+            was). When all had to be listed again, one that is not there any more is a ``remove``, whatever the reason.
+        :return: a function that ends it.
+        """
+        entry = _Entry(listener)
+        self._listeners.append(entry)
+
+        def end() -> None:
+            if entry in self._listeners:
+                self._listeners.remove(entry)
+
+        return end
+
+    # -- Mirror
+
+    def _list(self) -> AsyncIterator[Any]:
+        return self._client.services.iterate(self.tag)
+
+    def _keyOf(self, item: Any) -> str:
+        return str(item["id"])
+
+    def _valueOf(self, item: Any) -> Service:
+        return _service(item, item["last_seen"])
+
+    def _read(self, event: Event) -> tuple[str, Service | None] | None:
+        kind = _KINDS.get(event["type"])
+        if kind is None:
+            return None
+        payload = event["payload"]
+        if kind != "join" or (self.tag is not None and self.tag not in payload["tags"]):
+            return str(payload["id"]), None
+        return str(payload["id"]), _service(payload, None)
+
+    def _differ(self, old: Service, new: Service) -> bool:
+        return (old["heartbeat_timeout"], old["tags"], old["metadata"]) != (
+            new["heartbeat_timeout"],
+            new["tags"],
+            new["metadata"],
+        )
+
+    def _checked(self, key: str, value: Any) -> Service:
+        return _service(value, value["last_seen"])
+
+    def _changed(self, key: str, old: Service | None, new: Service | None, event: Event | None) -> None:
+        for tag in old["tags"] if old is not None else ():
+            self._given.pop(tag, None)
+            bearers = self._ofTag.get(tag, {})
+            bearers.pop(key, None)
+            if not bearers:
+                self._ofTag.pop(tag, None)
+        for tag in new["tags"] if new is not None else ():
+            self._given.pop(tag, None)
+            self._ofTag.setdefault(tag, {})[key] = cast(Service, new)
+        if new is None:
+            kind = _KINDS.get(event["type"], "remove") if event is not None else "remove"
+            self._tell("remove" if kind == "join" else kind, cast(Service, old))
+        elif old is None:
+            self._tell("join", new)
+        elif event is not None and event["type"] == "service.join":
+            # The old one has ended unnoticed.
+            self._tell("remove", old)
+            self._tell("join", new)
+        else:
+            self._tell("update", new)
+
+    def _tell(self, kind: Change, service: Service) -> None:
+        for listener in list(self._listeners):
+            try:
+                listener(kind, service)
+            except Exception:
+                self._log.failure("A listener to the services failed at {kind} of {id}", kind=kind, id=service["id"])
+
+
+class _Entry:
+    """One listener's place in the list: the same function may listen twice."""
+
+    def __init__(self, listener: Callable[[Change, Service], None]) -> None:
+        self._listener = listener
+
+    def __call__(self, kind: Change, service: Service) -> None:
+        self._listener(kind, service)
+
+
+def _service(item: Any, lastSeen: int | None) -> Service:
+    """A service out of a listing or an event; raises KeyError or TypeError if it is none."""
+    return {
+        "id": str(item["id"]),
+        "heartbeat_timeout": int(item["heartbeat_timeout"]),
+        "tags": list(item["tags"]),
+        "metadata": dict(item["metadata"]),
+        "last_seen": lastSeen,
+    }

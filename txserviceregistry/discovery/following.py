@@ -1,0 +1,203 @@
+"""
+Following the feed: however many follow the events of one client, the registry is asked for news by one request at a
+time.
+
+What belongs here gets events as they come; what is made of them is in :mod:`~txserviceregistry.discovery.feed` and
+:mod:`~txserviceregistry.discovery.mirror`.
+"""
+
+from __future__ import annotations
+
+import random as randomModule
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from ..deferred import returnsDeferred
+from ..errors import BadRequest, MalformedResponse
+from ..transport import EVENTS_WAIT
+from ..types import Event
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+__all__ = ["PAGE", "POLL", "WAIT", "Following", "Position", "followingOf"]
+
+#: Seconds for which the registry is asked to hold its answer back. Every one of them that is added is a second more
+#: until a line that hangs is noticed; every one less means more requests.
+WAIT = 30
+#: Seconds from one question to the next where the registry can't wait.
+POLL = 5.0
+#: Seconds to the next question when the registry could wait, but did not: it is ending, most likely.
+_NOT_NOW = 1.0
+#: The largest page that there is.
+PAGE = 1000
+
+
+@attrs.frozen
+class Position:
+    """
+    A place in the feed.
+
+    :ivar marker: the id of the last event that was seen; ``None`` for the beginning of what the feed shows to those who
+        have seen none, which is its last hour.
+    :ivar seen: whether that event is known to be one of this feed. Then it has to be found where it was.
+    """
+
+    marker: str | None = None
+    seen: bool = False
+
+    def newer(self, events: Sequence[Event]) -> list[Event]:
+        """What is new to whoever stands here, of a page that was asked for with this marker."""
+        if self.marker is None:
+            return list(events)
+        return [event for event in events if event["id"].lower() != self.marker.lower()]
+
+    def isLost(self, events: Sequence[Event]) -> bool:
+        """Whether such a page shows that the feed no longer knows this place: events before it may be lost as well."""
+        return self.seen and (not events or events[0]["id"] != self.marker)
+
+    def after(self, event: Event) -> Position:
+        """The place behind an event."""
+        return Position(event["id"], True)
+
+
+class Following:
+    """
+    Gets events for all who follow the feed of one client.
+
+    They share one request, which waits for what is newer than the place that it was asked at. Who stands elsewhere
+    reads on its own until nothing newer is there, and waits with the others then.
+
+    :param client: asks the registry.
+    :param random: gives numbers from 0 to 1.
+    :ivar heard: when the last good answer came, by the client's clock; ``None`` before the first.
+    """
+
+    def __init__(self, client: Client, *, random: Callable[[], float] = randomModule.random) -> None:
+        self.heard: float | None = None
+        self._client = client
+        self._random = random
+        self._waiters: dict[Deferred[list[Event] | None], Position] = {}
+        self._position = Position()
+        self._asking: Deferred[None] | None = None
+        self._troubled = True
+        # How often there was news: who reads on its own while there is some has to look again.
+        self._rounds = 0
+
+    @returnsDeferred
+    async def after(self, position: Position) -> list[Event]:
+        """
+        The next events behind a place, as soon as there are any.
+
+        :return: fires with a page as it came, the event of the *position* included; also with one that shows that the
+            place is lost. Fails as :meth:`EventsClient.list <txserviceregistry.events.EventsClient.list>` does. It may
+            be cancelled.
+        """
+        while True:
+            if self._asking is not None and self._position != position:
+                rounds = self._rounds
+                page = await self.read(position)
+                if position.newer(page) or position.isLost(page):
+                    return page
+                if rounds != self._rounds:
+                    continue
+            found = await self._join(position)
+            if found is not None:
+                return found
+
+    @returnsDeferred
+    async def read(self, position: Position) -> list[Event]:
+        """
+        One page from a place on, as it is now.
+
+        :return: fires with the page, the event of the *position* included.
+        """
+        page = await self._client.events.list(position.marker, PAGE)
+        return self._noted(page["values"])
+
+    def _noted(self, events: Sequence[Event]) -> list[Event]:
+        for event in events:
+            if not isinstance(event, dict) or not isinstance(event.get("id"), str):
+                raise MalformedResponse("A page of the feed has something on it that is no event")
+        self.heard = self._client.clock.seconds()
+        return list(events)
+
+    # -- the request that is shared
+
+    def _join(self, position: Position) -> Deferred[list[Event] | None]:
+        """Fires with the shared answer if it is for this place, and with ``None`` when one has to look oneself."""
+        waiter: Deferred[list[Event] | None] = Deferred(self._leave)
+        self._waiters[waiter] = position
+        if self._asking is None:
+            self._position = position
+            self._asking = asking = Deferred.fromCoroutine(self._ask(position))
+            asking.addCallbacks(lambda _: None, self._failed)
+        return waiter
+
+    def _leave(self, waiter: Deferred[list[Event] | None]) -> None:
+        self._waiters.pop(waiter, None)
+        if not self._waiters and self._asking is not None:
+            asking, self._asking = self._asking, None
+            asking.cancel()
+
+    async def _ask(self, position: Position) -> None:
+        first = True
+        while True:
+            page = await self._askOnce(position, first)
+            self._troubled = first = False
+            if position.newer(page) or position.isLost(page):
+                break
+        self._rounds += 1
+        for waiter, its in self._ended():
+            waiter.callback(page if its == position else None)
+
+    async def _askOnce(self, position: Position, first: bool) -> list[Event]:
+        if self._troubled:
+            # After trouble, or at first, one wants to know soon.
+            return await self.read(position)
+        if EVENTS_WAIT not in self._client.extensions:
+            if not first:
+                await self._client.pause(POLL * (1.0 - 0.2 * self._random()))
+            return await self.read(position)
+        began = self._client.clock.seconds()
+        answer = await self._client.events.list(position.marker, PAGE, wait=WAIT)
+        page = self._noted(answer["values"])
+        early = self._client.clock.seconds() - began < WAIT / 2
+        if early and not position.newer(page) and not position.isLost(page):
+            await self._client.pause(_NOT_NOW)
+        return page
+
+    def _failed(self, reason: Failure) -> None:
+        if self._asking is None and reason.check(CancelledError):
+            return
+        self._troubled = True
+        position = self._position
+        refused = reason.check(BadRequest) is not None
+        for waiter, its in self._ended():
+            if refused and its != position:
+                # It was the place that was refused, and not this one.
+                waiter.callback(None)
+            else:
+                waiter.errback(reason)
+
+    def _ended(self) -> list[tuple[Deferred[list[Event] | None], Position]]:
+        waiters = list(self._waiters.items())
+        self._waiters.clear()
+        self._asking = None
+        return waiters
+
+
+_followings: WeakKeyDictionary[Client, Following] = WeakKeyDictionary()
+
+
+def followingOf(client: Client) -> Following:
+    """The one :class:`Following` of a client."""
+    following = _followings.get(client)
+    if following is None:
+        following = _followings[client] = Following(client)
+    return following

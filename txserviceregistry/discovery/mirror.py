@@ -1,0 +1,448 @@
+"""
+Mirror: a copy in memory of something that is in the registry, kept current by the feed of events.
+
+What services and configuration values have in common belongs here: in which order things are asked for and applied, so
+that the copy equals a full listing whenever nothing is changing. What they are is in
+:mod:`~txserviceregistry.discovery.directory` and :mod:`~txserviceregistry.discovery.watcher`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random as randomModule
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..backoff import Backoff
+from ..deferred import returnsDeferred, waitFor
+from ..errors import BadRequest, MalformedResponse, RateLimited, ServiceRegistryError
+from ..types import Event
+from .following import PAGE, Following, Position, followingOf
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+__all__ = ["Mirror", "retryDelay"]
+
+_T = TypeVar("_T")
+
+# Seconds between two tries to reach a registry that is away: the first try comes at once.
+SHORTEST_RETRY = 0.5
+LONGEST_RETRY = 10.0
+
+# A listing takes at most this part of our time, however large it is.
+_LISTING_SHARE = 0.01
+
+# Seconds between two writes of the file, at least.
+_SAVE_INTERVAL = 5.0
+_FILE_VERSION = 1
+
+
+class _Lost(Exception):
+    """The feed does not know our place in it any more."""
+
+
+def retryDelay(backoff: Backoff, error: Exception) -> float:
+    """Seconds to wait after *error*, and no less than a registry has asked for."""
+    delay = backoff.next()
+    if isinstance(error, RateLimited):
+        delay = max(delay, error.retryAfter or LONGEST_RETRY)
+    return delay
+
+
+class Mirror(Service, Generic[_T]):
+    """
+    The copy.
+
+    First all is listed, then what the feed tells is applied. The place in the feed is taken before the listing, and the
+    events from there to its end are applied to it before anybody sees it: nothing that happens meanwhile is missed. All
+    is listed again when the feed has a gap, does not know its place any more, or was out of reach. A listing counts
+    when it is complete, and only then.
+    """
+
+    _log = Logger()
+    #: What it is a copy of, for the log.
+    what = "things"
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        refresh: float | None,
+        path: str | os.PathLike[str] | None,
+        random: Callable[[], float] = randomModule.random,
+        wallClock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        :param client: asks the registry.
+        :param refresh: seconds after which all is listed again although nothing calls for it.
+        :param path: a file that keeps the copy across restarts.
+        :param random: gives numbers from 0 to 1.
+        :param wallClock: seconds since the epoch, for the age of the file.
+        """
+        #: Grows with every change.
+        self.version = 0
+        self._client = client
+        self._clock = client.clock
+        self._refresh = refresh
+        self._path = None if path is None else os.fspath(path)
+        self._random = random
+        self._wallClock = wallClock
+        self._following: Following = followingOf(client)
+        self._items: dict[str, _T] = {}
+        self._position: Position | None = None
+        # When the copy was last known to equal the registry; by the clock, which a file's age may lie before.
+        self._currentAt: float | None = None
+        self._isCurrent = False
+        self._isReady = False
+        self._waiting: list[Deferred[None]] = []
+        self._work: Deferred[None] | None = None
+        self._stopping = False
+        self._lostAt: float | None = None
+        self._listingTook = 0.0
+        self._saving: IDelayedCall | None = None
+
+    # -- what a kind of thing has to say
+
+    def _list(self) -> AsyncIterator[Any]:
+        """All of them, page by page, from the registry and from nowhere else."""
+        raise NotImplementedError
+
+    def _keyOf(self, item: Any) -> str:
+        """What tells an item from the others. May raise KeyError or TypeError if it is none."""
+        raise NotImplementedError
+
+    def _valueOf(self, item: Any) -> _T:
+        """What is kept of an item that was listed."""
+        raise NotImplementedError
+
+    def _read(self, event: Event) -> tuple[str, _T | None] | None:
+        """The key that an event is about, and what it has now, ``None`` for nothing; ``None`` if it is not ours."""
+        raise NotImplementedError
+
+    def _differ(self, old: _T, new: _T) -> bool:
+        """Whether somebody wants to hear of it."""
+        return old != new
+
+    def _changed(self, key: str, old: _T | None, new: _T | None, event: Event | None) -> None:
+        """Something has changed, and :attr:`version` has grown. Must not raise."""
+        raise NotImplementedError
+
+    # -- what can be asked
+
+    @property
+    def stale(self) -> float:
+        """
+        Seconds since this was last known to equal the registry: 0.0 while it does, infinite before the first listing.
+        """
+        if self._isCurrent:
+            return 0.0
+        return math.inf if self._currentAt is None else max(0.0, self._clock.seconds() - self._currentAt)
+
+    def whenReady(self) -> Deferred[None]:
+        """
+        :return: fires when there is something to look at: the first complete listing, or what a file has kept. It may
+            be cancelled.
+        """
+        ready: Deferred[None] = Deferred(self._giveUp)
+        if self._isReady:
+            ready.callback(None)
+        else:
+            self._waiting.append(ready)
+        return ready
+
+    def _giveUp(self, waiter: Deferred[None]) -> None:
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+
+    # -- IService
+
+    def startService(self) -> None:
+        """Begin, with what the file has. Never fails."""
+        Service.startService(self)
+        if self._work is not None:
+            return
+        self._stopping = False
+        if not self._isReady:
+            self._load()
+        self._work = Deferred.fromCoroutine(self._run())
+        self._work.addErrback(self._ended)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        End. What is known can still be read.
+
+        :return: fires when nothing of it is left on the reactor.
+        """
+        Service.stopService(self)
+        return self._stop()
+
+    @returnsDeferred
+    async def _stop(self) -> None:
+        work, self._work = self._work, None
+        if work is None:
+            return
+        self._stopping = True
+        done = waitFor(work)
+        work.cancel()
+        await done
+        self._noLongerCurrent()
+        if self._saving is not None and self._saving.active():
+            self._saving.cancel()
+            self._saving = None
+            self._save()
+
+    def _ended(self, failure: Failure) -> None:
+        if not (self._stopping and failure.check(CancelledError)):
+            self._log.failure("The copy of the {what} is not kept current any more", failure, what=self.what)
+
+    # -- keeping current
+
+    async def _run(self) -> None:
+        backoff = Backoff(SHORTEST_RETRY, LONGEST_RETRY, self._random)
+        while True:
+            try:
+                await self._keepCurrent(backoff)
+            except _Lost:
+                self._log.info("The feed has a gap, and all {what} are listed again", what=self.what)
+                self._position = None
+                error: Exception | None = None
+            except ServiceRegistryError as caught:
+                error = caught
+            except CancelledError:
+                # Not every cancellation is ours: closing the client ends what is under way.
+                if self._stopping:
+                    return
+                error = None
+            if self._stopping:
+                return
+            self._noLongerCurrent()
+            delay = retryDelay(backoff, error) if error is not None else backoff.next()
+            if backoff.failures > 1 and error is not None:
+                self._lost(error)
+            await deferLater(self._clock, delay, lambda: None)
+
+    async def _keepCurrent(self, backoff: Backoff) -> None:
+        """Goes on until something is in the way."""
+        if self._position is None:
+            self._position = await self._endOfFeed()
+        while True:
+            await self._listAll()
+            backoff.reset()
+            self._found()
+            while True:
+                events = await self._news()
+                if events is None:
+                    break
+                self._apply(events)
+
+    async def _endOfFeed(self) -> Position:
+        return await self._catchUp(Position(), None)
+
+    async def _catchUp(self, position: Position, into: list[Event] | None) -> Position:
+        """Read to the end that the feed has now."""
+        while True:
+            try:
+                page = await self._following.read(position)
+            except BadRequest:
+                raise _Lost()
+            if position.isLost(page):
+                raise _Lost()
+            events = position.newer(page)
+            if into is not None:
+                into.extend(events)
+            if events:
+                position = position.after(events[-1])
+            if len(page) < PAGE:
+                return position
+
+    async def _listAll(self) -> None:
+        assert self._position is not None
+        began = self._clock.seconds()
+        listed: dict[str, _T] = {}
+        try:
+            async for item in self._list():
+                listed[self._keyOf(item)] = self._valueOf(item)
+        except (KeyError, TypeError, AttributeError):
+            raise MalformedResponse(f"A listing of {self.what} has something in it that is none")
+        events: list[Event] = []
+        self._position = await self._catchUp(self._position, events)
+        self._listingTook = self._clock.seconds() - began
+        self._replace(self._merged(listed, events), {key: event for event in events for key in self._keys(event)})
+        self._isCurrent = True
+        self._currentAt = self._clock.seconds()
+        self._saveSoon()
+        if not self._isReady:
+            self._makeReady()
+
+    def _keys(self, event: Event) -> list[str]:
+        read = self._readSafely(event)
+        return [] if read is None else [read[0]]
+
+    def _merged(self, listed: dict[str, _T], events: Iterable[Event]) -> dict[str, _T]:
+        """What a listing and the events since before it make together."""
+        told: dict[str, list[_T | None]] = {}
+        for event in events:
+            read = self._readSafely(event)
+            if read is not None:
+                told.setdefault(read[0], []).append(read[1])
+        merged = dict(listed)
+        for key, values in told.items():
+            last = values[-1]
+            if last is None:
+                merged.pop(key, None)
+            elif len(values) > 1 or key not in listed:
+                # Listed or not, it may have been an earlier one that was listed.
+                merged[key] = last
+        return merged
+
+    async def _news(self) -> list[Event] | None:
+        """The next page of news, or ``None`` when it is time to list again."""
+        assert self._position is not None
+        waiting = self._following.after(self._position)
+        isTime = False
+
+        def giveUp() -> None:
+            nonlocal isTime
+            isTime = True
+            waiting.cancel()
+
+        call: IDelayedCall | None = None
+        if self._refresh is not None:
+            pause = max(self._refresh, self._listingTook / _LISTING_SHARE)
+            assert self._currentAt is not None
+            call = self._clock.callLater(pause, giveUp)
+        try:
+            page = await waiting
+        except BadRequest:
+            raise _Lost()
+        except CancelledError:
+            if isTime and not self._stopping:
+                return None
+            raise
+        finally:
+            if call is not None and call.active():
+                call.cancel()
+        if self._position.isLost(page):
+            raise _Lost()
+        return page
+
+    # -- applying
+
+    def _readSafely(self, event: Event) -> tuple[str, _T | None] | None:
+        try:
+            return self._read(event)
+        except (KeyError, TypeError, AttributeError):
+            raise MalformedResponse("A page of the feed has an event whose payload is none")
+
+    def _apply(self, page: list[Event]) -> None:
+        assert self._position is not None
+        for event in self._position.newer(page):
+            read = self._readSafely(event)
+            self._position = self._position.after(event)
+            if read is not None:
+                self._put(read[0], read[1], event)
+        self._currentAt = self._clock.seconds()
+
+    def _put(self, key: str, new: _T | None, event: Event | None) -> None:
+        old = self._items.get(key)
+        if new is None:
+            self._items.pop(key, None)
+        else:
+            self._items[key] = new
+        if old is None and new is None:
+            return
+        if old is None or new is None or self._differ(old, new):
+            self.version += 1
+            self._saveSoon()
+            self._changed(key, old, new, event)
+
+    def _replace(self, items: Mapping[str, _T], events: Mapping[str, Event]) -> None:
+        for key in [key for key in self._items if key not in items]:
+            self._put(key, None, events.get(key))
+        for key, item in items.items():
+            self._put(key, item, events.get(key))
+
+    # -- how it stands
+
+    def _makeReady(self) -> None:
+        self._isReady = True
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.callback(None)
+
+    def _noLongerCurrent(self) -> None:
+        if self._isCurrent:
+            self._isCurrent = False
+            heard = self._following.heard
+            assert self._currentAt is not None
+            self._currentAt = self._currentAt if heard is None else max(self._currentAt, heard)
+
+    def _lost(self, error: Exception) -> None:
+        if self._lostAt is None:
+            self._lostAt = self._clock.seconds()
+            self._log.warn(
+                "The {what} can't be kept current, and stay as they were: {reason}", what=self.what, reason=str(error)
+            )
+
+    def _found(self) -> None:
+        if self._lostAt is not None:
+            seconds = self._clock.seconds() - self._lostAt
+            self._lostAt = None
+            self._log.info("The {what} are current again after {seconds:.0f} s", what=self.what, seconds=seconds)
+
+    # -- the file
+
+    def _saveSoon(self) -> None:
+        if self._path is not None and self._saving is None:
+            self._saving = self._clock.callLater(_SAVE_INTERVAL, self._saveNow)
+
+    def _saveNow(self) -> None:
+        self._saving = None
+        self._save()
+
+    def _save(self) -> None:
+        if self._path is None or self._currentAt is None:
+            return
+        age = 0.0 if self._isCurrent else self._clock.seconds() - self._currentAt
+        kept = {"version": _FILE_VERSION, "current": self._wallClock() - age, "values": self._items}
+        beside = f"{self._path}.new"
+        try:
+            with open(beside, "w", encoding="utf-8") as file:
+                json.dump(kept, file, ensure_ascii=False)
+            os.replace(beside, self._path)
+        except OSError as error:
+            self._log.warn("{path} can't be written: {reason}", path=self._path, reason=error.strerror)
+
+    def _load(self) -> None:
+        if self._path is None:
+            return
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                kept = json.load(file)
+            if kept["version"] != _FILE_VERSION:
+                raise ValueError("it is of another version")
+            items = {key: self._checked(key, value) for key, value in kept["values"].items()}
+            age = max(0.0, self._wallClock() - float(kept["current"]))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._log.warn("{path} is not used: {reason!r}", path=self._path, reason=error)
+            return
+        self._currentAt = self._clock.seconds() - age
+        self._replace(items, {})
+        self._makeReady()
+
+    def _checked(self, key: str, value: Any) -> _T:
+        """What a file has kept, if it is what it should be; raises ValueError, KeyError or TypeError if not."""
+        raise NotImplementedError

@@ -1,0 +1,231 @@
+"""
+ConfigurationWatcher: configuration values as they are now.
+"""
+
+from __future__ import annotations
+
+import os
+import random as randomModule
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from twisted.internet.defer import Deferred
+
+from ..types import Event
+from .mirror import Mirror
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+__all__ = ["ConfigurationChange", "ConfigurationWatcher"]
+
+
+@attrs.frozen
+class ConfigurationChange:
+    """
+    A value that has changed.
+
+    :ivar key: its key, in full.
+    :ivar old: what it was; ``None`` if there was none.
+    :ivar new: what it is; ``None`` if it was removed.
+    """
+
+    key: str
+    old: str | None
+    new: str | None
+
+
+class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
+    """
+    The configuration values below a namespace, as a mapping that follows the registry::
+
+        watcher = ConfigurationWatcher(client, "/production/www")
+        watcher.setServiceParent(application)
+        watcher.onKey("/production/www/workers", lambda workers: pool.resize(int(workers or 1)))
+
+        async for change in watcher.changes():
+            print(change.key, change.old, "->", change.new)
+
+    Keys are in full. While the registry is away it keeps what it had, and :attr:`stale` says for how long.
+    """
+
+    what = "configuration values"
+    # A mapping compares by what is in it; a service is itself and nothing else.
+    __hash__ = Mirror.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __init__(
+        self,
+        client: Client,
+        namespace: str | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        random: Callable[[], float] = randomModule.random,
+        wallClock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        :param client: asks the registry. It stays the caller's, to be closed after the watcher has stopped.
+        :param namespace: such as ``/production/www``; all values if not given.
+        :param path: a file that keeps the values, for a start while the registry is away.
+        :param random: gives numbers from 0 to 1.
+        :param wallClock: seconds since the epoch.
+        """
+        super().__init__(client, refresh=None, path=path, random=random, wallClock=wallClock)
+        self.namespace = None if namespace is None else _normal(namespace)
+        self._listeners: list[Callable[[ConfigurationChange], None]] = []
+        self._iterators: list[_Changes] = []
+
+    def __repr__(self) -> str:
+        return f"<ConfigurationWatcher of {len(self._items)} values below {self.namespace or '/'}>"
+
+    # -- Mapping
+
+    def __getitem__(self, key: str) -> str:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._items))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    # -- changes
+
+    def onChange(self, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]:
+        """
+        Hear of every change from now on, the first listing included.
+
+        :param listener: called with the change.
+        :return: a function that ends it.
+        """
+
+        def hear(change: ConfigurationChange) -> None:
+            listener(change)
+
+        self._listeners.append(hear)
+        return lambda: self._listeners.remove(hear) if hear in self._listeners else None
+
+    def onKey(self, key: str, listener: Callable[[str | None], None]) -> Callable[[], None]:
+        """
+        Hear of one key.
+
+        :param key: in full.
+        :param listener: called with the new value, ``None`` when it was removed.
+        :return: a function that ends it.
+        """
+        return self.onChange(lambda change: listener(change.new) if change.key == key else None)
+
+    def onNamespace(self, namespace: str, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]:
+        """
+        Hear of the keys below a namespace.
+
+        :param namespace: in full, such as ``/production/www``.
+        :param listener: called with the change.
+        :return: a function that ends it.
+        """
+        within = _normal(namespace)
+        return self.onChange(lambda change: listener(change) if _isWithin(change.key, within) else None)
+
+    def changes(self) -> AsyncIterator[ConfigurationChange]:
+        """
+        The changes from now on, until the watcher is stopped. Those that nobody has asked for yet wait; whoever does
+        not want any more closes the iterator with ``aclose()``, or drops it.
+        """
+        iterator = _Changes(self._iterators)
+        self._iterators.append(iterator)
+        return iterator
+
+    def stopService(self) -> Deferred[None]:
+        """See :class:`~txserviceregistry.discovery.mirror.Mirror`; iterators end."""
+        stopped = super().stopService()
+        for iterator in list(self._iterators):
+            iterator.end()
+        return stopped
+
+    # -- Mirror
+
+    def _list(self) -> AsyncIterator[Any]:
+        return self._client.configuration.iterate(self.namespace)
+
+    def _keyOf(self, item: Any) -> str:
+        return str(item["id"])
+
+    def _valueOf(self, item: Any) -> str:
+        return str(item["value"])
+
+    def _read(self, event: Event) -> tuple[str, str | None] | None:
+        if not event["type"].startswith("configuration_value."):
+            return None
+        payload = event["payload"]
+        key = str(payload["configuration_value_id"])
+        if self.namespace is not None and not _isWithin(key, self.namespace):
+            return None
+        return key, (None if event["type"] == "configuration_value.remove" else str(payload["new_value"]))
+
+    def _checked(self, key: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"the value of {key} is no text")
+        return value
+
+    def _changed(self, key: str, old: str | None, new: str | None, event: Event | None) -> None:
+        change = ConfigurationChange(key, old, new)
+        for listener in list(self._listeners):
+            try:
+                listener(change)
+            except Exception:
+                self._log.failure("A listener to configuration values failed at {key}", key=key)
+        for iterator in list(self._iterators):
+            iterator.put(change)
+
+
+class _Changes(AsyncIterator[ConfigurationChange]):
+    """Changes that wait to be asked for."""
+
+    def __init__(self, place: list[_Changes]) -> None:
+        self._place = place
+        self._changes: deque[ConfigurationChange] = deque()
+        self._asking: Deferred[None] | None = None
+        self._isOver = False
+
+    def put(self, change: ConfigurationChange) -> None:
+        """One more."""
+        self._changes.append(change)
+        self._wake()
+
+    def end(self) -> None:
+        """There will be no more."""
+        self._isOver = True
+        if self in self._place:
+            self._place.remove(self)
+        self._wake()
+
+    async def aclose(self) -> None:
+        """Want no more."""
+        self._changes.clear()
+        self.end()
+
+    async def __anext__(self) -> ConfigurationChange:
+        while not self._changes:
+            if self._isOver:
+                raise StopAsyncIteration
+            self._asking = Deferred()
+            await self._asking
+        return self._changes.popleft()
+
+    def _wake(self) -> None:
+        asking, self._asking = self._asking, None
+        if asking is not None and not asking.called:
+            asking.callback(None)
+
+
+def _normal(namespace: str) -> str:
+    return f"/{namespace.strip('/')}"
+
+
+def _isWithin(key: str, namespace: str) -> bool:
+    return namespace == "/" or key == namespace or key.startswith(f"{namespace}/")
