@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.application.service import Service
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -16,8 +15,6 @@ from txserviceregistry.discovery import shared
 from txserviceregistry.discovery.endpoints import RegisteredPort
 from txserviceregistry.settings import Settings
 from txserviceregistry.testing import FakeRegistry
-
-from .standin import FakeDirectory
 
 
 class Reactor(MemoryReactorClock):
@@ -42,27 +39,6 @@ class Reactor(MemoryReactorClock):
         callable(*args, **kw)
 
 
-class ListedOnce(Service):
-    """What a Directory does that a test here looks at: it lists the services when it starts."""
-
-    def __init__(self, client: Client) -> None:
-        self.view = FakeDirectory(ready=False)
-        self.client = client
-
-    def startService(self) -> None:
-        """See IService."""
-        super().startService()
-
-        def listed(page: Any) -> None:
-            self.view.put(*page["values"])
-            self.view.becomeReady()
-
-        self.client.services.list().addCallback(listed)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.view, name)
-
-
 class SharedTestCase(SynchronousTestCase):
     """
     :ivar clients: those that were made for endpoint strings, closed ones included.
@@ -76,7 +52,6 @@ class SharedTestCase(SynchronousTestCase):
         self.settings = Settings("fake", "fake-api-key", (self.fake.url,), ())
         self.patch(shared, "readSettings", lambda: self.settings)
         self.patch(shared, "Client", self.makeClient)
-        self.patch(shared, "Directory", ListedOnce)
         self.own = self.fake.client()
 
     def makeClient(self, *, reactor: object, settings: Settings) -> Client:

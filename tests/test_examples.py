@@ -1,0 +1,86 @@
+"""
+The examples, as real processes beside a real registry.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import treq
+from twisted.internet import reactor
+
+from tests.processes import Child, ProcessTestCase, sharedRegistry
+from txserviceregistry import Client
+from txserviceregistry.settings import readSettings
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+class ExampleTests(ProcessTestCase):
+    """Each example does what it says."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        settings = readSettings(environ=sharedRegistry(), home=Path(self.home))
+        self.registry = Client(reactor=reactor, settings=settings)
+        self.addCleanup(self.registry.close)
+
+    def example(self, name: str, *arguments: str) -> Child:
+        """Start one of them."""
+        program = os.path.basename(sys.executable)
+        return self.spawn(program, str(EXAMPLES / name), *arguments, environment=sharedRegistry())
+
+    async def get(self, url: str) -> str:
+        """What is at a URL."""
+        response = await treq.get(url, persistent=False, timeout=10)
+        text: str = await response.text()
+        return text
+
+    def urlIn(self, child: Child) -> str:
+        """The address that a process has printed."""
+        found = re.search(r"127\.0\.0\.1:\d+", child.output)
+        assert found is not None
+        return f"http://{found.group()}/"
+
+    async def test_twoServicesAndALoadBalancer(self) -> None:
+        """
+        The page shows what a greeter says, through the load balancer too; when one greeter is stopped the other one
+        answers, and when all are gone the page says so; all leave the registry.
+        """
+        greeters = [self.example("twoservices.py", "greeter", f"greeter-{number}") for number in (1, 2)]
+        page = self.example("twoservices.py", "page")
+        balancer = self.example("loadbalancer.py", "page", "0")
+        for child in [*greeters, page]:
+            await child.says("is registered")
+        await balancer.says("listens on")
+        for child in (page, balancer):
+            said = {await self.get(self.urlIn(child)) for _ in range(2)}
+            self.assertEqual(said, {f"<h1>Hello from greeter-{number}</h1>\n" for number in (1, 2)})
+        greeters[0].kill("TERM")
+        await greeters[0].ended
+        said = {await self.get(self.urlIn(balancer)) for _ in range(3)}
+        self.assertEqual(said, {"<h1>Hello from greeter-2</h1>\n"})
+        for child in (greeters[1], page):
+            child.kill("INT")
+            await child.ended
+        self.assertEqual((await self.registry.services.listForTag("page"))["values"], [])
+        self.assertEqual((await self.registry.services.listForTag("greeter"))["values"], [])
+        self.assertNoTraceback()
+
+    async def test_aWorkerThatReloads(self) -> None:
+        """The worker begins with the defaults, and takes each change as soon as it is made."""
+        worker = self.example("reloadingworker.py")
+        await worker.says("Hello")
+        await self.registry.configuration.set("/worker/greeting", "Good evening")
+        await worker.says("/worker/greeting: None -> Good evening\nGood evening\n")
+        await self.registry.configuration.set("/worker/interval", "0.1")
+        await worker.says("/worker/interval: None -> 0.1\nGood evening\nGood evening\n")
+        await self.registry.configuration.remove("/worker/greeting")
+        await worker.says("/worker/greeting: Good evening -> None\nHello\n")
+        await self.registry.configuration.remove("/worker/interval")
+        worker.kill("INT")
+        await worker.ended
+        self.assertNoTraceback()
