@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from treq.client import HTTPClient
@@ -18,14 +22,24 @@ from txserviceregistry.settings import readSettings
 
 from .standin import FakeDirectory
 
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "finding-services.rst"
+
 
 class TwistdWebTests(ProcessTestCase):
     """``twistd web``, which knows nothing of this package."""
 
+    def program(self) -> str:
+        """The program in the documentation, for the tag that is used here."""
+        found = re.search(r"knows nothing of it but its tag::\n\n((?:    .*\n|\n)+)", DOCUMENT.read_text())
+        assert found is not None
+        path = Path(self.home, "ask.py")
+        path.write_text(dedent(found.group(1)).replace("registry://www/", "registry://twistd-www/"))
+        return str(path)
+
     async def test_joinsByItsEndpoint(self) -> None:
         """
         ``twistd -n web --listen 'registered:…' --path .`` registers with its real port, serves, and on SIGTERM leaves
-        the registry and ends as ever.
+        the registry and ends as ever. The program in the documentation finds it.
         """
         environment = sharedRegistry()
         client = Client(reactor=reactor, settings=readSettings(environ=environment, home=Path(self.home)))
@@ -44,6 +58,9 @@ class TwistdWebTests(ProcessTestCase):
         self.addCleanup(agent.close)
         response = await HTTPClient(agent).get("registry://twistd-www/hello.txt")
         self.assertEqual(await response.text(), "hello")
+        ask = self.spawn(os.path.basename(sys.executable), self.program(), environment=environment)
+        await ask.ended
+        self.assertRegex(ask.output + ask.errors, r"^200 \d+ bytes\n$")
         child.kill("TERM")
         await child.ended
         self.assertEqual((child.signal, child.exitCode), (15, None))
