@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ..deferred import returnsDeferred
@@ -84,7 +84,9 @@ class Following:
         self._random = random
         self._waiters: dict[Deferred[list[Event] | None], Position] = {}
         self._position = Position()
-        self._asking: Deferred[None] | None = None
+        # The shared request: something that tells it from the next one, and its work, once that has begun.
+        self._asking: object | None = None
+        self._work: Deferred[None] | None = None
         self._troubled = True
         # How often there was news: who reads on its own while there is some has to look again.
         self._rounds = 0
@@ -135,23 +137,32 @@ class Following:
         self._waiters[waiter] = position
         if self._asking is None:
             self._position = position
-            self._asking = asking = Deferred.fromCoroutine(self._ask(position))
-            asking.addCallbacks(lambda _: None, self._failed)
+            self._asking = asking = object()
+            work = Deferred.fromCoroutine(self._ask(position, asking))
+            work.addErrback(self._failed, asking)
+            # Its end may have come at once, and with it the next one.
+            if self._asking is asking:
+                self._work = work
+            elif not work.called:
+                work.cancel()
         return waiter
 
     def _leave(self, waiter: Deferred[list[Event] | None]) -> None:
         self._waiters.pop(waiter, None)
         if not self._waiters and self._asking is not None:
-            asking, self._asking = self._asking, None
-            asking.cancel()
+            work, self._asking, self._work = self._work, None, None
+            if work is not None:
+                work.cancel()
 
-    async def _ask(self, position: Position) -> None:
+    async def _ask(self, position: Position, asking: object) -> None:
         first = True
         while True:
             page = await self._askOnce(position, first)
             self._troubled = first = False
             if position.newer(page) or position.isLost(page):
                 break
+        if self._asking is not asking:
+            return
         self._rounds += 1
         for waiter, its in self._ended():
             waiter.callback(page if its == position else None)
@@ -172,8 +183,9 @@ class Following:
             await self._client.pause(_NOT_NOW)
         return page
 
-    def _failed(self, reason: Failure) -> None:
-        if self._asking is None and reason.check(CancelledError):
+    def _failed(self, reason: Failure, asking: object) -> None:
+        if self._asking is not asking:
+            # Nobody waits for it any more.
             return
         self._troubled = True
         position = self._position
@@ -188,7 +200,7 @@ class Following:
     def _ended(self) -> list[tuple[Deferred[list[Event] | None], Position]]:
         waiters = list(self._waiters.items())
         self._waiters.clear()
-        self._asking = None
+        self._asking = self._work = None
         return waiters
 
 

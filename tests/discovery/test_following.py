@@ -1,0 +1,120 @@
+"""Following: one request at a time, however many follow the feed of a client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.discovery.following import Position, followingOf
+from txserviceregistry.errors import BadRequest, ConnectionFailed
+from txserviceregistry.testing import FakeRegistry
+
+
+class FollowingTests(SynchronousTestCase):
+    """The shared request, over a registry in memory."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.client = self.fake.client()
+        self.other = self.fake.client()
+        self.following = followingOf(self.client)
+        self.count = 0
+
+    def happen(self) -> str:
+        """An event; its id."""
+        self.count += 1
+        self.successResultOf(self.other.configuration.set("key", str(self.count)))
+        self.fake.flush()
+        events: list[Any] = self.successResultOf(self.other.events.list(limit=1000))["values"]
+        id: str = events[-1]["id"]
+        return id
+
+    def after(self, position: Position) -> Deferred[list[Any]]:
+        result = self.following.after(position)
+        self.fake.flush()
+        return result
+
+    def waits(self, since: int) -> int:
+        """How many requests of ours have been made that wait for events."""
+        return sum("wait=" in request.path for request in self.fake.requests[since:])
+
+    def test_oneForAll(self) -> None:
+        """Those who stand at the same place wait with one request, and all get its answer."""
+        position = Position(self.happen(), True)
+        began = len(self.fake.requests)
+        waiting = [self.after(position) for _ in range(1000)]
+        self.assertLessEqual(len(self.fake.requests) - began, 3)
+        new = self.happen()
+        for waiter in waiting:
+            self.assertEqual([event["id"] for event in position.newer(self.successResultOf(waiter))], [new])
+
+    def test_whoStandsElsewhereReads(self) -> None:
+        """One that is behind gets what it lacks at once; then it waits with the others."""
+        first = Position(self.happen(), True)
+        second = Position(self.happen(), True)
+        waiting = self.after(second)
+        behind = self.successResultOf(self.after(first))
+        self.assertEqual([event["id"] for event in first.newer(behind)], [second.marker])
+        also = self.after(second)
+        self.assertNoResult(waiting)
+        self.happen()
+        self.assertEqual(self.successResultOf(waiting), self.successResultOf(also))
+
+    def test_cancelling(self) -> None:
+        """One who leaves takes nothing from the others; with the last one the request ends."""
+        position = Position(self.happen(), True)
+        one, two = self.after(position), self.after(position)
+        one.cancel()
+        self.failureResultOf(one, CancelledError)
+        self.assertNoResult(two)
+        two.cancel()
+        self.failureResultOf(two, CancelledError)
+        for client in (self.client, self.other):
+            self.successResultOf(client.close())
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])
+
+    def test_failuresAreForAll(self) -> None:
+        """A request that fails fails for all who waited, each with its own."""
+        position = Position(self.happen(), True)
+        waiting = [self.after(position) for _ in range(2)]
+        self.fake.stop()
+        self.fake.advance(2)
+        for waiter in waiting:
+            self.failureResultOf(waiter, ConnectionFailed)
+
+    def test_aPlaceThatIsRefusedIsOnesOwn(self) -> None:
+        """A marker that the registry refuses fails for who stands there only."""
+        good = Position(self.happen(), True)
+        bad = Position("nonsense")
+        refused = self.after(bad)
+        self.failureResultOf(refused, BadRequest)
+        waiting = self.after(good)
+        self.failureResultOf(self.after(bad), BadRequest)
+        self.assertNoResult(waiting)
+        self.happen()
+        self.successResultOf(waiting)
+
+    def test_silenceIsAskedAboutAgain(self) -> None:
+        """Where nothing happens, a request ends after half a minute, and the next one begins."""
+        position = Position(self.happen(), True)
+        waiting = self.after(position)
+        began = len(self.fake.requests)
+        self.fake.advance(300)
+        self.assertNoResult(waiting)
+        self.assertIn(self.waits(began), range(9, 12))
+        self.happen()
+        self.successResultOf(waiting)
+
+    def test_aRegistryThatEndsIsNotHammered(self) -> None:
+        """One that answers early, with nothing, is asked again a second later and not before."""
+        position = Position(self.happen(), True)
+        waiting = self.after(position)
+        began = len(self.fake.requests)
+        self.fake.restart()
+        self.fake.advance(0.9)
+        self.assertLessEqual(len(self.fake.requests) - began, 1)
+        self.fake.advance(3)
+        self.happen()
+        self.successResultOf(waiting)
