@@ -15,12 +15,12 @@ from twisted.protocols.policies import WrappingFactory
 from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
-from txserviceregistry.discovery.directory import Directory
 
 from txserviceregistry import Client
 from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.discovery import RegisteredEndpoint, RegistryAgent
 from txserviceregistry.discovery.balancing import PassiveHealth
+from txserviceregistry.discovery.directory import Directory
 from txserviceregistry.discovery.endpoints import RegisteredPort
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
