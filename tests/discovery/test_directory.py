@@ -98,6 +98,35 @@ class DirectoryTests(SynchronousTestCase):
         self.fake.advance(50)
         self.assertIs(directory.forTag("any"), given)
 
+    def test_updatesAreSeenAmongNews(self) -> None:
+        """However much else happens, an update does not wait for a quiet moment."""
+        self.create("web1", metadata={"status": "enabled"})
+        directory = self.directory(refresh=60)
+        self.successResultOf(self.other.services.update("web1", {"metadata": {"status": "disabled"}}))
+        for number in range(62):
+            self.successResultOf(self.other.configuration.set("key", str(number)))
+            self.fake.advance(1)
+        found = directory.get("web1")
+        assert found is not None
+        self.assertEqual(found["metadata"], {"status": "disabled"})
+
+    def test_stoppedByAListener(self) -> None:
+        """A listener may stop the directory, and close the client, from within."""
+        directory = self.directory()
+        stopped: list[Any] = []
+
+        def stop(kind: str, service: Any) -> None:
+            stopped.append(directory.stopService())
+            stopped.append(self.client.close())
+
+        end = directory.onChange(stop)
+        self.create("web1")
+        self.fake.advance(20)
+        for result in stopped:
+            self.successResultOf(result)
+        self.assertEqual(self.ids(directory), ["web1"])
+        end()
+
     def test_aChangeBetweenListingAndFollowing(self) -> None:
         """What happens while pages are turned is neither missed nor undone."""
         for number in range(150):

@@ -217,6 +217,39 @@ class FeedTests(SynchronousTestCase):
         self.successResultOf(ended)
         self.assertEqual(seen, [1, 2, 5])
 
+    def test_stoppedByAListener(self) -> None:
+        """A listener may stop the feed from within; it is done with the event then."""
+        path = self.mktemp()
+        stopped: list[Deferred[None]] = []
+
+        def stop(event: Any) -> None:
+            self.heard.append(event)
+            stopped.append(feed.stopService())
+
+        feed = self.feed(path=path, listener=stop)
+        self.happen(3)
+        self.assertEqual(self.numbers(), [1])
+        self.successResultOf(stopped[0])
+        self.feed(path=path)
+        self.assertEqual(self.numbers(), [1, 2, 3])
+        self.assertFalse(self.heard[1].get("redelivered", False))
+
+    def test_stoppedWithinALoop(self) -> None:
+        """The loop over a feed ends when it is stopped, also from within the loop."""
+        feed = self.feed()
+        seen: list[int] = []
+
+        async def follow() -> None:
+            async for event in feed:
+                seen.append(int(event["payload"]["new_value"]))
+                await feed.stopService()
+
+        done = Deferred.fromCoroutine(follow())
+        self.happen(2)
+        self.fake.advance(4)
+        self.successResultOf(done)
+        self.assertEqual(seen, [1])
+
     def test_stoppingIsBounded(self) -> None:
         """A listener that does not end is cancelled after three seconds, and its event comes again."""
         path = self.mktemp()

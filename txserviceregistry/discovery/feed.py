@@ -89,7 +89,7 @@ class EventsFeed(Service):
         self._work: Deferred[None] | None = None
         self._stopping = False
         self._isLost = False
-        self._delivering: Deferred[Any] | None = None
+        self._isDelivering = False
 
     # -- listeners
 
@@ -157,7 +157,7 @@ class EventsFeed(Service):
             return
         self._stopping = True
         done = waitFor(work)
-        if self._delivering is None:
+        if not self._isDelivering:
             work.cancel()
         else:
             for listener in list(self._listeners):
@@ -269,16 +269,17 @@ class EventsFeed(Service):
         if self._redelivering is not None or again:
             given["redelivered"] = True
         for listener in list(self._listeners):
-            self._delivering = delivering = maybeDeferred(self._call, listener, cast(FeedEvent, dict(given)))
+            # It may stop the feed from within.
+            self._isDelivering = True
             try:
-                await delivering
+                await maybeDeferred(self._call, listener, cast(FeedEvent, dict(given)))
             except CancelledError:
                 if self._stopping:
                     raise
             except Exception:
                 self._log.failure("A listener to events failed at {type} {id}", type=event["type"], id=event["id"])
             finally:
-                self._delivering = None
+                self._isDelivering = False
 
     def _isStrange(self) -> bool:
         # After a gap the place is one in time, and what is there may be what was there before.

@@ -109,6 +109,7 @@ class Mirror(Service, Generic[_T]):
         self._work: Deferred[None] | None = None
         self._stopping = False
         self._lostAt: float | None = None
+        self._listedAt = 0.0
         self._listingTook = 0.0
         self._saving: IDelayedCall | None = None
 
@@ -277,7 +278,8 @@ class Mirror(Service, Generic[_T]):
             raise MalformedResponse(f"A listing of {self.what} has something in it that is none")
         events: list[Event] = []
         self._position = await self._catchUp(self._position, events)
-        self._listingTook = self._clock.seconds() - began
+        self._listedAt = self._clock.seconds()
+        self._listingTook = self._listedAt - began
         self._replace(self._merged(listed, events), {key: event for event in events for key in self._keys(event)})
         self._isCurrent = True
         self._currentAt = self._clock.seconds()
@@ -309,6 +311,9 @@ class Mirror(Service, Generic[_T]):
     async def _news(self) -> list[Event] | None:
         """The next page of news, or ``None`` when it is time to list again."""
         assert self._position is not None
+        left = self._untilListing()
+        if left <= 0.0:
+            return None
         waiting = self._following.after(self._position)
         isTime = False
 
@@ -318,10 +323,8 @@ class Mirror(Service, Generic[_T]):
             waiting.cancel()
 
         call: IDelayedCall | None = None
-        if self._refresh is not None:
-            pause = max(self._refresh, self._listingTook / _LISTING_SHARE)
-            assert self._currentAt is not None
-            call = self._clock.callLater(pause, giveUp)
+        if not math.isinf(left):
+            call = self._clock.callLater(left, giveUp)
         try:
             page = await waiting
         except BadRequest:
@@ -336,6 +339,13 @@ class Mirror(Service, Generic[_T]):
         if self._position.isLost(page):
             raise _Lost()
         return page
+
+    def _untilListing(self) -> float:
+        """Seconds until all is listed again, however much news there is meanwhile."""
+        if self._refresh is None:
+            return math.inf
+        pause = max(self._refresh, self._listingTook / _LISTING_SHARE)
+        return self._listedAt + pause - self._clock.seconds()
 
     # -- applying
 
