@@ -447,6 +447,14 @@ class WrapperTests(WrapperTestCase):
         self.assertEqual((out, code, len(err.splitlines())), (b"started\n", 0, 1))
         self.assertIn(os.path.join(self.home, "state"), err)
 
+    async def test_noRegistry(self) -> None:
+        """It is told in one line, which says what is tried and what follows from it."""
+        away = {"RAXSR_API_URL": "http://127.0.0.1:9/v1.0", "RAXSR_AUTH_URL": "http://127.0.0.1:9/v2.0"}
+        out, err, code = await self.run_("--id=alone", "echo", "started", environment=away)
+        self.assertEqual((out, code, len(err.splitlines())), (b"started\n", 0, 1), err)
+        self.assertIn("http://127.0.0.1:9/", err)
+        self.assertIn("started unregistered", err)
+
     async def test_refusedCredentials(self) -> None:
         """A wrong key is told without the key; with --abort-on-failure nothing is started, and the exit code is 100."""
         wrong = {"RAXSR_API_KEY": "not-the-key"}

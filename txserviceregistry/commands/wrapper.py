@@ -81,6 +81,7 @@ class Wrapper:
         connect: Callable[[Settings], Client] | None = None,
         state: Path | None = None,
         tell: Callable[[str], None] = tell,
+        held: Callable[[], None] = lambda: None,
     ) -> None:
         """
         :param clock: the reactor.
@@ -90,7 +91,9 @@ class Wrapper:
         :param connect: makes a client of them.
         :param state: the file for the heartbeat token.
         :param tell: says a line to the person.
+        :param held: called when the tries before the start are over, and what came of them has been told.
         """
+        self._held = held
         self._clock = clock
         self._options = options
         self._start = start
@@ -133,6 +136,7 @@ class Wrapper:
             findProgram(self._options.command[0])
             self._holding = self._hold()
             await self._holding
+            self._held()
             child = self._child = self._start()
         except CancelledError:
             self._enrolment.abandon()
@@ -254,10 +258,18 @@ class _Lines:
 
     def __init__(self) -> None:
         self.silent = False
+        self._isTrying = True
+
+    def tryingIsOver(self) -> None:
+        """What came of the first tries has been told: from now on, tell of heartbeats that fail."""
+        self._isTrying = False
 
     def __call__(self, event: LogEvent) -> None:
         level = event.get("log_level", LogLevel.info)
-        ours = str(event.get("log_namespace", "")).startswith("txserviceregistry.")
+        namespace = str(event.get("log_namespace", ""))
+        ours = namespace.startswith("txserviceregistry.")
+        if self._isTrying and namespace.startswith("txserviceregistry.heartbeater.") and level >= LogLevel.warn:
+            return
         if self.silent or level < (LogLevel.info if ours else LogLevel.warn):
             return
         failure: Failure | None = event.get("log_failure")
@@ -298,6 +310,7 @@ def main() -> None:
         options,
         start=lambda: startChild(options.command, environment, signals.kept),
         state=_tokenFile(options.serviceId),
+        held=lines.tryingIsOver,
     )
     codes: list[int] = []
 
