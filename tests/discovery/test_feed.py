@@ -174,6 +174,57 @@ class FeedTests(SynchronousTestCase):
         self.assertEqual(self.numbers(), [1, 2, 3, 4])
         self.assertEqual([event.get("redelivered", False) for event in self.heard], [True, True, True, False])
 
+    def test_acrossALongAbsence(self) -> None:
+        """With a file nothing is missed either when there was no event yet, and one was away for hours."""
+        path = self.mktemp()
+        options: dict[str, Any] = {"path": path, "wallClock": lambda: 1767225600.0 + self.fake.clock.seconds()}
+        self.successResultOf(self.feed(**options).stopService())
+        self.happen(2)
+        self.fake.advance(7200)
+        again = self.feed(**options)
+        again.onGap(lambda: self.fail("there was none"))
+        self.happen()
+        self.assertEqual(self.numbers(), [1, 2, 3])
+        self.assertFalse(any(event.get("redelivered") for event in self.heard))
+
+    def test_anAbsenceThatCantBeMadeUpFor(self) -> None:
+        """Where the clocks disagree too much for that, it is told."""
+        path = self.mktemp()
+        options: dict[str, Any] = {"path": path, "wallClock": lambda: 1800000000.0 + self.fake.clock.seconds()}
+        self.successResultOf(self.feed(**options).stopService())
+        self.happen(2)
+        self.fake.advance(7200)
+        again = EventsFeed(self.client, **options)
+        gaps: list[int] = []
+        again.onGap(lambda: gaps.append(1))
+        again.onEvent(self.heard.append)
+        again.startService()
+        self.addCleanup(self.end, again)
+        self.happen()
+        self.assertEqual((self.numbers(), gaps), ([3], [1]))
+
+    def test_stoppedInTheMiddleOfAPage(self) -> None:
+        """What they are done with does not come again; the one they were at does, and says so."""
+        path = self.mktemp()
+        gates: list[Deferred[None]] = []
+
+        def wait(event: Any) -> Deferred[None]:
+            gates.append(Deferred())
+            return gates[-1]
+
+        self.happen()
+        first = self.lastId()
+        self.happen(3)
+        feed = EventsFeed(self.client, first, path=path)
+        feed.onEvent(wait)
+        feed.startService()
+        gates[0].callback(None)
+        gates[1].callback(None)
+        self.end(feed)
+        self.feed(path=path)
+        self.assertEqual(self.numbers(), [3, 4])
+        self.assertEqual([event.get("redelivered", False) for event in self.heard], [True, False])
+
     def test_aGap(self) -> None:
         """A registry that has lost its data: it is told, and what is there now follows."""
         feed = self.feed()
@@ -284,7 +335,7 @@ class FeedTests(SynchronousTestCase):
     def test_damagedFiles(self) -> None:
         """They are logged, and the feed begins as if there were none."""
         self.happen()
-        for text in ("", "[]", '{"marker": 1, "begins": false, "given": null}', "{"):
+        for text in ("", "[]", '{"marker": 1, "begins": false, "given": null, "emptyAt": null}', "{"):
             path = Path(self.mktemp())
             path.write_text(text)
             self.feed(path=path)

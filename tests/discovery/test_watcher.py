@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -71,6 +73,71 @@ class WatcherTests(SynchronousTestCase):
             end()
         self.set("/production/www/workers", "7")
         self.assertEqual((len(key), len(everything)), (3, 4))
+
+    def test_allThatHaveANamespace(self) -> None:
+        """``/`` is all keys that begin with a slash, whether they were listed or told of."""
+        self.set("simple", "1")
+        self.set("/production/one", "2")
+        watcher = self.watcher("/")
+        self.set("simpler", "3")
+        self.set("/other", "4")
+        self.assertEqual(dict(watcher), {"/production/one": "2", "/other": "4"})
+
+    def test_changedWhileItIsListed(self) -> None:
+        """A value that changes after its page was read is the new one."""
+        self.set("/production/www/workers", "4")
+        other = self.client.configuration
+
+        class Meddling:
+            """Changes a value when it has been listed."""
+
+            async def iterate(self, namespace: str | None = None) -> Any:
+                async for value in other.iterate(namespace):
+                    yield value
+                await other.set("/production/www/workers", "5")
+
+        client = self.fake.client()
+        client.configuration = Meddling()  # type: ignore[assignment] # what it uses of it
+        watcher = ConfigurationWatcher(client, "/production/www")
+        watcher.startService()
+        self.addCleanup(lambda: self.successResultOf(watcher.stopService()))
+        self.assertEqual(dict(watcher), {"/production/www/workers": "5"})
+
+    def test_dataLostInSilence(self) -> None:
+        """A registry that has lost its data, and has no events to show it by, is found out within a minute."""
+        self.set("/production/www/workers", "4")
+        self.fake.advance(4000)
+        watcher = self.watcher()
+        self.assertEqual(len(watcher), 1)
+        self.fake.restart(keepData=False)
+        self.fake.advance(61)
+        self.assertEqual(len(watcher), 0)
+
+    def test_stoppedByAListener(self) -> None:
+        """A listener may stop the watcher from within."""
+        watcher = self.watcher()
+        stopped: list[Any] = []
+        watcher.onChange(lambda change: stopped.append(watcher.stopService()))
+        self.set("/production/www/workers", "4")
+        self.successResultOf(stopped[0])
+
+    def test_anIteratorThatIsDropped(self) -> None:
+        """It is forgotten, with all the changes that nobody will ask for; one that is waited with is not."""
+        watcher = self.watcher()
+        dropped = watcher.changes()
+        reference = weakref.ref(dropped)
+        seen: list[str | None] = []
+
+        async def follow() -> None:
+            async for change in watcher.changes():
+                seen.append(change.new)
+
+        Deferred.fromCoroutine(follow())
+        del dropped
+        gc.collect()
+        self.assertIsNone(reference())
+        self.set("/production/www/workers", "4")
+        self.assertEqual(seen, ["4"])
 
     def test_aListenerThatRaises(self) -> None:
         """It is logged, and takes nothing from the others."""

@@ -39,8 +39,9 @@ class Directory(Mirror[Service]):
 
     A service that joins, is removed or times out is seen within milliseconds (within
     :data:`~txserviceregistry.discovery.following.POLL` seconds of a registry that can't wait for events). An *update*
-    of a service's tags, metadata or timeout leaves no event in this API: it is seen within *refresh* seconds, or, where
-    listing all takes longer than a hundredth of that, within a hundred times what the listing takes.
+    of a service's tags, metadata or timeout leaves no event in this API: it is seen when all are listed again, which is
+    every *refresh* seconds at the latest, or, where a listing takes longer than a hundredth of that, after a hundred
+    times as long as the listing.
 
     While the registry is away the directory goes on answering with what it had, and :attr:`stale` says for how long.
     What it gives out is shared: do not change it.
@@ -63,7 +64,7 @@ class Directory(Mirror[Service]):
         :param tag: only services that bear it; all if not given.
         :param path: a file that keeps the services, so that an application that starts while the registry is away has
             those of the last time.
-        :param refresh: seconds within which an update is noticed.
+        :param refresh: seconds after which all are listed again, up to a fifth earlier.
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         """
@@ -132,6 +133,12 @@ class Directory(Mirror[Service]):
         if kind != "join" or (self.tag is not None and self.tag not in payload["tags"]):
             return str(payload["id"]), None
         return str(payload["id"]), _service(payload, None)
+
+    def _merge(self, listed: Service | None, events: Sequence[Event]) -> Service | None:
+        if listed is not None and len(events) == 1 and events[0]["type"] == "service.join":
+            # It was not there before, so that it was listed after it had joined: updated already, maybe.
+            return listed
+        return super()._merge(listed, events)
 
     def _differ(self, old: Service, new: Service) -> bool:
         return (old["heartbeat_timeout"], old["tags"], old["metadata"]) != (

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import random as randomModule
+import time
+import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -15,14 +17,14 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from ..backoff import Backoff
-from ..deferred import returnsDeferred, waitFor
+from ..deferred import returnsDeferred
 from ..errors import BadRequest, ServiceRegistryError
 from ..types import Event
 from .following import PAGE, Position, followingOf
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
+from .running import Run
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -31,6 +33,16 @@ __all__ = ["EventsFeed", "FeedEvent"]
 
 # Seconds that a listener may still take when the feed is stopped.
 _GRACE = 3.0
+
+# Without a marker the feed shows its last hour, in seconds. A place that is half as old needs one.
+_SHOWN = 3600.0
+
+# Where nothing had happened for an hour, any moment of that hour is a place to go on from. These are tried, in seconds:
+# the first leaves the most room for clocks that disagree, the others are for accounts that were as young.
+_MOMENTS = (1800.0, 60.0, 0.0)
+
+# The time of a UUID, in units of 100 nanoseconds, begins in 1582 (RFC 9562, section 5.1).
+_UUID_EPOCH = 0x01B21DD213814000
 
 
 class FeedEvent(Event, total=False):
@@ -66,19 +78,26 @@ class EventsFeed(Service):
         *,
         path: str | os.PathLike[str] | None = None,
         random: Callable[[], float] = randomModule.random,
+        wallClock: Callable[[], float] = time.time,
     ) -> None:
         """
         :param client: asks the registry. It stays the caller's, to be closed after the feed has stopped.
         :param marker: the id of the event to begin with; without it, what happens from the start on.
         :param path: a file that keeps the place in the feed. What it holds comes before *marker*.
         :param random: gives numbers from 0 to 1.
+        :param wallClock: seconds since the epoch.
         """
         self._client = client
         self._clock = client.clock
         self._path = None if path is None else os.fspath(path)
         self._random = random
+        self._wallClock = wallClock
         self._following = followingOf(client)
         self._position: Position | None = None if marker is None else Position(marker)
+        # When the feed was found to show nothing, by the wall clock, while there is no event to go on from.
+        self._emptyAt: float | None = None
+        # Whether the place is one that a file had.
+        self._isKept = False
         # The marker's own event is wanted as long as nothing has been given.
         self._wantsMarker = marker is not None
         # Up to this event they may have been given before.
@@ -86,8 +105,8 @@ class EventsFeed(Service):
         self._lastTimestamp: int | None = None
         self._listeners: list[Callable[[FeedEvent], Any]] = []
         self._gapListeners: list[Callable[[], None]] = []
-        self._work: Deferred[None] | None = None
-        self._stopping = False
+        self._running: Run | None = None
+        self._ending: Run | None = None
         self._isLost = False
         self._isDelivering = False
 
@@ -134,12 +153,11 @@ class EventsFeed(Service):
     def startService(self) -> None:
         """Begin. Never fails."""
         Service.startService(self)
-        if self._work is not None:
+        if self._running is not None:
             return
-        self._stopping = False
+        self._running = run = Run(self._ending)
         self._load()
-        self._work = Deferred.fromCoroutine(self._run())
-        self._work.addErrback(self._ended)
+        run.begin(self._follow).addErrback(lambda failure: self._log.failure("The feed of events has ended", failure))
 
     def stopService(self) -> Deferred[None]:
         """
@@ -152,46 +170,37 @@ class EventsFeed(Service):
 
     @returnsDeferred
     async def _stop(self) -> None:
-        work, self._work = self._work, None
-        if work is None:
+        if self._running is not None:
+            self._ending, self._running = self._running, None
+        run = self._ending
+        if run is None:
             return
-        self._stopping = True
-        done = waitFor(work)
-        if not self._isDelivering:
-            work.cancel()
-        else:
-            for listener in list(self._listeners):
-                if isinstance(listener, _Hold):
-                    listener.end()
-            try:
-                await waitFor(work).addTimeout(_GRACE, self._clock)
-            except TimeoutError:
-                work.cancel()
-        await done
+        done = run.stop(patiently=self._isDelivering)
         for listener in list(self._listeners):
             if isinstance(listener, _Hold):
                 listener.end()
-
-    def _ended(self, failure: Failure) -> None:
-        if not (self._stopping and failure.check(CancelledError)):
-            self._log.failure("The feed of events has ended", failure)
+        try:
+            await done.addTimeout(_GRACE, self._clock)
+        except TimeoutError:
+            await run.stop()
 
     # -- following
 
-    async def _run(self) -> None:
+    async def _follow(self, run: Run) -> None:
         backoff = Backoff(SHORTEST_RETRY, LONGEST_RETRY, self._random)
-        while not self._stopping:
+        while not run.isStopping:
             try:
                 if self._position is None:
                     await self._begin()
-                await self._next()
+                await self._next(run)
             except CancelledError:
-                if self._stopping:
+                if run.isStopping:
                     return
                 delay = backoff.next()
             except BadRequest:
                 # It is the place that is refused.
-                self._gap()
+                with run.callingOut():
+                    self._gap()
                 self._position = Position()
                 delay = backoff.next()
             except ServiceRegistryError as error:
@@ -205,7 +214,8 @@ class EventsFeed(Service):
                     self._isLost = False
                     self._log.info("The feed of events is followed again")
                 continue
-            await deferLater(self._clock, delay, lambda: None)
+            if not run.isStopping:
+                await deferLater(self._clock, delay, lambda: None)
 
     async def _begin(self) -> None:
         """Find the end of the feed, where new events will come."""
@@ -218,9 +228,30 @@ class EventsFeed(Service):
             if len(page) < PAGE:
                 break
         self._position = position
+        self._emptyAt = self._wallClock() if position.marker is None else None
         self._save(None)
 
-    async def _next(self) -> None:
+    async def _fromEmpty(self, run: Run, emptyAt: float) -> None:
+        """Go on from the time at which there was no event to go on from."""
+        for seconds in _MOMENTS:
+            position = Position(_markerAt(emptyAt - seconds))
+            try:
+                await self._following.read(position)
+            except BadRequest:
+                # The account was younger than that, or our clock is another one than the registry's.
+                continue
+            self._position = position
+            break
+        else:
+            if self._isKept and self._wallClock() > emptyAt + _SHOWN:
+                with run.callingOut():
+                    self._gap()
+        self._emptyAt = None
+        self._save(None)
+
+    async def _next(self, run: Run) -> None:
+        if self._emptyAt is not None and self._wallClock() > self._emptyAt + _SHOWN / 2:
+            await self._fromEmpty(run, self._emptyAt)
         position = self._position
         assert position is not None
         if self._wantsMarker:
@@ -228,25 +259,33 @@ class EventsFeed(Service):
         else:
             page = await self._following.after(position)
             if position.isLost(page):
-                self._gap()
+                with run.callingOut():
+                    self._gap()
             events = position.newer(page)
         if not events:
             self._wantsMarker = False
             self._position = Position(position.marker)
             return
         self._save(events[-1]["id"])
-        for event in events:
-            await self._deliver(event)
-            if self._stopping and self._undone(event):
-                return
-            self._position = position.after(event)
-            self._wantsMarker = False
-            self._lastTimestamp = event["timestamp"]
-            if event["id"] == self._redelivering:
-                self._redelivering = None
-            if self._stopping:
-                break
-        self._save(None)
+        # What they may have had, but are not known to be done with.
+        begun: str | None = None
+        try:
+            for event in events:
+                if run.isStopping:
+                    break
+                begun = event["id"]
+                await self._deliver(run, event)
+                if run.isStopping and self._undone(event):
+                    break
+                begun = None
+                self._position = position.after(event)
+                self._emptyAt = None
+                self._wantsMarker = False
+                self._lastTimestamp = event["timestamp"]
+                if event["id"] == self._redelivering:
+                    self._redelivering = None
+        finally:
+            self._save(begun)
 
     def _undone(self, event: Event) -> bool:
         return any(isinstance(listener, _Hold) and listener.holds(event) for listener in self._listeners)
@@ -263,18 +302,19 @@ class EventsFeed(Service):
 
     # -- delivering
 
-    async def _deliver(self, event: Event) -> None:
+    async def _deliver(self, run: Run, event: Event) -> None:
         given = cast(FeedEvent, dict(event))
         again = self._lastTimestamp is not None and event["timestamp"] <= self._lastTimestamp and self._isStrange()
         if self._redelivering is not None or again:
             given["redelivered"] = True
         for listener in list(self._listeners):
-            # It may stop the feed from within.
             self._isDelivering = True
             try:
-                await maybeDeferred(self._call, listener, cast(FeedEvent, dict(given)))
+                with run.callingOut():
+                    delivering = maybeDeferred(self._call, listener, cast(FeedEvent, dict(given)))
+                await delivering
             except CancelledError:
-                if self._stopping:
+                if run.isStopping:
                     raise
             except Exception:
                 self._log.failure("A listener to events failed at {type} {id}", type=event["type"], id=event["id"])
@@ -304,7 +344,12 @@ class EventsFeed(Service):
         beside = f"{self._path}.new"
         try:
             with open(beside, "w", encoding="utf-8") as file:
-                kept = {"marker": position.marker, "begins": self._wantsMarker, "given": upTo or self._redelivering}
+                kept = {
+                    "marker": position.marker,
+                    "begins": self._wantsMarker,
+                    "given": upTo or self._redelivering,
+                    "emptyAt": self._emptyAt,
+                }
                 json.dump(kept, file)
             os.replace(beside, self._path)
         except OSError as error:
@@ -317,6 +362,7 @@ class EventsFeed(Service):
             with open(self._path, encoding="utf-8") as file:
                 kept = json.load(file)
             marker, begins, given = kept["marker"], kept["begins"] is True, kept["given"]
+            emptyAt = None if kept["emptyAt"] is None else float(kept["emptyAt"])
             if not all(one is None or isinstance(one, str) for one in (marker, given)):
                 raise ValueError("it holds no markers")
         except FileNotFoundError:
@@ -327,6 +373,8 @@ class EventsFeed(Service):
         self._position = Position(marker, marker is not None and not begins)
         self._wantsMarker = begins
         self._redelivering = given
+        self._emptyAt = emptyAt
+        self._isKept = True
 
 
 class _Hold:
@@ -416,3 +464,10 @@ def _forgetting(feed: weakref.ref[EventsFeed], hold: _Hold) -> Callable[[], None
         hold.end()
 
     return forget
+
+
+def _markerAt(seconds: float) -> str:
+    """The id that an event at a moment of the wall clock could have, the first one of that moment."""
+    ticks = _UUID_EPOCH + int(seconds * 10_000_000)
+    fields = (ticks & 0xFFFFFFFF, ticks >> 32 & 0xFFFF, ticks >> 48 & 0x0FFF, 0, 0, 0)
+    return str(uuid.UUID(fields=fields, version=1))

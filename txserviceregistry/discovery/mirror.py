@@ -13,21 +13,22 @@ import math
 import os
 import random as randomModule
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from ..backoff import Backoff
-from ..deferred import returnsDeferred, waitFor
+from ..deferred import returnsDeferred
 from ..errors import BadRequest, MalformedResponse, RateLimited, ServiceRegistryError
 from ..types import Event
 from .following import PAGE, Following, Position, followingOf
+from .running import Run
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -42,6 +43,13 @@ LONGEST_RETRY = 10.0
 
 # A listing takes at most this part of our time, however large it is.
 _LISTING_SHARE = 0.01
+
+# Seconds after which all is listed again as long as no event of the feed is known: then nothing in the feed would tell
+# that the registry has lost its data.
+_UNTOLD = 60.0
+
+# Those who began together do not go on listing together: each interval is shorter by up to this part.
+_JITTER = 0.2
 
 # Seconds between two writes of the file, at least.
 _SAVE_INTERVAL = 5.0
@@ -60,6 +68,23 @@ def retryDelay(backoff: Backoff, error: Exception) -> float:
     return delay
 
 
+@attrs.frozen
+class _Listing(Generic[_T]):
+    """
+    All there is, at one place in the feed.
+
+    :ivar items: what there is, by key.
+    :ivar events: what has happened while it was made.
+    :ivar place: the end of these.
+    :ivar took: seconds.
+    """
+
+    items: dict[str, _T]
+    events: list[Event]
+    place: Position
+    took: float
+
+
 class Mirror(Service, Generic[_T]):
     """
     The copy.
@@ -68,6 +93,8 @@ class Mirror(Service, Generic[_T]):
     events from there to its end are applied to it before anybody sees it: nothing that happens meanwhile is missed. All
     is listed again when the feed has a gap, does not know its place any more, or was out of reach. A listing counts
     when it is complete, and only then.
+
+    Listeners may do anything, stopping it included.
     """
 
     _log = Logger()
@@ -85,7 +112,8 @@ class Mirror(Service, Generic[_T]):
     ) -> None:
         """
         :param client: asks the registry.
-        :param refresh: seconds after which all is listed again although nothing calls for it.
+        :param refresh: seconds after which all is listed again although nothing calls for it; ``None`` where the feed
+            tells everything.
         :param path: a file that keeps the copy across restarts.
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch, for the age of the file.
@@ -106,11 +134,11 @@ class Mirror(Service, Generic[_T]):
         self._isCurrent = False
         self._isReady = False
         self._waiting: list[Deferred[None]] = []
-        self._work: Deferred[None] | None = None
-        self._stopping = False
+        self._running: Run | None = None
+        self._ending: Run | None = None
         self._lostAt: float | None = None
-        self._listedAt = 0.0
-        self._listingTook = 0.0
+        # When all is to be listed again, by the clock.
+        self._nextListing = math.inf
         self._saving: IDelayedCall | None = None
 
     # -- what a kind of thing has to say
@@ -120,7 +148,7 @@ class Mirror(Service, Generic[_T]):
         raise NotImplementedError
 
     def _keyOf(self, item: Any) -> str:
-        """What tells an item from the others. May raise KeyError or TypeError if it is none."""
+        """What tells an item from the others. May raise what comes of it if it is none."""
         raise NotImplementedError
 
     def _valueOf(self, item: Any) -> _T:
@@ -130,6 +158,16 @@ class Mirror(Service, Generic[_T]):
     def _read(self, event: Event) -> tuple[str, _T | None] | None:
         """The key that an event is about, and what it has now, ``None`` for nothing; ``None`` if it is not ours."""
         raise NotImplementedError
+
+    def _merge(self, listed: _T | None, events: Sequence[Event]) -> _T | None:
+        """
+        What a listing and what has happened while it was made come to.
+
+        :param listed: what the listing has; it may be from before or after each of the events.
+        :param events: what has happened to this key, at least one event, in order.
+        """
+        read = self._read(events[-1])
+        return None if read is None else read[1]
 
     def _differ(self, old: _T, new: _T) -> bool:
         """Whether somebody wants to hear of it."""
@@ -171,13 +209,18 @@ class Mirror(Service, Generic[_T]):
     def startService(self) -> None:
         """Begin, with what the file has. Never fails."""
         Service.startService(self)
-        if self._work is not None:
+        if self._running is not None:
             return
-        self._stopping = False
+        self._running = run = Run(self._ending)
         if not self._isReady:
-            self._load()
-        self._work = Deferred.fromCoroutine(self._run())
-        self._work.addErrback(self._ended)
+            with run.callingOut():
+                self._load()
+        over = run.begin(self._run)
+        over.addErrback(
+            lambda failure: self._log.failure(
+                "The copy of the {what} is not kept current any more", failure, what=self.what
+            )
+        )
 
     def stopService(self) -> Deferred[None]:
         """
@@ -190,42 +233,37 @@ class Mirror(Service, Generic[_T]):
 
     @returnsDeferred
     async def _stop(self) -> None:
-        work, self._work = self._work, None
-        if work is None:
-            return
-        self._stopping = True
-        done = waitFor(work)
-        work.cancel()
-        await done
-        self._noLongerCurrent()
-        if self._saving is not None and self._saving.active():
-            self._saving.cancel()
-            self._saving = None
-            self._save()
-
-    def _ended(self, failure: Failure) -> None:
-        if not (self._stopping and failure.check(CancelledError)):
-            self._log.failure("The copy of the {what} is not kept current any more", failure, what=self.what)
+        if self._running is not None:
+            self._ending, self._running = self._running, None
+        if self._ending is not None:
+            await self._ending.stop()
 
     # -- keeping current
 
-    async def _run(self) -> None:
+    async def _run(self, run: Run) -> None:
+        try:
+            await self._follow(run)
+        finally:
+            self._noLongerCurrent()
+            if self._saving is not None:
+                self._saving.cancel()
+                self._saveNow()
+
+    async def _follow(self, run: Run) -> None:
         backoff = Backoff(SHORTEST_RETRY, LONGEST_RETRY, self._random)
-        while True:
+        while not run.isStopping:
+            error: Exception | None = None
             try:
-                await self._keepCurrent(backoff)
+                await self._keepCurrent(run, backoff)
             except _Lost:
                 self._log.info("The feed has a gap, and all {what} are listed again", what=self.what)
                 self._position = None
-                error: Exception | None = None
             except ServiceRegistryError as caught:
                 error = caught
             except CancelledError:
                 # Not every cancellation is ours: closing the client ends what is under way.
-                if self._stopping:
-                    return
-                error = None
-            if self._stopping:
+                pass
+            if run.isStopping:
                 return
             self._noLongerCurrent()
             delay = retryDelay(backoff, error) if error is not None else backoff.next()
@@ -233,19 +271,31 @@ class Mirror(Service, Generic[_T]):
                 self._lost(error)
             await deferLater(self._clock, delay, lambda: None)
 
-    async def _keepCurrent(self, backoff: Backoff) -> None:
+    async def _keepCurrent(self, run: Run, backoff: Backoff) -> None:
         """Goes on until something is in the way."""
+        missed: list[Event] = []
         if self._position is None:
-            self._position = await self._endOfFeed()
+            place = await self._endOfFeed()
+        else:
+            # What happened while it was out of reach is in the listing; only what happens from here on may not be.
+            place = await self._catchUp(self._position, missed)
         while True:
-            await self._listAll()
+            listing = await self._listAll(place)
+            with run.callingOut():
+                self._adopt(listing, missed)
+            missed = []
             backoff.reset()
             self._found()
-            while True:
+            while not run.isStopping:
                 events = await self._news()
                 if events is None:
                     break
-                self._apply(events)
+                with run.callingOut():
+                    self._apply(events)
+            if run.isStopping:
+                return
+            assert self._position is not None
+            place = self._position
 
     async def _endOfFeed(self) -> Position:
         return await self._catchUp(Position(), None)
@@ -267,51 +317,36 @@ class Mirror(Service, Generic[_T]):
             if len(page) < PAGE:
                 return position
 
-    async def _listAll(self) -> None:
-        assert self._position is not None
+    async def _listAll(self, place: Position) -> _Listing[_T]:
         began = self._clock.seconds()
-        listed: dict[str, _T] = {}
+        items: dict[str, _T] = {}
         try:
             async for item in self._list():
-                listed[self._keyOf(item)] = self._valueOf(item)
-        except (KeyError, TypeError, AttributeError):
+                items[self._keyOf(item)] = self._valueOf(item)
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise MalformedResponse(f"A listing of {self.what} has something in it that is none")
         events: list[Event] = []
-        self._position = await self._catchUp(self._position, events)
-        self._listedAt = self._clock.seconds()
-        self._listingTook = self._listedAt - began
-        self._replace(self._merged(listed, events), {key: event for event in events for key in self._keys(event)})
-        self._isCurrent = True
-        self._currentAt = self._clock.seconds()
-        self._saveSoon()
-        if not self._isReady:
-            self._makeReady()
+        place = await self._catchUp(place, events)
+        for key, its in self._byKey(events).items():
+            merged = self._merge(items.get(key), its)
+            if merged is None:
+                items.pop(key, None)
+            else:
+                items[key] = merged
+        return _Listing(items, events, place, self._clock.seconds() - began)
 
-    def _keys(self, event: Event) -> list[str]:
-        read = self._readSafely(event)
-        return [] if read is None else [read[0]]
-
-    def _merged(self, listed: dict[str, _T], events: Iterable[Event]) -> dict[str, _T]:
-        """What a listing and the events since before it make together."""
-        told: dict[str, list[_T | None]] = {}
+    def _byKey(self, events: Iterable[Event]) -> dict[str, list[Event]]:
+        byKey: dict[str, list[Event]] = {}
         for event in events:
             read = self._readSafely(event)
             if read is not None:
-                told.setdefault(read[0], []).append(read[1])
-        merged = dict(listed)
-        for key, values in told.items():
-            last = values[-1]
-            if last is None:
-                merged.pop(key, None)
-            elif len(values) > 1 or key not in listed:
-                # Listed or not, it may have been an earlier one that was listed.
-                merged[key] = last
-        return merged
+                byKey.setdefault(read[0], []).append(event)
+        return byKey
 
     async def _news(self) -> list[Event] | None:
         """The next page of news, or ``None`` when it is time to list again."""
         assert self._position is not None
-        left = self._untilListing()
+        left = self._secondsToListing()
         if left <= 0.0:
             return None
         waiting = self._following.after(self._position)
@@ -322,15 +357,13 @@ class Mirror(Service, Generic[_T]):
             isTime = True
             waiting.cancel()
 
-        call: IDelayedCall | None = None
-        if not math.isinf(left):
-            call = self._clock.callLater(left, giveUp)
+        call = None if math.isinf(left) else self._clock.callLater(left, giveUp)
         try:
             page = await waiting
         except BadRequest:
             raise _Lost()
-        except CancelledError:
-            if isTime and not self._stopping:
+        except (CancelledError, ServiceRegistryError):
+            if isTime:
                 return None
             raise
         finally:
@@ -340,20 +373,31 @@ class Mirror(Service, Generic[_T]):
             raise _Lost()
         return page
 
-    def _untilListing(self) -> float:
-        """Seconds until all is listed again, however much news there is meanwhile."""
-        if self._refresh is None:
+    def _secondsToListing(self) -> float:
+        if self._refresh is None and self._position is not None and self._position.seen:
             return math.inf
-        pause = max(self._refresh, self._listingTook / _LISTING_SHARE)
-        return self._listedAt + pause - self._clock.seconds()
+        return self._nextListing - self._clock.seconds()
 
     # -- applying
 
     def _readSafely(self, event: Event) -> tuple[str, _T | None] | None:
         try:
             return self._read(event)
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise MalformedResponse("A page of the feed has an event whose payload is none")
+
+    def _adopt(self, listing: _Listing[_T], missed: Iterable[Event]) -> None:
+        self._position = listing.place
+        refresh = _UNTOLD if self._refresh is None else self._refresh
+        pause = max(refresh, listing.took / _LISTING_SHARE) * (1.0 - _JITTER * self._random())
+        self._nextListing = self._clock.seconds() + pause
+        last = {key: its[-1] for key, its in self._byKey([*missed, *listing.events]).items()}
+        self._replace(listing.items, last)
+        self._isCurrent = True
+        self._currentAt = self._clock.seconds()
+        self._saveSoon()
+        if not self._isReady:
+            self._makeReady()
 
     def _apply(self, page: list[Event]) -> None:
         assert self._position is not None
@@ -429,7 +473,7 @@ class Mirror(Service, Generic[_T]):
         beside = f"{self._path}.new"
         try:
             with open(beside, "w", encoding="utf-8") as file:
-                json.dump(kept, file, ensure_ascii=False)
+                json.dump(kept, file)
             os.replace(beside, self._path)
         except OSError as error:
             self._log.warn("{path} can't be written: {reason}", path=self._path, reason=error.strerror)

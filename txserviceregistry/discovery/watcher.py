@@ -70,7 +70,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
     ) -> None:
         """
         :param client: asks the registry. It stays the caller's, to be closed after the watcher has stopped.
-        :param namespace: such as ``/production/www``; all values if not given.
+        :param namespace: such as ``/production/www``; ``/`` for all that have one, and all values if not given.
         :param path: a file that keeps the values, for a start while the registry is away.
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
@@ -78,7 +78,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         super().__init__(client, refresh=None, path=path, random=random, wallClock=wallClock)
         self.namespace = None if namespace is None else _normal(namespace)
         self._listeners: list[Callable[[ConfigurationChange], None]] = []
-        self._iterators: list[_Changes] = []
+        self._queues: list[_Queue] = []
 
     def __repr__(self) -> str:
         return f"<ConfigurationWatcher of {len(self._items)} values below {self.namespace or '/'}>"
@@ -136,15 +136,14 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         The changes from now on, until the watcher is stopped. Those that nobody has asked for yet wait; whoever does
         not want any more closes the iterator with ``aclose()``, or drops it.
         """
-        iterator = _Changes(self._iterators)
-        self._iterators.append(iterator)
-        return iterator
+        return _Changes(self._queues)
 
     def stopService(self) -> Deferred[None]:
         """See :class:`~txserviceregistry.discovery.mirror.Mirror`; iterators end."""
         stopped = super().stopService()
-        for iterator in list(self._iterators):
-            iterator.end()
+        for queue in list(self._queues):
+            queue.end()
+        self._queues.clear()
         return stopped
 
     # -- Mirror
@@ -179,43 +178,36 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
                 listener(change)
             except Exception:
                 self._log.failure("A listener to configuration values failed at {key}", key=key)
-        for iterator in list(self._iterators):
-            iterator.put(change)
+        for queue in list(self._queues):
+            queue.put(change)
 
 
-class _Changes(AsyncIterator[ConfigurationChange]):
-    """Changes that wait to be asked for."""
+class _Queue:
+    """
+    Changes that wait to be asked for by an iterator.
 
-    def __init__(self, place: list[_Changes]) -> None:
-        self._place = place
-        self._changes: deque[ConfigurationChange] = deque()
+    The watcher knows this and not the iterator, so that one that is dropped goes away.
+    """
+
+    def __init__(self) -> None:
+        self.changes: deque[ConfigurationChange] = deque()
+        self.isOver = False
         self._asking: Deferred[None] | None = None
-        self._isOver = False
 
     def put(self, change: ConfigurationChange) -> None:
         """One more."""
-        self._changes.append(change)
+        self.changes.append(change)
         self._wake()
 
     def end(self) -> None:
         """There will be no more."""
-        self._isOver = True
-        if self in self._place:
-            self._place.remove(self)
+        self.isOver = True
         self._wake()
 
-    async def aclose(self) -> None:
-        """Want no more."""
-        self._changes.clear()
-        self.end()
-
-    async def __anext__(self) -> ConfigurationChange:
-        while not self._changes:
-            if self._isOver:
-                raise StopAsyncIteration
-            self._asking = Deferred()
-            await self._asking
-        return self._changes.popleft()
+    def wait(self) -> Deferred[None]:
+        """Fires when there is something to do."""
+        self._asking = Deferred()
+        return self._asking
 
     def _wake(self) -> None:
         asking, self._asking = self._asking, None
@@ -223,9 +215,40 @@ class _Changes(AsyncIterator[ConfigurationChange]):
             asking.callback(None)
 
 
+class _Changes(AsyncIterator[ConfigurationChange]):
+    """The changes of a watcher, for ``async for``."""
+
+    def __init__(self, place: list[_Queue]) -> None:
+        self._place = place
+        self._queue = _Queue()
+        place.append(self._queue)
+
+    async def __anext__(self) -> ConfigurationChange:
+        queue = self._queue
+        while not queue.changes:
+            if queue.isOver:
+                self._forget()
+                raise StopAsyncIteration
+            await queue.wait()
+        return queue.changes.popleft()
+
+    async def aclose(self) -> None:
+        """Want no more."""
+        self._queue.changes.clear()
+        self._forget()
+        self._queue.end()
+
+    def __del__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._queue in self._place:
+            self._place.remove(self._queue)
+
+
 def _normal(namespace: str) -> str:
     return f"/{namespace.strip('/')}"
 
 
 def _isWithin(key: str, namespace: str) -> bool:
-    return namespace == "/" or key == namespace or key.startswith(f"{namespace}/")
+    return key == namespace or key.startswith(namespace if namespace == "/" else f"{namespace}/")
