@@ -251,6 +251,31 @@ class DeadlinesTests(RegistryCase):
         self.pass_(6)
         self.assertEqual(self.ids(), ["web2"])
 
+    def test_manyHeartbeats(self) -> None:
+        """Of many heartbeats each is as if it had come alone, also where one comes twice, and asks no store."""
+        first, second = self.create("web1"), self.create("web2")
+        self.create("web3")
+        self.memory.unavailable = True
+        self.pass_(20)
+        calls = self.store.calls.copy()
+        beats = [("web2", second), ("web0", first), ("web3", first), ("web1", first), ("web2", second.upper())]
+        outcomes = self.successResultOf(self.registry.heartbeats(TENANT, beats))
+        self.assertEqual(self.store.calls - calls, {"recordLastSeen": 3})
+        self.memory.unavailable = False
+        self.assertEqual(
+            [outcome.details for outcome in outcomes if isinstance(outcome, Fault)],
+            [
+                'Object "Service" with key "web0" does not exist',
+                f'Object "HeartbeatMarker" with key "{first}" does not exist',
+            ],
+        )
+        self.pass_(20)
+        self.assertEqual(self.ids(), ["web1", "web2"])
+        self.beat(outcomes[0], "web2")
+        self.beat(outcomes[3], "web1")
+        self.beat(outcomes[4], "web2")
+        self.assertEqual(self.successResultOf(self.registry.heartbeats(TENANT, [])), [])
+
     def test_aNewTimeoutCountsFromTheUpdate(self) -> None:
         """An update of the timeout, the same one even, restarts the deadline; any other update leaves it."""
         self.create("same", 10)
@@ -742,7 +767,7 @@ class OverSqliteTests(TestCase):
         self.registry = Registry(self.store, clock=self.clock, wallClock=self.wallClock)
         await self.registry.start()
         self.clock.pump([0.25] * 36)
-        await self.registry.heartbeat(TENANT, "web1", tokens[1])
+        await self.registry.heartbeats(TENANT, [("web1", tokens[1])])
         self.clock.pump([0.25] * 6)
         page = await self.registry.list(TENANT, None, 100, None)
         self.assertEqual([value["id"] for value in page.values], ["web1"])

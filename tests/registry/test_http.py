@@ -5,6 +5,7 @@ Tests for :mod:`txserviceregistry.registry.http`: the framing of requests and an
 from __future__ import annotations
 
 import json
+import tempfile
 from typing import Any
 
 from treq.testing import StubTreq
@@ -25,6 +26,7 @@ from txserviceregistry.registry.web import apiSite
 from .wire import Api, Connection, Reply, parseReplies, requestBytes
 
 SERVICES = "/v1.0/1234/services"
+BATCHES = "/v1.0/1234/heartbeats"
 JSON_TYPE = "application/json; charset=UTF-8"
 
 
@@ -52,7 +54,7 @@ class FramingCase(SynchronousTestCase):
         self.assertEqual((reply.code, reply.json["type"]), (413, "requestTooLargeError"))
         self.assertEqual((reply.header("Connection"), reply.header("Content-Type")), ("close", JSON_TYPE))
         self.assertEqual(reply.header("X-Response-Id"), reply.json["txnId"])
-        self.assertEqual(reply.header("X-Service-Registry-Extensions"), "events-wait")
+        self.assertEqual(reply.header("X-Service-Registry-Extensions"), "events-wait, heartbeats")
 
 
 class AnswerTests(FramingCase):
@@ -84,7 +86,7 @@ class AnswerTests(FramingCase):
             (reply,) = self.connection.replies()
             self.assertEqual(reply.code, code, (method, path))
             self.assertEqual(reply.header("Content-Type"), JSON_TYPE)
-            self.assertEqual(reply.header("X-Service-Registry-Extensions"), "events-wait")
+            self.assertEqual(reply.header("X-Service-Registry-Extensions"), "events-wait, heartbeats")
             reply.json  # noqa: B018 (it parses)
             ids.add(reply.header("X-Response-Id"))
         self.assertEqual((len(ids), None in ids), (13, False))
@@ -266,7 +268,7 @@ class HostTests(FramingCase):
 
 class BodySizeTests(FramingCase):
     """
-    Bodies of 5,000 bytes and more.
+    Bodies of 5,000 bytes and more, and of 256 KiB where these are taken.
     """
 
     def chunked(self, *chunks: bytes) -> bytes:
@@ -365,14 +367,66 @@ class BodySizeTests(FramingCase):
         self.api.clock.advance(2)
         self.assertFalse(self.connection.isOpen)
 
+    def test_batches(self) -> None:
+        """
+        A batch of heartbeats may be as large as 256 KiB, whether its length is known or not, and however its path is
+        spelt; and it is kept in memory.
+        """
+
+        def temporaryFile(*args: object) -> None:
+            raise AssertionError("a body goes to the disk")
+
+        self.patch(tempfile, "TemporaryFile", temporaryFile)
+        for path in (BATCHES, BATCHES + "?x=1", "/v1.0//1234/%68eartbeats"):
+            body = b'{"heartbeats": [0]}'.ljust(256 * 1024 - 1)
+            self.connection.send(self.request("POST", path, body))
+            head = self.request("POST", path, b"", **{"Transfer-Encoding": "chunked"})
+            half = b"1f000\r\n" + body[:0x1F000] + b"\r\n"
+            self.connection.send(head + half + b"%x\r\n" % len(body[0x1F000:]) + body[0x1F000:] + b"\r\n0\r\n\r\n")
+            replies = self.connection.replies()
+            self.assertEqual([(reply.code, len(reply.json["values"])) for reply in replies], [(200, 1)] * 2, path)
+        # A smaller one after it on the same connection is bounded as ever.
+        self.connection.send(self.create("web1", 5000))
+        self.assertRefused(self.connection.replies())
+
+    def test_batchesThatAreTooLarge(self) -> None:
+        """
+        256 KiB are too much, and a batch sent elsewhere is none.
+        """
+        for method, path, size in [
+            ("POST", BATCHES, 256 * 1024),
+            ("PUT", BATCHES, 5000),
+            ("POST", BATCHES + "/", 5000),
+            ("POST", "/v1.0/heartbeats", 5000),
+            ("POST", "/v2.0/1234/heartbeats", 5000),
+            ("POST", "/v1.0/%zz/heartbeats", 5000),
+        ]:
+            connection = Connection(self.api)
+            connection.send(self.request(method, path, b"{}".ljust(size))[:-1])
+            self.assertRefused(connection.replies())
+            connection.send(b" ")
+            self.assertFalse(connection.isOpen)
+            head = self.request(method, path, b"", **{"Transfer-Encoding": "chunked"})
+            connection = Connection(self.api)
+            connection.send(head + b"%x\r\n" % size + b" " * (size - 1))
+            self.assertEqual(connection.replies(), [])
+            connection.send(b" ")
+            self.assertRefused(connection.replies())
+            connection.transport.loseConnection()
+
     def test_underAPlainSite(self) -> None:
         """
         Wherever the resource is served, what is too large is refused.
         """
         treq = StubTreq(self.api.resource)
-        for size, code in ((4999, 201), (5000, 413)):
+        for path, size, code in (
+            (SERVICES, 4999, 201),
+            (SERVICES, 5000, 413),
+            (BATCHES, 256 * 1024 - 1, 400),
+            (BATCHES, 256 * 1024, 413),
+        ):
             asked = treq.post(
-                f"http://registry.example{SERVICES}",
+                f"http://registry.example{path}",
                 data=b'{"id": "web1", "heartbeat_timeout": 30}'.ljust(size),
                 headers={"X-Auth-Token": self.api.token, "Content-Type": "application/json"},
             )

@@ -27,7 +27,7 @@ JSON_VALUES = st.recursive(
     max_leaves=30,
 )
 BODIES = st.dictionaries(
-    st.sampled_from(["id", "heartbeat_timeout", "tags", "metadata", "token", "value"]) | JSON_TEXTS,
+    st.sampled_from(["id", "heartbeat_timeout", "tags", "metadata", "token", "value", "heartbeats"]) | JSON_TEXTS,
     JSON_VALUES,
     max_size=7,
 )
@@ -445,6 +445,9 @@ class AnythingTests(SynchronousTestCase):
         self.check(validation.serviceChanges, body, "web1")
         self.check(validation.heartbeatToken, body)
         self.check(validation.configurationValue, body)
+        self.check(validation.heartbeatOfBatch, body)
+        for entry in self.check(validation.heartbeats, body) or ():
+            self.check(validation.heartbeatOfBatch, entry)
 
     @QUICKLY
     @given(

@@ -447,6 +447,106 @@ class ServiceTests(ApiCase):
         self.assertEqual(self.ask("POST", "/services/web1/heartbeat", {"token": token}).code, 200)
         self.assertFault(self.ask("GET", "/services"), 503, "systemFailureError", "Service unavailable")
 
+    def test_heartbeats(self) -> None:
+        """
+        A batch of heartbeats is answered in its order; each that fails says why, and the others count.
+        """
+        tokens = {id: self.api.create(id) for id in ("web1", "web2", "web3")}
+        self.api.advance(20)
+        entries = [
+            {"id": "web2", "token": tokens["web2"]},
+            {"id": "gone", "token": tokens["web1"]},
+            {"id": "web3", "token": tokens["web1"]},
+            {"id": "web1", "token": tokens["web1"].upper(), "more": 1},
+            {"id": "web2", "token": tokens["web2"]},
+        ]
+        reply = self.ask("POST", "/heartbeats", {"heartbeats": entries})
+        self.assertEqual((reply.code, list(reply.json)), (200, ["values"]))
+        values = reply.json["values"]
+        self.assertEqual([value["id"] for value in values], ["web2", "gone", "web3", "web1", "web2"])
+        self.assertEqual(
+            [sorted(value) for value in values],
+            [["id", "token"], ["fault", "id"], ["fault", "id"], ["id", "token"], ["id", "token"]],
+        )
+        for value, kind, key in ((values[1], "Service", "gone"), (values[2], "HeartbeatMarker", tokens["web1"])):
+            self.assertEqual(
+                value["fault"],
+                {
+                    "type": "notFoundError",
+                    "code": 404,
+                    "message": "object does not exist",
+                    "details": f'Object "{kind}" with key "{key}" does not exist',
+                    "txnId": reply.header("X-Response-Id"),
+                },
+            )
+        for value in (values[0], values[3], values[4]):
+            self.assertNotIn(value["token"], tokens.values())
+        self.api.advance(15)
+        self.assertEqual([each["id"] for each in self.ask("GET", "/services").json["values"]], ["web1", "web2"])
+        reply = self.ask("POST", "/services/web1/heartbeat", {"token": values[3]["token"]})
+        self.assertEqual(reply.code, 200)
+
+    def test_heartbeatsThatAreNone(self) -> None:
+        """
+        An entry that is no heartbeat is told so in its place, with the id that it gave, if that was a string.
+        """
+        token = self.api.create("web1")
+        entries = [
+            5,
+            None,
+            [],
+            {},
+            {"id": 5},
+            {"id": "x", "token": token},
+            {"id": "web1"},
+            {"id": "web1", "token": "x"},
+        ]
+        values = self.ask("POST", "/heartbeats", {"heartbeats": entries}).json["values"]
+        self.assertEqual(
+            [(value["id"], value["fault"]["message"].split()[-1], value["fault"]["details"]) for value in values],
+            [
+                (None, "'heartbeats'", "Not a hash"),
+                (None, "'heartbeats'", "Not a hash"),
+                (None, "'heartbeats'", "Not a hash"),
+                (None, "'id'", "Missing required key (id)"),
+                (None, "'id'", "Not a string"),
+                ("x", "'id'", "String is not in range (3..65)"),
+                ("web1", "'token'", "Missing required key (token)"),
+                ("web1", "'token'", "Invalid UUID"),
+            ],
+        )
+        self.assertEqual({(value["fault"]["code"], value["fault"]["type"]) for value in values}, {(400, "badRequest")})
+
+    def test_batchesThatAreNone(self) -> None:
+        """
+        A batch is an array of 1 to 1,000, and no other method is taken.
+        """
+        for body, reason in [
+            ({}, "Missing required key (heartbeats)"),
+            ({"heartbeats": None}, "Not an array"),
+            ({"heartbeats": {}}, "Not an array"),
+            ({"heartbeats": []}, "Object needs to have between 1 and 1000 items"),
+            ({"heartbeats": [0] * 1001}, "Object needs to have between 1 and 1000 items"),
+        ]:
+            reply = self.ask("POST", "/heartbeats", body)
+            self.assertFault(reply, 400, "badRequest", "Validation error for key 'heartbeats'", reason)
+        self.assertEqual(len(self.ask("POST", "/heartbeats", {"heartbeats": [0] * 1000}).json["values"]), 1000)
+        for method, path in (("GET", "/heartbeats"), ("PUT", "/heartbeats"), ("POST", "/heartbeats/")):
+            self.assertNoPage(self.ask(method, path))
+        self.assertEqual(self.ask("POST", b"/v1.0/99/heartbeats", {"heartbeats": [0]}).code, 401)
+
+    def test_heartbeatsNeedNoStore(self) -> None:
+        """
+        A batch is answered while the store is away, and is none of the rate limit's business.
+        """
+        entry = {"id": "web1", "token": self.api.create("web1")}
+        used = self.ask("GET", "/limits").json["rate"]["/.*"]["used"]
+        self.api.store.unavailable = True
+        (value,) = self.ask("POST", "/heartbeats", {"heartbeats": [entry]}).json["values"]
+        self.assertEqual(sorted(value), ["id", "token"])
+        self.api.store.unavailable = False
+        self.assertEqual(self.ask("GET", "/limits").json["rate"]["/.*"]["used"], used + 1)
+
     def test_update(self) -> None:
         """
         An update has no body to answer with, and says where the service is.

@@ -9,7 +9,7 @@ and durable; the deadlines live here, in memory. Values that come in have been t
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -283,16 +283,30 @@ class Registry:
         :return: fires, at once, with the next token.
         :raises Fault: 404 if the service is not there, or the token is not its own.
         """
+        outcome = self._beat(tenant, id, token)
+        return fail(outcome) if isinstance(outcome, Fault) else succeed(outcome)
+
+    def heartbeats(self, tenant: str, beats: Iterable[tuple[str, str]]) -> Deferred[Sequence[str | Fault]]:
+        """
+        Many heartbeats, each as if it had come alone.
+
+        :param beats: service ids and tokens. An id may be there more than once.
+        :return: fires, at once, with the next token, or the fault that :meth:`heartbeat` would have raised, for each
+            in its order.
+        """
+        return succeed([self._beat(tenant, id, token) for id, token in beats])
+
+    def _beat(self, tenant: str, id: str, token: str) -> str | Fault:
         life = self._lives.alive(tenant, id)
         if life is None:
-            return fail(notFound("Service", id))
+            return notFound("Service", id)
         following = self._tokens.next(tenant, id, life.incarnation, token)
         if following is None:
-            return fail(notFound("HeartbeatMarker", token))
+            return notFound("HeartbeatMarker", token)
         lastSeen = _millisecondsUp(self._wallClock())
         self._lives.beat(life, lastSeen)
         self._store.recordLastSeen(tenant, id, life.incarnation, lastSeen)
-        return succeed(following)
+        return following
 
     # -- configuration
 

@@ -22,26 +22,25 @@ from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.resource import IResource
 
+from . import routes
 from .faults import Fault, badRequest, invalidBody, requestTooLarge, unsupportedContentType
 
 __all__ = [
     "EXTENSIONS",
-    "MAXIMUM_BODY",
     "Answer",
     "ApiSite",
     "apiSite",
     "baseUrl",
+    "checkSize",
     "faultAnswer",
-    "isTooLarge",
+    "faultBody",
     "newTxnId",
     "parseBody",
     "send",
 ]
 
-#: A body of so many bytes is too large.
-MAXIMUM_BODY = 5_000
 #: The extensions of the API that this registry has.
-EXTENSIONS: tuple[str, ...] = ("events-wait",)
+EXTENSIONS: tuple[str, ...] = ("events-wait", "heartbeats")
 #: Seconds without a byte after which a connection is closed. The longest heartbeat interval is shorter, so that a
 #: client that does nothing but beat keeps its connection.
 IDLE_TIMEOUT = 120.0
@@ -75,16 +74,20 @@ def newTxnId() -> str:
     return uuid4().hex
 
 
-def faultAnswer(fault: Fault, txnId: str) -> Answer:
-    """The answer that a fault is."""
-    body = {
+def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:
+    """A fault as JSON."""
+    return {
         "type": fault.type,
         "code": fault.code,
         "message": fault.message,
         "details": fault.details,
         "txnId": txnId,
     }
-    return Answer(fault.code, body, fault.headers)
+
+
+def faultAnswer(fault: Fault, txnId: str) -> Answer:
+    """The answer that a fault is."""
+    return Answer(fault.code, faultBody(fault, txnId), fault.headers)
 
 
 def send(request: server.Request, answer: Answer, txnId: str) -> None:
@@ -142,14 +145,24 @@ def baseUrl(request: server.Request) -> str:
 # -- bodies
 
 
-def isTooLarge(request: server.Request) -> bool:
+def checkSize(request: server.Request) -> None:
     """
-    Whether the body of a request that was read whole (by a plain Site) is one that :func:`apiSite` would have refused.
+    Refuse what :func:`apiSite` refuses while it comes in, for a request that was read whole (by a plain Site).
+
+    :raises Fault: if the body is too large.
     """
     content: Any = request.content
     size: int = content.seek(0, 2)
     content.seek(0)
-    return size >= MAXIMUM_BODY
+    if size >= routes.MAXIMUM_BODY:
+        limit = _bodyLimit(request.method, request.path)
+        if size >= limit:
+            closeAfterwards(request)
+            raise requestTooLarge(limit)
+
+
+def _bodyLimit(method: bytes, uri: bytes) -> int:
+    return routes.bodyLimit(method.decode("latin-1"), uri.partition(b"?")[0])
 
 
 def parseBody(request: server.Request) -> dict[str, Any]:
@@ -201,12 +214,17 @@ class ApiRequest(server.Request):
     channel: ApiChannel
     _refused = False
     _received = 0
+    _limit = routes.MAXIMUM_BODY
     _giveUp: IDelayedCall | None = None
 
     def gotLength(self, length: int | None) -> None:
         """Called when the headers are there, with the ``Content-Length``."""
-        server.Request.gotLength(self, length if length is None or length < MAXIMUM_BODY else 0)
-        if length is not None and length >= MAXIMUM_BODY:
+        # Twisted would put a large body, or one without a length, into a temporary file. All that is taken here has
+        # room in memory.
+        server.Request.gotLength(self, 0)
+        if length is None or length >= self._limit:
+            self._limit = self.channel.bodyLimit()
+        if length is not None and length >= self._limit:
             # Nobody is invited to send what will be refused.
             self.requestHeaders.removeHeader(b"Expect")
             self._refuse()
@@ -217,7 +235,7 @@ class ApiRequest(server.Request):
         if self._refused:
             if self._received > DISCARD_BYTES:
                 self._hangUp()
-        elif self._received >= MAXIMUM_BODY:
+        elif self._received >= self._limit:
             self._refuse()
         else:
             server.Request.handleContentChunk(self, data)
@@ -257,7 +275,7 @@ class ApiRequest(server.Request):
         self._giveUp = self.channel.factory.reactor.callLater(DISCARD_SECONDS, self._hangUp)
         txnId = newTxnId()
         closeAfterwards(self)
-        _write(self, faultAnswer(requestTooLarge(MAXIMUM_BODY), txnId), txnId)
+        _write(self, faultAnswer(requestTooLarge(self._limit), txnId), txnId)
 
     def _hangUp(self) -> None:
         self._forget()
@@ -292,6 +310,12 @@ class ApiChannel(http.HTTPChannel):
         """Called when the connection is gone."""
         http.HTTPChannel.connectionLost(self, reason)
         self.site.closed(self)
+
+    def bodyLimit(self) -> int:
+        """How many bytes are too many for the body of the request whose headers have just come."""
+        # Twisted hands its first line over with the last byte of its body. (If Twisted ever keeps the line under other
+        # names, a batch of heartbeats may be as large as everything else.)
+        return _bodyLimit(getattr(self, "_command", b""), getattr(self, "_path", b""))
 
     def endSoon(self) -> None:
         """Close at once if nothing is being asked, else with the answer."""

@@ -11,9 +11,25 @@ from types import MappingProxyType
 
 import attrs
 
-from .faults import badRequest, pageNotFound
+from .faults import Fault, badRequest, pageNotFound
 
-__all__ = ["ROUTES", "Match", "decodePath", "isTokensPath", "match", "splitTenant"]
+__all__ = [
+    "API",
+    "AUTH",
+    "BODY_LIMITS",
+    "MAXIMUM_BODY",
+    "ROUTES",
+    "Match",
+    "bodyLimit",
+    "decodePath",
+    "isTokensPath",
+    "match",
+    "splitTenant",
+]
+
+#: Where the registry and the Auth API are.
+API = "/v1.0"
+AUTH = "/v2.0"
 
 #: What can be asked for below ``/v1.0/{tenant}``: by pattern of paths and method, the name of what answers it.
 ROUTES: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -26,8 +42,14 @@ ROUTES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "/configuration/{namespace}/": {"GET": "listNamespace"},
         "/configuration/{configurationId}": {"GET": "getValue", "PUT": "setValue", "DELETE": "removeValue"},
         "/events": {"GET": "listEvents"},
+        "/heartbeats": {"POST": "heartbeats"},
     }
 )
+
+#: A body of so many bytes is too large.
+MAXIMUM_BODY = 5_000
+#: The same for what takes more, by name.
+BODY_LIMITS: Mapping[str, int] = MappingProxyType({"heartbeats": 256 * 1024})
 
 _CONFIGURATION = "/configuration/"
 _HEX = frozenset(b"0123456789abcdefABCDEF")
@@ -92,6 +114,22 @@ def match(method: str, path: str) -> Match:
     if name is None:
         raise pageNotFound()
     return Match(name, argument)
+
+
+def bodyLimit(method: str, raw: bytes) -> int:
+    """
+    How many bytes of a body are too many for a request, known as soon as its first line is.
+
+    :param raw: the path as it came.
+    """
+    try:
+        path = decodePath(raw)
+        if path.startswith(API + "/"):
+            return BODY_LIMITS.get(match(method, splitTenant(path[len(API) :])[1]).name, MAXIMUM_BODY)
+    except Fault:
+        # What is wrong with it is told later.
+        pass
+    return MAXIMUM_BODY
 
 
 def _resource(method: str, path: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, get_args
 
 import attrs
@@ -20,13 +20,16 @@ from ..types import EventType
 from .faults import badParameter, invalidEventQuery, invalidLimit, validationError
 
 __all__ = [
+    "BATCH_FIELDS",
     "DEFAULT_LIMIT",
     "EVENT_TYPES",
     "HEARTBEAT_FIELDS",
+    "HEARTBEAT_OF_BATCH_FIELDS",
     "MAXIMUM_LIMIT",
     "PARAMETERS",
     "SERVICE_FIELDS",
     "VALUE_FIELDS",
+    "Anything",
     "Field",
     "Items",
     "NewService",
@@ -42,7 +45,9 @@ __all__ = [
     "configurationValue",
     "eventMarker",
     "eventType",
+    "heartbeatOfBatch",
     "heartbeatToken",
+    "heartbeats",
     "limit",
     "marker",
     "newService",
@@ -119,16 +124,25 @@ class Number:
 
 
 @attrs.frozen
+class Anything:
+    """Whatever JSON can say: it is looked at later, or by nobody."""
+
+    def check(self, value: object) -> object:
+        return value
+
+
+@attrs.frozen
 class Items:
     """An array; what is wrong with an element is told in the element's own reason."""
 
     element: Rule
     most: int
+    least: int = 0
 
     def check(self, value: object) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise Unfit("Not an array")
-        _checkCount(len(value), self.most)
+        _checkCount(len(value), self.most, self.least)
         return tuple(self.element.check(element) for element in value)
 
 
@@ -235,9 +249,13 @@ _TAGS = Field("tags", Items(Text(1, 55), most=10), default=())
 _METADATA = Field("metadata", Pairs(Text(1, 255), Text(1, 255), most=20), default={})
 _TOKEN = Field("token", TimeUUID())
 _VALUE = Field("value", Text(1, 1024))
+# What each of them has to be like is told in its own place of the answer.
+_HEARTBEATS = Field("heartbeats", Items(Anything(), most=1000, least=1))
 
 SERVICE_FIELDS = (_ID, _HEARTBEAT_TIMEOUT, _TAGS, _METADATA)
 HEARTBEAT_FIELDS = (_TOKEN,)
+BATCH_FIELDS = (_HEARTBEATS,)
+HEARTBEAT_OF_BATCH_FIELDS = (_ID, _TOKEN)
 VALUE_FIELDS = (_VALUE,)
 
 # The pattern is the protocol's own. It lets a last part without a slash follow a namespace of 50 characters directly.
@@ -317,6 +335,27 @@ def heartbeatToken(body: Mapping[str, object]) -> str:
     """
     token: str = _TOKEN.value(body)
     return token
+
+
+def heartbeats(body: Mapping[str, object]) -> Sequence[object]:
+    """
+    The heartbeats in the body of a ``POST /heartbeats``, of which each may be anything: see :func:`heartbeatOfBatch`.
+
+    :raises Fault: if they are missing, are no array, or are not from 1 to 1,000.
+    """
+    entries: Sequence[object] = _HEARTBEATS.value(body)
+    return entries
+
+
+def heartbeatOfBatch(entry: object) -> tuple[str, str]:
+    """
+    The service id and the token of one of many heartbeats.
+
+    :raises Fault: if it is no object, or for the first field that is not right.
+    """
+    if not isinstance(entry, dict):
+        raise validationError(_HEARTBEATS.name, "Not a hash")
+    return _ID.value(entry), _TOKEN.value(entry)
 
 
 def configurationValue(body: Mapping[str, object]) -> str:
@@ -438,9 +477,9 @@ def _parameter(name: str, text: str) -> str:
         raise badParameter(name, str(reason))
 
 
-def _checkCount(count: int, most: int) -> None:
-    if count > most:
-        raise Unfit(f"Object needs to have between 0 and {most} items")
+def _checkCount(count: int, most: int, least: int = 0) -> None:
+    if not least <= count <= most:
+        raise Unfit(f"Object needs to have between {least} and {most} items")
 
 
 def _bounded(digits: str) -> int:

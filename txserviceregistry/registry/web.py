@@ -23,15 +23,14 @@ from twisted.web.server import NOT_DONE_YET, Request
 from . import routes, validation
 from .apikeys import Overloaded
 from .core import Page, Registry
-from .faults import Fault, internalError, pageNotFound, requestTooLarge, systemFailure, unauthorized
+from .faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
 from .http import (
-    MAXIMUM_BODY,
     Answer,
     apiSite,
     baseUrl,
-    closeAfterwards,
+    checkSize,
     faultAnswer,
-    isTooLarge,
+    faultBody,
     newTxnId,
     parseBody,
     send,
@@ -44,13 +43,15 @@ __all__ = ["ApiResource", "apiSite"]
 
 _T = TypeVar("_T")
 
-_API = "/v1.0"
-_AUTH = "/v2.0"
+_API = routes.API
+_AUTH = routes.AUTH
 # The one offset and the one fraction that every old client can read.
 _EXPIRES = "%Y-%m-%dT%H:%M:%S.000-06:00"
 # How credentials can come, and under which name the API key does. The key is the only password that there is.
 _CREDENTIALS = {"RAX-KSKEY:apiKeyCredentials": "apiKey", "passwordCredentials": "password"}
 _EXPIRES_ZONE = timezone(timedelta(hours=-6))
+# What is answered from memory alone.
+_HEARTBEATS = frozenset({"heartbeat", "heartbeats"})
 
 
 class _HungUp(Exception):
@@ -62,6 +63,7 @@ class _Call:
     """A request that has passed authentication and routing, with what its handler may want of it."""
 
     request: Request
+    txnId: str
     tenant: str
     argument: str
     body: dict[str, Any]
@@ -131,7 +133,7 @@ class ApiResource(Resource):
 
     async def _answer(self, request: Request, txnId: str) -> Answer:
         try:
-            return await self._route(request)
+            return await self._route(request, txnId)
         except Fault as fault:
             return faultAnswer(fault, txnId)
         except StoreUnavailable:
@@ -149,13 +151,11 @@ class ApiResource(Resource):
         if not request.startedWriting:
             send(request, faultAnswer(internalError(), txnId), txnId)
 
-    async def _route(self, request: Request) -> Answer:
-        if isTooLarge(request):
-            closeAfterwards(request)
-            raise requestTooLarge(MAXIMUM_BODY)
+    async def _route(self, request: Request, txnId: str) -> Answer:
+        checkSize(request)
         path = routes.decodePath(request.path)
         if path.startswith(_API + "/") or path == _API:
-            return await self._serve(request, path[len(_API) :])
+            return await self._serve(request, txnId, path[len(_API) :])
         if path.startswith(_AUTH + "/") and routes.isTokensPath(path[len(_AUTH) :]) and request.method == b"POST":
             return await self._authenticate(request)
         raise pageNotFound()
@@ -184,7 +184,7 @@ class ApiResource(Resource):
 
     # -- the API
 
-    async def _serve(self, request: Request, path: str) -> Answer:
+    async def _serve(self, request: Request, txnId: str, path: str) -> Answer:
         body = parseBody(request)
         owner = await self._tenantOf(request)
         tenant, rest = routes.splitTenant(path)
@@ -193,13 +193,13 @@ class ApiResource(Resource):
         if tenant != owner:
             raise _refused(request)
         match = routes.match(request.method.decode("latin-1"), rest)
-        if match.name != "heartbeat":
+        if match.name not in _HEARTBEATS:
             # A heartbeat needs no store, and an account that has a service is there already.
             await self._registry.account(tenant)
         if request.method == b"GET":
             self._rateLimiter.check(tenant)
         handler: Callable[[_Call], Awaitable[Answer]] = getattr(self, "_" + match.name)
-        return await handler(_Call(request, tenant, match.argument, body))
+        return await handler(_Call(request, txnId, tenant, match.argument, body))
 
     async def _getLimits(self, call: _Call) -> Answer:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
@@ -233,6 +233,15 @@ class ApiResource(Resource):
         id = validation.serviceId(call.argument)
         token = validation.heartbeatToken(call.body)
         return Answer(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
+
+    async def _heartbeats(self, call: _Call) -> Answer:
+        entries = validation.heartbeats(call.body)
+        checked = [_checkedHeartbeat(entry) for entry in entries]
+        fit = [beat for beat in checked if not isinstance(beat, Fault)]
+        following = iter(await self._registry.heartbeats(call.tenant, fit))
+        outcomes = [beat if isinstance(beat, Fault) else next(following) for beat in checked]
+        values = [_outcome(entry, outcome, call.txnId) for entry, outcome in zip(entries, outcomes, strict=True)]
+        return Answer(200, {"values": values})
 
     async def _listValues(self, call: _Call) -> Answer:
         limit, marker = _limitAndMarker(call, validation.configurationMarker)
@@ -288,6 +297,22 @@ async def _whileConnected(request: Request, waiting: Deferred[_T]) -> _T:
         return await waiting
     except CancelledError:
         raise _HungUp()
+
+
+def _checkedHeartbeat(entry: object) -> tuple[str, str] | Fault:
+    try:
+        return validation.heartbeatOfBatch(entry)
+    except Fault as fault:
+        return fault
+
+
+def _outcome(entry: Any, outcome: str | Fault, txnId: str) -> dict[str, Any]:
+    """What one entry of a batch is answered with."""
+    if not isinstance(outcome, Fault):
+        return {"id": entry["id"], "token": outcome}
+    # The id is told as it was given, be it one that a service can have or not.
+    id = entry.get("id") if isinstance(entry, dict) else None
+    return {"id": id if isinstance(id, str) else None, "fault": faultBody(outcome, txnId)}
 
 
 def _refused(request: Request) -> Fault:
