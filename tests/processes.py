@@ -171,12 +171,18 @@ class ProcessTestCase(TestCase):
             **(extra or {}),
         }
 
-    def spawn(self, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
-        """Start a program out of this Python's own folder."""
+    def spawn(
+        self,
+        program: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        child: Child | None = None,
+    ) -> Child:
+        """Start a program out of this Python's own folder; *child* watches it."""
         command = [os.path.join(os.path.dirname(sys.executable), program), *arguments]
         if program == "twistd" and "COVERAGE_PROCESS_START" in os.environ:
             command[:1] = [sys.executable, os.path.join(os.path.dirname(__file__), "coveredtwistd.py")]
-        child = Child()
+        child = child or Child()
         IReactorProcess(reactor).spawnProcess(
             child, command[0], command, env=self.environment(environment), path=self.home
         )

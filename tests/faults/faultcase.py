@@ -6,8 +6,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
 
-from tests.processes import ProcessTestCase
+from tests.processes import Child, ProcessTestCase, reactor
+
+from .audit import Audit, Findings
+from .journal import Application
+from .proxy import Proxy
 
 __all__ = ["FIGURES", "FULL", "FaultCase", "Figures"]
 
@@ -15,6 +22,8 @@ __all__ = ["FIGURES", "FULL", "FaultCase", "Figures"]
 FULL = "FAULTS_FULL"
 #: Names, in the environment, the file that figures are added to: a line of JSON each.
 FIGURES = "FAULTS_FIGURES"
+
+_ROOT = Path(__file__).parents[2]
 
 
 class Figures:
@@ -47,3 +56,52 @@ class FaultCase(Figures, ProcessTestCase):
 
     # Of one test at full length, in seconds. What hangs is found out by each step's own patience.
     timeout = 1800.0
+    #: Where the registry listens, from its first start on.
+    port = 0
+
+    async def registry(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
+        """Start a registry, always on the same port and over the same data, and wait until it listens."""
+        listen = f"tcp:{self.port}:interface=127.0.0.1"
+        registry = self.twistd("service-registry", "--listen", listen, *arguments, environment=environment)
+        await registry.says("Credentials")
+        self.port = int(self.client().settings.baseUrls[0].split(":")[2].split("/")[0])
+        return registry
+
+    def proxy(self, random: Random | None = None) -> Proxy:
+        """A proxy before the registry that has been started."""
+        proxy = Proxy(reactor, self.port, random)
+        proxy.start()
+        self.addCleanup(proxy.stop)
+        return proxy
+
+    async def application(
+        self, *arguments: object, by: Proxy | None = None, environment: Mapping[str, str] | None = None
+    ) -> Application:
+        """
+        Start an application (:mod:`tests.faults.application`) and wait until it runs.
+
+        :param by: the proxy by which it reaches the registry; directly if there is none.
+        """
+        where = {"PYTHONPATH": str(_ROOT), **(by.environment if by else {}), **(environment or {})}
+        application = Application()
+        self.spawn(
+            "python", "-m", "tests.faults.application", *map(str, arguments), environment=where, child=application
+        )
+        await application.says("started")
+        return application
+
+    async def registered(self, application: Application, count: int) -> None:
+        """Wait until so many of the application's services are registered, as it sees it."""
+
+        async def all_() -> bool:
+            return sum(map(application.isRegistered, application.states)) == count
+
+        await self.until(all_)
+
+    def audit(self) -> Audit:
+        """An audit of the registry that has been started."""
+        return Audit(self.client(cache=None))
+
+    def assertKept(self, findings: Findings) -> None:
+        """All three promises have been kept."""
+        self.assertEqual(findings, Findings())

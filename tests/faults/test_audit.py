@@ -1,0 +1,91 @@
+"""The audit finds what it is there to find."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.testing import FakeRegistry
+
+from .audit import Audit, Findings
+from .journal import Operation, Outcome
+
+DONE, UNKNOWN, REFUSED = Outcome.acknowledged, Outcome.unknown, Outcome.refused
+
+
+def asked(what: str, id: str, outcome: Outcome = DONE, value: str | None = None) -> Operation:
+    return Operation(what, id, value, 0.0, 1.0, outcome)
+
+
+class AuditTests(SynchronousTestCase):
+    """What is so, beside what was asked for."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.client = self.fake.client(cache=None)
+        self.addCleanup(self.client.close)
+        self.audit = Audit(self.client)
+
+    def did(self, work: Deferred[Any]) -> Any:
+        self.fake.flush()
+        return self.successResultOf(work)
+
+    def found(self, *operations: Operation, **options: Any) -> Findings:
+        findings: Findings = self.did(Deferred.fromCoroutine(self.audit.look(operations, **options)))
+        return findings
+
+    def test_nothingIsWrong(self) -> None:
+        """What was asked for has happened, and what may or may not have happened is no matter."""
+        self.did(self.client.services.create("web1", 30))
+        self.did(self.client.configuration.set("abc", "1"))
+        self.did(self.client.configuration.set("abc", "2"))
+        operations = [
+            asked("create", "web1"),
+            asked("create", "web2", UNKNOWN),
+            asked("create", "web1", REFUSED),
+            asked("set", "abc", DONE, "1"),
+            asked("unset", "abc", UNKNOWN),
+            asked("set", "abc", UNKNOWN, "2"),
+            asked("set", "abc", UNKNOWN, "3"),
+        ]
+        self.assertEqual(self.found(*operations), Findings())
+        self.did(self.client.configuration.remove("abc"))
+        self.assertEqual(self.found(asked("unset", "abc", UNKNOWN), asked("unset", "abc", REFUSED)), Findings())
+        self.assertEqual(self.did(Deferred.fromCoroutine(self.audit.whole())), Findings())
+
+    def test_findsWhatIsLost(self) -> None:
+        """An acknowledged operation without its event; and an event that nobody can have caused."""
+        for lost in (asked("create", "web1"), asked("set", "abc", DONE, "1"), asked("remove", "web1")):
+            self.assertEqual(len(self.found(lost).lost), 1)
+        self.did(self.client.configuration.set("abc", "1"))
+        self.assertEqual(len(self.found(asked("set", "abc", REFUSED, "1")).lost), 1)
+        self.did(self.client.configuration.set("abc", "2"))
+        self.assertEqual(len(self.found(asked("set", "abc", DONE, "2"), asked("set", "abc", DONE, "3")).lost), 1)
+
+    def test_findsFalseTimeouts(self) -> None:
+        """A timeout is false, unless it is expected or nobody knew of the service."""
+        for id in ("web1", "web2", "web3"):
+            self.did(self.client.services.create(id, 3))
+        self.fake.advance(3)
+        findings = self.found(asked("create", "web3", UNKNOWN), mayTimeOut=["web2"])
+        self.assertEqual([text.split()[0] for text in findings.falseTimeouts], ["web1"])
+
+    def test_findsGhosts(self) -> None:
+        """What is listed and has no living application."""
+        self.did(self.client.services.create("web1", 30))
+        self.did(self.client.services.create("web2", 30))
+        self.assertEqual(self.found(dead=["web2", "web3"]).ghosts, ["web2"])
+
+    def test_findsALostPast(self) -> None:
+        """A registry that forgets what it has told is found out."""
+        self.did(self.client.services.create("web1", 30))
+        self.did(self.client.configuration.set("abc", "1"))
+        self.assertEqual(self.found(), Findings())
+        self.fake.restart(keepData=False)
+        self.did(self.client.configuration.set("abc", "1"))
+        findings = self.found()
+        # The feed is another one, and neither is in the listing what it was.
+        self.assertTrue(findings.disorder)
+        self.assertTrue(self.did(Deferred.fromCoroutine(self.audit.whole())).disorder)
