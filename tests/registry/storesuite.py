@@ -131,6 +131,16 @@ class StoreSuite:
         await self.raises(StoreUnavailable, self.store.listServices("1", None, 1, None, ()))
         self.store.recordLastSeen("1", "web", "x", 1)
 
+    async def test_probeChangesNothing(self):
+        """A store that can be written and read passes its probe, of which nothing is seen; one that is closed fails."""
+        await self.create("web1")
+        before = await self.told(), await self.ids(), await self.keys()
+        for _ in range(3):
+            self.assertIsNone(await self.store.probe())
+        self.assertEqual((await self.told(), await self.ids(), await self.keys()), before)
+        await self.store.close()
+        await self.raises(StoreUnavailable, self.store.probe())
+
     async def test_secretStaysTheSame(self):
         """The secret has 32 bytes, is not another store's, and does not change."""
         secret = await self.store.secret()

@@ -62,11 +62,13 @@ class Answer:
     :ivar code: the HTTP status code.
     :ivar body: what is sent as JSON; nothing at all if ``None``.
     :ivar headers: more headers, by name.
+    :ivar text: what is sent instead of a body, as it is; the headers should name its ``Content-Type``.
     """
 
     code: int
     body: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict)
+    text: bytes | None = None
 
 
 def newTxnId() -> str:
@@ -101,11 +103,13 @@ def _write(request: server.Request, answer: Answer, txnId: str) -> None:
     headers = request.responseHeaders
     for name, value in _headers(answer, txnId).items():
         headers.setRawHeaders(name, [value])
-    if answer.body is None:
-        request.write(b"")
-    else:
+    body = answer.text
+    if answer.body is not None:
         body = _encode(answer.body)
         headers.setRawHeaders(b"Content-Type", [_JSON_TYPE])
+    if body is None:
+        request.write(b"")
+    else:
         headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
         request.write(body)
 

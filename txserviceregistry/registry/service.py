@@ -23,9 +23,11 @@ from twisted.python.failure import Failure
 from ..deferred import returnsDeferred
 from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
+from .health import Health
 from .http import ApiSite
 from .identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
+from .operations import Operations
 from .stores.interfaces import IStore, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore
@@ -176,7 +178,8 @@ class RegistryService(Service):
         self._endings.append(("the rules", registry.stop))
         await registry.start()
         rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit)
-        resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits)
+        operations = Operations(Health(store, self._reactor))
+        resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, pages=operations.pages)
         site = apiSite(resource, self._reactor)
         self._endings.append(("the connections", lambda: _endConnections(site, registry)))
         self._endings.append(("the authentications", identity.stop))

@@ -37,6 +37,7 @@ from .http import (
 )
 from .identity import Identity, InvalidCredentials, InvalidToken, IssuedToken
 from .limits import RateLimiter, ResourceLimits
+from .operations import NO_PAGES, Pages
 from .stores.interfaces import StoreUnavailable
 
 __all__ = ["ApiResource", "apiSite"]
@@ -88,12 +89,14 @@ def _query(request: Request) -> list[tuple[str, str]]:
 
 class ApiResource(Resource):
     """
-    The whole API: identity at ``/v2.0``, the registry at ``/v1.0``. It answers every path itself.
+    The whole API: identity at ``/v2.0``, the registry at ``/v1.0``; and the pages beside it. It answers every path
+    itself.
 
     :param registry: the rules; has been started.
     :param identity: knows users and tokens.
     :param rateLimiter: counts GETs.
     :param limits: what ``GET /limits`` says of resources; the same that the *registry* goes by.
+    :ivar pages: what is beside the API (:mod:`txserviceregistry.registry.operations`).
     """
 
     isLeaf = True
@@ -106,12 +109,14 @@ class ApiResource(Resource):
         *,
         rateLimiter: RateLimiter,
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
+        pages: Pages = NO_PAGES,
     ) -> None:
         Resource.__init__(self)
         self._registry = registry
         self._identity = identity
         self._rateLimiter = rateLimiter
         self._limits = limits
+        self.pages = pages
 
     def render(self, request: Request) -> int:
         """
@@ -158,6 +163,9 @@ class ApiResource(Resource):
             return await self._serve(request, txnId, path[len(_API) :])
         if path.startswith(_AUTH + "/") and routes.isTokensPath(path[len(_AUTH) :]) and request.method == b"POST":
             return await self._authenticate(request)
+        page = self.pages.get(path)
+        if page is not None and request.method in (b"GET", b"HEAD"):
+            return await page(request)
         raise pageNotFound()
 
     # -- identity

@@ -169,6 +169,14 @@ class IStore(Interface):
         Finish what is under way, then let everything go. Operations that come later fail with `StoreUnavailable`.
         """
 
+    def probe() -> Deferred[None]:
+        """
+        Write something small, durably, and read it: nothing that any other operation would notice.
+
+        :return: fires when that has been done.
+        :raises StoreUnavailable: if the store can't be written and read now.
+        """
+
     def secret() -> Deferred[bytes]:
         """
         The registry's secret, 32 random bytes that the store made when it was new. Keys are derived from it.

@@ -166,6 +166,10 @@ class MemoryStore:
         return succeed(None)
 
     @_operation
+    def probe(self) -> None:
+        """See :meth:`IStore.probe`."""
+
+    @_operation
     def secret(self) -> bytes:
         """See :meth:`IStore.secret`."""
         return self._secret

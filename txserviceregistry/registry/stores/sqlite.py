@@ -131,6 +131,12 @@ class SqliteStore:
             found = await self._writer.submit(lambda tables: tables.makeAccount(tenant))
         return found
 
+    @returnsDeferred
+    async def probe(self) -> None:
+        """See :meth:`IStore.probe`."""
+        await self._writer.submit(lambda tables: tables.probe())
+        await self._reader.submit(lambda tables: tables.secret())
+
     def secret(self) -> Deferred[bytes]:
         """See :meth:`IStore.secret`."""
         return self._reader.submit(lambda tables: tables.secret())
