@@ -1,93 +1,243 @@
 """
-Certificates: whom the client trusts.
+Certificates: whom the client trusts, and what it says of the others.
 """
 
 from __future__ import annotations
 
-import datetime
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from OpenSSL.SSL import Error as TLSError
 from twisted.internet import reactor
-from twisted.internet.ssl import PrivateCertificate
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import TLSVersion
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.client import Client
 from txserviceregistry.errors import ConnectionFailed, InvalidSettings
+from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
-from txserviceregistry.tls import tlsPolicy
+from txserviceregistry.tls import describeTLS, tlsPolicy
 
+from .certificates import Holder, commonHolder, selfSigned
 from .fakeagent import API_KEY, access
-from .loopback import Call, LoopbackTestCase
+from .loopback import Call, LoopbackTestCase, Server
 
 
-def selfSigned(owner: str) -> tuple[bytes, bytes]:
-    """The PEM certificate and key of a server at 127.0.0.1 that nobody vouches for but itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, owner)])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM), key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+class TLSTestCase(LoopbackTestCase):
+    """A registry behind https."""
 
-
-class TLSTests(LoopbackTestCase):
-    """A registry behind https, with a certificate of its own making."""
-
-    def setUp(self) -> None:
-        self.certificate, key = selfSigned("registry")
-        context = PrivateCertificate.loadPEM(self.certificate + key).options()
+    def registry(self, context: Any) -> Server:
+        """One with a certificate, or, with None, with none."""
 
         def handle(call: Call) -> None:
-            call.answer(200, access() if call.isAuthentication else {"id": "web1"})
+            call.answer(200, access() if call.isAuthentication else {"id": "web1", "token": "t"})
 
-        self.server = self.serve(handle, context)
+        return self.serve(handle, context)
 
-    def client(self, **options: Any) -> Client:
-        home = Path(self.mktemp())
+    def pem(self, *parts: bytes) -> str:
+        """A file with certificates."""
+        path = Path(self.mktemp())
+        path.write_bytes(b"".join(parts))
+        return str(path)
+
+    def client(self, *servers: Server | str, **options: Any) -> Client:
+        urls = [server if isinstance(server, str) else server.url for server in servers]
         settings = readSettings(
-            username="joe", apiKey=API_KEY, baseUrl=f"{self.server.url}/v1.0", environ={}, home=home, **options
+            username="joe",
+            apiKey=API_KEY,
+            baseUrl=[f"{url}/v1.0" for url in urls],
+            environ={},
+            home=Path(self.mktemp()),
+            **options,
         )
         client = Client(settings=settings, reactor=reactor)
         self.addCleanup(client.close)
         return client
 
-    async def test_unknownCertificatesAreRefused(self) -> None:
-        """By default a certificate that nobody vouches for is refused, with a text that says what to do."""
-        with self.assertRaises(ConnectionFailed) as caught:
-            await self.client().services.get("web1")
-        self.assertIn("certificate verify failed", str(caught.exception))
-        self.assertIn("RAXSR_CA_FILE", str(caught.exception))
-        self.assertEqual(self.server.calls, [])
+
+class TrustTests(TLSTestCase):
+    """A certificate of its owner's making, and those of authorities."""
 
     async def test_aFileOfCertificatesToTrust(self) -> None:
         """With a CA file the certificates in it are trusted."""
-        path = Path(self.mktemp())
-        path.write_bytes(b"# two of them\n" + selfSigned("somebody else")[0] + self.certificate)
-        service = await self.client(caFile=str(path)).services.get("web1")
+        server = self.registry(commonHolder().options())
+        path = self.pem(b"# two of them\n", selfSigned("somebody else")[0], commonHolder().certificate)
+        service = await self.client(server, caFile=path).services.get("web1")
         self.assertEqual(service["id"], "web1")
 
     async def test_verifyingCanBeTurnedOff(self) -> None:
         """With verify=False anybody is trusted."""
-        service = await self.client(verify=False).services.get("web1")
+        service = await self.client(self.registry(commonHolder().options()), verify=False).services.get("web1")
         self.assertEqual(service["id"], "web1")
+
+    async def test_anAuthorityIsTrustedThroughOthers(self) -> None:
+        """Who trusts an authority trusts those whom it lets vouch for a server."""
+        root = Holder("Root", names=())
+        server = self.registry(Holder("registry", issuer=Holder("Middle", names=(), issuer=root)).options())
+        service = await self.client(server, caFile=self.pem(root.certificate)).services.get("web1")
+        self.assertEqual(service["id"], "web1")
+
+
+class ExplanationTests(TLSTestCase):
+    """Whatever is wrong with TLS is told in words, and with what to do; not a byte of a request was sent."""
+
+    async def refusal(self, server: Server | str, **options: Any) -> str:
+        with self.assertRaises(ConnectionFailed) as caught:
+            await self.client(server, **options).services.get("web1")
+        if isinstance(server, Server):
+            self.assertEqual(server.calls, [])
+        text = str(caught.exception)
+        for raw in ("[", "(", "Error", "routines"):
+            self.assertNotIn(raw, text.replace("(ca_file under [ssl]", ""))
+        return text
+
+    async def refusalOf(self, holder: Holder, *trusted: Holder) -> str:
+        path = self.pem(*(each.certificate for each in trusted or (holder,)))
+        return await self.refusal(self.registry(holder.options()), caFile=path)
+
+    async def test_selfSigned(self) -> None:
+        """One that is signed by itself."""
+        server = self.registry(commonHolder().options())
+        text = await self.refusal(server)
+        self.assertEqual(
+            text,
+            f"POST {server.url}/v2.0/tokens failed: can't connect to the Auth API: its certificate is self-signed: "
+            "nobody vouches for it. If it is the right server, copy its certificate into a file, and name that "
+            "(ca_file under [ssl] in ~/.raxrc, or RAXSR_CA_FILE)",
+        )
+
+    async def test_expired(self) -> None:
+        """One that has expired, with the time when."""
+        text = await self.refusalOf(Holder("registry", days=(-9, -2)))
+        self.assertRegex(text, r"its certificate expired on \d{4}-\d\d-\d\d \d\d:\d\d UTC. The server needs a new one$")
+
+    async def test_notYetValid(self) -> None:
+        """One that is not valid yet, with the time that this machine has."""
+        text = await self.refusalOf(Holder("registry", days=(2, 9)))
+        self.assertRegex(
+            text, r"its certificate is not valid before .* UTC, and the clock of this machine says .* UTC. "
+        )
+        self.assertIn("Check the clocks", text)
+
+    async def test_anAuthorityExpired(self) -> None:
+        """One whose authority's has expired: whose it is, is told."""
+        root = Holder("Old Root", names=(), days=(-9, -2))
+        text = await self.refusalOf(Holder("registry", issuer=root, ca=False), root)
+        self.assertIn("the certificate of Old Root, which vouches for it, expired on", text)
+
+    async def test_anotherHost(self) -> None:
+        """One for other hosts: which, and which one was wanted."""
+        text = await self.refusalOf(Holder("registry", names=("registry.example.org", "10.0.0.1")))
+        self.assertIn("its certificate is for registry.example.org, 10.0.0.1, not for 127.0.0.1. Use a URL with", text)
+
+    async def test_noHost(self) -> None:
+        """One for no host at all."""
+        text = await self.refusalOf(Holder("127.0.0.1", names=()))
+        self.assertIn("its certificate names no host, so it is not for 127.0.0.1 either", text)
+
+    async def test_unknownAuthority(self) -> None:
+        """One of an authority that is not trusted: its name, and where one would have looked for it."""
+        root = Holder("Our Root", names=())
+        leaf = Holder("registry", issuer=root, ca=False)
+        text = await self.refusal(self.registry(leaf.options()))
+        self.assertIn(
+            "is signed by Our Root, which this machine does not trust. Name a file with the certificate", text
+        )
+        path = self.pem(commonHolder().certificate)
+        text = await self.refusal(self.registry(leaf.options()), caFile=path)
+        self.assertIn(f"Our Root, which the CA file {path} does not hold", text)
+        self.assertIn("RAXSR_CA_FILE", text)
+
+    async def test_unknownAuthorityThatIsSent(self) -> None:
+        """The same when the server sends the authority's certificate along."""
+        root = Holder("Our Root", names=())
+        leaf = Holder("registry", issuer=root, ca=False)
+        leaf.chain = (root, root)
+        text = await self.refusal(self.registry(leaf.options()))
+        self.assertIn(
+            "its certificate comes from Our Root, which this machine does not trust. If it is the right", text
+        )
+
+    async def test_aMissingLink(self) -> None:
+        """One whose server does not send the certificates between it and an authority that is trusted."""
+        root = Holder("Root", names=())
+        leaf = Holder("registry", issuer=Holder("Middle", names=(), issuer=root), ca=False)
+        leaf.chain = ()
+        text = await self.refusalOf(leaf, root)
+        self.assertIn("is signed by Middle, which the CA file", text)
+        self.assertIn("the server does not send the certificates between", text)
+
+    async def test_whoMayNotVouch(self) -> None:
+        """One that is signed by a certificate that may not sign others."""
+        root = Holder("Root", names=())
+        leaf = Holder("registry", issuer=Holder("Middle", names=(), issuer=root, ca=False), ca=False)
+        text = await self.refusalOf(leaf, root)
+        self.assertIn("can't be trusted: it does not pass verification; OpenSSL calls it error ", text)
+
+    async def test_noTLS(self) -> None:
+        """A registry without TLS behind an https URL."""
+        registry = RegistryService(
+            reactor, dataDir=self.mktemp(), store="memory", endpoints=["tcp:0:interface=127.0.0.1"]
+        )
+        registry.startService()
+        self.addCleanup(registry.stopService)
+        await registry.whenListening()
+        text = await self.refusal(registry.urls[0].removesuffix("/v1.0").replace("http:", "https:"))
+        self.assertIn("no TLS is spoken at that port. If the registry there is one without TLS, its URL begins", text)
+
+    async def test_noHTTP(self) -> None:
+        """A registry with TLS behind an http URL."""
+        server = self.registry(commonHolder().options())
+        with self.assertRaises(ConnectionFailed) as caught:
+            await self.client(server.url.replace("https:", "http:")).services.get("web1")
+        self.assertIn("If TLS is spoken at that port, its URL begins with https://", str(caught.exception))
+
+    async def test_versions(self) -> None:
+        """A server that knows older versions of TLS only."""
+        context = commonHolder().options(
+            insecurelyLowerMinimumTo=TLSVersion.TLSv1_0, lowerMaximumSecurityTo=TLSVersion.TLSv1_1
+        )
+        context.getContext().set_cipher_list(b"ALL:@SECLEVEL=0")
+        text = await self.refusal(self.registry(context))
+        self.assertIn("it and this program, which wants TLS 1.2 or newer, have no version of TLS in common", text)
+
+    async def test_hungUp(self) -> None:
+        """A server that hangs up in the middle of the handshake, or at its beginning."""
+
+        class Silent(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                self.transport.loseConnection()
+
+        factory = Factory.forProtocol(Silent)
+        factory.noisy = False
+        port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        text = await self.refusal(f"https://127.0.0.1:{port.getHost().port}")
+        self.assertIn("the connection was closed during the TLS handshake. Check that the port is the right one", text)
+
+    async def test_theNextServer(self) -> None:
+        """A server whose certificate is refused is passed over, for a create too: nothing was sent to it."""
+        good, bad = commonHolder(), Holder("registry", days=(-9, -2))
+        server = self.registry(good.options())
+        client = self.client(self.registry(bad.options()), server, caFile=self.pem(good.certificate, bad.certificate))
+        await client.services.heartbeat("web1", "token")
+        self.assertEqual(len(server.calls), 2)
+
+
+class OtherConnectionsTests(SynchronousTestCase):
+    """Errors of connections of which no more is known."""
+
+    def test_descriptions(self) -> None:
+        """What can be said is said."""
+        for error, text in (
+            (TLSError([("SSL routines", "", "no shared cipher")]), "can't agree on how to encrypt"),
+            (TLSError([("SSL routines", "", "something new")]), "TLS failed: something new"),
+            (TLSError("strange"), "TLS failed: strange"),
+            (TLSError(), "TLS failed: no reason is known"),
+        ):
+            self.assertIn(text, describeTLS(error) or "")
+        self.assertIsNone(describeTLS(ZeroDivisionError()))
 
 
 class CAFileTests(SynchronousTestCase):

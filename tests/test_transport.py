@@ -123,7 +123,7 @@ class JSONTransportTests(SynchronousTestCase):
             "nobody answers at that address": TimeoutError(),
             "no such host": DNSLookupError(),
             "the connection was closed": lost(),
-            "TLS: ": lost(reason=TLSError("certificate verify failed")),
+            "TLS failed: ": lost(reason=TLSError("certificate verify failed")),
             "ZeroDivisionError": ZeroDivisionError(),
             "OSError: strange": lost(reason=OSError("strange")),
         }

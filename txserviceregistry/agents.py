@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
-from twisted.internet.interfaces import IConsumer, IProtocol, IReactorTime
+from twisted.internet.interfaces import IConsumer, IHandshakeListener, IProtocol, IReactorTime, ISSLTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import URI, HTTPConnectionPool, ResponseDone, ResponseNeverReceived
@@ -21,10 +21,13 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from .tls import describeTLS
+
 __all__ = [
     "AgentClosed",
     "BytesProducer",
     "ConnectionPool",
+    "InsecureConnection",
     "QueueingAgent",
     "ResponseTooLarge",
     "StaleConnection",
@@ -44,6 +47,10 @@ CLOSE_GRACE = 1.0
 
 class StaleConnection(ResponseNeverReceived):
     """No byte of an answer came, on a connection out of the pool: most likely the server had closed it meanwhile."""
+
+
+class InsecureConnection(Exception):
+    """TLS did not come about, so nothing was sent; the text says why, and what to do."""
 
 
 class ResponseTooLarge(Exception):
@@ -185,15 +192,17 @@ def _asStale(reason: Failure) -> Failure:
     return Failure(stale)
 
 
+@implementer(IHandshakeListener)
 class _Connection(_HTTP11):
     """
-    One connection: knows whether it was used before, reads bodies whole, and when anything fails, the request is over
-    only when the socket is closed.
+    One connection: knows whether it was used before and whether it is secure, reads bodies whole, and when anything
+    fails, the request is over only when the socket is closed.
     """
 
     def __init__(self, quiescentCallback: Callable[[Any], None]) -> None:
         super().__init__(quiescentCallback)  # type: ignore[no-untyped-call] # Twisted has no types there
         self._used = False
+        self._isSecure = False
         self._whenLost: list[Deferred[None]] = []
         self.isLost = False
 
@@ -202,13 +211,28 @@ class _Connection(_HTTP11):
 
         def failed(reason: Failure) -> Deferred[Failure]:
             self.cutOff()
-            problem = _asStale(reason) if reused else reason
+            problem = self._asInsecure(reason) or (_asStale(reason) if reused else reason)
             return self.whenLost().addCallback(lambda _: problem)
 
         answered: Deferred[Any] = super().request(request)
         answered.addCallback(_readWhole, self.cutOff)
         answered.addErrback(failed)
         return answered
+
+    def handshakeCompleted(self) -> None:
+        """Called when TLS has come about."""
+        self._isSecure = True
+
+    def _asInsecure(self, reason: Failure) -> Failure | None:
+        """Why TLS did not come about, if that is what has failed: until then not a byte of a request is sent."""
+        if self._isSecure or not ISSLTransport.providedBy(self.transport):
+            return None
+        error = reason.value
+        for inner in getattr(error, "reasons", ()):
+            text = describeTLS(inner.value, inHandshake=True)
+            if text is not None:
+                return Failure(InsecureConnection(text))
+        return None
 
     def cutOff(self) -> None:
         """End it without any ceremony."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import attrs
-from OpenSSL.SSL import Error as TLSError
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ConnectionDone, ConnectionRefusedError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
@@ -25,7 +24,14 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
 from ._version import __version__
-from .agents import AgentClosed, BytesProducer, ResponseTooLarge, StaleConnection, WholeResponse
+from .agents import (
+    AgentClosed,
+    BytesProducer,
+    InsecureConnection,
+    ResponseTooLarge,
+    StaleConnection,
+    WholeResponse,
+)
 from .errors import (
     APIError,
     BadRequest,
@@ -36,6 +42,7 @@ from .errors import (
     ServiceRegistryError,
     apiErrorFor,
 )
+from .tls import describeTLS
 
 if TYPE_CHECKING:
     from .auth import IAuthenticator, Session
@@ -177,7 +184,7 @@ class _Exchange:
 
 
 class _NotSent(Exception):
-    """There was no connection: the request has had no effect."""
+    """There was no connection: the request has had no effect. The text says why, and what to do."""
 
 
 class _NotAnswered(Exception):
@@ -220,6 +227,7 @@ class JSONTransport:
         self._timeout = timeout
         self._name = name
         self._preferred = 0
+        self._wasAnswered = False
 
     @property
     def baseUrl(self) -> str:
@@ -309,21 +317,29 @@ class JSONTransport:
             try:
                 response = await self._ask(exchange, servers - tried)
             except _NotSent as error:
-                problem = ConnectionFailed(
-                    f"{exchange.asked} failed: can't connect to {self._name} ({error}). Check that it runs, and the URL"
-                )
+                problem = ConnectionFailed(f"{exchange.asked} failed: can't connect to {self._name}{error}")
             except _TookTooLong:
                 # Never the last server's: its share is all that is left of the deadline.
                 continue
             except _NotAnswered as error:
-                problem = ConnectionFailed(f"{exchange.asked} failed: {self._name} gave no answer ({error})")
+                problem = ConnectionFailed(
+                    f"{exchange.asked} failed: {self._name} gave no answer ({error}){self._advice(exchange)}"
+                )
                 last = last or not exchange.repeatable
             else:
                 self._preferred = server
+                self._wasAnswered = True
                 return self._response(exchange, response)
             if last:
                 raise problem
         raise AssertionError("unreachable")
+
+    def _advice(self, exchange: _Exchange) -> str:
+        """What to look at when there is no answer."""
+        if self._wasAnswered or not exchange.url.startswith("http:"):
+            return ""
+        # Servers that want TLS hang up on what is none, most of them without a word.
+        return ". If TLS is spoken at that port, its URL begins with https://"
 
     async def _ask(self, exchange: _Exchange, serversLeft: int) -> WholeResponse:
         """Send it to one server, and once more when the connection turns out to be stale."""
@@ -338,7 +354,9 @@ class JSONTransport:
             except AgentClosed:
                 raise ClientClosed(f"{exchange.asked} was not done: this client has been closed")
             except (ConnectError, DNSLookupError) as error:
-                raise _NotSent(_describe(error))
+                raise _NotSent(f" ({_describe(error)}). Check that it runs, and the URL")
+            except InsecureConnection as error:
+                raise _NotSent(f": {error}")
             except ResponseTooLarge as error:
                 raise MalformedResponse(f"The answer to {exchange.asked} is too long ({error})")
             except ResponseFailed as error:
@@ -394,8 +412,10 @@ def _describe(error: Exception) -> str:
         return "no such host"
     if isinstance(cause, ConnectionDone):
         return "the connection was closed"
-    if isinstance(cause, TLSError):
-        return f"TLS: {cause}; to trust what this platform does not, name a file of certificates (RAXSR_CA_FILE)"
+    # An agent that was given from outside may have connections that are not ours.
+    explained = describeTLS(cause)
+    if explained is not None:
+        return explained
     text = str(cause)[:200]
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
 

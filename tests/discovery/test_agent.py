@@ -28,8 +28,8 @@ from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from tests.certificates import selfSigned
 from tests.loopback import Call, Connection, LoopbackTestCase, Server
-from tests.test_tls import selfSigned
 from txserviceregistry.discovery.agent import RegistryAgent
 from txserviceregistry.discovery.endpoints import instanceEndpoint
 from txserviceregistry.errors import NoServiceAvailable

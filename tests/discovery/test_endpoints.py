@@ -28,8 +28,8 @@ from twisted.web.static import Data
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from tests.certificates import selfSigned
 from tests.loopback import Call, LoopbackTestCase
-from tests.test_tls import selfSigned
 from txserviceregistry.discovery.endpoints import RegisteredEndpoint, RegisteredPort, RegistryEndpoint
 from txserviceregistry.errors import NoServiceAvailable
 from txserviceregistry.testing import FakeRegistry

@@ -23,7 +23,6 @@ from twisted.python.failure import Failure
 from twisted.web.client import (
     URI,
     Agent,
-    BrowserLikePolicyForHTTPS,
     HTTPConnectionPool,
     RequestTransmissionFailed,
     ResponseFailed,
@@ -34,6 +33,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBod
 from zope.interface import implementer
 
 from ..agents import BytesProducer
+from ..tls import tlsPolicy
 from .balancing import Balancer, TryNext, View, tryEach
 from .endpoints import CONNECT_TIMEOUT, instanceEndpoint
 from .instances import Instance
@@ -103,7 +103,7 @@ class RegistryAgent:
         self._reactor = reactor
         self._directory = directory
         self._options: dict[str, Any] = {"strategy": strategy, "near": near, "random": random}
-        policy = BrowserLikePolicyForHTTPS() if policy is None else policy
+        policy = tlsPolicy() if policy is None else policy
         self._ownPool: HTTPConnectionPool | None = None
         if pool is None:
             pool = self._ownPool = HTTPConnectionPool(reactor)

@@ -49,6 +49,9 @@ IDLE_TIMEOUT = 120.0
 DISCARD_BYTES = 2**20
 DISCARD_SECONDS = 2.0
 
+# What a client begins with that wants TLS where there is none: the type of the record, and the major version.
+_TLS_HANDSHAKE = b"\x16\x03"
+
 _JSON = json.JSONEncoder(ensure_ascii=False)
 _JSON_TYPE = b"application/json; charset=UTF-8"
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
@@ -304,6 +307,7 @@ class ApiChannel(http.HTTPChannel):
 
     site: ApiSite
     transport: Any
+    _isNew = True
 
     def connectionMade(self) -> None:
         """Called when a client has connected."""
@@ -320,6 +324,16 @@ class ApiChannel(http.HTTPChannel):
         # Twisted hands its first line over with the last byte of its body. (If Twisted ever keeps the line under other
         # names, a batch of heartbeats may be as large as everything else.)
         return _bodyLimit(getattr(self, "_command", b""), getattr(self, "_path", b""))
+
+    def dataReceived(self, data: bytes) -> None:
+        """Called with what comes in."""
+        if self._isNew:
+            self._isNew = False
+            if data.startswith(_TLS_HANDSHAKE):
+                # There is no line in it whose end could be waited for; and this answer tells such a client enough.
+                self._respondToBadRequestAndDisconnect()
+                return
+        http.HTTPChannel.dataReceived(self, data)
 
     def endSoon(self) -> None:
         """Close at once if nothing is being asked, else with the answer."""
