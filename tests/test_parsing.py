@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.parsing import formatMetadata, formatTags, parseMetadata, parseTags
+from txserviceregistry.parsing import (
+    formatMetadata,
+    formatTags,
+    parseCount,
+    parseDuration,
+    parseMetadata,
+    parseRate,
+    parseTags,
+)
 
 # What has no blanks at its ends and is not empty.
 words = st.text(min_size=1).filter(lambda text: text == text.strip())
@@ -59,3 +67,52 @@ class MetadataTests(SynchronousTestCase):
     def test_whatIsWrittenIsReadAgain(self, metadata: dict[str, str]) -> None:
         """Any metadata whose keys hold no equals sign can be written so that they are read again."""
         self.assertEqual(parseMetadata(formatMetadata(metadata)), metadata)
+
+
+class DurationTests(SynchronousTestCase):
+    """``--token-lifetime`` and what else is a time."""
+
+    def test_units(self) -> None:
+        """Seconds, minutes, hours and days; without a unit they are seconds."""
+        for text, seconds in [("90", 90), ("90s", 90), ("1.5m", 90), ("24h", 86_400), ("30d", 2_592_000), ("0", 0)]:
+            self.assertEqual(parseDuration(text), seconds)
+
+    def test_whatIsNone(self) -> None:
+        """Anything else is refused with a line that shows it."""
+        for text in ("", "h", "1w", "-1", "1 h", "1e3", "inf", "1h30m", "\u0661s", "1" * 13):
+            self.assertIn(repr(text), str(self.assertRaises(ValueError, parseDuration, text)))
+
+    def test_bounds(self) -> None:
+        """One that is too short or too long is refused with what would do."""
+        self.assertEqual(parseDuration("60m", "1h"), 3600)
+        for text in ("59m", "2d"):
+            error = self.assertRaises(ValueError, parseDuration, text, "1h", "1d")
+            self.assertEqual(str(error), f"{text!r} is not from 1h to 1d")
+
+
+class RateTests(SynchronousTestCase):
+    """``--rate-limit``, and numbers."""
+
+    def test_rates(self) -> None:
+        """A number, and a time whose 1 goes without saying; or none at all."""
+        for text, rate in [
+            ("500000/24h", (500_000, 86_400)),
+            ("100/1m", (100, 60)),
+            ("10/s", (10, 1)),
+            ("10/m", (10, 60)),
+            ("10/90", (10, 90)),
+            ("off", (None, 86_400)),
+        ]:
+            self.assertEqual(parseRate(text), rate)
+
+    def test_whatIsNone(self) -> None:
+        """Half a rate, a rate of nothing and a time of nothing are refused with a line that shows what is wrong."""
+        for text in ("", "10", "10/", "/s", "0/s", "-1/s", "1.5/s", "10/0s", "10/0.5s", "10/367d", "ten/s", "10/s/s"):
+            self.assertRaises(ValueError, parseRate, text)
+        self.assertIn("10/s", str(self.assertRaises(ValueError, parseRate, "10")))
+
+    def test_counts(self) -> None:
+        """A count is digits, in bounds that the registry can count to."""
+        self.assertEqual([parseCount("0"), parseCount("200"), parseCount("2147483647")], [0, 200, 2147483647])
+        for text in ("", "-1", "1.0", "1e3", "2147483648", "\u0661", "9" * 50):
+            self.assertIn(repr(text), str(self.assertRaises(ValueError, parseCount, text)))

@@ -1,7 +1,9 @@
 r"""
-How tags and metadata are written on a command line and in an endpoint string: ``a,b`` and ``key=value,key=value``.
+How things are written on a command line, in an endpoint string and in a file of options.
 
-A comma separates; ``\,`` is a comma and ``\\`` a backslash, and any other backslash stands for itself.
+Tags and metadata are ``a,b`` and ``key=value,key=value``: a comma separates; ``\,`` is a comma and ``\\`` a backslash,
+and any other backslash stands for itself. A duration is ``90s``, ``15m``, ``24h`` or ``30d``, or a plain number of
+seconds; a rate is a number and a duration, ``500000/24h``.
 """
 
 from __future__ import annotations
@@ -9,10 +11,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-__all__ = ["formatMetadata", "formatTags", "parseMetadata", "parseTags"]
+__all__ = [
+    "formatMetadata",
+    "formatTags",
+    "parseCount",
+    "parseDuration",
+    "parseMetadata",
+    "parseRate",
+    "parseTags",
+]
 
 _PIECE = re.compile(r"(?:\\[\\,]|[^,])+")
 _ESCAPE = re.compile(r"\\([\\,])")
+
+_COUNT = re.compile(r"[0-9]{1,10}", re.ASCII)
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([smhd]?)", re.ASCII)
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_LARGEST_COUNT = 2**31 - 1
+# The periods of a rate: what is shorter can't be told from a burst, what is longer no client waits for.
+_PERIODS = ("1s", "366d")
 
 
 def parseTags(text: str) -> list[str]:
@@ -45,6 +62,52 @@ def formatTags(tags: Iterable[str]) -> str:
 def formatMetadata(metadata: Mapping[str, str]) -> str:
     """The text that :func:`parseMetadata` reads as *metadata*, as long as no key holds a ``=``."""
     return ",".join(f"{_escape(key)}={_escape(value)}" for key, value in metadata.items())
+
+
+def parseCount(text: str, least: int = 0) -> int:
+    """
+    A whole number, in digits.
+
+    :raises ValueError: if it is none, or less than *least* or more than 2147483647.
+    """
+    if not _COUNT.fullmatch(text) or not least <= int(text) <= _LARGEST_COUNT:
+        raise ValueError(f"{text!r} is no whole number from {least} to {_LARGEST_COUNT}")
+    return int(text)
+
+
+def parseDuration(text: str, least: str = "0s", most: str = "36500d") -> float:
+    """
+    A duration, in seconds: ``90``, ``90s``, ``1.5m``, ``24h``, ``30d``.
+
+    :param least: the shortest that will do, in the same form; *most* the longest.
+    :raises ValueError: if it is none, or out of these bounds.
+    """
+    seconds = _seconds(text)
+    if not _seconds(least) <= seconds <= _seconds(most):
+        raise ValueError(f"{text!r} is not from {least} to {most}")
+    return seconds
+
+
+def parseRate(text: str) -> tuple[int | None, float]:
+    """
+    A rate: how many in which time. ``500000/24h``, ``100/1m``, ``10/s``; ``off`` is no limit.
+
+    :return: the number, ``None`` for ``off``, and the time in seconds.
+    :raises ValueError: if it is none, or if the time is not from a second to 366 days.
+    """
+    if text == "off":
+        return None, 86_400.0
+    count, slash, period = text.partition("/")
+    if not slash:
+        raise ValueError(f"{text!r} is no rate such as 500000/24h, 100/1m or 10/s, nor 'off'")
+    return parseCount(count, 1), parseDuration("1" + period if period in _UNITS and period else period, *_PERIODS)
+
+
+def _seconds(duration: str) -> float:
+    match = _DURATION.fullmatch(duration)
+    if match is None:
+        raise ValueError(f"{duration!r} is no duration such as 90s, 15m, 24h or 30d")
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def _pieces(text: str) -> list[str]:

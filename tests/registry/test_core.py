@@ -637,6 +637,21 @@ class EventsTests(RegistryCase):
         self.pass_(3700)
         self.assertEqual(self.types(marker), [])
 
+    def test_areKeptAsLongAsTheOperatorSays(self) -> None:
+        """With another retention they are dropped when that has passed, and the log says so."""
+        self.successResultOf(self.registry.account(TENANT))
+        self.create(timeout=120)
+        self.successResultOf(self.registry.stop())
+        self.registry = Registry(self.memory, clock=self.clock, wallClock=self.wallClock, eventRetention=2 * 3600.0)
+        self.successResultOf(self.registry.start())
+        self.addCleanup(self.registry.stop)
+        self.pass_(3660)
+        self.assertEqual(self.types(markerAt(NOW)), ["service.join", "service.timeout"])
+        with capturedLogs() as logs:
+            self.pass_(7200)
+        self.assertEqual(self.types(markerAt(NOW)), [])
+        self.assertIn("Dropped 1 events older than 2 hours", [formatEvent(event) for event in logs])
+
     def test_areDroppedSoonAfterAStart(self) -> None:
         """A registry that is never up for an hour drops old events too."""
         self.create()
@@ -645,7 +660,7 @@ class EventsTests(RegistryCase):
         self.registry = self.started()
         with capturedLogs() as logs:
             self.pass_(61)
-        self.assertIn("Dropped 1 events that were older than 30 days", [formatEvent(event) for event in logs])
+        self.assertIn("Dropped 1 events older than 720 hours", [formatEvent(event) for event in logs])
 
     def test_droppingGoesOnAfterTrouble(self) -> None:
         """That old events could not be dropped once does not keep them for ever."""

@@ -116,3 +116,43 @@ class RateLimiterTests(SynchronousTestCase):
         self.limiter = RateLimiter(self.clock.seconds, limit=0, window=3600.0)
         self.assertEqual(self.refusal().headers["Retry-After"], "3600")
         self.assertEqual(self.limiter.usage("1")["/.*"]["window"], "1.0 hours")
+
+    def test_theWindowIsToldInHours(self) -> None:
+        """
+        However short the window is, ``GET /limits`` tells it in hours, with enough decimals to know it by.
+        """
+        for window, told in [
+            (86_400, "24.0"),
+            (30 * 86_400, "720.0"),
+            (5400, "1.5"),
+            (360, "0.1"),
+            (60, "0.0167"),
+            (10, "0.00278"),
+            (1, "0.000278"),
+            (6000, "1.67"),
+        ]:
+            limiter = RateLimiter(self.clock.seconds, window=window)
+            self.assertEqual(limiter.usage("1")["/.*"]["window"], f"{told} hours")
+
+    def test_retryAfterIsTheTruthForEveryWindow(self) -> None:
+        """
+        In windows of a second, of ten and of a minute too there is room after the seconds that were named.
+        """
+        for window in (1.0, 10.0, 60.0, 7.3):
+            limiter = RateLimiter(self.clock.seconds, limit=1, window=window)
+            for offset in range(50):
+                limiter.check("1")
+                wait = int(self.assertRaises(Fault, limiter.check, "1").headers["Retry-After"])
+                self.assertTrue(window <= wait <= window * (1 + 2 / 96) + 1, (window, wait))
+                self.clock.advance(wait)
+                limiter.check("1")
+                self.clock.advance(2 * window + offset / 37)
+
+    def test_noLimit(self) -> None:
+        """
+        Without a limit nobody is refused, and ``GET /limits`` has no rate to tell of.
+        """
+        limiter = RateLimiter(self.clock.seconds, limit=None)
+        for _ in range(10):
+            limiter.check("1")
+        self.assertEqual(limiter.usage("1"), {})

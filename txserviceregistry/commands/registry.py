@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from twisted.application.service import IService, Service
@@ -14,13 +15,18 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
+from ..parsing import parseCount, parseDuration, parseRate
+from ..registry.limits import ResourceLimits
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
-from .process import OneLineOptions, endProcess, say
+from .options import Option, TableOptions, oneOf
+from .process import endProcess, say
 
 __all__ = ["Options", "RegistryProcess", "checkEndpoint", "makeService"]
 
-_STORES = ("sqlite", "memory")
+# Tokens end in whole seconds. A feed without a marker shows the last hour, and so much has to be there.
+_TOKEN_LIFETIME = partial(parseDuration, least="1s", most="3650d")
+_RETENTION = partial(parseDuration, least="1h")
 
 
 def checkEndpoint(option: str, description: str) -> str:
@@ -30,57 +36,52 @@ def checkEndpoint(option: str, description: str) -> str:
     :return: the same.
     :raises twisted.python.usage.UsageError: if it is none.
     """
+    try:
+        return _endpoint(description)
+    except ValueError as error:
+        raise usage.UsageError(f"--{option}: {error}") from None
+
+
+def _endpoint(description: str) -> str:
     from twisted.internet import reactor
 
     try:
         serverFromString(reactor, description)
     except Exception as error:
         # What the parsers raise is anything from ValueError to RuntimeError, with texts that rarely help.
-        raise usage.UsageError(
-            f"--{option} {description!r} is no endpoint string ({error}); an example is {DEFAULT_LISTEN}"
-        ) from None
+        raise ValueError(f"{description!r} is no endpoint string ({error}); an example is {DEFAULT_LISTEN}") from None
     return description
 
 
-class Options(OneLineOptions):
+class Options(TableOptions):
     """The options of ``twistd service-registry``."""
 
     command = "service-registry"
-    synopsis = "[--listen ENDPOINT]… [--data-dir DIR] [--store sqlite|memory]"
+    synopsis = "[--listen ENDPOINT]… [--data-dir DIR] [--config FILE] [options]"
     longdesc = (
         "Runs a service registry. On its first start it makes a user and writes the user's credentials to a file "
         "'raxrc' in the data directory, where the tools and clients on this machine find them. "
+        "A duration is 90s, 15m, 24h, 30d or plain seconds. "
         "Example: twistd -n service-registry --listen tcp:8880:interface=127.0.0.1"
     )
-    optParameters = [
-        ["data-dir", "d", None, "Folder for the registry's data (default: ~/.local/state/txserviceregistry)."],
-        [
-            "store",
-            "s",
-            "sqlite",
-            "Where data is kept: sqlite (a file in the data directory) or memory (lost at the end).",
-        ],
-    ]
-
-    def __init__(self) -> None:
-        usage.Options.__init__(self)
-        self["listen"] = []
-
-    def opt_listen(self, description: str) -> None:
-        """Endpoint to listen on; may be given several times [default: tcp:8880:interface=127.0.0.1]."""
-        self["listen"].append(checkEndpoint("listen", description))
-
-    opt_l = opt_listen
+    table = (
+        Option("listen", "l", DEFAULT_LISTEN, "Endpoint to listen on; may be given several times.", _endpoint, True),
+        Option("data-dir", "d", None, "Folder for the data (default: ~/.local/state/txserviceregistry)."),
+        Option("store", "s", "sqlite", "Where data is: sqlite (a file there) or memory.", oneOf("sqlite", "memory")),
+        Option("max-services", None, "200", "How many services an account may have.", parseCount),
+        Option("max-configuration-values", None, "1000", "How many values an account may have.", parseCount),
+        Option("rate-limit", None, "500000/24h", "GETs an account may make, N/PERIOD, or off.", parseRate),
+        Option("token-lifetime", None, "24h", "How long an auth token counts: a duration.", _TOKEN_LIFETIME),
+        Option("event-retention", None, "30d", "How long events are kept: a duration of 1h or more.", _RETENTION),
+    )
 
     def postOptions(self) -> None:
         """
-        Check and complete what was given.
+        Find and complete the values.
 
         :raises twisted.python.usage.UsageError: if something can't be used.
         """
-        if self["store"] not in _STORES:
-            raise usage.UsageError(f"--store {self['store']!r} is none of {', '.join(_STORES)}")
-        self["listen"] = self["listen"] or [DEFAULT_LISTEN]
+        TableOptions.postOptions(self)
         self["data-dir"] = self["data-dir"] or defaultDataDir()
 
 
@@ -123,7 +124,16 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     useMonotonic(reactor)
+    rateLimit, rateWindow = options["rate-limit"]
     registry = RegistryService(
-        reactor, dataDir=options["data-dir"], store=options["store"], endpoints=options["listen"]
+        reactor,
+        dataDir=options["data-dir"],
+        store=options["store"],
+        endpoints=options["listen"],
+        limits=ResourceLimits(options["max-services"], options["max-configuration-values"]),
+        rateLimit=rateLimit,
+        rateWindow=rateWindow,
+        tokenLifetime=options["token-lifetime"],
+        eventRetention=options["event-retention"],
     )
     return RegistryProcess(reactor, registry)

@@ -40,12 +40,14 @@ from .tokens import HeartbeatTokens
 from .validation import NewService, ServiceChanges
 from .work import Work
 
-__all__ = ["Page", "Registry"]
+__all__ = ["EVENT_RETENTION", "Page", "Registry"]
 
 _T = TypeVar("_T")
 
 _HOUR = 3600.0
-_DAY = 24 * _HOUR
+
+#: How long events are kept unless told otherwise, in seconds.
+EVENT_RETENTION = 30 * 24 * _HOUR
 
 
 @attrs.frozen
@@ -75,10 +77,11 @@ class Registry:
     :param store: is open, and stays open until the registry has stopped.
     :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
     :param wallClock: seconds since the epoch.
+    :param limits: how many objects an account may have.
+    :param eventRetention: how long events are kept, in seconds; not less than :attr:`EVENTS_SHOWN`.
     """
 
-    #: How long events are kept, and how much of them a feed without a marker shows, in seconds.
-    EVENTS_KEPT = 30 * _DAY
+    #: How much of the events a feed without a marker shows, in seconds.
     EVENTS_SHOWN = _HOUR
     #: Seconds from the start to the first time that old events are dropped, and from then on from one time to the next.
     FIRST_DROP = 60.0
@@ -93,11 +96,13 @@ class Registry:
         clock: IReactorTime,
         wallClock: Callable[[], float] = time.time,
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
+        eventRetention: float = EVENT_RETENTION,
     ) -> None:
         self._store = store
         self._clock = clock
         self._wallClock = wallClock
         self._limits = limits
+        self._eventRetention = eventRetention
         self._tokens: HeartbeatTokens
         self._accounts: dict[str, Account] = {}
         self._work = Work()
@@ -430,14 +435,15 @@ class Registry:
 
     async def _forgetOldEvents(self) -> None:
         try:
-            dropped = await self._store.dropEvents(positionOf(self._wallClock() - self.EVENTS_KEPT))
+            dropped = await self._store.dropEvents(positionOf(self._wallClock() - self._eventRetention))
         except StoreUnavailable:
             self._log.debug("Old events stay for another hour: the store can't be reached")
         except Exception:
             self._log.failure("Old events could not be dropped")
         else:
             if dropped:
-                self._log.info("Dropped {dropped} events that were older than 30 days", dropped=dropped)
+                hours = f"{self._eventRetention / _HOUR:g}"
+                self._log.info("Dropped {dropped} events older than {hours} hours", dropped=dropped, hours=hours)
 
     # -- with the store
 

@@ -50,13 +50,13 @@ class RateLimiter:
     is forgotten up to one part (15 minutes of a day) late. The counts live in memory and begin anew with the process.
 
     :param seconds: monotonic seconds, such as ``reactor.seconds``.
-    :param limit: how many GETs an account may make in the *window*.
+    :param limit: how many GETs an account may make in the *window*; ``None`` for as many as it likes.
     :param window: in seconds.
     """
 
     BUCKETS = 96
 
-    def __init__(self, seconds: Callable[[], float], limit: int = 500_000, window: float = 86_400.0) -> None:
+    def __init__(self, seconds: Callable[[], float], limit: int | None = 500_000, window: float = 86_400.0) -> None:
         self._seconds = seconds
         self._limit = limit
         self._window = window
@@ -71,6 +71,8 @@ class RateLimiter:
         :raises Fault: ``rateLimitReached``, if the account has used up its window; ``Retry-After`` says when the oldest
             of its requests will be forgotten.
         """
+        if self._limit is None:
+            return
         usage = self._usageOf(tenant)
         if usage.total >= self._limit:
             raise rateLimitReached(
@@ -86,15 +88,23 @@ class RateLimiter:
 
     def usage(self, tenant: str) -> dict[str, dict[str, int | str]]:
         """
-        What ``GET /limits`` says of *tenant*'s rate: ``limit``, ``used`` and ``window`` by pattern of paths.
+        What ``GET /limits`` says of *tenant*'s rate: ``limit``, ``used`` and ``window`` by pattern of paths. Without a
+        limit there is no pattern.
         """
+        if self._limit is None:
+            return {}
         return {"/.*": {"limit": self._limit, "used": self._usageOf(tenant).total, "window": self._hours()}}
 
     def _bucket(self) -> int:
         return math.floor(self._seconds() / self._width)
 
     def _hours(self) -> str:
-        return f"{self._window / 3600:.1f} hours"
+        # One decimal, as the protocol has it; of windows that would not show so, three digits that count.
+        hours = self._window / 3600
+        decimals = (
+            1 if hours >= 0.1 and abs(hours * 10 - round(hours * 10)) < 1e-6 else 2 - math.floor(math.log10(hours))
+        )
+        return f"{hours:.{max(decimals, 1)}f} hours"
 
     def _retryAfter(self, usage: _Usage) -> int:
         if not usage.buckets:

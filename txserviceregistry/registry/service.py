@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..deferred import returnsDeferred
-from .core import Registry
+from .core import EVENT_RETENTION, Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .health import Health
 from .http import ApiSite
@@ -64,8 +64,10 @@ class RegistryService(Service):
     :param store: ``"sqlite"``, ``"memory"``, or what makes another store.
     :param endpoints: where to listen; strings are those of :func:`~twisted.internet.endpoints.serverFromString`.
     :param limits: how many objects an account may have.
-    :param rateLimit: how many GETs an account may make in 24 hours.
+    :param rateLimit: how many GETs an account may make in the *rateWindow*; ``None`` for no limit.
+    :param rateWindow: in seconds.
     :param tokenLifetime: how long an auth token counts, in seconds.
+    :param eventRetention: how long events are kept, in seconds.
     :param wallClock: seconds since the epoch.
     :ivar urls: the base URLs of the API, one for each listener with an address, once it listens.
     """
@@ -81,8 +83,10 @@ class RegistryService(Service):
         store: str | Callable[[], IStore] = "sqlite",
         endpoints: Sequence[str | IStreamServerEndpoint] = (DEFAULT_LISTEN,),
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
-        rateLimit: int = 500_000,
+        rateLimit: int | None = 500_000,
+        rateWindow: float = 86_400.0,
         tokenLifetime: float = 86_400.0,
+        eventRetention: float = EVENT_RETENTION,
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         self.urls: list[str] = []
@@ -92,7 +96,9 @@ class RegistryService(Service):
         self._endpoints = endpoints
         self._limits = limits
         self._rateLimit = rateLimit
+        self._rateWindow = rateWindow
         self._tokenLifetime = tokenLifetime
+        self._eventRetention = eventRetention
         self._wallClock = wallClock
         # What is to be done at the end, in the opposite order.
         self._endings: list[tuple[str, Callable[[], object]]] = []
@@ -174,10 +180,16 @@ class RegistryService(Service):
             hasher=self._inThread,
         )
         await self._makeFirstUser(identity)
-        registry = Registry(store, clock=self._reactor, wallClock=self._wallClock, limits=self._limits)
+        registry = Registry(
+            store,
+            clock=self._reactor,
+            wallClock=self._wallClock,
+            limits=self._limits,
+            eventRetention=self._eventRetention,
+        )
         self._endings.append(("the rules", registry.stop))
         await registry.start()
-        rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit)
+        rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit, self._rateWindow)
         operations = Operations(Health(store, self._reactor))
         resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, pages=operations.pages)
         site = apiSite(resource, self._reactor)
