@@ -11,10 +11,13 @@ from typing import Any, TypeVar
 import attrs
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
+from txserviceregistry.registry.connections import ConnectionLimits
 from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.followers import Followers
 from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore
@@ -96,10 +99,8 @@ class _Transport(StringTransportWithDisconnection):
 class Connection:
     """A connection to an :class:`Api`, without a socket."""
 
-    def __init__(self, api: Api) -> None:
-        self.transport = _Transport(
-            hostAddress=IPv4Address("TCP", "127.0.0.1", 8880), peerAddress=IPv4Address("TCP", "127.0.0.1", 54321)
-        )
+    def __init__(self, api: Api, peer: IAddress = IPv4Address("TCP", "127.0.0.1", 54321)) -> None:  # noqa: B008 (immutable)
+        self.transport = _Transport(hostAddress=IPv4Address("TCP", "127.0.0.1", 8880), peerAddress=peer)
         self.protocol = api.site.buildProtocol(None)
         self.transport.protocol = self.protocol
         self.protocol.makeConnection(self.transport)
@@ -126,7 +127,12 @@ class Api:
 
     hashesHang = False
 
-    def __init__(self, limits: ResourceLimits | None = None, rateLimit: int = 500_000) -> None:
+    def __init__(
+        self,
+        limits: ResourceLimits | None = None,
+        rateLimit: int = 500_000,
+        connectionLimits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
+    ) -> None:
         limits = limits or ResourceLimits()
         self.clock = Clock()
         self.wallClock = Clock()
@@ -141,7 +147,7 @@ class Api:
         fired(self.registry.start())
         self.rateLimiter = RateLimiter(self.clock.seconds, rateLimit)
         self.resource = ApiResource(self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits)
-        self.site = apiSite(self.resource, self.clock)
+        self.site = apiSite(self.resource, self.clock, connectionLimits)
         self.token = fired(self.identity.authenticate(USER, KEY)).id
 
     def _hash(self, work: Callable[[], T], /) -> Deferred[T]:

@@ -79,6 +79,7 @@ class Registry:
     :param wallClock: seconds since the epoch.
     :param limits: how many objects an account may have.
     :param eventRetention: how long events are kept, in seconds; not less than :attr:`EVENTS_SHOWN`.
+    :param followers: those who wait for events; as many as usual may do so if it is not given.
     """
 
     #: How much of the events a feed without a marker shows, in seconds.
@@ -97,6 +98,7 @@ class Registry:
         wallClock: Callable[[], float] = time.time,
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
         eventRetention: float = EVENT_RETENTION,
+        followers: Followers | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -107,7 +109,7 @@ class Registry:
         self._accounts: dict[str, Account] = {}
         self._work = Work()
         self._lives = Lives(store, self._bury, clock=clock, wallClock=wallClock, work=self._work)
-        self._followers = Followers(clock)
+        self._followers = followers or Followers(clock)
         self._dropping: IDelayedCall | None = None
 
     # -- life of the registry itself
@@ -403,20 +405,30 @@ class Registry:
         on it is. Cancelling the Deferred ends the waiting.
 
         :param seconds: after so long, or when :meth:`endWaiting` is called, the page is given as it is.
-        :raises Fault: as :meth:`listEvents`.
+        :raises Fault: as :meth:`listEvents`; 503 if there is nothing new and no place to wait.
         """
         latest = self._clock.seconds() + seconds
-        while True:
-            news = self._followers.wait(tenant)
-            try:
-                page = await self.listEvents(tenant, marker, limit, type)
-                left = latest - self._clock.seconds()
-                if left <= 0 or _hasNews(page, marker) or not await news.addTimeout(left, self._clock):
+        hasPlace = False
+        try:
+            while True:
+                news = self._followers.wait(tenant)
+                try:
+                    page = await self.listEvents(tenant, marker, limit, type)
+                    left = latest - self._clock.seconds()
+                    if left <= 0 or _hasNews(page, marker):
+                        return page
+                    if not hasPlace:
+                        self._followers.takePlace(tenant)
+                        hasPlace = True
+                    if not await news.addTimeout(left, self._clock):
+                        return page
+                except TimeoutError:
                     return page
-            except TimeoutError:
-                return page
-            finally:
-                self._followers.forget(tenant, news)
+                finally:
+                    self._followers.forget(tenant, news)
+        finally:
+            if hasPlace:
+                self._followers.leavePlace(tenant)
 
     def endWaiting(self) -> None:
         """Let nobody wait for events any more: who does is answered now, and who comes is answered at once."""

@@ -24,6 +24,7 @@ __all__ = [
     "requestTooLarge",
     "serviceExists",
     "systemFailure",
+    "tooManyFollowers",
     "unauthorized",
     "unsupportedContentType",
     "validationError",
@@ -144,3 +145,9 @@ def internalError() -> Fault:
 def systemFailure(details: str = "The registry can't reach its store at the moment") -> Fault:
     """503: the store can't be reached, or the registry is overloaded."""
     return Fault(503, "systemFailureError", "Service unavailable", details)
+
+
+def tooManyFollowers(retryAfter: int) -> Fault:
+    """503: as many requests as may wait for events already do."""
+    details = "Too many requests wait for events; ask again later, or without wait"
+    return Fault(503, "systemFailureError", "Service unavailable", details, {"Retry-After": str(retryAfter)})

@@ -4,11 +4,13 @@ Followers: who waits for something new in a feed, and how they come to hear of i
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from .faults import tooManyFollowers
 
 __all__ = ["Followers"]
 
@@ -18,17 +20,43 @@ class Followers:
     Those who wait, by tenant. Nobody looks for news here: whoever makes some tells, once.
 
     :param clock: the reactor; what is told is heard in its next turns.
+    :param most: how many places there are for those who wait.
+    :param mostOfTenant: how many of one tenant get a place.
     """
 
     #: How many hear the news in one turn of the reactor: each answers a request then, and heartbeats come in between.
     TURN = 100
+    #: Seconds after which one for whom there was no place may ask again.
+    RETRY_AFTER = 5
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, most: int = 5_000, mostOfTenant: int = 2_500) -> None:
         self._clock = clock
+        self._most = most
+        self._mostOfTenant = mostOfTenant
+        self._places: Counter[str] = Counter()
+        self._taken = 0
         self._waiting: dict[str, dict[Deferred[bool], None]] = {}
         self._told: deque[Deferred[bool]] = deque()
         self._telling: IDelayedCall | None = None
         self._ended = False
+
+    def takePlace(self, tenant: str) -> None:
+        """
+        Take a place for somebody who may have to wait long; :meth:`leavePlace` gives it back.
+
+        :raises Fault: 503, if there is none.
+        """
+        if self._taken >= self._most or self._places[tenant] >= self._mostOfTenant:
+            raise tooManyFollowers(self.RETRY_AFTER)
+        self._places[tenant] += 1
+        self._taken += 1
+
+    def leavePlace(self, tenant: str) -> None:
+        """Somebody who had a place waits no longer."""
+        self._taken -= 1
+        self._places[tenant] -= 1
+        if not self._places[tenant]:
+            del self._places[tenant]
 
     def wait(self, tenant: str) -> Deferred[bool]:
         """

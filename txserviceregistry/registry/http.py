@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +23,7 @@ from twisted.web import http, server
 from twisted.web.resource import IResource
 
 from . import routes
+from .connections import ConnectionLimits, Connections, peerOf
 from .faults import Fault, badRequest, invalidBody, requestTooLarge, unsupportedContentType
 
 __all__ = [
@@ -36,18 +37,20 @@ __all__ = [
     "faultBody",
     "newTxnId",
     "parseBody",
+    "recognized",
     "send",
 ]
 
 #: The extensions of the API that this registry has.
 EXTENSIONS: tuple[str, ...] = ("events-wait", "heartbeats")
-#: Seconds without a byte after which a connection is closed. The longest heartbeat interval is shorter, so that a
-#: client that does nothing but beat keeps its connection.
-IDLE_TIMEOUT = 120.0
 #: How much of a body that was refused is read and thrown away, in bytes and seconds, before the connection is closed. A
 #: connection that is closed with bytes unread is reset, and the client may never see the answer.
 DISCARD_BYTES = 2**20
 DISCARD_SECONDS = 2.0
+#: How much is read of what comes after a request that is being answered, in bytes.
+AHEAD_BYTES = 2**14
+#: Seconds after which a connection that is being closed is cut, whether or not its last answer has been read.
+CLOSE_SECONDS = 15.0
 
 # What a client begins with that wants TLS where there is none: the type of the record, and the major version.
 _TLS_HANDSHAKE = b"\x16\x03"
@@ -300,24 +303,129 @@ def closeAfterwards(request: server.Request) -> None:
     request.channel.persistent = False
 
 
+def recognized(request: server.Request) -> None:
+    """A request has shown a token or credentials that count: its connection is one to keep."""
+    channel = request.channel
+    if isinstance(channel, ApiChannel):
+        channel.isKnown = True
+
+
 class ApiChannel(http.HTTPChannel):
     """
-    A connection that its site knows of, so that all can be closed in good order.
+    A connection that its site knows of, so that all can be closed in good order, and on which nobody can take more
+    time or memory than is meant for one.
+
+    Twisted counts the seconds without a byte. That a request comes to its end, and that answers are read, is seen to
+    here.
     """
 
     site: ApiSite
     transport: Any
     _isNew = True
+    peer = ""
+    isKnown = False
+    _isAnswering = False
+    # Requests that have come in whole, and the bytes that have come while one was answered.
+    _whole = 0
+    _ahead = 0
+    # Whether the client does not read what it is sent.
+    _isClogged = False
+    _isGone = False
+    _deadline: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         """Called when a client has connected."""
         http.HTTPChannel.connectionMade(self)
+        self.peer = peerOf(self.transport.getPeer())
+        self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
         self.site.opened(self)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
         """Called when the connection is gone."""
+        self._isGone = True
+        self._isAnswering = False
+        self._inTime()
         http.HTTPChannel.connectionLost(self, reason)
         self.site.closed(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Called with what the client sends."""
+        if self._isNew:
+            self._isNew = False
+            if data.startswith(_TLS_HANDSHAKE):
+                # There is no line in it whose end could be waited for; and this answer tells such a client enough.
+                self._respondToBadRequestAndDisconnect()
+                return
+        if self._isAnswering:
+            # Twisted does not stop reading in every case.
+            self._ahead += len(data)
+            if self._ahead > AHEAD_BYTES:
+                self.transport.pauseProducing()
+        whole = self._whole
+        http.HTTPChannel.dataReceived(self, data)
+        if data and self._whole == whole and not self._isAnswering and self._deadline is None:
+            self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
+
+    def allContentReceived(self) -> None:
+        """Called when a request is there whole."""
+        self._inTime()
+        self._whole += 1
+        self._ahead = 0
+        self._isAnswering = True
+        self.site.connections.answers(self)
+        http.HTTPChannel.allContentReceived(self)
+
+    def requestDone(self, request: http.Request) -> None:
+        """Called when a request has been answered."""
+        self._isAnswering = False
+        self.site.connections.waits(self)
+        if self._isClogged:
+            # Whoever does not read answers is given no more of them.
+            self.paused = True
+            self.transport.pauseProducing()
+        http.HTTPChannel.requestDone(self, request)
+
+    def pauseProducing(self) -> None:
+        """Called when much of what was sent has not been read."""
+        self._isClogged = True
+        self.paused = not self._isAnswering
+        http.HTTPChannel.pauseProducing(self)
+
+    def resumeProducing(self) -> None:
+        """Called when what was sent has been read."""
+        self._isClogged = False
+        http.HTTPChannel.resumeProducing(self)
+        if self.paused:
+            self.paused = False
+            self.dataReceived(b"")
+
+    def loseConnection(self) -> None:
+        """Close as soon as all that was sent has been read, or after a while."""
+        self._endAfter(CLOSE_SECONDS, self.evict)
+        http.HTTPChannel.loseConnection(self)
+
+    def timeoutConnection(self) -> None:
+        """Called after so many seconds without a byte between two requests."""
+        # Twisted would write a line for each into the log.
+        self.loseConnection()
+
+    def evict(self) -> None:
+        """Close at once."""
+        self.transport.abortConnection()
+
+    def _endAfter(self, seconds: float, end: Callable[[], None]) -> None:
+        self._inTime()
+        if not self._isGone:
+            self._deadline = self.site.reactor.callLater(seconds, self._ends, end)
+
+    def _ends(self, end: Callable[[], None]) -> None:
+        self._deadline = None
+        end()
+
+    def _inTime(self) -> None:
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            deadline.cancel()
 
     def bodyLimit(self) -> int:
         """How many bytes are too many for the body of the request whose headers have just come."""
@@ -325,22 +433,12 @@ class ApiChannel(http.HTTPChannel):
         # names, a batch of heartbeats may be as large as everything else.)
         return _bodyLimit(getattr(self, "_command", b""), getattr(self, "_path", b""))
 
-    def dataReceived(self, data: bytes) -> None:
-        """Called with what comes in."""
-        if self._isNew:
-            self._isNew = False
-            if data.startswith(_TLS_HANDSHAKE):
-                # There is no line in it whose end could be waited for; and this answer tells such a client enough.
-                self._respondToBadRequestAndDisconnect()
-                return
-        http.HTTPChannel.dataReceived(self, data)
-
     def endSoon(self) -> None:
         """Close at once if nothing is being asked, else with the answer."""
         if self.requests:
             closeAfterwards(self.requests[0])
         else:
-            http.HTTPChannel.loseConnection(self)
+            self.loseConnection()
 
     def headerReceived(self, line: bytes) -> bool:
         """Called with each line of the head but the first."""
@@ -369,12 +467,15 @@ class ApiChannel(http.HTTPChannel):
         }
         lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers.items()), b"", body]
         self.transport.write(b"\r\n".join(lines))
-        http.HTTPChannel.loseConnection(self)
+        self.loseConnection()
 
 
 class ApiSite(server.Site):
     """
     Serves one resource to every path, writes no access log, and can be drained.
+
+    :ivar limits: what one connection may take.
+    :ivar connections: sees to it that there are not too many.
     """
 
     protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
@@ -382,8 +483,10 @@ class ApiSite(server.Site):
     displayTracebacks = False
     noisy = False
 
-    def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
-        server.Site.__init__(self, resource, reactor=reactor, timeout=IDLE_TIMEOUT, parsePOSTFormSubmission=False)
+    def __init__(self, resource: IResource, reactor: IReactorTime, limits: ConnectionLimits) -> None:
+        server.Site.__init__(self, resource, reactor=reactor, timeout=limits.idleSeconds, parsePOSTFormSubmission=False)
+        self.limits = limits
+        self.connections = Connections(limits, reactor)
         self._channels: set[ApiChannel] = set()
         self._drained: list[Deferred[None]] = []
 
@@ -397,10 +500,12 @@ class ApiSite(server.Site):
     def opened(self, channel: ApiChannel) -> None:
         """A client has connected."""
         self._channels.add(channel)
+        self.connections.opened(channel)
 
     def closed(self, channel: ApiChannel) -> None:
         """A connection is gone."""
         self._channels.discard(channel)
+        self.connections.closed(channel)
         if not self._channels:
             waiting, self._drained = self._drained, []
             for each in waiting:
@@ -432,11 +537,16 @@ class ApiSite(server.Site):
             channel.transport.abortConnection()
 
 
-def apiSite(resource: IResource, reactor: IReactorTime) -> ApiSite:
+def apiSite(
+    resource: IResource,
+    reactor: IReactorTime,
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
+) -> ApiSite:
     """
     A factory that serves the API to real connections.
 
     :param resource: :class:`~txserviceregistry.registry.web.ApiResource`.
     :param reactor: for timeouts.
+    :param limits: what clients may take.
     """
-    return ApiSite(resource, reactor)
+    return ApiSite(resource, reactor, limits)

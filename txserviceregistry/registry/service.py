@@ -21,8 +21,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..deferred import returnsDeferred
+from .connections import ConnectionLimits, availableFiles
 from .core import EVENT_RETENTION, Registry
 from .datadir import DataDirectory, DataDirectoryError
+from .followers import Followers
 from .health import Health
 from .http import ApiSite
 from .identity import Identity, InvalidUser
@@ -66,6 +68,7 @@ class RegistryService(Service):
     :param limits: how many objects an account may have.
     :param rateLimit: how many GETs an account may make in the *rateWindow*; ``None`` for no limit.
     :param rateWindow: in seconds.
+    :param connectionLimits: how many may connect and wait, and for how long.
     :param tokenLifetime: how long an auth token counts, in seconds.
     :param eventRetention: how long events are kept, in seconds.
     :param wallClock: seconds since the epoch.
@@ -85,6 +88,7 @@ class RegistryService(Service):
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
         rateLimit: int | None = 500_000,
         rateWindow: float = 86_400.0,
+        connectionLimits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (as above)
         tokenLifetime: float = 86_400.0,
         eventRetention: float = EVENT_RETENTION,
         wallClock: Callable[[], float] = time.time,
@@ -95,6 +99,7 @@ class RegistryService(Service):
         self._store = store
         self._endpoints = endpoints
         self._limits = limits
+        self._connectionLimits = connectionLimits
         self._rateLimit = rateLimit
         self._rateWindow = rateWindow
         self._tokenLifetime = tokenLifetime
@@ -180,19 +185,22 @@ class RegistryService(Service):
             hasher=self._inThread,
         )
         await self._makeFirstUser(identity)
+        connectionLimits = self._possibleLimits()
+        followers = Followers(self._reactor, connectionLimits.followers, connectionLimits.followersPerTenant)
         registry = Registry(
             store,
             clock=self._reactor,
             wallClock=self._wallClock,
             limits=self._limits,
             eventRetention=self._eventRetention,
+            followers=followers,
         )
         self._endings.append(("the rules", registry.stop))
         await registry.start()
         rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit, self._rateWindow)
         operations = Operations(Health(store, self._reactor))
         resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, pages=operations.pages)
-        site = apiSite(resource, self._reactor)
+        site = apiSite(resource, self._reactor, connectionLimits)
         self._endings.append(("the connections", lambda: _endConnections(site, registry)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]
@@ -202,6 +210,19 @@ class RegistryService(Service):
         if roots:
             self._directory.keepUrls(roots[0] + "/v1.0", roots[0] + "/v2.0")
         return ports
+
+    def _possibleLimits(self) -> ConnectionLimits:
+        files = availableFiles()
+        limits = self._connectionLimits.within(files)
+        if limits != self._connectionLimits:
+            self._log.warn(
+                "There can be {connections} connections, and {followers} requests that wait, at most: this process may "
+                "open {files} files (ulimit -n; LimitNOFILE of systemd)",
+                connections=limits.connections,
+                followers=limits.followers,
+                files=files,
+            )
+        return limits
 
     def _endpoint(self, endpoint: str | IStreamServerEndpoint) -> IStreamServerEndpoint:
         if not isinstance(endpoint, str):

@@ -33,6 +33,7 @@ from .http import (
     faultBody,
     newTxnId,
     parseBody,
+    recognized,
     send,
 )
 from .identity import Identity, InvalidCredentials, InvalidToken, IssuedToken
@@ -179,6 +180,7 @@ class ApiResource(Resource):
             token = await self._identity.authenticate(username, key)
         except InvalidCredentials:
             return _identityFault("unauthorized", 401, "Username or api key is invalid")
+        recognized(request)
         return Answer(200, _access(token, f"{baseUrl(request)}{_API}/{token.tenant}"))
 
     async def _tenantOf(self, request: Request) -> str:
@@ -186,9 +188,11 @@ class ApiResource(Resource):
         if not token:
             raise unauthorized("No authentication token provided", baseUrl(request) + _AUTH)
         try:
-            return await self._identity.tenantOf(token)
+            tenant = await self._identity.tenantOf(token)
         except InvalidToken:
             raise _refused(request)
+        recognized(request)
+        return tenant
 
     # -- the API
 

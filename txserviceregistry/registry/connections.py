@@ -1,0 +1,211 @@
+"""
+How many connections there may be, and which one has to go when there are too many.
+
+A registry is for those who keep services alive, and they are known by what they do: they bring whole requests with a
+token that counts. A connection that does so stays, and one that was opened and brings nothing makes room, however many
+of that kind there are and wherever they come from. What a connection is on the wire is
+:mod:`txserviceregistry.registry.http`'s business.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import resource
+from collections import Counter
+from typing import Protocol
+
+import attrs
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.logger import Logger
+
+__all__ = ["ConnectionLimits", "Connections", "IConnection", "availableFiles", "peerOf", "raiseFileLimit"]
+
+#: File descriptors that are not for connections: the store, the log, listeners, and those that are accepted in the turn
+#: of the reactor in which others are closed.
+RESERVED_FILES = 200
+#: Seconds from one line in the log about a limit to the next.
+LOG_INTERVAL = 60.0
+
+
+@attrs.frozen
+class ConnectionLimits:
+    """
+    What clients may take of a registry. One connection costs about 15 KB of memory, and twice as much while somebody
+    waits on it.
+
+    :ivar connections: how many in all. It is fewer where the process may not open so many files.
+    :ivar perClient: how many from one address.
+    :ivar requestSeconds: how long a request may take to come in whole, from its first byte, and how long a new
+        connection may take to bring its first one.
+    :ivar idleSeconds: how long a connection is kept between two requests. The longest heartbeat interval is shorter, so
+        that a client that does nothing but beat keeps its connection.
+    :ivar followers: how many requests may wait for events in all.
+    :ivar followersPerTenant: how many of one tenant.
+    """
+
+    connections: int = 10_000
+    perClient: int = 5_000
+    requestSeconds: float = 30.0
+    idleSeconds: float = 120.0
+    followers: int = 5_000
+    followersPerTenant: int = 2_500
+
+    def within(self, files: int) -> ConnectionLimits:
+        """
+        The same, as far as they can be kept to.
+
+        :param files: how many files the process may open.
+        """
+        connections = max(1, min(self.connections, files - RESERVED_FILES))
+        # Those who wait hold their connections for a minute: some have to be left for the others.
+        return attrs.evolve(self, connections=connections, followers=min(self.followers, connections * 4 // 5))
+
+
+def availableFiles() -> int:
+    """How many files this process may have open at once."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**31 if soft == resource.RLIM_INFINITY else soft
+
+
+def raiseFileLimit(limits: ConnectionLimits) -> None:
+    """
+    Let this process open as many files as the connections need, as far as it may decide that itself.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.connections + RESERVED_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def peerOf(address: IAddress) -> str:
+    """
+    Whom a connection is counted for: its address. One that has an IPv6 address has as many as it likes, in a network
+    of 64 bits.
+    """
+    if isinstance(address, IPv4Address):
+        return address.host
+    if isinstance(address, IPv6Address):
+        host = ipaddress.IPv6Address(address.host.partition("%")[0])
+        return str(host.ipv4_mapped or ipaddress.IPv6Network((host, 64), strict=False))
+    return "local sockets"
+
+
+class IConnection(Protocol):
+    """
+    What is kept here.
+
+    :ivar peer: the address that it comes from.
+    :ivar isKnown: whether it has brought a request with a token that counts, or credentials that do.
+    """
+
+    peer: str
+    isKnown: bool
+
+    def evict(self) -> None:
+        """Close at once."""
+
+
+class _Waiting:
+    """
+    Connections that could be closed without harm to anybody's request, those that have waited longest first.
+    """
+
+    def __init__(self) -> None:
+        # A dict keeps the order in which things came; and what comes again, comes last.
+        self.strangers: dict[IConnection, None] = {}
+        self.known: dict[IConnection, None] = {}
+
+    def add(self, connection: IConnection) -> None:
+        (self.known if connection.isKnown else self.strangers)[connection] = None
+
+    def discard(self, connection: IConnection) -> None:
+        self.strangers.pop(connection, None)
+        self.known.pop(connection, None)
+
+    def first(self) -> IConnection | None:
+        """Who has to go before all others."""
+        for waiting in (self.strangers, self.known):
+            for connection in waiting:
+                return connection
+        return None
+
+
+class Connections:
+    """
+    All connections of a registry. When there are as many as may be, a new one takes the place of one that waits: first
+    of those that have never shown a token, then of the others, and each time of the one that has waited longest. If a
+    request is being answered on every one of them, the new one has to go.
+
+    :param limits: how many there may be.
+    :param clock: paces the log.
+    """
+
+    _log = Logger()
+
+    def __init__(self, limits: ConnectionLimits, clock: IReactorTime) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._count = 0
+        self._byPeer: Counter[str] = Counter()
+        self._waiting = _Waiting()
+        self._waitingByPeer: dict[str, _Waiting] = {}
+        self._evicted = 0
+        self._logged: float | None = None
+
+    def opened(self, connection: IConnection) -> None:
+        """There is a new one, from which nothing has come so far."""
+        self._count += 1
+        self._byPeer[connection.peer] += 1
+        if self._byPeer[connection.peer] > self._limits.perClient:
+            self._makeRoom(self._waitingByPeer.get(connection.peer), connection)
+        elif self._count > self._limits.connections:
+            self._makeRoom(self._waiting, connection)
+        else:
+            self.waits(connection)
+
+    def closed(self, connection: IConnection) -> None:
+        """One is gone."""
+        self.answers(connection)
+        self._count -= 1
+        self._byPeer[connection.peer] -= 1
+        if not self._byPeer[connection.peer]:
+            del self._byPeer[connection.peer]
+
+    def waits(self, connection: IConnection) -> None:
+        """Nothing is being answered on it."""
+        self._waiting.add(connection)
+        self._waitingByPeer.setdefault(connection.peer, _Waiting()).add(connection)
+
+    def answers(self, connection: IConnection) -> None:
+        """A request has come in whole, and is being answered."""
+        self._waiting.discard(connection)
+        ofPeer = self._waitingByPeer.get(connection.peer)
+        if ofPeer is not None:
+            ofPeer.discard(connection)
+            if ofPeer.first() is None:
+                del self._waitingByPeer[connection.peer]
+
+    def _makeRoom(self, waiting: _Waiting | None, newcomer: IConnection) -> None:
+        victim = None if waiting is None else waiting.first()
+        if victim is None:
+            victim = newcomer
+        else:
+            # Now, so that the next newcomer takes another's place: the connection is gone only in the next turn.
+            self.answers(victim)
+            self.waits(newcomer)
+        self._evicted += 1
+        now = self._clock.seconds()
+        if self._logged is None or now - self._logged >= LOG_INTERVAL:
+            self._log.warn(
+                "There are too many connections ({count}; from {peer}: {ofPeer}): {evicted} closed to make room",
+                count=self._count,
+                peer=newcomer.peer,
+                ofPeer=self._byPeer[newcomer.peer],
+                evicted=self._evicted,
+            )
+            self._logged = now
+            self._evicted = 0
+        victim.evict()
