@@ -143,7 +143,10 @@ class Api:
             self.store, clock=self.clock, wallClock=self.wallClock.seconds, hasher=self._hash, cost=CHEAP
         )
         fired(self.identity.addUser(USER, "1234", KEY))
-        self.registry = Registry(self.store, clock=self.clock, wallClock=self.wallClock.seconds, limits=limits)
+        followers = Followers(self.clock, connectionLimits.followers, connectionLimits.followersPerTenant)
+        self.registry = Registry(
+            self.store, clock=self.clock, wallClock=self.wallClock.seconds, limits=limits, followers=followers
+        )
         fired(self.registry.start())
         self.rateLimiter = RateLimiter(self.clock.seconds, rateLimit)
         self.resource = ApiResource(self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits)
