@@ -28,13 +28,14 @@ from .apikeys import SCRYPT_COST, Hasher, KeyChecks
 from .remembered import Believed, Memory, Shared
 from .stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 
-__all__ = ["Identity", "InvalidCredentials", "InvalidToken", "InvalidUser", "IssuedToken"]
+__all__ = ["TENANT", "Identity", "InvalidCredentials", "InvalidToken", "InvalidUser", "IssuedToken"]
 
 #: A user who asks for a token gets the same one again as long as this part of its life is left.
 _YOUNG = 0.9
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
-_TENANT = re.compile(r"[1-9][0-9]{0,9}")
+#: What the whole number of a tenant matches.
+TENANT = "[1-9][0-9]{0,9}"
 _LARGEST_TENANT = 2**31 - 1
 
 
@@ -138,7 +139,7 @@ class Identity:
             raise InvalidUser(
                 f"{name!r} can't be a user's name: it is 1 to 64 letters, digits and _.@+-, a letter or digit first"
             )
-        if tenant is not None and not (_TENANT.fullmatch(tenant) and int(tenant) <= _LARGEST_TENANT):
+        if tenant is not None and not (re.fullmatch(TENANT, tenant, re.ASCII) and int(tenant) <= _LARGEST_TENANT):
             raise InvalidUser(f"{tenant!r} can't be a tenant: it is a number from 1 to {_LARGEST_TENANT}")
         if key is None:
             key = self.newKey()

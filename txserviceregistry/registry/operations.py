@@ -13,8 +13,9 @@ from typing import TypeAlias
 
 from twisted.web.server import Request
 
+from . import openapi
 from .health import Health
-from .http import Answer
+from .http import Answer, baseUrl
 
 __all__ = ["NO_PAGES", "Operations", "Pages"]
 
@@ -34,7 +35,7 @@ class Operations:
 
     def __init__(self, health: Health) -> None:
         self._health = health
-        self.pages: Pages = MappingProxyType({"/health": self._getHealth})
+        self.pages: Pages = MappingProxyType({"/health": self._getHealth, openapi.PATH: self._getDescription})
 
     async def _getHealth(self, request: Request) -> Answer:
         report = await self._health.report()
@@ -45,3 +46,7 @@ class Operations:
         }
         # What was true a second ago must not be told by a cache an hour later.
         return Answer(200 if report.isWell else 503, body, {"Cache-Control": "no-store"})
+
+    async def _getDescription(self, request: Request) -> Answer:
+        text = openapi.document(baseUrl(request))
+        return Answer(200, headers={"Content-Type": "application/json; charset=UTF-8"}, text=text)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, get_args
+from typing import Any, ClassVar, Protocol, get_args
 
 import attrs
 
@@ -21,15 +21,18 @@ from .faults import badParameter, invalidEventQuery, invalidLimit, validationErr
 
 __all__ = [
     "BATCH_FIELDS",
+    "BODIES",
     "DEFAULT_LIMIT",
     "EVENT_TYPES",
     "HEARTBEAT_FIELDS",
-    "HEARTBEAT_OF_BATCH_FIELDS",
     "MAXIMUM_LIMIT",
     "PARAMETERS",
+    "QUERIES",
     "SERVICE_FIELDS",
     "VALUE_FIELDS",
-    "Anything",
+    "Apart",
+    "Choice",
+    "Either",
     "Field",
     "Items",
     "NewService",
@@ -83,7 +86,8 @@ class Text:
 
     :ivar shortest: the least number of characters (code points).
     :ivar longest: the greatest.
-    :ivar pattern: what the whole string has to match; ``None`` for any characters, as far as UTF-8 can express them.
+    :ivar pattern: what the whole string has to match; ``None`` for any characters, as far as UTF-8 can express them. It
+        means the same to Python (with ``re.ASCII``) and to ECMAScript, whose dialect descriptions of the API speak.
     """
 
     shortest: int
@@ -124,11 +128,48 @@ class Number:
 
 
 @attrs.frozen
-class Anything:
-    """Whatever JSON can say: it is looked at later, or by nobody."""
+class Apart:
+    """
+    Something that should be an object with these fields, and that is looked at later, by itself: what is wrong with it
+    concerns nothing beside it.
+    """
+
+    fields: tuple[Field, ...]
 
     def check(self, value: object) -> object:
         return value
+
+
+@attrs.frozen
+class Choice:
+    """
+    One of a few words.
+
+    :ivar what: the name of such a word, for reasons.
+    """
+
+    what: str
+    words: tuple[str, ...]
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str) or value not in self.words:
+            given = _printable(str(value))
+            raise Unfit(f"Invalid {self.what}: {given}. Valid {self.what}s are: {', '.join(self.words)}")
+        return value
+
+
+@attrs.frozen
+class Either:
+    """What fits one rule, or else another, which tells what is wrong with it."""
+
+    first: Rule
+    second: Rule
+
+    def check(self, value: object) -> Any:
+        try:
+            return self.first.check(value)
+        except Unfit:
+            return self.second.check(value)
 
 
 @attrs.frozen
@@ -173,7 +214,13 @@ class Pairs:
 
 @attrs.frozen
 class TimeUUID:
-    """The text of a version-1 UUID, in its canonical form, with letters of any case."""
+    """
+    The text of a version-1 UUID, in its canonical form, with letters of any case.
+
+    :cvar pattern: what the whole text matches if it fits.
+    """
+
+    pattern: ClassVar[str] = "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-1[0-9A-Fa-f]{3}-[89abAB][0-9A-Fa-f]{3}-[0-9A-Fa-f]{12}"
 
     def check(self, value: object) -> str:
         if not isinstance(value, str):
@@ -249,17 +296,17 @@ _TAGS = Field("tags", Items(Text(1, 55), most=10), default=())
 _METADATA = Field("metadata", Pairs(Text(1, 255), Text(1, 255), most=20), default={})
 _TOKEN = Field("token", TimeUUID())
 _VALUE = Field("value", Text(1, 1024))
-# What each of them has to be like is told in its own place of the answer.
-_HEARTBEATS = Field("heartbeats", Items(Anything(), most=1000, least=1))
+# What is wrong with one of them is told in its own place of the answer.
+_HEARTBEATS = Field("heartbeats", Items(Apart((_ID, _TOKEN)), most=1000, least=1))
 
 SERVICE_FIELDS = (_ID, _HEARTBEAT_TIMEOUT, _TAGS, _METADATA)
 HEARTBEAT_FIELDS = (_TOKEN,)
 BATCH_FIELDS = (_HEARTBEATS,)
-HEARTBEAT_OF_BATCH_FIELDS = (_ID, _TOKEN)
 VALUE_FIELDS = (_VALUE,)
 
 # The pattern is the protocol's own. It lets a last part without a slash follow a namespace of 50 characters directly.
-_KEY_PATTERN = r"(\/[A-Za-z0-9_\-]{3,50}\/?){0,10}([A-Za-z0-9_\-.]{3,170})?(?<!\/)"
+# That it can't end with a slash stands at its beginning, because not every dialect can look behind.
+_KEY_PATTERN = r"(?!.*\/$)(\/[A-Za-z0-9_\-]{3,50}\/?){0,10}([A-Za-z0-9_\-.]{3,170})?"
 
 PARAMETERS: Mapping[str, Text] = {
     "serviceId": _SERVICE_ID,
@@ -269,7 +316,28 @@ PARAMETERS: Mapping[str, Text] = {
 }
 
 
+_LIMIT = Number(1, MAXIMUM_LIMIT)
+_EVENT_TYPE = Choice("type", EVENT_TYPES)
 _WAIT = Number(1, 60)
+
+_PAGE: Mapping[str, Rule] = {"limit": _LIMIT, "marker": PARAMETERS["marker"]}
+_KEY_PAGE: Mapping[str, Rule] = {"limit": _LIMIT, "marker": Either(PARAMETERS["configurationId"], PARAMETERS["marker"])}
+
+#: What the query of a request can hold: by the name of what answers it, and by parameter.
+QUERIES: Mapping[str, Mapping[str, Rule]] = {
+    "listServices": {**_PAGE, "tag": PARAMETERS["tag"]},
+    "listValues": _KEY_PAGE,
+    "listNamespace": _KEY_PAGE,
+    "listEvents": {"limit": _LIMIT, "marker": TimeUUID(), "type": _EVENT_TYPE, "wait": _WAIT},
+}
+#: The fields of bodies, by the name of what answers the request.
+BODIES: Mapping[str, tuple[Field, ...]] = {
+    "createService": SERVICE_FIELDS,
+    "updateService": SERVICE_FIELDS,
+    "heartbeat": HEARTBEAT_FIELDS,
+    "heartbeats": BATCH_FIELDS,
+    "setValue": VALUE_FIELDS,
+}
 
 
 @attrs.frozen
@@ -411,10 +479,8 @@ def configurationMarker(text: str) -> str:
 
     :raises Fault: if it is neither.
     """
-    try:
-        return PARAMETERS["configurationId"].check(text)
-    except Unfit:
-        return marker(text)
+    checked: str = _checked(_KEY_PAGE["marker"], "marker", text)
+    return checked
 
 
 def limit(text: str | None) -> int:
@@ -429,7 +495,7 @@ def limit(text: str | None) -> int:
     if not re.fullmatch(r"-?[0-9]+", text, re.ASCII):
         raise invalidLimit("Limit must be a number")
     number = _bounded(text)
-    if not 1 <= number <= MAXIMUM_LIMIT:
+    if not _LIMIT.least <= number <= _LIMIT.greatest:
         raise invalidLimit(f"Invalid limit {text}. Minimum limit is 1 and maximum limit is {MAXIMUM_LIMIT}.")
     return number
 
@@ -440,9 +506,10 @@ def eventType(text: str) -> str:
 
     :raises Fault: if there is no such type.
     """
-    if text not in EVENT_TYPES:
-        raise invalidEventQuery(f"Invalid type: {_printable(text)}. Valid types are: {', '.join(EVENT_TYPES)}")
-    return text
+    try:
+        return _EVENT_TYPE.check(text)
+    except Unfit as reason:
+        raise invalidEventQuery(str(reason))
 
 
 def eventMarker(text: str) -> str:
@@ -464,15 +531,18 @@ def wait(text: str) -> int:
 
     :raises Fault: if it is no integer from 1 to 60.
     """
-    try:
-        return _WAIT.check(text)
-    except Unfit as reason:
-        raise badParameter("wait", str(reason))
+    seconds: int = _checked(_WAIT, "wait", text)
+    return seconds
 
 
 def _parameter(name: str, text: str) -> str:
+    checked: str = _checked(PARAMETERS[name], name, text)
+    return checked
+
+
+def _checked(rule: Rule, name: str, text: str) -> Any:
     try:
-        return PARAMETERS[name].check(text)
+        return rule.check(text)
     except Unfit as reason:
         raise badParameter(name, str(reason))
 

@@ -9,7 +9,6 @@ How requests and answers are framed is in :mod:`txserviceregistry.registry.http`
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -23,6 +22,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from . import routes, validation
 from .apikeys import Overloaded
 from .core import Page, Registry
+from .credentials import access, credentials
 from .faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
 from .http import (
     Answer,
@@ -36,7 +36,7 @@ from .http import (
     recognized,
     send,
 )
-from .identity import Identity, InvalidCredentials, InvalidToken, IssuedToken
+from .identity import Identity, InvalidCredentials, InvalidToken
 from .limits import RateLimiter, ResourceLimits
 from .operations import NO_PAGES, Pages
 from .stores.interfaces import StoreUnavailable
@@ -47,11 +47,6 @@ _T = TypeVar("_T")
 
 _API = routes.API
 _AUTH = routes.AUTH
-# The one offset and the one fraction that every old client can read.
-_EXPIRES = "%Y-%m-%dT%H:%M:%S.000-06:00"
-# How credentials can come, and under which name the API key does. The key is the only password that there is.
-_CREDENTIALS = {"RAX-KSKEY:apiKeyCredentials": "apiKey", "passwordCredentials": "password"}
-_EXPIRES_ZONE = timezone(timedelta(hours=-6))
 # What is answered from memory alone.
 _HEARTBEATS = frozenset({"heartbeat", "heartbeats"})
 
@@ -173,7 +168,7 @@ class ApiResource(Resource):
 
     async def _authenticate(self, request: Request) -> Answer:
         try:
-            username, key = _credentials(parseBody(request))
+            username, key = credentials(parseBody(request))
         except Fault as fault:
             return _identityFault("badRequest", fault.code, fault.message)
         try:
@@ -181,7 +176,7 @@ class ApiResource(Resource):
         except InvalidCredentials:
             return _identityFault("unauthorized", 401, "Username or api key is invalid")
         recognized(request)
-        return Answer(200, _access(token, f"{baseUrl(request)}{_API}/{token.tenant}"))
+        return Answer(200, access(token, f"{baseUrl(request)}{_API}/{token.tenant}"))
 
     async def _tenantOf(self, request: Request) -> str:
         token = (request.requestHeaders.getRawHeaders(b"X-Auth-Token") or [b""])[0].decode("latin-1")
@@ -358,51 +353,5 @@ def _nextHref(request: Request, marker: str) -> str:
     return f"{baseUrl(request)}{path}?{urlencode(query, errors='surrogateescape')}"
 
 
-def _credentials(body: dict[str, Any]) -> tuple[str, str]:
-    auth = body.get("auth")
-    if not isinstance(auth, dict):
-        raise _malformed("auth")
-    kind = next((kind for kind in _CREDENTIALS if kind in auth), None)
-    if kind is None:
-        raise _malformed(next(iter(_CREDENTIALS)))
-    credentials = auth[kind]
-    if not isinstance(credentials, dict):
-        raise _malformed(kind)
-    username, key = (credentials.get(name) for name in ("username", _CREDENTIALS[kind]))
-    if not isinstance(username, str) or not username:
-        raise _malformed("username")
-    if not isinstance(key, str) or not key:
-        raise _malformed(_CREDENTIALS[kind])
-    return username, key
-
-
-def _malformed(name: str) -> Fault:
-    return Fault(400, "badRequest", f"Expecting {name}")
-
-
 def _identityFault(kind: str, code: int, message: str) -> Answer:
     return Answer(code, {kind: {"code": code, "message": message}})
-
-
-def _access(token: IssuedToken, url: str) -> dict[str, Any]:
-    expires = datetime.fromtimestamp(token.expires, _EXPIRES_ZONE).strftime(_EXPIRES)
-    endpoint = {"tenantId": token.tenant, "publicURL": url}
-    regional = {"region": "LOCAL", **endpoint}
-    # Clients of different ages look for the tenant in each of these four; two of them take no region.
-    catalog = [
-        ("cloudServersOpenStack", "compute", regional),
-        ("cloudServers", "compute", endpoint),
-        ("cloudMonitoring", "rax:monitor", endpoint),
-        ("serviceRegistry", "rax:service-registry", regional),
-    ]
-    return {
-        "access": {
-            "token": {
-                "id": token.id,
-                "expires": expires,
-                "tenant": {"id": token.tenant, "name": token.tenant},
-            },
-            "user": {"id": token.user, "name": token.user, "roles": []},
-            "serviceCatalog": [{"name": name, "type": type, "endpoints": [entry]} for name, type, entry in catalog],
-        }
-    }

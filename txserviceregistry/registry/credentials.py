@@ -1,0 +1,83 @@
+"""
+The Auth API's JSON: what comes in to be let in, and what goes out to those who are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from .faults import Fault
+from .identity import IssuedToken
+
+__all__ = ["CATALOG", "CREDENTIALS", "REGION", "access", "credentials"]
+
+#: How credentials can come, and under which name the API key does. The key is the only password that there is.
+CREDENTIALS = {"RAX-KSKEY:apiKeyCredentials": "apiKey", "passwordCredentials": "password"}
+#: The region that the registry says it is in.
+REGION = "LOCAL"
+#: The entries of the catalog: name, type, and whether it tells the region. Clients of different ages look for the
+#: tenant in each of these four; two of them take no region.
+CATALOG = (
+    ("cloudServersOpenStack", "compute", True),
+    ("cloudServers", "compute", False),
+    ("cloudMonitoring", "rax:monitor", False),
+    ("serviceRegistry", "rax:service-registry", True),
+)
+
+# The one offset and the one fraction that every old client can read.
+_EXPIRES = "%Y-%m-%dT%H:%M:%S.000-06:00"
+_EXPIRES_ZONE = timezone(timedelta(hours=-6))
+
+
+def credentials(body: Mapping[str, Any]) -> tuple[str, str]:
+    """
+    The user's name and API key in the body of a ``POST /tokens``.
+
+    :raises Fault: 400, whose message names what was expected.
+    """
+    auth = body.get("auth")
+    if not isinstance(auth, dict):
+        raise _malformed("auth")
+    kind = next((kind for kind in CREDENTIALS if kind in auth), None)
+    if kind is None:
+        raise _malformed(next(iter(CREDENTIALS)))
+    given = auth[kind]
+    if not isinstance(given, dict):
+        raise _malformed(kind)
+    username, key = (given.get(name) for name in ("username", CREDENTIALS[kind]))
+    if not isinstance(username, str) or not username:
+        raise _malformed("username")
+    if not isinstance(key, str) or not key:
+        raise _malformed(CREDENTIALS[kind])
+    return username, key
+
+
+def access(token: IssuedToken, url: str) -> dict[str, Any]:
+    """
+    What a user who has been let in is told.
+
+    :param url: of the tenant, without a slash at the end.
+    """
+    expires = datetime.fromtimestamp(token.expires, _EXPIRES_ZONE).strftime(_EXPIRES)
+    endpoint = {"tenantId": token.tenant, "publicURL": url}
+    regional = {"region": REGION, **endpoint}
+    return {
+        "access": {
+            "token": {
+                "id": token.id,
+                "expires": expires,
+                "tenant": {"id": token.tenant, "name": token.tenant},
+            },
+            "user": {"id": token.user, "name": token.user, "roles": []},
+            "serviceCatalog": [
+                {"name": name, "type": type, "endpoints": [regional if hasRegion else endpoint]}
+                for name, type, hasRegion in CATALOG
+            ],
+        }
+    }
+
+
+def _malformed(name: str) -> Fault:
+    return Fault(400, "badRequest", f"Expecting {name}")

@@ -1,0 +1,149 @@
+"""
+JSON Schema (2020-12) for what comes in, made from the rules that check it, and for what goes out, made from the types
+of the API's JSON.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints, is_typeddict
+
+from .validation import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID
+
+__all__ = ["Schema", "ofFields", "ofPattern", "ofRule", "ofText", "ofType"]
+
+Schema: TypeAlias = dict[str, Any]
+
+
+def ofRule(rule: Rule) -> Schema:
+    """What fits *rule* in a body."""
+    return _MAKERS[type(rule)](rule)
+
+
+def ofText(rule: Rule) -> Schema:
+    """What fits *rule* in a path or a query, where all is text: a number is written in digits, and in one way only."""
+    return _range(rule) if isinstance(rule, Number) else ofRule(rule)
+
+
+def ofFields(fields: Iterable[Field], *, changes: bool = False) -> Schema:
+    """
+    An object with these fields; more of them are ignored.
+
+    :param changes: whether it says what is to change, so that no field has to be there.
+    """
+    fields = tuple(fields)
+    properties = {field.name: _ofField(field) for field in fields}
+    required = [field.name for field in fields if field.required]
+    schema: Schema = {"type": "object", "properties": properties}
+    if required and not changes:
+        schema["required"] = required
+    return schema
+
+
+def ofPattern(pattern: str) -> Schema:
+    """
+    A text of which the whole matches.
+
+    :param pattern: one that means the same to Python and to ECMAScript.
+    """
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
+
+
+def ofType(hint: Any) -> Schema:
+    """
+    The values of a type: of a TypedDict or of what one is made of.
+
+    :raises TypeError: for any other.
+    """
+    if hint in _TYPES:
+        return dict(_TYPES[hint])
+    if is_typeddict(hint):
+        properties = {name: ofType(each) for name, each in get_type_hints(hint).items()}
+        required = [name for name in properties if name in hint.__required_keys__]
+        return {"type": "object", "properties": properties, "required": required}
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is list:
+        return {"type": "array", "items": ofType(arguments[0])}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": ofType(arguments[1])}
+    if origin is Literal:
+        return {"type": "string", "enum": list(arguments)}
+    if origin is types.UnionType:
+        return {"type": [ofType(each)["type"] for each in arguments]}
+    raise TypeError(f"no schema for {hint!r}")
+
+
+_TYPES: Mapping[Any, Schema] = {
+    str: {"type": "string"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    type(None): {"type": "null"},
+    Any: {},
+}
+
+
+def _ofField(field: Field) -> Schema:
+    schema = ofRule(field.rule)
+    if field.required:
+        return schema
+    return {**schema, "type": [schema["type"], "null"], "default": _ofDefault(field.default)}
+
+
+def _ofDefault(default: Any) -> Any:
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _ofText(rule: Text) -> Schema:
+    schema = {"type": "string"} if rule.pattern is None else ofPattern(rule.pattern)
+    return {**schema, "minLength": rule.shortest, "maxLength": rule.longest}
+
+
+def _range(rule: Number) -> Schema:
+    return {"type": "integer", "minimum": rule.least, "maximum": rule.greatest}
+
+
+def _ofNumber(rule: Number) -> Schema:
+    digits = ofPattern("|".join(str(number) for number in range(rule.least, rule.greatest + 1)))
+    return {"anyOf": [_range(rule), digits]}
+
+
+def _ofItems(rule: Items) -> Schema:
+    return {"type": "array", "items": ofRule(rule.element), "minItems": rule.least, "maxItems": rule.most}
+
+
+def _ofPairs(rule: Pairs) -> Schema:
+    return {
+        "type": "object",
+        "propertyNames": ofRule(rule.key),
+        "additionalProperties": ofRule(rule.value),
+        "maxProperties": rule.most,
+    }
+
+
+def _ofTimeUUID(rule: TimeUUID) -> Schema:
+    return ofPattern(rule.pattern)
+
+
+def _ofChoice(rule: Choice) -> Schema:
+    return {"type": "string", "enum": list(rule.words)}
+
+
+def _ofEither(rule: Either) -> Schema:
+    return {"anyOf": [ofRule(rule.first), ofRule(rule.second)]}
+
+
+def _ofApart(rule: Apart) -> Schema:
+    return ofFields(rule.fields)
+
+
+_MAKERS: Mapping[type[Any], Callable[[Any], Schema]] = {
+    Text: _ofText,
+    Number: _ofNumber,
+    Items: _ofItems,
+    Pairs: _ofPairs,
+    TimeUUID: _ofTimeUUID,
+    Choice: _ofChoice,
+    Either: _ofEither,
+    Apart: _ofApart,
+}
