@@ -303,20 +303,20 @@ def _answer(
     return answer
 
 
-def _refusals(types: Sequence[str], bodyLimit: int) -> dict[str, Schema]:
-    """The answers that are faults of these types."""
+def _refusals(refused: Sequence[str], bodyLimit: int) -> dict[str, Schema]:
+    """The answers that are faults of the types *refused*."""
     ofCode: dict[int, list[str]] = {}
-    for type in dict.fromkeys(types):
+    for type in dict.fromkeys(refused):
         ofCode.setdefault(FAULT_TYPES[type], []).append(type)
     return {str(code): _refusal(code, found, bodyLimit) for code, found in ofCode.items()}
 
 
-def _refusal(code: int, types: Sequence[str], bodyLimit: int) -> Schema:
-    narrower = {"properties": {"type": {"enum": list(types)}, "code": {"const": code}}}
+def _refusal(code: int, refused: Sequence[str], bodyLimit: int) -> Schema:
+    narrower = {"properties": {"type": {"enum": list(refused)}, "code": {"const": code}}}
     answer = _answer(_FAULT_TEXTS[code], {"allOf": [_schema("Fault"), narrower]})
     if code == 401:
         answer["headers"]["WWW-Authenticate"] = _reference("headers", "WWW-Authenticate")
-    if "rateLimitReached" in types:
+    if "rateLimitReached" in refused:
         answer["headers"]["Retry-After"] = _reference("headers", "Retry-After")
     if code == 413:
         answer["description"] = f"The body has {bodyLimit} bytes or more."
