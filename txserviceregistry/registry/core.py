@@ -113,7 +113,7 @@ class Registry:
         self._accounts: dict[str, Account] = {}
         self._work = Work()
         self._followers = followers or Followers(clock)
-        shared: ISharedStore | None = ISharedStore(store, None)
+        shared: Any = store if ISharedStore.providedBy(store) else None
         self._lives = Lives(
             store,
             self._bury,
