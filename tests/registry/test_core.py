@@ -448,11 +448,12 @@ class ManyDeathsTests(RegistryCase):
         self.assertEqual(len(self.stored()), 3000)
 
     def test_areOneLineInTheLog(self) -> None:
-        """However many there are, the log names some and counts the rest, once."""
+        """However many there are, the log names some and counts the rest, once, and warns of so many, once."""
         with capturedLogs() as logs:
             self.pass_(1)
-        (event,) = logs
+        event, warning = logs
         self.assertRegex(formatEvent(event), r"^Timed out: (s\d{4}, ){4}s\d{4} and 2995 more$")
+        self.assertRegex(formatEvent(warning), r"^3000 of 3000 services have timed out within 1 s\. ")
 
     def test_doNotHoldUpACreateForLong(self) -> None:
         """A create among them waits until the places are free, and is answered while time stands still."""

@@ -27,6 +27,7 @@ class Burials:
 
     :param bury: keeps some deaths.
     :param isDue: whether a death still has to be kept.
+    :param onTold: is called with how many were kept, when the log has been told of them.
     """
 
     #: How many deaths are kept together: enough to share a commit, and few enough for one turn of the reactor.
@@ -42,11 +43,13 @@ class Burials:
         isDue: Callable[[Death], bool],
         clock: IReactorTime,
         work: Work,
+        onTold: Callable[[int], None],
     ) -> None:
         self._bury = bury
         self._isDue = isDue
         self._clock = clock
         self._work = work
+        self._onTold = onTold
         self._queue: deque[Death] = deque()
         self._underWay = False
         self._next: IDelayedCall | None = None
@@ -144,8 +147,10 @@ class Burials:
             return
         more = self._buriedCount - len(self._buried)
         names = ", ".join(self._buried) + (f" and {more} more" if more else "")
-        self._log.info("Timed out: {names}", names=names, count=self._buriedCount)
+        count = self._buriedCount
+        self._log.info("Timed out: {names}", names=names, count=count)
         self._buried, self._buriedCount = [], 0
+        self._onTold(count)
 
 
 def _stopping() -> Fault:

@@ -30,6 +30,8 @@ class LifeClock:
 
     :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
     :param onTick: is called at every tick, but for the one that finds a stall: the input that waited is read first.
+    :ivar stalls: how many stalls there have been.
+    :ivar stalledSeconds: how long they were, all together.
     """
 
     #: Seconds between two ticks.
@@ -46,6 +48,8 @@ class LifeClock:
         # Life is the clock's time less what was lost: so it takes no rounding errors from adding up steps.
         self._lost = 0.0
         self._latest = self._ticked
+        self.stalls = 0
+        self.stalledSeconds = 0.0
         self._stalls = 0
         self._stalledFor = 0.0
         self._call: IDelayedCall | None = None
@@ -98,6 +102,8 @@ class LifeClock:
             seconds=self._stalledFor,
             stalls=self._stalls,
         )
+        self.stalls += 1
+        self.stalledSeconds += self._stalledFor
         self._stalls, self._stalledFor = 0, 0.0
 
 
@@ -132,16 +138,11 @@ class Deadlines:
     A life is *alive* until its deadline, then *dying* until it is forgotten, which is when the store has buried it. A
     heartbeat only moves a number: the queue finds out when the time comes that the deadline has moved on.
 
-    Where others take heartbeats too, what is known here is less than the truth (:attr:`areTrue` is false): then a life
-    whose deadline has passed is alive until somebody who has asked calls it dead (:meth:`kill`).
-
     :param now: seconds of life.
-    :param areTrue: whether all heartbeats come by here.
     """
 
-    def __init__(self, now: Callable[[], float], areTrue: bool = True) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._areTrue = areTrue
         self._alive: dict[str, dict[str, Life]] = {}
         self._dying: dict[str, dict[str, Life]] = {}
         self._queue: list[tuple[float, Life]] = []
@@ -164,11 +165,7 @@ class Deadlines:
         """The life of the service with this *id*, if its deadline is still to come."""
         lives = self._alive.get(tenant)
         life = lives.get(id) if lives is not None else None
-        return life if life is not None and (self._now() < life.deadline or not self._areTrue) else None
-
-    def everybody(self) -> list[Life]:
-        """All that are alive."""
-        return [life for lives in self._alive.values() for life in lives.values()]
+        return life if life is not None and self._now() < life.deadline else None
 
     def beat(self, life: Life, lastSeen: int) -> None:
         """A heartbeat: *life*, which has to be alive, has a full timeout from now on."""
@@ -183,13 +180,21 @@ class Deadlines:
             life._queued = life.deadline
             heappush(self._queue, (life.deadline, life))
 
+    def count(self) -> dict[str, int]:
+        """How many are alive, by tenant; those whose deadline has passed just now may be among them."""
+        return {tenant: len(lives) for tenant, lives in self._alive.items()}
+
+    @property
+    def total(self) -> int:
+        """How many are known, alive or dying."""
+        return sum(map(len, self._alive.values())) + sum(map(len, self._dying.values()))
+
     def collect(self, most: int | None = None) -> tuple[list[Life], bool]:
         """
-        Find those whose deadline has passed; if deadlines are true, they are dying from now on.
+        Find those whose deadline has passed; they are dying from now on.
 
         :param most: look at no more than so many lives; ``None`` for all that are due.
-        :return: those that were still alive before; and whether there may be more. None is found twice, unless it has
-            been given another deadline (:meth:`beat`, :meth:`postpone`).
+        :return: those that were still alive before; and whether there may be more.
         """
         now = self._now()
         dead: list[Life] = []
@@ -208,21 +213,10 @@ class Deadlines:
             else:
                 heappop(queue)
                 life._queued = _NOWHERE
-                if self._areTrue:
-                    self.kill(life)
+                _take(self._alive, life, life.id)
+                self._dying.setdefault(life.tenant, {})[life.incarnation] = life
                 dead.append(life)
         return dead, False
-
-    def kill(self, life: Life) -> None:
-        """*life*, which has to be alive, is dying from now on."""
-        _take(self._alive, life, life.id)
-        self._dying.setdefault(life.tenant, {})[life.incarnation] = life
-
-    def postpone(self, life: Life, seconds: float) -> None:
-        """*life*, which :meth:`collect` has found, has at least so many seconds from now on."""
-        life.deadline = max(life.deadline, self._now() + seconds)
-        life._queued = life.deadline
-        heappush(self._queue, (life.deadline, life))
 
     def dying(self, tenant: str) -> frozenset[str]:
         """The incarnations of *tenant*'s services that are dying."""
