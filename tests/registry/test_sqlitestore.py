@@ -326,7 +326,23 @@ class SqliteStoreTests(TestCase):
 
     async def test_aWriteProtectedFileIsOverByItself(self):
         """From a file that may only be read is read; as soon as it may be written it is."""
-        self.assertEqual(json.loads(await run("protect", "-")), ["unavailable", "value", "done", "other"])
+        self.assertEqual(
+            json.loads(await run("protect", "-")), ["unavailable", "value", "unavailable", "done", "done", "other"]
+        )
+
+    async def test_countsItsWork(self):
+        """Reads, writes, the operations of each commit, and trouble are counted."""
+        store = await self.opened()
+        await gatherResults([store.setValue("1", f"key{n}", "value", 1000) for n in range(100)])
+        await store.getValue("1", "key1")
+        statistics = store.statistics
+        self.assertEqual((sum(statistics.writes.counts), sum(statistics.reads.counts)), (100, 1))
+        self.assertEqual(statistics.commits.total, 100)
+        self.assertLess(sum(statistics.commits.counts), 100)
+        self.assertTrue(statistics.isReadable and statistics.isWritable)
+        self.elsewhere().execute("ALTER TABLE meta RENAME TO meta_away")
+        await self.raises(StoreUnavailable, store.probe())
+        self.assertTrue(statistics.isReadable and not statistics.isWritable)
 
     async def test_troubleIsLoggedWhenItBeginsAndEnds(self):
         """However many operations fail, there is one line when trouble begins and one when it ends, for each thread."""

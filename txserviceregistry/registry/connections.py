@@ -141,6 +141,7 @@ class Connections:
 
     :param limits: how many there may be.
     :param clock: paces the log.
+    :ivar evictions: how many had to go since the start.
     """
 
     _log = Logger()
@@ -152,8 +153,14 @@ class Connections:
         self._byPeer: Counter[str] = Counter()
         self._waiting = _Waiting()
         self._waitingByPeer: dict[str, _Waiting] = {}
+        self.evictions = 0
         self._evicted = 0
         self._logged: float | None = None
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self._count
 
     def opened(self, connection: IConnection) -> None:
         """There is a new one, from which nothing has come so far."""
@@ -196,6 +203,7 @@ class Connections:
             # Now, so that the next newcomer takes another's place: the connection is gone only in the next turn.
             self.answers(victim)
             self.waits(newcomer)
+        self.evictions += 1
         self._evicted += 1
         now = self._clock.seconds()
         if self._logged is None or now - self._logged >= LOG_INTERVAL:

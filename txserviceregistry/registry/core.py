@@ -13,10 +13,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail, succeed
+from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from .. import types
 from ..deferred import returnsDeferred
@@ -26,15 +25,12 @@ from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExi
 from .followers import Followers
 from .limits import ResourceLimits
 from .lives import Lives
-from .sharing import Sharing
 from .stores.interfaces import (
     Account,
     Death,
     EventRecord,
-    ISharedStore,
     IStore,
     LimitExceeded,
-    LivingService,
     NoSuchObject,
     ObjectExists,
     ServiceRecord,
@@ -44,7 +40,7 @@ from .tokens import HeartbeatTokens
 from .validation import NewService, ServiceChanges
 from .work import Work
 
-__all__ = ["EVENT_RETENTION", "Page", "Registry"]
+__all__ = ["EVENT_RETENTION", "Figures", "Page", "Registry"]
 
 _T = TypeVar("_T")
 
@@ -65,6 +61,27 @@ class Page:
 
     values: Sequence[Mapping[str, Any]]
     nextMarker: str | None
+
+
+@attrs.frozen
+class Figures:
+    """
+    What a registry has done since it started, and what it has now.
+
+    :ivar services: how many are alive, by tenant.
+    :ivar followers: how many wait for events.
+    :ivar heartbeats: how many were taken, those of batches among them.
+    :ivar expirations: how many services timed out.
+    :ivar stalls: how often the process stood still.
+    :ivar stalledSeconds: for how long, all together.
+    """
+
+    services: Mapping[str, int]
+    followers: int
+    heartbeats: int
+    expirations: int
+    stalls: int
+    stalledSeconds: float
 
 
 class Registry:
@@ -112,18 +129,11 @@ class Registry:
         self._tokens: HeartbeatTokens
         self._accounts: dict[str, Account] = {}
         self._work = Work()
+        self._lives = Lives(store, self._bury, clock=clock, wallClock=wallClock, work=self._work)
         self._followers = followers or Followers(clock)
-        shared: Any = store if ISharedStore.providedBy(store) else None
-        self._lives = Lives(
-            store,
-            self._bury,
-            clock=clock,
-            wallClock=wallClock,
-            work=self._work,
-            ask=None if shared is None else shared.secondsLeft,
-        )
-        self._sharing = None if shared is None else Sharing(shared, self._lives, self._followers.tell)
         self._dropping: IDelayedCall | None = None
+        self._heartbeats = 0
+        self._expirations = 0
 
     # -- life of the registry itself
 
@@ -138,8 +148,6 @@ class Registry:
         self._tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
         living = await self._store.livingServices()
         self._lives.start(living)
-        if self._sharing is not None:
-            self._sharing.start()
         self._dropping = self._clock.callLater(self.FIRST_DROP, self._dropEvents)
 
     @returnsDeferred
@@ -155,6 +163,18 @@ class Registry:
         if call is not None:
             call.cancel()
         await self._work.whenIdle()
+
+    def figures(self) -> Figures:
+        """What there is to be counted."""
+        stalls, seconds = self._lives.stalls
+        return Figures(
+            services=self._lives.count(),
+            followers=self._followers.count,
+            heartbeats=self._heartbeats,
+            expirations=self._expirations,
+            stalls=stalls,
+            stalledSeconds=seconds,
+        )
 
     # -- accounts
 
@@ -189,7 +209,7 @@ class Registry:
         record: ServiceRecord | None = None
         while record is None:
             record = await self._tryToCreate(tenant, service)
-        self._lives.meet(LivingService(tenant, record.id, record.incarnation, record.heartbeatTimeout, record.lastSeen))
+        self._lives.begin(tenant, record.id, record.incarnation, record.heartbeatTimeout, record.lastSeen)
         return self._tokens.first(tenant, record.id, record.incarnation)
 
     async def _tryToCreate(self, tenant: str, service: NewService) -> ServiceRecord | None:
@@ -259,7 +279,7 @@ class Registry:
         return self._work.inTurn((tenant, id), lambda: self._update(tenant, id, changes))
 
     async def _update(self, tenant: str, id: str, changes: ServiceChanges) -> None:
-        life = await self._living(tenant, id)
+        life = self._living(tenant, id)
         if changes == ServiceChanges():
             return
         answer = self._store.updateService(
@@ -280,7 +300,7 @@ class Registry:
         return self._work.inTurn((tenant, id), lambda: self._remove(tenant, id))
 
     async def _remove(self, tenant: str, id: str) -> None:
-        life = await self._living(tenant, id)
+        life = self._living(tenant, id)
         answer = self._store.removeService(tenant, id, life.incarnation)
         await self._aboutLife(life, self._changed((tenant,), answer))
         self._lives.forget(tenant, id, life.incarnation)
@@ -305,8 +325,6 @@ class Registry:
         :return: fires, at once, with the next token.
         :raises Fault: 404 if the service is not there, or the token is not its own.
         """
-        if self._sharing is not None:
-            return self._work.start(self._beatShared(self._sharing, tenant, id, token))
         outcome = self._beat(tenant, id, token)
         return fail(outcome) if isinstance(outcome, Fault) else succeed(outcome)
 
@@ -318,8 +336,6 @@ class Registry:
         :return: fires, at once, with the next token, or the fault that :meth:`heartbeat` would have raised, for each
             in its order.
         """
-        if self._sharing is not None:
-            return self._beatAllShared(self._sharing, tenant, beats)
         return succeed([self._beat(tenant, id, token) for id, token in beats])
 
     def _beat(self, tenant: str, id: str, token: str) -> str | Fault:
@@ -329,26 +345,11 @@ class Registry:
         following = self._tokens.next(tenant, id, life.incarnation, token)
         if following is None:
             return notFound("HeartbeatMarker", token)
-        self._lived(life)
-        return following
-
-    def _lived(self, life: Life) -> None:
         lastSeen = _millisecondsUp(self._wallClock())
         self._lives.beat(life, lastSeen)
-        self._store.recordLastSeen(life.tenant, life.id, life.incarnation, lastSeen)
-
-    async def _beatShared(self, sharing: Sharing, tenant: str, id: str, token: str) -> str:
-        life, following = await sharing.beat(tenant, id, token, self._tokens)
-        self._lived(life)
+        self._store.recordLastSeen(tenant, id, life.incarnation, lastSeen)
+        self._heartbeats += 1
         return following
-
-    @returnsDeferred
-    async def _beatAllShared(
-        self, sharing: Sharing, tenant: str, beats: Iterable[tuple[str, str]]
-    ) -> Sequence[str | Fault]:
-        works = [self._work.start(self._beatShared(sharing, tenant, id, token)) for id, token in beats]
-        outcomes: Any = await DeferredList(works, consumeErrors=True)
-        return [result if isThere else _faultIn(result) for isThere, result in outcomes]
 
     # -- configuration
 
@@ -498,6 +499,7 @@ class Registry:
     async def _bury(self, deaths: Sequence[Death]) -> None:
         await self._changed({death.tenant for death in deaths}, self._store.expireServices(deaths))
         self._lives.buried(deaths)
+        self._expirations += len(deaths)
 
     async def _asked(self, answer: Awaitable[_T]) -> _T:
         """The store's answer; that it can't be reached is a fault."""
@@ -517,10 +519,7 @@ class Registry:
         self._followers.tell(tenants)
         return result
 
-    async def _living(self, tenant: str, id: str) -> Life:
-        if self._sharing is not None:
-            # Another registry may have made it a moment ago.
-            await self._sharing.learn(tenant, id)
+    def _living(self, tenant: str, id: str) -> Life:
         life = self._lives.alive(tenant, id)
         if life is None:
             raise notFound("Service", id)
@@ -537,14 +536,6 @@ class Registry:
             "metadata": dict(record.metadata),
             "last_seen": record.lastSeen if life is None or life.lastSeen is None else life.lastSeen,
         }
-
-
-def _faultIn(failure: Failure) -> Fault:
-    """The fault that something has failed with; any other failure is raised again."""
-    if not isinstance(failure.value, Fault):
-        failure.raiseException()
-    fault: Fault = failure.value
-    return fault
 
 
 def _value(key: str, value: str) -> types.ConfigurationValue:

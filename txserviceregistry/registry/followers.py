@@ -40,6 +40,11 @@ class Followers:
         self._telling: IDelayedCall | None = None
         self._ended = False
 
+    @property
+    def count(self) -> int:
+        """How many places are taken."""
+        return self._taken
+
     def takePlace(self, tenant: str) -> None:
         """
         Take a place for somebody who may have to wait long; :meth:`leavePlace` gives it back.

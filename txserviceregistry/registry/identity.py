@@ -87,6 +87,8 @@ class Identity:
     :param hasher: runs a function of no arguments that takes long, away from the reactor's thread.
     :param cost: scrypt's *n* for keys that are hashed from now on: a power of two.
     :param randomBytes: a source of so many random bytes, good enough for secrets.
+    :ivar issued: how many new tokens there were since the start.
+    :ivar refused: how many authentications failed since the start.
     """
 
     def __init__(
@@ -110,6 +112,8 @@ class Identity:
         self._tokens: Believed[TokenRecord] = Believed(store.getToken, clock)
         self._issued: Memory[str, IssuedToken] = Memory()
         self._issuing: Shared[str, IssuedToken] = Shared()
+        self.issued = 0
+        self.refused = 0
 
     def stop(self) -> None:
         """Let those go at once who wait for the answer that their key is wrong, and leave nothing on the reactor."""
@@ -215,6 +219,7 @@ class Identity:
                     pass
         right = await self._keys.check(username, apiKey, None if user is None else user.keyHash)
         if user is None or not right:
+            self.refused += 1
             raise InvalidCredentials()
         return await self._issuing.do(user.name, lambda: self._tokenFor(user))
 
@@ -270,6 +275,7 @@ class Identity:
             raise InvalidCredentials()
         self._tokens.learn(record.tokenHash, record)
         self._issued.put(user.name, issued)
+        self.issued += 1
         return issued
 
     async def _isAsStored(self, user: UserRecord) -> bool:

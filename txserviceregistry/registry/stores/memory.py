@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from txserviceregistry.registry import eventids
+from txserviceregistry.registry.statistics import StoreStatistics
 from txserviceregistry.registry.stores import payloads
 from txserviceregistry.registry.stores.interfaces import (
     Account,
@@ -129,6 +130,7 @@ class MemoryStore:
         :param wallClock: seconds since 1970.
         """
         self.unavailable: bool = False
+        self.statistics = StoreStatistics()
         self._isOpen = False
         self._wallClock = wallClock
         self._eventIds = eventids.EventIds(wallClock, eventids.newTail())

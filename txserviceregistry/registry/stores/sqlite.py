@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from txserviceregistry.deferred import returnsDeferred
+from txserviceregistry.registry.statistics import StoreStatistics
 from txserviceregistry.registry.stores import sqlitefile
 from txserviceregistry.registry.stores.interfaces import (
     Account,
@@ -83,8 +84,9 @@ class SqliteStore:
         self._path = os.fspath(path)
         self._reactor = reactor
         self._wallClock = wallClock
-        self._reader = Reader(reactor, self._connectToRead)
-        self._writer = Writer(reactor, self._connectToWrite, self._reader)
+        self.statistics = StoreStatistics()
+        self._reader = Reader(reactor, self._connectToRead, self.statistics)
+        self._writer = Writer(reactor, self._connectToWrite, self.statistics, self._reader)
         self._isPrepared = False
         self._lastSeen: dict[tuple[str, str, str], LastSeen] = {}
         self._lastSeenCall: IDelayedCall | None = None

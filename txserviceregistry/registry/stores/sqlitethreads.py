@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from txserviceregistry.registry.statistics import Histogram, StoreStatistics
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.sqlitetables import Tables
 
@@ -40,6 +41,9 @@ _READS_PER_GROUP = 16
 class ThreadedReactor(Protocol):
     """What the store needs of a reactor."""
 
+    def seconds(self) -> float:
+        """See :class:`twisted.internet.interfaces.IReactorTime`."""
+
     def callFromThread(self, callable: Callable[..., Any], *args: Any) -> None:
         """See :class:`twisted.internet.interfaces.IReactorFromThreads`."""
 
@@ -50,15 +54,16 @@ class ThreadedReactor(Protocol):
 @attrs.frozen(eq=False)
 class _Job:
     function: Callable[[Tables], Any]
-    deferred: Deferred[Any] = attrs.Factory(Deferred)
+    submitted: float
     isBackground: bool = False
+    deferred: Deferred[Any] = attrs.Factory(Deferred)
 
 
 @attrs.frozen
 class _Outcome:
     """What became of a job: *result* is an exception if it failed."""
 
-    deferred: Deferred[Any]
+    job: _Job
     result: Any
 
 
@@ -73,12 +78,18 @@ class _Worker(ABC):
     _log = Logger()
     _doing: str
 
-    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables]) -> None:
+    def __init__(
+        self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics, waits: Histogram
+    ) -> None:
         """
         :param connect: opens the file; called in the thread, at the start and after trouble.
+        :param statistics: where the work is counted.
+        :param waits: the part of them for how long jobs take.
         """
         self._reactor = reactor
         self._connect = connect
+        self._statistics = statistics
+        self._waits = waits
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._isStopped = False
@@ -117,7 +128,7 @@ class _Worker(ABC):
         """
         if not self.isRunning:
             return fail(StoreUnavailable("the store is not open"))
-        job = _Job(function, isBackground=background)
+        job = _Job(function, self._reactor.seconds(), background)
         self._jobs.put(job)
         return job.deferred
 
@@ -154,11 +165,16 @@ class _Worker(ABC):
         elif cause is None and self._inTrouble:
             self._log.info("The store can be {doing} again", doing=self._doing)
         self._inTrouble = cause is not None
+        now = self._reactor.seconds()
         for outcome in outcomes:
+            job = outcome.job
+            if not job.isBackground:
+                # What may wait is made to wait, which says nothing of how fast the store is.
+                self._waits.add(max(0.0, now - job.submitted))
             if isinstance(outcome.result, Exception):
-                outcome.deferred.errback(outcome.result)
+                job.deferred.errback(outcome.result)
             else:
-                outcome.deferred.callback(outcome.result)
+                job.deferred.callback(outcome.result)
 
     # -- in the thread
 
@@ -208,6 +224,13 @@ class Reader(_Worker):
     _isEnding = False
     _isKeeping = True
 
+    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics) -> None:
+        super().__init__(reactor, connect, statistics, statistics.reads)
+
+    def _settle(self, outcomes: Sequence[_Outcome], cause: Exception | None) -> None:
+        self._statistics.isReadable = cause is None
+        super()._settle(outcomes, cause)
+
     def keepConnection(self, isKeeping: bool) -> None:
         """
         Keep the connection from one group of jobs to the next, or don't.
@@ -246,7 +269,7 @@ class Reader(_Worker):
                 self._disconnect()
             except Exception as error:
                 result = error
-            outcomes.append(_Outcome(job.deferred, result))
+            outcomes.append(_Outcome(job, result))
         if not self._isKeeping:
             self._disconnect()
         return outcomes, cause
@@ -258,17 +281,22 @@ class Writer(_Worker):
     _doing = "written"
     _isEnding = False
 
-    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], reader: Reader) -> None:
+    def __init__(
+        self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics, reader: Reader
+    ) -> None:
         """
         :param reader: the thread that reads the same file.
         """
-        super().__init__(reactor, connect)
+        super().__init__(reactor, connect, statistics, statistics.writes)
         self._reader = reader
         self._background: deque[_Job] = deque()
 
     def _settle(self, outcomes: Sequence[_Outcome], cause: Exception | None) -> None:
         if (cause is not None) is not self._inTrouble:
             self._reader.keepConnection(cause is None)
+        self._statistics.isWritable = cause is None
+        if cause is None:
+            self._statistics.commits.add(len(outcomes))
         super()._settle(outcomes, cause)
 
     def _nextGroup(self) -> Sequence[_Job] | None:
@@ -296,14 +324,12 @@ class Writer(_Worker):
             tables.begin()
             for job in jobs:
                 result, trouble = self._runOne(tables, job)
-                outcomes.append(_Outcome(job.deferred, result))
+                outcomes.append(_Outcome(job, result))
                 cause = trouble or cause
             tables.commit()
         except Exception as error:
             cause = error
-            outcomes = [
-                _Outcome(job.deferred, StoreUnavailable(f"the store can't be written: {error}")) for job in jobs
-            ]
+            outcomes = [_Outcome(job, StoreUnavailable(f"the store can't be written: {error}")) for job in jobs]
         if cause is not None:
             self._disconnect()
         return outcomes, cause
