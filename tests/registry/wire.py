@@ -15,8 +15,10 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
+from txserviceregistry.registry.accesslog import AccessLog
 from txserviceregistry.registry.connections import ConnectionLimits
 from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.exchanges import Exchanges
 from txserviceregistry.registry.followers import Followers
 from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
@@ -132,6 +134,7 @@ class Api:
         limits: ResourceLimits | None = None,
         rateLimit: int = 500_000,
         connectionLimits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
+        accessLog: AccessLog | None = None,
     ) -> None:
         limits = limits or ResourceLimits()
         self.clock = Clock()
@@ -149,8 +152,11 @@ class Api:
         )
         fired(self.registry.start())
         self.rateLimiter = RateLimiter(self.clock.seconds, rateLimit)
-        self.resource = ApiResource(self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits)
-        self.site = apiSite(self.resource, self.clock, connectionLimits)
+        self.exchanges = Exchanges(accessLog, seconds=self.clock.seconds, wallClock=self.wallClock.seconds)
+        self.resource = ApiResource(
+            self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits, exchanges=self.exchanges
+        )
+        self.site = apiSite(self.resource, self.clock, connectionLimits, self.exchanges)
         self.token = fired(self.identity.authenticate(USER, KEY)).id
 
     def _hash(self, work: Callable[[], T], /) -> Deferred[T]:

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import uuid4
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -24,6 +23,7 @@ from twisted.web.resource import IResource
 
 from . import routes
 from .connections import ConnectionLimits, Connections, peerOf
+from .exchanges import Exchanges, newTxnId
 from .faults import Fault, badRequest, invalidBody, requestTooLarge, unsupportedContentType
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "checkSize",
     "faultAnswer",
     "faultBody",
-    "newTxnId",
     "parseBody",
     "recognized",
     "send",
@@ -75,11 +74,6 @@ class Answer:
     body: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict)
     text: bytes | None = None
-
-
-def newTxnId() -> str:
-    """An id for a request, which no other request has."""
-    return uuid4().hex
 
 
 def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:
@@ -286,6 +280,7 @@ class ApiRequest(server.Request):
         txnId = newTxnId()
         closeAfterwards(self)
         _write(self, faultAnswer(requestTooLarge(self._limit), txnId), txnId)
+        self.channel.noticeRefusal(413, txnId)
 
     def _hangUp(self) -> None:
         self._forget()
@@ -431,7 +426,15 @@ class ApiChannel(http.HTTPChannel):
         """How many bytes are too many for the body of the request whose headers have just come."""
         # Twisted hands its first line over with the last byte of its body. (If Twisted ever keeps the line under other
         # names, a batch of heartbeats may be as large as everything else.)
-        return _bodyLimit(getattr(self, "_command", b""), getattr(self, "_path", b""))
+        return _bodyLimit(*self._asked())
+
+    def noticeRefusal(self, code: int, txnId: str) -> None:
+        """What has been coming in was refused before it was a request."""
+        method, uri = self._asked()
+        self.site.exchanges.refused(method, uri, self.transport.getPeer(), code, txnId)
+
+    def _asked(self) -> tuple[bytes, bytes]:
+        return getattr(self, "_command", b""), getattr(self, "_path", b"")
 
     def endSoon(self) -> None:
         """Close at once if nothing is being asked, else with the answer."""
@@ -468,14 +471,16 @@ class ApiChannel(http.HTTPChannel):
         lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers.items()), b"", body]
         self.transport.write(b"\r\n".join(lines))
         self.loseConnection()
+        self.noticeRefusal(answer.code, txnId)
 
 
 class ApiSite(server.Site):
     """
-    Serves one resource to every path, writes no access log, and can be drained.
+    Serves one resource to every path, and can be drained.
 
     :ivar limits: what one connection may take.
     :ivar connections: sees to it that there are not too many.
+    :ivar exchanges: is told of what is refused before it gets to the resource.
     """
 
     protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
@@ -483,15 +488,18 @@ class ApiSite(server.Site):
     displayTracebacks = False
     noisy = False
 
-    def __init__(self, resource: IResource, reactor: IReactorTime, limits: ConnectionLimits) -> None:
+    def __init__(
+        self, resource: IResource, reactor: IReactorTime, limits: ConnectionLimits, exchanges: Exchanges
+    ) -> None:
         server.Site.__init__(self, resource, reactor=reactor, timeout=limits.idleSeconds, parsePOSTFormSubmission=False)
         self.limits = limits
         self.connections = Connections(limits, reactor)
+        self.exchanges = exchanges
         self._channels: set[ApiChannel] = set()
         self._drained: list[Deferred[None]] = []
 
     def log(self, request: http.Request) -> None:
-        """Twisted's access log is not wanted."""
+        """Twisted's access log is not wanted; there is one of our own."""
 
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 is what the API's framing is about."""
@@ -541,6 +549,7 @@ def apiSite(
     resource: IResource,
     reactor: IReactorTime,
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
+    exchanges: Exchanges | None = None,
 ) -> ApiSite:
     """
     A factory that serves the API to real connections.
@@ -548,5 +557,6 @@ def apiSite(
     :param resource: :class:`~txserviceregistry.registry.web.ApiResource`.
     :param reactor: for timeouts.
     :param limits: what clients may take.
+    :param exchanges: the same that the *resource* has.
     """
-    return ApiSite(resource, reactor, limits)
+    return ApiSite(resource, reactor, limits, exchanges or Exchanges())

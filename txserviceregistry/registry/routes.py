@@ -18,18 +18,23 @@ __all__ = [
     "AUTH",
     "BODY_LIMITS",
     "MAXIMUM_BODY",
+    "PATTERNS",
     "ROUTES",
+    "TOKENS",
     "Match",
     "bodyLimit",
     "decodePath",
     "isTokensPath",
     "match",
+    "patternOf",
     "splitTenant",
 ]
 
 #: Where the registry and the Auth API are.
 API = "/v1.0"
 AUTH = "/v2.0"
+#: The one resource of the Auth API.
+TOKENS = AUTH + "/tokens"
 
 #: What can be asked for below ``/v1.0/{tenant}``: by pattern of paths and method, the name of what answers it.
 ROUTES: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -44,6 +49,11 @@ ROUTES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "/events": {"GET": "listEvents"},
         "/heartbeats": {"POST": "heartbeats"},
     }
+)
+
+#: By name of what answers, the pattern that it is found at.
+PATTERNS: Mapping[str, str] = MappingProxyType(
+    {name: pattern for pattern, methods in ROUTES.items() for name in methods.values()}
 )
 
 #: A body of so many bytes is too large.
@@ -114,6 +124,22 @@ def match(method: str, path: str) -> Match:
     if name is None:
         raise pageNotFound()
     return Match(name, argument)
+
+
+def patternOf(method: str, raw: bytes) -> str | None:
+    """
+    The pattern of what a request asks for: one of those in :data:`ROUTES`, or :data:`TOKENS`; ``None`` if it is
+    no resource.
+
+    :param raw: the path as it came.
+    """
+    try:
+        path = decodePath(raw)
+        if path.startswith(API + "/"):
+            return PATTERNS[match(method, splitTenant(path[len(API) :])[1]).name]
+    except Fault:
+        return None
+    return TOKENS if path.startswith(AUTH + "/") and isTokensPath(path[len(AUTH) :]) and method == "POST" else None
 
 
 def bodyLimit(method: str, raw: bytes) -> int:

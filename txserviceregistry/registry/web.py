@@ -23,6 +23,7 @@ from . import routes, validation
 from .apikeys import Overloaded
 from .core import Page, Registry
 from .credentials import access, credentials
+from .exchanges import GONE, WAITING, Exchange, Exchanges
 from .faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
 from .http import (
     Answer,
@@ -31,7 +32,6 @@ from .http import (
     checkSize,
     faultAnswer,
     faultBody,
-    newTxnId,
     parseBody,
     recognized,
     send,
@@ -59,11 +59,14 @@ class _HungUp(Exception):
 class _Call:
     """A request that has passed authentication and routing, with what its handler may want of it."""
 
-    request: Request
-    txnId: str
+    exchange: Exchange
     tenant: str
     argument: str
     body: dict[str, Any]
+
+    @property
+    def request(self) -> Request:
+        return self.exchange.request
 
     def query(self, name: str) -> str | None:
         """The first value of a query parameter."""
@@ -92,6 +95,7 @@ class ApiResource(Resource):
     :param identity: knows users and tokens.
     :param rateLimiter: counts GETs.
     :param limits: what ``GET /limits`` says of resources; the same that the *registry* goes by.
+    :param exchanges: notices every request and its answer.
     :ivar pages: what is beside the API (:mod:`txserviceregistry.registry.operations`).
     """
 
@@ -106,6 +110,7 @@ class ApiResource(Resource):
         rateLimiter: RateLimiter,
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
         pages: Pages = NO_PAGES,
+        exchanges: Exchanges | None = None,
     ) -> None:
         Resource.__init__(self)
         self._registry = registry
@@ -113,6 +118,7 @@ class ApiResource(Resource):
         self._rateLimiter = rateLimiter
         self._limits = limits
         self.pages = pages
+        self._exchanges = exchanges or Exchanges()
 
     def render(self, request: Request) -> int:
         """
@@ -120,21 +126,33 @@ class ApiResource(Resource):
 
         :return: ``NOT_DONE_YET``: the answer is sent from here, now or later.
         """
-        txnId = newTxnId()
-        answered = Deferred.fromCoroutine(self._answer(request, txnId))
+        exchange = self._exchanges.begin(request)
+        answered = Deferred.fromCoroutine(self._answer(exchange))
         gone: list[Failure] = []
         if not answered.called:
             # What a client that has hung up had asked for is done all the same; only nobody is there to be told.
             request.notifyFinish().addErrback(gone.append)
         answered.addCallbacks(
-            lambda answer: None if gone else send(request, answer, txnId), lambda reason: reason.trap(_HungUp) and None
+            lambda answer: self._send(exchange, answer, bool(gone)), lambda reason: self._hungUp(reason, exchange)
         )
-        answered.addErrback(self._unsendable, request, txnId)
+        answered.addErrback(self._unsendable, exchange)
         return NOT_DONE_YET
 
-    async def _answer(self, request: Request, txnId: str) -> Answer:
+    def _send(self, exchange: Exchange, answer: Answer, isGone: bool) -> None:
+        if isGone:
+            self._exchanges.end(exchange, GONE)
+        else:
+            send(exchange.request, answer, exchange.txnId)
+            self._exchanges.end(exchange, answer.code)
+
+    def _hungUp(self, reason: Failure, exchange: Exchange) -> None:
+        reason.trap(_HungUp)
+        self._exchanges.end(exchange, GONE)
+
+    async def _answer(self, exchange: Exchange) -> Answer:
+        txnId = exchange.txnId
         try:
-            return await self._route(request, txnId)
+            return await self._route(exchange)
         except Fault as fault:
             return faultAnswer(fault, txnId)
         except StoreUnavailable:
@@ -147,20 +165,23 @@ class ApiResource(Resource):
             self._log.failure("Request {txnId} met an error of the registry's own", txnId=txnId)
             return faultAnswer(internalError(), txnId)
 
-    def _unsendable(self, failure: Failure, request: Request, txnId: str) -> None:
-        self._log.failure("The answer to request {txnId} can't be sent", failure, txnId=txnId)
-        if not request.startedWriting:
-            send(request, faultAnswer(internalError(), txnId), txnId)
+    def _unsendable(self, failure: Failure, exchange: Exchange) -> None:
+        self._log.failure("The answer to request {txnId} can't be sent", failure, txnId=exchange.txnId)
+        if not exchange.request.startedWriting:
+            self._send(exchange, faultAnswer(internalError(), exchange.txnId), False)
 
-    async def _route(self, request: Request, txnId: str) -> Answer:
+    async def _route(self, exchange: Exchange) -> Answer:
+        request = exchange.request
         checkSize(request)
         path = routes.decodePath(request.path)
         if path.startswith(_API + "/") or path == _API:
-            return await self._serve(request, txnId, path[len(_API) :])
+            return await self._serve(exchange, path[len(_API) :])
         if path.startswith(_AUTH + "/") and routes.isTokensPath(path[len(_AUTH) :]) and request.method == b"POST":
+            exchange.route = routes.TOKENS
             return await self._authenticate(request)
         page = self.pages.get(path)
         if page is not None and request.method in (b"GET", b"HEAD"):
+            exchange.route = path
             return await page(request)
         raise pageNotFound()
 
@@ -191,22 +212,24 @@ class ApiResource(Resource):
 
     # -- the API
 
-    async def _serve(self, request: Request, txnId: str, path: str) -> Answer:
+    async def _serve(self, exchange: Exchange, path: str) -> Answer:
+        request = exchange.request
         body = parseBody(request)
-        owner = await self._tenantOf(request)
+        exchange.tenant = owner = await self._tenantOf(request)
         tenant, rest = routes.splitTenant(path)
         if not tenant:
             raise pageNotFound()
         if tenant != owner:
             raise _refused(request)
         match = routes.match(request.method.decode("latin-1"), rest)
+        exchange.route = routes.PATTERNS[match.name]
         if match.name not in _HEARTBEATS:
             # A heartbeat needs no store, and an account that has a service is there already.
             await self._registry.account(tenant)
         if request.method == b"GET":
             self._rateLimiter.check(tenant)
         handler: Callable[[_Call], Awaitable[Answer]] = getattr(self, "_" + match.name)
-        return await handler(_Call(request, txnId, tenant, match.argument, body))
+        return await handler(_Call(exchange, tenant, match.argument, body))
 
     async def _getLimits(self, call: _Call) -> Answer:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
@@ -247,7 +270,9 @@ class ApiResource(Resource):
         fit = [beat for beat in checked if not isinstance(beat, Fault)]
         following = iter(await self._registry.heartbeats(call.tenant, fit))
         outcomes = [beat if isinstance(beat, Fault) else next(following) for beat in checked]
-        values = [_outcome(entry, outcome, call.txnId) for entry, outcome in zip(entries, outcomes, strict=True)]
+        values = [
+            _outcome(entry, outcome, call.exchange.txnId) for entry, outcome in zip(entries, outcomes, strict=True)
+        ]
         return Answer(200, {"values": values})
 
     async def _listValues(self, call: _Call) -> Answer:
@@ -284,6 +309,7 @@ class ApiResource(Resource):
             page = await self._registry.listEvents(call.tenant, since, limit, type)
         else:
             seconds = validation.wait(wait)
+            call.exchange.route = WAITING
             page = await _whileConnected(
                 call.request, self._registry.awaitEvents(call.tenant, since, limit, type, seconds)
             )

@@ -1,0 +1,120 @@
+"""
+The one place where every answer is noticed: it is counted, and the access log tells of it.
+
+What is answered before a request is whole (a body that is too large, what is no HTTP) is noticed here too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from uuid import uuid4
+
+import attrs
+from twisted.internet.interfaces import IAddress
+from twisted.web.server import Request
+
+from . import routes
+from .accesslog import Access, AccessLog
+from .statistics import RequestStatistics
+
+__all__ = ["GONE", "OTHER", "WAITING", "Exchange", "Exchanges", "newTxnId"]
+
+#: What stands for every route that is none.
+OTHER = "other"
+#: The route of those who wait for events: they are answered when there are some, which says nothing of how fast the
+#: registry is.
+WAITING = "/events?wait"
+#: The code of a request whose client had gone away before it could be answered: nobody got one. (nginx began this.)
+GONE = 499
+
+# Any text can be a method. These have names of their own where they ask for what is not there.
+_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
+_OTHER_METHOD = b"other"
+
+
+def newTxnId() -> str:
+    """An id for a request, which no other request has."""
+    return uuid4().hex
+
+
+@attrs.define
+class Exchange:
+    """
+    A request that is being answered, and what has been found out about it so far.
+
+    :ivar txnId: its id.
+    :ivar started: when it had come in, in seconds.
+    :ivar route: the pattern of its path; empty until it is known.
+    :ivar tenant: who asks; empty until an auth token has told.
+    """
+
+    request: Request
+    txnId: str
+    started: float
+    route: str = ""
+    tenant: str = ""
+
+
+class Exchanges:
+    """
+    Notices requests and their answers.
+
+    :param accessLog: is told of each; none if ``None``.
+    :param seconds: what times are measured with; monotonic.
+    :param wallClock: seconds since the epoch, for the log.
+    :ivar statistics: counts them.
+    """
+
+    def __init__(
+        self,
+        accessLog: AccessLog | None = None,
+        *,
+        seconds: Callable[[], float] = time.monotonic,
+        wallClock: Callable[[], float] = time.time,
+    ) -> None:
+        self.statistics = RequestStatistics()
+        self._accessLog = accessLog
+        self._seconds = seconds
+        self._wallClock = wallClock
+
+    def begin(self, request: Request) -> Exchange:
+        """A request has come in, as a whole."""
+        return Exchange(request, newTxnId(), self._seconds())
+
+    def end(self, exchange: Exchange, code: int) -> None:
+        """It is answered."""
+        request = exchange.request
+        seconds = self._seconds() - exchange.started
+        if exchange.route:
+            self.statistics.add(request.method, exchange.route, code, seconds)
+        else:
+            self._countOther(request.method, request.path, code, seconds)
+        if self._accessLog is not None:
+            self._tell(
+                request.method, request.path, request.getClientAddress(), exchange.tenant, code, seconds, exchange.txnId
+            )
+
+    def refused(self, method: bytes, uri: bytes, address: IAddress, code: int, txnId: str) -> None:
+        """
+        Something was refused before it was a request.
+
+        :param method: as far as it is known; empty if it is not.
+        :param uri: the same.
+        """
+        path = uri.partition(b"?")[0]
+        self._countOther(method, path, code, 0.0)
+        if self._accessLog is not None:
+            self._tell(method, path, address, "", code, 0.0, txnId)
+
+    def _countOther(self, method: bytes, path: bytes, code: int, seconds: float) -> None:
+        route = routes.patternOf(method.decode("latin-1"), path)
+        if route is None:
+            method = method if method in _METHODS else _OTHER_METHOD
+        self.statistics.add(method, route or OTHER, code, seconds)
+
+    def _tell(
+        self, method: bytes, path: bytes, address: IAddress, tenant: str, code: int, seconds: float, txnId: str
+    ) -> None:
+        assert self._accessLog is not None
+        self._accessLog.add(Access(self._wallClock(), address, tenant, method, path, code, seconds, txnId))
