@@ -54,6 +54,8 @@ class CommandLineTests(OptionsCase):
                 "rate-limit": (500_000, 86_400.0),
                 "token-lifetime": 86_400.0,
                 "event-retention": 30 * 86_400.0,
+                "metrics": "loopback",
+                "access-log": None,
             },
         )
         self.assertEqual(str(options["data-dir"]), "/somewhere")
@@ -63,13 +65,16 @@ class CommandLineTests(OptionsCase):
         options = self.parsed(
             *("--listen", "tcp:1", "-l", "tcp:2", "-d", "/x", "-s", "memory", "--max-services=1", "--max-services=2"),
             *("--max-configuration-values", "3", "--rate-limit", "10/s", "--token-lifetime", "5m"),
-            *("--event-retention", "1h"),
+            *("--event-retention", "1h", "--metrics", "anywhere", "--access-log", "access.log"),
         )
         self.assertEqual(options["listen"], ["tcp:1", "tcp:2"])
         self.assertEqual((options["data-dir"], options["store"]), ("/x", "memory"))
         self.assertEqual((options["max-services"], options["max-configuration-values"]), (2, 3))
         self.assertEqual(options["rate-limit"], (10, 1.0))
         self.assertEqual((options["token-lifetime"], options["event-retention"]), (300.0, 3600.0))
+        self.assertEqual((options["metrics"], options["access-log"]), ("anywhere", os.path.abspath("access.log")))
+        self.assertEqual(self.parsed("--access-log", "-")["access-log"], "-")
+        self.assertIsNone(self.parsed("--access-log", "off")["access-log"])
 
     def test_wrongValues(self) -> None:
         """A value that can't be used is told in one line with the option and the value."""
@@ -81,6 +86,7 @@ class CommandLineTests(OptionsCase):
             ("rate-limit", "10"),
             ("token-lifetime", "0s"),
             ("event-retention", "59m"),
+            ("metrics", "yes"),
         ]:
             self.assertIn(f"--{option}: {value!r} is", self.refusal(f"--{option}", value))
         self.assertIn("--data-dir: there is no value", self.refusal("--data-dir", ""))

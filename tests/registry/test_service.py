@@ -18,10 +18,11 @@ from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, c
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import deferLater
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from txserviceregistry._version import __version__
 from txserviceregistry.registry.datadir import DataDirectory, DataDirectoryError
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.service import RegistryService, StartFailed
@@ -322,6 +323,85 @@ class RegistryServiceTests(TestCase):
         service = await self.started()
         self.assertEqual(self.raxrc()["credentials.api_key"], before["credentials.api_key"])
         self.assertEqual((await self.ask(service, "GET", "/limits")).code, 200)
+
+    async def test_tellsAnOperatorWhatHappens(self) -> None:
+        """
+        The log says who the first user is, what the registry starts with, where it listens, and that it has stopped.
+        """
+        lines: list[str] = []
+
+        def observe(event: Any) -> None:
+            if event.get("log_namespace", "").endswith("RegistryService"):
+                lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        service = await self.started(store="sqlite")
+        await self.ask(service, "POST", "/services", {"id": "web1", "heartbeat_timeout": 30})
+        (url,) = service.urls
+        await service.stopService()
+        store = self.dataDir / "registry.sqlite"
+        start = f"The registry (txserviceregistry {__version__}) starts over its sqlite store {store}: "
+        self.assertEqual(
+            lines,
+            [
+                f"Made the user local; the API key is in {self.dataDir / 'raxrc'}",
+                start + "0 services of 0 tenants",
+                f"The registry listens on {url}",
+                "The registry stops",
+                "The registry has stopped",
+            ],
+        )
+        lines.clear()
+        await self.started(store="sqlite")
+        self.assertEqual(lines[0], start + "1 services of 1 tenants")
+
+    async def test_pagesAndAccessLog(self) -> None:
+        """
+        Over real connections: health and metrics are there, and every request has its line in the access log, which
+        holds neither tokens nor values.
+        """
+        path = self.dataDir.with_suffix(".log")
+        service = await self.started(store="sqlite", accessLog=path)
+        close = {"Connection": "close"}
+        (health,) = await self.exchange(service.urls[0], requestBytes("GET", "/health", headers=close))
+        self.assertEqual((health.code, health.json["store"]), (200, {"name": "sqlite", "state": "ok"}))
+        await self.ask(service, "PUT", "/configuration/key", {"value": "s3cret"})
+        (metrics,) = await self.exchange(service.urls[0], requestBytes("GET", "/metrics", headers=close))
+        self.assertIn(b'service_registry_info{store="sqlite"', metrics.raw)
+        self.assertIn(b"service_registry_store_commit_operations_count", metrics.raw)
+        await service.stopService()
+        text = path.read_text()
+        told = [json.loads(line) for line in text.splitlines()]
+        self.assertEqual(
+            [(each["method"], each["path"], each["code"], each["tenant"]) for each in told],
+            [
+                ("GET", "/health", 200, None),
+                ("POST", "/v2.0/tokens", 200, None),
+                ("PUT", "/v1.0/1/configuration/key", 204, "1"),
+                ("GET", "/metrics", 200, None),
+            ],
+        )
+        for secret in ("s3cret", *self.secrets):
+            self.assertNotIn(secret, text)
+
+    async def test_metricsCanBeOff(self) -> None:
+        """
+        Where they are off there is no such page.
+        """
+        service = await self.started(metrics="off")
+        request = requestBytes("GET", "/metrics", headers={"Connection": "close"})
+        (reply,) = await self.exchange(service.urls[0], request)
+        self.assertEqual(reply.code, 404)
+
+    async def test_anAccessLogThatCantBeWritten(self) -> None:
+        """
+        It keeps nobody from starting, or from being answered; the log says so once.
+        """
+        service = await self.started(accessLog=self.dataDir / "missing" / "access.log")
+        self.assertEqual((await self.ask(service, "GET", "/limits")).code, 200)
+        await service.stopService()
+        self.assertEqual(len([event for event in self.log if "No such file or directory" in event]), 1)
 
     async def test_limits(self) -> None:
         """

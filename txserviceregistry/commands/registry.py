@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,9 @@ from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
 from ..parsing import parseCount, parseDuration, parseRate
+from ..registry.accesslog import STDOUT
 from ..registry.limits import ResourceLimits
+from ..registry.operations import ANYWHERE, LOOPBACK, OFF
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from .options import Option, TableOptions, oneOf
@@ -27,6 +30,8 @@ __all__ = ["Options", "RegistryProcess", "checkEndpoint", "makeService"]
 # Tokens end in whole seconds. A feed without a marker shows the last hour, and so much has to be there.
 _TOKEN_LIFETIME = partial(parseDuration, least="1s", most="3650d")
 _RETENTION = partial(parseDuration, least="1h")
+_AUDIENCE = oneOf(LOOPBACK, ANYWHERE, OFF)
+_NO_LOG = "off"
 
 
 def checkEndpoint(option: str, description: str) -> str:
@@ -53,6 +58,13 @@ def _endpoint(description: str) -> str:
     return description
 
 
+def _logTarget(text: str) -> str | None:
+    if text in (_NO_LOG, STDOUT):
+        return None if text == _NO_LOG else text
+    # Where the person who typed it is, and not where a process in the background will be.
+    return os.path.abspath(os.path.expanduser(text))
+
+
 class Options(TableOptions):
     """The options of ``twistd service-registry``."""
 
@@ -72,6 +84,8 @@ class Options(TableOptions):
         Option("max-configuration-values", None, "1000", "How many values an account may have.", parseCount),
         Option("rate-limit", None, "500000/24h", "GETs an account may make, N/PERIOD, or off.", parseRate),
         Option("token-lifetime", None, "24h", "How long an auth token counts: a duration.", _TOKEN_LIFETIME),
+        Option("metrics", None, LOOPBACK, "Who may have /metrics: loopback, anywhere or off.", _AUDIENCE),
+        Option("access-log", None, _NO_LOG, "File for a line per request, - for stdout, or off.", _logTarget),
         Option("event-retention", None, "30d", "How long events are kept: a duration of 1h or more.", _RETENTION),
     )
 
@@ -135,5 +149,7 @@ def makeService(options: Options) -> IService:
         rateWindow=rateWindow,
         tokenLifetime=options["token-lifetime"],
         eventRetention=options["event-retention"],
+        metrics=options["metrics"],
+        accessLog=options["access-log"],
     )
     return RegistryProcess(reactor, registry)

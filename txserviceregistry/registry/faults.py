@@ -14,6 +14,7 @@ __all__ = [
     "Fault",
     "badParameter",
     "badRequest",
+    "forbidden",
     "internalError",
     "invalidBody",
     "invalidEventQuery",
@@ -135,6 +136,11 @@ def rateLimitReached(details: str, retryAfter: int) -> Fault:
 def unauthorized(details: str, authUrl: str) -> Fault:
     """401: no token, or none that counts here."""
     return Fault(401, "unauthorizedError", "forbidden", details, {"WWW-Authenticate": f'Keystone uri="{authUrl}"'})
+
+
+def forbidden(details: str) -> Fault:
+    """403: it is there, but not for this client."""
+    return Fault(403, "forbiddenError", "forbidden", details)
 
 
 def notFound(kind: str, key: str) -> Fault:

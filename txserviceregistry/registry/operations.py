@@ -7,22 +7,69 @@ answers are (:mod:`txserviceregistry.registry.http`), and answer ``GET`` and ``H
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+import attrs
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
 from twisted.web.server import Request
 
 from . import openapi
+from .core import Figures
+from .faults import forbidden
 from .health import Health
 from .http import Answer, baseUrl
+from .statistics import RequestStatistics, StoreStatistics
 
-__all__ = ["NO_PAGES", "Operations", "Pages"]
+if TYPE_CHECKING:
+    from .metrics import Metrics
+
+__all__ = ["ANYWHERE", "LOOPBACK", "NO_PAGES", "OFF", "Operations", "Pages", "Sources"]
 
 #: By path, what answers a request for it.
 Pages: TypeAlias = Mapping[str, Callable[[Request], Awaitable[Answer]]]
 
 NO_PAGES: Pages = MappingProxyType({})
+
+#: Who may have the metrics: everybody, clients on this machine, nobody.
+ANYWHERE = "anywhere"
+LOOPBACK = "loopback"
+OFF = "off"
+
+_NOT_INSTALLED = b"""\
+There are no metrics here: they need prometheus_client, which is not installed. Install it where the registry runs:
+
+    pip install 'txserviceregistry[metrics]'
+"""
+
+
+@attrs.frozen
+class Sources:
+    """
+    Where the metrics come from; functions are called each time.
+
+    :ivar store: the store's name.
+    :ivar figures: of the registry's rules.
+    :ivar tokensIssued: how many new auth tokens there were.
+    :ivar authenticationsFailed: how many authentications were refused.
+    :ivar connections: how many are open.
+    :ivar evictions: how many were closed to make room.
+    :ivar accessLogLost: how many lines the access log has lost.
+    """
+
+    store: str
+    requests: RequestStatistics
+    storeStatistics: StoreStatistics
+    figures: Callable[[], Figures]
+    tokensIssued: Callable[[], int]
+    authenticationsFailed: Callable[[], int]
+    connections: Callable[[], int]
+    evictions: Callable[[], int]
+    accessLogLost: Callable[[], int]
 
 
 class Operations:
@@ -30,12 +77,22 @@ class Operations:
     Answers the pages.
 
     :param health: of this registry.
+    :param sources: of this registry's metrics; there is no page of them if there are none.
+    :param audience: who may have the metrics: :data:`ANYWHERE`, :data:`LOOPBACK` or :data:`OFF`.
     :ivar pages: the table of them: by path, what answers it.
     """
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, sources: Sources | None = None, audience: str = LOOPBACK) -> None:
         self._health = health
-        self.pages: Pages = MappingProxyType({"/health": self._getHealth, openapi.PATH: self._getDescription})
+        self._audience = audience
+        self._translated: Metrics | None = None
+        pages: dict[str, Callable[[Request], Awaitable[Answer]]] = {
+            "/health": self._getHealth,
+            openapi.PATH: self._getDescription,
+        }
+        if sources is not None and audience != OFF:
+            pages["/metrics"] = partial(self._getMetrics, sources)
+        self.pages: Pages = MappingProxyType(pages)
 
     async def _getHealth(self, request: Request) -> Answer:
         report = await self._health.report()
@@ -50,3 +107,22 @@ class Operations:
     async def _getDescription(self, request: Request) -> Answer:
         text = openapi.document(baseUrl(request))
         return Answer(200, headers={"Content-Type": "application/json; charset=UTF-8"}, text=text)
+
+    async def _getMetrics(self, sources: Sources, request: Request) -> Answer:
+        if self._audience != ANYWHERE and not _isOnThisMachine(request.getClientAddress()):
+            raise forbidden("The metrics are for clients on the registry's own machine (see its option --metrics)")
+        try:
+            from .metrics import CONTENT_TYPE, Metrics
+        except ImportError:
+            return Answer(501, headers={"Content-Type": "text/plain; charset=utf-8"}, text=_NOT_INSTALLED)
+        if self._translated is None:
+            self._translated = Metrics(sources)
+        return Answer(200, headers={"Content-Type": CONTENT_TYPE}, text=self._translated.text())
+
+
+def _isOnThisMachine(address: IAddress) -> bool:
+    if isinstance(address, (IPv4Address, IPv6Address)):
+        host = ipaddress.ip_address(address.host.partition("%")[0])
+        mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+        return (mapped or host).is_loopback
+    return isinstance(address, UNIXAddress)

@@ -20,16 +20,19 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .._version import __version__
 from ..deferred import returnsDeferred
+from .accesslog import AccessLog, LogThread
 from .connections import ConnectionLimits, availableFiles
 from .core import EVENT_RETENTION, Registry
 from .datadir import DataDirectory, DataDirectoryError
+from .exchanges import Exchanges
 from .followers import Followers
 from .health import Health
 from .http import ApiSite
 from .identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
-from .operations import Operations
+from .operations import LOOPBACK, Operations, Sources
 from .stores.interfaces import IStore, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore
@@ -71,6 +74,8 @@ class RegistryService(Service):
     :param connectionLimits: how many may connect and wait, and for how long.
     :param tokenLifetime: how long an auth token counts, in seconds.
     :param eventRetention: how long events are kept, in seconds.
+    :param metrics: who may have ``/metrics``: ``"loopback"`` (clients on this machine), ``"anywhere"`` or ``"off"``.
+    :param accessLog: the file that the access log is added to, ``"-"`` for the standard output; none if ``None``.
     :param wallClock: seconds since the epoch.
     :ivar urls: the base URLs of the API, one for each listener with an address, once it listens.
     """
@@ -91,6 +96,8 @@ class RegistryService(Service):
         connectionLimits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (as above)
         tokenLifetime: float = 86_400.0,
         eventRetention: float = EVENT_RETENTION,
+        metrics: str = LOOPBACK,
+        accessLog: str | os.PathLike[str] | None = None,
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         self.urls: list[str] = []
@@ -104,6 +111,8 @@ class RegistryService(Service):
         self._rateWindow = rateWindow
         self._tokenLifetime = tokenLifetime
         self._eventRetention = eventRetention
+        self._metrics = metrics
+        self._accessLog = accessLog
         self._wallClock = wallClock
         # What is to be done at the end, in the opposite order.
         self._endings: list[tuple[str, Callable[[], object]]] = []
@@ -154,7 +163,12 @@ class RegistryService(Service):
             # A start that is under way undoes itself.
             starting.cancel()
             await starting
+        wasListening = isinstance(self._outcome, list)
+        if wasListening:
+            self._log.info("The registry stops")
         await self._end()
+        if wasListening:
+            self._log.info("The registry has stopped")
 
     # -- inside
 
@@ -197,10 +211,24 @@ class RegistryService(Service):
         )
         self._endings.append(("the rules", registry.stop))
         await registry.start()
+        self._tellWhatThereIs(store, registry)
         rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit, self._rateWindow)
-        operations = Operations(Health(store, self._reactor))
-        resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, pages=operations.pages)
-        site = apiSite(resource, self._reactor, connectionLimits)
+        accessLog = self._openAccessLog()
+        exchanges = Exchanges(accessLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
+        resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, exchanges=exchanges)
+        site = apiSite(resource, self._reactor, connectionLimits, exchanges)
+        sources = Sources(
+            store=store.name,
+            requests=exchanges.statistics,
+            storeStatistics=store.statistics,
+            figures=registry.figures,
+            tokensIssued=lambda: identity.issued,
+            authenticationsFailed=lambda: identity.refused,
+            connections=lambda: site.connections.count,
+            evictions=lambda: site.connections.evictions,
+            accessLogLost=lambda: 0 if accessLog is None else accessLog.lost,
+        )
+        resource.pages = Operations(Health(store, self._reactor), sources, self._metrics).pages
         self._endings.append(("the connections", lambda: _endConnections(site, registry)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]
@@ -210,6 +238,26 @@ class RegistryService(Service):
         if roots:
             self._directory.keepUrls(roots[0] + "/v1.0", roots[0] + "/v2.0")
         return ports
+
+    def _tellWhatThereIs(self, store: IStore, registry: Registry) -> None:
+        services = registry.figures().services
+        self._log.info(
+            "The registry (txserviceregistry {version}) starts over its {store} store{where}: "
+            "{services} services of {tenants} tenants",
+            version=__version__,
+            store=store.name,
+            where=f" {self._directory.storePath}" if isinstance(store, SqliteStore) else "",
+            services=sum(services.values()),
+            tenants=len(services),
+        )
+
+    def _openAccessLog(self) -> AccessLog | None:
+        if self._accessLog is None:
+            return None
+        log = AccessLog(os.fspath(self._accessLog), self._reactor, LogThread(self._reactor))
+        log.start()
+        self._endings.append(("the access log", log.stop))
+        return log
 
     def _possibleLimits(self) -> ConnectionLimits:
         files = availableFiles()
