@@ -5,6 +5,7 @@ A scripted HTTP server on a real loopback socket, for what can't be shown otherw
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,9 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
+from twisted.web.iweb import IPolicyForHTTPS
+
+from txserviceregistry.tls import tlsPolicy
 
 # A condition that does not come true in so many seconds never will.
 PATIENCE = 10.0
@@ -107,9 +111,12 @@ class LoopbackTestCase(TestCase):
     """A test with servers on loopback, which are gone when it ends."""
 
     timeout = 20
+    #: What the servers have for TLS, unless a test says otherwise.
+    context: Any = None
 
     def serve(self, handler: Callable[[Call], None], context: Any = None) -> Server:
         server = Server(handler)
+        context = context or self.context
         if context is None:
             port = reactor.listenTCP(0, server, interface="127.0.0.1")
         else:
@@ -128,8 +135,12 @@ class LoopbackTestCase(TestCase):
     def unusedUrl(self) -> Any:
         """A URL at which nobody listens."""
         port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
-        url = f"http://127.0.0.1:{port.getHost().port}"
+        url = f"http{'' if self.context is None else 's'}://127.0.0.1:{port.getHost().port}"
         return port.stopListening().addCallback(lambda _: url)
+
+    def policy(self) -> IPolicyForHTTPS:
+        """Whose certificates are trusted by what a test makes itself: as a client finds it in its settings."""
+        return tlsPolicy(True, os.environ.get("RAXSR_CA_FILE"))
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until *condition* is true."""

@@ -36,7 +36,7 @@ class ConnectionTests(LoopbackTestCase):
     def setUp(self) -> None:
         self.pool = ConnectionPool(reactor, 2)
         self.addCleanup(self.pool.close)
-        self.agent = QueueingAgent(Agent(reactor, pool=self.pool), 2)
+        self.agent = QueueingAgent(Agent(reactor, self.policy(), pool=self.pool), 2)
 
     def get(self, server: Server, path: str = "/") -> Deferred[Any]:
         return self.agent.request(b"GET", (server.url + path).encode())
@@ -87,7 +87,7 @@ class ConnectionTests(LoopbackTestCase):
         """Cancelling when the head of the answer is there, and its body is not, closes the socket."""
         server = self.serve(lambda call: call.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"))
         seen: list[Any] = []
-        inner = Agent(reactor, pool=self.pool)
+        inner = Agent(reactor, self.policy(), pool=self.pool)
 
         class Watching:
             def request(self, *args: Any) -> Any:

@@ -199,8 +199,9 @@ class _Connection(_HTTP11):
     fails, the request is over only when the socket is closed.
     """
 
-    def __init__(self, quiescentCallback: Callable[[Any], None]) -> None:
+    def __init__(self, clock: IReactorTime, quiescentCallback: Callable[[Any], None]) -> None:
         super().__init__(quiescentCallback)  # type: ignore[no-untyped-call] # Twisted has no types there
+        self._clock = clock
         self._used = False
         self._isSecure = False
         self._whenLost: list[Deferred[None]] = []
@@ -216,12 +217,23 @@ class _Connection(_HTTP11):
 
         answered: Deferred[Any] = super().request(request)
         answered.addCallback(_readWhole, self.cutOff)
+        if ISSLTransport.providedBy(self.transport):
+            answered.addCallback(self._afterwards)
         answered.addErrback(failed)
         return answered
 
     def handshakeCompleted(self) -> None:
         """Called when TLS has come about."""
         self._isSecure = True
+
+    def _afterwards(self, response: WholeResponse) -> Deferred[WholeResponse]:
+        """
+        Give the answer out in the next turn of the reactor. Who gets the last one may let the reactor end, which ends
+        all connections there and then; and Twisted's TLS does not bear that while it hands data over.
+        """
+        turn: Deferred[WholeResponse] = Deferred(lambda _: call.cancel())
+        call = self._clock.callLater(0, turn.callback, response)
+        return turn
 
     def _asInsecure(self, reason: Failure) -> Failure | None:
         """Why TLS did not come about, if that is what has failed: until then not a byte of a request is sent."""
@@ -257,12 +269,15 @@ class _Connection(_HTTP11):
 class _ConnectionFactory(Factory):
     noisy = False
 
-    def __init__(self, connections: set[_Connection], quiescentCallback: Callable[[Any], None]) -> None:
+    def __init__(
+        self, clock: IReactorTime, connections: set[_Connection], quiescentCallback: Callable[[Any], None]
+    ) -> None:
+        self._clock = clock
         self._connections = connections
         self._quiescentCallback = quiescentCallback
 
     def buildProtocol(self, addr: object) -> _Connection:
-        connection = _Connection(self._quiescentCallback)
+        connection = _Connection(self._clock, self._quiescentCallback)
         self._connections.add(connection)
         return connection
 
@@ -291,7 +306,7 @@ class ConnectionPool(HTTPConnectionPool):
     def _factory(self, quiescentCallback: Callable[[Any], None], metadata: str) -> Any:  # type: ignore[override]
         """What makes the connections: the place that Twisted's pool has for another kind of them."""
         self._known = {connection for connection in self._known if not connection.isLost}
-        return _ConnectionFactory(self._known, quiescentCallback)
+        return _ConnectionFactory(self._clock, self._known, quiescentCallback)
 
     def localAddress(self, url: str) -> str | None:
         """The address of our end of a connection to the server of this *url*, if there is one."""

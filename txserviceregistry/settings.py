@@ -304,7 +304,9 @@ def readSettings(
             f"on this machine (twistd -n service-registry-agent starts one) leaves them in a file of its own. "
             f"Looked at: {found.paths()}"
         )
-    ca = found.get("caFile") if tls else None
+    # The certificate of this machine's registry says nothing about any other.
+    isLocal = all(found.get(name, local=False) is None for name in ("baseUrl", "authUrl"))
+    ca = found.get("caFile", local=isLocal) if tls else None
     where = found.get("region")
     return Settings(
         username=user.value,

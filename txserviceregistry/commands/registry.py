@@ -10,7 +10,6 @@ from typing import Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -19,6 +18,7 @@ from ..clock import useMonotonic
 from ..parsing import parseCount, parseDuration, parseRate
 from ..registry.accesslog import STDOUT
 from ..registry.limits import ResourceLimits
+from ..registry.listening import EndpointError, parseEndpoint
 from ..registry.operations import ANYWHERE, LOOPBACK, OFF
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
@@ -51,7 +51,9 @@ def _endpoint(description: str) -> str:
     from twisted.internet import reactor
 
     try:
-        serverFromString(reactor, description)
+        parseEndpoint(reactor, description)
+    except EndpointError as error:
+        raise ValueError(f"{description!r} can't be used: {error}") from None
     except Exception as error:
         # What the parsers raise is anything from ValueError to RuntimeError, with texts that rarely help.
         raise ValueError(f"{description!r} is no endpoint string ({error}); an example is {DEFAULT_LISTEN}") from None

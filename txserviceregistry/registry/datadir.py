@@ -10,6 +10,7 @@ import fcntl
 import io
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -39,6 +40,11 @@ class DataDirectory:
     def storePath(self) -> Path:
         """The file that the sqlite store keeps."""
         return self.path / "registry.sqlite"
+
+    @property
+    def certificatePath(self) -> Path:
+        """The certificate that nobody vouches for but this registry, for the programs on this machine."""
+        return self.path / "certificate.pem"
 
     @property
     def _lockPath(self) -> Path:
@@ -101,13 +107,22 @@ class DataDirectory:
         """
         self._change({("credentials", "username"): name, ("credentials", "api_key"): key})
 
-    def keepUrls(self, url: str, authUrl: str) -> None:
+    def keepUrls(self, url: str, authUrl: str, certificate: bytes | None = None) -> None:
         """
         Write the URLs of the API and of the Auth API to the ``raxrc``; what else is in it stays.
 
-        :raises DataDirectoryError: if the file can't be read or written.
+        :param certificate: the PEM certificate that clients of these URLs have to trust because nobody vouches for it;
+            a ``ca_file`` that was written for an earlier one goes.
+        :raises DataDirectoryError: if a file can't be read or written.
         """
-        self._change({("api", "url"): url, ("auth_api", "url"): authUrl})
+        own, caFile = str(self.certificatePath.absolute()), ("ssl", "ca_file")
+        settings: dict[tuple[str, str], str | None] = {("api", "url"): url, ("auth_api", "url"): authUrl}
+        if certificate is not None:
+            self._replace(self.certificatePath, certificate.decode("ascii"))
+            settings[caFile] = own
+        elif self._read().get(*caFile, fallback=None) == own:
+            settings[caFile] = None
+        self._change(settings)
 
     def _read(self) -> configparser.ConfigParser:
         raxrc = configparser.ConfigParser(interpolation=None)
@@ -122,32 +137,35 @@ class DataDirectory:
             raise DataDirectoryError(f"{self.raxrcPath} is no INI file: mend it, or move it away")
         return raxrc
 
-    def _change(self, settings: dict[tuple[str, str], str]) -> None:
+    def _change(self, settings: Mapping[tuple[str, str], str | None]) -> None:
         raxrc = self._read()
         changed = False
         for (section, option), value in settings.items():
             if raxrc.get(section, option, fallback=None) != value:
                 changed = True
+                if value is None:
+                    raxrc.remove_option(section, option)
+                    continue
                 if not raxrc.has_section(section):
                     raxrc.add_section(section)
                 raxrc.set(section, option, value)
         if changed:
             text = io.StringIO()
             raxrc.write(text)
-            self._replace(text.getvalue())
+            self._replace(self.raxrcPath, text.getvalue())
 
-    def _replace(self, text: str) -> None:
-        # mkstemp makes files that only their owner can read; who reads raxrc sees the old one or the new one.
+    def _replace(self, path: Path, text: str) -> None:
+        # mkstemp makes files that only their owner can read; who reads one sees the old one or the new one.
         try:
-            descriptor, temporary = tempfile.mkstemp(prefix=".raxrc-", dir=self.path)
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=self.path)
             try:
                 with open(descriptor, "w", encoding="utf-8") as file:
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, self.raxrcPath)
+                os.replace(temporary, path)
             except BaseException:
                 os.unlink(temporary)
                 raise
         except OSError as error:
-            raise DataDirectoryError(f"can't write {self.raxrcPath}: {error.strerror}")
+            raise DataDirectoryError(f"can't write {path}: {error.strerror}")

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IListeningPort, IStreamServerEndpoint
 from twisted.internet.threads import deferToThreadPool
@@ -32,6 +30,7 @@ from .health import Health
 from .http import ApiSite
 from .identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
+from .listening import listenerOf, nearest, parseEndpoint
 from .operations import LOOPBACK, Operations, Sources
 from .stores.interfaces import IStore, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
@@ -232,11 +231,11 @@ class RegistryService(Service):
         self._endings.append(("the connections", lambda: _endConnections(site, registry)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]
-        secure = [isinstance(endpoint, SSL4ServerEndpoint) for endpoint in endpoints]
-        roots = [root for root in map(_rootUrl, ports, secure) if root is not None]
-        self.urls = [root + "/v1.0" for root in roots]
-        if roots:
-            self._directory.keepUrls(roots[0] + "/v1.0", roots[0] + "/v2.0")
+        listeners = [each for each in map(listenerOf, endpoints, ports) if each is not None]
+        self.urls = [listener.root + "/v1.0" for listener in listeners]
+        if listeners:
+            best = nearest(listeners)
+            self._directory.keepUrls(best.root + "/v1.0", best.root + "/v2.0", best.ownAuthority)
         return ports
 
     def _tellWhatThereIs(self, store: IStore, registry: Registry) -> None:
@@ -276,11 +275,10 @@ class RegistryService(Service):
         if not isinstance(endpoint, str):
             return endpoint
         try:
-            parsed: IStreamServerEndpoint = serverFromString(self._reactor, endpoint)
+            return parseEndpoint(self._reactor, endpoint)
         except Exception as error:
             # The parsers raise anything, and so do plugins.
             raise StartFailed(f"can't listen on {endpoint}: {error}")
-        return parsed
 
     def _makeStore(self) -> IStore:
         if callable(self._store):
@@ -366,13 +364,3 @@ def _endConnections(site: ApiSite, registry: Registry) -> Deferred[None]:
     # Only now: the answers to those who wait for events tell them that the connection ends.
     registry.endWaiting()
     return drained
-
-
-def _rootUrl(port: IListeningPort, secure: bool) -> str | None:
-    address = port.getHost()
-    if not isinstance(address, (IPv4Address, IPv6Address)):
-        return None
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
-    if ":" in host:
-        host = f"[{host}]"
-    return f"{'https' if secure else 'http'}://{host}:{address.port}"

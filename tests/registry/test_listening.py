@@ -1,0 +1,236 @@
+"""
+Where a registry listens: what becomes of endpoint strings with TLS, good and bad ones.
+"""
+
+from __future__ import annotations
+
+import configparser
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint, quoteStringArgument
+from twisted.internet.protocol import Factory
+from twisted.internet.threads import deferToThread
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tests.certificates import Holder, commonHolder
+from txserviceregistry.client import Client
+from txserviceregistry.registry.listening import EndpointError, TLSEndpoint, parseEndpoint
+from txserviceregistry.registry.service import RegistryService
+from txserviceregistry.settings import readSettings
+
+
+class FilesCase(TestCase):
+    """With files for endpoint strings."""
+
+    def file(self, *parts: bytes) -> str:
+        path = Path(self.mktemp()).absolute()
+        path.write_bytes(b"".join(parts))
+        return str(path)
+
+    def endpoint(self, holder: Holder, certificate: bytes | None = None, more: str = ":interface=127.0.0.1") -> str:
+        key, own = self.file(holder.key), self.file(certificate or holder.fullChain)
+        return f"ssl:0:privateKey={quoteStringArgument(key)}:certKey={quoteStringArgument(own)}{more}"
+
+
+class ParsingTests(FilesCase, SynchronousTestCase):
+    """Strings and their files."""
+
+    def test_whatCantBeUsedIsSaidInOneLine(self) -> None:
+        """Every file that is missing, wrong or damaged is named, with what it was to be; nothing raw of OpenSSL's."""
+        holder = commonHolder()
+        key, certificate, other = self.file(holder.key), self.file(holder.certificate), self.file(Holder("x").key)
+        junk, gone = self.file(b"junk"), str(Path(self.mktemp()).absolute())
+        damaged = self.file(b"-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n")
+        damagedKey = self.file(b"-----BEGIN PRIVATE KEY-----\nbm90aGluZw==\n-----END PRIVATE KEY-----\n")
+        encrypted = self.file(
+            serialization.load_pem_private_key(holder.key, None).private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(b"secret"),
+            )
+        )
+        for arguments, text in (
+            (
+                f"0:privateKey={gone}:certKey={certificate}",
+                f"{gone}, which privateKey names, can't be read: No such file",
+            ),
+            (f"0:privateKey={key}:certKey={gone}", f"{gone}, which certKey names, can't be read: No such file"),
+            (f"0:privateKey={key}:certKey=/", "/, which certKey names, can't be read: Is a directory"),
+            (f"0:privateKey={junk}:certKey={certificate}", f"there is no PEM private key in {junk}"),
+            (f"0:privateKey={damagedKey}:certKey={certificate}", f"the private key in {damagedKey} is damaged"),
+            (f"0:privateKey={encrypted}:certKey={certificate}", f"the private key in {encrypted} is encrypted"),
+            (f"0:privateKey={key}:certKey={junk}", f"there is no PEM certificate in {junk}, which certKey names"),
+            (f"0:privateKey={key}:certKey={damaged}", f"a certificate in {damaged}, which certKey names, is damaged"),
+            (f"0:privateKey={key}:certKey={certificate}:extraCertChain={junk}", "which extraCertChain names"),
+            (
+                f"0:privateKey={other}:certKey={certificate}",
+                f"in {other} is not that of the certificate in {certificate}",
+            ),
+            (f"0:privateKey={key}", f"there is no PEM certificate in {key}, which certKey names"),
+            (f"x:privateKey={key}:certKey={certificate}", "'x' is no number for port"),
+            (f"0:privateKey={key}:certKey={certificate}:backlog=many", "'many' is no number for backlog"),
+            (f"privateKey={key}:certKey={certificate}", "'' is no number for port"),
+            (f"0:1:privateKey={key}:certKey={certificate}", "port= can't be said"),
+            (f"0:privateKey={key}:certKey={certificate}:sslmethod=TLSv1_METHOD", "sslmethod= can't be said of it"),
+            ("0", "privateKey= is missing"),
+        ):
+            said = str(self.assertRaises(EndpointError, parseEndpoint, reactor, f"ssl:{arguments}"))
+            self.assertIn(text, said)
+            self.assertNotIn("\n", said)
+
+    def test_keyAndCertificateInOneFile(self) -> None:
+        """One file may hold both, in any order."""
+        holder = commonHolder()
+        for parts in ((holder.certificate, holder.key), (holder.key, holder.certificate)):
+            endpoint = parseEndpoint(reactor, f"ssl:0:privateKey={quoteStringArgument(self.file(*parts))}")
+            assert isinstance(endpoint, TLSEndpoint)
+            self.assertEqual(endpoint.certificate, holder.x509)
+
+    def test_othersAreTwisteds(self) -> None:
+        """All other strings are what Twisted makes of them."""
+        self.assertIsInstance(parseEndpoint(reactor, "tcp:0"), TCP4ServerEndpoint)
+
+    def test_theHostThatTheCertificateIsFor(self) -> None:
+        """Programs on this machine are sent to a host that the certificate has, if there is one."""
+        for names, interface, host in (
+            (("registry.example.org", "127.0.0.1"), "", "127.0.0.1"),
+            (("registry.example.org", "localhost"), "", "localhost"),
+            (("localhost",), ":interface=127.0.0.1", "localhost"),
+            (("*.example.org", "10.0.0.1", "fe80::1", "registry.example.org"), "", "registry.example.org"),
+            (("registry.example.org",), ":interface=127.0.0.1", "127.0.0.1"),
+            (("*.example.org",), "", "127.0.0.1"),
+            ((), "", "127.0.0.1"),
+        ):
+            endpoint = parseEndpoint(reactor, self.endpoint(Holder("x", names=names), more=interface))
+            assert isinstance(endpoint, TLSEndpoint)
+            self.assertEqual(endpoint.hostFor("127.0.0.1"), host)
+
+
+class ListeningTests(FilesCase):
+    """What clients get."""
+
+    def setUp(self) -> None:
+        self.dataDir = Path(self.mktemp()).absolute()
+        self.log: list[str] = []
+
+        def observe(event: Any) -> None:
+            if event.get("log_format", "").startswith("The certificate"):
+                self.log.append(event["log_format"].format(**event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    async def started(self, *endpoints: Any) -> RegistryService:
+        registry = RegistryService(reactor, dataDir=self.dataDir, store="memory", endpoints=endpoints)
+        registry.startService()
+        self.addCleanup(lambda: registry.stopService() if registry.running else None)
+        await registry.whenListening()
+        return registry
+
+    def raxrc(self, section: str, option: str) -> str | None:
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read(self.dataDir / "raxrc")
+        return parser.get(section, option, fallback=None)
+
+    def handshake(self, registry: RegistryService, root: Holder, **options: Any) -> Deferred[tuple[str, str]]:
+        """The version of TLS and the protocol that Python's own client agrees on with a registry."""
+        host, _, port = registry.urls[0].removeprefix("https://").removesuffix("/v1.0").rpartition(":")
+
+        def shake() -> tuple[str, str]:
+            context = ssl.create_default_context(cadata=root.certificate.decode())
+            context.set_alpn_protocols(["h2", "http/1.1"])
+            for name, value in options.items():
+                setattr(context, name, value)
+            with (
+                socket.create_connection((host, int(port)), timeout=10) as plain,
+                context.wrap_socket(plain, server_hostname=host) as secure,
+            ):
+                return secure.version() or "", secure.selected_alpn_protocol() or ""
+
+        return deferToThread(shake)
+
+    async def test_aChainInOneFileIsServedWhole(self) -> None:
+        """
+        Of a file with the server's certificate and those between it and the authority, as authorities hand them out,
+        all are sent; and so are those of ``extraCertChain``. HTTP/1.1 is what is agreed on.
+        """
+        root = Holder("Root", names=())
+        leaf = Holder("registry", issuer=Holder("Middle", names=(), issuer=root), ca=False)
+        registry = await self.started(self.endpoint(leaf))
+        self.assertEqual(await self.handshake(registry, root), ("TLSv1.3", "http/1.1"))
+        await registry.stopService()
+        chain = quoteStringArgument(self.file(leaf.chain[0].certificate))
+        endpoint = self.endpoint(leaf, leaf.certificate, f":interface=127.0.0.1:extraCertChain={chain}")
+        registry = await self.started(endpoint)
+        self.assertEqual(await self.handshake(registry, root), ("TLSv1.3", "http/1.1"))
+
+    async def test_nothingOlderThanTLS12(self) -> None:
+        """TLS 1.2 and 1.3 are spoken, older versions are not, whatever the client would take."""
+        registry = await self.started(self.endpoint(commonHolder()))
+        v12, old = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_1
+        self.assertEqual((await self.handshake(registry, commonHolder(), maximum_version=v12))[0], "TLSv1.2")
+        with self.assertRaises(ssl.SSLError):
+            await self.handshake(registry, commonHolder(), minimum_version=ssl.TLSVersion.TLSv1, maximum_version=old)
+
+    async def test_aCertificateThatClientsWillRefuse(self) -> None:
+        """A registry with a certificate that has expired, or will soon, starts, and says so."""
+        for days, words in (
+            ((-9, -2), "expired on"),
+            ((2, 9), "is not valid before"),
+            ((-1, 13.05), "expires in 13.0"),
+        ):
+            registry = await self.started(self.endpoint(Holder("registry", days=days)))
+            self.assertEqual(len(self.log), 1)
+            self.assertIn(words, self.log.pop())
+            await registry.stopService()
+        await self.started(self.endpoint(Holder("registry", days=(-1, 30))))
+        self.assertEqual(self.log, [])
+
+    async def test_programsOnThisMachineNeedNoConfiguration(self) -> None:
+        """
+        With a certificate that nobody vouches for, the raxrc tells which one to trust; with another kind of one, or
+        another listener, it does so no longer. What the operator has written there stays.
+        """
+        registry = await self.started(self.endpoint(Holder("registry", names=("localhost",))))
+        self.assertTrue(registry.urls[0].startswith("https://localhost:"), registry.urls)
+        settings = readSettings(environ={"RAXSR_DATA_DIR": str(self.dataDir)}, home=Path(self.mktemp()))
+        async with Client(settings=settings, reactor=reactor) as client:
+            await client.account.getLimits()
+        elsewhere = readSettings(
+            environ={"RAXSR_DATA_DIR": str(self.dataDir), "RAXSR_API_URL": "https://other.example/v1.0"},
+            home=Path(self.mktemp()),
+        )
+        self.assertIsNone(elsewhere.caFile)
+        await registry.stopService()
+        leaf = Holder("registry", issuer=Holder("Root", names=()), ca=False)
+        registry = await self.started(self.endpoint(leaf))
+        self.assertIsNone(self.raxrc("ssl", "ca_file"))
+        await registry.stopService()
+        with (self.dataDir / "raxrc").open("a") as raxrc:
+            raxrc.write("ca_file = /etc/ours.pem\n")
+        await self.started(self.endpoint(leaf))
+        self.assertEqual(self.raxrc("ssl", "ca_file"), "/etc/ours.pem")
+
+    async def test_aLoopbackListenerIsForThisMachine(self) -> None:
+        """Of several listeners, programs on this machine are told the one without TLS on loopback."""
+        holder = Holder("registry", names=("registry.example.org",))
+        registry = await self.started(self.endpoint(holder, more=""), "tcp:0:interface=127.0.0.1")
+        self.assertTrue(registry.urls[0].startswith("https://registry.example.org:"), registry.urls)
+        self.assertEqual(self.raxrc("api", "url"), registry.urls[1])
+        self.assertIsNone(self.raxrc("ssl", "ca_file"))
+
+    async def test_ipv6(self) -> None:
+        """``interface=`` takes an IPv6 address."""
+        endpoint: Any = parseEndpoint(reactor, self.endpoint(commonHolder(), more=r":interface=\:\:1"))
+        port = await endpoint.listen(Factory())
+        self.assertEqual(port.getHost().host, "::1")
+        self.assertNotIsInstance(port.getHost(), IPv4Address)
+        await port.stopListening()

@@ -1,0 +1,243 @@
+"""
+Where a registry listens: endpoint strings, and the files of those with TLS.
+
+Twisted's own parser of ``ssl:`` strings says what OpenSSL says when a file is not what it should be, and leaves out all
+certificates of a file but the first one: browsers may know the missing ones, programs don't.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from OpenSSL.crypto import FILETYPE_PEM, X509, load_privatekey
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.ssl import CertificateOptions
+from twisted.logger import Logger
+
+from ..certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
+
+__all__ = ["EndpointError", "Listener", "TLSEndpoint", "listenerOf", "nearest", "parseEndpoint"]
+
+#: So many days before its certificate expires, a registry that starts says so.
+WARNING_DAYS = 14.0
+
+_EXAMPLE = "ssl:8443:privateKey=key.pem:certKey=cert.pem"
+_NAMES = ("port", "privateKey", "certKey", "extraCertChain", "interface", "backlog")
+_LOOPBACK = ("127.0.0.1", "::1")
+
+
+class EndpointError(ValueError):
+    """An endpoint string can't be used; the text, one line, says why."""
+
+
+class TLSEndpoint(SSL4ServerEndpoint):
+    """
+    Listens with TLS.
+
+    :param options: key, certificate, and the certificates between it and its authority's.
+    :param path: the file that the certificate is from, for texts.
+    :param certificate: the server's own, as it is in *options*.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        port: int,
+        options: CertificateOptions,
+        backlog: int,
+        interface: str,
+        *,
+        path: str,
+        certificate: x509.Certificate,
+    ) -> None:
+        super().__init__(reactor, port, options, backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
+        self.certificate = certificate
+        self._path = path
+        self._bound = interface
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """
+        Listen, and say it if clients will not like the certificate.
+
+        :return: fires with the port.
+        """
+        wrong = whyNotNow(self.certificate)
+        if wrong is not None:
+            self._log.warn("The certificate in {path} {wrong}: clients refuse it", path=self._path, wrong=wrong)
+        elif daysLeft(self.certificate) < WARNING_DAYS:
+            days = daysLeft(self.certificate)
+            self._log.warn("The certificate in {path} expires in {days:.1f} days", path=self._path, days=days)
+        listening: Deferred[IListeningPort] = super().listen(protocolFactory)  # type: ignore[no-untyped-call]
+        return listening
+
+    @property
+    def ownAuthority(self) -> bytes | None:
+        """The certificate as PEM, if nobody but itself vouches for it, so that clients have to be given it."""
+        if not isSelfSigned(self.certificate):
+            return None
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def hostFor(self, address: str) -> str:
+        """
+        Under which host programs on this machine reach a listener so that the certificate is for it.
+
+        :param address: what it listens on, as programs on this machine reach it.
+        """
+        names = namesOf(self.certificate)
+        if address in names:
+            return address
+        if address in _LOOPBACK and "localhost" in names:
+            return "localhost"
+        if self._bound in _LOOPBACK:
+            return address
+        return next((name for name in names if not name.startswith("*") and not _isAddress(name)), address)
+
+
+def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+    """
+    :param reactor: what will listen.
+    :param description: an endpoint string, such as ``tcp:8880:interface=127.0.0.1``.
+    :raises EndpointError: if it begins with ``ssl:`` and can't be used.
+    :raises Exception: if any other one can't be used; the parsers of Twisted and of plugins raise anything.
+    """
+    if description.startswith("ssl:"):
+        return _tlsEndpoint(reactor, description)
+    endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+    return endpoint
+
+
+def _isAddress(name: str) -> bool:
+    return ":" in name or name.replace(".", "").isdigit()
+
+
+def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:
+    arguments = _argumentsOf(description)
+    keyPath = arguments.get("privateKey")
+    if keyPath is None:
+        raise EndpointError(f"privateKey= is missing, the file with the private key; an example is {_EXAMPLE}")
+    certificatePath = arguments.get("certKey", keyPath)
+    own, *between = _certificates("certKey", certificatePath)
+    if "extraCertChain" in arguments:
+        between = _certificates("extraCertChain", arguments["extraCertChain"])
+    text, key = _privateKey(keyPath)
+    if key.public_key() != own.public_key():
+        raise EndpointError(f"the private key in {keyPath} is not that of the certificate in {certificatePath}")
+    options = CertificateOptions(
+        privateKey=load_privatekey(FILETYPE_PEM, text),
+        certificate=X509.from_cryptography(own),
+        extraCertChain=[X509.from_cryptography(each) for each in between] or None,
+    )
+    return TLSEndpoint(
+        reactor,
+        _number(arguments, "port", None),
+        options,
+        _number(arguments, "backlog", 50),
+        arguments.get("interface", ""),
+        path=certificatePath,
+        certificate=own,
+    )
+
+
+def _argumentsOf(description: str) -> dict[str, str]:
+    """The arguments of an endpoint string; a backslash takes the meaning from a colon, an equals sign, or another."""
+    arguments: dict[str, str] = {}
+    for part in re.findall(r"(?:[^\\:]|\\.)+", description)[1:]:
+        name, equals, value = re.fullmatch(r"((?:[^\\=]|\\.)*)(=?)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]  # it matches everything
+        if not equals:
+            name, value = "port", name
+        if name not in _NAMES or name in arguments:
+            raise EndpointError(f"{name}= can't be said of it, or not twice; an example is {_EXAMPLE}")
+        arguments[name] = re.sub(r"\\(.)", r"\1", value)
+    return arguments
+
+
+def _number(arguments: dict[str, str], name: str, default: int | None) -> int:
+    text = arguments.get(name, "" if default is None else str(default))
+    if not re.fullmatch("[0-9]{1,5}", text):
+        raise EndpointError(f"{text!r} is no number for {name}; an example is {_EXAMPLE}")
+    return int(text)
+
+
+def _read(name: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise EndpointError(f"{path}, which {name} names, can't be read: {error.strerror}")
+
+
+def _certificates(name: str, path: str) -> list[x509.Certificate]:
+    text = _read(name, path)
+    if b"-----BEGIN CERTIFICATE-----" not in text:
+        raise EndpointError(f"there is no PEM certificate in {path}, which {name} names")
+    try:
+        return x509.load_pem_x509_certificates(text)
+    except ValueError:
+        raise EndpointError(f"a certificate in {path}, which {name} names, is damaged")
+
+
+def _privateKey(path: str) -> tuple[bytes, Any]:
+    """A private key as PEM, and as an object."""
+    text = _read("privateKey", path)
+    start = re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----", text)
+    if start is None:
+        raise EndpointError(f"there is no PEM private key in {path}, which privateKey names")
+    # The certificate may stand before it in the same file.
+    text = text[start.start() :]
+    try:
+        return text, serialization.load_pem_private_key(text, password=None)
+    except TypeError:
+        raise EndpointError(f"the private key in {path} is encrypted; nobody is there to be asked for its password")
+    except (ValueError, UnsupportedAlgorithm):
+        raise EndpointError(f"the private key in {path} is damaged, or of a kind that is not known here")
+
+
+@attrs.frozen
+class Listener:
+    """
+    A port as programs on this machine see it.
+
+    :ivar root: its URL, without a path.
+    :ivar isLocal: whether it is reached without leaving the machine, and without TLS.
+    :ivar ownAuthority: the PEM certificate that its clients have to be given.
+    """
+
+    root: str
+    isLocal: bool
+    ownAuthority: bytes | None = None
+
+
+def listenerOf(endpoint: IStreamServerEndpoint, port: IListeningPort) -> Listener | None:
+    """
+    :param endpoint: what has made
+    :param port: this port.
+    :return: ``None`` if it has no address of its own.
+    """
+    address = port.getHost()
+    if not isinstance(address, (IPv4Address, IPv6Address)):
+        return None
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    isPlain = not isinstance(endpoint, SSL4ServerEndpoint)
+    isLocal = isPlain and host in _LOOPBACK
+    ownAuthority = None
+    if isinstance(endpoint, TLSEndpoint):
+        host, ownAuthority = endpoint.hostFor(host), endpoint.ownAuthority
+    if ":" in host:
+        host = f"[{host}]"
+    return Listener(f"{'http' if isPlain else 'https'}://{host}:{address.port}", isLocal, ownAuthority)
+
+
+def nearest(listeners: Sequence[Listener]) -> Listener:
+    """The one for programs on this machine: no name has to be resolved, and no certificate trusted, on loopback."""
+    return next((listener for listener in listeners if listener.isLocal), listeners[0])
