@@ -118,6 +118,19 @@ class FakeRegistryTests(SynchronousTestCase):
         self.failing(call, RequestTimedOut, patience=2)
         self.assertEqual(self.ids(), [])
 
+    def test_block(self) -> None:
+        """While the application is blocked the registry's time goes by: what was due comes late, and at once."""
+        _, heartBeater = self.successResultOf(self.create("short", 3))
+        heartBeater.start()
+        self.successResultOf(self.create("long"))
+        called: list[float] = []
+        for delay in (1, 2):
+            self.fake.clock.callLater(delay, lambda: called.append(self.fake.clock.seconds()))
+        self.fake.block(5)
+        self.assertEqual(called, [5, 5])
+        self.assertEqual(self.ids(), ["long"])
+        self.failureResultOf(heartBeater.whenStopped(), NotFound)
+
     def test_partition(self) -> None:
         """Nothing gets through until the network heals."""
         self.successResultOf(self.client.account.getLimits())

@@ -68,7 +68,7 @@ class JSONTransportTests(SynchronousTestCase):
 
     def transport(self, handler: Any = None, *urls: str) -> JSONTransport:
         self.agent = FakeAgent(handler)
-        return JSONTransport(self.agent, self.clock, urls or (SERVER,))
+        return JSONTransport(self.agent, self.clock, urls or (SERVER,), random=lambda: 0.0)
 
     def fails(self, request: Deferred[Any], kind: type[Exception]) -> str:
         return str(self.failureResultOf(request, kind).value)
@@ -232,11 +232,43 @@ class JSONTransportTests(SynchronousTestCase):
         transport = self.transport(lambda sent: ConnectionRefusedError(), SERVER, OTHER)
         self.assertIn(OTHER, self.fails(transport.request("GET", "/x"), ConnectionFailed))
 
-    def test_answersOfAnyKindEndTheSearch(self) -> None:
-        """A server that answers 503 has answered."""
-        transport = self.transport(lambda sent: answer(503), SERVER, OTHER)
+    def test_leavesAServerThatCannotDoItsWork(self) -> None:
+        """What may be repeated goes on to the next server when one answers 503, and what comes next begins there."""
+        transport = self.transport(
+            lambda sent: answer(503) if sent.url.startswith(SERVER) else answer(200, {}), SERVER, OTHER
+        )
+        for _ in range(2):
+            self.assertEqual(self.successResultOf(transport.request("GET", "/x")).status, 200)
+        self.assertEqual(self.agent.asked, [f"GET {SERVER}/x", f"GET {OTHER}/x", f"GET {OTHER}/x"])
+
+    def test_repeatsNothingThatMayHaveBeenDone(self) -> None:
+        """A POST that was answered with 503, or not at all, is not sent again; only the next request goes elsewhere."""
+        for fault in (lambda: answer(503), lambda: lost()):
+            transport = self.transport(
+                lambda sent, fault=fault: fault() if sent.url.startswith(SERVER) else answer(200, {}), SERVER, OTHER
+            )
+            transport.request("POST", "/x", body={}).addErrback(lambda _: None)
+            self.assertEqual(self.agent.asked, [f"POST {SERVER}/x"])
+            self.successResultOf(transport.request("POST", "/x", body={}))
+            self.assertEqual(self.agent.asked, [f"POST {SERVER}/x", f"POST {OTHER}/x"])
+
+    def test_whatMayNotBeRepeatedLeavesAHangingServerAfterItsDeadline(self) -> None:
+        """A POST that hangs fails at its deadline, and what comes next begins with the other server."""
+        transport = self.transport(
+            lambda sent: Deferred() if sent.url.startswith(SERVER) else answer(200, {}), SERVER, OTHER
+        )
+        request = transport.request("POST", "/x", body={})
+        self.clock.advance(10)
+        self.failureResultOf(request, RequestTimedOut)
+        self.successResultOf(transport.request("POST", "/x", body={}))
+
+    def test_whenAllAreInTroubleTheirAnswerIsGiven(self) -> None:
+        """With one server refusing connections and the other answering 503, the 503 is what one gets."""
+        transport = self.transport(
+            lambda sent: answer(503) if sent.url.startswith(SERVER) else ConnectionRefusedError(), SERVER, OTHER
+        )
         self.assertEqual(self.successResultOf(transport.request("GET", "/x")).status, 503)
-        self.assertEqual(len(self.agent.sent), 1)
+        self.assertEqual(len(self.agent.sent), 2)
 
 
 class FakeAuthenticator:

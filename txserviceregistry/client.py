@@ -6,7 +6,8 @@ Everything that the parts share is put together here: connections, queue, authen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random as randomModule
+from collections.abc import Callable, Sequence
 from types import EllipsisType, TracebackType
 from typing import Any
 
@@ -74,6 +75,7 @@ class Client:
         maxConnections: int = 2,
         cache: ListCache | EllipsisType | None = ...,
         settings: Settings | None = None,
+        random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
         :param username: the user's name.
@@ -89,6 +91,7 @@ class Client:
             wait for events are not counted: each has a connection of its own, and all followers share one.)
         :param cache: keeps the good pages of ``services.list``; one of its own by default, ``None`` for no such thing.
         :param settings: what :func:`~txserviceregistry.settings.readSettings` found, instead of the arguments above.
+        :param random: gives numbers from 0 to 1; draws which of several URLs to begin with.
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
         """
         if reactor is None:
@@ -115,7 +118,7 @@ class Client:
         self._agent = agent
         self._queue = QueueingAgent(agent, maxConnections)
         authenticator = KeystoneAuthenticator(
-            JSONTransport(self._queue, reactor, settings.authUrls, timeout=timeout, name="the Auth API"),
+            JSONTransport(self._queue, reactor, settings.authUrls, timeout=timeout, name="the Auth API", random=random),
             Credentials(settings.username, settings.apiKey),
             clock=reactor,
         )
@@ -129,6 +132,7 @@ class Client:
             self._basesFor,
             timeout=timeout,
             waitingAgent=RetryingAuthAgent(self._waitingQueue, authenticator),
+            random=random,
         )
         self.services = ServicesClient(self._transport, reactor, ListCache() if cache is ... else cache)
         self.configuration = ConfigurationClient(self._transport)

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from .backoff import Backoff
 from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
+from .stalls import StallWatch
 from .transport import ClientClosed
 from .types import HeartbeatToken
 
@@ -89,6 +90,7 @@ class HeartBeater:
         clock: IReactorTime | None = None,
         register: Callable[[], Deferred[str]] | None = None,
         check: Callable[[], Any] | None = None,
+        stalls: StallWatch | None = None,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
@@ -98,6 +100,7 @@ class HeartBeater:
         :param register: registers the service again and fires with its token; called when the registry no longer has
             the service, and tried until it succeeds. Without it such a loss ends the HeartBeater.
         :param check: returns (a Deferred of) true while the application is well; nothing is sent while it is not.
+        :param stalls: notices on this clock that the reactor stood still; one of its own if it is not given.
         :param random: gives numbers from 0 to 1.
         """
         if token is None and register is None:
@@ -115,6 +118,7 @@ class HeartBeater:
         self._clock: IReactorTime = clock
         self._register = register
         self._check = check
+        self._stalls = stalls or StallWatch(clock)
         self._random = random
         self._interval = self.heartbeatInterval * (0.9 + 0.1 * random())
         self._deadline = clock.seconds() + heartbeatTimeout
@@ -173,7 +177,7 @@ class HeartBeater:
         self._setState(REGISTERED if self.nextToken is not None else REGISTERING)
         # A new one each time: a LoopingCall that is started again while its call is in flight runs twice.
         self._loop = loop = LoopingCall(self._turn)
-        loop.clock = self._clock
+        loop.clock = self._stalls
         loop.start(self._interval, now=True)
 
     def stop(self) -> Deferred[None]:
@@ -290,7 +294,7 @@ class HeartBeater:
                 trouble.met(_say(error))
             if self.nextToken is not None and self._timeLeft() <= 0:
                 self._setState(UNREACHABLE)
-            await deferLater(self._clock, delay, lambda: None)
+            await deferLater(self._stalls, delay, lambda: None)
         self._backoff.reset()
         trouble.over()
         self._setState(REGISTERED)
@@ -310,7 +314,11 @@ class HeartBeater:
             assert self._register is not None
             token = await self._register()
         else:
-            answer = await self._services.heartbeat(self.serviceId, self.nextToken, timeout=self._tryTimeout())
+            timeout = self._tryTimeout()
+            try:
+                answer = await self._services.heartbeat(self.serviceId, self.nextToken, timeout=timeout)
+            finally:
+                self._stalls.wasDue(sent + timeout)
             token = answer["token"]
             self.lastSeen = sent
         self.nextToken = token

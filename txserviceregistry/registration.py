@@ -166,6 +166,7 @@ class RegisteredService(Service):
             clock=self._clock,
             register=self._register,
             check=self._check,
+            stalls=self._client.services.stalls,
             random=self._random,
         )
         heartBeater.onStateChange(self._stateChanged)

@@ -22,6 +22,7 @@ from .errors import (
 )
 from .heartbeater import HeartBeater
 from .listcache import ListCache
+from .stalls import StallWatch
 from .transport import ClientClosed, Transport, badParameter, pages, pathOf, segment
 from .types import HeartbeatToken, Service, ServicePage
 
@@ -51,12 +52,14 @@ class ServicesClient:
     :param transport: how to ask the registry.
     :param clock: the time of the heartbeats.
     :param cache: where the good pages of listings are kept; ``None`` for nowhere.
+    :ivar stalls: one for all HeartBeaters of the client, so that a stall is told once.
     """
 
     def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:
         self._transport = transport
         self._clock = clock
         self._cache = cache
+        self.stalls = StallWatch(clock)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
 
     def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
@@ -234,6 +237,8 @@ class ServicesClient:
             return None
 
     def _heartBeater(self, id: str, heartbeatTimeout: int, body: HeartbeatToken, register: Any) -> HeartBeater:
-        heartBeater = HeartBeater(self, id, heartbeatTimeout, body["token"], clock=self._clock, register=register)
+        heartBeater = HeartBeater(
+            self, id, heartbeatTimeout, body["token"], clock=self._clock, register=register, stalls=self.stalls
+        )
         self._heartBeaters.add(heartBeater)
         return heartBeater

@@ -187,6 +187,17 @@ class FakeRegistry:
             self._registryClock.advance(behind)
         self._agent.resume()
 
+    def block(self, seconds: float) -> None:
+        """
+        Block the reactor of the application, as a call that does not return would: the registry's time goes by, and
+        nothing of the clients' happens until the end; then all that fell due meanwhile happens at once.
+        """
+        end = self.clock.seconds() + seconds
+        while not self._agent.paused and (left := end - self._registryClock.seconds()) > 0:
+            self._registryClock.advance(min(left, _STEP))
+        self.clock.advance(seconds)
+        self.flush()
+
     def stop(self) -> None:
         """Stop the registry: connections are refused, until :meth:`start`."""
         self._end()

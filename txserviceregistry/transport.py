@@ -8,8 +8,10 @@ URLs and faults for errors. What an agent does (connections, queue, token) is be
 from __future__ import annotations
 
 import json
+import random as randomModule
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -42,6 +44,7 @@ from .errors import (
     ServiceRegistryError,
     apiErrorFor,
 )
+from .failover import Servers
 from .tls import describeTLS
 
 if TYPE_CHECKING:
@@ -67,6 +70,9 @@ TIMEOUT = 10.0
 #: The extension with which the registry answers a query of the feed as soon as there is something new.
 EVENTS_WAIT = "events-wait"
 _EXTENSIONS = "X-Service-Registry-Extensions"
+
+# What a server says that can't do its work just now, or what stands before it: another one may.
+_AWAY = frozenset({500, 502, 503, 504})
 
 # A pool may hold more than one stale connection. Each repetition uses one up; a new connection is never stale.
 _MOST_STALE = 3
@@ -175,6 +181,8 @@ class _Exchange:
     timeout: float
     deadline: float
     wait: float | None = None
+    lines: bool = False
+    leave: Callable[[], None] = lambda: None
     url: str = ""
     stage: str = ""
 
@@ -199,8 +207,9 @@ class JSONTransport:
     """
     JSON over HTTP to one server, or to several that are one service.
 
-    A server that can't be reached is left for the next one, and one that works is stayed with. A request that was sent
-    but not answered is sent again only when it may have its effect twice.
+    A server that can't be reached, or says that it can't do its work, is left for the next one, and one that works is
+    stayed with (:class:`~txserviceregistry.failover.Servers`). A request that was sent but not answered is sent again
+    only when it may have its effect twice.
 
     :param agent: does the requests: a :class:`~txserviceregistry.agents.QueueingAgent`, or an agent over one.
     :param clock: for the deadlines.
@@ -208,6 +217,7 @@ class JSONTransport:
     :param timeout: seconds that a request may take, unless it says otherwise.
     :param name: what it is that answers there, for texts.
     :param waitingAgent: does the requests that the server is asked to hold back; the *agent* if not given.
+    :param random: gives numbers from 0 to 1; draws the server to begin with.
     """
 
     def __init__(
@@ -219,6 +229,7 @@ class JSONTransport:
         timeout: float = TIMEOUT,
         name: str = "the registry",
         waitingAgent: IAgent | None = None,
+        random: Callable[[], float] = randomModule.random,
     ) -> None:
         self._agent = agent
         self._waitingAgent = agent if waitingAgent is None else waitingAgent
@@ -226,13 +237,13 @@ class JSONTransport:
         self._baseUrls = baseUrls
         self._timeout = timeout
         self._name = name
-        self._preferred = 0
+        self._servers = Servers(len(baseUrls), clock, random)
         self._wasAnswered = False
 
     @property
     def baseUrl(self) -> str:
-        """The URL that worked last."""
-        return self._baseUrls[self._preferred]
+        """The URL that is asked first: the one that worked last, or is about to be tried."""
+        return self._baseUrls[self._servers.current]
 
     def request(
         self,
@@ -240,9 +251,10 @@ class JSONTransport:
         path: str,
         *,
         query: Mapping[str, object] | None = None,
-        body: object = None,
+        body: Any = None,
         timeout: float | None = None,
         repeatable: bool | None = None,
+        lines: bool = False,
     ) -> Deferred[Response]:
         """
         Ask, once or as often as it takes.
@@ -254,12 +266,16 @@ class JSONTransport:
         :param timeout: seconds for all of it: queue, connecting, headers and body.
         :param repeatable: whether the request may be sent again when it is unknown whether it had its effect;
             by default a GET, PUT or DELETE may.
+        :param lines: whether bodies are JSON values one after the other, a line each: *body* and the answer's value are
+            sequences of them then.
         :return: fires with the :class:`Response`, whatever its status. Fails with
             :class:`~txserviceregistry.errors.ConnectionFailed`, :class:`~txserviceregistry.errors.RequestTimedOut`,
             or, if a 2xx has no JSON or any answer is cut short, with
             :class:`~txserviceregistry.errors.MalformedResponse`.
         """
-        exchange = self.exchange(method, path, query=query, body=body, timeout=timeout, repeatable=repeatable)
+        exchange = self.exchange(
+            method, path, query=query, body=body, timeout=timeout, repeatable=repeatable, lines=lines
+        )
         return self.inTime(exchange, self.send(exchange))
 
     def exchange(
@@ -268,10 +284,11 @@ class JSONTransport:
         path: str,
         *,
         query: Mapping[str, object] | None = None,
-        body: object = None,
+        body: Any = None,
         timeout: float | None = None,
         repeatable: bool | None = None,
         wait: float | None = None,
+        lines: bool = False,
     ) -> _Exchange:
         """
         A request and its deadline, for :meth:`send`. The parameters are those of :meth:`request`.
@@ -282,11 +299,12 @@ class JSONTransport:
         return _Exchange(
             method,
             pathOf(path, query),
-            None if body is None else encodeJSON(body),
+            None if body is None else b"\n".join(map(encodeJSON, body)) if lines else encodeJSON(body),
             method != "POST" if repeatable is None else repeatable,
             timeout,
             self._clock.seconds() + timeout,
             wait,
+            lines,
         )
 
     def inTime(self, exchange: _Exchange, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
@@ -294,6 +312,7 @@ class JSONTransport:
         seconds = max(0.0, exchange.deadline - self._clock.seconds())
 
         def tooLate(_: object, seconds: float) -> Failure:
+            exchange.leave()
             stage = exchange.stage or f"waiting for {self._name}"
             return Failure(
                 RequestTimedOut(
@@ -308,29 +327,35 @@ class JSONTransport:
     async def send(self, exchange: _Exchange) -> Response:
         """Send it, to one server after the other. The deadline is the caller's: see :meth:`inTime`."""
         exchange.stage = ""
-        servers = len(self._baseUrls)
-        first = self._preferred
-        for tried in range(servers):
-            server = (first + tried) % servers
+        order = self._servers.order(mayTry=exchange.repeatable)
+        refusal: Response | None = None
+        for tried, server in enumerate(order):
+            exchange.leave = partial(self._servers.failed, server)
             exchange.url = self._baseUrls[server] + exchange.path
-            last = tried == servers - 1
+            last = tried == len(order) - 1
             try:
-                response = await self._ask(exchange, servers - tried)
+                answer = await self._ask(exchange, len(order) - tried)
+                if answer.code not in _AWAY:
+                    self._servers.worked(server)
+                    self._wasAnswered = True
+                    return self._response(exchange, answer)
+                refusal = self._response(exchange, answer)
+                problem = None
+                last = last or not exchange.repeatable
             except _NotSent as error:
                 problem = ConnectionFailed(f"{exchange.asked} failed: can't connect to {self._name}{error}")
             except _TookTooLong:
                 # Never the last server's: its share is all that is left of the deadline.
-                continue
+                problem = None
             except _NotAnswered as error:
                 problem = ConnectionFailed(
                     f"{exchange.asked} failed: {self._name} gave no answer ({error}){self._advice(exchange)}"
                 )
                 last = last or not exchange.repeatable
-            else:
-                self._preferred = server
-                self._wasAnswered = True
-                return self._response(exchange, response)
-            if last:
+            self._servers.failed(server)
+            if last and refusal is not None:
+                return refusal
+            if last and problem is not None:
                 raise problem
         raise AssertionError("unreachable")
 
@@ -390,7 +415,7 @@ class JSONTransport:
         value = None
         if answer.body:
             try:
-                value = json.loads(answer.body)
+                value = _linesOf(answer.body) if exchange.lines else json.loads(answer.body)
             except (ValueError, RecursionError):
                 if answer.code < 300:
                     raise MalformedResponse(
@@ -398,6 +423,10 @@ class JSONTransport:
                         f"is this the URL of {self._name}?"
                     )
         return Response(answer.code, answer.headers, value, answer.body, exchange.method, exchange.url)
+
+
+def _linesOf(body: bytes) -> list[Any]:
+    return [json.loads(line) for line in body.splitlines() if line.strip()]
 
 
 def _describe(error: Exception) -> str:
@@ -430,6 +459,7 @@ class Transport:
     :param basesFor: the base URLs, without the tenant, for a session.
     :param timeout: seconds that a request may take, unless it says otherwise.
     :param waitingAgent: does the requests that the registry is asked to hold back; the *agent* if not given.
+    :param random: gives numbers from 0 to 1; draws the server to begin with.
     :ivar extensions: the extensions of the API that the registry has, by its last answer.
     """
 
@@ -442,6 +472,7 @@ class Transport:
         *,
         timeout: float = TIMEOUT,
         waitingAgent: IAgent | None = None,
+        random: Callable[[], float] = randomModule.random,
     ) -> None:
         self.extensions: frozenset[str] = frozenset()
         self._agent = agent
@@ -450,6 +481,7 @@ class Transport:
         self._authenticator = authenticator
         self._basesFor = basesFor
         self._timeout = timeout
+        self._random = random
         self._session: Session | None = None
         # Before the first session nobody knows the tenant: this one makes exchanges, and sends none.
         self._json = JSONTransport(agent, clock, (), timeout=timeout)
@@ -510,7 +542,12 @@ class Transport:
         if self._session is None or session.tenantId != self._session.tenantId:
             bases = [f"{base}/{segment(session.tenantId)}" for base in self._basesFor(session)]
             self._json = JSONTransport(
-                self._agent, self._clock, bases, timeout=self._timeout, waitingAgent=self._waitingAgent
+                self._agent,
+                self._clock,
+                bases,
+                timeout=self._timeout,
+                waitingAgent=self._waitingAgent,
+                random=self._random,
             )
         self._session = session
 

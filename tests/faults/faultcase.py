@@ -16,14 +16,15 @@ from .audit import Audit, Findings
 from .journal import Application
 from .proxy import Proxy
 
-__all__ = ["FIGURES", "FULL", "FaultCase", "Figures"]
+__all__ = ["FIGURES", "FULL", "ROOT", "FaultCase", "Figures"]
 
 #: Set in the environment when the rows run at full length.
 FULL = "FAULTS_FULL"
 #: Names, in the environment, the file that figures are added to: a line of JSON each.
 FIGURES = "FAULTS_FIGURES"
 
-_ROOT = Path(__file__).parents[2]
+#: Where the tests are imported from.
+ROOT = Path(__file__).parents[2]
 
 
 class Figures:
@@ -82,7 +83,7 @@ class FaultCase(Figures, ProcessTestCase):
 
         :param by: the proxy by which it reaches the registry; directly if there is none.
         """
-        where = {"PYTHONPATH": str(_ROOT), **(by.environment if by else {}), **(environment or {})}
+        where = {"PYTHONPATH": str(ROOT), **(by.environment if by else {}), **(environment or {})}
         application = Application()
         self.spawn(
             "python", "-m", "tests.faults.application", *map(str, arguments), environment=where, child=application

@@ -10,7 +10,9 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.registry.etcds import newPrefix, sharedEtcd
 from tests.registry.storesuite import StoreSuite
+from txserviceregistry.registry.stores.etcd import EtcdStore
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite import SqliteStore
@@ -40,6 +42,13 @@ class SqliteStoreSuiteTests(StoreSuite, TestCase):
     async def lastSeenIsWritten(self) -> None:
         self.reactor.advance(5)
         await self.store.removeToken("whatever was written before this is written now")
+
+
+class EtcdStoreSuiteTests(StoreSuite, TestCase):
+    """The etcd store passes the suite, over a real etcd."""
+
+    def makeStore(self) -> EtcdStore:
+        return EtcdStore(reactor, [sharedEtcd()], prefix=newPrefix(), wallClock=self.wallClock)
 
 
 class MemoryStoreTests(SynchronousTestCase):

@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from .. import types
 from ..deferred import returnsDeferred
@@ -25,12 +26,15 @@ from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExi
 from .followers import Followers
 from .limits import ResourceLimits
 from .lives import Lives
+from .sharing import Sharing
 from .stores.interfaces import (
     Account,
     Death,
     EventRecord,
+    ISharedStore,
     IStore,
     LimitExceeded,
+    LivingService,
     NoSuchObject,
     ObjectExists,
     ServiceRecord,
@@ -129,8 +133,17 @@ class Registry:
         self._tokens: HeartbeatTokens
         self._accounts: dict[str, Account] = {}
         self._work = Work()
-        self._lives = Lives(store, self._bury, clock=clock, wallClock=wallClock, work=self._work)
         self._followers = followers or Followers(clock)
+        shared: Any = store if ISharedStore.providedBy(store) else None
+        self._lives = Lives(
+            store,
+            self._bury,
+            clock=clock,
+            wallClock=wallClock,
+            work=self._work,
+            ask=None if shared is None else shared.secondsLeft,
+        )
+        self._sharing = None if shared is None else Sharing(shared, self._lives, self._followers.tell)
         self._dropping: IDelayedCall | None = None
         self._heartbeats = 0
         self._expirations = 0
@@ -148,6 +161,8 @@ class Registry:
         self._tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
         living = await self._store.livingServices()
         self._lives.start(living)
+        if self._sharing is not None:
+            self._sharing.start()
         self._dropping = self._clock.callLater(self.FIRST_DROP, self._dropEvents)
 
     @returnsDeferred
@@ -209,7 +224,7 @@ class Registry:
         record: ServiceRecord | None = None
         while record is None:
             record = await self._tryToCreate(tenant, service)
-        self._lives.begin(tenant, record.id, record.incarnation, record.heartbeatTimeout, record.lastSeen)
+        self._lives.meet(LivingService(tenant, record.id, record.incarnation, record.heartbeatTimeout, record.lastSeen))
         return self._tokens.first(tenant, record.id, record.incarnation)
 
     async def _tryToCreate(self, tenant: str, service: NewService) -> ServiceRecord | None:
@@ -279,7 +294,7 @@ class Registry:
         return self._work.inTurn((tenant, id), lambda: self._update(tenant, id, changes))
 
     async def _update(self, tenant: str, id: str, changes: ServiceChanges) -> None:
-        life = self._living(tenant, id)
+        life = await self._living(tenant, id)
         if changes == ServiceChanges():
             return
         answer = self._store.updateService(
@@ -300,7 +315,7 @@ class Registry:
         return self._work.inTurn((tenant, id), lambda: self._remove(tenant, id))
 
     async def _remove(self, tenant: str, id: str) -> None:
-        life = self._living(tenant, id)
+        life = await self._living(tenant, id)
         answer = self._store.removeService(tenant, id, life.incarnation)
         await self._aboutLife(life, self._changed((tenant,), answer))
         self._lives.forget(tenant, id, life.incarnation)
@@ -325,6 +340,8 @@ class Registry:
         :return: fires, at once, with the next token.
         :raises Fault: 404 if the service is not there, or the token is not its own.
         """
+        if self._sharing is not None:
+            return self._work.start(self._beatShared(self._sharing, tenant, id, token))
         outcome = self._beat(tenant, id, token)
         return fail(outcome) if isinstance(outcome, Fault) else succeed(outcome)
 
@@ -336,6 +353,8 @@ class Registry:
         :return: fires, at once, with the next token, or the fault that :meth:`heartbeat` would have raised, for each
             in its order.
         """
+        if self._sharing is not None:
+            return self._beatAllShared(self._sharing, tenant, beats)
         return succeed([self._beat(tenant, id, token) for id, token in beats])
 
     def _beat(self, tenant: str, id: str, token: str) -> str | Fault:
@@ -345,11 +364,27 @@ class Registry:
         following = self._tokens.next(tenant, id, life.incarnation, token)
         if following is None:
             return notFound("HeartbeatMarker", token)
+        self._lived(life)
+        return following
+
+    def _lived(self, life: Life) -> None:
         lastSeen = _millisecondsUp(self._wallClock())
         self._lives.beat(life, lastSeen)
-        self._store.recordLastSeen(tenant, id, life.incarnation, lastSeen)
+        self._store.recordLastSeen(life.tenant, life.id, life.incarnation, lastSeen)
         self._heartbeats += 1
+
+    async def _beatShared(self, sharing: Sharing, tenant: str, id: str, token: str) -> str:
+        life, following = await sharing.beat(tenant, id, token, self._tokens)
+        self._lived(life)
         return following
+
+    @returnsDeferred
+    async def _beatAllShared(
+        self, sharing: Sharing, tenant: str, beats: Iterable[tuple[str, str]]
+    ) -> Sequence[str | Fault]:
+        works = [self._work.start(self._beatShared(sharing, tenant, id, token)) for id, token in beats]
+        outcomes: Any = await DeferredList(works, consumeErrors=True)
+        return [result if isThere else _faultIn(result) for isThere, result in outcomes]
 
     # -- configuration
 
@@ -519,7 +554,10 @@ class Registry:
         self._followers.tell(tenants)
         return result
 
-    def _living(self, tenant: str, id: str) -> Life:
+    async def _living(self, tenant: str, id: str) -> Life:
+        if self._sharing is not None:
+            # Another registry may have made it a moment ago.
+            await self._sharing.learn(tenant, id)
         life = self._lives.alive(tenant, id)
         if life is None:
             raise notFound("Service", id)
@@ -536,6 +574,14 @@ class Registry:
             "metadata": dict(record.metadata),
             "last_seen": record.lastSeen if life is None or life.lastSeen is None else life.lastSeen,
         }
+
+
+def _faultIn(failure: Failure) -> Fault:
+    """The fault that something has failed with; any other failure is raised again."""
+    if not isinstance(failure.value, Fault):
+        failure.raiseException()
+    fault: Fault = failure.value
+    return fault
 
 
 def _value(key: str, value: str) -> types.ConfigurationValue:

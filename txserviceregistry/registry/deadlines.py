@@ -138,11 +138,16 @@ class Deadlines:
     A life is *alive* until its deadline, then *dying* until it is forgotten, which is when the store has buried it. A
     heartbeat only moves a number: the queue finds out when the time comes that the deadline has moved on.
 
+    Where others take heartbeats too, what is known here is less than the truth (:attr:`areTrue` is false): then a life
+    whose deadline has passed is alive until somebody who has asked calls it dead (:meth:`kill`).
+
     :param now: seconds of life.
+    :param areTrue: whether all heartbeats come by here.
     """
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], areTrue: bool = True) -> None:
         self._now = now
+        self._areTrue = areTrue
         self._alive: dict[str, dict[str, Life]] = {}
         self._dying: dict[str, dict[str, Life]] = {}
         self._queue: list[tuple[float, Life]] = []
@@ -165,7 +170,11 @@ class Deadlines:
         """The life of the service with this *id*, if its deadline is still to come."""
         lives = self._alive.get(tenant)
         life = lives.get(id) if lives is not None else None
-        return life if life is not None and self._now() < life.deadline else None
+        return life if life is not None and (self._now() < life.deadline or not self._areTrue) else None
+
+    def everybody(self) -> list[Life]:
+        """All that are alive."""
+        return [life for lives in self._alive.values() for life in lives.values()]
 
     def beat(self, life: Life, lastSeen: int) -> None:
         """A heartbeat: *life*, which has to be alive, has a full timeout from now on."""
@@ -191,10 +200,11 @@ class Deadlines:
 
     def collect(self, most: int | None = None) -> tuple[list[Life], bool]:
         """
-        Find those whose deadline has passed; they are dying from now on.
+        Find those whose deadline has passed; if deadlines are true, they are dying from now on.
 
         :param most: look at no more than so many lives; ``None`` for all that are due.
-        :return: those that were still alive before; and whether there may be more.
+        :return: those that were still alive before; and whether there may be more. None is found twice, unless it has
+            been given another deadline (:meth:`beat`, :meth:`postpone`).
         """
         now = self._now()
         dead: list[Life] = []
@@ -213,10 +223,21 @@ class Deadlines:
             else:
                 heappop(queue)
                 life._queued = _NOWHERE
-                _take(self._alive, life, life.id)
-                self._dying.setdefault(life.tenant, {})[life.incarnation] = life
+                if self._areTrue:
+                    self.kill(life)
                 dead.append(life)
         return dead, False
+
+    def kill(self, life: Life) -> None:
+        """*life*, which has to be alive, is dying from now on."""
+        _take(self._alive, life, life.id)
+        self._dying.setdefault(life.tenant, {})[life.incarnation] = life
+
+    def postpone(self, life: Life, seconds: float) -> None:
+        """*life*, which :meth:`collect` has found, has at least so many seconds from now on."""
+        life.deadline = max(life.deadline, self._now() + seconds)
+        life._queued = life.deadline
+        heappush(self._queue, (life.deadline, life))
 
     def dying(self, tenant: str) -> frozenset[str]:
         """The incarnations of *tenant*'s services that are dying."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -32,11 +32,16 @@ class Lives:
     done.
     :param work: owns what is done in the background; changes of one service wait for each other there, under the key
         ``(tenant, id)``.
+    :param ask: says how many seconds a service has left at the least, below zero if it is dead; for a registry that
+        shares its store with others, which take heartbeats too. ``None`` for one that is alone.
     """
 
     #: How many lives are looked at in one turn of the reactor, and how many doubts are settled after one tick.
     SWEEP = 1000
     DOUBTS = 100
+    #: How many services are asked about at once, and the least seconds until one is asked about again.
+    QUESTIONS = 8
+    PAUSE = 0.25
 
     _log = Logger()
 
@@ -48,13 +53,17 @@ class Lives:
         clock: IReactorTime,
         wallClock: Callable[[], float],
         work: Work,
+        ask: Callable[[str, str, str], Deferred[float]] | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._wallClock = wallClock
         self._work = work
+        self._ask = ask
+        self._questions = DeferredSemaphore(self.QUESTIONS)
+        self._isSuspended = False
         self._lifeClock = LifeClock(clock, self._tick)
-        self._deadlines = Deadlines(self._lifeClock.now)
+        self._deadlines = Deadlines(self._lifeClock.now, areTrue=ask is None)
         outbreaks = Outbreaks(clock, lambda: self._deadlines.total)
         self._burials = Burials(bury, self._isDue, clock, work, outbreaks.add)
         self._doubts: set[tuple[str, str]] = set()
@@ -81,6 +90,37 @@ class Lives:
         call, self._sweeping = self._sweeping, None
         if call is not None:
             call.cancel()
+
+    def suspend(self) -> None:
+        """Nobody dies from now on, for nobody can be heard."""
+        self._isSuspended = True
+
+    def synchronize(self, living: Iterable[LivingService], *, anew: bool) -> None:
+        """
+        These are living, and no others.
+
+        :param anew: whether everybody has a full timeout from now on, and may die again.
+        """
+        known = {(life.tenant, life.id, life.incarnation) for life in self._deadlines.everybody()}
+        for each in living:
+            known.discard((each.tenant, each.id, each.incarnation))
+            self.meet(each, anew=anew)
+        for name in known:
+            self.forget(*name)
+        if anew:
+            self._isSuspended = False
+
+    def meet(self, service: LivingService, *, anew: bool = False) -> None:
+        """
+        A service lives. It has a full timeout from now on if it is new here, or has another timeout.
+
+        :param anew: it has one in any case.
+        """
+        life = self.find(service.tenant, service.id, service.incarnation)
+        if life is None:
+            self.begin(service.tenant, service.id, service.incarnation, service.heartbeatTimeout, service.lastSeen)
+        elif anew or life.timeout != service.heartbeatTimeout:
+            self.restart(life, service.heartbeatTimeout)
 
     @property
     def stalls(self) -> tuple[int, float]:
@@ -119,10 +159,34 @@ class Lives:
         self._burials.work()
 
     def _collect(self, most: int | None = None) -> bool:
-        dead, more = self._deadlines.collect(most)
+        if self._isSuspended:
+            return False
+        due, more = self._deadlines.collect(most)
+        if self._ask is None:
+            self._mourn(due)
+        else:
+            for life in due:
+                self._work.start(self._judge(life, self._ask))
+        return more
+
+    def _mourn(self, dead: Sequence[Life]) -> None:
         if dead:
             self._burials.add([Death(one.tenant, one.id, one.incarnation, self._moment(one)) for one in dead])
-        return more
+
+    async def _judge(self, life: Life, ask: Callable[[str, str, str], Deferred[float]]) -> None:
+        """Find out whether a service whose deadline has passed, as far as is known here, was heard elsewhere."""
+        try:
+            left = await self._questions.run(ask, life.tenant, life.id, life.incarnation)
+        except StoreUnavailable:
+            left = self.PAUSE
+        if self.find(life.tenant, life.id, life.incarnation) is not life:
+            return
+        if left < 0 and self._lifeClock.now() >= life.deadline and not self._isSuspended:
+            self._deadlines.kill(life)
+            self._mourn([life])
+            self._burials.work()
+        else:
+            self._deadlines.postpone(life, max(left, self.PAUSE))
 
     def _moment(self, life: Life) -> int:
         return round((self._wallClock() - (self._lifeClock.now() - life.deadline)) * 1000)

@@ -25,7 +25,9 @@ __all__ = [
     "Account",
     "Death",
     "EventRecord",
+    "ISharedStore",
     "IStore",
+    "IStoreListener",
     "LimitExceeded",
     "LivingService",
     "NoSuchObject",
@@ -346,3 +348,51 @@ class IStore(Interface):
 
     def removeToken(tokenHash: str) -> Deferred[None]:
         """End an auth token; one that is not there is no error."""
+
+
+class IStoreListener(Interface):
+    """Who wants to hear what other registries do to a shared store. Each may be called for one's own changes too."""
+
+    def appeared(service: LivingService) -> None:
+        """A service is there, new or changed. It has a full timeout, if it was not known."""
+
+    def vanished(tenant: str, id: str, incarnation: str) -> None:
+        """This life of a service is over."""
+
+    def news(tenant: str) -> None:
+        """There is a new event in the tenant's feed."""
+
+    def lost() -> None:
+        """The store can't be reached: from now on nobody is heard of, and nobody may be called dead for it."""
+
+    def synchronized(living: Sequence[LivingService], wasLost: bool) -> None:
+        """
+        All services as they are now: something may have been missed.
+
+        :param wasLost: whether the store could not be reached meanwhile, so that everybody has a full timeout again.
+        """
+
+
+class ISharedStore(IStore):
+    """
+    A store that several registries use at the same time.
+
+    Any of them takes any heartbeat, so none knows alone who is alive: the store keeps the evidence.
+    """
+
+    def follow(listener: IStoreListener) -> None:
+        """Tell *listener* what happens, from what :meth:`IStore.livingServices` gave on. Called once."""
+
+    def beat(tenant: str, id: str, incarnation: str) -> Deferred[bool]:
+        """
+        A service is alive: it has a full timeout from now on, for all registries.
+
+        :return: fires with whether this life of the service is there.
+        """
+
+    def secondsLeft(tenant: str, id: str, incarnation: str) -> Deferred[float]:
+        """
+        How long a service has to live at the least, by the last heartbeat that any registry took.
+
+        :return: fires with seconds: 0 if it is less than one, below zero if its deadline has passed for sure.
+        """

@@ -1,0 +1,126 @@
+"""
+``python -m tests.faults.fleet``: an application with thousands of services, which counts its heartbeats.
+
+Whenever it reads a line from its standard input, it prints one with its figures, in JSON (:class:`Count`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from random import Random
+from typing import Any, cast
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.stdio import StandardIO
+from twisted.internet.task import react
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+
+from txserviceregistry import Client, RegisteredService, useMonotonic
+from txserviceregistry.services import ServicesClient
+from txserviceregistry.types import HeartbeatToken
+
+__all__ = ["Count", "main"]
+
+
+@attrs.define
+class Count:
+    """
+    :ivar seconds: the time by this process's clock.
+    :ivar registered: how many services are registered just now.
+    :ivar heartbeats: how many have been answered.
+    :ivar failed: how many have failed, and were tried again.
+    :ivar longestGap: the longest time from one heartbeat that was answered to the next one of the same service, both
+        from their sending, in seconds. Services live as long as it stays below their timeout.
+    :ivar losses: how often a service was anything but registered after it had been registered once.
+    """
+
+    seconds: float = 0.0
+    registered: int = 0
+    heartbeats: int = 0
+    failed: int = 0
+    longestGap: float = 0.0
+    losses: int = 0
+
+
+class _CountingServices:
+    """A client's services, with each heartbeat counted."""
+
+    def __init__(self, services: ServicesClient, clock: Any, count: Count) -> None:
+        self._services = services
+        self._clock = clock
+        self._count = count
+        self._sent: dict[str, float] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._services, name)
+
+    def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[HeartbeatToken]:
+        sent = self._clock.seconds()
+
+        def answered(answer: HeartbeatToken) -> HeartbeatToken:
+            self._count.heartbeats += 1
+            self._count.longestGap = max(self._count.longestGap, sent - self._sent.get(id, sent))
+            self._sent[id] = sent
+            return answer
+
+        def failed(failure: Failure) -> Failure:
+            self._count.failed += 1
+            return failure
+
+        return self._services.heartbeat(id, token, timeout=timeout).addCallbacks(answered, failed)
+
+
+class _Questions(LineOnlyReceiver):
+    delimiter = b"\n"
+
+    def __init__(self, clock: Any, count: Count) -> None:
+        self._clock = clock
+        self._count = count
+
+    def lineReceived(self, line: bytes) -> None:
+        self._count.seconds = self._clock.seconds()
+        print(json.dumps(attrs.asdict(self._count)), flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.fleet", description=__doc__)
+    parser.add_argument("--services", type=int, required=True, help="how many")
+    parser.add_argument("--timeout", type=int, required=True, help="their heartbeat timeout, in seconds")
+    options = parser.parse_args(arguments)
+    useMonotonic()
+    react(lambda reactor: _run(options, reactor))
+
+
+def _run(options: argparse.Namespace, reactor: Any) -> Deferred[None]:
+    count = Count()
+    client = Client(reactor=reactor)
+    client.services = cast(ServicesClient, _CountingServices(client.services, reactor, count))
+    draw = Random(8).random
+    for number in range(options.services):
+        service = RegisteredService(client, f"service{number:05}", options.timeout, random=draw)
+        service.onStateChange(_Watch(count))
+        service.startService()
+    # Twisted would have our standard output not block.
+    StandardIO(_Questions(reactor, count), stdout=os.open(os.devnull, os.O_WRONLY))
+    # It is ended by a signal.
+    return Deferred()
+
+
+class _Watch:
+    """Listens to the state of one service."""
+
+    def __init__(self, count: Count) -> None:
+        self._count = count
+        self._isRegistered = False
+
+    def __call__(self, state: str) -> None:
+        if self._isRegistered:
+            self._count.losses += 1
+            self._count.registered -= 1
+        self._isRegistered = state == "registered"
+        self._count.registered += self._isRegistered

@@ -1,0 +1,1 @@
+"""Programs and requests that nobody thought of, against registries of ours: does the page of the API hold?"""

@@ -1,0 +1,172 @@
+"""
+A shared store in memory: what several registries over one store do, on a clock that only the test moves.
+
+That it behaves as the real one does is shown by the suite that both pass (``sharedsuite``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.python.components import proxyForInterface
+from zope.interface import implementer
+
+from txserviceregistry.registry.stores.interfaces import (
+    Death,
+    ISharedStore,
+    IStore,
+    IStoreListener,
+    LivingService,
+    ServiceRecord,
+    StoreUnavailable,
+)
+from txserviceregistry.registry.stores.memory import MemoryStore
+
+
+class SharedMemory:
+    """
+    What the registries share: a memory store, and when each service was heartbeated last.
+
+    :param clock: the time that services live by.
+    :param wallClock: seconds since the epoch.
+    """
+
+    #: Seconds until the others hear of a change.
+    LAG = 0.01
+
+    def __init__(self, clock: Clock, wallClock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.memory = MemoryStore(wallClock=wallClock)
+        self.beats: dict[tuple[str, str, str], float] = {}
+        self.stores: list[SharedMemoryStore] = []
+
+    def store(self) -> SharedMemoryStore:
+        """The store as one more registry has it."""
+        store = SharedMemoryStore(self)
+        self.stores.append(store)
+        return store
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        """Let all listeners that are in contact hear of something."""
+        self.clock.callLater(self.LAG, self._tell, name, arguments)
+
+    def _tell(self, name: str, arguments: Sequence[Any]) -> None:
+        for store in self.stores:
+            if store.listener is not None and not store.isCutOff:
+                getattr(store.listener, name)(*arguments)
+
+
+def _living(tenant: str, record: ServiceRecord) -> LivingService:
+    return LivingService(tenant, record.id, record.incarnation, record.heartbeatTimeout, record.lastSeen)
+
+
+@implementer(ISharedStore)
+class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[misc]  # it makes a class
+    """One registry's view of the store. ``isCutOff`` may be set: then nothing reaches it, until :meth:`reconnect`."""
+
+    name = "shared memory"
+
+    def __init__(self, shared: SharedMemory) -> None:
+        super().__init__(shared.memory)
+        self._shared = shared
+        self.listener: IStoreListener | None = None
+        self.isCutOff = False
+
+    def cutOff(self) -> None:
+        """Lose the store."""
+        self.isCutOff = True
+        if self.listener is not None:
+            self.listener.lost()
+
+    def reconnect(self) -> None:
+        """Have the store again."""
+        self.isCutOff = False
+        self._shared.memory.livingServices().addCallback(lambda living: self.listener.synchronized(living, True))
+
+    def close(self) -> Deferred[None]:
+        """Only this view is closed."""
+        self.listener = None
+        return succeed(None)
+
+    # -- IStore, where others have to hear of it
+
+    def createService(self, tenant: str, *rest: Any) -> Deferred[ServiceRecord]:
+        def created(record: ServiceRecord) -> ServiceRecord:
+            self._shared.beats[tenant, record.id, record.incarnation] = self._shared.clock.seconds()
+            self._shared.tell("appeared", _living(tenant, record))
+            self._shared.tell("news", tenant)
+            return record
+
+        return self._reached(lambda: self._memory.createService(tenant, *rest).addCallback(created))
+
+    def getService(self, tenant: str, id: str) -> Deferred[ServiceRecord]:
+        return self._reached(lambda: self._memory.getService(tenant, id))
+
+    def updateService(self, tenant: str, id: str, incarnation: str, timeout: int | None, *rest: Any) -> Deferred[Any]:
+        def updated(record: ServiceRecord) -> ServiceRecord:
+            if timeout is not None:
+                self._shared.beats[tenant, id, incarnation] = self._shared.clock.seconds()
+            self._shared.tell("appeared", _living(tenant, record))
+            return record
+
+        return self._reached(
+            lambda: self._memory.updateService(tenant, id, incarnation, timeout, *rest).addCallback(updated)
+        )
+
+    def removeService(self, tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
+        return self._reached(
+            lambda: self._memory.removeService(tenant, id, incarnation).addCallback(self._gone, tenant, id, incarnation)
+        )
+
+    def _gone(self, result: Any, tenant: str, id: str, incarnation: str) -> Any:
+        self._shared.beats.pop((tenant, id, incarnation), None)
+        self._shared.tell("vanished", tenant, id, incarnation)
+        self._shared.tell("news", tenant)
+        return result
+
+    def expireServices(self, deaths: Sequence[Death]) -> Deferred[None]:
+        def expired(result: None) -> None:
+            for death in deaths:
+                self._gone(None, death.tenant, death.id, death.incarnation)
+
+        return self._reached(lambda: self._memory.expireServices(deaths).addCallback(expired))
+
+    def setValue(self, tenant: str, *rest: Any) -> Deferred[None]:
+        def kept(result: None) -> None:
+            self._shared.tell("news", tenant)
+
+        return self._reached(lambda: self._memory.setValue(tenant, *rest).addCallback(kept))
+
+    # -- ISharedStore
+
+    def follow(self, listener: IStoreListener) -> None:
+        """See :meth:`ISharedStore.follow`."""
+        self.listener = listener
+
+    def beat(self, tenant: str, id: str, incarnation: str) -> Deferred[bool]:
+        """See :meth:`ISharedStore.beat`."""
+
+        def beaten() -> Deferred[bool]:
+            isThere = (tenant, id, incarnation) in self._shared.beats
+            if isThere:
+                self._shared.beats[tenant, id, incarnation] = self._shared.clock.seconds()
+            return succeed(isThere)
+
+        return self._reached(beaten)
+
+    def secondsLeft(self, tenant: str, id: str, incarnation: str) -> Deferred[float]:
+        """See :meth:`ISharedStore.secondsLeft`."""
+
+        def left(record: ServiceRecord) -> float:
+            beat = self._shared.beats.get((tenant, id, incarnation), float("-inf"))
+            exact = beat + record.heartbeatTimeout - self._shared.clock.seconds()
+            # In whole seconds, as etcd tells it: 0 for less than one, below zero for none.
+            return float(exact // 1) if exact > 0 else -1.0
+
+        return self._reached(lambda: self._memory.getService(tenant, id).addCallbacks(left, lambda _: -1.0))
+
+    def _reached(self, work: Callable[[], Deferred[Any]]) -> Deferred[Any]:
+        return fail(StoreUnavailable("cut off")) if self.isCutOff else work()

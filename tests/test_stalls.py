@@ -1,0 +1,107 @@
+"""A reactor that stood still: the log says so, once, and nobody pays more for it than is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry import RegisteredService
+from txserviceregistry.testing import FakeRegistry
+
+
+class StallTests(SynchronousTestCase):
+    """An application whose reactor is blocked."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.client = self.fake.client()
+        self.log: list[str] = []
+
+        def observe(event: Any) -> None:
+            self.log.append(str(formatEvent(event)))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    def stalls(self) -> list[str]:
+        return [line for line in self.log if "The application's reactor stood still" in line]
+
+    def register(self, id: str, timeout: int) -> RegisteredService:
+        service = RegisteredService(self.client, id, timeout, random=lambda: 1.0)
+        service.startService()
+        self.successResultOf(service.whenRegistered())
+        return service
+
+    def deaths(self) -> list[str]:
+        events = self.successResultOf(self.client.events.list(limit=1000))["values"]
+        return [event["payload"]["id"] for event in events if event["type"] == "service.timeout"]
+
+    def test_saysSoOnce(self) -> None:
+        """However many services were kept from beating, one line says for how long."""
+        for number in range(20):
+            self.register(f"web{number}", 5)
+        self.fake.advance(2)
+        self.fake.block(4)
+        self.fake.advance(60)
+        # The first beat was due after 3 s, a second into the block.
+        self.assertEqual(len(self.stalls()), 1)
+        self.assertIn("stood still for 3.0 s or more", self.stalls()[0])
+
+    def test_saysSoEachTime(self) -> None:
+        """A second stall is another one, and told too."""
+        self.register("web1", 5)
+        for _ in range(2):
+            self.fake.block(5)
+            self.fake.advance(20)
+        self.assertEqual(len(self.stalls()), 2)
+
+    def test_theDeadAreRegisteredAgain(self) -> None:
+        """A service whose timeout was shorter has died, rightly, and is back at once; a longer one goes on."""
+        services = [self.register("short", 3), self.register("long", 10)]
+        self.fake.advance(1)
+        self.fake.block(5)
+        self.fake.advance(0.5)
+        self.assertEqual({service.state for service in services}, {"registered"})
+        self.assertEqual(self.deaths(), ["short"])
+        self.fake.advance(600)
+        self.assertEqual(self.deaths(), ["short"])
+
+    def test_noticesWhileARequestIsUnderWay(self) -> None:
+        """A beat that was under way has had far more time than it may take: a stall all the same."""
+        self.register("web1", 3)
+        self.fake.hangNext()
+        self.fake.advance(2)
+        self.fake.block(5)
+        self.fake.advance(10)
+        self.assertEqual(len(self.stalls()), 1)
+
+    def test_noticesWhileItWaits(self) -> None:
+        """The wait between two tries comes to its end too late: a stall all the same."""
+        self.register("web1", 30)
+        self.fake.stop()
+        self.fake.advance(35)
+        self.fake.block(20)
+        self.fake.start()
+        self.fake.advance(60)
+        self.assertEqual(len(self.stalls()), 1)
+
+    def test_silenceIsNoStall(self) -> None:
+        """A registry that hangs, refuses or is late, and a short pause, are no stall of ours."""
+        self.register("web1", 3)
+        for _ in range(10):
+            self.fake.block(0.9)
+            self.fake.advance(1)
+        self.fake.partition()
+        self.fake.advance(30)
+        self.fake.heal()
+        self.fake.advance(30)
+        self.fake.stop()
+        self.fake.advance(30)
+        self.fake.start()
+        self.fake.pause()
+        self.fake.advance(30)
+        self.fake.resume()
+        self.fake.advance(30)
+        self.assertEqual(self.stalls(), [])

@@ -1,0 +1,823 @@
+"""
+The store that keeps everything in a cluster of etcd, for any number of registries at once.
+
+What the keys below the prefix are:
+
+==============================  =======================================================================================
+``meta``                        the registry's secret, and the tail of its event ids
+``accounts/T``                  when the account came into being
+``clocks/T``                    the tenant's clock: :mod:`~txserviceregistry.registry.stores.etcdgroups`
+``commits/T/NODE``              the number of a node's last group for this tenant
+``services/T/ID``               a service's record; no lease
+``alive/T/ID``                  goes with the service's lease; every heartbeat lets that begin anew, without a write
+``seen/T/ID``                   the time of a heartbeat, written now and then; goes with the same lease
+``values/T/KEY``                a configuration value
+``events/T/POSITION``           an event
+``users/NAME`` ``tokens/HASH``  :mod:`~txserviceregistry.registry.stores.etcdusers`
+``nodes/NODE``                  who is there: :mod:`~txserviceregistry.registry.stores.etcdnode`
+==============================  =======================================================================================
+
+Values are JSON with a version, ``v``. The lease is evidence, never the verdict: a service is dead when a registry has
+found that its deadline has passed and has kept that, in one transaction that deletes the record and puts the event.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
+from twisted.web.iweb import IAgent, IPolicyForHTTPS
+from zope.interface import implementer
+
+from txserviceregistry.agents import ConnectionPool, QueueingAgent
+from txserviceregistry.deferred import returnsDeferred
+from txserviceregistry.registry.eventids import EventIds, newTail
+from txserviceregistry.registry.statistics import StoreStatistics
+from txserviceregistry.registry.stores import payloads
+from txserviceregistry.registry.stores.etcdapi import (
+    TRY,
+    Compare,
+    Etcd,
+    EtcdError,
+    KeyValue,
+    User,
+    deletion,
+    endOf,
+    put,
+    reading,
+)
+from txserviceregistry.registry.stores.etcdgroups import Draft, Groups
+from txserviceregistry.registry.stores.etcdleases import MARGIN, KeepAlives, newLease, secondsLeft
+from txserviceregistry.registry.stores.etcdnode import Node
+from txserviceregistry.registry.stores.etcdusers import EtcdUsers
+from txserviceregistry.registry.stores.etcdwatch import Change
+from txserviceregistry.registry.stores.interfaces import (
+    Account,
+    Death,
+    EventRecord,
+    ISharedStore,
+    IStoreListener,
+    LimitExceeded,
+    LivingService,
+    NoSuchObject,
+    ObjectExists,
+    ServiceRecord,
+    StoreRefused,
+    StoreUnavailable,
+    TokenRecord,
+    UserRecord,
+)
+from txserviceregistry.transport import JSONTransport
+
+__all__ = ["EtcdStore"]
+
+#: Connections to each member.
+_CONNECTIONS = 8
+#: Keys in one read: a page of the largest is some megabytes.
+_PAGE = 1000
+#: Seconds between two times that the time of a service's heartbeats is written.
+_SEEN_INTERVAL = 300.0
+_SEEN_AT_ONCE = 8
+#: Seconds without etcd after which nobody is let wait for it any longer.
+_GIVE_UP = 3.0
+
+
+@attrs.frozen
+class _Held:
+    """What is held of each service's record, for heartbeats and deadlines."""
+
+    incarnation: str
+    timeout: int
+    lease: int
+
+
+@attrs.frozen
+class _Record:
+    """A service's record as it is kept."""
+
+    position: int
+    timeout: int
+    tags: tuple[str, ...]
+    metadata: Mapping[str, str]
+    lease: int
+
+    @classmethod
+    def of(cls, value: bytes) -> _Record:
+        """From the key's value."""
+        kept = json.loads(value)
+        return cls(kept["position"], kept["timeout"], tuple(kept["tags"]), kept["metadata"], kept["lease"])
+
+    def toBytes(self) -> bytes:
+        """The key's value."""
+        return json.dumps({"v": 1, **attrs.asdict(self)}, separators=(",", ":")).encode("ascii")
+
+
+@implementer(ISharedStore)
+class EtcdStore:
+    """
+    See the module.
+
+    :param reactor: the reactor.
+    :param urls: of etcd's members, without a path.
+    :param prefix: what all keys begin with, a slash at its end.
+    :param credentials: name and password of a user of etcd's; ``None`` where it asks for none.
+    :param policy: whom to trust behind an ``https`` URL, and who to be there; the platform decides if not given.
+    :param wallClock: seconds since the epoch.
+    """
+
+    name = "etcd"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        urls: Sequence[str],
+        *,
+        prefix: str = "/txserviceregistry/",
+        credentials: tuple[str, str] | None = None,
+        policy: IPolicyForHTTPS | None = None,
+        wallClock: Callable[[], float] = time.time,
+    ) -> None:
+        policy = policy or BrowserLikePolicyForHTTPS()
+        self._pool = ConnectionPool(reactor, _CONNECTIONS)
+        agent: IAgent = QueueingAgent(Agent(reactor, policy, connectTimeout=TRY, pool=self._pool), _CONNECTIONS)
+        # The watch's answer is read as it comes, which those connections don't do.
+        watching: IAgent = Agent(reactor, policy, connectTimeout=TRY)
+        user = None
+        if credentials is not None:
+            user = User(*credentials)
+            agent, watching = user.over(agent), user.over(watching)
+        # Each member is given its own try.
+        transport = JSONTransport(agent, reactor, urls, timeout=TRY * len(urls), name="etcd")
+        name = secrets.token_hex(8)
+        self.statistics = StoreStatistics()
+        self._reactor = reactor
+        self._prefix = prefix
+        self._wallClock = wallClock
+        # This one asks whether or not the store is open and etcd is there: so it finds out.
+        self._asking = Etcd(transport, reactor, user=user, onContact=self._contact)
+        self._etcd = Etcd(transport, reactor, user=user, gate=self._check, onContact=self._contact)
+        self._groups = Groups(self._etcd, reactor, wallClock, prefix, name)
+        self._keepAlives = KeepAlives(self._etcd, reactor)
+        self._users = EtcdUsers(self._etcd, prefix, wallClock)
+        self._node = Node(
+            self._asking,
+            reactor,
+            watching,
+            urls,
+            prefix,
+            name,
+            onChange=self._changed,
+            load=self._load,
+            onLost=self._lost,
+        )
+        self._listener: IStoreListener | None = None
+        self._isOpen = False
+        self._secret = b""
+        self._tail = ""
+        self._ids: dict[str, EventIds] = {}
+        self._held: dict[tuple[str, str], _Held] = {}
+        self._seen: dict[tuple[str, str], int] = {}
+        # When the time of a life's heartbeats was written last, and those that are to be.
+        self._seenWritten: dict[tuple[str, str], tuple[str, float]] = {}
+        self._seenDue: dict[tuple[str, str], int] = {}
+        self._background: set[Deferred[Any]] = set()
+        # What the alive key's revision was when a deadline was found to have passed.
+        self._evidence: dict[tuple[str, str, str], int] = {}
+        self._revision = 0
+        self._compactTo = 0
+
+    # -- opening and closing
+
+    @returnsDeferred
+    async def open(self) -> None:
+        """See :meth:`IStore.open`."""
+        try:
+            meta = await self._meta()
+        except EtcdError as error:
+            raise StoreUnavailable(f"etcd refuses: {error}") from None
+        if meta.get("v") != 1:
+            raise StoreRefused(
+                f"what is in etcd below {self._prefix} was written by another release (version {meta.get('v')})"
+            )
+        self._secret = bytes.fromhex(meta["secret"])
+        self._tail = meta["tail"]
+        self._isOpen = True
+
+    async def _meta(self) -> Any:
+        key = f"{self._prefix}meta"
+        new = json.dumps({"v": 1, "secret": secrets.token_hex(32), "tail": newTail()}).encode("ascii")
+        done = await self._asking.txn([Compare(key, 0)], [put(key, new), reading(key)], [reading(key)])
+        found = next(kept for kept in done.found if kept)
+        return json.loads(found[0].value)
+
+    def _contact(self, sent: float) -> None:
+        self._node.contact(sent)
+
+    @returnsDeferred
+    async def close(self) -> None:
+        """See :meth:`IStore.close`."""
+        isOpen, self._isOpen = self._isOpen, False
+        self._listener = None
+        if isOpen:
+            await self._groups.whenIdle()
+            await DeferredList(list(self._background))
+            await self._node.stop()
+        await self._pool.close()
+
+    def _check(self) -> None:
+        if not self._isOpen:
+            raise StoreUnavailable("the store is not open")
+        if self._listener is not None and self._node.secondsAway() > _GIVE_UP:
+            raise StoreUnavailable("etcd can't be reached")
+
+    async def _asked(self, answer: Any) -> Any:
+        """What etcd says; what it refuses, it refuses for reasons that may pass."""
+        try:
+            return await answer
+        except EtcdError as error:
+            raise StoreUnavailable(f"etcd refuses: {error}") from None
+
+    def _inBackground(self, work: Deferred[Any]) -> None:
+        self._background.add(work)
+
+        def done(result: Any) -> None:
+            self._background.discard(work)
+
+        work.addErrback(lambda reason: reason.trap(StoreUnavailable, EtcdError)).addBoth(done)
+
+    # -- following
+
+    def follow(self, listener: IStoreListener) -> None:
+        """See :meth:`ISharedStore.follow`."""
+        self._listener = listener
+        self._node.start(self._revision)
+
+    def _lost(self) -> None:
+        if self._listener is not None:
+            self._listener.lost()
+
+    @returnsDeferred
+    async def _load(self, wasLost: bool) -> int:
+        living = await self._everything()
+        if self._listener is not None:
+            self._listener.synchronized(living, wasLost)
+            for tenant in {one.tenant for one in living} | {tenant for tenant, _ in self._held}:
+                self._listener.news(tenant)
+        return self._revision
+
+    async def _everything(self) -> list[LivingService]:
+        """All services; from the revision at which this began, changes are to be followed."""
+        _, revision = await self._etcd.range(f"{self._prefix}meta")
+        seen = {self._name(each): int(each.value) for each in await self._all("seen/")}
+        held: dict[tuple[str, str], _Held] = {}
+        for each in await self._all("services/"):
+            name = self._name(each)
+            held[name] = self._hold(each)
+            if name in self._seen and self._held.get(name) == held[name]:
+                # What was heard here may be newer than what was written.
+                seen[name] = max(seen.get(name, 0), self._seen[name])
+        self._held, self._seen = held, seen
+        self._seenWritten = {name: kept for name, kept in self._seenWritten.items() if name in held}
+        self._revision = revision
+        return [
+            LivingService(tenant, id, one.incarnation, one.timeout, seen.get((tenant, id)))
+            for (tenant, id), one in held.items()
+        ]
+
+    async def _all(self, below: str) -> list[KeyValue]:
+        begin = self._prefix + below
+        end = endOf(begin)
+        everything: list[KeyValue] = []
+        while True:
+            found, _ = await self._etcd.range(begin, end, _PAGE)
+            everything += found
+            if len(found) < _PAGE:
+                return everything
+            begin = found[-1].key + "\0"
+
+    def _idsOf(self, tenant: str) -> EventIds:
+        """
+        A tenant's event ids. Positions are the tenant's own; so that no two events have the same id, their tails are.
+        """
+        if tenant not in self._ids:
+            drawn = int.from_bytes(blake2b(f"{self._tail} {tenant}".encode(), digest_size=8).digest(), "big")
+            self._ids[tenant] = EventIds(self._wallClock, newTail(lambda bits: drawn & (1 << bits) - 1))
+        return self._ids[tenant]
+
+    def _name(self, found: KeyValue) -> tuple[str, str]:
+        _, tenant, id = found.key[len(self._prefix) :].split("/", 2)
+        return tenant, id
+
+    def _hold(self, found: KeyValue) -> _Held:
+        record = _Record.of(found.value)
+        tenant, _ = self._name(found)
+        return _Held(self._idsOf(tenant).idAt(record.position), record.timeout, record.lease)
+
+    def _changed(self, change: Change) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        kind, _, rest = change.now.key[len(self._prefix) :].partition("/")
+        if kind == "services":
+            tenant, id = self._name(change.now)
+            if change.isDeleted:
+                held = self._held.pop((tenant, id), None)
+                self._seenWritten.pop((tenant, id), None)
+                if held is not None:
+                    listener.vanished(tenant, id, held.incarnation)
+            else:
+                held = self._held[tenant, id] = self._hold(change.now)
+                seen = self._seen.get((tenant, id))
+                listener.appeared(LivingService(tenant, id, held.incarnation, held.timeout, seen))
+        elif kind == "seen":
+            if change.isDeleted:
+                self._seen.pop(self._name(change.now), None)
+            else:
+                self._seen[self._name(change.now)] = int(change.now.value)
+        elif kind == "events" and not change.isDeleted:
+            listener.news(rest.partition("/")[0])
+
+    # -- the registry itself
+
+    @returnsDeferred
+    async def probe(self) -> None:
+        """See :meth:`IStore.probe`."""
+        probe = f"{self._prefix}probe"
+        await self._asked(self._etcd.txn((), [put(probe, b""), reading(probe)], patience=0))
+
+    @returnsDeferred
+    async def secret(self) -> bytes:
+        """See :meth:`IStore.secret`."""
+        self._check()
+        return self._secret
+
+    @returnsDeferred
+    async def account(self, tenant: str) -> Account:
+        """See :meth:`IStore.account`."""
+        key = f"{self._prefix}accounts/{tenant}"
+        new = json.dumps({"v": 1, "created": int(self._wallClock() * 1000)}).encode("ascii")
+        done = await self._asked(self._etcd.txn([Compare(key, 0)], [put(key, new), reading(key)], [reading(key)]))
+        found = next(kept for kept in done.found if kept)
+        return Account(tenant, json.loads(found[0].value)["created"])
+
+    # -- services
+
+    def _serviceKeys(self, tenant: str, id: str) -> tuple[str, str]:
+        return f"{self._prefix}services/{tenant}/{id}", f"{self._prefix}alive/{tenant}/{id}"
+
+    def _service(self, tenant: str, id: str, record: _Record) -> ServiceRecord:
+        incarnation = self._idsOf(tenant).idAt(record.position)
+        return ServiceRecord(
+            id, incarnation, record.timeout, record.tags, record.metadata, self._seenOf(tenant, id, incarnation)
+        )
+
+    def _seenOf(self, tenant: str, id: str, incarnation: str) -> int | None:
+        held = self._held.get((tenant, id))
+        if held is not None and held.incarnation != incarnation:
+            return None
+        return self._seen.get((tenant, id))
+
+    @returnsDeferred
+    async def createService(
+        self,
+        tenant: str,
+        id: str,
+        heartbeatTimeout: int,
+        tags: Sequence[str],
+        metadata: Mapping[str, str],
+        maximum: int,
+    ) -> ServiceRecord:
+        """See :meth:`IStore.createService`."""
+        key, aliveKey = self._serviceKeys(tenant, id)
+        lease = newLease()
+        await self._asked(self._etcd.grant(lease, heartbeatTimeout + MARGIN))
+
+        def create(draft: Draft) -> _Record:
+            if draft.get(key) is not None:
+                raise ObjectExists(id)
+            if draft.clock.services >= maximum:
+                raise LimitExceeded(maximum)
+            service = ServiceRecord(id, "", heartbeatTimeout, tuple(tags), dict(metadata))
+            position = draft.addEvent("service.join", payloads.serviceState(service))
+            record = _Record(position, heartbeatTimeout, tuple(tags), dict(metadata), lease)
+            draft.put(key, record.toBytes())
+            draft.put(aliveKey, b"1", lease)
+            draft.clock.services += 1
+            return record
+
+        try:
+            record = await self._asked(self._groups.do(tenant, [key], create))
+        except Exception:
+            self._inBackground(self._etcd.revoke(lease))
+            raise
+        incarnation = self._idsOf(tenant).idAt(record.position)
+        self._held[tenant, id] = _Held(incarnation, heartbeatTimeout, lease)
+        self._seen.pop((tenant, id), None)
+        return self._service(tenant, id, record)
+
+    @returnsDeferred
+    async def getService(self, tenant: str, id: str) -> ServiceRecord:
+        """See :meth:`IStore.getService`."""
+        key, _ = self._serviceKeys(tenant, id)
+        found = await self._asked(self._etcd.get(key))
+        if found is None:
+            raise NoSuchObject(id)
+        self._held[tenant, id] = self._hold(found)
+        return self._service(tenant, id, _Record.of(found.value))
+
+    @returnsDeferred
+    async def listServices(
+        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
+    ) -> list[ServiceRecord]:
+        """See :meth:`IStore.listServices`."""
+        prefix = f"{self._prefix}services/{tenant}/"
+        begin, end = prefix + (marker or ""), endOf(prefix)
+        services: list[ServiceRecord] = []
+        while True:
+            size = _PAGE if tag is not None else min(_PAGE, count - len(services) + len(hidden))
+            found, _ = await self._asked(self._etcd.range(begin, end, size))
+            for each in found:
+                record = _Record.of(each.value)
+                if self._idsOf(tenant).idAt(record.position) in hidden or (tag is not None and tag not in record.tags):
+                    continue
+                services.append(self._service(tenant, each.key[len(prefix) :], record))
+                if len(services) == count:
+                    return services
+            if len(found) < size:
+                return services
+            begin = found[-1].key + "\0"
+
+    @returnsDeferred
+    async def updateService(
+        self,
+        tenant: str,
+        id: str,
+        incarnation: str,
+        heartbeatTimeout: int | None,
+        tags: Sequence[str] | None,
+        metadata: Mapping[str, str] | None,
+    ) -> ServiceRecord:
+        """See :meth:`IStore.updateService`."""
+        key, aliveKey = self._serviceKeys(tenant, id)
+        lease = 0
+        if heartbeatTimeout is not None:
+            lease = newLease()
+            await self._asked(self._etcd.grant(lease, heartbeatTimeout + MARGIN))
+
+        def update(draft: Draft) -> tuple[_Record, int]:
+            record = self._living(draft, tenant, key, incarnation)
+            changed = attrs.evolve(
+                record,
+                timeout=record.timeout if heartbeatTimeout is None else heartbeatTimeout,
+                tags=record.tags if tags is None else tuple(tags),
+                metadata=record.metadata if metadata is None else dict(metadata),
+                lease=lease or record.lease,
+            )
+            draft.put(key, changed.toBytes())
+            if lease:
+                draft.put(aliveKey, b"1", lease)
+            return changed, record.lease
+
+        try:
+            changed, oldLease = await self._asked(self._groups.do(tenant, [key], update))
+        except Exception:
+            if lease:
+                self._inBackground(self._etcd.revoke(lease))
+            raise
+        self._held[tenant, id] = _Held(incarnation, changed.timeout, changed.lease)
+        if lease:
+            self._seenWritten.pop((tenant, id), None)
+            self._inBackground(self._etcd.revoke(oldLease))
+        return self._service(tenant, id, changed)
+
+    def _living(self, draft: Draft, tenant: str, key: str, incarnation: str) -> _Record:
+        value = draft.get(key)
+        record = None if value is None else _Record.of(value)
+        if record is None or self._idsOf(tenant).idAt(record.position) != incarnation:
+            raise NoSuchObject(key)
+        return record
+
+    @returnsDeferred
+    async def removeService(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
+        """See :meth:`IStore.removeService`."""
+        key, aliveKey = self._serviceKeys(tenant, id)
+
+        def remove(draft: Draft) -> _Record:
+            record = self._living(draft, tenant, key, incarnation)
+            self._take(draft, id, key, aliveKey, record, "service.remove")
+            return record
+
+        record = await self._asked(self._groups.do(tenant, [key], remove))
+        service = self._service(tenant, id, record)
+        self._letGo(tenant, id, incarnation, record.lease)
+        return service
+
+    def _take(
+        self, draft: Draft, id: str, key: str, aliveKey: str, record: _Record, type: str, timestamp: int | None = None
+    ) -> None:
+        draft.delete(key)
+        draft.delete(aliveKey)
+        service = ServiceRecord(id, "", record.timeout, record.tags, record.metadata)
+        draft.addEvent(type, payloads.serviceState(service), timestamp)
+        draft.clock.services -= 1
+
+    def _letGo(self, tenant: str, id: str, incarnation: str, lease: int) -> None:
+        held = self._held.get((tenant, id))
+        if held is not None and held.incarnation == incarnation:
+            del self._held[tenant, id]
+            self._seen.pop((tenant, id), None)
+            self._seenWritten.pop((tenant, id), None)
+        self._inBackground(self._etcd.revoke(lease))
+
+    @returnsDeferred
+    async def expireServices(self, deaths: Sequence[Death]) -> None:
+        """See :meth:`IStore.expireServices`."""
+        self._check()
+        buried = [self._bury(death) for death in deaths]
+        outcomes: Any = await DeferredList(buried, consumeErrors=True)
+        for succeeded, result in outcomes:
+            if not succeeded and not result.check(NoSuchObject):
+                result.raiseException()
+
+    @returnsDeferred
+    async def _bury(self, death: Death) -> None:
+        key, aliveKey = self._serviceKeys(death.tenant, death.id)
+        evidence = self._evidence.pop((death.tenant, death.id, death.incarnation), None)
+
+        def expire(draft: Draft) -> _Record | None:
+            record = self._living(draft, death.tenant, key, death.incarnation)
+            if evidence is not None and draft.modified(aliveKey) not in (0, evidence):
+                # It was heartbeated, and found its lease gone: it has another one.
+                return None
+            draft.guard(aliveKey)
+            self._take(draft, death.id, key, aliveKey, record, "service.timeout", death.timestamp)
+            return record
+
+        record = await self._asked(self._groups.do(death.tenant, [key, aliveKey], expire))
+        if record is not None:
+            self._letGo(death.tenant, death.id, death.incarnation, record.lease)
+            return
+        held = self._held.get((death.tenant, death.id))
+        if held is not None:
+            # In the next turn, when whoever buries has forgotten it.
+            self._reactor.callLater(0, self._reappear, death.tenant, death.id, held)
+
+    def _reappear(self, tenant: str, id: str, held: _Held) -> None:
+        if self._listener is not None:
+            seen = self._seen.get((tenant, id))
+            self._listener.appeared(LivingService(tenant, id, held.incarnation, held.timeout, seen))
+
+    @returnsDeferred
+    async def beat(self, tenant: str, id: str, incarnation: str) -> bool:
+        """See :meth:`ISharedStore.beat`."""
+        held = self._held.get((tenant, id))
+        isKnown = held is not None and held.incarnation == incarnation
+        if held is not None and isKnown and await self._asked(self._keepAlives.keep(held.lease)):
+            return True
+        # The lease is gone: etcd was stopped, or the service has been updated, or has ended. The record tells.
+        key, aliveKey = self._serviceKeys(tenant, id)
+        while True:
+            done = await self._asked(self._etcd.txn((), [reading(key), reading(aliveKey)]))
+            found, alive = ((kept or [None])[0] for kept in done.found)
+            if found is None or self._hold(found).incarnation != incarnation:
+                return False
+            held = self._held[tenant, id] = self._hold(found)
+            await self._asked(self._etcd.grant(held.lease, held.timeout + MARGIN))
+            revisions = [Compare(key, found.modified), Compare(aliveKey, alive.modified if alive else 0)]
+            done = await self._asked(self._etcd.txn(revisions, [put(aliveKey, b"1", held.lease)]))
+            if done.succeeded:
+                self._seenWritten.pop((tenant, id), None)
+                return True
+
+    @returnsDeferred
+    async def secondsLeft(self, tenant: str, id: str, incarnation: str) -> float:
+        """See :meth:`ISharedStore.secondsLeft`."""
+        self._check()
+        held = self._held.get((tenant, id))
+        if held is None or held.incarnation != incarnation:
+            return -1.0
+        left = await self._left(held)
+        if left >= 0:
+            return left
+        # What is found dead is looked at once more, so that a lease that begins anew from now on is seen.
+        _, aliveKey = self._serviceKeys(tenant, id)
+        alive = await self._asked(self._etcd.get(aliveKey))
+        left = await self._left(held)
+        if left < 0:
+            self._evidence[tenant, id, incarnation] = 0 if alive is None else alive.modified
+        return left
+
+    async def _left(self, held: _Held) -> float:
+        left, granted = await self._asked(self._etcd.timeToLive(held.lease))
+        return secondsLeft(left, granted, held.timeout)
+
+    def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
+        """See :meth:`IStore.recordLastSeen`."""
+        held = self._held.get((tenant, id))
+        if held is None or held.incarnation != incarnation or not self._isOpen:
+            return
+        self._seen[tenant, id] = lastSeen
+        known = self._seenWritten.get((tenant, id))
+        now = self._reactor.seconds()
+        if known is not None and known[0] == incarnation and now - known[1] < _SEEN_INTERVAL:
+            return
+        self._seenWritten[tenant, id] = incarnation, now
+        self._seenDue[tenant, id] = lastSeen
+        if len(self._seenDue) <= _SEEN_AT_ONCE:
+            self._inBackground(self._writeSeen())
+
+    @returnsDeferred
+    async def _writeSeen(self) -> None:
+        while self._seenDue:
+            (tenant, id), lastSeen = self._seenDue.popitem()
+            held = self._held.get((tenant, id))
+            if held is not None:
+                key = f"{self._prefix}seen/{tenant}/{id}"
+                try:
+                    await self._etcd.txn((), [put(key, str(lastSeen).encode("ascii"), held.lease)], patience=0)
+                except EtcdError:
+                    pass  # the lease is gone, and with it the service, or it begins anew
+
+    @returnsDeferred
+    async def livingServices(self) -> list[LivingService]:
+        """See :meth:`IStore.livingServices`."""
+        living: list[LivingService] = await self._asked(self._everything())
+        return living
+
+    # -- configuration
+
+    def _valueKey(self, tenant: str, key: str) -> str:
+        return f"{self._prefix}values/{tenant}/{key}"
+
+    @returnsDeferred
+    async def getValue(self, tenant: str, key: str) -> str:
+        """See :meth:`IStore.getValue`."""
+        found = await self._asked(self._etcd.get(self._valueKey(tenant, key)))
+        if found is None:
+            raise NoSuchObject(key)
+        return _textOf(found.value)
+
+    @returnsDeferred
+    async def listValues(
+        self, tenant: str, marker: str | None, count: int, namespace: str | None
+    ) -> list[tuple[str, str]]:
+        """See :meth:`IStore.listValues`."""
+        prefix = self._valueKey(tenant, "")
+        below = "" if namespace is None else namespace.rstrip("/") + "/"
+        reads = []
+        if namespace not in (None, "/") and (marker or "") <= (namespace or ""):
+            reads.append(reading(prefix + (namespace or "")))
+        begin, end = prefix + max(marker or "", below), endOf(prefix + below)
+        if begin < end:
+            reads.append(reading(begin, end, count))
+        if not reads:
+            return []
+        done = await self._asked(self._etcd.txn((), reads))
+        found = [each for kept in done.found for each in kept or ()]
+        return [(each.key[len(prefix) :], _textOf(each.value)) for each in found[:count]]
+
+    @returnsDeferred
+    async def setValue(self, tenant: str, key: str, value: str, maximum: int) -> None:
+        """See :meth:`IStore.setValue`."""
+        at = self._valueKey(tenant, key)
+
+        def set(draft: Draft) -> None:
+            kept = draft.get(at)
+            oldValue = None if kept is None else _textOf(kept)
+            if oldValue == value:
+                return
+            if oldValue is None:
+                if draft.clock.values >= maximum:
+                    raise LimitExceeded(maximum)
+                draft.clock.values += 1
+            draft.put(at, json.dumps({"v": 1, "value": value}, separators=(",", ":")).encode("ascii"))
+            draft.addEvent("configuration_value.update", payloads.updatedValue(key, oldValue, value))
+
+        await self._asked(self._groups.do(tenant, [at], set))
+
+    @returnsDeferred
+    async def removeValue(self, tenant: str, key: str) -> None:
+        """See :meth:`IStore.removeValue`."""
+        at = self._valueKey(tenant, key)
+
+        def remove(draft: Draft) -> None:
+            kept = draft.get(at)
+            if kept is None:
+                raise NoSuchObject(key)
+            draft.delete(at)
+            draft.clock.values -= 1
+            draft.addEvent("configuration_value.remove", payloads.removedValue(key, _textOf(kept)))
+
+        await self._asked(self._groups.do(tenant, [at], remove))
+
+    # -- events
+
+    @returnsDeferred
+    async def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> list[EventRecord]:
+        """See :meth:`IStore.listEvents`."""
+        prefix = f"{self._prefix}events/{tenant}/"
+        begin, end = f"{prefix}{position:016x}", endOf(prefix)
+        events: list[EventRecord] = []
+        while True:
+            size = _PAGE if type is not None else min(_PAGE, count - len(events))
+            found, _ = await self._asked(self._etcd.range(begin, end, size))
+            for each in found:
+                kept = json.loads(each.value)
+                if type in (None, kept["type"]):
+                    at = self._idsOf(tenant).idAt(int(each.key[len(prefix) :], 16))
+                    events.append(EventRecord(at, kept["timestamp"], kept["type"], kept["payload"]))
+                    if len(events) == count:
+                        return events
+            if len(found) < size:
+                return events
+            begin = found[-1].key + "\0"
+
+    @returnsDeferred
+    async def hasEvent(self, tenant: str, id: str) -> bool:
+        """See :meth:`IStore.hasEvent`."""
+        position = self._idsOf(tenant).owned(id)
+        if position is None:
+            return False
+        return await self._asked(self._etcd.get(f"{self._prefix}events/{tenant}/{position:016x}")) is not None
+
+    @returnsDeferred
+    async def dropEvents(self, before: int) -> int:
+        """
+        See :meth:`IStore.dropEvents`.
+
+        What other nodes drop at the same time is counted by one of them. Of what etcd keeps of the past, the part from
+        before the last call is forgotten too, and so are the marks of nodes that are gone.
+        """
+        dropped = 0
+        for clock in await self._asked(self._all("clocks/")):
+            prefix = f"{self._prefix}events/{clock.key.rpartition('/')[2]}/"
+            end = f"{prefix}{max(before, 0):016x}"
+            while True:
+                found, _ = await self._asked(self._etcd.range(prefix, end, _PAGE))
+                if not found:
+                    break
+                await self._asked(self._etcd.txn((), [deletion(prefix, found[-1].key + "\0")]))
+                dropped += len(found)
+        await self._asked(self._forgetNodes())
+        _, revision = await self._asked(self._etcd.range(f"{self._prefix}meta"))
+        if self._compactTo:
+            await self._asked(self._etcd.compact(self._compactTo))
+        self._compactTo = revision
+        return dropped
+
+    async def _forgetNodes(self) -> None:
+        present = {each.key.rpartition("/")[2] for each in await self._all("nodes/")}
+        for mark in await self._all("commits/"):
+            if mark.key.rpartition("/")[2] not in present:
+                await self._etcd.txn([Compare(mark.key, mark.modified)], [deletion(mark.key)])
+
+    # -- identity
+
+    def addUser(self, name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
+        """See :meth:`IStore.addUser`."""
+        return self._identity(lambda: self._users.add(name, keyHash, tenant))
+
+    def replaceUserKey(self, name: str, keyHash: str) -> Deferred[UserRecord]:
+        """See :meth:`IStore.replaceUserKey`."""
+        return self._identity(lambda: self._users.replaceKey(name, keyHash))
+
+    def removeUser(self, name: str) -> Deferred[None]:
+        """See :meth:`IStore.removeUser`."""
+        return self._identity(lambda: self._users.remove(name))
+
+    def getUser(self, name: str) -> Deferred[UserRecord]:
+        """See :meth:`IStore.getUser`."""
+        return self._identity(lambda: self._users.get(name))
+
+    def listUsers(self) -> Deferred[list[UserRecord]]:
+        """See :meth:`IStore.listUsers`."""
+        return self._identity(self._users.all)
+
+    def addToken(self, token: TokenRecord) -> Deferred[None]:
+        """See :meth:`IStore.addToken`."""
+        return self._identity(lambda: self._users.addToken(token))
+
+    def getToken(self, tokenHash: str) -> Deferred[TokenRecord]:
+        """See :meth:`IStore.getToken`."""
+        return self._identity(lambda: self._users.getToken(tokenHash))
+
+    def removeToken(self, tokenHash: str) -> Deferred[None]:
+        """See :meth:`IStore.removeToken`."""
+        return self._identity(lambda: self._users.removeToken(tokenHash))
+
+    def _identity(self, work: Callable[[], Any]) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self._asked(work()))
+
+
+def _textOf(value: bytes) -> str:
+    text: str = json.loads(value)["value"]
+    return text

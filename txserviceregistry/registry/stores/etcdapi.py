@@ -1,0 +1,381 @@
+"""
+etcd as a JSON API over HTTP: what the etcd store asks of it, through its own v3 gateway.
+
+Here keys and values are text and bytes, numbers are numbers, and what a leader's death or a dropped connection costs
+is a second try that nobody sees. What the keys mean is :mod:`~txserviceregistry.registry.stores.etcd`'s business.
+
+The facts are etcd's own: its API reference of 3.4 and 3.5, ``rpc.proto`` and ``kv.proto``.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from txserviceregistry.deferred import returnsDeferred
+from txserviceregistry.errors import ServiceRegistryError
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.transport import JSONTransport
+
+__all__ = [
+    "Compare",
+    "Etcd",
+    "EtcdError",
+    "KeyValue",
+    "Txn",
+    "User",
+    "deletion",
+    "encode",
+    "endOf",
+    "keyValue",
+    "put",
+    "reading",
+]
+
+#: Seconds after which the first answer is not waited for any longer: a leader's death leaves requests hanging.
+TRY = 1.0
+#: Seconds that a request may take with all its tries; clients wait for ten.
+PATIENCE = 4.0
+#: Seconds between two tries.
+PAUSE = 0.1
+#: The most keep-alives in one request. Undocumented: beyond 512 bytes of body etcd's gateway loses answers, and an id
+#: has up to 19 digits.
+KEEP_ALIVES = 14
+
+# The codes of gRPC that mean "again, perhaps elsewhere": DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAVAILABLE. UNKNOWN is
+# what a change of the leader looks like from a follower.
+_UNAVAILABLE = 14
+_PASSING = frozenset({2, 4, 8, _UNAVAILABLE})
+_UNAUTHENTICATED = 16
+_TXN = "kv/txn"
+
+
+class EtcdError(Exception):
+    """
+    etcd refused.
+
+    :ivar code: a code of gRPC: 5 for what is not there, 9 for what can't be done as things are, 11 for a revision that
+        has been compacted.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@attrs.frozen
+class KeyValue:
+    """
+    A key with its value.
+
+    :ivar created: the revision that made it.
+    :ivar modified: the revision that changed it last.
+    :ivar lease: the lease that it goes with; 0 for none.
+    """
+
+    key: str
+    value: bytes
+    created: int
+    modified: int
+    lease: int
+
+
+@attrs.frozen
+class Compare:
+    """
+    A condition of a transaction: the key is as it was.
+
+    :ivar modified: the revision of its last change; 0 for a key that is not there.
+    """
+
+    key: str
+    modified: int
+
+
+@attrs.frozen
+class Txn:
+    """
+    What a transaction did.
+
+    :ivar succeeded: whether its conditions held.
+    :ivar revision: etcd's revision then.
+    :ivar found: what was read, by operation: a list of keys for each that reads, ``None`` for the others.
+    """
+
+    succeeded: bool
+    revision: int
+    found: Sequence[list[KeyValue] | None]
+
+
+def encode(text: str | bytes) -> str:
+    """A key or a value as it travels."""
+    # A user may have any name, half of a surrogate pair included.
+    return b64encode(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text).decode("ascii")
+
+
+def endOf(prefix: str) -> str:
+    """The end of the range of all keys that begin with *prefix*."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+def put(key: str, value: bytes, lease: int = 0) -> dict[str, Any]:
+    """An operation of a transaction: set a key."""
+    return {"request_put": {"key": encode(key), "value": encode(value), "lease": str(lease)}}
+
+
+def deletion(key: str, end: str | None = None) -> dict[str, Any]:
+    """An operation of a transaction: delete a key, or all from it up to *end*."""
+    bounds = {"key": encode(key)} if end is None else {"key": encode(key), "range_end": encode(end)}
+    return {"request_delete_range": bounds}
+
+
+def reading(key: str, end: str | None = None, limit: int = 0) -> dict[str, Any]:
+    """An operation of a transaction: read a key, or up to *limit* of those from it up to *end* (0: all)."""
+    return {"request_range": _range(key, end, limit)}
+
+
+def _range(key: str, end: str | None, limit: int) -> dict[str, Any]:
+    query: dict[str, Any] = {"key": encode(key)}
+    if end is not None:
+        query["range_end"] = encode(end)
+    if limit:
+        query["limit"] = str(limit)
+    return query
+
+
+def keyValue(found: Mapping[str, Any]) -> KeyValue:
+    """A key as etcd writes it. What is zero or empty is left out there."""
+    return KeyValue(
+        b64decode(found["key"]).decode("utf-8", "surrogatepass"),
+        b64decode(found.get("value", "")),
+        int(found.get("create_revision", 0)),
+        int(found.get("mod_revision", 0)),
+        int(found.get("lease", 0)),
+    )
+
+
+@attrs.define
+class User:
+    """
+    A user of etcd's.
+
+    :ivar token: what etcd has given for name and password; ``None`` while there is none.
+    """
+
+    name: str
+    password: str = attrs.field(repr=False)
+    token: str | None = attrs.field(default=None, repr=False)
+
+    def over(self, agent: IAgent) -> IAgent:
+        """An agent that does requests in the name of this user."""
+        return _UserAgent(agent, self)
+
+
+@implementer(IAgent)
+@attrs.frozen
+class _UserAgent:
+    _agent: IAgent
+    _user: User
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        """See IAgent."""
+        if self._user.token is not None:
+            headers = Headers() if headers is None else headers.copy()
+            headers.setRawHeaders(b"Authorization", [self._user.token.encode("utf-8")])
+        return self._agent.request(method, uri, headers, bodyProducer)
+
+
+class Etcd:
+    """
+    A cluster of etcd.
+
+    Every method may fail with :class:`StoreUnavailable`, when the cluster has given no answer for :data:`PATIENCE`
+    seconds, and with :class:`EtcdError` when it refuses. What is asked may be asked twice; each method says why that
+    does no harm.
+
+    :param transport: JSON over HTTP to the members.
+    :param clock: for the pauses.
+    :param user: in whose name the *transport* sends; ``None`` where etcd asks for no user.
+    :param gate: is called before anything is asked; raises :class:`StoreUnavailable` if nothing may be.
+    :param onContact: is called with the time (the clock's) at which a request was sent that has been answered by a
+        majority of the members.
+    """
+
+    def __init__(
+        self,
+        transport: JSONTransport,
+        clock: IReactorTime,
+        *,
+        user: User | None = None,
+        gate: Callable[[], None] = lambda: None,
+        onContact: Callable[[float], None] = lambda sent: None,
+    ) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._user = user
+        self._gate = gate
+        self._onContact = onContact
+
+    @returnsDeferred
+    async def txn(
+        self,
+        compare: Sequence[Compare],
+        success: Sequence[Mapping[str, Any]],
+        failure: Sequence[Mapping[str, Any]] = (),
+        *,
+        patience: float = PATIENCE,
+    ) -> Txn:
+        """
+        A transaction.
+
+        It may be done twice. Who changes something sees to it, with *compare*, that the second time fails, and takes a
+        failure for what it may be: the first time's success.
+        """
+        conditions = [
+            {"key": encode(each.key), "target": "MOD", "result": "EQUAL", "mod_revision": str(each.modified)}
+            for each in compare
+        ]
+        answer = await self._ask(
+            _TXN, {"compare": conditions, "success": list(success), "failure": list(failure)}, patience
+        )
+        found = []
+        for response in answer.get("responses", ()):
+            read = response.get("response_range")
+            found.append(None if read is None else [keyValue(each) for each in read.get("kvs", ())])
+        return Txn(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
+
+    @returnsDeferred
+    async def range(self, key: str, end: str | None = None, limit: int = 0) -> tuple[list[KeyValue], int]:
+        """
+        Keys in their order, from *key* up to *end* (the key alone without one), at most *limit* of them (0: all).
+
+        :return: fires with the keys and the revision at which they were so.
+        """
+        done = await self.txn((), [reading(key, end, limit)])
+        return done.found[0] or [], done.revision
+
+    @returnsDeferred
+    async def get(self, key: str) -> KeyValue | None:
+        """One key; ``None`` if it is not there."""
+        found, _ = await self.range(key)
+        return found[0] if found else None
+
+    @returnsDeferred
+    async def grant(self, lease: int, seconds: int) -> None:
+        """Make a lease. That there is one of this id already is no error: ids are drawn, and it is the first try's."""
+        try:
+            await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)})
+        except EtcdError as error:
+            if "already exists" not in str(error):
+                raise
+
+    @returnsDeferred
+    async def revoke(self, lease: int) -> None:
+        """End a lease, and the keys that go with it. One that is not there is no error."""
+        try:
+            await self._ask("lease/revoke", {"ID": str(lease)})
+        except EtcdError as error:
+            if error.code != 5:
+                raise
+
+    @returnsDeferred
+    async def keepAlive(self, leases: Sequence[int]) -> list[bool]:
+        """
+        Let leases begin anew, at most :data:`KEEP_ALIVES` of them.
+
+        :return: fires with whether each was there.
+        """
+        asked = [{"ID": str(lease)} for lease in leases]
+        answers = await self._askLines("lease/keepalive", asked)
+        alive = {int(answer["result"].get("ID", 0)): int(answer["result"].get("TTL", 0)) > 0 for answer in answers}
+        missing = [lease for lease in leases if lease not in alive]
+        for lease in missing:
+            # Several in one request is nothing that etcd promises: those without an answer are asked alone.
+            (answer,) = await self._askLines("lease/keepalive", [{"ID": str(lease)}])
+            alive[lease] = int(answer["result"].get("TTL", 0)) > 0
+        return [alive[lease] for lease in leases]
+
+    @returnsDeferred
+    async def timeToLive(self, lease: int) -> tuple[int, int]:
+        """
+        What is left of a lease.
+
+        :return: fires with whole seconds, rounded down (below zero for a lease that is not there), and the seconds that
+            it was granted.
+        """
+        answer = await self._ask("lease/timetolive", {"ID": str(lease)})
+        return int(answer.get("TTL", 0)), int(answer.get("grantedTTL", 0))
+
+    @returnsDeferred
+    async def compact(self, revision: int) -> None:
+        """Forget how things were before *revision*. That this has been done is no error."""
+        try:
+            await self._ask("kv/compaction", {"revision": str(revision)})
+        except EtcdError as error:
+            if error.code != 11:
+                raise
+
+    # -- inside
+
+    async def _ask(self, path: str, body: Mapping[str, Any], patience: float = PATIENCE) -> Any:
+        return await self._untilAnswered(path, body, False, patience)
+
+    async def _askLines(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> Any:
+        return await self._untilAnswered(path, bodies, True, PATIENCE)
+
+    async def _untilAnswered(self, path: str, body: Any, lines: bool, patience: float) -> Any:
+        end = self._clock.seconds() + patience
+        while True:
+            self._gate()
+            try:
+                return await self._askOnce(path, body, lines)
+            except (ServiceRegistryError, EtcdError) as error:
+                if isinstance(error, EtcdError) and error.code not in _PASSING:
+                    raise
+                if self._clock.seconds() + PAUSE >= end:
+                    raise StoreUnavailable(f"etcd: {error}") from None
+            await deferLater(self._clock, PAUSE)
+
+    async def _askOnce(self, path: str, body: Any, lines: bool) -> Any:
+        for isSecond in (False, True):
+            if self._user is not None and self._user.token is None:
+                await self._authenticate(self._user)
+            sent = self._clock.seconds()
+            response = await self._transport.request("POST", f"/v3/{path}", body=body, repeatable=True, lines=lines)
+            answer = response.json
+            if response.status == 200:
+                if path == _TXN:
+                    # Leases are their leader's alone, who may not know yet that it is the leader no more.
+                    self._onContact(sent)
+                return answer
+            fault = answer[0] if isinstance(answer, list) and answer else answer
+            fault = fault if isinstance(fault, dict) else {}
+            error = EtcdError(
+                int(fault.get("code", _UNAVAILABLE)),
+                str(fault.get("message") or fault.get("error") or f"HTTP {response.status}"),
+            )
+            if error.code != _UNAUTHENTICATED or self._user is None or isSecond:
+                raise error
+            self._user.token = None
+        raise AssertionError("unreachable")
+
+    async def _authenticate(self, user: User) -> None:
+        response = await self._transport.request(
+            "POST", "/v3/auth/authenticate", body={"name": user.name, "password": user.password}, repeatable=True
+        )
+        if response.status >= 500:
+            raise EtcdError(_UNAVAILABLE, f"it can't authenticate anybody now ({response.status})")
+        if response.status != 200:
+            raise StoreUnavailable(f"etcd refuses its user {user.name!r}: check the name and the password")
+        user.token = response.having(token=str)["token"]

@@ -1,0 +1,262 @@
+"""
+How a tenant's changes are made in etcd: in groups, each one transaction, guarded by the tenant's clock.
+
+The clock is a key that every change of the tenant's objects sets. It holds the position of the tenant's last event, so
+that event ids grow strictly whichever node makes them, and how many objects there are. A group whose guard fails has
+lost to another node's group: it is worked out again over what is there now. So that nodes do not starve each other,
+all changes that wait together go together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from txserviceregistry.registry.eventids import positionOf
+from txserviceregistry.registry.stores.etcdapi import Compare, Etcd, KeyValue, deletion, put, reading
+from txserviceregistry.registry.stores.interfaces import StoreError, StoreUnavailable
+
+__all__ = ["Draft", "Groups", "Step"]
+
+_T = TypeVar("_T")
+
+#: Changes in one transaction at most. Each reads two keys and sets three at the most; etcd takes 128 operations.
+GROUP = 40
+#: Seconds that a group goes on trying while other nodes are always quicker.
+PATIENCE = 8.0
+
+
+@attrs.define
+class TenantClock:
+    """
+    What a tenant's clock holds.
+
+    :ivar last: the position of the last event.
+    :ivar services: how many services there are, and
+    :ivar values: how many configuration values.
+    """
+
+    last: int = 0
+    services: int = 0
+    values: int = 0
+
+    @classmethod
+    def of(cls, found: KeyValue | None) -> TenantClock:
+        """The clock as it is kept; a new one if there is none."""
+        if found is None:
+            return cls()
+        kept = json.loads(found.value)
+        return cls(kept["last"], kept["services"], kept["values"])
+
+    def toBytes(self) -> bytes:
+        """As it is kept."""
+        return json.dumps({"v": 1, **attrs.asdict(self)}, separators=(",", ":")).encode("ascii")
+
+
+class Draft:
+    """
+    The tenant's objects as they are, and the changes that a group is about to make to them.
+
+    :ivar clock: the tenant's clock; a change of it is a change like any other.
+    """
+
+    def __init__(
+        self, found: Mapping[str, KeyValue], clock: TenantClock, wallClock: Callable[[], float], prefix: str
+    ) -> None:
+        self.clock = clock
+        self._found = found
+        self._wallClock = wallClock
+        self._prefix = prefix
+        self._changes: dict[str, tuple[bytes, int] | None] = {}
+        self._guards: dict[str, int] = {}
+
+    def get(self, key: str) -> bytes | None:
+        """The value of a key that the step has named; ``None`` if it is not there."""
+        if key in self._changes:
+            change = self._changes[key]
+            return None if change is None else change[0]
+        found = self._found.get(key)
+        return None if found is None else found.value
+
+    def modified(self, key: str) -> int:
+        """The revision of the key's last change in etcd; 0 if it is not there."""
+        found = self._found.get(key)
+        return 0 if found is None else found.modified
+
+    def guard(self, key: str) -> None:
+        """Let the group fail if this key, which changes without the clock, is not as it was found."""
+        self._guards[key] = self.modified(key)
+
+    def put(self, key: str, value: bytes, lease: int = 0) -> None:
+        """Set a key."""
+        self._changes[key] = value, lease
+
+    def delete(self, key: str) -> None:
+        """Delete a key; that it is not there is no error."""
+        self._changes[key] = None
+
+    def addEvent(self, type: str, payload: Mapping[str, Any], timestamp: int | None = None) -> int:
+        """
+        Put an event.
+
+        :param timestamp: in milliseconds since the epoch; now if not given.
+        :return: its position.
+        """
+        self.clock.last = max(positionOf(self._wallClock()), self.clock.last + 1)
+        moment = int(self._wallClock() * 1000) if timestamp is None else timestamp
+        event = {"v": 1, "timestamp": moment, "type": type, "payload": payload}
+        self.put(f"{self._prefix}{self.clock.last:016x}", json.dumps(event, separators=(",", ":")).encode("ascii"))
+        return self.clock.last
+
+    def attempt(self, act: Callable[[Draft], _T]) -> _T:
+        """Let *act* make its changes, all of them or, if it fails, none."""
+        before = self._changes.copy(), self._guards.copy(), attrs.evolve(self.clock)
+        try:
+            return act(self)
+        except StoreError:
+            self._changes, self._guards, self.clock = before
+            raise
+
+    @property
+    def operations(self) -> list[dict[str, Any]]:
+        """The changes, as etcd takes them."""
+        return [deletion(key) if change is None else put(key, *change) for key, change in self._changes.items()]
+
+    @property
+    def compares(self) -> list[Compare]:
+        """The guards, as etcd takes them."""
+        return [Compare(key, modified) for key, modified in self._guards.items()]
+
+
+@attrs.frozen(eq=False)
+class Step(Generic[_T]):
+    """
+    A change that is to be part of a group.
+
+    :ivar reads: the keys that it looks at, two at the most.
+    :ivar act: makes the change in a draft, three keys at the most; may be called again, over another draft. What it
+        raises (a :class:`StoreError`) the change fails with.
+    """
+
+    reads: Collection[str]
+    act: Callable[[Draft], _T]
+    done: Deferred[_T] = attrs.Factory(Deferred)
+
+
+class _Lane:
+    """The groups of one tenant, one after the other."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Step[Any]] = deque()
+        self.isBusy = False
+
+
+class Groups:
+    """
+    Makes the changes of all tenants.
+
+    :param etcd: where to.
+    :param clock: for the patience.
+    :param wallClock: seconds since the epoch.
+    :param prefix: what all keys begin with, a slash at its end.
+    :param node: the name of this node, which no other one has or had.
+    """
+
+    def __init__(self, etcd: Etcd, clock: IReactorTime, wallClock: Callable[[], float], prefix: str, node: str) -> None:
+        self._etcd = etcd
+        self._clock = clock
+        self._wallClock = wallClock
+        self._prefix = prefix
+        self._node = node
+        self._lanes: dict[str, _Lane] = {}
+        self._number = 0
+        self._idle: list[Deferred[None]] = []
+
+    def do(self, tenant: str, reads: Collection[str], act: Callable[[Draft], _T]) -> Deferred[_T]:
+        """
+        Make a change.
+
+        :return: fires with what *act* has returned when the change is kept.
+        """
+        step = Step(reads, act)
+        lane = self._lanes.setdefault(tenant, _Lane())
+        lane.waiting.append(step)
+        if not lane.isBusy:
+            lane.isBusy = True
+            self._work(tenant, lane)
+        return step.done
+
+    def whenIdle(self) -> Deferred[None]:
+        """Fires when no change is under way."""
+        idle: Deferred[None] = Deferred()
+        if self._lanes:
+            self._idle.append(idle)
+        else:
+            idle.callback(None)
+        return idle
+
+    def _work(self, tenant: str, lane: _Lane) -> None:
+        # The next turn: what comes in this one goes along.
+        self._clock.callLater(0, lambda: Deferred.fromCoroutine(self._workThrough(tenant, lane)))
+
+    async def _workThrough(self, tenant: str, lane: _Lane) -> None:
+        while lane.waiting:
+            steps = [lane.waiting.popleft() for _ in range(min(GROUP, len(lane.waiting)))]
+            outcomes: Sequence[Any]
+            try:
+                outcomes = await self._group(tenant, steps)
+            except Exception as error:
+                outcomes = [error] * len(steps)
+            for step, outcome in zip(steps, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    step.done.errback(outcome)
+                else:
+                    step.done.callback(outcome)
+        del self._lanes[tenant]
+        if not self._lanes:
+            idle, self._idle = self._idle, []
+            for each in idle:
+                each.callback(None)
+
+    async def _group(self, tenant: str, steps: Sequence[Step[Any]]) -> list[Any]:
+        clockKey = f"{self._prefix}clocks/{tenant}"
+        commitKey = f"{self._prefix}commits/{tenant}/{self._node}"
+        keys = [clockKey, commitKey, *dict.fromkeys(key for step in steps for key in step.reads)]
+        reads = [reading(key) for key in keys]
+        end = self._clock.seconds() + PATIENCE
+        done = await self._etcd.txn((), reads)
+        while True:
+            found = {each.key: each for kept in done.found for each in kept or ()}
+            draft = Draft(
+                found, TenantClock.of(found.get(clockKey)), self._wallClock, f"{self._prefix}events/{tenant}/"
+            )
+            outcomes = [_attempt(draft, step) for step in steps]
+            changes = draft.operations
+            if not changes:
+                return outcomes
+            self._number += 1
+            number = str(self._number).encode("ascii")
+            done = await self._etcd.txn(
+                [Compare(clockKey, draft.modified(clockKey)), *draft.compares],
+                [*changes, put(clockKey, draft.clock.toBytes()), put(commitKey, number)],
+                reads,
+            )
+            # A transaction whose answer was lost is sent again, and fails then: what it did the first time, the key
+            # tells that only this node sets.
+            if done.succeeded or any(each.key == commitKey and each.value == number for each in done.found[1] or ()):
+                return outcomes
+            if self._clock.seconds() > end:
+                raise StoreUnavailable("etcd: other nodes' changes leave no room for this one")
+
+
+def _attempt(draft: Draft, step: Step[Any]) -> Any:
+    try:
+        return draft.attempt(step.act)
+    except StoreError as error:
+        return error

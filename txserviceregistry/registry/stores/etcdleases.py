@@ -1,0 +1,91 @@
+"""
+The leases of services: kept alive together, and asked what is left of them.
+
+A lease is evidence of a service's last heartbeat, on whichever node that was. It is granted for the heartbeat timeout
+and a margin, so that it outlives the deadline by the margin, and what is left of it tells where the deadline is.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from txserviceregistry.registry.stores.etcdapi import KEEP_ALIVES, Etcd
+
+__all__ = ["MARGIN", "KeepAlives", "newLease", "secondsLeft"]
+
+#: Seconds that a lease is granted beyond the heartbeat timeout. Two, so that what etcd tells in whole seconds tells the
+#: second after the deadline from the lease's end.
+MARGIN = 2
+#: Requests under way at once; heartbeats that come meanwhile share the next one.
+_REQUESTS = 2
+_LEASE_BITS = 62
+
+
+def newLease() -> int:
+    """An id for a lease that no other has."""
+    return secrets.randbits(_LEASE_BITS) | 1
+
+
+def secondsLeft(left: int, granted: int, timeout: int) -> float:
+    """
+    How long it is to the deadline at the least.
+
+    :param left: whole seconds that are left of the lease, rounded down; below zero if it is gone.
+    :param granted: seconds that it was granted; more than was asked for where etcd's elections take long.
+    :param timeout: the heartbeat timeout in seconds.
+    :return: seconds; 0 where the deadline is less than one second away; below zero when it has surely passed.
+    """
+    return -1.0 if left < 0 else float(left - (granted - timeout))
+
+
+class KeepAlives:
+    """
+    Keeps leases alive; those that fall due together share requests.
+
+    :param etcd: whose leases they are.
+    :param clock: the reactor.
+    """
+
+    def __init__(self, etcd: Etcd, clock: IReactorTime) -> None:
+        self._etcd = etcd
+        self._clock = clock
+        self._waiting: deque[tuple[int, Deferred[bool]]] = deque()
+        self._underWay = 0
+        self._isDue = False
+
+    def keep(self, lease: int) -> Deferred[bool]:
+        """
+        Let a lease begin anew.
+
+        :return: fires with whether it was there.
+        """
+        kept: Deferred[bool] = Deferred()
+        self._waiting.append((lease, kept))
+        if not self._isDue and self._underWay < _REQUESTS:
+            # The next turn: what comes in this one goes along.
+            self._isDue = True
+            self._clock.callLater(0, self._send)
+        return kept
+
+    def _send(self) -> None:
+        self._isDue = False
+        while self._waiting and self._underWay < _REQUESTS:
+            group = [self._waiting.popleft() for _ in range(min(KEEP_ALIVES, len(self._waiting)))]
+            self._underWay += 1
+            answers = self._etcd.keepAlive([lease for lease, _ in group])
+            answers.addBoth(self._answered, [kept for _, kept in group])
+
+    def _answered(self, result: list[bool] | Failure, group: Sequence[Deferred[bool]]) -> None:
+        self._underWay -= 1
+        self._send()
+        for number, kept in enumerate(group):
+            if isinstance(result, Failure):
+                kept.errback(result)
+            else:
+                kept.callback(result[number])

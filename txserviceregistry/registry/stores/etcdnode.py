@@ -1,0 +1,219 @@
+"""
+One node among those that share a cluster of etcd: whether it is in contact, and what it hears of the others.
+
+A node that can't reach etcd hears of no heartbeat, and must blame nobody for it; so it has to know from when to when
+that was. It writes a key of its own all the time: that shows that a majority of etcd is there, and, as the key comes
+back by the watch, that the watch is not deaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IAgent
+
+from txserviceregistry.registry.stores.etcdapi import Etcd, EtcdError, put
+from txserviceregistry.registry.stores.etcdleases import newLease
+from txserviceregistry.registry.stores.etcdwatch import Change, Watch, WatchEnded
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+
+__all__ = ["Node"]
+
+
+class Node:
+    """
+    Keeps a node's key, and a watch of everything below the prefix.
+
+    :param etcd: etcd.
+    :param reactor: the reactor.
+    :param agent: does the watch's request.
+    :param urls: etcd's members; the watch goes to one after the other.
+    :param prefix: of all keys.
+    :param name: the node's name.
+    :param onChange: is called with each change below the prefix.
+    :param load: reads everything again; fires with the revision at which it was so. Called when the watch has ended,
+        with whether there was no contact meanwhile.
+    :param onLost: is called when there is no contact any more.
+    """
+
+    #: Seconds between two writes of the node's key.
+    BEAT = 0.4
+    #: Seconds that the node's key outlives the node.
+    PRESENCE = 5
+    #: Seconds without an answer after which there is no contact. Less than a lease's margin.
+    SILENCE = 1.2
+    #: Seconds without a change on the watch after which it counts as deaf.
+    DEAF = 3.0
+    #: Seconds between two tries to begin a watch.
+    PAUSE = 0.2
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        reactor: Any,
+        agent: IAgent,
+        urls: Sequence[str],
+        prefix: str,
+        name: str,
+        *,
+        onChange: Callable[[Change], None],
+        load: Callable[[bool], Deferred[int]],
+        onLost: Callable[[], None],
+    ) -> None:
+        self._etcd = etcd
+        self._reactor = reactor
+        self._agent = agent
+        self._urls = urls
+        self._prefix = prefix
+        self._key = f"{prefix}nodes/{name}"
+        self._onChange = onChange
+        self._load = load
+        self._onLost = onLost
+        self._lease = 0
+        self._beats = 0
+        self._contact = reactor.seconds()
+        self._isLost = False
+        self._loops: list[LoopingCall] = []
+        self._watch: Watch | None = None
+        self._member = 0
+        self._again: IDelayedCall | None = None
+        self._loading: Deferred[Any] | None = None
+        self._isStopped = False
+
+    def contact(self, sent: float) -> None:
+        """A request that was sent at *sent* has been answered by a majority of etcd."""
+        self._contact = max(self._contact, sent)
+
+    def secondsAway(self) -> float:
+        """How long etcd has not been in contact."""
+        return float(self._reactor.seconds() - self._contact)
+
+    @property
+    def isLost(self) -> bool:
+        """Whether there is no contact, or what has happened since is not known yet."""
+        return self._isLost
+
+    def start(self, revision: int) -> None:
+        """
+        Begin.
+
+        :param revision: at which everything has been read.
+        """
+        self._contact = self._reactor.seconds()
+        for call, interval in ((self._beat, self.BEAT), (self._look, self.SILENCE / 4)):
+            loop = LoopingCall(call)
+            loop.clock = self._reactor
+            loop.start(interval).addErrback(lambda reason: self._log.failure("A node's loop broke", reason))
+            self._loops.append(loop)
+        self._follow(revision)
+
+    def stop(self) -> Deferred[Any]:
+        """
+        End.
+
+        :return: fires when nothing is left.
+        """
+        self._isStopped = True
+        for loop in self._loops:
+            if loop.running:
+                loop.stop()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
+        again, self._again = self._again, None
+        if again is not None:
+            again.cancel()
+        loading, self._loading = self._loading, None
+        if loading is not None:
+            loading.cancel()
+        if not self._lease:
+            return gatherResults([])
+        return self._etcd.revoke(self._lease).addErrback(lambda reason: reason.trap(StoreUnavailable, EtcdError))
+
+    # -- contact
+
+    def _beat(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._writeKey()).addErrback(
+            lambda reason: reason.trap(StoreUnavailable, EtcdError) and None
+        )
+
+    async def _writeKey(self) -> None:
+        # One try each time: the next beat is the next try.
+        if not self._lease:
+            lease = newLease()
+            await self._etcd.grant(lease, self.PRESENCE)
+            self._lease = lease
+        if self._beats % 3 == 0:
+            (isThere,) = await self._etcd.keepAlive([self._lease])
+            if not isThere:
+                self._lease = 0
+                return
+        self._beats += 1
+        try:
+            await self._etcd.txn((), [put(self._key, str(self._beats).encode("ascii"), self._lease)], patience=0)
+        except EtcdError:
+            self._lease = 0
+
+    def _look(self) -> None:
+        if self.secondsAway() > self.SILENCE:
+            if not self._isLost:
+                self._isLost = True
+                self._log.warn("etcd can't be reached: nobody times out until it is back")
+                self._onLost()
+        elif self._isLost and self._loading is None and self._again is None:
+            # What happened meanwhile is read anew, whether or not the watch has noticed anything.
+            watch, self._watch = self._watch, None
+            if watch is not None:
+                watch.stop()
+            self._reload()
+
+    # -- the watch
+
+    def _follow(self, revision: int) -> None:
+        watch = self._watch = Watch(self._agent, self._reactor, self._changed, silence=self.DEAF)
+        watch.ended.addErrback(self._watchEnded, watch)
+        watch.start(self._urls[self._member % len(self._urls)], self._prefix, revision + 1)
+
+    def _changed(self, change: Change) -> None:
+        self._onChange(change)
+
+    def _watchEnded(self, failure: Failure, watch: Watch) -> None:
+        failure.trap(WatchEnded)
+        if self._isStopped or self._watch is not watch:
+            return
+        self._log.debug("The watch of etcd has ended: {why}", why=failure.getErrorMessage())
+        self._watch = None
+        self._member += 1
+        self._again = self._reactor.callLater(self.PAUSE, self._reload)
+
+    def _reload(self) -> None:
+        self._again = None
+        if self._isStopped or self._loading is not None:
+            return
+        self._loading = loading = self._load(self._isLost)
+        loading.addCallbacks(self._loaded, self._notLoaded)
+
+    def _loaded(self, revision: int) -> None:
+        self._loading = None
+        if self._isStopped:
+            return
+        if self._isLost:
+            self._isLost = False
+            self._log.info("etcd can be reached again")
+        self._follow(revision)
+
+    def _notLoaded(self, failure: Failure) -> None:
+        self._loading = None
+        if self._isStopped:
+            return
+        if not failure.check(StoreUnavailable, EtcdError):
+            self._log.failure("What is in etcd can't be read", failure)
+        self._again = self._reactor.callLater(self.PAUSE, self._reload)

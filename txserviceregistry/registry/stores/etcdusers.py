@@ -1,0 +1,126 @@
+"""
+Users and auth tokens in etcd.
+
+A token names the revision in which its user was changed last. With another key, or without the user, that is another
+revision: all tokens of a user end in the moment of one write, however many there are. Each goes with a lease, so that
+none stays for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from itertools import count as naturals
+
+from txserviceregistry.registry.stores.etcdapi import Compare, Etcd, KeyValue, deletion, endOf, put, reading
+from txserviceregistry.registry.stores.etcdleases import newLease
+from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
+
+__all__ = ["EtcdUsers"]
+
+
+def _user(found: KeyValue) -> UserRecord:
+    kept = json.loads(found.value)
+    return UserRecord(found.key.rpartition("/")[2], kept["tenant"], kept["key"])
+
+
+class EtcdUsers:
+    """
+    The users, and their tokens.
+
+    :param etcd: where they are.
+    :param prefix: of all keys.
+    :param wallClock: seconds since the epoch.
+    """
+
+    def __init__(self, etcd: Etcd, prefix: str, wallClock: Callable[[], float]) -> None:
+        self._etcd = etcd
+        self._users = f"{prefix}users/"
+        self._tokens = f"{prefix}tokens/"
+        # Changes with each new user, so that no two are given the same tenant.
+        self._guard = f"{prefix}lastuser"
+        self._wallClock = wallClock
+
+    async def add(self, name: str, keyHash: str, tenant: str | None) -> UserRecord:
+        """See :meth:`IStore.addUser`."""
+        while True:
+            users = reading(self._users, endOf(self._users))
+            done = await self._etcd.txn((), [users, reading(self._guard)])
+            known = {user.name: user for user in map(_user, done.found[0] or ())}
+            if name in known:
+                raise ObjectExists(name)
+            guards = done.found[1]
+            chosen = tenant
+            if chosen is None:
+                taken = {user.tenant for user in known.values()}
+                chosen = next(number for number in map(str, naturals(1)) if number not in taken)
+            value = self._value(chosen, keyHash)
+            done = await self._etcd.txn(
+                [Compare(self._guard, guards[0].modified if guards else 0)],
+                [put(self._users + name, value), put(self._guard, value)],
+                [reading(self._users + name)],
+            )
+            # A first try whose answer was lost has made this very user: nobody else has this hash.
+            if done.succeeded or any(each.value == value for each in done.found[0] or ()):
+                return UserRecord(name, chosen, keyHash)
+
+    async def replaceKey(self, name: str, keyHash: str) -> UserRecord:
+        """See :meth:`IStore.replaceUserKey`."""
+        while True:
+            found = await self._found(name)
+            tenant = _user(found).tenant
+            done = await self._etcd.txn(
+                [Compare(found.key, found.modified)], [put(found.key, self._value(tenant, keyHash))]
+            )
+            if done.succeeded:
+                return UserRecord(name, tenant, keyHash)
+
+    async def remove(self, name: str) -> None:
+        """See :meth:`IStore.removeUser`."""
+        found = await self._found(name)
+        await self._etcd.txn((), [deletion(found.key)])
+
+    async def get(self, name: str) -> UserRecord:
+        """See :meth:`IStore.getUser`."""
+        return _user(await self._found(name))
+
+    async def all(self) -> list[UserRecord]:
+        """See :meth:`IStore.listUsers`."""
+        found, _ = await self._etcd.range(self._users, endOf(self._users))
+        return [_user(each) for each in found]
+
+    async def addToken(self, token: TokenRecord) -> None:
+        """See :meth:`IStore.addToken`."""
+        user = await self._etcd.get(self._users + token.user)
+        lease = newLease()
+        await self._etcd.grant(lease, max(1, math.ceil(token.expires - self._wallClock())))
+        kept = {"v": 1, "user": token.user, "tenant": token.tenant, "expires": token.expires}
+        kept["revision"] = 0 if user is None else user.modified
+        value = json.dumps(kept, separators=(",", ":")).encode("ascii")
+        await self._etcd.txn((), [put(self._tokens + token.tokenHash, value, lease)])
+
+    async def getToken(self, tokenHash: str) -> TokenRecord:
+        """See :meth:`IStore.getToken`."""
+        found = await self._etcd.get(self._tokens + tokenHash)
+        if found is None:
+            raise NoSuchObject("token")
+        kept = json.loads(found.value)
+        # Its user is looked at after it was, so that a key that was replaced before this call began is seen.
+        user = await self._etcd.get(self._users + kept["user"])
+        if kept["revision"] != (0 if user is None else user.modified) or kept["expires"] <= self._wallClock():
+            raise NoSuchObject("token")
+        return TokenRecord(tokenHash, kept["user"], kept["tenant"], kept["expires"])
+
+    async def removeToken(self, tokenHash: str) -> None:
+        """See :meth:`IStore.removeToken`."""
+        await self._etcd.txn((), [deletion(self._tokens + tokenHash)])
+
+    def _value(self, tenant: str, keyHash: str) -> bytes:
+        return json.dumps({"v": 1, "tenant": tenant, "key": keyHash}, separators=(",", ":")).encode("ascii")
+
+    async def _found(self, name: str) -> KeyValue:
+        found = await self._etcd.get(self._users + name)
+        if found is None:
+            raise NoSuchObject(name)
+        return found
