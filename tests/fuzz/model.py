@@ -517,11 +517,18 @@ class Model:
         events[:] = learned + left
         return None
 
-    def peek(self, request: Request) -> Expected:
-        """What a GET would be answered with now; it does not count."""
-        used = self.used.copy()
+    def peek(self, request: Request, *, isCertain: bool = False) -> Expected:
+        """
+        What a GET would be answered with now; it does not count.
+
+        :param isCertain: if the feed tells of no death yet that it need not tell of.
+        """
+        used, account = self.used.copy(), self.accounts[request.tenant]
+        events = account.events
+        if isCertain:
+            account.events = [event for event in events if event.latest <= (self.time, math.inf)]
         expected = self.answer(request)
-        self.used = used
+        self.used, account.events = used, events
         return expected
 
     def news(self, request: Request) -> bool:
