@@ -440,7 +440,7 @@ def _access() -> Schema:
         access=_object(
             token=_object(id=text, expires=expires, tenant=_object(id=number, name=number)),
             user=_object(id=text, name=text, roles={"type": "array"}),
-            serviceCatalog={"type": "array", "prefixItems": entries, "minItems": len(entries)},
+            serviceCatalog={"type": "array", "items": {"oneOf": entries}, "minItems": len(entries)},
         )
     )
 
