@@ -63,13 +63,15 @@ class Page:
     :ivar summary: what it tells.
     :ivar schema: of what it tells.
     :ivar mediaType: of what it tells.
-    :ivar others: answers beside 200: by code, a text, and the schema of their JSON.
+    :ivar others: answers beside 200 of the same media type: by code, a text, and the schema of what they tell.
+    :ivar refusals: types of faults that it has, beside those that all pages have.
     """
 
     summary: str
     schema: Schema
     mediaType: str = "application/json"
     others: Mapping[int, tuple[str, Schema]] = attrs.field(factory=dict)
+    refusals: Sequence[str] = ()
 
 
 def _reference(kind: str, name: str) -> Schema:
@@ -151,6 +153,13 @@ PAGES: Mapping[str, Page] = {
         _HEALTH,
         others={503: ("It can't: its store can't be used.", _HEALTH)},
     ),
+    "/metrics": Page(
+        "Tell what Prometheus reads, to clients on the registry's machine unless its operator says otherwise",
+        {"type": "string"},
+        "text/plain",
+        {501: ("What makes the text is not installed.", {"type": "string"})},
+        ["forbiddenError", "notFoundError"],
+    ),
     PATH: Page("Tell the API as OpenAPI describes it", {"type": "object"}),
 }
 
@@ -168,6 +177,7 @@ _PARAMETER_TEXTS = {
 _FAULT_TEXTS = {
     400: "The request is not valid, or not at the moment.",
     401: "The auth token is missing or does not count here.",
+    403: "It is there, but not for this client.",
     404: "It does not exist.",
     413: "The body is too large.",
     500: "Something broke inside.",
@@ -269,7 +279,8 @@ def _authentication() -> Schema:
 def _page(told: Page) -> Schema:
     described = _outside(told.summary, told.schema, told.mediaType)
     for code, (text, schema) in told.others.items():
-        described["responses"][str(code)] = _answer(text, schema)
+        described["responses"][str(code)] = _answer(text, schema, mediaType=told.mediaType)
+    described["responses"].update(_refusals(told.refusals, MAXIMUM_BODY))
     return described
 
 
