@@ -203,7 +203,7 @@ class Target:
             assert json.loads(response.content)["txnId"] == responseId
 
     def _remember(self, name: str, case: Any, response: Any) -> None:
-        if response.status_code in (200, 201):
+        if name and response.status_code in (200, 201):
             body = json.loads(response.content)
             if name == "createService":
                 self._keepService(case.body["id"], body["token"])
