@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from ..clock import useMonotonic
 from ..parsing import parseCount, parseDuration, parseRate
 from ..registry.accesslog import STDOUT
+from ..registry.connections import ConnectionLimits, raiseFileLimit
 from ..registry.limits import ResourceLimits
 from ..registry.listening import EndpointError, parseEndpoint
 from ..registry.operations import ANYWHERE, LOOPBACK, OFF
@@ -32,6 +33,8 @@ _TOKEN_LIFETIME = partial(parseDuration, least="1s", most="3650d")
 _RETENTION = partial(parseDuration, least="1h")
 _AUDIENCE = oneOf(LOOPBACK, ANYWHERE, OFF)
 _NO_LOG = "off"
+# A client on a slow line must be able to send a batch of heartbeats, and waits for no more than two minutes itself.
+_REQUEST = partial(parseDuration, least="1s", most="120s")
 
 
 def checkEndpoint(option: str, description: str) -> str:
@@ -88,6 +91,11 @@ class Options(TableOptions):
         Option("token-lifetime", None, "24h", "How long an auth token counts: a duration.", _TOKEN_LIFETIME),
         Option("metrics", None, LOOPBACK, "Who may have /metrics: loopback, anywhere or off.", _AUDIENCE),
         Option("access-log", None, _NO_LOG, "File for a line per request, - for stdout, or off.", _logTarget),
+        Option("max-connections", None, "10000", "How many connections there may be.", parseCount),
+        Option("max-connections-per-client", None, "5000", "How many from one address.", parseCount),
+        Option("max-followers", None, "5000", "How many requests may wait for events.", parseCount),
+        Option("max-followers-per-tenant", None, "2500", "How many of one account.", parseCount),
+        Option("request-timeout", None, "30s", "How long a request may take to come in: a duration.", _REQUEST),
         Option("event-retention", None, "30d", "How long events are kept: a duration of 1h or more.", _RETENTION),
     )
 
@@ -141,12 +149,21 @@ def makeService(options: Options) -> IService:
 
     useMonotonic(reactor)
     rateLimit, rateWindow = options["rate-limit"]
+    connectionLimits = ConnectionLimits(
+        connections=options["max-connections"],
+        perClient=options["max-connections-per-client"],
+        requestSeconds=options["request-timeout"],
+        followers=options["max-followers"],
+        followersPerTenant=options["max-followers-per-tenant"],
+    )
+    raiseFileLimit(connectionLimits)
     registry = RegistryService(
         reactor,
         dataDir=options["data-dir"],
         store=options["store"],
         endpoints=options["listen"],
         limits=ResourceLimits(options["max-services"], options["max-configuration-values"]),
+        connectionLimits=connectionLimits,
         rateLimit=rateLimit,
         rateWindow=rateWindow,
         tokenLifetime=options["token-lifetime"],

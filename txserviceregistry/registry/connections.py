@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import ipaddress
 import resource
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-__all__ = ["ConnectionLimits", "Connections", "IConnection", "availableFiles", "peerOf", "raiseFileLimit"]
+__all__ = ["ConnectionLimits", "Connections", "IConnection", "Line", "availableFiles", "peerOf", "raiseFileLimit"]
 
 #: File descriptors that are not for connections: the store, the log, listeners, and those that are accepted in the turn
 #: of the reactor in which others are closed.
@@ -217,3 +218,57 @@ class Connections:
             self._logged = now
             self._evicted = 0
         victim.evict()
+
+
+class Line:
+    """
+    Where those stand in line who have never shown a token, when there is much that they want: so that those who have
+    are served in every turn of the reactor, however many others there are.
+
+    :param clock: the reactor.
+    """
+
+    #: How much of a turn of the reactor all of them together get, in seconds, before the rest has to wait for the next.
+    SECONDS = 0.01
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._line: deque[Callable[[], None]] = deque()
+        self._spent = 0.0
+        self._next: IDelayedCall | None = None
+
+    @property
+    def isBusy(self) -> bool:
+        """Whether who comes now has to enter the line."""
+        return bool(self._line) or self._spent >= self.SECONDS
+
+    def enter(self, go: Callable[[], None]) -> None:
+        """Have *go* called in one of the next turns."""
+        self._line.append(go)
+        self._schedule()
+
+    def spend(self, work: Callable[[], None]) -> None:
+        """Do something for one of them."""
+        began = self._clock.seconds()
+        try:
+            work()
+        finally:
+            took = self._clock.seconds() - began
+            if took > 0:
+                self._spent += took
+                self._schedule()
+
+    def _schedule(self) -> None:
+        if self._next is None:
+            self._next = self._clock.callLater(0, self._turn)
+
+    def _turn(self) -> None:
+        self._next = None
+        self._spent = 0.0
+        # Whoever enters again meanwhile waits for the next turn.
+        for _ in range(len(self._line)):
+            if self._spent >= self.SECONDS:
+                break
+            self._line.popleft()()
+        if self._line:
+            self._schedule()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -22,7 +23,7 @@ from twisted.web import http, server
 from twisted.web.resource import IResource
 
 from . import routes
-from .connections import ConnectionLimits, Connections, peerOf
+from .connections import ConnectionLimits, Connections, Line, peerOf
 from .exchanges import Exchanges, newTxnId
 from .faults import Fault, badRequest, invalidBody, requestTooLarge, unsupportedContentType
 
@@ -48,6 +49,8 @@ DISCARD_BYTES = 2**20
 DISCARD_SECONDS = 2.0
 #: How much is read of what comes after a request that is being answered, in bytes.
 AHEAD_BYTES = 2**14
+#: How many requests that come at once are answered in one turn of the reactor, for who has shown no token.
+AT_ONCE = 10
 #: Seconds after which a connection that is being closed is cut, whether or not its last answer has been read.
 CLOSE_SECONDS = 15.0
 
@@ -323,6 +326,9 @@ class ApiChannel(http.HTTPChannel):
     # Requests that have come in whole, and the bytes that have come while one was answered.
     _whole = 0
     _ahead = 0
+    # What has come, and waits in the line; and how many requests have been answered since it came.
+    _held: bytes | None = None
+    _answered = 0
     # Whether the client does not read what it is sent.
     _isClogged = False
     _isGone = False
@@ -345,6 +351,27 @@ class ApiChannel(http.HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """Called with what the client sends."""
+        if self._held is not None:
+            self._held += data
+            self.transport.pauseProducing()
+        elif self.isKnown:
+            self._take(data)
+        elif self.site.line.isBusy:
+            self._held = data
+            self.transport.pauseProducing()
+            self.site.line.enter(self._takeHeld)
+        else:
+            self.site.line.spend(partial(self._take, data))
+
+    def _takeHeld(self) -> None:
+        held, self._held = self._held or b"", None
+        if not self._isGone:
+            if not self._isClogged:
+                self.transport.resumeProducing()
+            self.site.line.spend(partial(self._take, held))
+
+    def _take(self, data: bytes) -> None:
+        self._answered = 0
         if self._isNew:
             self._isNew = False
             if data.startswith(_TLS_HANDSHAKE):
@@ -374,11 +401,20 @@ class ApiChannel(http.HTTPChannel):
         """Called when a request has been answered."""
         self._isAnswering = False
         self.site.connections.waits(self)
-        if self._isClogged:
-            # Whoever does not read answers is given no more of them.
-            self.paused = True
-            self.transport.pauseProducing()
+        self._answered += 1
+        hasEnough = self._answered >= AT_ONCE and not self.isKnown
+        # Whoever does not read answers is given no more of them.
+        self.paused = hasEnough or self._isClogged
         http.HTTPChannel.requestDone(self, request)
+        if self.paused and not self._isGone:
+            self.transport.pauseProducing()
+            if hasEnough:
+                self._answered = 0
+                self.site.line.enter(self._goOn)
+
+    def _goOn(self) -> None:
+        if self.paused and not self._isGone and not self._isClogged:
+            self.resumeProducing()
 
     def pauseProducing(self) -> None:
         """Called when much of what was sent has not been read."""
@@ -392,7 +428,7 @@ class ApiChannel(http.HTTPChannel):
         http.HTTPChannel.resumeProducing(self)
         if self.paused:
             self.paused = False
-            self.dataReceived(b"")
+            self.dataReceived(b"")  # of what has come already
 
     def loseConnection(self) -> None:
         """Close as soon as all that was sent has been read, or after a while."""
@@ -481,6 +517,7 @@ class ApiSite(server.Site):
     :ivar limits: what one connection may take.
     :ivar connections: sees to it that there are not too many.
     :ivar exchanges: is told of what is refused before it gets to the resource.
+    :ivar line: where those wait who have never shown a token.
     """
 
     protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
@@ -495,6 +532,7 @@ class ApiSite(server.Site):
         self.limits = limits
         self.connections = Connections(limits, reactor)
         self.exchanges = exchanges
+        self.line = Line(reactor)
         self._channels: set[ApiChannel] = set()
         self._drained: list[Deferred[None]] = []
 

@@ -261,12 +261,11 @@ class RegistryService(Service):
     def _possibleLimits(self) -> ConnectionLimits:
         files = availableFiles()
         limits = self._connectionLimits.within(files)
-        if limits != self._connectionLimits:
+        if limits.connections < self._connectionLimits.connections:
             self._log.warn(
-                "There can be {connections} connections, and {followers} requests that wait, at most: this process may "
-                "open {files} files (ulimit -n; LimitNOFILE of systemd)",
+                "There can be no more than {connections} connections: this process may open {files} files (ulimit -n, "
+                "or LimitNOFILE of systemd)",
                 connections=limits.connections,
-                followers=limits.followers,
                 files=files,
             )
         return limits

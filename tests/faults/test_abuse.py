@@ -1,0 +1,173 @@
+"""Row 9: clients that take all that they can get."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import treq
+from twisted.internet.task import deferLater
+
+from tests.processes import Child, reactor
+
+from .faultcase import FaultCase
+
+_ROOT = Path(__file__).parents[2]
+_MEGABYTE = 2**20
+
+
+class AbuseTests(FaultCase):
+    """
+    A well-behaved application has services with timeouts of three seconds, and shares its address with the attackers.
+    """
+
+    row = 9
+    fault = "Connections that bring a byte a second, heads and bodies without end, thousands who wait for events"
+
+    async def served(self, limits: list[str], *attacks: tuple[str, int], seconds: float) -> Child:
+        """
+        The registry serves the application all the while, and takes no more memory than is bounded.
+
+        :return: the registry.
+        """
+        registry = await self.registry(*limits)
+        application = await self.application("--services=5", "--timeout=3", "--writers=2", "--pace=0.1")
+        await self.registered(application, 5)
+        before = memory(registry)
+        attackers = [self.attack(kind, count) for kind, count in attacks]
+        latencies = await self.latencies(seconds)
+        what = " and ".join(f"{count} × {kind}" for kind, count in attacks)
+        application.tell("pause")
+        await application.says("paused")
+        self.assertTrue(application.take())
+        await self.stillThere(application)
+        self.tell(f"{what}, {' '.join(limits) or 'with the defaults'}: seconds", seconds)
+        self.tell(f"{what}: connections cut off", sum(told(each)["cut"] for each in attackers))
+        self.tellLatencies(what, latencies)
+        self.tell(f"{what}: memory before, at most, in MB", f"{before}, {memory(registry, peak=True)}")
+        self.assertLess(memory(registry, peak=True), 400 if self.isFull else 200)
+        return registry
+
+    def attack(self, kind: str, count: int, *arguments: str, token: str = "") -> Child:
+        return self.spawn(
+            *("python", "-m", "tests.faults.attackers", kind, f"--port={self.port}", f"--count={count}", *arguments),
+            environment={"PYTHONPATH": str(_ROOT), "ATTACKERS_TOKEN": token},
+        )
+
+    async def latencies(self, seconds: float) -> list[float]:
+        """How long each of many requests takes, in milliseconds, one after the other."""
+        client = self.client(cache=None)
+        took = []
+        end = reactor.seconds() + seconds
+        while reactor.seconds() < end:
+            began = reactor.seconds()
+            await client.services.list(limit=10)
+            took.append((reactor.seconds() - began) * 1000)
+            await deferLater(reactor, 0.02, lambda: None)
+        self.assertLess(max(took), 2_500)
+        return took
+
+    def tellLatencies(self, what: str, latencies: list[float]) -> None:
+        median = statistics.median(latencies)
+        self.tell(f"{what}: a GET took, median and worst, in ms", f"{median:.1f}, {max(latencies):.0f}")
+
+    async def stillThere(self, application: Any) -> None:
+        """No service of the application has timed out, and none of its registrations was ever lost."""
+        audit = self.audit()
+        self.assertKept(await audit.look())
+        self.assertEqual(audit.count("service.timeout"), 0)
+        self.assertEqual(audit.services.keys(), application.states.keys())
+        self.assertEqual({states[-1][1] for states in application.states.values()}, {"registered"})
+
+    async def test_aByteASecond(self) -> None:
+        """Thousands of connections that bring their request byte by byte keep nobody out, and are cut off."""
+        count = 2_000 if self.isFull else 200
+        if self.isFull:
+            await self.served([], ("drip", count), seconds=60)
+            for child in reversed(self.children):
+                child.kill("TERM")
+                await child.ended
+        limits = [f"--max-connections={count // 4}", f"--max-connections-per-client={count // 4}"]
+        registry = await self.served(
+            [*limits, "--request-timeout=2s"], ("drip", count), seconds=30 if self.isFull else 1
+        )
+        self.assertGreater(told(self.children[-1])["cut"], count // 2)
+        self.assertEqual(len(re.findall("too many connections", registry.output)), 1)
+
+    async def test_noEnd(self) -> None:
+        """Heads and bodies without end, and requests whose answers nobody reads, cost what one request does."""
+        count = 100 if self.isFull else 10
+        attacks = [(kind, count) for kind in ("endless", "body", "unread")]
+        await self.served([], *attacks, seconds=30 if self.isFull else 1)
+
+    async def test_thousandsWhoWait(self) -> None:
+        """Those who wait for events leave room for the others; for whom there is no place is told so."""
+        count, places = (10_000, 10_000) if self.isFull else (150, 100)
+        registry = await self.registry(
+            *(f"--max-connections={count * 13 // 10}", f"--max-connections-per-client={count * 13 // 10}"),
+            *(f"--max-followers={places}", f"--max-followers-per-tenant={places}"),
+        )
+        application = await self.application("--services=5", "--timeout=3")
+        await self.registered(application, 5)
+        client = self.client(cache=None)
+        token, tenant = await self.token()
+        marker = (await client.events.list())["values"][-1]["id"]
+        before = memory(registry)
+        path = f"/v1.0/{tenant}/events?wait=60&marker={marker}"
+        followers = self.attack("follow", count, f"--path={path}", token=token)
+        await self.until(lambda: self.hasOpened(followers, count, count - places))
+        latencies = await self.latencies(15 if self.isFull else 0.5)
+        waiting = memory(registry)
+        await self.stillThere(application)
+        began = reactor.seconds()
+        await client.configuration.set("news", "1")
+        await self.until(lambda: self.haveHeard(followers, places), 0.01)
+        took = reactor.seconds() - began
+        what = f"{count} who wait, {places} places"
+        self.tellLatencies(what, latencies)
+        self.tell(
+            f"{what}: memory before, while they waited, at most, in MB",
+            f"{before}, {waiting}, {memory(registry, peak=True)}",
+        )
+        self.tell(f"{what}: refused with 503", told(followers)["codes"].get("503", 0))
+        self.tell(f"{what}: seconds until {places} had heard of an event", round(took, 1))
+        await self.latencies(5 if self.isFull else 0.1)
+        await self.stillThere(application)
+        self.assertLess(memory(registry, peak=True), 800 if self.isFull else 150)
+
+    async def hasOpened(self, followers: Child, count: int, refused: int) -> bool:
+        line = told(followers)
+        opened: bool = line["open"] >= count and line["codes"].get("503", 0) >= refused
+        return opened
+
+    async def haveHeard(self, followers: Child, count: int) -> bool:
+        heard: int = told(followers)["codes"].get("200", 0)
+        return heard >= count
+
+    async def token(self) -> tuple[str, str]:
+        settings = self.client().settings
+        credentials = {"username": settings.username, "apiKey": settings.apiKey}
+        response = await treq.post(
+            f"http://127.0.0.1:{self.port}/v2.0/tokens",
+            json={"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}},
+            persistent=False,
+        )
+        token = (await response.json())["access"]["token"]
+        return token["id"], token["tenant"]["id"]
+
+
+def memory(registry: Child, *, peak: bool = False) -> int:
+    """What a process has in memory, in MB."""
+    transport: Any = registry.transport
+    status = Path(f"/proc/{transport.pid}/status").read_text()
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)" if peak else r"VmRSS:\s+(\d+)", status)
+    return int(kilobytes) * 1024 // _MEGABYTE
+
+
+def told(attackers: Child) -> dict[str, Any]:
+    """What attackers have told last."""
+    lines = attackers.output[: attackers.output.rfind("\n") + 1].splitlines()
+    return json.loads(lines[-1]) if lines else {"open": 0, "cut": 0, "codes": {}}

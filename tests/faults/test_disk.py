@@ -1,0 +1,232 @@
+"""Row 7: a disk under sqlite that is full, or can't be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import treq
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SkipTest
+
+from tests.processes import Child, reactor
+from txserviceregistry.errors import ServerError
+
+from .faultcase import FaultCase
+from .journal import Application, Outcome
+
+_SIZE = "16m"
+
+
+class DiskTests(FaultCase):
+    """
+    The registry's data directory lies on a small disk of its own. An application has services with timeouts of three
+    seconds, and puts a load of writes on the registry, many of which become one commit.
+    """
+
+    row = 7
+    fault = "The disk under sqlite is full, read-only, or refuses every write; the registry is killed meanwhile"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.ballast = Path(self.dataDir, "ballast")
+        self.refused = 0
+        self.acknowledged = 0
+        self.longest = 0.0
+
+    def mount(self) -> None:
+        """Put a disk of 16 MB under the data directory."""
+        os.makedirs(self.dataDir)
+        if _run("mount", "-t", "tmpfs", "-o", f"size={_SIZE},mode=700", "tmpfs", self.dataDir):
+            raise SkipTest("mounting a small disk needs root (CAP_SYS_ADMIN)")
+        self.addCleanup(_run, "umount", "--lazy", self.dataDir)
+        # Cleanups are run in the opposite order: first the processes end.
+        self.addCleanup(self._endAll)
+
+    def fill(self) -> None:
+        """Use up all of the disk, to the last byte."""
+        with self.ballast.open("ab", buffering=0) as file:
+            for size in (2**16, 2**12, 1):
+                while True:
+                    try:
+                        file.write(b"x" * size)
+                    except OSError as error:
+                        self.assertEqual(error.errno, errno.ENOSPC)
+                        break
+
+    def free(self) -> None:
+        self.ballast.unlink()
+
+    async def begin(self) -> tuple[Child, Application]:
+        registry = await self.registry()
+        application = await self.application("--services=5", "--writers=6", "--creators=2", "--pace=0.005")
+        await self.registered(application, 5)
+        self.findings = self.audit()
+        await self.writesAgain(application, time.monotonic())
+        return registry, application
+
+    async def trouble(self, application: Application) -> None:
+        """Nothing can be written, and for a while that is so: whatever can be answered still is."""
+        began = time.monotonic()
+
+        async def fails() -> bool:
+            return any(each.begun > began and each.error == "ServerError" for each in application.operations[-50:])
+
+        await self.until(fails, 0.01)
+        client = self.client(cache=None)
+        end = reactor.seconds() + (4 if self.isFull else 0.3)
+        while reactor.seconds() < end:
+            refusal = await self.assertFailure(client.configuration.set("/full/disk", "x"), ServerError)
+            self.assertEqual((refusal.status, refusal.type), (503, "systemFailureError"))
+            services = {service["id"] async for service in client.services.iterate(tag="faults")}
+            self.assertEqual(services, set(application.states))
+            await client.configuration.list()
+            await client.events.list(limit=10)
+            await deferLater(reactor, 0.1, lambda: None)
+        await self.until(lambda: self.healthIs(503))
+
+    async def healthIs(self, code: int) -> bool:
+        response = await treq.get(f"http://127.0.0.1:{self.port}/health", persistent=False)
+        await response.content()
+        found: int = response.code
+        return found == code
+
+    async def recovers(self, application: Application) -> None:
+        """Writes are acknowledged again, and all that ever were are there."""
+        began = time.monotonic()
+        await self.writesAgain(application, began)
+        self.longest = max(self.longest, time.monotonic() - began)
+        await self.until(lambda: self.healthIs(200))
+        application.tell("pause")
+        await application.says("paused")
+        operations = application.take()
+        self.refused += sum(each.outcome is Outcome.unknown for each in operations)
+        self.acknowledged += sum(each.outcome is Outcome.acknowledged for each in operations)
+        self.assertKept(await self.findings.look(operations))
+        self.assertEqual({states[-1][1] for states in application.states.values()}, {"registered"})
+        application.tell("resume")
+
+    async def writesAgain(self, application: Application, since: float) -> None:
+        async def some() -> bool:
+            return any(
+                each.begun > since and each.outcome is Outcome.acknowledged for each in application.operations[-50:]
+            )
+
+        await self.until(some, 0.01)
+
+    async def end(self, application: Application, what: str, rounds: int) -> None:
+        application.tell("stop")
+        await application.says("stopped")
+        self.assertKept(await self.findings.look(application.take(), dead=application.states))
+        self.assertKept(await self.findings.whole())
+        self.assertEqual((self.findings.count("service.timeout"), application.lost), (0, set()))
+        self.assertNoTraceback()
+        self.tell(f"{what}: times", rounds)
+        self.tell(f"{what}: writes acknowledged, refused or without an answer", f"{self.acknowledged}, {self.refused}")
+        self.tell(f"{what}: acknowledged writes lost, services reported dead", "0, 0")
+        self.tell(f"{what}: longest time from the end of it to the next write, in s", round(self.longest, 2))
+
+    async def test_full(self) -> None:
+        """A disk that is full while groups of writes are under way: 503, and over when there is room."""
+        self.mount()
+        _, application = await self.begin()
+        rounds = 10 if self.isFull else 1
+        for _ in range(rounds):
+            self.fill()
+            await self.trouble(application)
+            self.free()
+            await self.recovers(application)
+        await self.end(application, "full disk", rounds)
+
+    async def test_killedWhileFull(self) -> None:
+        """A registry that is killed while the disk is full, or stopped, has all that it acknowledged."""
+        self.mount()
+        registry, application = await self.begin()
+        rounds = 10 if self.isFull else 2
+        startedWhileFull = 0
+        for number in range(rounds):
+            self.fill()
+            await self.trouble(application)
+            # One that is stopped tries to put its log into the file, which has no room for it.
+            registry.kill("KILL" if number % 2 else "TERM")
+            await registry.ended
+            # Over a full disk it either starts, or says why not in one line.
+            registry = self.twistd("service-registry", "--listen", f"tcp:{self.port}:interface=127.0.0.1")
+            try:
+                await registry.says("Credentials")
+            except AssertionError:
+                self.assertEqual(registry.exitCode, 1)
+                self.assertEqual(len(registry.errors.splitlines()), 1, registry.errors)
+                self.free()
+                registry = await self.registry()
+            else:
+                startedWhileFull += 1
+                self.free()
+            await self.recovers(application)
+        await self.end(application, "killed or stopped while the disk is full, and started", rounds)
+        self.tell("starts over the full disk that served reads at once", f"{startedWhileFull} of {rounds}")
+
+    async def test_readOnly(self) -> None:
+        """A disk that becomes read-only when it is full, and is that for a while, even after there is room again."""
+        self.mount()
+        _, application = await self.begin()
+        rounds = 5 if self.isFull else 1
+        for _ in range(rounds):
+            self.fill()
+            await self.trouble(application)
+            # The kernel makes no file system read-only while a file on it is open for writing; but this process can be
+            # shown another mount of it, which is.
+            self.free()
+            self.assertEqual(_run("mount", "--bind", self.dataDir, self.dataDir), 0)
+            try:
+                self.assertEqual(_run("mount", "-o", "remount,bind,ro", self.dataDir), 0)
+                await self.trouble(application)
+            finally:
+                _run("umount", "--lazy", self.dataDir)
+            await self.recovers(application)
+        await self.end(application, "read-only disk", rounds)
+
+    async def test_startsOverNone(self) -> None:
+        """A first start on a full or a read-only disk says so in one line, and leaves nothing half-made."""
+        self.mount()
+        steps: list[tuple[Callable[[], object], Callable[[], object], str]] = [
+            (self.fill, self.free, "No space left"),
+            (
+                lambda: _run("mount", "-o", "remount,ro", self.dataDir),
+                lambda: _run("mount", "-o", "remount,rw", self.dataDir),
+                "Read-only",
+            ),
+        ]
+        for begin, end, word in steps:
+            begin()
+            registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1")
+            await registry.ended
+            end()
+            self.assertEqual(registry.exitCode, 1)
+            (line,) = registry.errors.splitlines()
+            self.assertIn(self.dataDir, line)
+            self.assertTrue(word in line or "full" in line, line)
+        await self.begin()
+
+    async def test_refusesWrites(self) -> None:
+        """A disk that takes no write at all, to whatever file: 503, and over when it does."""
+        registry, application = await self.begin()
+        transport: Any = registry.transport
+        before = resource.prlimit(transport.pid, resource.RLIMIT_FSIZE)
+        rounds = 10 if self.isFull else 1
+        for _ in range(rounds):
+            resource.prlimit(transport.pid, resource.RLIMIT_FSIZE, (0, before[1]))
+            await self.trouble(application)
+            resource.prlimit(transport.pid, resource.RLIMIT_FSIZE, before)
+            await self.recovers(application)
+        await self.end(application, "every write refused", rounds)
+
+
+def _run(*command: str) -> int:
+    return subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
