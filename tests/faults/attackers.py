@@ -20,6 +20,7 @@ import json
 import os
 import sys
 from collections import Counter
+from random import uniform
 from typing import Any
 
 from twisted.internet import reactor as globalReactor
@@ -110,9 +111,8 @@ class _Attackers(ClientFactory):
         if code == "503":
             reactor.callLater(5, attacker.send, self.request)
         elif b'"next_marker"' in data:
-            # What is new is not for this one to know: it waits on from the same place, and is answered at once again,
-            # but for these seconds.
-            reactor.callLater(10, attacker.send, self.request)
+            # It asks for the same again, and what was new to it still is.
+            reactor.callLater(uniform(1, 60), attacker.send, self.request)
 
     def drip(self) -> None:
         if self.kind == "drip":
@@ -132,6 +132,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--path", default="/", help="what followers ask for; their token is in the environment")
     options = parser.parse_args(arguments)
     request = f"GET {options.path} HTTP/1.1\r\nX-Auth-Token: {os.environ.get('ATTACKERS_TOKEN', '')}\r\n\r\n"
+    # Attackers bring their own processors along; here they share those of the registry.
+    os.nice(5)
     attackers = _Attackers(options.kind, options.port, options.count, request.encode())
     LoopingCall(attackers.connect).start(0.01)
     LoopingCall(attackers.drip).start(1)

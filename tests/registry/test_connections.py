@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.server import Request
 
 from txserviceregistry.registry.connections import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
 
@@ -182,6 +183,58 @@ class UnreadTests(LimitsCase):
         self.assertOpen(connection)
         self.api.clock.advance(16)
         self.assertClosed(connection)
+
+
+class LineTests(LimitsCase):
+    """Who has shown no token stands in line."""
+
+    def slow(self) -> None:
+        """Every request takes a fiftieth of a second from now on."""
+        render = self.api.resource.render
+
+        def slowly(request: Request) -> int:
+            self.api.clock.rightNow += 0.02
+            return render(request)
+
+        self.patch(self.api.resource, "render", slowly)
+
+    def test_manyRequestsAtOnce(self) -> None:
+        """Of many requests that come at once, some are answered before others have their turn; all of who is known."""
+        known, stranger = self.known(), self.connect()
+        for connection in (known, stranger):
+            connection.send(requestBytes("GET", "/") * 24 + b"GET")
+        self.assertEqual(self.codes(known), [404] * 24)
+        self.assertEqual(self.codes(stranger), [404] * 10)
+        self.api.clock.advance(0)
+        self.assertEqual(self.codes(stranger), [404] * 14)
+        stranger.send(b" / HTTP/1.1\r\n\r\n")
+        self.assertEqual(self.codes(stranger), [404])
+
+    def test_whoIsKnownDoesNotWait(self) -> None:
+        """However many strangers ask, who is known is answered at once; the strangers one after the other."""
+        known = self.known()
+        strangers = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        self.slow()
+        for stranger in strangers:
+            stranger.send(requestBytes("GET", "/")[:10])
+            stranger.send(requestBytes("GET", "/")[10:])
+        known.send(self.request())
+        self.assertEqual(self.codes(known), [200])
+        self.assertEqual([self.codes(each) for each in strangers], [[404], [], []])
+        self.api.clock.advance(0)
+        self.assertEqual([self.codes(each) for each in strangers], [[], [404], [404]])
+
+    def test_waitingIsNotReading(self) -> None:
+        """Of who stands in line nothing more is read; who hangs up leaves the line."""
+        first, second, third = (self.connect(f"10.0.1.{n}") for n in range(3))
+        self.slow()
+        for each in (first, second, third):
+            each.send(requestBytes("GET", "/"))
+        self.assertEqual(second.transport.producerState, "paused")
+        second.transport.loseConnection()
+        self.api.clock.advance(0)
+        self.assertEqual(self.codes(third), [404])
+        self.assertEqual(third.transport.producerState, "producing")
 
 
 class CrowdTests(LimitsCase):
