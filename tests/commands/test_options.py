@@ -54,6 +54,11 @@ class CommandLineTests(OptionsCase):
                 "rate-limit": (500_000, 86_400.0),
                 "token-lifetime": 86_400.0,
                 "event-retention": 30 * 86_400.0,
+                "max-connections": 10_000,
+                "max-connections-per-client": 5_000,
+                "max-followers": 5_000,
+                "max-followers-per-tenant": 2_500,
+                "request-timeout": 30.0,
                 "metrics": "loopback",
                 "access-log": None,
             },
@@ -87,6 +92,8 @@ class CommandLineTests(OptionsCase):
             ("token-lifetime", "0s"),
             ("event-retention", "59m"),
             ("metrics", "yes"),
+            ("max-connections", "all"),
+            ("request-timeout", "121s"),
         ]:
             self.assertIn(f"--{option}: {value!r} is", self.refusal(f"--{option}", value))
         self.assertIn("--data-dir: there is no value", self.refusal("--data-dir", ""))
