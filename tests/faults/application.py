@@ -37,7 +37,7 @@ from txserviceregistry.errors import APIError, ServerError, ServiceRegistryError
 
 from .journal import Outcome, note
 
-__all__ = ["main"]
+__all__ = ["Load", "main"]
 
 # How many keys a writer writes in turn, and how many services a creator keeps alive at once.
 _KEYS = 5
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
 async def _run(options: argparse.Namespace, reactor: Any) -> None:
     stopping: Deferred[None] = Deferred()
     client = Client(reactor=reactor, timeout=options.request_timeout, maxConnections=options.connections)
-    load = _Load(client, reactor, options)
+    load = Load(client, reactor, options)
     services = [_service(client, f"{options.prefix}{number}", options.timeout) for number in range(options.services)]
     for service in services:
         service.startService()
@@ -96,11 +96,19 @@ def _log(event: Any) -> None:
         note("log", text=text if failure is None else f"{text}\n{failure.getTraceback()}")
 
 
-class _Load:
-    """Writers and creators; each does one thing after the other, to values and services of its own."""
+class Load:
+    """
+    Writers and creators; each does one thing after the other, to values and services of its own.
 
-    def __init__(self, client: Client, clock: Any, options: argparse.Namespace) -> None:
+    :param options: ``writers``, ``creators``, ``prefix``, ``timeout``, ``pace`` and ``seed``; see :func:`main`.
+    :param tell: hears of all that is done; as :func:`~tests.faults.journal.note`.
+    """
+
+    def __init__(
+        self, client: Client, clock: Any, options: argparse.Namespace, tell: Callable[..., None] = note
+    ) -> None:
         self._client = client
+        self.tell = tell
         self._clock = clock
         self._options = options
         self._random = Random(options.seed)
@@ -155,22 +163,22 @@ class _Load:
         :return: the outcome, and the result if it is acknowledged.
         """
         number = self.nextNumber()
-        note("begun", number=number, what=what, id=id, value=value)
+        self.tell("begun", number=number, what=what, id=id, value=value)
         try:
             result = await work()
         except ServiceRegistryError as error:
             isRefused = isinstance(error, APIError) and not isinstance(error, ServerError) and bool(error.type)
             outcome = Outcome.refused if isRefused else Outcome.unknown
-            note("ended", number=number, outcome=outcome.value, error=type(error).__name__, text=str(error))
+            self.tell("ended", number=number, outcome=outcome.value, error=type(error).__name__, text=str(error))
             return outcome, None
-        note("ended", number=number, outcome=Outcome.acknowledged.value)
+        self.tell("ended", number=number, outcome=Outcome.acknowledged.value)
         return Outcome.acknowledged, result
 
 
 class _Writer:
     """Sets and removes some configuration values."""
 
-    def __init__(self, load: _Load, name: str) -> None:
+    def __init__(self, load: Load, name: str) -> None:
         self._load = load
         self._keys = [f"/{name}/key{number}" for number in range(_KEYS)]
 
@@ -189,7 +197,7 @@ class _Creator:
     Creates services: some are removed soon, others are kept alive for a while by the HeartBeater that came with them.
     """
 
-    def __init__(self, load: _Load, name: str) -> None:
+    def __init__(self, load: Load, name: str) -> None:
         self._load = load
         self._name = name
         self._beating: list[tuple[str, HeartBeater]] = []
@@ -207,14 +215,14 @@ class _Creator:
         if len(self._beating) > _KEPT:
             id, heartBeater = self._beating.pop(0)
             # It is heartbeated until it is surely gone, so that its timeout is never to blame for that.
-            note("resting", id=id)
+            self._load.tell("resting", id=id)
             await self._remove(id)
             await heartBeater.stop()
 
     def _keep(self, id: str, heartBeater: HeartBeater) -> None:
         heartBeater.start()
-        note("beating", id=id)
-        heartBeater.whenStopped().addErrback(lambda _: note("lost", id=id))
+        self._load.tell("beating", id=id)
+        heartBeater.whenStopped().addErrback(lambda _: self._load.tell("lost", id=id))
         self._beating.append((id, heartBeater))
 
     async def _remove(self, id: str) -> None:
@@ -228,7 +236,7 @@ class _Creator:
 class _Commands(LineOnlyReceiver):
     delimiter = b"\n"
 
-    def __init__(self, load: _Load, stopping: Deferred[None]) -> None:
+    def __init__(self, load: Load, stopping: Deferred[None]) -> None:
         self._load = load
         self._stopping = stopping
 

@@ -88,7 +88,7 @@ class Application(Child):
         *lines, self._line = (self._line + data.decode()).split("\n")
         for line in lines:
             if line.startswith("{"):
-                self._read(json.loads(line))
+                self.hear(json.loads(line))
             else:
                 super().outReceived(f"{line}\n".encode())
 
@@ -125,7 +125,8 @@ class Application(Child):
             heard.errback(AssertionError(f"ended before it was {kind}:\n{self.output}\n{self.errors}"))
         super().processEnded(reason)
 
-    def _read(self, line: dict[str, Any]) -> None:
+    def hear(self, line: dict[str, Any]) -> None:
+        """Take up a line."""
         kind, at = line["kind"], line["at"]
         if kind == "begun":
             operation = Operation(line["what"], line["id"], line.get("value"), at)
@@ -146,7 +147,8 @@ class Application(Child):
             self.beating.add(line["id"])
         elif kind == "resting":
             self.beating.discard(line["id"])
-        elif kind == "lost":
+        elif kind == "lost" and line["id"] in self.beating:
+            # One that is resting may have been removed by now, without an answer that said so.
             self.lost.add(line["id"])
         waiting, self._news = self._news, []
         for wanted, heard in waiting:

@@ -1,0 +1,47 @@
+"""Row 5: a registry, or what is before it, that fails now and then, for a long time."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from txserviceregistry.discovery.directory import Directory
+
+from .journal import Outcome
+from .simulated import SimulatedCase
+
+
+class AnswerTests(SimulatedCase):
+    """One request in twenty fails, those for auth tokens too."""
+
+    row = 5
+    fault = "5 % of all answers are 500, 502, 503, garbage or cut short"
+
+    def test_allLive(self) -> None:
+        """No service dies, nothing acknowledged is lost, and who follows the registry sees what is there."""
+        hours = 10.0 if self.isFull else 0.03
+        directory = Directory(self.client)
+        directory.startService()
+        self.network.rate = 0.05
+        self.fake.advance(5)
+        self.start()
+        outcomes: Counter[Outcome] = Counter()
+        looks = max(2, round(hours * 6))
+        for _ in range(looks):
+            self.fake.advance(hours * 3600 / looks)
+            outcomes.update(operation.outcome for operation in self.look())
+            self.assertAllRegistered()
+        self.network.rate = 0.0
+        self.successResultOf(self.finished(self.load.pause()))
+        self.assertEqual({service["id"] for service in directory.services()}, set(self.audit.services))
+        self.assertEqual(self.audit.count("service.timeout"), 0)
+        counts = self.network.counts
+        self.successResultOf(directory.stopService())
+        self.end()
+        self.tell("simulated hours", hours)
+        self.tell("services, with timeouts of 3 to 120 s", len(self.services))
+        self.tell("requests", counts["requests"])
+        for name in ("500", "502", "503", "garbage", "cut short"):
+            self.tell(f"answers that were {name}", counts[name])
+        self.tell("services reported dead", 0)
+        self.tell("writes acknowledged, none of them lost", outcomes[Outcome.acknowledged])
+        self.tell("writes without a good answer", outcomes[Outcome.unknown])
