@@ -23,6 +23,7 @@ from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
 from .stalls import StallWatch
 from .transport import ClientClosed
+from .turns import Turns
 from .types import HeartbeatToken
 
 __all__ = ["HeartBeater", "heartbeatIntervalFor"]
@@ -91,6 +92,7 @@ class HeartBeater:
         register: Callable[[], Deferred[str]] | None = None,
         check: Callable[[], Any] | None = None,
         stalls: StallWatch | None = None,
+        turns: Turns | None = None,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
@@ -101,6 +103,7 @@ class HeartBeater:
             the service, and tried until it succeeds. Without it such a loss ends the HeartBeater.
         :param check: returns (a Deferred of) true while the application is well; nothing is sent while it is not.
         :param stalls: notices on this clock that the reactor stood still; one of its own if it is not given.
+        :param turns: shared by the HeartBeaters of a fleet, so that they don't all ask at once.
         :param random: gives numbers from 0 to 1.
         """
         if token is None and register is None:
@@ -119,6 +122,7 @@ class HeartBeater:
         self._register = register
         self._check = check
         self._stalls = stalls or StallWatch(clock)
+        self._turns = turns or Turns()
         self._random = random
         self._interval = self.heartbeatInterval * (0.9 + 0.1 * random())
         self._deadline = clock.seconds() + heartbeatTimeout
@@ -309,6 +313,13 @@ class HeartBeater:
         return isinstance(error, (NotFound, BadRequest)) and bool(error.type)
 
     async def _oneTry(self) -> None:
+        await self._turns.take(float("inf") if self.nextToken is None else self._deadline)
+        try:
+            await self._ask()
+        finally:
+            self._turns.give()
+
+    async def _ask(self) -> None:
         sent = self._clock.seconds()
         if self.nextToken is None:
             assert self._register is not None

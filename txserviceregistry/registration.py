@@ -167,6 +167,7 @@ class RegisteredService(Service):
             register=self._register,
             check=self._check,
             stalls=self._client.services.stalls,
+            turns=self._client.services.turns,
             random=self._random,
         )
         heartBeater.onStateChange(self._stateChanged)

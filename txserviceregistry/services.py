@@ -24,6 +24,7 @@ from .heartbeater import HeartBeater
 from .listcache import ListCache
 from .stalls import StallWatch
 from .transport import ClientClosed, Transport, badParameter, pages, pathOf, segment
+from .turns import Turns
 from .types import HeartbeatToken, Service, ServicePage
 
 __all__ = ["ServicesClient"]
@@ -53,6 +54,7 @@ class ServicesClient:
     :param clock: the time of the heartbeats.
     :param cache: where the good pages of listings are kept; ``None`` for nowhere.
     :ivar stalls: one for all HeartBeaters of the client, so that a stall is told once.
+    :ivar turns: one for all HeartBeaters of the client, so that thousands of them don't ask at once.
     """
 
     def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:
@@ -60,6 +62,7 @@ class ServicesClient:
         self._clock = clock
         self._cache = cache
         self.stalls = StallWatch(clock)
+        self.turns = Turns()
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
 
     def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
@@ -238,7 +241,14 @@ class ServicesClient:
 
     def _heartBeater(self, id: str, heartbeatTimeout: int, body: HeartbeatToken, register: Any) -> HeartBeater:
         heartBeater = HeartBeater(
-            self, id, heartbeatTimeout, body["token"], clock=self._clock, register=register, stalls=self.stalls
+            self,
+            id,
+            heartbeatTimeout,
+            body["token"],
+            clock=self._clock,
+            register=register,
+            stalls=self.stalls,
+            turns=self.turns,
         )
         self._heartBeaters.add(heartBeater)
         return heartBeater

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from random import Random
 from typing import Any, cast
 
@@ -124,3 +125,7 @@ class _Watch:
             self._count.registered -= 1
         self._isRegistered = state == "registered"
         self._count.registered += self._isRegistered
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,85 @@
+"""Turns: who is next, and that a fleet that starts together gets anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.iweb import IAgent
+from zope.interface import implementer
+
+from txserviceregistry import Client, RegisteredService
+from txserviceregistry.registry.limits import ResourceLimits
+from txserviceregistry.testing import FakeRegistry
+from txserviceregistry.turns import Turns
+
+
+class TurnsTests(SynchronousTestCase):
+    """The order in which turns come."""
+
+    def test_soManyAtOnce(self) -> None:
+        """As many as may have a turn have one at once; each that ends lets another one in."""
+        turns = Turns(2)
+        asked = [turns.take(1.0) for _ in range(4)]
+        self.assertEqual([turn.called for turn in asked], [True, True, False, False])
+        for _ in range(3):
+            turns.give()
+        self.assertEqual([turn.called for turn in asked], [True] * 4)
+        self.successResultOf(turns.take(1.0))
+        self.assertNoResult(turns.take(1.0))
+
+    def test_theNearestDeadlineFirst(self) -> None:
+        """Who has the nearest deadline is next, whenever it came; among equals the first."""
+        turns = Turns(1)
+        self.successResultOf(turns.take(0.0))
+        order: list[str] = []
+        for name, deadline in (("never", float("inf")), ("late", 9.0), ("soon", 3.0), ("soon, too", 3.0)):
+            turns.take(deadline).addCallback(lambda _, name=name: order.append(name))
+        for _ in range(4):
+            turns.give()
+        self.assertEqual(order, ["soon", "soon, too", "late", "never"])
+
+    def test_cancelled(self) -> None:
+        """Who does not wait any more is passed over."""
+        turns = Turns(1)
+        self.successResultOf(turns.take(0.0))
+        gone, next = turns.take(1.0), turns.take(2.0)
+        gone.cancel()
+        self.failureResultOf(gone, CancelledError)
+        turns.give()
+        self.successResultOf(next)
+
+
+@implementer(IAgent)
+class Slow:
+    """Stands before a fake, and answers one request after the other, so many a second."""
+
+    def __init__(self, fake: FakeRegistry, rate: float) -> None:
+        self._fake = fake
+        self._rate = rate
+        self._free = 0.0
+
+    def request(self, *arguments: Any) -> Deferred[Any]:
+        """See IAgent."""
+        clock = self._fake.clock
+        self._free = max(self._free, clock.seconds()) + 1 / self._rate
+        return deferLater(clock, self._free - clock.seconds(), self._fake.agent.request, *arguments)
+
+
+class BigFleetTests(SynchronousTestCase):
+    """More services than the registry can answer within the time of one request."""
+
+    def test_startedTogether(self) -> None:
+        """All of them are registered, one after the other, and nobody dies of waiting for the others."""
+        fake = FakeRegistry(limits=ResourceLimits(service=1000))
+        client = Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=Slow(fake, 25), reactor=fake.clock)
+        services = [RegisteredService(client, f"service{number}", 20 + number % 40) for number in range(400)]
+        for service in services:
+            service.startService()
+        fake.advance(30)
+        self.assertTrue(all(service.healthy for service in services))
+        fake.advance(60)
+        events = self.successResultOf(fake.client().events.list(limit=1000))["values"]
+        self.assertEqual([event["type"] for event in events], ["service.join"] * 400)
