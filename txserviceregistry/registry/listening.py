@@ -109,12 +109,19 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
     :param reactor: what will listen.
     :param description: an endpoint string, such as ``tcp:8880:interface=127.0.0.1``.
-    :raises EndpointError: if it begins with ``ssl:`` and can't be used.
+    :raises EndpointError: if it begins with ``ssl:`` or ``systemd:`` and can't be used.
     :raises Exception: if any other one can't be used; the parsers of Twisted and of plugins raise anything.
     """
     if description.startswith("ssl:"):
         return _tlsEndpoint(reactor, description)
-    endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+    except LookupError:
+        if not description.startswith("systemd:"):
+            raise
+        raise EndpointError(
+            "systemd has handed over no such socket; is there a .socket unit, and was the service started by systemd?"
+        )
     return endpoint
 
 
