@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
@@ -137,11 +138,14 @@ class Programs(RuleBasedStateMachine):
 
     :cvar make: what the registry keeps its data in.
     :cvar counts: how often each outcome was met.
+    :cvar programs: how many programs have begun.
+    :cvar onProgram: is told their number each time.
     """
 
     make: ClassVar[type[Backing]] = Memory
     counts: ClassVar[Counter[str]] = Counter()
     programs: ClassVar[int] = 0
+    onProgram: ClassVar[Callable[[int], None]] = staticmethod(lambda number: None)
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,6 +158,7 @@ class Programs(RuleBasedStateMachine):
     def begin(self, limits: tuple[int, int], gets: int) -> None:
         """A registry with small limits or large, and two accounts of different age."""
         type(self).programs += 1
+        self.onProgram(self.programs)
         self.nodes = Nodes(self.make, TENANTS, limits, gets, BEGINNING)
         self.model = Model(limits, gets, BEGINNING)
         self.txnIds: set[str] = set()
@@ -268,9 +273,12 @@ class Programs(RuleBasedStateMachine):
         tenant=tenants,
         path=st.sampled_from(["/services", "/configuration", "/configuration//", "/configuration/abc/", "/events"]),
         limit=st.sampled_from(["1", "1", "2"]),
+        isFull=st.booleans(),
     )
-    def turnPages(self, tenant: str, path: str, limit: str) -> None:
-        """Look at a whole collection, page by page."""
+    def turnPages(self, tenant: str, path: str, limit: str, isFull: bool) -> None:
+        """Look at a whole collection, page by page; as a rule there are some pages to turn."""
+        if isFull:
+            self.createMany(tenant, 4, 30)
         if path == "/events":
             self.learn(tenant)
         marker = None

@@ -24,6 +24,8 @@ from tests.fuzz.nodes import BACKINGS, Backing
 
 #: How many steps a program has at most.
 STEPS = 50
+#: After how many programs the command says that it is still at work.
+PROGRESS = 500
 
 
 def machine(backing: type[Backing]) -> Any:
@@ -72,6 +74,12 @@ def _runOne(name: str, count: int, seed: int) -> int:
     print(f"{name}: {count} programs, seed {seed}", flush=True)
     programs = machine(BACKINGS[name])
     began = time.monotonic()
+
+    def tell(number: int) -> None:
+        if number % PROGRESS == 0:
+            print(f"{name}: {number} programs begun in {time.monotonic() - began:.0f} s", flush=True)
+
+    programs.onProgram = staticmethod(tell)
     code = 0
     try:
         run(programs, count, seed)
