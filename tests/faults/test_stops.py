@@ -90,7 +90,7 @@ class StopTests(FaultCase):
         services = (await client.services.list())["values"]
         # The registry does see the clock that it is shown.
         for each in (await client.services.list())["values"]:
-            self.assertAlmostEqual((each["last_seen"] or 0) / 1000, time.time() + step, delta=60)
+            self.assertApproximates((each["last_seen"] or 0) / 1000, time.time() + step, 60)
         await self.registered(application, SERVICES)
         await client.close()
         return time.monotonic() - continued
