@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, ServerError, ServiceExists
+from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, RequestTimedOut, ServerError, ServiceExists
 from txserviceregistry.heartbeater import HeartBeater, heartbeatIntervalFor
 
 GONE = NotFound(404, "notFoundError", "object does not exist", 'Object "Service" with key "web1" does not exist')
@@ -262,6 +262,35 @@ class HeartBeaterTests(SynchronousTestCase):
         self.pass_(15)
         self.assertTrue(beater.healthy)
         self.assertEqual(self.logged, ["warn", "info"])
+
+    def test_hurriesWhileWhatItMayHaveCreatedLives(self) -> None:
+        """A registration without an answer is tried again the sooner the less is left of what it may have created."""
+        tries: list[float] = []
+
+        def register() -> Deferred[str]:
+            tries.append(self.clock.seconds())
+            return fail(RequestTimedOut("no answer"))
+
+        self.beater(120, token=None, register=register).start()
+        self.pass_(120)
+        for before, after in pairwise(tries):
+            self.assertLessEqual(after - before, max((120 - before) / 4, 4.0) + 0.1)
+        self.assertLess(len(tries), 30)
+
+    def test_doesNotHurryWhenNothingCanHaveBeenCreated(self) -> None:
+        """A registration that never left is tried again after ordinary delays."""
+        tries: list[float] = []
+        refused = ConnectionFailed("refused")
+        refused.wasSent = False
+
+        def register() -> Deferred[str]:
+            tries.append(self.clock.seconds())
+            return fail(refused)
+
+        self.beater(120, token=None, register=register).start()
+        self.pass_(120)
+        self.assertLess(max(after - before for before, after in pairwise(tries)), 15.1)
+        self.assertGreater(tries[-1] - tries[-2], 5.0)
 
     def test_waitsForItsGhost(self) -> None:
         """While the id is alive in an earlier life, registering is tried every one to two seconds."""

@@ -41,7 +41,13 @@ class InvalidSettings(ServiceRegistryError):
 
 
 class ConnectionFailed(ServiceRegistryError):
-    """The registry, or the Auth API, could not be reached, or hung up before it had answered."""
+    """
+    The registry, or the Auth API, could not be reached, or hung up before it had answered.
+
+    :ivar wasSent: false if there was no connection at all, so that the request has surely had no effect.
+    """
+
+    wasSent = True
 
 
 class RequestTimedOut(ServiceRegistryError):

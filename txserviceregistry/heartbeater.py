@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .backoff import Backoff
+from .creation import isUnknown
 from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
 from .stalls import StallWatch
@@ -39,6 +40,8 @@ STOPPED = "stopped"
 _SHORT_TIMEOUT = 15
 # A try that is given less than this many seconds could not be answered over a real network.
 _SHORTEST_TRY = 0.05
+# While a service may live whose registration had no answer, the waits are not shorter than this part of its timeout.
+_SHORTEST_UNHEARD = 1 / 30
 # A try after the deadline, when there is nothing left to take a third of, takes no longer than this many seconds.
 _LONGEST_TRY = 10.0
 # No matter how long the registry has been away, it is asked again this often (seconds).
@@ -126,6 +129,8 @@ class HeartBeater:
         self._random = random
         self._interval = self.heartbeatInterval * (0.9 + 0.1 * random())
         self._deadline = clock.seconds() + heartbeatTimeout
+        # Until when a service may live whose registration had no answer: nobody but the next try can save it.
+        self._unheardUntil = float("-inf")
         self._loop: LoopingCall | None = None
         self._beat: Deferred[None] | None = None
         self._lost: Failure | None = None
@@ -322,8 +327,7 @@ class HeartBeater:
     async def _ask(self) -> None:
         sent = self._clock.seconds()
         if self.nextToken is None:
-            assert self._register is not None
-            token = await self._register()
+            token = await self._registered(sent)
         else:
             timeout = self._tryTimeout()
             try:
@@ -334,6 +338,15 @@ class HeartBeater:
             self.lastSeen = sent
         self.nextToken = token
         self._deadline = sent + self.heartbeatTimeout
+
+    async def _registered(self, sent: float) -> str:
+        assert self._register is not None
+        try:
+            return await self._register()
+        except Exception as error:
+            if isUnknown(error) and self._unheardUntil <= sent:
+                self._unheardUntil = sent + self.heartbeatTimeout
+            raise
 
     async def _isWell(self) -> bool:
         if self._check is None:
@@ -358,11 +371,15 @@ class HeartBeater:
 
     def _nextDelay(self) -> float:
         delay = self._backoff.next()
-        left = self._timeLeft()
-        if self.nextToken is not None and left > 0:
+        if self.nextToken is not None:
+            left, shortest = self._timeLeft(), _SHORTEST_TRY
+        else:
+            # A registry that can't register anybody is not to be asked all too often for it.
+            left, shortest = self._unheardUntil - self._clock.seconds(), self.heartbeatTimeout * _SHORTEST_UNHEARD
+        if left > 0:
             # A quarter of what is left for the wait, and less than a third of the rest for each try: that leaves
             # room for two tries before the deadline.
-            delay = min(delay, max(left / 4, _SHORTEST_TRY))
+            delay = min(delay, max(left / 4, shortest))
         return delay
 
 

@@ -19,15 +19,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .creation import UNKNOWN_OUTCOME, Creation
 from .deferred import returnsDeferred, waitFor
 from .errors import (
-    ConnectionFailed,
-    MalformedResponse,
     NotFound,
     RegistrationEnded,
-    RequestTimedOut,
-    ServerError,
-    ServiceExists,
     ServiceRegistryError,
 )
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
@@ -44,8 +40,6 @@ _LONGEST_LEAVE = 3.0
 _LEAVE_RETRY = 0.2
 _ADDRESS_KEYS = ("host", "address", "ip", "service.host")
 _PORT_KEYS = ("port", "service.port")
-# After these nobody knows whether the registry has done what it was asked.
-_UNKNOWN_OUTCOME = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
 
 
 class RegisteredService(Service):
@@ -97,10 +91,8 @@ class RegisteredService(Service):
         self._tokens = _TokenFile(os.fspath(state), serviceId) if state is not None else None
         self._random = random
         self._heartBeater: HeartBeater | None = None
-        self._creating: Deferred[Any] | None = None
+        self._creation = Creation(client.services, serviceId, heartbeatTimeout, self._payload)
         self._leaving: Deferred[None] = succeed(None)
-        # Whether the registry may hold a service that is ours, which leaving has to take away.
-        self._mayExist = False
         self._wasRegistered = False
         self._refusal: Failure | None = None
         self._waiting: list[Deferred[None]] = []
@@ -198,10 +190,10 @@ class RegisteredService(Service):
         if heartBeater is None:
             return
         heartBeater.stop()
-        if self._creating is not None:
-            self._creating.addErrback(lambda _: None)
-            self._creating.cancel()
-        self._mayExist = False
+        if self._creation.underWay is not None:
+            self._creation.underWay.addErrback(lambda _: None)
+            self._creation.underWay.cancel()
+        self._creation.mayExist = False
         self._failWaiting(self._ended())
 
     def drain(self, seconds: float) -> Deferred[None]:
@@ -257,55 +249,17 @@ class RegisteredService(Service):
     async def _registerOnce(self) -> str:
         if self._wasRegistered:
             # The registry has said that ours is gone. Whoever holds the id from now on, it is somebody else.
-            self._wasRegistered = self._mayExist = False
+            self._wasRegistered = self._creation.mayExist = False
         token = await self._resume()
         if token is None:
-            token = await self._createOurs()
+            await self._findHost()
+            token = await self._creation.create()
         self._keep(token)
-        self._wasRegistered = self._mayExist = True
+        self._wasRegistered = self._creation.mayExist = True
         return token
-
-    async def _createOurs(self) -> str:
-        await self._findHost()
-        try:
-            return await self._create()
-        except ServiceExists:
-            if not (self._mayExist and await self._isOurs()):
-                self._mayExist = False
-                raise
-        await self._client.services.remove(self.serviceId)
-        return await self._create()
 
     def _payload(self) -> dict[str, Any]:
         return {"tags": self.tags, "metadata": self.metadata}
-
-    async def _create(self) -> str:
-        # stop() cancels whoever waits; the request itself goes on, so that its outcome is known when leaving.
-        self._creating = creating = self._client.services.create(
-            self.serviceId, self.heartbeatTimeout, self._payload()
-        ).addCallback(lambda created: str(created[0]["token"]))
-        creating.addBoth(self._created)
-        token: str = await waitFor(creating)
-        return token
-
-    def _created(self, result: Any) -> Any:
-        self._creating = None
-        if not isinstance(result, Failure) or result.check(*_UNKNOWN_OUTCOME):
-            self._mayExist = True
-        return result
-
-    async def _isOurs(self) -> bool:
-        """
-        Whether the service that holds our id is the one that we created without hearing the answer: nobody has ever
-        heartbeated it, and it is just what we sent.
-        """
-        found = await self._client.services.get(self.serviceId)
-        return (
-            found["last_seen"] is None
-            and found["heartbeat_timeout"] == self.heartbeatTimeout
-            and found["tags"] == self.tags
-            and found["metadata"] == self.metadata
-        )
 
     async def _resume(self) -> str | None:
         """Go on as the service that an earlier process has left, if it still lives."""
@@ -315,12 +269,12 @@ class RegisteredService(Service):
         try:
             answer = await self._client.services.heartbeat(self.serviceId, kept)
         except ServiceRegistryError as error:
-            if isinstance(error, _UNKNOWN_OUTCOME):
+            if isinstance(error, UNKNOWN_OUTCOME):
                 raise
             self._forgetToken()
             return None
         token: str = answer["token"]
-        self._mayExist = True
+        self._creation.mayExist = True
         self._keep(token)
         await self._findHost()
         await self._client.services.update(
@@ -368,14 +322,14 @@ class RegisteredService(Service):
     async def _depart(self, heartBeater: HeartBeater) -> None:
         await heartBeater.stop()
         self._failWaiting(self._ended())
-        if self._creating is not None:
-            await waitFor(self._creating).addErrback(lambda _: None)
-        while self._mayExist:
+        if self._creation.underWay is not None:
+            await waitFor(self._creation.underWay).addErrback(lambda _: None)
+        while self._creation.mayExist:
             try:
                 await self._client.services.remove(self.serviceId)
-                self._mayExist = False
+                self._creation.mayExist = False
             except NotFound:
-                self._mayExist = False
+                self._creation.mayExist = False
             except (CancelledError, ClientClosed):
                 raise
             except Exception as error:
@@ -388,7 +342,7 @@ class RegisteredService(Service):
 
     def _stayed(self, failure: Failure) -> None:
         failure.trap(TimeoutError, CancelledError, ClientClosed)
-        self._mayExist = False
+        self._creation.mayExist = False
         self._log.warn(
             "The registry could not be told that service {serviceId} has ended: it will notice after {timeout} s",
             serviceId=self.serviceId,

@@ -11,6 +11,7 @@ from weakref import WeakSet
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 
+from .creation import Creation
 from .deferred import returnsDeferred
 from .errors import (
     ConnectionFailed,
@@ -97,19 +98,31 @@ class ServicesClient:
         """
         return cast(AsyncIterator[Service], pages(self._transport, "/services", {"tag": tag}))
 
+    @property
+    def timeout(self) -> float:
+        """Seconds that a request may take, unless it says otherwise."""
+        return self._transport.timeout
+
     @returnsDeferred
-    async def get(self, id: str) -> Service:
+    async def get(self, id: str, *, timeout: float | None = None) -> Service:
         """
         One service.
 
+        :param id: the service.
+        :param timeout: seconds that the request may take, if not the client's own.
         :return: fires with the service; fails with ``NotFound`` if there is none with this *id*.
         """
-        response = await self._transport.request("GET", _path(id))
+        response = await self._transport.request("GET", _path(id), timeout=timeout)
         return cast(Service, response.having(id=str))
 
     @returnsDeferred
     async def create(
-        self, id: str, heartbeatTimeout: int, payload: Mapping[str, Any] | None = None
+        self,
+        id: str,
+        heartbeatTimeout: int,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
     ) -> tuple[HeartbeatToken, HeartBeater]:
         """
         Register a service. It lives as long as it is heartbeated, which the HeartBeater does once it is started.
@@ -117,11 +130,12 @@ class ServicesClient:
         :param id: 3 to 65 characters of ``a-z A-Z 0-9 _ - .``.
         :param heartbeatTimeout: seconds without a heartbeat after which the registry removes it, 3 to 120.
         :param payload: ``tags`` (a list of strings) and ``metadata`` (a dict of strings), both optional.
+        :param timeout: seconds that the request may take, if not the client's own.
         :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if the id is alive. After a
             ``ConnectionFailed`` or ``RequestTimedOut`` it is not known whether the service was registered;
             :meth:`register` is the way that copes with it.
         """
-        body = await self._create(id, heartbeatTimeout, payload)
+        body = await self._create(id, heartbeatTimeout, payload, timeout)
         return body, self._heartBeater(id, heartbeatTimeout, body, None)
 
     @returnsDeferred
@@ -143,11 +157,14 @@ class ServicesClient:
         :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` when the id stays alive:
             somebody else keeps it so. Cancelling it ends the tries.
         """
+        creation = Creation(self, id, heartbeatTimeout, lambda: payload or {})
 
-        def again() -> Deferred[str]:
-            return Deferred.fromCoroutine(self._create(id, heartbeatTimeout, payload)).addCallback(
-                lambda body: body["token"]
-            )
+        @returnsDeferred
+        async def again() -> str:
+            token = await creation.create()
+            # When this one is lost too, whoever holds the id then is somebody else.
+            creation.mayExist = False
+            return token
 
         began = self._clock.seconds()
         oldTimeout: int | None = None
@@ -196,13 +213,15 @@ class ServicesClient:
         return True
 
     @returnsDeferred
-    async def remove(self, id: str) -> bool:
+    async def remove(self, id: str, *, timeout: float | None = None) -> bool:
         """
         Remove a service now.
 
+        :param id: the service.
+        :param timeout: seconds that the request may take, if not the client's own.
         :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
         """
-        await self._transport.request("DELETE", _path(id))
+        await self._transport.request("DELETE", _path(id), timeout=timeout)
         return True
 
     @returnsDeferred
@@ -227,9 +246,11 @@ class ServicesClient:
             self._cache.keep(key, response.body, self._clock)
         return cast(ServicePage, page)
 
-    async def _create(self, id: str, heartbeatTimeout: int, payload: Mapping[str, Any] | None) -> HeartbeatToken:
+    async def _create(
+        self, id: str, heartbeatTimeout: int, payload: Mapping[str, Any] | None, timeout: float | None = None
+    ) -> HeartbeatToken:
         body = {**(payload or {}), "id": id, "heartbeat_timeout": heartbeatTimeout}
-        response = await self._transport.request("POST", "/services", body=body)
+        response = await self._transport.request("POST", "/services", body=body, timeout=timeout)
         return cast(HeartbeatToken, response.having(token=str))
 
     async def _timeoutOf(self, id: str) -> int | None:

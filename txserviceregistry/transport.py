@@ -329,6 +329,7 @@ class JSONTransport:
         exchange.stage = ""
         order = self._servers.order(mayTry=exchange.repeatable)
         refusal: Response | None = None
+        wasSent = False
         for tried, server in enumerate(order):
             exchange.leave = partial(self._servers.failed, server)
             exchange.url = self._baseUrls[server] + exchange.path
@@ -344,14 +345,17 @@ class JSONTransport:
                 last = last or not exchange.repeatable
             except _NotSent as error:
                 problem = ConnectionFailed(f"{exchange.asked} failed: can't connect to {self._name}{error}")
+                problem.wasSent = wasSent
             except _TookTooLong:
                 # Never the last server's: its share is all that is left of the deadline.
                 problem = None
+                wasSent = True
             except _NotAnswered as error:
                 problem = ConnectionFailed(
                     f"{exchange.asked} failed: {self._name} gave no answer ({error}){self._advice(exchange)}"
                 )
                 last = last or not exchange.repeatable
+                wasSent = True
             self._servers.failed(server)
             if last and refusal is not None:
                 return refusal
@@ -460,6 +464,7 @@ class Transport:
     :param timeout: seconds that a request may take, unless it says otherwise.
     :param waitingAgent: does the requests that the registry is asked to hold back; the *agent* if not given.
     :param random: gives numbers from 0 to 1; draws the server to begin with.
+    :ivar timeout: seconds that a request may take, unless it says otherwise.
     :ivar extensions: the extensions of the API that the registry has, by its last answer.
     """
 
@@ -480,7 +485,7 @@ class Transport:
         self._clock = clock
         self._authenticator = authenticator
         self._basesFor = basesFor
-        self._timeout = timeout
+        self.timeout = timeout
         self._random = random
         self._session: Session | None = None
         # Before the first session nobody knows the tenant: this one makes exchanges, and sends none.
@@ -545,7 +550,7 @@ class Transport:
                 self._agent,
                 self._clock,
                 bases,
-                timeout=self._timeout,
+                timeout=self.timeout,
                 waitingAgent=self._waitingAgent,
                 random=self._random,
             )

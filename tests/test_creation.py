@@ -1,0 +1,135 @@
+"""Creations whose answers are lost, and what is done about what they have created."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.iweb import IAgent, IResponse
+from zope.interface import implementer
+
+from txserviceregistry import RegisteredService
+from txserviceregistry.errors import ConnectionFailed
+from txserviceregistry.testing import FakeRegistry
+
+
+@implementer(IAgent)
+class LosingAgent:
+    """The fake's own agent, over a network that loses the answers to some requests: those that *isLost* says."""
+
+    def __init__(self, fake: FakeRegistry, isLost: Callable[[bytes, bytes], bool]) -> None:
+        self._fake = fake
+        self._agent = fake.agent
+        self._isLost = isLost
+
+    def request(self, method: bytes, uri: bytes, *args: Any, **kwargs: Any) -> Deferred[IResponse]:
+        if self._isLost(method, uri):
+            self._fake.loseNext()
+        return self._agent.request(method, uri, *args, **kwargs)
+
+
+class CreationTests(SynchronousTestCase):
+    """What a client has created itself does not stand in its way, and is not left to die."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.other = self.fake.client()
+        #: The answers that are lost, first of all: of requests that look like this.
+        self.losses: list[tuple[bytes, bytes]] = []
+        self.fake.agent = LosingAgent(self.fake, self.isLost)
+        self.client = self.fake.client()
+        self.successResultOf(self.client.account.getLimits())
+
+    def isLost(self, method: bytes, uri: bytes) -> bool:
+        if not self.losses or method != self.losses[0][0] or not uri.endswith(self.losses[0][1]):
+            return False
+        self.losses.pop(0)
+        return True
+
+    def started(self, timeout: int, id: str = "web1") -> RegisteredService:
+        service = RegisteredService(self.client, id, timeout, random=lambda: 0.5)
+        self.addCleanup(service.stopService)
+        service.startService()
+        return service
+
+    def eventTypes(self) -> list[str]:
+        page = self.successResultOf(self.other.events.list())
+        return [event["type"].partition(".")[2] for event in page["values"]]
+
+    def test_isFoundWhenOtherAnswersAreLostToo(self) -> None:
+        """Looking for it is done again at once; that the removal was not answered is no matter."""
+        self.losses = [
+            (b"POST", b"/services"),
+            (b"GET", b"/services/web1"),
+            (b"GET", b"/services/web1"),
+            (b"DELETE", b"/services/web1"),
+        ]
+        service = self.started(3)
+        self.fake.advance(1)
+        self.assertTrue(service.healthy)
+        self.assertEqual((self.losses, self.eventTypes()), ([], ["join", "remove", "join"]))
+
+    def test_registersThroughANetworkThatLosesHalfOfAllAnswers(self) -> None:
+        """None of what was created without an answer times out, and none is there twice."""
+        count = 0
+
+        def everySecond(method: bytes, uri: bytes) -> bool:
+            nonlocal count
+            count += 1
+            return count % 2 == 0
+
+        self.fake.agent = LosingAgent(self.fake, everySecond)
+        self.client = self.fake.client()
+        services = [self.started(3, f"web{number}") for number in range(10)]
+        self.fake.advance(15)
+        self.assertTrue(all(service.healthy for service in services))
+        self.assertNotIn("timeout", self.eventTypes())
+
+    def test_aHangIsGivenUpInTime(self) -> None:
+        """A third of the timeout is enough for an answer: what had been created without it would die soon after."""
+        self.fake.hangNext()
+        service = self.started(3)
+        self.fake.advance(1.5)
+        self.assertTrue(service.healthy)
+
+    def test_whatNeverLeftIsNotLookedFor(self) -> None:
+        """While the registry refuses connections, a try to register is one request, and nothing is looked for."""
+        self.fake.stop()
+        asked = len(self.fake.requests)
+        self.started(3)
+        self.fake.advance(10)
+        tries = self.fake.requests[asked:]
+        self.assertEqual({request.method for request in tries}, {"POST"})
+        self.assertLess(len(tries), 20)
+
+    def test_aHeartBeaterOfRegisterFindsItToo(self) -> None:
+        """Registering again after a loss, it does not wait for the end of what it has just created itself."""
+        _, heartBeater = self.successResultOf(self.client.services.register("web1", 120, {"tags": ["www"]}))
+        heartBeater.start()
+        self.fake.advance(1)
+        self.successResultOf(self.other.services.remove("web1"))
+        self.losses = [(b"POST", b"/services")]
+        self.fake.advance(110)
+        self.assertTrue(heartBeater.healthy)
+        self.assertEqual(self.eventTypes(), ["join", "remove", "join", "remove", "join"])
+        self.assertEqual(self.successResultOf(self.other.services.get("web1"))["tags"], ["www"])
+        self.successResultOf(heartBeater.stop())
+
+    def test_somebodyElseStaysUntouched(self) -> None:
+        """Who took the id meanwhile keeps it, also when our stopping comes between."""
+        self.fake.dropNext()
+        service = self.started(30)
+        self.successResultOf(self.other.services.create("web1", 120, {"tags": ["theirs"]}))
+        self.fake.advance(20)
+        self.assertFalse(service.healthy)
+        self.successResultOf(service.stopService())
+        self.assertEqual(self.successResultOf(self.other.services.get("web1"))["tags"], ["theirs"])
+
+    def test_saysWhetherTheRequestWasSent(self) -> None:
+        """A ConnectionFailed tells a request that had no effect from one that may have had it."""
+        self.fake.dropNext()
+        self.assertTrue(self.failureResultOf(self.client.account.getLimits(), ConnectionFailed).value.wasSent)
+        self.fake.stop()
+        self.assertFalse(self.failureResultOf(self.client.account.getLimits(), ConnectionFailed).value.wasSent)
