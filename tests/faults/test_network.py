@@ -17,9 +17,10 @@ from .proxy import BOTH, TO_CLIENT, TO_REGISTRY, Proxy, Way
 
 TIMEOUT = 3
 SERVICES = 5
+CUTS: list[Sequence[Way]] = [BOTH, (TO_REGISTRY,), (), (TO_CLIENT,)]
 # Cuts of so many seconds that nobody may notice, and that everybody must.
 SHORT = 1.0
-LONG = TIMEOUT + 1.5
+LONG = TIMEOUT + 0.5
 # A service is back so many seconds after the network, at the latest: one interval, and a round of requests.
 BACK = TIMEOUT * 0.6 + 1.0
 
@@ -28,16 +29,18 @@ class NetworkTests(FaultCase):
     """Between an application with several services and a registry there is a network."""
 
     row = 3
-    fault = "The network is cut, for less and for more than a heartbeat timeout, in both directions and in each alone"
+    fault = (
+        "The network is cut, for less and for more than a heartbeat timeout, in both directions and in each alone; "
+        "connections are reset and refused for as long"
+    )
 
     async def test_aMomentIsNotNoticed(self) -> None:
         """A cut of less than a timeout leaves no event, and no word in the application's log of worse than a retry."""
-        ways = [BOTH, (TO_REGISTRY,), (TO_CLIENT,)] if self.isFull else [(TO_CLIENT,)]
         proxy, application, audit = await self.begun()
         cuts = 0
-        for way in ways:
+        for cut in CUTS if self.isFull else CUTS[-1:]:
             for _ in range(10 if self.isFull else 1):
-                await self.cut(proxy, SHORT, way)
+                await self.cut(proxy, cut, SHORT)
                 cuts += 1
                 await self.wait(1.0 if self.isFull else 0.3)
                 self.assertKept(await audit.look())
@@ -47,44 +50,48 @@ class NetworkTests(FaultCase):
             [["registering", "registered"]] * SERVICES,
         )
         self.assertEqual(application.troubles, [])
+        self.assertEqual([line for line in application.log if "is not heartbeated: " not in line], [])
         await self.end(application, audit)
         self.tell(f"cuts of {SHORT:g} s", cuts)
-        self.tell("timeouts or state changes that they made", 0)
-        self.tell("words of worse than a retry", sum("is not heartbeated:" not in line for line in application.log))
+        self.tell("events, or changes of state in the application, that these made", 0)
 
     async def test_aLongCutEndsAndBegins(self) -> None:
         """After more than a timeout each service times out once, and joins once when the network is back."""
-        ways: Sequence[Sequence[Way]] = [BOTH, (TO_REGISTRY,), (TO_CLIENT,)] if self.isFull else [BOTH]
         proxy, application, audit = await self.begun()
         longest = 0.0
         cuts = 0
-        for way in ways:
+        deaths = 0
+        for cut in CUTS if self.isFull else CUTS[:1]:
             for _ in range(3 if self.isFull else 1):
+                # Where only the way back is cut, the registry goes on to hear of everybody.
+                mayTimeOut = () if cut == (TO_CLIENT,) else application.services
+                deaths += bool(mayTimeOut)
                 cuts += 1
-                longest = max(longest, await self.longCut(proxy, way, application, audit, cuts))
+                await self.cut(proxy, cut, LONG)
+                longest = max(longest, await self.back(application, audit))
+                self.assertKept(await audit.look(mayTimeOut=mayTimeOut))
+                for id in application.services:
+                    counts = [audit.count(f"service.{what}", id) for what in ("timeout", "join", "remove")]
+                    self.assertEqual(counts, [deaths, deaths + 1, 0])
         await self.end(application, audit)
         self.tell(f"cuts of {LONG:g} s (heartbeat timeout {TIMEOUT} s)", cuts)
-        self.tell("timeouts for each service and cut, and joins after it", 1)
+        self.tell("of these, cuts in which the registry heard nobody", deaths)
+        self.tell("timeouts of each service in such a cut, and joins after it", 1)
+        self.tell("timeouts of services that the registry could hear", 0)
         self.tell("longest time from the network's return until all were registered again, in s", round(longest, 1))
 
-    async def longCut(
-        self, proxy: Proxy, ways: Sequence[Way], application: Application, audit: Audit, nth: int
-    ) -> float:
-        """A cut and what follows; how long it took until all was well again."""
+    async def back(self, application: Application, audit: Audit) -> float:
+        """Wait until all are there again, as both sides see it; how long it took."""
         clock: IReactorTime = reactor
-        isHeard = TO_REGISTRY not in ways
-        await self.cut(proxy, LONG, ways)
         healed = clock.seconds()
 
-        async def back() -> bool:
+        async def all_() -> bool:
             services = (await audit.client.services.list())["values"]
             return len(services) == SERVICES and all(map(application.isRegistered, application.states))
 
-        await self.until(back)
+        await self.until(all_)
         took = clock.seconds() - healed
         self.assertLess(took, BACK)
-        findings = await audit.look(mayTimeOut=() if isHeard else application.services)
-        self.assertKept(findings)
         return took
 
     async def begun(self) -> tuple[Proxy, Application, Audit]:
@@ -104,8 +111,13 @@ class NetworkTests(FaultCase):
         self.assertKept(await audit.look(dead=application.states))
         self.assertEqual(audit.services, {})
 
-    async def cut(self, proxy: Proxy, seconds: float, ways: Sequence[Way]) -> None:
-        proxy.hang(*ways)
+    async def cut(self, proxy: Proxy, cut: Sequence[Way], seconds: float) -> None:
+        """Cut the network in these directions; in none of them means that connections are reset and refused."""
+        if cut:
+            proxy.hang(*cut)
+        else:
+            await proxy.refuse()
+            proxy.reset()
         await self.wait(seconds)
         proxy.heal()
 
