@@ -318,11 +318,17 @@ class HeartBeater:
         return isinstance(error, (NotFound, BadRequest)) and bool(error.type)
 
     async def _oneTry(self) -> None:
-        await self._turns.take(float("inf") if self.nextToken is None else self._deadline)
+        await self._turns.take(self._urgency())
         try:
             await self._ask()
         finally:
             self._turns.give()
+
+    def _urgency(self) -> float:
+        """Until when there has to be an answer."""
+        if self.nextToken is not None:
+            return self._deadline
+        return self._unheardUntil if self._unheardUntil > self._clock.seconds() else float("inf")
 
     async def _ask(self) -> None:
         sent = self._clock.seconds()

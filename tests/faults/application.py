@@ -76,7 +76,7 @@ async def _run(options: argparse.Namespace, reactor: Any) -> None:
     StandardIO(_Commands(load, stopping), stdout=os.open(os.devnull, os.O_WRONLY))
     note("started")
     await stopping
-    await load.pause()
+    await load.end()
     await gatherResults([service.stopService() for service in services])
     await client.close()
     note("stopped")
@@ -116,10 +116,9 @@ class Load:
         self._isPaused = True
         self._working: list[Deferred[None]] = []
         prefix = options.prefix
-        self._workers: list[Callable[[], Awaitable[None]]] = [
-            *[_Writer(self, f"{prefix}-{number}").step for number in range(options.writers)],
-            *[_Creator(self, f"{prefix}-{number}").step for number in range(options.creators)],
-        ]
+        writers = [_Writer(self, f"{prefix}-{number}") for number in range(options.writers)]
+        self._creators = [_Creator(self, f"{prefix}-{number}") for number in range(options.creators)]
+        self._workers: list[Callable[[], Awaitable[None]]] = [each.step for each in (*writers, *self._creators)]
 
     @property
     def client(self) -> Client:
@@ -147,6 +146,10 @@ class Load:
         self._isPaused = True
         working, self._working = self._working, []
         await gatherResults(working)
+
+    async def end(self) -> None:
+        await self.pause()
+        await gatherResults([Deferred.fromCoroutine(creator.end()) for creator in self._creators])
 
     async def _work(self, step: Callable[[], Awaitable[None]]) -> None:
         while not self._isPaused:
@@ -213,11 +216,18 @@ class _Creator:
         elif outcome is not Outcome.refused:
             await self._remove(id)
         if len(self._beating) > _KEPT:
-            id, heartBeater = self._beating.pop(0)
-            # It is heartbeated until it is surely gone, so that its timeout is never to blame for that.
-            self._load.tell("resting", id=id)
-            await self._remove(id)
-            await heartBeater.stop()
+            await self._end()
+
+    async def end(self) -> None:
+        while self._beating:
+            await self._end()
+
+    async def _end(self) -> None:
+        id, heartBeater = self._beating.pop(0)
+        # It is heartbeated until it is surely gone, so that its timeout is never to blame for that.
+        self._load.tell("resting", id=id)
+        await self._remove(id)
+        await heartBeater.stop()
 
     def _keep(self, id: str, heartBeater: HeartBeater) -> None:
         heartBeater.start()
