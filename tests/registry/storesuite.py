@@ -536,6 +536,13 @@ class StoreSuite:
         self.assertEqual([user.name for user in await self.store.listUsers()], ["ann", "bob", "cid", "eve", "\ud800"])
         self.assertEqual(await self.store.getUser("bob"), UserRecord("bob", "3", "hash"))
 
+    async def test_whatARemovedUserLeftIsNobodyElses(self):
+        """A tenant that has an account, or objects, is given to nobody who does not ask for it."""
+        await self.store.account("1")
+        await self.store.setValue("2", "key", "value", 1000)
+        self.assertEqual((await self.store.addUser("joe", "hash", None)).tenant, "3")
+        self.assertEqual((await self.store.addUser("ann", "hash", "1")).tenant, "1")
+
     async def test_userNamesAreUnique(self):
         """A name that is taken is refused, and the user stays as it was."""
         await self.store.addUser("joe", "hash", "1")

@@ -32,7 +32,7 @@ from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
 from .process import OneLineOptions, endProcess, say
-from .registry import checkEndpoint
+from .registry import checkEndpoint, sayWhere
 
 __all__ = ["AgentProcess", "Options", "makeService"]
 
@@ -140,8 +140,7 @@ class AgentProcess(Service):
         if self._registry is not None:
             self._registry.startService()
             await self._registry.whenListening()
-            say(f"The registry listens on {', '.join(self._registry.urls)}")
-            say(f"Credentials for this machine are in {self._registry.raxrcPath}")
+            sayWhere(self._registry)
         settings = self._options.settings()
         self._client = Client(reactor=self._reactor, settings=settings)
         metadata = dict(self._options["metadata"])

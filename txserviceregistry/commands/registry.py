@@ -26,7 +26,7 @@ from ..settings import defaultDataDir
 from .options import Option, TableOptions, oneOf
 from .process import endProcess, say
 
-__all__ = ["Options", "RegistryProcess", "checkEndpoint", "makeService"]
+__all__ = ["Options", "RegistryProcess", "checkEndpoint", "makeService", "sayWhere"]
 
 # Tokens end in whole seconds. A feed without a marker shows the last hour, and so much has to be there.
 _TOKEN_LIFETIME = partial(parseDuration, least="1s", most="3650d")
@@ -109,6 +109,15 @@ class Options(TableOptions):
         self["data-dir"] = self["data-dir"] or defaultDataDir()
 
 
+def sayWhere(registry: RegistryService) -> None:
+    """Tell the person at the terminal where a registry listens, and what gets one in."""
+    say(f"The registry listens on {', '.join(registry.urls)}")
+    if registry.hasCredentials:
+        say(f"Credentials for this machine are in {registry.raxrcPath}")
+    else:
+        say(f"There are no credentials in {registry.raxrcPath}: service-registry-users lists and adds users")
+
+
 class RegistryProcess(Service):
     """
     A registry as a process's main business: says where it listens, and ends the process if it can't.
@@ -134,8 +143,7 @@ class RegistryProcess(Service):
         return self.registry.stopService()
 
     def _listening(self, ports: list[IListeningPort]) -> None:
-        say(f"The registry listens on {', '.join(self.registry.urls)}")
-        say(f"Credentials for this machine are in {self.registry.raxrcPath}")
+        sayWhere(self.registry)
 
     def _failed(self, failure: Failure) -> None:
         if self.running:

@@ -50,17 +50,55 @@ class DataDirectory:
     def _lockPath(self) -> Path:
         return self.path / "registry.lock"
 
+    def make(self) -> None:
+        """
+        Make the directory if it is not there, for its owner only.
+
+        :raises DataDirectoryError: if that can't be.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error)
+
+    def hasStore(self) -> bool:
+        """
+        Whether there is a file of the sqlite store.
+
+        :raises DataDirectoryError: if one can't look.
+        """
+        try:
+            return self.storePath.stat().st_size > 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise DataDirectoryError(f"can't read the data directory {self.path}: {error.strerror}")
+
+    def own(self, path: Path) -> None:
+        """
+        Let a file in the directory belong to whom the directory belongs to: what root makes in the registry's, the
+        registry has to be able to use.
+
+        :raises DataDirectoryError: if that can't be.
+        """
+        if os.geteuid() == 0:
+            try:
+                owner = self.path.stat()
+                os.chown(path, owner.st_uid, owner.st_gid)
+            except OSError as error:
+                raise self._unwritable(error)
+
     def open(self) -> None:
         """
         Make the directory if it is not there, for its owner only, and take it for this process.
 
         :raises DataDirectoryError: if it can't be written, or if another registry uses it.
         """
+        self.make()
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self._lockPath, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise DataDirectoryError(f"can't write to the data directory {self.path}: {error.strerror}")
+            raise self._unwritable(error)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -107,6 +145,14 @@ class DataDirectory:
         """
         self._change({("credentials", "username"): name, ("credentials", "api_key"): key})
 
+    def forgetCredentials(self) -> None:
+        """
+        Take user name and API key out of the ``raxrc``; what else is in it stays.
+
+        :raises DataDirectoryError: if the file can't be read or written.
+        """
+        self._change({("credentials", "username"): None, ("credentials", "api_key"): None})
+
     def keepUrls(self, url: str, authUrl: str, certificate: bytes | None = None) -> None:
         """
         Write the URLs of the API and of the Auth API to the ``raxrc``; what else is in it stays.
@@ -137,18 +183,22 @@ class DataDirectory:
             raise DataDirectoryError(f"{self.raxrcPath} is no INI file: mend it, or move it away")
         return raxrc
 
+    def _unwritable(self, error: OSError) -> DataDirectoryError:
+        return DataDirectoryError(f"can't write to the data directory {self.path}: {error.strerror}")
+
     def _change(self, settings: Mapping[tuple[str, str], str | None]) -> None:
         raxrc = self._read()
         changed = False
         for (section, option), value in settings.items():
-            if raxrc.get(section, option, fallback=None) != value:
-                changed = True
-                if value is None:
-                    raxrc.remove_option(section, option)
-                    continue
-                if not raxrc.has_section(section):
-                    raxrc.add_section(section)
-                raxrc.set(section, option, value)
+            if raxrc.get(section, option, fallback=None) == value:
+                continue
+            changed = True
+            if value is None:
+                raxrc.remove_option(section, option)
+                continue
+            if not raxrc.has_section(section):
+                raxrc.add_section(section)
+            raxrc.set(section, option, value)
         if changed:
             text = io.StringIO()
             raxrc.write(text)
@@ -163,6 +213,7 @@ class DataDirectory:
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
+                self.own(Path(temporary))
                 os.replace(temporary, path)
             except BaseException:
                 os.unlink(temporary)

@@ -24,11 +24,11 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
 from ..deferred import returnsDeferred
-from .apikeys import SCRYPT_COST, Hasher, KeyChecks
+from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
 from .remembered import Believed, Memory, Shared
 from .stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 
-__all__ = ["TENANT", "Identity", "InvalidCredentials", "InvalidToken", "InvalidUser", "IssuedToken"]
+__all__ = ["TENANT", "Identity", "InvalidCredentials", "InvalidToken", "InvalidUser", "IssuedToken", "checkUser"]
 
 #: A user who asks for a token gets the same one again as long as this part of its life is left.
 _YOUNG = 0.9
@@ -71,6 +71,20 @@ class IssuedToken:
 def _tokenHash(token: str) -> str:
     # The token is random enough to need neither salt nor key, and every node has to find the same hash.
     return hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+
+
+def checkUser(name: str, tenant: str | None) -> None:
+    """
+    Check what a new user is to be called, and whose tenant's it is to be.
+
+    :raises InvalidUser: if one of them can't be used; *tenant* may be ``None``, for any.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidUser(
+            f"{name!r} can't be a user's name: it is 1 to 64 letters, digits and _.@+-, a letter or digit first"
+        )
+    if tenant is not None and not (re.fullmatch(TENANT, tenant, re.ASCII) and int(tenant) <= _LARGEST_TENANT):
+        raise InvalidUser(f"{tenant!r} can't be a tenant: it is a number from 1 to {_LARGEST_TENANT}")
 
 
 class Identity:
@@ -121,12 +135,6 @@ class Identity:
 
     # -- users
 
-    def newKey(self) -> str:
-        """
-        A fresh API key: 160 random bits in hexadecimal, which every file format and shell leaves as it is.
-        """
-        return self._randomBytes(20).hex()
-
     @returnsDeferred
     async def addUser(self, name: str, tenant: str | None = None, key: str | None = None) -> tuple[UserRecord, str]:
         """
@@ -139,14 +147,9 @@ class Identity:
         :raises InvalidUser: if the name, the tenant or the key can't be used.
         :raises ObjectExists: if there is a user of this name.
         """
-        if not _NAME.fullmatch(name):
-            raise InvalidUser(
-                f"{name!r} can't be a user's name: it is 1 to 64 letters, digits and _.@+-, a letter or digit first"
-            )
-        if tenant is not None and not (re.fullmatch(TENANT, tenant, re.ASCII) and int(tenant) <= _LARGEST_TENANT):
-            raise InvalidUser(f"{tenant!r} can't be a tenant: it is a number from 1 to {_LARGEST_TENANT}")
+        checkUser(name, tenant)
         if key is None:
-            key = self.newKey()
+            key = newKey(self._randomBytes)
         elif not key:
             raise InvalidUser("an API key can't be empty")
         user = await self._store.addUser(name, await self._keys.hash(key), tenant)
@@ -175,7 +178,7 @@ class Identity:
         :return: fires with the user and the new key.
         :raises NoSuchObject: if there is no such user.
         """
-        key = self.newKey()
+        key = newKey(self._randomBytes)
         user = await self._store.replaceUserKey(name, await self._keys.hash(key))
         self._forgetUser(name)
         self._users.learn(name, user)

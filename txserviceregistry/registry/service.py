@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from .._version import __version__
 from ..deferred import returnsDeferred
 from .accesslog import AccessLog, LogThread
+from .apikeys import newKey
 from .connections import ConnectionLimits, availableFiles
 from .core import EVENT_RETENTION, Registry
 from .datadir import DataDirectory, DataDirectoryError
@@ -60,8 +61,9 @@ class RegistryService(Service):
     A registry: data directory, store, identity, rules and listeners. They start in this order and end in the opposite
     one. Nothing is opened, and no thread is there, before it starts.
 
-    The first start over an empty store makes a user and writes the user's credentials to ``raxrc`` in the data
-    directory; if there are credentials in that file already, these are the user's.
+    The first start over a new store makes a user and writes the user's credentials to ``raxrc`` in the data
+    directory; if there are credentials in that file already, these are the user's. A store whose users were all removed
+    gets none.
 
     :param reactor: the reactor.
     :param dataDir: the data directory; it is made if it is not there.
@@ -77,6 +79,7 @@ class RegistryService(Service):
     :param accessLog: the file that the access log is added to, ``"-"`` for the standard output; none if ``None``.
     :param wallClock: seconds since the epoch.
     :ivar urls: the base URLs of the API, one for each listener with an address, once it listens.
+    :ivar hasCredentials: whether those in the ``raxrc`` are there, once it listens.
     """
 
     name = "registry"
@@ -100,6 +103,7 @@ class RegistryService(Service):
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         self.urls: list[str] = []
+        self.hasCredentials = False
         self._reactor = reactor
         self._directory = DataDirectory(Path(dataDir))
         self._store = store
@@ -189,6 +193,10 @@ class RegistryService(Service):
         self._endings.append(("the data directory", self._directory.close))
         store = self._makeStore()
         self._endings.append(("the store", store.close))
+        isNew = self._isNewStore()
+        if isNew and self._store == "sqlite":
+            # First the file, then the store: a crash in between must not leave a registry that nobody can enter.
+            self._firstCredentials()
         await store.open()
         identity = Identity(
             store,
@@ -197,7 +205,7 @@ class RegistryService(Service):
             tokenLifetime=self._tokenLifetime,
             hasher=self._inThread,
         )
-        await self._makeFirstUser(identity)
+        await self._makeFirstUser(identity, isNew)
         connectionLimits = self._possibleLimits()
         followers = Followers(self._reactor, connectionLimits.followers, connectionLimits.followersPerTenant)
         registry = Registry(
@@ -289,17 +297,30 @@ class RegistryService(Service):
     def _inThread(self, work: Callable[[], _T], /) -> Deferred[_T]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
 
-    async def _makeFirstUser(self, identity: Identity) -> None:
-        if await identity.listUsers():
-            return
+    def _isNewStore(self) -> bool:
+        # Only of its own file a registry can tell. Of other stores it is for the users in them to show.
+        return self._store != "sqlite" or not self._directory.hasStore()
+
+    def _firstCredentials(self) -> tuple[str, str]:
         credentials = self._directory.credentials()
         if credentials is None:
-            # First the file, then the user: a crash in between must not leave a registry that nobody can enter.
-            credentials = FIRST_USER, identity.newKey()
+            credentials = FIRST_USER, newKey()
             self._directory.keepCredentials(*credentials)
-        name, key = credentials
-        await identity.addUser(name, key=key)
-        self._log.info("Made the user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
+        return credentials
+
+    async def _makeFirstUser(self, identity: Identity, isNew: bool) -> None:
+        """
+        See that somebody can enter: unless there are users, there is the one whose credentials are in the raxrc. To a
+        store that is new such a user is made; if it is not, its users were taken away, and that is not undone here.
+        """
+        if not await identity.listUsers():
+            if isNew or self._directory.credentials() is not None:
+                name, key = self._firstCredentials()
+                await identity.addUser(name, key=key)
+                self._log.info("Made the user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
+            else:
+                self._log.warn("There are no users: nobody can enter. service-registry-users adds some")
+        self.hasCredentials = self._directory.credentials() is not None
 
     async def _listen(self, endpoint: IStreamServerEndpoint, site: ApiSite) -> IListeningPort:
         try:

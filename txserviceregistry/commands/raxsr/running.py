@@ -20,7 +20,7 @@ from ...settings import Settings, readSettings
 from .exchange import shownAgent
 from .outcome import CommandFailed, Interrupted, UsageError
 
-__all__ = ["findSettings", "withClient"]
+__all__ = ["findSettings", "runReactor", "withClient"]
 
 _T = TypeVar("_T")
 
@@ -62,7 +62,7 @@ def withClient(options: argparse.Namespace, stderr: TextIO, work: Callable[[Clie
                 await agent.close()
 
     try:
-        return _runReactor(reactor, working)
+        return runReactor(reactor, working)
     except (ConnectionFailed, RequestTimedOut, MalformedResponse) as error:
         raise CommandFailed(f"{error}. {whereFrom(settings)}") from None
 
@@ -98,7 +98,13 @@ def _inOptions(text: str) -> str:
     return text
 
 
-def _runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T]]) -> _T:
+def runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T]]) -> _T:
+    """
+    Run the reactor for as long as *work* takes; a signal cancels it. A process can do that once.
+
+    :return: what *work* gives.
+    :raises Interrupted: if a signal ended it; or whatever *work* raises.
+    """
     outcome: list[_T | Failure] = []
     under: list[Deferred[_T]] = []
     received: list[int] = []

@@ -38,6 +38,8 @@ class EtcdUsers:
         self._etcd = etcd
         self._users = f"{prefix}users/"
         self._tokens = f"{prefix}tokens/"
+        # Where each tenant that has an account, or has ever had an object, has a key.
+        self._tenants = (f"{prefix}accounts/", f"{prefix}clocks/")
         # Changes with each new user, so that no two are given the same tenant.
         self._guard = f"{prefix}lastuser"
         self._wallClock = wallClock
@@ -46,7 +48,8 @@ class EtcdUsers:
         """See :meth:`IStore.addUser`."""
         while True:
             users = reading(self._users, endOf(self._users))
-            done = await self._etcd.txn((), [users, reading(self._guard)])
+            tenants = [reading(prefix, endOf(prefix)) for prefix in self._tenants]
+            done = await self._etcd.txn((), [users, reading(self._guard), *tenants])
             known = {user.name: user for user in map(_user, done.found[0] or ())}
             if name in known:
                 raise ObjectExists(name)
@@ -54,6 +57,7 @@ class EtcdUsers:
             chosen = tenant
             if chosen is None:
                 taken = {user.tenant for user in known.values()}
+                taken |= {each.key.rpartition("/")[2] for found in done.found[2:] for each in found or ()}
                 chosen = next(number for number in map(str, naturals(1)) if number not in taken)
             value = self._value(chosen, keyHash)
             done = await self._etcd.txn(

@@ -312,7 +312,8 @@ class IStore(Interface):
         """
         Keep a new user.
 
-        :param tenant: the tenant id; if ``None``, the smallest number from 1 on that no user has.
+        :param tenant: the tenant id; if ``None``, the smallest number from 1 on that no user has, and of which the
+            store knows nothing: what a removed user has left is nobody else's.
         :raises ObjectExists: if the name is taken.
         """
 

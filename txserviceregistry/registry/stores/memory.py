@@ -361,6 +361,7 @@ class MemoryStore:
             raise ObjectExists(name)
         if tenant is None:
             taken = {user.tenant for user in self._users.values()}
+            taken |= {number for number, kept in self._tenants.items() if kept.account is not None or kept.events}
             tenant = next(number for number in map(str, naturals(1)) if number not in taken)
         self._users[name] = UserRecord(name, tenant, keyHash)
         return self._users[name]

@@ -48,7 +48,7 @@ class Users:
         if self._findUser(name) is not None:
             raise ObjectExists(name)
         if tenant is None:
-            taken = {row[0] for row in self._execute("SELECT tenant FROM users")}
+            taken = {row[0] for row in self._execute("SELECT tenant FROM users UNION SELECT tenant FROM tenants")}
             tenant = next(number for number in map(str, naturals(1)) if number not in taken)
         self._execute("INSERT INTO users (name, tenant, key_hash) VALUES (?, ?, ?)", (asBytes(name), tenant, keyHash))
         return UserRecord(name, tenant, keyHash)

@@ -1,0 +1,260 @@
+"""
+``service-registry-users``: adds, lists and removes the users of a registry, and gives them other API keys.
+
+It works on the data directory, whether the registry runs or not: the store's file may be written by several processes,
+and the lock on the directory is the registry's own. What programs read (names, keys) goes to stdout, what a person is
+told to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import attrs
+from twisted.logger import globalLogBeginner
+
+from .._version import __version__
+from ..clock import useMonotonic
+from ..registry.datadir import DataDirectory, DataDirectoryError
+from ..registry.identity import Identity, InvalidUser, checkUser
+from ..registry.stores.interfaces import NoSuchObject, ObjectExists, StoreRefused, StoreUnavailable
+from ..registry.stores.sqlite import SqliteStore
+from ..settings import defaultDataDir
+from .console import runConsole
+from .raxsr.outcome import CommandFailed, Interrupted, UsageError, oneLine
+from .raxsr.running import runReactor
+
+__all__ = ["main"]
+
+_NAME = "service-registry-users"
+
+_DESCRIPTION = """\
+The users of a service registry, whether it runs or not. The data directory is
+~/.local/state/txserviceregistry, or what RAXSR_DATA_DIR names, if none is given.
+"""
+
+_EXAMPLES = f"""\
+examples:
+  {_NAME} add joe                    a user with a tenant of its own
+  {_NAME} add jim --tenant 2         one who shares tenant 2
+  {_NAME} add joe >joe.env           the key into a file, for systemd or docker
+  {_NAME} --data-dir /srv/registry list
+  {_NAME} rotate joe                 another key; the old one ends
+
+The key is shown once, as RAXSR_USERNAME=… and RAXSR_API_KEY=…, which is what
+programs take from their environment. Exit codes: 0 done, 1 it could not be
+done, 2 wrong use.
+"""
+
+
+def main() -> int:
+    """
+    The console script.
+
+    :return: the exit code.
+    """
+    return runConsole(_NAME, _run)
+
+
+def _run() -> int:
+    try:
+        _perform(_parser().parse_args())
+    except CommandFailed as error:
+        return _complain(str(error), 1)
+    except UsageError as error:
+        return _complain(str(error), 2)
+    except Interrupted as interruption:
+        return 128 + interruption.signal
+    except OSError:
+        raise  # the output can't be written
+    except Exception as error:
+        return _complain(f"an error of its own: {error!r}", 1)
+    return 0
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"{_NAME}: {oneLine(text)}", file=sys.stderr)
+    return code
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+# -- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells of wrong use in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_complain(f"{message} (see: {_NAME} --help)", 2))
+
+
+def _parser() -> argparse.ArgumentParser:
+    where = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    where.add_argument("--data-dir", dest="dataDir", type=_folder, metavar="DIR", help="the registry's data directory")
+    parser = _Parser(
+        prog=_NAME,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[where],
+    )
+    parser.add_argument("--version", action="version", version=f"{_NAME} {__version__}")
+    actions = parser.add_subparsers(title="actions", metavar="add | list | remove | rotate", required=True)
+    add = actions.add_parser("add", parents=[where], help="add a user, and print the API key")
+    add.add_argument("--tenant", metavar="ID", default=None, help="number of a tenant (default: a free one)")
+    add.set_defaults(work=_add)
+    list_ = actions.add_parser("list", parents=[where], help="list users and their tenants")
+    list_.set_defaults(work=_list)
+    remove = actions.add_parser("remove", parents=[where], help="remove a user, with all auth tokens")
+    remove.set_defaults(work=_remove)
+    rotate = actions.add_parser("rotate", parents=[where], help="give a user another API key, and print it")
+    rotate.set_defaults(work=_rotate)
+    for action in (add, remove, rotate):
+        action.add_argument("name", metavar="NAME", help="the user's name")
+    return parser
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("there is no value")
+    return Path(text)
+
+
+# -- what is done
+
+
+@attrs.frozen
+class _Users:
+    """
+    The users of a registry whose store is open.
+
+    :ivar identity: knows them.
+    :ivar directory: the data directory, with the credentials for its machine.
+    """
+
+    identity: Identity
+    directory: DataDirectory
+
+
+_Work = Callable[[_Users, argparse.Namespace], Awaitable[None]]
+
+
+def _perform(options: argparse.Namespace) -> None:
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    useMonotonic(reactor)
+    # Nobody reads a log here, and what is wrong is told otherwise.
+    globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
+    directory = DataDirectory(getattr(options, "dataDir", None) or defaultDataDir())
+    work: _Work = options.work
+
+    async def working() -> None:
+        if "tenant" in options:
+            # First of all: a store without users, made for a user that can't be, would let nobody in.
+            checkUser(options.name, options.tenant)
+        isNew = _findStore(directory, mayMake="tenant" in options)
+        store = SqliteStore(directory.storePath, reactor=reactor)
+        await store.open()
+        try:
+            if isNew:
+                directory.own(directory.storePath)
+                _tell(
+                    f"There was no registry in {directory.path}; it has a store now, and its start makes no other user."
+                )
+            await work(_Users(Identity(store, clock=reactor), directory), options)
+        finally:
+            await store.close()
+
+    try:
+        runReactor(reactor, working)
+    except InvalidUser as error:
+        raise UsageError(str(error)) from None
+    except ObjectExists:
+        raise CommandFailed(f'there is a user "{options.name}" already; rotate gives it another key') from None
+    except NoSuchObject:
+        raise CommandFailed(f'there is no user "{options.name}" in {directory.path}') from None
+    except (DataDirectoryError, StoreRefused, StoreUnavailable) as error:
+        raise CommandFailed(str(error)) from None
+
+
+def _findStore(directory: DataDirectory, *, mayMake: bool) -> bool:
+    """
+    Look whether there is a store to work on.
+
+    :return: whether it is still to be made.
+    """
+    if directory.hasStore():
+        return False
+    if directory.isTaken():
+        raise CommandFailed(f"the registry over {directory.path} keeps its users in memory: they can't be changed")
+    if not mayMake:
+        raise CommandFailed(
+            f"there is no registry in {directory.path}; its first start, or {_NAME} add, makes one there"
+        )
+    directory.make()
+    return True
+
+
+async def _add(users: _Users, options: argparse.Namespace) -> None:
+    user, key = await users.identity.addUser(options.name, options.tenant)
+    _show(user.name, key)
+    _tell(f'User "{user.name}" of tenant {user.tenant} has been added. {_ONCE}')
+
+
+async def _list(users: _Users, options: argparse.Namespace) -> None:
+    found = await users.identity.listUsers()
+    if not found:
+        _tell(f"There are no users in {users.directory.path}; {_NAME} add makes one.")
+        return
+    width = max(len("name"), *(len(user.name) for user in found))
+    for name, tenant in [("name", "tenant"), *((user.name, user.tenant) for user in found)]:
+        print(f"{name:{width}}  {tenant}")
+
+
+async def _remove(users: _Users, options: argparse.Namespace) -> None:
+    name, raxrc = options.name, users.directory.raxrcPath
+    credentials = users.directory.credentials()
+    tenant = next((user.tenant for user in await users.identity.listUsers() if user.name == name), None)
+    await users.identity.removeUser(name)
+    _tell(f'User "{name}" has been removed, and the key and all auth tokens of it end. What tenant {tenant} has stays.')
+    left = await users.identity.listUsers()
+    if credentials is not None and (credentials[0] == name or not left):
+        # The next start over a store without users would make one of them.
+        users.directory.forgetCredentials()
+        _tell(f"{raxrc} had the credentials, and no longer has: programs on this machine need those of another user.")
+    if not left:
+        _tell(f"It was the last user: nobody can enter now, also after a restart, until {_NAME} add makes one.")
+
+
+async def _rotate(users: _Users, options: argparse.Namespace) -> None:
+    # Looked at first: if it can't be read, nothing has been changed.
+    credentials = users.directory.credentials()
+    user, key = await users.identity.rotate(options.name)
+    _show(user.name, key)
+    _tell(f'User "{user.name}" has another API key; the old one, and all auth tokens, end. {_ONCE}')
+    if credentials is not None and credentials[0] == user.name:
+        users.directory.keepCredentials(user.name, key)
+        _tell(f"{users.directory.raxrcPath} has it too. Programs on this machine that run already have the old one.")
+
+
+_ONCE = (
+    "The key is shown only now: programs take it from these two environment variables, or as username and api_key "
+    "under [credentials] in ~/.raxrc."
+)
+
+
+def _show(name: str, key: str) -> None:
+    # Names and keys hold nothing that a shell, systemd or docker would want quoted.
+    print(f"RAXSR_USERNAME={name}\nRAXSR_API_KEY={key}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
