@@ -4,7 +4,9 @@ The pages beside the API, as bytes on the wire.
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +19,8 @@ from txserviceregistry._version import __version__
 from txserviceregistry.registry.core import Figures
 from txserviceregistry.registry.health import Health
 from txserviceregistry.registry.operations import ANYWHERE, LOOPBACK, OFF, Operations, Sources
+
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "operating.rst"
 
 
 def sourcesOf(api: Api) -> Sources:
@@ -148,6 +152,12 @@ class MetricsPageTests(SynchronousTestCase):
         for family in text_string_to_metric_families(self.ask().raw.decode("utf-8")):
             self.assertRegex(family.name, "^(service_registry|process|python)_")
             self.assertTrue(family.documentation)
+
+    def test_theDocumentationHasAllOfThem(self) -> None:
+        """The table of metrics names every one, and none that is not there."""
+        documented = re.findall(r"^``(service_registry_\w+)``  ", DOCUMENTATION.read_text(), re.MULTILINE)
+        told = re.findall(r"^# TYPE (service_registry_\w+)", self.ask().raw.decode("utf-8"), re.MULTILINE)
+        self.assertEqual(documented, told)
 
     def test_tellsWhatHappened(self) -> None:
         """Requests, heartbeats, services and users show in the numbers."""

@@ -6,9 +6,9 @@ What is answered before a request is whole (a body that is too large, what is no
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from uuid import uuid4
 
 import attrs
 from twisted.internet.interfaces import IAddress
@@ -35,7 +35,8 @@ _OTHER_METHOD = b"other"
 
 def newTxnId() -> str:
     """An id for a request, which no other request has."""
-    return uuid4().hex
+    # A random UUID's worth, without the seven microseconds that making one takes.
+    return os.urandom(16).hex()
 
 
 @attrs.define
