@@ -339,17 +339,34 @@ class Programs(RuleBasedStateMachine):
         """Time goes by."""
         self.letPass(eighths / 8)
 
-    @rule(tenant=tenants, pick=picks, early=st.sampled_from([0.0, 0.0, 0.125, 0.125, 0.25]))
-    def passUntilADeadline(self, tenant: str, pick: int, early: float) -> None:
-        """Time goes by until the very moment of a deadline, or until just before; then the service is looked at."""
+    @rule(
+        tenant=tenants,
+        pick=picks,
+        early=st.sampled_from([0.0, 0.0, 0.125, 0.125, 0.25]),
+        then=st.sampled_from(["get", "list", "beat", "update", "remove", "create", "createAnother", "nothing"]),
+    )
+    def passUntilADeadline(self, tenant: str, pick: int, early: float, then: str) -> None:
+        """Time goes by until the very moment of a deadline, or until just before; then somebody asks."""
         services = [*self.model.accounts[tenant].services.values()]
-        if services:
-            service = services[pick % len(services)]
-            self.letPass(max(0.0, service.deadline - early - self.model.time))
-            if pick % 3 == 0:
+        if not services:
+            return
+        service = services[pick % len(services)]
+        self.letPass(max(0.0, service.deadline - early - self.model.time))
+        match then:
+            case "get":
                 self.ask("GET", f"/services/{service.id}", tenant=tenant)
-            elif pick % 3 == 1:
-                self.beatAs(tenant, service.id, 1, False)
+            case "list":
+                self.ask("GET", "/services", tenant=tenant)
+            case "beat":
+                self.beatAs(tenant, service.id, 2, False)
+            case "update":
+                self.ask("PUT", f"/services/{service.id}", {"heartbeat_timeout": 4}, tenant=tenant)
+            case "remove":
+                self.ask("DELETE", f"/services/{service.id}", tenant=tenant)
+            case "create":
+                self.createPlainly(tenant, service.id, 3)
+            case "createAnother":
+                self.createPlainly(tenant, "another", 3)
 
     @rule(seconds=st.sampled_from([-3600.0, -3600.0, -10.0, 10.0, 3600.0, 3600.0]))
     def setTheWallClock(self, seconds: float) -> None:
