@@ -55,7 +55,7 @@ TIMEOUT = 30.0
 # To invent something takes ten times as long as to ask for it: it is asked for so often, each time a little otherwise.
 TIMES = 2
 # How many things are invented for an operation before it is the next one's turn.
-EXAMPLES = 15
+EXAMPLES = 8
 
 
 class Target:

@@ -93,13 +93,20 @@ class Text:
     shortest: int
     longest: int
     pattern: str | None = None
+    # Looked up by its text, the compiled pattern would cost a heartbeat as much as all the rest of its checks.
+    _compiled: re.Pattern[str] | None = attrs.field(
+        init=False, eq=False, repr=False, default=attrs.Factory(lambda self: self._compile(), takes_self=True)
+    )
+
+    def _compile(self) -> re.Pattern[str] | None:
+        return None if self.pattern is None else re.compile(self.pattern, re.ASCII)
 
     def check(self, value: object) -> str:
         if not isinstance(value, str):
             raise Unfit("Not a string")
         if not self.shortest <= len(value) <= self.longest:
             raise Unfit(f"String is not in range ({self.shortest}..{self.longest})")
-        if not (_isUnicode(value) if self.pattern is None else re.fullmatch(self.pattern, value, re.ASCII)):
+        if not (_isUnicode(value) if self._compiled is None else self._compiled.fullmatch(value)):
             raise Unfit("Invalid characters")
         return value
 

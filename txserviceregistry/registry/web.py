@@ -60,6 +60,7 @@ class _Call:
     """A request that has passed authentication and routing, with what its handler may want of it."""
 
     exchange: Exchange
+    name: str
     tenant: str
     argument: str
     body: dict[str, Any]
@@ -69,7 +70,8 @@ class _Call:
         return self.exchange.request
 
     def query(self, name: str) -> str | None:
-        """The first value of a query parameter."""
+        """The first value of a query parameter, of which the table of queries, and so everybody, has to know."""
+        assert name in validation.QUERIES[self.name], name
         for key, value in _query(self.request):
             if key == name:
                 return value
@@ -229,7 +231,7 @@ class ApiResource(Resource):
         if request.method == b"GET":
             self._rateLimiter.check(tenant)
         handler: Callable[[_Call], Awaitable[Answer]] = getattr(self, "_" + match.name)
-        return await handler(_Call(exchange, tenant, match.argument, body))
+        return await handler(_Call(exchange, match.name, tenant, match.argument, body))
 
     async def _getLimits(self, call: _Call) -> Answer:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
