@@ -333,6 +333,25 @@ class AuthenticatorTests(SynchronousTestCase):
         self.authenticator.invalidate("token-1")
         self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
 
+    def test_anAuthApiThatIsDownIsNotHammered(self) -> None:
+        """Without a token it is asked again at once, then about once a second, however many want one."""
+        self.problem = ConnectionRefusedError()
+        for _ in range(100):
+            for _ in range(20):
+                failure = self.failureResultOf(self.authenticator.session(), ConnectionFailed)
+                self.assertIn(f"{AUTH}/tokens", str(failure.value))
+            self.clock.advance(0.1)
+        self.assertTrue(10 <= len(self.agent.sent) <= 20, len(self.agent.sent))
+        self.problem = None
+        self.clock.advance(1)
+        self.assertEqual(self.token(), "token-1")
+        # The next trouble is a new one, and met with a second try at once.
+        self.authenticator.invalidate("token-1")
+        self.problem = ConnectionRefusedError()
+        self.failureResultOf(self.authenticator.session(), ConnectionFailed)
+        self.problem = None
+        self.assertEqual(self.token(), "token-2")
+
     def test_failuresAreTyped(self) -> None:
         """What the Auth API does wrong is what it would be of the registry, but never NotFound: no service is gone."""
         for problem, kind in (
@@ -341,11 +360,14 @@ class AuthenticatorTests(SynchronousTestCase):
             (answer(200, b"<html>"), MalformedResponse),
         ):
             self.problem = problem
+            self.clock.advance(1)
             self.assertIn(f"{AUTH}/tokens", str(self.failureResultOf(self.authenticator.session(), kind).value))
         self.problem = ConnectionRefusedError()
+        self.clock.advance(1)
         self.assertIn("the Auth API", str(self.failureResultOf(self.authenticator.session()).value))
         for status in (400, 404):
             self.problem = answer(status, {"badRequest": {"message": "Who are you?"}})
+            self.clock.advance(1)
             failure = self.failureResultOf(self.authenticator.session(), APIError)
             self.assertFalse(failure.check(NotFound))
             self.assertIn("Who are you?", str(failure.value))

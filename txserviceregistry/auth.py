@@ -46,6 +46,10 @@ REFUSAL = 60.0
 # Seconds between the tries to renew a token that still works: short at first, for it may soon be needed.
 _SHORTEST_RETRY = 5.0
 _LONGEST_RETRY = 300.0
+# While there is no token at all, and the Auth API can't be asked, it is tried again after so many seconds: at once at
+# first, then after growing delays. Whoever needs a token in between fails as the last try did.
+_SHORTEST_DELAY = 0.1
+_LONGEST_DELAY = 1.0
 
 # The entries of a service catalog that name the tenant (by name, the last one by type), in the order of looking.
 _REGISTRY_TYPE = "rax:service-registry"
@@ -166,7 +170,8 @@ class KeystoneAuthenticator:
 
     - A token is renewed when nine tenths of its life are over, by the first request that comes then, while that request
       and others go on with the old one. There is no timer: an authenticator that nobody uses does nothing.
-    - While the Auth API is down, a token that may still work stays in use.
+    - While the Auth API is down, a token that may still work stays in use. Without one, the Auth API is tried again
+      about once a second, however many ask: those that ask in between fail as the last try did.
     - Credentials that are refused are not sent again for :data:`REFUSAL` seconds; whoever asks meanwhile gets
       ``AuthenticationFailed`` at once.
 
@@ -197,6 +202,9 @@ class KeystoneAuthenticator:
         self._ends: float | None = None
         self._renewFrom: float | None = None
         self._backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random)
+        self._delays = Backoff(_SHORTEST_DELAY, _LONGEST_DELAY, random)
+        self._problem: BaseException | None = None
+        self._problemUntil = 0.0
         self._waiting: list[Deferred[Session]] = []
         self._working: Deferred[Session] | None = None
         self._refusal = ""
@@ -217,6 +225,8 @@ class KeystoneAuthenticator:
         if session is not None and not self._isOver():
             self._authenticate()
             return succeed(session)
+        if session is None and self._problem is not None and self._clock.seconds() < self._problemUntil:
+            return fail(copy.copy(self._problem))
         waiter: Deferred[Session] = Deferred(self._leave)
         self._waiting.append(waiter)
         self._authenticate()
@@ -283,7 +293,9 @@ class KeystoneAuthenticator:
         self._working = None
         self._session = session
         self._refusedUntil = 0.0
+        self._problem = None
         self._backoff.reset()
+        self._delays.reset()
         self._ends = self._renewFrom = None
         if session.expires is not None:
             life = session.expires.timestamp() - self._wallClock()
@@ -302,6 +314,8 @@ class KeystoneAuthenticator:
             self._refusal = str(failure.value)
             self._refusedUntil = now + REFUSAL
         if self._session is None:
+            if not failure.check(AuthenticationFailed, CancelledError, ClientClosed):
+                self._problem, self._problemUntil = failure.value, now + self._delays.next()
             for waiter in self._takeWaiting():
                 # One exception for each: raising one a thousand times makes a traceback of a thousand pieces.
                 waiter.errback(copy.copy(failure.value))

@@ -6,11 +6,14 @@ fails by chance. An hour takes seconds, and goes the same way each time.
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from random import Random
 from typing import Any
 
+import treq
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.trial.unittest import SynchronousTestCase
@@ -19,6 +22,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from txserviceregistry import Client, RegisteredService
+from txserviceregistry.agents import WholeResponse
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.testing import FakeRegistry
 
@@ -38,6 +42,7 @@ class Network:
     :param random: decides which requests fail, and how.
     :ivar rate: how many of all requests fail, from 0 to 1.
     :ivar authDown: whether the Auth API refuses connections.
+    :ivar lifetime: how long auth tokens count, in seconds, by what they say; as the registry says if it is ``None``.
     :ivar counts: ``requests``, ``authentications``, and each fault.
     """
 
@@ -46,6 +51,7 @@ class Network:
         self._random = random
         self.rate = 0.0
         self.authDown = False
+        self.lifetime: float | None = None
         self.counts: Counter[str] = Counter()
 
     def request(
@@ -63,9 +69,19 @@ class Network:
                 refused: Deferred[IResponse] = Deferred()
                 refused.errback(ConnectionRefusedError())
                 return refused
+            if self.lifetime is not None:
+                return Deferred.fromCoroutine(self._shortened(go(), self.lifetime))
         if self._random.random() < self.rate:
             self._fail(go)
         return go()
+
+    async def _shortened(self, answer: Deferred[IResponse], lifetime: float) -> IResponse:
+        response = await answer
+        access = json.loads(await treq.content(response))
+        # The client counts from the wall clock, which hardly moves here; what passes is the time of the test.
+        ends = time.gmtime(time.time() + lifetime + 1)
+        access["access"]["token"]["expires"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", ends)
+        return WholeResponse(response, json.dumps(access).encode())
 
     def _fail(self, go: Callable[[], Deferred[IResponse]]) -> None:
         """Have the next request fail in one way or another; half of what gets an answer of others is acted on."""
@@ -88,7 +104,9 @@ class SimulatedCase(Figures, SynchronousTestCase):
     """A registry, an application with services and a load of writes, and an audit that asks the registry directly."""
 
     #: Heartbeat timeouts of the application's services, in seconds, from the shortest to the longest there is.
-    TIMEOUTS = (3, 4, 6, 10, 20, 30, 45, 60, 90, 120) * 3
+    TIMEOUTS = (3, 4, 6, 10, 20, *((30, 45, 60, 90, 120) * 5))
+    #: How many create services beside them.
+    CREATORS = 1
 
     def setUp(self) -> None:
         self.fake = FakeRegistry(limits=ResourceLimits(service=1000, configurationValue=1000))
@@ -104,7 +122,9 @@ class SimulatedCase(Figures, SynchronousTestCase):
         )
         # Without a process of its own: only what it did is kept here.
         self.application = Application()
-        options = argparse.Namespace(prefix="app", writers=2, creators=1, timeout=6, pace=2.0, seed=self.row)
+        options = argparse.Namespace(
+            prefix="app", writers=2, creators=self.CREATORS, timeout=6, pace=2.0, seed=self.row
+        )
         self.load = Load(self.client, self.fake.clock, options, self.note)
         self.services = [
             RegisteredService(self.client, f"service{number}", timeout, random=self.random.random)

@@ -1,0 +1,118 @@
+"""Row 6: auth tokens that die, and an Auth API that is away."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .journal import Operation, Outcome
+from .simulated import SimulatedCase
+
+
+class _TokenCase(SimulatedCase):
+    row = 6
+    fault = "All auth tokens are purged every 3 s; the Auth API is down for ten minutes"
+    TIMEOUTS = (3, 4, 6, 10, 20, 30, 45, 60, 90, 120)
+
+    def setUp(self) -> None:
+        super().setUp()
+        #: Seconds for what is called a minute here.
+        self.minute = 60.0 if self.isFull else 2.0
+
+    def assertNoneFailed(self, operations: list[Operation]) -> None:
+        """The application has seen no call fail. (A value that is not there can't be removed, which is no failure.)"""
+        self.assertEqual([each for each in operations if each.outcome is Outcome.unknown], [])
+
+
+class LivingTokenTests(_TokenCase):
+    """As long as there is a token that works, or one can be had, nobody notices anything."""
+
+    def test_purged(self) -> None:
+        """A purge costs one authentication, however many services there are, and no call fails."""
+        self.start()
+        before, purges = self.network.counts["authentications"], round(20 * self.minute) if self.isFull else 20
+        done = 0
+        for purge in range(1, purges + 1):
+            self.fake.advance(3)
+            self.fake.purgeTokens()
+            if purge % 200 == 0 or purge == purges:
+                operations = self.look()
+                done += len(operations)
+                self.assertNoneFailed(operations)
+        self.assertAllRegistered()
+        asked = self.network.counts["authentications"] - before
+        # Those that audit are clients of their own.
+        self.assertLessEqual(asked, purges)
+        self.assertEqual(self.audit.count("service.timeout"), 0)
+        self.end()
+        self.tell("purges", purges)
+        self.tell("authentications for them", asked)
+        self.tell("writes meanwhile, none of which failed", done)
+        self.tell("services reported dead", 0)
+
+    def test_renewalWhileTheAuthApiIsDown(self) -> None:
+        """A token that should have been renewed stays in use, and is renewed as soon as that can be."""
+        asked = self.outage(lifetime=30, begin=19)
+        self.tell("tries to renew a token that lives, in ten minutes of outage", asked)
+
+    def test_endWhileTheAuthApiIsDown(self) -> None:
+        """A token that has ended by what it says stays in use too, as long as the registry takes it."""
+        asked = self.outage(lifetime=24, begin=15)
+        self.tell("the same for one that ends meanwhile by its own word", asked)
+
+    def outage(self, lifetime: int, begin: int) -> int:
+        """
+        Ten minutes without the Auth API, from *begin* on, with a token for so many minutes.
+
+        :return: how often the Auth API has been asked meanwhile.
+        """
+        self.network.lifetime = lifetime * self.minute
+        self.start()
+        # The ten seconds that the start took are over.
+        self.fake.advance(begin * self.minute - 10)
+        before = self.network.counts["authentications"]
+        self.network.authDown = True
+        self.fake.advance(10 * self.minute)
+        self.network.authDown = False
+        asked = self.network.counts["authentications"] - before
+        self.assertGreater(asked, 0)
+        self.assertLess(asked, 40)
+        self.fake.advance(self.minute)
+        self.assertNoneFailed(self.look())
+        self.assertAllRegistered()
+        self.assertEqual(self.audit.count("service.timeout"), 0)
+        self.assertLess(self.network.counts["authentications"] - before - asked, 3)
+        self.end()
+        return asked
+
+
+class DyingTokenTests(_TokenCase):
+    """Without a token, and without a way to get one, nobody can reach the registry."""
+
+    CREATORS = 0
+
+    def test_purgedWhileTheAuthApiIsDown(self) -> None:
+        """Services die, as they must, and all are back as soon as the Auth API is; it is not hammered until then."""
+        self.start()
+        self.network.authDown = True
+        self.fake.advance(2 * self.minute)
+        self.assertNoneFailed(self.application.operations)
+        self.fake.purgeTokens()
+        before = self.network.counts["authentications"]
+        self.fake.advance(8 * self.minute)
+        asked = self.network.counts["authentications"] - before
+        died = {service.serviceId for service in self.services if not service.healthy}
+        self.network.authDown = False
+        waited = 0.0
+        while not all(service.healthy for service in self.services):
+            self.fake.advance(0.5)
+            waited += 0.5
+            self.assertLess(waited, 20)
+        outcomes = Counter(operation.outcome for operation in self.look(mayTimeOut=died))
+        self.assertLessEqual(self.audit.count("service.timeout"), len(died))
+        rate = asked / (8 * self.minute)
+        self.assertLess(rate, 2.0)
+        self.end()
+        self.tell("services that died while nobody could have a token", self.audit.count("service.timeout"))
+        self.tell("seconds until all were back", waited)
+        self.tell("authentications a second meanwhile", round(rate, 2))
+        self.tell("writes that failed meanwhile, and did not happen", outcomes[Outcome.unknown])
