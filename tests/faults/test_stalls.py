@@ -23,7 +23,7 @@ class StallTests(FaultCase):
         """
         Services with a longer timeout live on; the others have died, and are back at once; both say why in the log.
         """
-        stalls, length = (20, 5.0) if self.isFull else (1, 3.2)
+        stalls, length = (5, 5.0) if self.isFull else (1, 3.2)
         services = 20
         await self.registry()
         proxy = self.proxy()
