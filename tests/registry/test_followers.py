@@ -21,7 +21,7 @@ from twisted.web.client import Agent, HTTPConnectionPool
 from txserviceregistry.registry.followers import Followers
 from txserviceregistry.registry.service import RegistryService
 
-from .wire import Api, Connection, Reply, requestBytes
+from .wire import Api, Connection, Reply, fired, requestBytes
 
 EVENTS = "/v1.0/1234/events"
 
@@ -54,6 +54,17 @@ class WaitingTests(SynchronousTestCase):
     def lastEvent(self) -> str:
         id: str = self.api.ask("GET", "/events").json["values"][-1]["id"]
         return id
+
+    def test_whoseTokenHasEndedHearsNothing(self) -> None:
+        """A token that ends while its bearer waits brings a 401, and nothing of what has happened."""
+        self.api.create("web1")
+        connection = self.ask(f"wait=60&marker={self.lastEvent()}")
+        fired(self.api.identity.purge(self.api.token))
+        fired(self.api.registry.setValue("1234", "secret", "value"))
+        self.api.advance(0.1)
+        reply = self.reply(connection)
+        self.assertEqual(reply.code, 401)
+        self.assertNotIn(b"secret", reply.raw)
 
     def test_answersAsSoonAsThereIsSomethingNew(self) -> None:
         """The answer comes with the event, in the same turn of the reactor or the next."""

@@ -315,6 +315,8 @@ class ApiResource(Resource):
             page = await _whileConnected(
                 call.request, self._registry.awaitEvents(call.tenant, since, limit, type, seconds)
             )
+            # The token may have ended meanwhile, and what happened since is none of its bearer's business.
+            await self._tenantOf(call.request)
         return _page(call, page, limit, marker)
 
 
