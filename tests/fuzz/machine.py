@@ -581,7 +581,7 @@ class Programs(RuleBasedStateMachine):
     def node(self) -> int:
         """The number of the node that has its turn: dealt by what has been asked before, as good as at random."""
         assert self.nodes is not None
-        return hash(len(self.txnIds) * 2654435761 >> 7) % len(self.nodes.nodes)
+        return (len(self.txnIds) * 2654435761 >> 7) % len(self.nodes.nodes)
 
     def request(
         self,
