@@ -232,6 +232,16 @@ class JSONTransportTests(SynchronousTestCase):
         transport = self.transport(lambda sent: ConnectionRefusedError(), SERVER, OTHER)
         self.assertIn(OTHER, self.fails(transport.request("GET", "/x"), ConnectionFailed))
 
+    def test_saysWhetherTheRequestMayHaveReachedAServer(self) -> None:
+        """It was sent if any of the servers was sent it, whichever of them is the last one to fail."""
+        for first, wasSent in ((ConnectionRefusedError, False), (lost, True)):
+
+            def handler(sent: Any, first: Any = first) -> Any:
+                return first() if sent.url.startswith(SERVER) else ConnectionRefusedError()
+
+            request = self.transport(handler, SERVER, OTHER).request("PUT", "/x")
+            self.assertEqual(self.failureResultOf(request, ConnectionFailed).value.wasSent, wasSent)
+
     def test_leavesAServerThatCannotDoItsWork(self) -> None:
         """What may be repeated goes on to the next server when one answers 503, and what comes next begins there."""
         transport = self.transport(

@@ -23,7 +23,6 @@ __all__ = ["UNKNOWN_OUTCOME", "Creation", "isUnknown"]
 #: No answer, or none that says anything about the request.
 UNKNOWN_OUTCOME = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
 
-
 # How often it is looked, at once, for what was created without an answer, when these answers are lost too.
 _LOOKS = 3
 

@@ -21,11 +21,7 @@ from twisted.python.failure import Failure
 
 from .creation import UNKNOWN_OUTCOME, Creation
 from .deferred import returnsDeferred, waitFor
-from .errors import (
-    NotFound,
-    RegistrationEnded,
-    ServiceRegistryError,
-)
+from .errors import NotFound, RegistrationEnded, ServiceRegistryError
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
 from .transport import ClientClosed
 from .types import HeartbeatToken
