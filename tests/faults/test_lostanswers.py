@@ -52,7 +52,8 @@ class LostAnswerTests(FaultCase):
             "--writers=2",
             "--creators=2",
             "--request-timeout=1",
-            "--connections=4",
+            # One for each that may wait in vain: beats stand in the same queue as all that an application asks.
+            "--connections=12",
             by=self.proxy_,
         )
         began = time.monotonic()
@@ -63,7 +64,7 @@ class LostAnswerTests(FaultCase):
         await self.check(application, mayTimeOut=application.states if inSilence else ())
         unheard = sum(audit.count("service.timeout", id) for id in application.states)
         application.tell("resume")
-        for _ in range(6 if self.isFull else 1):
+        for _ in range(4 if self.isFull else 1):
             await deferLater(reactor, 20 if self.isFull else 1, lambda: None)
             await self.check(application)
             application.tell("resume")
