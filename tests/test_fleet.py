@@ -25,10 +25,13 @@ class Lines:
     """
     Stands between a client and a fake, as a pool with two connections would: a request takes the first one if that is
     idle, else the second. Counts what is under way, and can let the second one hang.
+
+    :param isPlain: whether the registry behind it has no extensions.
     """
 
-    def __init__(self, fake: FakeRegistry) -> None:
+    def __init__(self, fake: FakeRegistry, isPlain: bool) -> None:
         self._fake = fake
+        self.isPlain = isPlain
         self._firstIsBusy = False
         self.underWay = 0
         self.most = 0
@@ -51,6 +54,8 @@ class Lines:
             answer = Deferred(lambda it: it.errback(ResponseNeverReceived([Failure(CancelledError())])))
         else:
             answer = self._fake.agent.request(method, uri, headers, bodyProducer)
+        if self.isPlain:
+            answer.addCallback(_plain)
         return answer.addBoth(self._done)
 
     def _idle(self, result: object) -> object:
@@ -62,13 +67,20 @@ class Lines:
         return result
 
 
+def _plain(response: IResponse) -> IResponse:
+    response.headers.removeHeader(b"X-Service-Registry-Extensions")
+    return response
+
+
 class FleetTests(SynchronousTestCase):
-    """A hundred services of one application."""
+    """A hundred services of one application, of a registry that takes each heartbeat alone."""
+
+    isPlain = True
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
         self.watcher = self.fake.client()
-        self.lines = Lines(self.fake)
+        self.lines = Lines(self.fake, self.isPlain)
         self.client = Client(
             self.fake.username,
             self.fake.apiKey,
@@ -110,3 +122,67 @@ class FleetTests(SynchronousTestCase):
         for stop in stops:
             self.successResultOf(stop)
         self.assertEqual(self.successResultOf(self.watcher.services.list())["values"], [])
+
+
+class PulseTests(FleetTests):
+    """A hundred services of one application, of a registry that takes heartbeats together."""
+
+    isPlain = False
+
+    def test_beatTogether(self) -> None:
+        """Heartbeats that fall due close together travel in one request, over one connection."""
+        self.fake.advance(60)
+        before = len(self.fake.requests)
+        self.lines.most = 0
+        self.fake.advance(60)
+        beats = [request.path for request in self.fake.requests[before:]]
+        self.assertEqual({path.rpartition("/")[2] for path in beats}, {"heartbeats"})
+        # A service beats every 3.24 to 3.6 seconds: alone, each of these paths would stand there a hundred times.
+        self.assertLess(len(beats), 60)
+        self.assertEqual(self.lines.most, 1)
+        self.assertAllLived()
+
+    def test_surviveAConnectionThatHangs(self) -> None:
+        """While one request in two is never answered no six-second service dies."""
+        for _ in range(20):
+            self.fake.hangNext()
+            self.fake.advance(3)
+        self.fake.advance(30)
+        self.assertAllLived()
+
+    def test_eachHasItsOwnFault(self) -> None:
+        """A service that somebody has removed is registered again; the others do not notice."""
+        self.successResultOf(self.watcher.services.remove("service7"))
+        self.fake.advance(10)
+        types = [event["type"] for event in self.successResultOf(self.watcher.events.list(limit=1000))["values"]]
+        self.assertEqual(types.count("service.join"), 101)
+        self.assertEqual(types.count("service.remove"), 1)
+        self.assertNotIn("service.timeout", types)
+        self.assertEqual({service.state for service in self.services}, {"registered"})
+
+    def test_comeBackAfterALoss(self) -> None:
+        """When the registry was away for long all are registered again, and the loss is told in a few lines."""
+        self.fake.stop()
+        self.fake.advance(60)
+        self.assertEqual({service.state for service in self.services}, {"unreachable"})
+        self.fake.start(keepData=False)
+        self.fake.advance(10)
+        self.assertEqual({service.state for service in self.services}, {"registered"})
+        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), 100)
+
+    def test_oneThatStopsIsLeftOut(self) -> None:
+        """Nothing is sent for a service that has stopped, also when its heartbeat was under way."""
+        self.fake.advance(20)
+        self.fake.hangNext()
+        self.fake.advance(2)
+        self.services[3].stopService()
+        self.fake.advance(30)
+        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), 99)
+        self.assertEqual(self.services[3].state, "stopped")
+
+    def test_goesOnAloneWhenTheRegistryTakesNoneTogetherAnyMore(self) -> None:
+        """Behind the same URL there may be an older registry tomorrow: nobody dies of it."""
+        self.fake.advance(20)
+        self.lines.isPlain = True
+        self.fake.advance(60)
+        self.assertAllLived()

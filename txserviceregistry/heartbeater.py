@@ -3,7 +3,8 @@ HeartBeater: keeps one registered service alive.
 
 A LoopingCall beats once an interval. A beat that fails is tried again, soon and ever more hurriedly the nearer the
 deadline comes; a beat that is answered with 404 means that the registry has lost the service, which is then
-registered again where the HeartBeater was given a way to.
+registered again where the HeartBeater was given a way to. While all is well, and the registry takes heartbeats
+together, the beats are left to the :mod:`~txserviceregistry.pulse` of the client.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .backoff import Backoff
 from .creation import isUnknown
 from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
+from .pulse import Pulse
 from .stalls import StallWatch
 from .transport import ClientClosed
 from .turns import Turns
@@ -77,6 +79,7 @@ class HeartBeater:
     :ivar heartbeatTimeout: seconds without a heartbeat after which the registry gives the service up.
     :ivar heartbeatInterval: nominal seconds between two beats. The actual ones are drawn once from 0.9 to 1.0 of it,
         so that a fleet does not beat in step.
+    :ivar interval: the seconds that were drawn.
     :ivar nextToken: the token that the next heartbeat presents; ``None`` while the service is not registered.
     :ivar lastSeen: when the last beat that was answered had been sent, in seconds of the clock; ``None`` before the
         first.
@@ -96,6 +99,8 @@ class HeartBeater:
         check: Callable[[], Any] | None = None,
         stalls: StallWatch | None = None,
         turns: Turns | None = None,
+        pulse: Pulse | None = None,
+        keep: Callable[[str], None] | None = None,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
@@ -107,6 +112,9 @@ class HeartBeater:
         :param check: returns (a Deferred of) true while the application is well; nothing is sent while it is not.
         :param stalls: notices on this clock that the reactor stood still; one of its own if it is not given.
         :param turns: shared by the HeartBeaters of a fleet, so that they don't all ask at once.
+        :param pulse: beats for this service, together with others, while all is well. It can't be together with a
+            *check*.
+        :param keep: is called with each token that a heartbeat brings, before anybody else sees it.
         :param random: gives numbers from 0 to 1.
         """
         if token is None and register is None:
@@ -126,12 +134,15 @@ class HeartBeater:
         self._check = check
         self._stalls = stalls or StallWatch(clock)
         self._turns = turns or Turns()
+        self._pulse = pulse if check is None else None
+        self._keep = keep
         self._random = random
-        self._interval = self.heartbeatInterval * (0.9 + 0.1 * random())
+        self.interval = self.heartbeatInterval * (0.9 + 0.1 * random())
         self._deadline = clock.seconds() + heartbeatTimeout
         # Until when a service may live whose registration had no answer: nobody but the next try can save it.
         self._unheardUntil = float("-inf")
         self._loop: LoopingCall | None = None
+        self._isPulsing = False
         self._beat: Deferred[None] | None = None
         self._lost: Failure | None = None
         self._stopped: list[Deferred[None]] = []
@@ -139,7 +150,7 @@ class HeartBeater:
         self._state = REGISTERED if token is not None else REGISTERING
         # The waits after the first are at most half an interval, so that a registry that comes back meets each of its
         # services again well within one interval.
-        self._backoff = Backoff(0.1, min(_LONGEST_DELAY, self._interval / 2), random)
+        self._backoff = Backoff(0.1, min(_LONGEST_DELAY, self.interval / 2), random)
 
     def __repr__(self) -> str:
         return f"<HeartBeater of {self.serviceId!r}: {'running' if self.running else 'stopped'}, {self._state}>"
@@ -149,7 +160,7 @@ class HeartBeater:
     @property
     def running(self) -> bool:
         """Whether it beats: from :meth:`start` until :meth:`stop`, or until the service is lost for good."""
-        return self._loop is not None
+        return self._loop is not None or self._isPulsing
 
     @property
     def healthy(self) -> bool:
@@ -176,7 +187,7 @@ class HeartBeater:
         """
         Begin to beat; the first beat goes at once. Does nothing if it beats already.
         """
-        if self._loop is not None:
+        if self.running:
             return
         self._lost = None
         self._backoff.reset()
@@ -184,10 +195,13 @@ class HeartBeater:
             # The token is as good as new; when its registration was sent is not known here.
             self._deadline = self._clock.seconds() + self.heartbeatTimeout
         self._setState(REGISTERED if self.nextToken is not None else REGISTERING)
+        self._beatAlone()
+
+    def _beatAlone(self) -> None:
         # A new one each time: a LoopingCall that is started again while its call is in flight runs twice.
         self._loop = loop = LoopingCall(self._turn)
         loop.clock = self._stalls
-        loop.start(self._interval, now=True)
+        loop.start(self.interval, now=True)
 
     def stop(self) -> Deferred[None]:
         """
@@ -196,12 +210,17 @@ class HeartBeater:
 
         :return: fires with ``None`` when nothing is left. Never fails.
         """
+        wasRunning = self.running
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.stop()
             beat, self._beat = self._beat, None
             if beat is not None:
                 beat.cancel()
+        if self._pulse is not None and self._isPulsing:
+            self._isPulsing = False
+            self._pulse.leave(self)
+        if wasRunning:
             self._end(None)
         return _succeeded()
 
@@ -214,7 +233,7 @@ class HeartBeater:
             way to register it again.
         """
         waiter: Deferred[None] = Deferred(self._forget)
-        if self._loop is not None:
+        if self.running:
             self._stopped.append(waiter)
         elif self._lost is not None:
             waiter.errback(self._lost)
@@ -257,6 +276,8 @@ class HeartBeater:
                 self._beat = None
             if isinstance(result, Failure):
                 self._gaveUp(result)
+            else:
+                self._handOver()
 
         turn.addBoth(ended)
         return turn
@@ -301,12 +322,48 @@ class HeartBeater:
                     _GHOST_DELAY * (1 - self._random() / 2) if isinstance(error, ServiceExists) else self._nextDelay()
                 )
                 trouble.met(_say(error))
-            if self.nextToken is not None and self._timeLeft() <= 0:
+            if self.nextToken is not None and self.secondsLeft() <= 0:
                 self._setState(UNREACHABLE)
             await deferLater(self._stalls, delay, lambda: None)
         self._backoff.reset()
         trouble.over()
         self._setState(REGISTERED)
+
+    # -- beats of the pulse (:class:`~txserviceregistry.pulse.Beating`)
+
+    def _handOver(self) -> None:
+        """All is well: let the pulse do it, if there is one."""
+        loop = self._loop
+        if loop is None or self._pulse is None or not self._pulse.isOffered:
+            return
+        self._loop = None
+        loop.stop()
+        self._isPulsing = True
+        self._pulse.join(self, self._deadline - self.heartbeatTimeout + self.interval)
+
+    def secondsLeft(self) -> float:
+        """Seconds to the deadline."""
+        return self._deadline - self._clock.seconds()
+
+    def answered(self, sent: float, token: str) -> None:
+        """The pulse's heartbeat, sent at that time, was answered with this token."""
+        if self._keep is not None:
+            self._keep(token)
+        self.nextToken = token
+        self.lastSeen = sent
+        self._deadline = sent + self.heartbeatTimeout
+        if self._state is not REGISTERED:
+            self._setState(REGISTERED)
+
+    def missed(self) -> None:
+        """A heartbeat of the pulse had no answer; another try follows."""
+        if self.secondsLeft() <= 0:
+            self._setState(UNREACHABLE)
+
+    def dismissed(self) -> None:
+        """The pulse beats no more for this service: its heartbeat was refused, or the registry takes none together."""
+        self._isPulsing = False
+        self._beatAlone()
 
     def _isGone(self, error: Exception) -> bool:
         """
@@ -335,12 +392,14 @@ class HeartBeater:
         if self.nextToken is None:
             token = await self._registered(sent)
         else:
-            timeout = self._tryTimeout()
+            timeout = self.tryTimeout()
             try:
                 answer = await self._services.heartbeat(self.serviceId, self.nextToken, timeout=timeout)
             finally:
                 self._stalls.wasDue(sent + timeout)
             token = answer["token"]
+            if self._keep is not None:
+                self._keep(token)
             self.lastSeen = sent
         self.nextToken = token
         self._deadline = sent + self.heartbeatTimeout
@@ -359,18 +418,16 @@ class HeartBeater:
             return True
         try:
             checked: Deferred[Any] = maybeDeferred(self._check)
-            return bool(await checked.addTimeout(max(1.0, self._tryTimeout()), self._clock))
+            return bool(await checked.addTimeout(max(1.0, self.tryTimeout()), self._clock))
         except CancelledError:
             raise
         except Exception as error:
             self._log.debug("The check of service {serviceId} failed: {error}", serviceId=self.serviceId, error=error)
             return False
 
-    def _timeLeft(self) -> float:
-        return self._deadline - self._clock.seconds()
-
-    def _tryTimeout(self) -> float:
-        left = self._timeLeft()
+    def tryTimeout(self) -> float:
+        """How many seconds the next try may take: a third of those that are left."""
+        left = self.secondsLeft()
         if left <= 0:
             return min(_LONGEST_TRY, self.heartbeatTimeout / 3)
         return max(_SHORTEST_TRY, left / 3)
@@ -378,7 +435,7 @@ class HeartBeater:
     def _nextDelay(self) -> float:
         delay = self._backoff.next()
         if self.nextToken is not None:
-            left, shortest = self._timeLeft(), _SHORTEST_TRY
+            left, shortest = self.secondsLeft(), _SHORTEST_TRY
         else:
             # A registry that can't register anybody is not to be asked all too often for it.
             left, shortest = self._unheardUntil - self._clock.seconds(), self.heartbeatTimeout * _SHORTEST_UNHEARD

@@ -24,7 +24,6 @@ from .deferred import returnsDeferred, waitFor
 from .errors import NotFound, RegistrationEnded, ServiceRegistryError
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
 from .transport import ClientClosed
-from .types import HeartbeatToken
 
 if TYPE_CHECKING:
     from .client import Client
@@ -148,7 +147,7 @@ class RegisteredService(Service):
         Service.startService(self)
         self._refusal = None
         self._heartBeater = heartBeater = HeartBeater(
-            _KeepingServices(self._client.services.heartbeat, self._keep),
+            self._client.services,
             self.serviceId,
             self.heartbeatTimeout,
             clock=self._clock,
@@ -156,6 +155,8 @@ class RegisteredService(Service):
             check=self._check,
             stalls=self._client.services.stalls,
             turns=self._client.services.turns,
+            pulse=self._client.services.pulse,
+            keep=None if self._tokens is None else self._keep,
             random=self._random,
         )
         heartBeater.onStateChange(self._stateChanged)
@@ -344,21 +345,6 @@ class RegisteredService(Service):
             serviceId=self.serviceId,
             timeout=self.heartbeatTimeout,
         )
-
-
-class _KeepingServices:
-    """Sends heartbeats, and keeps each new token before anybody else has it."""
-
-    def __init__(self, heartbeat: Callable[..., Deferred[HeartbeatToken]], keep: Callable[[str], None]) -> None:
-        self._heartbeat = heartbeat
-        self._keep = keep
-
-    def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[HeartbeatToken]:
-        def kept(answer: HeartbeatToken) -> HeartbeatToken:
-            self._keep(answer["token"])
-            return answer
-
-        return self._heartbeat(id, token, timeout=timeout).addCallback(kept)
 
 
 class _TokenFile:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -23,10 +23,11 @@ from .errors import (
 )
 from .heartbeater import HeartBeater
 from .listcache import ListCache
+from .pulse import Pulse
 from .stalls import StallWatch
-from .transport import ClientClosed, Transport, badParameter, pages, pathOf, segment
+from .transport import HEARTBEATS, ClientClosed, Response, Transport, badParameter, pages, pathOf, segment
 from .turns import Turns
-from .types import HeartbeatToken, Service, ServicePage
+from .types import FaultBody, HeartbeatToken, Service, ServicePage
 
 __all__ = ["ServicesClient"]
 
@@ -35,6 +36,20 @@ _LONGEST_TIMEOUT = 120
 
 # What a registry may be late by in letting a service die, and the clocks of two machines may disagree by, in seconds.
 _DEATH_MARGIN = 2.0
+
+
+def _unfit(response: Response, what: str) -> MalformedResponse:
+    return MalformedResponse(f"{response.method} {response.url} was answered with {what}")
+
+
+def _outcome(response: Response, value: Any) -> HeartbeatToken | FaultBody:
+    if isinstance(value, dict):
+        token, fault = value.get("token"), value.get("fault")
+        if isinstance(token, str):
+            return {"token": token}
+        if isinstance(fault, dict):
+            return cast(FaultBody, fault)
+    raise _unfit(response, "a value that is neither a token nor a fault")
 
 
 def _path(id: str) -> str:
@@ -56,6 +71,7 @@ class ServicesClient:
     :param cache: where the good pages of listings are kept; ``None`` for nowhere.
     :ivar stalls: one for all HeartBeaters of the client, so that a stall is told once.
     :ivar turns: one for all HeartBeaters of the client, so that thousands of them don't ask at once.
+    :ivar pulse: beats for all services of the client that need nothing but heartbeats.
     """
 
     def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:
@@ -64,6 +80,7 @@ class ServicesClient:
         self._cache = cache
         self.stalls = StallWatch(clock)
         self.turns = Turns()
+        self.pulse = Pulse(self._beatTogether, lambda: HEARTBEATS in transport.extensions, self.stalls)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
 
     def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
@@ -200,6 +217,26 @@ class ServicesClient:
         return cast(HeartbeatToken, response.having(token=str))
 
     @returnsDeferred
+    async def heartbeats(
+        self, beats: Sequence[tuple[str, str]], *, timeout: float | None = None
+    ) -> Sequence[HeartbeatToken | FaultBody]:
+        """
+        Keep several services alive with one request. The registry has to have the extension ``heartbeats``
+        (``client.extensions``).
+
+        :param beats: up to 1,000 pairs of a service's id and its token.
+        :param timeout: seconds that the request may take, if not the client's own.
+        :return: fires with ``{"token": …}`` for each, in their order, or the fault (``{"type": …, "code": …, …}``) of
+            one that was refused.
+        """
+        body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
+        response = await self._transport.request("POST", "/heartbeats", body=body, timeout=timeout, repeatable=True)
+        values = response.having(values=list)["values"]
+        if len(values) != len(beats):
+            raise _unfit(response, f"{len(values)} values instead of {len(beats)}")
+        return [_outcome(response, value) for value in values]
+
+    @returnsDeferred
     async def update(self, id: str, payload: Mapping[str, Any]) -> bool:
         """
         Change a service.
@@ -260,6 +297,11 @@ class ServicesClient:
             # Gone in this very moment, or not to be had just now: the next try tells.
             return None
 
+    @returnsDeferred
+    async def _beatTogether(self, beats: Sequence[tuple[str, str]], timeout: float) -> Sequence[str | None]:
+        outcomes: Any = await self.heartbeats(beats, timeout=timeout)
+        return [outcome.get("token") for outcome in outcomes]
+
     def _heartBeater(self, id: str, heartbeatTimeout: int, body: HeartbeatToken, register: Any) -> HeartBeater:
         heartBeater = HeartBeater(
             self,
@@ -270,6 +312,7 @@ class ServicesClient:
             register=register,
             stalls=self.stalls,
             turns=self.turns,
+            pulse=self.pulse,
         )
         self._heartBeaters.add(heartBeater)
         return heartBeater

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVENTS_WAIT",
+    "HEARTBEATS",
     "ClientClosed",
     "JSONTransport",
     "Response",
@@ -69,6 +70,8 @@ TIMEOUT = 10.0
 
 #: The extension with which the registry answers a query of the feed as soon as there is something new.
 EVENTS_WAIT = "events-wait"
+#: The extension with which the registry takes many heartbeats in one request.
+HEARTBEATS = "heartbeats"
 _EXTENSIONS = "X-Service-Registry-Extensions"
 
 # What a server says that can't do its work just now, or what stands before it: another one may.
@@ -585,11 +588,18 @@ class Transport:
             pause.errback(ClientClosed("This client has been closed"))
 
 
+def _tokensIn(sent: object) -> list[str]:
+    """The heartbeat tokens in a request's body."""
+    bodies = [sent, *sent.get("heartbeats", ())] if isinstance(sent, dict) else []
+    tokens = (body.get("token") for body in bodies if isinstance(body, dict))
+    return [token for token in tokens if isinstance(token, str) and token]
+
+
 def faultOf(response: Response, sent: object = None) -> Exception:
     """
     The exception that an answer which is no success stands for.
 
-    :param sent: the request's body, whose token must not come back in a text.
+    :param sent: the request's body, whose tokens must not come back in a text.
     """
     if response.status < 400:
         return MalformedResponse(
@@ -597,12 +607,14 @@ def faultOf(response: Response, sent: object = None) -> Exception:
             f"(Location: {response.header('Location')}), which no registry does: check the URL"
         )
     fault = response.json if isinstance(response.json, dict) else {}
-    secret = sent.get("token") if isinstance(sent, dict) else None
+    secrets = _tokensIn(sent)
 
     def text(name: str) -> str:
         value = fault.get(name)
         words = "" if value is None else str(value)
-        return words.replace(secret, "…") if isinstance(secret, str) and secret else words
+        for secret in secrets:
+            words = words.replace(secret, "…")
+        return words
 
     kind = apiErrorFor(response.status, text("type"))
     error: APIError = kind(

@@ -1,0 +1,234 @@
+"""
+One pulse for many services: what travels together, and when.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.errors import ConnectionFailed
+from txserviceregistry.pulse import Pulse
+from txserviceregistry.stalls import StallWatch
+from txserviceregistry.transport import ClientClosed
+
+
+class Service:
+    """A service that only counts."""
+
+    def __init__(self, clock: Clock, name: str, interval: float, timeout: float) -> None:
+        self.serviceId = name
+        self.nextToken: str | None = f"{name}'s first"
+        self.interval = interval
+        self.timeout = timeout
+        self.clock = clock
+        self.deadline = clock.seconds() + timeout
+        self.beats: list[float] = []
+        self.misses = 0
+        self.dismissals = 0
+
+    def secondsLeft(self) -> float:
+        return self.deadline - self.clock.seconds()
+
+    def tryTimeout(self) -> float:
+        return max(0.05, self.secondsLeft() / 3)
+
+    def answered(self, sent: float, token: str) -> None:
+        self.beats.append(sent)
+        self.nextToken = token
+        self.deadline = sent + self.timeout
+
+    def missed(self) -> None:
+        self.misses += 1
+
+    def dismissed(self) -> None:
+        self.dismissals += 1
+
+
+class PulseTests(SynchronousTestCase):
+    """A pulse over a registry that answers when the test says so, or at once."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.requests: list[tuple[list[tuple[str, str]], float, Deferred[Sequence[str | None]]]] = []
+        self.isOffered = True
+        self.answersAtOnce = True
+        self.pulse = Pulse(self.send, lambda: self.isOffered, StallWatch(self.clock), lambda: 0.0)
+
+    def send(self, beats: Sequence[tuple[str, str]], timeout: float) -> Deferred[Sequence[str | None]]:
+        answer: Deferred[Sequence[str | None]] = Deferred()
+        self.requests.append((list(beats), timeout, answer))
+        if self.answersAtOnce:
+            answer.callback([f"{id}'s next" for id, _ in beats])
+        return answer
+
+    def service(self, name: str, interval: float = 10.0, due: float = 0.0, timeout: float = 15.0) -> Service:
+        service = Service(self.clock, name, interval, timeout)
+        self.pulse.join(service, due)
+        return service
+
+    def passes(self, seconds: float, step: float = 0.05) -> None:
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end - step / 2:
+            self.clock.advance(step)
+
+    def ids(self) -> list[list[str]]:
+        return [[id for id, _ in beats] for beats, _, _ in self.requests]
+
+    def test_whatIsDueCloseTogetherTravelsTogether(self) -> None:
+        """Two services that fall due within a tenth of their interval share a request, and a third does not."""
+        self.service("a", due=5)
+        self.service("b", due=5.9)
+        self.service("c", due=6.1)
+        self.passes(6)
+        self.assertEqual(self.ids(), [["a", "b"]])
+        self.passes(0.2)
+        self.assertEqual(self.ids(), [["a", "b"], ["c"]])
+
+    def test_noneIsLateAndNoneIsEarlierThanATenth(self) -> None:
+        """Over a hundred intervals of many services no beat comes late, or early by more than a tenth."""
+        draw = random.Random(20261124).random
+        services = [self.service(f"s{n}", interval=9 + draw(), due=10 * draw()) for n in range(100)]
+        self.passes(1000)
+        for service in services:
+            gaps = [later - earlier for earlier, later in zip(service.beats, service.beats[1:], strict=False)]
+            self.assertGreater(len(gaps), 90)
+            self.assertLess(max(gaps), service.interval + 0.051)
+            self.assertGreater(min(gaps), 0.9 * service.interval - 0.051)
+        self.assertLess(len(self.requests), 100 * 20)
+
+    def test_eachPresentsItsLastToken(self) -> None:
+        """A beat brings the token that the beat before it has brought."""
+        self.service("a")
+        self.passes(11)
+        self.assertEqual([beats for beats, _, _ in self.requests], [[("a", "a's first")], [("a", "a's next")]])
+
+    def test_noRequestIsLargerThanTheRegistryTakes(self) -> None:
+        """What is more than a thousand goes in the next request."""
+        for number in range(2500):
+            self.service(f"s{number}", due=1)
+        self.passes(1.5)
+        self.assertEqual([len(ids) for ids in self.ids()], [1000, 1000, 500])
+
+    def test_oneRequestAtATime(self) -> None:
+        """What falls due while a request is under way waits for its answer; but not for one that hangs."""
+        self.answersAtOnce = False
+        self.service("a", due=1)
+        self.service("b", due=2.2)
+        self.passes(2.1)
+        self.assertEqual(self.ids(), [["a"]])
+        self.passes(0.2)
+        # The first request has been there for longer than a second.
+        self.assertEqual(self.ids(), [["a"], ["b"]])
+
+    def test_aRequestHasTheTimeOfItsMostUrgent(self) -> None:
+        """A third of what the service with the nearest deadline has left."""
+        self.service("a", due=1, timeout=31)
+        self.service("b", due=1, timeout=7)
+        self.passes(1.1)
+        ((_, timeout, _),) = self.requests
+        self.assertAlmostEqual(timeout, 2.0, places=1)
+
+    def test_whatHadNoAnswerIsSentAgainInTime(self) -> None:
+        """At once, then after pauses that leave two tries before the nearest deadline; each service hears of it."""
+        self.answersAtOnce = False
+        service = self.service("a", due=1, timeout=5)
+        self.passes(1.1)
+        for _ in range(6):
+            self.requests[-1][2].errback(ConnectionFailed("away"))
+            self.passes(0.6)
+        self.assertEqual(service.misses, 6)
+        self.assertEqual(len(self.requests), 7)
+        self.requests[-1][2].callback(["again"])
+        self.assertEqual(service.nextToken, "again")
+
+    def test_aLossIsToldOnce(self) -> None:
+        """A thousand services that nobody hears for a minute are two lines in the log."""
+        log: list[str] = []
+        self.answersAtOnce = False
+        for number in range(1000):
+            self.service(f"s{number}", due=1)
+        from twisted.logger import formatEvent, globalLogPublisher
+
+        observer = lambda event: log.append(formatEvent(event))  # noqa: E731  # added and removed as one object
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.passes(1.1)
+        end = self.clock.seconds() + 60
+        while self.clock.seconds() < end:
+            for _, _, answer in self.requests:
+                if not answer.called:
+                    answer.errback(ConnectionFailed("away"))
+            self.passes(1)
+        self.answersAtOnce = True
+        self.requests[-1][2].called or self.requests[-1][2].callback([None] * 1000)
+        self.passes(20)
+        self.assertEqual(len([line for line in log if "are not heartbeated: away" in line]), 1)
+        self.assertEqual(len([line for line in log if "heartbeated again" in line]), 1)
+
+    def test_whoIsRefusedIsLeftAlone(self) -> None:
+        """A service whose heartbeat was refused is dismissed, and the others go on."""
+        self.answersAtOnce = False
+        services = [self.service(name, due=1) for name in "abc"]
+        self.passes(1.1)
+        self.requests[0][2].callback(["x", None, "z"])
+        self.answersAtOnce = True
+        self.passes(11)
+        self.assertEqual([service.dismissals for service in services], [0, 1, 0])
+        self.assertEqual(self.ids()[1:], [["a", "c"]])
+
+    def test_whoLeavesIsNotConcernedAnyMore(self) -> None:
+        """Neither an answer nor a failure reaches a service that has left meanwhile; nothing is left on the clock."""
+        self.answersAtOnce = False
+        stays, leaves = self.service("a", due=1), self.service("b", due=1)
+        self.passes(1.1)
+        self.pulse.leave(leaves)
+        self.requests[0][2].callback(["x", "y"])
+        self.assertEqual((len(stays.beats), len(leaves.beats)), (1, 0))
+        self.pulse.leave(stays)
+        self.pulse.leave(stays)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_theLastOneToLeaveEndsTheRequest(self) -> None:
+        """With nobody left what is under way is cancelled."""
+        self.answersAtOnce = False
+        service = self.service("a", due=1)
+        self.passes(1.1)
+        self.pulse.leave(service)
+        self.assertTrue(self.requests[0][2].called)
+        self.assertEqual(service.misses, 0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_withoutTheExtensionAllGoOnAlone(self) -> None:
+        """When the registry takes heartbeats together no more everybody is dismissed, in time for the next beat."""
+        services = [self.service(name) for name in "ab"]
+        self.passes(1)
+        self.isOffered = False
+        self.passes(10)
+        self.assertEqual([service.dismissals for service in services], [1, 1])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_aClosedClientEndsItQuietly(self) -> None:
+        """When the client is closed nothing is tried again."""
+        self.answersAtOnce = False
+        service = self.service("a", due=1)
+        self.passes(1.1)
+        self.requests[0][2].errback(ClientClosed("closed"))
+        self.passes(60)
+        self.assertEqual((len(self.requests), service.misses), (1, 0))
+
+    def test_anErrorOfItsOwnKillsNobody(self) -> None:
+        """If something breaks inside, it is logged, and the services are tried again."""
+        self.answersAtOnce = False
+        self.service("a", due=1)
+        self.passes(1.1)
+        self.requests[0][2].errback(Failure(ZeroDivisionError()))
+        self.answersAtOnce = True
+        self.passes(1)
+        self.assertEqual(len(self.requests), 2)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
