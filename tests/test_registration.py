@@ -12,7 +12,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import RegisteredService
-from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, RegistrationEnded
+from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, RegistrationEnded, RequestTimedOut
 from txserviceregistry.testing import FakeRegistry
 
 
@@ -213,6 +213,18 @@ class RegisteredServiceTests(SynchronousTestCase):
         self.assertEqual(service.state, "registering")
         self.settle(service.stopService)
         self.assertEqual(self.successResultOf(self.other.services.get("web1"))["tags"], ["theirs"])
+
+    def test_otherRequestsThatHangDoNotHoldUpItsBeats(self) -> None:
+        """All connections taken by requests without an answer, a service of three seconds lives on."""
+        self.service(3).startService()
+        self.fake.advance(1)
+        self.fake.hangNext(2)
+        hanging = [self.client.configuration.set(f"key{number}", "1") for number in range(2)]
+        self.fake.advance(9)
+        self.assertEqual(self.eventTypes(), ["service.join"])
+        self.fake.advance(2)
+        for each in hanging:
+            self.failureResultOf(each, RequestTimedOut)
 
     def test_startsAgain(self) -> None:
         """Stopped and started at once, it is registered; the stop does not take the new registration away."""

@@ -343,7 +343,8 @@ class ConnectionPool(HTTPConnectionPool):
 class _Job:
     """One request through a :class:`QueueingAgent`, from its place in the queue to its end."""
 
-    def __init__(self, origin: _Origin, send: Callable[[], Deferred[IResponse]]) -> None:
+    def __init__(self, origin: _Origin, send: Callable[[], Deferred[IResponse]], isUrgent: bool) -> None:
+        self.isUrgent = isUrgent
         self._origin = origin
         self._send = send
         self._sent: Deferred[Any] | None = None
@@ -370,7 +371,7 @@ class _Job:
             return
         self._endedBy = why
         if self._sent is None:
-            self._origin.waiting.pop(self, None)
+            self._origin.leave(self)
         else:
             self._sent.cancel()
         # What cancels the result fails it by itself.
@@ -386,6 +387,26 @@ class _Origin:
         self._starting = False
         self.active: set[_Job] = set()
         self.waiting: OrderedDict[_Job, None] = OrderedDict()
+        # Those of the waiting that are urgent.
+        self._urgent: OrderedDict[_Job, None] = OrderedDict()
+
+    def enter(self, job: _Job) -> None:
+        self.waiting[job] = None
+        if job.isUrgent:
+            self._urgent[job] = None
+        self.startWaiting()
+
+    def leave(self, job: _Job) -> None:
+        self.waiting.pop(job, None)
+        self._urgent.pop(job, None)
+
+    def _next(self) -> _Job | None:
+        if len(self.active) < self._slots:
+            return next(iter(self.waiting), None)
+        # Slots that hang must not hold up what is urgent: one of these at a time needs none.
+        if any(job.isUrgent for job in self.active):
+            return None
+        return next(iter(self._urgent), None)
 
     def release(self, job: _Job) -> None:
         self.active.discard(job)
@@ -397,8 +418,8 @@ class _Origin:
             return
         self._starting = True
         try:
-            while self.waiting and len(self.active) < self._slots:
-                job, _ = self.waiting.popitem(last=False)
+            while (job := self._next()) is not None:
+                self.leave(job)
                 self.active.add(job)
                 job.start()
         finally:
@@ -416,11 +437,19 @@ class QueueingAgent:
 
     :param agent: what does the requests.
     :param maxConnections: how many at once, for each scheme, host and port.
+    :param isUrgent: tells by method and URL which requests can't wait for others that hang: when all slots are taken by
+        requests that are not urgent, one that is goes beside them.
     """
 
-    def __init__(self, agent: IAgent, maxConnections: int = 2) -> None:
+    def __init__(
+        self,
+        agent: IAgent,
+        maxConnections: int = 2,
+        isUrgent: Callable[[bytes, bytes], bool] = lambda method, uri: False,
+    ) -> None:
         self._agent = agent
         self._maxConnections = maxConnections
+        self._isUrgent = isUrgent
         self._origins: dict[bytes, _Origin] = {}
         self._closed = False
 
@@ -444,9 +473,9 @@ class QueueingAgent:
         origin = self._origins.get(key)
         if origin is None:
             origin = self._origins[key] = _Origin(self._maxConnections)
-        job = _Job(origin, lambda: self._agent.request(method, uri, headers, bodyProducer))
-        origin.waiting[job] = None
-        origin.startWaiting()
+        isUrgent = self._isUrgent(method, uri)
+        job = _Job(origin, lambda: self._agent.request(method, uri, headers, bodyProducer), isUrgent)
+        origin.enter(job)
         return job.result
 
     def close(self) -> None:

@@ -39,6 +39,10 @@ _DEFAULT_REGION = "us"
 _MOST_WAITING = 8
 
 
+def _isHeartbeat(method: bytes, uri: bytes) -> bool:
+    return method == b"POST" and uri.endswith(b"/heartbeat")
+
+
 class Client:
     """
     A service registry, as one user of it.
@@ -88,7 +92,8 @@ class Client:
         :param reactor: connects and keeps time; the global reactor if it is not given.
         :param timeout: seconds that a request may take in all.
         :param maxConnections: how many requests to one server are under way at once. What is more waits. (Requests that
-            wait for events are not counted: each has a connection of its own, and all followers share one.)
+            wait for events are not counted: each has a connection of its own, and all followers share one. And when
+            none of these is a heartbeat, one heartbeat may go beside them.)
         :param cache: keeps the good pages of ``services.list``; one of its own by default, ``None`` for no such thing.
         :param settings: what :func:`~txserviceregistry.settings.readSettings` found, instead of the arguments above.
         :param random: gives numbers from 0 to 1; draws which of several URLs to begin with.
@@ -116,7 +121,7 @@ class Client:
             connectTimeout = timeout / max(1, len(settings.baseUrls))
             agent = Agent(reactor, policy, connectTimeout=connectTimeout, pool=self._pool)
         self._agent = agent
-        self._queue = QueueingAgent(agent, maxConnections)
+        self._queue = QueueingAgent(agent, maxConnections, _isHeartbeat)
         authenticator = KeystoneAuthenticator(
             JSONTransport(self._queue, reactor, settings.authUrls, timeout=timeout, name="the Auth API", random=random),
             Credentials(settings.username, settings.apiKey),
