@@ -40,7 +40,7 @@ _MOST_WAITING = 8
 
 
 def _isHeartbeat(method: bytes, uri: bytes) -> bool:
-    return method == b"POST" and uri.endswith(b"/heartbeat")
+    return method == b"POST" and uri.endswith((b"/heartbeat", b"/heartbeats"))
 
 
 class Client:
