@@ -225,6 +225,20 @@ class QueueTests(SynchronousTestCase):
         for request in requests:
             self.successResultOf(request)
 
+    def test_oneThatIsUrgentGoesBesideThoseThatHang(self) -> None:
+        """All places taken by others, an urgent request needs none; but there is one such at a time, and it ends."""
+        self.agent = QueueingAgent(self.inner, 2, lambda method, uri: b"urgent" in uri)
+        for path in ("1", "2", "3", "urgent1", "urgent2"):
+            self.get(f"http://a/{path}")
+        self.assertEqual(self.inner.asked, ["GET http://a/1", "GET http://a/2", "GET http://a/urgent1"])
+        self.inner.pending[2].callback(answer(200))
+        self.assertEqual(self.inner.asked[3:], ["GET http://a/urgent2"])
+        # With a place for it, or more of its kind under way, an urgent one is like all others.
+        self.inner.pending[0].callback(answer(200))
+        self.assertEqual(self.inner.asked[4:], [])
+        self.inner.pending[3].callback(answer(200))
+        self.assertEqual(self.inner.asked[4:], ["GET http://a/3"])
+
     def test_cancelledInTheQueueIsNeverSent(self) -> None:
         """What is cancelled while it waits never reaches the server, and the next one is served."""
         requests = [self.get(f"http://a/{n}") for n in range(4)]

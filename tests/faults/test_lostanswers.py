@@ -52,7 +52,7 @@ class LostAnswerTests(FaultCase):
             "--writers=2",
             "--creators=2",
             "--request-timeout=1",
-            # One for each that may wait in vain: beats stand in the same queue as all that an application asks.
+            # One for each that may wait in vain, so that writers get on as well.
             "--connections=12",
             by=self.proxy_,
         )
