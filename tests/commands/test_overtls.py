@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from twisted.internet.defer import gatherResults
+from twisted.internet.utils import getProcessOutput
 
 from tests.certificates import Holder
 from tests.processes import Child, ProcessTestCase
@@ -65,6 +66,22 @@ class OverTLSTests(ProcessTestCase):
         await gatherResults([child.ended for child in (agent, wrapper, application)])
         self.assertEqual((await client.services.list())["values"], [])
         self.assertNoTraceback()
+
+    async def test_whatTheAgentPrintsWorks(self) -> None:
+        """The curl lines of an agent whose own registry has a certificate of its own making list the services."""
+        holder = Holder("registry")
+        Path(self.home, "both.pem").write_bytes(holder.certificate + holder.key)
+        agent = self.twistd(
+            "service-registry-agent", "--registry-listen", "ssl:0:privateKey=both.pem:interface=127.0.0.1"
+        )
+        await agent.says('/services"')
+        lines = [line.strip() for line in agent.output.splitlines() if line.startswith("    ")]
+        shown = await getProcessOutput(
+            "/bin/sh",
+            ["-ec", "\n".join(line for line in lines if "=" in line or line.startswith("curl"))],
+            errortoo=True,
+        )
+        self.assertIn(b'"heartbeat_timeout": 30', shown)
 
     async def test_aCertificateThatIsNotTrusted(self) -> None:
         """Where the authority is not known, a tool says so in one line, and ends with 1; with its file all is well."""

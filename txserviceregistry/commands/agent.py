@@ -241,15 +241,16 @@ def _curlLines(settings: Settings) -> str:
                 "KEY=$(sed -n 's/^api_key *= *//p' \"$RAXRC\")",
             ]
         )
+    curl = "curl -s" if settings.caFile is None else f"curl -s --cacert '{settings.caFile}'"
     pick = '$(echo "$ACCESS" | sed \'s/.*"%s": *{"id": *"\\([^"]*\\)".*/\\1/\')'
     return "\n".join(
         [
             f"    {read}",
-            f"    ACCESS=$(curl -s '{authUrl}/tokens' -H 'Content-Type: application/json' -d"
+            f"    ACCESS=$({curl} '{authUrl}/tokens' -H 'Content-Type: application/json' -d"
             ' "{\\"auth\\": {\\"RAX-KSKEY:apiKeyCredentials\\":'
             ' {\\"username\\": \\"$NAME\\", \\"apiKey\\": \\"$KEY\\"}}}")',
             f"    TOKEN={pick % 'token'}; TENANT={pick % 'tenant'}",
-            f'    curl -s -H "X-Auth-Token: $TOKEN" "{api}/$TENANT/services"',
+            f'    {curl} -H "X-Auth-Token: $TOKEN" "{api}/$TENANT/services"',
         ]
     )
 
