@@ -18,7 +18,13 @@ from service_identity.cryptography import verify_certificate_hostname, verify_ce
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.internet.ssl import Certificate, CertificateOptions, platformTrust, trustRootFromCertificates
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    PrivateCertificate,
+    platformTrust,
+    trustRootFromCertificates,
+)
 from twisted.web.client import HostnameCachingHTTPSPolicy
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
@@ -87,11 +93,12 @@ class _Verified:
     Twisted (26.10 is one) it lets a certificate that names no host pass for any host.
     """
 
-    def __init__(self, hostname: bytes, trustRoot: Any, caFile: str | None) -> None:
+    def __init__(self, hostname: bytes, trustRoot: Any, caFile: str | None, own: PrivateCertificate | None) -> None:
         self._host = hostname.decode("ascii").strip("[]")
         self._isAddress = isIPAddress(self._host) or isIPv6Address(self._host)
         self._caFile = caFile
-        self._context = CertificateOptions(trustRoot=trustRoot).getContext()
+        shown = {} if own is None else {"privateKey": own.privateKey.original, "certificate": own.original}
+        self._context = CertificateOptions(trustRoot=trustRoot, **shown).getContext()
         self._context.set_verify(VERIFY_PEER, self._verify)
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> Connection:
@@ -148,12 +155,13 @@ class _Unverified:
 class _TrustSome:
     """For registries that somebody who is trusted vouches for."""
 
-    def __init__(self, trustRoot: Any, caFile: str | None = None) -> None:
+    def __init__(self, trustRoot: Any, caFile: str | None, own: PrivateCertificate | None) -> None:
         self._trustRoot = trustRoot
         self._caFile = caFile
+        self._own = own
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> _Verified:
-        return _Verified(hostname, self._trustRoot, self._caFile)
+        return _Verified(hostname, self._trustRoot, self._caFile, self._own)
 
 
 @implementer(IPolicyForHTTPS)
@@ -164,18 +172,23 @@ class _TrustAnybody:
         return _Unverified(hostname)
 
 
-def tlsPolicy(verify: bool = True, caFile: str | None = None) -> IPolicyForHTTPS:
+def tlsPolicy(
+    verify: bool = True, caFile: str | None = None, certFile: str | None = None, keyFile: str | None = None
+) -> IPolicyForHTTPS:
     """
-    How certificates are verified.
+    How certificates are verified, and which one is shown.
 
-    :param verify: false: not at all.
+    :param verify: false: not at all; then none is shown either.
     :param caFile: a file with the PEM certificates to trust, instead of those that the platform trusts.
-    :raises InvalidSettings: if the file can't be read, or holds no certificate.
+    :param certFile: a file with the PEM certificate to show to whoever asks for one, and
+    :param keyFile: one with its private key.
+    :raises InvalidSettings: if a file can't be read, or does not hold what it should.
     """
     if not verify:
         return HostnameCachingHTTPSPolicy(_TrustAnybody())
+    own = None if certFile is None or keyFile is None else _ownCertificate(certFile, keyFile)
     if caFile is None:
-        return HostnameCachingHTTPSPolicy(_TrustSome(platformTrust()))
+        return HostnameCachingHTTPSPolicy(_TrustSome(platformTrust(), None, own))
     try:
         text = Path(caFile).expanduser().read_bytes()
     except OSError as error:
@@ -186,7 +199,21 @@ def tlsPolicy(verify: bool = True, caFile: str | None = None) -> IPolicyForHTTPS
         raise InvalidSettings(f"The CA file {caFile} holds a certificate that can't be read")
     if not certificates:
         raise InvalidSettings(f"The CA file {caFile} holds no PEM certificate")
-    return HostnameCachingHTTPSPolicy(_TrustSome(trustRootFromCertificates(certificates), caFile))
+    return HostnameCachingHTTPSPolicy(_TrustSome(trustRootFromCertificates(certificates), caFile, own))
+
+
+def _ownCertificate(certFile: str, keyFile: str) -> PrivateCertificate:
+    pieces = []
+    for path in (certFile, keyFile):
+        try:
+            pieces.append(Path(path).expanduser().read_bytes())
+        except OSError as error:
+            raise InvalidSettings(f"The file {path} can't be read: {error.strerror}")
+    try:
+        loaded: PrivateCertificate = PrivateCertificate.loadPEM(b"\n".join(pieces))
+    except (CertificateError, ValueError):
+        raise InvalidSettings(f"{certFile} and {keyFile} are not a PEM certificate and its private key")
+    return loaded
 
 
 def describeTLS(error: BaseException, *, inHandshake: bool = False) -> str | None:

@@ -68,6 +68,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
     """One registry's view of the store. ``isCutOff`` may be set: then nothing reaches it, until :meth:`reconnect`."""
 
     name = "shared memory"
+    isNew = True
 
     def __init__(self, shared: SharedMemory) -> None:
         super().__init__(shared.memory)

@@ -25,6 +25,7 @@ from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from .options import Option, TableOptions, oneOf
 from .process import endProcess, say
+from .stores import ETCD, ETCD_OPTIONS, etcdStore
 
 __all__ = ["Options", "RegistryProcess", "checkEndpoint", "makeService", "sayWhere"]
 
@@ -35,6 +36,9 @@ _AUDIENCE = oneOf(LOOPBACK, ANYWHERE, OFF)
 _NO_LOG = "off"
 # A client on a slow line must be able to send a batch of heartbeats, and waits for no more than two minutes itself.
 _REQUEST = partial(parseDuration, least="1s", most="120s")
+
+
+_STORE = oneOf("sqlite", "memory", ETCD)
 
 
 def checkEndpoint(option: str, description: str) -> str:
@@ -84,7 +88,8 @@ class Options(TableOptions):
     table = (
         Option("listen", "l", DEFAULT_LISTEN, "Endpoint to listen on; may be given several times.", _endpoint, True),
         Option("data-dir", "d", None, "Folder for the data (default: ~/.local/state/txserviceregistry)."),
-        Option("store", "s", "sqlite", "Where data is: sqlite (a file there) or memory.", oneOf("sqlite", "memory")),
+        Option("store", "s", "sqlite", "Where data is: sqlite (a file there), memory or etcd.", _STORE),
+        *ETCD_OPTIONS,
         Option("max-services", None, "200", "How many services an account may have.", parseCount),
         Option("max-configuration-values", None, "1000", "How many values an account may have.", parseCount),
         Option("rate-limit", None, "500000/24h", "GETs an account may make, N/PERIOD, or off.", parseRate),
@@ -107,6 +112,11 @@ class Options(TableOptions):
         """
         TableOptions.postOptions(self)
         self["data-dir"] = self["data-dir"] or defaultDataDir()
+        if self["store"] == ETCD:
+            from twisted.internet import reactor
+
+            # Here, so that what is wrong with it is told as it is with any other option.
+            self["store"] = etcdStore(self, reactor)
 
 
 def sayWhere(registry: RegistryService) -> None:

@@ -16,17 +16,20 @@ from typing import Any, NoReturn
 
 import attrs
 from twisted.logger import globalLogBeginner
+from twisted.python.usage import UsageError as WrongOptions
 
 from .._version import __version__
 from ..clock import useMonotonic
 from ..registry.datadir import DataDirectory, DataDirectoryError
 from ..registry.identity import Identity, InvalidUser, checkUser
-from ..registry.stores.interfaces import NoSuchObject, ObjectExists, StoreRefused, StoreUnavailable
+from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite import SqliteStore
 from ..settings import defaultDataDir
 from .console import runConsole
+from .options import Option
 from .raxsr.outcome import CommandFailed, Interrupted, UsageError, oneLine
 from .raxsr.running import runReactor
+from .stores import ETCD, ETCD_OPTIONS, etcdStore
 
 __all__ = ["main"]
 
@@ -44,6 +47,7 @@ examples:
   {_NAME} add joe >joe.env           the key into a file, for systemd or docker
   {_NAME} --data-dir /srv/registry list
   {_NAME} rotate joe                 another key; the old one ends
+  {_NAME} list --store etcd --etcd http://h1:2379,http://h2:2379
 
 The key is shown once, as RAXSR_USERNAME=… and RAXSR_API_KEY=…, which is what
 programs take from their environment. Exit codes: 0 done, 1 it could not be
@@ -98,6 +102,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     where = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     where.add_argument("--data-dir", dest="dataDir", type=_folder, metavar="DIR", help="the registry's data directory")
+    where.add_argument("--store", choices=("sqlite", ETCD), help="where the users are (default: sqlite)")
+    for option in ETCD_OPTIONS:
+        where.add_argument(f"--{option.name}", dest=option.name, type=_typeOf(option), metavar="…", help=option.help)
     parser = _Parser(
         prog=_NAME,
         description=_DESCRIPTION,
@@ -119,6 +126,16 @@ def _parser() -> argparse.ArgumentParser:
     for action in (add, remove, rotate):
         action.add_argument("name", metavar="NAME", help="the user's name")
     return parser
+
+
+def _typeOf(option: Option) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return option.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
 
 
 def _folder(text: str) -> Path:
@@ -160,8 +177,12 @@ def _perform(options: argparse.Namespace) -> None:
         if "tenant" in options:
             # First of all: a store without users, made for a user that can't be, would let nobody in.
             checkUser(options.name, options.tenant)
-        isNew = _findStore(directory, mayMake="tenant" in options)
-        store = SqliteStore(directory.storePath, reactor=reactor)
+        isShared = getattr(options, "store", None) == ETCD
+        isNew = not isShared and _findStore(directory, mayMake="tenant" in options)
+        store: IStore = SqliteStore(directory.storePath, reactor=reactor)
+        if isShared:
+            given = vars(options)
+            store = etcdStore({each.name: given.get(each.name, _default(each)) for each in ETCD_OPTIONS}, reactor)()
         await store.open()
         try:
             if isNew:
@@ -175,7 +196,7 @@ def _perform(options: argparse.Namespace) -> None:
 
     try:
         runReactor(reactor, working)
-    except InvalidUser as error:
+    except (InvalidUser, WrongOptions) as error:
         raise UsageError(str(error)) from None
     except ObjectExists:
         raise CommandFailed(f'there is a user "{options.name}" already; rotate gives it another key') from None
@@ -183,6 +204,10 @@ def _perform(options: argparse.Namespace) -> None:
         raise CommandFailed(f'there is no user "{options.name}" in {directory.path}') from None
     except (DataDirectoryError, StoreRefused, StoreUnavailable) as error:
         raise CommandFailed(str(error)) from None
+
+
+def _default(option: Option) -> Any:
+    return None if option.default is None else option.parse(option.default)
 
 
 def _findStore(directory: DataDirectory, *, mayMake: bool) -> bool:

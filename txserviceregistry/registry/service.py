@@ -33,7 +33,7 @@ from .identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
 from .listening import listenerOf, nearest, parseEndpoint
 from .operations import LOOPBACK, Operations, Sources
-from .stores.interfaces import IStore, StoreRefused, StoreUnavailable
+from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore
 from .web import ApiResource, apiSite
@@ -198,6 +198,8 @@ class RegistryService(Service):
             # First the file, then the store: a crash in between must not leave a registry that nobody can enter.
             self._firstCredentials()
         await store.open()
+        if ISharedStore.providedBy(store):
+            isNew = store.isNew
         identity = Identity(
             store,
             clock=self._reactor,
@@ -315,12 +317,22 @@ class RegistryService(Service):
         """
         if not await identity.listUsers():
             if isNew or self._directory.credentials() is not None:
-                name, key = self._firstCredentials()
-                await identity.addUser(name, key=key)
-                self._log.info("Made the user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
+                await self._addFirstUser(identity)
             else:
                 self._log.warn("There are no users: nobody can enter. service-registry-users adds some")
         self.hasCredentials = self._directory.credentials() is not None
+
+    async def _addFirstUser(self, identity: Identity) -> None:
+        areThere = self._directory.credentials() is not None
+        name, key = self._firstCredentials()
+        try:
+            await identity.addUser(name, key=key)
+        except ObjectExists:
+            # Another registry over the same store was quicker, with another key.
+            if not areThere:
+                self._directory.forgetCredentials()
+        else:
+            self._log.info("Made the user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
 
     async def _listen(self, endpoint: IStreamServerEndpoint, site: ApiSite) -> IListeningPort:
         try:

@@ -58,7 +58,7 @@ from txserviceregistry.registry.stores.etcdgroups import Draft, Groups
 from txserviceregistry.registry.stores.etcdleases import MARGIN, KeepAlives, newLease, secondsLeft
 from txserviceregistry.registry.stores.etcdnode import Node
 from txserviceregistry.registry.stores.etcdusers import EtcdUsers
-from txserviceregistry.registry.stores.etcdwatch import Change
+from txserviceregistry.registry.stores.etcdwatch import Change, watchingAgent
 from txserviceregistry.registry.stores.interfaces import (
     Account,
     Death,
@@ -77,7 +77,10 @@ from txserviceregistry.registry.stores.interfaces import (
 )
 from txserviceregistry.transport import JSONTransport
 
-__all__ = ["EtcdStore"]
+__all__ = ["DEFAULT_PREFIX", "EtcdStore"]
+
+#: What all keys begin with unless told otherwise.
+DEFAULT_PREFIX = "/txserviceregistry/"
 
 #: Connections to each member.
 _CONNECTIONS = 8
@@ -141,7 +144,7 @@ class EtcdStore:
         reactor: Any,
         urls: Sequence[str],
         *,
-        prefix: str = "/txserviceregistry/",
+        prefix: str = DEFAULT_PREFIX,
         credentials: tuple[str, str] | None = None,
         policy: IPolicyForHTTPS | None = None,
         wallClock: Callable[[], float] = time.time,
@@ -150,7 +153,7 @@ class EtcdStore:
         self._pool = ConnectionPool(reactor, _CONNECTIONS)
         agent: IAgent = QueueingAgent(Agent(reactor, policy, connectTimeout=TRY, pool=self._pool), _CONNECTIONS)
         # The watch's answer is read as it comes, which those connections don't do.
-        watching: IAgent = Agent(reactor, policy, connectTimeout=TRY)
+        watching = watchingAgent(reactor, policy, TRY)
         user = None
         if credentials is not None:
             user = User(*credentials)
@@ -180,6 +183,7 @@ class EtcdStore:
             onLost=self._lost,
         )
         self._listener: IStoreListener | None = None
+        self.isNew = False
         self._isOpen = False
         self._secret = b""
         self._tail = ""
@@ -210,6 +214,7 @@ class EtcdStore:
             )
         self._secret = bytes.fromhex(meta["secret"])
         self._tail = meta["tail"]
+        self.isNew = not await self._users.hasBeenUsed(self._asking)
         self._isOpen = True
 
     async def _meta(self) -> Any:

@@ -44,6 +44,10 @@ class EtcdUsers:
         self._guard = f"{prefix}lastuser"
         self._wallClock = wallClock
 
+    async def hasBeenUsed(self, etcd: Etcd) -> bool:
+        """Whether there has ever been a user, as *etcd* says, which may be asked before the store is open."""
+        return await etcd.get(self._guard) is not None
+
     async def add(self, name: str, keyHash: str, tenant: str | None) -> UserRecord:
         """See :meth:`IStore.addUser`."""
         while True:

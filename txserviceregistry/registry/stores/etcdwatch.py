@@ -17,13 +17,14 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IResponse
+from twisted.web.iweb import IAgent, IPolicyForHTTPS, IResponse
 
 from txserviceregistry.agents import BytesProducer
 from txserviceregistry.registry.stores.etcdapi import KeyValue, encode, endOf, keyValue
 
-__all__ = ["Change", "Watch", "WatchEnded"]
+__all__ = ["Change", "Watch", "WatchEnded", "watchingAgent"]
 
 # No change, and no group of changes of one revision, is this large; it bounds what a broken server can make us hold.
 _LONGEST_LINE = 64 * 1024 * 1024
@@ -142,6 +143,22 @@ class Watch:
             body.abort()
         elif request is not None:
             request.cancel()
+
+
+class _QuietPool(HTTPConnectionPool):
+    """Connections that are used once, without a line in the log for each."""
+
+    def _factory(self, quiescentCallback: Callable[[Any], None], metadata: str) -> Any:  # type: ignore[override]  # Twisted has a class there
+        factory = HTTPConnectionPool._factory(quiescentCallback, metadata)
+        factory.noisy = False
+        return factory
+
+
+def watchingAgent(reactor: Any, policy: IPolicyForHTTPS, connectTimeout: float) -> IAgent:
+    """An agent that hands over the body of a watch as it comes."""
+    pool = _QuietPool(reactor, persistent=False)  # type: ignore[no-untyped-call]  # Twisted has no types there
+    agent: IAgent = Agent(reactor, policy, connectTimeout=connectTimeout, pool=pool)
+    return agent
 
 
 class _Lines(Protocol):

@@ -381,6 +381,8 @@ class ISharedStore(IStore):
     Any of them takes any heartbeat, so none knows alone who is alive: the store keeps the evidence.
     """
 
+    isNew: bool = Attribute("Whether, when it was opened, there had never been a user in it.")
+
     def follow(listener: IStoreListener) -> None:
         """Tell *listener* what happens, from what :meth:`IStore.livingServices` gave on. Called once."""
 

@@ -1,0 +1,83 @@
+"""
+Options that say which store, for the commands that work on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from twisted.python import usage
+
+from ..errors import InvalidSettings
+from ..registry.stores.etcd import DEFAULT_PREFIX, EtcdStore
+from ..settings import parseUrls
+from ..tls import tlsPolicy
+from .options import Option
+
+__all__ = ["ETCD", "ETCD_OPTIONS", "etcdStore"]
+
+#: What ``--store`` calls it.
+ETCD = "etcd"
+_DEFAULT_URL = "http://127.0.0.1:2379"
+
+
+def _urls(text: str) -> list[str]:
+    try:
+        return list(parseUrls(text, repr(text)))
+    except InvalidSettings as error:
+        raise ValueError(str(error)) from None
+
+
+def _prefix(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} does not begin with a slash")
+    return text.rstrip("/") + "/"
+
+
+#: How an etcd is named. The password and the keys come from files: a command line is for everybody to see.
+ETCD_OPTIONS = (
+    Option("etcd", None, _DEFAULT_URL, "With --store etcd: URLs of its members, separated by commas.", _urls),
+    Option("etcd-prefix", None, DEFAULT_PREFIX, "What all keys in etcd begin with.", _prefix),
+    Option("etcd-user", None, None, "Name of a user of etcd's, where it asks for one."),
+    Option("etcd-password-file", None, None, "File with that user's password in its first line."),
+    Option("etcd-ca-file", None, None, "File with the certificates to trust behind https:// URLs."),
+    Option("etcd-cert-file", None, None, "File with the certificate to show to etcd."),
+    Option("etcd-key-file", None, None, "File with the private key of that certificate."),
+)
+
+
+def etcdStore(values: Mapping[str, Any], reactor: Any) -> Callable[[], EtcdStore]:
+    """
+    What makes the store that the options of :data:`ETCD_OPTIONS` name.
+
+    :param values: by option. Files are read here, and nothing is asked of etcd yet.
+    :raises twisted.python.usage.UsageError: if the options don't go together, or a file can't be used.
+    """
+    user, passwordFile = values["etcd-user"], values["etcd-password-file"]
+    if (user is None) is not (passwordFile is None):
+        raise usage.UsageError("--etcd-user and --etcd-password-file go together")
+    if (values["etcd-cert-file"] is None) is not (values["etcd-key-file"] is None):
+        raise usage.UsageError("--etcd-cert-file and --etcd-key-file go together")
+    credentials = None if user is None else (user, _password(passwordFile))
+    try:
+        policy = tlsPolicy(
+            caFile=values["etcd-ca-file"], certFile=values["etcd-cert-file"], keyFile=values["etcd-key-file"]
+        )
+    except InvalidSettings as error:
+        raise usage.UsageError(str(error)) from None
+    return lambda: EtcdStore(
+        reactor, values["etcd"], prefix=values["etcd-prefix"], credentials=credentials, policy=policy
+    )
+
+
+def _password(path: str) -> str:
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise usage.UsageError(f"--etcd-password-file {path} can't be read: {reason}") from None
+    if not lines or not lines[0]:
+        raise usage.UsageError(f"--etcd-password-file {path} has no password in its first line")
+    return lines[0]
