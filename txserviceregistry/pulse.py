@@ -27,6 +27,9 @@ from .transport import ClientClosed
 
 __all__ = ["Beating", "Pulse"]
 
+# How many services are named in a line of the log.
+_NAMED = 5
+
 
 class Beating(Protocol):
     """
@@ -102,7 +105,8 @@ class Pulse:
         self._underWay: dict[Deferred[Sequence[str | None]], float] = {}
         self._backoff = Backoff(0.1, self.LONGEST_PAUSE, random)
         self._notBefore = 0.0
-        self._troubleSince: float | None = None
+        # When the services began to have no answer, and which ones, for the log.
+        self._trouble: tuple[float, str] | None = None
 
     @property
     def isOffered(self) -> bool:
@@ -201,9 +205,10 @@ class Pulse:
     ) -> None:
         self._backoff.reset()
         self._notBefore = 0.0
-        if self._troubleSince is not None:
-            seconds, self._troubleSince = self._clock.seconds() - self._troubleSince, None
-            self._log.info("The services are heartbeated again, after {seconds:.1f} s", seconds=seconds)
+        if self._trouble is not None:
+            (began, names), self._trouble = self._trouble, None
+            seconds = self._clock.seconds() - began
+            self._log.info("{names} heartbeated again, after {seconds:.1f} s", names=names, seconds=seconds)
         for service, isHere, token in zip(services, here, tokens, strict=True):
             if not isHere:
                 continue
@@ -219,13 +224,10 @@ class Pulse:
             return
         now = self._clock.seconds()
         delay = self._backoff.next()
-        if self._backoff.failures > 1 and self._troubleSince is None:
-            self._troubleSince = now
-            self._log.warn(
-                "{count} services are not heartbeated: {reason}",
-                count=len(services),
-                reason=failure.getErrorMessage(),
-            )
+        if self._backoff.failures > 1 and self._trouble is None:
+            names = _named([service.serviceId for service in services])
+            self._trouble = now, names
+            self._log.warn("{names} not heartbeated: {reason}", names=names, reason=failure.getErrorMessage())
         if not failure.check(ServiceRegistryError):
             self._log.failure("A request with heartbeats met an error of this library's own", failure)
         for service in services:
@@ -250,3 +252,11 @@ class Pulse:
     def _broken(self, failure: Failure) -> None:
         self._log.failure("The pulse met an error of its own; its services go on alone", failure)
         self._dismissAll()
+
+
+def _named(ids: Sequence[str]) -> str:
+    """Services, and the verb that goes with them."""
+    if len(ids) == 1:
+        return f"Service {ids[0]} is"
+    more = len(ids) - _NAMED
+    return f"Services {', '.join(ids[:_NAMED])}{f' and {more} more' if more > 0 else ''} are"
