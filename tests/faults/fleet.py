@@ -1,5 +1,5 @@
 """
-``python -m tests.faults.fleet``: an application with thousands of services, which counts its heartbeats.
+``python -m tests.faults.fleet``: an application with thousands of services, which counts those that are registered.
 
 Whenever it reads a line from its standard input, it prints one with its figures, in JSON (:class:`Count`).
 """
@@ -11,18 +11,15 @@ import json
 import os
 import sys
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.stdio import StandardIO
 from twisted.internet.task import react
 from twisted.protocols.basic import LineOnlyReceiver
-from twisted.python.failure import Failure
 
 from txserviceregistry import Client, RegisteredService, useMonotonic
-from txserviceregistry.services import ServicesClient
-from txserviceregistry.types import HeartbeatToken
 
 __all__ = ["Count", "main"]
 
@@ -32,47 +29,12 @@ class Count:
     """
     :ivar seconds: the time by this process's clock.
     :ivar registered: how many services are registered just now.
-    :ivar heartbeats: how many have been answered.
-    :ivar failed: how many have failed, and were tried again.
-    :ivar longestGap: the longest time from one heartbeat that was answered to the next one of the same service, both
-        from their sending, in seconds. Services live as long as it stays below their timeout.
     :ivar losses: how often a service was anything but registered after it had been registered once.
     """
 
     seconds: float = 0.0
     registered: int = 0
-    heartbeats: int = 0
-    failed: int = 0
-    longestGap: float = 0.0
     losses: int = 0
-
-
-class _CountingServices:
-    """A client's services, with each heartbeat counted."""
-
-    def __init__(self, services: ServicesClient, clock: Any, count: Count) -> None:
-        self._services = services
-        self._clock = clock
-        self._count = count
-        self._sent: dict[str, float] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._services, name)
-
-    def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[HeartbeatToken]:
-        sent = self._clock.seconds()
-
-        def answered(answer: HeartbeatToken) -> HeartbeatToken:
-            self._count.heartbeats += 1
-            self._count.longestGap = max(self._count.longestGap, sent - self._sent.get(id, sent))
-            self._sent[id] = sent
-            return answer
-
-        def failed(failure: Failure) -> Failure:
-            self._count.failed += 1
-            return failure
-
-        return self._services.heartbeat(id, token, timeout=timeout).addCallbacks(answered, failed)
 
 
 class _Questions(LineOnlyReceiver):
@@ -100,7 +62,6 @@ def main(arguments: list[str]) -> None:
 def _run(options: argparse.Namespace, reactor: Any) -> Deferred[None]:
     count = Count()
     client = Client(reactor=reactor)
-    client.services = cast(ServicesClient, _CountingServices(client.services, reactor, count))
     draw = Random(8).random
     for number in range(options.services):
         service = RegisteredService(client, f"service{number:05}", options.timeout, random=draw)
