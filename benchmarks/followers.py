@@ -1,66 +1,30 @@
 """
-Many followers on one registry: ``python benchmarks/followers.py [COUNT]``.
+Many followers on one registry: ``python -m benchmarks.followers``.
 
-Each is a Client with a Directory and sockets of its own, in this process; the registry is a second process. It shows
-how long it takes until all of them have heard of a change, and what that and the silence after it cost the registry.
-Every follower takes two or three sockets on either side: ``ulimit -n`` has to be four times their number.
+Each of 1,000 is a Client with a Directory and sockets of its own, in this process; the registry is a second process. It
+shows how long it takes until all of them have heard of a change, and what that and the silence after it cost the
+registry. Every follower takes two or three sockets on either side: ``ulimit -n`` has to be four times their number.
 """
 
-import os
-import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from __future__ import annotations
 
-from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater, react
+import statistics
+import time
+
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
 
 from txserviceregistry import Client
 from txserviceregistry.discovery import Directory
-from txserviceregistry.settings import readSettings
 
-REGISTRY = """
-import sys
-from twisted.internet import reactor
-from txserviceregistry.registry.service import RegistryService
-
-registry = RegistryService(
-    reactor, dataDir=sys.argv[1], store="sqlite", endpoints=["tcp:0:interface=127.0.0.1"], rateLimit=10**9
-)
-registry.startService()
-registry.whenListening().addCallback(lambda _: print("listening", flush=True))
-reactor.addSystemEventTrigger("before", "shutdown", registry.stopService)
-reactor.run()
-"""
+from .harness import Figure, inReactor, registry, run
 
 CHANGES = 5
 SILENCE = 20.0
 
 
-class Costs:
-    """What a process has used."""
-
-    def __init__(self, pid):
-        self.pid = pid
-        self.seconds = self.cpu()
-
-    def cpu(self):
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def memory(self):
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
-
-    def since(self):
-        before, self.seconds = self.seconds, self.cpu()
-        return self.seconds - before
-
-
-async def follow(reactor, home, costs, count):
-    settings = readSettings(environ={"RAXSR_DATA_DIR": home}, home=Path(home))
+async def follow(reactor, measured, count, silence, figures):
+    settings, costs = measured.settings, measured.costs
     by = Client(reactor=reactor, settings=settings)
     began = time.monotonic()
     clients, directories = [], []
@@ -72,11 +36,11 @@ async def follow(reactor, home, costs, count):
         for directory in started:
             directory.startService()
         await gatherResults([directory.whenReady() for directory in started])
-    took = time.monotonic() - began
-    print(f"{count} followers: ready after {took:.1f} s; registry: {costs.since():.1f} s CPU, {costs.memory()} MB")
+    figures.append(Figure(f"time until {count:,} followers are ready", time.monotonic() - began, "s"))
     heard = []
     for directory in directories:
         directory.onChange(lambda kind, service: heard.append(time.monotonic()))
+    halves, lasts, cpu = [], [], []
     for change in range(CHANGES):
         await deferLater(reactor, 2, lambda: None)
         heard.clear()
@@ -85,31 +49,31 @@ async def follow(reactor, home, costs, count):
         await by.services.create(f"service{change}", 120)
         while len(heard) < count and time.monotonic() - began < 30:
             await deferLater(reactor, 0.01, lambda: None)
-        seconds = [moment - began for moment in heard]
-        print(
-            f"change {change + 1}: heard by {len(heard)}: first after {min(seconds) * 1000:.0f} ms, half after "
-            f"{statistics.median(seconds) * 1000:.0f} ms, last after {max(seconds) * 1000:.0f} ms; "
-            f"registry: {costs.since():.2f} s CPU"
-        )
+        cpu.append(costs.since())
+        halves.append(statistics.median(heard) - began)
+        lasts.append(max(heard) - began)
+    figures += [
+        Figure(f"time until half of {count:,} have heard of a change", 1000 * statistics.median(halves), "ms"),
+        Figure(f"time until all of {count:,} have heard of it", 1000 * statistics.median(lasts), "ms"),
+        Figure("registry's CPU per follower and event", 1e6 * statistics.median(cpu) / count, "µs"),
+    ]
     await deferLater(reactor, 2, lambda: None)
     costs.since()
-    await deferLater(reactor, SILENCE, lambda: None)
-    print(f"silence: registry: {100 * costs.since() / SILENCE:.1f} % CPU, {costs.memory()} MB")
+    await deferLater(reactor, silence, lambda: None)
+    figures.append(Figure("registry's CPU while nothing happens", 100 * costs.since() / silence, "%"))
+    figures.append(Figure(f"registry's memory with {count:,} followers", costs.memory() / 2**20, "MiB"))
     await gatherResults([directory.stopService() for directory in directories])
     await gatherResults([client.close() for client in (*clients, by)])
 
 
-async def main(reactor, count):
-    with TemporaryDirectory() as home:
-        registry = subprocess.Popen([sys.executable, "-c", REGISTRY, home], stdout=subprocess.PIPE)
-        try:
-            assert registry.stdout is not None
-            registry.stdout.readline()
-            await follow(reactor, home, Costs(registry.pid), count)
-        finally:
-            registry.terminate()
-            registry.wait()
+def measure(quick):
+    """See the module."""
+    figures = []
+    count, silence = (100, 5.0) if quick else (1000, SILENCE)
+    with registry() as measured:
+        inReactor(lambda reactor: follow(reactor, measured, count, silence, figures))
+    return figures
 
 
 if __name__ == "__main__":
-    react(lambda reactor: Deferred.fromCoroutine(main(reactor, int((sys.argv[1:] or ["1000"])[0]))))
+    run(__doc__, measure)
