@@ -1,8 +1,8 @@
 """
-Run the benchmarks (``pip install -e '.[bench]'``) and write the table of docs/performance.rst: ``python -m benchmarks [NAME ...]``.
+Run the benchmarks and write the table of docs/performance.rst: ``python -m benchmarks [NAME ...]``.
 
-With names only these are run, and the figures of the others stay as they are. ``--quick`` runs them quickly and leaves
-the table alone.
+They need the extra ``bench``. With names only these are run, and the figures of the others stay as they are.
+``--quick`` runs them quickly and leaves the table alone.
 """
 
 from __future__ import annotations
