@@ -208,6 +208,14 @@ class JSONTransportTests(SynchronousTestCase):
         self.successResultOf(transport.request("GET", "/x"))
         self.assertEqual(self.agent.asked, [f"GET {SERVER}/x", f"GET {OTHER}/x"])
 
+    def test_repeatsWhatWasCutShort(self) -> None:
+        """An answer that breaks off in the middle, because its server has died, is asked for again of the next one."""
+        cut = lost(ResponseFailed)
+        transport = self.transport(lambda sent: cut if sent.url.startswith(SERVER) else answer(200, {}), SERVER, OTHER)
+        self.successResultOf(transport.request("GET", "/x"))
+        self.fails(self.transport(lambda sent: cut, SERVER, OTHER).request("POST", "/x"), MalformedResponse)
+        self.assertEqual(self.agent.asked, [f"POST {SERVER}/x"])
+
     def test_aHangingServerGetsItsShareOfTheTime(self) -> None:
         """The first of two servers has half of the deadline, so that the second one can still answer."""
         transport = self.transport(

@@ -246,6 +246,8 @@ class KeystoneAuthenticator:
         # Nobody wants the token any more. A renewal goes on: its beneficiaries do not wait.
         if not self._waiting and self._working is not None and self._session is None:
             self._working.cancel()
+            # Those who have left may come again in no more time than they had, and meet the same server again.
+            self._transport.giveUp()
 
     def _authenticate(self) -> None:
         if self._working is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from .deferred import waitFor
@@ -44,13 +44,21 @@ class Creation:
 
     :param services: asks the registry.
     :param payload: what the service is to be, each time.
+    :param timeout: tells how many seconds a request may take; by default as many as are good for a service that is to
+        be registered again and again until it is.
     :ivar mayExist: whether the registry may hold a service that this has created.
     :ivar underWay: the creation that is being asked for now. It goes on when whoever waits for it is cancelled, so that
         its outcome becomes known.
     """
 
     def __init__(
-        self, services: ServicesClient, id: str, heartbeatTimeout: int, payload: Callable[[], Mapping[str, Any]]
+        self,
+        services: ServicesClient,
+        id: str,
+        heartbeatTimeout: int,
+        payload: Callable[[], Mapping[str, Any]],
+        *,
+        timeout: Callable[[], float] | None = None,
     ) -> None:
         self.mayExist = False
         self.underWay: Deferred[str] | None = None
@@ -58,9 +66,12 @@ class Creation:
         self._id = id
         self._heartbeatTimeout = heartbeatTimeout
         self._payload = payload
+        self._limit = timeout
 
     @property
     def _timeout(self) -> float:
+        if self._limit is not None:
+            return self._limit()
         # A third of the service's life: what was created without an answer is to be found before it has died.
         return min(self._services.timeout, max(_SHORTEST_TRY, self._heartbeatTimeout / 3))
 
@@ -76,6 +87,29 @@ class Creation:
                 raise
         # One of ours that reached the registry only now, or somebody else: looking tells.
         return await self._createAfresh()
+
+    async def createAcross(self) -> str:
+        """
+        :meth:`create`, of a registry with several servers: when the outcome with one is unknown, another one tells. So
+        it is with a server that dies, hangs or loses its store in the middle of it. Cancelling ends the request.
+        """
+        try:
+            try:
+                return await self.create()
+            except UNKNOWN_OUTCOME as error:
+                if not isUnknown(error) or isinstance(error, ClientClosed) or self._services.servers < 2:
+                    raise
+            # Looking comes first, and finds a server that works.
+            return await self.create()
+        except CancelledError:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Cancel the creation that is under way; whether it has its effect, nobody will know."""
+        if self.underWay is not None:
+            self.underWay.addErrback(lambda _: None)
+            self.underWay.cancel()
 
     async def _createAfresh(self) -> str:
         if self.mayExist:
@@ -98,9 +132,9 @@ class Creation:
             pass
 
     async def _create(self) -> str:
-        self.underWay = creating = self._services.create(
+        self.underWay = creating = self._services.createOnce(
             self._id, self._heartbeatTimeout, self._payload(), timeout=self._timeout
-        ).addCallback(lambda created: str(created[0]["token"]))
+        ).addCallback(lambda created: created["token"])
         creating.addBoth(self._created)
         token: str = await waitFor(creating)
         return token

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import cast
 
 from .deferred import returnsDeferred
+from .errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
 from .transport import EVENTS_WAIT, Transport, pages
 from .types import Event, EventPage
 
@@ -43,13 +44,21 @@ class EventsClient:
             there is one, else after that time as it is. It takes the registry's extension ``events-wait``: while
             :attr:`Client.extensions <txserviceregistry.Client.extensions>` does not name it, the page comes at once. A
             request that waits has a connection of its own, and the client's timeout counts from the end of the wait.
+            Of a registry with several servers, the page comes as it is from another server when the one that was asked
+            fails meanwhile.
         :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with a
             :class:`~txserviceregistry.errors.ServiceRegistryError`, ``BadRequest`` if the marker is not accepted.
         """
         if EVENTS_WAIT not in self._transport.extensions:
             wait = None
         query = {"marker": marker, "limit": limit, "type": type, "wait": wait}
-        response = await self._transport.request("GET", "/events", query=query, wait=wait)
+        try:
+            response = await self._transport.request("GET", "/events", query=query, wait=wait)
+        except (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError):
+            if wait is None or self._transport.servers < 2 or self._transport.isClosed:
+                raise
+            # The server has used up the time to wait. Another one tells what there is now.
+            response = await self._transport.request("GET", "/events", query={**query, "wait": None})
         return cast(EventPage, response.having(values=list, metadata=dict))
 
     def iterate(self, marker: str | None = None) -> AsyncIterator[Event]:

@@ -26,8 +26,9 @@ class Servers:
     Several servers that are one service, as one client sees them.
 
     A client begins with a server that it draws, so that a fleet spreads over all of them. It stays with one that
-    works; from one that doesn't it goes to the next, and after a while, with a request that may be repeated, it tries
-    the one that it began with.
+    works; from one that doesn't it goes to the next in an order of its own, so that the clients of a server that has
+    died spread over all that are left; and after a while, with a request that may be repeated, it tries the one that it
+    began with.
 
     :param count: how many there are.
     :param clock: for penalties and returns.
@@ -38,7 +39,9 @@ class Servers:
     def __init__(self, count: int, clock: IReactorTime, random: Callable[[], float] = randomModule.random) -> None:
         self._clock = clock
         self._random = random
-        self._home = self.current = int(random() * count) % max(count, 1)
+        left = list(range(count))
+        self._ring = [left.pop(int(random() * len(left)) % len(left)) for _ in range(count)]
+        self._home = self.current = self._ring[0] if count else 0
         self._shunnedUntil = [0.0] * count
         self._penalties = [Backoff(_FIRST_PENALTY, _LONGEST_PENALTY, random) for _ in range(count)]
         self._returnAt: float | None = None
@@ -56,8 +59,8 @@ class Servers:
             # One request tries; the others stay where they are until it is known.
             self._drawReturn()
             first = self._home
-        count = len(self._shunnedUntil)
-        others = [number % count for number in range(self.current, self.current + count) if number % count != first]
+        at = self._ring.index(self.current)
+        others = [number for number in self._ring[at:] + self._ring[:at] if number != first]
         # Sorting keeps the order of those that are alike.
         return [first, *sorted(others, key=lambda number: self._shunnedUntil[number] > now)]
 

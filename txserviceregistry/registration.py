@@ -187,9 +187,7 @@ class RegisteredService(Service):
         if heartBeater is None:
             return
         heartBeater.stop()
-        if self._creation.underWay is not None:
-            self._creation.underWay.addErrback(lambda _: None)
-            self._creation.underWay.cancel()
+        self._creation.abandon()
         self._creation.mayExist = False
         self._failWaiting(self._ended())
 

@@ -116,6 +116,11 @@ class ServicesClient:
         return cast(AsyncIterator[Service], pages(self._transport, "/services", {"tag": tag}))
 
     @property
+    def servers(self) -> int:
+        """How many servers the registry has, by its URLs; 0 before the first authentication."""
+        return self._transport.servers
+
+    @property
     def timeout(self) -> float:
         """Seconds that a request may take, unless it says otherwise."""
         return self._transport.timeout
@@ -149,11 +154,37 @@ class ServicesClient:
         :param payload: ``tags`` (a list of strings) and ``metadata`` (a dict of strings), both optional.
         :param timeout: seconds that the request may take, if not the client's own.
         :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if the id is alive. After a
-            ``ConnectionFailed`` or ``RequestTimedOut`` it is not known whether the service was registered;
-            :meth:`register` is the way that copes with it.
+            ``ConnectionFailed`` (if it ``wasSent``), ``RequestTimedOut``, ``MalformedResponse`` or ``ServerError`` it
+            is not known whether the service was registered: with one URL, that is left to the caller (a
+            :class:`~txserviceregistry.RegisteredService` finds it out). Of a registry with several URLs, another server
+            is asked: a service that is just what was sent, and has never been heartbeated, is removed, since nobody has
+            its token, and created anew. Then these errors mean that none of them could tell.
         """
-        body = await self._create(id, heartbeatTimeout, payload, timeout)
+        end = self._clock.seconds() + (self.timeout if timeout is None else timeout)
+        creation = Creation(
+            self, id, heartbeatTimeout, lambda: payload or {}, timeout=lambda: max(0.0, end - self._clock.seconds())
+        )
+        body: HeartbeatToken = {"token": await creation.createAcross()}
         return body, self._heartBeater(id, heartbeatTimeout, body, None)
+
+    @returnsDeferred
+    async def createOnce(
+        self,
+        id: str,
+        heartbeatTimeout: int,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> HeartbeatToken:
+        """
+        What :meth:`create` and :meth:`register` are made of: one request, to a server that can be reached, whatever
+        comes of it. For the parameters see there.
+
+        :return: fires with ``{"token": …}``. Fails as :meth:`create` does with one URL.
+        """
+        body = {**(payload or {}), "id": id, "heartbeat_timeout": heartbeatTimeout}
+        response = await self._transport.request("POST", "/services", body=body, timeout=timeout, isTraced=True)
+        return cast(HeartbeatToken, response.having(token=str))
 
     @returnsDeferred
     async def register(
@@ -187,7 +218,7 @@ class ServicesClient:
         oldTimeout: int | None = None
         while True:
             try:
-                body = await self._create(id, heartbeatTimeout, payload)
+                body, _ = await self.create(id, heartbeatTimeout, payload)
             except ServiceExists:
                 if oldTimeout is None:
                     oldTimeout = await self._timeoutOf(id)
@@ -282,13 +313,6 @@ class ServicesClient:
         if self._cache is not None:
             self._cache.keep(key, response.body, self._clock)
         return cast(ServicePage, page)
-
-    async def _create(
-        self, id: str, heartbeatTimeout: int, payload: Mapping[str, Any] | None, timeout: float | None = None
-    ) -> HeartbeatToken:
-        body = {**(payload or {}), "id": id, "heartbeat_timeout": heartbeatTimeout}
-        response = await self._transport.request("POST", "/services", body=body, timeout=timeout)
-        return cast(HeartbeatToken, response.having(token=str))
 
     async def _timeoutOf(self, id: str) -> int | None:
         try:

@@ -77,6 +77,10 @@ _EXTENSIONS = "X-Service-Registry-Extensions"
 # What a server says that can't do its work just now, or what stands before it: another one may.
 _AWAY = frozenset({500, 502, 503, 504})
 
+# When a deadline is shared among several servers, the first has so many seconds, or half of it if that is less: an
+# answer takes its time, however short the deadline and many the servers.
+_SHORTEST_SHARE = 0.25
+
 # A pool may hold more than one stale connection. Each repetition uses one up; a new connection is never stale.
 _MOST_STALE = 3
 
@@ -185,6 +189,7 @@ class _Exchange:
     deadline: float
     wait: float | None = None
     lines: bool = False
+    isTraced: bool = False
     leave: Callable[[], None] = lambda: None
     url: str = ""
     stage: str = ""
@@ -202,8 +207,12 @@ class _NotAnswered(Exception):
     """The request was sent, and nothing came back: it may have had its effect."""
 
 
+class _CutShort(_NotAnswered):
+    """The beginning of an answer has come, or no HTTP."""
+
+
 class _TookTooLong(_NotAnswered):
-    """This server has used up its share of the deadline."""
+    """This server has used up its share of the deadline, or was found to hang by another request."""
 
 
 class JSONTransport:
@@ -212,7 +221,8 @@ class JSONTransport:
 
     A server that can't be reached, or says that it can't do its work, is left for the next one, and one that works is
     stayed with (:class:`~txserviceregistry.failover.Servers`). A request that was sent but not answered is sent again
-    only when it may have its effect twice.
+    only when it may have its effect twice. Of several servers each has a share of the deadline. Requests that a server
+    is to hold back are taken from one that was left, for it may hold them back for ever.
 
     :param agent: does the requests: a :class:`~txserviceregistry.agents.QueueingAgent`, or an agent over one.
     :param clock: for the deadlines.
@@ -242,6 +252,13 @@ class JSONTransport:
         self._name = name
         self._servers = Servers(len(baseUrls), clock, random)
         self._wasAnswered = False
+        # What a server holds back, and how to take it away from there.
+        self._heldBack: dict[Deferred[Any], tuple[int, Callable[[], None]]] = {}
+
+    @property
+    def servers(self) -> int:
+        """How many servers there are."""
+        return len(self._baseUrls)
 
     @property
     def baseUrl(self) -> str:
@@ -292,11 +309,14 @@ class JSONTransport:
         repeatable: bool | None = None,
         wait: float | None = None,
         lines: bool = False,
+        isTraced: bool = False,
     ) -> _Exchange:
         """
         A request and its deadline, for :meth:`send`. The parameters are those of :meth:`request`.
 
         :param wait: seconds for which the server is asked to hold its answer back; they are added to the *timeout*.
+        :param isTraced: whether the caller finds out what came of a request that may not be repeated. Then a server has
+            its share of the deadline for it, and no more, so that there is time left for that.
         """
         timeout = (self._timeout if timeout is None else timeout) + (wait or 0.0)
         return _Exchange(
@@ -308,6 +328,7 @@ class JSONTransport:
             self._clock.seconds() + timeout,
             wait,
             lines,
+            isTraced,
         )
 
     def inTime(self, exchange: _Exchange, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
@@ -330,41 +351,65 @@ class JSONTransport:
     async def send(self, exchange: _Exchange) -> Response:
         """Send it, to one server after the other. The deadline is the caller's: see :meth:`inTime`."""
         exchange.stage = ""
-        order = self._servers.order(mayTry=exchange.repeatable)
+        # An answer that is held back would tell too late whether a server is back.
+        order = self._servers.order(mayTry=exchange.repeatable and exchange.wait is None)
+        # What was held back has used the time in which another server could hold it back.
+        isFinal = not exchange.repeatable or exchange.wait is not None
         refusal: Response | None = None
+        problem: ServiceRegistryError | None
         wasSent = False
         for tried, server in enumerate(order):
-            exchange.leave = partial(self._servers.failed, server)
+            exchange.leave = partial(self._left, server)
             exchange.url = self._baseUrls[server] + exchange.path
             last = tried == len(order) - 1
             try:
-                answer = await self._ask(exchange, len(order) - tried)
+                answer = await self._ask(exchange, server, len(order) - tried)
                 if answer.code not in _AWAY:
                     self._servers.worked(server)
                     self._wasAnswered = True
                     return self._response(exchange, answer)
                 refusal = self._response(exchange, answer)
                 problem = None
-                last = last or not exchange.repeatable
+                last = last or isFinal
             except _NotSent as error:
-                problem = ConnectionFailed(f"{exchange.asked} failed: can't connect to {self._name}{error}")
-                problem.wasSent = wasSent
+                failed = problem = ConnectionFailed(f"{exchange.asked} failed: can't connect to {self._name}{error}")
+                failed.wasSent = wasSent
             except _TookTooLong:
-                # Never the last server's: its share is all that is left of the deadline.
-                problem = None
+                problem = RequestTimedOut(
+                    f"{exchange.asked} had no whole answer in its share of {exchange.timeout:g} s: the server hangs"
+                )
+                last = last or isFinal
+                wasSent = True
+            except _CutShort as error:
+                problem = MalformedResponse(f"The answer to {exchange.asked} was cut short, or is no HTTP ({error})")
+                last = last or isFinal
                 wasSent = True
             except _NotAnswered as error:
                 problem = ConnectionFailed(
                     f"{exchange.asked} failed: {self._name} gave no answer ({error}){self._advice(exchange)}"
                 )
-                last = last or not exchange.repeatable
+                last = last or isFinal
                 wasSent = True
-            self._servers.failed(server)
+            self._left(server)
             if last and refusal is not None:
                 return refusal
             if last and problem is not None:
                 raise problem
         raise AssertionError("unreachable")
+
+    def giveUp(self) -> None:
+        """Whoever has asked lost patience with the server that is asked first: the next request goes to another."""
+        self._left(self._servers.current)
+
+    def _left(self, server: int) -> None:
+        """A server has not done its work."""
+        self._servers.failed(server)
+        if self._servers.current == server:
+            # There is no other.
+            return
+        for holder, takeAway in list(self._heldBack.values()):
+            if holder == server:
+                takeAway()
 
     def _advice(self, exchange: _Exchange) -> str:
         """What to look at when there is no answer."""
@@ -373,15 +418,15 @@ class JSONTransport:
         # Servers that want TLS hang up on what is none, most of them without a word.
         return ". If TLS is spoken at that port, its URL begins with https://"
 
-    async def _ask(self, exchange: _Exchange, serversLeft: int) -> WholeResponse:
+    async def _ask(self, exchange: _Exchange, server: int, serversLeft: int) -> WholeResponse:
         """Send it to one server, and once more when the connection turns out to be stale."""
         for attempt in range(1, _MOST_STALE + 1):
             try:
-                return await self._attempt(exchange, serversLeft)
+                return await self._attempt(exchange, server, serversLeft)
             except StaleConnection as error:
                 if not exchange.repeatable or attempt == _MOST_STALE:
                     raise _NotAnswered(_describe(error))
-            except (CancelledError, ServiceRegistryError, _TookTooLong):
+            except (CancelledError, ServiceRegistryError, _NotAnswered):
                 raise
             except AgentClosed:
                 raise ClientClosed(f"{exchange.asked} was not done: this client has been closed")
@@ -394,15 +439,13 @@ class JSONTransport:
             except ResponseFailed as error:
                 if isinstance(error, ResponseNeverReceived):
                     raise _NotAnswered(_describe(error))
-                raise MalformedResponse(
-                    f"The answer to {exchange.asked} was cut short, or is no HTTP ({_describe(error)})"
-                )
+                raise _CutShort(_describe(error))
             except Exception as error:
                 # An agent that was given from outside may fail in ways of its own.
                 raise _NotAnswered(_describe(error)) from error
         raise AssertionError("unreachable")
 
-    def _attempt(self, exchange: _Exchange, serversLeft: int) -> Deferred[WholeResponse]:
+    def _attempt(self, exchange: _Exchange, server: int, serversLeft: int) -> Deferred[WholeResponse]:
         body = exchange.body
         agent = self._agent if exchange.wait is None else self._waitingAgent
         sent: Deferred[Any] = agent.request(
@@ -411,12 +454,30 @@ class JSONTransport:
             _WITHOUT_BODY if body is None else _WITH_BODY,
             None if body is None else BytesProducer(body),
         )
-        if serversLeft > 1 and exchange.repeatable:
+        if serversLeft > 1 and (exchange.repeatable or exchange.isTraced):
             # No server can be asked to wait for a shorter time than the others.
             wait = exchange.wait or 0.0
-            share = wait + (exchange.deadline - wait - self._clock.seconds()) / serversLeft
+            left = exchange.deadline - wait - self._clock.seconds()
+            share = wait + max(left / serversLeft, min(left / 2, _SHORTEST_SHARE))
             sent.addTimeout(max(0.0, share), self._clock, lambda _, timeout: Failure(_TookTooLong()))
+        if exchange.wait is not None:
+            self._holdBack(server, sent)
         return sent
+
+    def _holdBack(self, server: int, sent: Deferred[Any]) -> None:
+        isTaken = False
+
+        def takeAway() -> None:
+            nonlocal isTaken
+            isTaken = True
+            sent.cancel()
+
+        def over(result: Any) -> Any:
+            del self._heldBack[sent]
+            return Failure(_TookTooLong()) if isTaken and isinstance(result, Failure) else result
+
+        self._heldBack[sent] = server, takeAway
+        sent.addBoth(over)
 
     def _response(self, exchange: _Exchange, answer: WholeResponse) -> Response:
         value = None
@@ -469,6 +530,7 @@ class Transport:
     :param random: gives numbers from 0 to 1; draws the server to begin with.
     :ivar timeout: seconds that a request may take, unless it says otherwise.
     :ivar extensions: the extensions of the API that the registry has, by its last answer.
+    :ivar isClosed: whether :meth:`close` was called.
     """
 
     def __init__(
@@ -483,6 +545,7 @@ class Transport:
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         self.extensions: frozenset[str] = frozenset()
+        self.isClosed = False
         self._agent = agent
         self._waitingAgent = waitingAgent
         self._clock = clock
@@ -505,6 +568,7 @@ class Transport:
         timeout: float | None = None,
         repeatable: bool | None = None,
         wait: float | None = None,
+        isTraced: bool = False,
     ) -> Deferred[Response]:
         """
         Ask the registry.
@@ -518,12 +582,14 @@ class Transport:
             by default a GET, PUT or DELETE may.
         :param wait: seconds for which the registry is asked to hold its answer back; they are added to the *timeout*.
             Such a request takes nobody's place in the queue.
+        :param isTraced: whether the caller finds out what came of a request that may not be repeated. Then the first of
+            several servers has its share of the *timeout*, and no more.
         :return: fires with the :class:`Response`, a 2xx. Fails with :class:`~txserviceregistry.errors.APIError` or a
             subclass for any other status, and with ``ConnectionFailed``, ``RequestTimedOut``, ``MalformedResponse`` or
             ``AuthenticationFailed``.
         """
         exchange = self._json.exchange(
-            method, path, query=query, body=body, timeout=timeout, repeatable=repeatable, wait=wait
+            method, path, query=query, body=body, timeout=timeout, repeatable=repeatable, wait=wait, isTraced=isTraced
         )
         return self._json.inTime(exchange, self._send(exchange, body))
 
@@ -560,6 +626,11 @@ class Transport:
         self._session = session
 
     @property
+    def servers(self) -> int:
+        """How many servers the registry has; 0 before the first session."""
+        return self._json.servers
+
+    @property
     def baseUrl(self) -> str:
         """The tenant's URL that worked last; after a first answer."""
         return self._json.baseUrl
@@ -584,6 +655,7 @@ class Transport:
 
     def close(self) -> None:
         """End the pauses. The requests end with their agent."""
+        self.isClosed = True
         for pause in list(self._pauses):
             pause.errback(ClientClosed("This client has been closed"))
 

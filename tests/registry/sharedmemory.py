@@ -141,6 +141,9 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
         return self._reached(lambda: self._memory.setValue(tenant, *rest).addCallback(kept))
 
+    def listEvents(self, *arguments: Any) -> Deferred[Any]:
+        return self._reached(lambda: self._memory.listEvents(*arguments))
+
     # -- ISharedStore
 
     def follow(self, listener: IStoreListener) -> None:

@@ -170,6 +170,19 @@ class SharingTests(SynchronousTestCase):
         self.beat(self.a, token)
         self.assertEqual(self.events(self.a), ["service.join"])
 
+    def test_whoFollowsOneThatIsCutOffIsTold(self) -> None:
+        """A request that waits for events, which A can't hear of any more, is answered at once, with 503."""
+        self.create(self.a)
+        marker = self.successResultOf(self.a.listEvents(T, None, 1, None)).values[-1]["id"]
+        waiting = [node.awaitEvents(T, marker, 100, None, 30) for node in (self.a, self.b)]
+        self.passes(1)
+        self.stores[0].cutOff()
+        self.passes(0.1)
+        self.assertEqual(self.fault(waiting[0])[0], 503)
+        self.assertNoResult(waiting[1])
+        waiting[1].cancel()
+        self.failureResultOf(waiting[1])
+
     def test_whenAllAreCutOffDeadlinesWait(self) -> None:
         """The time without a store is given back: after it every service has a full timeout."""
         token = self.create(self.a)

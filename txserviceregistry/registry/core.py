@@ -143,7 +143,7 @@ class Registry:
             work=self._work,
             ask=None if shared is None else shared.secondsLeft,
         )
-        self._sharing = None if shared is None else Sharing(shared, self._lives, self._followers.tell)
+        self._sharing = None if shared is None else Sharing(shared, self._lives, self._followers)
         self._dropping: IDelayedCall | None = None
         self._heartbeats = 0
         self._expirations = 0

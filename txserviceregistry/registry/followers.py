@@ -92,6 +92,10 @@ class Followers:
         if self._told and self._telling is None:
             self._telling = self._clock.callLater(0, self._tellSome)
 
+    def tellAll(self) -> None:
+        """Everybody has to look at the feed again."""
+        self.tell(list(self._waiting))
+
     def end(self) -> None:
         """Nobody waits any more, and nobody will."""
         self._ended = True

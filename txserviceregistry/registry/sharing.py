@@ -5,7 +5,7 @@ heartbeat, and what it does not know yet it asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 
 from twisted.internet.defer import DeferredSemaphore
 from zope.interface import implementer
@@ -13,6 +13,7 @@ from zope.interface import implementer
 from ..deferred import returnsDeferred
 from .deadlines import Life
 from .faults import notFound, systemFailure
+from .followers import Followers
 from .lives import Lives
 from .remembered import Shared
 from .stores.interfaces import ISharedStore, IStoreListener, LivingService, NoSuchObject, StoreUnavailable
@@ -33,13 +34,13 @@ class Sharing:
 
     :param store: the store.
     :param lives: the lives of the services, of which this registry hears only some.
-    :param tell: tells those who wait for something new in these tenants' feeds.
+    :param followers: those who wait for something new in a feed.
     """
 
-    def __init__(self, store: ISharedStore, lives: Lives, tell: Callable[[Collection[str]], None]) -> None:
+    def __init__(self, store: ISharedStore, lives: Lives, followers: Followers) -> None:
         self._store = store
         self._lives = lives
-        self._tell = tell
+        self._followers = followers
         self._looking: Shared[tuple[str, str], None] = Shared()
         self._looks = DeferredSemaphore(_LOOKS)
 
@@ -113,11 +114,13 @@ class Sharing:
 
     def news(self, tenant: str) -> None:
         """See :meth:`IStoreListener.news`."""
-        self._tell((tenant,))
+        self._followers.tell((tenant,))
 
     def lost(self) -> None:
         """See :meth:`IStoreListener.lost`."""
         self._lives.suspend()
+        # Nothing new is heard here: those who wait for it find that out, and may go to another registry.
+        self._followers.tellAll()
 
     def synchronized(self, living: Sequence[LivingService], wasLost: bool) -> None:
         """See :meth:`IStoreListener.synchronized`."""
