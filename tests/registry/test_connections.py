@@ -210,6 +210,14 @@ class LineTests(LimitsCase):
         stranger.send(b" / HTTP/1.1\r\n\r\n")
         self.assertEqual(self.codes(stranger), [404])
 
+    def test_manyRequestsWithBodies(self) -> None:
+        """A body in between makes no difference."""
+        stranger = self.connect()
+        stranger.send(requestBytes("POST", SERVICES, b"{}") * 24)
+        self.assertEqual(self.codes(stranger), [401] * 10)
+        self.api.clock.advance(0)
+        self.assertEqual(self.codes(stranger), [401] * 14)
+
     def test_whoIsKnownDoesNotWait(self) -> None:
         """However many strangers ask, who is known is answered at once; the strangers one after the other."""
         known = self.known()

@@ -5,6 +5,7 @@ Where a registry listens: what becomes of endpoint strings with TLS, good and ba
 from __future__ import annotations
 
 import configparser
+import select
 import socket
 import ssl
 from pathlib import Path
@@ -134,6 +135,25 @@ class ListeningTests(FilesCase):
         self.addCleanup(lambda: registry.stopService() if registry.running else None)
         await registry.whenListening()
         return registry
+
+    async def test_manyConnectAtOnce(self) -> None:
+        """A crowd that comes in one moment finds a place to wait, unless the endpoint string says otherwise."""
+        for endpoint, isRoomy in [
+            ("tcp:0:interface=127.0.0.1", True),
+            ("tcp:0:interface=127.0.0.1:backlog=20", False),
+            (self.endpoint(commonHolder()), True),
+        ]:
+            port = await parseEndpoint(reactor, endpoint).listen(Factory())
+            crowd = [socket.socket() for _ in range(200)]
+            for one in crowd:
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.1", port.getHost().port))
+            # The reactor has accepted none of them so far.
+            _, connected, _ = select.select([], crowd, [], 0)
+            self.assertEqual(len(connected) == 200, isRoomy, endpoint)
+            for one in crowd:
+                one.close()
+            await port.stopListening()
 
     def raxrc(self, section: str, option: str) -> str | None:
         parser = configparser.ConfigParser(interpolation=None)

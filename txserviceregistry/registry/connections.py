@@ -20,7 +20,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-__all__ = ["ConnectionLimits", "Connections", "IConnection", "Line", "availableFiles", "peerOf", "raiseFileLimit"]
+__all__ = ["ConnectionLimits", "Connections", "Evictable", "Line", "availableFiles", "peerOf", "raiseFileLimit"]
 
 #: File descriptors that are not for connections: the store, the log, listeners, and those that are accepted in the turn
 #: of the reactor in which others are closed.
@@ -94,7 +94,7 @@ def peerOf(address: IAddress) -> str:
     return "local sockets"
 
 
-class IConnection(Protocol):
+class Evictable(Protocol):
     """
     What is kept here.
 
@@ -116,17 +116,17 @@ class _Waiting:
 
     def __init__(self) -> None:
         # A dict keeps the order in which things came; and what comes again, comes last.
-        self.strangers: dict[IConnection, None] = {}
-        self.known: dict[IConnection, None] = {}
+        self.strangers: dict[Evictable, None] = {}
+        self.known: dict[Evictable, None] = {}
 
-    def add(self, connection: IConnection) -> None:
+    def add(self, connection: Evictable) -> None:
         (self.known if connection.isKnown else self.strangers)[connection] = None
 
-    def discard(self, connection: IConnection) -> None:
+    def discard(self, connection: Evictable) -> None:
         self.strangers.pop(connection, None)
         self.known.pop(connection, None)
 
-    def first(self) -> IConnection | None:
+    def first(self) -> Evictable | None:
         """Who has to go before all others."""
         for waiting in (self.strangers, self.known):
             for connection in waiting:
@@ -163,7 +163,7 @@ class Connections:
         """How many there are."""
         return self._count
 
-    def opened(self, connection: IConnection) -> None:
+    def opened(self, connection: Evictable) -> None:
         """There is a new one, from which nothing has come so far."""
         self._count += 1
         self._byPeer[connection.peer] += 1
@@ -174,7 +174,7 @@ class Connections:
         else:
             self.waits(connection)
 
-    def closed(self, connection: IConnection) -> None:
+    def closed(self, connection: Evictable) -> None:
         """One is gone."""
         self.answers(connection)
         self._count -= 1
@@ -182,12 +182,12 @@ class Connections:
         if not self._byPeer[connection.peer]:
             del self._byPeer[connection.peer]
 
-    def waits(self, connection: IConnection) -> None:
+    def waits(self, connection: Evictable) -> None:
         """Nothing is being answered on it."""
         self._waiting.add(connection)
         self._waitingByPeer.setdefault(connection.peer, _Waiting()).add(connection)
 
-    def answers(self, connection: IConnection) -> None:
+    def answers(self, connection: Evictable) -> None:
         """A request has come in whole, and is being answered."""
         self._waiting.discard(connection)
         ofPeer = self._waitingByPeer.get(connection.peer)
@@ -196,7 +196,7 @@ class Connections:
             if ofPeer.first() is None:
                 del self._waitingByPeer[connection.peer]
 
-    def _makeRoom(self, waiting: _Waiting | None, newcomer: IConnection) -> None:
+    def _makeRoom(self, waiting: _Waiting | None, newcomer: Evictable) -> None:
         victim = None if waiting is None else waiting.first()
         if victim is None:
             victim = newcomer

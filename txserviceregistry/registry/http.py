@@ -329,6 +329,7 @@ class ApiChannel(http.HTTPChannel):
     # What has come, and waits in the line; and how many requests have been answered since it came.
     _held: bytes | None = None
     _answered = 0
+    _isTaking = False
     # Whether the client does not read what it is sent.
     _isClogged = False
     _isGone = False
@@ -371,7 +372,18 @@ class ApiChannel(http.HTTPChannel):
             self.site.line.spend(partial(self._take, held))
 
     def _take(self, data: bytes) -> None:
+        if self._isTaking:
+            # What came behind a body is handed in once more, and counts for the same turn.
+            self._takeMore(data)
+            return
+        self._isTaking = True
         self._answered = 0
+        try:
+            self._takeMore(data)
+        finally:
+            self._isTaking = False
+
+    def _takeMore(self, data: bytes) -> None:
         if self._isNew:
             self._isNew = False
             if data.startswith(_TLS_HANDSHAKE):

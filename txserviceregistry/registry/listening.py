@@ -31,6 +31,10 @@ __all__ = ["EndpointError", "Listener", "TLSEndpoint", "listenerOf", "nearest", 
 #: So many days before its certificate expires, a registry that starts says so.
 WARNING_DAYS = 14.0
 
+#: How many connections may wait to be accepted, where the endpoint string does not say. When a registry comes back, all
+#: of its clients connect at the same moment, and those for which there is no place try again only after a second.
+BACKLOG = 1_000
+
 _EXAMPLE = "ssl:8443:privateKey=key.pem:certKey=cert.pem"
 _NAMES = ("port", "privateKey", "certKey", "extraCertChain", "interface", "backlog")
 _LOOPBACK = ("127.0.0.1", "::1")
@@ -114,6 +118,8 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
     if description.startswith("ssl:"):
         return _tlsEndpoint(reactor, description)
+    if description.startswith(("tcp:", "tcp6:")) and ":backlog=" not in description:
+        description += f":backlog={BACKLOG}"
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
     except LookupError:
@@ -150,7 +156,7 @@ def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:
         reactor,
         _number(arguments, "port", None),
         options,
-        _number(arguments, "backlog", 50),
+        _number(arguments, "backlog", BACKLOG),
         arguments.get("interface", ""),
         path=certificatePath,
         certificate=own,
