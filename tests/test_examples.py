@@ -84,3 +84,28 @@ class ExampleTests(ProcessTestCase):
         worker.kill("INT")
         await worker.ended
         self.assertNoTraceback()
+
+
+class ClusterTests(ProcessTestCase):
+    """The example that brings its own registries."""
+
+    async def test_nothingIsNoticed(self) -> None:
+        """
+        Members of etcd and registries are killed, and the application notices nothing; and no process and no folder is
+        left. (Where no etcd is installed that may be killed, it says in one line what is lacking.)
+        """
+        folder = os.path.join(self.home, "tmp")
+        os.mkdir(folder)
+        cluster = self.spawn(
+            os.path.basename(sys.executable),
+            str(EXAMPLES / "cluster" / "cluster.py"),
+            environment={"TMPDIR": folder},
+        )
+        await cluster.ended
+        if "There is no etcd here that may be killed" in cluster.errors:
+            self.assertEqual((cluster.exitCode, cluster.errors.count("\n")), (1, 1))
+            return
+        self.assertEqual((cluster.exitCode, cluster.errors), (0, ""), cluster.output)
+        self.assertIn("nothing was noticed", cluster.output)
+        self.assertEqual(len(re.findall(r"killed", cluster.output)), 4)
+        self.assertEqual(os.listdir(folder), [])
