@@ -16,7 +16,7 @@ from service_identity import CertificateError as UnreadableNames
 from service_identity import VerificationError
 from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.error import ConnectionClosed
+from twisted.internet.error import ConnectionClosed, VerifyError
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import (
     Certificate,
@@ -211,7 +211,7 @@ def _ownCertificate(certFile: str, keyFile: str) -> PrivateCertificate:
             raise InvalidSettings(f"The file {path} can't be read: {error.strerror}")
     try:
         loaded: PrivateCertificate = PrivateCertificate.loadPEM(b"\n".join(pieces))
-    except (CertificateError, ValueError):
+    except (CertificateError, VerifyError, ValueError):
         raise InvalidSettings(f"{certFile} and {keyFile} are not a PEM certificate and its private key")
     return loaded
 

@@ -49,6 +49,13 @@ class CommandLineTests(OptionsCase):
             {
                 "listen": [DEFAULT_LISTEN],
                 "store": "sqlite",
+                "etcd": ["http://127.0.0.1:2379"],
+                "etcd-prefix": "/txserviceregistry/",
+                "etcd-user": None,
+                "etcd-password-file": None,
+                "etcd-ca-file": None,
+                "etcd-cert-file": None,
+                "etcd-key-file": None,
                 "max-services": 200,
                 "max-configuration-values": 1000,
                 "rate-limit": (500_000, 86_400.0),
