@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -175,8 +175,15 @@ class Lives:
 
     async def _judge(self, life: Life, ask: Callable[[str, str, str], Deferred[float]]) -> None:
         """Find out whether a service whose deadline has passed, as far as is known here, was heard elsewhere."""
+
+        def question() -> Deferred[float]:
+            if self.find(life.tenant, life.id, life.incarnation) is not life:
+                # While it waited for its turn somebody else has found out.
+                return succeed(self.PAUSE)
+            return ask(life.tenant, life.id, life.incarnation)
+
         try:
-            left = await self._questions.run(ask, life.tenant, life.id, life.incarnation)
+            left = await self._questions.run(question)
         except StoreUnavailable:
             left = self.PAUSE
         if self.find(life.tenant, life.id, life.incarnation) is not life:

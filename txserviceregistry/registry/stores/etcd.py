@@ -89,6 +89,11 @@ _PAGE = 1000
 #: Seconds between two times that the time of a service's heartbeats is written.
 _SEEN_INTERVAL = 300.0
 _SEEN_AT_ONCE = 8
+#: Seconds after which what was found out about a lease is no ground to call anybody dead: this process, or etcd, may
+#: have stood still meanwhile.
+_EVIDENCE_AGE = 3.0
+#: Seconds that a change may take before the lease that was granted for it begins anew.
+_PROMPT = 0.5
 #: Seconds without etcd after which nobody is let wait for it any longer.
 _GIVE_UP = 3.0
 
@@ -194,8 +199,9 @@ class EtcdStore:
         self._seenWritten: dict[tuple[str, str], tuple[str, float]] = {}
         self._seenDue: dict[tuple[str, str], int] = {}
         self._background: set[Deferred[Any]] = set()
-        # What the alive key's revision was when a deadline was found to have passed.
-        self._evidence: dict[tuple[str, str, str], int] = {}
+        self._seenWriters = 0
+        # What the alive key's revision was when a deadline was found to have passed, and when that was.
+        self._evidence: dict[tuple[str, str, str], tuple[int, float]] = {}
         self._revision = 0
         self._compactTo = 0
 
@@ -230,13 +236,15 @@ class EtcdStore:
     @returnsDeferred
     async def close(self) -> None:
         """See :meth:`IStore.close`."""
-        isOpen, self._isOpen = self._isOpen, False
         self._listener = None
-        if isOpen:
+        try:
             await self._groups.whenIdle()
             await DeferredList(list(self._background))
+        finally:
+            # Whoever waits for this may have run out of patience.
+            self._isOpen = False
             await self._node.stop()
-        await self._pool.close()
+            await self._pool.close()
 
     def _check(self) -> None:
         if not self._isOpen:
@@ -335,9 +343,10 @@ class EtcdStore:
         if kind == "services":
             tenant, id = self._name(change.now)
             if change.isDeleted:
-                held = self._held.pop((tenant, id), None)
-                self._seenWritten.pop((tenant, id), None)
+                # What is held may be a later life, which was made here, and which this does not tell of.
+                held = self._held.get((tenant, id)) if change.before is None else self._hold(change.before)
                 if held is not None:
+                    self._forget(tenant, id, held.incarnation)
                     listener.vanished(tenant, id, held.incarnation)
             else:
                 held = self._held[tenant, id] = self._hold(change.now)
@@ -404,6 +413,7 @@ class EtcdStore:
         """See :meth:`IStore.createService`."""
         key, aliveKey = self._serviceKeys(tenant, id)
         lease = newLease()
+        granted = self._reactor.seconds()
         await self._asked(self._etcd.grant(lease, heartbeatTimeout + MARGIN))
 
         def create(draft: Draft) -> _Record:
@@ -427,7 +437,16 @@ class EtcdStore:
         incarnation = self._idsOf(tenant).idAt(record.position)
         self._held[tenant, id] = _Held(incarnation, heartbeatTimeout, lease)
         self._seen.pop((tenant, id), None)
+        await self._begin(lease, granted)
         return self._service(tenant, id, record)
+
+    async def _begin(self, lease: int, granted: float) -> None:
+        """A service has a full timeout from when its registration, or its change, is acknowledged."""
+        if self._reactor.seconds() - granted > _PROMPT:
+            try:
+                await self._keepAlives.keep(lease)
+            except (StoreUnavailable, EtcdError):
+                pass  # it has what is left of it; the change has been made
 
     @returnsDeferred
     async def getService(self, tenant: str, id: str) -> ServiceRecord:
@@ -474,6 +493,7 @@ class EtcdStore:
         """See :meth:`IStore.updateService`."""
         key, aliveKey = self._serviceKeys(tenant, id)
         lease = 0
+        granted = self._reactor.seconds()
         if heartbeatTimeout is not None:
             lease = newLease()
             await self._asked(self._etcd.grant(lease, heartbeatTimeout + MARGIN))
@@ -502,6 +522,7 @@ class EtcdStore:
         if lease:
             self._seenWritten.pop((tenant, id), None)
             self._inBackground(self._etcd.revoke(oldLease))
+            await self._begin(lease, granted)
         return self._service(tenant, id, changed)
 
     def _living(self, draft: Draft, tenant: str, key: str, incarnation: str) -> _Record:
@@ -536,50 +557,62 @@ class EtcdStore:
         draft.clock.services -= 1
 
     def _letGo(self, tenant: str, id: str, incarnation: str, lease: int) -> None:
+        self._forget(tenant, id, incarnation)
+        self._inBackground(self._etcd.revoke(lease))
+
+    def _forget(self, tenant: str, id: str, incarnation: str) -> None:
+        self._evidence.pop((tenant, id, incarnation), None)
         held = self._held.get((tenant, id))
         if held is not None and held.incarnation == incarnation:
             del self._held[tenant, id]
             self._seen.pop((tenant, id), None)
             self._seenWritten.pop((tenant, id), None)
-        self._inBackground(self._etcd.revoke(lease))
 
     @returnsDeferred
     async def expireServices(self, deaths: Sequence[Death]) -> None:
         """See :meth:`IStore.expireServices`."""
         self._check()
-        buried = [self._bury(death) for death in deaths]
-        outcomes: Any = await DeferredList(buried, consumeErrors=True)
+        outcomes: Any = await DeferredList([self._bury(death) for death in deaths], consumeErrors=True)
         for succeeded, result in outcomes:
             if not succeeded and not result.check(NoSuchObject):
                 result.raiseException()
+        for death in deaths:
+            self._evidence.pop((death.tenant, death.id, death.incarnation), None)
+        living = [death for death, (_, isBuried) in zip(deaths, outcomes, strict=True) if isBuried is False]
+        if living:
+            # In the next turn, when whoever buries has forgotten them.
+            self._reactor.callLater(0, self._reappear, living)
 
     @returnsDeferred
-    async def _bury(self, death: Death) -> None:
+    async def _bury(self, death: Death) -> bool:
+        """Whether it is dead after all."""
         key, aliveKey = self._serviceKeys(death.tenant, death.id)
-        evidence = self._evidence.pop((death.tenant, death.id, death.incarnation), None)
+        # It stays until all of them are kept: what fails is tried again.
+        evidence = self._evidence.get((death.tenant, death.id, death.incarnation))
 
         def expire(draft: Draft) -> _Record | None:
             record = self._living(draft, death.tenant, key, death.incarnation)
-            if evidence is not None and draft.modified(aliveKey) not in (0, evidence):
-                # It was heartbeated, and found its lease gone: it has another one.
-                return None
+            if evidence is not None:
+                modified, found = evidence
+                # It was heartbeated, and found its lease gone: it has another one. Or it may have been meanwhile.
+                if draft.modified(aliveKey) not in (0, modified) or self._reactor.seconds() - found > _EVIDENCE_AGE:
+                    return None
             draft.guard(aliveKey)
             self._take(draft, death.id, key, aliveKey, record, "service.timeout", death.timestamp)
             return record
 
         record = await self._asked(self._groups.do(death.tenant, [key, aliveKey], expire))
-        if record is not None:
-            self._letGo(death.tenant, death.id, death.incarnation, record.lease)
-            return
-        held = self._held.get((death.tenant, death.id))
-        if held is not None:
-            # In the next turn, when whoever buries has forgotten it.
-            self._reactor.callLater(0, self._reappear, death.tenant, death.id, held)
+        if record is None:
+            return False
+        self._letGo(death.tenant, death.id, death.incarnation, record.lease)
+        return True
 
-    def _reappear(self, tenant: str, id: str, held: _Held) -> None:
-        if self._listener is not None:
-            seen = self._seen.get((tenant, id))
-            self._listener.appeared(LivingService(tenant, id, held.incarnation, held.timeout, seen))
+    def _reappear(self, living: Sequence[Death]) -> None:
+        for each in living:
+            held = self._held.get((each.tenant, each.id))
+            if self._listener is not None and held is not None:
+                seen = self._seen.get((each.tenant, each.id))
+                self._listener.appeared(LivingService(each.tenant, each.id, held.incarnation, held.timeout, seen))
 
     @returnsDeferred
     async def beat(self, tenant: str, id: str, incarnation: str) -> bool:
@@ -589,36 +622,50 @@ class EtcdStore:
         if held is not None and isKnown and await self._asked(self._keepAlives.keep(held.lease)):
             return True
         # The lease is gone: etcd was stopped, or the service has been updated, or has ended. The record tells.
-        key, aliveKey = self._serviceKeys(tenant, id)
+        _, aliveKey = self._serviceKeys(tenant, id)
         while True:
-            done = await self._asked(self._etcd.txn((), [reading(key), reading(aliveKey)]))
-            found, alive = ((kept or [None])[0] for kept in done.found)
-            if found is None or self._hold(found).incarnation != incarnation:
+            found, alive = await self._recordOf(tenant, id, incarnation)
+            if found is None:
                 return False
             held = self._held[tenant, id] = self._hold(found)
-            await self._asked(self._etcd.grant(held.lease, held.timeout + MARGIN))
-            revisions = [Compare(key, found.modified), Compare(aliveKey, alive.modified if alive else 0)]
+            if not await self._asked(self._keepAlives.keep(held.lease)):
+                await self._asked(self._etcd.grant(held.lease, held.timeout + MARGIN))
+            elif alive is not None and alive.lease == held.lease:
+                return True
+            revisions = [Compare(found.key, found.modified), Compare(aliveKey, alive.modified if alive else 0)]
             done = await self._asked(self._etcd.txn(revisions, [put(aliveKey, b"1", held.lease)]))
             if done.succeeded:
                 self._seenWritten.pop((tenant, id), None)
                 return True
+
+    async def _recordOf(self, tenant: str, id: str, incarnation: str) -> tuple[KeyValue | None, KeyValue | None]:
+        """A service's record and its alive key as they are at one moment; ``None`` for what is not there."""
+        done = await self._asked(self._etcd.txn((), [reading(key) for key in self._serviceKeys(tenant, id)]))
+        found, alive = ((kept or [None])[0] for kept in done.found)
+        if found is None or self._hold(found).incarnation != incarnation:
+            return None, None
+        return found, alive
 
     @returnsDeferred
     async def secondsLeft(self, tenant: str, id: str, incarnation: str) -> float:
         """See :meth:`ISharedStore.secondsLeft`."""
         self._check()
         held = self._held.get((tenant, id))
-        if held is None or held.incarnation != incarnation:
+        if held is not None and held.incarnation == incarnation:
+            left = await self._left(held)
+            if left >= 0:
+                return left
+        # What is found dead is looked at once more, so that a lease that begins anew from now on is seen, and so is
+        # another one: that what is held here is old proves nothing.
+        found, alive = await self._recordOf(tenant, id, incarnation)
+        if found is None:
             return -1.0
-        left = await self._left(held)
-        if left >= 0:
-            return left
-        # What is found dead is looked at once more, so that a lease that begins anew from now on is seen.
-        _, aliveKey = self._serviceKeys(tenant, id)
-        alive = await self._asked(self._etcd.get(aliveKey))
+        held = self._held[tenant, id] = self._hold(found)
         left = await self._left(held)
         if left < 0:
-            self._evidence[tenant, id, incarnation] = 0 if alive is None else alive.modified
+            if self._listener is not None and not self._node.isSteady:
+                return 0.0
+            self._evidence[tenant, id, incarnation] = alive.modified if alive else 0, self._reactor.seconds()
         return left
 
     async def _left(self, held: _Held) -> float:
@@ -637,20 +684,24 @@ class EtcdStore:
             return
         self._seenWritten[tenant, id] = incarnation, now
         self._seenDue[tenant, id] = lastSeen
-        if len(self._seenDue) <= _SEEN_AT_ONCE:
+        if self._seenWriters < _SEEN_AT_ONCE:
             self._inBackground(self._writeSeen())
 
     @returnsDeferred
     async def _writeSeen(self) -> None:
-        while self._seenDue:
-            (tenant, id), lastSeen = self._seenDue.popitem()
-            held = self._held.get((tenant, id))
-            if held is not None:
-                key = f"{self._prefix}seen/{tenant}/{id}"
-                try:
-                    await self._etcd.txn((), [put(key, str(lastSeen).encode("ascii"), held.lease)], patience=0)
-                except EtcdError:
-                    pass  # the lease is gone, and with it the service, or it begins anew
+        self._seenWriters += 1
+        try:
+            while self._seenDue:
+                (tenant, id), lastSeen = self._seenDue.popitem()
+                held = self._held.get((tenant, id))
+                if held is not None:
+                    key = f"{self._prefix}seen/{tenant}/{id}"
+                    try:
+                        await self._etcd.txn((), [put(key, str(lastSeen).encode("ascii"), held.lease)], patience=0)
+                    except EtcdError:
+                        pass  # the lease is gone, and with it the service, or it begins anew
+        finally:
+            self._seenWriters -= 1
 
     @returnsDeferred
     async def livingServices(self) -> list[LivingService]:

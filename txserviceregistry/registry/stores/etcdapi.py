@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.errors import ServiceRegistryError
+from txserviceregistry.registry.remembered import Shared
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.transport import JSONTransport
 
@@ -56,6 +57,9 @@ KEEP_ALIVES = 14
 _UNAVAILABLE = 14
 _PASSING = frozenset({2, 4, 8, _UNAVAILABLE})
 _UNAUTHENTICATED = 16
+# INVALID_ARGUMENT, with which etcd answers a token from before a change of its users.
+_INVALID = 3
+_OLD_TOKEN = "revision of auth store is old"
 _TXN = "kv/txn"
 
 
@@ -226,6 +230,7 @@ class Etcd:
         self._user = user
         self._gate = gate
         self._onContact = onContact
+        self._authenticating: Shared[None, None] = Shared()
 
     @returnsDeferred
     async def txn(
@@ -281,10 +286,10 @@ class Etcd:
                 raise
 
     @returnsDeferred
-    async def revoke(self, lease: int) -> None:
+    async def revoke(self, lease: int, *, patience: float = PATIENCE) -> None:
         """End a lease, and the keys that go with it. One that is not there is no error."""
         try:
-            await self._ask("lease/revoke", {"ID": str(lease)})
+            await self._ask("lease/revoke", {"ID": str(lease)}, patience)
         except EtcdError as error:
             if error.code != 5:
                 raise
@@ -296,15 +301,20 @@ class Etcd:
 
         :return: fires with whether each was there.
         """
-        asked = [{"ID": str(lease)} for lease in leases]
-        answers = await self._askLines("lease/keepalive", asked)
-        alive = {int(answer["result"].get("ID", 0)): int(answer["result"].get("TTL", 0)) > 0 for answer in answers}
+        alive = await self._keepAlive(leases)
         missing = [lease for lease in leases if lease not in alive]
         for lease in missing:
             # Several in one request is nothing that etcd promises: those without an answer are asked alone.
-            (answer,) = await self._askLines("lease/keepalive", [{"ID": str(lease)}])
-            alive[lease] = int(answer["result"].get("TTL", 0)) > 0
+            alive |= await self._keepAlive([lease])
+            if lease not in alive:
+                raise StoreUnavailable("etcd: it does not say whether a lease is there")
         return [alive[lease] for lease in leases]
+
+    async def _keepAlive(self, leases: Sequence[int]) -> dict[int, bool]:
+        answers = await self._askLines("lease/keepalive", [{"ID": str(lease)} for lease in leases])
+        # What goes wrong in the middle is a line of another kind, under a 200 all the same.
+        results = [answer["result"] for answer in answers or () if isinstance(answer.get("result"), dict)]
+        return {int(result.get("ID", 0)): int(result.get("TTL", 0)) > 0 for result in results}
 
     @returnsDeferred
     async def timeToLive(self, lease: int) -> tuple[int, int]:
@@ -350,7 +360,8 @@ class Etcd:
     async def _askOnce(self, path: str, body: Any, lines: bool) -> Any:
         for isSecond in (False, True):
             if self._user is not None and self._user.token is None:
-                await self._authenticate(self._user)
+                await self._authenticating.do(None, self._authenticate)
+            token = None if self._user is None else self._user.token
             sent = self._clock.seconds()
             response = await self._transport.request("POST", f"/v3/{path}", body=body, repeatable=True, lines=lines)
             answer = response.json
@@ -365,12 +376,18 @@ class Etcd:
                 int(fault.get("code", _UNAVAILABLE)),
                 str(fault.get("message") or fault.get("error") or f"HTTP {response.status}"),
             )
-            if error.code != _UNAUTHENTICATED or self._user is None or isSecond:
+            isOld = error.code == _INVALID and _OLD_TOKEN in str(error)
+            if not (isOld or error.code == _UNAUTHENTICATED) or self._user is None or isSecond:
                 raise error
-            self._user.token = None
+            if self._user.token == token:
+                # Else somebody has found out before, and it is another one by now.
+                self._user.token = None
         raise AssertionError("unreachable")
 
-    async def _authenticate(self, user: User) -> None:
+    @returnsDeferred
+    async def _authenticate(self) -> None:
+        user = self._user
+        assert user is not None
         response = await self._transport.request(
             "POST", "/v3/auth/authenticate", body={"name": user.name, "password": user.password}, repeatable=True
         )

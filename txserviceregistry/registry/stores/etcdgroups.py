@@ -19,8 +19,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from txserviceregistry.registry.eventids import positionOf
-from txserviceregistry.registry.stores.etcdapi import Compare, Etcd, KeyValue, deletion, put, reading
-from txserviceregistry.registry.stores.interfaces import StoreError, StoreUnavailable
+from txserviceregistry.registry.stores.etcdapi import Compare, Etcd, EtcdError, KeyValue, deletion, put, reading
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 __all__ = ["Draft", "Groups", "Step"]
 
@@ -119,7 +119,7 @@ class Draft:
         before = self._changes.copy(), self._guards.copy(), attrs.evolve(self.clock)
         try:
             return act(self)
-        except StoreError:
+        except Exception:
             self._changes, self._guards, self.clock = before
             raise
 
@@ -141,7 +141,7 @@ class Step(Generic[_T]):
 
     :ivar reads: the keys that it looks at, two at the most.
     :ivar act: makes the change in a draft, three keys at the most; may be called again, over another draft. What it
-        raises (a :class:`StoreError`) the change fails with.
+        raises the change fails with, and its neighbours do not hear of it.
     """
 
     reads: Collection[str]
@@ -211,6 +211,9 @@ class Groups:
             outcomes: Sequence[Any]
             try:
                 outcomes = await self._group(tenant, steps)
+            except EtcdError as error:
+                # It refuses what one of them asks for: a lease that is gone, say. The others are not to suffer for it.
+                outcomes = [error] if len(steps) == 1 else [await self._alone(tenant, step) for step in steps]
             except Exception as error:
                 outcomes = [error] * len(steps)
             for step, outcome in zip(steps, outcomes, strict=True):
@@ -223,6 +226,13 @@ class Groups:
             idle, self._idle = self._idle, []
             for each in idle:
                 each.callback(None)
+
+    async def _alone(self, tenant: str, step: Step[Any]) -> Any:
+        try:
+            (outcome,) = await self._group(tenant, [step])
+        except Exception as error:
+            return error
+        return outcome
 
     async def _group(self, tenant: str, steps: Sequence[Step[Any]]) -> list[Any]:
         clockKey = f"{self._prefix}clocks/{tenant}"
@@ -258,5 +268,5 @@ class Groups:
 def _attempt(draft: Draft, step: Step[Any]) -> Any:
     try:
         return draft.attempt(step.act)
-    except StoreError as error:
+    except Exception as error:
         return error

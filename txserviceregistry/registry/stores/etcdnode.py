@@ -48,6 +48,10 @@ class Node:
     PRESENCE = 5
     #: Seconds without an answer after which there is no contact. Less than a lease's margin.
     SILENCE = 1.2
+    #: Seconds without an answer after which, for as long as :attr:`RECOVERY`, heartbeats may still be waiting in front
+    #: of etcd: more than two of the beats above.
+    HICCUP = 0.9
+    RECOVERY = 0.5
     #: Seconds without a change on the watch after which it counts as deaf.
     DEAF = 3.0
     #: Seconds between two tries to begin a watch.
@@ -79,9 +83,11 @@ class Node:
         self._onLost = onLost
         self._lease = 0
         self._beats = 0
-        self._contact = reactor.seconds()
+        self._contact = self._heard = reactor.seconds()
+        self._steadyFrom = 0.0
         self._isLost = False
         self._loops: list[LoopingCall] = []
+        self._beating: Deferred[None] | None = None
         self._watch: Watch | None = None
         self._member = 0
         self._again: IDelayedCall | None = None
@@ -90,6 +96,10 @@ class Node:
 
     def contact(self, sent: float) -> None:
         """A request that was sent at *sent* has been answered by a majority of etcd."""
+        now = self._reactor.seconds()
+        if now - self._heard > self.HICCUP:
+            self._steadyFrom = now + self.RECOVERY
+        self._heard = now
         self._contact = max(self._contact, sent)
 
     def secondsAway(self) -> float:
@@ -97,9 +107,13 @@ class Node:
         return float(self._reactor.seconds() - self._contact)
 
     @property
-    def isLost(self) -> bool:
-        """Whether there is no contact, or what has happened since is not known yet."""
-        return self._isLost
+    def isSteady(self) -> bool:
+        """
+        Whether etcd answers without a pause. If not, what it says of leases may be older than heartbeats that have
+        been sent to it: they wait, as everything does.
+        """
+        now = self._reactor.seconds()
+        return not self._isLost and now >= self._steadyFrom and now - self._heard <= self.HICCUP
 
     def start(self, revision: int) -> None:
         """
@@ -107,7 +121,7 @@ class Node:
 
         :param revision: at which everything has been read.
         """
-        self._contact = self._reactor.seconds()
+        self._contact = self._heard = self._reactor.seconds()
         for call, interval in ((self._beat, self.BEAT), (self._look, self.SILENCE / 4)):
             loop = LoopingCall(call)
             loop.clock = self._reactor
@@ -125,6 +139,8 @@ class Node:
         for loop in self._loops:
             if loop.running:
                 loop.stop()
+        if self._beating is not None:
+            self._beating.cancel()
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.stop()
@@ -136,14 +152,20 @@ class Node:
             loading.cancel()
         if not self._lease:
             return gatherResults([])
-        return self._etcd.revoke(self._lease).addErrback(lambda reason: reason.trap(StoreUnavailable, EtcdError))
+        return self._etcd.revoke(self._lease, patience=0).addErrback(
+            lambda reason: reason.trap(StoreUnavailable, EtcdError)
+        )
 
     # -- contact
 
     def _beat(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._writeKey()).addErrback(
-            lambda reason: reason.trap(StoreUnavailable, EtcdError) and None
-        )
+        self._beating = Deferred.fromCoroutine(self._writeKey())
+        return self._beating.addErrback(self._notWritten)
+
+    def _notWritten(self, failure: Failure) -> None:
+        # The loop must go on whatever happens: without it the node would be lost for ever.
+        if not self._isStopped and not failure.check(StoreUnavailable, EtcdError):
+            self._log.failure("A node's key can't be written", failure)
 
     async def _writeKey(self) -> None:
         # One try each time: the next beat is the next try.
@@ -198,14 +220,16 @@ class Node:
         self._again = None
         if self._isStopped or self._loading is not None:
             return
-        self._loading = loading = self._load(self._isLost)
-        loading.addCallbacks(self._loaded, self._notLoaded)
+        wasLost = self._isLost
+        self._loading = loading = self._load(wasLost)
+        loading.addCallbacks(self._loaded, self._notLoaded, callbackArgs=(wasLost,))
 
-    def _loaded(self, revision: int) -> None:
+    def _loaded(self, revision: int, wasLost: bool) -> None:
         self._loading = None
         if self._isStopped:
             return
-        if self._isLost:
+        if wasLost:
+            # Contact that was lost only while this was read is not regained by it: then it is read once more.
             self._isLost = False
             self._log.info("etcd can be reached again")
         self._follow(revision)

@@ -20,11 +20,6 @@ from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExi
 __all__ = ["EtcdUsers"]
 
 
-def _user(found: KeyValue) -> UserRecord:
-    kept = json.loads(found.value)
-    return UserRecord(found.key.rpartition("/")[2], kept["tenant"], kept["key"])
-
-
 class EtcdUsers:
     """
     The users, and their tokens.
@@ -54,7 +49,7 @@ class EtcdUsers:
             users = reading(self._users, endOf(self._users))
             tenants = [reading(prefix, endOf(prefix)) for prefix in self._tenants]
             done = await self._etcd.txn((), [users, reading(self._guard), *tenants])
-            known = {user.name: user for user in map(_user, done.found[0] or ())}
+            known = {user.name: user for user in map(self._user, done.found[0] or ())}
             if name in known:
                 raise ObjectExists(name)
             guards = done.found[1]
@@ -77,7 +72,7 @@ class EtcdUsers:
         """See :meth:`IStore.replaceUserKey`."""
         while True:
             found = await self._found(name)
-            tenant = _user(found).tenant
+            tenant = self._user(found).tenant
             done = await self._etcd.txn(
                 [Compare(found.key, found.modified)], [put(found.key, self._value(tenant, keyHash))]
             )
@@ -91,12 +86,12 @@ class EtcdUsers:
 
     async def get(self, name: str) -> UserRecord:
         """See :meth:`IStore.getUser`."""
-        return _user(await self._found(name))
+        return self._user(await self._found(name))
 
     async def all(self) -> list[UserRecord]:
         """See :meth:`IStore.listUsers`."""
         found, _ = await self._etcd.range(self._users, endOf(self._users))
-        return [_user(each) for each in found]
+        return [self._user(each) for each in found]
 
     async def addToken(self, token: TokenRecord) -> None:
         """See :meth:`IStore.addToken`."""
@@ -123,6 +118,11 @@ class EtcdUsers:
     async def removeToken(self, tokenHash: str) -> None:
         """See :meth:`IStore.removeToken`."""
         await self._etcd.txn((), [deletion(self._tokens + tokenHash)])
+
+    def _user(self, found: KeyValue) -> UserRecord:
+        kept = json.loads(found.value)
+        # A slash may be in a name.
+        return UserRecord(found.key.removeprefix(self._users), kept["tenant"], kept["key"])
 
     def _value(self, tenant: str, keyHash: str) -> bytes:
         return json.dumps({"v": 1, "tenant": tenant, "key": keyHash}, separators=(",", ":")).encode("ascii")

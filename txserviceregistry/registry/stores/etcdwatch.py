@@ -41,10 +41,12 @@ class Change:
     A key was set or deleted.
 
     :ivar now: the key as it is now; of a deleted one only its name, and the revision that deleted it.
+    :ivar before: the key as it was; ``None`` if it was not there, or nobody knows any more.
     :ivar isDeleted: whether it was deleted.
     """
 
     now: KeyValue
+    before: KeyValue | None
     isDeleted: bool
 
 
@@ -79,7 +81,12 @@ class Watch:
         :param prefix: of the keys.
         :param revision: the first whose changes are wanted.
         """
-        create = {"key": encode(prefix), "range_end": encode(endOf(prefix)), "start_revision": str(revision)}
+        create = {
+            "key": encode(prefix),
+            "range_end": encode(endOf(prefix)),
+            "start_revision": str(revision),
+            "prev_kv": True,
+        }
         body = json.dumps({"create_request": create}).encode("ascii")
         self._deaf = self._clock.callLater(self._silence, self._end, "it is silent")
         self._request = self._agent.request(b"POST", f"{url}/v3/watch".encode("ascii"), _HEADERS, BytesProducer(body))
@@ -122,7 +129,8 @@ class Watch:
         for event in result.get("events", ()):
             if self.ended.called:
                 return
-            self._onChange(Change(keyValue(event["kv"]), event.get("type") == "DELETE"))
+            before = keyValue(event["prev_kv"]) if "prev_kv" in event else None
+            self._onChange(Change(keyValue(event["kv"]), before, event.get("type") == "DELETE"))
 
     def _end(self, why: str) -> None:
         self._finish(WatchEnded(why))
