@@ -9,11 +9,13 @@ import itertools
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from functools import cache
 
 _names = itertools.count(1)
@@ -37,38 +39,77 @@ def newPrefix() -> str:
     return f"/test{next(_names)}/"
 
 
-@cache
-def sharedEtcd() -> str:
-    """The URL of an etcd of one member: the one that the extra ``test`` brings."""
-    folder = tempfile.mkdtemp()
-    client, peer = (f"http://127.0.0.1:{port}" for port in freePorts(2))
-    command = [
-        os.path.join(os.path.dirname(sys.executable), "etcd"),
+#: The etcd that the extra ``test`` brings. It is no good for tests that kill it: it loses what it has acknowledged.
+BROUGHT = os.path.join(os.path.dirname(sys.executable), "etcd")
+#: The etcd of the system, which is made for that.
+SYSTEMS = "/usr/bin/etcd"
+
+
+def etcdCommand(
+    folder: str, client: str, peer: str, *more: str, program: str = BROUGHT, name: str = "default", cluster: str = ""
+) -> list[str]:
+    """
+    What starts an etcd.
+
+    :param folder: for its data.
+    :param client: the URL for its clients,
+    :param peer: and the one for the other members.
+    :param cluster: all members, as ``--initial-cluster`` takes them; it alone if not given.
+    """
+    return [
+        program,
+        f"--name={name}",
         f"--data-dir={folder}",
         f"--listen-client-urls={client}",
         f"--advertise-client-urls={client}",
         f"--listen-peer-urls={peer}",
         f"--initial-advertise-peer-urls={peer}",
-        f"--initial-cluster=default={peer}",
+        f"--initial-cluster={cluster or f'{name}={peer}'}",
         "--log-level=error",
-        "--unsafe-no-fsync",
+        *more,
     ]
+
+
+def startEtcd(*more: str, files: tuple[str, str, str] | None = None) -> tuple[str, Callable[[], None]]:
+    """
+    Start an etcd of one member, and wait until it answers.
+
+    :param more: arguments.
+    :param files: with the certificate to trust, and the certificate and the key to show, to ask it over TLS.
+    :return: its URL, and what ends it.
+    """
+    folder = tempfile.mkdtemp()
+    ports = freePorts(2)
+    scheme, context = "http", None
+    if files is not None:
+        scheme, context = "https", ssl.create_default_context(cafile=files[0])
+        context.load_cert_chain(*files[1:])
+    client, peer = f"{scheme}://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
+    command = etcdCommand(folder, client, peer, "--unsafe-no-fsync", *more)
     etcd = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def end() -> None:
         etcd.kill()
         etcd.wait()
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
-    atexit.register(end)
     latest = time.monotonic() + _PATIENCE
     while True:
         try:
-            with urllib.request.urlopen(f"{client}/health", timeout=1) as answer:
+            with urllib.request.urlopen(f"{client}/health", timeout=1, context=context) as answer:
                 if b"true" in answer.read():
-                    return client
+                    return client, end
         except OSError:
             pass
         if etcd.poll() is not None or time.monotonic() > latest:
+            end()
             raise AssertionError("etcd does not start")
         time.sleep(0.02)
+
+
+@cache
+def sharedEtcd() -> str:
+    """The URL of an etcd of one member: the one that the extra ``test`` brings."""
+    url, end = startEtcd()
+    atexit.register(end)
+    return url

@@ -42,6 +42,7 @@ class SharedMemory:
         self.memory = MemoryStore(wallClock=wallClock)
         self.beats: dict[tuple[str, str, str], float] = {}
         self.stores: list[SharedMemoryStore] = []
+        self.hasHadUsers = False
 
     def store(self) -> SharedMemoryStore:
         """The store as one more registry has it."""
@@ -68,13 +69,18 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
     """One registry's view of the store. ``isCutOff`` may be set: then nothing reaches it, until :meth:`reconnect`."""
 
     name = "shared memory"
-    isNew = True
 
     def __init__(self, shared: SharedMemory) -> None:
         super().__init__(shared.memory)
         self._shared = shared
         self.listener: IStoreListener | None = None
         self.isCutOff = False
+        self.isNew = True
+
+    def open(self) -> Deferred[None]:
+        """See :meth:`IStore.open`. What is shared is open already."""
+        self.isNew = not self._shared.hasHadUsers
+        return succeed(None)
 
     def cutOff(self) -> None:
         """Lose the store."""
@@ -89,7 +95,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
     def close(self) -> Deferred[None]:
         """Only this view is closed."""
-        self.listener = None
+        self.listener, self.isCutOff = None, True
         return succeed(None)
 
     # -- IStore, where others have to hear of it
@@ -143,6 +149,13 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
     def listEvents(self, *arguments: Any) -> Deferred[Any]:
         return self._reached(lambda: self._memory.listEvents(*arguments))
+
+    def addUser(self, *arguments: Any) -> Deferred[Any]:
+        def added(user: Any) -> Any:
+            self._shared.hasHadUsers = True
+            return user
+
+        return self._reached(lambda: self._memory.addUser(*arguments).addCallback(added))
 
     # -- ISharedStore
 

@@ -4,14 +4,19 @@ The stores: each passes the suite that all of them pass. What only one of them p
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.loopback import LoopbackTestCase
 from tests.registry.etcds import newPrefix, sharedEtcd
-from tests.registry.storesuite import StoreSuite
+from tests.registry.sharedmemory import SharedMemory, SharedMemoryStore
+from tests.registry.sharedsuite import SharedSuite
+from tests.registry.storesuite import NOW, StoreSuite
 from txserviceregistry.registry.stores.etcd import EtcdStore
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
@@ -49,6 +54,42 @@ class EtcdStoreSuiteTests(StoreSuite, TestCase):
 
     def makeStore(self) -> EtcdStore:
         return EtcdStore(reactor, [sharedEtcd()], prefix=newPrefix(), wallClock=self.wallClock)
+
+
+class SharedMemorySuiteTests(SharedSuite, TestCase):
+    """The fake that stands for a shared store passes the suite of those."""
+
+    def makeStore(self) -> SharedMemoryStore:
+        if not hasattr(self, "shared"):
+            self.clock = Clock()
+            self.shared = SharedMemory(self.clock, lambda: NOW + self.clock.seconds())
+            self.successResultOf(self.shared.memory.open())
+        return self.shared.store()
+
+    def seconds(self) -> float:
+        return self.clock.seconds()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        for _ in range(10_000):
+            if condition():
+                return
+            self.clock.advance(0.01)
+        raise AssertionError("waited in vain")
+
+
+class EtcdStoreSharedSuiteTests(SharedSuite, LoopbackTestCase):
+    """The etcd store passes the suite of shared stores, over a real etcd."""
+
+    def makeStore(self) -> EtcdStore:
+        if not hasattr(self, "prefix"):
+            self.prefix = newPrefix()
+        return EtcdStore(reactor, [sharedEtcd()], prefix=self.prefix)
+
+    def seconds(self) -> float:
+        return time.monotonic()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        await LoopbackTestCase.until(self, condition)
 
 
 class MemoryStoreTests(SynchronousTestCase):

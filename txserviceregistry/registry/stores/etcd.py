@@ -356,7 +356,9 @@ class EtcdStore:
             if change.isDeleted:
                 self._seen.pop(self._name(change.now), None)
             else:
-                self._seen[self._name(change.now)] = int(change.now.value)
+                # What was heard here may be newer than what was written.
+                name = self._name(change.now)
+                self._seen[name] = max(self._seen.get(name, 0), int(change.now.value))
         elif kind == "events" and not change.isDeleted:
             listener.news(rest.partition("/")[0])
 

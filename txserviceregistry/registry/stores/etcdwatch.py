@@ -121,8 +121,9 @@ class Watch:
             self._end("what it says is no watch's answer")
             return
         if result.get("canceled"):
-            # The answer stays open all the same. Most often what was asked for has been compacted.
-            self._end(str(result.get("cancel_reason") or "canceled"))
+            # The answer stays open all the same.
+            isCompacted = "compact_revision" in result
+            self._end(str(result.get("cancel_reason") or ("it was compacted" if isCompacted else "canceled")))
             return
         if self._deaf is not None and result.get("events"):
             self._deaf.reset(self._silence)

@@ -1,0 +1,142 @@
+"""
+A relay between a store and its etcd, which passes on every byte as it comes (a watch's answer has no end), and can be
+cut at any moment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+__all__ = ["Relay"]
+
+_LOOPBACK = "127.0.0.1"
+
+
+class Relay:
+    """
+    Listens on a port of its own.
+
+    :param reactor: connects and listens.
+    :param port: whom to relay to, on loopback.
+    """
+
+    def __init__(self, reactor: Any, port: int) -> None:
+        self.reactor = reactor
+        self.port = port
+        self.ends: set[_End] = set()
+        self.isHung = False
+        self._listener: Any = None
+        self._ownPort = 0
+        self._gone: list[Deferred[None]] = []
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{_LOOPBACK}:{self._ownPort}"
+
+    def start(self) -> None:
+        """Listen, on a port that stays the same."""
+        if self._listener is None:
+            factory = Factory.forProtocol(lambda: _End(self))
+            factory.noisy = False
+            self._listener = self.reactor.listenTCP(self._ownPort, factory, interface=_LOOPBACK)
+            self._ownPort = self._listener.getHost().port
+
+    async def refuse(self) -> None:
+        """Take no new connections."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.stopListening()
+
+    def reset(self) -> None:
+        """Reset the connections that are open."""
+        for end in list(self.ends):
+            end.transport.abortConnection()
+
+    def hang(self) -> None:
+        """Let nothing through; nothing is lost."""
+        self.isHung = True
+        for end in self.ends:
+            end.transport.pauseProducing()
+
+    def heal(self) -> None:
+        """Be a relay again."""
+        self.isHung = False
+        self.start()
+        for end in self.ends:
+            end.transport.resumeProducing()
+
+    def stop(self) -> Deferred[None]:
+        """End it; fires when nothing is left."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.refuse()
+        while self.ends:
+            gone: Deferred[None] = Deferred()
+            self._gone.append(gone)
+            self.reset()
+            await gone
+
+    def lost(self, end: _End) -> None:
+        """One end of a connection is gone."""
+        self.ends.discard(end)
+        if not self.ends:
+            gone, self._gone = self._gone, []
+            for each in gone:
+                each.callback(None)
+
+
+class _End(Protocol):
+    """One end of a connection; the first one makes the other."""
+
+    transport: Any
+
+    def __init__(self, relay: Relay, other: _End | None = None) -> None:
+        self._relay = relay
+        self._other = other
+        self._early: list[bytes] = []
+
+    def connectionMade(self) -> None:
+        self._relay.ends.add(self)
+        if self._relay.isHung:
+            self.transport.pauseProducing()
+        if self._other is None:
+            self._relay.reactor.connectTCP(_LOOPBACK, self._relay.port, _Other(self._relay, self))
+        else:
+            self._other.joined(self)
+
+    def joined(self, other: _End) -> None:
+        self._other = other
+        early, self._early = self._early, []
+        for data in early:
+            other.transport.write(data)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._other is None:
+            self._early.append(data)
+        else:
+            self._other.transport.write(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._relay.lost(self)
+        if self._other is not None and self._other.transport is not None:
+            self._other.transport.abortConnection()
+
+
+class _Other(ClientFactory):
+    noisy = False
+
+    def __init__(self, relay: Relay, first: _End) -> None:
+        self._relay = relay
+        self._first = first
+
+    def buildProtocol(self, addr: object) -> _End:
+        return _End(self._relay, self._first)
+
+    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
+        self._first.transport.abortConnection()

@@ -1,0 +1,268 @@
+"""
+The tests that every shared store passes: the real one over etcd, and the fake in memory that others are tested with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from txserviceregistry.deferred import returnsDeferred
+from txserviceregistry.registry.stores.interfaces import (
+    Death,
+    ISharedStore,
+    IStoreListener,
+    LivingService,
+    NoSuchObject,
+    ServiceRecord,
+    StoreUnavailable,
+)
+
+__all__ = ["Listener", "SharedSuite"]
+
+T = "1"
+NOBODY = "00000000-0000-11ee-8000-000000000000"
+
+
+@implementer(IStoreListener)
+class Listener:
+    """
+    Hears what a store tells.
+
+    :ivar heard: what it was, as it came.
+    """
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def appeared(self, service: LivingService) -> None:
+        self.heard.append(("appeared", service.id, service.incarnation, service.heartbeatTimeout))
+
+    def vanished(self, tenant: str, id: str, incarnation: str) -> None:
+        self.heard.append(("vanished", id, incarnation))
+
+    def news(self, tenant: str) -> None:
+        self.heard.append(("news", tenant))
+
+    def lost(self) -> None:
+        self.heard.append(("lost",))
+
+    def synchronized(self, living: Sequence[LivingService], wasLost: bool) -> None:
+        self.heard.append(("synchronized", sorted(each.id for each in living), wasLost))
+
+
+class SharedSuite:
+    """
+    Mix this into a trial TestCase.
+
+    :ivar a: one registry's view of the store, and
+    :ivar b: another's. Both are open, and followed by a :class:`Listener` of their own.
+    """
+
+    a: Any
+    b: Any
+    listeners: list[Listener]
+
+    def makeStore(self) -> Any:
+        """One more view of the one store, not open."""
+        raise NotImplementedError
+
+    def seconds(self) -> float:
+        """The time that services live by."""
+        raise NotImplementedError
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let time pass until *condition* is true."""
+        raise NotImplementedError
+
+    @returnsDeferred
+    async def setUp(self) -> None:
+        self.listeners = []
+        self.stores: list[Any] = []
+        self.a, self.b = await self.opened(), await self.opened()
+
+    @returnsDeferred
+    async def tearDown(self) -> None:
+        await gatherResults([store.close() for store in self.stores])
+
+    async def opened(self) -> Any:
+        store = self.makeStore()
+        self.stores.append(store)
+        await store.open()
+        await store.livingServices()
+        self.listeners.append(Listener())
+        store.follow(self.listeners[-1])
+        return store
+
+    async def create(self, store: Any, id: str = "web", timeout: int = 30) -> ServiceRecord:
+        return await store.createService(T, id, timeout, (), {}, 1000)
+
+    async def hears(self, number: int, *what: Any) -> None:
+        """Wait until this listener has heard that."""
+        await self.until(lambda: what in self.listeners[number].heard)
+
+    async def refuses(self, kind: type[Exception], work: Any) -> None:
+        try:
+            await work
+        except kind:
+            return
+        raise AssertionError(f"{kind.__name__} was expected")
+
+    async def left(self, store: Any, made: ServiceRecord) -> float:
+        seconds: float = await store.secondsLeft(T, made.id, made.incarnation)
+        return seconds
+
+    async def dead(self, store: Any, made: ServiceRecord) -> None:
+        """Wait until a service's deadline has surely passed, as this store sees it."""
+        seconds = [0.0]
+        asking: list[Deferred[Any]] = []
+
+        def answered(left: float) -> None:
+            asking.clear()
+            seconds[0] = left
+
+        def isDead() -> bool:
+            if not asking and seconds[0] >= 0:
+                work = store.secondsLeft(T, made.id, made.incarnation)
+                asking.append(work)
+                work.addCallback(answered)
+            return seconds[0] < 0
+
+        await self.until(isDead)
+
+    async def types(self, store: Any) -> list[str]:
+        return [each.type for each in await store.listEvents(T, 0, 100, None)]
+
+    # -- the tests
+
+    def test_providesTheInterface(self) -> None:
+        """The store has all operations, with the arguments that they take."""
+        verifyObject(ISharedStore, self.a)
+
+    async def test_everyChangeIsAtOnceThereForAll(self) -> None:
+        """What one has been told is done, another one reads in the same moment."""
+        made = await self.create(self.a)
+        assert (await self.b.getService(T, "web")).incarnation == made.incarnation
+        await self.b.updateService(T, "web", made.incarnation, None, ("x",), None)
+        assert (await self.a.getService(T, "web")).tags == ("x",)
+        await self.b.removeService(T, "web", made.incarnation)
+        await self.refuses(NoSuchObject, self.a.getService(T, "web"))
+        assert await self.types(self.a) == ["service.join", "service.remove"]
+
+    async def test_tellsAllOfWhatHappens(self) -> None:
+        """All hear, within moments, which services come, change and go, and that there is something new."""
+        made = await self.create(self.a)
+        for number in range(2):
+            await self.hears(number, "appeared", "web", made.incarnation, 30)
+            await self.hears(number, "news", T)
+        await self.b.updateService(T, "web", made.incarnation, 60, None, None)
+        for number in range(2):
+            await self.hears(number, "appeared", "web", made.incarnation, 60)
+        await self.b.removeService(T, "web", made.incarnation)
+        for number in range(2):
+            await self.hears(number, "vanished", "web", made.incarnation)
+        for listener in self.listeners:
+            listener.heard.clear()
+        await self.a.setValue(T, "key", "value", 10)
+        for number in range(2):
+            await self.hears(number, "news", T)
+
+    async def test_theEndOfALifeIsToldByItsName(self) -> None:
+        """Removed and created again, the service that vanishes is the old one, whoever makes the new one."""
+        for first, second in ((self.a, self.b), (self.b, self.a)):
+            old = await self.create(first)
+            await second.removeService(T, "web", old.incarnation)
+            new = await self.create(second)
+            for number in range(2):
+                await self.hears(number, "vanished", "web", old.incarnation)
+                await self.hears(number, "appeared", "web", new.incarnation, 30)
+                assert ("vanished", "web", new.incarnation) not in self.listeners[number].heard
+            assert await first.beat(T, "web", new.incarnation)
+            await second.removeService(T, "web", new.incarnation)
+
+    async def test_heartbeatsAreForOneLife(self) -> None:
+        """Any takes a heartbeat of a life that is there, whoever made it; of another, or an ended one, none does."""
+        made = await self.create(self.a)
+        for store in (self.a, self.b):
+            assert await store.beat(T, "web", made.incarnation)
+            assert not await store.beat(T, "web", NOBODY)
+            assert not await store.beat(T, "nobody", made.incarnation)
+        await self.a.removeService(T, "web", made.incarnation)
+        again = await self.create(self.a)
+        for store in (self.a, self.b):
+            assert not await store.beat(T, "web", made.incarnation)
+            assert await store.beat(T, "web", again.incarnation)
+
+    async def test_whatIsLeftIsNeverTooMuch(self) -> None:
+        """All say how long a service has at the least; of one that is not there, nothing."""
+        made = await self.create(self.a)
+        for store in (self.a, self.b):
+            left = await self.left(store, made)
+            assert 25 <= left <= 30, left
+            assert await store.secondsLeft(T, "web", NOBODY) < 0
+            assert await store.secondsLeft(T, "nobody", NOBODY) < 0
+        await self.a.removeService(T, "web", made.incarnation)
+        for store in (self.a, self.b):
+            assert await self.left(store, made) < 0
+
+    async def test_anotherTimeoutIsAFullOne(self) -> None:
+        """A timeout that was changed on one counts on all from that moment on; so do heartbeats after it."""
+        made = await self.create(self.a, timeout=3)
+        assert await self.b.beat(T, "web", made.incarnation)
+        await self.a.updateService(T, "web", made.incarnation, 60, None, None)
+        for store in (self.b, self.a):
+            # Who has not heard of it yet knows of less.
+            assert 0 <= await self.left(store, made) <= 60
+            assert await store.beat(T, "web", made.incarnation)
+        for number, store in enumerate((self.a, self.b)):
+            await self.hears(number, "appeared", "web", made.incarnation, 60)
+            left = await self.left(store, made)
+            assert 55 <= left <= 60, left
+
+    async def test_deathIsFoundByAllAndKeptOnce(self) -> None:
+        """A deadline passes for all at the same time, not early, and at most a second late; one event tells of it."""
+        began = self.seconds()
+        made = await self.create(self.a, timeout=3)
+        kept = await self.create(self.a, "kept", 30)
+        await self.until(lambda: self.seconds() - began > 1)
+        sent = self.seconds()
+        assert await self.b.beat(T, "web", made.incarnation)
+        beaten = self.seconds()
+        await self.dead(self.a, made)
+        assert self.seconds() - sent >= 3
+        await self.dead(self.b, made)
+        # What a store tells in whole seconds, and the time that it takes to say so.
+        assert self.seconds() - beaten < 4.5
+        death = Death(T, "web", made.incarnation, 5)
+        await gatherResults([store.expireServices([death]) for store in (self.a, self.b, self.a)])
+        for number in range(2):
+            await self.hears(number, "vanished", "web", made.incarnation)
+        assert await self.types(self.b) == ["service.join", "service.join", "service.timeout"]
+        assert [each.id for each in await self.b.listServices(T, None, 10, None, ())] == ["kept"]
+        assert not await self.a.beat(T, "web", made.incarnation)
+        assert await self.a.beat(T, "kept", kept.incarnation)
+
+    async def test_knowsWhetherThereWasEverAUser(self) -> None:
+        """A store is new until it has had its first user, whoever made it, and not again when the user is gone."""
+        assert (self.a.isNew, self.b.isNew) == (True, True)
+        await self.a.addUser("joe", "hash", None)
+        await self.a.removeUser("joe")
+        later = await self.opened()
+        assert not later.isNew
+
+    async def test_closedItTellsNothing(self) -> None:
+        """A view that is closed answers nothing, and its listener hears no more; the others go on."""
+        made = await self.create(self.a)
+        await self.hears(1, "appeared", "web", made.incarnation, 30)
+        await self.b.close()
+        for work in (self.b.beat(T, "web", made.incarnation), self.left(self.b, made), self.b.getService(T, "web")):
+            await self.refuses(StoreUnavailable, work)
+        self.listeners[1].heard.clear()
+        assert await self.a.beat(T, "web", made.incarnation)
+        await self.a.removeService(T, "web", made.incarnation)
+        await self.hears(0, "vanished", "web", made.incarnation)
+        assert self.listeners[1].heard == []

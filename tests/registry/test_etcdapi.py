@@ -1,0 +1,327 @@
+"""
+etcd as a JSON API: over servers that play a cluster in trouble, over networks that lose its answers, and over etcd.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.threads import deferToThread
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
+from twisted.web.iweb import IAgent, IPolicyForHTTPS
+
+from tests.certificates import Holder
+from tests.faults.proxy import Proxy
+from tests.loopback import Call, LoopbackTestCase
+from tests.registry.etcds import newPrefix, sharedEtcd, startEtcd
+from txserviceregistry.agents import ConnectionPool, QueueingAgent
+from txserviceregistry.registry.stores.etcdapi import Compare, Etcd, EtcdError, User, deletion, put, reading
+from txserviceregistry.registry.stores.etcdleases import newLease
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.tls import tlsPolicy
+from txserviceregistry.transport import JSONTransport
+
+CLOCK: IReactorTime = reactor  # type: ignore[assignment]  # which it is
+DONE = {"header": {"revision": "7"}, "succeeded": True}
+
+
+def refusal(code: int, message: str) -> dict[str, Any]:
+    """What etcd's gateway answers to what it refuses."""
+    return {"error": message, "message": message, "code": code}
+
+
+class EtcdCase(LoopbackTestCase):
+    """Tests with clients of etcds."""
+
+    def etcd(
+        self,
+        *urls: str,
+        credentials: tuple[str, str] | None = None,
+        policy: IPolicyForHTTPS | None = None,
+        timeout: float = 1.0,
+        **options: Any,
+    ) -> Etcd:
+        """A client of some members, which ends with the test."""
+        pool = ConnectionPool(reactor, 8)
+        self.addCleanup(pool.close)
+        agent: IAgent = QueueingAgent(Agent(reactor, policy or BrowserLikePolicyForHTTPS(), pool=pool), 8)
+        user = None if credentials is None else User(*credentials)
+        if user is not None:
+            agent = user.over(agent)
+        transport = JSONTransport(agent, CLOCK, urls, timeout=timeout, name="etcd", random=lambda: 0.0)
+        return Etcd(transport, CLOCK, user=user, **options)
+
+    async def refuses(self, kind: type[Exception], work: Any) -> str:
+        """The text of what *work* fails with."""
+        try:
+            await work
+        except kind as error:
+            return str(error)
+        raise AssertionError(f"{kind.__name__} was expected")
+
+
+class TroubleTests(EtcdCase):
+    """A cluster that is in trouble, or away."""
+
+    def answering(self, *answers: Callable[[Call], None]) -> Any:
+        """A server that answers in these ways, one after the other, and then always in the last one."""
+        left = list(answers)
+        return self.serve(lambda call: (left.pop(0) if len(left) > 1 else left[0])(call))
+
+    async def test_whatALeadersDeathCostsIsTriedAgain(self) -> None:
+        """Refusals that pass, and connections that end, are not seen by who asks."""
+        for trouble in (
+            lambda call: call.answer(503, refusal(14, "etcdserver: leader changed")),
+            lambda call: call.answer(503, refusal(14, "etcdserver: request timed out")),
+            lambda call: call.answer(500, refusal(2, "raft: stopped")),
+            lambda call: call.answer(504, refusal(4, "context deadline exceeded")),
+            lambda call: call.answer(429, refusal(8, "etcdserver: too many requests")),
+            lambda call: call.answer(502, b"a balancer's page"),
+            Call.hangUp,
+            Call.reset,
+        ):
+            server = self.answering(trouble, lambda call: call.answer(200, DONE))
+            done = await self.etcd(server.url).txn((), [put("/a", b"")])
+            self.assertEqual((done.succeeded, done.revision), (True, 7))
+
+    async def test_aMemberThatHangsIsLeftForAnother(self) -> None:
+        """Within its share of the time, so that none of the patience is needed."""
+        hanging = self.serve(lambda call: None)
+        working = self.serve(lambda call: call.answer(200, DONE))
+        etcd = self.etcd(hanging.url, working.url, timeout=0.4)
+        await etcd.txn((), (), patience=0)
+        await etcd.txn((), (), patience=0)
+        self.assertEqual((len(hanging.calls), len(working.calls)), (1, 2))
+
+    async def test_patienceEnds(self) -> None:
+        """A cluster that is away for too long is unavailable; with no patience after one try."""
+        server = self.answering(lambda call: call.answer(503, refusal(14, "etcdserver: no leader")))
+        etcd = self.etcd(server.url)
+        self.assertIn("no leader", await self.refuses(StoreUnavailable, etcd.txn((), (), patience=0)))
+        self.assertEqual(len(server.calls), 1)
+        began = CLOCK.seconds()
+        await self.refuses(StoreUnavailable, etcd.txn((), (), patience=0.5))
+        self.assertTrue(0.3 < CLOCK.seconds() - began < 2.0)
+        self.assertGreater(len(server.calls), 3)
+
+    async def test_whatEtcdRefusesIsNotTriedAgain(self) -> None:
+        """An error of ours, or one that says how things are, comes back with its code."""
+        server = self.answering(lambda call: call.answer(400, refusal(3, "etcdserver: duplicate key given in txn")))
+        text = await self.refuses(EtcdError, self.etcd(server.url).txn((), [put("/a", b""), put("/a", b"")]))
+        self.assertIn("duplicate key", text)
+        self.assertEqual(len(server.calls), 1)
+
+    async def test_theGateIsAskedBeforeEachTry(self) -> None:
+        """When nothing may be asked any more, a request that is being tried again ends."""
+        asked: list[None] = []
+
+        def gate() -> None:
+            asked.append(None)
+            if len(asked) > 2:
+                raise StoreUnavailable("closed")
+
+        server = self.serve(lambda call: call.answer(503))
+        self.assertEqual(await self.refuses(StoreUnavailable, self.etcd(server.url, gate=gate).txn((), ())), "closed")
+        self.assertEqual(len(server.calls), 2)
+
+    async def test_contactIsWithAMajority(self) -> None:
+        """It is told of transactions, with the time when they were sent; what a leader says alone shows none."""
+        contacts: list[float] = []
+        etcd = self.etcd(sharedEtcd(), onContact=contacts.append)
+        await etcd.timeToLive(1)
+        self.assertEqual(contacts, [])
+        before = CLOCK.seconds()
+        await etcd.get("/nothing")
+        self.assertEqual(len(contacts), 1)
+        self.assertTrue(before <= contacts[0] <= CLOCK.seconds())
+
+
+class LostAnswerTests(EtcdCase):
+    """A network that loses every second answer, after etcd has done what it was asked."""
+
+    def lossy(self) -> Etcd:
+        proxy = Proxy(reactor, int(sharedEtcd().rpartition(":")[2]))
+        proxy.start()
+        self.addCleanup(proxy.stop)
+        proxy.lose(2)
+        return self.etcd(proxy.url.removesuffix("/v1.0"))
+
+    async def test_aTransactionIsDoneOnceAndReadBack(self) -> None:
+        """With a guard, the second time fails, and shows what the first one did."""
+        etcd, key = self.lossy(), f"{newPrefix()}a"
+        seen = set()
+        modified = 0
+        for number in range(6):
+            value = str(number).encode()
+            done = await etcd.txn([Compare(key, modified)], [put(key, value), reading(key)], [reading(key)])
+            seen.add(done.succeeded)
+            (kept,) = next(found for found in done.found if found)
+            self.assertEqual(kept.value, value)
+            modified = kept.modified
+        self.assertEqual(seen, {True, False})
+
+    async def test_leasesAndCompactions(self) -> None:
+        """What is there already, or is gone already, is the first try's work."""
+        etcd = self.lossy()
+        for _ in range(4):
+            lease = newLease()
+            await etcd.grant(lease, 60)
+            self.assertEqual(await etcd.keepAlive([lease]), [True])
+            left, granted = await etcd.timeToLive(lease)
+            self.assertEqual(granted, 60)
+            self.assertTrue(58 <= left <= 60)
+            await etcd.revoke(lease)
+            self.assertEqual(await etcd.keepAlive([lease]), [False])
+            self.assertLess((await etcd.timeToLive(lease))[0], 0)
+            _, revision = await etcd.range("/nothing")
+            await etcd.compact(revision)
+
+
+class KeepAliveTests(EtcdCase):
+    """Several leases in one request, which is nothing that etcd promises."""
+
+    async def test_manyAtOnce(self) -> None:
+        """As many as a request takes, some of them gone: each is told apart."""
+        etcd = self.etcd(sharedEtcd())
+        leases = [newLease() for _ in range(14)]
+        await gatherResults([etcd.grant(lease, 60) for lease in leases[::2]])
+        self.assertEqual(await etcd.keepAlive(leases), [True, False] * 7)
+
+    def keeping(self, answer: Callable[[Sequence[int]], list[Any]]) -> tuple[Any, Etcd]:
+        """A server that answers keep-alives with lines."""
+
+        def handle(call: Call) -> None:
+            asked = [int(json.loads(line)["ID"]) for line in call.body.splitlines()]
+            call.answer(200, b"\n".join(json.dumps(each).encode() for each in answer(asked)))
+
+        server = self.serve(handle)
+        return server, self.etcd(server.url, timeout=0.3)
+
+    async def test_missingAnswersAreAskedForAlone(self) -> None:
+        """Answers that vanish under a 200, come in another order, or are an error's, cost a request more."""
+        alive = {"TTL": "5"}
+        server, etcd = self.keeping(
+            lambda asked: (
+                [{"error": {"grpc_code": 14}}, {"result": {"ID": "3"}}, {"result": {"ID": "1", **alive}}]
+                if len(asked) > 1
+                else [{"result": {"ID": str(asked[0]), **alive}}]
+            )
+        )
+        self.assertEqual(await etcd.keepAlive([1, 2, 3, 4]), [True, True, False, True])
+        self.assertEqual(len(server.calls), 3)
+
+    async def test_noAnswerAtAllIsTrouble(self) -> None:
+        """What etcd says nothing about is not called gone."""
+        for lines in ([], [{"error": {"grpc_code": 14, "message": "no leader"}}]):
+            _, etcd = self.keeping(lambda asked, lines=lines: lines)  # type: ignore[misc]  # a loop's
+            await self.refuses(StoreUnavailable, etcd.keepAlive([1]))
+
+
+class UserTests(EtcdCase):
+    """An etcd that asks who is there."""
+
+    async def test_overEtcd(self) -> None:
+        """With name and password all works, also when the token has ended, in the middle of many requests."""
+        url, end = await deferToThread(startEtcd, "--auth-token-ttl=1")
+        self.addCleanup(end)
+        password = secrets.token_hex(8)
+        open_ = JSONTransport(QueueingAgent(Agent(reactor), 1), CLOCK, [url])
+        for path, body in (
+            ("user/add", {"name": "root", "password": password}),
+            ("role/add", {"name": "root"}),
+            ("user/grant", {"user": "root", "role": "root"}),
+            ("enable", {}),
+        ):
+            self.assertEqual((await open_.request("POST", f"/v3/auth/{path}", body=body)).status, 200)
+        etcd = self.etcd(url, credentials=("root", password))
+        await gatherResults([etcd.txn((), [put(f"/{n}", b"")]) for n in range(20)])
+        # A change of etcd's users makes all tokens old.
+        answer = await open_.request("POST", "/v3/auth/authenticate", body={"name": "root", "password": password})
+        root = User("root", password, answer.json["token"]).over(QueueingAgent(Agent(reactor), 1))
+        added = await JSONTransport(root, CLOCK, [url]).request("POST", "/v3/auth/role/add", body={"name": "new"})
+        self.assertEqual(added.status, 200)
+        found, _ = await etcd.range("/", "0")
+        self.assertEqual(len(found), 20)
+        wrong = await self.refuses(StoreUnavailable, self.etcd(url, credentials=("root", "wrong-pass")).get("/1"))
+        self.assertIn("check the name and the password", wrong)
+        self.assertNotIn("wrong-pass", wrong)
+        await self.refuses(EtcdError, self.etcd(url).get("/1"))
+
+    async def test_anEndedTokenIsReplacedOnce(self) -> None:
+        """However many requests meet its end together; so is one from before a change of etcd's users."""
+        for ended in (refusal(16, "invalid auth token"), refusal(3, "etcdserver: revision of auth store is old")):
+            names: list[str] = []
+            held: list[Call] = []
+
+            def handle(call: Call, names: list[str] = names, held: list[Call] = held, ended: Any = ended) -> None:
+                if call.path.endswith("/authenticate"):
+                    names.append(json.loads(call.body)["name"])
+                    call.answer(200, {"token": f"token{len(names)}"})
+                elif call.headers["authorization"] == "token1":
+                    held.append(call)
+                    if len(held) == 5:
+                        for each in held:
+                            each.answer(401, ended)
+                else:
+                    call.answer(200, DONE)
+
+            etcd = self.etcd(self.serve(handle).url, credentials=("joe", "secret"))
+            await gatherResults([etcd.txn((), ()) for _ in range(5)])
+            self.assertEqual(names, ["joe", "joe"])
+
+    async def test_aTokenThatIsRefusedAgainIsTrouble(self) -> None:
+        """A member that refuses each token it has given out is not asked for ever."""
+
+        def handle(call: Call) -> None:
+            if call.path.endswith("/authenticate"):
+                call.answer(200, {"token": "t"})
+            else:
+                call.answer(401, refusal(16, "invalid auth token"))
+
+        server = self.serve(handle)
+        await self.refuses(EtcdError, self.etcd(server.url, credentials=("joe", "secret")).txn((), ()))
+        self.assertEqual(len(server.calls), 4)
+
+    def test_passwordsAreInNoText(self) -> None:
+        """What shows a user shows neither password nor token."""
+        self.assertEqual(repr(User("joe", "secret", "t0ken")), "User(name='joe')")
+
+
+class TLSTests(EtcdCase):
+    """An etcd that speaks TLS, and wants to see a certificate."""
+
+    async def test_withACertificate(self) -> None:
+        """A client that has one is let in, and reads and writes; one without is told what is wrong."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        authority = Holder("authority")
+        files: dict[str, str] = {"ca": str(folder / "ca.pem")}
+        (folder / "ca.pem").write_bytes(authority.certificate)
+        for owner in ("server", "client"):
+            holder = Holder(owner, issuer=authority, ca=False)
+            for kind, content in (("cert", holder.certificate), ("key", holder.key)):
+                files[f"{owner}-{kind}"] = str(folder / f"{owner}-{kind}.pem")
+                (folder / f"{owner}-{kind}.pem").write_bytes(content)
+        url, end = await deferToThread(
+            startEtcd,
+            f"--cert-file={files['server-cert']}",
+            f"--key-file={files['server-key']}",
+            f"--trusted-ca-file={files['ca']}",
+            "--client-cert-auth",
+            files=(files["ca"], files["client-cert"], files["client-key"]),
+        )
+        self.addCleanup(end)
+        policy = tlsPolicy(caFile=files["ca"], certFile=files["client-cert"], keyFile=files["client-key"])
+        etcd = self.etcd(url, policy=policy)
+        await etcd.txn((), [put("/a", b"1")])
+        found = await etcd.get("/a")
+        self.assertEqual(found and found.value, b"1")
+        stranger = self.etcd(url, policy=tlsPolicy(caFile=files["ca"]))
+        await self.refuses(StoreUnavailable, stranger.txn((), [deletion("/a")], patience=0))
