@@ -48,7 +48,7 @@ _SHORTEST_RETRY = 5.0
 _LONGEST_RETRY = 300.0
 # While there is no token at all, and the Auth API can't be asked, it is tried again after so many seconds: at once at
 # first, then after growing delays. Whoever needs a token in between fails as the last try did.
-_SHORTEST_DELAY = 0.1
+_SHORTEST_DELAY = 0.02
 _LONGEST_DELAY = 1.0
 
 # The entries of a service catalog that name the tenant (by name, the last one by type), in the order of looking.

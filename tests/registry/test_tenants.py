@@ -112,7 +112,7 @@ class _TwoTenants:
     async def reply(self, connection: Connection) -> Reply:
         """The answer that comes, or has come."""
         while not connection.transport.value():
-            await deferLater(reactor, 0, lambda: None)
+            await deferLater(reactor, 0.001, lambda: None)
         (reply,) = connection.replies()
         return reply
 
