@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     :return: the exit code: trial's.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.faults.report", description=__doc__)
-    parser.add_argument("tests", nargs="*", default=["tests.faults"], help="modules or tests to run")
+    parser.add_argument("tests", nargs="*", default=["tests.faults", "tests.cluster"], help="modules or tests to run")
     parser.add_argument("--short", action="store_true", help="as short as in the test suite; writes no table")
     options = parser.parse_args(arguments)
     began = time.monotonic()
