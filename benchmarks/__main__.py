@@ -2,7 +2,7 @@
 Run the benchmarks and write the table of docs/performance.rst: ``python -m benchmarks [NAME ...]``.
 
 They need the extra ``bench``. With names only these are run, and the figures of the others stay as they are.
-``--quick`` runs them quickly and leaves the table alone.
+``--quick`` runs them quickly and leaves the table alone; ``--table`` runs none and makes the table of the kept figures.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(_BENCHMARKS)}; all by default")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--quick", action="store_true", help="less of everything: rougher figures, and no table")
+    parser.add_argument("--table", action="store_true", help="run nothing: only make the table of the kept figures")
     options = parser.parse_args(arguments)
     unknown = set(options.names) - set(_BENCHMARKS)
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     measured: dict[str, Any] = {}
-    for name in options.names or _BENCHMARKS:
+    for name in () if options.table else options.names or _BENCHMARKS:
         began = time.monotonic()
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *(["--quick"] if options.quick else [])]
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
