@@ -85,6 +85,60 @@ class ExampleTests(ProcessTestCase):
         await worker.ended
         self.assertNoTraceback()
 
+    async def test_asyncio(self) -> None:
+        """
+        Applications that asyncio runs register, hear of each other, are found by a program under ``asyncio.run``, and
+        leave the registry when they are told to stop.
+        """
+        echoes = [self.example("asyncioservice.py", f"echo-{number}") for number in (1, 2)]
+        for number, echo in enumerate(echoes, start=1):
+            await echo.says(f"echo-{number} is registered")
+            await echo.says(f"join: echo-{3 - number}")
+        look = self.example("asynciolook.py", "echo", "good evening")
+        await look.ended
+        self.assertEqual(
+            (look.exitCode, look.output, look.errors), (0, "echo-1: GOOD EVENING\necho-2: GOOD EVENING\n", "")
+        )
+        echoes[0].kill("TERM")
+        await echoes[0].ended
+        await echoes[1].says("remove: echo-1")
+        echoes[1].kill("INT")
+        await echoes[1].ended
+        self.assertEqual([(echo.exitCode, echo.errors) for echo in echoes], [(0, ""), (0, "")])
+        self.assertEqual((await self.registry.services.listForTag("echo"))["values"], [])
+
+    async def test_asyncioWithoutARegistry(self) -> None:
+        """A program under ``asyncio.run`` that fails says why, and ends."""
+        look = self.spawn(
+            os.path.basename(sys.executable),
+            str(EXAMPLES / "asynciolook.py"),
+            "echo",
+            "hello",
+            environment={**sharedRegistry(), "RAXSR_API_URL": "http://127.0.0.1:9/v1.0"},
+        )
+        await look.ended
+        self.assertEqual(look.exitCode, 1)
+        self.assertIn("http://127.0.0.1:9/v1.0", look.errors)
+        self.assertNoTraceback()
+
+    async def test_aSynchronousProgram(self) -> None:
+        """
+        A program that never runs the reactor itself stays registered, reads its configuration, and is out of the
+        registry when it has ended.
+        """
+        counter = self.example("synchronous.py", "counter-1")
+        await counter.says("counter-1 is registered\n1\n2\n")
+        listed = (await self.registry.services.listForTag("counter"))["values"]
+        self.assertEqual([service["id"] for service in listed], ["counter-1"])
+        await self.registry.configuration.set("/counter/step", "1000")
+        await counter.says("\n100")
+        await self.registry.configuration.remove("/counter/step")
+        counter.kill("TERM")
+        await counter.ended
+        self.assertEqual(counter.exitCode, 0)
+        self.assertEqual((await self.registry.services.listForTag("counter"))["values"], [])
+        self.assertNoTraceback()
+
 
 class ClusterTests(ProcessTestCase):
     """The example that brings its own registries."""
