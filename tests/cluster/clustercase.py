@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from twisted.trial.unittest import SkipTest
 
 from tests.faults.audit import Audit
 from tests.faults.faultcase import FaultCase
-from tests.faults.journal import Application
+from tests.faults.journal import Application, Operation, Outcome
 from tests.processes import Child, reactor
 from tests.registry.etcds import etcdCommand
 from txserviceregistry import Client
@@ -35,8 +35,12 @@ from txserviceregistry.settings import readSettings
 __all__ = ["ClusterCase", "Follower", "Member", "Node"]
 
 LACKING = "there is no etcd here that may be killed: install Debian's etcd-server (3.4), or etcd 3.5.3 or newer"
+#: In the line that an application logs when its reactor stood still.
+STALL = "reactor stood still"
 # Below the ports that connections are given: what is killed must find its port free when it is started again.
 _PORTS = range(15_000, 32_000)
+# As many as the largest row has, with room for those that come and go.
+_MOST_SERVICES = 2000
 # Seconds that a question to etcd or to a node's own pages may take.
 _SOON = 1.0
 
@@ -243,7 +247,8 @@ class ClusterCase(FaultCase):
         command = [
             "service-registry",
             *("--listen", f"tcp:{port}:interface=127.0.0.1", "--data-dir", self.dataDirOf(number)),
-            *("--store", "etcd", "--etcd", etcd, "--etcd-prefix", self.prefix, *options),
+            *("--store", "etcd", "--etcd", etcd, "--etcd-prefix", self.prefix),
+            *("--max-services", str(_MOST_SERVICES), *options),
         ]
         self.nodes.append(Node(f"node{number}", f"http://127.0.0.1:{port}", lambda: self._startNode(command)))
 
@@ -294,13 +299,25 @@ class ClusterCase(FaultCase):
         """See :meth:`FaultCase.application`; it knows all nodes, unless its *environment* says otherwise."""
         return await super().application(*arguments, environment={**self.environmentOf(), **(environment or {})})
 
+    async def end(self, *applications: Application) -> list[Operation]:
+        """
+        Let applications end in good order.
+
+        :return: all that they had asked for.
+        """
+        for application in applications:
+            ended = application.says("stopped")
+            application.tell("stop")
+            await ended
+        return [operation for application in applications for operation in application.take()]
+
     def audit(self) -> Audit:
         """An audit that asks whichever node is there."""
         return Audit(self.client())
 
-    async def follow(self, node: Node) -> Follower:
-        """Follow the feed of one node, until the test is over."""
-        follower = Follower(self.client(node))
+    async def follow(self, *nodes: Node) -> Follower:
+        """Follow the feed, by way of these nodes (of all if none is named), until the test is over."""
+        follower = Follower(self.client(*nodes))
         await follower.start()
         self.addCleanup(follower.stop)
         return follower
@@ -318,3 +335,40 @@ class ClusterCase(FaultCase):
 
         await self.until(allHear, 0.2)
         return followers
+
+    # -- what is to hold
+
+    def assertUnnoticed(self, *applications: Application) -> None:
+        """
+        Applications that have ended have met no error at all: no request that failed or was left open, no service that
+        was anything but registered, not a line in the log.
+        """
+        for application in applications:
+            self.assertEqual([line for line in application.log if STALL not in line], [])
+            self.assertEqual((application.troubles, application.lost), ([], set()))
+            changes = {id: tuple(state for _, state in states) for id, states in application.states.items()}
+            self.assertEqual(set(changes.values()), {("registering", "registered", "stopped")})
+
+    def assertAnswered(self, done: Iterable[Operation]) -> None:
+        """Each of these was done; but a removal that was sent again may be refused because the first one was done."""
+        allowed = {"create": {Outcome.acknowledged}, "set": {Outcome.acknowledged}}
+        both = {Outcome.acknowledged, Outcome.refused}
+        self.assertEqual([each for each in done if each.outcome not in allowed.get(each.what, both)], [])
+
+    async def followed(self, follower: Follower, audit: Audit) -> None:
+        """A follower has heard of all that an audit has found since it began, each once and in order."""
+        found = [event["id"] for event in audit.events]
+
+        async def last() -> bool:
+            return bool(follower.heard) and follower.heard[-1][1]["id"] == found[-1]
+
+        await self.until(last)
+        heard = [event["id"] for _, event in follower.heard]
+        self.assertEqual((heard, follower.gaps), (found[-len(heard) :], 0))
+
+    def tellOfWrites(self, done: Sequence[Operation]) -> None:
+        """Keep figures of what applications asked for."""
+        acknowledged = [each for each in done if each.outcome is Outcome.acknowledged]
+        self.tell("writes meanwhile, none of them lost", len(acknowledged))
+        slowest = max(each.ended - each.begun for each in acknowledged if each.ended is not None)
+        self.tell("longest time that one of these took, in s", round(slowest, 2))
