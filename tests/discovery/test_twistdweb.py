@@ -30,7 +30,8 @@ class TwistdWebTests(ProcessTestCase):
 
     def program(self) -> str:
         """The program in the documentation, for the tag that is used here."""
-        found = re.search(r"knows nothing of it but its tag::\n\n((?:    .*\n|\n)+)", DOCUMENT.read_text())
+        _, _, after = DOCUMENT.read_text().partition("knows nothing of it but its tag:\n\n.. code-block:: python\n")
+        found = re.match(r"((?:    .*\n|\n)+)", after)
         assert found is not None
         path = Path(self.home, "ask.py")
         path.write_text(dedent(found.group(1)).replace("registry://www/", "registry://twistd-www/"))

@@ -138,7 +138,7 @@ class Deadlines:
     A life is *alive* until its deadline, then *dying* until it is forgotten, which is when the store has buried it. A
     heartbeat only moves a number: the queue finds out when the time comes that the deadline has moved on.
 
-    Where others take heartbeats too, what is known here is less than the truth (:attr:`areTrue` is false): then a life
+    Where others take heartbeats too, what is known here is less than the truth (*areTrue* is false): then a life
     whose deadline has passed is alive until somebody who has asked calls it dead (:meth:`kill`).
 
     :param now: seconds of life.

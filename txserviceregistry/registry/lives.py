@@ -29,7 +29,7 @@ class Lives:
     without a deadline and none lives on in memory alone.
 
     :param bury: keeps some deaths; fails with a :class:`~txserviceregistry.registry.faults.Fault` when that can't be
-    done.
+        done.
     :param work: owns what is done in the background; changes of one service wait for each other there, under the key
         ``(tenant, id)``.
     :param ask: says how many seconds a service has left at the least, below zero if it is dead; for a registry that
