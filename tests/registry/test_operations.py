@@ -18,7 +18,8 @@ from tests.registry.wire import KEY, USER, Api, Connection, Reply, requestBytes
 from txserviceregistry._version import __version__
 from txserviceregistry.registry.core import Figures
 from txserviceregistry.registry.health import Health
-from txserviceregistry.registry.operations import ANYWHERE, LOOPBACK, OFF, Operations, Sources
+from txserviceregistry.registry.operations import ANYWHERE, LOOPBACK, OFF, Operations
+from txserviceregistry.registry.sources import Sources
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "operating.rst"
 

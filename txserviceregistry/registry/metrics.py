@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from .._version import __version__
 from .core import Figures
-from .operations import Sources
+from .sources import Sources
 from .statistics import Histogram, RequestStatistics, StoreStatistics
 
 __all__ = ["CONTENT_TYPE", "Metrics"]

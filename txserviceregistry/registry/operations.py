@@ -13,22 +13,20 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
-import attrs
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.web.server import Request
 
 from . import openapi
-from .core import Figures
 from .faults import forbidden
 from .health import Health
 from .http import Answer, baseUrl
-from .statistics import RequestStatistics, StoreStatistics
+from .sources import Sources
 
 if TYPE_CHECKING:
     from .metrics import Metrics
 
-__all__ = ["ANYWHERE", "LOOPBACK", "NO_PAGES", "OFF", "Operations", "Pages", "Sources"]
+__all__ = ["ANYWHERE", "LOOPBACK", "NO_PAGES", "OFF", "Operations", "Pages"]
 
 #: By path, what answers a request for it.
 Pages: TypeAlias = Mapping[str, Callable[[Request], Awaitable[Answer]]]
@@ -45,31 +43,6 @@ There are no metrics here: they need prometheus_client, which is not installed. 
 
     pip install 'txserviceregistry[metrics]'
 """
-
-
-@attrs.frozen
-class Sources:
-    """
-    Where the metrics come from; functions are called each time.
-
-    :ivar store: the store's name.
-    :ivar figures: of the registry's rules.
-    :ivar tokensIssued: how many new auth tokens there were.
-    :ivar authenticationsFailed: how many authentications were refused.
-    :ivar connections: how many are open.
-    :ivar evictions: how many were closed to make room.
-    :ivar accessLogLost: how many lines the access log has lost.
-    """
-
-    store: str
-    requests: RequestStatistics
-    storeStatistics: StoreStatistics
-    figures: Callable[[], Figures]
-    tokensIssued: Callable[[], int]
-    authenticationsFailed: Callable[[], int]
-    connections: Callable[[], int]
-    evictions: Callable[[], int]
-    accessLogLost: Callable[[], int]
 
 
 class Operations:

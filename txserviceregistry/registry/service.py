@@ -32,7 +32,8 @@ from .http import ApiSite
 from .identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
 from .listening import listenerOf, nearest, parseEndpoint
-from .operations import LOOPBACK, Operations, Sources
+from .operations import LOOPBACK, Operations
+from .sources import Sources
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore

@@ -1,0 +1,39 @@
+"""
+Where the metrics come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from .core import Figures
+from .statistics import RequestStatistics, StoreStatistics
+
+__all__ = ["Sources"]
+
+
+@attrs.frozen
+class Sources:
+    """
+    Where the metrics come from; functions are called each time.
+
+    :ivar store: the store's name.
+    :ivar figures: of the registry's rules.
+    :ivar tokensIssued: how many new auth tokens there were.
+    :ivar authenticationsFailed: how many authentications were refused.
+    :ivar connections: how many are open.
+    :ivar evictions: how many were closed to make room.
+    :ivar accessLogLost: how many lines the access log has lost.
+    """
+
+    store: str
+    requests: RequestStatistics
+    storeStatistics: StoreStatistics
+    figures: Callable[[], Figures]
+    tokensIssued: Callable[[], int]
+    authenticationsFailed: Callable[[], int]
+    connections: Callable[[], int]
+    evictions: Callable[[], int]
+    accessLogLost: Callable[[], int]
