@@ -14,13 +14,13 @@ from typing import Any
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.client import Agent
 from twisted.web.iweb import IAgent
 
 from .account import AccountClient
 from .agents import ConnectionPool, QueueingAgent
 from .auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session
 from .configuration import ConfigurationClient
+from .connecting import httpAgent
 from .deferred import returnsDeferred, waitFor
 from .errors import ConnectionFailed, InvalidSettings
 from .events import EventsClient
@@ -119,7 +119,7 @@ class Client:
             self._pool = ConnectionPool(reactor, maxConnections + 1)
             # A server that does not even answer the connecting leaves the others their share of the time.
             connectTimeout = timeout / max(1, len(settings.baseUrls))
-            agent = Agent(reactor, policy, connectTimeout=connectTimeout, pool=self._pool)
+            agent = httpAgent(reactor, policy, connectTimeout, self._pool)
         self._agent = agent
         self._queue = QueueingAgent(agent, maxConnections, _isHeartbeat)
         authenticator = KeystoneAuthenticator(

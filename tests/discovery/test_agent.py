@@ -11,7 +11,6 @@ from typing import Any
 from treq.client import HTTPClient
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
-from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.ssl import Certificate, PrivateCertificate, trustRootFromCertificates
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import (
@@ -31,10 +30,9 @@ from zope.interface.verify import verifyObject
 from tests.certificates import selfSigned
 from tests.loopback import Call, Connection, LoopbackTestCase, Server
 from txserviceregistry.discovery.agent import RegistryAgent
-from txserviceregistry.discovery.endpoints import instanceEndpoint
 from txserviceregistry.errors import NoServiceAvailable
 
-from .standin import FakeDirectory, instance, service
+from .standin import FakeDirectory, service
 
 
 def portOf(server: Server) -> int:
@@ -414,12 +412,8 @@ class TLSTests(AgentTestCase):
         self.assertEqual(await response.text(), "there")
 
 
-class InstanceEndpointTests(SynchronousTestCase):
-    """Addresses and names."""
-
-    def test_namesAreLookedUp(self) -> None:
-        """A host that is no address is looked up."""
-        self.assertIsInstance(instanceEndpoint(reactor, instance("aaa"), 5.0), HostnameEndpoint)
+class OptionsTests(SynchronousTestCase):
+    """What an agent is given."""
 
     def test_options(self) -> None:
         """A strategy that there is not is refused at once."""

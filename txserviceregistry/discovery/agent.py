@@ -33,9 +33,10 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBod
 from zope.interface import implementer
 
 from ..agents import BytesProducer
+from ..connecting import endpointTo, httpAgent
 from ..tls import tlsPolicy
 from .balancing import Balancer, TryNext, View, tryEach
-from .endpoints import CONNECT_TIMEOUT, instanceEndpoint
+from .endpoints import CONNECT_TIMEOUT
 from .instances import Instance
 
 __all__ = ["RegistryAgent"]
@@ -110,7 +111,7 @@ class RegistryAgent:
             pool.maxPersistentPerHost = _KEPT_CONNECTIONS
             pool.cachedConnectionTimeout = _KEPT_SECONDS  # type: ignore[assignment] # as good as an int
         self._connections = _Connections(reactor, policy, timeout, pool)
-        self._elsewhere: IAgent = Agent(reactor, policy, connectTimeout=timeout, pool=pool)
+        self._elsewhere = httpAgent(reactor, policy, timeout, pool)
         self._balancers: dict[str, Balancer] = {}
         # What is wrong with the options is said now, and not with the first request.
         self._balancer("")
@@ -173,7 +174,7 @@ class _Connections:
         self, uri: bytes, instance: Instance, watch: _Watch, method: bytes, headers: Headers
     ) -> Deferred[IResponse]:
         """One try, with one instance."""
-        endpoint = instanceEndpoint(self._reactor, instance, self.timeout)
+        endpoint = endpointTo(self._reactor, instance.host, instance.port, self.timeout)
         if uri.startswith(b"https:"):
             creator = self._policy.creatorForNetloc(instance.tlsName.encode("ascii"), instance.port)
             endpoint = wrapClientTLS(creator, endpoint)

@@ -15,7 +15,6 @@ from typing import Protocol as Interface
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import (
     IAddress,
@@ -35,6 +34,7 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
 from ..client import Client
+from ..connecting import endpointTo
 from ..deferred import returnsDeferred, waitFor
 from ..errors import RegistrationEnded
 from ..registration import RegisteredService
@@ -42,29 +42,10 @@ from .balancing import Balancer, TryNext, View, tryEach
 from .instances import HOST_KEYS, PORT_KEYS, Instance
 from .strategies import IStrategy
 
-__all__ = ["CONNECT_TIMEOUT", "RegisteredEndpoint", "RegisteredPort", "RegistryEndpoint", "instanceEndpoint"]
+__all__ = ["CONNECT_TIMEOUT", "RegisteredEndpoint", "RegisteredPort", "RegistryEndpoint"]
 
 #: Seconds that each instance is given to accept a connection, unless somebody says otherwise.
 CONNECT_TIMEOUT = 5.0
-
-
-def instanceEndpoint(reactor: Any, instance: Instance, timeout: float) -> IStreamClientEndpoint:
-    """
-    Where an instance is.
-
-    :param reactor: connects.
-    :param instance: an instance.
-    :param timeout: seconds to connect.
-    """
-    try:
-        address = ip_address(instance.host)
-    except ValueError:
-        hostname: IStreamClientEndpoint = HostnameEndpoint(reactor, instance.host, instance.port, timeout=timeout)
-        return hostname
-    # An address needs neither to be looked up nor to be raced for.
-    kind = TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint
-    endpoint: IStreamClientEndpoint = kind(reactor, instance.host, instance.port, timeout=timeout)
-    return endpoint
 
 
 class _Watched(Protocol):
@@ -180,7 +161,7 @@ class RegistryEndpoint:
                 balancer.ended(instance)
 
             balancer.began(instance)
-            endpoint = instanceEndpoint(self._reactor, instance, self._timeout)
+            endpoint = endpointTo(self._reactor, instance.host, instance.port, self._timeout)
             try:
                 watched: Any = await endpoint.connect(_WatchingFactory(protocolFactory, ended))
             except (ConnectError, OSError) as error:

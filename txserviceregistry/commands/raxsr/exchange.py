@@ -11,12 +11,12 @@ from typing import Any, TextIO
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
-from twisted.web.client import Agent
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ...agents import BytesProducer, ConnectionPool, WholeResponse
+from ...connecting import httpAgent
 from ...settings import Settings
 from ...tls import tlsPolicy
 from ...transport import TIMEOUT
@@ -123,5 +123,5 @@ def shownAgent(reactor: Any, settings: Settings, stream: TextIO) -> ExchangeShow
     pool = ConnectionPool(clock, _MAX_CONNECTIONS)
     policy = tlsPolicy(settings.verify, settings.caFile)
     connectTimeout = TIMEOUT / max(1, len(settings.baseUrls))
-    agent = Agent(reactor, policy, connectTimeout=connectTimeout, pool=pool)
+    agent = httpAgent(reactor, policy, connectTimeout, pool)
     return ExchangeShown(agent, pool, stream, settings.apiKey)

@@ -33,11 +33,12 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
+from twisted.web.client import BrowserLikePolicyForHTTPS
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
 from txserviceregistry.agents import ConnectionPool, QueueingAgent
+from txserviceregistry.connecting import httpAgent
 from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.registry.eventids import EventIds, newTail
 from txserviceregistry.registry.statistics import StoreStatistics
@@ -156,7 +157,7 @@ class EtcdStore:
     ) -> None:
         policy = policy or BrowserLikePolicyForHTTPS()
         self._pool = ConnectionPool(reactor, _CONNECTIONS)
-        agent: IAgent = QueueingAgent(Agent(reactor, policy, connectTimeout=TRY, pool=self._pool), _CONNECTIONS)
+        agent: IAgent = QueueingAgent(httpAgent(reactor, policy, TRY, self._pool), _CONNECTIONS)
         # The watch's answer is read as it comes, which those connections don't do.
         watching = watchingAgent(reactor, policy, TRY)
         user = None

@@ -17,11 +17,12 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IPolicyForHTTPS, IResponse
 
 from txserviceregistry.agents import BytesProducer
+from txserviceregistry.connecting import httpAgent
 from txserviceregistry.registry.stores.etcdapi import KeyValue, encode, endOf, keyValue
 
 __all__ = ["Change", "Watch", "WatchEnded", "watchingAgent"]
@@ -166,8 +167,7 @@ class _QuietPool(HTTPConnectionPool):
 def watchingAgent(reactor: Any, policy: IPolicyForHTTPS, connectTimeout: float) -> IAgent:
     """An agent that hands over the body of a watch as it comes."""
     pool = _QuietPool(reactor, persistent=False)  # type: ignore[no-untyped-call]  # Twisted has no types there
-    agent: IAgent = Agent(reactor, policy, connectTimeout=connectTimeout, pool=pool)
-    return agent
+    return httpAgent(reactor, policy, connectTimeout, pool)
 
 
 class _Lines(Protocol):

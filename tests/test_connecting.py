@@ -1,0 +1,181 @@
+"""
+Connecting to hosts: what is refused is known at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionRefusedError, DNSLookupError
+from twisted.internet.interfaces import IAddress, IHostnameResolver, IProtocol
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool, ResponseNeverReceived
+from twisted.web.error import SchemeNotSupported
+from zope.interface import implementer
+
+from txserviceregistry.connecting import endpointTo, httpAgent
+
+SIX, FOUR, OTHER = IPv6Address("TCP", "2001:db8::1", 80), IPv4Address("TCP", "192.0.2.1", 80), "192.0.2.2"
+
+
+@implementer(IHostnameResolver)
+class Names:
+    """Knows the addresses of each name; answers when told to, if it is to wait."""
+
+    def __init__(self, known: dict[str, list[IAddress]]) -> None:
+        self.known = known
+        self.late: list[Any] = []
+        self.isLate = False
+
+    def resolveHostName(self, receiver: Any, name: str, portNumber: int = 0, *rest: Any) -> Any:
+        """See IHostnameResolver."""
+        receiver.resolutionBegan(None)
+        for address in self.known.get(name, []):
+            receiver.addressResolved(address)
+        if self.isLate:
+            self.late.append(receiver)
+        else:
+            receiver.resolutionComplete()
+
+
+class ConnectingTestCase(SynchronousTestCase):
+    """A reactor in memory."""
+
+    def setUp(self) -> None:
+        self.reactor = MemoryReactorClock()
+        self.names = Names({"both": [SIX, FOUR], "one": [FOUR]})
+        self.reactor.nameResolver = self.names
+
+    def connect(self, host: str) -> Deferred[IProtocol]:
+        return endpointTo(self.reactor, host, 80, 5.0).connect(Factory.forProtocol(Protocol))
+
+    @property
+    def asked(self) -> list[str]:
+        """Where it has tried to connect to."""
+        return [host for host, *_ in self.reactor.tcpClients]
+
+    def refuse(self, number: int) -> None:
+        """Refuse one of the attempts."""
+        factory = self.reactor.tcpClients[number][2]
+        factory.clientConnectionFailed(self.reactor.connectors[number], Failure(ConnectionRefusedError()))
+
+    def accept(self, number: int) -> None:
+        """Let one of the attempts succeed."""
+        factory = self.reactor.tcpClients[number][2]
+        protocol = factory.buildProtocol(None)
+        assert protocol is not None
+        protocol.makeConnection(StringTransport())
+
+
+class EndpointTests(ConnectingTestCase):
+    """One host, by address and by name."""
+
+    def test_whatIsRefusedFailsAtOnce(self) -> None:
+        """Without a moment of waiting, and with nothing left on the reactor."""
+        for host in ("192.0.2.1", "2001:db8::1", "one"):
+            connecting = self.connect(host)
+            self.refuse(-1)
+            self.failureResultOf(connecting, ConnectionRefusedError)
+        self.assertEqual(self.asked, ["192.0.2.1", "2001:db8::1", "192.0.2.1"])
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_theNextAddressIsTriedAtOnce(self) -> None:
+        """When one address refuses, and only when all have, the host does."""
+        connecting = self.connect("both")
+        self.refuse(0)
+        self.assertEqual(self.asked, ["2001:db8::1", "192.0.2.1"])
+        self.assertNoResult(connecting)
+        self.refuse(1)
+        self.failureResultOf(connecting, ConnectionRefusedError)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_theNextAddressIsTriedBesideOneThatIsSilent(self) -> None:
+        """The first that accepts is taken, and the other attempt ends."""
+        connecting = self.connect("both")
+        self.reactor.advance(0.2)
+        self.assertEqual(len(self.asked), 1)
+        self.reactor.advance(0.2)
+        self.assertEqual(len(self.asked), 2)
+        self.accept(1)
+        self.assertIsInstance(self.successResultOf(connecting), Protocol)
+        self.assertTrue(self.reactor.connectors[0].stoppedConnecting)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_aSilentAddressIsWaitedForWhenTheOtherOneRefuses(self) -> None:
+        """It may accept yet."""
+        connecting = self.connect("both")
+        self.reactor.advance(0.4)
+        self.refuse(1)
+        self.assertNoResult(connecting)
+        self.accept(0)
+        self.successResultOf(connecting)
+
+    def test_cancellingEndsAllAttempts(self) -> None:
+        """Nothing is left of it, wherever it is."""
+        connecting = self.connect("both")
+        self.reactor.advance(0.4)
+        connecting.cancel()
+        self.failureResultOf(connecting, CancelledError)
+        self.assertEqual([each.stoppedConnecting for each in self.reactor.connectors], [True, True])
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_cancellingWhileTheNameIsLookedUp(self) -> None:
+        """It connects to nobody, whatever the resolver finds later."""
+        self.names.isLate = True
+        connecting = self.connect("one")
+        connecting.cancel()
+        self.failureResultOf(connecting, CancelledError)
+        self.names.late[0].resolutionComplete()
+        self.assertEqual(self.asked, [])
+
+    def test_aNameThatNobodyKnows(self) -> None:
+        """It is told as such."""
+        self.failureResultOf(self.connect("none"), DNSLookupError)
+
+
+class Wire(StringTransport):
+    """A transport as HTTP wants one."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """There are no packets."""
+
+
+class AgentTests(ConnectingTestCase):
+    """Requests."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        pool = HTTPConnectionPool(self.reactor, persistent=False)
+        self.agent = httpAgent(self.reactor, BrowserLikePolicyForHTTPS(), 5.0, pool)
+
+    def test_hosts(self) -> None:
+        """Names, addresses, and addresses of IPv6 in their brackets."""
+        for uri in (b"http://one:81/", b"http://192.0.2.2/", b"http://[2001:db8::1]:82/", b"https://one/"):
+            self.agent.request(b"GET", uri).addErrback(lambda _: None)
+        places = [(host, port) for host, port, *_ in self.reactor.tcpClients]
+        self.assertEqual(places, [("192.0.2.1", 80), (OTHER, 80), ("2001:db8::1", 82), ("192.0.2.1", 80)])
+
+    def test_secrecy(self) -> None:
+        """What goes to an https URL is TLS, and what goes to an http URL is not."""
+        sent = []
+        for uri in (b"http://192.0.2.1/", b"https://192.0.2.1/"):
+            asking = self.agent.request(b"GET", uri)
+            transport = Wire()
+            protocol = self.reactor.tcpClients[-1][2].buildProtocol(FOUR)
+            assert protocol is not None
+            protocol.makeConnection(transport)
+            sent.append(transport.value()[:3])
+            asking.cancel()
+            self.failureResultOf(asking, CancelledError, ResponseNeverReceived)
+        self.assertEqual(sent[0], b"GET")
+        # A handshake record of TLS.
+        self.assertEqual(sent[1][:2], b"\x16\x03")
+
+    def test_otherSchemesAreRefused(self) -> None:
+        """As Twisted's own agent refuses them."""
+        self.failureResultOf(self.agent.request(b"GET", b"gopher://one/"), SchemeNotSupported)
