@@ -302,6 +302,8 @@ class Api:
     :param home: the registry's data directory.
     :ivar authToken: what goes into ``X-Auth-Token``.
     :ivar url: the tenant's URL.
+    :ivar root: the part of it without a path.
+    :ivar path: the rest.
     """
 
     def __init__(self, home: str | Path) -> None:
@@ -312,7 +314,8 @@ class Api:
         access = self.ask("/v2.0/tokens", {"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}})["access"]
         self.authToken = access["token"]["id"]
         self.url = f"{settings.baseUrls[0]}/{access['token']['tenant']['id']}"
-        self._path = urlsplit(self.url).path
+        self.path = urlsplit(self.url).path
+        self.root = self.url.removesuffix(self.path)
 
     def ask(self, path: str, body: object) -> Any:
         """POST a *body*. :return: the answer's, which has to be one of success."""
@@ -325,15 +328,15 @@ class Api:
 
     def create(self, id: str, timeout: int = 120, **payload: object) -> Any:
         """Register a service. :return: ``{"token": ...}``."""
-        return self.ask(self._path + "/services", {"id": id, "heartbeat_timeout": timeout, **payload})
+        return self.ask(self.path + "/services", {"id": id, "heartbeat_timeout": timeout, **payload})
 
     def beat(self, id: str, token: str) -> Any:
         """Heartbeat a service. :return: ``{"token": ...}``."""
-        return self.ask(f"{self._path}/services/{id}/heartbeat", {"token": token})
+        return self.ask(f"{self.path}/services/{id}/heartbeat", {"token": token})
 
     def beatTogether(self, beats: Sequence[Mapping[str, str]]) -> Any:
         """Heartbeat several services, each ``{"id": ..., "token": ...}``. :return: the same with the next tokens."""
-        return self.ask(self._path + "/heartbeats", {"heartbeats": beats})["values"]
+        return self.ask(self.path + "/heartbeats", {"heartbeats": beats})["values"]
 
     def close(self) -> None:
         """End the connection."""

@@ -1,60 +1,86 @@
 """
-What heartbeats cost a registry: ``python -m benchmarks.heartbeats``.
+Heartbeats at a registry: ``python -m benchmarks.heartbeats``.
 
-The registry is a second process; this one sends it batches of 1,000 heartbeats over one connection, then single ones,
-each with the token that the last one brought. The registry's CPU time is all of it: reading, checking, answering, and
-the writing of ``last_seen`` that comes later. The rates are those of one connection, with the waiting for each answer
-and with what this process does.
+Single heartbeats over 50 connections, from wrk, are set beside the same requests to a bare twisted.web resource that
+parses and answers the same JSON: registry (over sqlite, with its access log and without) and resource take turns, each
+in a process of its own. The ratio is the median of those of the rounds. Neither of the two writes Twisted's own access
+log. Then come heartbeats in batches of 1,000. The registry's CPU time is all of it: reading, checking, answering, and
+the writing of ``last_seen`` that comes later.
 """
 
 from __future__ import annotations
 
-import time
-from contextlib import closing
+import statistics
+from contextlib import ExitStack, closing
+from tempfile import TemporaryDirectory
 
-from .harness import Api, Figure, registry, run
+from .harness import Api, Costs, Figure, registry, run
+from .load import Load, bare
 
 SERVICES = 1000
+CONNECTIONS = 50
 
 
-def measured(costs, count, work):
-    """:return: microseconds of the registry's CPU for each of so many heartbeats, and how many of them in a second."""
-    costs.since()
-    began = time.monotonic()
-    work()
-    took = time.monotonic() - began
-    return 1e6 * costs.since() / count, count / took
+def beatsOf(api):
+    """Services are made. :return: a heartbeat of each; a token counts as long as its service lives."""
+    return [{"id": id, **api.create(id)} for id in (f"service-{number:04}" for number in range(SERVICES))]
 
 
-def figuresOf(store, api, costs, batches, singles):
-    beats = [{"id": id, **api.create(id)} for id in (f"service-{number:04}" for number in range(SERVICES))]
+def requestsOf(path, beats):
+    return [("POST", f"{path}/services/{beat['id']}/heartbeat", {"token": beat["token"]}) for beat in beats]
 
-    def together():
-        nonlocal beats
-        for _ in range(batches):
-            beats = api.beatTogether(beats)
 
-    def alone():
-        id, token = beats[0]["id"], beats[0]["token"]
-        for _ in range(singles):
-            token = api.beat(id, token)["token"]
-
-    for how, count, work in (
-        (f"in batches of {SERVICES:,}", batches * SERVICES, together),
-        ("one by one, over one connection", singles, alone),
-    ):
-        cpu, rate = measured(costs, count, work)
-        yield Figure(f"registry's CPU per heartbeat, {store}, {how}", cpu, "µs")
-        yield Figure(f"heartbeats, {store}, {how}", rate, "/s")
+def contenders(stack):
+    """
+    :return: by name what heartbeats can be sent to, and the batch for the one that takes them.
+    """
+    loads, batches = {}, None
+    for name, log in (("registry", None), ("registry with its access log", "access.log")):
+        home = stack.enter_context(TemporaryDirectory())
+        options = {} if log is None else {"accessLog": f"{home}/{log}"}
+        measured = stack.enter_context(registry(home, **options))
+        api = stack.enter_context(closing(Api(home)))
+        beats = beatsOf(api)
+        headers = {"Content-Type": "application/json", "X-Auth-Token": api.authToken}
+        loads[name] = Load(api.root, measured.costs, home, headers)
+        loads[name].prepare(requestsOf(api.path, beats))
+        batches = (loads[name], [("POST", f"{api.path}/heartbeats", {"heartbeats": beats})])
+        if log is None:
+            batch = batches
+            port, pid = stack.enter_context(bare())
+            loads["bare resource"] = Load(
+                f"http://127.0.0.1:{port}", Costs(pid), stack.enter_context(TemporaryDirectory()), headers
+            )
+            loads["bare resource"].prepare(requestsOf(api.path, beats))
+    return loads, batch
 
 
 def measure(quick):
     """See the module."""
-    batches, singles = (30, 500) if quick else (300, 5000)
+    seconds, rounds = (1, 3) if quick else (3, 9)
+    with ExitStack() as stack:
+        loads, (batched, batch) = contenders(stack)
+        outcomes = {name: [] for name in loads}
+        for number in range(rounds + 1):
+            for name, load in loads.items():
+                outcome = load.run(seconds, CONNECTIONS)
+                if number:
+                    outcomes[name].append(outcome)
+        batched.prepare(batch)
+        together = [batched.run(seconds, 2) for _ in range(rounds + 1)][1:]
     figures = []
-    for store in ("sqlite", "memory"):
-        with registry(store=store) as measuredOne, closing(Api(measuredOne.home)) as api:
-            figures += figuresOf(store, api, measuredOne.costs, batches, singles)
+    for name, atLeast in (("registry", 0.85), ("registry with its access log", 0.75)):
+        pairs = list(zip(outcomes[name], outcomes["bare resource"], strict=True))
+        ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
+        figures.append(Figure(f"heartbeats per second, {name} : bare resource", ratio, "x", atLeast=atLeast))
+        ratio = statistics.median(theirs.cpu / ours.cpu for ours, theirs in pairs)
+        figures.append(Figure(f"heartbeats per second of CPU, {name} : bare resource", ratio, "x"))
+    for name, of in outcomes.items():
+        figures.append(Figure(f"heartbeats, {name}", statistics.median(each.rate for each in of), "/s"))
+        figures.append(Figure(f"CPU per heartbeat, {name}", statistics.median(each.cpu for each in of), "µs"))
+    cpu = statistics.median(each.cpu for each in together) / SERVICES
+    figures.append(Figure(f"heartbeats in batches of {SERVICES:,}, per second of CPU", 1e6 / cpu, "/s", atLeast=90_000))
+    figures.append(Figure(f"CPU per heartbeat in batches of {SERVICES:,}", cpu, "µs"))
     return figures
 
 
