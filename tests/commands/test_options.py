@@ -100,6 +100,8 @@ class CommandLineTests(OptionsCase):
             ("event-retention", "59m"),
             ("metrics", "yes"),
             ("max-connections", "all"),
+            ("max-connections", "0"),
+            ("max-connections-per-client", "0"),
             ("request-timeout", "121s"),
         ]:
             self.assertIn(f"--{option}: {value!r} is", self.refusal(f"--{option}", value))

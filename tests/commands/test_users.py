@@ -19,6 +19,13 @@ ANY_PORT = "tcp:0:interface=127.0.0.1"
 # What the registry promises, and what its clients' requests may take on a machine that has other things to do.
 A_SECOND = 1.0
 SLACK = 1.0
+# The program with its output on a full disk.
+INTO_A_FULL_FILE = """
+import os, sys
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+from txserviceregistry.commands.users import main
+sys.exit(main())
+"""
 
 
 class UsersCase(ProcessTestCase):
@@ -250,6 +257,19 @@ class BesideARegistryTests(UsersCase):
         self.assertEqual(self.raxrc(), {})
         await self.dies(token, client, since)
         await self.assertFailure(self.clientOf("local", old["api_key"]).account.getLimits(), AuthenticationFailed)
+
+    async def test_aKeyThatCantBeWritten(self) -> None:
+        """Where the key can't be shown, a line says so and how to get another; the raxrc has it all the same."""
+        await self.registry()
+        for action, name in (("add", "joe"), ("rotate", "local")):
+            program = self.spawn("python", "-c", INTO_A_FULL_FILE, "--data-dir", self.dataDir, action, name)
+            await program.ended
+            self.assertEqual(program.exitCode, 1)
+            line = program.errors.splitlines()[-1]
+            self.assertIn("No space left on device; service-registry-users rotate", line)
+            self.assertTrue(line.endswith(f"rotate {name} makes another"), line)
+        await self.client().account.getLimits()
+        self.key(await self.users("rotate", "joe"), "joe")
 
     async def test_anotherUsersKeyLeavesTheRaxrcAlone(self) -> None:
         """What is done to users whose credentials are not in the raxrc does not change it."""

@@ -34,6 +34,7 @@ class FilesCase(TestCase):
     def file(self, *parts: bytes) -> str:
         path = Path(self.mktemp()).absolute()
         path.write_bytes(b"".join(parts))
+        path.chmod(0o640)
         return str(path)
 
     def endpoint(self, holder: Holder, certificate: bytes | None = None, more: str = ":interface=127.0.0.1") -> str:
@@ -123,7 +124,7 @@ class ListeningTests(FilesCase):
         self.log: list[str] = []
 
         def observe(event: Any) -> None:
-            if event.get("log_format", "").startswith("The certificate"):
+            if event.get("log_format", "").startswith(("The certificate", "The private key")):
                 self.log.append(event["log_format"].format(**event))
 
         globalLogPublisher.addObserver(observe)
@@ -213,6 +214,22 @@ class ListeningTests(FilesCase):
             await registry.stopService()
         await self.started(self.endpoint(Holder("registry", days=(-1, 30))))
         self.assertEqual(self.log, [])
+
+    async def test_aCertificateForNoHost(self) -> None:
+        """Clients refuse a certificate without names, whatever its subject is; a registry that has one says so."""
+        await self.started(self.endpoint(Holder("localhost", names=(), days=(-1, 30))))
+        (line,) = self.log
+        self.assertIn("names no host", line)
+
+    async def test_aKeyThatEverybodyMayRead(self) -> None:
+        """A registry whose private key is everybody's starts, and says which file it is; never what is in it."""
+        holder = Holder("registry", days=(-1, 30))
+        key, own = self.file(holder.key), self.file(holder.certificate)
+        Path(key).chmod(0o644)
+        await self.started(f"ssl:0:privateKey={key}:certKey={own}:interface=127.0.0.1")
+        self.assertEqual(
+            self.log, [f"The private key in {key} can be read by everybody on this machine: chmod o= {key}"]
+        )
 
     async def test_programsOnThisMachineNeedNoConfiguration(self) -> None:
         """

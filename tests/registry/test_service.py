@@ -498,6 +498,7 @@ class RegistryServiceTests(TestCase):
         file = Path(self.mktemp())
         file.write_text("")
         self.assertIn("can't write to the data directory", await self.refusal(dataDir=file / "below"))
+        self.assertEqual(await self.refusal(dataDir=file), f"the data directory {file} is a file; name a folder")
         self.dataDir.mkdir()
         (self.dataDir / "raxrc").write_text("no INI")
         self.assertIn("is no INI file", await self.refusal())

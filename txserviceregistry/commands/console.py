@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 
-__all__ = ["runConsole"]
+__all__ = ["dropOutput", "runConsole"]
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -30,10 +30,10 @@ def runConsole(name: str, run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except BrokenPipeError:
-        _dropOutput()
+        dropOutput()
         code = _BROKEN_PIPE
     except OSError as error:
-        _dropOutput()
+        dropOutput()
         print(f"{name}: can't write the output: {error.strerror}", file=sys.stderr)
         code = 1
     return code
@@ -48,7 +48,7 @@ def _prepareStreams() -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def _dropOutput() -> None:
+def dropOutput() -> None:
     """Let the interpreter's own flush at the end find a place that takes everything."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())

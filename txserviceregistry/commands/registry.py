@@ -36,7 +36,8 @@ _AUDIENCE = oneOf(LOOPBACK, ANYWHERE, OFF)
 _NO_LOG = "off"
 # A client on a slow line must be able to send a batch of heartbeats, and waits for no more than two minutes itself.
 _REQUEST = partial(parseDuration, least="1s", most="120s")
-
+# Without a connection nobody could ask anything.
+_SOME = partial(parseCount, least=1)
 
 _STORE = oneOf("sqlite", "memory", ETCD)
 
@@ -96,8 +97,8 @@ class Options(TableOptions):
         Option("token-lifetime", None, "24h", "How long an auth token counts: a duration.", _TOKEN_LIFETIME),
         Option("metrics", None, LOOPBACK, "Who may have /metrics: loopback, anywhere or off.", _AUDIENCE),
         Option("access-log", None, _NO_LOG, "File for a line per request, - for stdout, or off.", _logTarget),
-        Option("max-connections", None, "10000", "How many connections there may be.", parseCount),
-        Option("max-connections-per-client", None, "5000", "How many from one address.", parseCount),
+        Option("max-connections", None, "10000", "How many connections there may be.", _SOME),
+        Option("max-connections-per-client", None, "5000", "How many from one address.", _SOME),
         Option("max-followers", None, "5000", "How many requests may wait for events.", parseCount),
         Option("max-followers-per-tenant", None, "2500", "How many of one account.", parseCount),
         Option("request-timeout", None, "30s", "How long a request may take to come in: a duration.", _REQUEST),

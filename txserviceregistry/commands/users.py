@@ -25,7 +25,7 @@ from ..registry.identity import Identity, InvalidUser, checkUser
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite import SqliteStore
 from ..settings import defaultDataDir
-from .console import runConsole
+from .console import dropOutput, runConsole
 from .options import Option
 from .raxsr.outcome import CommandFailed, Interrupted, UsageError, oneLine
 from .raxsr.running import runReactor
@@ -263,11 +263,15 @@ async def _rotate(users: _Users, options: argparse.Namespace) -> None:
     # Looked at first: if it can't be read, nothing has been changed.
     credentials = users.directory.credentials()
     user, key = await users.identity.rotate(options.name)
-    _show(user.name, key)
-    _tell(f'User "{user.name}" has another API key; the old one, and all auth tokens, end. {_ONCE}')
-    if credentials is not None and credentials[0] == user.name:
-        users.directory.keepCredentials(user.name, key)
-        _tell(f"{users.directory.raxrcPath} has it too. Programs on this machine that run already have the old one.")
+    try:
+        _show(user.name, key)
+        _tell(f'User "{user.name}" has another API key; the old one, and all auth tokens, end. {_ONCE}')
+    finally:
+        if credentials is not None and credentials[0] == user.name:
+            users.directory.keepCredentials(user.name, key)
+            _tell(
+                f"{users.directory.raxrcPath} has it too. Programs on this machine that run already have the old one."
+            )
 
 
 _ONCE = (
@@ -278,7 +282,13 @@ _ONCE = (
 
 def _show(name: str, key: str) -> None:
     # Names and keys hold nothing that a shell, systemd or docker would want quoted.
-    print(f"RAXSR_USERNAME={name}\nRAXSR_API_KEY={key}", flush=True)
+    try:
+        print(f"RAXSR_USERNAME={name}\nRAXSR_API_KEY={key}", flush=True)
+    except OSError as error:
+        dropOutput()
+        raise CommandFailed(
+            f'the API key of user "{name}" could not be written: {error.strerror}; {_NAME} rotate {name} makes another'
+        ) from None
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ class DataDirectory:
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise DataDirectoryError(f"the data directory {self.path} is a file; name a folder")
         except OSError as error:
             raise self._unwritable(error)
 

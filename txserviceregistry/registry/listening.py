@@ -7,7 +7,9 @@ certificates of a file but the first one: browsers may know the missing ones, pr
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ class TLSEndpoint(SSL4ServerEndpoint):
     :param options: key, certificate, and the certificates between it and its authority's.
     :param path: the file that the certificate is from, for texts.
     :param certificate: the server's own, as it is in *options*.
+    :param keyPath: the file that the key is from.
     """
 
     _log = Logger()
@@ -65,15 +68,17 @@ class TLSEndpoint(SSL4ServerEndpoint):
         *,
         path: str,
         certificate: x509.Certificate,
+        keyPath: str,
     ) -> None:
         super().__init__(reactor, port, options, backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
         self.certificate = certificate
         self._path = path
+        self._keyPath = keyPath
         self._bound = interface
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """
-        Listen, and say it if clients will not like the certificate.
+        Listen, and say it if clients will not like the certificate, or if the key is everybody's.
 
         :return: fires with the port.
         """
@@ -83,6 +88,15 @@ class TLSEndpoint(SSL4ServerEndpoint):
         elif daysLeft(self.certificate) < WARNING_DAYS:
             days = daysLeft(self.certificate)
             self._log.warn("The certificate in {path} expires in {days:.1f} days", path=self._path, days=days)
+        if not namesOf(self.certificate):
+            self._log.warn(
+                "The certificate in {path} names no host (subjectAltName): clients refuse it", path=self._path
+            )
+        if _isEverybodys(self._keyPath):
+            self._log.warn(
+                "The private key in {path} can be read by everybody on this machine: chmod o= {path}",
+                path=self._keyPath,
+            )
         listening: Deferred[IListeningPort] = super().listen(protocolFactory)  # type: ignore[no-untyped-call]
         return listening
 
@@ -131,6 +145,13 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     return endpoint
 
 
+def _isEverybodys(path: str) -> bool:
+    try:
+        return bool(os.stat(path).st_mode & (stat.S_IROTH | stat.S_IWOTH))
+    except OSError:
+        return False  # it has been read, and is gone
+
+
 def _isAddress(name: str) -> bool:
     return ":" in name or name.replace(".", "").isdigit()
 
@@ -160,6 +181,7 @@ def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:
         arguments.get("interface", ""),
         path=certificatePath,
         certificate=own,
+        keyPath=keyPath,
     )
 
 
