@@ -114,8 +114,11 @@ class DiskTests(FaultCase):
         self.refused += sum(each.outcome is Outcome.unknown for each in operations)
         self.acknowledged += sum(each.outcome is Outcome.acknowledged for each in operations)
         self.assertKept(await self.findings.look(operations))
-        self.assertEqual({states[-1][1] for states in application.states.values()}, {"registered"})
+        await self.until(lambda: self.allAreRegistered(application))
         application.tell("resume")
+
+    async def allAreRegistered(self, application: Application) -> bool:
+        return {states[-1][1] for states in application.states.values()} == {"registered"}
 
     async def writesAgain(self, application: Application, since: float) -> None:
         async def some() -> bool:
@@ -191,6 +194,8 @@ class DiskTests(FaultCase):
             try:
                 self.assertEqual(_run("mount", "--bind", "-o", "ro", self.dataDir, self.dataDir), 0)
                 try:
+                    # What the registry opened before can still write; from this refusal on, nothing that it opens can.
+                    await self.assertFailure(self.client(cache=None).configuration.set("/full/disk", "x"), ServerError)
                     os.unlink(self.ballast.name, dir_fd=folder)
                     await self.trouble(application)
                 finally:
