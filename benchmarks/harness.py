@@ -239,6 +239,7 @@ def serving(*arguments: str) -> Iterator[tuple[str, int]]:
 
 _REGISTRY = """
 import json, sys
+from functools import partial
 from twisted.internet import reactor
 from txserviceregistry.clock import useMonotonic
 from txserviceregistry.registry.limits import ResourceLimits
@@ -246,6 +247,10 @@ from txserviceregistry.registry.service import RegistryService
 
 useMonotonic()
 options = {"store": "sqlite", "rateLimit": 10**9, **json.loads(sys.argv[2])}
+etcd = options.pop("etcd", None)
+if etcd is not None:
+    from txserviceregistry.registry.stores.etcd import EtcdStore
+    options["store"] = partial(EtcdStore, reactor, **etcd)
 registry = RegistryService(
     reactor,
     dataDir=sys.argv[1],
@@ -286,7 +291,8 @@ def registry(home: str | Path | None = None, **options: Any) -> Iterator[Registr
     Run a registry.
 
     :param home: its data directory; one of its own that is removed at the end if it is not given.
-    :param options: RegistryService's, over sqlite and without a limit worth mentioning if they say nothing else.
+    :param options: RegistryService's, over sqlite and without a limit worth mentioning if they say nothing else; or
+        ``etcd`` with the EtcdStore's, to run it over that.
     """
     with TemporaryDirectory() as temporary:
         home = Path(temporary if home is None else home)

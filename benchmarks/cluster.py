@@ -1,0 +1,262 @@
+"""
+What a registry of several nodes does, and how fast its clients fail over: ``python -m benchmarks.cluster``.
+
+Three members of etcd; a registry that is alone over them, one of three nodes, and one over sqlite for comparison. They
+take turns, and all of them and the load share the cores of this machine. The load is the same for each: 30 connections
+in all, dealt to the nodes. It registers services, reads them one by one, heartbeats them one by one, and in requests of
+1,000 over three connections, all of one tenant.
+
+An event's way is measured with the registry of three nodes, which has nothing else to do then: from the sending of a
+create to the first node to the moment in which a follower of the second node has the event.
+
+Failing over is measured with a client that reads a service of a registry of three nodes as fast as it is answered: how
+long it is not when its node is killed (``kill -9``), and when it hangs (SIGSTOP).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from txserviceregistry import Client
+from txserviceregistry.discovery import EventsFeed
+
+from .burst import request, send
+from .etcd import etcds
+from .harness import Api, Costs, Figure, Registry, inReactor, registry, run
+
+_BATCH = 1000
+_CONNECTIONS = 30
+_HEARTBEAT_TIMEOUT = 120
+# Seconds until what was kept in the background is kept.
+_SETTLING = 1.0
+_USERNAME, _KEY = "bench", "0123456789abcdef" * 2
+_CREATES, _READS, _BEATS = "creates", "reads of one service", "heartbeats, one by one"
+_BATCHES = f"heartbeats, {_BATCH:,} in a request"
+
+
+@contextmanager
+def node(**options: Any) -> Iterator[Registry]:
+    """A registry that has the same user as all others."""
+    with TemporaryDirectory() as home:
+        Path(home, "raxrc").write_text(f"[credentials]\nusername = {_USERNAME}\napi_key = {_KEY}\n")
+        with registry(home, **options) as one:
+            yield one
+
+
+class Contender:
+    """
+    A registry of one node or of several, under load.
+
+    :param etcd: what its etcd uses.
+    :ivar rates: how many there were in a second, by what and by round.
+    :ivar cpu: seconds of CPU time for each: the nodes' and etcd's.
+    """
+
+    def __init__(self, nodes: Sequence[Registry], etcd: Sequence[Costs]) -> None:
+        self.rates: dict[str, list[float]] = {}
+        self.cpu: dict[str, list[tuple[float, float]]] = {}
+        self._nodes = nodes
+        self._etcd = etcd
+        api = Api(nodes[0].home)
+        api.close()
+        self._token = api.authToken
+        tenant = api.url.rpartition("/")[2]
+        self._urls = [f"{one.settings.baseUrls[0]}/{tenant}" for one in nodes]
+
+    def round(self, number: int, count: int, batches: int) -> None:
+        """Do all of it once, with new services."""
+        ids = [f"service-{number:02}-{index:05}" for index in range(count)]
+        services = [{"id": id, "heartbeat_timeout": _HEARTBEAT_TIMEOUT} for id in ids]
+        created = self._do(_CREATES, "POST", [("/services", service) for service in services])
+        self._do(_READS, "GET", [(f"/services/{id}", None) for id in ids])
+        # A token counts as long as its service lives, and may come again.
+        tokens = [json.loads(body)["token"] for body in created]
+        beats = [(f"/services/{id}/heartbeat", {"token": token}) for id, token in zip(ids, tokens, strict=True)]
+        batch = [{"id": id, "token": token} for id, token in zip(ids, tokens, strict=True)]
+        # Of each service's heartbeats a node keeps the time of the first one, and none for five minutes.
+        for first in range(0, count, _BATCH):
+            some = {"heartbeats": batch[first : first + _BATCH]}
+            send([request("POST", f"{url}/heartbeats", self._token, some) for url in self._urls], 1)
+        time.sleep(_SETTLING)
+        self._do(_BEATS, "POST", beats)
+        batch = batch[:_BATCH]
+        self._do(_BATCHES, "POST", [("/heartbeats", {"heartbeats": batch})] * batches, each=len(batch), connections=3)
+
+    def _do(
+        self,
+        what: str,
+        method: str,
+        asked: Sequence[tuple[str, object]],
+        *,
+        each: int = 1,
+        connections: int = _CONNECTIONS,
+    ) -> list[bytes]:
+        urls = self._urls
+        requests = [
+            request(method, urls[number % len(urls)] + path, self._token, body)
+            for number, (path, body) in enumerate(asked)
+        ]
+        for costs in (*(one.costs for one in self._nodes), *self._etcd):
+            costs.since()
+        rate, answers = send(requests, connections // len(urls))
+        count = len(requests) * each
+        cpu = sum(one.costs.since() for one in self._nodes) / count, sum(c.since() for c in self._etcd) / count
+        self.rates.setdefault(what, []).append(rate * each)
+        self.cpu.setdefault(what, []).append(cpu)
+        return answers
+
+
+def throughput(contenders: Mapping[str, Contender], rounds: int, count: int, batches: int) -> Iterator[Figure]:
+    """Let them take turns; the first round of each does not count."""
+    for number in range(rounds + 1):
+        for contender in contenders.values():
+            contender.round(number, count, batches)
+    for what in (_CREATES, _READS, _BEATS, _BATCHES):
+        for name, contender in contenders.items():
+            yield Figure(f"{what}, {name}", statistics.median(contender.rates[what][1:]), "/s")
+    for what in (_BEATS, _BATCHES):
+        for name, contender in contenders.items():
+            nodes, etcd = (statistics.median(of) for of in zip(*contender.cpu[what][1:], strict=True))
+            yield Figure(f"nodes' CPU for each of {what}, {name}", 1e6 * nodes, "µs")
+            if etcd:
+                yield Figure(f"etcd's CPU for each of {what}, {name}", 1e6 * etcd, "µs")
+
+
+# -- an event's way, and failing over
+
+
+def _client(reactor: Any, nodes: Sequence[Registry], **options: Any) -> Client:
+    """A client that begins with the first of some nodes."""
+    urls = [one.settings.baseUrls[0] for one in nodes]
+    return Client(_USERNAME, _KEY, baseUrl=urls, reactor=reactor, random=lambda: 0.0, **options)
+
+
+async def eventsWay(reactor: Any, nodes: Sequence[Registry], count: int) -> list[Figure]:
+    """From a create on one node to its event on another."""
+    ways: list[float] = []
+    acknowledged: list[float] = []
+    here: Deferred[None] = Deferred()
+
+    def heard(event: Any) -> None:
+        ways.append(time.monotonic() - began)
+        here.callback(None)
+
+    async with _client(reactor, nodes[:1]) as by, _client(reactor, nodes[1:2]) as at:
+        feed = EventsFeed(at)
+        await by.account.getLimits()
+        feed.onEvent(lambda event: heard(event) if event["payload"].get("id") == id else None)
+        feed.startService()
+        # It has to wait for the first one.
+        await deferLater(reactor, 1, lambda: None)
+        for number in range(count):
+            here, id, began = Deferred(), f"event-{number:05}", time.monotonic()
+            await by.services.create(id, _HEARTBEAT_TIMEOUT)
+            acknowledged.append(time.monotonic() - began)
+            await here
+            await deferLater(reactor, 0.01, lambda: None)
+        await feed.stopService()
+    return [
+        Figure("a create, until it is acknowledged, median", 1000 * statistics.median(acknowledged), "ms"),
+        *_spread("from a create on one node to its event on another", ways, 1000, "ms"),
+    ]
+
+
+def _spread(what: str, seconds: Sequence[float], factor: float, unit: str) -> list[Figure]:
+    ordered = sorted(seconds)
+    return [
+        Figure(f"{what}, median", factor * statistics.median(ordered), unit),
+        Figure(f"{what}, 99th percentile", factor * ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)], unit),
+    ]
+
+
+async def silence(
+    reactor: Any, doomed: Registry, others: Sequence[Registry], how: signal.Signals, timeout: float
+) -> float:
+    """For how long a client of several nodes is not answered when the one that it is with is sent a signal."""
+    async with _client(reactor, [doomed, *others], timeout=timeout) as client:
+        await client.services.get("failover")
+        end = time.monotonic() + 0.5
+        longest, hasHit = 0.0, False
+        while time.monotonic() < end:
+            if not hasHit:
+                os.kill(doomed.costs.pid, how)
+                hasHit, end = True, time.monotonic() + 0.5
+            began = time.monotonic()
+            await client.services.get("failover")
+            longest = max(longest, time.monotonic() - began)
+    return longest
+
+
+async def failover(reactor: Any, nodes: Sequence[Registry], store: Any, rounds: int) -> list[Figure]:
+    """How long it takes a client to be with another node."""
+    async with _client(reactor, nodes) as client:
+        await client.services.create("failover", _HEARTBEAT_TIMEOUT)
+    figures = []
+    for what, how, timeout in (
+        ("killed", signal.SIGKILL, 10.0),
+        ("hanging, requests with a timeout of 10 s", signal.SIGSTOP, 10.0),
+        ("hanging, requests with a timeout of 1 s", signal.SIGSTOP, 1.0),
+    ):
+        silences = []
+        for _ in range(rounds):
+            with node(etcd=store) as doomed:
+                try:
+                    silences.append(await silence(reactor, doomed, nodes[1:], how, timeout))
+                finally:
+                    os.kill(doomed.costs.pid, signal.SIGKILL)
+        figures.append(Figure(f"time without an answer, node {what}, median", 1000 * statistics.median(silences), "ms"))
+        figures.append(Figure(f"time without an answer, node {what}, longest", 1000 * max(silences), "ms"))
+    return figures
+
+
+def measure(quick: bool) -> list[Figure]:
+    """See the module."""
+    rounds, count, batches, events, kills = (2, 400, 9, 50, 2) if quick else (5, 2000, 60, 500, 10)
+    figures: list[Figure] = []
+    with ExitStack() as stack:
+        members = stack.enter_context(etcds(3))
+        urls = [member.url for member in members]
+        costs = [Costs(member.pid) for member in members]
+        alone = {"urls": urls, "prefix": "/alone/"}
+        together = {"urls": urls, "prefix": "/together/"}
+        three = [stack.enter_context(node(etcd=together)) for _ in range(3)]
+        contenders = {
+            "one node": Contender([stack.enter_context(node(etcd=alone))], costs),
+            "three nodes": Contender(three, costs),
+            "sqlite": Contender([stack.enter_context(node())], ()),
+        }
+        member, measured = members[0], three[1]
+        before = measured.costs.memory(), costs[0].memory(), member.databaseSize()
+        figures += throughput(contenders, rounds, count, batches)
+        services = (rounds + 1) * count
+        grown, etcd, size = measured.costs.memory() - before[0], costs[0].memory(), member.databaseSize() - before[2]
+        figures += [
+            Figure("memory of a node with nothing in it", before[0] / 2**20, "MiB"),
+            Figure(f"what each of {services:,} services adds to it", grown / services / 1024, "KiB"),
+            Figure("memory of an etcd with nothing in it", before[1] / 2**20, "MiB"),
+            Figure(f"memory of an etcd after {2 * services:,} registrations", etcd / 2**20, "MiB"),
+            Figure("etcd's database, for each registration", size / (2 * services) / 1024, "KiB"),
+        ]
+
+        async def rest(reactor: Any) -> None:
+            figures.extend(await eventsWay(reactor, three, events))
+            figures.extend(await failover(reactor, three, together, kills))
+
+        inReactor(rest)
+    return figures
+
+
+if __name__ == "__main__":
+    run(__doc__, measure)
