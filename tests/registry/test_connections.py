@@ -416,7 +416,8 @@ class FilesTests(SynchronousTestCase):
         self.assertEqual(limits.within(100_000).connections, 10_000)
         self.assertEqual(limits.within(100_000).followers, 8_000)
         self.assertEqual(ConnectionLimits().within(100_000), ConnectionLimits())
-        self.assertEqual(limits.within(10).connections, 1)
+        self.assertEqual(limits.within(64).connections, 32)
+        self.assertEqual(limits.within(1).connections, 1)
 
     def test_raisesTheLimit(self) -> None:
         """A process takes what it needs, as far as it may, and never less than it has."""

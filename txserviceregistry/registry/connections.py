@@ -58,7 +58,8 @@ class ConnectionLimits:
 
         :param files: how many files the process may open.
         """
-        connections = max(1, min(self.connections, files - RESERVED_FILES))
+        # Of very few, half: the store and the listeners need no more than some twenty.
+        connections = max(1, min(self.connections, max(files - RESERVED_FILES, files // 2)))
         # Those who wait hold their connections for a minute: some have to be left for the others.
         return attrs.evolve(self, connections=connections, followers=min(self.followers, connections * 4 // 5))
 
