@@ -100,6 +100,30 @@ class DocumentTests(SynchronousTestCase):
         operation = DOCUMENT["paths"]["/v1.0/{tenant}/heartbeats"]["post"]
         self.assertIn("262144", operation["responses"]["413"]["description"])
 
+    def test_tellsWhatIsInEveryEvent(self) -> None:
+        """
+        For each type of event there is one description of its payload, and what lacks a field of it does not fit.
+        """
+        event = DOCUMENT["components"]["schemas"]["Event"]
+        described = [name for each in event["oneOf"] for name in each["properties"]["type"]["enum"]]
+        self.assertEqual(sorted(described), sorted(validation.EVENT_TYPES))
+        validator = Draft202012Validator({"components": DOCUMENT["components"], **event})
+        service = {"id": "web1", "heartbeat_timeout": 30, "tags": ["www"], "metadata": {"port": "80"}}
+        value = {"configuration_value_id": "key", "old_value": "a"}
+        for type, payload in [
+            ("service.join", service),
+            ("service.remove", service),
+            ("service.timeout", service),
+            ("configuration_value.update", {**value, "new_value": "b"}),
+            ("configuration_value.remove", value),
+        ]:
+            whole = {"id": "11111111-1111-1111-8111-111111111111", "timestamp": 1, "type": type, "payload": payload}
+            self.assertEqual([error.message for error in validator.iter_errors(whole)], [], type)
+            for name in payload:
+                less = {key: value for key, value in payload.items() if key != name}
+                self.assertFalse(validator.is_valid({**whole, "payload": less}), (type, name))
+        self.assertFalse(validator.is_valid({**whole, "payload": {**value, "new_value": "b"}}))
+
     def test_patternsAreOfBothDialects(self) -> None:
         """
         No pattern says what Python and ECMAScript understand differently, or only one of them.
@@ -187,7 +211,7 @@ class ServedTests(SynchronousTestCase):
             ("GET", "/configuration", None, 200),
             ("GET", "/configuration/{namespace}/", None, 200),
             ("DELETE", "/configuration/{configurationId}", None, 204),
-            ("GET", "/events?limit=2", None, 200),
+            ("GET", "/events", None, 200),
         ]:
             sent = path.format(serviceId="web1", configurationId="some/key", namespace="some") if "{" in path else path
             reply = self.api.ask(method, sent, body)

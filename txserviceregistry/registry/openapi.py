@@ -327,7 +327,7 @@ def _refusal(code: int, refused: Sequence[str], bodyLimit: int) -> Schema:
     answer = _answer(_FAULT_TEXTS[code], {"allOf": [_schema("Fault"), narrower]})
     if code == 401:
         answer["headers"]["WWW-Authenticate"] = _reference("headers", "WWW-Authenticate")
-    if "rateLimitReached" in refused:
+    if code == 503 or "rateLimitReached" in refused:
         answer["headers"]["Retry-After"] = _reference("headers", "Retry-After")
     if code == 413:
         answer["description"] = f"The body has {bodyLimit} bytes or more."
@@ -363,7 +363,7 @@ def _headers() -> Schema:
         "Location": ("The URL of what was made or changed.", True, {"type": "string", "format": "uri"}),
         "WWW-Authenticate": ("Where auth tokens come from.", True, schemas.ofPattern('Keystone uri="[^"]*"')),
         "Retry-After": (
-            "With rateLimitReached: after how many seconds to ask again.",
+            "After how many seconds to ask again: with rateLimitReached, and if there is no room to wait for events.",
             False,
             {"type": "integer", "minimum": 1},
         ),
@@ -381,6 +381,7 @@ def _components() -> dict[str, Schema]:
     event = schemas.ofType(types.Event)
     event["properties"]["id"] = schemas.ofRule(validation.TimeUUID())
     event["properties"]["payload"] = {"type": "object"}
+    event["oneOf"] = _payloads()
     service = schemas.ofType(types.Service)
     service["properties"]["id"] = schemas.ofText(validation.PARAMETERS["serviceId"])
     value = schemas.ofType(types.ConfigurationValue)
@@ -401,6 +402,24 @@ def _components() -> dict[str, Schema]:
         "Service": service,
         "ServicePage": _pageOf("Service"),
     }
+
+
+def _payloads() -> list[Schema]:
+    """By types of events, what is in their payloads."""
+    service = schemas.ofType(types.Service)
+    del service["properties"]["last_seen"]
+    service["required"].remove("last_seen")
+    services = [type for type in validation.EVENT_TYPES if type.startswith("service.")]
+    value = {"type": "string"}
+    update = _object(configuration_value_id=value, old_value={"type": ["string", "null"]}, new_value=value)
+    remove = _object(configuration_value_id=value, old_value=value)
+    remove["not"] = {"required": ["new_value"]}
+    ofTypes = [
+        (services, service),
+        (["configuration_value.update"], update),
+        (["configuration_value.remove"], remove),
+    ]
+    return [{"properties": {"type": {"enum": names}, "payload": payload}} for names, payload in ofTypes]
 
 
 def _object(**properties: Schema) -> Schema:
