@@ -5,11 +5,12 @@ What becomes of services when the store is slow, or away, or its answers are los
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
@@ -19,11 +20,86 @@ from tests.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
-from txserviceregistry.registry.stores.interfaces import ServiceRecord
+from txserviceregistry.registry.lives import Lives
+from txserviceregistry.registry.stores.interfaces import Death, LivingService, ServiceRecord, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.validation import NewService, ServiceChanges
+from txserviceregistry.registry.work import Work
 
 JOIN, REMOVE, TIMEOUT = "service.join", "service.remove", "service.timeout"
+
+
+class QuestionsTests(SynchronousTestCase):
+    """A registry that shares its store asks whether a service is dead before it calls it so."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.work = Work()
+        self.buried: list[str] = []
+        self.answer: Callable[[], Deferred[float]] = lambda: succeed(-1.0)
+        self.lives = Lives(
+            MemoryStore(),
+            self.bury,
+            clock=self.clock,
+            wallClock=lambda: NOW,
+            work=self.work,
+            ask=lambda tenant, id, incarnation: self.answer(),
+        )
+        self.lives.start(LivingService(TENANT, f"web{number}", f"life{number}", 3, None) for number in range(3000))
+        self.addCleanup(self.lives.stop)
+
+    def bury(self, deaths: Sequence[Death]) -> Deferred[None]:
+        self.buried += [death.id for death in deaths]
+        self.lives.buried(deaths)
+        return succeed(None)
+
+    def hold(self) -> list[Deferred[float]]:
+        """Let questions wait. :return: those that do."""
+        questions: list[Deferred[float]] = []
+
+        def ask() -> Deferred[float]:
+            questions.append(Deferred())
+            return questions[-1]
+
+        self.answer = ask
+        return questions
+
+    def pass_(self, seconds: float) -> None:
+        self.clock.pump([0.01] * round(seconds * 100))
+
+    def test_thousandsFallDueWhileTheStoreIsAway(self) -> None:
+        """None of them is called dead then, and none is forgotten: when the store is back, each is buried once."""
+        questions = self.hold()
+        self.pass_(4)
+        self.answer = lambda: fail(StoreUnavailable("away"))
+        for question in questions:
+            question.errback(StoreUnavailable("away"))
+        self.pass_(2)
+        self.assertEqual(self.buried, [])
+        self.assertEqual(self.lives.count(), {TENANT: 3000})
+        self.successResultOf(self.work.whenIdle())
+        self.answer = lambda: succeed(-1.0)
+        self.pass_(2)
+        self.assertEqual(sorted(self.buried), sorted(f"web{number}" for number in range(3000)))
+
+    def test_aQuestionThatBreaks(self) -> None:
+        """It is logged, and asked again."""
+        answers = iter([fail(ValueError("broken"))])
+        self.answer = lambda: next(answers, succeed(-1.0))
+        self.pass_(5)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(len(self.buried), 3000)
+
+    def test_whatWaitsToBeAskedDoesNotHoldUpTheEnd(self) -> None:
+        """A registry that stops waits for the questions that are under way, and asks no more."""
+        questions = self.hold()
+        self.pass_(4)
+        self.assertEqual(len(questions), Lives.QUESTIONS)
+        self.lives.stop()
+        for question in questions:
+            question.callback(1.0)
+        self.successResultOf(self.work.whenIdle())
+        self.assertEqual(len(questions), Lives.QUESTIONS)
 
 
 class SlowStoreTests(RegistryCase):

@@ -4,10 +4,11 @@ The lives of services: what memory knows of each, who is dead by now, and that m
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -60,7 +61,8 @@ class Lives:
         self._wallClock = wallClock
         self._work = work
         self._ask = ask
-        self._questions = DeferredSemaphore(self.QUESTIONS)
+        self._unjudged: deque[Life] = deque()
+        self._judges = 0
         self._isSuspended = False
         self._lifeClock = LifeClock(clock, self._tick)
         self._deadlines = Deadlines(self._lifeClock.now, areTrue=ask is None)
@@ -86,6 +88,7 @@ class Lives:
     def stop(self) -> None:
         """Nobody dies any more, and nothing is left on the reactor; what is under way belongs to the work."""
         self._lifeClock.stop()
+        self._unjudged.clear()
         self._burials.stop()
         call, self._sweeping = self._sweeping, None
         if call is not None:
@@ -165,26 +168,37 @@ class Lives:
         if self._ask is None:
             self._mourn(due)
         else:
-            for life in due:
-                self._work.start(self._judge(life, self._ask))
+            self._unjudged += due
+            for _ in range(min(len(self._unjudged), self.QUESTIONS - self._judges)):
+                self._work.start(self._judgeAll(self._ask))
         return more
 
     def _mourn(self, dead: Sequence[Life]) -> None:
         if dead:
             self._burials.add([Death(one.tenant, one.id, one.incarnation, self._moment(one)) for one in dead])
 
+    async def _judgeAll(self, ask: Callable[[str, str, str], Deferred[float]]) -> None:
+        # A loop, because a chain of Deferreds that fire each other overflows the stack when thousands wait and the
+        # answers are there at once.
+        self._judges += 1
+        try:
+            while self._unjudged:
+                await self._judge(self._unjudged.popleft(), ask)
+        finally:
+            self._judges -= 1
+
     async def _judge(self, life: Life, ask: Callable[[str, str, str], Deferred[float]]) -> None:
         """Find out whether a service whose deadline has passed, as far as is known here, was heard elsewhere."""
-
-        def question() -> Deferred[float]:
-            if self.find(life.tenant, life.id, life.incarnation) is not life:
-                # While it waited for its turn somebody else has found out.
-                return succeed(self.PAUSE)
-            return ask(life.tenant, life.id, life.incarnation)
-
+        if self.find(life.tenant, life.id, life.incarnation) is not life:
+            # While it waited for its turn somebody else has found out.
+            return
         try:
-            left = await self._questions.run(question)
+            left = await ask(life.tenant, life.id, life.incarnation)
         except StoreUnavailable:
+            left = self.PAUSE
+        except Exception:
+            # It must not be lost: nothing else would ever look at it again.
+            self._log.failure("Can't tell whether service {id} is alive", id=life.id)
             left = self.PAUSE
         if self.find(life.tenant, life.id, life.incarnation) is not life:
             return
