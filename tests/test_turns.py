@@ -51,6 +51,39 @@ class TurnsTests(SynchronousTestCase):
         turns.give()
         self.successResultOf(next)
 
+    def test_thatEndAtOnce(self) -> None:
+        """However many end in the moment in which they come, each ends before the next one comes."""
+        turns = Turns(1)
+        self.successResultOf(turns.take(0.0))
+        ended: list[int] = []
+
+        def end(_: None, number: int) -> None:
+            turns.give()
+            ended.append(number)
+
+        for number in range(10_000):
+            turns.take(1.0).addCallback(end, number)
+        turns.give()
+        self.assertEqual(ended, list(range(10_000)))
+        self.successResultOf(turns.take(1.0))
+
+    def test_whoTakesOneMeanwhile(self) -> None:
+        """Who asks while one ends in the moment in which it comes is not before those that have waited."""
+        turns = Turns(1)
+        self.successResultOf(turns.take(0.0))
+        order: list[str] = []
+
+        def endAndAskAgain(_: None) -> None:
+            turns.give()
+            turns.take(9.0).addCallback(lambda _: order.append("late"))
+
+        turns.take(1.0).addCallback(endAndAskAgain)
+        turns.take(3.0).addCallback(lambda _: order.append("soon"))
+        turns.give()
+        self.assertEqual(order, ["soon"])
+        turns.give()
+        self.assertEqual(order, ["soon", "late"])
+
 
 @implementer(IAgent)
 class Slow:
@@ -83,3 +116,19 @@ class BigFleetTests(SynchronousTestCase):
         fake.advance(60)
         events = self.successResultOf(fake.client().events.list(limit=1000))["values"]
         self.assertEqual([event["type"] for event in events], ["service.join"] * 400)
+
+    def test_withLittleTime(self) -> None:
+        """
+        What a registration may take is not spent on waiting for others: none of them fails, though the registry could
+        answer no more than half a hundred in that time.
+        """
+        fake = FakeRegistry(limits=ResourceLimits(service=1000))
+        client = Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=Slow(fake, 25), reactor=fake.clock)
+        services = [RegisteredService(client, f"service{number}", 6) for number in range(400)]
+        failures: list[object] = []
+        for service in services:
+            service.onRegistrationFailure(failures.append)
+            service.startService()
+        fake.advance(25)
+        self.assertTrue(all(service.healthy for service in services))
+        self.assertEqual(failures, [])

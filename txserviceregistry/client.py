@@ -139,7 +139,9 @@ class Client:
             waitingAgent=RetryingAuthAgent(self._waitingQueue, authenticator),
             random=random,
         )
-        self.services = ServicesClient(self._transport, reactor, ListCache() if cache is ... else cache)
+        self.services = ServicesClient(
+            self._transport, reactor, ListCache() if cache is ... else cache, connections=maxConnections
+        )
         self.configuration = ConfigurationClient(self._transport)
         self.events = EventsClient(self._transport)
         self.account = AccountClient(self._transport)

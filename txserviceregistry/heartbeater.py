@@ -99,6 +99,7 @@ class HeartBeater:
         check: Callable[[], Any] | None = None,
         stalls: StallWatch | None = None,
         turns: Turns | None = None,
+        registrations: Turns | None = None,
         pulse: Pulse | None = None,
         keep: Callable[[str], None] | None = None,
         random: Callable[[], float] = randomModule.random,
@@ -112,6 +113,7 @@ class HeartBeater:
         :param check: returns (a Deferred of) true while the application is well; nothing is sent while it is not.
         :param stalls: notices on this clock that the reactor stood still; one of its own if it is not given.
         :param turns: shared by the HeartBeaters of a fleet, so that they don't all ask at once.
+        :param registrations: turns of the same kind for what *register* asks.
         :param pulse: beats for this service, together with others, while all is well. It can't be together with a
             *check*.
         :param keep: is called with each token that a heartbeat brings, before anybody else sees it.
@@ -134,6 +136,7 @@ class HeartBeater:
         self._check = check
         self._stalls = stalls or StallWatch(clock)
         self._turns = turns or Turns()
+        self._registrations = registrations or self._turns
         self._pulse = pulse if check is None else None
         self._keep = keep
         self._random = random
@@ -375,11 +378,12 @@ class HeartBeater:
         return isinstance(error, (NotFound, BadRequest)) and bool(error.type)
 
     async def _oneTry(self) -> None:
-        await self._turns.take(self._urgency())
+        turns = self._registrations if self.nextToken is None else self._turns
+        await turns.take(self._urgency())
         try:
             await self._ask()
         finally:
-            self._turns.give()
+            turns.give()
 
     def _urgency(self) -> float:
         """Until when there has to be an answer."""

@@ -155,6 +155,7 @@ class RegisteredService(Service):
             check=self._check,
             stalls=self._client.services.stalls,
             turns=self._client.services.turns,
+            registrations=self._client.services.registrations,
             pulse=self._client.services.pulse,
             keep=None if self._tokens is None else self._keep,
             random=self._random,

@@ -70,16 +70,23 @@ class ServicesClient:
     :param clock: the time of the heartbeats.
     :param cache: where the good pages of listings are kept; ``None`` for nowhere.
     :ivar stalls: one for all HeartBeaters of the client, so that a stall is told once.
+    :param connections: how many requests to one server are under way at once.
     :ivar turns: one for all HeartBeaters of the client, so that thousands of them don't ask at once.
+    :ivar registrations: the same for their registrations.
     :ivar pulse: beats for all services of the client that need nothing but heartbeats.
     """
 
-    def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:
+    def __init__(
+        self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None, *, connections: int = 2
+    ) -> None:
         self._transport = transport
         self._clock = clock
         self._cache = cache
         self.stalls = StallWatch(clock)
         self.turns = Turns()
+        # A registration takes a store's time, and gives up after a time of its own, not to be spent on waiting for
+        # many others. One behind each that is under way keeps the connections busy.
+        self.registrations = Turns(2 * connections)
         self.pulse = Pulse(self._beatTogether, lambda: HEARTBEATS in transport.extensions, self.stalls)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
 
@@ -336,6 +343,7 @@ class ServicesClient:
             register=register,
             stalls=self.stalls,
             turns=self.turns,
+            registrations=self.registrations,
             pulse=self.pulse,
         )
         self._heartBeaters.add(heartBeater)

@@ -25,6 +25,7 @@ class Turns:
 
     def __init__(self, most: int = 100) -> None:
         self._free = most
+        self._isGiving = False
         self._waiting: list[tuple[float, int, Deferred[None]]] = []
         # Among those with the same deadline, who came first goes first.
         self._order = count()
@@ -36,7 +37,7 @@ class Turns:
         :param deadline: in seconds of one clock for all; infinity for who has none.
         :return: fires with ``None`` when it has come; :meth:`give` it back then. May be cancelled before.
         """
-        if self._free:
+        if self._free and not self._isGiving:
             self._free -= 1
             return succeed(None)
         turn: Deferred[None] = Deferred()
@@ -45,10 +46,17 @@ class Turns:
 
     def give(self) -> None:
         """End a turn."""
-        while self._waiting:
-            _, _, turn = heappop(self._waiting)
-            # One that was cancelled has been called too.
-            if not turn.called:
-                turn.callback(None)
-                return
         self._free += 1
+        # Requests that are answered at once (in memory) come back here while they are made: one loop is enough.
+        if self._isGiving:
+            return
+        self._isGiving = True
+        try:
+            while self._free and self._waiting:
+                _, _, turn = heappop(self._waiting)
+                # One that was cancelled has been called too.
+                if not turn.called:
+                    self._free -= 1
+                    turn.callback(None)
+        finally:
+            self._isGiving = False

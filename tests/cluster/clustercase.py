@@ -186,24 +186,30 @@ class ClusterCase(FaultCase):
     async def startMembers(self, count: int = 3) -> None:
         """Start etcd, and wait until it has a leader."""
         ports = unusedPorts(2 * count)
-        clients = [f"http://127.0.0.1:{port}" for port in ports[:count]]
-        peers = [f"http://127.0.0.1:{port}" for port in ports[count:]]
-        cluster = ",".join(f"etcd{number}={peer}" for number, peer in enumerate(peers))
-        for number, (client, peer) in enumerate(zip(clients, peers, strict=True)):
-            command = self.etcdCommand(number, client, peer, cluster)
-            self.members.append(Member(f"etcd{number}", client, lambda command=command: self._startMember(command)))
+        self.addMembers(ports[:count], ports[count:], [f"http://127.0.0.1:{port}" for port in ports[count:]])
         for member in self.members:
             await member.start()
         await self.until(self.areHealthy)
 
-    def etcdCommand(self, number: int, client: str, peer: str, cluster: str) -> list[str]:
-        """What starts a member."""
+    def addMembers(self, clients: Sequence[int], peers: Sequence[int], urls: Sequence[str]) -> None:
+        """
+        Members of etcd, which are not started yet.
+
+        :param clients: their ports for clients,
+        :param peers: those for each other,
+        :param urls: and where they reach each other.
+        """
         program = findEtcd()
         assert program is not None
-        name = f"etcd{number}"
-        return etcdCommand(
-            os.path.join(self.home, name), client, peer, "--logger=zap", program=program, name=name, cluster=cluster
-        )
+        cluster = ",".join(f"etcd{number}={url}" for number, url in enumerate(urls))
+        for number, (client, peer) in enumerate(zip(clients, peers, strict=True)):
+            name, at = f"etcd{number}", f"http://127.0.0.1:{client}"
+            folder = os.path.join(self.home, name)
+            listen = f"--listen-peer-urls=http://127.0.0.1:{peer}"
+            command = etcdCommand(
+                folder, at, urls[number], listen, "--logger=zap", program=program, name=name, cluster=cluster
+            )
+            self.members.append(Member(name, at, lambda command=command: self._startMember(command)))
 
     async def _startMember(self, command: Sequence[str]) -> Child:
         clean = {name: "" for name in os.environ if name.startswith("ETCD_")}

@@ -21,7 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from random import Random
+from random import Random, random
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--pace", type=float, default=0.02, help="seconds between two operations of each of them")
     parser.add_argument("--seed", type=int, default=0, help="of what is left to chance")
     parser.add_argument("--request-timeout", type=float, default=10.0, help="seconds that a request may take")
+    parser.add_argument("--in-order", action="store_true", help="begin with the first of several servers")
     parser.add_argument("--connections", type=int, default=2, help="to the registry, at most")
     options = parser.parse_args(arguments)
     useMonotonic()
@@ -66,7 +67,8 @@ def main(arguments: list[str]) -> None:
 
 async def _run(options: argparse.Namespace, reactor: Any) -> None:
     stopping: Deferred[None] = Deferred()
-    client = Client(reactor=reactor, timeout=options.request_timeout, maxConnections=options.connections)
+    draw = (lambda: 0.0) if options.in_order else random
+    client = Client(reactor=reactor, timeout=options.request_timeout, maxConnections=options.connections, random=draw)
     load = Load(client, reactor, options)
     services = [_service(client, f"{options.prefix}{number}", options.timeout) for number in range(options.services)]
     for service in services:

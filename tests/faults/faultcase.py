@@ -97,7 +97,10 @@ class FaultCase(Figures, ProcessTestCase):
         async def all_() -> bool:
             return sum(map(application.isRegistered, application.states)) == count
 
-        await self.until(all_)
+        try:
+            await self.until(all_)
+        except AssertionError:
+            raise AssertionError(f"not registered: {application.troubles[-5:]} {application.log[-5:]}")
 
     def audit(self) -> Audit:
         """An audit of the registry that has been started."""

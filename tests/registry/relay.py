@@ -82,6 +82,9 @@ class Relay:
             self.reset()
             await gone
 
+    def passes(self, end: _End, data: bytes) -> None:
+        """Something has come to one end; whoever wants to hold what comes by this connection can begin with it."""
+
     def lost(self, end: _End) -> None:
         """One end of a connection is gone."""
         self.ends.discard(end)
@@ -98,34 +101,50 @@ class _End(Protocol):
 
     def __init__(self, relay: Relay, other: _End | None = None) -> None:
         self._relay = relay
-        self._other = other
+        self.other = other
         self._early: list[bytes] = []
+        self._isHeld = False
 
     def connectionMade(self) -> None:
         self._relay.ends.add(self)
         if self._relay.isHung:
             self.transport.pauseProducing()
-        if self._other is None:
+        if self.other is None:
             self._relay.reactor.connectTCP(_LOOPBACK, self._relay.port, _Other(self._relay, self))
         else:
-            self._other.joined(self)
+            self.other.joined(self)
 
     def joined(self, other: _End) -> None:
-        self._other = other
+        self.other = other
+        if self._isHeld:
+            return
         early, self._early = self._early, []
         for data in early:
             other.transport.write(data)
 
+    def hold(self) -> None:
+        """Let nothing through from here to the other end; nothing is lost."""
+        self._isHeld = True
+        self.transport.pauseProducing()
+
+    def letGo(self) -> None:
+        """What was held goes on."""
+        self._isHeld = False
+        self.transport.resumeProducing()
+        if self.other is not None:
+            self.joined(self.other)
+
     def dataReceived(self, data: bytes) -> None:
-        if self._other is None:
+        self._relay.passes(self, data)
+        if self.other is None or self._isHeld:
             self._early.append(data)
         else:
-            self._other.transport.write(data)
+            self.other.transport.write(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._relay.lost(self)
-        if self._other is not None and self._other.transport is not None:
-            self._other.transport.abortConnection()
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.abortConnection()
 
 
 class _Other(ClientFactory):
