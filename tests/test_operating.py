@@ -34,10 +34,10 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def shellBlocks() -> list[str]:
-    """The shell scripts of the page, in their order."""
+def backupScripts() -> list[str]:
+    """The shell scripts of the page that are about a backup, in their order."""
     blocks = re.findall(r"\.\. code-block:: sh\n\n((?:    .*\n|\n)+)", PAGE.read_text())
-    return [re.sub("^    ", "", block, flags=re.MULTILINE) for block in blocks]
+    return [re.sub("^    ", "", block, flags=re.MULTILINE) for block in blocks if "$BACKUP" in block]
 
 
 class OperatingCase(ProcessTestCase):
@@ -83,7 +83,7 @@ class BackupTests(OperatingCase):
             return len(kept) > 100
 
         await self.until(some)
-        backup, restore = shellBlocks()
+        backup, restore = backupScripts()
         folder = Path(self.home, "backup")
         folder.mkdir()
         before = dict(kept)
@@ -109,7 +109,7 @@ class BackupTests(OperatingCase):
 
     async def test_aBackupThatFailsLeavesTheLastOne(self) -> None:
         """What was left half written never takes the place of the backup that is there."""
-        backup, _ = shellBlocks()
+        backup, _ = backupScripts()
         Path(self.home, "registry.sqlite").write_text("the last backup")
         Path(self.home, "registry.sqlite.part").write_text("half of another")
         await self.registry()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from tests.processes import Child, ProcessTestCase
+from tests.processes import Child, ProcessTestCase, reactor
 from txserviceregistry import Client
 from txserviceregistry.errors import ServiceRegistryError
+from txserviceregistry.settings import readSettings
 
 ANY_PORT = "tcp:0:interface=127.0.0.1"
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
@@ -200,6 +202,37 @@ class RegistryProcessTests(ProcessTestCase):
         self.assertEqual(Path(damaged, "registry.sqlite").read_text(), "this is no database, and never was one")
         self.assertNoTraceback()
         self.assertTrue(registry.running)
+
+    async def test_inTheBackground(self) -> None:
+        """Without -n it serves in the background; what keeps another one from starting there is in that one's log."""
+        pid = Path(self.home, "pid")
+        self.addCleanup(lambda: pid.exists() and os.kill(int(pid.read_text()), signal.SIGKILL))
+
+        async def started(name: str, listen: str, line: str) -> None:
+            log = Path(self.home, name)
+            files = (f"--pidfile={pid if name == 'first' else ''}", f"--logfile={log}")
+            data = os.path.join(self.home, f"data-{name}")
+            twistd = await self.spawn("twistd", *files, "service-registry", "-d", data, "--listen", listen).ended
+            self.assertEqual((twistd.exitCode, twistd.errors), (0, ""))
+
+            async def isSaid() -> bool:
+                return log.exists() and line in log.read_text()
+
+            await self.until(isSaid)
+            self.assertNotIn("Traceback", log.read_text())
+
+        await started("first", ANY_PORT, "The registry listens on")
+        settings = readSettings(environ={"RAXSR_DATA_DIR": os.path.join(self.home, "data-first")}, home=Path(self.home))
+        async with Client(reactor=reactor, settings=settings) as client:
+            await client.account.getLimits()
+        port = settings.baseUrls[0].split(":")[2].split("/")[0]
+        await started("second", f"tcp:{port}:interface=127.0.0.1", f"can't listen on 127.0.0.1:{port}: Address already")
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+
+        async def isGone() -> bool:
+            return not pid.exists()
+
+        await self.until(isGone)
 
     async def test_helpHasAnExample(self) -> None:
         """``--help`` names every option and shows how to use them."""

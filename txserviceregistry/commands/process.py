@@ -9,9 +9,12 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from twisted.logger import Logger
 from twisted.python import usage
 
 __all__ = ["OneLineOptions", "endProcess", "say"]
+
+_log = Logger()
 
 
 def say(text: str) -> None:
@@ -31,10 +34,12 @@ def say(text: str) -> None:
 
 def endProcess(reactor: Any, line: str) -> None:
     """
-    End a process that could not start: one *line* on stderr, an orderly shutdown, exit code 1.
+    End a process that could not start: one *line* on stderr and in the log, an orderly shutdown, exit code 1.
 
-    For failures that show only when the reactor runs; before it does, ``SystemExit(line)`` is all that is needed.
+    Nobody hears the stderr of a process in the background, and its log may be in a file in any case. For failures that
+    show only when the reactor runs; before it does, ``SystemExit(line)`` is all that is needed.
     """
+    _log.error("{line}", line=line)
     stream = sys.__stderr__
     if stream is not None:
         print(line, file=stream, flush=True)
