@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+from tests.docblocks import DOCS, PageTestCase
 
 
 class PagesTests(SynchronousTestCase):
@@ -25,3 +23,11 @@ class PagesTests(SynchronousTestCase):
         for page in DOCS.glob("**/*.rst"):
             text = re.sub(r"\.\. include:: .*", "", page.read_text())
             self.assertEqual((page.name, re.findall(r"[\w-]+\.rst\b", text)), (page.name, []))
+
+
+class TutorialTests(PageTestCase):
+    """The tutorial, from its first line to its last."""
+
+    async def test_doesWhatItSays(self) -> None:
+        """Whoever types what is there sees what is shown."""
+        await self.perform(DOCS / "tutorial.rst")

@@ -1,0 +1,27 @@
+"""A die that is rolled over HTTP."""
+
+from random import randint
+
+from twisted.application.service import MultiService
+from twisted.application.strports import service as listen
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+from txserviceregistry import RegisteredService
+
+
+class Die(Resource):
+    """Each GET is a roll."""
+
+    isLeaf = True
+
+    def render_GET(self, request):
+        return b"%d of 6\n" % randint(1, 6)
+
+
+def diceService(client, name, port):
+    """Serve a die, and have it registered while that runs."""
+    services = MultiService()
+    listen(f"tcp:{port}", Site(Die())).setServiceParent(services)
+    RegisteredService(client, name, 30, tags=["dice"], metadata={"port": str(port)}).setServiceParent(services)
+    return services

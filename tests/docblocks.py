@@ -1,0 +1,196 @@
+"""
+The code in the documentation: found on its pages, and run as a reader would run it.
+
+A comment before a block (``.. not run: why``) says that it can't be run here; one anywhere (``.. run: interrupt twistd
+-n``) does what the text tells the reader to do by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from random import randrange
+from textwrap import dedent
+
+import attrs
+from twisted.internet import reactor as globalReactor
+from twisted.internet.interfaces import IReactorProcess
+from twisted.internet.task import deferLater
+
+from tests.processes import PATIENCE, Child, ProcessTestCase
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+_BLOCK = re.compile(
+    r"^\.\. (?:(?P<comment>run|not run): (?P<words>.*)"
+    r"|code-block:: (?P<language>\w+)\n(?:   +:.*\n)*\n(?P<text>(?:   +.*\n|\n)+)"
+    r"|literalinclude:: (?P<file>\S+))",
+    re.MULTILINE,
+)
+# What is another each time, and what stands for it.
+_CHANGING = {
+    r"[0-9a-f]{8}\\-[0-9a-f]{4}\\-[0-9a-f]{4}\\-[0-9a-f]{4}\\-[0-9a-f]{12}": r"[0-9a-f-]{36}",
+    r"\d{4}\\-\d\d\\-\d\dT[\d:]{8}\\.\d{3}Z": r"[0-9T:.Z-]{24}",
+    r"after\\ \d+\\ ms": r"after \\d+ ms",
+    r"\d+\\ of\\ ": r"\\d+ of ",
+    r'"uptime":\\ [\d.]+': r'"uptime": [0-9.]+',
+    r'"version":\\ "[\d.]+': r'"version": "[^"]+',
+    r"127\.0\.0\.1:\d+": r"127.0.0.1:\\d+",
+    r"…": r".*",
+}
+# Ports that pages name; each is another one here, that is free.
+_PORT = re.compile(r"\b(8\d{3}|9\d{3})\b")
+
+
+def freePort() -> int:
+    """A port that nobody listens on, and of four digits, so that tables stay as they are shown."""
+    while True:
+        port = randrange(2000, 10000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+
+
+@attrs.frozen
+class Block:
+    """
+    A piece of a page.
+
+    :ivar kind: the language of a block of code; ``file`` for a file that is shown, by its path from ``docs``; ``run``
+        for what the reader does by hand.
+    :ivar reason: why it is not run.
+    """
+
+    page: str
+    line: int
+    kind: str
+    text: str
+    reason: str = ""
+
+
+def blocksOf(page: Path) -> Iterator[Block]:
+    """The blocks of a page, in their order."""
+    source = page.read_text()
+    reason = ""
+    for found in _BLOCK.finditer(source):
+        line = source.count("\n", 0, found.start()) + 1
+        if found["comment"] == "not run":
+            reason = found["words"]
+        elif found["comment"]:
+            yield Block(page.name, line, "run", found["words"])
+        elif found["file"]:
+            yield Block(page.name, line, "file", found["file"])
+        else:
+            yield Block(page.name, line, found["language"], dedent(found["text"]).strip("\n") + "\n", reason)
+            reason = ""
+
+
+def commandsIn(block: Block) -> list[tuple[str, str]]:
+    """The commands of a block of shell, each with what it is shown to print (``sh`` blocks show nothing)."""
+    text = block.text.replace("\\\n", "")
+    if block.kind == "sh":
+        return [(line, "") for line in text.splitlines() if line and not line.startswith("#")]
+    commands: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        if line.startswith("$ "):
+            commands.append((line[2:], ""))
+        else:
+            command, output = commands.pop()
+            commands.append((command, f"{output}{line}\n"))
+    return commands
+
+
+class PageTestCase(ProcessTestCase):
+    """Runs a page as a reader would: from top to bottom, in a folder of its own, with a terminal for all that stays."""
+
+    #: Which commands go on until they are stopped.
+    STAYING = re.compile(r"(\w+=\S+ )*(twistd -n|service-registry-wrapper)")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.ports: dict[str, str] = {}
+        self.staying: dict[str, Child] = {}
+        self.exported: dict[str, str] = {}
+
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """See ProcessTestCase; with our programs on the path."""
+        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+        return {**super().environment(extra), "PATH": path, **self.exported}
+
+    def withFreePorts(self, text: str) -> str:
+        """The text, with ports that are free here."""
+
+        def other(found: re.Match[str]) -> str:
+            return self.ports.setdefault(found[0], str(freePort()))
+
+        return _PORT.sub(other, text)
+
+    def shell(self, command: str) -> Child:
+        """Start a command."""
+        child = Child()
+        shell = ["/bin/sh", "-c", command]
+        IReactorProcess(globalReactor).spawnProcess(
+            child, shell[0], shell, env={**self.environment(), "COLUMNS": "200"}, path=self.home
+        )
+        self.children.append(child)
+        return child
+
+    async def stay(self, command: str) -> None:
+        """Start a command that goes on, and wait until it does what it is there for."""
+        full = f"{command} --listen=tcp:8880:interface=127.0.0.1" if command.endswith(" service-registry") else command
+        child = self.shell("exec env " + self.withFreePorts(full))
+        self.staying[command] = child
+        if "service-registry" in command:
+            await child.says("Credentials")
+
+    def expected(self, output: str) -> re.Pattern[str]:
+        """What a command's output has to match."""
+        pattern = re.escape(self.withFreePorts(output))
+        for changing, stands in _CHANGING.items():
+            pattern = re.sub(changing, stands, pattern)
+        return re.compile(pattern, re.DOTALL)
+
+    async def command(self, command: str, output: str) -> None:
+        """Run a command until it prints what is shown; what the reader started before may need its time."""
+        if command.startswith("export "):
+            name, _, value = command.removeprefix("export ").partition("=")
+            self.exported[name] = value
+            return
+        pattern = self.expected(output)
+        for delay in [0.1] * 50 + [0.5] * 20:
+            child = await self.shell(self.withFreePorts(command)).ended
+            # curl tells a pipe of its progress, on stderr.
+            printed = [
+                re.sub(r" +$", "", said, flags=re.MULTILINE) for said in (child.output, child.output + child.errors)
+            ]
+            if any(map(pattern.fullmatch, printed)) if output else child.exitCode == 0:
+                return
+            await deferLater(globalReactor, delay, lambda: None)  # type: ignore[arg-type]  # it keeps time
+        self.fail(f"$ {command}\nprinted\n{printed[-1]}\ninstead of\n{output}")
+
+    async def perform(self, page: Path) -> None:
+        """Do all that a page says in its shell blocks."""
+        for block in blocksOf(page):
+            if block.kind == "file":
+                source = DOCS / block.text
+                Path(self.home, source.name).write_text(self.withFreePorts(source.read_text()))
+            elif block.kind == "run":
+                verb, _, what = block.text.partition(" ")
+                self.assertEqual(verb, "interrupt")
+                self.staying[what].kill("INT")
+                await self.staying.pop(what).ended
+            elif block.kind in ("sh", "console") and not block.reason:
+                for command, output in commandsIn(block):
+                    if self.STAYING.match(command):
+                        await self.stay(command)
+                    else:
+                        await self.command(command, output)
+        self.assertNoTraceback()
