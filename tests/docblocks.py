@@ -21,7 +21,7 @@ from twisted.internet import reactor as globalReactor
 from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.task import deferLater
 
-from tests.processes import PATIENCE, Child, ProcessTestCase
+from tests.processes import Child, ProcessTestCase
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
