@@ -89,7 +89,7 @@ class ServicesTests(RaxsrTestCase):
         self.assertEqual([list(rows[0]), [row["Service ID"] for row in rows]], [COLUMNS, ids])
         page = await self.good(*tag, "--limit", "2", "--marker", ids[1], "-f", "value", "-c", "Service ID")
         self.assertEqual(page.out.split(), ids[1:3])
-        inOrder = await self.good(*tag, "--sort-column", "Heartbeat Timeout", "-f", "value", "-c", "Service ID")
+        inOrder = await self.good(*tag, "--sort-column", "heartbeat_timeout", "-f", "value", "-c", "Service ID")
         self.assertEqual(inOrder.out.split(), ids[::-1])
         everything = await self.good("services", "list", "--all", "-f", "value", "-c", "Service ID")
         self.assertLessEqual(set(ids), set(everything.out.split()))

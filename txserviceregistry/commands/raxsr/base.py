@@ -118,14 +118,24 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
 
         :raises UsageError: if a column is asked for that there is not.
         """
-        known = [self._normalize_column_name(column) for column in self.columns]
-        for column in [*parsed_args.columns, *getattr(parsed_args, "sort_columns", ())]:
-            if self._normalize_column_name(column) not in known:
-                raise UsageError(
-                    f"there is no column {column!r}{didYouMean(column, self.columns) or '.'} "
-                    f"There are: {', '.join(self.columns)}"
-                )
+        # Not every cliff knows columns by other words than their own.
+        for asked in ("columns", "sort_columns"):
+            if hasattr(parsed_args, asked):
+                setattr(parsed_args, asked, [self._column(word) for word in getattr(parsed_args, asked)])
         return super().run(parsed_args)
+
+    def _column(self, word: str) -> str:
+        """The name of the column that somebody means by *word*: ``heartbeat_timeout`` is as good as the name itself."""
+        for column in self.columns:
+            if _simplified(column) == _simplified(word):
+                return column
+        raise UsageError(
+            f"there is no column {word!r}{didYouMean(word, self.columns) or '.'} There are: {', '.join(self.columns)}"
+        )
+
+
+def _simplified(column: str) -> str:
+    return column.strip().lower().replace(" ", "_")
 
 
 class ListCommand(_Displaying, Lister):
