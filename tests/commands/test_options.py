@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from pathlib import Path
 from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.commands.registry import Options
+from txserviceregistry.commands.stores import ETCD_OPTIONS
 from txserviceregistry.registry.service import DEFAULT_LISTEN
 
 
@@ -115,6 +118,16 @@ class CommandLineTests(OptionsCase):
             self.assertIn(option.help, line)
             if option.default is not None:
                 self.assertIn(f"[default: {option.default}]", line)
+
+    def test_thePageHasEveryOption(self) -> None:
+        """The page on the registry has every option and its default; those of etcd have a page of their own."""
+        page = (Path(__file__).parents[2] / "docs" / "registry.rst").read_text()
+        for option in Options.table:
+            if option in ETCD_OPTIONS:
+                continue
+            row = re.search(rf"^``--{option.name}``  (.*(?:\n  .*)*)", page, re.MULTILINE)
+            assert row is not None, option.name
+            self.assertIn(option.default or "", row[1], option.name)
 
 
 class ConfigFileTests(OptionsCase):
