@@ -393,6 +393,25 @@ class DeadlinesTests(RegistryCase):
             self.pass_(4)
         self.assertEqual([formatEvent(event) for event in logs], ["Timed out: web1"])
 
+    def test_deathsThatFollowEachOtherShareLines(self) -> None:
+        """Services that time out one by one are told in one line a second, and those that are left at the end."""
+        with capturedLogs() as logs:
+            for number in range(12):
+                self.create(f"web{number}", timeout=3)
+                self.pass_(0.25)
+            self.pass_(2.5)
+            self.successResultOf(self.registry.stop())
+        lines = [formatEvent(event) for event in logs]
+        self.assertEqual(
+            lines,
+            [
+                "Timed out: web0",
+                "Timed out: web1, web2, web3",
+                "Timed out: web4, web5, web6, web7",
+                "Timed out: web8, web9, web10",
+            ],
+        )
+
 
 class ManyDeathsTests(RegistryCase):
     """Thousands of services that die in the same second."""

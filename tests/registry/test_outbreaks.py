@@ -46,6 +46,15 @@ class OutbreakTests(RegistryCase):
         self.assertEqual([count for count, _ in self.warnings], [20, 40, 80])
         self.assertEqual({before for _, before in self.warnings}, {100})
 
+    def test_onesThatHaveComeSince(self) -> None:
+        """Of how many services they are is never less than they are themselves."""
+        self.createMany(30, 30)
+        self.createMany(10, 10)
+        self.pass_(11)
+        self.createMany(100, 15)
+        self.pass_(16)
+        self.assertEqual(self.warnings, [(110, 140)])
+
     def test_someOfMany(self) -> None:
         """What is a small part of all the services is no outbreak, and neither are a few of a few."""
         self.createMany(200, 120)

@@ -27,13 +27,15 @@ class Burials:
 
     :param bury: keeps some deaths.
     :param isDue: whether a death still has to be kept.
-    :param onTold: is called with how many were kept, when the log has been told of them.
+    :param onKept: is called with how many were kept, when none is left in the queue.
     """
 
     #: How many deaths are kept together: enough to share a commit, and few enough for one turn of the reactor.
     GROUP = 500
     #: How many are named in a line of the log.
     _NAMED = 5
+    #: Seconds from one such line to the next: services that are cut off die one by one, over the length of a timeout.
+    _INTERVAL = 1.0
 
     _log = Logger()
 
@@ -43,20 +45,23 @@ class Burials:
         isDue: Callable[[Death], bool],
         clock: IReactorTime,
         work: Work,
-        onTold: Callable[[int], None],
+        onKept: Callable[[int], None],
     ) -> None:
         self._bury = bury
         self._isDue = isDue
         self._clock = clock
         self._work = work
-        self._onTold = onTold
+        self._onKept = onKept
         self._queue: deque[Death] = deque()
         self._underWay = False
         self._next: IDelayedCall | None = None
         self._waiting: list[tuple[int, Deferred[None]]] = []
         self._added = self._done = 0
-        self._buried: list[str] = []
-        self._buriedCount = 0
+        self._kept = 0
+        self._named: list[str] = []
+        self._untold = 0
+        self._told = float("-inf")
+        self._telling: IDelayedCall | None = None
         self._troubled = False
         self._stopped = False
 
@@ -94,6 +99,9 @@ class Burials:
         call, self._next = self._next, None
         if call is not None:
             call.cancel()
+        if self._telling is not None:
+            self._telling.cancel()
+            self._tell()
         self._refuse(Failure(_stopping()))
 
     async def _buryGroup(self) -> None:
@@ -110,7 +118,7 @@ class Burials:
         for _ in group:
             self._queue.popleft()
         self._done += len(group)
-        self._tell(due)
+        self._note(due)
         if self._queue and not self._stopped:
             self._next = self._clock.callLater(0, self._goOn)
         ready = [done for number, done in self._waiting if number <= self._done]
@@ -139,18 +147,29 @@ class Burials:
         for _, done in waiting:
             done.errback(reason)
 
-    def _tell(self, deaths: Sequence[Death]) -> None:
+    def _note(self, deaths: Sequence[Death]) -> None:
         self._troubled = False
-        self._buriedCount += len(deaths)
-        self._buried += [death.id for death in deaths[: self._NAMED - len(self._buried)]]
-        if self._queue or not self._buriedCount:
+        self._kept += len(deaths)
+        self._untold += len(deaths)
+        self._named += [death.id for death in deaths[: self._NAMED - len(self._named)]]
+        if self._queue or not self._kept:
             return
-        more = self._buriedCount - len(self._buried)
-        names = ", ".join(self._buried) + (f" and {more} more" if more else "")
-        count = self._buriedCount
-        self._log.info("Timed out: {names}", names=names, count=count)
-        self._buried, self._buriedCount = [], 0
-        self._onTold(count)
+        kept, self._kept = self._kept, 0
+        wait = self._told + self._INTERVAL - self._clock.seconds()
+        if wait <= 0 or self._stopped:
+            self._tell()
+        elif self._telling is None:
+            self._telling = self._clock.callLater(wait, self._tell)
+        self._onKept(kept)
+
+    def _tell(self) -> None:
+        """Name those who have died since the last time."""
+        self._telling = None
+        self._told = self._clock.seconds()
+        more = self._untold - len(self._named)
+        names = ", ".join(self._named) + (f" and {more} more" if more else "")
+        self._log.info("Timed out: {names}", names=names, count=self._untold)
+        self._named, self._untold = [], 0
 
 
 def _stopping() -> Fault:

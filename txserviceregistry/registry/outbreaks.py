@@ -50,6 +50,8 @@ class Outbreaks:
             self._threshold = max(self.FEWEST, self.SHARE * self._before)
         self._count += count
         if self._count >= self._threshold:
+            # Some of them may have come since.
+            self._before = max(self._before, self._population() + self._count)
             # The next warning is worth its line when it is twice as bad.
             self._threshold = 2 * self._count
             self._log.warn(
