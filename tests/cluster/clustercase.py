@@ -19,7 +19,7 @@ from typing import Any
 
 import attrs
 import treq
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import SkipTest
 
 from tests.faults.audit import Audit
@@ -28,11 +28,12 @@ from tests.faults.journal import Application, Operation, Outcome
 from tests.processes import Child, reactor
 from tests.registry.etcds import etcdCommand
 from txserviceregistry import Client
+from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.discovery import EventsFeed
 from txserviceregistry.discovery.feed import FeedEvent
 from txserviceregistry.settings import readSettings
 
-__all__ = ["ClusterCase", "Follower", "Member", "Node"]
+__all__ = ["ClusterCase", "Follower", "Member", "Node", "ask", "started", "unusedPorts"]
 
 LACKING = "there is no etcd here that may be killed: install Debian's etcd-server (3.4), or etcd 3.5.3 or newer"
 #: In the line that an application logs when its reactor stood still.
@@ -77,10 +78,13 @@ def unusedPorts(count: int) -> list[int]:
     return found
 
 
-async def ask(method: str, url: str, body: object = None) -> tuple[int, Any]:
+async def ask(
+    method: str, url: str, body: object = None, *, headers: Mapping[str, str] | None = None
+) -> tuple[int, Any]:
     """The status and the JSON of an answer; 0 if there is none."""
     try:
-        response = await treq.request(method, url, json=body, timeout=_SOON, persistent=False)
+        content = {} if body is None else {"json": body}
+        response = await treq.request(method, url, **content, headers=headers, timeout=_SOON, persistent=False)
         return response.code, await response.json().addTimeout(_SOON, reactor)
     except Exception:
         return 0, None
@@ -129,6 +133,12 @@ class Node(_Process):
         """The status of its ``/health``; 0 if there is no answer."""
         code, _ = await ask("GET", f"{self.url}/health")
         return code
+
+
+@returnsDeferred
+async def started(node: Node) -> None:
+    """Start a node beside others."""
+    await node.start()
 
 
 class Follower:
@@ -242,11 +252,16 @@ class ClusterCase(FaultCase):
     # -- registries
 
     async def startNodes(self, count: int = 3, *options: str) -> None:
-        """Start registries, one after the other; the first one over an empty etcd makes the user."""
+        """Start registries."""
         etcd = ",".join(member.url for member in self.members)
         for number, port in enumerate(unusedPorts(count)):
             self.addNode(number, port, etcd, *options)
-            await self.nodes[-1].start()
+        await self.startAll()
+
+    async def startAll(self) -> None:
+        """Start all nodes: the first one alone, as it makes the user, and then the others together."""
+        await self.nodes[0].start()
+        await gatherResults([started(node) for node in self.nodes[1:]])
 
     def addNode(self, number: int, port: int, etcd: str, *options: str) -> None:
         """One more registry, which is not started yet."""
@@ -320,6 +335,10 @@ class ClusterCase(FaultCase):
     def audit(self) -> Audit:
         """An audit that asks whichever node is there."""
         return Audit(self.client())
+
+    def auditOf(self, client: Client) -> Audit:
+        """An audit that asks what this client asks."""
+        return Audit(client)
 
     async def follow(self, *nodes: Node) -> Follower:
         """Follow the feed, by way of these nodes (of all if none is named), until the test is over."""

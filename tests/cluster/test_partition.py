@@ -33,7 +33,7 @@ class PartitionTests(ClusterCase):
         await self.until(self.areHealthy)
         for number, port in enumerate(unusedPorts(3)):
             self.addNode(number, port, network.etcdOf(number))
-            await self.nodes[-1].start()
+        await self.startAll()
         return network
 
     async def test_clientsMoveOn(self) -> None:
