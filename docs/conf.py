@@ -7,7 +7,9 @@ is a warning, and so are a link that leads nowhere and a page that no table of c
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,6 +19,7 @@ from types import FunctionType
 from typing import Any
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.domains.python import PythonDomain
@@ -46,11 +49,11 @@ html_theme = "furo"
 html_title = f"txserviceregistry {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+maximum_signature_line_length = 88
 html_show_copyright = False
 html_copy_source = False
 graphviz_output_format = "svg"
 
-autodoc_default_options = {"show-inheritance": True}
 autoclass_content = "both"
 # What Twisted says of its own methods is Epytext.
 autodoc_inherit_docstrings = False
@@ -104,6 +107,8 @@ def described(module: str, name: str) -> Iterator[str]:
     elif isinstance(value, type):
         yield f".. auto{'exception' if issubclass(value, BaseException) else 'class'}:: {full}"
         yield "   :members:"
+        if value.__bases__ != (object,):
+            yield "   :show-inheritance:"
     elif isinstance(value, FunctionType):
         yield f".. autofunction:: {full}"
     elif ("", name) in ModuleAnalyzer.for_module(module).find_attr_docs():
@@ -136,6 +141,42 @@ class Modules(SphinxDirective):
         parent.document = self.state.document
         nested_parse_with_titles(self.state, StringList(lines, self.get_source_info()[0]), parent)
         return list(parent.children)
+
+
+class Help(SphinxDirective):
+    """
+    ``.. help:: PROGRAM [SUBCOMMAND …]``: what it says to ``--help``, asked now. With the option ``each``, a section for
+    each command that the help lists.
+    """
+
+    required_arguments = 1
+    final_argument_whitespace = True
+    option_spec = {"each": directives.flag}
+
+    def run(self) -> list[nodes.Node]:
+        """See docutils."""
+        text = helpOf(self.arguments[0])
+        if "each" not in self.options:
+            return [nodes.literal_block(text, text, language="none")]
+        sections: list[nodes.Node] = []
+        for command in re.findall(r"^  (\w+(?: [\w-]+)?)   ", text.partition("\ncommands:\n")[2], re.MULTILINE):
+            title = f"{self.arguments[0]} {command}"
+            section = nodes.section("", nodes.title(title, title), ids=[nodes.make_id(title)])
+            told = helpOf(title)
+            section += nodes.literal_block(told, told, language="none")
+            sections.append(section)
+        if not sections:
+            raise self.error(f"{self.arguments[0]} lists no commands")
+        return sections
+
+
+def helpOf(command: str) -> str:
+    """The help of one of our programs."""
+    program, *arguments = command.split()
+    run = [str(Path(sys.executable).with_name(program)), *arguments, "--help"]
+    environment = {"PATH": os.environ["PATH"], "COLUMNS": "88"}
+    text = subprocess.run(run, env=environment, check=True, capture_output=True, text=True).stdout
+    return re.sub(r" +$", "", text, flags=re.MULTILINE).strip()
 
 
 def find(path: str) -> Any:
@@ -182,6 +223,17 @@ def resolveName(app: Sphinx, env: BuildEnvironment, node: Any, text: nodes.Eleme
     return None
 
 
+def readableSignature(
+    app: Sphinx, what: str, name: str, value: object, options: object, arguments: str | None, result: str | None
+) -> tuple[str | None, str | None]:
+    """Interfaces by their names."""
+
+    def readable(text: str | None) -> str | None:
+        return text and re.sub(r"<InterfaceClass (?:\w+\.)*(\w+)>", r"\1", text)
+
+    return readable(arguments), readable(result)
+
+
 def checkPublicNames(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of each public name that the reference does not have."""
     domain = env.domains["py"]
@@ -196,5 +248,7 @@ def checkPublicNames(app: Sphinx, env: BuildEnvironment) -> None:
 def setup(app: Sphinx) -> None:
     """See Sphinx."""
     app.add_directive("modules", Modules)
+    app.add_directive("help", Help)
+    app.connect("autodoc-process-signature", readableSignature)
     app.connect("missing-reference", resolveName)
     app.connect("env-check-consistency", checkPublicNames)

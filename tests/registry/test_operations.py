@@ -21,7 +21,7 @@ from txserviceregistry.registry.health import Health
 from txserviceregistry.registry.operations import ANYWHERE, LOOPBACK, OFF, Operations
 from txserviceregistry.registry.sources import Sources
 
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "operating.rst"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "metrics.rst"
 
 
 def sourcesOf(api: Api) -> Sources:
