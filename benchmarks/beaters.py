@@ -8,53 +8,58 @@ nothing that it does not need.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from .harness import answerRounds, inReactor, settingsOf
 
 
-def heartBeater(home: str, id: str, timeout: str, token: str, pulse: str = "") -> None:
-    """HeartBeater, with an interval of 0 s: all is done that a beat does, and only the waiting is left out."""
+@asynccontextmanager
+async def beating(
+    reactor: Any, settings: Any, id: str, timeout: int, token: str, withPulse: bool
+) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """
+    A HeartBeater with an interval of 0 s: all is done that a beat does, and only the waiting is left out.
+
+    :return: does so many beats.
+    """
     from twisted.internet.defer import Deferred
     from twisted.internet.task import deferLater
 
     from txserviceregistry import Client, HeartBeater, useMonotonic
 
     useMonotonic()
+    left, done = 0, Deferred[None]()
+
+    def count(token: str) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            done.callback(None)
+
+    async def beat(beats: int) -> None:
+        nonlocal left, done
+        left, done = beats, Deferred()
+        beater.start()
+        await done
+        # Not in the middle of the beat that has called us.
+        await deferLater(reactor, 0, lambda: None)
+        await beater.stop()
+
+    async with Client(settings=settings, reactor=reactor) as client:
+        pulse = client.services.pulse if withPulse else None
+        beater = HeartBeater(client.services, id, timeout, token, clock=reactor, pulse=pulse, keep=count)
+        beater.interval = 0
+        yield beat
+
+
+def heartBeater(home: str, id: str, timeout: str, token: str, pulse: str = "") -> None:
+    """HeartBeater, see :func:`beating`."""
 
     async def main(reactor: Any) -> None:
-        client = Client(settings=settingsOf(home), reactor=reactor)
-        left, done = 0, Deferred[None]()
-
-        def count(token: str) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                done.callback(None)
-
-        beater = HeartBeater(
-            client.services,
-            id,
-            int(timeout),
-            token,
-            clock=reactor,
-            pulse=client.services.pulse if pulse else None,
-            keep=count,
-        )
-        beater.interval = 0
-
-        async def work(beats: int) -> None:
-            nonlocal left, done
-            left, done = beats, Deferred()
-            beater.start()
-            await done
-            # Not in the middle of the beat that has called us.
-            await deferLater(reactor, 0, lambda: None)
-            await beater.stop()
-
-        await answerRounds(work)
-        await client.close()
+        async with beating(reactor, settingsOf(home), id, int(timeout), token, bool(pulse)) as beat:
+            await answerRounds(beat)
 
     inReactor(main)
 

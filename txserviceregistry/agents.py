@@ -7,7 +7,7 @@ What belongs here speaks :class:`~twisted.web.iweb.IAgent` and knows nothing of 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
@@ -27,6 +27,7 @@ __all__ = [
     "AgentClosed",
     "BytesProducer",
     "ConnectionPool",
+    "FixedHeaders",
     "InsecureConnection",
     "QueueingAgent",
     "ResponseTooLarge",
@@ -85,6 +86,24 @@ class BytesProducer:
 
     def stopProducing(self) -> None:
         """Everything is written at once; there is nothing to stop."""
+
+
+class FixedHeaders(Headers):
+    """Headers that nobody changes, so that what is made of them can be kept: checking a header costs time."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self, rawHeaders: Mapping[bytes, Sequence[bytes]] | None = None) -> None:
+        super().__init__(rawHeaders)
+        self._last: tuple[bytes, bytes, Headers] | None = None
+
+    def having(self, name: bytes, value: bytes) -> Headers:
+        """These and one more, which are nobody's to change either. The last ones are kept."""
+        if self._last is None or self._last[:2] != (name, value):
+            more = self.copy()
+            more.setRawHeaders(name, [value])
+            self._last = name, value, more
+        return self._last[2]
 
 
 class _Nowhere:
@@ -167,7 +186,7 @@ class _Body(Protocol):
         if self.whole.called:
             return
         # Without a length the end of the connection is the end of the body; whether it is whole, the JSON says.
-        if reason.check(ResponseDone, PotentialDataLoss):
+        if isinstance(reason.value, (ResponseDone, PotentialDataLoss)):
             self.whole.callback(WholeResponse(self._response, b"".join(self._parts)))
         else:
             self.whole.errback(reason)
@@ -176,7 +195,7 @@ class _Body(Protocol):
 def _readWhole(
     response: IResponse, abort: Callable[[], object] | None = None
 ) -> WholeResponse | Deferred[WholeResponse]:
-    if isinstance(response, WholeResponse):
+    if type(response) is WholeResponse:
         return response
     body = _Body(response, abort)
     response.deliverBody(body)

@@ -28,7 +28,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import Interface, implementer
 
-from .agents import BytesProducer, WholeResponse
+from .agents import BytesProducer, FixedHeaders, WholeResponse
 from .backoff import Backoff
 from .deferred import returnsDeferred
 from .errors import APIError, AuthenticationFailed, MalformedResponse, ServerError, ServiceRegistryError
@@ -362,10 +362,9 @@ class _Discard(Protocol):
     """Reads a body that nobody wants, so that its connection can be used again."""
 
 
-async def _repeatable(body: IBodyProducer | None) -> IBodyProducer | None:
+@returnsDeferred
+async def _repeatable(body: IBodyProducer) -> BytesProducer:
     """A body that can be sent twice; those of treq are files, which are closed after the first time."""
-    if body is None or isinstance(body, BytesProducer):
-        return body
     collector = _Collector()
     await body.startProducing(collector)
     return BytesProducer(collector.body)
@@ -384,33 +383,47 @@ class RetryingAuthAgent:
         self._agent = agent
         self._authenticator = authenticator
 
-    @returnsDeferred
-    async def request(
+    def request(
         self,
         method: bytes,
         uri: bytes,
         headers: Headers | None = None,
         bodyProducer: IBodyProducer | None = None,
-    ) -> IResponse:
+    ) -> Deferred[IResponse]:
         """
         Do a request, authenticated.
 
         :return: fires with the response, which is a 401 only if a fresh token was refused too. Fails as the
             authenticator does, or the agent.
         """
-        body = await _repeatable(bodyProducer)
-        session = await self._authenticator.session()
-        response = await self._agent.request(method, uri, _withToken(headers, session), body)
-        if response.code != 401:
-            return response
-        if not isinstance(response, WholeResponse):
-            response.deliverBody(_Discard())
-        self._authenticator.invalidate(session.token)
-        session = await self._authenticator.session()
-        return await self._agent.request(method, uri, _withToken(headers, session), body)
+        if bodyProducer is None or isinstance(bodyProducer, BytesProducer):
+            return self._request(method, uri, headers, bodyProducer)
+        return _repeatable(bodyProducer).addCallback(lambda body: self._request(method, uri, headers, body))
+
+    def _request(
+        self, method: bytes, uri: bytes, headers: Headers | None, body: BytesProducer | None
+    ) -> Deferred[IResponse]:
+        def send(session: Session) -> Deferred[IResponse]:
+            return self._agent.request(method, uri, _withToken(headers, session), body)
+
+        def sendOnce(session: Session) -> Deferred[IResponse]:
+            return send(session).addCallback(answered, session)
+
+        def answered(response: IResponse, session: Session) -> IResponse | Deferred[IResponse]:
+            if response.code != 401:
+                return response
+            if not isinstance(response, WholeResponse):
+                response.deliverBody(_Discard())
+            self._authenticator.invalidate(session.token)
+            return self._authenticator.session().addCallback(send)
+
+        return self._authenticator.session().addCallback(sendOnce)
 
 
 def _withToken(headers: Headers | None, session: Session) -> Headers:
+    token = session.token.encode("utf-8")
+    if isinstance(headers, FixedHeaders):
+        return headers.having(b"X-Auth-Token", token)
     authenticated = Headers() if headers is None else headers.copy()
-    authenticated.setRawHeaders(b"X-Auth-Token", [session.token.encode("utf-8")])
+    authenticated.setRawHeaders(b"X-Auth-Token", [token])
     return authenticated

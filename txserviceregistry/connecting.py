@@ -7,8 +7,9 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.web.client import URI, Agent, HTTPConnectionPool
 from twisted.web.error import SchemeNotSupported
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IPolicyForHTTPS
@@ -41,6 +42,22 @@ def endpointTo(reactor: Any, host: str, port: int, timeout: float) -> IStreamCli
     return endpoint
 
 
+@implementer(IStreamClientEndpoint)
+class _Target:
+    """
+    Where a URI leads. An Agent wants such a thing for every request, also for the many that go over a connection of its
+    pool; so what it costs to make is spent when something is connected.
+    """
+
+    def __init__(self, endpoints: _Endpoints, uri: URI) -> None:
+        self._endpoints = endpoints
+        self._uri = uri
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See :class:`~twisted.internet.interfaces.IStreamClientEndpoint`."""
+        return self._endpoints.endpointFor(self._uri).connect(protocolFactory)
+
+
 @implementer(IAgentEndpointFactory)
 class _Endpoints:
     """What an Agent connects to for a URI."""
@@ -52,12 +69,16 @@ class _Endpoints:
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """See :class:`~twisted.web.iweb.IAgentEndpointFactory`."""
+        if uri.scheme not in (b"http", b"https"):
+            raise SchemeNotSupported(f"Unsupported scheme: {uri.scheme!r}")
+        return _Target(self, uri)
+
+    def endpointFor(self, uri: URI) -> IStreamClientEndpoint:
+        """The endpoint itself."""
         endpoint = endpointTo(self._reactor, uri.host.decode("ascii"), uri.port, self._timeout)
         if uri.scheme == b"http":
             return endpoint
-        if uri.scheme == b"https":
-            return wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
-        raise SchemeNotSupported(f"Unsupported scheme: {uri.scheme!r}")
+        return wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
 
 
 def httpAgent(reactor: Any, policy: IPolicyForHTTPS, timeout: float, pool: HTTPConnectionPool) -> IAgent:

@@ -302,14 +302,22 @@ class HeartBeater:
     @returnsDeferred
     async def _untilAnswered(self) -> None:
         loop = self._loop
-        trouble = _Trouble(self._log, self.serviceId, self._clock)
+        began = self._clock.seconds()
+        trouble: _Trouble | None = None
+
+        def met(reason: str, certain: bool = False) -> None:
+            nonlocal trouble
+            if trouble is None:
+                trouble = _Trouble(self._log, self.serviceId, self._clock, began)
+            trouble.met(reason, certain)
+
         while True:
             try:
-                if await self._isWell():
+                if self._check is None or await self._isWell(self._check):
                     await self._oneTry()
                     break
                 delay = self._nextDelay()
-                trouble.met("its check fails, so that its heartbeats are held back")
+                met("its check fails, so that its heartbeats are held back")
             except Exception as error:
                 # A CancelledError is an Exception too; stop()'s own must end this.
                 if self._loop is not loop or isinstance(error, ClientClosed):
@@ -319,17 +327,18 @@ class HeartBeater:
                         raise
                     self.nextToken = None
                     self._setState(REGISTERING)
-                    trouble.met("the registry no longer has it, and it is being registered again", certain=True)
+                    met("the registry no longer has it, and it is being registered again", certain=True)
                     continue
                 delay = (
                     _GHOST_DELAY * (1 - self._random() / 2) if isinstance(error, ServiceExists) else self._nextDelay()
                 )
-                trouble.met(_say(error))
+                met(_say(error))
             if self.nextToken is not None and self.secondsLeft() <= 0:
                 self._setState(UNREACHABLE)
             await deferLater(self._stalls, delay, lambda: None)
         self._backoff.reset()
-        trouble.over()
+        if trouble is not None:
+            trouble.over()
         self._setState(REGISTERED)
 
     # -- beats of the pulse (:class:`~txserviceregistry.pulse.Beating`)
@@ -417,11 +426,9 @@ class HeartBeater:
                 self._unheardUntil = sent + self.heartbeatTimeout
             raise
 
-    async def _isWell(self) -> bool:
-        if self._check is None:
-            return True
+    async def _isWell(self, check: Callable[[], Any]) -> bool:
         try:
-            checked: Deferred[Any] = maybeDeferred(self._check)
+            checked: Deferred[Any] = maybeDeferred(check)
             return bool(await checked.addTimeout(max(1.0, self.tryTimeout()), self._clock))
         except CancelledError:
             raise
@@ -457,11 +464,11 @@ class _Trouble:
     A first failure that the immediate second try makes good is no loss.
     """
 
-    def __init__(self, log: Logger, serviceId: str, clock: IReactorTime) -> None:
+    def __init__(self, log: Logger, serviceId: str, clock: IReactorTime, began: float) -> None:
         self._log = log
         self._serviceId = serviceId
         self._clock = clock
-        self._began = clock.seconds()
+        self._began = began
         self._failures = 0
         self._told = False
 

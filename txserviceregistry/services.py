@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 from weakref import WeakSet
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime
 
 from .creation import Creation
 from .deferred import returnsDeferred
 from .errors import (
+    BadRequest,
     ConnectionFailed,
     MalformedResponse,
     RequestTimedOut,
@@ -50,6 +51,10 @@ def _outcome(response: Response, value: Any) -> HeartbeatToken | FaultBody:
         if isinstance(fault, dict):
             return cast(FaultBody, fault)
     raise _unfit(response, "a value that is neither a token nor a fault")
+
+
+def _token(response: Response) -> HeartbeatToken:
+    return cast(HeartbeatToken, response.having(token=str))
 
 
 def _path(id: str) -> str:
@@ -238,8 +243,7 @@ class ServicesClient:
             else:
                 return body, self._heartBeater(id, heartbeatTimeout, body, again)
 
-    @returnsDeferred
-    async def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> HeartbeatToken:
+    def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[HeartbeatToken]:
         """
         Keep a service alive for another heartbeat timeout. A HeartBeater does it regularly.
 
@@ -249,10 +253,12 @@ class ServicesClient:
         :return: fires with ``{"token": …}``, the token for the next time. Fails with ``NotFound`` if the service is
             gone, or the token is not one of its.
         """
-        response = await self._transport.request(
-            "POST", _path(id) + "/heartbeat", body={"token": token}, timeout=timeout, repeatable=True
-        )
-        return cast(HeartbeatToken, response.having(token=str))
+        try:
+            path = _path(id) + "/heartbeat"
+        except BadRequest as error:
+            return fail(error)
+        asked = self._transport.request("POST", path, body={"token": token}, timeout=timeout, repeatable=True)
+        return asked.addCallback(_token)
 
     @returnsDeferred
     async def heartbeats(

@@ -11,7 +11,7 @@ import json
 import random as randomModule
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -29,6 +29,7 @@ from ._version import __version__
 from .agents import (
     AgentClosed,
     BytesProducer,
+    FixedHeaders,
     InsecureConnection,
     ResponseTooLarge,
     StaleConnection,
@@ -88,8 +89,9 @@ _HEADERS = {
     b"User-Agent": [b"txserviceregistry/" + __version__.encode("ascii")],
     b"Accept": [b"application/json"],
 }
-_WITHOUT_BODY = Headers(_HEADERS)
-_WITH_BODY = Headers({**_HEADERS, b"Content-Type": [b"application/json; charset=UTF-8"]})
+
+# The least of the 5,000 bytes that the registry accepts is UTF-8 as it is.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 class ClientClosed(ConnectionFailed):
@@ -128,9 +130,9 @@ def badParameter(name: str, value: str) -> BadRequest:
 
 
 def encodeJSON(body: object) -> bytes:
-    """A request's body. UTF-8 as it is takes the least of the 5,000 bytes that the registry accepts."""
+    """A request's body."""
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+        return _encode(body).encode("utf-8")
     except UnicodeEncodeError:
         # Half a surrogate pair can't be UTF-8. As an escape it reaches the registry, which says what is wrong with it.
         return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
@@ -215,6 +217,21 @@ class _TookTooLong(_NotAnswered):
     """This server has used up its share of the deadline, or was found to hang by another request."""
 
 
+class _Base:
+    """
+    The URL of one server, and the headers of requests to it, without a body and with one. They name the host: Twisted's
+    agent copies headers that don't, and checks them all again.
+
+    :param url: it, with no port that goes without saying.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        headers = {b"Host": [url.split("/")[2].encode("ascii")], **_HEADERS}
+        self.withoutBody = FixedHeaders(headers)
+        self.withBody = FixedHeaders({**headers, b"Content-Type": [b"application/json; charset=UTF-8"]})
+
+
 class JSONTransport:
     """
     JSON over HTTP to one server, or to several that are one service.
@@ -247,7 +264,7 @@ class JSONTransport:
         self._agent = agent
         self._waitingAgent = agent if waitingAgent is None else waitingAgent
         self._clock = clock
-        self._baseUrls = baseUrls
+        self._bases = [_Base(url) for url in baseUrls]
         self._timeout = timeout
         self._name = name
         self._servers = Servers(len(baseUrls), clock, random)
@@ -258,12 +275,12 @@ class JSONTransport:
     @property
     def servers(self) -> int:
         """How many servers there are."""
-        return len(self._baseUrls)
+        return len(self._bases)
 
     @property
     def baseUrl(self) -> str:
         """The URL that is asked first: the one that worked last, or is about to be tried."""
-        return self._baseUrls[self._servers.current]
+        return self._bases[self._servers.current].url
 
     def request(
         self,
@@ -360,7 +377,7 @@ class JSONTransport:
         wasSent = False
         for tried, server in enumerate(order):
             exchange.leave = partial(self._left, server)
-            exchange.url = self._baseUrls[server] + exchange.path
+            exchange.url = self._bases[server].url + exchange.path
             last = tried == len(order) - 1
             try:
                 answer = await self._ask(exchange, server, len(order) - tried)
@@ -447,11 +464,12 @@ class JSONTransport:
 
     def _attempt(self, exchange: _Exchange, server: int, serversLeft: int) -> Deferred[WholeResponse]:
         body = exchange.body
+        base = self._bases[server]
         agent = self._agent if exchange.wait is None else self._waitingAgent
         sent: Deferred[Any] = agent.request(
             exchange.method.encode("ascii"),
             exchange.url.encode("ascii"),
-            _WITHOUT_BODY if body is None else _WITH_BODY,
+            base.withoutBody if body is None else base.withBody,
             None if body is None else BytesProducer(body),
         )
         if serversLeft > 1 and (exchange.repeatable or exchange.isTraced):
@@ -607,7 +625,7 @@ class Transport:
     def _learn(self, response: Response) -> None:
         named = response.header(_EXTENSIONS)
         if named is not None:
-            self.extensions = frozenset(name for name in re.split(r"[\s,]+", named) if name)
+            self.extensions = _namesIn(named)
         elif response.status < 300:
             # An error may be a balancer's, which says nothing about the registry behind it.
             self.extensions = frozenset()
@@ -658,6 +676,12 @@ class Transport:
         self.isClosed = True
         for pause in list(self._pauses):
             pause.errback(ClientClosed("This client has been closed"))
+
+
+@lru_cache(maxsize=8)
+def _namesIn(header: str) -> frozenset[str]:
+    """The same few headers come all the time."""
+    return frozenset(name for name in re.split(r"[\s,]+", header) if name)
 
 
 def _tokensIn(sent: object) -> list[str]:
