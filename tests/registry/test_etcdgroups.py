@@ -31,6 +31,7 @@ class _Meddling:
 
     def __init__(self, etcd: Etcd, key: str) -> None:
         self._etcd = etcd
+        self.statistics = etcd.statistics
         self._key = key
         self._count = 0
 

@@ -452,3 +452,40 @@ class ContactTests(EtcdStoreCase):
 
     async def isDead(self, store: EtcdStore, made: ServiceRecord) -> bool:
         return await store.secondsLeft(T, "web", made.incarnation) < 0
+
+
+class StatisticsTests(EtcdStoreCase):
+    """What ``/metrics`` tells of the store."""
+
+    async def test_countsItsTransactions(self) -> None:
+        """Those that read, those that write, and how many changes shared one of those."""
+        store = await self.store(follows=False)
+        await store.account(T)
+        counted = store.statistics
+        reads, writes = sum(counted.reads.counts), sum(counted.writes.counts)
+        await gatherResults([store.setValue(T, f"/key/{number}", "x", 100) for number in range(5)])
+        await store.getValue(T, "/key/1")
+        self.assertEqual((sum(counted.commits.counts), counted.commits.total), (1, 5))
+        self.assertEqual(sum(counted.writes.counts), writes + 1)
+        # A group reads what it is about to change.
+        self.assertEqual(sum(counted.reads.counts), reads + 2)
+        self.assertGreater(counted.reads.total, 0)
+        self.assertGreater(counted.writes.total, 0)
+
+    async def test_tellsWhetherEtcdIsThere(self) -> None:
+        """It is up until it can't be reached, and again when it can; what it refuses for good reason is an answer."""
+        relay = self.relay()
+        store = await self.store(relay.url, follows=False)
+        counted = store.statistics
+        await self.refuses(NoSuchObject, store.getValue(T, "/nothing"))
+        self.assertEqual((counted.isReadable, counted.isWritable), (True, True))
+        await relay.refuse()
+        relay.reset()
+        await self.refuses(StoreUnavailable, store.probe())
+        self.assertEqual((counted.isReadable, counted.isWritable), (True, False))
+        await self.refuses(StoreUnavailable, store.getValue(T, "/key"))
+        self.assertEqual((counted.isReadable, counted.isWritable), (False, False))
+        relay.heal()
+        await store.probe()
+        await self.refuses(NoSuchObject, store.getValue(T, "/key"))
+        self.assertEqual((counted.isReadable, counted.isWritable), (True, True))

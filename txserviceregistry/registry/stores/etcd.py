@@ -173,7 +173,9 @@ class EtcdStore:
         self._wallClock = wallClock
         # This one asks whether or not the store is open and etcd is there: so it finds out.
         self._asking = Etcd(transport, reactor, user=user, onContact=self._contact)
-        self._etcd = Etcd(transport, reactor, user=user, gate=self._check, onContact=self._contact)
+        self._etcd = Etcd(
+            transport, reactor, user=user, gate=self._check, onContact=self._contact, statistics=self.statistics
+        )
         self._groups = Groups(self._etcd, reactor, wallClock, prefix, name)
         self._keepAlives = KeepAlives(self._etcd, reactor)
         self._users = EtcdUsers(self._etcd, prefix, wallClock)

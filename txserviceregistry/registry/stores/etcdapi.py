@@ -24,6 +24,7 @@ from zope.interface import implementer
 from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.errors import ServiceRegistryError
 from txserviceregistry.registry.remembered import Shared
+from txserviceregistry.registry.statistics import StoreStatistics
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.transport import JSONTransport
 
@@ -56,6 +57,8 @@ KEEP_ALIVES = 14
 # what a change of the leader looks like from a follower.
 _UNAVAILABLE = 14
 _PASSING = frozenset({2, 4, 8, _UNAVAILABLE})
+# NOT_FOUND, FAILED_PRECONDITION, OUT_OF_RANGE: etcd is well, and can't do what was asked.
+_OF_WHAT_WAS_ASKED = frozenset({5, 9, 11})
 _UNAUTHENTICATED = 16
 # INVALID_ARGUMENT, with which etcd answers a token from before a change of its users.
 _INVALID = 3
@@ -214,6 +217,7 @@ class Etcd:
     :param gate: is called before anything is asked; raises :class:`StoreUnavailable` if nothing may be.
     :param onContact: is called with the time (the clock's) at which a request was sent that has been answered by a
         majority of the members.
+    :ivar statistics: counts the transactions: those that change something as writes, the others as reads.
     """
 
     def __init__(
@@ -224,12 +228,14 @@ class Etcd:
         user: User | None = None,
         gate: Callable[[], None] = lambda: None,
         onContact: Callable[[float], None] = lambda sent: None,
+        statistics: StoreStatistics | None = None,
     ) -> None:
         self._transport = transport
         self._clock = clock
         self._user = user
         self._gate = gate
         self._onContact = onContact
+        self.statistics = statistics or StoreStatistics()
         self._authenticating: Shared[None, None] = Shared()
 
     @returnsDeferred
@@ -251,9 +257,15 @@ class Etcd:
             {"key": encode(each.key), "target": "MOD", "result": "EQUAL", "mod_revision": str(each.modified)}
             for each in compare
         ]
-        answer = await self._ask(
-            _TXN, {"compare": conditions, "success": list(success), "failure": list(failure)}, patience
-        )
+        body = {"compare": conditions, "success": list(success), "failure": list(failure)}
+        isWrite = any("request_range" not in each for each in (*success, *failure))
+        asked = self._clock.seconds()
+        try:
+            answer = await self._ask(_TXN, body, patience)
+        except (StoreUnavailable, EtcdError) as error:
+            self._count(isWrite, asked, isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED)
+            raise
+        self._count(isWrite, asked, True)
         found = []
         for response in answer.get("responses", ()):
             read = response.get("response_range")
@@ -337,6 +349,15 @@ class Etcd:
                 raise
 
     # -- inside
+
+    def _count(self, isWrite: bool, asked: float, works: bool) -> None:
+        seconds = max(0.0, self._clock.seconds() - asked)
+        if isWrite:
+            self.statistics.writes.add(seconds)
+            self.statistics.isWritable = works
+        else:
+            self.statistics.reads.add(seconds)
+            self.statistics.isReadable = works
 
     async def _ask(self, path: str, body: Mapping[str, Any], patience: float = PATIENCE) -> Any:
         return await self._untilAnswered(path, body, False, patience)

@@ -260,6 +260,7 @@ class Groups:
             # A transaction whose answer was lost is sent again, and fails then: what it did the first time, the key
             # tells that only this node sets.
             if done.succeeded or any(each.key == commitKey and each.value == number for each in done.found[1] or ()):
+                self._etcd.statistics.commits.add(len(steps))
                 return outcomes
             if self._clock.seconds() > end:
                 raise StoreUnavailable("etcd: other nodes' changes leave no room for this one")
