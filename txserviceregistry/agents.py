@@ -26,6 +26,7 @@ from .tls import describeTLS
 __all__ = [
     "AgentClosed",
     "BytesProducer",
+    "Collector",
     "ConnectionPool",
     "FixedHeaders",
     "InsecureConnection",
@@ -104,6 +105,28 @@ class FixedHeaders(Headers):
             more.setRawHeaders(name, [value])
             self._last = name, value, more
         return self._last[2]
+
+
+@implementer(IConsumer)
+class Collector:
+    """Keeps what a body's producer writes."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def registerProducer(self, producer: object, streaming: bool) -> None:
+        """A body's producer does not register, and nothing has to be held back."""
+
+    def unregisterProducer(self) -> None:
+        """Nothing is known of it."""
+
+    @property
+    def body(self) -> bytes:
+        """All of it so far."""
+        return b"".join(self._parts)
 
 
 class _Nowhere:

@@ -20,7 +20,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -28,7 +28,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import Interface, implementer
 
-from .agents import BytesProducer, FixedHeaders, WholeResponse
+from .agents import BytesProducer, Collector, FixedHeaders, WholeResponse
 from .backoff import Backoff
 from .deferred import returnsDeferred
 from .errors import APIError, AuthenticationFailed, MalformedResponse, ServerError, ServiceRegistryError
@@ -337,27 +337,6 @@ class KeystoneAuthenticator:
         return (waiter for waiter in waiting if not waiter.called)
 
 
-@implementer(IConsumer)
-class _Collector:
-    """A consumer that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self._parts.append(data)
-
-    def registerProducer(self, producer: object, streaming: bool) -> None:
-        """Nothing has to be held back."""
-
-    def unregisterProducer(self) -> None:
-        """Nothing is kept of it."""
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(self._parts)
-
-
 class _Discard(Protocol):
     """Reads a body that nobody wants, so that its connection can be used again."""
 
@@ -365,7 +344,7 @@ class _Discard(Protocol):
 @returnsDeferred
 async def _repeatable(body: IBodyProducer) -> BytesProducer:
     """A body that can be sent twice; those of treq are files, which are closed after the first time."""
-    collector = _Collector()
+    collector = Collector()
     await body.startProducing(collector)
     return BytesProducer(collector.body)
 

@@ -32,7 +32,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from ..agents import BytesProducer
+from ..agents import BytesProducer, Collector
 from ..connecting import endpointTo, httpAgent
 from ..tls import tlsPolicy
 from .balancing import Balancer, TryNext, View, tryEach
@@ -290,30 +290,13 @@ class _Exchange:
         if body is None or self._kept is not None or not self._mayRepeat:
             return
         if body.length is not UNKNOWN_LENGTH and body.length <= _KEPT_BODY:
-            kept = _Keeper()
+            kept = Collector()
             try:
                 await maybeDeferred(body.startProducing, kept)
             except CancelledError:
                 body.stopProducing()
                 raise
-            self._kept = b"".join(kept.parts)
-
-
-@implementer(IConsumer)
-class _Keeper:
-    """Keeps what a body's producer writes."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self.parts.append(data)
-
-    def registerProducer(self, producer: object, streaming: bool) -> None:
-        """A body's producer does not register."""
-
-    def unregisterProducer(self) -> None:
-        """A body's producer does not register."""
+            self._kept = kept.body
 
 
 class _Watch:
