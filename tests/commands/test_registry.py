@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from txserviceregistry.settings import readSettings
 
 ANY_PORT = "tcp:0:interface=127.0.0.1"
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+
+WITH_FEW_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 class RegistryProcessTests(ProcessTestCase):
@@ -202,6 +209,32 @@ class RegistryProcessTests(ProcessTestCase):
         self.assertEqual(Path(damaged, "registry.sqlite").read_text(), "this is no database, and never was one")
         self.assertNoTraceback()
         self.assertTrue(registry.running)
+
+    async def test_fewFiles(self) -> None:
+        """Where there are hardly any files, as many connections as use them all up keep nobody out, then or later."""
+        twistd = str(Path(sys.executable).with_name("twistd"))
+        registry = self.spawn(
+            *(Path(sys.executable).name, "-c", WITH_FEW_FILES, twistd, "-n", "--pidfile="),
+            *("service-registry", "--listen", ANY_PORT),
+        )
+        await registry.says("Credentials")
+        self.assertIn("There can be no more than 32 connections", registry.output)
+        client = self.client(timeout=3.0)
+        port = int(client.settings.baseUrls[0].split(":")[2].split("/")[0])
+
+        async def isServed() -> bool:
+            try:
+                await client.account.getLimits()
+            except ServiceRegistryError:
+                return False
+            return True
+
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+        await self.until(isServed)
+        for one in crowd:
+            one.close()
+        await self.until(isServed)
+        self.assertNotIn("Traceback", registry.output)
 
     async def test_inTheBackground(self) -> None:
         """Without -n it serves in the background; what keeps another one from starting there is in that one's log."""
