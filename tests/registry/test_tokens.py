@@ -57,6 +57,10 @@ class HeartbeatTokensTests(SynchronousTestCase):
         for token in (first, second):
             self.assertIsNotNone(again.next(*LIFE, token))
 
+    def test_tokensOfEarlierReleasesCount(self) -> None:
+        """A token that a release gave out is accepted by those that follow, or an upgrade would kill every service."""
+        self.assertIsNotNone(self.following("5a6adc40-f86a-11e1-9644-062ffc4fc41e"))
+
     def test_caseDoesNotMatter(self) -> None:
         """A UUID in upper case is the same token; the answer is in lower case."""
         first = self.tokens.first(*LIFE)

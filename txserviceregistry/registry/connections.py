@@ -186,7 +186,10 @@ class Connections:
     def waits(self, connection: Evictable) -> None:
         """Nothing is being answered on it."""
         self._waiting.add(connection)
-        self._waitingByPeer.setdefault(connection.peer, _Waiting()).add(connection)
+        ofPeer = self._waitingByPeer.get(connection.peer)
+        if ofPeer is None:
+            ofPeer = self._waitingByPeer[connection.peer] = _Waiting()
+        ofPeer.add(connection)
 
     def answers(self, connection: Evictable) -> None:
         """A request has come in whole, and is being answered."""

@@ -35,7 +35,10 @@ def positionOf(seconds: float) -> int:
     :param seconds: seconds since 1970.
     :return: units of 100 ns since 1582-10-15, within what a UUID can hold.
     """
-    return min(max(int(seconds * _UNITS_PER_SECOND) + _UNIX_EPOCH, 0), _LAST_POSITION)
+    position = int(seconds * _UNITS_PER_SECOND) + _UNIX_EPOCH
+    if 0 <= position <= _LAST_POSITION:
+        return position
+    return 0 if position < 0 else _LAST_POSITION
 
 
 def position(text: str) -> int:
@@ -93,8 +96,9 @@ class EventIds:
         :param id: any text; its case does not matter, as it does not in a UUID.
         :return: ``None`` for an id that was surely never made here.
         """
+        text = id.lower()
         try:
-            found = position(id)
+            found = int(text[15:18] + text[9:13] + text[:8], 16)
         except ValueError:
             return None
-        return found if self.idAt(found) == id.lower() else None
+        return found if self.idAt(found) == text else None

@@ -19,7 +19,11 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
-from twisted.web import http, server
+from twisted.web import server
+
+# By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
+from twisted.web.http import HTTPChannel, datetimeToString
+from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import IResource
 
 from . import routes
@@ -43,6 +47,7 @@ __all__ = [
 
 #: The extensions of the API that this registry has.
 EXTENSIONS: tuple[str, ...] = ("events-wait", "heartbeats")
+_EXTENSIONS = ", ".join(EXTENSIONS).encode("ascii")
 #: How much of a body that was refused is read and thrown away, in bytes and seconds, before the connection is closed. A
 #: connection that is closed with bytes unread is reset, and the client may never see the answer.
 DISCARD_BYTES = 2**20
@@ -58,6 +63,13 @@ CLOSE_SECONDS = 15.0
 _TLS_HANDSHAKE = b"\x16\x03"
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
+
+
+def _refuseConstant(name: str) -> None:
+    raise invalidBody(f"{name} is no JSON")
+
+
+_PARSER = json.JSONDecoder(parse_constant=_refuseConstant)
 _JSON_TYPE = b"application/json; charset=UTF-8"
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
@@ -120,7 +132,7 @@ def _write(request: server.Request, answer: Answer, txnId: str) -> None:
 def _headers(answer: Answer, txnId: str) -> dict[bytes, bytes]:
     headers = {
         b"X-Response-Id": txnId.encode("ascii"),
-        b"X-Service-Registry-Extensions": ", ".join(EXTENSIONS).encode("ascii"),
+        b"X-Service-Registry-Extensions": _EXTENSIONS,
     }
     for name, value in answer.headers.items():
         headers[name.encode("ascii")] = value.encode("ascii")
@@ -187,7 +199,7 @@ def parseBody(request: server.Request) -> dict[str, Any]:
     if mediaType and mediaType.lower() != "application/json":
         raise unsupportedContentType(mediaType)
     try:
-        body = json.loads(raw.decode("utf-8"), parse_constant=_refuseConstant)
+        body = _PARSER.decode(raw.decode("utf-8"))
         if b"\\u" in raw:
             # An escape can spell half of a surrogate pair, which is no text that could be kept or sent.
             json.dumps(body, ensure_ascii=False).encode("utf-8")
@@ -204,10 +216,6 @@ def parseBody(request: server.Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise invalidBody("not an object")
     return body
-
-
-def _refuseConstant(name: str) -> None:
-    raise invalidBody(f"{name} is no JSON")
 
 
 # -- requests and connections
@@ -258,7 +266,7 @@ class ApiRequest(server.Request):
     def process(self) -> None:
         """Hand the request over. There is one resource, and it wants every path as it came, ``*`` too."""
         self.site = self.channel.site
-        self.responseHeaders.setRawHeaders(b"Date", [http.datetimeToString()])
+        self.responseHeaders.setRawHeaders(b"Date", [datetimeToString()])
         self.channel.site.resource.render(self)
 
     def connectionLost(self, reason: Failure) -> None:
@@ -308,7 +316,7 @@ def recognized(request: server.Request) -> None:
         channel.isKnown = True
 
 
-class ApiChannel(http.HTTPChannel):
+class ApiChannel(HTTPChannel):
     """
     A connection that its site knows of, so that all can be closed in good order, and on which nobody can take more
     time or memory than is meant for one.
@@ -337,7 +345,7 @@ class ApiChannel(http.HTTPChannel):
 
     def connectionMade(self) -> None:
         """Called when a client has connected."""
-        http.HTTPChannel.connectionMade(self)
+        HTTPChannel.connectionMade(self)
         self.peer = peerOf(self.transport.getPeer())
         self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
         self.site.opened(self)
@@ -347,7 +355,7 @@ class ApiChannel(http.HTTPChannel):
         self._isGone = True
         self._isAnswering = False
         self._inTime()
-        http.HTTPChannel.connectionLost(self, reason)
+        HTTPChannel.connectionLost(self, reason)
         self.site.closed(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -396,7 +404,7 @@ class ApiChannel(http.HTTPChannel):
             if self._ahead > AHEAD_BYTES:
                 self.transport.pauseProducing()
         whole = self._whole
-        http.HTTPChannel.dataReceived(self, data)
+        HTTPChannel.dataReceived(self, data)
         if data and self._whole == whole and not self._isAnswering and self._deadline is None:
             self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
 
@@ -407,9 +415,9 @@ class ApiChannel(http.HTTPChannel):
         self._ahead = 0
         self._isAnswering = True
         self.site.connections.answers(self)
-        http.HTTPChannel.allContentReceived(self)
+        HTTPChannel.allContentReceived(self)
 
-    def requestDone(self, request: http.Request) -> None:
+    def requestDone(self, request: HTTPRequest) -> None:
         """Called when a request has been answered."""
         self._isAnswering = False
         self.site.connections.waits(self)
@@ -417,7 +425,7 @@ class ApiChannel(http.HTTPChannel):
         hasEnough = self._answered >= AT_ONCE and not self.isKnown
         # Whoever does not read answers is given no more of them.
         self.paused = hasEnough or self._isClogged
-        http.HTTPChannel.requestDone(self, request)
+        HTTPChannel.requestDone(self, request)
         if self.paused and not self._isGone:
             self.transport.pauseProducing()
             if hasEnough:
@@ -432,12 +440,12 @@ class ApiChannel(http.HTTPChannel):
         """Called when much of what was sent has not been read."""
         self._isClogged = True
         self.paused = not self._isAnswering
-        http.HTTPChannel.pauseProducing(self)
+        HTTPChannel.pauseProducing(self)
 
     def resumeProducing(self) -> None:
         """Called when what was sent has been read."""
         self._isClogged = False
-        http.HTTPChannel.resumeProducing(self)
+        HTTPChannel.resumeProducing(self)
         if self.paused:
             self.paused = False
             self.dataReceived(b"")  # of what has come already
@@ -445,7 +453,7 @@ class ApiChannel(http.HTTPChannel):
     def loseConnection(self) -> None:
         """Close as soon as all that was sent has been read, or after a while."""
         self._endAfter(CLOSE_SECONDS, self.evict)
-        http.HTTPChannel.loseConnection(self)
+        HTTPChannel.loseConnection(self)
 
     def timeoutConnection(self) -> None:
         """Called after so many seconds without a byte between two requests."""
@@ -494,7 +502,7 @@ class ApiChannel(http.HTTPChannel):
     def headerReceived(self, line: bytes) -> bool:
         """Called with each line of the head but the first."""
         try:
-            return bool(http.HTTPChannel.headerReceived(self, line))
+            return bool(HTTPChannel.headerReceived(self, line))
         except ValueError:
             # Of a Content-Length with thousands of digits, Python makes no number.
             self._respondToBadRequestAndDisconnect()
@@ -548,7 +556,7 @@ class ApiSite(server.Site):
         self._channels: set[ApiChannel] = set()
         self._drained: list[Deferred[None]] = []
 
-    def log(self, request: http.Request) -> None:
+    def log(self, request: HTTPRequest) -> None:
         """Twisted's access log is not wanted; there is one of our own."""
 
     def acceptableProtocols(self) -> list[bytes]:

@@ -13,8 +13,8 @@ from .eventids import positionOf
 __all__ = ["HeartbeatTokens"]
 
 _LATEST = (1 << 60) - 1
-_TAIL_BITS = (1 << 62) - 1
-_RFC_4122 = 1 << 63
+# The first digit of a tail: of the four bits of the MAC's two are the variant of the UUID (RFC 4122).
+_FIRST_DIGITS = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 
 
 class HeartbeatTokens:
@@ -49,7 +49,7 @@ class HeartbeatTokens:
         """
         tail = self._tail(tenant, id, incarnation)
         presented = presented.lower()
-        if not hmac.compare_digest(presented[19:].encode(), tail.encode()):
+        if not hmac.compare_digest(presented[19:], tail):
             return None
         time = int(presented[15:18] + presented[9:13] + presented[:8], 16)
         return self._text(time + 1, tail)
@@ -58,10 +58,13 @@ class HeartbeatTokens:
         mac = self._mac.copy()
         # Every field comes with its length, so that no two triples are the same bytes.
         mac.update(f"{len(tenant)}:{tenant}{len(id)}:{id}{len(incarnation)}:{incarnation}".encode())
-        digits = f"{int.from_bytes(mac.digest(), 'big') & _TAIL_BITS | _RFC_4122:016x}"
-        return f"{digits[:4]}-{digits[4:]}"
+        digits = mac.hexdigest()
+        return f"{_FIRST_DIGITS[digits[0]]}{digits[1:4]}-{digits[4:]}"
 
     def _text(self, earliest: int, tail: str) -> str:
-        # Past the end of a UUID's time, in the year 5236, a token stays as it is: it is accepted all the same.
-        time = f"{min(max(positionOf(self._wallClock()), earliest), _LATEST):015x}"
-        return f"{time[7:]}-{time[3:7]}-1{time[:3]}-{tail}"
+        time = positionOf(self._wallClock())
+        if time < earliest:
+            # Past the end of a UUID's time, in the year 5236, a token stays as it is: it is accepted all the same.
+            time = min(earliest, _LATEST)
+        digits = f"{time:015x}"
+        return f"{digits[7:]}-{digits[3:7]}-1{digits[:3]}-{tail}"

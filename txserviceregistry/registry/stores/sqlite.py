@@ -88,7 +88,7 @@ class SqliteStore:
         self._reader = Reader(reactor, self._connectToRead, self.statistics)
         self._writer = Writer(reactor, self._connectToWrite, self.statistics, self._reader)
         self._isPrepared = False
-        self._lastSeen: dict[tuple[str, str, str], LastSeen] = {}
+        self._lastSeen: dict[tuple[str, str, str], int] = {}
         self._lastSeenCall: IDelayedCall | None = None
 
     # -- opening and closing
@@ -203,21 +203,16 @@ class SqliteStore:
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         """See :meth:`IStore.recordLastSeen`. It is written after five seconds, or when the store is closed."""
-        self._keepLastSeen([LastSeen(tenant, id, incarnation, lastSeen)])
-
-    def _keepLastSeen(self, seen: Sequence[LastSeen]) -> None:
-        if not self._writer.isRunning:
-            return
-        for one in seen:
-            self._lastSeen[one.whose] = one
-        if self._lastSeenCall is None:
-            self._lastSeenCall = self._reactor.callLater(_LAST_SEEN_DELAY, self._writeLastSeen)
+        if self._writer.isRunning:
+            self._lastSeen[tenant, id, incarnation] = lastSeen
+            if self._lastSeenCall is None:
+                self._lastSeenCall = self._reactor.callLater(_LAST_SEEN_DELAY, self._writeLastSeen)
 
     def _writeLastSeen(self) -> None:
         if self._lastSeenCall is not None and self._lastSeenCall.active():
             self._lastSeenCall.cancel()
         self._lastSeenCall = None
-        seen = list(self._lastSeen.values())
+        seen = [LastSeen(*whose, milliseconds) for whose, milliseconds in self._lastSeen.items()]
         self._lastSeen.clear()
         for part in _chunks(seen, _LAST_SEENS_PER_CHUNK):
             written = self._writer.submit(partial(Tables.recordLastSeen, seen=part), background=True)
@@ -225,7 +220,9 @@ class SqliteStore:
 
     def _lastSeenNotWritten(self, failure: Failure, seen: Sequence[LastSeen]) -> None:
         if failure.check(StoreUnavailable):  # which the writer has logged
-            self._keepLastSeen([one for one in seen if one.whose not in self._lastSeen])
+            for one in seen:
+                if one.whose not in self._lastSeen:
+                    self.recordLastSeen(*one.whose, one.milliseconds)
         else:
             self._log.failure("The times of heartbeats could not be written", failure)
 
