@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.registry.test_operations import sourcesOf
 from tests.registry.wire import KEY, USER, Api
-from txserviceregistry.registry import faults, openapi, schemas, validation
+from txserviceregistry.registry import faults, openapi, rules, schemas, validation
 from txserviceregistry.registry.faults import FAULT_TYPES, Fault
 from txserviceregistry.registry.health import Health
 from txserviceregistry.registry.http import EXTENSIONS
@@ -259,11 +259,11 @@ class SchemaTests(SynchronousTestCase):
     a line feed at the end pass.)
     """
 
-    def agrees(self, rule: validation.Rule, value: Any, schema: schemas.Schema | None = None) -> None:
+    def agrees(self, rule: rules.Rule, value: Any, schema: schemas.Schema | None = None) -> None:
         fits = Draft202012Validator(schema or schemas.ofRule(rule)).is_valid(value)
         try:
             rule.check(value)
-        except validation.Unfit:
+        except rules.Unfit:
             self.assertFalse(fits, value)
         else:
             self.assertTrue(fits, value)
@@ -286,7 +286,7 @@ class SchemaTests(SynchronousTestCase):
         The timeout of a service, in all the ways that a number can be written.
         """
         if value == value and value not in (float("inf"), float("-inf")):
-            self.agrees(validation.Number(3, 120), value)
+            self.agrees(rules.Number(3, 120), value)
 
     @OFTEN
     @given(st.uuids(version=1).map(str) | st.uuids().map(str).map(str.upper) | texts("0123456789abcdefg-", 36))
@@ -294,7 +294,7 @@ class SchemaTests(SynchronousTestCase):
         """
         Version-1 UUIDs.
         """
-        self.agrees(validation.TimeUUID(), text)
+        self.agrees(rules.TimeUUID(), text)
 
     @OFTEN
     @given(

@@ -22,6 +22,7 @@ from .faults import FAULT_TYPES
 from .http import EXTENSIONS
 from .identity import TENANT
 from .routes import API, AUTH, BODY_LIMITS, MAXIMUM_BODY, ROUTES
+from .rules import TimeUUID
 from .schemas import Schema
 
 __all__ = ["OPERATIONS", "PAGES", "PATH", "Operation", "Page", "description", "document"]
@@ -379,7 +380,7 @@ def _components() -> dict[str, Schema]:
     fault["properties"]["type"]["enum"] = list(FAULT_TYPES)
     fault["properties"]["code"]["enum"] = sorted(set(FAULT_TYPES.values()))
     event = schemas.ofType(types.Event)
-    event["properties"]["id"] = schemas.ofRule(validation.TimeUUID())
+    event["properties"]["id"] = schemas.ofRule(TimeUUID())
     event["properties"]["payload"] = {"type": "object"}
     event["oneOf"] = _payloads()
     service = schemas.ofType(types.Service)
@@ -387,7 +388,7 @@ def _components() -> dict[str, Schema]:
     value = schemas.ofType(types.ConfigurationValue)
     value["properties"]["id"] = schemas.ofText(validation.PARAMETERS["configurationId"])
     token = schemas.ofType(types.HeartbeatToken)
-    token["properties"]["token"] = schemas.ofRule(validation.TimeUUID())
+    token["properties"]["token"] = schemas.ofRule(TimeUUID())
     return {
         "Access": _access(),
         "ConfigurationPage": _pageOf("ConfigurationValue"),
@@ -440,7 +441,7 @@ def _pageMetadata() -> Schema:
 
 def _outcomes() -> Schema:
     id = {"type": ["string", "null"]}
-    taken = _object(id={"type": "string"}, token=schemas.ofRule(validation.TimeUUID()))
+    taken = _object(id={"type": "string"}, token=schemas.ofRule(TimeUUID()))
     failed = _object(id=id, fault=_schema("Fault"))
     return _object(values={"type": "array", "items": {"oneOf": [taken, failed]}, "minItems": 1})
 

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints, is_typeddict
 
-from .validation import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID
+from .rules import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID
 
 __all__ = ["Schema", "ofFields", "ofPattern", "ofRule", "ofText", "ofType"]
 

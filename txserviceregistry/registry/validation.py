@@ -1,23 +1,23 @@
 """
-The rules for what clients send: which values a field, a path or a query may have, and the reasons why not.
+The rules for what clients send: which values a field, a path or a query may have.
 
-A rule is data (:class:`Text`, :class:`Number`, :class:`Items`, :class:`Pairs`, :class:`TimeUUID`), so that a
-description of the API can be made from the same tables that check it. The functions at the end return the value that
-was meant, or raise the :class:`~txserviceregistry.registry.faults.Fault` that tells the client what is wrong. Nothing
-here knows what is stored.
+The tables say it in the rules of :mod:`~txserviceregistry.registry.rules`: what checks, here, and what describes the
+API (:mod:`~txserviceregistry.registry.openapi`) both go by them. The functions return the value that was meant, or
+raise the :class:`~txserviceregistry.registry.faults.Fault` that tells the client what is wrong. Nothing here knows what
+is stored.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, get_args
+from typing import Any, get_args
 
 import attrs
 
 from ..types import EventType
 from .faults import badParameter, invalidEventQuery, invalidLimit, validationError
+from .rules import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID, Unfit, bounded
 
 __all__ = [
     "BATCH_FIELDS",
@@ -30,19 +30,8 @@ __all__ = [
     "QUERIES",
     "SERVICE_FIELDS",
     "VALUE_FIELDS",
-    "Apart",
-    "Choice",
-    "Either",
-    "Field",
-    "Items",
     "NewService",
-    "Number",
-    "Pairs",
-    "Rule",
     "ServiceChanges",
-    "Text",
-    "TimeUUID",
-    "Unfit",
     "configurationKey",
     "configurationMarker",
     "configurationValue",
@@ -63,237 +52,6 @@ __all__ = [
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 DEFAULT_LIMIT = 100
 MAXIMUM_LIMIT = 1000
-
-
-class Unfit(Exception):
-    """A value breaks a rule; the text is the reason, in the API's own words."""
-
-
-class Rule(Protocol):
-    """What a value has to be like."""
-
-    def check(self, value: object) -> Any:
-        """
-        :return: the value that is meant by *value*.
-        :raises Unfit: if it breaks the rule.
-        """
-
-
-@attrs.frozen
-class Text:
-    """
-    A string.
-
-    :ivar shortest: the least number of characters (code points).
-    :ivar longest: the greatest.
-    :ivar pattern: what the whole string has to match; ``None`` for any characters, as far as UTF-8 can express them. It
-        means the same to Python (with ``re.ASCII``) and to ECMAScript, whose dialect descriptions of the API speak.
-    """
-
-    shortest: int
-    longest: int
-    pattern: str | None = None
-    # Looked up by its text, the compiled pattern would cost a heartbeat as much as all the rest of its checks.
-    _compiled: re.Pattern[str] | None = attrs.field(
-        init=False, eq=False, repr=False, default=attrs.Factory(lambda self: self._compile(), takes_self=True)
-    )
-
-    def _compile(self) -> re.Pattern[str] | None:
-        return None if self.pattern is None else re.compile(self.pattern, re.ASCII)
-
-    def check(self, value: object) -> str:
-        if not isinstance(value, str):
-            raise Unfit("Not a string")
-        if not self.shortest <= len(value) <= self.longest:
-            raise Unfit(f"String is not in range ({self.shortest}..{self.longest})")
-        if not (_isUnicode(value) if self._compiled is None else self._compiled.fullmatch(value)):
-            raise Unfit("Invalid characters")
-        return value
-
-
-@attrs.frozen
-class Number:
-    """An integer, as ``30``, ``30.0`` or ``"30"``; a boolean is none."""
-
-    least: int
-    greatest: int
-
-    def check(self, value: object) -> int:
-        number = self._integer(value)
-        if not self.least <= number <= self.greatest:
-            raise Unfit(f"Value out of range ({self.least}..{self.greatest})")
-        return number
-
-    def _integer(self, value: object) -> int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-            return int(value)
-        if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9][0-9]*)", value, re.ASCII):
-            return _bounded(value)
-        raise Unfit("Invalid integer")
-
-
-@attrs.frozen
-class Apart:
-    """
-    Something that should be an object with these fields, and that is looked at later, by itself: what is wrong with it
-    concerns nothing beside it.
-    """
-
-    fields: tuple[Field, ...]
-
-    def check(self, value: object) -> object:
-        return value
-
-
-@attrs.frozen
-class Choice:
-    """
-    One of a few words.
-
-    :ivar what: the name of such a word, for reasons.
-    """
-
-    what: str
-    words: tuple[str, ...]
-
-    def check(self, value: object) -> str:
-        if not isinstance(value, str) or value not in self.words:
-            given = _printable(str(value))
-            raise Unfit(f"Invalid {self.what}: {given}. Valid {self.what}s are: {', '.join(self.words)}")
-        return value
-
-
-@attrs.frozen
-class Either:
-    """What fits one rule, or else another, which tells what is wrong with it."""
-
-    first: Rule
-    second: Rule
-
-    def check(self, value: object) -> Any:
-        try:
-            return self.first.check(value)
-        except Unfit:
-            return self.second.check(value)
-
-
-@attrs.frozen
-class Items:
-    """An array; what is wrong with an element is told in the element's own reason."""
-
-    element: Rule
-    most: int
-    least: int = 0
-
-    def check(self, value: object) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise Unfit("Not an array")
-        _checkCount(len(value), self.most, self.least)
-        return tuple(self.element.check(element) for element in value)
-
-
-@attrs.frozen
-class Pairs:
-    """A JSON object with free keys."""
-
-    key: Rule
-    value: Rule
-    most: int
-
-    def check(self, value: object) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise Unfit("Not a hash")
-        _checkCount(len(value), self.most)
-        return dict(self._pair(*pair) for pair in value.items())
-
-    def _pair(self, key: str, value: object) -> tuple[str, Any]:
-        try:
-            name = self.key.check(key)
-        except Unfit as reason:
-            raise Unfit(f"Key {_printable(key)}: {reason}")
-        try:
-            return name, self.value.check(value)
-        except Unfit as reason:
-            raise Unfit(f"Value for key '{key}': {reason}")
-
-
-@attrs.frozen
-class TimeUUID:
-    """
-    The text of a version-1 UUID, in its canonical form, with letters of any case.
-
-    :cvar pattern: what the whole text matches if it fits.
-    """
-
-    pattern: ClassVar[str] = "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-1[0-9A-Fa-f]{3}-[89abAB][0-9A-Fa-f]{3}-[0-9A-Fa-f]{12}"
-
-    def check(self, value: object) -> str:
-        if not isinstance(value, str):
-            raise Unfit("Not a string")
-        if not _UUID.fullmatch(value):
-            raise Unfit("Invalid UUID")
-        if value[14] != "1":
-            raise Unfit("UUID is not version 1")
-        if value[19] not in "89abAB":
-            raise Unfit("Unsupported UUID variant")
-        return value
-
-
-_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
-
-
-_NONE: Any = object()
-
-
-@attrs.frozen
-class Field:
-    """
-    A field of a body.
-
-    :ivar name: its key.
-    :ivar rule: what its value has to be like.
-    :ivar default: what it is when it is absent, or ``null``; a field without a default is required, and never ``null``.
-    """
-
-    name: str
-    rule: Rule
-    default: Any = _NONE
-
-    @property
-    def required(self) -> bool:
-        """Whether the field has to be there when the object is made."""
-        return self.default is _NONE
-
-    def value(self, body: Mapping[str, object]) -> Any:
-        """
-        The field's value in *body*, for an object that is new.
-
-        :raises Fault: if it is missing or breaks its rule.
-        """
-        if self.name in body:
-            return self.given(body)
-        if self.required:
-            raise validationError(self.name, f"Missing required key ({self.name})")
-        return self.default
-
-    def given(self, body: Mapping[str, object]) -> Any:
-        """
-        The field's value in *body*, for a change; ``None`` if the body does not have it.
-
-        :raises Fault: if it breaks its rule.
-        """
-        if self.name not in body:
-            return None
-        value = body[self.name]
-        if value is None and not self.required:
-            return self.default
-        try:
-            return self.rule.check(value)
-        except Unfit as reason:
-            raise validationError(self.name, str(reason))
-
 
 _SERVICE_ID = Text(3, 65, r"[A-Za-z0-9_\-.]*")
 
@@ -501,7 +259,7 @@ def limit(text: str | None) -> int:
         return DEFAULT_LIMIT
     if not re.fullmatch(r"-?[0-9]+", text, re.ASCII):
         raise invalidLimit("Limit must be a number")
-    number = _bounded(text)
+    number = bounded(text)
     if not _LIMIT.least <= number <= _LIMIT.greatest:
         raise invalidLimit(f"Invalid limit {text}. Minimum limit is 1 and maximum limit is {MAXIMUM_LIMIT}.")
     return number
@@ -552,22 +310,3 @@ def _checked(rule: Rule, name: str, text: str) -> Any:
         return rule.check(text)
     except Unfit as reason:
         raise badParameter(name, str(reason))
-
-
-def _checkCount(count: int, most: int, least: int = 0) -> None:
-    if not least <= count <= most:
-        raise Unfit(f"Object needs to have between {least} and {most} items")
-
-
-def _bounded(digits: str) -> int:
-    # No number that counts here has so many digits; int() takes long over thousands of them, and refuses more.
-    return int(digits[:30])
-
-
-def _isUnicode(text: str) -> bool:
-    # JSON can spell half of a surrogate pair, which is no character, and which neither UTF-8 nor a store can keep.
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
