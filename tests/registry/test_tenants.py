@@ -14,11 +14,13 @@ from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.routes import ROUTES
+from txserviceregistry.registry.stores.etcd import EtcdStore
 from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite import SqliteStore
 from txserviceregistry.registry.web import ApiResource, apiSite
 
+from .etcds import newPrefix, sharedEtcd
 from .wire import CHEAP, Connection, Reply, requestBytes
 
 reactor: Any = globalReactor
@@ -233,6 +235,13 @@ class SqliteTenantsTests(TenantsTestsMixin, TestCase):
 
     def makeStore(self) -> IStore:
         return SqliteStore(self.mktemp(), reactor=reactor)
+
+
+class EtcdTenantsTests(TenantsTestsMixin, TestCase):
+    """Over etcd."""
+
+    def makeStore(self) -> IStore:
+        return EtcdStore(reactor, [sharedEtcd()], prefix=newPrefix())
 
 
 class RoutesTests(TestCase):
