@@ -4,7 +4,7 @@ What a registry of several nodes does, and how fast its clients fail over: ``pyt
 Three members of etcd; a registry that is alone over them, one of three nodes, and one over sqlite for comparison. They
 take turns, and all of them and the load share the cores of this machine. The load is the same for each: 30 connections
 in all, dealt to the nodes. It registers services, reads them one by one, heartbeats them one by one, and in requests of
-1,000 over three connections, all of one tenant.
+1,000 over three connections, and removes them, all of one tenant.
 
 An event's way is measured with the registry of three nodes, which has nothing else to do then: from the sending of a
 create to the first node to the moment in which a follower of the second node has the event.
@@ -33,7 +33,7 @@ from txserviceregistry import Client
 from txserviceregistry.discovery import EventsFeed
 
 from .burst import request, send
-from .etcd import etcds
+from .etcd import Member, etcds
 from .harness import Api, Costs, Figure, Registry, inReactor, registry, run
 
 _BATCH = 1000
@@ -42,7 +42,8 @@ _HEARTBEAT_TIMEOUT = 120
 # Seconds until what was kept in the background is kept.
 _SETTLING = 1.0
 _USERNAME, _KEY = "bench", "0123456789abcdef" * 2
-_CREATES, _READS, _BEATS = "creates", "reads of one service", "heartbeats, one by one"
+_CREATES, _READS, _REMOVES = "creates", "reads of one service", "removes"
+_BEATS = "heartbeats, one by one"
 _BATCHES = f"heartbeats, {_BATCH:,} in a request"
 
 
@@ -93,6 +94,19 @@ class Contender:
         self._do(_BEATS, "POST", beats)
         batch = batch[:_BATCH]
         self._do(_BATCHES, "POST", [("/heartbeats", {"heartbeats": batch})] * batches, each=len(batch), connections=3)
+        self._do(_REMOVES, "DELETE", [(f"/services/{id}", None) for id in ids])
+
+    def fill(self, count: int) -> None:
+        """Register services that have some data, as those have that one finds in practice."""
+        data = {"tags": ["www", "production"], "metadata": {"host": "192.0.2.1", "port": "8000", "version": "1.2.3"}}
+        services = [
+            {"id": f"full-{number:05}", "heartbeat_timeout": _HEARTBEAT_TIMEOUT, **data} for number in range(count)
+        ]
+        self._do("", "POST", [("/services", service) for service in services])
+
+    def empty(self, count: int) -> None:
+        """Remove them."""
+        self._do("", "DELETE", [(f"/services/full-{number:05}", None) for number in range(count)])
 
     def _do(
         self,
@@ -123,7 +137,7 @@ def throughput(contenders: Mapping[str, Contender], rounds: int, count: int, bat
     for number in range(rounds + 1):
         for contender in contenders.values():
             contender.round(number, count, batches)
-    for what in (_CREATES, _READS, _BEATS, _BATCHES):
+    for what in (_CREATES, _REMOVES, _READS, _BEATS, _BATCHES):
         for name, contender in contenders.items():
             yield Figure(f"{what}, {name}", statistics.median(contender.rates[what][1:]), "/s")
     for what in (_BEATS, _BATCHES):
@@ -132,6 +146,17 @@ def throughput(contenders: Mapping[str, Contender], rounds: int, count: int, bat
             yield Figure(f"nodes' CPU for each of {what}, {name}", 1e6 * nodes, "µs")
             if etcd:
                 yield Figure(f"etcd's CPU for each of {what}, {name}", 1e6 * etcd, "µs")
+
+
+def sizes(contender: Contender, of: Costs, member: Member, services: int) -> Iterator[Figure]:
+    """What a service takes of a node, and of etcd."""
+    memory, size = of.memory(), member.databaseSize()
+    contender.fill(services)
+    yield Figure(
+        f"memory of a node, for each of {services:,} services", (of.memory() - memory) / services / 1024, "KiB"
+    )
+    yield Figure("etcd's database, for each registration", (member.databaseSize() - size) / services / 1024, "KiB")
+    contender.empty(services)
 
 
 # -- an event's way, and failing over
@@ -223,7 +248,7 @@ async def failover(reactor: Any, nodes: Sequence[Registry], store: Any, rounds: 
 
 def measure(quick: bool) -> list[Figure]:
     """See the module."""
-    rounds, count, batches, events, kills = (2, 400, 9, 50, 2) if quick else (5, 2000, 60, 500, 10)
+    rounds, count, batches, events, kills = (2, 400, 9, 50, 2) if quick else (4, 2000, 30, 500, 10)
     figures: list[Figure] = []
     with ExitStack() as stack:
         members = stack.enter_context(etcds(3))
@@ -237,18 +262,8 @@ def measure(quick: bool) -> list[Figure]:
             "three nodes": Contender(three, costs),
             "sqlite": Contender([stack.enter_context(node())], ()),
         }
-        member, measured = members[0], three[1]
-        before = measured.costs.memory(), costs[0].memory(), member.databaseSize()
         figures += throughput(contenders, rounds, count, batches)
-        services = (rounds + 1) * count
-        grown, etcd, size = measured.costs.memory() - before[0], costs[0].memory(), member.databaseSize() - before[2]
-        figures += [
-            Figure("memory of a node with nothing in it", before[0] / 2**20, "MiB"),
-            Figure(f"what each of {services:,} services adds to it", grown / services / 1024, "KiB"),
-            Figure("memory of an etcd with nothing in it", before[1] / 2**20, "MiB"),
-            Figure(f"memory of an etcd after {2 * services:,} registrations", etcd / 2**20, "MiB"),
-            Figure("etcd's database, for each registration", size / (2 * services) / 1024, "KiB"),
-        ]
+        figures += sizes(contenders["three nodes"], three[1].costs, members[0], 5 * count)
 
         async def rest(reactor: Any) -> None:
             figures.extend(await eventsWay(reactor, three, events))

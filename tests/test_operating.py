@@ -120,10 +120,15 @@ class BackupTests(OperatingCase):
 
 
 def unit(name: str) -> dict[str, Any]:
+    """What is in a unit."""
+    return unitOf((UNITS / name).read_text())
+
+
+def unitOf(text: str) -> dict[str, Any]:
     """The settings of a unit, by section and name; of those that are there twice the last."""
     parser = configparser.RawConfigParser(strict=False, delimiters=("=",), comment_prefixes=("#",))
     parser.optionxform = str  # type: ignore[assignment, method-assign]  # names are as they are written
-    parser.read_string((UNITS / name).read_text().replace("\\\n", ""))
+    parser.read_string(text.replace("\\\n", ""))
     return {section: dict(parser[section]) for section in parser.sections()}
 
 
