@@ -160,7 +160,7 @@ class Programs(RuleBasedStateMachine):
         type(self).programs += 1
         self.onProgram(self.programs)
         self.nodes = Nodes(self.make, TENANTS, limits, gets, BEGINNING)
-        self.model = Model(limits, gets, BEGINNING)
+        self.model = Model(limits, gets, BEGINNING, self.make.late)
         self.txnIds: set[str] = set()
         for tenant in TENANTS:
             self.ask("GET", "/limits", tenant=tenant)
@@ -528,6 +528,7 @@ class Programs(RuleBasedStateMachine):
             # It was answered, and in the same moment somebody died.
             expected = self.model.peek(request, isCertain=True)
         self.check(request, asked.reply, expected)
+        self.clear()
 
     def wait(self, asked: Any, request: Request, seconds: float) -> None:
         """Let time pass until a waiting request is answered, and see that it is as soon as it should be."""
@@ -629,6 +630,14 @@ class Programs(RuleBasedStateMachine):
         assert self.nodes is not None
         self.nodes.pass_(seconds)
         self.model.advance(seconds)
+        self.clear()
+
+    def clear(self) -> None:
+        """Where it takes some time until all know that a service is dead, let it go by."""
+        assert self.nodes is not None
+        while self.model.late and self.model.isUntold:
+            self.nodes.pass_(SWEEP)
+            self.model.advance(SWEEP)
 
     def bury(self) -> None:
         """Let the feed tell of all who are dead: a registry that stops before may bring them back to life."""

@@ -76,6 +76,7 @@ class Event:
     :ivar earliest: when it can have been put into the feed first, and *latest* when last: times of life, each with a
         number to tell moments at the same time apart.
     :ivar id: as soon as it is known.
+    :ivar late: seconds by which its time may be later than it was.
     """
 
     type: str
@@ -84,20 +85,24 @@ class Event:
     earliest: tuple[float, float]
     latest: tuple[float, float]
     id: str | None = None
+    late: float = 0.0
 
     def isThis(self, shown: Any) -> bool:
         """Whether what the feed shows can be this event."""
         milliseconds = shown.get("timestamp")
         return (
             type(milliseconds) is int
-            and math.floor(self.stamp * 1000) <= milliseconds <= math.ceil(self.stamp * 1000)
+            and math.floor(self.stamp * 1000) <= milliseconds <= math.ceil((self.stamp + self.late) * 1000)
             and difference([self.type, self.payload], [shown.get("type"), shown.get("payload")]) is None
         )
 
 
 @attrs.define
 class Service:
-    """:ivar tokens: the heartbeat tokens of this life."""
+    """
+    :ivar tokens: the heartbeat tokens of this life.
+    :ivar moments: when it was seen, if not every node knows the last time.
+    """
 
     id: str
     timeout: int
@@ -106,11 +111,16 @@ class Service:
     deadline: float
     lastSeen: int | None = None
     tokens: set[str] = attrs.field(factory=set)
+    moments: list[int] | None = None
 
     @property
     def shown(self) -> dict[str, Any]:
         """As the API shows it."""
-        return {**self.payload, "last_seen": self.lastSeen}
+        return {**self.payload, "last_seen": self.lastSeen if self.moments is None else Form(self._wasSeen)}
+
+    def _wasSeen(self, moment: Any) -> str | None:
+        assert self.moments is not None
+        return None if moment is None or moment in self.moments else f"is none of {self.moments}"
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -240,9 +250,12 @@ class Model:
     :param limits: how many services and values an account may have.
     :param gets: how many GETs an account may make in a day.
     :param wall: seconds since 1970.
+    :param late: seconds after its deadline within which it need not be known yet that a service is dead; where it is
+        not at once, not every node knows when a service was seen last.
     """
 
-    def __init__(self, limits: tuple[int, int], gets: int, wall: float) -> None:
+    def __init__(self, limits: tuple[int, int], gets: int, wall: float, late: float = 0.0) -> None:
+        self.late = late
         self.mostServices, self.mostValues = limits
         self.mostGets = gets
         self.time = 0.0
@@ -271,7 +284,8 @@ class Model:
                             service.payload,
                             service.deadline + self._ahead,
                             (service.deadline, 0),
-                            (service.deadline + SWEEP, math.inf),
+                            (service.deadline + self.late + SWEEP, math.inf),
+                            late=self.late,
                         )
                     )
 
@@ -387,6 +401,7 @@ class Model:
             raise full("service", self.mostServices)
         timeout = changes["heartbeat_timeout"]
         service = Service(id, timeout, changes.get("tags", []), changes.get("metadata", {}), self.time + timeout)
+        service.moments = [] if self.late else None
         account.services[id] = service
         event = self._tell(account, "service.join", service.payload)
         for earlier in account.events:
@@ -404,6 +419,8 @@ class Model:
             raise gone("HeartbeatMarker", token)
         service.deadline = self.time + service.timeout
         service.lastSeen = math.ceil(self.wall * 1000)
+        if service.moments is not None:
+            service.moments.append(service.lastSeen)
         return self._newToken(account, service, token)
 
     def _newToken(self, account: Account, service: Service, presented: str = "") -> Form:

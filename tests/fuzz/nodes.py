@@ -43,15 +43,23 @@ class Turns(Clock):
 
     def until(self, isDone: Callable[[], bool]) -> None:
         """
-        Hear what threads report, until it *isDone*; meanwhile no time goes by.
+        Hear what threads report, and do what is due, until it *isDone*; meanwhile no time goes by.
 
         :raises AssertionError: if that takes for ever.
         """
         while not isDone():
+            if self._reports.empty() and self.next() <= 0:
+                self.advance(0)
+                continue
             try:
                 self._reports.get(timeout=PATIENCE)()
             except Empty:
                 raise AssertionError("nothing more happens, and there is no answer") from None
+
+    def hear(self) -> None:
+        """Hear what has been reported by now."""
+        while not self._reports.empty():
+            self._reports.get()()
 
     def wait(self, deferred: Deferred[Any]) -> Any:
         """What a Deferred fires with."""
@@ -73,9 +81,12 @@ class Backing:
 
     Another kind of store overrides :meth:`store`, and :meth:`close` if there is something to throw away; how many nodes
     it can serve at the same time is :attr:`nodes`.
+
+    :cvar late: seconds after its deadline within which it need not be known yet that a service is dead.
     """
 
     nodes = 1
+    late = 0.0
 
     def __init__(self, turns: Turns, wallClock: Callable[[], float]) -> None:
         self.turns = turns
@@ -240,6 +251,7 @@ class Nodes:
         while True:
             step = max(0.0, min(left, self.turns.next()))
             self.turns.advance(step)
+            self.turns.hear()
             left -= step
             if asked is not None:
                 self.settle()

@@ -13,15 +13,20 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.fuzz import nodes
+from tests.fuzz.etcd import TwoNodes
 from tests.fuzz.machine import Programs
-from tests.fuzz.nodes import BACKINGS, Backing
+from tests.fuzz.nodes import Backing
 
+#: What the registries keep their data in; ``etcd2`` is two nodes over one etcd, requests dealt at random.
+BACKINGS: Mapping[str, type[Backing]] = {**nodes.BACKINGS, "etcd2": TwoNodes}
 #: How many steps a program has at most.
 STEPS = 50
 #: After how many programs the command says that it is still at work.

@@ -139,6 +139,7 @@ class EtcdStore:
     :param prefix: what all keys begin with, a slash at its end.
     :param credentials: name and password of a user of etcd's; ``None`` where it asks for none.
     :param policy: whom to trust behind an ``https`` URL, and who to be there; the platform decides if not given.
+    :param agent: does the requests, instead of connections of its own; it must hand over bodies as they come.
     :param wallClock: seconds since the epoch.
     """
 
@@ -153,13 +154,14 @@ class EtcdStore:
         prefix: str = DEFAULT_PREFIX,
         credentials: tuple[str, str] | None = None,
         policy: IPolicyForHTTPS | None = None,
+        agent: IAgent | None = None,
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         policy = policy or BrowserLikePolicyForHTTPS()
         self._pool = ConnectionPool(reactor, _CONNECTIONS)
-        agent: IAgent = QueueingAgent(httpAgent(reactor, policy, TRY, self._pool), _CONNECTIONS)
-        # The watch's answer is read as it comes, which those connections don't do.
-        watching = watchingAgent(reactor, policy, TRY)
+        # The watch's answer is read as it comes, which the pool's connections don't do.
+        watching = agent or watchingAgent(reactor, policy, TRY)
+        agent = QueueingAgent(agent or httpAgent(reactor, policy, TRY, self._pool), _CONNECTIONS)
         user = None
         if credentials is not None:
             user = User(*credentials)
