@@ -78,7 +78,7 @@ class AnswerTests(FramingCase):
             ("GET", "/v1.0/1234/%zz", None, 400),
             ("GET", "*", None, 404),
             ("OPTIONS", "*", None, 404),
-            ("GET", "http://registry.example/v1.0/1234/services", None, 404),
+            ("GET", "http://registry.example/v1.0/1234/services", None, 200),
             ("FOO", SERVICES, None, 404),
             ("TRACE", SERVICES, None, 404),
         ]:
@@ -187,6 +187,20 @@ class AnswerTests(FramingCase):
         (reply,) = self.connection.replies()
         self.assertEqual((reply.code, reply.header("Location")), (201, "http://a/v1.0/1234/services/web1"))
         self.assertNotEqual(reply.header("X-Response-Id"), "mine")
+
+    def test_wholeURL(self) -> None:
+        """
+        A client that sends the whole URL, as to a proxy, is answered as one that sends the path, whatever host it
+        names; a batch of heartbeats may be as large.
+        """
+        for url in ("http://registry.example:8880", "HTTPS://joe:secret@[::1]"):
+            for path, code in (("/v1.0/1234/services", 200), ("/v1.0/1234/limits?a=/", 200), ("", 404), ("?a=/", 404)):
+                self.connection.send(self.request("GET", url + path))
+                (reply,) = self.connection.replies()
+                self.assertEqual(reply.code, code, url + path)
+        self.connection.send(self.request("POST", "http://a/v1.0/1234/heartbeats", b"[" + b" " * 10_000 + b"]"))
+        (reply,) = self.connection.replies()
+        self.assertEqual(reply.code, 400)
 
     def test_noAccessLog(self) -> None:
         """

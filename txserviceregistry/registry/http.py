@@ -257,6 +257,7 @@ class ApiRequest(server.Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Called when the whole request is there."""
+        path = routes.originForm(path)
         if not self._refused:
             server.Request.requestReceived(self, command, path, version)
             return
@@ -490,7 +491,7 @@ class ApiChannel(HTTPChannel):
         self.site.exchanges.refused(method, uri, self.transport.getPeer(), code, txnId)
 
     def _asked(self) -> tuple[bytes, bytes]:
-        return getattr(self, "_command", b""), getattr(self, "_path", b"")
+        return getattr(self, "_command", b""), routes.originForm(getattr(self, "_path", b""))
 
     def endSoon(self) -> None:
         """Close at once if nothing is being asked, else with the answer."""

@@ -6,6 +6,7 @@ Nothing here redirects, and no slash is merged: of the slashes in a configuratio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -26,6 +27,7 @@ __all__ = [
     "decodePath",
     "isTokensPath",
     "match",
+    "originForm",
     "patternOf",
     "splitTenant",
 ]
@@ -62,6 +64,7 @@ MAXIMUM_BODY = 5_000
 BODY_LIMITS: Mapping[str, int] = MappingProxyType({"heartbeats": 256 * 1024})
 
 _CONFIGURATION = "/configuration/"
+_URL = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -76,6 +79,20 @@ class Match:
 
     name: str
     argument: str = ""
+
+
+def originForm(target: bytes) -> bytes:
+    """
+    What a request asks for, below this registry. To a proxy clients send the whole URL, and some do to every server
+    (RFC 9112, 3.2.2): whose it is, and the name and password that may stand in it, are nobody's business here.
+    """
+    if target.startswith(b"/"):
+        return target
+    authority = _URL.match(target)
+    if authority is None:
+        return target
+    rest = target[authority.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest
 
 
 def decodePath(raw: bytes) -> str:
