@@ -35,6 +35,8 @@ def blocks(language: str) -> list[str]:
 def isFree(port: int) -> bool:
     """Whether nobody listens there."""
     with socket.socket() as probe:
+        # Connections that have ended a moment ago are no listener.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
