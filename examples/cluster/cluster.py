@@ -5,8 +5,8 @@ application, all on loopback. Then each of the registries is killed, one after t
 
     python examples/cluster/cluster.py
 
-It takes about 20 seconds, leaves nothing behind, and its exit code is 0 if nothing was noticed. It needs an etcd that can
-be killed: that of Debian's or Ubuntu's package ``etcd-server``, or another one of 3.4, or of 3.5.3 and newer.
+It takes about 20 seconds, leaves nothing behind, and its exit code is 0 if nothing was noticed. It needs an etcd that
+can be killed: that of Debian's or Ubuntu's package ``etcd-server``, or another one of 3.4, or of 3.5.3 and newer.
 """
 
 import configparser
