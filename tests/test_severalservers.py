@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.nodes import CUT_OFF, DEAF, HANGS, REFUSES, UP, Nodes
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.discovery import ConfigurationWatcher, Directory, EventsFeed
-from txserviceregistry.errors import ConnectionFailed, RequestTimedOut, ServerError, ServiceExists
+from txserviceregistry.errors import ConnectionFailed, NotFound, RequestTimedOut, ServerError, ServiceExists
 from txserviceregistry.testing import FakeRegistry
 
 #: Every way in which a node may be of no use.
@@ -74,6 +74,38 @@ class RequestTests(SeveralServersTestCase):
             self.begin()
             self.nodes.states["a"] = trouble
             self.done(self.client.account.getLimits())
+
+    def test_itMayHaveUrlsOfItsOwn(self) -> None:
+        """Auth APIs that are somewhere else are left for one another, too, and the nodes know nothing of it."""
+        for trouble in TROUBLES:
+            self.begin()
+            urls = [self.nodes.url(name).replace("v1.0", "v2.0") for name in "cb"]
+            self.nodes.states["c"] = trouble
+            self.done(self.newClient(authUrl=urls).account.getLimits())
+            self.assertEqual(self.nodes.authentications, {"c": 1, "b": 1})
+            self.assertEqual([name for name, asked in self.nodes.asked.items() if asked], ["a"])
+
+    def test_goesBackToItsOwnNode(self) -> None:
+        """A client whose node is back is with it again after a while, by heartbeats alone, and not before."""
+        body, _ = self.done(self.client.services.create("web1", 30), 0.1)
+        self.nodes.states["a"] = REFUSES
+        for second in range(100):
+            if second == 5:
+                self.nodes.states["a"] = UP
+                self.nodes.asked["a"].clear()
+            if second == 20:
+                self.assertEqual(self.nodes.asked["a"], [])
+            self.done(self.client.services.heartbeat("web1", body["token"]), 1.0)
+        self.assertGreater(len(self.nodes.asked["a"]), 70)
+
+    def test_aRemoveWhoseAnswerIsLost(self) -> None:
+        """It is repeated with the next node, which says that there is no such service: it was done."""
+        self.done(self.client.services.create("web1", 30), 0.1)
+        self.nodes.states["a"] = DEAF
+        removing = self.client.services.remove("web1")
+        self.fake.advance(10)
+        self.failureResultOf(removing, NotFound)
+        self.assertEqual(self.eventTypes(), ["join", "remove"])
 
     def test_aTokenOfOneNodeIsGoodForAll(self) -> None:
         """Moving on costs no authentication."""
