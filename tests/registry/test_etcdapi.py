@@ -8,12 +8,15 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 
@@ -22,11 +25,22 @@ from tests.faults.proxy import Proxy
 from tests.loopback import Call, LoopbackTestCase
 from tests.registry.etcds import newPrefix, sharedEtcd, startEtcd
 from txserviceregistry.agents import ConnectionPool, QueueingAgent
-from txserviceregistry.registry.stores.etcdapi import Compare, Etcd, EtcdError, User, deletion, put, reading
+from txserviceregistry.registry.stores.etcdapi import (
+    QUEUE,
+    Compare,
+    Etcd,
+    EtcdError,
+    Urgency,
+    User,
+    deletion,
+    put,
+    reading,
+)
 from txserviceregistry.registry.stores.etcdleases import newLease
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.tls import tlsPolicy
 from txserviceregistry.transport import JSONTransport
+from txserviceregistry.turns import Turns
 
 CLOCK: IReactorTime = reactor  # type: ignore[assignment]  # which it is
 DONE = {"header": {"revision": "7"}, "succeeded": True}
@@ -141,6 +155,94 @@ class TroubleTests(EtcdCase):
         await etcd.get("/nothing")
         self.assertEqual(len(contacts), 1)
         self.assertTrue(before <= contacts[0] <= CLOCK.seconds())
+
+
+class TurnsTests(SynchronousTestCase):
+    """More is asked at once than there are connections."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.asked: list[tuple[str, Deferred[Any]]] = []
+        self.isOpen = True
+        transport: Any = SimpleNamespace(request=self.request)
+        self.etcd = Etcd(transport, self.clock, gate=self.gate, turns=Turns(2))
+
+    def request(self, method: str, path: str, **more: Any) -> Deferred[Any]:
+        answered: Deferred[Any] = Deferred()
+        self.asked.append((path.removeprefix("/v3/"), answered))
+        return answered
+
+    def gate(self) -> None:
+        if not self.isOpen:
+            raise StoreUnavailable("closed")
+
+    def answer(self) -> str:
+        """Answer what was asked first; what is asked then, if anything is."""
+        _, answered = self.asked.pop(0)
+        answer = {"header": {"revision": "1"}, "responses": [{"response_range": {}}]}
+        answered.callback(SimpleNamespace(status=200, json=answer))
+        return self.asked[-1][0] if self.asked else ""
+
+    def test_thePressingOnesFirst(self) -> None:
+        """What a life hangs on overtakes the rest, and what need not be done waits for all."""
+        works = [self.etcd.get("/a"), self.etcd.get("/b"), self.etcd.revoke(1), self.etcd.grant(2, 30)]
+        works += [self.etcd.get("/c"), self.etcd.timeToLive(3), self.etcd.txn((), (), urgency=Urgency.pressing)]
+        self.assertEqual([path for path, _ in self.asked], ["kv/txn", "kv/txn"])
+        order = [self.answer() for _ in range(5)]
+        self.assertEqual(order, ["lease/timetolive", "kv/txn", "lease/grant", "kv/txn", "lease/revoke"])
+        while self.asked:
+            self.answer()
+        for work in works:
+            self.successResultOf(work)
+
+    def test_waitingIsNobodysFault(self) -> None:
+        """What waits has not been asked: it is, with its whole patience, when its turn has come."""
+        busy = [self.etcd.get("/a"), self.etcd.get("/b")]
+        late = self.etcd.get("/c")
+        self.clock.advance(QUEUE - 1)
+        self.assertEqual(len(self.asked), 2)
+        self.answer()
+        self.clock.advance(2)
+        self.answer()
+        self.answer()
+        for work in (*busy, late):
+            self.successResultOf(work)
+
+    def test_someWaitInVain(self) -> None:
+        """What has waited for too long is refused, and its turn goes to another; so it is with what is ended."""
+        busy = [self.etcd.get("/a"), self.etcd.get("/b")]
+        waiting = [self.etcd.get("/c"), self.etcd.get("/d")]
+        self.clock.advance(1)
+        last = self.etcd.grant(1, 30)
+        waiting[1].cancel()
+        self.failureResultOf(waiting[1], CancelledError)
+        self.clock.advance(QUEUE - 1)
+        self.failureResultOf(waiting[0], StoreUnavailable)
+        self.assertEqual(self.answer(), "lease/grant")
+        self.assertEqual(len(self.asked), 2)
+        self.isOpen = False
+        closed = self.etcd.get("/e")
+        self.failureResultOf(closed, StoreUnavailable)
+        while self.asked:
+            self.answer()
+        for work in (*busy, last):
+            self.successResultOf(work)
+
+    def test_theGateIsAskedAgainThen(self) -> None:
+        """Nothing is asked of an etcd that went away meanwhile, and the turns are all given back."""
+        busy = [self.etcd.get("/a"), self.etcd.get("/b")]
+        waiting = self.etcd.get("/c")
+        self.isOpen = False
+        self.answer()
+        self.failureResultOf(waiting, StoreUnavailable)
+        self.isOpen = True
+        self.assertEqual(len(self.asked), 1)
+        more = self.etcd.get("/d")
+        self.assertEqual(len(self.asked), 2)
+        while self.asked:
+            self.answer()
+        for work in (*busy, more):
+            self.successResultOf(work)
 
 
 class LostAnswerTests(EtcdCase):

@@ -35,9 +35,9 @@ class _Meddling:
         self._key = key
         self._count = 0
 
-    async def txn(self, *arguments: Any) -> Any:
+    async def txn(self, *arguments: Any, **options: Any) -> Any:
         self._count += 1
-        done = await self._etcd.txn(*arguments)
+        done = await self._etcd.txn(*arguments, **options)
         if self._count == 1:
             await self._etcd.txn((), [put(self._key, b"1")])
         return done

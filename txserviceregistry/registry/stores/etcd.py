@@ -49,6 +49,7 @@ from txserviceregistry.registry.stores.etcdapi import (
     Etcd,
     EtcdError,
     KeyValue,
+    Urgency,
     User,
     deletion,
     endOf,
@@ -77,6 +78,7 @@ from txserviceregistry.registry.stores.interfaces import (
     UserRecord,
 )
 from txserviceregistry.transport import JSONTransport
+from txserviceregistry.turns import Turns
 
 __all__ = ["DEFAULT_PREFIX", "EtcdStore"]
 
@@ -176,7 +178,13 @@ class EtcdStore:
         # This one asks whether or not the store is open and etcd is there: so it finds out.
         self._asking = Etcd(transport, reactor, user=user, onContact=self._contact)
         self._etcd = Etcd(
-            transport, reactor, user=user, gate=self._check, onContact=self._contact, statistics=self.statistics
+            transport,
+            reactor,
+            user=user,
+            gate=self._check,
+            onContact=self._contact,
+            statistics=self.statistics,
+            turns=Turns(_CONNECTIONS),
         )
         self._groups = Groups(self._etcd, reactor, wallClock, prefix, name)
         self._keepAlives = KeepAlives(self._etcd, reactor)
@@ -704,7 +712,8 @@ class EtcdStore:
                 if held is not None:
                     key = f"{self._prefix}seen/{tenant}/{id}"
                     try:
-                        await self._etcd.txn((), [put(key, str(lastSeen).encode("ascii"), held.lease)], patience=0)
+                        written = put(key, str(lastSeen).encode("ascii"), held.lease)
+                        await self._etcd.txn((), [written], patience=0, urgency=Urgency.idle)
                     except EtcdError:
                         pass  # the lease is gone, and with it the service, or it begins anew
         finally:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.web.http_headers import Headers
@@ -27,6 +28,7 @@ from txserviceregistry.registry.remembered import Shared
 from txserviceregistry.registry.statistics import StoreStatistics
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.transport import JSONTransport
+from txserviceregistry.turns import Turns
 
 __all__ = [
     "Compare",
@@ -34,6 +36,7 @@ __all__ = [
     "EtcdError",
     "KeyValue",
     "Txn",
+    "Urgency",
     "User",
     "deletion",
     "encode",
@@ -49,6 +52,9 @@ TRY = 1.0
 PATIENCE = 4.0
 #: Seconds between two tries.
 PAUSE = 0.1
+#: Seconds that a request waits for its turn when more is asked than the cluster can do. Clients wait for ten: what
+#: comes later helps nobody, and would only keep others waiting.
+QUEUE = 8.0
 #: The most keep-alives in one request. Undocumented: beyond 512 bytes of body etcd's gateway loses answers, and an id
 #: has up to 19 digits.
 KEEP_ALIVES = 14
@@ -64,6 +70,16 @@ _UNAUTHENTICATED = 16
 _INVALID = 3
 _OLD_TOKEN = "revision of auth store is old"
 _TXN = "kv/txn"
+
+
+class Urgency(Enum):
+    """Who has the next turn."""
+
+    #: What others wait for, or a life hangs on; of this there is not much at once.
+    pressing = 0
+    ordinary = 1
+    #: What need not be done at all.
+    idle = 2
 
 
 class EtcdError(Exception):
@@ -217,6 +233,8 @@ class Etcd:
     :param gate: is called before anything is asked; raises :class:`StoreUnavailable` if nothing may be.
     :param onContact: is called with the time (the clock's) at which a request was sent that has been answered by a
         majority of the members.
+    :param turns: for as many requests at once as there are connections; ``None`` for no such bound. A try's time begins
+        with its turn, so that what is asked by many at once is never taken for a member that hangs.
     :ivar statistics: counts the transactions: those that change something as writes, the others as reads.
     """
 
@@ -229,6 +247,7 @@ class Etcd:
         gate: Callable[[], None] = lambda: None,
         onContact: Callable[[float], None] = lambda sent: None,
         statistics: StoreStatistics | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._transport = transport
         self._clock = clock
@@ -236,6 +255,7 @@ class Etcd:
         self._gate = gate
         self._onContact = onContact
         self.statistics = statistics or StoreStatistics()
+        self._turns = turns
         self._authenticating: Shared[None, None] = Shared()
 
     @returnsDeferred
@@ -246,6 +266,7 @@ class Etcd:
         failure: Sequence[Mapping[str, Any]] = (),
         *,
         patience: float = PATIENCE,
+        urgency: Urgency = Urgency.ordinary,
     ) -> Txn:
         """
         A transaction.
@@ -261,7 +282,7 @@ class Etcd:
         isWrite = any("request_range" not in each for each in (*success, *failure))
         asked = self._clock.seconds()
         try:
-            answer = await self._ask(_TXN, body, patience)
+            answer = await self._ask(_TXN, body, patience, urgency)
         except (StoreUnavailable, EtcdError) as error:
             self._count(isWrite, asked, isinstance(error, EtcdError) and error.code in _OF_WHAT_WAS_ASKED)
             raise
@@ -301,7 +322,8 @@ class Etcd:
     async def revoke(self, lease: int, *, patience: float = PATIENCE) -> None:
         """End a lease, and the keys that go with it. One that is not there is no error."""
         try:
-            await self._ask("lease/revoke", {"ID": str(lease)}, patience)
+            # One that is not revoked runs out.
+            await self._ask("lease/revoke", {"ID": str(lease)}, patience, Urgency.idle)
         except EtcdError as error:
             if error.code != 5:
                 raise
@@ -336,7 +358,7 @@ class Etcd:
         :return: fires with whole seconds, rounded down (below zero for a lease that is not there), and the seconds that
             it was granted.
         """
-        answer = await self._ask("lease/timetolive", {"ID": str(lease)})
+        answer = await self._ask("lease/timetolive", {"ID": str(lease)}, urgency=Urgency.pressing)
         return int(answer.get("TTL", 0)), int(answer.get("grantedTTL", 0))
 
     @returnsDeferred
@@ -359,24 +381,46 @@ class Etcd:
             self.statistics.reads.add(seconds)
             self.statistics.isReadable = works
 
-    async def _ask(self, path: str, body: Mapping[str, Any], patience: float = PATIENCE) -> Any:
-        return await self._untilAnswered(path, body, False, patience)
+    async def _ask(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        patience: float = PATIENCE,
+        urgency: Urgency = Urgency.ordinary,
+    ) -> Any:
+        return await self._untilAnswered(path, body, False, patience, urgency)
 
     async def _askLines(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> Any:
-        return await self._untilAnswered(path, bodies, True, PATIENCE)
+        return await self._untilAnswered(path, bodies, True, PATIENCE, Urgency.pressing)
 
-    async def _untilAnswered(self, path: str, body: Any, lines: bool, patience: float) -> Any:
+    async def _untilAnswered(self, path: str, body: Any, lines: bool, patience: float, urgency: Urgency) -> Any:
         end = self._clock.seconds() + patience
         while True:
             self._gate()
             try:
-                return await self._askOnce(path, body, lines)
+                return await self._inTurn(path, body, lines, urgency)
             except (ServiceRegistryError, EtcdError) as error:
                 if isinstance(error, EtcdError) and error.code not in _PASSING:
                     raise
                 if self._clock.seconds() + PAUSE >= end:
                     raise StoreUnavailable(f"etcd: {error}") from None
             await deferLater(self._clock, PAUSE)
+
+    async def _inTurn(self, path: str, body: Any, lines: bool, urgency: Urgency) -> Any:
+        if self._turns is None:
+            return await self._askOnce(path, body, lines)
+        turn = self._turns.take(urgency.value)
+        if not turn.called:
+            turn.addTimeout(QUEUE, self._clock)
+        try:
+            await turn
+        except TimeoutError:
+            raise StoreUnavailable("etcd: more is asked of it than it can do") from None
+        try:
+            self._gate()
+            return await self._askOnce(path, body, lines)
+        finally:
+            self._turns.give()
 
     async def _askOnce(self, path: str, body: Any, lines: bool) -> Any:
         for isSecond in (False, True):

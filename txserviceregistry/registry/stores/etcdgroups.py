@@ -19,7 +19,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from txserviceregistry.registry.eventids import positionOf
-from txserviceregistry.registry.stores.etcdapi import Compare, Etcd, EtcdError, KeyValue, deletion, put, reading
+from txserviceregistry.registry.stores.etcdapi import (
+    Compare,
+    Etcd,
+    EtcdError,
+    KeyValue,
+    Urgency,
+    deletion,
+    put,
+    reading,
+)
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 __all__ = ["Draft", "Groups", "Step"]
@@ -240,7 +249,7 @@ class Groups:
         keys = [clockKey, commitKey, *dict.fromkeys(key for step in steps for key in step.reads)]
         reads = [reading(key) for key in keys]
         end = self._clock.seconds() + PATIENCE
-        done = await self._etcd.txn((), reads)
+        done = await self._etcd.txn((), reads, urgency=Urgency.pressing)
         while True:
             found = {each.key: each for kept in done.found for each in kept or ()}
             draft = Draft(
@@ -256,6 +265,7 @@ class Groups:
                 [Compare(clockKey, draft.modified(clockKey)), *draft.compares],
                 [*changes, put(clockKey, draft.clock.toBytes()), put(commitKey, number)],
                 reads,
+                urgency=Urgency.pressing,
             )
             # A transaction whose answer was lost is sent again, and fails then: what it did the first time, the key
             # tells that only this node sets.
