@@ -27,8 +27,8 @@ from ..registry.stores.sqlite import SqliteStore
 from ..settings import defaultDataDir
 from .console import dropOutput, runConsole
 from .options import Option
-from .raxsr.outcome import CommandFailed, Interrupted, UsageError, oneLine
-from .raxsr.running import runReactor
+from .outcome import CommandFailed, Interrupted, UsageError, oneLine
+from .running import runReactor
 from .stores import ETCD, ETCD_OPTIONS, etcdStore
 
 __all__ = ["main"]

@@ -14,7 +14,7 @@ from cliff.commandmanager import CommandManager
 
 from ..._version import __version__
 from ...errors import ServiceRegistryError
-from .outcome import CommandFailed, Interrupted, UsageError, oneLine
+from ..outcome import CommandFailed, Interrupted, UsageError, oneLine
 from .parser import GlobalParser, didYouMean
 
 __all__ = ["COMMANDS", "Raxsr"]

@@ -15,7 +15,7 @@ from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from ...errors import MalformedResponse
-from .outcome import UsageError
+from ..outcome import UsageError
 from .output import FORMATS, Lines
 from .parser import Parser, didYouMean
 

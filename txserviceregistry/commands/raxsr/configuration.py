@@ -9,8 +9,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ...errors import NotFound
+from ..outcome import CommandFailed, UsageError
 from .base import ListCommand, Progress, RaxsrCommand, ShowCommand, addId, addPaging, collect, idOf, turnPages
-from .outcome import CommandFailed, UsageError
 from .output import Text
 from .parser import Parser
 

@@ -20,7 +20,7 @@ from ...connecting import httpAgent
 from ...settings import Settings
 from ...tls import tlsPolicy
 from ...transport import TIMEOUT
-from .outcome import printable
+from ..outcome import printable
 
 __all__ = ["ExchangeShown", "shownAgent"]
 

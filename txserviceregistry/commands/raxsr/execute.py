@@ -12,9 +12,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..outcome import CommandFailed, UsageError
 from .base import Progress, RaxsrCommand
 from .configuration import addNamespace, allValues
-from .outcome import CommandFailed, UsageError
 from .parser import Parser
 
 if TYPE_CHECKING:

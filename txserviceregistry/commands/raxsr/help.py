@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import argparse
 
+from ..outcome import UsageError
 from .app import COMMANDS
 from .base import RaxsrCommand
-from .outcome import UsageError
 from .parser import Parser
 
 __all__ = ["Help"]

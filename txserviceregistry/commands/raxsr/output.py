@@ -24,8 +24,8 @@ from cliff.formatters.json_format import JSONFormatter
 from cliff.formatters.value import ValueFormatter
 from cliff.formatters.yaml_format import YAMLFormatter
 
+from ..outcome import printable
 from ..parsing import formatMetadata, formatTags
-from .outcome import printable
 
 __all__ = ["FORMATS", "Cell", "Formats", "Lines", "Metadata", "Payload", "Tags", "Text", "Timestamp"]
 

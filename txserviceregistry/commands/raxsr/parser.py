@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from .outcome import UsageError
+from ..outcome import UsageError
 
 __all__ = ["GlobalParser", "Parser", "didYouMean"]
 

@@ -1,26 +1,24 @@
 """
-From a command line to the registry: settings, a client, and the reactor for as long as it is needed.
+From a command line to the registry: settings, and a client for as long as it is needed.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TextIO, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TextIO, TypeVar
 
-from twisted.internet.defer import Deferred
 from twisted.logger import globalLogBeginner
-from twisted.python.failure import Failure
 
 from ...client import Client
 from ...clock import useMonotonic
 from ...errors import ConnectionFailed, InvalidSettings, MalformedResponse, RequestTimedOut
 from ...settings import Settings, readSettings
+from ..outcome import CommandFailed, UsageError
+from ..running import runReactor
 from .exchange import shownAgent
-from .outcome import CommandFailed, Interrupted, UsageError
 
-__all__ = ["findSettings", "runReactor", "withClient"]
+__all__ = ["findSettings", "withClient"]
 
 _T = TypeVar("_T")
 
@@ -96,44 +94,3 @@ def _inOptions(text: str) -> str:
     for name, option in _OPTIONS.items():
         text = text.replace(f"the argument {name}", option)
     return text
-
-
-def runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T]]) -> _T:
-    """
-    Run the reactor for as long as *work* takes; a signal cancels it. A process can do that once.
-
-    :return: what *work* gives.
-    :raises Interrupted: if a signal ended it; or whatever *work* raises.
-    """
-    outcome: list[_T | Failure] = []
-    under: list[Deferred[_T]] = []
-    received: list[int] = []
-
-    def finished(result: _T | Failure) -> None:
-        outcome.append(result)
-        reactor.stop()
-
-    def start() -> None:
-        working = Deferred.fromCoroutine(work())
-        under.append(working)
-        working.addBoth(finished)
-
-    def interrupt(number: int, frame: object) -> None:
-        # Whoever does not want to wait for an orderly end sends the signal again.
-        signal.signal(number, signal.SIG_DFL)
-        received.append(number)
-        reactor.callFromThread(lambda: under[0].cancel())
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    reactor.callWhenRunning(start)
-    try:
-        reactor.run(installSignalHandlers=False)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        raise Interrupted(received[0])
-    result = outcome[0]
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result

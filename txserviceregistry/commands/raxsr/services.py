@@ -8,9 +8,9 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ...errors import NotFound, ServiceExists
+from ..outcome import CommandFailed, UsageError
 from ..parsing import parseMetadata, parseTags
 from .base import ListCommand, Progress, RaxsrCommand, ShowCommand, addId, addPaging, collect, idOf
-from .outcome import CommandFailed, UsageError
 from .output import Metadata, Tags, Timestamp
 from .parser import Parser
 

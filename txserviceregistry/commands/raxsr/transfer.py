@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ...errors import ServiceRegistryError
+from ..outcome import CommandFailed, printable
 from .base import Progress, RaxsrCommand
 from .configuration import addNamespace, allValues
-from .outcome import CommandFailed, printable
 from .parser import Parser
 from .valuefile import FORMATS, STANDARD, formatOf, formatValues, parseValues, readText, writeText
 

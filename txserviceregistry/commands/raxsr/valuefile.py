@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
-from .outcome import CommandFailed, UsageError
+from ..outcome import CommandFailed, UsageError
 
 __all__ = ["FORMATS", "formatOf", "formatValues", "parseValues", "readText", "writeText"]
 
