@@ -363,13 +363,47 @@ class ClusterCase(FaultCase):
 
     # -- what is to hold
 
+    def idsOf(self, *applications: Application) -> list[str]:
+        """The ids of the services of applications."""
+        return [id for each in applications for id in each.states]
+
+    def stalled(self, *applications: Application) -> set[str]:
+        """
+        What may time out: the services of those applications whose journal says that their reactor stood still. Nothing
+        here blocks one, but a machine that has too much else to do, and then their heartbeats were late indeed.
+        """
+        late = [each for each in applications if not self.isSteady(each)]
+        return {id for each in late for id in (*each.states, *each.everBeating)}
+
+    def isSteady(self, application: Application) -> bool:
+        """Whether nothing has kept an application from its heartbeats."""
+        return not any(STALL in line for line in application.log)
+
+    def assertNobodyDied(self, audit: Audit, *applications: Application) -> None:
+        """None of the services of these applications has been reported dead, or was registered a second time."""
+        late = self.stalled(*applications)
+        for type, times in (("service.timeout", 0), ("service.join", 1)):
+            counts = {id: audit.count(type, id) for each in applications for id in each.states if id not in late}
+            self.assertEqual(counts, dict.fromkeys(counts, times), type)
+
+    def assertDiedOnce(self, audit: Audit, application: Application) -> list[str]:
+        """
+        The death of each service of an application that was killed has been told of once.
+
+        :return: the ids of all events of a timeout.
+        """
+        counts = {id: audit.count("service.timeout", id) for id in application.states}
+        if self.isSteady(application):
+            self.assertEqual(counts, dict.fromkeys(counts, 1))
+        return [event["id"] for event in audit.events if event["type"] == "service.timeout"]
+
     def assertUnnoticed(self, *applications: Application) -> None:
         """
         Applications that have ended have met no error at all: no request that failed or was left open, no service that
         was anything but registered, not a line in the log.
         """
-        for application in applications:
-            self.assertEqual([line for line in application.log if STALL not in line], [])
+        for application in filter(self.isSteady, applications):
+            self.assertEqual(application.log, [])
             self.assertEqual((application.troubles, application.lost), ([], set()))
             changes = {id: tuple(state for _, state in states) for id, states in application.states.items()}
             self.assertEqual(set(changes.values()), {("registering", "registered", "stopped")})

@@ -25,7 +25,7 @@ class NodeKillTests(ClusterCase):
 
     async def test_noApplicationNotices(self) -> None:
         """No service times out, no request fails, no application is told anything but that all is well."""
-        crowds, services, seconds, interval = (5, 198, 120.0, 5.0) if self.isFull else (2, 30, 6.0, 2.0)
+        crowds, services, seconds, interval = (5, 198, 120.0, 5.0) if self.isFull else (2, 30, 4.5, 1.5)
         await self.startCluster()
         applications = [
             await self.application(f"--prefix=crowd{number}-", f"--services={services}", "--timeout=10")
@@ -53,8 +53,9 @@ class NodeKillTests(ClusterCase):
         lasted = time.monotonic() - began
         done = await self.end(*applications)
         audit = self.audit()
-        self.assertKept(await audit.look(done, dead=[id for each in applications for id in each.states]))
+        self.assertKept(await audit.look(done, mayTimeOut=self.stalled(*applications), dead=self.idsOf(*applications)))
         self.assertKept(await audit.whole())
+        self.assertNobodyDied(audit, *applications)
         self.assertUnnoticed(*applications)
         self.assertAnswered(done)
         await self.followed(follower, audit)

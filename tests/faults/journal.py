@@ -67,7 +67,8 @@ class Application(Child):
     :ivar states: of each of its services, the states as they came: ``(at, state)``.
     :ivar troubles: what it heard of registrations that failed: ``(id, name of the exception)``.
     :ivar log: the lines of its log, warnings and worse.
-    :ivar beating: the services that it keeps alive by a bare HeartBeater, and
+    :ivar beating: the services that it keeps alive by a bare HeartBeater,
+    :ivar everBeating: all that it has ever kept alive so, and
     :ivar lost: those of which the HeartBeater gave up.
     """
 
@@ -78,6 +79,7 @@ class Application(Child):
         self.troubles: list[tuple[str, str]] = []
         self.log: list[str] = []
         self.beating: set[str] = set()
+        self.everBeating: set[str] = set()
         self.lost: set[str] = set()
         self._byNumber: dict[int, Operation] = {}
         self._line = ""
@@ -145,6 +147,7 @@ class Application(Child):
             self.log.append(line["text"])
         elif kind == "beating":
             self.beating.add(line["id"])
+            self.everBeating.add(line["id"])
         elif kind == "resting":
             self.beating.discard(line["id"])
         elif kind == "lost" and line["id"] in self.beating:
