@@ -158,7 +158,8 @@ class CreationTests(SeveralServersTestCase):
                 self.warm()
                 self.nodes.states["a"] = trouble
                 create = getattr(self.client.services, asked)
-                body, _ = self.done(create("web1", 30, {"tags": ["www"]}))
+                # Not at the last moment: the next node takes time to answer.
+                body, _ = self.done(create("web1", 30, {"tags": ["www"]}), 9.0)
                 self.done(self.client.services.heartbeat("web1", body["token"]), 0.1)
                 happened = ["join", "remove", "join"] if trouble == DEAF else ["join"]
                 self.assertEqual((trouble, self.eventTypes()), (trouble, happened))
