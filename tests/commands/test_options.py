@@ -43,6 +43,12 @@ class OptionsCase(SynchronousTestCase):
 class CommandLineTests(OptionsCase):
     """Options on the command line."""
 
+    def test_anEtcdWithoutItsStore(self) -> None:
+        """Who names an etcd and forgets --store does not get another store without a word, on whichever way."""
+        for given in (["--etcd", "http://h1:2379"], ["--store", "memory", "--etcd-prefix", "/x"]):
+            self.assertIn("goes with --store etcd", self.refusal(*given))
+        self.assertIn("--etcd-user", self.refusal("--config", self.file("r.ini", "etcd-user = joe\n")))
+
     def test_defaults(self) -> None:
         """With no options a registry is what the protocol says, on this machine, in the folder of this user."""
         with mock.patch.dict(os.environ, {"RAXSR_DATA_DIR": "/somewhere"}):

@@ -11,6 +11,7 @@ from typing import Any
 import treq
 
 from tests.processes import Child, ProcessTestCase, reactor
+from tests.registry.etcds import newPrefix, sharedEtcd
 from txserviceregistry import Client
 from txserviceregistry.errors import AuthenticationFailed
 from txserviceregistry.settings import readSettings
@@ -286,3 +287,41 @@ class BesideARegistryTests(UsersCase):
         for arguments in (["list"], ["add", "joe"]):
             self.assertIn("keeps its users in memory", await self.refused(*arguments))
         self.assertFalse(os.path.exists(os.path.join(self.dataDir, "registry.sqlite")))
+
+
+class OverEtcdTests(UsersCase):
+    """Users in etcd, on a machine that has a data directory too."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.prefix = newPrefix()
+        self.etcd = ("--store", "etcd", "--etcd", sharedEtcd(), "--etcd-prefix", self.prefix)
+
+    async def test_messagesNameTheEtcd(self) -> None:
+        """It is there that users are or are not, and not in a folder."""
+        listed = await self.users("list", *self.etcd)
+        self.assertIn(f"There are no users in etcd below {self.prefix}", listed.errors)
+        self.assertIn(f'no user "joe" in etcd below {self.prefix}', await self.refused("remove", "joe", *self.etcd))
+
+    async def test_theRaxrcOfAnotherRegistryStays(self) -> None:
+        """A registry over sqlite that has a user of the same name in this folder keeps its credentials."""
+        await self.registry()
+        before = self.raxrc()
+        await self.users("add", before["username"], *self.etcd)
+        await self.users("rotate", before["username"], *self.etcd)
+        await self.users("remove", before["username"], *self.etcd)
+        self.assertEqual(self.raxrc(), before)
+
+    async def test_theRaxrcOfThisOneIsKeptUpToDate(self) -> None:
+        """A node over etcd that has made the first user has the new key in its folder, or none when it is removed."""
+        await self.registry(*self.etcd)
+        name = self.raxrc()["username"]
+        rotated = await self.users("rotate", name, *self.etcd)
+        self.assertEqual(self.raxrc()["api_key"], self.key(rotated, name))
+        await self.users("remove", name, *self.etcd)
+        self.assertEqual(self.raxrc(), {})
+
+    async def test_anEtcdWithoutItsStoreIsRefused(self) -> None:
+        """Who names an etcd and forgets --store does not get another store without a word."""
+        said = await self.refused("list", "--etcd", "http://h1:2379", code=2)
+        self.assertIn("--etcd goes with --store etcd", said)

@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.stores.etcdapi import EtcdError
@@ -151,6 +152,20 @@ class NodeTests(SynchronousTestCase):
         self.assertTrue(self.node.isSteady)
         self.passes(1)
         self.assertEqual((self.lost, len(self.loads)), (1, 1))
+
+    def test_theLogTellsWhy(self) -> None:
+        """What etcd said, or that it can't be asked, and once for each loss."""
+        for trouble in (StoreUnavailable("etcd: connection refused"), EtcdError(3, "user name is empty")):
+            with capturedLogs() as logs:
+                self.etcd.broken = trouble
+                self.passes(3)
+            said = [formatEvent(log) for log in logs if log["log_level"] is LogLevel.warn]
+            self.assertEqual(len(said), 1, said)
+            self.assertIn(f"nobody times out until it is back: {trouble}", said[0])
+            self.etcd.broken = None
+            self.passes(1)
+            self.loads[-1][1].callback(5)
+            self.passes(0.5)
 
     def test_aLossWhileAllIsReadIsNotForgotten(self) -> None:
         """What was begun when there was contact does not give back the time that was lost after it."""

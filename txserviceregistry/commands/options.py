@@ -60,6 +60,8 @@ class TableOptions(OneLineOptions):
 
     #: The options.
     table: Sequence[Option] = ()
+    #: The names of those that were given, here or in a file.
+    given: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -96,6 +98,7 @@ class TableOptions(OneLineOptions):
         :raises twisted.python.usage.UsageError: if one can't be used, or the file can't.
         """
         inFile = self._inFile()
+        self.given = frozenset({*self._given, *inFile})
         for option in self.table:
             if option.name in self._given:
                 self[option.name] = _value(option, self._given[option.name], f"--{option.name}")

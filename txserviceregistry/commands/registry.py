@@ -25,7 +25,7 @@ from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from .options import Option, TableOptions, oneOf
 from .process import endProcess, say
-from .stores import ETCD, ETCD_OPTIONS, etcdStore
+from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
 
 __all__ = ["Options", "RegistryProcess", "checkEndpoint", "makeService", "sayWhere"]
 
@@ -113,6 +113,7 @@ class Options(TableOptions):
         """
         TableOptions.postOptions(self)
         self["data-dir"] = self["data-dir"] or defaultDataDir()
+        checkStore(self["store"], self.given)
         if self["store"] == ETCD:
             from twisted.internet import reactor
 

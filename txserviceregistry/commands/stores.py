@@ -4,7 +4,7 @@ Options that say which store, for the commands that work on one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..settings import parseUrls
 from ..tls import tlsPolicy
 from .options import Option
 
-__all__ = ["ETCD", "ETCD_OPTIONS", "etcdStore"]
+__all__ = ["ETCD", "ETCD_OPTIONS", "checkStore", "etcdStore"]
 
 #: What ``--store`` calls it.
 ETCD = "etcd"
@@ -27,7 +27,7 @@ def _urls(text: str) -> list[str]:
     try:
         return list(parseUrls(text, repr(text)))
     except InvalidSettings as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).removeprefix(f"{text!r}: ")) from None
 
 
 def _prefix(text: str) -> str:
@@ -46,6 +46,19 @@ ETCD_OPTIONS = (
     Option("etcd-cert-file", None, None, "File with the certificate to show to etcd."),
     Option("etcd-key-file", None, None, "File with the private key of that certificate."),
 )
+
+
+def checkStore(store: str, given: Collection[str]) -> None:
+    """
+    Whoever names an etcd means it, and must not get another store without a word.
+
+    :param store: what ``--store`` says.
+    :param given: the names of the options that were given.
+    :raises twisted.python.usage.UsageError: if options that name an etcd are among them, and the store is another one.
+    """
+    names = [option.name for option in ETCD_OPTIONS if option.name in given]
+    if names and store != ETCD:
+        raise usage.UsageError(f"--{names[0]} goes with --store {ETCD}, and the store is {store}")
 
 
 def etcdStore(values: Mapping[str, Any], reactor: Any) -> Callable[[], EtcdStore]:

@@ -20,6 +20,7 @@ from twisted.python.usage import UsageError as WrongOptions
 
 from .._version import __version__
 from ..clock import useMonotonic
+from ..registry.apikeys import keyMatches
 from ..registry.datadir import DataDirectory, DataDirectoryError
 from ..registry.identity import Identity, InvalidUser, checkUser
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreRefused, StoreUnavailable
@@ -29,7 +30,7 @@ from .console import dropOutput, runConsole
 from .options import Option
 from .outcome import CommandFailed, Interrupted, UsageError, oneLine
 from .running import runReactor
-from .stores import ETCD, ETCD_OPTIONS, etcdStore
+from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
 
 __all__ = ["main"]
 
@@ -154,10 +155,28 @@ class _Users:
 
     :ivar identity: knows them.
     :ivar directory: the data directory, with the credentials for its machine.
+    :ivar where: where they are kept.
+    :ivar isShared: whether that is not the data directory.
     """
 
     identity: Identity
     directory: DataDirectory
+    where: str
+    isShared: bool
+
+    async def credentials(self) -> tuple[str, str] | None:
+        """
+        Those that programs on this machine take. Of a store that is not in the data directory they may not be: the
+        registry whose folder it is may have a user of the same name, and then the keys differ.
+
+        :raises DataDirectoryError: if they can't be read.
+        """
+        found = self.directory.credentials()
+        if found is None or not self.isShared:
+            return found
+        name, key = found
+        hashes = [user.keyHash for user in await self.identity.listUsers() if user.name == name]
+        return found if hashes and keyMatches(key, hashes[0]) else None
 
 
 _Work = Callable[[_Users, argparse.Namespace], Awaitable[None]]
@@ -172,17 +191,21 @@ def _perform(options: argparse.Namespace) -> None:
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
     directory = DataDirectory(getattr(options, "dataDir", None) or defaultDataDir())
     work: _Work = options.work
+    given = vars(options)
+    kind = given.get("store", "sqlite")
+    isShared = kind == ETCD
+    etcd = {each.name: given.get(each.name, _default(each)) for each in ETCD_OPTIONS}
+    where = f"etcd below {etcd['etcd-prefix']}" if isShared else str(directory.path)
 
     async def working() -> None:
         if "tenant" in options:
             # First of all: a store without users, made for a user that can't be, would let nobody in.
             checkUser(options.name, options.tenant)
-        isShared = getattr(options, "store", None) == ETCD
+        checkStore(kind, given)
         isNew = not isShared and _findStore(directory, mayMake="tenant" in options)
         store: IStore = SqliteStore(directory.storePath, reactor=reactor)
         if isShared:
-            given = vars(options)
-            store = etcdStore({each.name: given.get(each.name, _default(each)) for each in ETCD_OPTIONS}, reactor)()
+            store = etcdStore(etcd, reactor)()
         await store.open()
         try:
             if isNew:
@@ -190,7 +213,7 @@ def _perform(options: argparse.Namespace) -> None:
                 _tell(
                     f"There was no registry in {directory.path}; it has a store now, and its start makes no other user."
                 )
-            await work(_Users(Identity(store, clock=reactor), directory), options)
+            await work(_Users(Identity(store, clock=reactor), directory, where, isShared), options)
         finally:
             await store.close()
 
@@ -201,7 +224,7 @@ def _perform(options: argparse.Namespace) -> None:
     except ObjectExists:
         raise CommandFailed(f'there is a user "{options.name}" already; rotate gives it another key') from None
     except NoSuchObject:
-        raise CommandFailed(f'there is no user "{options.name}" in {directory.path}') from None
+        raise CommandFailed(f'there is no user "{options.name}" in {where}') from None
     except (DataDirectoryError, StoreRefused, StoreUnavailable) as error:
         raise CommandFailed(str(error)) from None
 
@@ -237,7 +260,7 @@ async def _add(users: _Users, options: argparse.Namespace) -> None:
 async def _list(users: _Users, options: argparse.Namespace) -> None:
     found = await users.identity.listUsers()
     if not found:
-        _tell(f"There are no users in {users.directory.path}; {_NAME} add makes one.")
+        _tell(f"There are no users in {users.where}; {_NAME} add makes one.")
         return
     width = max(len("name"), *(len(user.name) for user in found))
     for name, tenant in [("name", "tenant"), *((user.name, user.tenant) for user in found)]:
@@ -246,7 +269,7 @@ async def _list(users: _Users, options: argparse.Namespace) -> None:
 
 async def _remove(users: _Users, options: argparse.Namespace) -> None:
     name, raxrc = options.name, users.directory.raxrcPath
-    credentials = users.directory.credentials()
+    credentials = await users.credentials()
     tenant = next((user.tenant for user in await users.identity.listUsers() if user.name == name), None)
     await users.identity.removeUser(name)
     _tell(f'User "{name}" has been removed, and the key and all auth tokens of it end. What tenant {tenant} has stays.')
@@ -261,7 +284,7 @@ async def _remove(users: _Users, options: argparse.Namespace) -> None:
 
 async def _rotate(users: _Users, options: argparse.Namespace) -> None:
     # Looked at first: if it can't be read, nothing has been changed.
-    credentials = users.directory.credentials()
+    credentials = await users.credentials()
     user, key = await users.identity.rotate(options.name)
     try:
         _show(user.name, key)

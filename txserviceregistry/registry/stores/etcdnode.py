@@ -86,6 +86,8 @@ class Node:
         self._contact = self._heard = reactor.seconds()
         self._steadyFrom = 0.0
         self._isLost = False
+        # Why the key could not be written the last time.
+        self._trouble = ""
         self._loops: list[LoopingCall] = []
         self._beating: Deferred[None] | None = None
         self._watch: Watch | None = None
@@ -101,6 +103,7 @@ class Node:
             self._steadyFrom = now + self.RECOVERY
         self._heard = now
         self._contact = max(self._contact, sent)
+        self._trouble = ""
 
     def secondsAway(self) -> float:
         """How long etcd has not been in contact."""
@@ -164,6 +167,7 @@ class Node:
 
     def _notWritten(self, failure: Failure) -> None:
         # The loop must go on whatever happens: without it the node would be lost for ever.
+        self._trouble = failure.getErrorMessage()
         if not self._isStopped and not failure.check(StoreUnavailable, EtcdError):
             self._log.failure("A node's key can't be written", failure)
 
@@ -188,7 +192,10 @@ class Node:
         if self.secondsAway() > self.SILENCE:
             if not self._isLost:
                 self._isLost = True
-                self._log.warn("etcd can't be reached: nobody times out until it is back")
+                self._log.warn(
+                    "etcd can't be reached, and nobody times out until it is back: {why}",
+                    why=self._trouble or "it does not answer",
+                )
                 self._onLost()
         elif self._isLost and self._loading is None and self._again is None:
             # What happened meanwhile is read anew, whether or not the watch has noticed anything.
