@@ -209,6 +209,7 @@ class TimeUUID:
 
 
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 _NONE: Any = object()
@@ -274,7 +275,7 @@ def _checkCount(count: int, most: int, least: int = 0) -> None:
 
 def _isUnicode(text: str) -> bool:
     # JSON can spell half of a surrogate pair, which is no character, and which neither UTF-8 nor a store can keep.
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return _SURROGATE.search(text) is None
 
 
 def _printable(text: str) -> str:
