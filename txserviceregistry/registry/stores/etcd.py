@@ -37,13 +37,15 @@ from twisted.web.client import BrowserLikePolicyForHTTPS
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
-from txserviceregistry.agents import ConnectionPool, QueueingAgent
-from txserviceregistry.connecting import httpAgent
-from txserviceregistry.deferred import returnsDeferred
-from txserviceregistry.registry.eventids import EventIds, newTail
-from txserviceregistry.registry.statistics import StoreStatistics
-from txserviceregistry.registry.stores import payloads
-from txserviceregistry.registry.stores.etcdapi import (
+from ...agents import ConnectionPool, QueueingAgent
+from ...connecting import httpAgent
+from ...deferred import returnsDeferred
+from ...transport import JSONTransport
+from ...turns import Turns
+from ..eventids import EventIds, newTail
+from ..statistics import StoreStatistics
+from . import payloads
+from .etcdapi import (
     TRY,
     Compare,
     Etcd,
@@ -56,12 +58,12 @@ from txserviceregistry.registry.stores.etcdapi import (
     put,
     reading,
 )
-from txserviceregistry.registry.stores.etcdgroups import Draft, Groups
-from txserviceregistry.registry.stores.etcdleases import MARGIN, KeepAlives, newLease, secondsLeft
-from txserviceregistry.registry.stores.etcdnode import Node
-from txserviceregistry.registry.stores.etcdusers import EtcdUsers
-from txserviceregistry.registry.stores.etcdwatch import Change, watchingAgent
-from txserviceregistry.registry.stores.interfaces import (
+from .etcdgroups import Draft, Groups
+from .etcdleases import MARGIN, KeepAlives, newLease, secondsLeft
+from .etcdnode import Node
+from .etcdusers import EtcdUsers
+from .etcdwatch import Change, watchingAgent
+from .interfaces import (
     Account,
     Death,
     EventRecord,
@@ -77,8 +79,6 @@ from txserviceregistry.registry.stores.interfaces import (
     TokenRecord,
     UserRecord,
 )
-from txserviceregistry.transport import JSONTransport
-from txserviceregistry.turns import Turns
 
 __all__ = ["DEFAULT_PREFIX", "EtcdStore"]
 

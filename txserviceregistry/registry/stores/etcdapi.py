@@ -22,13 +22,13 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from txserviceregistry.deferred import returnsDeferred
-from txserviceregistry.errors import ServiceRegistryError
-from txserviceregistry.registry.remembered import Shared
-from txserviceregistry.registry.statistics import StoreStatistics
-from txserviceregistry.registry.stores.interfaces import StoreUnavailable
-from txserviceregistry.transport import JSONTransport
-from txserviceregistry.turns import Turns
+from ...deferred import returnsDeferred
+from ...errors import ServiceRegistryError
+from ...transport import JSONTransport
+from ...turns import Turns
+from ..remembered import Shared
+from ..statistics import StoreStatistics
+from .interfaces import StoreUnavailable
 
 __all__ = [
     "Compare",

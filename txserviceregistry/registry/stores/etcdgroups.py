@@ -18,8 +18,8 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from txserviceregistry.registry.eventids import positionOf
-from txserviceregistry.registry.stores.etcdapi import (
+from ..eventids import positionOf
+from .etcdapi import (
     Compare,
     Etcd,
     EtcdError,
@@ -29,7 +29,7 @@ from txserviceregistry.registry.stores.etcdapi import (
     put,
     reading,
 )
-from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from .interfaces import StoreUnavailable
 
 __all__ = ["Draft", "Groups", "Step"]
 

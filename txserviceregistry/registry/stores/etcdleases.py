@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from txserviceregistry.registry.stores.etcdapi import KEEP_ALIVES, Etcd
+from .etcdapi import KEEP_ALIVES, Etcd
 
 __all__ = ["MARGIN", "KeepAlives", "newLease", "secondsLeft"]
 

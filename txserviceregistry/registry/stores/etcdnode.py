@@ -18,10 +18,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent
 
-from txserviceregistry.registry.stores.etcdapi import Etcd, EtcdError, put
-from txserviceregistry.registry.stores.etcdleases import newLease
-from txserviceregistry.registry.stores.etcdwatch import Change, Watch, WatchEnded
-from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from .etcdapi import Etcd, EtcdError, put
+from .etcdleases import newLease
+from .etcdwatch import Change, Watch, WatchEnded
+from .interfaces import StoreUnavailable
 
 __all__ = ["Node"]
 

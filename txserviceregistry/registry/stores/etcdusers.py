@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable
 from itertools import count as naturals
 
-from txserviceregistry.registry.stores.etcdapi import Compare, Etcd, KeyValue, deletion, endOf, put, reading
-from txserviceregistry.registry.stores.etcdleases import newLease
-from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
+from .etcdapi import Compare, Etcd, KeyValue, deletion, endOf, put, reading
+from .etcdleases import newLease
+from .interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
 
 __all__ = ["EtcdUsers"]
 

@@ -21,9 +21,9 @@ from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IPolicyForHTTPS, IResponse
 
-from txserviceregistry.agents import BytesProducer
-from txserviceregistry.connecting import httpAgent
-from txserviceregistry.registry.stores.etcdapi import KeyValue, encode, endOf, keyValue
+from ...agents import BytesProducer
+from ...connecting import httpAgent
+from .etcdapi import KeyValue, encode, endOf, keyValue
 
 __all__ = ["Change", "Watch", "WatchEnded", "watchingAgent"]
 

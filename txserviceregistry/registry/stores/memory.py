@@ -22,10 +22,10 @@ import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from txserviceregistry.registry import eventids
-from txserviceregistry.registry.statistics import StoreStatistics
-from txserviceregistry.registry.stores import payloads
-from txserviceregistry.registry.stores.interfaces import (
+from .. import eventids
+from ..statistics import StoreStatistics
+from . import payloads
+from .interfaces import (
     Account,
     Death,
     EventRecord,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from txserviceregistry.registry.stores.interfaces import ServiceRecord
+from .interfaces import ServiceRecord
 
 __all__ = ["removedValue", "serviceState", "updatedValue"]
 

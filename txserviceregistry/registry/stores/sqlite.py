@@ -23,10 +23,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from txserviceregistry.deferred import returnsDeferred
-from txserviceregistry.registry.statistics import StoreStatistics
-from txserviceregistry.registry.stores import sqlitefile
-from txserviceregistry.registry.stores.interfaces import (
+from ...deferred import returnsDeferred
+from ..statistics import StoreStatistics
+from . import sqlitefile
+from .interfaces import (
     Account,
     Death,
     EventRecord,
@@ -37,8 +37,8 @@ from txserviceregistry.registry.stores.interfaces import (
     TokenRecord,
     UserRecord,
 )
-from txserviceregistry.registry.stores.sqlitetables import LastSeen, Tables
-from txserviceregistry.registry.stores.sqlitethreads import Reader, ThreadedReactor, Writer
+from .sqlitetables import LastSeen, Tables
+from .sqlitethreads import Reader, ThreadedReactor, Writer
 
 __all__ = ["SqliteStore"]
 

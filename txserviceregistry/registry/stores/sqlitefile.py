@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from txserviceregistry.registry import eventids
-from txserviceregistry.registry.stores.interfaces import StoreRefused
+from .. import eventids
+from .interfaces import StoreRefused
 
 __all__ = ["APPLICATION_ID", "MIGRATIONS", "connect", "prepare"]
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import attrs
 
-from txserviceregistry.registry import eventids
-from txserviceregistry.registry.stores import payloads
-from txserviceregistry.registry.stores.interfaces import (
+from .. import eventids
+from . import payloads
+from .interfaces import (
     Account,
     Death,
     EventRecord,
@@ -28,7 +28,7 @@ from txserviceregistry.registry.stores.interfaces import (
     ObjectExists,
     ServiceRecord,
 )
-from txserviceregistry.registry.stores.sqliteusers import Users, asBytes, asText
+from .sqliteusers import Users, asBytes, asText
 
 __all__ = ["LastSeen", "Tables"]
 

@@ -21,9 +21,9 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from txserviceregistry.registry.statistics import Histogram, StoreStatistics
-from txserviceregistry.registry.stores.interfaces import StoreUnavailable
-from txserviceregistry.registry.stores.sqlitetables import Tables
+from ..statistics import Histogram, StoreStatistics
+from .interfaces import StoreUnavailable
+from .sqlitetables import Tables
 
 __all__ = ["Reader", "ThreadedReactor", "Writer"]
 

@@ -13,7 +13,7 @@ from itertools import count as naturals
 
 import attrs
 
-from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
+from .interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
 
 __all__ = ["Users", "asBytes", "asText"]
 
