@@ -1,12 +1,14 @@
 """
 The code in the documentation: found on its pages, and run as a reader would run it.
 
-A comment before a block (``.. not run: why``) says that it can't be run here; one anywhere (``.. run: interrupt twistd
--n``) does what the text tells the reader to do by hand.
+A comment before a block (``.. not run: why``) says that it can't be run here; ``.. run: once`` leaves its loop, which
+has no end, after one turn; ``.. run: interrupt twistd -n …`` does what the text tells the reader to do by hand.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import re
 import socket
@@ -15,13 +17,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import randrange
 from textwrap import dedent
+from typing import Any
 
 import attrs
 from twisted.internet import reactor as globalReactor
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.task import deferLater
 
-from tests.processes import Child, ProcessTestCase
+from tests.processes import PATIENCE, Child, ProcessTestCase
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -111,6 +115,9 @@ def commandsIn(block: Block) -> list[tuple[str, str]]:
 class PageTestCase(ProcessTestCase):
     """Runs a page as a reader would: from top to bottom, in a folder of its own, with a terminal for all that stays."""
 
+    # A page is many processes, one after the other.
+    timeout = 5 * PATIENCE
+
     #: Which commands go on until they are stopped.
     STAYING = re.compile(r"(\w+=\S+ )*(twistd -n|service-registry-wrapper)")
 
@@ -119,11 +126,15 @@ class PageTestCase(ProcessTestCase):
         self.ports: dict[str, str] = {}
         self.staying: dict[str, Child] = {}
         self.exported: dict[str, str] = {}
+        self.dataDir = os.path.join(self.home, ".local", "state", "txserviceregistry")
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """See ProcessTestCase; with our programs on the path."""
+        environment = super().environment(extra)
+        # Pages say where things are on a machine that says nothing else.
+        del environment["XDG_STATE_HOME"]
         path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-        return {**super().environment(extra), "PATH": path, **self.exported}
+        return {**environment, "PATH": path, **self.exported}
 
     def withFreePorts(self, text: str) -> str:
         """The text, with ports that are free here."""
@@ -146,6 +157,9 @@ class PageTestCase(ProcessTestCase):
     async def stay(self, command: str) -> None:
         """Start a command that goes on, and wait until it does what it is there for."""
         full = f"{command} --listen=tcp:8880:interface=127.0.0.1" if command.endswith(" service-registry") else command
+        if "--pidfile=" not in full:
+            # Here all terminals are in one folder.
+            full = full.replace("twistd -n", "twistd -n --pidfile=")
         child = self.shell("exec env " + self.withFreePorts(full))
         self.staying[command] = child
         if "service-registry" in command:
@@ -153,7 +167,8 @@ class PageTestCase(ProcessTestCase):
 
     def expected(self, output: str) -> re.Pattern[str]:
         """What a command's output has to match."""
-        pattern = re.escape(self.withFreePorts(output))
+        # What is folded for the page is one line.
+        pattern = re.escape(re.sub(r',\n +"', ', "', self.withFreePorts(output)))
         for changing, stands in _CHANGING.items():
             pattern = re.sub(changing, stands, pattern)
         return re.compile(pattern, re.DOTALL)
@@ -162,35 +177,78 @@ class PageTestCase(ProcessTestCase):
         """Run a command until it prints what is shown; what the reader started before may need its time."""
         if command.startswith("export "):
             name, _, value = command.removeprefix("export ").partition("=")
-            self.exported[name] = value
+            child = await self.shell(self.withFreePorts(f'X={value}; printf %s "$X"')).ended
+            self.assertEqual((child.exitCode, child.errors), (0, ""), command)
+            self.exported[name] = child.output
             return
-        pattern = self.expected(output)
-        for delay in [0.1] * 50 + [0.5] * 20:
-            child = await self.shell(self.withFreePorts(command)).ended
+        pattern = self.expected(output.strip())
+        seen: list[str] = []
+        for delay in [0.1] * 10 + [0.5] * 20:
+            child = self.shell(self.withFreePorts(command))
+            try:
+                await child.ended.addTimeout(PATIENCE / 3, globalReactor)  # type: ignore[arg-type]  # it keeps time
+            except TimeoutError:
+                child.kill("KILL")
+                seen.append(f"(nothing more within {PATIENCE / 3} s)")
             # curl tells a pipe of its progress, on stderr.
-            printed = [
-                re.sub(r" +$", "", said, flags=re.MULTILINE) for said in (child.output, child.output + child.errors)
-            ]
-            if any(map(pattern.fullmatch, printed)) if output else child.exitCode == 0:
-                return
+            for printed in (child.output, child.output + child.errors):
+                seen.append(re.sub(r" +$", "", printed, flags=re.MULTILINE).strip())
+                if pattern.fullmatch(seen[-1]) if output else child.exitCode == 0:
+                    return
+            if "(nothing more" in "".join(seen):
+                break
             await deferLater(globalReactor, delay, lambda: None)  # type: ignore[arg-type]  # it keeps time
-        self.fail(f"$ {command}\nprinted\n{printed[-1]}\ninstead of\n{output}")
+        self.fail(f"$ {command}\nprinted\n" + "\n\n".join(dict.fromkeys(seen)) + f"\ninstead of\n{output}")
 
-    async def perform(self, page: Path) -> None:
-        """Do all that a page says in its shell blocks."""
+    async def python(self, text: str, names: dict[str, Any]) -> None:
+        """Run a block of Python: a test by trial, a program by itself, and anything else here, with what it needs."""
+        text = self.withFreePorts(text).replace("/var/lib/app", self.home)
+        name = f"block_{len(os.listdir(self.home))}"
+        if "def test_" in text:
+            Path(self.home, f"{name}.py").write_text(text)
+            await self.command(f"PYTHONPATH=. trial {name}", "")
+        elif re.search(r"^application = Application", text, re.MULTILINE):
+            Path(self.home, f"{name}.tac").write_text(text)
+            await self.stay(f"twistd -n --pidfile= -y {name}.tac")
+            await self.staying.popitem()[1].says("Application,client" if "listen" in text else "is registered")
+        elif "react(" in text or "useMonotonic(" in text:
+            Path(self.home, f"{name}.py").write_text(text)
+            await self.command(f"python3 {name}.py", "")
+        else:
+            code = compile(text, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            result = eval(code, names)
+            if code.co_flags & inspect.CO_COROUTINE:
+                await Deferred.fromCoroutine(result).addTimeout(PATIENCE / 3, globalReactor)  # type: ignore[arg-type]  # it keeps time
+
+    async def perform(self, page: Path, names: dict[str, Any] | None = None) -> None:
+        """
+        Do all that a page says.
+
+        :param names: what the page's pieces of Python take for granted.
+        """
+        names = {} if names is None else names
+        once = False
         for block in blocksOf(page):
             if block.kind == "file":
                 source = DOCS / block.text
                 Path(self.home, source.name).write_text(self.withFreePorts(source.read_text()))
+            elif block.kind == "run" and block.text == "once":
+                once = True
             elif block.kind == "run":
                 verb, _, what = block.text.partition(" ")
                 self.assertEqual(verb, "interrupt")
                 self.staying[what].kill("INT")
                 await self.staying.pop(what).ended
-            elif block.kind in ("sh", "console") and not block.reason:
+            elif block.reason:
+                pass
+            elif block.kind in ("sh", "console"):
                 for command, output in commandsIn(block):
                     if self.STAYING.match(command):
                         await self.stay(command)
                     else:
                         await self.command(command, output)
+            elif block.kind == "python":
+                # A loop without an end, in the last lines, is left after one turn.
+                await self.python(block.text + ("    break\n" if once else ""), names)
+                once = False
         self.assertNoTraceback()

@@ -25,9 +25,17 @@ class PagesTests(SynchronousTestCase):
             self.assertEqual((page.name, re.findall(r"[\w-]+\.rst\b", text)), (page.name, []))
 
 
-class TutorialTests(PageTestCase):
-    """The tutorial, from its first line to its last."""
+class ShellTests(PageTestCase):
+    """What pages tell the reader to type: whoever does so sees what is shown."""
 
-    async def test_doesWhatItSays(self) -> None:
-        """Whoever types what is there sees what is shown."""
+    async def test_tutorial(self) -> None:
+        """The tutorial, from its first line to its last."""
         await self.perform(DOCS / "tutorial.rst")
+
+    async def test_applications(self) -> None:
+        """Other frameworks."""
+        await self.perform(DOCS / "applications.rst")
+
+    async def test_httpApi(self) -> None:
+        """The API with curl."""
+        await self.perform(DOCS / "http-api.rst")
