@@ -164,12 +164,12 @@ class HouseTests(SynchronousTestCase):
         reached = HOUSE.reached("registry.core")
         stores = {name for name in reached if name.startswith("registry.stores.")}
         self.assertEqual(stores, {"registry.stores.interfaces"})
-        self.assertEqual(reached & {"registry.http", "registry.web", "registry.routes", "registry.exchanges"}, set())
+        self.assertEqual(reached & {"registry.http", "registry.site", "registry.web", "registry.routes"}, set())
 
     def test_theStoresKnowNeitherRulesNorHttp(self) -> None:
         """A store can be used without the rest of the registry."""
         stores = [name for name in HOUSE.modules if name.startswith("registry.stores.")]
-        above = {"registry.core", "registry.http", "registry.web", "registry.service"}
+        above = {"registry.core", "registry.http", "registry.site", "registry.web", "registry.service"}
         self.assertEqual({name: HOUSE.reached(name) & above for name in stores if HOUSE.reached(name) & above}, {})
 
     def test_thePluginsImportNothing(self) -> None:

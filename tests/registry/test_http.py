@@ -1,5 +1,6 @@
 """
-Tests for :mod:`txserviceregistry.registry.http`: the framing of requests and answers, byte by byte.
+Tests for :mod:`txserviceregistry.registry.http` and :mod:`txserviceregistry.registry.site`: the framing of requests and
+answers, byte by byte.
 """
 
 from __future__ import annotations

@@ -1,66 +1,43 @@
 """
 The framing: requests as bytes come in, answers as bytes go out.
 
-What belongs here is true of every request, whatever it asks for: how a body is bounded, refused and parsed, what an
-answer looks like on the wire, and how connections end. What the answers say is
-:mod:`txserviceregistry.registry.web`'s business.
+What belongs here is true of every request, whatever it asks for: how a body is bounded and parsed, and what an answer
+looks like on the wire. What the answers say is :mod:`txserviceregistry.registry.web`'s business, how connections come,
+wait and end :mod:`txserviceregistry.registry.site`'s.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.python.failure import Failure
 from twisted.web import server
 
-# By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
-from twisted.web.http import HTTPChannel, datetimeToString
-from twisted.web.http import Request as HTTPRequest
-from twisted.web.resource import IResource
-
 from . import routes
-from .connections import ConnectionLimits, Connections, Line, peerOf
-from .exchanges import Exchanges, newTxnId
-from .faults import Fault, badRequest, invalidBody, requestTooLarge, unsupportedContentType
+from .faults import Fault, invalidBody, requestTooLarge, unsupportedContentType
 
 __all__ = [
     "EXTENSIONS",
     "Answer",
-    "ApiSite",
-    "apiSite",
     "baseUrl",
+    "bodyLimit",
     "checkSize",
+    "closeAfterwards",
     "faultAnswer",
     "faultBody",
+    "inBytes",
     "parseBody",
-    "recognized",
     "send",
+    "write",
 ]
 
 #: The extensions of the API that this registry has.
 EXTENSIONS: tuple[str, ...] = ("events-wait", "heartbeats")
 _EXTENSIONS = ", ".join(EXTENSIONS).encode("ascii")
-#: How much of a body that was refused is read and thrown away, in bytes and seconds, before the connection is closed. A
-#: connection that is closed with bytes unread is reset, and the client may never see the answer.
-DISCARD_BYTES = 2**20
-DISCARD_SECONDS = 2.0
-#: How much is read of what comes after a request that is being answered, in bytes.
-AHEAD_BYTES = 2**14
-#: How many requests that come at once are answered in one turn of the reactor, for who has shown no token.
-AT_ONCE = 10
-#: Seconds after which a connection that is being closed is cut, whether or not its last answer has been read.
-CLOSE_SECONDS = 15.0
-
-# What a client begins with that wants TLS where there is none: the type of the record, and the major version.
-_TLS_HANDSHAKE = b"\x16\x03"
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
@@ -109,11 +86,12 @@ def faultAnswer(fault: Fault, txnId: str) -> Answer:
 
 def send(request: server.Request, answer: Answer, txnId: str) -> None:
     """Send an answer and finish the request."""
-    _write(request, answer, txnId)
+    write(request, answer, txnId)
     request.finish()
 
 
-def _write(request: server.Request, answer: Answer, txnId: str) -> None:
+def write(request: server.Request, answer: Answer, txnId: str) -> None:
+    """Send an answer; what comes after it, and when the request is finished, is the caller's business."""
     request.setResponseCode(answer.code)
     headers = request.responseHeaders
     for name, value in _headers(answer, txnId).items():
@@ -127,6 +105,24 @@ def _write(request: server.Request, answer: Answer, txnId: str) -> None:
     else:
         headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
         request.write(body)
+
+
+def inBytes(answer: Answer, txnId: str, reason: bytes) -> bytes:
+    """
+    The whole of an answer as it goes over the wire, for where there is no request to send it with. It ends the
+    connection.
+
+    :param reason: the phrase of its status line.
+    """
+    body = _encode(answer.body or {})
+    headers = {
+        **_headers(answer, txnId),
+        b"Content-Type": _JSON_TYPE,
+        b"Content-Length": b"%d" % len(body),
+        b"Connection": b"close",
+    }
+    status = b"HTTP/1.1 %d %b" % (answer.code, reason)
+    return b"\r\n".join([status, *(name + b": " + value for name, value in headers.items()), b"", body])
 
 
 def _headers(answer: Answer, txnId: str) -> dict[bytes, bytes]:
@@ -166,7 +162,8 @@ def baseUrl(request: server.Request) -> str:
 
 def checkSize(request: server.Request) -> None:
     """
-    Refuse what :func:`apiSite` refuses while it comes in, for a request that was read whole (by a plain Site).
+    Refuse what a :class:`~txserviceregistry.registry.site.ApiSite` refuses while it comes in, for a request that was
+    read whole (by a plain Site).
 
     :raises Fault: if the body is too large.
     """
@@ -174,13 +171,14 @@ def checkSize(request: server.Request) -> None:
     size: int = content.seek(0, 2)
     content.seek(0)
     if size >= routes.MAXIMUM_BODY:
-        limit = _bodyLimit(request.method, request.path)
+        limit = bodyLimit(request.method, request.path)
         if size >= limit:
             closeAfterwards(request)
             raise requestTooLarge(limit)
 
 
-def _bodyLimit(method: bytes, uri: bytes) -> int:
+def bodyLimit(method: bytes, uri: bytes) -> int:
+    """How many bytes are too many for the body of a request."""
     return routes.bodyLimit(method.decode("latin-1"), uri.partition(b"?")[0])
 
 
@@ -218,404 +216,7 @@ def parseBody(request: server.Request) -> dict[str, Any]:
     return body
 
 
-# -- requests and connections
-
-
-class ApiRequest(server.Request):
-    """
-    A request whose body is refused as soon as it is known to be too large, by its length or while it comes in.
-    """
-
-    channel: ApiChannel
-    _refused = False
-    _received = 0
-    _limit = routes.MAXIMUM_BODY
-    _giveUp: IDelayedCall | None = None
-
-    def gotLength(self, length: int | None) -> None:
-        """Called when the headers are there, with the ``Content-Length``."""
-        # Twisted would put a large body, or one without a length, into a temporary file. All that is taken here has
-        # room in memory.
-        server.Request.gotLength(self, 0)
-        if length is None or length >= self._limit:
-            self._limit = self.channel.bodyLimit()
-        if length is not None and length >= self._limit:
-            # Nobody is invited to send what will be refused.
-            self.requestHeaders.removeHeader(b"Expect")
-            self._refuse()
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Called with each piece of the body."""
-        self._received += len(data)
-        if self._refused:
-            if self._received > DISCARD_BYTES:
-                self._hangUp()
-        elif self._received >= self._limit:
-            self._refuse()
-        else:
-            server.Request.handleContentChunk(self, data)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Called when the whole request is there."""
-        path = routes.originForm(path)
-        if not self._refused:
-            server.Request.requestReceived(self, command, path, version)
-            return
-        self.method, self.uri, self.path, self.clientproto = command, path, path, version
-        self.finish()
-
-    def process(self) -> None:
-        """Hand the request over. There is one resource, and it wants every path as it came, ``*`` too."""
-        self.site = self.channel.site
-        self.responseHeaders.setRawHeaders(b"Date", [datetimeToString()])
-        self.channel.site.resource.render(self)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Called when the connection is gone before the request is finished."""
-        self._forget()
-        server.Request.connectionLost(self, reason)
-
-    def finish(self) -> None:
-        """Send what is left of the answer."""
-        self._forget()
-        server.Request.finish(self)
-
-    def _refuse(self) -> None:
-        self._refused = True
-        self._received = 0
-        content: Any = self.content
-        content.seek(0)
-        content.truncate()
-        # The request line has not been handed over yet, and every client that frames a body speaks 1.1.
-        self.clientproto = b"HTTP/1.1"
-        self._giveUp = self.channel.factory.reactor.callLater(DISCARD_SECONDS, self._hangUp)
-        txnId = newTxnId()
-        closeAfterwards(self)
-        _write(self, faultAnswer(requestTooLarge(self._limit), txnId), txnId)
-        self.channel.noticeRefusal(413, txnId)
-
-    def _hangUp(self) -> None:
-        self._forget()
-        server.Request.loseConnection(self)
-
-    def _forget(self) -> None:
-        giveUp, self._giveUp = self._giveUp, None
-        if giveUp is not None and giveUp.active():
-            giveUp.cancel()
-
-
 def closeAfterwards(request: server.Request) -> None:
     """Let the connection end with the answer to this request, and tell the client so."""
     request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
     request.channel.persistent = False
-
-
-def recognized(request: server.Request) -> None:
-    """A request has shown a token or credentials that count: its connection is one to keep."""
-    channel = request.channel
-    if isinstance(channel, ApiChannel):
-        channel.isKnown = True
-
-
-class ApiChannel(HTTPChannel):
-    """
-    A connection that its site knows of, so that all can be closed in good order, and on which nobody can take more
-    time or memory than is meant for one.
-
-    Twisted counts the seconds without a byte. That a request comes to its end, and that answers are read, is seen to
-    here.
-    """
-
-    site: ApiSite
-    transport: Any
-    _isNew = True
-    peer = ""
-    isKnown = False
-    _isAnswering = False
-    # Requests that have come in whole, and the bytes that have come while one was answered.
-    _whole = 0
-    _ahead = 0
-    # What has come, and waits in the line; and how many requests have been answered since it came.
-    _held: bytes | None = None
-    _answered = 0
-    _isTaking = False
-    # Whether the client does not read what it is sent.
-    _isClogged = False
-    _isGone = False
-    _deadline: IDelayedCall | None = None
-
-    def connectionMade(self) -> None:
-        """Called when a client has connected."""
-        HTTPChannel.connectionMade(self)
-        self.peer = peerOf(self.transport.getPeer())
-        self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
-        self.site.opened(self)
-
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
-        """Called when the connection is gone."""
-        self._isGone = True
-        self._isAnswering = False
-        self._inTime()
-        HTTPChannel.connectionLost(self, reason)
-        self.site.closed(self)
-
-    def dataReceived(self, data: bytes) -> None:
-        """Called with what the client sends."""
-        if self._held is not None:
-            self._held += data
-            self.transport.pauseProducing()
-        elif self.isKnown:
-            self._take(data)
-        elif self.site.line.isBusy:
-            self._held = data
-            self.transport.pauseProducing()
-            self.site.line.enter(self._takeHeld)
-        else:
-            self.site.line.spend(partial(self._take, data))
-
-    def _takeHeld(self) -> None:
-        held, self._held = self._held or b"", None
-        if not self._isGone:
-            if not self._isClogged:
-                self.transport.resumeProducing()
-            self.site.line.spend(partial(self._take, held))
-
-    def _take(self, data: bytes) -> None:
-        if self._isTaking:
-            # What came behind a body is handed in once more, and counts for the same turn.
-            self._takeMore(data)
-            return
-        self._isTaking = True
-        self._answered = 0
-        try:
-            self._takeMore(data)
-        finally:
-            self._isTaking = False
-
-    def _takeMore(self, data: bytes) -> None:
-        if self._isNew:
-            self._isNew = False
-            if data.startswith(_TLS_HANDSHAKE):
-                # There is no line in it whose end could be waited for; and this answer tells such a client enough.
-                self._respondToBadRequestAndDisconnect()
-                return
-        if self._isAnswering:
-            # Twisted does not stop reading in every case.
-            self._ahead += len(data)
-            if self._ahead > AHEAD_BYTES:
-                self.transport.pauseProducing()
-        whole = self._whole
-        HTTPChannel.dataReceived(self, data)
-        if data and self._whole == whole and not self._isAnswering and self._deadline is None:
-            self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
-
-    def allContentReceived(self) -> None:
-        """Called when a request is there whole."""
-        self._inTime()
-        self._whole += 1
-        self._ahead = 0
-        self._isAnswering = True
-        self.site.connections.answers(self)
-        HTTPChannel.allContentReceived(self)
-
-    def requestDone(self, request: HTTPRequest) -> None:
-        """Called when a request has been answered."""
-        self._isAnswering = False
-        self.site.connections.waits(self)
-        self._answered += 1
-        hasEnough = self._answered >= AT_ONCE and not self.isKnown
-        # Whoever does not read answers is given no more of them.
-        self.paused = hasEnough or self._isClogged
-        HTTPChannel.requestDone(self, request)
-        if self.paused and not self._isGone:
-            self.transport.pauseProducing()
-            if hasEnough:
-                self._answered = 0
-                self.site.line.enter(self._goOn)
-
-    def _goOn(self) -> None:
-        if self.paused and not self._isGone and not self._isClogged:
-            self.resumeProducing()
-
-    def pauseProducing(self) -> None:
-        """Called when much of what was sent has not been read."""
-        self._isClogged = True
-        self.paused = not self._isAnswering
-        HTTPChannel.pauseProducing(self)
-
-    def resumeProducing(self) -> None:
-        """Called when what was sent has been read."""
-        self._isClogged = False
-        HTTPChannel.resumeProducing(self)
-        if self.paused:
-            self.paused = False
-            self.dataReceived(b"")  # of what has come already
-
-    def loseConnection(self) -> None:
-        """Close as soon as all that was sent has been read, or after a while."""
-        self._endAfter(CLOSE_SECONDS, self.evict)
-        HTTPChannel.loseConnection(self)
-
-    def timeoutConnection(self) -> None:
-        """Called after so many seconds without a byte between two requests."""
-        # Twisted would write a line for each into the log.
-        self.loseConnection()
-
-    def evict(self) -> None:
-        """Close at once."""
-        self.transport.abortConnection()
-
-    def _endAfter(self, seconds: float, end: Callable[[], None]) -> None:
-        self._inTime()
-        if not self._isGone:
-            self._deadline = self.site.reactor.callLater(seconds, self._ends, end)
-
-    def _ends(self, end: Callable[[], None]) -> None:
-        self._deadline = None
-        end()
-
-    def _inTime(self) -> None:
-        deadline, self._deadline = self._deadline, None
-        if deadline is not None:
-            deadline.cancel()
-
-    def bodyLimit(self) -> int:
-        """How many bytes are too many for the body of the request whose headers have just come."""
-        # Twisted hands its first line over with the last byte of its body. (If Twisted ever keeps the line under other
-        # names, a batch of heartbeats may be as large as everything else.)
-        return _bodyLimit(*self._asked())
-
-    def noticeRefusal(self, code: int, txnId: str) -> None:
-        """What has been coming in was refused before it was a request."""
-        method, uri = self._asked()
-        self.site.exchanges.refused(method, uri, self.transport.getPeer(), code, txnId)
-
-    def _asked(self) -> tuple[bytes, bytes]:
-        return getattr(self, "_command", b""), routes.originForm(getattr(self, "_path", b""))
-
-    def endSoon(self) -> None:
-        """Close at once if nothing is being asked, else with the answer."""
-        if self.requests:
-            closeAfterwards(self.requests[0])
-        else:
-            self.loseConnection()
-
-    def headerReceived(self, line: bytes) -> bool:
-        """Called with each line of the head but the first."""
-        try:
-            return bool(HTTPChannel.headerReceived(self, line))
-        except ValueError:
-            # Of a Content-Length with thousands of digits, Python makes no number.
-            self._respondToBadRequestAndDisconnect()
-            return False
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        """Called when a line of the head is longer than any is taken."""
-        self._respondToBadRequestAndDisconnect()
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        # Twisted's own answer to what is no HTTP has neither an id nor a body. (If Twisted ever calls this no longer,
-        # its own answer is what clients get.)
-        txnId = newTxnId()
-        answer = faultAnswer(badRequest("Bad Request", "The request is no valid HTTP"), txnId)
-        body = _encode(answer.body or {})
-        headers = {
-            **_headers(answer, txnId),
-            b"Content-Type": _JSON_TYPE,
-            b"Content-Length": b"%d" % len(body),
-            b"Connection": b"close",
-        }
-        lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers.items()), b"", body]
-        self.transport.write(b"\r\n".join(lines))
-        self.loseConnection()
-        self.noticeRefusal(answer.code, txnId)
-
-
-class ApiSite(server.Site):
-    """
-    Serves one resource to every path, and can be drained.
-
-    :ivar limits: what one connection may take.
-    :ivar connections: sees to it that there are not too many.
-    :ivar exchanges: is told of what is refused before it gets to the resource.
-    :ivar line: where those wait who have never shown a token.
-    """
-
-    protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
-    requestFactory = ApiRequest
-    displayTracebacks = False
-    noisy = False
-
-    def __init__(
-        self, resource: IResource, reactor: IReactorTime, limits: ConnectionLimits, exchanges: Exchanges
-    ) -> None:
-        server.Site.__init__(self, resource, reactor=reactor, timeout=limits.idleSeconds, parsePOSTFormSubmission=False)
-        self.limits = limits
-        self.connections = Connections(limits, reactor)
-        self.exchanges = exchanges
-        self.line = Line(reactor)
-        self._channels: set[ApiChannel] = set()
-        self._drained: list[Deferred[None]] = []
-
-    def log(self, request: HTTPRequest) -> None:
-        """Twisted's access log is not wanted; there is one of our own."""
-
-    def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/1.1 is what the API's framing is about."""
-        return [b"http/1.1"]
-
-    def opened(self, channel: ApiChannel) -> None:
-        """A client has connected."""
-        self._channels.add(channel)
-        self.connections.opened(channel)
-
-    def closed(self, channel: ApiChannel) -> None:
-        """A connection is gone."""
-        self._channels.discard(channel)
-        self.connections.closed(channel)
-        if not self._channels:
-            waiting, self._drained = self._drained, []
-            for each in waiting:
-                each.callback(None)
-
-    def drain(self, seconds: float) -> Deferred[None]:
-        """
-        Close every connection: idle ones now, the others with the answer to what they have asked.
-
-        :param seconds: after so long, connections are closed whatever happens on them.
-        :return: fires when no connection is left.
-        """
-        if not self._channels:
-            return succeed(None)
-        drained: Deferred[None] = Deferred()
-        self._drained.append(drained)
-        abort = self.reactor.callLater(seconds, self._abort)
-        for channel in list(self._channels):
-            channel.endSoon()
-
-        def done(result: None) -> None:
-            if abort.active():
-                abort.cancel()
-
-        return drained.addCallback(done)
-
-    def _abort(self) -> None:
-        for channel in list(self._channels):
-            channel.transport.abortConnection()
-
-
-def apiSite(
-    resource: IResource,
-    reactor: IReactorTime,
-    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
-    exchanges: Exchanges | None = None,
-) -> ApiSite:
-    """
-    A factory that serves the API to real connections.
-
-    :param resource: :class:`~txserviceregistry.registry.web.ApiResource`.
-    :param reactor: for timeouts.
-    :param limits: what clients may take.
-    :param exchanges: the same that the *resource* has.
-    """
-    return ApiSite(resource, reactor, limits, exchanges or Exchanges())

@@ -28,11 +28,11 @@ from .datadir import DataDirectory, DataDirectoryError
 from .exchanges import Exchanges
 from .followers import Followers
 from .health import Health
-from .http import ApiSite
 from .identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
 from .listening import listenerOf, nearest, parseEndpoint
 from .operations import LOOPBACK, Operations
+from .site import ApiSite
 from .sources import Sources
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore

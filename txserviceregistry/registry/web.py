@@ -2,8 +2,8 @@
 The API as a resource of twisted.web: what requests ask for goes to the registry's rules and to identity, what these
 answer goes back as JSON, and what they refuse as faults.
 
-How requests and answers are framed is in :mod:`txserviceregistry.registry.http`, which path means what in
-:mod:`txserviceregistry.registry.routes`.
+How requests and answers are framed is in :mod:`txserviceregistry.registry.http`, how connections are served in
+:mod:`txserviceregistry.registry.site`, which path means what in :mod:`txserviceregistry.registry.routes`.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ from .exchanges import GONE, WAITING, Exchange, Exchanges
 from .faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
 from .http import (
     Answer,
-    apiSite,
     baseUrl,
     checkSize,
     faultAnswer,
     faultBody,
     parseBody,
-    recognized,
     send,
 )
 from .identity import Identity, InvalidCredentials, InvalidToken
 from .limits import RateLimiter, ResourceLimits
 from .operations import NO_PAGES, Pages
+from .site import apiSite, recognized
 from .stores.interfaces import StoreUnavailable
 
 __all__ = ["ApiResource", "apiSite"]
