@@ -72,8 +72,7 @@ class LastSeen:
         return (self.tenant, self.id, self.incarnation)
 
 
-def _asJson(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+_asJson = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Tables:

@@ -1,9 +1,10 @@
 """
 The two threads that work on a SQLite file: one that writes, in groups, and one that reads.
 
-Operations come from the reactor's thread and are run in the order in which they came. What they bring goes back to the
-reactor's thread, many of them in one call. The writer makes one transaction of all the operations that wait, so that
-one sync of the disk serves them all; an operation's Deferred fires after the commit.
+Operations come from the reactor's thread and are run in the order in which they came. Those of one turn of the reactor
+are handed over together at its end, and what they bring goes back to the reactor's thread, many of them in one call.
+The writer makes one transaction of all the operations that wait, so that one sync of the disk serves them all; an
+operation's Deferred fires after the commit.
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ class _Worker(ABC):
         self._connect = connect
         self._statistics = statistics
         self._waits = waits
+        # What has come in this turn of the reactor, and what the thread has been given.
+        self._come: list[_Job] = []
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._isStopped = False
@@ -129,8 +132,16 @@ class _Worker(ABC):
         if not self.isRunning:
             return fail(StoreUnavailable("the store is not open"))
         job = _Job(function, self._reactor.seconds(), background)
-        self._jobs.put(job)
+        if not self._come:
+            self._reactor.callFromThread(self._handOver)
+        self._come.append(job)
         return job.deferred
+
+    def _handOver(self) -> None:
+        # One by one, the thread would begin a group with the first, and make the others wait for a commit of its own.
+        come, self._come = self._come, []
+        for job in come:
+            self._jobs.put(job)
 
     def stop(self) -> Deferred[None]:
         """
@@ -140,6 +151,7 @@ class _Worker(ABC):
         """
         if not self._isStopped:
             self._isStopped = True
+            self._handOver()
             self._jobs.put(None)
         if self._thread is None:
             return succeed(None)
