@@ -4,7 +4,8 @@ Heartbeats at a registry: ``python -m benchmarks.heartbeats``.
 Single heartbeats over 50 connections, from wrk, are set beside the same requests to a bare twisted.web resource that
 parses and answers the same JSON: registry (over sqlite, with its access log and without) and resource take turns, each
 in a process of its own. The ratio is the median of those of the rounds. Neither of the two writes Twisted's own access
-log. Then come heartbeats in batches of 1,000. The registry's CPU time is all of it: reading, checking, answering, and
+log. Unless it is told not to (``parsePOSTFormSubmission=False``, which the registry does), twisted.web looks for forms in
+whatever is posted: so there is a second bare resource that was told. Then come heartbeats in batches of 1,000. The registry's CPU time is all of it: reading, checking, answering, and
 the writing of ``last_seen`` that comes later.
 """
 
@@ -47,11 +48,11 @@ def contenders(stack):
         batches = (loads[name], [("POST", f"{api.path}/heartbeats", {"heartbeats": beats})])
         if log is None:
             batch = batches
-            port, pid = stack.enter_context(bare())
-            loads["bare resource"] = Load(
-                f"http://127.0.0.1:{port}", Costs(pid), stack.enter_context(TemporaryDirectory()), headers
-            )
-            loads["bare resource"].prepare(requestsOf(api.path, beats))
+            for of, forms in (("bare resource", True), ("bare resource that looks for no forms", False)):
+                port, pid = stack.enter_context(bare(forms=forms))
+                folder = stack.enter_context(TemporaryDirectory())
+                loads[of] = Load(f"http://127.0.0.1:{port}", Costs(pid), folder, headers)
+                loads[of].prepare(requestsOf(api.path, beats))
     return loads, batch
 
 
@@ -75,6 +76,9 @@ def measure(quick):
         figures.append(Figure(f"heartbeats per second, {name} : bare resource", ratio, "x", atLeast=atLeast))
         ratio = statistics.median(theirs.cpu / ours.cpu for ours, theirs in pairs)
         figures.append(Figure(f"heartbeats per second of CPU, {name} : bare resource", ratio, "x"))
+    pairs = zip(outcomes["registry"], outcomes["bare resource that looks for no forms"], strict=True)
+    ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
+    figures.append(Figure("heartbeats per second, registry : bare resource that looks for no forms", ratio, "x"))
     for name, of in outcomes.items():
         figures.append(Figure(f"heartbeats, {name}", statistics.median(each.rate for each in of), "/s"))
         figures.append(Figure(f"CPU per heartbeat, {name}", statistics.median(each.cpu for each in of), "µs"))

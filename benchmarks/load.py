@@ -45,7 +45,7 @@ end
 # A resource as anybody would begin to write one: it parses the JSON that it is sent, and answers what the registry
 # answers. Twisted's own access log is not written, nor formatted.
 _BARE = """
-import json
+import json, sys
 from twisted.internet import reactor
 from twisted.web.resource import Resource
 from twisted.web.server import Site
@@ -58,12 +58,7 @@ class Bare(Resource):
         request.setHeader(b"Content-Type", b"application/json; charset=UTF-8")
         return json.dumps({"token": body.get("token", "3f8c2b1e-c9d0-11f0-8000-0123456789ab")}).encode()
 
-    def render_PUT(self, request):
-        json.loads(request.content.read())
-        request.setResponseCode(204)
-        return b""
-
-site = Site(Bare())
+site = Site(Bare(), parsePOSTFormSubmission=len(sys.argv) == 1)
 site.log = lambda request: None
 port = reactor.listenTCP(0, site, interface="127.0.0.1")
 print(port.getHost().port, flush=True)
@@ -137,10 +132,11 @@ class Load:
         )
 
 
-def bare() -> AbstractContextManager[tuple[str, int]]:
+def bare(*, forms: bool = True) -> AbstractContextManager[tuple[str, int]]:
     """
     Run the bare resource in a process of its own.
 
+    :param forms: whether its site looks for forms in what is posted, as twisted.web's do unless they are told not to.
     :return: gives its port, and the process.
     """
-    return serving("-c", _BARE)
+    return serving("-c", _BARE, *([] if forms else ["no forms"]))

@@ -2,8 +2,8 @@
 Writes to a registry: ``python -m benchmarks.writes``.
 
 Services are created and configuration values set, from wrk, by 50 clients at once, at a registry over sqlite
-(``synchronous=FULL``) that answers each only after its commit; the same requests go to a bare twisted.web resource that
-parses and answers the same JSON and keeps nothing. The two take turns, and a ratio is the median of those of the
+(``synchronous=FULL``) that answers each only after its commit; the same bodies are posted to a bare twisted.web resource
+that parses them, answers JSON, and keeps nothing. The two take turns, and a ratio is the median of those of the
 rounds. CPU is that of the process, the thread that writes the file included.
 """
 
@@ -24,17 +24,17 @@ RATE = 6000
 NUMBERS = count()
 
 
-def creates(path, amount):
+def creates(path, amount, method="POST"):
     payload = {
         "heartbeat_timeout": 120,
         "tags": ["www", "production"],
         "metadata": {"host": "192.0.2.1", "port": "8000", "version": "1.2.3"},
     }
-    return [("POST", f"{path}/services", {"id": f"service-{next(NUMBERS)}", **payload}) for _ in range(amount)]
+    return [(method, f"{path}/services", {"id": f"service-{next(NUMBERS)}", **payload}) for _ in range(amount)]
 
 
-def sets(path, amount):
-    return [("PUT", f"{path}/configuration/value-{next(NUMBERS)}", {"value": "192.0.2.1"}) for _ in range(amount)]
+def sets(path, amount, method="PUT"):
+    return [(method, f"{path}/configuration/value-{next(NUMBERS)}", {"value": "192.0.2.1"}) for _ in range(amount)]
 
 
 def measure(quick):
@@ -56,7 +56,8 @@ def measure(quick):
         for number in range(rounds + 1):
             for what, requests in (("creates", creates), ("configuration sets", sets)):
                 for name, load in loads.items():
-                    load.prepare(requests(api.path, seconds * RATE))
+                    method = () if name == "registry" else ("POST",)
+                    load.prepare(requests(api.path, seconds * RATE, *method))
                     outcome = load.run(seconds, CLIENTS)
                     if number:
                         outcomes.setdefault((what, name), []).append(outcome)

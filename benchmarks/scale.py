@@ -1,0 +1,227 @@
+"""
+A registry with 100,000 living services in one tenant: ``python -m benchmarks.scale``.
+
+It stands beside one with 100 services, each over sqlite in a process of its own. One connection asks both in turn for
+the same things, and what is compared is how long the answers take: the median one, and the one that 99 of 100 are
+faster than. The file that the large one starts from, with 100,000 services and 1,000,000 events, is made here by the
+store's own statements. A third registry then has 10,000 services that die in one second.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import statistics
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import attrs
+
+from txserviceregistry.registry.stores import sqlitefile
+from txserviceregistry.registry.stores.sqlitetables import Tables
+from txserviceregistry.registry.tokens import HeartbeatTokens
+
+from .harness import Api, Figure, registry, run
+
+MANY, FEW = 100_000, 100
+EVENTS = 1_000_000
+# Every so many services bear the tag that is asked for.
+TAGGED = 10
+PAGE, SHORT = 100, 10
+ATTEMPTS = 3
+
+METADATA = {"host": "192.0.2.1", "port": "8000", "version": "1.2.3"}
+
+
+def payload(number):
+    return {"tags": [f"zone-{number % TAGGED}", "production"], "metadata": METADATA}
+
+
+def name(number):
+    return f"service-{number:06}"
+
+
+def fill(home, services, events, timeout=120):
+    """
+    Put services, and events beside those of their registrations, into the file of a registry that is not running.
+
+    :return: a heartbeat token of each service.
+    """
+    tables = Tables(sqlitefile.connect(str(Path(home, "registry.sqlite"))), time.time)
+    try:
+        (tenant,) = (user.tenant for user in tables.users.listUsers())
+        tokens = HeartbeatTokens(tables.secret(), time.time)
+        for first in range(0, events - services, 1000):
+            tables.begin()
+            for number in range(first, first + 1000):
+                tables.setValue(tenant, "counter", str(number), 10)
+            tables.commit()
+        first = []
+        for some in range(0, services, 1000):
+            tables.begin()
+            for number in range(some, min(services, some + 1000)):
+                of = payload(number)
+                made = tables.createService(tenant, name(number), timeout, of["tags"], of["metadata"], services)
+                first.append(tokens.first(tenant, made.id, made.incarnation))
+            tables.commit()
+        tables.checkpoint()
+        return first
+    finally:
+        tables.close()
+
+
+@attrs.define
+class Asking:
+    """
+    Asks one registry for the same few things, over one connection.
+
+    :ivar tokens: of each of its services.
+    :ivar took: by what was asked for, the seconds that each answer took.
+    """
+
+    api: Api
+    tokens: list[str]
+    took: dict[str, list[float]] = attrs.field(factory=dict)
+    _connection: http.client.HTTPConnection = attrs.field(init=False)
+
+    def __attrs_post_init__(self):
+        self._connection = http.client.HTTPConnection(urlsplit(self.api.root).netloc)
+
+    @property
+    def services(self):
+        return len(self.tokens)
+
+    def ask(self, what, method, path, body=None):
+        """:return: the answer."""
+        headers = {"X-Auth-Token": self.api.authToken}
+        data = None if body is None else json.dumps(body)
+        began = time.perf_counter()
+        self._connection.request(method, self.api.path + path, data, headers)
+        answer = self._connection.getresponse()
+        data = answer.read()
+        self.took.setdefault(what, []).append(time.perf_counter() - began)
+        assert answer.status in (200, 201, 204, 404), (answer.status, data)
+        return json.loads(data) if data else None
+
+    def beat(self, number):
+        self.ask("a heartbeat", "POST", f"/services/{name(number)}/heartbeat", {"token": self.tokens[number]})
+
+    def read(self):
+        number = random.randrange(self.services)
+        # So that there are as many in every page.
+        first = name(random.randrange(self.services - PAGE + 1))
+        tagged = name(random.randrange((self.services - PAGE) // 2 + 1))
+        self.ask("one service", "GET", f"/services/{name(number)}")
+        self.ask("a page of a list", "GET", f"/services?marker={first}&limit={SHORT}")
+        self.ask("a page by tag", "GET", f"/services?tag=zone-{number % TAGGED}&marker={tagged}&limit={SHORT}")
+
+    def close(self):
+        """End the connection."""
+        self._connection.close()
+
+
+def percentile(values, part):
+    return sorted(values)[int(len(values) * part)]
+
+
+def compared(large, small):
+    for what in small.took:
+        for name, of in (("median", statistics.median), ("99th percentile", lambda took: percentile(took, 0.99))):
+            ratio = of(large.took[what]) / of(small.took[what])
+            title = f"{what}, {name}, at {large.services:,} services : at {small.services:,}"
+            yield Figure(title, ratio, "x", atMost=1.5)
+    for what in small.took:
+        yield Figure(f"{what}, median at {large.services:,}", 1000 * statistics.median(large.took[what]), "ms")
+
+
+def feed(asking, events, rounds):
+    """A page at the end of the feed beside one at its beginning."""
+    (first,) = asking.ask("", "GET", "/events?limit=1&type=configuration_value.update")["values"]
+    (last,) = asking.ask("", "GET", "/events?limit=1&type=service.join")["values"]
+    places = {"late": last["id"], "early": first["id"]}
+    for _ in range(rounds):
+        for place, marker in places.items():
+            page = asking.ask(place, "GET", f"/events?marker={marker}&limit={PAGE}")
+            assert page["metadata"]["count"] == PAGE
+    late, early = (statistics.median(asking.took[place]) for place in places)
+    title = f"a page of {PAGE} of the feed, at event {events - asking.services:,} : at event 1"
+    yield Figure(title, late / early, "x", atMost=1.1)
+
+
+def started(home):
+    """Start a registry over a file. :return: how many seconds it took until it answered."""
+    began = time.monotonic()
+    with registry(home) as measured, closing(Api(measured.home)):
+        return time.monotonic() - began
+
+
+def deaths(count):
+    """
+    Start a registry whose services all die in one second, and go on asking for everything.
+    """
+    with TemporaryDirectory() as home:
+        started(home)
+        tokens = fill(home, count, count, timeout=3)
+        with registry(home) as measured, closing(Api(home)) as api, closing(Asking(api, tokens)) as asking:
+            measured.costs.since()
+            beating = api.create("beating")["token"]
+            number, longest = 0, {}
+            # They die in the first of these times, and in the second one nobody does.
+            for when in ("deaths", "peace"):
+                asking.took.clear()
+                ends = time.monotonic() + 8
+                while time.monotonic() < ends:
+                    number += 1
+                    asking.ask("a heartbeat", "POST", "/services/beating/heartbeat", {"token": beating})
+                    asking.ask("a create", "POST", "/services", {"id": f"new-{number}", "heartbeat_timeout": 120})
+                    asking.ask("a configuration set", "PUT", "/configuration/value", {"value": str(number)})
+                    asking.read()
+                longest[when] = {what: 1000 * max(took) for what, took in asking.took.items()}
+                assert not asking.ask("", "GET", f"/services?limit=1&marker={name(0)}")["values"]
+    for what, took in longest["deaths"].items():
+        yield Figure(f"{what}, the longest while {count:,} services die in one second", took, "ms", atMost=50)
+        yield Figure(f"{what}, the longest while none does", longest["peace"][what], "ms")
+
+
+def measure(quick):
+    """See the module."""
+    figures = []
+    many, events, rounds = (5_000, 20_000, 200) if quick else (MANY, EVENTS, 3000)
+    with ExitStack() as stack:
+        homes, tokens = {}, {}
+        for services, inFeed in ((many, events), (FEW, FEW)):
+            homes[services] = stack.enter_context(TemporaryDirectory())
+            started(homes[services])
+            tokens[services] = fill(homes[services], services, inFeed)
+        starts = [started(homes[many]) for _ in range(ATTEMPTS)]
+        title = f"start with {many:,} services and {events:,} events"
+        figures.append(Figure(title, statistics.median(starts), "s", atMost=2))
+        askings, measured = [], {}
+        for services, home in homes.items():
+            measured[services] = stack.enter_context(registry(home))
+            api = stack.enter_context(closing(Api(home)))
+            askings.append(stack.enter_context(closing(Asking(api, tokens[services]))))
+        large, small = askings
+        # All of them have beaten, as they would have.
+        for asking in askings:
+            beats = [{"id": name(number), "token": token} for number, token in enumerate(asking.tokens)]
+            for first in range(0, len(beats), 1000):
+                asking.api.beatTogether(beats[first : first + 1000])
+        memory = (measured[many].costs.memory() - measured[FEW].costs.memory()) / (many - FEW) / 1024
+        figures.append(Figure("memory for each service", memory, "KiB", atMost=1.25))
+        for _ in range(rounds):
+            for asking in askings:
+                asking.beat(random.randrange(asking.services))
+                asking.read()
+        figures += compared(large, small)
+        figures += feed(large, events, rounds // 10)
+    figures += deaths(many // 10)
+    return figures
+
+
+if __name__ == "__main__":
+    run(__doc__, measure)
