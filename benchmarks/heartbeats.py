@@ -4,9 +4,9 @@ Heartbeats at a registry: ``python -m benchmarks.heartbeats``.
 Single heartbeats over 50 connections, from wrk, are set beside the same requests to a bare twisted.web resource that
 parses and answers the same JSON: registry (over sqlite, with its access log and without) and resource take turns, each
 in a process of its own. The ratio is the median of those of the rounds. Neither of the two writes Twisted's own access
-log. Unless it is told not to (``parsePOSTFormSubmission=False``, which the registry does), twisted.web looks for forms in
-whatever is posted: so there is a second bare resource that was told. Then come heartbeats in batches of 1,000. The registry's CPU time is all of it: reading, checking, answering, and
-the writing of ``last_seen`` that comes later.
+log. Unless it is told not to (``parsePOSTFormSubmission=False``, as by the registry), twisted.web looks for forms in
+whatever is posted: so there is a second bare resource, that was told. Then come heartbeats in batches of 1,000. The
+registry's CPU time is all of it: reading, checking, answering, and the writing of ``last_seen`` that comes later.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 Writes to a registry: ``python -m benchmarks.writes``.
 
 Services are created and configuration values set, from wrk, by 50 clients at once, at a registry over sqlite
-(``synchronous=FULL``) that answers each only after its commit; the same bodies are posted to a bare twisted.web resource
-that parses them, answers JSON, and keeps nothing. The two take turns, and a ratio is the median of those of the
-rounds. CPU is that of the process, the thread that writes the file included.
+(``synchronous=FULL``) that answers each only after its commit; the same bodies are posted to a bare twisted.web
+resource that parses them, answers JSON, and keeps nothing. The two take turns, and a ratio is the median of those of
+the rounds. CPU is that of the process, the thread that writes the file included.
 """
 
 from __future__ import annotations
