@@ -245,9 +245,14 @@ class _Connection(_HTTP11):
         super().__init__(quiescentCallback)  # type: ignore[no-untyped-call] # Twisted has no types there
         self._clock = clock
         self._used = False
+        self._isTLS = False
         self._isSecure = False
         self._whenLost: list[Deferred[None]] = []
         self.isLost = False
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._isTLS = ISSLTransport.providedBy(self.transport)
 
     def request(self, request: Any) -> Deferred[IResponse]:
         reused, self._used = self._used, True
@@ -259,7 +264,7 @@ class _Connection(_HTTP11):
 
         answered: Deferred[Any] = super().request(request)
         answered.addCallback(_readWhole, self.cutOff)
-        if ISSLTransport.providedBy(self.transport):
+        if self._isTLS:
             answered.addCallback(self._afterwards)
         answered.addErrback(failed)
         return answered
@@ -279,7 +284,7 @@ class _Connection(_HTTP11):
 
     def _asInsecure(self, reason: Failure) -> Failure | None:
         """Why TLS did not come about, if that is what has failed: until then not a byte of a request is sent."""
-        if self._isSecure or not ISSLTransport.providedBy(self.transport):
+        if self._isSecure or not self._isTLS:
             return None
         error = reason.value
         for inner in getattr(error, "reasons", ()):
@@ -433,6 +438,16 @@ class _Origin:
         self._urgent: OrderedDict[_Job, None] = OrderedDict()
 
     def enter(self, job: _Job) -> None:
+        if not self.waiting and not self._starting and len(self.active) < self._slots:
+            self._starting = True
+            try:
+                self.active.add(job)
+                job.start()
+            finally:
+                self._starting = False
+            if self.waiting:
+                self.startWaiting()
+            return
         self.waiting[job] = None
         if job.isUrgent:
             self._urgent[job] = None

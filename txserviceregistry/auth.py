@@ -30,7 +30,7 @@ from zope.interface import Interface, implementer
 
 from .agents import BytesProducer, Collector, FixedHeaders, WholeResponse
 from .backoff import Backoff
-from .deferred import returnsDeferred
+from .deferred import returnsDeferred, then
 from .errors import APIError, AuthenticationFailed, MalformedResponse, ServerError, ServiceRegistryError
 from .transport import ClientClosed, JSONTransport, Response
 
@@ -396,7 +396,7 @@ class RetryingAuthAgent:
             self._authenticator.invalidate(session.token)
             return self._authenticator.session().addCallback(send)
 
-        return self._authenticator.session().addCallback(sendOnce)
+        return then(self._authenticator.session(), sendOnce)
 
 
 def _withToken(headers: Headers | None, session: Session) -> Headers:

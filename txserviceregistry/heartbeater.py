@@ -271,7 +271,7 @@ class HeartBeater:
 
     def _turn(self) -> Deferred[None]:
         """What the LoopingCall calls: its Deferred never fails, which would end the loop in silence."""
-        turn = self._untilAnswered()
+        turn = self._simply() if self._isSimple() else self._untilAnswered(self._loop)
         self._beat = turn
 
         def ended(result: Any) -> None:
@@ -299,10 +299,41 @@ class HeartBeater:
         )
         self._end(failure)
 
+    def _isSimple(self) -> bool:
+        """Whether there is nothing to do but to send a heartbeat, as nearly always."""
+        return self._check is None and self.nextToken is not None and self._turns.takeNow()
+
+    def _simply(self) -> Deferred[None]:
+        """What :meth:`_untilAnswered` does when all goes well, and nothing that is there for when it does not."""
+        loop, began = self._loop, self._clock.seconds()
+        asked = self._heartbeat(began)
+
+        def answered(_: None) -> None:
+            self._turns.give()
+            self._isWellAgain()
+
+        def failed(failure: Failure) -> Deferred[None]:
+            self._turns.give()
+            return self._untilAnswered(loop, began, failure)
+
+        return asked.addCallbacks(answered, failed)
+
+    def _isWellAgain(self) -> None:
+        self._backoff.reset()
+        self._setState(REGISTERED)
+
     @returnsDeferred
-    async def _untilAnswered(self) -> None:
-        loop = self._loop
-        began = self._clock.seconds()
+    async def _untilAnswered(
+        self, loop: LoopingCall | None, began: float | None = None, failure: Failure | None = None
+    ) -> None:
+        """
+        Try until there is an answer.
+
+        :param loop: what the beat belongs to.
+        :param began: when the first try was made, and
+        :param failure: what came of it, if one was made already.
+        """
+        began = self._clock.seconds() if began is None else began
         trouble: _Trouble | None = None
 
         def met(reason: str, certain: bool = False) -> None:
@@ -313,6 +344,9 @@ class HeartBeater:
 
         while True:
             try:
+                if failure is not None:
+                    tried, failure = failure, None
+                    tried.raiseException()
                 if self._check is None or await self._isWell(self._check):
                     await self._oneTry()
                     break
@@ -336,10 +370,9 @@ class HeartBeater:
             if self.nextToken is not None and self.secondsLeft() <= 0:
                 self._setState(UNREACHABLE)
             await deferLater(self._stalls, delay, lambda: None)
-        self._backoff.reset()
         if trouble is not None:
             trouble.over()
-        self._setState(REGISTERED)
+        self._isWellAgain()
 
     # -- beats of the pulse (:class:`~txserviceregistry.pulse.Beating`)
 
@@ -359,11 +392,7 @@ class HeartBeater:
 
     def answered(self, sent: float, token: str) -> None:
         """The pulse's heartbeat, sent at that time, was answered with this token."""
-        if self._keep is not None:
-            self._keep(token)
-        self.nextToken = token
-        self.lastSeen = sent
-        self._deadline = sent + self.heartbeatTimeout
+        self._accept(sent, token)
         if self._state is not REGISTERED:
             self._setState(REGISTERED)
 
@@ -402,19 +431,33 @@ class HeartBeater:
 
     async def _ask(self) -> None:
         sent = self._clock.seconds()
-        if self.nextToken is None:
-            token = await self._registered(sent)
-        else:
-            timeout = self.tryTimeout()
-            try:
-                answer = await self._services.heartbeat(self.serviceId, self.nextToken, timeout=timeout)
-            finally:
-                self._stalls.wasDue(sent + timeout)
-            token = answer["token"]
-            if self._keep is not None:
-                self._keep(token)
-            self.lastSeen = sent
+        if self.nextToken is not None:
+            await self._heartbeat(sent)
+            return
+        self.nextToken = await self._registered(sent)
+        self._deadline = sent + self.heartbeatTimeout
+
+    def _heartbeat(self, sent: float) -> Deferred[None]:
+        assert self.nextToken is not None
+        timeout = self.tryTimeout()
+        asked = self._services.heartbeat(self.serviceId, self.nextToken, timeout=timeout)
+
+        def answered(answer: HeartbeatToken) -> None:
+            self._stalls.wasDue(sent + timeout)
+            self._accept(sent, answer["token"])
+
+        def failed(failure: Failure) -> Failure:
+            self._stalls.wasDue(sent + timeout)
+            return failure
+
+        return asked.addCallbacks(answered, failed)
+
+    def _accept(self, sent: float, token: str) -> None:
+        """A heartbeat that was sent at that time was answered with this token."""
+        if self._keep is not None:
+            self._keep(token)
         self.nextToken = token
+        self.lastSeen = sent
         self._deadline = sent + self.heartbeatTimeout
 
     async def _registered(self, sent: float) -> str:
