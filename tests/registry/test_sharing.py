@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -15,7 +15,7 @@ from tests.registry.sharedmemory import SharedMemory, SharedMemoryStore
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.sharing import Sharing
-from txserviceregistry.registry.stores.interfaces import ISharedStore, IStoreListener, NoSuchObject
+from txserviceregistry.registry.stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, StoreUnavailable
 from txserviceregistry.registry.validation import NewService, ServiceChanges
 
 NOW = 1_700_000_000.0
@@ -242,6 +242,20 @@ class SharingTests(SynchronousTestCase):
         self.create(self.a)
         self.passes(0.1)
         self.assertEqual([each["type"] for each in self.successResultOf(waiting).values], ["service.join"])
+
+    def test_manyLookUpsWhenTheStoreGoesAway(self) -> None:
+        """However many wait to be looked up when the store can't be asked any more, each of them is answered."""
+        token = self.create(self.a)
+        asked: list[Deferred[Any]] = []
+        store: Any = self.stores[1]
+        store.getService = lambda tenant, id: asked.append(Deferred()) or asked[-1]
+        beats = [self.b.heartbeat(T, f"made-up{number}", token) for number in range(400)]
+        store.getService = lambda tenant, id: fail(StoreUnavailable("away"))
+        for each in asked:
+            each.errback(StoreUnavailable("away"))
+        self.passes(1)
+        self.assertEqual({self.fault(beat)[0] for beat in beats}, {503})
+        self.assertEqual(self.fault(self.b.heartbeat(T, "another", token))[0], 503)
 
     def test_unknownTokensAreLookedUpAFewAtATime(self) -> None:
         """Who makes up ids and tokens keeps the store busy with a few questions at a time, and is refused beyond."""

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.internet.defer import DeferredSemaphore
 from zope.interface import implementer
 
-from ..deferred import returnsDeferred
 from .deadlines import Life
 from .faults import notFound, systemFailure
 from .followers import Followers
@@ -18,6 +16,7 @@ from .lives import Lives
 from .remembered import Shared
 from .stores.interfaces import ISharedStore, IStoreListener, LivingService, NoSuchObject, StoreUnavailable
 from .tokens import HeartbeatTokens
+from .work import Lanes
 
 __all__ = ["Sharing"]
 
@@ -42,7 +41,7 @@ class Sharing:
         self._lives = lives
         self._followers = followers
         self._looking: Shared[tuple[str, str], None] = Shared()
-        self._looks = DeferredSemaphore(_LOOKS)
+        self._looks = Lanes(_LOOKS)
 
     def start(self) -> None:
         """Begin to listen."""
@@ -87,11 +86,10 @@ class Sharing:
         if len(self._looking) >= _WAITING:
             raise systemFailure("Too many unknown services are being looked up")
         try:
-            await self._looking.do((tenant, id), lambda: self._looks.run(self._look, tenant, id))
+            await self._looking.do((tenant, id), lambda: self._looks.do(lambda: self._look(tenant, id)))
         except StoreUnavailable as reason:
             raise systemFailure() from reason
 
-    @returnsDeferred
     async def _look(self, tenant: str, id: str) -> None:
         known = self._lives.alive(tenant, id)
         try:

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from .faults import Fault
 
-__all__ = ["Work"]
+__all__ = ["Lanes", "Work"]
 
 _T = TypeVar("_T")
 _Steps: TypeAlias = Coroutine[Deferred[Any], Any, _T]
@@ -106,3 +106,45 @@ class Work:
             waiting.errback(failure)
         else:
             waiting.callback(result)
+
+
+class Lanes:
+    """
+    Works side by side, at most so many of them; what comes then waits, and is done in the order in which it came.
+
+    A loop in each lane sees to that, and no semaphore of Deferreds, which overflows the stack when hundreds wait and
+    all of them have their results at once.
+
+    :param count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: deque[Callable[[], _Steps[None]]] = deque()
+
+    def do(self, steps: Callable[[], _Steps[_T]]) -> Deferred[_T]:
+        """
+        :param steps: begins the work.
+        :return: fires with what it returns, or fails as it fails.
+        """
+        done: Deferred[_T] = Deferred()
+
+        async def work() -> None:
+            try:
+                result = await steps()
+            except Exception:
+                done.errback(Failure())
+            else:
+                done.callback(result)
+
+        self._waiting.append(work)
+        if self._free:
+            self._free -= 1
+            # It can't fail: what does is told to whoever waits for it.
+            Deferred.fromCoroutine(self._workThrough())
+        return done
+
+    async def _workThrough(self) -> None:
+        while self._waiting:
+            await self._waiting.popleft()()
+        self._free += 1
