@@ -334,11 +334,11 @@ class ClusterCase(FaultCase):
 
     def audit(self) -> Audit:
         """An audit that asks whichever node is there."""
-        return Audit(self.client())
+        return self.auditOf(self.client())
 
     def auditOf(self, client: Client) -> Audit:
         """An audit that asks what this client asks."""
-        return Audit(client)
+        return Audit(client, isSeveral=True)
 
     async def follow(self, *nodes: Node) -> Follower:
         """Follow the feed, by way of these nodes (of all if none is named), until the test is over."""

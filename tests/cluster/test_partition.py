@@ -38,7 +38,7 @@ class PartitionTests(ClusterCase):
 
     async def test_clientsMoveOn(self) -> None:
         """The node that is cut off says so; those who asked it go on with another, and nobody has died of it."""
-        cuts, length, services = (5, 20.0, 100) if self.isFull else (1, 4.0, 10)
+        cuts, length, services = (5, 20.0, 100) if self.isFull else (1, 6.0, 10)
         network = await self.startSites()
         far, *near = self.nodes[FAR], *self.nodes[:FAR]
         # They begin with the node that is to be cut off.

@@ -57,13 +57,16 @@ class Audit:
     Looks at one account of one registry, again and again: each look takes up where the last one ended.
 
     :param client: of the registry itself, not by way of the proxy.
+    :param isSeveral: whether applications know several servers: then a creation without an answer may have been found
+        out, removed and done once more before it was acknowledged.
     :ivar events: all events so far.
     :ivar services: the services that are there, by their id, as the events have it.
     :ivar values: the configuration values in the same way.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, isSeveral: bool = False) -> None:
         self.client = client
+        self._isSeveral = isSeveral
         self.events: list[Event] = []
         self.services: dict[str, Mapping[str, Any]] = {}
         self.values: dict[str, str] = {}
@@ -105,7 +108,7 @@ class Audit:
             if values.get(key) != self.values.get(key):
                 findings.disorder.append(f"{key} is {values.get(key)}, by the events {self.values.get(key)}")
         findings.ghosts += sorted(set(dead) & services.keys())
-        findings.lost += _lost(operations, news)
+        findings.lost += _lost(operations, news, "(?:J;X;)*" if self._isSeveral else "")
         return findings
 
     async def whole(self) -> Findings:
@@ -190,8 +193,12 @@ def _lasting(service: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: service[name] for name in ("heartbeat_timeout", "tags", "metadata")}
 
 
-def _lost(operations: Iterable[Operation], news: Iterable[Event]) -> list[str]:
-    """Whose events are none that these operations can have had."""
+def _lost(operations: Iterable[Operation], news: Iterable[Event], beforeCreates: str) -> list[str]:
+    """
+    Whose events are none that these operations can have had.
+
+    :param beforeCreates: what may have happened before a creation was done, as a regular expression.
+    """
     asked: defaultdict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         asked[operation.id].append(operation)
@@ -201,7 +208,7 @@ def _lost(operations: Iterable[Operation], news: Iterable[Event]) -> list[str]:
         happened[_about(event)].append(f"{_LETTERS[event['type']]}{payload.get('new_value', '')};")
     lost = []
     for id, all_ in asked.items():
-        allowed = "".join(map(_pattern, all_))
+        allowed = "".join(f"{beforeCreates if each.what == 'create' else ''}{_pattern(each)}" for each in all_)
         if not re.fullmatch(allowed, "".join(happened[id])):
             outcomes = [(each.what, each.value, each.outcome.value) for each in all_]
             lost.append(f"{id}: asked for {outcomes}, and happened has {happened[id]}")

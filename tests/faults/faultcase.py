@@ -108,4 +108,4 @@ class FaultCase(Figures, ProcessTestCase):
 
     def assertKept(self, findings: Findings) -> None:
         """All three promises have been kept."""
-        self.assertEqual(findings, Findings())
+        self.assertEqual(findings, Findings(), f"{findings}")

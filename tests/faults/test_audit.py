@@ -64,6 +64,21 @@ class AuditTests(SynchronousTestCase):
         self.did(self.client.configuration.set("abc", "2"))
         self.assertEqual(len(self.found(asked("set", "abc", DONE, "2"), asked("set", "abc", DONE, "3")).lost), 1)
 
+    def test_amongSeveralServers(self) -> None:
+        """
+        A creation may have been done, found out and undone with one server before another one did it; with a single
+        one it may not, and in any case it has to be there at the end.
+        """
+        self.did(self.client.services.create("web1", 30))
+        self.did(self.client.services.remove("web1"))
+        several = Audit(self.client, isSeveral=True)
+        creation = asked("create", "web1")
+        self.assertEqual(len(self.did(Deferred.fromCoroutine(several.look([creation]))).lost), 1)
+        self.did(self.client.services.create("web1", 30))
+        several = Audit(self.client, isSeveral=True)
+        self.assertEqual(self.did(Deferred.fromCoroutine(several.look([creation]))), Findings())
+        self.assertEqual(len(self.found(creation).lost), 1)
+
     def test_findsFalseTimeouts(self) -> None:
         """A timeout is false, unless it is expected or nobody knew of the service."""
         for id in ("web1", "web2", "web3"):

@@ -11,6 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
@@ -119,6 +120,8 @@ ODD_REQUESTS = [
     ("PATCH", "/services/web"),
 ]
 BODIES = [b"{", b"[]", b"1", b"\xff", b'"x"', b"null", b"{}", b"", b' {"heartbeat_timeout": 5} ', b"{}{}"]
+#: What two may ask for at once.
+CHANGES = ["create", "create", "remove", "update", "beat", "set", "set", "unset"]
 MEDIA = [None, "application/json", "Application/JSON; charset=UTF-8", "text/plain", "foo/bar; a=b"]
 
 picks = st.integers(0, 2**12)
@@ -543,6 +546,71 @@ class Programs(RuleBasedStateMachine):
         assert self.nodes is not None
         self.nodes.settle()
 
+    # -- two at once
+
+    @precondition(lambda self: len(self.nodes.nodes) > 1 and self.model.mostGets > 100)
+    @rule(
+        tenant=tenants,
+        what=st.tuples(st.sampled_from(CHANGES), st.sampled_from(CHANGES)),
+        id=ids,
+        another=st.sampled_from([None, None, "another"]),
+        key=keys,
+        pick=picks,
+    )
+    def atOnce(self, tenant: str, what: tuple[str, str], id: str, another: str | None, key: str, pick: int) -> None:
+        """Two nodes are asked for a change each at the same moment, most often of one thing: one of them is first."""
+        assert self.nodes is not None
+        if pick % 2:
+            id = self.living(tenant, pick // 2)
+        requests = [
+            self.change(what[0], tenant, id, key, pick),
+            self.change(what[1], tenant, another or id, key, pick + 1),
+        ]
+        # Either node can be the one that is asked first.
+        first = pick // 4 % 2
+        sent = {node: self.nodes.send(requests[node], node, own=True) for node in (first, 1 - first)}
+        self.nodes.turns.until(lambda: all(asked.reply is not None for asked in sent.values()))
+        replies = [sent[node].reply for node in (0, 1)]
+        assert replies[0] is not None and replies[1] is not None
+        possible, found = [], []
+        for order in ((0, 1), (1, 0)):
+            model = deepcopy(self.model)
+            expected = {node: model.answer(requests[node], node) for node in order}
+            wrong = [self.wrong(replies[node], expected[node]) for node in order]
+            if wrong == [None, None]:
+                possible.append(model)
+            found.append(wrong)
+        assert possible, f"{requests} at once: neither order explains {replies}: {found}"
+        for request, reply in zip(requests, replies, strict=True):
+            self.count(request, reply)
+        self.model = possible[0]
+        if len(possible) > 1:
+            # The answers are the same in either order; the feed tells which one it was.
+            feed = self.feed(tenant)
+            shown = self.nodes.ask(feed).json["values"]
+            for model in possible:
+                model.answer(feed)
+            found = [model.learn(tenant, shown) for model in possible]
+            assert None in found, f"{requests} at once: neither order explains {shown}: {found}"
+            self.model = possible[found.index(None)]
+
+    def change(self, what: str, tenant: str, id: str, key: str, pick: int) -> Request:
+        """A change of a service or a value."""
+        match what:
+            case "create":
+                return self.request("POST", "/services", {"id": id, "heartbeat_timeout": 30}, tenant=tenant)
+            case "remove":
+                return self.request("DELETE", f"/services/{id}", tenant=tenant)
+            case "update":
+                body = {"tags": ["a"]} if pick % 3 else {"heartbeat_timeout": 20}
+                return self.request("PUT", f"/services/{id}", body, tenant=tenant)
+            case "beat":
+                token = self.token(tenant, 2, id) or timeUUID(self.model.wall)
+                return self.request("POST", f"/services/{id}/heartbeat", {"token": token}, tenant=tenant)
+            case "set":
+                return self.request("PUT", f"/configuration/{key}", {"value": VALUES[pick % 4]}, tenant=tenant)
+        return self.request("DELETE", f"/configuration/{key}", tenant=tenant)
+
     # -- what is no good request
 
     @rule(tenant=tenants)
@@ -613,12 +681,22 @@ class Programs(RuleBasedStateMachine):
 
     def check(self, request: Request, reply: Reply, expected: Any) -> None:
         """See that an answer is as expected."""
-        actual = reply.json if reply.raw else None
-        self.counts[_outcome(request, reply.code, actual)] += 1
-        found = difference(expected.status, reply.code, "status") or difference(expected.body, actual)
+        found = self.wrong(reply, expected)
+        self.count(request, reply)
+        assert found is None, f"{request}: {found}\n{reply}"
+
+    def wrong(self, reply: Reply, expected: Any) -> str | None:
+        """Where an answer is not as expected, in words."""
+        found = difference(expected.status, reply.code, "status")
+        found = found or difference(expected.body, reply.json if reply.raw else None)
         for name, value in expected.headers.items():
             found = found or difference(value, reply.header(name), name)
-        assert found is None, f"{request}: {found}\n{reply}"
+        return found
+
+    def count(self, request: Request, reply: Reply) -> None:
+        """Count an answer, and see to its transaction id."""
+        actual = reply.json if reply.raw else None
+        self.counts[_outcome(request, reply.code, actual)] += 1
         txnId = reply.header("X-Response-Id")
         assert txnId is not None and txnId not in self.txnIds, reply
         self.txnIds.add(txnId)
@@ -649,12 +727,9 @@ class Programs(RuleBasedStateMachine):
         account = self.model.accounts[tenant]
         if all(event.id for event in account.events):
             return
-        first = account.events[0].id
-        if first is None and self.model.wall > account.created:
-            first = timeUUID(account.created)
         assert self.nodes is not None
         node = self.node()
-        request = self.request("GET", "/events", tenant=tenant, marker=first, limit="1000")
+        request = self.feed(tenant)
         reply = self.nodes.ask(request, node)
         expected = self.model.answer(request, node)
         if expected.status != 200:
@@ -663,6 +738,14 @@ class Programs(RuleBasedStateMachine):
         assert reply.code == 200, f"{request}: {reply}"
         wrong = self.model.learn(tenant, reply.json["values"])
         assert wrong is None, f"the feed of {tenant} has {wrong}\n{reply.json['values']}"
+
+    def feed(self, tenant: str) -> Request:
+        """A request for the whole feed."""
+        account = self.model.accounts[tenant]
+        first = account.events[0].id if account.events else None
+        if first is None and self.model.wall > account.created:
+            first = timeUUID(account.created)
+        return self.request("GET", "/events", tenant=tenant, marker=first, limit="1000")
 
     def teardown(self) -> None:
         """At the end everything is as the model has it."""
