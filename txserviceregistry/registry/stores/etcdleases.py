@@ -58,6 +58,7 @@ class KeepAlives:
         self._waiting: deque[tuple[int, Deferred[bool]]] = deque()
         self._underWay = 0
         self._isDue = False
+        self._isSending = False
 
     def keep(self, lease: int) -> Deferred[bool]:
         """
@@ -75,11 +76,17 @@ class KeepAlives:
 
     def _send(self) -> None:
         self._isDue = False
+        if self._isSending:
+            # The loop below goes on by itself: calling it from within overflows the stack when thousands wait, and
+            # all of them are refused at once.
+            return
+        self._isSending = True
         while self._waiting and self._underWay < _REQUESTS:
             group = [self._waiting.popleft() for _ in range(min(KEEP_ALIVES, len(self._waiting)))]
             self._underWay += 1
             answers = self._etcd.keepAlive([lease for lease, _ in group])
             answers.addBoth(self._answered, [kept for _, kept in group])
+        self._isSending = False
 
     def _answered(self, result: list[bool] | Failure, group: Sequence[Deferred[bool]]) -> None:
         self._underWay -= 1
