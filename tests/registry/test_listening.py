@@ -88,6 +88,12 @@ class ParsingTests(FilesCase, SynchronousTestCase):
             self.assertIn(text, said)
             self.assertNotIn("\n", said)
 
+    def test_tooFewParts(self) -> None:
+        """An endpoint of Twisted's without what it needs is told so in words, not in those of a function."""
+        for description in ("tcp", "tcp6", "unix", "tcp:1:what=1"):
+            said = str(self.assertRaises(EndpointError, parseEndpoint, reactor, description))
+            self.assertIn("an example is tcp:8880", said)
+
     def test_keyAndCertificateInOneFile(self) -> None:
         """One file may hold both, in any order."""
         holder = commonHolder()

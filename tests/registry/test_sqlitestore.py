@@ -524,6 +524,18 @@ class RefusedFileTests(TestCase):
             self.change(start, b"\xa5" * 4000)
             await self.isRefused("damaged", "backup")
 
+    async def test_aTableOrAnIndexIsMissing(self):
+        """What somebody has dropped is named, and not made again without what was in it."""
+        await self.fill()
+        with open(self.path, "rb") as file:
+            whole = file.read()
+        for kind, name in (("TABLE", "last_seen"), ("INDEX", "events_by_type")):
+            self.change(0, whole)
+            connection = connect(self.path)
+            connection.execute(f"DROP {kind} {name}")
+            connection.close()
+            await self.isRefused("damaged", f"the {kind.lower()} {name} is missing", "backup")
+
     async def test_damagedAndLarge(self):
         """In a large file the tables that hold what is now are checked, and the events are not."""
         await self.fill()

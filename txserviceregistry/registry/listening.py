@@ -127,7 +127,7 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
     :param reactor: what will listen.
     :param description: an endpoint string, such as ``tcp:8880:interface=127.0.0.1``.
-    :raises EndpointError: if it begins with ``ssl:`` or ``systemd:`` and can't be used.
+    :raises EndpointError: if it begins with ``ssl:`` or ``systemd:`` and can't be used, or something is missing.
     :raises Exception: if any other one can't be used; the parsers of Twisted and of plugins raise anything.
     """
     if description.startswith("ssl:"):
@@ -142,6 +142,9 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         raise EndpointError(
             "systemd has handed over no such socket; is there a .socket unit, and was the service started by systemd?"
         )
+    except TypeError:
+        # What Twisted says is about the arguments of its functions.
+        raise EndpointError("it has too few parts, or unknown ones; an example is tcp:8880:interface=127.0.0.1")
     return endpoint
 
 

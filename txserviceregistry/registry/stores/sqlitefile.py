@@ -115,7 +115,7 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
                 os.fsync(folder)
         finally:
             os.close(folder)
-    if _check(path, len(migrations)) < len(migrations):
+    if _check(path, migrations) < len(migrations):
         connection = connect(path)
         try:
             _migrate(connection, migrations)
@@ -167,7 +167,7 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]
         raise
 
 
-def _check(path: str, newest: int) -> int:
+def _check(path: str, migrations: Sequence[Sequence[str]]) -> int:
     """
     Refuse what is not ours, without a change to the file or a new file beside it.
 
@@ -179,10 +179,11 @@ def _check(path: str, newest: int) -> int:
         raise StoreRefused(f"{path} is no SQLite database; move it away, or choose another file")
     if int.from_bytes(header[_APPLICATION_BYTES], "big") != APPLICATION_ID:
         raise StoreRefused(f"{path} is a database of another program, or damaged; move it away, or choose another file")
+    newest = len(migrations)
     version = int.from_bytes(header[_VERSION_BYTES], "big")
     if version <= newest:
         try:
-            version = _look(path, newest)
+            version = _look(path, migrations)
         except sqlite3.OperationalError:
             raise  # it can't be read now: says nothing about what is in it
         except sqlite3.DatabaseError as error:
@@ -195,7 +196,7 @@ def _check(path: str, newest: int) -> int:
     return version
 
 
-def _look(path: str, newest: int) -> int:
+def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
     """
     Look at the inside of the file, as far as that goes in a moment.
 
@@ -207,11 +208,26 @@ def _look(path: str, newest: int) -> int:
     connection = sqlite3.connect(_uri(path, options), uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
     try:
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        if version <= newest:
+        if version <= len(migrations):
+            _checkNames(connection, migrations[:version])
             _checkTables(connection, isLarge=os.path.getsize(path) > _CHECKED_WHOLE)
         return version
     finally:
         connection.close()
+
+
+def _checkNames(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
+    """See that there are the tables and indices that these versions have made."""
+    pattern = sqlite3.connect(":memory:")
+    try:
+        for statements in migrations:
+            for statement in statements:
+                pattern.execute(statement)
+        query = "SELECT type, name FROM sqlite_master"
+        for missing in sorted({*pattern.execute(query)} - {*connection.execute(query)}):
+            raise sqlite3.DatabaseError("the {} {} is missing".format(*missing))
+    finally:
+        pattern.close()
 
 
 def _checkTables(connection: sqlite3.Connection, *, isLarge: bool) -> None:
