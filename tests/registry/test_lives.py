@@ -297,6 +297,23 @@ class SlowStoreTests(RegistryCase):
             self.pass_(11)
             self.assertEqual(self.events()[-4:], [(JOIN, "web1"), (TIMEOUT, "web1")] * 2)
 
+    def test_createsWhileManyAreBuried(self) -> None:
+        """While many deaths are being kept, only those wait for it who need the id, or the place, of one who died."""
+        many = self.registry.FEW_DEAD + 1
+        for number in range(many):
+            self.create(f"dead{number}", timeout=10)
+        held = self.store.hold("expireServices")
+        self.pass_(10.5)
+        other = self.creating("other")
+        again = self.creating("dead7")
+        self.successResultOf(other)
+        self.assertNoResult(again)
+        self.release(held)
+        self.store.pass_("expireServices")
+        self.successResultOf(again)
+        self.assertEqual(self.events().count((TIMEOUT, "dead7")), 1)
+        self.assertEqual(self.events()[-1], (JOIN, "dead7"))
+
     def test_aDeathWhileACreateIsAtTheStore(self) -> None:
         """A registration that the store refuses because of a service that has died meanwhile succeeds."""
         self.create(timeout=10)

@@ -65,6 +65,10 @@ class Burials:
         self._troubled = False
         self._stopped = False
 
+    def __len__(self) -> int:
+        """How many deaths are still to be kept."""
+        return len(self._queue)
+
     def add(self, deaths: Sequence[Death]) -> None:
         """Queue some deaths; :meth:`work` begins with them."""
         self._queue.extend(deaths)

@@ -109,6 +109,8 @@ class Registry:
 
     #: How much of the events a feed without a marker shows, in seconds.
     EVENTS_SHOWN = _HOUR
+    #: How many dead a registration waits for that may have nothing to do with them.
+    FEW_DEAD = 100
     #: Seconds from the start to the first time that old events are dropped, and from then on from one time to the next.
     FIRST_DROP = 60.0
     NEXT_DROP = _HOUR
@@ -228,8 +230,9 @@ class Registry:
         return self._tokens.first(tenant, record.id, record.incarnation)
 
     async def _tryToCreate(self, tenant: str, service: NewService) -> ServiceRecord | None:
-        if self._lives.hidden(tenant):
-            # The dead hold ids and places in the limit that are free by the rules.
+        # The dead hold ids and places in the limit that are free by the rules. A few are buried in a moment; while
+        # there are many, only those wait whom the store refuses for it.
+        if self._lives.hidden(tenant) and self._lives.unburied <= self.FEW_DEAD:
             await self._lives.whenBuried()
         try:
             return await self._changed(
@@ -240,7 +243,8 @@ class Registry:
             )
         except (ObjectExists, LimitExceeded) as refusal:
             if self._lives.hidden(tenant):
-                # Somebody died while the store was at it.
+                # Some of them may have died while the store was at it.
+                await self._lives.whenBuried()
                 return None
             if isinstance(refusal, LimitExceeded):
                 raise limitReached("service", self._limits.service)
@@ -260,14 +264,15 @@ class Registry:
         return self._work.start(self._get(tenant, id))
 
     async def _get(self, tenant: str, id: str) -> types.Service:
-        hidden = self._lives.hidden(tenant)
+        # Of the dead there may be many, and of most services it is known that they are not among them.
+        hidden = self._lives.hidden(tenant) if self._lives.alive(tenant, id) is None else ()
         try:
             record = await self._asked(self._store.getService(tenant, id))
         except NoSuchObject:
             if self._lives.alive(tenant, id) is not None:
                 self._lives.doubt(tenant, id)
             raise notFound("Service", id)
-        if record.incarnation in hidden or record.incarnation in self._lives.hidden(tenant):
+        if record.incarnation in hidden or self._lives.isHidden(tenant, id, record.incarnation):
             raise notFound("Service", id)
         return self._shown(tenant, record)
 

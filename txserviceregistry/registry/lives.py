@@ -135,6 +135,16 @@ class Lives:
         self._collect()
         return self._deadlines.dying(tenant)
 
+    def isHidden(self, tenant: str, id: str, incarnation: str) -> bool:
+        """Whether this life is over by now, though the store may still have it."""
+        life = self.find(tenant, id, incarnation)
+        return life is not None and self.alive(tenant, id) is not life
+
+    @property
+    def unburied(self) -> int:
+        """How many deaths the store has still to be told of."""
+        return len(self._burials)
+
     def whenBuried(self) -> Deferred[None]:
         """
         :return: fires when the store has been told of all deaths that were found before.
@@ -175,7 +185,11 @@ class Lives:
 
     def _mourn(self, dead: Sequence[Life]) -> None:
         if dead:
-            self._burials.add([Death(one.tenant, one.id, one.incarnation, self._moment(one)) for one in dead])
+            # When life began, if it had never stood still.
+            began = self._wallClock() - self._lifeClock.now()
+            self._burials.add(
+                [Death(one.tenant, one.id, one.incarnation, round((began + one.deadline) * 1000)) for one in dead]
+            )
 
     async def _judgeAll(self, ask: Callable[[str, str, str], Deferred[float]]) -> None:
         # A loop, because a chain of Deferreds that fire each other overflows the stack when thousands wait and the
@@ -208,9 +222,6 @@ class Lives:
             self._burials.work()
         else:
             self._deadlines.postpone(life, max(left, self.PAUSE))
-
-    def _moment(self, life: Life) -> int:
-        return round((self._wallClock() - (self._lifeClock.now() - life.deadline)) * 1000)
 
     def _isDue(self, death: Death) -> bool:
         return self._deadlines.isDying(death.tenant, death.incarnation)
