@@ -245,6 +245,71 @@ class LineTests(LimitsCase):
         self.assertEqual(third.transport.producerState, "producing")
 
 
+class UnfinishedTests(LimitsCase):
+    """Much that is sent by who has shown no token, and that is no whole request."""
+
+    limits = ConnectionLimits(connections=100, perClient=100, unfinishedBytes=500_000)
+
+    def head(self, **headers: str) -> bytes:
+        """What a batch of 200,000 bytes begins with."""
+        headers["Content-Length"] = "200000"
+        return requestBytes("POST", "/v1.0/1234/heartbeats", None, headers)
+
+    def test_theLongestUnderWayGoes(self) -> None:
+        """Where all together are too large, the one has to go that was begun first; the others go on."""
+        first, second, third = (self.connect() for _ in range(3))
+        for each in (first, second, third):
+            each.send(self.head() + b" " * 150_000)
+        self.assertOpen(first, second, third)
+        second.send(b" " * 49_999)
+        self.assertOpen(first, second, third)
+        third.send(b" " * 49_999)
+        self.assertClosed(first)
+        for each in (second, third):
+            each.send(b" ")
+            self.assertEqual(self.codes(each), [400])
+        self.assertEqual(self.api.site.connections.evictions, 1)
+        self.assertIn("requests without a token", self.warnings[-1]["log_format"])
+
+    def test_whoIsKnownIsNotAmongThem(self) -> None:
+        """However much strangers send, a request from who has shown a token comes in."""
+        known = self.known()
+        known.send(self.head(**{"X-Auth-Token": self.api.token}) + b" " * 150_000)
+        strangers = [self.connect() for _ in range(9)]
+        for stranger in strangers:
+            stranger.send(self.head() + b" " * 190_000)
+        self.assertClosed(*strangers[:7])
+        self.assertOpen(known, *strangers[7:])
+        known.send(b" " * 49_999 + b"{")
+        self.assertEqual(self.codes(known), [400])
+
+    def test_whatIsAnsweredIsKeptNoLonger(self) -> None:
+        """A request that has been answered or refused, and a connection that is gone, count for nothing."""
+        first = self.connect()
+        first.send(self.head() + b" " * 150_000)
+        for _ in range(5):
+            answered, refused, gone = (self.connect() for _ in range(3))
+            answered.send(self.head() + b" " * 200_000)
+            self.assertEqual(self.codes(answered), [400])
+            gone.send(self.head() + b" " * 199_000)
+            gone.transport.loseConnection()
+            head = requestBytes("POST", "/v1.0/1234/heartbeats", None, {"Transfer-Encoding": "chunked"})
+            refused.send(head + b"40000\r\n" + b" " * 200_000)
+            refused.send(b" " * 62_144)
+            self.assertEqual(self.codes(refused), [413])
+            self.assertOpen(first, answered)
+
+    def test_whatWaitsInTheLineCounts(self) -> None:
+        """What has come from who stands in line is kept as well."""
+        self.api.site.line.spend(lambda: self.api.clock.advance(1))
+        self.assertTrue(self.api.site.line.isBusy)
+        strangers = [self.connect() for _ in range(9)]
+        for stranger in strangers:
+            stranger.send(self.head() + b" " * 60_000)
+        self.assertClosed(strangers[0])
+        self.assertOpen(*strangers[1:])
+
+
 class CrowdTests(LimitsCase):
     """More connections than may be."""
 

@@ -43,6 +43,8 @@ class ConnectionLimits:
         that a client that does nothing but beat keeps its connection.
     :ivar followers: how many requests may wait for events in all.
     :ivar followersPerTenant: how many of one tenant.
+    :ivar unfinishedBytes: how much is kept of the requests that have not come in whole, all together, from connections
+        that have never shown a token; more than one request can have.
     """
 
     connections: int = 10_000
@@ -51,6 +53,7 @@ class ConnectionLimits:
     idleSeconds: float = 120.0
     followers: int = 5_000
     followersPerTenant: int = 2_500
+    unfinishedBytes: int = 2**25
 
     def within(self, files: int) -> ConnectionLimits:
         """
@@ -139,7 +142,8 @@ class Connections:
     """
     All connections of a registry. When there are as many as may be, a new one takes the place of one that waits: first
     of those that have never shown a token, then of the others, and each time of the one that has waited longest. If a
-    request is being answered on every one of them, the new one has to go.
+    request is being answered on every one of them, the new one has to go. Another one has to go when too much is kept
+    of what strangers have begun to send: the one that has been at it longest, because who means it is done in a moment.
 
     :param limits: how many there may be.
     :param clock: paces the log.
@@ -155,6 +159,9 @@ class Connections:
         self._byPeer: Counter[str] = Counter()
         self._waiting = _Waiting()
         self._waitingByPeer: dict[str, _Waiting] = {}
+        # The bytes that are kept of strangers' requests, those first that have been under way longest.
+        self._kept: dict[Evictable, int] = {}
+        self._allKept = 0
         self.evictions = 0
         self._evicted = 0
         self._logged: float | None = None
@@ -178,6 +185,7 @@ class Connections:
     def closed(self, connection: Evictable) -> None:
         """One is gone."""
         self.answers(connection)
+        self.keeps(connection, 0)
         self._count -= 1
         self._byPeer[connection.peer] -= 1
         if not self._byPeer[connection.peer]:
@@ -200,6 +208,23 @@ class Connections:
             if ofPeer.first() is None:
                 del self._waitingByPeer[connection.peer]
 
+    def keeps(self, connection: Evictable, size: int) -> None:
+        """So many bytes are kept of a request that comes in on the connection of a stranger."""
+        self._allKept += size - self._kept.get(connection, 0)
+        if size:
+            self._kept[connection] = size
+        else:
+            self._kept.pop(connection, None)
+        while self._allKept > self._limits.unfinishedBytes:
+            victim = next(iter(self._kept))
+            self.keeps(victim, 0)
+            self._evict(
+                victim,
+                "{kept} bytes are kept of requests without a token that have not come in whole: {evicted} connections "
+                "closed to make room",
+                kept=self._allKept,
+            )
+
     def _makeRoom(self, waiting: _Waiting | None, newcomer: Evictable) -> None:
         victim = None if waiting is None else waiting.first()
         if victim is None:
@@ -208,17 +233,20 @@ class Connections:
             # Now, so that the next newcomer takes another's place: the connection is gone only in the next turn.
             self.answers(victim)
             self.waits(newcomer)
+        self._evict(
+            victim,
+            "There are too many connections ({count}; from {peer}: {ofPeer}): {evicted} closed to make room",
+            count=self._count,
+            peer=newcomer.peer,
+            ofPeer=self._byPeer[newcomer.peer],
+        )
+
+    def _evict(self, victim: Evictable, why: str, **figures: object) -> None:
         self.evictions += 1
         self._evicted += 1
         now = self._clock.seconds()
         if self._logged is None or now - self._logged >= LOG_INTERVAL:
-            self._log.warn(
-                "There are too many connections ({count}; from {peer}: {ofPeer}): {evicted} closed to make room",
-                count=self._count,
-                peer=newcomer.peer,
-                ofPeer=self._byPeer[newcomer.peer],
-                evicted=self._evicted,
-            )
+            self._log.warn(why, evicted=self._evicted, **figures)
             self._logged = now
             self._evicted = 0
         victim.evict()

@@ -78,6 +78,8 @@ class ApiRequest(server.Request):
             self._refuse()
         else:
             server.Request.handleContentChunk(self, data)
+            if self._received >= routes.MAXIMUM_BODY:
+                self.channel.keeps(self._received)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Called when the whole request is there."""
@@ -110,6 +112,7 @@ class ApiRequest(server.Request):
         content: Any = self.content
         content.seek(0)
         content.truncate()
+        self.channel.keeps(0)
         # The request line has not been handed over yet, and every client that frames a body speaks 1.1.
         self.clientproto = b"HTTP/1.1"
         self._giveUp = self.channel.factory.reactor.callLater(DISCARD_SECONDS, self._hangUp)
@@ -153,6 +156,8 @@ class ApiChannel(HTTPChannel):
     # Requests that have come in whole, and the bytes that have come while one was answered.
     _whole = 0
     _ahead = 0
+    # How much is kept of a body that is large.
+    _body = 0
     # What has come, and waits in the line; and how many requests have been answered since it came.
     _held: bytes | None = None
     _answered = 0
@@ -182,17 +187,20 @@ class ApiChannel(HTTPChannel):
         if self._held is not None:
             self._held += data
             self.transport.pauseProducing()
+            self.keeps(self._body)
         elif self.isKnown:
             self._take(data)
         elif self.site.line.isBusy:
             self._held = data
             self.transport.pauseProducing()
+            self.keeps(self._body)
             self.site.line.enter(self._takeHeld)
         else:
             self.site.line.spend(partial(self._take, data))
 
     def _takeHeld(self) -> None:
         held, self._held = self._held or b"", None
+        self.keeps(self._body)
         if not self._isGone:
             if not self._isClogged:
                 self.transport.resumeProducing()
@@ -239,6 +247,8 @@ class ApiChannel(HTTPChannel):
     def requestDone(self, request: HTTPRequest) -> None:
         """Called when a request has been answered."""
         self._isAnswering = False
+        if self._body:
+            self.keeps(0)
         self.site.connections.waits(self)
         self._answered += 1
         hasEnough = self._answered >= AT_ONCE and not self.isKnown
@@ -296,6 +306,13 @@ class ApiChannel(HTTPChannel):
         deadline, self._deadline = self._deadline, None
         if deadline is not None:
             deadline.cancel()
+
+    def keeps(self, body: int) -> None:
+        """So many bytes of a body have come."""
+        self._body = body
+        if not self._isGone:
+            size = 0 if self.isKnown else body + len(self._held or b"")
+            self.site.connections.keeps(self, size)
 
     def bodyLimit(self) -> int:
         """How many bytes are too many for the body of the request whose headers have just come."""
