@@ -1,0 +1,3 @@
+"""
+What runs as a process: the commands of twistd, and the console scripts.
+"""
