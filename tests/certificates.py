@@ -26,6 +26,21 @@ def general(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
+def _usage(ca: bool) -> x509.KeyUsage:
+    """To speak TLS, and for an authority to sign other certificates as well."""
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
 class Holder:
     """
     A certificate and its key; who holds them may sign others.
@@ -59,6 +74,12 @@ class Holder:
             .not_valid_before(begin)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            # Without these, who is strict (Python from 3.13 on) does not take it.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._private.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(signer._private.public_key()), critical=False
+            )
+            .add_extension(_usage(ca), critical=True)
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName([general(name) for name in names]), False)
