@@ -45,9 +45,8 @@ class AbsenceTests(ClusterCase):
         await self.until(allTold)
         # Whoever was to be reported twice, or although it lives, would be by now.
         await deferLater(reactor, timeout, lambda: None)
-        await self.end(alive)
         mayTimeOut = {*dead.states, *self.stalled(alive)}
-        self.assertKept(await audit.look(mayTimeOut=mayTimeOut, dead=self.idsOf(alive, dead)))
+        self.assertKept(await audit.look(mayTimeOut=mayTimeOut, dead=dead.states))
         self.assertKept(await audit.whole())
         self.assertNobodyDied(audit, alive)
         self.assertDiedOnce(audit, dead)

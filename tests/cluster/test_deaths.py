@@ -29,10 +29,9 @@ class DeathTests(ClusterCase):
             return all(len(follower.ids("service.timeout")) >= dying for follower in followers)
 
         await self.until(allTold)
-        await self.end(alive)
         audit = self.audit()
         mayTimeOut = {*dead.states, *self.stalled(alive)}
-        self.assertKept(await audit.look(mayTimeOut=mayTimeOut, dead=self.idsOf(alive, dead)))
+        self.assertKept(await audit.look(mayTimeOut=mayTimeOut, dead=dead.states))
         self.assertKept(await audit.whole())
         self.assertNobodyDied(audit, alive)
         order = self.assertDiedOnce(audit, dead)

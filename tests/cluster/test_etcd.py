@@ -60,10 +60,10 @@ class EtcdKillTests(ClusterCase):
             await self.until(self.areHealthy)
             done += application.take()
         await self.registered(hasty, services)
-        done += await self.end(application, hasty)
+        done += await self.pause(application, hasty)
         audit = self.audit()
         both = application, hasty
-        self.assertKept(await audit.look(done, mayTimeOut=self.stalled(*both), dead=self.idsOf(*both)))
+        self.assertKept(await audit.look(done, mayTimeOut=self.stalled(*both)))
         self.assertKept(await audit.whole())
         self.assertNobodyDied(audit, *both)
         if max(elections) < _GIVEN_UP:
@@ -123,9 +123,9 @@ class EtcdKillTests(ClusterCase):
             slowest = max(slowest, time.monotonic() - continued)
             # Whoever was to be given up after all would be by now.
             await deferLater(reactor, 4.0 if self.isFull else 1.0, lambda: None)
-        done += await self.end(application)
+        done += await self.pause(application)
         audit = self.audit()
-        self.assertKept(await audit.look(done, mayTimeOut=self.stalled(application), dead=application.states))
+        self.assertKept(await audit.look(done, mayTimeOut=self.stalled(application)))
         self.assertNobodyDied(audit, application)
         self.assertNoTraceback()
         self.tell(f"stops of all members, of {length:g} s (heartbeat timeout 3 s)", stops)

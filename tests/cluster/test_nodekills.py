@@ -51,9 +51,9 @@ class NodeKillTests(ClusterCase):
             await node.start()
             await deferLater(reactor, max(0.0, interval - (time.monotonic() - killed)), lambda: None)
         lasted = time.monotonic() - began
-        done = await self.end(*applications)
+        done = await self.pause(*applications)
         audit = self.audit()
-        self.assertKept(await audit.look(done, mayTimeOut=self.stalled(*applications), dead=self.idsOf(*applications)))
+        self.assertKept(await audit.look(done, mayTimeOut=self.stalled(*applications)))
         self.assertKept(await audit.whole())
         self.assertNobodyDied(audit, *applications)
         self.assertUnnoticed(*applications)
