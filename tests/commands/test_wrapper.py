@@ -302,9 +302,14 @@ class WrapperTests(WrapperTestCase):
 
     async def test_stopsAndGoesOnWithTheCommand(self) -> None:
         """SIGTSTP stops both, SIGCONT continues both."""
-        wrapper = self.wrapper("--id=stops", "sh", "-c", "echo ready; exec sleep 60")
-        await wrapper.says("ready")
-        pid = self.pidOf(wrapper)
+        # Its parent has to be one that could continue it, as a shell is: the system stops nobody else.
+        shell = self.spawn(
+            os.path.basename(sys.executable),
+            *("-c", "import os, subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], preexec_fn=os.setpgrp))"),
+            *(WRAPPER, "--id=stops", "sh", "-c", "echo ready; exec sleep 60"),
+        )
+        await shell.says("ready")
+        (pid,) = self.childrenOf(self.pidOf(shell))
         (command,) = self.childrenOf(pid)
         for number, states in ((signal.SIGTSTP, "T"), (signal.SIGCONT, "SDR")):
             os.kill(pid, number)
@@ -313,9 +318,9 @@ class WrapperTests(WrapperTestCase):
                 return all(self.stateOf(each) in states for each in (pid, command))
 
             await self.until(bothAre)
-        wrapper.kill("TERM")
-        await wrapper.ended
-        self.assertEqual(wrapper.exitCode, 143)
+        os.kill(pid, signal.SIGTERM)
+        await shell.ended
+        self.assertEqual(shell.exitCode, 143)
 
     def stateOf(self, pid: int) -> str:
         with open(f"/proc/{pid}/stat") as file:
