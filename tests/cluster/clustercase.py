@@ -363,6 +363,12 @@ class ClusterCase(FaultCase):
 
     # -- what is to hold
 
+    @property
+    def isPunctual(self) -> bool:
+        """Whether what takes long may be blamed on the cluster: at full length, on a machine that is not crowded."""
+        waiting, _, _ = os.getloadavg()
+        return self.isFull and waiting < 2 * (os.cpu_count() or 1)
+
     def stalled(self, *applications: Application) -> set[str]:
         """
         What may time out: the services of those applications whose journal says that their reactor stood still. Nothing

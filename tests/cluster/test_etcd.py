@@ -71,7 +71,7 @@ class EtcdKillTests(ClusterCase):
             self.assertAnswered(done)
         await self.followed(follower, audit)
         self.assertNoTraceback()
-        if self.isFull:
+        if self.isPunctual:
             # Beyond what a write takes on this machine in any case.
             longer = [pause - election for pause, election in zip(pauses, elections, strict=True)]
             self.assertLess(max(longer), _ALLOWED + max(quiet))
