@@ -14,7 +14,7 @@ from twisted.internet.ssl import TLSVersion
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.client import Client
-from txserviceregistry.errors import ConnectionFailed, InvalidSettings
+from txserviceregistry.errors import ConnectionFailed, InvalidSettings, MalformedResponse, ServiceRegistryError
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
 from txserviceregistry.tls import describeTLS, tlsPolicy
@@ -187,11 +187,15 @@ class ExplanationTests(TLSTestCase):
         self.assertIn("no TLS is spoken at that port. If the registry there is one without TLS, its URL begins", text)
 
     async def test_noHTTP(self) -> None:
-        """A registry with TLS behind an http URL."""
-        server = self.registry(commonHolder().options())
-        with self.assertRaises(ConnectionFailed) as caught:
-            await self.client(server.url.replace("https:", "http:")).services.get("web1")
-        self.assertIn("If TLS is spoken at that port, its URL begins with https://", str(caught.exception))
+        """A registry with TLS behind an http URL: one that hangs up, and one that says why, as TLS has it."""
+        silent = self.registry(commonHolder().options())
+        alert = b"\x15\x03\x03\x00\x02\x02\x46"
+        telling = self.serve(lambda call: (call.raw(alert), call.hangUp())[0])
+        for url in silent.url.replace("https:", "http:"), telling.url:
+            with self.assertRaises(ServiceRegistryError) as caught:
+                await self.client(url).services.get("web1")
+            self.assertIsInstance(caught.exception, (ConnectionFailed, MalformedResponse))
+            self.assertIn("If TLS is spoken at that port, its URL begins with https://", str(caught.exception))
 
     async def test_versions(self) -> None:
         """A server that knows older versions of TLS only."""

@@ -415,7 +415,9 @@ class JSONTransport:
                 last = last or isFinal
                 wasSent = True
             except _CutShort as error:
-                problem = MalformedResponse(f"The answer to {exchange.asked} was cut short, or is no HTTP ({error})")
+                problem = MalformedResponse(
+                    f"The answer to {exchange.asked} was cut short, or is no HTTP ({error}){self._advice(exchange)}"
+                )
                 last = last or isFinal
                 wasSent = True
             except _NotAnswered as error:
