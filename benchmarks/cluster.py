@@ -267,8 +267,9 @@ def measure(quick: bool) -> list[Figure]:
             "three nodes": Contender(three, costs),
             "sqlite": Contender([stack.enter_context(node())], ()),
         }
-        figures += throughput(contenders, rounds, count, batches)
+        # While their memory has not grown for anything else.
         figures += sizes(contenders["three nodes"], three[1].costs, members[0], 5 * count)
+        figures += throughput(contenders, rounds, count, batches)
 
         async def rest(reactor: Any) -> None:
             figures.extend(await eventsWay(reactor, three, events))
