@@ -183,7 +183,8 @@ class AuthenticationTests(ClientTestCase):
             else:
                 call.answer(401, {"type": "unauthorizedError", "message": "forbidden"})
 
-        client = self.client(self.serve(handle))
+        # They take seconds, and each spends them on waiting for the others: more than a slow machine needs.
+        client = self.client(self.serve(handle), timeout=60)
         await client.services.heartbeat("web1", BEAT)
         valid = "token-2"
         await gatherResults([client.services.heartbeat("web1", BEAT) for _ in range(1000)])
