@@ -25,7 +25,7 @@ from twisted.trial.unittest import SkipTest
 from tests.faults.audit import Audit
 from tests.faults.faultcase import FaultCase
 from tests.faults.journal import Application, Operation, Outcome
-from tests.processes import Child, reactor
+from tests.processes import PATIENCE, Child, reactor
 from tests.registry.etcds import etcdCommand
 from txserviceregistry import Client
 from txserviceregistry.deferred import returnsDeferred
@@ -334,7 +334,7 @@ class ClusterCase(FaultCase):
 
     def audit(self) -> Audit:
         """An audit that asks whichever node is there."""
-        return self.auditOf(self.client())
+        return self.auditOf(self.client(timeout=PATIENCE))
 
     def auditOf(self, client: Client) -> Audit:
         """An audit that asks what this client asks."""
