@@ -36,6 +36,7 @@ _BENCHMARKS = (
     "heartbeats",
     "writes",
     "scale",
+    "waiting",
     "followers",
     "cluster",
 )

@@ -325,8 +325,15 @@ class Api:
 
     def ask(self, path: str, body: object) -> Any:
         """POST a *body*. :return: the answer's, which has to be one of success."""
+        return self._exchange("POST", path, json.dumps(body))
+
+    def get(self, path: str) -> Any:
+        """GET what is at *path* below the tenant's. :return: the body of the answer, which has to be one of success."""
+        return self._exchange("GET", self.path + path, None)
+
+    def _exchange(self, method: str, path: str, body: str | None) -> Any:
         headers = {"Content-Type": "application/json", "X-Auth-Token": self.authToken}
-        self._connection.request("POST", path, json.dumps(body), headers)
+        self._connection.request(method, path, body, headers)
         answer = self._connection.getresponse()
         data = answer.read()
         assert answer.status in (200, 201), (answer.status, data)

@@ -93,6 +93,32 @@ class WaitingTests(SynchronousTestCase):
         self.api.advance(0.5)
         self.assertEqual(self.ids(waiting), ["web1"])
 
+    def test_oneLookIsEnoughForAll(self) -> None:
+        """However many wait for the same, the store is asked once for them, and once more when there is news."""
+        self.api.create("web1")
+        marker = self.lastEvent()
+        looks: list[Any] = []
+        read = self.api.store.listEvents
+        self.patch(self.api.store, "listEvents", lambda *args: looks.append(args) or read(*args))
+        waiting = [self.ask(f"marker={marker}&wait=30") for _ in range(20)]
+        self.assertEqual(len(looks), 1)
+        self.api.create("web2")
+        self.api.advance(0.1)
+        self.assertEqual([self.ids(each) for each in waiting], [["web1", "web2"]] * 20)
+        self.assertEqual(len(looks), 2)
+
+    def test_whatWasSeenBeforeTheNewsIsForgotten(self) -> None:
+        """Who comes after a change is shown it, whatever others were shown before, and whether or not they wait on."""
+        self.api.create("web1")
+        marker = self.lastEvent()
+        self.ask(f"marker={marker}&wait=30")
+        other = self.ask(f"marker={marker}&wait=30&type=service.remove")
+        self.api.create("web2")
+        self.assertEqual(self.ids(self.ask(f"marker={marker}&wait=30")), ["web1", "web2"])
+        self.api.create("web3")
+        self.assertEqual(self.ids(self.ask(f"marker={marker}&wait=30")), ["web1", "web2", "web3"])
+        self.assertEqual(other.replies(), [])
+
     def test_withoutAMarker(self) -> None:
         """Without a marker everything of the last hour is new, and where there is nothing one waits for the first."""
         waiting = self.ask("wait=30")
@@ -219,6 +245,36 @@ class FollowersTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.followers = Followers(self.clock)
+
+    def test_aLookThatIsOlderThanTheNews(self) -> None:
+        """A look that was under way when there was news is good for nobody who looks after them."""
+        looks: list[Deferred[str]] = []
+
+        def read() -> Deferred[str]:
+            looks.append(Deferred())
+            return looks[-1]
+
+        def look() -> Deferred[str]:
+            return self.followers.look("1", "all of it", read, lambda seen: True)
+
+        self.followers.wait("1")
+        before = [look(), look()]
+        self.followers.tell(["1"])
+        self.followers.wait("1")
+        after = [look(), look()]
+        self.assertEqual(len(looks), 2)
+        looks[0].callback("old")
+        self.assertEqual([self.successResultOf(each) for each in before], ["old", "old"])
+        for each in after:
+            self.assertNoResult(each)
+        looks[1].errback(ValueError("the store is away"))
+        for each in after:
+            self.failureResultOf(each, ValueError)
+        again = look()
+        looks[2].callback("new")
+        self.assertEqual(self.successResultOf(again), "new")
+        self.assertEqual(self.successResultOf(look()), "new")
+        self.assertEqual(len(looks), 3)
 
     def test_hearsOnce(self) -> None:
         """News that comes while one is about to hear of some is heard as one."""

@@ -109,6 +109,8 @@ class Registry:
 
     #: How much of the events a feed without a marker shows, in seconds.
     EVENTS_SHOWN = _HOUR
+    #: How many events a page has at most that is kept for others who wait for the same.
+    SMALL_PAGE = 10
     #: How many dead a registration waits for that may have nothing to do with them.
     FEW_DEAD = 100
     #: Seconds from the start to the first time that old events are dropped, and from then on from one time to the next.
@@ -489,7 +491,7 @@ class Registry:
             while True:
                 news = self._followers.wait(tenant)
                 try:
-                    page = await self.listEvents(tenant, marker, limit, type)
+                    page = await self._look(tenant, marker, limit, type)
                     left = latest - self._clock.seconds()
                     if left <= 0 or _hasNews(page, marker):
                         return page
@@ -505,6 +507,18 @@ class Registry:
         finally:
             if hasPlace:
                 self._followers.leavePlace(tenant)
+
+    def _look(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Deferred[Page]:
+        """A page of the feed, for one of those who wait."""
+        if marker is None or self._sharing is not None:
+            # What there is without a marker depends on the time as well; and of other registries' news one hears late.
+            return self.listEvents(tenant, marker, limit, type)
+        return self._followers.look(
+            tenant,
+            (marker, limit, type),
+            lambda: self.listEvents(tenant, marker, limit, type),
+            lambda page: len(page.values) <= self.SMALL_PAGE,
+        )
 
     def endWaiting(self) -> None:
         """Let nobody wait for events any more: who does is answered now, and who comes is answered at once."""

@@ -5,14 +5,34 @@ Followers: who waits for something new in a feed, and how they come to hear of i
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from .faults import tooManyFollowers
+from .remembered import Shared
 
 __all__ = ["Followers"]
+
+_T = TypeVar("_T")
+
+
+class _Stillness:
+    """What was seen of a feed on which there is nothing new since, and what is being looked at."""
+
+    #: How much is kept.
+    MOST = 8
+
+    def __init__(self) -> None:
+        self.seen: dict[Hashable, Any] = {}
+        self.looking: Shared[Hashable, Any] = Shared()
+
+    def keep(self, what: Hashable, seen: Any) -> None:
+        if len(self.seen) >= self.MOST:
+            del self.seen[next(iter(self.seen))]
+        self.seen[what] = seen
 
 
 class Followers:
@@ -36,6 +56,7 @@ class Followers:
         self._places: Counter[str] = Counter()
         self._taken = 0
         self._waiting: dict[str, dict[Deferred[bool], None]] = {}
+        self._still: dict[str, _Stillness] = {}
         self._told: deque[Deferred[bool]] = deque()
         self._telling: IDelayedCall | None = None
         self._ended = False
@@ -62,6 +83,7 @@ class Followers:
         self._places[tenant] -= 1
         if not self._places[tenant]:
             del self._places[tenant]
+            self._forgetWhatWasSeen(tenant)
 
     def wait(self, tenant: str) -> Deferred[bool]:
         """
@@ -84,16 +106,49 @@ class Followers:
             waiting.pop(news, None)
             if not waiting:
                 del self._waiting[tenant]
+        self._forgetWhatWasSeen(tenant)
+
+    def _forgetWhatWasSeen(self, tenant: str) -> None:
+        if tenant not in self._waiting and tenant not in self._places:
+            self._still.pop(tenant, None)
+
+    def look(
+        self, tenant: str, what: Hashable, read: Callable[[], Deferred[_T]], isSmall: Callable[[_T], bool]
+    ) -> Deferred[_T]:
+        """
+        Look at a feed together with others: what one of them has read after the last news, or is reading, is good for
+        all until there are more. So it takes one look to answer a thousand who hear the same, and none to let them wait
+        again.
+
+        :param what: which part of the *tenant*'s feed.
+        :param read: reads it.
+        :param isSmall: whether what was read may be kept.
+        """
+        still = self._still.get(tenant)
+        if still is None:
+            still = self._still[tenant] = _Stillness()
+        elif what in still.seen:
+            seen: _T = still.seen[what]
+            return succeed(seen)
+
+        def keep(seen: _T) -> _T:
+            if isSmall(seen):
+                still.keep(what, seen)
+            return seen
+
+        return still.looking.do(what, lambda: read().addCallback(keep))
 
     def tell(self, tenants: Iterable[str]) -> None:
         """There is something new in these tenants' feeds."""
         for tenant in tenants:
+            self._still.pop(tenant, None)
             self._told.extend(self._waiting.pop(tenant, ()))
         if self._told and self._telling is None:
             self._telling = self._clock.callLater(0, self._tellSome)
 
     def tellAll(self) -> None:
         """Everybody has to look at the feed again."""
+        self._still.clear()
         self.tell(list(self._waiting))
 
     def end(self) -> None:
@@ -104,6 +159,7 @@ class Followers:
             telling.cancel()
         everybody = [news for waiting in self._waiting.values() for news in waiting]
         self._waiting.clear()
+        self._still.clear()
         self._hear(len(self._told))
         for news in everybody:
             if not news.called:
