@@ -27,6 +27,7 @@ from twisted.internet.task import deferLater
 
 from tests.processes import PATIENCE, Child, ProcessTestCase
 
+reactor: Any = globalReactor
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
@@ -104,7 +105,10 @@ def commandsIn(block: Block) -> list[tuple[str, str]]:
         return [(line, "") for line in text.splitlines() if line and not line.startswith("#")]
     commands: list[tuple[str, str]] = []
     for line in text.splitlines():
-        if line.startswith("$ "):
+        if line == "$ echo $?":
+            command, output = commands.pop()
+            commands.append((f"{command}; echo $?", output))
+        elif line.startswith("$ "):
             commands.append((line[2:], ""))
         else:
             command, output = commands.pop()
@@ -119,7 +123,7 @@ class PageTestCase(ProcessTestCase):
     timeout = 5 * PATIENCE
 
     #: Which commands go on until they are stopped.
-    STAYING = re.compile(r"(\w+=\S+ )*(twistd -n|service-registry-wrapper)")
+    STAYING = re.compile(r"(\w+=\S+ )*twistd -n")
 
     def setUp(self) -> None:
         super().setUp()
@@ -142,13 +146,13 @@ class PageTestCase(ProcessTestCase):
         def other(found: re.Match[str]) -> str:
             return self.ports.setdefault(found[0], str(freePort()))
 
-        return _PORT.sub(other, text)
+        return _PORT.sub(other, text.replace("/opt/my-app", f"{self.home}/my-app"))
 
     def shell(self, command: str) -> Child:
         """Start a command."""
         child = Child()
         shell = ["/bin/sh", "-c", command]
-        IReactorProcess(globalReactor).spawnProcess(
+        IReactorProcess(reactor).spawnProcess(
             child, shell[0], shell, env={**self.environment(), "COLUMNS": "200"}, path=self.home
         )
         self.children.append(child)
@@ -181,12 +185,16 @@ class PageTestCase(ProcessTestCase):
             self.assertEqual((child.exitCode, child.errors), (0, ""), command)
             self.exported[name] = child.output
             return
+        if command.startswith("cat ") and not os.path.exists(path := os.path.join(self.home, command[4:])):
+            # The page shows what the reader has written.
+            Path(path).write_text(self.withFreePorts(output))
         pattern = self.expected(output.strip())
         seen: list[str] = []
-        for delay in [0.1] * 10 + [0.5] * 20:
+        end = reactor.seconds() + PATIENCE / 3
+        while reactor.seconds() < end or not seen:
             child = self.shell(self.withFreePorts(command))
             try:
-                await child.ended.addTimeout(PATIENCE / 3, globalReactor)  # type: ignore[arg-type]  # it keeps time
+                await child.ended.addTimeout(PATIENCE / 3, reactor)
             except TimeoutError:
                 child.kill("KILL")
                 seen.append(f"(nothing more within {PATIENCE / 3} s)")
@@ -197,7 +205,7 @@ class PageTestCase(ProcessTestCase):
                     return
             if "(nothing more" in "".join(seen):
                 break
-            await deferLater(globalReactor, delay, lambda: None)  # type: ignore[arg-type]  # it keeps time
+            await deferLater(reactor, 0.1, lambda: None)
         self.fail(f"$ {command}\nprinted\n" + "\n\n".join(dict.fromkeys(seen)) + f"\ninstead of\n{output}")
 
     async def python(self, text: str, names: dict[str, Any]) -> None:
@@ -218,7 +226,7 @@ class PageTestCase(ProcessTestCase):
             code = compile(text, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             result = eval(code, names)
             if code.co_flags & inspect.CO_COROUTINE:
-                await Deferred.fromCoroutine(result).addTimeout(PATIENCE / 3, globalReactor)  # type: ignore[arg-type]  # it keeps time
+                await Deferred.fromCoroutine(result).addTimeout(PATIENCE / 3, reactor)
 
     async def perform(self, page: Path, names: dict[str, Any] | None = None) -> None:
         """
