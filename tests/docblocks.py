@@ -43,8 +43,8 @@ _CHANGING = {
     r"\d{4}\\-\d\d\\-\d\dT[\d:]{8}\\.\d{3}Z": r"[0-9T:.Z-]{24}",
     r"after\\ \d+\\ ms": r"after \\d+ ms",
     r"\d+\\ of\\ ": r"\\d+ of ",
-    r'"uptime":\\ [\d.]+': r'"uptime": [0-9.]+',
-    r'"version":\\ "[\d.]+': r'"version": "[^"]+',
+    r'"uptime":\\ [\d\\.]+': r'"uptime": [0-9.]+',
+    r'"version":\\ "[^"]+': r'"version": "[^"]+',
     r"127\.0\.0\.1:\d+": r"127.0.0.1:\\d+",
     r"…": r".*",
 }
