@@ -5,7 +5,7 @@ Which server of several to ask: one that works, for as long as it works.
 from __future__ import annotations
 
 import random as randomModule
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -46,13 +46,15 @@ class Servers:
         self._penalties = [Backoff(_FIRST_PENALTY, _LONGEST_PENALTY, random) for _ in range(count)]
         self._returnAt: float | None = None
 
-    def order(self, *, mayTry: bool) -> list[int]:
+    def order(self, *, mayTry: bool) -> Sequence[int]:
         """
         The servers in the order in which to ask them.
 
         :param mayTry: whether the request may be repeated with another server if the first one fails: then it may be
             the one that finds out whether the client can go back.
         """
+        if len(self._ring) == 1:
+            return self._ring
         now = self._clock.seconds()
         first = self.current
         if mayTry and self._returnAt is not None and now >= self._returnAt:

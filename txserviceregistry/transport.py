@@ -73,7 +73,7 @@ TIMEOUT = 10.0
 EVENTS_WAIT = "events-wait"
 #: The extension with which the registry takes many heartbeats in one request.
 HEARTBEATS = "heartbeats"
-_EXTENSIONS = "X-Service-Registry-Extensions"
+_EXTENSIONS = b"X-Service-Registry-Extensions"
 
 # What a server says that can't do its work just now, or what stands before it: another one may.
 _AWAY = frozenset({500, 502, 503, 504})
@@ -642,9 +642,9 @@ class Transport:
         return response
 
     def _learn(self, response: Response) -> None:
-        named = response.header(_EXTENSIONS)
+        named = response.headers.getRawHeaders(_EXTENSIONS)
         if named is not None:
-            self.extensions = _namesIn(named)
+            self.extensions = _namesIn(named[0])
         elif response.status < 300:
             # An error may be a balancer's, which says nothing about the registry behind it.
             self.extensions = frozenset()
@@ -698,9 +698,9 @@ class Transport:
 
 
 @lru_cache(maxsize=8)
-def _namesIn(header: str) -> frozenset[str]:
+def _namesIn(header: bytes) -> frozenset[str]:
     """The same few headers come all the time."""
-    return frozenset(name for name in re.split(r"[\s,]+", header) if name)
+    return frozenset(name for name in re.split(r"[\s,]+", header.decode("utf-8")) if name)
 
 
 def _tokensIn(sent: object) -> list[str]:
