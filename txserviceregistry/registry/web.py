@@ -63,6 +63,7 @@ class _Call:
     tenant: str
     argument: str
     body: dict[str, Any]
+    parameters: list[tuple[str, str]]
 
     @property
     def request(self) -> Request:
@@ -71,7 +72,7 @@ class _Call:
     def query(self, name: str) -> str | None:
         """The first value of a query parameter, of which the table of queries, and so everybody, has to know."""
         assert name in validation.QUERIES[self.name], name
-        for key, value in _query(self.request):
+        for key, value in self.parameters:
             if key == name:
                 return value
         return None
@@ -230,7 +231,7 @@ class ApiResource(Resource):
         if request.method == b"GET":
             self._rateLimiter.check(tenant)
         handler: Callable[[_Call], Awaitable[Answer]] = getattr(self, "_" + match.name)
-        return await handler(_Call(exchange, match.name, tenant, match.argument, body))
+        return await handler(_Call(exchange, match.name, tenant, match.argument, body, _query(request)))
 
     async def _getLimits(self, call: _Call) -> Answer:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
@@ -363,7 +364,7 @@ def _limitAndMarker(call: _Call, checked: Callable[[str], str] = validation.mark
 
 def _page(call: _Call, page: Page, limit: int, marker: str | None) -> Answer:
     values: Sequence[object] = page.values
-    href = None if page.nextMarker is None else _nextHref(call.request, page.nextMarker)
+    href = None if page.nextMarker is None else _nextHref(call, page.nextMarker)
     metadata = {
         "count": len(values),
         "limit": limit,
@@ -374,8 +375,9 @@ def _page(call: _Call, page: Page, limit: int, marker: str | None) -> Answer:
     return Answer(200, {"values": values, "metadata": metadata})
 
 
-def _nextHref(request: Request, marker: str) -> str:
-    query = [(name, value) for name, value in _query(request) if name != "marker"]
+def _nextHref(call: _Call, marker: str) -> str:
+    request = call.request
+    query = [(name, value) for name, value in call.parameters if name != "marker"]
     query.append(("marker", marker))
     # The path as the client wrote it: what was an escape stays one.
     path = quote(request.path, safe="/%:@!$&'()*+,;=~")
