@@ -21,6 +21,7 @@ from txserviceregistry.agents import (
     AgentClosed,
     BytesProducer,
     ConnectionPool,
+    FixedHeaders,
     QueueingAgent,
     ResponseTooLarge,
     StaleConnection,
@@ -352,3 +353,22 @@ class QueueTests(SynchronousTestCase):
             self.successResultOf(producer.startProducing(consumer))
         producer.stopProducing()
         self.assertEqual((producer.length, consumer.data), (2, b"abab"))
+
+
+class FixedHeadersTests(SynchronousTestCase):
+    """Headers that are made once for many requests."""
+
+    def test_oneMoreLeavesThemAsTheyWere(self) -> None:
+        """What is added is in what comes of it, and nowhere else."""
+        headers = FixedHeaders({b"Accept": [b"text/plain"]})
+        more = headers.having(b"X-Auth-Token", b"a")
+        self.assertEqual(dict(more.getAllRawHeaders()), {b"Accept": [b"text/plain"], b"X-Auth-Token": [b"a"]})
+        self.assertEqual(dict(headers.getAllRawHeaders()), {b"Accept": [b"text/plain"]})
+
+    def test_anotherValueReplacesTheLast(self) -> None:
+        """A token that has changed is the one that is sent; one that has not is not put on anew."""
+        headers = FixedHeaders()
+        first = headers.having(b"X-Auth-Token", b"a")
+        self.assertIs(headers.having(b"X-Auth-Token", b"a"), first)
+        self.assertEqual(headers.having(b"X-Auth-Token", b"b").getRawHeaders(b"X-Auth-Token"), [b"b"])
+        self.assertEqual(first.getRawHeaders(b"X-Auth-Token"), [b"a"])
