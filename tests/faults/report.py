@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     if code == 0 and not options.short:
         kept = json.loads(_KEPT.read_text("utf-8")) if _KEPT.exists() else {}
         kept.update(rows)
-        _KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+        # The figures of a row stay in the order in which they were told.
+        ordered = {number: kept[number] for number in sorted(kept, key=int)}
+        _KEPT.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", "utf-8")
         _TABLE.write_text(_table(kept), "utf-8")
         print(f"Written to {_TABLE}")
     return code
