@@ -164,6 +164,7 @@ class PythonTests(PageTestCase):
         # The pieces that run here find the page's registry as any program of this user's does.
         self.patch(os, "environ", {**withoutSettings(), "HOME": self.home, "RAXSR_DATA_DIR": self.dataDir})
         self.numbers = count(1)
+        self.port: int | None = None
         self.clients: list[Client] = []
         make = Client.fromSettings
 
@@ -209,6 +210,15 @@ class PythonTests(PageTestCase):
         """Time."""
         await self.perform(DOCS / "staying-registered.rst", self.names)
 
+    async def test_index(self) -> None:
+        """The two lines that an application needs; and from the README, those of a program of old."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "index.rst", self.names)
+        await self.names["service"].whenRegistered()
+        (old,) = [block for block in blocksOf(DOCS.parent / "README.rst") if "was: from" in block.text]
+        await self.python(old.text, self.names)
+        self.clients.append(self.names["client"])
+
     async def test_migrating(self) -> None:
         """The import."""
         await self.perform(DOCS / "migrating.rst", self.names)
@@ -227,7 +237,7 @@ class PythonTests(PageTestCase):
     async def stay(self, command: str) -> None:
         """See PageTestCase; what happens in the registry while the page is read begins with the registry."""
         await super().stay(command)
-        if command.endswith(" service-registry"):
+        if self.port is not None and command.endswith(" service-registry"):
             other = self.client()
             metadata = {"host": "127.0.0.1", "port": str(self.port)}
             await other.services.create("smtp1", 120, {"tags": ["smtp"], "metadata": metadata})

@@ -37,5 +37,6 @@ def diceService(client, name, port):
     configuration = ConfigurationWatcher(client, "/dice")
     configuration.setServiceParent(services)
     listen(f"tcp:{port}", Site(Die(configuration))).setServiceParent(services)
-    RegisteredService(client, name, 30, tags=["dice"], metadata={"port": str(port)}).setServiceParent(services)
+    me = RegisteredService(client, name, 30, tags=["dice"], metadata={"port": str(port)})
+    me.setServiceParent(services)
     return services

@@ -23,5 +23,6 @@ def diceService(client, name, port):
     """Serve a die, and have it registered while that runs."""
     services = MultiService()
     listen(f"tcp:{port}", Site(Die())).setServiceParent(services)
-    RegisteredService(client, name, 30, tags=["dice"], metadata={"port": str(port)}).setServiceParent(services)
+    me = RegisteredService(client, name, 30, tags=["dice"], metadata={"port": str(port)})
+    me.setServiceParent(services)
     return services
