@@ -129,6 +129,7 @@ class PageTestCase(ProcessTestCase):
         super().setUp()
         self.ports: dict[str, str] = {}
         self.staying: dict[str, Child] = {}
+        self.stayed: list[Child] = []
         self.exported: dict[str, str] = {}
         self.dataDir = os.path.join(self.home, ".local", "state", "txserviceregistry")
 
@@ -166,6 +167,7 @@ class PageTestCase(ProcessTestCase):
             full = full.replace("twistd -n", "twistd -n --pidfile=")
         child = self.shell("exec env " + self.withFreePorts(full))
         self.staying[command] = child
+        self.stayed.append(child)
         if "service-registry" in command:
             await child.says("Credentials")
 
@@ -198,8 +200,8 @@ class PageTestCase(ProcessTestCase):
             except TimeoutError:
                 child.kill("KILL")
                 seen.append(f"(nothing more within {PATIENCE / 3} s)")
-            # curl tells a pipe of its progress, on stderr.
-            for printed in (child.output, child.output + child.errors):
+            # curl tells a pipe of its progress, on stderr; on a terminal both come together, in whatever order.
+            for printed in (child.output, child.output + child.errors, child.errors + child.output):
                 seen.append(re.sub(r" +$", "", printed, flags=re.MULTILINE).strip())
                 if pattern.fullmatch(seen[-1]) if output else child.exitCode == 0:
                     return
@@ -259,4 +261,5 @@ class PageTestCase(ProcessTestCase):
                 # A loop without an end, in the last lines, is left after one turn.
                 await self.python(block.text + ("    break\n" if once else ""), names)
                 once = False
-        self.assertNoTraceback()
+        # (What does not stay may have been tried too early.)
+        self.assertNoTraceback(self.stayed)

@@ -211,7 +211,7 @@ class PythonTests(PageTestCase):
         await self.perform(DOCS / "staying-registered.rst", self.names)
 
     async def test_index(self) -> None:
-        """The two lines that an application needs; and from the README, those of a program of old."""
+        """The lines that an application needs; and from the README, those of a program of old."""
         await self.stay("twistd -n service-registry")
         await self.perform(DOCS / "index.rst", self.names)
         await self.names["service"].whenRegistered()
