@@ -220,7 +220,14 @@ class PageTestCase(ProcessTestCase):
         elif re.search(r"^application = Application", text, re.MULTILINE):
             Path(self.home, f"{name}.tac").write_text(text)
             await self.stay(f"twistd -n --pidfile= -y {name}.tac")
-            await self.staying.popitem()[1].says("Application,client" if "listen" in text else "is registered")
+            registered = re.search(r'RegisteredService\(.*, "([\w-]+)"', text)
+            assert registered is not None
+            client = self.client()
+
+            async def isThere() -> bool:
+                return registered[1] in [service["id"] async for service in client.services.iterate()]
+
+            await self.until(isThere)
         elif "react(" in text or "useMonotonic(" in text:
             Path(self.home, f"{name}.py").write_text(text)
             await self.command(f"python3 {name}.py", "")
