@@ -101,7 +101,6 @@ def fleet(home: str, tokens: str, rounds: str, seconds: str) -> None:
             services = client.services
             # Who has registered something knows what the registry can do.
             await client.account.getLimits()
-            registered = json.loads(Path(tokens).read_text())
             requests = beats = 0
             beatTogether = services.heartbeats
 
@@ -113,6 +112,7 @@ def fleet(home: str, tokens: str, rounds: str, seconds: str) -> None:
 
             services.heartbeats = counted  # type: ignore[method-assign] # it is only looked at
             before = _resident()
+            registered = json.loads(Path(tokens).read_text())
             beaters = [
                 HeartBeater(
                     services,

@@ -24,7 +24,7 @@ _BEATERS = "benchmarks.beaters"
 
 def measure(quick: bool) -> list[Figure]:
     """See the module."""
-    beats, rounds = (300, 3) if quick else (2000, 9)
+    beats, rounds = (300, 3) if quick else (500, 21)
     with ExitStack() as stack:
         home = stack.enter_context(registry()).home
         api = stack.enter_context(closing(Api(home)))

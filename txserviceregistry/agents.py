@@ -234,37 +234,6 @@ def _asStale(reason: Failure) -> Failure:
     return Failure(stale)
 
 
-class _InOnePiece:
-    """
-    A request whose body is in memory, and is written with its headers at once. Twisted's way of writing one is made for
-    bodies that come by and by, and costs several times as much.
-
-    :param original: Twisted's own, which knows all the rest.
-    """
-
-    def __init__(self, original: Any, body: bytes) -> None:
-        self._original = original
-        self._body = body
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
-
-    def writeTo(self, transport: Any) -> Deferred[None]:
-        original = self._original
-        pieces = [original.method, b" ", original.uri, b" HTTP/1.1\r\n"]
-        if not original.persistent:
-            pieces.append(b"Connection: close\r\n")
-        for name, values in original.headers.getAllRawHeaders():
-            for value in values:
-                pieces += (name, b": ", value, b"\r\n")
-        pieces += (b"Content-Length: %d\r\n\r\n" % len(self._body), self._body)
-        transport.write(b"".join(pieces))
-        return succeed(None)
-
-    def stopWriting(self) -> None:
-        """All is written."""
-
-
 @implementer(IHandshakeListener)
 class _Connection(_HTTP11):
     """
@@ -293,8 +262,6 @@ class _Connection(_HTTP11):
             problem = self._asInsecure(reason) or (_asStale(reason) if reused else reason)
             return self.whenLost().addCallback(lambda _: problem)
 
-        if isinstance(request.bodyProducer, BytesProducer):
-            request = _InOnePiece(request, request.bodyProducer.body)
         answered: Deferred[Any] = super().request(request)
         answered.addCallback(_readWhole, self.cutOff)
         if self._isTLS:
