@@ -57,8 +57,8 @@ class Audit:
     Looks at one account of one registry, again and again: each look takes up where the last one ended.
 
     :param client: of the registry itself, not by way of the proxy.
-    :param isSeveral: whether applications know several servers: then a creation without an answer may have been found
-        out, removed and done once more before it was acknowledged.
+    :param isSeveral: whether applications know several servers: then a creation without an answer is done once more,
+        when the first one has been found out and removed, or has died.
     :ivar events: all events so far.
     :ivar services: the services that are there, by their id, as the events have it.
     :ivar values: the configuration values in the same way.
@@ -108,7 +108,7 @@ class Audit:
             if values.get(key) != self.values.get(key):
                 findings.disorder.append(f"{key} is {values.get(key)}, by the events {self.values.get(key)}")
         findings.ghosts += sorted(set(dead) & services.keys())
-        findings.lost += _lost(operations, news, "(?:J;X;)*" if self._isSeveral else "")
+        findings.lost += _lost(operations, news, "(?:J;[XT];)*" if self._isSeveral else "")
         return findings
 
     async def whole(self) -> Findings:
