@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
@@ -16,9 +17,13 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool, ResponseNeverReceived
 from twisted.web.error import SchemeNotSupported
+from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
+from txserviceregistry.agents import BytesProducer, ConnectionPool, FixedHeaders
 from txserviceregistry.connecting import ATTEMPT_DELAY, endpointTo, httpAgent
+
+from .loopback import LoopbackTestCase
 
 SIX, FOUR, OTHER = IPv6Address("TCP", "2001:db8::1", 80), IPv4Address("TCP", "192.0.2.1", 80), "192.0.2.2"
 
@@ -145,3 +150,43 @@ class AgentTests(ConnectingTestCase):
     def test_otherSchemesAreRefused(self) -> None:
         """As Twisted's own agent refuses them."""
         self.failureResultOf(self.agent.request(b"GET", b"gopher://one/"), SchemeNotSupported)
+
+
+class LeanRequestTests(LoopbackTestCase):
+    """Requests whose headers were made beforehand, over real sockets."""
+
+    def setUp(self) -> None:
+        self.pool = ConnectionPool(reactor, 1)
+        self.addCleanup(self.pool.close)
+        self.agent = httpAgent(reactor, self.policy(), 5.0, self.pool)
+        self.server = self.serve(lambda call: call.answer(200, {"path": call.path}))
+
+    async def test_arriveAsTwistedSendsThem(self) -> None:
+        """What arrives is, word for word, what Twisted's own agent sends, and over the same connection."""
+        url = self.server.url.encode("ascii")
+        headers = {b"Host": [url.partition(b"//")[2]], b"X-Some": [b"a", b"b"]}
+        for method, path, body in (
+            (b"GET", b"/", None),
+            (b"GET", b"/a/%2F?b=c&d=/", None),
+            (b"DELETE", b"/a", None),
+            (b"POST", b"/a", None),
+            (b"POST", b"/a", BytesProducer(b"{}")),
+            (b"PUT", b"/a", BytesProducer(b"")),
+        ):
+            for kind in (Headers, FixedHeaders):
+                answer = await self.agent.request(method, url + path, kind(headers), body)
+                self.assertEqual((answer.code, answer.request.method), (200, method))
+                self.assertEqual(answer.request.absoluteURI, url + path)
+            one, other = self.server.calls[-2:]
+            self.assertEqual((other.method, other.path, other.body), (one.method, one.path, one.body))
+            self.assertEqual(other.headers, one.headers)
+        self.assertEqual(self.server.opened, 1)
+
+    async def test_whatIsNoURIIsNotSent(self) -> None:
+        """Nothing gets into a request that would make two of it."""
+        headers = FixedHeaders({b"Host": [b"a"]})
+        for path in (b"/a b", b"/a\r\nX: b", "/ä".encode()):
+            with self.assertRaises(ValueError):
+                await self.agent.request(b"GET", self.server.url.encode("ascii") + path, headers)
+        self.failureResultOf(self.agent.request(b"GET", b"ftp://a/b", headers), SchemeNotSupported)
+        self.assertEqual(self.server.calls, [])
