@@ -192,7 +192,7 @@ class PageTestCase(ProcessTestCase):
             Path(path).write_text(self.withFreePorts(output))
         pattern = self.expected(output.strip())
         seen: list[str] = []
-        end = reactor.seconds() + PATIENCE / 3
+        end = reactor.seconds() + PATIENCE
         while reactor.seconds() < end or not seen:
             child = self.shell(self.withFreePorts(command))
             try:

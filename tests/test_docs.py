@@ -223,6 +223,10 @@ class PythonTests(PageTestCase):
         """The import."""
         await self.perform(DOCS / "migrating.rst", self.names)
 
+    async def test_consistency(self) -> None:
+        """The election is one."""
+        await self.perform(DOCS / "consistency.rst", self.names)
+
     async def test_testing(self) -> None:
         """The test is one."""
         await self.perform(DOCS / "testing.rst", self.names)
