@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ STALL = "reactor stood still"
 _PORTS = range(15_000, 32_000)
 # As many as the largest row has, with room for those that come and go.
 _MOST_SERVICES = 2000
+# How twistd's log writes the time.
+_LOG_TIME = "%Y-%m-%dT%H:%M:%S%z"
 # Seconds that a question to etcd or to a node's own pages may take.
 _SOON = 1.0
 
@@ -390,6 +393,22 @@ class ClusterCase(FaultCase):
         for id in [id for each in applications for id in each.states if id not in late]:
             joins, removals, deaths = (audit.count(f"service.{what}", id) for what in ("join", "remove", "timeout"))
             self.assertEqual((deaths, joins - removals), (0, 1), id)
+
+    def longestLoss(self, *nodes: Node) -> float:
+        """
+        The longest time, in seconds, for which one of these nodes said that it could not reach etcd, as its log has it.
+        Until then it had been without an answer for a second or so.
+        """
+        longest = 0.0
+        for node in nodes:
+            lost: datetime | None = None
+            for line in node.running.output.splitlines():
+                if "etcd can't be reached" in line:
+                    lost = datetime.strptime(line.split()[0], _LOG_TIME)
+                elif "etcd can be reached again" in line and lost is not None:
+                    found = datetime.strptime(line.split()[0], _LOG_TIME)
+                    longest, lost = max(longest, (found - lost).total_seconds()), None
+        return longest
 
     def assertDiedOnce(self, audit: Audit, application: Application) -> list[str]:
         """
