@@ -118,7 +118,17 @@ class Load:
         :raises SystemExit: if a request was refused or lost.
         """
         headers = [part for name, value in self._headers.items() for part in ("-H", f"{name}: {value}")]
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(self._script), *headers]
+        command = [
+            "wrk",
+            "--timeout",
+            "10s",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds:g}s",
+            "-s",
+            str(self._script),
+            *headers,
+        ]
         self._costs.since()
         result = subprocess.run(
             [*command, self._url, "--", str(self._requests)], stdout=subprocess.PIPE, text=True, check=True
