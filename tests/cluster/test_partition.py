@@ -114,7 +114,7 @@ class PartitionTests(ClusterCase):
         for client in clients:
             id = f"agreed{next(self.numbers)}"
             try:
-                await client.services.create(id, 3)
+                await client.services.create(id, 60)
                 found = [(await other.services.get(id))["id"] for other in clients]
                 await client.services.remove(id)
             except ServerError:
