@@ -50,10 +50,13 @@ def measure(quick: bool) -> list[Figure]:
     wall = min(cost.wall for cost in costs["raxsr --help"])
     return [
         *(Figure(f"CPU, {name}", 1000 * seconds, "ms") for name, seconds in cpu.items()),
-        *(
-            Figure(f"CPU, {name} / import treq", cpu[name] / cpu["import treq"], "x", atMost=1.1)
-            for name in ("import txserviceregistry", _ALL)
+        Figure(
+            "CPU, import txserviceregistry / import treq",
+            cpu["import txserviceregistry"] / cpu["import treq"],
+            "x",
+            atMost=1.1,
         ),
+        Figure(f"CPU, {_ALL} / import treq", cpu[_ALL] / cpu["import treq"], "x"),
         Figure("time, raxsr --help", 1000 * wall, "ms", atMost=300),
     ]
 
