@@ -1,5 +1,6 @@
 """
-Turns: what a great many HeartBeaters of one client need, so that they don't keep each other from getting anywhere.
+Turns: what a great many that ask at once need (heartbeats to a registry, a registry's requests to etcd), so that they
+don't keep each other from getting anywhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ __all__ = ["Turns"]
 
 class Turns:
     """
-    So many at once may ask the registry; the others wait, and the one with the nearest deadline is next.
+    So many at once may ask a server; the others wait, and the one with the nearest deadline is next.
 
     The time of a request begins when it is made. Ten thousand that are made together spend it on waiting for each
     other, so that all of them fail, and are made again together. Those that wait here have not begun.
