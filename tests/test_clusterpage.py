@@ -94,8 +94,8 @@ class OneMachineTests(PageCase):
         for path in Path(self.home, "cluster").glob("*.pid"):
             try:
                 os.kill(int(path.read_text()), 9)
-            except ProcessLookupError:
-                pass
+            except (ProcessLookupError, FileNotFoundError):
+                pass  # it has just ended, or its file is gone with it
 
     async def isOver(self) -> bool:
         """Whether nothing of it runs any more."""

@@ -346,6 +346,7 @@ class WrapperTests(WrapperTestCase):
             os.kill(pid, signal.SIGUSR1)
             await wrapper.says("got SIGUSR1.")
             os.kill(pid, getattr(signal, name))
+            await wrapper.says(f"got SIGUSR1.\r\ngot {name}.")
             os.kill(pid, signal.SIGUSR2)
             await wrapper.says("got SIGUSR2.")
             self.assertEqual(re.findall(r"got (\w+)\.", wrapper.output).count(name), 2, wrapper.output)

@@ -39,6 +39,7 @@ class AbuseTests(FaultCase):
         await self.registered(application, 5)
         before = memory(registry)
         attackers = [self.attack(kind, count) for kind, count in attacks]
+        await self.until(lambda: self.areAtWork(attackers))
         latencies = await self.latencies(seconds)
         what = " and ".join(f"{count} {kind}" for kind, count in attacks)
         await self.stillThere(application)
@@ -57,6 +58,15 @@ class AbuseTests(FaultCase):
             *("python", "-m", "tests.faults.attackers", kind, f"--port={self.port}", f"--count={count}", *arguments),
             environment={"PYTHONPATH": str(_ROOT), "ATTACKERS_TOKEN": token},
         )
+
+    async def areAtWork(self, attackers: list[Child]) -> bool:
+        """Whether all of them have got somewhere."""
+        return all(told(each)["open"] or told(each)["cut"] for each in attackers)
+
+    async def haveBeenCutOff(self, attackers: Child, count: int) -> bool:
+        """Whether more than so many connections were cut off."""
+        cut: int = told(attackers)["cut"]
+        return cut > count
 
     async def latencies(self, seconds: float) -> list[float]:
         """How long each of many requests takes, in milliseconds, one after the other."""
@@ -99,7 +109,7 @@ class AbuseTests(FaultCase):
         registry = await self.served(
             [*limits, "--request-timeout=2s"], ("drip", count), seconds=30 if self.isFull else 1
         )
-        self.assertGreater(told(self.children[-1])["cut"], count // 2)
+        await self.until(lambda: self.haveBeenCutOff(self.children[-1], count // 2))
         self.assertEqual(len(re.findall("too many connections", registry.output)), 1)
 
     async def test_noEnd(self) -> None:
