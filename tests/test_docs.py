@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from configparser import RawConfigParser
+from configparser import ConfigParser, RawConfigParser
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,22 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual(named, exceptions | set(FAULT_TYPES))
         codes = dict(re.findall(r"^   \* - ``(\w+)``\n     - (\d+)$", page, re.MULTILINE))
         self.assertEqual(codes, {name: str(code) for name, code in FAULT_TYPES.items()})
+
+    def test_dependenciesAreAllThere(self) -> None:
+        """The page on dependencies says of each package that setup.cfg asks for what it is for, and names each extra."""
+        setup = ConfigParser()
+        setup.read(DOCS.parent / "setup.cfg")
+        extras = dict(setup["options.extras_require"])
+        asked = "\n".join([setup["options"]["install_requires"], *extras.values()])
+        packages = set(re.findall(r"^([\w.-]+)", asked, re.MULTILINE))
+        named = set(re.findall(r"``([\w.-]+)(?:\[\w+\])?``", (DOCS / "dependencies.rst").read_text()))
+        self.assertEqual((packages | extras.keys()) - named, set())
+
+    def test_readmeHasEachPage(self) -> None:
+        """Who reads on from the README finds every page of the documentation."""
+        pages = {page.name for page in DOCS.glob("*.rst") if not page.stem.endswith("-figures")} - {"index.rst"}
+        linked = re.findall(r"^\.\. _docs/.*: docs/(.*)$", (DOCS.parent / "README.rst").read_text(), re.MULTILINE)
+        self.assertEqual(set(linked), pages)
 
     def test_everyNameIsInTheReference(self) -> None:
         """Each module that has public names is on a page, and each page is there."""
