@@ -6,8 +6,8 @@ Start a registry first, with ``twistd -n service-registry``, and then, in two te
     python examples/asyncioservice.py echo-1
     python examples/asyncioservice.py echo-2
 
-Each listens, through asyncio, on whatever port is free, sends back in capitals what it is sent, and prints which others
-come and go. Ctrl-C, or SIGTERM, takes it out of the registry.
+Each listens, through asyncio, on whatever port is free, sends back in capitals what it is sent, and prints which of
+them come and go, itself among them. Ctrl-C, or SIGTERM, takes it out of the registry.
 """
 
 import asyncio

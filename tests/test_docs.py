@@ -79,7 +79,7 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual(codes, {name: str(code) for name, code in FAULT_TYPES.items()})
 
     def test_dependenciesAreAllThere(self) -> None:
-        """The page on dependencies says of each package that setup.cfg asks for what it is for, and names each extra."""
+        """The page on dependencies has each package that setup.cfg asks for, and each extra."""
         setup = ConfigParser()
         setup.read(DOCS.parent / "setup.cfg")
         extras = dict(setup["options.extras_require"])

@@ -64,10 +64,10 @@ class ReadmeTests(ProcessTestCase):
     async def test_theTestPasses(self) -> None:
         """The example of a test is a test that trial runs and that passes."""
         block = next(block for block in codeBlocks() if "SynchronousTestCase" in block)
-        self.write("test_example.py", block)
-        trial = str(Path(sys.executable).with_name("trial"))
-        environment = {**self.environment(), "PYTHONPATH": self.home}
-        out, _, code = await getProcessOutputAndValue(trial, ["test_example"], env=environment, path=self.home)
+        self.write("test_mine.py", block)
+        out, _, code = await getProcessOutputAndValue(
+            sys.executable, ["-m", "twisted.trial", "test_mine"], env=self.environment(), path=self.home
+        )
         self.assertEqual(code, 0, out.decode())
         self.assertIn(b"PASSED (successes=1)", out)
 
