@@ -162,9 +162,6 @@ class PageTestCase(ProcessTestCase):
     async def stay(self, command: str) -> None:
         """Start a command that goes on, and wait until it does what it is there for."""
         full = f"{command} --listen=tcp:8880:interface=127.0.0.1" if command.endswith(" service-registry") else command
-        if "--pidfile=" not in full:
-            # Here all terminals are in one folder.
-            full = full.replace("twistd -n", "twistd -n --pidfile=")
         child = self.shell("exec env " + self.withFreePorts(full))
         self.staying[command] = child
         self.stayed.append(child)
