@@ -85,7 +85,8 @@ class DiskTests(FaultCase):
             return any(each.begun > began and each.error == "ServerError" for each in application.operations[-50:])
 
         await self.until(fails, 0.01)
-        client = self.client(cache=None)
+        # It has a token; a new one would have to be written.
+        client = self.writer
         end = reactor.seconds() + (4 if self.isFull else 0.3)
         while reactor.seconds() < end:
             await self.until(self.isRefused, 0.01)
