@@ -377,6 +377,14 @@ class TransportTests(SynchronousTestCase):
         self.assertEqual(limited.retryAfter, 12.0)
         self.assertIsNone(self.fault(answer(400, body, Retry_After="soon")).retryAfter)
 
+    def test_headersThatAreNoText(self) -> None:
+        """What stands before a registry may send any bytes; they make no other error than the answer does."""
+        body = {"type": "rateLimitReached", "message": "Rate limit has been reached."}
+        response = answer(400, body)
+        for name in (b"Retry-After", b"X-Response-Id", b"X-Service-Registry-Extensions"):
+            response.headers.setRawHeaders(name, [b"\xff\xfe"])
+        self.assertIsInstance(self.fault(response), RateLimited)
+
     def test_redirectsAreNotFollowed(self) -> None:
         """A redirect is no answer of a registry; the text shows where it leads."""
         error = self.fault(answer(308, Location="http://elsewhere"))

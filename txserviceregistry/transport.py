@@ -160,8 +160,9 @@ class Response:
 
     def header(self, name: str) -> str | None:
         """The first header of that *name*."""
-        values = self.headers.getRawHeaders(name)
-        return values[0] if values else None
+        values = self.headers.getRawHeaders(name.encode("ascii"))
+        # Whatever stands before a registry may say anything.
+        return values[0].decode("utf-8", "replace") if values else None
 
     def having(self, **members: type) -> Any:
         """
@@ -700,7 +701,7 @@ class Transport:
 @lru_cache(maxsize=8)
 def _namesIn(header: bytes) -> frozenset[str]:
     """The same few headers come all the time."""
-    return frozenset(name for name in re.split(r"[\s,]+", header.decode("utf-8")) if name)
+    return frozenset(name for name in re.split(r"[\s,]+", header.decode("utf-8", "replace")) if name)
 
 
 def _tokensIn(sent: object) -> list[str]:
