@@ -178,18 +178,23 @@ class TurnsTests(SynchronousTestCase):
 
     def answer(self) -> str:
         """Answer what was asked first; what is asked then, if anything is."""
-        _, answered = self.asked.pop(0)
-        answer = {"header": {"revision": "1"}, "responses": [{"response_range": {}}]}
+        path, answered = self.asked.pop(0)
+        answer: Any = {"header": {"revision": "1"}, "responses": [{"response_range": {}}]}
+        if path == "lease/keepalive":
+            answer = [{"result": {"ID": "5", "TTL": "30"}}]
         answered.callback(SimpleNamespace(status=200, json=answer))
         return self.asked[-1][0] if self.asked else ""
 
     def test_thePressingOnesFirst(self) -> None:
-        """What a life hangs on overtakes the rest, and what need not be done waits for all."""
+        """Heartbeats overtake everything, what others wait for the rest, and what need not be done waits for all."""
         works = [self.etcd.get("/a"), self.etcd.get("/b"), self.etcd.revoke(1), self.etcd.grant(2, 30)]
         works += [self.etcd.get("/c"), self.etcd.timeToLive(3), self.etcd.txn((), (), urgency=Urgency.pressing)]
+        works += [self.etcd.grant(4, 30, urgency=Urgency.vital), self.etcd.keepAlive([5])]
         self.assertEqual([path for path, _ in self.asked], ["kv/txn", "kv/txn"])
-        order = [self.answer() for _ in range(5)]
-        self.assertEqual(order, ["lease/timetolive", "kv/txn", "lease/grant", "kv/txn", "lease/revoke"])
+        order = [self.answer() for _ in range(7)]
+        vital, rest = order[:2], order[2:]
+        self.assertEqual(vital, ["lease/grant", "lease/keepalive"])
+        self.assertEqual(rest, ["lease/timetolive", "kv/txn", "lease/grant", "kv/txn", "lease/revoke"])
         while self.asked:
             self.answer()
         for work in works:

@@ -67,6 +67,17 @@ class KeepAlivesTests(SynchronousTestCase):
         self.assertEqual([self.successResultOf(each) for each in kept], [each % 2 == 0 for each in range(len(kept))])
         self.assertEqual(self.leases.asked, [])
 
+    def test_theSameLeaseAgain(self) -> None:
+        """One that waits is asked for once, and all who wait for it are told; one that is under way, again."""
+        first = self.keep(2 * KEEP_ALIVES)
+        waiting = [*self.keep(3), self.keepAlives.keep(100), *self.keep(3)]
+        for _ in range(2):
+            self.leases.answer()
+        self.assertEqual([list(leases) for leases, _ in self.leases.asked], [[0, 1, 2, 100]])
+        self.leases.answer()
+        self.assertEqual([self.successResultOf(each) for each in waiting], [True, False, True, True, True, False, True])
+        self.assertEqual(len([self.successResultOf(each) for each in first]), 2 * KEEP_ALIVES)
+
     def test_thousandsWaitAndEtcdIsAway(self) -> None:
         """Each of them is told so, and heartbeats go on when it is back."""
         kept = self.keep(20_000)

@@ -4,6 +4,8 @@ Contact with etcd lost and found, on a clock that the test moves.
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -12,6 +14,7 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.stores.etcdapi import EtcdError
+from txserviceregistry.registry.stores.etcdbacklog import Backlog
 from txserviceregistry.registry.stores.etcdnode import Node
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
@@ -82,6 +85,7 @@ class NodeTests(SynchronousTestCase):
         #: What it was asked to read: whether contact was lost, and what says that it has been read.
         self.loads: list[tuple[bool, Deferred[int]]] = []
         self.lost = 0
+        self.backlog = Backlog(self.clock, "n")
         self.node = Node(
             self.etcd,  # type: ignore[arg-type]  # as much of it as is needed
             self.clock,
@@ -92,6 +96,7 @@ class NodeTests(SynchronousTestCase):
             onChange=lambda change: None,
             load=self.load,
             onLost=self.onLost,
+            backlog=self.backlog,
         )
         self.etcd.contact = self.node.contact
         self.node.start(1)
@@ -115,6 +120,22 @@ class NodeTests(SynchronousTestCase):
         self.assertEqual(len(set(self.etcd.written)), len(self.etcd.written))
         self.assertLess(self.node.secondsAway(), 0.5)
         self.assertTrue(self.node.isSteady)
+
+    def test_theOthersHearHowFarItIsBehind(self) -> None:
+        """Its key tells how long a heartbeat has been waiting, while it does."""
+        self.passes(1)
+        number = self.backlog.begin()
+        self.passes(1)
+        self.assertTrue(0.5 < self.behind() <= 1)
+        self.passes(1)
+        self.assertGreater(self.behind(), 1.5)
+        self.backlog.end(number)
+        self.passes(0.5)
+        self.assertEqual(self.behind(), 0)
+
+    def behind(self) -> float:
+        said: float = json.loads(b64decode(self.etcd.written[-1]))["behind"]
+        return said
 
     def test_aLeaseThatIsGoneIsReplaced(self) -> None:
         """After more than its time away, its key has another lease."""

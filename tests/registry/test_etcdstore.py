@@ -9,14 +9,20 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.web.client import BrowserLikePolicyForHTTPS
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
 
 from tests.registry.etcds import newPrefix, sharedEtcd
 from tests.registry.relay import Relay
 from tests.registry.sharedsuite import Listener
 from tests.registry.test_etcdapi import CLOCK, EtcdCase
+from txserviceregistry.agents import BytesProducer
 from txserviceregistry.registry.eventids import position
 from txserviceregistry.registry.stores.etcd import EtcdStore
 from txserviceregistry.registry.stores.etcdapi import KeyValue, endOf, put
+from txserviceregistry.registry.stores.etcdwatch import watchingAgent
 from txserviceregistry.registry.stores.interfaces import (
     Death,
     NoSuchObject,
@@ -65,10 +71,12 @@ class EtcdStoreCase(EtcdCase):
         found, _ = await self.asked.range(begin, endOf(begin))
         return [each.key.removeprefix(begin) for each in found]
 
-    async def endLease(self, made: ServiceRecord) -> None:
-        """Let a service's lease end, as it does while etcd is stopped."""
+    async def endLease(self, made: ServiceRecord) -> int:
+        """Let a service's lease end, as it does while etcd is stopped; which one it was."""
         record = await self.key(f"services/{T}/{made.id}")
-        await self.asked.revoke(json.loads(record.value)["lease"] if record else 0)
+        lease: int = json.loads(record.value)["lease"] if record else 0
+        await self.asked.revoke(lease)
+        return lease
 
     async def types(self, store: EtcdStore) -> list[str]:
         return [each.type for each in await store.listEvents(T, 0, 1000, None)]
@@ -76,18 +84,52 @@ class EtcdStoreCase(EtcdCase):
     async def whenever(self, condition: Any) -> None:
         """Wait until *condition*, a function that returns something to await, is true."""
         found: list[Any] = [None]
-        asking: list[Deferred[Any]] = []
+        isAsking = [False]
 
         def look() -> bool:
-            if not asking and not found[0]:
-                asking.append(Deferred.fromCoroutine(condition()).addCallback(answered))
+            if not isAsking[0] and not found[0]:
+                isAsking[0] = True
+                Deferred.fromCoroutine(condition()).addCallback(answered)
             return bool(found[0])
 
         def answered(value: Any) -> None:
             found[0] = value
-            asking.clear()
+            isAsking[0] = False
 
         await self.until(look)
+
+
+@implementer(IAgent)
+class SlowAgent:
+    """
+    Holds back the keep-alives of one lease.
+
+    :ivar lease: the lease.
+    """
+
+    def __init__(self) -> None:
+        self.agent = watchingAgent(reactor, BrowserLikePolicyForHTTPS(), 1)
+        self.lease = 0
+        self.held: list[Deferred[Any]] = []
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        """See IAgent."""
+        body = bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b""
+        if not uri.endswith(b"/lease/keepalive") or not self.lease or str(self.lease).encode("ascii") not in body:
+            return self.agent.request(method, uri, headers, bodyProducer)
+        asked: Deferred[Any] = Deferred()
+        self.held.append(asked)
+        return asked.addCallback(lambda _: self.agent.request(method, uri, headers, bodyProducer))
+
+    def release(self) -> None:
+        """Hold nothing back any more."""
+        self.lease = 0
+        for asked in self.held:
+            # What was not waited for any longer has been called too.
+            if not asked.called:
+                asked.callback(None)
 
 
 class LeaseTests(EtcdStoreCase):
@@ -168,6 +210,27 @@ class LeaseTests(EtcdStoreCase):
         self.assertGreater(await a.secondsLeft(T, "web", made.incarnation), 0)
         await a.expireServices(deaths[1:])
         self.assertEqual(await self.keys(f"services/{T}/"), ["web"])
+
+    async def test_aHeartbeatThatWaitsCountsOnEveryNode(self) -> None:
+        """While a node could not tell etcd of it yet, no other one takes the lease that is gone for a death."""
+        slow = SlowAgent()
+        a, b = await self.store(agent=slow), await self.store()
+        made = await self.create(a)
+        slow.lease = await self.endLease(made)
+        beat = a.beat(T, "web", made.incarnation)
+        for store in (a, b):
+            await self.whenever(lambda store=store: self.isUndecided(store, made))
+        self.assertFalse(beat.called)
+        slow.release()
+        self.assertTrue(await beat)
+        await self.whenever(lambda: self.isLeft(b, made, 25))
+        self.assertEqual(await self.types(b), ["service.join"])
+
+    async def isUndecided(self, store: EtcdStore, made: ServiceRecord) -> bool:
+        return await store.secondsLeft(T, made.id, made.incarnation) == 0
+
+    async def isLeft(self, store: EtcdStore, made: ServiceRecord, seconds: float) -> bool:
+        return await store.secondsLeft(T, made.id, made.incarnation) > seconds
 
     async def test_manyDieTogether(self) -> None:
         """Hundreds of deaths, brought by two nodes at once, are kept once each, and those that live go on."""

@@ -58,6 +58,7 @@ from .etcdapi import (
     put,
     reading,
 )
+from .etcdbacklog import Backlog
 from .etcdgroups import Draft, Groups
 from .etcdleases import MARGIN, KeepAlives, newLease, secondsLeft
 from .etcdnode import Node
@@ -188,6 +189,7 @@ class EtcdStore:
         )
         self._groups = Groups(self._etcd, reactor, wallClock, prefix, name)
         self._keepAlives = KeepAlives(self._etcd, reactor)
+        self._backlog = Backlog(reactor, name)
         self._users = EtcdUsers(self._etcd, prefix, wallClock)
         self._node = Node(
             self._asking,
@@ -199,6 +201,7 @@ class EtcdStore:
             onChange=self._changed,
             load=self._load,
             onLost=self._lost,
+            backlog=self._backlog,
         )
         self._listener: IStoreListener | None = None
         self.isNew = False
@@ -374,6 +377,8 @@ class EtcdStore:
                 self._seen[name] = max(self._seen.get(name, 0), int(change.now.value))
         elif kind == "events" and not change.isDeleted:
             listener.news(rest.partition("/")[0])
+        elif kind == "nodes":
+            self._backlog.heard(rest, 0.0 if change.isDeleted else _behind(change.now.value))
 
     # -- the registry itself
 
@@ -632,6 +637,13 @@ class EtcdStore:
     @returnsDeferred
     async def beat(self, tenant: str, id: str, incarnation: str) -> bool:
         """See :meth:`ISharedStore.beat`."""
+        number = self._backlog.begin()
+        try:
+            return await self._keep(tenant, id, incarnation)
+        finally:
+            self._backlog.end(number)
+
+    async def _keep(self, tenant: str, id: str, incarnation: str) -> bool:
         held = self._held.get((tenant, id))
         isKnown = held is not None and held.incarnation == incarnation
         if held is not None and isKnown and await self._asked(self._keepAlives.keep(held.lease)):
@@ -639,23 +651,27 @@ class EtcdStore:
         # The lease is gone: etcd was stopped, or the service has been updated, or has ended. The record tells.
         _, aliveKey = self._serviceKeys(tenant, id)
         while True:
-            found, alive = await self._recordOf(tenant, id, incarnation)
+            found, alive = await self._recordOf(tenant, id, incarnation, Urgency.vital)
             if found is None:
                 return False
             held = self._held[tenant, id] = self._hold(found)
             if not await self._asked(self._keepAlives.keep(held.lease)):
-                await self._asked(self._etcd.grant(held.lease, held.timeout + MARGIN))
+                await self._asked(self._etcd.grant(held.lease, held.timeout + MARGIN, urgency=Urgency.vital))
             elif alive is not None and alive.lease == held.lease:
                 return True
             revisions = [Compare(found.key, found.modified), Compare(aliveKey, alive.modified if alive else 0)]
-            done = await self._asked(self._etcd.txn(revisions, [put(aliveKey, b"1", held.lease)]))
+            begins = self._etcd.txn(revisions, [put(aliveKey, b"1", held.lease)], urgency=Urgency.vital)
+            done = await self._asked(begins)
             if done.succeeded:
                 self._seenWritten.pop((tenant, id), None)
                 return True
 
-    async def _recordOf(self, tenant: str, id: str, incarnation: str) -> tuple[KeyValue | None, KeyValue | None]:
+    async def _recordOf(
+        self, tenant: str, id: str, incarnation: str, urgency: Urgency
+    ) -> tuple[KeyValue | None, KeyValue | None]:
         """A service's record and its alive key as they are at one moment; ``None`` for what is not there."""
-        done = await self._asked(self._etcd.txn((), [reading(key) for key in self._serviceKeys(tenant, id)]))
+        reads = [reading(key) for key in self._serviceKeys(tenant, id)]
+        done = await self._asked(self._etcd.txn((), reads, urgency=urgency))
         found, alive = ((kept or [None])[0] for kept in done.found)
         if found is None or self._hold(found).incarnation != incarnation:
             return None, None
@@ -665,6 +681,9 @@ class EtcdStore:
     async def secondsLeft(self, tenant: str, id: str, incarnation: str) -> float:
         """See :meth:`ISharedStore.secondsLeft`."""
         self._check()
+        if self._backlog.isLong:
+            # Asking would make it longer.
+            return 0.0
         held = self._held.get((tenant, id))
         if held is not None and held.incarnation == incarnation:
             left = await self._left(held)
@@ -672,13 +691,13 @@ class EtcdStore:
                 return left
         # What is found dead is looked at once more, so that a lease that begins anew from now on is seen, and so is
         # another one: that what is held here is old proves nothing.
-        found, alive = await self._recordOf(tenant, id, incarnation)
+        found, alive = await self._recordOf(tenant, id, incarnation, Urgency.pressing)
         if found is None:
             return -1.0
         held = self._held[tenant, id] = self._hold(found)
         left = await self._left(held)
         if left < 0:
-            if self._listener is not None and not self._node.isSteady:
+            if self._backlog.isLong or (self._listener is not None and not self._node.isSteady):
                 return 0.0
             self._evidence[tenant, id, incarnation] = alive.modified if alive else 0, self._reactor.seconds()
         return left
@@ -888,6 +907,13 @@ class EtcdStore:
 
     def _identity(self, work: Callable[[], Any]) -> Deferred[Any]:
         return Deferred.fromCoroutine(self._asked(work()))
+
+
+def _behind(said: bytes) -> float:
+    """How long a node's oldest heartbeat has been waiting, by the node's key."""
+    kept = json.loads(said)
+    # A node of an earlier release counts its beats there, and says no more.
+    return float(kept["behind"]) if isinstance(kept, dict) else 0.0
 
 
 def _textOf(value: bytes) -> str:

@@ -75,11 +75,13 @@ _TXN = "kv/txn"
 class Urgency(Enum):
     """Who has the next turn."""
 
-    #: What others wait for, or a life hangs on; of this there is not much at once.
-    pressing = 0
-    ordinary = 1
+    #: Heartbeats: a life hangs on them.
+    vital = 0
+    #: What others wait for; of this there is not much at once.
+    pressing = 1
+    ordinary = 2
     #: What need not be done at all.
-    idle = 2
+    idle = 3
 
 
 class EtcdError(Exception):
@@ -310,10 +312,10 @@ class Etcd:
         return found[0] if found else None
 
     @returnsDeferred
-    async def grant(self, lease: int, seconds: int) -> None:
+    async def grant(self, lease: int, seconds: int, *, urgency: Urgency = Urgency.ordinary) -> None:
         """Make a lease. That there is one of this id already is no error: ids are drawn, and it is the first try's."""
         try:
-            await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)})
+            await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)}, urgency=urgency)
         except EtcdError as error:
             if "already exists" not in str(error):
                 raise
@@ -391,7 +393,7 @@ class Etcd:
         return await self._untilAnswered(path, body, False, patience, urgency)
 
     async def _askLines(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> Any:
-        return await self._untilAnswered(path, bodies, True, PATIENCE, Urgency.pressing)
+        return await self._untilAnswered(path, bodies, True, PATIENCE, Urgency.vital)
 
     async def _untilAnswered(self, path: str, body: Any, lines: bool, patience: float, urgency: Urgency) -> Any:
         end = self._clock.seconds() + patience

@@ -8,8 +8,8 @@ and a margin, so that it outlives the deadline by the margin, and what is left o
 from __future__ import annotations
 
 import secrets
-from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -55,7 +55,8 @@ class KeepAlives:
     def __init__(self, etcd: Etcd, clock: IReactorTime) -> None:
         self._etcd = etcd
         self._clock = clock
-        self._waiting: deque[tuple[int, Deferred[bool]]] = deque()
+        # Those who wait for each lease's turn: a heartbeat that is sent again because the first one waits goes with it.
+        self._waiting: dict[int, list[Deferred[bool]]] = {}
         self._underWay = 0
         self._isDue = False
         self._isSending = False
@@ -67,7 +68,7 @@ class KeepAlives:
         :return: fires with whether it was there.
         """
         kept: Deferred[bool] = Deferred()
-        self._waiting.append((lease, kept))
+        self._waiting.setdefault(lease, []).append(kept)
         if not self._isDue and self._underWay < _REQUESTS:
             # The next turn: what comes in this one goes along.
             self._isDue = True
@@ -82,17 +83,18 @@ class KeepAlives:
             return
         self._isSending = True
         while self._waiting and self._underWay < _REQUESTS:
-            group = [self._waiting.popleft() for _ in range(min(KEEP_ALIVES, len(self._waiting)))]
+            leases = list(islice(self._waiting, KEEP_ALIVES))
+            group = [self._waiting.pop(lease) for lease in leases]
             self._underWay += 1
-            answers = self._etcd.keepAlive([lease for lease, _ in group])
-            answers.addBoth(self._answered, [kept for _, kept in group])
+            self._etcd.keepAlive(leases).addBoth(self._answered, group)
         self._isSending = False
 
-    def _answered(self, result: list[bool] | Failure, group: Sequence[Deferred[bool]]) -> None:
+    def _answered(self, result: list[bool] | Failure, group: Sequence[Sequence[Deferred[bool]]]) -> None:
         self._underWay -= 1
         self._send()
-        for number, kept in enumerate(group):
-            if isinstance(result, Failure):
-                kept.errback(result)
-            else:
-                kept.callback(result[number])
+        for number, waiting in enumerate(group):
+            for kept in waiting:
+                if isinstance(result, Failure):
+                    kept.errback(result)
+                else:
+                    kept.callback(result[number])

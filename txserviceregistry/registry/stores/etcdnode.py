@@ -8,6 +8,7 @@ back by the watch, that the watch is not deaf.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent
 
 from .etcdapi import Etcd, EtcdError, put
+from .etcdbacklog import Backlog
 from .etcdleases import newLease
 from .etcdwatch import Change, Watch, WatchEnded
 from .interfaces import StoreUnavailable
@@ -40,6 +42,7 @@ class Node:
     :param load: reads everything again; fires with the revision at which it was so. Called when the watch has ended,
         with whether there was no contact meanwhile.
     :param onLost: is called when there is no contact any more.
+    :param backlog: what the others are told of, in the key.
     """
 
     #: Seconds between two writes of the node's key.
@@ -71,6 +74,7 @@ class Node:
         onChange: Callable[[Change], None],
         load: Callable[[bool], Deferred[int]],
         onLost: Callable[[], None],
+        backlog: Backlog,
     ) -> None:
         self._etcd = etcd
         self._reactor = reactor
@@ -81,6 +85,7 @@ class Node:
         self._onChange = onChange
         self._load = load
         self._onLost = onLost
+        self._backlog = backlog
         self._lease = 0
         self._beats = 0
         self._contact = self._heard = reactor.seconds()
@@ -184,7 +189,8 @@ class Node:
                 return
         self._beats += 1
         try:
-            await self._etcd.txn((), [put(self._key, str(self._beats).encode("ascii"), self._lease)], patience=0)
+            said = json.dumps({"v": 1, "beats": self._beats, "behind": round(self._backlog.seconds(), 3)})
+            await self._etcd.txn((), [put(self._key, said.encode("ascii"), self._lease)], patience=0)
         except EtcdError:
             self._lease = 0
 
