@@ -57,6 +57,21 @@ class HeartbeatTokensTests(SynchronousTestCase):
         for token in (first, second):
             self.assertIsNotNone(again.next(*LIFE, token))
 
+    def test_thoseOfOneMoment(self) -> None:
+        """Heartbeats that come together are answered as each alone would be, also where the clock has stepped back."""
+        first = self.tokens.first(*LIFE)
+        self.now += 3600
+        later = self.following(first)
+        assert later is not None
+        self.now -= 1800
+        following = self.tokens.following()
+        proof = self.tokens.proof(*LIFE)
+        for presented in (first, later, later.upper()):
+            answer = following(proof, presented)
+            self.assertEqual(answer, self.following(presented))
+            self.assertNotEqual(answer, presented.lower())
+        self.assertIsNone(following(proof, self.tokens.first(*LATER_LIFE)))
+
     def test_tokensOfEarlierReleasesCount(self) -> None:
         """A token that a release gave out is accepted by those that follow, or an upgrade would kill every service."""
         self.assertIsNotNone(self.following("5a6adc40-f86a-11e1-9644-062ffc4fc41e"))

@@ -349,12 +349,12 @@ class Registry:
         """
         if self._sharing is not None:
             return self._work.start(self._beatShared(self._sharing, tenant, id, token))
-        outcome = self._beat(tenant, id, token)
+        (outcome,) = self._beat(tenant, [(id, token)])
         return fail(outcome) if isinstance(outcome, Fault) else succeed(outcome)
 
     def heartbeats(self, tenant: str, beats: Iterable[tuple[str, str]]) -> Deferred[Sequence[str | Fault]]:
         """
-        Many heartbeats, each as if it had come alone.
+        Many heartbeats, each as if it had come alone, and all at the same moment.
 
         :param beats: service ids and tokens. An id may be there more than once.
         :return: fires, at once, with the next token, or the fault that :meth:`heartbeat` would have raised, for each
@@ -362,27 +362,36 @@ class Registry:
         """
         if self._sharing is not None:
             return self._beatAllShared(self._sharing, tenant, beats)
-        return succeed([self._beat(tenant, id, token) for id, token in beats])
+        return succeed(self._beat(tenant, beats))
 
-    def _beat(self, tenant: str, id: str, token: str) -> str | Fault:
-        life = self._lives.alive(tenant, id)
-        if life is None:
-            return notFound("Service", id)
-        following = self._tokens.next(tenant, id, life.incarnation, token)
-        if following is None:
-            return notFound("HeartbeatMarker", token)
-        self._lived(life)
-        return following
-
-    def _lived(self, life: Life) -> None:
-        lastSeen = _millisecondsUp(self._wallClock())
-        self._lives.beat(life, lastSeen)
-        self._store.recordLastSeen(life.tenant, life.id, life.incarnation, lastSeen)
-        self._heartbeats += 1
+    def _beat(self, tenant: str, beats: Iterable[tuple[str, str]]) -> Sequence[str | Fault]:
+        now, lastSeen = self._lives.now(), _millisecondsUp(self._wallClock())
+        lives, following = self._lives.ofTenant(tenant), self._tokens.following()
+        record = self._store.recordLastSeen
+        outcomes: list[str | Fault] = []
+        for id, token in beats:
+            life = lives.get(id)
+            if life is None or now >= life.deadline:
+                outcomes.append(notFound("Service", id))
+                continue
+            if not life.proof:
+                life.proof = self._tokens.proof(tenant, id, life.incarnation)
+            answer = following(life.proof, token)
+            if answer is None:
+                outcomes.append(notFound("HeartbeatMarker", token))
+                continue
+            life.beat(now, lastSeen)
+            record(tenant, id, life.incarnation, lastSeen)
+            self._heartbeats += 1
+            outcomes.append(answer)
+        return outcomes
 
     async def _beatShared(self, sharing: Sharing, tenant: str, id: str, token: str) -> str:
         life, following = await sharing.beat(tenant, id, token, self._tokens)
-        self._lived(life)
+        lastSeen = _millisecondsUp(self._wallClock())
+        self._lives.beat(life, lastSeen)
+        self._store.recordLastSeen(tenant, id, life.incarnation, lastSeen)
+        self._heartbeats += 1
         return following
 
     @returnsDeferred

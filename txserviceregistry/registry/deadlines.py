@@ -6,7 +6,7 @@ Nothing here knows the store. That a deadline has passed is found out here; what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from heapq import heappop, heappush, heapreplace
 
 import attrs
@@ -115,6 +115,7 @@ class Life:
     :ivar timeout: in seconds.
     :ivar deadline: in seconds of life.
     :ivar lastSeen: when its last heartbeat came, in milliseconds since the epoch; ``None`` before the first.
+    :ivar proof: what its tokens have in common; empty before its first heartbeat here.
     """
 
     tenant: str
@@ -125,10 +126,19 @@ class Life:
     lastSeen: int | None
     # The time under which the queue holds this life; the queue's other entries of it count for nothing.
     _queued: float
+    proof: str = ""
+
+    def beat(self, now: float, lastSeen: int) -> None:
+        """A heartbeat came *now*, in seconds of life: there is a full timeout from then on."""
+        self.deadline = now + self.timeout
+        self.lastSeen = lastSeen
 
     def __lt__(self, other: Life) -> bool:
         # Asked by the queue for lives with the same deadline: any order will do.
         return False
+
+
+_NOBODY: Mapping[str, Life] = {}
 
 
 class Deadlines:
@@ -172,14 +182,17 @@ class Deadlines:
         life = lives.get(id) if lives is not None else None
         return life if life is not None and (self._now() < life.deadline or not self._areTrue) else None
 
+    def ofTenant(self, tenant: str) -> Mapping[str, Life]:
+        """All of *tenant*'s that are alive, by id, and those whose deadline has passed since it was looked for."""
+        return self._alive.get(tenant, _NOBODY)
+
     def everybody(self) -> list[Life]:
         """All that are alive."""
         return [life for lives in self._alive.values() for life in lives.values()]
 
     def beat(self, life: Life, lastSeen: int) -> None:
         """A heartbeat: *life*, which has to be alive, has a full timeout from now on."""
-        life.deadline = self._now() + life.timeout
-        life.lastSeen = lastSeen
+        life.beat(self._now(), lastSeen)
 
     def restart(self, life: Life, timeout: int) -> None:
         """*life*, which has to be alive, has another timeout (seconds), and a full one from now on."""

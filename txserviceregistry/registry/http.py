@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -22,6 +23,7 @@ from .faults import Fault, invalidBody, requestTooLarge, unsupportedContentType
 
 __all__ = [
     "EXTENSIONS",
+    "JSON_HEADERS",
     "Answer",
     "baseUrl",
     "bodyLimit",
@@ -30,6 +32,7 @@ __all__ = [
     "faultAnswer",
     "faultBody",
     "inBytes",
+    "inJSON",
     "parseBody",
     "send",
     "write",
@@ -48,6 +51,8 @@ def _refuseConstant(name: str) -> None:
 
 _PARSER = json.JSONDecoder(parse_constant=_refuseConstant)
 _JSON_TYPE = b"application/json; charset=UTF-8"
+#: The headers of an answer whose text is JSON already.
+JSON_HEADERS: Mapping[str, str] = MappingProxyType({"Content-Type": _JSON_TYPE.decode("ascii")})
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
@@ -98,7 +103,7 @@ def write(request: server.Request, answer: Answer, txnId: str) -> None:
         headers.setRawHeaders(name, [value])
     body = answer.text
     if answer.body is not None:
-        body = _encode(answer.body)
+        body = inJSON(answer.body).encode()
         headers.setRawHeaders(b"Content-Type", [_JSON_TYPE])
     if body is None:
         request.write(b"")
@@ -114,7 +119,7 @@ def inBytes(answer: Answer, txnId: str, reason: bytes) -> bytes:
 
     :param reason: the phrase of its status line.
     """
-    body = _encode(answer.body or {})
+    body = inJSON(answer.body or {}).encode()
     headers = {
         **_headers(answer, txnId),
         b"Content-Type": _JSON_TYPE,
@@ -135,8 +140,9 @@ def _headers(answer: Answer, txnId: str) -> dict[bytes, bytes]:
     return headers
 
 
-def _encode(body: Mapping[str, Any]) -> bytes:
-    return _JSON.encode(body).encode("utf-8")
+def inJSON(body: Mapping[str, Any]) -> str:
+    """A body as it is sent."""
+    return _JSON.encode(body)
 
 
 def baseUrl(request: server.Request) -> str:

@@ -72,6 +72,8 @@ class Lives:
         self._sweeping: IDelayedCall | None = None
         # What is asked on every heartbeat goes straight to where it is known.
         self.alive = self._deadlines.alive
+        self.ofTenant = self._deadlines.ofTenant
+        self.now = self._lifeClock.now
         self.beat = self._deadlines.beat
         self.restart = self._deadlines.restart
         self.find = self._deadlines.find

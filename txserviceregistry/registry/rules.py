@@ -199,15 +199,16 @@ class TimeUUID:
     def check(self, value: object) -> str:
         if not isinstance(value, str):
             raise Unfit("Not a string")
+        if _TIME_UUID.fullmatch(value):
+            return value
         if not _UUID.fullmatch(value):
             raise Unfit("Invalid UUID")
         if value[14] != "1":
             raise Unfit("UUID is not version 1")
-        if value[19] not in "89abAB":
-            raise Unfit("Unsupported UUID variant")
-        return value
+        raise Unfit("Unsupported UUID variant")
 
 
+_TIME_UUID = re.compile(TimeUUID.pattern, re.ASCII)
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

@@ -4,9 +4,9 @@ Heartbeat tokens, which carry their own proof: checking one needs no memory of h
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from hashlib import blake2b
+from hmac import compare_digest
 
 from .eventids import positionOf
 
@@ -37,7 +37,7 @@ class HeartbeatTokens:
 
     def first(self, tenant: str, id: str, incarnation: str) -> str:
         """The token that the registration of a service answers."""
-        return self._text(0, self._tail(tenant, id, incarnation))
+        return self._text(0, self.proof(tenant, id, incarnation))
 
     def next(self, tenant: str, id: str, incarnation: str, presented: str) -> str | None:
         """
@@ -47,24 +47,44 @@ class HeartbeatTokens:
             (:func:`~txserviceregistry.registry.validation.heartbeatToken` sees to that).
         :return: ``None`` if it was never given out for this life of the service.
         """
-        tail = self._tail(tenant, id, incarnation)
-        presented = presented.lower()
-        if not hmac.compare_digest(presented[19:], tail):
-            return None
-        time = int(presented[15:18] + presented[9:13] + presented[:8], 16)
-        return self._text(time + 1, tail)
+        return self.following()(self.proof(tenant, id, incarnation), presented)
 
-    def _tail(self, tenant: str, id: str, incarnation: str) -> str:
+    def following(self) -> Callable[[str, str], str | None]:
+        """
+        What gives the tokens that answer heartbeats which are there now, be they one or a thousand.
+
+        :return: is called with a life's :meth:`proof` and with the token that was presented, and does what
+            :meth:`next` does.
+        """
+        now = f"{positionOf(self._wallClock()):015x}"
+        head = _head(now)
+
+        def following(proof: str, presented: str) -> str | None:
+            presented = presented.lower()
+            if not compare_digest(presented[19:], proof):
+                return None
+            # Numbers with the same count of digits are in the same order as their texts.
+            time = presented[15:18] + presented[9:13] + presented[:8]
+            return head + proof if time < now else self._text(int(time, 16) + 1, proof)
+
+        return following
+
+    def proof(self, tenant: str, id: str, incarnation: str) -> str:
+        """The end that all tokens of one life have in common, and that nobody else can make: the MAC."""
         mac = self._mac.copy()
         # Every field comes with its length, so that no two triples are the same bytes.
         mac.update(f"{len(tenant)}:{tenant}{len(id)}:{id}{len(incarnation)}:{incarnation}".encode())
         digits = mac.hexdigest()
         return f"{_FIRST_DIGITS[digits[0]]}{digits[1:4]}-{digits[4:]}"
 
-    def _text(self, earliest: int, tail: str) -> str:
+    def _text(self, earliest: int, proof: str) -> str:
         time = positionOf(self._wallClock())
         if time < earliest:
             # Past the end of a UUID's time, in the year 5236, a token stays as it is: it is accepted all the same.
             time = min(earliest, _LATEST)
-        digits = f"{time:015x}"
-        return f"{digits[7:]}-{digits[3:7]}-1{digits[:3]}-{tail}"
+        return _head(f"{time:015x}") + proof
+
+
+def _head(digits: str) -> str:
+    """A token but for its proof, of the digits of its time."""
+    return f"{digits[7:]}-{digits[3:7]}-1{digits[:3]}-"

@@ -170,22 +170,27 @@ def heartbeatToken(body: Mapping[str, object]) -> str:
     return token
 
 
-def heartbeats(body: Mapping[str, object]) -> Sequence[object]:
+def heartbeats(body: Mapping[str, object]) -> Sequence[Any]:
     """
     The heartbeats in the body of a ``POST /heartbeats``, of which each may be anything: see :func:`heartbeatOfBatch`.
 
     :raises Fault: if they are missing, are no array, or are not from 1 to 1,000.
     """
-    entries: Sequence[object] = _HEARTBEATS.value(body)
+    entries: Sequence[Any] = _HEARTBEATS.value(body)
     return entries
 
 
-def heartbeatOfBatch(entry: object) -> tuple[str, str]:
+def heartbeatOfBatch(entry: Any) -> tuple[str, str]:
     """
     The service id and the token of one of many heartbeats.
 
     :raises Fault: if it is no object, or for the first field that is not right.
     """
+    try:
+        return _ID.rule.check(entry[_ID.name]), _TOKEN.rule.check(entry[_TOKEN.name])
+    except (KeyError, TypeError, Unfit):
+        # Of the few that are not right, it is found out with more care what is wrong with them.
+        pass
     if not isinstance(entry, dict):
         raise validationError(_HEARTBEATS.name, "Not a hash")
     return _ID.value(entry), _TOKEN.value(entry)

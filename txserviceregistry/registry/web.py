@@ -26,11 +26,13 @@ from .credentials import access, credentials
 from .exchanges import GONE, WAITING, Exchange, Exchanges
 from .faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
 from .http import (
+    JSON_HEADERS,
     Answer,
     baseUrl,
     checkSize,
     faultAnswer,
     faultBody,
+    inJSON,
     parseBody,
     send,
 )
@@ -268,14 +270,26 @@ class ApiResource(Resource):
 
     async def _heartbeats(self, call: _Call) -> Answer:
         entries = validation.heartbeats(call.body)
-        checked = [_checkedHeartbeat(entry) for entry in entries]
-        fit = [beat for beat in checked if not isinstance(beat, Fault)]
-        following = iter(await self._registry.heartbeats(call.tenant, fit))
-        outcomes = [beat if isinstance(beat, Fault) else next(following) for beat in checked]
-        values = [
-            _outcome(entry, outcome, call.exchange.txnId) for entry, outcome in zip(entries, outcomes, strict=True)
-        ]
-        return Answer(200, {"values": values})
+        beats: list[tuple[str, str]] = []
+        unfit: dict[int, Fault] = {}
+        for place, entry in enumerate(entries):
+            try:
+                beats.append(validation.heartbeatOfBatch(entry))
+            except Fault as fault:
+                unfit[place] = fault
+        outcomes = list(await self._registry.heartbeats(call.tenant, beats))
+        for place, reason in unfit.items():
+            outcomes.insert(place, reason)
+        values = ", ".join(
+            [
+                # Neither an id that a service has nor a token holds anything that JSON would write in another way.
+                f'{{"id": "{entry["id"]}", "token": "{outcome}"}}'
+                if isinstance(outcome, str)
+                else _unbeaten(entry, outcome, call.exchange.txnId)
+                for entry, outcome in zip(entries, outcomes, strict=True)
+            ]
+        )
+        return Answer(200, text=f'{{"values": [{values}]}}'.encode(), headers=JSON_HEADERS)
 
     async def _listValues(self, call: _Call) -> Answer:
         limit, marker = _limitAndMarker(call, validation.configurationMarker)
@@ -336,20 +350,11 @@ async def _whileConnected(request: Request, waiting: Deferred[_T]) -> _T:
         raise _HungUp()
 
 
-def _checkedHeartbeat(entry: object) -> tuple[str, str] | Fault:
-    try:
-        return validation.heartbeatOfBatch(entry)
-    except Fault as fault:
-        return fault
-
-
-def _outcome(entry: Any, outcome: str | Fault, txnId: str) -> dict[str, Any]:
-    """What one entry of a batch is answered with."""
-    if not isinstance(outcome, Fault):
-        return {"id": entry["id"], "token": outcome}
+def _unbeaten(entry: Any, fault: Fault, txnId: str) -> str:
+    """What one entry of a batch that was refused is answered with, as JSON."""
     # The id is told as it was given, be it one that a service can have or not.
     id = entry.get("id") if isinstance(entry, dict) else None
-    return {"id": id if isinstance(id, str) else None, "fault": faultBody(outcome, txnId)}
+    return inJSON({"id": id if isinstance(id, str) else None, "fault": faultBody(fault, txnId)})
 
 
 def _refused(request: Request) -> Fault:
