@@ -23,7 +23,7 @@ import attrs
 
 from txserviceregistry.registry.eventids import positionOf
 from txserviceregistry.registry.stores import sqlitefile
-from txserviceregistry.registry.stores.sqlitetables import Tables
+from txserviceregistry.registry.stores.sqlitetables import NewService, Tables
 from txserviceregistry.registry.tokens import HeartbeatTokens
 
 from .harness import Api, Figure, registry, run
@@ -72,10 +72,13 @@ def fill(home, services, events, timeout=120):
         first = []
         for some in range(0, services, 1000):
             tables.begin()
-            for number in range(some, min(services, some + 1000)):
-                of = payload(number)
-                made = tables.createService(tenant, name(number), timeout, of["tags"], of["metadata"], services)
-                first.append(tokens.first(tenant, made.id, made.incarnation))
+            made = tables.createServices(
+                [
+                    NewService(tenant, name(number), timeout, **payload(number), maximum=services)
+                    for number in range(some, min(services, some + 1000))
+                ]
+            )
+            first += [tokens.first(tenant, one.id, one.incarnation) for one in made]
             tables.commit()
         tables.checkpoint()
         return first

@@ -10,8 +10,10 @@ import sqlite3
 import stat
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
+import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import ProcessTerminated
@@ -27,6 +29,7 @@ from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.stores.interfaces import (
     Death,
+    ServiceRecord,
     StoreRefused,
     StoreUnavailable,
     TokenRecord,
@@ -291,6 +294,64 @@ class SqliteStoreTests(TestCase):
         await gatherResults(good + more)
         self.assertEqual(len(await store.listEvents("1", 0, 100, None)), 10)
         self.assertEqual(await countValues(store), 10)
+
+    async def test_togetherIsAsOneAfterTheOther(self):
+        """What comes at once, of one kind or of several, has the outcomes and the events of what comes one by one."""
+
+        def operations(store: SqliteStore) -> Iterator[Deferred[Any]]:
+            for n in range(150):
+                yield store.createService(f"{n % 2 + 1}", f"s{n}", 30, ("t", f"t{n}", "t", "\0"), {"n": f"{n}"}, 999)
+            for tenant, id, maximum in (("1", "s0", 999), ("1", "s1", 999), ("2", "s1", 76), ("2", "s2", 76)):
+                yield store.createService(tenant, id, 40, (), {}, maximum)
+            for tenant, id, maximum in (("2", "s3", 76), ("2", "s5", 75), ("2", "new", 76), ("3", "new", 0)):
+                yield store.createService(tenant, id, 50, (), {}, maximum)
+            for n in range(80):
+                yield store.setValue("1", f"key{n % 70}", f"value{n % 2}", 60)
+            for value in ("a", "a", "b", "\ud800", "a"):
+                yield store.setValue("2", "key", value, 1)
+            yield store.removeValue("2", "key")
+            yield store.setValue("2", "other", "", 1)
+            yield store.setValue("2", "key", "", 1)
+            yield store.createService("1", "last", 30, (), {}, 999)
+
+        async def outcome(operation: Deferred[Any]) -> Any:
+            try:
+                result = await operation
+            except Exception as error:
+                return repr(error)
+            return attrs.evolve(result, incarnation="") if isinstance(result, ServiceRecord) else result
+
+        async def state(store: SqliteStore, tenant: str) -> Any:
+            return (
+                [event.payload for event in await store.listEvents(tenant, 0, 999, None)],
+                [attrs.evolve(one, incarnation="") for one in await store.listServices(tenant, None, 999, None, ())],
+                [one.id for one in await store.listServices(tenant, None, 999, "t", ())],
+                await store.listValues(tenant, None, 999, None),
+            )
+
+        patient, hurried = await self.opened(), await self.opened(self.mktemp())
+        waiting = [Deferred.fromCoroutine(outcome(each)) for each in operations(hurried)]
+        outcomes = [await outcome(each) for each in operations(patient)]
+        self.assertEqual(await gatherResults(waiting), outcomes)
+        for kind in ("ObjectExists", "LimitExceeded", "ServiceRecord", "None"):
+            self.assertIn(kind, str(outcomes))
+        for tenant in ("1", "2", "3"):
+            self.assertEqual(await state(hurried, tenant), await state(patient, tenant))
+        for count in (countServices, countValues):
+            self.assertEqual(await count(hurried), await count(patient))
+        self.assertLess(hurried.statistics.commits.counts[0], patient.statistics.commits.counts[0])
+
+    async def test_aCreateThatFailsLeavesTheOthersWhole(self):
+        """A registration that can't be kept at all harms none that comes with it."""
+        store = await self.opened()
+        good = [store.createService("1", f"s{n}", 30, ("t",), {}, 100) for n in range(5)]
+        bad = store.createService("1", "\ud800", 30, ("t",), {}, 100)
+        more = [store.createService("1", f"t{n}", 30, ("t",), {}, 100) for n in range(5)]
+        await self.raises(UnicodeEncodeError, bad)
+        made = await gatherResults(good + more)
+        self.assertEqual(await store.listServices("1", None, 100, "t", ()), made)
+        self.assertEqual(len(await store.listEvents("1", 0, 100, None)), 10)
+        self.assertEqual(await countServices(store), 10)
 
     async def test_aReadThatFailsLeavesTheOthersWhole(self):
         """A read that can't be done fails alone."""

@@ -37,7 +37,7 @@ from .interfaces import (
     TokenRecord,
     UserRecord,
 )
-from .sqlitetables import LastSeen, Tables
+from .sqlitetables import LastSeen, NewService, NewValue, Tables
 from .sqlitethreads import Reader, ThreadedReactor, Writer
 
 __all__ = ["SqliteStore"]
@@ -153,9 +153,8 @@ class SqliteStore:
         maximum: int,
     ) -> Deferred[ServiceRecord]:
         """See :meth:`IStore.createService`."""
-        return self._writer.submit(
-            lambda tables: tables.createService(tenant, id, heartbeatTimeout, tags, metadata, maximum)
-        )
+        new = NewService(tenant, id, heartbeatTimeout, tags, metadata, maximum)
+        return self._writer.submitOneOfMany(Tables.createServices, new)
 
     def getService(self, tenant: str, id: str) -> Deferred[ServiceRecord]:
         """See :meth:`IStore.getService`."""
@@ -244,7 +243,7 @@ class SqliteStore:
 
     def setValue(self, tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
         """See :meth:`IStore.setValue`."""
-        return self._writer.submit(lambda tables: tables.setValue(tenant, key, value, maximum))
+        return self._writer.submitOneOfMany(Tables.setValues, NewValue(tenant, key, value, maximum))
 
     def removeValue(self, tenant: str, key: str) -> Deferred[None]:
         """See :meth:`IStore.removeValue`."""

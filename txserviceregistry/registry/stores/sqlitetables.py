@@ -4,15 +4,22 @@ What the operations of a store do to the tables of the SQLite file (those of use
 
 Plain functions that block and are called in the store's threads, each inside a transaction that somebody else begins
 and ends. The text of a statement never changes, so that it is compiled once.
+
+Python gives its lock away at every step of a statement, to a reactor that has enough to do to keep it for a while. So
+what comes in numbers (services that are made or that die, values, events) is not changed row by row: one statement is
+given many rows.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import islice
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import chain, groupby, islice
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -27,10 +34,16 @@ from .interfaces import (
     NoSuchObject,
     ObjectExists,
     ServiceRecord,
+    StoreError,
 )
 from .sqliteusers import Users, asBytes, asText
 
-__all__ = ["LastSeen", "Tables"]
+__all__ = ["LastSeen", "NewService", "NewValue", "Tables"]
+
+_Rows = Sequence[Sequence[Any]]
+
+_MOST_ROWS = 64
+"""How many rows a statement is given at most; older versions of SQLite take no more than 999 values at once."""
 
 _EVENT_TYPES = {
     "service.join": 1,
@@ -57,6 +70,26 @@ _SERVICES_BY_TAG = (
 )
 
 
+class NewService(NamedTuple):
+    """What :meth:`Tables.createServices` is told of a service; see :meth:`IStore.createService`."""
+
+    tenant: str
+    id: str
+    heartbeatTimeout: int
+    tags: Sequence[str]
+    metadata: Mapping[str, str]
+    maximum: int
+
+
+class NewValue(NamedTuple):
+    """What :meth:`Tables.setValues` is told of a configuration value; see :meth:`IStore.setValue`."""
+
+    tenant: str
+    key: str
+    value: str
+    maximum: int
+
+
 @attrs.frozen(slots=True)
 class LastSeen:
     """The time of a heartbeat, in milliseconds since the epoch."""
@@ -73,6 +106,24 @@ class LastSeen:
 
 
 _asJson = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@cache
+def _withRows(sql: str, columns: int, count: int) -> str:
+    """A statement with a table of so many rows, of which the last value says how many there are."""
+    rows = ", ".join([f"({', '.join('?' * columns)})"] * count)
+    return sql.format(rows=f"(SELECT * FROM (VALUES {rows}) LIMIT ?)")
+
+
+def _tagRows(tenant: str, id: str, tags: Iterable[str]) -> list[tuple[str, bytes, str]]:
+    return [(tenant, asBytes(tag), id) for tag in set(tags)]
+
+
+def _byTenant(rows: _Rows) -> Iterator[tuple[str, _Rows]]:
+    """The rows of each tenant, which is their first column, without it."""
+    tenantOf = itemgetter(0)
+    for tenant, those in groupby(sorted(rows, key=tenantOf), tenantOf):
+        yield tenant, [row[1:] for row in those]
 
 
 class Tables:
@@ -145,6 +196,29 @@ class Tables:
         """The only row, or ``None``."""
         return self._execute(sql, values).fetchone()
 
+    def _each(self, sql: str, rows: _Rows, *before: Any) -> Iterator[sqlite3.Cursor]:
+        """
+        Execute a statement for many rows, in as few parts as that can be done.
+
+        :param sql: has ``{rows}`` in the place of a table, whose columns are ``column1``, ``column2``, ...
+        :param before: the values for what comes before the table.
+        """
+        for start in range(0, len(rows), _MOST_ROWS):
+            part = rows[start : start + _MOST_ROWS]
+            # Of powers of two there are few, so that few statements have to be kept.
+            size = 1 << (len(part) - 1).bit_length()
+            columns = len(part[0])
+            filling = (0,) * ((size - len(part)) * columns)
+            values = (*before, *chain.from_iterable(part), *filling, len(part))
+            yield self._execute(_withRows(sql, columns, size), values)
+
+    def _change(self, sql: str, rows: _Rows, *before: Any) -> None:
+        for _ in self._each(sql, rows, *before):
+            pass
+
+    def _select(self, sql: str, rows: _Rows, *before: Any) -> Iterator[Any]:
+        return chain.from_iterable(self._each(sql, rows, *before))
+
     def _meta(self, name: str) -> Any:
         return self._one("SELECT value FROM meta WHERE name = ?", name)[0]
 
@@ -154,24 +228,22 @@ class Tables:
     def _putEvent(self, tenant: str, position: int, type: str, payload: Mapping[str, Any]) -> None:
         self._putEvents([(tenant, position, self._milliseconds(), _EVENT_TYPES[type], _asJson(payload))])
 
-    def _putEvents(self, rows: Iterable[tuple[str, int, int, int, str]]) -> None:
-        self._executeMany(
-            "INSERT INTO events (tenant, position, timestamp, type, payload) VALUES (?, ?, ?, ?, ?)", rows
-        )
+    def _putEvents(self, rows: Sequence[tuple[str, int, int, int, str]]) -> None:
+        self._change("INSERT INTO events (tenant, position, timestamp, type, payload) SELECT * FROM {rows}", rows)
 
-    def _countServices(self, tenant: str, change: int) -> None:
-        self._execute(
+    def _countServices(self, changes: Mapping[str, int]) -> None:
+        self._executeMany(
             "INSERT INTO tenants (tenant, services) VALUES (?, ?)"
             " ON CONFLICT (tenant) DO UPDATE SET services = services + excluded.services",
-            (tenant, change),
+            changes.items(),
         )
 
-    def _countValues(self, tenant: str, change: int) -> None:
-        self._execute(
+    def _countValues(self, changes: Mapping[str, int]) -> None:
+        self._executeMany(
             "INSERT INTO tenants (tenant, configuration_values) VALUES (?, ?)"
             " ON CONFLICT (tenant) DO UPDATE"
             " SET configuration_values = configuration_values + excluded.configuration_values",
-            (tenant, change),
+            changes.items(),
         )
 
     # -- the secret and accounts
@@ -223,46 +295,59 @@ class Tables:
             return None
         return row[1], self._service(row)
 
-    def createService(
-        self,
-        tenant: str,
-        id: str,
-        heartbeatTimeout: int,
-        tags: Sequence[str],
-        metadata: Mapping[str, str],
-        maximum: int,
-    ) -> ServiceRecord:
-        """See :meth:`IStore.createService`."""
-        isTaken, services = self._one(
-            "SELECT EXISTS (SELECT 1 FROM services WHERE tenant = ?1 AND id = ?2),"
-            " (SELECT services FROM tenants WHERE tenant = ?1)",
-            tenant,
-            id,
-        )
-        if isTaken:
-            raise ObjectExists(id)
-        if (services or 0) >= maximum:
-            raise LimitExceeded(maximum)
-        position = self._ids.next()
-        service = ServiceRecord(id, self._ids.idAt(position), heartbeatTimeout, tuple(tags), dict(metadata))
-        self._execute(
-            "INSERT INTO services (tenant, id, incarnation, heartbeat_timeout, tags, metadata)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (tenant, id, position, heartbeatTimeout, _asJson(service.tags), _asJson(service.metadata)),
-        )
-        self._addTags(tenant, id, tags)
-        self._countServices(tenant, 1)
-        self._putEvent(tenant, position, "service.join", payloads.serviceState(service))
-        return service
+    def createServices(self, news: Sequence[NewService]) -> list[ServiceRecord | StoreError]:
+        """
+        See :meth:`IStore.createService`; one after the other.
 
-    def _addTags(self, tenant: str, id: str, tags: Iterable[str]) -> None:
-        self._executeMany(
-            "INSERT INTO service_tags (tenant, tag, id) VALUES (?, ?, ?)",
-            [(tenant, asBytes(tag), id) for tag in set(tags)],
+        :return: what becomes of each.
+        """
+        taken = set(
+            self._select(
+                "SELECT s.tenant, s.id FROM {rows} n"
+                " CROSS JOIN services s ON s.tenant = n.column1 AND s.id = n.column2",
+                [(new.tenant, new.id) for new in news],
+            )
         )
+        counts = {
+            tenant: (self._one("SELECT services FROM tenants WHERE tenant = ?", tenant) or (0,))[0]
+            for tenant in {new.tenant for new in news}
+        }
+        outcomes: list[ServiceRecord | StoreError] = []
+        services, tags, events, added = [], [], [], Counter[str]()
+        now = self._milliseconds()
+        for tenant, id, heartbeatTimeout, itsTags, metadata, maximum in news:
+            if (tenant, id) in taken:
+                outcomes.append(ObjectExists(id))
+                continue
+            if counts[tenant] + added[tenant] >= maximum:
+                outcomes.append(LimitExceeded(maximum))
+                continue
+            taken.add((tenant, id))
+            added[tenant] += 1
+            position = self._ids.next()
+            service = ServiceRecord(id, self._ids.idAt(position), heartbeatTimeout, tuple(itsTags), dict(metadata))
+            outcomes.append(service)
+            services.append((tenant, id, position, heartbeatTimeout, _asJson(service.tags), _asJson(service.metadata)))
+            tags += _tagRows(tenant, id, itsTags)
+            payload = _asJson(payloads.serviceState(service))
+            events.append((tenant, position, now, _EVENT_TYPES["service.join"], payload))
+        self._change(
+            "INSERT INTO services (tenant, id, incarnation, heartbeat_timeout, tags, metadata) SELECT * FROM {rows}",
+            services,
+        )
+        self._addTags(tags)
+        self._countServices(added)
+        self._putEvents(events)
+        return outcomes
 
-    def _dropTags(self, rows: Iterable[tuple[str, bytes, str]]) -> None:
-        self._executeMany("DELETE FROM service_tags WHERE tenant = ? AND tag = ? AND id = ?", rows)
+    def _addTags(self, rows: Sequence[tuple[str, bytes, str]]) -> None:
+        self._change("INSERT INTO service_tags (tenant, tag, id) SELECT * FROM {rows}", rows)
+
+    def _dropTags(self, rows: Sequence[tuple[str, bytes, str]]) -> None:
+        for tenant, those in _byTenant(rows):
+            self._change(
+                "DELETE FROM service_tags WHERE tenant = ? AND (tag, id) IN (SELECT * FROM {rows})", those, tenant
+            )
 
     def getService(self, tenant: str, id: str) -> ServiceRecord:
         """See :meth:`IStore.getService`."""
@@ -310,8 +395,8 @@ class Tables:
                 (new.heartbeatTimeout, _asJson(new.tags), _asJson(new.metadata), tenant, id),
             )
             before, after = set(old.tags), set(new.tags)
-            self._dropTags((tenant, asBytes(tag), id) for tag in before - after)
-            self._addTags(tenant, id, after - before)
+            self._dropTags(_tagRows(tenant, id, before - after))
+            self._addTags(_tagRows(tenant, id, after - before))
         return new
 
     def removeService(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
@@ -325,13 +410,11 @@ class Tables:
         return service
 
     def _dropServices(self, services: Sequence[tuple[str, int, ServiceRecord]]) -> None:
-        self._executeMany(
-            "DELETE FROM services WHERE tenant = ? AND id = ?", [(tenant, one.id) for tenant, _, one in services]
-        )
-        self._dropTags((tenant, asBytes(tag), one.id) for tenant, _, one in services for tag in set(one.tags))
-        self._executeMany("DELETE FROM last_seen WHERE incarnation = ?", [(position,) for _, position, _ in services])
-        for tenant in {tenant for tenant, _, _ in services}:
-            self._countServices(tenant, -sum(tenant == other for other, _, _ in services))
+        for tenant, those in _byTenant([(tenant, one.id) for tenant, _, one in services]):
+            self._change("DELETE FROM services WHERE tenant = ? AND id IN {rows}", those, tenant)
+            self._countServices({tenant: -len(those)})
+        self._dropTags([row for tenant, _, one in services for row in _tagRows(tenant, one.id, one.tags)])
+        self._change("DELETE FROM last_seen WHERE incarnation IN {rows}", [(position,) for _, position, _ in services])
 
     def expireServices(self, deaths: Sequence[Death]) -> None:
         """See :meth:`IStore.expireServices`; *deaths* is a part of them."""
@@ -351,10 +434,10 @@ class Tables:
 
     def recordLastSeen(self, seen: Sequence[LastSeen]) -> None:
         """Write down when services were last seen, those of them that are in the same life still."""
-        self._executeMany(
-            "INSERT OR REPLACE INTO last_seen (incarnation, milliseconds) SELECT incarnation, ?"
-            " FROM services WHERE tenant = ? AND id = ? AND incarnation = ?",
-            [(one.milliseconds, one.tenant, one.id, self._ids.owned(one.incarnation)) for one in seen],
+        self._change(
+            "INSERT OR REPLACE INTO last_seen (incarnation, milliseconds) SELECT s.incarnation, n.column4 FROM {rows} n"
+            " CROSS JOIN services s ON s.tenant = n.column1 AND s.id = n.column2 AND s.incarnation = n.column3",
+            [(one.tenant, one.id, self._ids.owned(one.incarnation), one.milliseconds) for one in seen],
         )
 
     def livingServices(self) -> list[LivingService]:
@@ -402,29 +485,55 @@ class Tables:
             )
         return [(key, asText(value)) for key, value in rows]
 
-    def setValue(self, tenant: str, key: str, value: str, maximum: int) -> None:
-        """See :meth:`IStore.setValue`."""
-        oldValue = self.findValue(tenant, key)
-        if oldValue == value:
-            return
-        if oldValue is None:
-            row = self._one("SELECT configuration_values FROM tenants WHERE tenant = ?", tenant)
-            if (row[0] if row else 0) >= maximum:
-                raise LimitExceeded(maximum)
-            self._countValues(tenant, 1)
-        self._execute(
-            "INSERT INTO configuration_values (tenant, key, value) VALUES (?, ?, ?)"
+    def setValues(self, news: Sequence[NewValue]) -> list[StoreError | None]:
+        """
+        See :meth:`IStore.setValue`; one after the other.
+
+        :return: what becomes of each: what it is refused for, or ``None``.
+        """
+        values = {
+            (tenant, key): asText(value)
+            for tenant, key, value in self._select(
+                "SELECT v.tenant, v.key, v.value FROM {rows} n"
+                " CROSS JOIN configuration_values v ON v.tenant = n.column1 AND v.key = n.column2",
+                list({(new.tenant, new.key): None for new in news}),
+            )
+        }
+        counts = {
+            tenant: (self._one("SELECT configuration_values FROM tenants WHERE tenant = ?", tenant) or (0,))[0]
+            for tenant in {new.tenant for new in news}
+        }
+        outcomes: list[StoreError | None] = []
+        rows, events, added = [], [], Counter[str]()
+        now = self._milliseconds()
+        for tenant, key, value, maximum in news:
+            oldValue = values.get((tenant, key))
+            if oldValue is None and counts[tenant] + added[tenant] >= maximum:
+                outcomes.append(LimitExceeded(maximum))
+                continue
+            outcomes.append(None)
+            if oldValue == value:
+                continue
+            if oldValue is None:
+                added[tenant] += 1
+            values[tenant, key] = value
+            rows.append((tenant, key, asBytes(value)))
+            payload = _asJson(payloads.updatedValue(key, oldValue, value))
+            events.append((tenant, self._ids.next(), now, _EVENT_TYPES["configuration_value.update"], payload))
+        self._change(
+            "INSERT INTO configuration_values (tenant, key, value) SELECT * FROM {rows} WHERE true"
             " ON CONFLICT (tenant, key) DO UPDATE SET value = excluded.value",
-            (tenant, key, asBytes(value)),
+            rows,
         )
-        payload = payloads.updatedValue(key, oldValue, value)
-        self._putEvent(tenant, self._ids.next(), "configuration_value.update", payload)
+        self._countValues(added)
+        self._putEvents(events)
+        return outcomes
 
     def removeValue(self, tenant: str, key: str) -> None:
         """See :meth:`IStore.removeValue`."""
         oldValue = self.getValue(tenant, key)
         self._execute("DELETE FROM configuration_values WHERE tenant = ? AND key = ?", (tenant, key))
-        self._countValues(tenant, -1)
+        self._countValues({tenant: -1})
         payload = payloads.removedValue(key, oldValue)
         self._putEvent(tenant, self._ids.next(), "configuration_value.remove", payload)
 

@@ -15,7 +15,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -23,12 +25,13 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from ..statistics import Histogram, StoreStatistics
-from .interfaces import StoreUnavailable
+from .interfaces import StoreError, StoreUnavailable
 from .sqlitetables import Tables
 
 __all__ = ["Reader", "ThreadedReactor", "Writer"]
 
 _T = TypeVar("_T")
+_C = TypeVar("_C")
 
 _TROUBLE = (sqlite3.Error, OSError)
 
@@ -52,11 +55,22 @@ class ThreadedReactor(Protocol):
         """See :class:`twisted.internet.interfaces.IReactorTime`."""
 
 
-@attrs.frozen(eq=False)
+_Together: TypeAlias = Callable[[Tables, Sequence[_C]], Sequence[_T | StoreError]]
+
+
+@attrs.define(eq=False)
 class _Job:
+    """
+    Something to do in the thread.
+
+    :ivar together: does the same for many at once, each described by its *change*; ``None`` if nothing does.
+    """
+
     function: Callable[[Tables], Any]
     submitted: float
     isBackground: bool = False
+    together: _Together[Any, Any] | None = None
+    change: Any = None
     deferred: Deferred[Any] = attrs.Factory(Deferred)
 
 
@@ -129,9 +143,11 @@ class _Worker(ABC):
         :param background: whether it may wait for others: of such jobs only one goes into a group.
         :return: fires with what it returned, after the commit where there is one.
         """
+        return self._take(_Job(function, self._reactor.seconds(), background))
+
+    def _take(self, job: _Job) -> Deferred[Any]:
         if not self.isRunning:
             return fail(StoreUnavailable("the store is not open"))
-        job = _Job(function, self._reactor.seconds(), background)
         if not self._come:
             self._reactor.callFromThread(self._handOver)
         self._come.append(job)
@@ -303,6 +319,23 @@ class Writer(_Worker):
         self._reader = reader
         self._background: deque[_Job] = deque()
 
+    def submitOneOfMany(self, together: _Together[_C, _T], change: _C) -> Deferred[_T]:
+        """
+        Have a change made, together with others of its kind that wait next to it.
+
+        :param together: is called in the thread with such changes in their order; gives what became of each, and
+            fails if that can't be said of each: then they are made one by one.
+        :return: as :meth:`submit`.
+        """
+
+        def alone(tables: Tables) -> _T:
+            (outcome,) = together(tables, [change])
+            if isinstance(outcome, StoreError):
+                raise outcome
+            return outcome
+
+        return self._take(_Job(alone, self._reactor.seconds(), together=together, change=change))
+
     def _settle(self, outcomes: Sequence[_Outcome], cause: Exception | None) -> None:
         if (cause is not None) is not self._inTrouble:
             self._reader.keepConnection(cause is None)
@@ -330,14 +363,20 @@ class Writer(_Worker):
 
     def _runGroup(self, jobs: Sequence[_Job]) -> tuple[list[_Outcome], Exception | None]:
         cause: Exception | None = None
-        outcomes = []
+        outcomes: list[_Outcome] = []
         try:
             tables = self._connected()
             tables.begin()
-            for job in jobs:
-                result, trouble = self._runOne(tables, job)
-                outcomes.append(_Outcome(job, result))
-                cause = trouble or cause
+            for together, neighbours in groupby(jobs, attrgetter("together")):
+                some = list(neighbours)
+                made = self._runTogether(tables, together, some) if together is not None and len(some) > 1 else None
+                if made is not None:
+                    outcomes += made
+                    continue
+                for job in some:
+                    result, trouble = self._runOne(tables, job)
+                    outcomes.append(_Outcome(job, result))
+                    cause = trouble or cause
             tables.commit()
         except Exception as error:
             cause = error
@@ -345,6 +384,21 @@ class Writer(_Worker):
         if cause is not None:
             self._disconnect()
         return outcomes, cause
+
+    def _runTogether(
+        self, tables: Tables, together: _Together[Any, Any], jobs: Sequence[_Job]
+    ) -> Sequence[_Outcome] | None:
+        """Do jobs of one kind; ``None`` if that can't be done, and then nothing has been."""
+        tables.beginOne()
+        try:
+            results = together(tables, [job.change for job in jobs])
+        except Exception:
+            if not tables.inTransaction:
+                raise  # SQLite has undone the whole group
+            tables.undoOne()
+            return None
+        tables.endOne()
+        return [_Outcome(job, result) for job, result in zip(jobs, results, strict=True)]
 
     def _runOne(self, tables: Tables, job: _Job) -> tuple[Any, Exception | None]:
         """Do one job of a group, all of it or nothing."""
