@@ -279,6 +279,22 @@ class StoreSuite:
         self.assertEqual(await countServices(self.store), 5)
         self.assertEqual(await countServices(self.store, "2"), 0)
 
+    async def test_manyHiddenServicesArePassedOver(self):
+        """However many are hidden before, between and behind those that are not, a page is made of the others."""
+        names = [f"s{n:03}" for n in range(330)]
+        made = await gatherResults(
+            [self.store.createService("1", name, 30, ("t",) if name < "s320" else (), {}, 1000) for name in names]
+        )
+        visible = ["s000", *names[130:140], "s299", "s300", "s325"]
+        hidden = frozenset(service.incarnation for service in made if service.id not in visible)
+        self.assertEqual(await self.ids(hidden=hidden), visible)
+        self.assertEqual(await self.ids(hidden=hidden, tag="t"), visible[:-1])
+        self.assertEqual(await self.ids(hidden=hidden, marker="s001", count=3), visible[1:4])
+        self.assertEqual(await self.ids(hidden=hidden, marker="s135", count=7), visible[6:13])
+        self.assertEqual(await self.ids(hidden=hidden, marker="s326"), [])
+        self.assertEqual(await self.ids(hidden=hidden, tag="t", marker="s301"), [])
+        self.assertEqual(await self.ids(hidden=hidden, tag="other"), [])
+
     async def test_updateReplacesWhatIsGiven(self):
         """An update replaces whole fields, keeps the others, and is no event."""
         made = await self.create("web", tags=("a",), metadata={"k": "v", "l": "w"})
@@ -345,6 +361,32 @@ class StoreSuite:
         self.assertEqual(await countServices(self.store), 50)
         timeouts = await self.events(type="service.timeout")
         self.assertEqual([event.payload["id"] for event in timeouts], [one.id for one in made[50:]])
+
+    async def test_deathsOfManyKindsTogether(self):
+        """Each death takes its own service with all its tags, whatever is with it: the others are not touched."""
+        made = []
+        for n in range(70):
+            made.append(await self.create(f"s{n}", f"{n % 3}", tags=("t", f"t{n}", "\0é"), metadata={"k": '"\0é'}))
+        spared = await self.create("spared", "0", tags=("t", "t0"))
+        deaths = [Death(f"{n % 3}", one.id, one.incarnation, n) for n, one in enumerate(made)]
+        others = [
+            Death("1", "s0", made[0].incarnation, 1),
+            Death("0", "spared", made[0].incarnation, 1),
+            Death("0", "spared", "no such incarnation", 1),
+            Death("0", "gone", spared.incarnation, 1),
+        ]
+        await self.store.expireServices([*deaths[:10], *others, *deaths[:5], *deaths[10:]])
+        for tenant in ("0", "1", "2"):
+            died = await self.events(tenant, "service.timeout")
+            expected = [(n, one) for n, one in enumerate(made) if f"{n % 3}" == tenant]
+            self.assertEqual(
+                [(event.timestamp, event.payload["id"], event.payload["tags"]) for event in died],
+                [(n, one.id, list(one.tags)) for n, one in expected],
+            )
+            self.assertEqual(await self.ids(tenant=tenant, tag="\0é"), [])
+            self.assertEqual(await self.ids(tenant=tenant, tag="t"), ["spared"] if tenant == "0" else [])
+        self.assertEqual(await self.ids(tenant="0", tag="t0"), ["spared"])
+        self.assertEqual(await countServices(self.store, "0"), 1)
 
     async def test_heartbeatTimesAreKept(self):
         """The time of the last heartbeat is seen in the service, by whichever way it is read."""

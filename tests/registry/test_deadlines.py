@@ -205,6 +205,19 @@ class DeadlinesTests(SynchronousTestCase):
         self.assertIsNone(self.deadlines.find("1", "a", "life of a"))
         self.assertEqual(self.deadlines.dying("1"), frozenset())
 
+    def test_whoWasDyingStaysAsItWasSaid(self) -> None:
+        """What was told of those who are dying stays as it was, whoever dies or is forgotten meanwhile."""
+        for id, timeout in (("a", 10), ("b", 10), ("c", 20)):
+            self.begin(id, timeout=timeout)
+        self.now += 10
+        self.collect()
+        told = self.deadlines.dying("1")
+        self.now += 10
+        self.collect()
+        self.deadlines.forget("1", "a", "life of a")
+        self.assertEqual(told, {"life of a", "life of b"})
+        self.assertEqual(self.deadlines.dying("1"), {"life of b", "life of c"})
+
     def test_forgetsTheRightLife(self) -> None:
         """To forget one life of an id leaves the others of it alone; one that is not known is no error."""
         self.begin("a", incarnation="first")

@@ -160,6 +160,8 @@ class Deadlines:
         self._areTrue = areTrue
         self._alive: dict[str, dict[str, Life]] = {}
         self._dying: dict[str, dict[str, Life]] = {}
+        # What was last said of whose services are dying, as long as it is so.
+        self._said: dict[str, frozenset[str]] = {}
         self._queue: list[tuple[float, Life]] = []
 
     def begin(self, tenant: str, id: str, incarnation: str, timeout: int, lastSeen: int | None = None) -> Life:
@@ -245,6 +247,7 @@ class Deadlines:
         """*life*, which has to be alive, is dying from now on."""
         _take(self._alive, life, life.id)
         self._dying.setdefault(life.tenant, {})[life.incarnation] = life
+        self._said.pop(life.tenant, None)
 
     def postpone(self, life: Life, seconds: float) -> None:
         """*life*, which :meth:`collect` has found, has at least so many seconds from now on."""
@@ -254,7 +257,11 @@ class Deadlines:
 
     def dying(self, tenant: str) -> frozenset[str]:
         """The incarnations of *tenant*'s services that are dying."""
-        return frozenset(self._dying.get(tenant, ()))
+        if tenant not in self._dying:
+            return frozenset()
+        if tenant not in self._said:
+            self._said[tenant] = frozenset(self._dying[tenant])
+        return self._said[tenant]
 
     def isDying(self, tenant: str, incarnation: str) -> bool:
         """Whether this incarnation is dying."""
@@ -273,6 +280,7 @@ class Deadlines:
         if life is not None:
             _take(self._alive, life, id)
             _take(self._dying, life, incarnation)
+            self._said.pop(tenant, None)
             life._queued = _NOWHERE
 
 

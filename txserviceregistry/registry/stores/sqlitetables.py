@@ -56,18 +56,21 @@ _EVENT_TYPES = {
 
 _EVENT_TYPE_NAMES = {number: name for name, number in _EVENT_TYPES.items()}
 
-_SERVICE = (
-    "SELECT s.id, s.incarnation, s.heartbeat_timeout, s.tags, s.metadata, l.milliseconds"
-    " FROM services s LEFT JOIN last_seen l ON l.incarnation = s.incarnation"
-)
-_ONE_SERVICE = f"{_SERVICE} WHERE s.tenant = ? AND s.id = ?"
-_SERVICES = f"{_SERVICE} WHERE s.tenant = ? AND s.id >= ? ORDER BY s.id"
-_SERVICES_BY_TAG = (
-    "SELECT s.id, s.incarnation, s.heartbeat_timeout, s.tags, s.metadata, l.milliseconds"
-    " FROM service_tags t CROSS JOIN services s ON s.tenant = t.tenant AND s.id = t.id"
-    " LEFT JOIN last_seen l ON l.incarnation = s.incarnation"
-    " WHERE t.tenant = ? AND t.tag = ? AND t.id >= ? ORDER BY t.id"
-)
+_FIELDS = "SELECT s.id, s.incarnation, s.heartbeat_timeout, s.tags, s.metadata, l.milliseconds"
+_LAST_SEEN = " LEFT JOIN last_seen l ON l.incarnation = s.incarnation"
+_ALL = " FROM services s"
+_FROM_MARKER = " WHERE s.tenant = ? AND s.id >= ? ORDER BY s.id"
+_TAGGED = " FROM service_tags t CROSS JOIN services s ON s.tenant = t.tenant AND s.id = t.id"
+_TAGGED_FROM_MARKER = " WHERE t.tenant = ? AND t.tag = ? AND t.id >= ? ORDER BY t.id"
+
+_ONE_SERVICE = f"{_FIELDS}{_ALL}{_LAST_SEEN} WHERE s.tenant = ? AND s.id = ?"
+_SERVICES = f"{_FIELDS}{_ALL}{_LAST_SEEN}{_FROM_MARKER}"
+_SERVICES_BY_TAG = f"{_FIELDS}{_TAGGED}{_LAST_SEEN}{_TAGGED_FROM_MARKER}"
+
+# Who comes next, many of them in one row.
+_GLANCE = "SELECT max(id), group_concat(incarnation) FROM (SELECT s.id, s.incarnation{} LIMIT 100)"
+_GLANCE_AT_SERVICES = _GLANCE.format(_ALL + _FROM_MARKER)
+_GLANCE_AT_TAGGED = _GLANCE.format(_TAGGED + _TAGGED_FROM_MARKER)
 
 
 class NewService(NamedTuple):
@@ -360,13 +363,37 @@ class Tables:
         self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
     ) -> list[ServiceRecord]:
         """See :meth:`IStore.listServices`."""
-        if tag is None:
-            rows = self._execute(_SERVICES, (tenant, marker or ""))
-        else:
-            rows = self._execute(_SERVICES_BY_TAG, (tenant, asBytes(tag), marker or ""))
-        unseen = {self._ids.owned(incarnation) for incarnation in hidden}
-        found = [self._service(row) for row in islice((row for row in rows if row[1] not in unseen), count)]
-        rows.close()  # it has not been read to its end, and would keep its view of the file
+        services, glance = _SERVICES, _GLANCE_AT_SERVICES
+        whose: tuple[Any, ...] = (tenant,)
+        if tag is not None:
+            services, glance = _SERVICES_BY_TAG, _GLANCE_AT_TAGGED
+            whose = (tenant, asBytes(tag))
+        if not hidden:
+            rows = self._execute(f"{services} LIMIT ?", (*whose, marker or "", count))
+            return [self._service(row) for row in rows.fetchall()]
+        self._execute("BEGIN")  # so that all statements see the same
+        try:
+            return self._visible(services, glance, whose, marker or "", count, hidden)
+        finally:
+            self._execute("COMMIT")
+
+    def _visible(
+        self, services: str, glance: str, whose: tuple[Any, ...], start: str, count: int, hidden: Collection[str]
+    ) -> list[ServiceRecord]:
+        """Those who are not hidden. Of thousands in a row that are, no row is read."""
+        idAt = self._ids.idAt
+        found: list[ServiceRecord] = []
+        while len(found) < count:
+            last, incarnations = self._one(glance, *whose, start)
+            if last is None:
+                break
+            visible = sum(idAt(int(incarnation)) not in hidden for incarnation in incarnations.split(","))
+            if visible:
+                rows = self._execute(services, (*whose, start))
+                shown = (row for row in rows if idAt(row[1]) not in hidden)
+                found += map(self._service, islice(shown, min(visible, count - len(found))))
+                rows.close()  # it has not been read to its end
+            start = last + "\0"  # there is no text between the two
         return found
 
     def updateService(
@@ -418,18 +445,23 @@ class Tables:
 
     def expireServices(self, deaths: Sequence[Death]) -> None:
         """See :meth:`IStore.expireServices`; *deaths* is a part of them."""
-        gone: dict[tuple[str, str], tuple[str, int, ServiceRecord]] = {}
-        events = []
-        for death in deaths:
-            living = self._living(death.tenant, death.id, death.incarnation)
-            if living is None or (death.tenant, death.id) in gone:
-                continue
-            position, service = living
-            gone[death.tenant, death.id] = (death.tenant, position, service)
+        # Who dies twice dies once.
+        due = list({(each.tenant, each.id, self._ids.owned(each.incarnation)): each for each in deaths}.items())
+        # All of their fields in one row, for each row that is fetched is a step.
+        found = self._select(
+            "SELECT group_concat('[' || n.column4 || ',' || s.heartbeat_timeout || ',' || s.tags || ',' || s.metadata"
+            " || ']') FROM {rows} n CROSS JOIN services s"
+            " ON s.tenant = n.column1 AND s.id = n.column2 AND s.incarnation = n.column3",
+            [(*whose, number) for number, (whose, _) in enumerate(due)],
+        )
+        dying, events = [], []
+        for number, heartbeatTimeout, tags, metadata in json.loads(f"[{','.join(text for (text,) in found if text)}]"):
+            (tenant, id, position), death = due[number]
+            service = ServiceRecord(id, death.incarnation, heartbeatTimeout, tuple(tags), metadata)
+            dying.append((tenant, position, service))
             state = _asJson(payloads.serviceState(service))
-            type = _EVENT_TYPES["service.timeout"]
-            events.append((death.tenant, self._ids.next(), death.timestamp, type, state))
-        self._dropServices(list(gone.values()))
+            events.append((tenant, self._ids.next(), death.timestamp, _EVENT_TYPES["service.timeout"], state))
+        self._dropServices(dying)
         self._putEvents(events)
 
     def recordLastSeen(self, seen: Sequence[LastSeen]) -> None:
