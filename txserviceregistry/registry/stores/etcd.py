@@ -26,9 +26,9 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
@@ -46,6 +46,7 @@ from ..eventids import EventIds, newTail
 from ..statistics import StoreStatistics
 from . import payloads
 from .etcdapi import (
+    PAGE,
     TRY,
     Compare,
     Etcd,
@@ -53,16 +54,17 @@ from .etcdapi import (
     KeyValue,
     Urgency,
     User,
-    deletion,
     endOf,
     put,
     reading,
 )
 from .etcdbacklog import Backlog
+from .etcdevents import EtcdEvents
 from .etcdgroups import Draft, Groups
 from .etcdleases import MARGIN, KeepAlives, newLease, secondsLeft
 from .etcdnode import Node
 from .etcdusers import EtcdUsers
+from .etcdvalues import EtcdValues
 from .etcdwatch import Change, watchingAgent
 from .interfaces import (
     Account,
@@ -83,13 +85,13 @@ from .interfaces import (
 
 __all__ = ["DEFAULT_PREFIX", "EtcdStore"]
 
+_T = TypeVar("_T")
+
 #: What all keys begin with unless told otherwise.
 DEFAULT_PREFIX = "/txserviceregistry/"
 
 #: Connections to each member.
 _CONNECTIONS = 8
-#: Keys in one read: a page of the largest is some megabytes.
-_PAGE = 1000
 #: Seconds between two times that the time of a service's heartbeats is written.
 _SEEN_INTERVAL = 300.0
 _SEEN_AT_ONCE = 8
@@ -190,6 +192,8 @@ class EtcdStore:
         self._groups = Groups(self._etcd, reactor, wallClock, prefix, name)
         self._keepAlives = KeepAlives(self._etcd, reactor)
         self._backlog = Backlog(reactor, name)
+        self._values = EtcdValues(self._etcd, self._groups, prefix)
+        self._events = EtcdEvents(self._etcd, prefix, self._idsOf)
         self._users = EtcdUsers(self._etcd, prefix, wallClock)
         self._node = Node(
             self._asking,
@@ -219,7 +223,6 @@ class EtcdStore:
         # What the alive key's revision was when a deadline was found to have passed, and when that was.
         self._evidence: dict[tuple[str, str, str], tuple[int, float]] = {}
         self._revision = 0
-        self._compactTo = 0
 
     # -- opening and closing
 
@@ -268,7 +271,7 @@ class EtcdStore:
         if self._listener is not None and self._node.secondsAway() > _GIVE_UP:
             raise StoreUnavailable("etcd can't be reached")
 
-    async def _asked(self, answer: Any) -> Any:
+    async def _asked(self, answer: Awaitable[_T]) -> _T:
         """What etcd says; what it refuses, it refuses for reasons that may pass."""
         try:
             return await answer
@@ -306,9 +309,9 @@ class EtcdStore:
     async def _everything(self) -> list[LivingService]:
         """All services; from the revision at which this began, changes are to be followed."""
         _, revision = await self._etcd.range(f"{self._prefix}meta")
-        seen = {self._name(each): int(each.value) for each in await self._all("seen/")}
+        seen = {self._name(each): int(each.value) for each in await self._etcd.all(f"{self._prefix}seen/")}
         held: dict[tuple[str, str], _Held] = {}
-        for each in await self._all("services/"):
+        for each in await self._etcd.all(f"{self._prefix}services/"):
             name = self._name(each)
             held[name] = self._hold(each)
             if name in self._seen and self._held.get(name) == held[name]:
@@ -321,17 +324,6 @@ class EtcdStore:
             LivingService(tenant, id, one.incarnation, one.timeout, seen.get((tenant, id)))
             for (tenant, id), one in held.items()
         ]
-
-    async def _all(self, below: str) -> list[KeyValue]:
-        begin = self._prefix + below
-        end = endOf(begin)
-        everything: list[KeyValue] = []
-        while True:
-            found, _ = await self._etcd.range(begin, end, _PAGE)
-            everything += found
-            if len(found) < _PAGE:
-                return everything
-            begin = found[-1].key + "\0"
 
     def _idsOf(self, tenant: str) -> EventIds:
         """
@@ -487,7 +479,7 @@ class EtcdStore:
         begin, end = prefix + (marker or ""), endOf(prefix)
         services: list[ServiceRecord] = []
         while True:
-            size = _PAGE if tag is not None else min(_PAGE, count - len(services) + len(hidden))
+            size = PAGE if tag is not None else min(PAGE, count - len(services) + len(hidden))
             found, _ = await self._asked(self._etcd.range(begin, end, size))
             for each in found:
                 record = _Record.of(each.value)
@@ -672,7 +664,7 @@ class EtcdStore:
         """A service's record and its alive key as they are at one moment; ``None`` for what is not there."""
         reads = [reading(key) for key in self._serviceKeys(tenant, id)]
         done = await self._asked(self._etcd.txn((), reads, urgency=urgency))
-        found, alive = ((kept or [None])[0] for kept in done.found)
+        found, alive = (kept[0] if kept else None for kept in done.found)
         if found is None or self._hold(found).incarnation != incarnation:
             return None, None
         return found, alive
@@ -746,167 +738,74 @@ class EtcdStore:
 
     # -- configuration
 
-    def _valueKey(self, tenant: str, key: str) -> str:
-        return f"{self._prefix}values/{tenant}/{key}"
-
-    @returnsDeferred
-    async def getValue(self, tenant: str, key: str) -> str:
+    def getValue(self, tenant: str, key: str) -> Deferred[str]:
         """See :meth:`IStore.getValue`."""
-        found = await self._asked(self._etcd.get(self._valueKey(tenant, key)))
-        if found is None:
-            raise NoSuchObject(key)
-        return _textOf(found.value)
+        return self._told(self._values.get(tenant, key))
 
-    @returnsDeferred
-    async def listValues(
+    def listValues(
         self, tenant: str, marker: str | None, count: int, namespace: str | None
-    ) -> list[tuple[str, str]]:
+    ) -> Deferred[list[tuple[str, str]]]:
         """See :meth:`IStore.listValues`."""
-        prefix = self._valueKey(tenant, "")
-        below = "" if namespace is None else namespace.rstrip("/") + "/"
-        reads = []
-        if namespace not in (None, "/") and (marker or "") <= (namespace or ""):
-            reads.append(reading(prefix + (namespace or "")))
-        begin, end = prefix + max(marker or "", below), endOf(prefix + below)
-        if begin < end:
-            reads.append(reading(begin, end, count))
-        if not reads:
-            return []
-        done = await self._asked(self._etcd.txn((), reads))
-        found = [each for kept in done.found for each in kept or ()]
-        return [(each.key[len(prefix) :], _textOf(each.value)) for each in found[:count]]
+        return self._told(self._values.list(tenant, marker, count, namespace))
 
-    @returnsDeferred
-    async def setValue(self, tenant: str, key: str, value: str, maximum: int) -> None:
+    def setValue(self, tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
         """See :meth:`IStore.setValue`."""
-        at = self._valueKey(tenant, key)
+        return self._told(self._values.set(tenant, key, value, maximum))
 
-        def set(draft: Draft) -> None:
-            kept = draft.get(at)
-            oldValue = None if kept is None else _textOf(kept)
-            if oldValue == value:
-                return
-            if oldValue is None:
-                if draft.clock.values >= maximum:
-                    raise LimitExceeded(maximum)
-                draft.clock.values += 1
-            draft.put(at, json.dumps({"v": 1, "value": value}, separators=(",", ":")).encode("ascii"))
-            draft.addEvent("configuration_value.update", payloads.updatedValue(key, oldValue, value))
-
-        await self._asked(self._groups.do(tenant, [at], set))
-
-    @returnsDeferred
-    async def removeValue(self, tenant: str, key: str) -> None:
+    def removeValue(self, tenant: str, key: str) -> Deferred[None]:
         """See :meth:`IStore.removeValue`."""
-        at = self._valueKey(tenant, key)
-
-        def remove(draft: Draft) -> None:
-            kept = draft.get(at)
-            if kept is None:
-                raise NoSuchObject(key)
-            draft.delete(at)
-            draft.clock.values -= 1
-            draft.addEvent("configuration_value.remove", payloads.removedValue(key, _textOf(kept)))
-
-        await self._asked(self._groups.do(tenant, [at], remove))
+        return self._told(self._values.remove(tenant, key))
 
     # -- events
 
-    @returnsDeferred
-    async def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> list[EventRecord]:
+    def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> Deferred[list[EventRecord]]:
         """See :meth:`IStore.listEvents`."""
-        prefix = f"{self._prefix}events/{tenant}/"
-        begin, end = f"{prefix}{position:016x}", endOf(prefix)
-        events: list[EventRecord] = []
-        while True:
-            size = _PAGE if type is not None else min(_PAGE, count - len(events))
-            found, _ = await self._asked(self._etcd.range(begin, end, size))
-            for each in found:
-                kept = json.loads(each.value)
-                if type in (None, kept["type"]):
-                    at = self._idsOf(tenant).idAt(int(each.key[len(prefix) :], 16))
-                    events.append(EventRecord(at, kept["timestamp"], kept["type"], kept["payload"]))
-                    if len(events) == count:
-                        return events
-            if len(found) < size:
-                return events
-            begin = found[-1].key + "\0"
+        return self._told(self._events.list(tenant, position, count, type))
 
-    @returnsDeferred
-    async def hasEvent(self, tenant: str, id: str) -> bool:
+    def hasEvent(self, tenant: str, id: str) -> Deferred[bool]:
         """See :meth:`IStore.hasEvent`."""
-        position = self._idsOf(tenant).owned(id)
-        if position is None:
-            return False
-        return await self._asked(self._etcd.get(f"{self._prefix}events/{tenant}/{position:016x}")) is not None
+        return self._told(self._events.has(tenant, id))
 
-    @returnsDeferred
-    async def dropEvents(self, before: int) -> int:
-        """
-        See :meth:`IStore.dropEvents`.
-
-        What other nodes drop at the same time is counted by one of them. Of what etcd keeps of the past, the part from
-        before the last call is forgotten too, and so are the marks of nodes that are gone.
-        """
-        dropped = 0
-        for clock in await self._asked(self._all("clocks/")):
-            prefix = f"{self._prefix}events/{clock.key.rpartition('/')[2]}/"
-            end = f"{prefix}{max(before, 0):016x}"
-            while True:
-                found, _ = await self._asked(self._etcd.range(prefix, end, _PAGE))
-                if not found:
-                    break
-                await self._asked(self._etcd.txn((), [deletion(prefix, found[-1].key + "\0")]))
-                dropped += len(found)
-        await self._asked(self._forgetNodes())
-        _, revision = await self._asked(self._etcd.range(f"{self._prefix}meta"))
-        if self._compactTo:
-            await self._asked(self._etcd.compact(self._compactTo))
-        self._compactTo = revision
-        return dropped
-
-    async def _forgetNodes(self) -> None:
-        present = {each.key.rpartition("/")[2] for each in await self._all("nodes/")}
-        for mark in await self._all("commits/"):
-            if mark.key.rpartition("/")[2] not in present:
-                await self._etcd.txn([Compare(mark.key, mark.modified)], [deletion(mark.key)])
+    def dropEvents(self, before: int) -> Deferred[int]:
+        """See :meth:`IStore.dropEvents`, and :meth:`EtcdEvents.drop`."""
+        return self._told(self._events.drop(before))
 
     # -- identity
 
     def addUser(self, name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
         """See :meth:`IStore.addUser`."""
-        return self._identity(lambda: self._users.add(name, keyHash, tenant))
+        return self._told(self._users.add(name, keyHash, tenant))
 
     def replaceUserKey(self, name: str, keyHash: str) -> Deferred[UserRecord]:
         """See :meth:`IStore.replaceUserKey`."""
-        return self._identity(lambda: self._users.replaceKey(name, keyHash))
+        return self._told(self._users.replaceKey(name, keyHash))
 
     def removeUser(self, name: str) -> Deferred[None]:
         """See :meth:`IStore.removeUser`."""
-        return self._identity(lambda: self._users.remove(name))
+        return self._told(self._users.remove(name))
 
     def getUser(self, name: str) -> Deferred[UserRecord]:
         """See :meth:`IStore.getUser`."""
-        return self._identity(lambda: self._users.get(name))
+        return self._told(self._users.get(name))
 
     def listUsers(self) -> Deferred[list[UserRecord]]:
         """See :meth:`IStore.listUsers`."""
-        return self._identity(self._users.all)
+        return self._told(self._users.all())
 
     def addToken(self, token: TokenRecord) -> Deferred[None]:
         """See :meth:`IStore.addToken`."""
-        return self._identity(lambda: self._users.addToken(token))
+        return self._told(self._users.addToken(token))
 
     def getToken(self, tokenHash: str) -> Deferred[TokenRecord]:
         """See :meth:`IStore.getToken`."""
-        return self._identity(lambda: self._users.getToken(tokenHash))
+        return self._told(self._users.getToken(tokenHash))
 
     def removeToken(self, tokenHash: str) -> Deferred[None]:
         """See :meth:`IStore.removeToken`."""
-        return self._identity(lambda: self._users.removeToken(tokenHash))
+        return self._told(self._users.removeToken(tokenHash))
 
-    def _identity(self, work: Callable[[], Any]) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self._asked(work()))
+    def _told(self, answer: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
+        return Deferred.fromCoroutine(self._asked(answer))
 
 
 def _behind(said: bytes) -> float:
@@ -914,8 +813,3 @@ def _behind(said: bytes) -> float:
     kept = json.loads(said)
     # A node of an earlier release counts its beats there, and says no more.
     return float(kept["behind"]) if isinstance(kept, dict) else 0.0
-
-
-def _textOf(value: bytes) -> str:
-    text: str = json.loads(value)["value"]
-    return text

@@ -55,6 +55,8 @@ PAUSE = 0.1
 #: Seconds that a request waits for its turn when more is asked than the cluster can do. Clients wait for ten: what
 #: comes later helps nobody, and would only keep others waiting.
 QUEUE = 8.0
+#: Keys in one read: a page of the largest is some megabytes.
+PAGE = 1000
 #: The most keep-alives in one request. Undocumented: beyond 512 bytes of body etcd's gateway loses answers, and an id
 #: has up to 19 digits.
 KEEP_ALIVES = 14
@@ -304,6 +306,18 @@ class Etcd:
         """
         done = await self.txn((), [reading(key, end, limit)])
         return done.found[0] or [], done.revision
+
+    @returnsDeferred
+    async def all(self, prefix: str) -> list[KeyValue]:
+        """All keys that begin with *prefix*, in their order, page by page."""
+        begin, end = prefix, endOf(prefix)
+        everything: list[KeyValue] = []
+        while True:
+            found, _ = await self.range(begin, end, PAGE)
+            everything += found
+            if len(found) < PAGE:
+                return everything
+            begin = found[-1].key + "\0"
 
     @returnsDeferred
     async def get(self, key: str) -> KeyValue | None:

@@ -1,0 +1,92 @@
+"""
+Configuration values in etcd, each under a key of its own.
+"""
+
+from __future__ import annotations
+
+import json
+
+from . import payloads
+from .etcdapi import Etcd, endOf, reading
+from .etcdgroups import Draft, Groups
+from .interfaces import LimitExceeded, NoSuchObject
+
+__all__ = ["EtcdValues"]
+
+
+class EtcdValues:
+    """
+    The configuration values of all tenants.
+
+    :param etcd: where they are.
+    :param groups: makes the changes.
+    :param prefix: of all keys.
+    """
+
+    def __init__(self, etcd: Etcd, groups: Groups, prefix: str) -> None:
+        self._etcd = etcd
+        self._groups = groups
+        self._prefix = f"{prefix}values/"
+
+    def _at(self, tenant: str, key: str) -> str:
+        return f"{self._prefix}{tenant}/{key}"
+
+    async def get(self, tenant: str, key: str) -> str:
+        """See :meth:`IStore.getValue`."""
+        found = await self._etcd.get(self._at(tenant, key))
+        if found is None:
+            raise NoSuchObject(key)
+        return _textOf(found.value)
+
+    async def list(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[tuple[str, str]]:
+        """See :meth:`IStore.listValues`."""
+        prefix = self._at(tenant, "")
+        below = "" if namespace is None else namespace.rstrip("/") + "/"
+        reads = []
+        if namespace not in (None, "/") and (marker or "") <= (namespace or ""):
+            reads.append(reading(prefix + (namespace or "")))
+        begin, end = prefix + max(marker or "", below), endOf(prefix + below)
+        if begin < end:
+            reads.append(reading(begin, end, count))
+        if not reads:
+            return []
+        done = await self._etcd.txn((), reads)
+        found = [each for kept in done.found for each in kept or ()]
+        return [(each.key[len(prefix) :], _textOf(each.value)) for each in found[:count]]
+
+    async def set(self, tenant: str, key: str, value: str, maximum: int) -> None:
+        """See :meth:`IStore.setValue`."""
+        at = self._at(tenant, key)
+
+        def change(draft: Draft) -> None:
+            kept = draft.get(at)
+            oldValue = None if kept is None else _textOf(kept)
+            if oldValue == value:
+                return
+            if oldValue is None:
+                if draft.clock.values >= maximum:
+                    raise LimitExceeded(maximum)
+                draft.clock.values += 1
+            draft.put(at, json.dumps({"v": 1, "value": value}, separators=(",", ":")).encode("ascii"))
+            draft.addEvent("configuration_value.update", payloads.updatedValue(key, oldValue, value))
+
+        await self._groups.do(tenant, [at], change)
+
+    async def remove(self, tenant: str, key: str) -> None:
+        """See :meth:`IStore.removeValue`."""
+        at = self._at(tenant, key)
+
+        def change(draft: Draft) -> None:
+            kept = draft.get(at)
+            if kept is None:
+                raise NoSuchObject(key)
+            draft.delete(at)
+            draft.clock.values -= 1
+            draft.addEvent("configuration_value.remove", payloads.removedValue(key, _textOf(kept)))
+
+        await self._groups.do(tenant, [at], change)
+
+
+def _textOf(value: bytes) -> str:
+    text: str = json.loads(value)["value"]
+    return text
