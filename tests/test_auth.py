@@ -36,7 +36,7 @@ from txserviceregistry.errors import (
     RequestTimedOut,
     ServerError,
 )
-from txserviceregistry.transport import JSONTransport
+from txserviceregistry.jsontransport import JSONTransport
 
 from .fakeagent import API_KEY, TOKEN, FakeAgent, access, answer
 

@@ -13,9 +13,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.errors import ConnectionFailed
+from txserviceregistry.jsontransport import ClientClosed
 from txserviceregistry.pulse import Pulse
 from txserviceregistry.stalls import StallWatch
-from txserviceregistry.transport import ClientClosed
 
 
 class Service:

@@ -32,7 +32,7 @@ from .agents import BytesProducer, Collector, FixedHeaders, WholeResponse
 from .backoff import Backoff
 from .deferred import returnsDeferred, then
 from .errors import APIError, AuthenticationFailed, MalformedResponse, ServerError, ServiceRegistryError
-from .transport import ClientClosed, JSONTransport, Response
+from .jsontransport import ClientClosed, JSONTransport, Response
 
 __all__ = ["Credentials", "IAuthenticator", "KeystoneAuthenticator", "RetryingAuthAgent", "Session", "parseTime"]
 

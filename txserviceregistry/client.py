@@ -24,11 +24,12 @@ from .connecting import httpAgent
 from .deferred import returnsDeferred, waitFor
 from .errors import ConnectionFailed, InvalidSettings
 from .events import EventsClient
+from .jsontransport import TIMEOUT, JSONTransport
 from .listcache import ListCache
 from .services import ServicesClient
 from .settings import Settings, parseUrls, readSettings
 from .tls import tlsPolicy
-from .transport import TIMEOUT, JSONTransport, Transport
+from .transport import Transport
 
 __all__ = ["Client"]
 

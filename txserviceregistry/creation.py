@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from .deferred import waitFor
 from .errors import ConnectionFailed, MalformedResponse, NotFound, RequestTimedOut, ServerError, ServiceExists
-from .transport import ClientClosed
+from .jsontransport import ClientClosed
 from .types import Service
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from .backoff import Backoff
 from .creation import isUnknown
 from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
+from .jsontransport import ClientClosed
 from .pulse import Pulse
 from .stalls import StallWatch
-from .transport import ClientClosed
 from .turns import Turns
 from .types import HeartbeatToken
 

@@ -22,8 +22,8 @@ from twisted.python.failure import Failure
 
 from .backoff import Backoff
 from .errors import ServiceRegistryError
+from .jsontransport import ClientClosed
 from .stalls import StallWatch
-from .transport import ClientClosed
 
 __all__ = ["Beating", "Pulse"]
 

@@ -23,7 +23,7 @@ from .creation import UNKNOWN_OUTCOME, Creation
 from .deferred import returnsDeferred, waitFor
 from .errors import NotFound, RegistrationEnded, ServiceRegistryError
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
-from .transport import ClientClosed
+from .jsontransport import ClientClosed
 
 if TYPE_CHECKING:
     from .client import Client

@@ -1,52 +1,24 @@
 """
-The one place where the client speaks HTTP: URLs, JSON, deadlines, failover, faults.
+The registry's API as paths: a tenant in the URLs, extensions, faults for errors, lists page by page.
 
-:class:`JSONTransport` is JSON over HTTP with whomever; :class:`Transport` is the registry's API, with a tenant in its
-URLs and faults for errors. What an agent does (connections, queue, token) is below; what the requests mean, above.
+How a request gets there and back is :mod:`~txserviceregistry.jsontransport`'s business; what it means, that of the API
+classes above.
 """
 
 from __future__ import annotations
 
-import json
 import random as randomModule
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-import attrs
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectError, ConnectionDone, ConnectionRefusedError, DNSLookupError
-from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
-from twisted.web.client import ResponseFailed, ResponseNeverReceived
-from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
-from ._version import __version__
-from .agents import (
-    AgentClosed,
-    BytesProducer,
-    FixedHeaders,
-    InsecureConnection,
-    ResponseTooLarge,
-    StaleConnection,
-    WholeResponse,
-)
-from .errors import (
-    APIError,
-    BadRequest,
-    ConnectionFailed,
-    MalformedResponse,
-    RateLimited,
-    RequestTimedOut,
-    ServiceRegistryError,
-    apiErrorFor,
-)
-from .failover import Servers
-from .tls import describeTLS
+from .errors import APIError, BadRequest, MalformedResponse, RateLimited, apiErrorFor
+from .jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, pathOf, segment
 
 if TYPE_CHECKING:
     from .auth import IAuthenticator, Session
@@ -54,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "EVENTS_WAIT",
     "HEARTBEATS",
+    "TIMEOUT",
     "ClientClosed",
-    "JSONTransport",
     "Response",
     "Transport",
     "badParameter",
@@ -64,495 +36,16 @@ __all__ = [
     "segment",
 ]
 
-_T = TypeVar("_T")
-
-#: Seconds that a request may take, unless it says otherwise.
-TIMEOUT = 10.0
-
 #: The extension with which the registry answers a query of the feed as soon as there is something new.
 EVENTS_WAIT = "events-wait"
 #: The extension with which the registry takes many heartbeats in one request.
 HEARTBEATS = "heartbeats"
 _EXTENSIONS = b"X-Service-Registry-Extensions"
 
-# What a server says that can't do its work just now, or what stands before it: another one may.
-_AWAY = frozenset({500, 502, 503, 504})
-
-# When a deadline is shared among several servers, the first has so many seconds, or half of it if that is less: an
-# answer takes its time, however short the deadline and many the servers.
-_SHORTEST_SHARE = 0.25
-
-# A pool may hold more than one stale connection. Each repetition uses one up; a new connection is never stale.
-_MOST_STALE = 3
-
-_HEADERS = {
-    b"User-Agent": [b"txserviceregistry/" + __version__.encode("ascii")],
-    b"Accept": [b"application/json"],
-}
-
-# The least of the 5,000 bytes that the registry accepts is UTF-8 as it is.
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-
-class ClientClosed(ConnectionFailed):
-    """The client was closed before the request was done."""
-
-
-def segment(text: str) -> str:
-    """
-    One segment of a path, whatever its characters: it is encoded so that it can't become two, or none.
-
-    :param text: an id, not empty.
-    """
-    encoded = quote(text, safe="")
-    # Dots need no encoding, but these two have a meaning of their own in a path.
-    return encoded.replace(".", "%2E") if text in (".", "..") else encoded
-
-
-def pathOf(path: str, query: Mapping[str, object] | None) -> str:
-    """
-    A path with its query.
-
-    :param path: encoded.
-    :param query: the parameters, as they are; those that are ``None`` are left out.
-    """
-    if not query:
-        return path
-    pairs = "&".join(
-        f"{quote(name, safe='')}={quote(str(value), safe='')}" for name, value in query.items() if value is not None
-    )
-    return f"{path}?{pairs}" if pairs else path
-
 
 def badParameter(name: str, value: str) -> BadRequest:
     """What the registry would say of an id that can't even be put into a path, for it would make another one."""
     return BadRequest(400, "badRequest", f"Invalid value for '{name}' query string parameter", f"{value!r} is no id")
-
-
-def encodeJSON(body: object) -> bytes:
-    """A request's body."""
-    try:
-        return _encode(body).encode("utf-8")
-    except UnicodeEncodeError:
-        # Half a surrogate pair can't be UTF-8. As an escape it reaches the registry, which says what is wrong with it.
-        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-@attrs.frozen
-class Response:
-    """
-    An answer, whole.
-
-    :ivar status: the HTTP status code.
-    :ivar headers: the headers.
-    :ivar json: the body's value; ``None`` if there is none, or the body of an error is no JSON.
-    :ivar body: the body's bytes.
-    :ivar method: what was asked,
-    :ivar url: and where, for texts.
-    """
-
-    status: int
-    headers: Headers
-    json: Any = attrs.field(repr=False)
-    body: bytes = attrs.field(repr=False)
-    method: str
-    url: str
-
-    def header(self, name: str) -> str | None:
-        """The first header of that *name*."""
-        values = self.headers.getRawHeaders(name.encode("ascii"))
-        # Whatever stands before a registry may say anything.
-        return values[0].decode("utf-8", "replace") if values else None
-
-    def having(self, **members: type) -> Any:
-        """
-        The body's value, when it is an object with these members.
-
-        :param members: the type of each.
-        :raises MalformedResponse: if it is not.
-        """
-        for name, kind in members.items():
-            if not isinstance(self.json, dict) or not isinstance(self.json.get(name), kind):
-                raise MalformedResponse(
-                    f"{self.method} {self.url} was answered with {self.status}, but without {name!r}: "
-                    "is this the URL of a service registry?"
-                )
-        return self.json
-
-
-@attrs.define
-class _Exchange:
-    """A request under way, over however many tries."""
-
-    method: str
-    path: str
-    body: bytes | None
-    repeatable: bool
-    timeout: float
-    deadline: float
-    wait: float | None = None
-    lines: bool = False
-    isTraced: bool = False
-    leave: Callable[[], None] = lambda: None
-    url: str = ""
-    stage: str = ""
-
-    @property
-    def asked(self) -> str:
-        return f"{self.method} {self.url or self.path}"
-
-
-class _NotSent(Exception):
-    """There was no connection: the request has had no effect. The text says why, and what to do."""
-
-
-class _NotAnswered(Exception):
-    """The request was sent, and nothing came back: it may have had its effect."""
-
-
-class _CutShort(_NotAnswered):
-    """The beginning of an answer has come, or no HTTP."""
-
-
-class _TookTooLong(_NotAnswered):
-    """This server has used up its share of the deadline, or was found to hang by another request."""
-
-
-class _Base:
-    """
-    The URL of one server, and the headers of requests to it, without a body and with one. They name the host: Twisted's
-    agent copies headers that don't, and checks them all again.
-
-    :param url: it, with no port that goes without saying.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        headers = {b"Host": [url.split("/")[2].encode("ascii")], **_HEADERS}
-        self.withoutBody = FixedHeaders(headers)
-        self.withBody = FixedHeaders({**headers, b"Content-Type": [b"application/json; charset=UTF-8"]})
-
-
-class JSONTransport:
-    """
-    JSON over HTTP to one server, or to several that are one service.
-
-    A server that can't be reached, or says that it can't do its work, is left for the next one, and one that works is
-    stayed with (:class:`~txserviceregistry.failover.Servers`). A request that was sent but not answered is sent again
-    only when it may have its effect twice. Of several servers each has a share of the deadline. Requests that a server
-    is to hold back are taken from one that was left, for it may hold them back for ever.
-
-    :param agent: does the requests: a :class:`~txserviceregistry.agents.QueueingAgent`, or an agent over one.
-    :param clock: for the deadlines.
-    :param baseUrls: what the paths are put behind; without a slash at the end.
-    :param timeout: seconds that a request may take, unless it says otherwise.
-    :param name: what it is that answers there, for texts.
-    :param waitingAgent: does the requests that the server is asked to hold back; the *agent* if not given.
-    :param random: gives numbers from 0 to 1; draws the server to begin with.
-    """
-
-    def __init__(
-        self,
-        agent: IAgent,
-        clock: IReactorTime,
-        baseUrls: Sequence[str],
-        *,
-        timeout: float = TIMEOUT,
-        name: str = "the registry",
-        waitingAgent: IAgent | None = None,
-        random: Callable[[], float] = randomModule.random,
-    ) -> None:
-        self._agent = agent
-        self._waitingAgent = agent if waitingAgent is None else waitingAgent
-        self._clock = clock
-        self._bases = [_Base(url) for url in baseUrls]
-        self._timeout = timeout
-        self._name = name
-        self._servers = Servers(len(baseUrls), clock, random)
-        self._wasAnswered = False
-        # What a server holds back, and how to take it away from there.
-        self._heldBack: dict[Deferred[Any], tuple[int, Callable[[], None]]] = {}
-
-    @property
-    def servers(self) -> int:
-        """How many servers there are."""
-        return len(self._bases)
-
-    @property
-    def baseUrl(self) -> str:
-        """The URL that is asked first: the one that worked last, or is about to be tried."""
-        return self._bases[self._servers.current].url
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, object] | None = None,
-        body: Any = None,
-        timeout: float | None = None,
-        repeatable: bool | None = None,
-        lines: bool = False,
-    ) -> Deferred[Response]:
-        """
-        Ask, once or as often as it takes.
-
-        :param method: the HTTP method.
-        :param path: below the base URL, encoded, beginning with a slash.
-        :param query: the query's parameters; those that are ``None`` are left out.
-        :param body: what to send as JSON; ``None`` for no body.
-        :param timeout: seconds for all of it: queue, connecting, headers and body.
-        :param repeatable: whether the request may be sent again when it is unknown whether it had its effect;
-            by default a GET, PUT or DELETE may.
-        :param lines: whether bodies are JSON values one after the other, a line each: *body* and the answer's value are
-            sequences of them then.
-        :return: fires with the :class:`Response`, whatever its status. Fails with
-            :class:`~txserviceregistry.errors.ConnectionFailed`, :class:`~txserviceregistry.errors.RequestTimedOut`,
-            or, if a 2xx has no JSON or any answer is cut short, with
-            :class:`~txserviceregistry.errors.MalformedResponse`.
-        """
-        exchange = self.exchange(
-            method, path, query=query, body=body, timeout=timeout, repeatable=repeatable, lines=lines
-        )
-        return self.inTime(exchange, self.send(exchange))
-
-    def exchange(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, object] | None = None,
-        body: Any = None,
-        timeout: float | None = None,
-        repeatable: bool | None = None,
-        wait: float | None = None,
-        lines: bool = False,
-        isTraced: bool = False,
-    ) -> _Exchange:
-        """
-        A request and its deadline, for :meth:`send`. The parameters are those of :meth:`request`.
-
-        :param wait: seconds for which the server is asked to hold its answer back; they are added to the *timeout*.
-        :param isTraced: whether the caller finds out what came of a request that may not be repeated. Then a server has
-            its share of the deadline for it, and no more, so that there is time left for that.
-        """
-        timeout = (self._timeout if timeout is None else timeout) + (wait or 0.0)
-        return _Exchange(
-            method,
-            pathOf(path, query),
-            None if body is None else b"\n".join(map(encodeJSON, body)) if lines else encodeJSON(body),
-            method != "POST" if repeatable is None else repeatable,
-            timeout,
-            self._clock.seconds() + timeout,
-            wait,
-            lines,
-            isTraced,
-        )
-
-    def inTime(self, exchange: _Exchange, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
-        """Do *work*, until the deadline of *exchange*."""
-        done = Deferred.fromCoroutine(work)
-        if done.called:
-            return done
-        isTooLate = False
-
-        def tooLate() -> None:
-            nonlocal isTooLate
-            isTooLate = True
-            done.cancel()
-
-        # This is Deferred.addTimeout, but for the half of its time that a request need not spend.
-        call = self._clock.callLater(max(0.0, exchange.deadline - self._clock.seconds()), tooLate)
-
-        def over(result: Any) -> Any:
-            if isTooLate:
-                return self._tooLate(exchange)
-            if call.active():
-                call.cancel()
-            return result
-
-        return done.addBoth(over)
-
-    def _tooLate(self, exchange: _Exchange) -> Failure:
-        exchange.leave()
-        stage = exchange.stage or f"waiting for {self._name}"
-        return Failure(
-            RequestTimedOut(
-                f"{exchange.asked} had no whole answer after {exchange.timeout:g} s, {stage}. "
-                f"The server hangs, or is too slow for this timeout"
-            )
-        )
-
-    async def send(self, exchange: _Exchange) -> Response:
-        """Send it, to one server after the other. The deadline is the caller's: see :meth:`inTime`."""
-        exchange.stage = ""
-        # An answer that is held back would tell too late whether a server is back.
-        order = self._servers.order(mayTry=exchange.repeatable and exchange.wait is None)
-        # What was held back has used the time in which another server could hold it back.
-        isFinal = not exchange.repeatable or exchange.wait is not None
-        refusal: Response | None = None
-        problem: ServiceRegistryError | None
-        wasSent = False
-        for tried, server in enumerate(order):
-            exchange.leave = partial(self._left, server)
-            exchange.url = self._bases[server].url + exchange.path
-            last = tried == len(order) - 1
-            try:
-                answer = await self._ask(exchange, server, len(order) - tried)
-                if answer.code not in _AWAY:
-                    self._servers.worked(server)
-                    self._wasAnswered = True
-                    return self._response(exchange, answer)
-                refusal = self._response(exchange, answer)
-                problem = None
-                last = last or isFinal
-            except _NotSent as error:
-                failed = problem = ConnectionFailed(f"{exchange.asked} failed: can't connect to {self._name}{error}")
-                failed.wasSent = wasSent
-            except _TookTooLong:
-                problem = RequestTimedOut(
-                    f"{exchange.asked} had no whole answer in its share of {exchange.timeout:g} s: the server hangs"
-                )
-                last = last or isFinal
-                wasSent = True
-            except _CutShort as error:
-                problem = MalformedResponse(
-                    f"The answer to {exchange.asked} was cut short, or is no HTTP ({error}){self._advice(exchange)}"
-                )
-                last = last or isFinal
-                wasSent = True
-            except _NotAnswered as error:
-                problem = ConnectionFailed(
-                    f"{exchange.asked} failed: {self._name} gave no answer ({error}){self._advice(exchange)}"
-                )
-                last = last or isFinal
-                wasSent = True
-            self._left(server)
-            if last and refusal is not None:
-                return refusal
-            if last and problem is not None:
-                raise problem
-        raise AssertionError("unreachable")
-
-    def giveUp(self) -> None:
-        """Whoever has asked lost patience with the server that is asked first: the next request goes to another."""
-        self._left(self._servers.current)
-
-    def _left(self, server: int) -> None:
-        """A server has not done its work."""
-        self._servers.failed(server)
-        if self._servers.current == server:
-            # There is no other.
-            return
-        for holder, takeAway in list(self._heldBack.values()):
-            if holder == server:
-                takeAway()
-
-    def _advice(self, exchange: _Exchange) -> str:
-        """What to look at when there is no answer."""
-        if self._wasAnswered or not exchange.url.startswith("http:"):
-            return ""
-        # Servers that want TLS hang up on what is none, most of them without a word.
-        return ". If TLS is spoken at that port, its URL begins with https://"
-
-    async def _ask(self, exchange: _Exchange, server: int, serversLeft: int) -> WholeResponse:
-        """Send it to one server, and once more when the connection turns out to be stale."""
-        for attempt in range(1, _MOST_STALE + 1):
-            try:
-                return await self._attempt(exchange, server, serversLeft)
-            except StaleConnection as error:
-                if not exchange.repeatable or attempt == _MOST_STALE:
-                    raise _NotAnswered(_describe(error))
-            except (CancelledError, ServiceRegistryError, _NotAnswered):
-                raise
-            except AgentClosed:
-                raise ClientClosed(f"{exchange.asked} was not done: this client has been closed")
-            except (ConnectError, DNSLookupError) as error:
-                raise _NotSent(f" ({_describe(error)}). Check that it runs, and the URL")
-            except InsecureConnection as error:
-                raise _NotSent(f": {error}")
-            except ResponseTooLarge as error:
-                raise MalformedResponse(f"The answer to {exchange.asked} is too long ({error})")
-            except ResponseFailed as error:
-                if isinstance(error, ResponseNeverReceived):
-                    raise _NotAnswered(_describe(error))
-                raise _CutShort(_describe(error))
-            except Exception as error:
-                # An agent that was given from outside may fail in ways of its own.
-                raise _NotAnswered(_describe(error)) from error
-        raise AssertionError("unreachable")
-
-    def _attempt(self, exchange: _Exchange, server: int, serversLeft: int) -> Deferred[WholeResponse]:
-        body = exchange.body
-        base = self._bases[server]
-        agent = self._agent if exchange.wait is None else self._waitingAgent
-        sent: Deferred[Any] = agent.request(
-            exchange.method.encode("ascii"),
-            exchange.url.encode("ascii"),
-            base.withoutBody if body is None else base.withBody,
-            None if body is None else BytesProducer(body),
-        )
-        if serversLeft > 1 and (exchange.repeatable or exchange.isTraced):
-            # No server can be asked to wait for a shorter time than the others.
-            wait = exchange.wait or 0.0
-            left = exchange.deadline - wait - self._clock.seconds()
-            share = wait + max(left / serversLeft, min(left / 2, _SHORTEST_SHARE))
-            sent.addTimeout(max(0.0, share), self._clock, lambda _, timeout: Failure(_TookTooLong()))
-        if exchange.wait is not None:
-            self._holdBack(server, sent)
-        return sent
-
-    def _holdBack(self, server: int, sent: Deferred[Any]) -> None:
-        isTaken = False
-
-        def takeAway() -> None:
-            nonlocal isTaken
-            isTaken = True
-            sent.cancel()
-
-        def over(result: Any) -> Any:
-            del self._heldBack[sent]
-            return Failure(_TookTooLong()) if isTaken and isinstance(result, Failure) else result
-
-        self._heldBack[sent] = server, takeAway
-        sent.addBoth(over)
-
-    def _response(self, exchange: _Exchange, answer: WholeResponse) -> Response:
-        value = None
-        if answer.body:
-            try:
-                value = _linesOf(answer.body) if exchange.lines else json.loads(answer.body)
-            except (ValueError, RecursionError):
-                if answer.code < 300:
-                    raise MalformedResponse(
-                        f"{exchange.asked} was answered with {answer.code}, but the body is no JSON: "
-                        f"is this the URL of {self._name}?"
-                    )
-        return Response(answer.code, answer.headers, value, answer.body, exchange.method, exchange.url)
-
-
-def _linesOf(body: bytes) -> list[Any]:
-    return [json.loads(line) for line in body.splitlines() if line.strip()]
-
-
-def _describe(error: Exception) -> str:
-    """What happened to a connection, in a few words."""
-    reasons = getattr(error, "reasons", None)
-    cause = reasons[0].value if reasons else error
-    if isinstance(cause, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(cause, ConnectTimeout):
-        return "nobody answers at that address"
-    if isinstance(cause, DNSLookupError):
-        return "no such host"
-    if isinstance(cause, ConnectionDone):
-        return "the connection was closed"
-    # An agent that was given from outside may have connections that are not ours.
-    explained = describeTLS(cause)
-    if explained is not None:
-        return explained
-    text = str(cause)[:200]
-    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
 
 
 class Transport:
@@ -631,7 +124,7 @@ class Transport:
         )
         return self._json.inTime(exchange, self._send(exchange, body))
 
-    async def _send(self, exchange: _Exchange, body: object) -> Response:
+    async def _send(self, exchange: Exchange, body: object) -> Response:
         exchange.stage = "waiting for the Auth API"
         session = await self._authenticator.session()
         if session is not self._session:

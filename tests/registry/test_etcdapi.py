@@ -25,6 +25,7 @@ from tests.faults.proxy import Proxy
 from tests.loopback import Call, LoopbackTestCase
 from tests.registry.etcds import newPrefix, sharedEtcd, startEtcd
 from txserviceregistry.agents import ConnectionPool, QueueingAgent
+from txserviceregistry.jsontransport import JSONTransport
 from txserviceregistry.registry.stores.etcdapi import (
     QUEUE,
     Compare,
@@ -39,7 +40,6 @@ from txserviceregistry.registry.stores.etcdapi import (
 from txserviceregistry.registry.stores.etcdleases import newLease
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.tls import tlsPolicy
-from txserviceregistry.transport import JSONTransport
 from txserviceregistry.turns import Turns
 
 CLOCK: IReactorTime = reactor  # type: ignore[assignment]  # which it is

@@ -16,9 +16,9 @@ from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
 from tests.loopback import Call, LoopbackTestCase, Server
 from tests.registry.etcds import newPrefix, sharedEtcd
 from txserviceregistry.agents import ConnectionPool, QueueingAgent
+from txserviceregistry.jsontransport import JSONTransport
 from txserviceregistry.registry.stores.etcdapi import Etcd, encode, put
 from txserviceregistry.registry.stores.etcdwatch import Change, Watch, WatchEnded, watchingAgent
-from txserviceregistry.transport import JSONTransport
 
 HEAD = b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 

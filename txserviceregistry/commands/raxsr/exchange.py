@@ -17,9 +17,9 @@ from zope.interface import implementer
 
 from ...agents import BytesProducer, ConnectionPool, WholeResponse
 from ...connecting import httpAgent
+from ...jsontransport import TIMEOUT
 from ...settings import Settings
 from ...tls import tlsPolicy
-from ...transport import TIMEOUT
 from ..outcome import printable
 
 __all__ = ["ExchangeShown", "shownAgent"]

@@ -40,7 +40,7 @@ from zope.interface import implementer
 from ...agents import ConnectionPool, QueueingAgent
 from ...connecting import httpAgent
 from ...deferred import returnsDeferred
-from ...transport import JSONTransport
+from ...jsontransport import JSONTransport
 from ...turns import Turns
 from ..eventids import EventIds, newTail
 from ..statistics import StoreStatistics

@@ -24,7 +24,7 @@ from zope.interface import implementer
 
 from ...deferred import returnsDeferred
 from ...errors import ServiceRegistryError
-from ...transport import JSONTransport
+from ...jsontransport import JSONTransport
 from ...turns import Turns
 from ..remembered import Shared
 from ..statistics import StoreStatistics
