@@ -43,15 +43,25 @@ end
 """
 
 # A resource as anybody would begin to write one: it parses the JSON that it is sent, and answers what the registry
-# answers. Twisted's own access log is not written, nor formatted.
+# answers: to a heartbeat with a token, to who follows with two events. Twisted's own access log is not written, nor
+# formatted.
 _BARE = """
 import json, sys
 from twisted.internet import reactor
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
+SERVICE = {"id": "service-1000-10", "heartbeat_timeout": 120, "tags": [], "metadata": {}}
+EVENT = {"id": "3f8c2b1e-c9d0-11f0-8000-0123456789ab", "timestamp": 1795700716671, "type": "service.join"}
+METADATA = {"count": 2, "limit": 100, "next_marker": None, "next_href": None}
+
 class Bare(Resource):
     isLeaf = True
+
+    def render_GET(self, request):
+        request.setHeader(b"Content-Type", b"application/json; charset=UTF-8")
+        metadata = {**METADATA, "marker": request.args[b"marker"][0].decode()}
+        return json.dumps({"values": [{**EVENT, "payload": SERVICE}] * 2, "metadata": metadata}).encode()
 
     def render_POST(self, request):
         body = json.loads(request.content.read())

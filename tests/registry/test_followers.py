@@ -93,6 +93,42 @@ class WaitingTests(SynchronousTestCase):
         self.api.advance(0.5)
         self.assertEqual(self.ids(waiting), ["web1"])
 
+    def test_eachAtItsTime(self) -> None:
+        """Everybody is answered after their own time, whoever has come before, or has gone meanwhile."""
+        self.api.create("web1", 120)
+        marker = self.lastEvent()
+        calls = len(self.api.clock.getDelayedCalls())
+        first, second = self.ask(f"marker={marker}&wait=5"), self.ask(f"marker={marker}&wait=5&type=service.remove")
+        self.api.advance(1)
+        third, fourth = self.ask(f"marker={marker}&wait=5"), self.ask(f"marker={marker}&wait=2")
+        self.assertEqual(len(self.api.clock.getDelayedCalls()), calls + 2)
+        first.transport.abortConnection()
+        self.api.advance(2)
+        self.assertEqual(self.ids(fourth), ["web1"])
+        self.api.create("web2")
+        self.api.advance(1)
+        self.assertEqual(self.ids(third), ["web1", "web2"])
+        self.assertEqual(second.replies(), [])
+        fifth = self.ask(f"marker={marker}&wait=5&type=service.remove")
+        self.api.advance(1)
+        self.assertEqual(self.ids(second), [])
+        self.api.advance(3.5)
+        self.assertEqual(fifth.replies(), [])
+        self.api.advance(0.5)
+        self.assertEqual(self.ids(fifth), [])
+
+    def test_eachIsToldItsOwnMarker(self) -> None:
+        """Those who wait for the same get the same page, with the marker and the limit as each has written them."""
+        self.api.create("web1")
+        marker = self.lastEvent()
+        asked = [(marker, 100), (marker.upper(), 100), (marker, 50), (marker, 100)]
+        waiting = [self.ask(f"marker={text}&limit={limit}&wait=30") for text, limit in asked]
+        self.api.create("web2")
+        self.api.advance(0.1)
+        told = [self.reply(each).json for each in waiting]
+        self.assertEqual([(each["metadata"]["marker"], each["metadata"]["limit"]) for each in told], asked)
+        self.assertEqual([each["values"] for each in told], [told[0]["values"]] * 4)
+
     def test_oneLookIsEnoughForAll(self) -> None:
         """However many wait for the same, the store is asked once for them, and once more when there is news."""
         self.api.create("web1")

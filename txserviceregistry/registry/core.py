@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -23,7 +23,7 @@ from ..deferred import returnsDeferred
 from .deadlines import Life
 from .eventids import position, positionOf
 from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExists, systemFailure
-from .followers import Followers
+from .followers import Followers, Place
 from .limits import ResourceLimits
 from .lives import Lives
 from .sharing import Sharing
@@ -488,34 +488,39 @@ class Registry:
     @returnsDeferred
     async def awaitEvents(self, tenant: str, marker: str | None, limit: int, type: str | None, seconds: float) -> Page:
         """
+        What :meth:`news` brings, for who has no coroutine. Cancelling the Deferred ends the waiting.
+        """
+        return await self.news(tenant, marker, limit, type, seconds)
+
+    async def news(self, tenant: str, marker: str | None, limit: int, type: str | None, seconds: float) -> Page:
+        """
         A page of the feed as soon as there is anything on it that is newer than *marker*; without a marker everything
-        on it is. Cancelling the Deferred ends the waiting.
+        on it is.
 
         :param seconds: after so long, or when :meth:`endWaiting` is called, the page is given as it is.
+        :return: the page. All who ask for the same, and hear of the same, are given the same one.
         :raises Fault: as :meth:`listEvents`; 503 if there is nothing new and no place to wait.
         """
+        followers = self._followers
         latest = self._clock.seconds() + seconds
-        hasPlace = False
+        place: Place | None = None
         try:
             while True:
-                news = self._followers.wait(tenant)
+                news = followers.wait(tenant)
                 try:
                     page = await self._look(tenant, marker, limit, type)
-                    left = latest - self._clock.seconds()
-                    if left <= 0 or _hasNews(page, marker):
+                    if self._clock.seconds() >= latest or _hasNews(page, marker):
                         return page
-                    if not hasPlace:
-                        self._followers.takePlace(tenant)
-                        hasPlace = True
-                    if not await news.addTimeout(left, self._clock):
+                    if place is None:
+                        place = followers.takePlace(tenant, seconds, latest)
+                    place.news = news
+                    if not await news:
                         return page
-                except TimeoutError:
-                    return page
                 finally:
-                    self._followers.forget(tenant, news)
+                    followers.forget(tenant, news)
         finally:
-            if hasPlace:
-                self._followers.leavePlace(tenant)
+            if place is not None:
+                followers.leavePlace(place)
 
     def _look(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Deferred[Page]:
         """A page of the feed, for one of those who wait."""

@@ -48,6 +48,7 @@ class Exchange:
     :ivar started: when it had come in, in seconds.
     :ivar route: the pattern of its path; empty until it is known.
     :ivar tenant: who asks; empty until an auth token has told.
+    :ivar isGone: whether the client has hung up.
     """
 
     request: Request
@@ -55,6 +56,7 @@ class Exchange:
     started: float
     route: str = ""
     tenant: str = ""
+    isGone: bool = False
 
 
 class Exchanges:

@@ -4,17 +4,19 @@ Followers: who waits for something new in a feed, and how they come to hear of i
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable
+from itertools import takewhile
 from typing import Any, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from .faults import tooManyFollowers
 from .remembered import Shared
 
-__all__ = ["Followers"]
+__all__ = ["Followers", "Place"]
 
 _T = TypeVar("_T")
 
@@ -35,6 +37,22 @@ class _Stillness:
         self.seen[what] = seen
 
 
+@attrs.define(eq=False)
+class Place:
+    """
+    The place of somebody who waits.
+
+    :ivar seconds: how long it may be taken.
+    :ivar latest: when it has to be left, in seconds of the clock.
+    :ivar news: what is waited for now.
+    """
+
+    tenant: str
+    seconds: float
+    latest: float
+    news: Deferred[bool] | None = None
+
+
 class Followers:
     """
     Those who wait, by tenant. Nobody looks for news here: whoever makes some tells, once.
@@ -44,8 +62,9 @@ class Followers:
     :param mostOfTenant: how many of one tenant get a place.
     """
 
-    #: How many hear the news in one turn of the reactor: each answers a request then, and heartbeats come in between.
-    TURN = 100
+    #: How many hear the news in one turn of the reactor. Each answers a request then; between two turns heartbeats come
+    #: in, and the next requests of those who have heard, which take longer than all the answers.
+    TURN = 1000
     #: Seconds after which one for whom there was no place may ask again.
     RETRY_AFTER = 5
 
@@ -55,6 +74,10 @@ class Followers:
         self._mostOfTenant = mostOfTenant
         self._places: Counter[str] = Counter()
         self._taken = 0
+        # Who has a place, those first who have to leave it first: by how long they may have it, because among those
+        # who have asked for the same it is the order in which they came.
+        self._taking: defaultdict[float, dict[Place, None]] = defaultdict(dict)
+        self._endings: dict[float, IDelayedCall] = {}
         self._waiting: dict[str, dict[Deferred[bool], None]] = {}
         self._still: dict[str, _Stillness] = {}
         self._told: deque[Deferred[bool]] = deque()
@@ -66,24 +89,50 @@ class Followers:
         """How many places are taken."""
         return self._taken
 
-    def takePlace(self, tenant: str) -> None:
+    def takePlace(self, tenant: str, seconds: float, latest: float) -> Place:
         """
         Take a place for somebody who may have to wait long; :meth:`leavePlace` gives it back.
 
+        :param seconds: how long may be waited.
+        :param latest: until when that is, in seconds of the clock. Then what the place waits for fires with ``False``.
         :raises Fault: 503, if there is none.
         """
         if self._taken >= self._most or self._places[tenant] >= self._mostOfTenant:
             raise tooManyFollowers(self.RETRY_AFTER)
         self._places[tenant] += 1
         self._taken += 1
+        place = Place(tenant, seconds, latest)
+        self._taking[seconds][place] = None
+        self._endInTime(seconds)
+        return place
 
-    def leavePlace(self, tenant: str) -> None:
+    def leavePlace(self, place: Place) -> None:
         """Somebody who had a place waits no longer."""
+        taking = self._taking[place.seconds]
+        taking.pop(place, None)
+        if not taking and place.seconds in self._endings:
+            self._endings.pop(place.seconds).cancel()
         self._taken -= 1
-        self._places[tenant] -= 1
-        if not self._places[tenant]:
-            del self._places[tenant]
-            self._forgetWhatWasSeen(tenant)
+        self._places[place.tenant] -= 1
+        if not self._places[place.tenant]:
+            del self._places[place.tenant]
+            self._forgetWhatWasSeen(place.tenant)
+
+    def _endInTime(self, seconds: float) -> None:
+        taking = self._taking[seconds]
+        if taking and seconds not in self._endings:
+            left = next(iter(taking)).latest - self._clock.seconds()
+            self._endings[seconds] = self._clock.callLater(max(0, left), self._endSome, seconds)
+
+    def _endSome(self, seconds: float) -> None:
+        del self._endings[seconds]
+        now = self._clock.seconds()
+        taking = self._taking[seconds]
+        for place in list(takewhile(lambda place: place.latest <= now, taking)):
+            # It may have been left by what the one before has brought about.
+            if taking.pop(place, place) is None and place.news is not None and not place.news.called:
+                place.news.callback(False)
+        self._endInTime(seconds)
 
     def wait(self, tenant: str) -> Deferred[bool]:
         """

@@ -126,6 +126,8 @@ class Identity:
         self._tokens: Believed[TokenRecord] = Believed(store.getToken, clock)
         self._issued: Memory[str, IssuedToken] = Memory()
         self._issuing: Shared[str, IssuedToken] = Shared()
+        # A thousand who have waited for the same news have one token, and show it in the same moment.
+        self._asking: Shared[str, str] = Shared()
         self.issued = 0
         self.refused = 0
 
@@ -237,7 +239,7 @@ class Identity:
         tokenHash = _tokenHash(token)
         known = self._tokens.recent(tokenHash)
         if known is None:
-            return self._tenantOf(tokenHash)
+            return self._asking.do(tokenHash, lambda: self._tenantOf(tokenHash))
         if known.expires <= self._wallClock():
             return fail(InvalidToken())
         tenant: Deferred[str] = Deferred()

@@ -55,6 +55,7 @@ class ApiRequest(server.Request):
     _received = 0
     _limit = routes.MAXIMUM_BODY
     _giveUp: IDelayedCall | None = None
+    _target = b""
 
     def gotLength(self, length: int | None) -> None:
         """Called when the headers are there, with the ``Content-Length``."""
@@ -83,16 +84,18 @@ class ApiRequest(server.Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Called when the whole request is there."""
-        path = routes.originForm(path)
+        self._target = routes.originForm(path)
         if not self._refused:
-            server.Request.requestReceived(self, command, path, version)
+            # Twisted would take the query apart, into what nobody here looks at.
+            server.Request.requestReceived(self, command, self._target.partition(b"?")[0], version)
             return
-        self.method, self.uri, self.path, self.clientproto = command, path, path, version
+        self.method, self.uri, self.path, self.clientproto = command, self._target, self._target, version
         self.finish()
 
     def process(self) -> None:
         """Hand the request over. There is one resource, and it wants every path as it came, ``*`` too."""
         self.site = self.channel.site
+        self.uri = self._target
         self.responseHeaders.setRawHeaders(b"Date", [datetimeToString()])
         self.channel.site.resource.render(self)
 

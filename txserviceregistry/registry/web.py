@@ -52,10 +52,6 @@ _AUTH = routes.AUTH
 _HEARTBEATS = frozenset({"heartbeat", "heartbeats"})
 
 
-class _HungUp(Exception):
-    """The client has gone away, and what it had asked for is of no use to anybody."""
-
-
 @attrs.frozen
 class _Call:
     """A request that has passed authentication and routing, with what its handler may want of it."""
@@ -86,8 +82,11 @@ class _Call:
 
 def _query(request: Request) -> list[tuple[str, str]]:
     # Bytes that are not UTF-8 become characters that no rule lets pass.
-    query: bytes = request.uri.partition(b"?")[2]
-    return parse_qsl(query.decode("latin-1"), keep_blank_values=True, errors="surrogateescape") if query else []
+    query = request.uri.partition(b"?")[2].decode("latin-1")
+    if "%" in query or "+" in query:
+        return parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
+    parts = [part.partition("=") for part in query.split("&") if part]
+    return [(name, value) for name, _, value in parts]
 
 
 class ApiResource(Resource):
@@ -123,6 +122,7 @@ class ApiResource(Resource):
         self._limits = limits
         self.pages = pages
         self._exchanges = exchanges or Exchanges()
+        self._told: tuple[Page, int, str | None, Answer] | None = None
 
     def render(self, request: Request) -> int:
         """
@@ -132,25 +132,28 @@ class ApiResource(Resource):
         """
         exchange = self._exchanges.begin(request)
         answered = Deferred.fromCoroutine(self._answer(exchange))
-        gone: list[Failure] = []
         if not answered.called:
-            # What a client that has hung up had asked for is done all the same; only nobody is there to be told.
-            request.notifyFinish().addErrback(gone.append)
-        answered.addCallbacks(
-            lambda answer: self._send(exchange, answer, bool(gone)), lambda reason: self._hungUp(reason, exchange)
-        )
+            request.notifyFinish().addErrback(self._gone, exchange, answered)
+        answered.addCallbacks(self._send, self._hungUp, callbackArgs=(exchange,), errbackArgs=(exchange,))
         answered.addErrback(self._unsendable, exchange)
         return NOT_DONE_YET
 
-    def _send(self, exchange: Exchange, answer: Answer, isGone: bool) -> None:
-        if isGone:
+    def _gone(self, _: Failure, exchange: Exchange, answered: Deferred[Answer]) -> None:
+        # What a client that has hung up had asked for is done all the same; only nobody is there to be told. That is
+        # all that those want who wait.
+        exchange.isGone = True
+        if exchange.route == WAITING:
+            answered.cancel()
+
+    def _send(self, answer: Answer, exchange: Exchange) -> None:
+        if exchange.isGone:
             self._exchanges.end(exchange, GONE)
         else:
             send(exchange.request, answer, exchange.txnId)
             self._exchanges.end(exchange, answer.code)
 
     def _hungUp(self, reason: Failure, exchange: Exchange) -> None:
-        reason.trap(_HungUp)
+        reason.trap(CancelledError)
         self._exchanges.end(exchange, GONE)
 
     async def _answer(self, exchange: Exchange) -> Answer:
@@ -163,16 +166,16 @@ class ApiResource(Resource):
             return faultAnswer(systemFailure(), txnId)
         except Overloaded:
             return faultAnswer(systemFailure("Too many authentications are under way"), txnId)
-        except _HungUp:
-            raise
-        except Exception:
+        except Exception as error:
+            if exchange.isGone and isinstance(error, CancelledError):
+                raise
             self._log.failure("Request {txnId} met an error of the registry's own", txnId=txnId)
             return faultAnswer(internalError(), txnId)
 
     def _unsendable(self, failure: Failure, exchange: Exchange) -> None:
         self._log.failure("The answer to request {txnId} can't be sent", failure, txnId=exchange.txnId)
         if not exchange.request.startedWriting:
-            self._send(exchange, faultAnswer(internalError(), exchange.txnId), False)
+            self._send(faultAnswer(internalError(), exchange.txnId), exchange)
 
     async def _route(self, exchange: Exchange) -> Answer:
         request = exchange.request
@@ -326,28 +329,22 @@ class ApiResource(Resource):
         else:
             seconds = validation.wait(wait)
             call.exchange.route = WAITING
-            page = await _whileConnected(
-                call.request, self._registry.awaitEvents(call.tenant, since, limit, type, seconds)
-            )
+            if call.exchange.isGone:
+                raise CancelledError()
+            page = await self._registry.news(call.tenant, since, limit, type, seconds)
             # The token may have ended meanwhile, and what happened since is none of its bearer's business.
             await self._tenantOf(call.request)
+            if page.nextMarker is None:
+                return self._toldToAll(call, page, limit, marker)
         return _page(call, page, limit, marker)
 
-
-async def _whileConnected(request: Request, waiting: Deferred[_T]) -> _T:
-    """
-    What somebody waits for, as long as somebody does.
-
-    :raises _HungUp: if the client has gone away meanwhile.
-    """
-    if request.channel is None:
-        waiting.cancel()
-    else:
-        request.notifyFinish().addErrback(lambda _: waiting.cancel())
-    try:
-        return await waiting
-    except CancelledError:
-        raise _HungUp()
+    def _toldToAll(self, call: _Call, page: Page, limit: int, marker: str | None) -> Answer:
+        """The answer with a page that many may be waiting for: it is put into words once for all of them."""
+        told = self._told
+        if told is None or told[0] is not page or told[1:3] != (limit, marker):
+            body = _page(call, page, limit, marker).body or {}
+            self._told = told = page, limit, marker, Answer(200, text=inJSON(body).encode(), headers=JSON_HEADERS)
+        return told[3]
 
 
 def _unbeaten(entry: Any, fault: Fault, txnId: str) -> str:
