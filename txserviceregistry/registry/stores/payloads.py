@@ -8,7 +8,7 @@ from typing import Any
 
 from .interfaces import ServiceRecord
 
-__all__ = ["removedValue", "serviceState", "updatedValue"]
+__all__ = ["removedValue", "serviceState", "serviceStateInJson", "updatedValue"]
 
 
 def serviceState(service: ServiceRecord) -> dict[str, Any]:
@@ -19,6 +19,11 @@ def serviceState(service: ServiceRecord) -> dict[str, Any]:
         "tags": list(service.tags),
         "metadata": dict(service.metadata),
     }
+
+
+def serviceStateInJson(id: str, heartbeatTimeout: int, tags: str, metadata: str) -> str:
+    """The same as :func:`serviceState` in JSON, for a service whose *id*, *tags* and *metadata* are there in JSON."""
+    return f'{{"id":{id},"heartbeat_timeout":{heartbeatTimeout},"tags":{tags},"metadata":{metadata}}}'
 
 
 def updatedValue(key: str, oldValue: str | None, newValue: str) -> dict[str, Any]:

@@ -111,9 +111,25 @@ class LastSeen:
 _asJson = json.JSONEncoder(separators=(",", ":")).encode
 
 
+def _withRows(sql: str, rows: _Rows, *before: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """
+    A statement for many rows, in as few parts as that can be done.
+
+    :param sql: has ``{rows}`` in the place of a table, whose columns are ``column1``, ``column2``, ...
+    :param before: the values for what comes before the table.
+    :return: statements, each with its values.
+    """
+    for start in range(0, len(rows), _MOST_ROWS):
+        part = rows[start : start + _MOST_ROWS]
+        # Of powers of two there are few, so that few statements have to be kept.
+        size = 1 << (len(part) - 1).bit_length()
+        columns = len(part[0])
+        filling = (0,) * ((size - len(part)) * columns)
+        yield _text(sql, columns, size), (*before, *chain.from_iterable(part), *filling, len(part))
+
+
 @cache
-def _withRows(sql: str, columns: int, count: int) -> str:
-    """A statement with a table of so many rows, of which the last value says how many there are."""
+def _text(sql: str, columns: int, count: int) -> str:
     rows = ", ".join([f"({', '.join('?' * columns)})"] * count)
     return sql.format(rows=f"(SELECT * FROM (VALUES {rows}) LIMIT ?)")
 
@@ -181,11 +197,15 @@ class Tables:
         self._execute("ROLLBACK TO operation")
         self._execute("RELEASE operation")
 
+    def undo(self) -> None:
+        """Undo all of the transaction, and end it."""
+        self._execute("ROLLBACK")
+
     def close(self) -> None:
         """Give up what has not been committed, and close the connection."""
         try:
             if self._connection.in_transaction:
-                self._execute("ROLLBACK")
+                self.undo()
         finally:
             self._connection.close()
 
@@ -199,28 +219,17 @@ class Tables:
         """The only row, or ``None``."""
         return self._execute(sql, values).fetchone()
 
-    def _each(self, sql: str, rows: _Rows, *before: Any) -> Iterator[sqlite3.Cursor]:
-        """
-        Execute a statement for many rows, in as few parts as that can be done.
-
-        :param sql: has ``{rows}`` in the place of a table, whose columns are ``column1``, ``column2``, ...
-        :param before: the values for what comes before the table.
-        """
-        for start in range(0, len(rows), _MOST_ROWS):
-            part = rows[start : start + _MOST_ROWS]
-            # Of powers of two there are few, so that few statements have to be kept.
-            size = 1 << (len(part) - 1).bit_length()
-            columns = len(part[0])
-            filling = (0,) * ((size - len(part)) * columns)
-            values = (*before, *chain.from_iterable(part), *filling, len(part))
-            yield self._execute(_withRows(sql, columns, size), values)
-
     def _change(self, sql: str, rows: _Rows, *before: Any) -> None:
-        for _ in self._each(sql, rows, *before):
-            pass
+        """See :func:`_withRows`."""
+        for statement, values in _withRows(sql, rows, *before):
+            # As if there were many such: then Python does not ask for the last row's id, for which it would give its
+            # lock away once more.
+            self._executeMany(statement, [values])
 
     def _select(self, sql: str, rows: _Rows, *before: Any) -> Iterator[Any]:
-        return chain.from_iterable(self._each(sql, rows, *before))
+        """See :func:`_withRows`."""
+        for statement, values in _withRows(sql, rows, *before):
+            yield from self._execute(statement, values)
 
     def _meta(self, name: str) -> Any:
         return self._one("SELECT value FROM meta WHERE name = ?", name)[0]
@@ -330,9 +339,10 @@ class Tables:
             position = self._ids.next()
             service = ServiceRecord(id, self._ids.idAt(position), heartbeatTimeout, tuple(itsTags), dict(metadata))
             outcomes.append(service)
-            services.append((tenant, id, position, heartbeatTimeout, _asJson(service.tags), _asJson(service.metadata)))
+            tagsInJson, metadataInJson = _asJson(service.tags), _asJson(service.metadata)
+            services.append((tenant, id, position, heartbeatTimeout, tagsInJson, metadataInJson))
             tags += _tagRows(tenant, id, itsTags)
-            payload = _asJson(payloads.serviceState(service))
+            payload = payloads.serviceStateInJson(_asJson(id), heartbeatTimeout, tagsInJson, metadataInJson)
             events.append((tenant, position, now, _EVENT_TYPES["service.join"], payload))
         self._change(
             "INSERT INTO services (tenant, id, incarnation, heartbeat_timeout, tags, metadata) SELECT * FROM {rows}",

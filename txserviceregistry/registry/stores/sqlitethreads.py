@@ -362,21 +362,19 @@ class Writer(_Worker):
         return jobs or None
 
     def _runGroup(self, jobs: Sequence[_Job]) -> tuple[list[_Outcome], Exception | None]:
-        cause: Exception | None = None
-        outcomes: list[_Outcome] = []
+        cause: Exception | None
         try:
             tables = self._connected()
             tables.begin()
-            for together, neighbours in groupby(jobs, attrgetter("together")):
-                some = list(neighbours)
-                made = self._runTogether(tables, together, some) if together is not None and len(some) > 1 else None
-                if made is not None:
-                    outcomes += made
-                    continue
-                for job in some:
-                    result, trouble = self._runOne(tables, job)
-                    outcomes.append(_Outcome(job, result))
-                    cause = trouble or cause
+            try:
+                outcomes, cause = self._runTogether(tables, jobs)
+            except Exception:
+                if not tables.inTransaction:
+                    raise  # SQLite has undone the whole group
+                # Whose fault it is can be told when each is done by itself.
+                tables.undo()
+                tables.begin()
+                outcomes, cause = self._runEach(tables, jobs)
             tables.commit()
         except Exception as error:
             cause = error
@@ -385,20 +383,29 @@ class Writer(_Worker):
             self._disconnect()
         return outcomes, cause
 
-    def _runTogether(
-        self, tables: Tables, together: _Together[Any, Any], jobs: Sequence[_Job]
-    ) -> Sequence[_Outcome] | None:
-        """Do jobs of one kind; ``None`` if that can't be done, and then nothing has been."""
-        tables.beginOne()
-        try:
-            results = together(tables, [job.change for job in jobs])
-        except Exception:
-            if not tables.inTransaction:
-                raise  # SQLite has undone the whole group
-            tables.undoOne()
-            return None
-        tables.endOne()
-        return [_Outcome(job, result) for job, result in zip(jobs, results, strict=True)]
+    def _runTogether(self, tables: Tables, jobs: Sequence[_Job]) -> tuple[list[_Outcome], Exception | None]:
+        """Do the jobs of a group, those together that are next to each other and of one kind."""
+        cause: Exception | None = None
+        outcomes: list[_Outcome] = []
+        for together, neighbours in groupby(jobs, attrgetter("together")):
+            some = list(neighbours)
+            if together is None:
+                made, trouble = self._runEach(tables, some)
+                cause = trouble or cause
+            else:
+                results = together(tables, [job.change for job in some])
+                made = [_Outcome(job, result) for job, result in zip(some, results, strict=True)]
+            outcomes += made
+        return outcomes, cause
+
+    def _runEach(self, tables: Tables, jobs: Sequence[_Job]) -> tuple[list[_Outcome], Exception | None]:
+        cause: Exception | None = None
+        outcomes = []
+        for job in jobs:
+            result, trouble = self._runOne(tables, job)
+            outcomes.append(_Outcome(job, result))
+            cause = trouble or cause
+        return outcomes, cause
 
     def _runOne(self, tables: Tables, job: _Job) -> tuple[Any, Exception | None]:
         """Do one job of a group, all of it or nothing."""
