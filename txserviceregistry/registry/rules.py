@@ -158,7 +158,7 @@ class Items:
         if not isinstance(value, list):
             raise Unfit("Not an array")
         _checkCount(len(value), self.most, self.least)
-        return tuple(self.element.check(element) for element in value)
+        return tuple([self.element.check(element) for element in value])
 
 
 @attrs.frozen
@@ -173,7 +173,7 @@ class Pairs:
         if not isinstance(value, dict):
             raise Unfit("Not a hash")
         _checkCount(len(value), self.most)
-        return dict(self._pair(*pair) for pair in value.items())
+        return dict([self._pair(key, each) for key, each in value.items()])
 
     def _pair(self, key: str, value: object) -> tuple[str, Any]:
         try:
@@ -276,7 +276,7 @@ def _checkCount(count: int, most: int, least: int = 0) -> None:
 
 def _isUnicode(text: str) -> bool:
     # JSON can spell half of a surrogate pair, which is no character, and which neither UTF-8 nor a store can keep.
-    return _SURROGATE.search(text) is None
+    return text.isascii() or _SURROGATE.search(text) is None
 
 
 def _printable(text: str) -> str:

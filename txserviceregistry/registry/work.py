@@ -56,8 +56,8 @@ class Work:
         if queue is not None:
             queue.append(lambda: self._finish(steps(), waiting))
         else:
-            self._queues[key] = deque([lambda: self._finish(steps(), waiting)])
-            self._own(self._queueThrough(key))
+            self._queues[key] = deque()
+            self._own(self._workThrough(key, self._finish(steps(), waiting)))
         return waiting
 
     def isBusy(self, key: Hashable) -> bool:
@@ -76,20 +76,19 @@ class Work:
     def _own(self, steps: _Steps[None]) -> None:
         work = Deferred.fromCoroutine(steps)
         self._underWay.add(work)
-        work.addErrback(self._logged)
-        work.addCallback(self._ended, work)
+        work.addBoth(self._ended, work)
 
-    def _ended(self, _: None, work: Deferred[None]) -> None:
+    def _ended(self, outcome: Failure | None, work: Deferred[None]) -> None:
+        if outcome is not None:
+            self._log.failure("What waited for some work broke", outcome)
         self._underWay.discard(work)
         if not self._underWay:
             idle, self._idle = self._idle, []
             for waiting in idle:
                 waiting.callback(None)
 
-    def _logged(self, reason: Failure) -> None:
-        self._log.failure("What waited for some work broke", reason)
-
-    async def _queueThrough(self, key: Hashable) -> None:
+    async def _workThrough(self, key: Hashable, first: _Steps[None]) -> None:
+        await first
         # A loop, because a chain of Deferreds that fire each other overflows the stack when hundreds wait.
         queue = self._queues[key]
         while queue:
