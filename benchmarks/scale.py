@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from txserviceregistry.registry.eventids import positionOf
+from txserviceregistry.registry.eventids import EventIds, position, positionOf
 from txserviceregistry.registry.stores import sqlitefile
 from txserviceregistry.registry.stores.sqlitetables import NewService, Tables
 from txserviceregistry.registry.tokens import HeartbeatTokens
@@ -34,6 +34,8 @@ EVENTS = 1_000_000
 TAGGED = 10
 PAGE, SHORT = 100, 10
 ATTEMPTS = 3
+# From one old event to the next, in units of 100 ns.
+STEP = 1000
 
 METADATA = {"host": "192.0.2.1", "port": "8000", "version": "1.2.3"}
 
@@ -42,7 +44,7 @@ METADATA = {"host": "192.0.2.1", "port": "8000", "version": "1.2.3"}
 _OLD_EVENTS = """
     WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < ?1)
     INSERT INTO events (tenant, position, timestamp, type, payload)
-    SELECT ?2, ?3 + 1000 * number, 1700000000000 + number, 4,
+    SELECT ?2, ?3 + ?4 * number, 1700000000000 + number, 4,
         '{"configuration_value_id":"counter","old_value":"' || (number - 1) || '","new_value":"' || number || '"}'
     FROM numbers
     WHERE ?1 > 0
@@ -68,7 +70,7 @@ def fill(home, services, events, timeout=120):
     try:
         (tenant,) = (user.tenant for user in tables.users.listUsers())
         tokens = HeartbeatTokens(tables.secret(), time.time)
-        connection.execute(_OLD_EVENTS, (events - services, tenant, positionOf(time.time() - 1800)))
+        connection.execute(_OLD_EVENTS, (events - services, tenant, positionOf(time.time() - 1800), STEP))
         first = []
         for some in range(0, services, 1000):
             tables.begin()
@@ -151,16 +153,18 @@ def compared(large, small):
 
 
 def feed(asking, events, rounds):
-    """A page at the end of the feed beside one at its beginning."""
+    """A page at the end of the feed beside one at its beginning. The events of both are of one kind, and as long."""
     (first,) = asking.ask("", "GET", "/events?limit=1&type=configuration_value.update")["values"]
-    (last,) = asking.ask("", "GET", "/events?limit=1&type=service.join")["values"]
-    places = {"late": last["id"], "early": first["id"]}
+    ids = EventIds(time.time, first["id"][19:])
+    # Those of services come last, and are longer.
+    places = {"early": 1000, "late": events - asking.services - PAGE}
+    markers = {place: ids.idAt(position(first["id"]) + STEP * (number - 1)) for place, number in places.items()}
     for _ in range(rounds):
-        for place, marker in places.items():
+        for place, marker in markers.items():
             page = asking.ask(place, "GET", f"/events?marker={marker}&limit={PAGE}")
-            assert page["metadata"]["count"] == PAGE
-    late, early = (statistics.median(asking.took[place]) for place in places)
-    title = f"a page of {PAGE} of the feed, at event {events - asking.services:,} : at event 1"
+            assert [page["values"][0]["id"], page["metadata"]["count"]] == [marker, PAGE]
+    late, early = (statistics.median(asking.took[place]) for place in ("late", "early"))
+    title = f"a page of {PAGE} of the feed, at event {places['late']:,} : at event {places['early']:,}"
     yield Figure(title, late / early, "x", atMost=1.1)
 
 
