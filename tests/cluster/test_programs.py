@@ -29,3 +29,12 @@ class ProgramTests(Figures, SynchronousTestCase):
         self.tell("requests", sum(programs.counts.values()))
         self.tell("answers that the model did not give", 0)
         self.tell("seconds", round(time.monotonic() - began))
+
+    def test_theFirstOfTwoDeaths(self) -> None:
+        """Two die at the same moment: who follows the feed may hear of one, and of the other the next time."""
+        program = machine(TwoNodes)()
+        program.begin(limits=(200, 1000), gets=500_000)
+        program.createMany(count=2, tenant="1", timeout=3)
+        program.passUntilADeadline(early=0.125, pick=0, tenant="1", then="get")
+        program.follow(pick=0, tenant="1", then="nothing", type="service.timeout", wait=1)
+        program.teardown()

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections import Counter
+from itertools import takewhile
 from typing import Any
 
 import attrs
@@ -534,19 +535,23 @@ class Model:
         events[:] = learned + left
         return None
 
-    def peek(self, request: Request, *, isCertain: bool = False) -> Expected:
+    def peek(self, request: Request, *, without: int = 0) -> Expected:
         """
         What a GET would be answered with now; it does not count.
 
-        :param isCertain: if the feed tells of no death yet that it need not tell of.
+        :param without: if the feed does not tell yet of so many of its newest events.
         """
         used, account = self.used.copy(), self.accounts[request.tenant]
         events = account.events
-        if isCertain:
-            account.events = [event for event in events if event.latest <= (self.time, math.inf)]
+        account.events = events[: len(events) - without]
         expected = self.answer(request)
         self.used, account.events = used, events
         return expected
+
+    def untold(self, tenant: str) -> int:
+        """How many of the newest events are deaths that the feed need not tell of yet."""
+        newest = reversed(self.accounts[tenant].events)
+        return sum(1 for _ in takewhile(lambda event: event.latest > (self.time, math.inf), newest))
 
     def news(self, request: Request) -> bool:
         """Whether there is something newer than the marker of a good request. All ids have to be known."""
