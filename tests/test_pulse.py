@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -101,6 +102,36 @@ class PulseTests(SynchronousTestCase):
             self.assertLess(max(gaps), service.interval + 0.051)
             self.assertGreater(min(gaps), 0.9 * service.interval - 0.051)
         self.assertLess(len(self.requests), 100 * 20)
+
+    def leave(self, services: Sequence[Service], *_: object) -> None:
+        for service in services:
+            self.pulse.leave(service)
+
+    def test_whoLeavesWhenItHearsOfItsBeat(self) -> None:
+        """Services may go while they are told of their beats, or of a failure: nothing is sent for them any more."""
+        for outcome in ("answered", "missed"):
+            services = [self.service(name) for name in ("a", "b")]
+            for service in services:
+                self.patch(service, outcome, partial(self.leave, services))
+            self.answersAtOnce = outcome == "answered"
+            self.passes(0.1)
+            if not self.answersAtOnce:
+                self.requests[-1][2].errback(Failure(ConnectionFailed("gone")))
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+            self.passes(30)
+            self.assertEqual(self.ids(), [["a", "b"]])
+            self.requests.clear()
+
+    def test_manyThatAreDueAtDifferentTimes(self) -> None:
+        """When more are due than fit into one request, those go first that are due first."""
+        self.patch(Pulse, "MOST", 2)
+        self.answersAtOnce = False
+        for name, due in (("c", 5.3), ("a", 5.0), ("d", 5.5), ("b", 5.2)):
+            self.service(name, due=due)
+        self.passes(5.05)
+        self.requests[0][2].callback(["x", "x"])
+        self.passes(0.3)
+        self.assertEqual(self.ids(), [["a", "b"], ["c", "d"]])
 
     def test_eachPresentsItsLastToken(self) -> None:
         """A beat brings the token that the beat before it has brought."""

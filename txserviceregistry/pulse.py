@@ -12,7 +12,6 @@ from __future__ import annotations
 import random as randomModule
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from itertools import count
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -60,6 +59,43 @@ class Beating(Protocol):
         """It is left alone from now on: its heartbeat was refused, or there is no pulse any more."""
 
 
+class _Member:
+    """
+    A service that is here, and its next beat. The same one serves until the service leaves: of ten thousand, most is in
+    no cache when its time comes, so that everything more that is touched for a beat is felt.
+
+    :ivar service: ``None`` when it has left.
+    :ivar earliest: when its next beat may go at the earliest.
+    :ivar due: when it has to go.
+    """
+
+    __slots__ = ("due", "earliest", "service")
+
+    def __init__(self, service: Beating) -> None:
+        self.service: Beating | None = service
+        self.earliest = self.due = 0.0
+
+
+class _Slot:
+    """
+    Those whose beats are due close together, in no order among themselves: a heap of single beats would be looked
+    through at every one of them.
+
+    :ivar due: when the first of them is due.
+    """
+
+    __slots__ = ("due", "members")
+
+    def __init__(self) -> None:
+        self.due = float("inf")
+        self.members: list[_Member] = []
+
+    def add(self, member: _Member) -> None:
+        if member.due < self.due:
+            self.due = member.due
+        self.members.append(member)
+
+
 class Pulse:
     """
     The heartbeats of all services of one client that need nothing but heartbeats.
@@ -75,6 +111,8 @@ class Pulse:
 
     #: The part of its interval by which a beat may go early.
     EARLY = 0.1
+    #: How far apart beats may be due, in seconds, that are kept together until then.
+    SLOT = 0.1
     #: Heartbeats in one request at most: the extension's limit.
     MOST = 1000
     #: Seconds after which a request that has no answer is not waited for by those that fall due behind it.
@@ -97,10 +135,10 @@ class Pulse:
         self._send = send
         self._isOffered = isOffered
         self._clock = clock
-        # When each is due; a service whose number is another one by now counts for nothing.
-        self._due: list[tuple[float, int, Beating]] = []
-        self._numbers = count()
-        self._members: dict[Beating, int] = {}
+        self._members: dict[Beating, _Member] = {}
+        # The slots by number, and a heap of these. In them may be some who have left.
+        self._slots: dict[int, _Slot] = {}
+        self._due: list[int] = []
         self._call: IDelayedCall | None = None
         self._underWay: dict[Deferred[Sequence[str | None]], float] = {}
         self._backoff = Backoff(0.1, self.LONGEST_PAUSE, random)
@@ -119,22 +157,35 @@ class Pulse:
 
         :param due: when its next heartbeat has to go, at the latest, in seconds of the clock.
         """
-        self._put(service, due)
+        self._remove(service)
+        self._members[service] = member = _Member(service)
+        self._put(member, service, due)
         self._schedule()
 
     def leave(self, service: Beating) -> None:
         """Let a service go; nothing is sent for it any more. One that is not here is no error."""
-        self._members.pop(service, None)
+        self._remove(service)
         if not self._members:
             self._stop()
 
-    def _put(self, service: Beating, due: float) -> None:
-        number = next(self._numbers)
-        self._members[service] = number
-        heappush(self._due, (due, number, service))
+    def _remove(self, service: Beating) -> None:
+        member = self._members.pop(service, None)
+        if member is not None:
+            member.service = None
+
+    def _put(self, member: _Member, service: Beating, due: float) -> None:
+        member.due = due
+        member.earliest = due - self.EARLY * service.interval
+        number = int(due // self.SLOT)
+        slot = self._slots.get(number)
+        if slot is None:
+            slot = self._slots[number] = _Slot()
+            heappush(self._due, number)
+        slot.add(member)
 
     def _stop(self) -> None:
         self._due.clear()
+        self._slots.clear()
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
@@ -145,12 +196,10 @@ class Pulse:
 
     def _schedule(self) -> None:
         """See to it that what is due next goes in time."""
-        while self._due and self._members.get(self._due[0][2]) != self._due[0][1]:
-            heappop(self._due)
         if not self._due:
             return
         now = self._clock.seconds()
-        moment = max(self._due[0][0], self._notBefore, now)
+        moment = max(self._slots[self._due[0]].due, self._notBefore, now)
         if self._underWay:
             # One request after the other, on one connection, unless that one hangs.
             moment = max(moment, min(self._underWay.values()) + self.PATIENCE)
@@ -165,72 +214,77 @@ class Pulse:
             self._dismissAll()
             return
         now = self._clock.seconds()
-        services: list[Beating] = []
-        timeout = self.LONGEST_TRY
-        due, members = self._due, self._members
-        while due and len(services) < self.MOST:
-            moment, number, service = due[0]
-            if members.get(service) != number:
-                heappop(due)
-                continue
-            if moment - self.EARLY * service.interval > now:
-                break
-            heappop(due)
-            timeout = min(timeout, service.tryTimeout())
-            services.append(service)
-        if services:
-            self._request(services, now, timeout)
+        members = self._take(now)
+        if members:
+            self._request(members, now)
         self._schedule()
 
-    def _request(self, services: list[Beating], now: float, timeout: float) -> None:
-        request = self._send([(service.serviceId, service.nextToken or "") for service in services], timeout)
+    def _take(self, now: float) -> list[tuple[_Member, Beating]]:
+        """Take out those who are due first, and who may go with them."""
+        taken: list[tuple[_Member, Beating]] = []
+        while self._due:
+            slot = self._slots[self._due[0]]
+            stay = _Slot()
+            for member in slot.members:
+                service = member.service
+                if service is None:
+                    continue
+                if member.earliest <= now and len(taken) < self.MOST:
+                    taken.append((member, service))
+                else:
+                    stay.add(member)
+            if stay.members:
+                self._slots[self._due[0]] = stay
+                break
+            del self._slots[heappop(self._due)]
+        return taken
+
+    def _request(self, members: list[tuple[_Member, Beating]], now: float) -> None:
+        timeout = min(self.LONGEST_TRY, *[service.tryTimeout() for _, service in members])
+        request = self._send([(service.serviceId, service.nextToken or "") for _, service in members], timeout)
         self._underWay[request] = now
-        numbers = [self._members[service] for service in services]
 
         def over(result: Sequence[str | None] | Failure) -> None:
             del self._underWay[request]
             self._clock.wasDue(now + timeout)
             # Who has left meanwhile, or come back, is not concerned.
-            here = [self._members.get(service) == number for service, number in zip(services, numbers, strict=True)]
             if isinstance(result, Failure):
-                self._failed(result, [service for service, isHere in zip(services, here, strict=True) if isHere])
+                self._failed(result, [pair for pair in members if pair[0].service is not None])
             else:
-                self._answered(services, here, result, now)
+                self._answered(members, result, now)
             self._schedule()
 
         request.addBoth(over).addErrback(self._broken)
 
-    def _answered(
-        self, services: Sequence[Beating], here: Sequence[bool], tokens: Sequence[str | None], sent: float
-    ) -> None:
+    def _answered(self, members: Sequence[tuple[_Member, Beating]], tokens: Sequence[str | None], sent: float) -> None:
         self._backoff.reset()
         self._notBefore = 0.0
         if self._trouble is not None:
             (began, names), self._trouble = self._trouble, None
             seconds = self._clock.seconds() - began
             self._log.info("{names} heartbeated again, after {seconds:.1f} s", names=names, seconds=seconds)
-        for service, isHere, token in zip(services, here, tokens, strict=True):
-            if not isHere:
+        for (member, service), token in zip(members, tokens, strict=True):
+            if member.service is None:
                 continue
             if token is None:
-                self._members.pop(service)
+                self._remove(service)
                 service.dismissed()
             else:
+                self._put(member, service, sent + service.interval)
                 service.answered(sent, token)
-                self._put(service, sent + service.interval)
 
-    def _failed(self, failure: Failure, services: Sequence[Beating]) -> None:
-        if failure.check(ClientClosed) or not services:
+    def _failed(self, failure: Failure, members: Sequence[tuple[_Member, Beating]]) -> None:
+        if failure.check(ClientClosed) or not members:
             return
         now = self._clock.seconds()
         delay = self._backoff.next()
         if self._backoff.failures > 1 and self._trouble is None:
-            names = _named([service.serviceId for service in services])
+            names = _named([service.serviceId for _, service in members])
             self._trouble = now, names
             self._log.warn("{names} not heartbeated: {reason}", names=names, reason=failure.getErrorMessage())
         if not failure.check(ServiceRegistryError):
             self._log.failure("A request with heartbeats met an error of this library's own", failure)
-        for service in services:
+        for _, service in members:
             left = service.secondsLeft()
             # Whoever comes back meets each service again well within one interval.
             delay = min(delay, service.interval / 2)
@@ -238,13 +292,15 @@ class Pulse:
                 # A quarter of what is left for the pause and a third for each try leave room for two of them.
                 delay = min(delay, max(left / 4, self.SHORTEST_PAUSE))
         self._notBefore = now + delay
-        for service in services:
-            self._put(service, now + delay)
-            service.missed()
+        for member, service in members:
+            if member.service is not None:
+                self._put(member, service, now + delay)
+                service.missed()
 
     def _dismissAll(self) -> None:
         services = list(self._members)
-        self._members.clear()
+        for service in services:
+            self._remove(service)
         self._stop()
         for service in services:
             service.dismissed()
