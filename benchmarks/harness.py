@@ -242,10 +242,12 @@ import json, sys
 from functools import partial
 from twisted.internet import reactor
 from txserviceregistry.clock import useMonotonic
+from txserviceregistry.commands.process import collectSeldom
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.service import RegistryService
 
 useMonotonic()
+collectSeldom()
 options = {"store": "sqlite", "rateLimit": 10**9, **json.loads(sys.argv[2])}
 etcd = options.pop("etcd", None)
 if etcd is not None:

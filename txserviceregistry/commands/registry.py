@@ -24,7 +24,7 @@ from ..registry.operations import ANYWHERE, LOOPBACK, OFF
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from .options import Option, TableOptions, oneOf
-from .process import endProcess, say
+from .process import collectSeldom, endProcess, say
 from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
 
 __all__ = ["Options", "RegistryProcess", "checkEndpoint", "makeService", "sayWhere"]
@@ -168,6 +168,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     useMonotonic(reactor)
+    collectSeldom()
     rateLimit, rateWindow = options["rate-limit"]
     connectionLimits = ConnectionLimits(
         connections=options["max-connections"],
