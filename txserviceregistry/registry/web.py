@@ -134,8 +134,7 @@ class ApiResource(Resource):
         answered = Deferred.fromCoroutine(self._answer(exchange))
         if not answered.called:
             request.notifyFinish().addErrback(self._gone, exchange, answered)
-        answered.addCallbacks(self._send, self._hungUp, callbackArgs=(exchange,), errbackArgs=(exchange,))
-        answered.addErrback(self._unsendable, exchange)
+        answered.addBoth(self._finish, exchange)
         return NOT_DONE_YET
 
     def _gone(self, _: Failure, exchange: Exchange, answered: Deferred[Answer]) -> None:
@@ -145,16 +144,22 @@ class ApiResource(Resource):
         if exchange.route == WAITING:
             answered.cancel()
 
-    def _send(self, answer: Answer, exchange: Exchange) -> None:
+    def _finish(self, outcome: Answer | Failure, exchange: Exchange) -> None:
         if exchange.isGone:
             self._exchanges.end(exchange, GONE)
-        else:
-            send(exchange.request, answer, exchange.txnId)
-            self._exchanges.end(exchange, answer.code)
+            return
+        try:
+            if isinstance(outcome, Failure):
+                outcome.raiseException()
+            self._send(outcome, exchange)
+        except Exception:
+            self._log.failure("The answer to request {txnId} can't be sent", txnId=exchange.txnId)
+            if not exchange.request.startedWriting:
+                self._send(faultAnswer(internalError(), exchange.txnId), exchange)
 
-    def _hungUp(self, reason: Failure, exchange: Exchange) -> None:
-        reason.trap(CancelledError)
-        self._exchanges.end(exchange, GONE)
+    def _send(self, answer: Answer, exchange: Exchange) -> None:
+        send(exchange.request, answer, exchange.txnId)
+        self._exchanges.end(exchange, answer.code)
 
     async def _answer(self, exchange: Exchange) -> Answer:
         txnId = exchange.txnId
