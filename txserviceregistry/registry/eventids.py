@@ -87,7 +87,8 @@ class EventIds:
 
     def idAt(self, position: int) -> str:
         """The id of the event at *position*."""
-        return f"{position & 0xFFFFFFFF:08x}-{position >> 32 & 0xFFFF:04x}-{0x1000 | position >> 48:04x}-{self._tail}"
+        time = f"{position:015x}"
+        return f"{time[7:]}-{time[3:7]}-1{time[:3]}-{self._tail}"
 
     def owned(self, id: str) -> int | None:
         """

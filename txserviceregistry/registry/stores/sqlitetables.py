@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -370,7 +370,7 @@ class Tables:
         return self._service(row)
 
     def listServices(
-        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
+        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: frozenset[str]
     ) -> list[ServiceRecord]:
         """See :meth:`IStore.listServices`."""
         services, glance = _SERVICES, _GLANCE_AT_SERVICES
@@ -388,7 +388,7 @@ class Tables:
             self._execute("COMMIT")
 
     def _visible(
-        self, services: str, glance: str, whose: tuple[Any, ...], start: str, count: int, hidden: Collection[str]
+        self, services: str, glance: str, whose: tuple[Any, ...], start: str, count: int, hidden: frozenset[str]
     ) -> list[ServiceRecord]:
         """Those who are not hidden. Of thousands in a row that are, no row is read."""
         idAt = self._ids.idAt
@@ -397,7 +397,8 @@ class Tables:
             last, incarnations = self._one(glance, *whose, start)
             if last is None:
                 break
-            visible = sum(idAt(int(incarnation)) not in hidden for incarnation in incarnations.split(","))
+            those = [idAt(int(incarnation)) for incarnation in incarnations.split(",")]
+            visible = len(those) - len(hidden.intersection(those))
             if visible:
                 rows = self._execute(services, (*whose, start))
                 shown = (row for row in rows if idAt(row[1]) not in hidden)
