@@ -106,6 +106,29 @@ class UserTests(IdentityCase):
     Users and their keys.
     """
 
+    def test_manyWithOneToken(self) -> None:
+        """When many show one token in the same moment, the store is asked once, and each hears of it."""
+        token = self.successResultOf(self.identity.authenticate("joe", self.key))
+        self.clock.advance(5)
+        held = self.store.hold("getToken")
+        asked = [self.identity.tenantOf(token.id) for _ in range(10)]
+        self.assertEqual(len(held), 1)
+        asked[0].cancel()
+        self.failureResultOf(asked[0])
+        self.release(held)
+        self.assertEqual([self.successResultOf(each) for each in asked[1:]], ["1234"] * 9)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_manyWithOneTokenThatHasEnded(self) -> None:
+        """When a token that many show has ended, each of them is told so."""
+        token = self.successResultOf(self.identity.authenticate("joe", self.key))
+        self.successResultOf(self.identity.purge(token.id))
+        held = self.store.hold("getToken")
+        asked = [self.identity.tenantOf(token.id) for _ in range(3)]
+        self.release(held)
+        for each in asked:
+            self.failureResultOf(each, InvalidToken)
+
     def test_addUser(self) -> None:
         """
         A user gets a random key and, if none is asked for, a tenant that nobody has.
