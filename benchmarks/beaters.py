@@ -48,8 +48,8 @@ async def beating(
         await beater.stop()
 
     async with Client(settings=settings, reactor=reactor) as client:
-        pulse = client.services.pulse if withPulse else None
-        beater = HeartBeater(client.services, id, timeout, token, clock=reactor, pulse=pulse, keep=count)
+        fleet = client.services.fleet if withPulse else None
+        beater = HeartBeater(client.services, id, timeout, token, clock=reactor, fleet=fleet, keep=count)
         beater.interval = 0
         yield beat
 

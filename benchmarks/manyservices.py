@@ -114,16 +114,7 @@ def fleet(home: str, tokens: str, rounds: str, seconds: str) -> None:
             before = _resident()
             registered = json.loads(Path(tokens).read_text())
             beaters = [
-                HeartBeater(
-                    services,
-                    id,
-                    _TIMEOUT,
-                    token,
-                    clock=reactor,
-                    stalls=services.stalls,
-                    turns=services.turns,
-                    pulse=services.pulse,
-                )
+                HeartBeater(services, id, _TIMEOUT, token, clock=reactor, fleet=services.fleet)
                 for id, token in registered.items()
             ]
             del registered

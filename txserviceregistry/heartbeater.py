@@ -23,10 +23,8 @@ from .backoff import Backoff
 from .creation import isUnknown
 from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
+from .fleet import Fleet
 from .jsontransport import ClientClosed
-from .pulse import Pulse
-from .stalls import StallWatch
-from .turns import Turns
 from .types import HeartbeatToken
 
 __all__ = ["HeartBeater", "heartbeatIntervalFor"]
@@ -97,10 +95,7 @@ class HeartBeater:
         clock: IReactorTime | None = None,
         register: Callable[[], Deferred[str]] | None = None,
         check: Callable[[], Any] | None = None,
-        stalls: StallWatch | None = None,
-        turns: Turns | None = None,
-        registrations: Turns | None = None,
-        pulse: Pulse | None = None,
+        fleet: Fleet | None = None,
         keep: Callable[[str], None] | None = None,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
@@ -111,11 +106,8 @@ class HeartBeater:
         :param register: registers the service again and fires with its token; called when the registry no longer has
             the service, and tried until it succeeds. Without it such a loss ends the HeartBeater.
         :param check: returns (a Deferred of) true while the application is well; nothing is sent while it is not.
-        :param stalls: notices on this clock that the reactor stood still; one of its own if it is not given.
-        :param turns: shared by the HeartBeaters of a fleet, so that they don't all ask at once.
-        :param registrations: turns of the same kind for what *register* asks.
-        :param pulse: beats for this service, together with others, while all is well. It can't be together with a
-            *check*.
+        :param fleet: what it shares with the other HeartBeaters of a client, whose clock is this one. The fleet's pulse
+            does not beat for a service with a *check*.
         :param keep: is called with each token that a heartbeat brings, before anybody else sees it.
         :param random: gives numbers from 0 to 1.
         """
@@ -134,10 +126,8 @@ class HeartBeater:
         self._clock: IReactorTime = clock
         self._register = register
         self._check = check
-        self._stalls = stalls or StallWatch(clock)
-        self._turns = turns or Turns()
-        self._registrations = registrations or self._turns
-        self._pulse = pulse if check is None else None
+        self._fleet = fleet = fleet or Fleet.ofOne(clock)
+        self._pulse = fleet.pulse if check is None else None
         self._keep = keep
         self._random = random
         self.interval = self.heartbeatInterval * (0.9 + 0.1 * random())
@@ -204,7 +194,7 @@ class HeartBeater:
     def _beatAlone(self) -> None:
         # A new one each time: a LoopingCall that is started again while its call is in flight runs twice.
         self._loop = loop = LoopingCall(self._turn)
-        loop.clock = self._stalls
+        loop.clock = self._fleet.stalls
         loop.start(self.interval, now=True)
 
     def stop(self) -> Deferred[None]:
@@ -302,7 +292,7 @@ class HeartBeater:
 
     def _isSimple(self) -> bool:
         """Whether there is nothing to do but to send a heartbeat, as nearly always."""
-        return self._check is None and self.nextToken is not None and self._turns.takeNow()
+        return self._check is None and self.nextToken is not None and self._fleet.turns.takeNow()
 
     def _simply(self) -> Deferred[None]:
         """What :meth:`_untilAnswered` does when all goes well, and nothing that is there for when it does not."""
@@ -310,11 +300,11 @@ class HeartBeater:
         asked = self._heartbeat(began)
 
         def answered(_: None) -> None:
-            self._turns.give()
+            self._fleet.turns.give()
             self._isWellAgain()
 
         def failed(failure: Failure) -> Deferred[None]:
-            self._turns.give()
+            self._fleet.turns.give()
             return self._untilAnswered(loop, began, failure)
 
         return asked.addCallbacks(answered, failed)
@@ -370,7 +360,7 @@ class HeartBeater:
                 met(_say(error))
             if self.nextToken is not None and self.secondsLeft() <= 0:
                 self._setState(UNREACHABLE)
-            await deferLater(self._stalls, delay, lambda: None)
+            await deferLater(self._fleet.stalls, delay, lambda: None)
         if trouble is not None:
             trouble.over()
         self._isWellAgain()
@@ -421,7 +411,7 @@ class HeartBeater:
         return isinstance(error, (NotFound, BadRequest)) and bool(error.type)
 
     async def _oneTry(self) -> None:
-        turns = self._registrations if self.nextToken is None else self._turns
+        turns = self._fleet.registrations if self.nextToken is None else self._fleet.turns
         await turns.take(self._urgency())
         try:
             await self._ask()
@@ -448,11 +438,11 @@ class HeartBeater:
         asked = self._services.heartbeat(self.serviceId, self.nextToken, timeout=timeout)
 
         def answered(answer: HeartbeatToken) -> None:
-            self._stalls.wasDue(sent + timeout)
+            self._fleet.stalls.wasDue(sent + timeout)
             self._accept(sent, answer["token"])
 
         def failed(failure: Failure) -> Failure:
-            self._stalls.wasDue(sent + timeout)
+            self._fleet.stalls.wasDue(sent + timeout)
             return failure
 
         return asked.addCallbacks(answered, failed)

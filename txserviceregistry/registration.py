@@ -153,10 +153,7 @@ class RegisteredService(Service):
             clock=self._clock,
             register=self._register,
             check=self._check,
-            stalls=self._client.services.stalls,
-            turns=self._client.services.turns,
-            registrations=self._client.services.registrations,
-            pulse=self._client.services.pulse,
+            fleet=self._client.services.fleet,
             keep=None if self._tokens is None else self._keep,
             random=self._random,
         )

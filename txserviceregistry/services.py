@@ -22,6 +22,7 @@ from .errors import (
     ServiceExists,
     ServiceRegistryError,
 )
+from .fleet import Fleet
 from .heartbeater import HeartBeater
 from .listcache import ListCache
 from .pulse import Pulse
@@ -74,11 +75,8 @@ class ServicesClient:
     :param transport: how to ask the registry.
     :param clock: the time of the heartbeats.
     :param cache: where the good pages of listings are kept; ``None`` for nowhere.
-    :ivar stalls: one for all HeartBeaters of the client, so that a stall is told once.
     :param connections: how many requests to one server are under way at once.
-    :ivar turns: one for all HeartBeaters of the client, so that thousands of them don't ask at once.
-    :ivar registrations: the same for their registrations.
-    :ivar pulse: beats for all services of the client that need nothing but heartbeats.
+    :ivar fleet: what all HeartBeaters of the client share.
     """
 
     def __init__(
@@ -87,12 +85,11 @@ class ServicesClient:
         self._transport = transport
         self._clock = clock
         self._cache = cache
-        self.stalls = StallWatch(clock)
-        self.turns = Turns()
+        stalls = StallWatch(clock)
+        pulse = Pulse(self._beatTogether, lambda: HEARTBEATS in transport.extensions, stalls)
         # A registration takes a store's time, and gives up after a time of its own, not to be spent on waiting for
         # many others. One behind each that is under way keeps the connections busy.
-        self.registrations = Turns(2 * connections)
-        self.pulse = Pulse(self._beatTogether, lambda: HEARTBEATS in transport.extensions, self.stalls)
+        self.fleet = Fleet(stalls, Turns(), Turns(2 * connections), pulse)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
 
     def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
@@ -347,10 +344,7 @@ class ServicesClient:
             body["token"],
             clock=self._clock,
             register=register,
-            stalls=self.stalls,
-            turns=self.turns,
-            registrations=self.registrations,
-            pulse=self.pulse,
+            fleet=self.fleet,
         )
         self._heartBeaters.add(heartBeater)
         return heartBeater
