@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -18,6 +18,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -340,6 +341,42 @@ class SqliteStoreTests(TestCase):
         for count in (countServices, countValues):
             self.assertEqual(await count(hurried), await count(patient))
         self.assertLess(hurried.statistics.commits.counts[0], patient.statistics.commits.counts[0])
+
+    def everyTurn(self, store: SqliteStore, until: Callable[[int], bool]) -> list[Deferred[Any]]:
+        """Write something in one turn of the reactor after the other; what comes of each."""
+        writing: list[Deferred[Any]] = []
+
+        def write() -> None:
+            writing.append(store.setValue("1", f"key{len(writing)}", "value", 100_000))
+            if not until(len(writing)):
+                reactor.callLater(0, write)
+
+        write()
+        return writing
+
+    async def test_whatComesTurnAfterTurnSharesACommit(self):
+        """While each turn of the reactor brings another change, all of them wait for the last, and for one commit."""
+        store = await self.opened()
+        writing = self.everyTurn(store, lambda count: count == 5)
+        await writing[0]
+        await gatherResults(writing)
+        self.assertEqual((len(writing), store.statistics.commits.total), (5, 5))
+        self.assertEqual(sum(store.statistics.commits.counts), 1)
+
+    async def test_nobodyWaitsLongForOthers(self):
+        """A change is kept soon, however long each turn of the reactor goes on to bring another."""
+        store = await self.opened()
+        kept: list[int] = []
+
+        def isKept(count: int) -> bool:
+            self.reactor.advance(0.005)
+            return bool(kept)
+
+        writing = self.everyTurn(store, isKept)
+        await writing[0]
+        kept.append(1)
+        await deferLater(reactor, 0)
+        await gatherResults(writing)
 
     async def test_aCreateThatFailsLeavesTheOthersWhole(self):
         """A registration that can't be kept at all harms none that comes with it."""

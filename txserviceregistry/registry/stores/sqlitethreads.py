@@ -4,7 +4,7 @@ The two threads that work on a SQLite file: one that writes, in groups, and one 
 Operations come from the reactor's thread and are run in the order in which they came. Those of one turn of the reactor
 are handed over together at its end, and what they bring goes back to the reactor's thread, many of them in one call.
 The writer makes one transaction of all the operations that wait, so that one sync of the disk serves them all; an
-operation's Deferred fires after the commit.
+operation's Deferred fires after the commit. It is given them when a turn of the reactor brings no more.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ _TROUBLE = (sqlite3.Error, OSError)
 
 _WRITES_PER_GROUP = 1000
 """Operations in one transaction at most: about 50 ms of work."""
+
+_GATHERING_SECONDS = 0.01
+"""How long the first operation of a group waits at most while each turn of the reactor brings more of them."""
 
 _READS_PER_GROUP = 16
 """Reads that wait for each other at most before they are answered: few, because a page takes a millisecond."""
@@ -149,9 +152,12 @@ class _Worker(ABC):
         if not self.isRunning:
             return fail(StoreUnavailable("the store is not open"))
         if not self._come:
-            self._reactor.callFromThread(self._handOver)
+            self._reactor.callFromThread(self._turnEnds)
         self._come.append(job)
         return job.deferred
+
+    def _turnEnds(self) -> None:
+        self._handOver()
 
     def _handOver(self) -> None:
         # One by one, the thread would begin a group with the first, and make the others wait for a commit of its own.
@@ -318,6 +324,18 @@ class Writer(_Worker):
         super().__init__(reactor, connect, statistics, statistics.writes)
         self._reader = reader
         self._background: deque[_Job] = deque()
+        self._gathered = 0
+
+    def _turnEnds(self) -> None:
+        # Python threads that both have something to do hinder each other more than they help. So the thread begins when
+        # the reactor has read all that is there to be read, and for once has nothing to do.
+        come = len(self._come)
+        if come > self._gathered and self._reactor.seconds() - self._come[0].submitted < _GATHERING_SECONDS:
+            self._gathered = come
+            self._reactor.callFromThread(self._turnEnds)
+        else:
+            self._gathered = 0
+            self._handOver()
 
     def submitOneOfMany(self, together: _Together[_C, _T], change: _C) -> Deferred[_T]:
         """
