@@ -62,9 +62,9 @@ class Followers:
     :param mostOfTenant: how many of one tenant get a place.
     """
 
-    #: How many hear the news in one turn of the reactor. Each answers a request then; between two turns heartbeats come
-    #: in, and the next requests of those who have heard, which take longer than all the answers.
-    TURN = 1000
+    #: How many hear the news in one turn of the reactor, which is some tens of milliseconds then. Between two turns
+    #: heartbeats come in, and the next requests of those who have heard, which take longer than all the answers.
+    TURN = 500
     #: Seconds after which one for whom there was no place may ask again.
     RETRY_AFTER = 5
 
