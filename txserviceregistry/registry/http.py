@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -151,8 +152,8 @@ def baseUrl(request: server.Request) -> str:
     address if there is none that can be used.
     """
     scheme = "https" if request.isSecure() else "http"
-    host = (request.requestHeaders.getRawHeaders(b"Host") or [b""])[0].decode("latin-1")
-    if not _HOST.fullmatch(host):
+    host = _hostIn((request.requestHeaders.getRawHeaders(b"Host") or [b""])[0])
+    if host is None:
         address = request.getHost()
         if isinstance(address, IPv4Address):
             host = f"{address.host}:{address.port}"
@@ -161,6 +162,13 @@ def baseUrl(request: server.Request) -> str:
         else:
             host = "localhost"
     return f"{scheme}://{host}"
+
+
+@lru_cache(maxsize=64)
+def _hostIn(header: bytes) -> str | None:
+    """The authority that a ``Host`` header names, of which there are few; ``None`` if it can't be used."""
+    host = header.decode("latin-1")
+    return host if _HOST.fullmatch(host) else None
 
 
 # -- bodies

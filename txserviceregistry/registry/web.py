@@ -177,11 +177,6 @@ class ApiResource(Resource):
             self._log.failure("Request {txnId} met an error of the registry's own", txnId=txnId)
             return faultAnswer(internalError(), txnId)
 
-    def _unsendable(self, failure: Failure, exchange: Exchange) -> None:
-        self._log.failure("The answer to request {txnId} can't be sent", failure, txnId=exchange.txnId)
-        if not exchange.request.startedWriting:
-            self._send(faultAnswer(internalError(), exchange.txnId), exchange)
-
     async def _route(self, exchange: Exchange) -> Answer:
         request = exchange.request
         checkSize(request)
