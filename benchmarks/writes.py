@@ -19,7 +19,7 @@ from .load import Load, bare
 
 CLIENTS = 50
 # More than any registry answers in a second.
-RATE = 6000
+RATE = 9000
 
 NUMBERS = count()
 

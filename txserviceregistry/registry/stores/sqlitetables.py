@@ -465,8 +465,10 @@ class Tables:
             " ON s.tenant = n.column1 AND s.id = n.column2 AND s.incarnation = n.column3",
             [(*whose, number) for number, (whose, _) in enumerate(due)],
         )
+        fields = json.loads(f"[{','.join(text for (text,) in found if text)}]")
         dying, events = [], []
-        for number, heartbeatTimeout, tags, metadata in json.loads(f"[{','.join(text for (text,) in found if text)}]"):
+        # SQLite promises no order; the events have that of the deaths.
+        for number, heartbeatTimeout, tags, metadata in sorted(fields, key=itemgetter(0)):
             (tenant, id, position), death = due[number]
             service = ServiceRecord(id, death.incarnation, heartbeatTimeout, tuple(tags), metadata)
             dying.append((tenant, position, service))
