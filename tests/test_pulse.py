@@ -123,15 +123,17 @@ class PulseTests(SynchronousTestCase):
             self.requests.clear()
 
     def test_manyThatAreDueAtDifferentTimes(self) -> None:
-        """When more are due than fit into one request, those go first that are due first."""
+        """When more are due than fit into one request, those go first that are due first, however close together."""
         self.patch(Pulse, "MOST", 2)
         self.answersAtOnce = False
-        for name, due in (("c", 5.3), ("a", 5.0), ("d", 5.5), ("b", 5.2)):
+        for name, due in (("c", 5.08), ("d", 5.09), ("b", 5.04), ("e", 5.3), ("a", 5.02)):
             self.service(name, due=due)
-        self.passes(5.05)
+        self.passes(5.05, 0.01)
         self.requests[0][2].callback(["x", "x"])
-        self.passes(0.3)
-        self.assertEqual(self.ids(), [["a", "b"], ["c", "d"]])
+        self.passes(0.05, 0.01)
+        self.requests[1][2].callback(["x", "x"])
+        self.passes(0.3, 0.01)
+        self.assertEqual(self.ids(), [["a", "b"], ["c", "d"], ["e"]])
 
     def test_eachPresentsItsLastToken(self) -> None:
         """A beat brings the token that the beat before it has brought."""

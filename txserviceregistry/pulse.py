@@ -78,8 +78,8 @@ class _Member:
 
 class _Slot:
     """
-    Those whose beats are due close together, in no order among themselves: a heap of single beats would be looked
-    through at every one of them.
+    Those whose beats are due close together, in no order among themselves, which is made only where it matters, when
+    they are too many to go together: a heap of single beats would be looked through at every one of them.
 
     :ivar due: when the first of them is due.
     """
@@ -225,14 +225,22 @@ class Pulse:
         while self._due:
             slot = self._slots[self._due[0]]
             stay = _Slot()
+            ready: list[tuple[_Member, Beating]] = []
             for member in slot.members:
                 service = member.service
                 if service is None:
                     continue
-                if member.earliest <= now and len(taken) < self.MOST:
-                    taken.append((member, service))
+                if member.earliest <= now:
+                    ready.append((member, service))
                 else:
                     stay.add(member)
+            room = self.MOST - len(taken)
+            if len(ready) > room:
+                ready.sort(key=lambda pair: pair[0].due)
+                for member, _ in ready[room:]:
+                    stay.add(member)
+                del ready[room:]
+            taken += ready
             if stay.members:
                 self._slots[self._due[0]] = stay
                 break
