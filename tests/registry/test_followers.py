@@ -18,7 +18,7 @@ from twisted.internet.task import Clock, LoopingCall
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool
 
-from txserviceregistry.registry.followers import Followers
+from txserviceregistry.registry.followers import Followers, Place
 from txserviceregistry.registry.service import RegistryService
 
 from .wire import Api, Connection, Reply, fired, requestBytes
@@ -328,6 +328,32 @@ class FollowersTests(SynchronousTestCase):
         for news in (told, waiting):
             news.cancel()
             self.failureResultOf(news)
+
+    def place(self, latest: float) -> Place:
+        """Somebody who may wait for ten seconds in all has a place, and waits."""
+        place = self.followers.takePlace("1", 10, latest)
+        place.news = self.followers.wait("1")
+        return place
+
+    def heard(self, place: Place) -> bool:
+        """Whether what it waits for has come."""
+        assert place.news is not None
+        return place.news.called
+
+    def test_takesAPlaceAfterALongLook(self) -> None:
+        """Everybody is answered in time, in whatever order they took their places, with one timer for all."""
+        latest = [7.0, 6.0, 9.0, 5.0, 8.0, 6.0]
+        places = [self.place(each) for each in latest]
+        self.assertEqual([call.getTime() for call in self.clock.getDelayedCalls()], [5.0])
+        answered: dict[Place, float] = {}
+        while len(answered) < len(places):
+            self.clock.advance(0.5)
+            for place in places:
+                if place not in answered and self.heard(place):
+                    self.followers.leavePlace(place)
+                    answered[place] = self.clock.seconds()
+            self.assertEqual(len(self.clock.getDelayedCalls()), min(1, len(places) - len(answered)))
+        self.assertEqual([answered[place] for place in places], latest)
         self.clock.advance(0)
         self.followers.tell(["2"])
         self.assertEqual(self.clock.getDelayedCalls(), [])

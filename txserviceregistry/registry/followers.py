@@ -42,7 +42,8 @@ class Place:
     """
     The place of somebody who waits.
 
-    :ivar seconds: how long it may be taken.
+    :ivar tenant: whose feed is followed.
+    :ivar seconds: how long may be waited, the first look included.
     :ivar latest: when it has to be left, in seconds of the clock.
     :ivar news: what is waited for now.
     """
@@ -75,7 +76,7 @@ class Followers:
         self._places: Counter[str] = Counter()
         self._taken = 0
         # Who has a place, those first who have to leave it first: by how long they may have it, because among those
-        # who have asked for the same it is the order in which they came.
+        # who have asked for the same it is nearly always the order in which they take it.
         self._taking: defaultdict[float, dict[Place, None]] = defaultdict(dict)
         self._endings: dict[float, IDelayedCall] = {}
         self._waiting: dict[str, dict[Deferred[bool], None]] = {}
@@ -102,7 +103,13 @@ class Followers:
         self._places[tenant] += 1
         self._taken += 1
         place = Place(tenant, seconds, latest)
-        self._taking[seconds][place] = None
+        taking = self._taking[seconds]
+        # Whoever looked for long takes it after some who came later.
+        later = list(takewhile(lambda other: other.latest > latest, reversed(taking)))
+        taking[place] = None
+        for other in reversed(later):
+            del taking[other]
+            taking[other] = None
         self._endInTime(seconds)
         return place
 
@@ -120,9 +127,15 @@ class Followers:
 
     def _endInTime(self, seconds: float) -> None:
         taking = self._taking[seconds]
-        if taking and seconds not in self._endings:
-            left = next(iter(taking)).latest - self._clock.seconds()
-            self._endings[seconds] = self._clock.callLater(max(0, left), self._endSome, seconds)
+        if not taking:
+            return
+        first = next(iter(taking)).latest
+        ending = self._endings.get(seconds)
+        if ending is None:
+            left = max(0, first - self._clock.seconds())
+            self._endings[seconds] = self._clock.callLater(left, self._endSome, seconds)
+        elif first < ending.getTime():
+            ending.reset(max(0, first - self._clock.seconds()))
 
     def _endSome(self, seconds: float) -> None:
         del self._endings[seconds]
