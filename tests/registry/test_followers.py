@@ -354,6 +354,19 @@ class FollowersTests(SynchronousTestCase):
                     answered[place] = self.clock.seconds()
             self.assertEqual(len(self.clock.getDelayedCalls()), min(1, len(places) - len(answered)))
         self.assertEqual([answered[place] for place in places], latest)
+
+    def test_endsWhileSomebodyLooks(self) -> None:
+        """When nobody may wait any more nothing is left on the reactor, whatever those with a place are about."""
+        waits, looks = self.place(5), self.followers.takePlace("1", 60, 60)
+        self.followers.end()
+        self.assertTrue(self.heard(waits))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        late = self.place(5)
+        self.assertTrue(self.heard(late))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        for place in (waits, looks, late):
+            self.followers.leavePlace(place)
+        self.assertEqual(self.followers.count, 0)
         self.clock.advance(0)
         self.followers.tell(["2"])
         self.assertEqual(self.clock.getDelayedCalls(), [])

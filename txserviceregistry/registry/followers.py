@@ -127,7 +127,7 @@ class Followers:
 
     def _endInTime(self, seconds: float) -> None:
         taking = self._taking[seconds]
-        if not taking:
+        if not taking or self._ended:
             return
         first = next(iter(taking)).latest
         ending = self._endings.get(seconds)
@@ -219,6 +219,8 @@ class Followers:
         telling, self._telling = self._telling, None
         if telling is not None:
             telling.cancel()
+        while self._endings:
+            self._endings.popitem()[1].cancel()
         everybody = [news for waiting in self._waiting.values() for news in waiting]
         self._waiting.clear()
         self._still.clear()
