@@ -4,13 +4,24 @@ What is noticed of requests: how they are counted, and what the access log tells
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.registry.wire import KEY, USER, Api, Connection, requestBytes
 from txserviceregistry.registry.accesslog import Access
-from txserviceregistry.registry.exchanges import GONE, OTHER, WAITING
+from txserviceregistry.registry.exchanges import GONE, OTHER, WAITING, newTxnId
+
+_FORKS = """
+import os
+from txserviceregistry.registry.exchanges import newTxnId
+newTxnId()
+os.fork()
+os.write(1, (newTxnId() + "\\n").encode())
+"""
 
 
 class _Log:
@@ -21,6 +32,27 @@ class _Log:
 
     def add(self, access: Access) -> None:
         self.accesses.append(access)
+
+
+class TxnIdTests(SynchronousTestCase):
+    """Ids of requests."""
+
+    def test_areNoneOfTheApplicationsBusiness(self) -> None:
+        """A program that seeds its random numbers gets other ids every time, and the numbers that it expects."""
+        self.addCleanup(random.setstate, random.getstate())
+        random.seed(1)
+        first = newTxnId(), random.random()
+        random.seed(1)
+        second = newTxnId(), random.random()
+        self.assertNotEqual(first[0], second[0])
+        self.assertEqual(first[1], second[1])
+        self.assertEqual(random.Random(1).random(), first[1])
+        self.assertRegex(first[0], "^[0-9a-f]{32}$")
+
+    def test_differInProcessesThatWereOne(self) -> None:
+        """After a fork, by which a process goes into the background, each of the two goes on with ids of its own."""
+        said = subprocess.run([sys.executable, "-c", _FORKS], stdout=subprocess.PIPE, check=True).stdout.split()
+        self.assertEqual(len(set(said)), 2)
 
 
 class ExchangesTests(SynchronousTestCase):

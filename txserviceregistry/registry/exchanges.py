@@ -6,9 +6,10 @@ What is answered before a request is whole (a body that is too large, what is no
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from random import getrandbits
+from random import Random
 
 import attrs
 from twisted.internet.interfaces import IAddress
@@ -32,11 +33,17 @@ GONE = 499
 _METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
 _OTHER_METHOD = b"other"
 
+# Not those of the module `random`, which the application may seed, and whose sequence is its own.
+_random = Random()
+_getrandbits = _random.getrandbits
+# A process that goes into the background is a copy, which would go on with the same ids.
+os.register_at_fork(after_in_child=_random.seed)
+
 
 def newTxnId() -> str:
     """An id for a request, which no other request has."""
     # A random UUID's worth, without the seven microseconds that making one takes. Nobody gains anything by a guess.
-    return f"{getrandbits(128):032x}"
+    return f"{_getrandbits(128):032x}"
 
 
 @attrs.define
