@@ -445,6 +445,19 @@ class StoreSuite:
         ]
         self.assertEqual(events, expected)
 
+    async def test_aValueIsSetManyTimesAtOnce(self):
+        """Of values that are set at once, each key keeps its last one; every change has its event, in their order."""
+        texts = [f"{n}" for n in range(30)]
+        await gatherResults(
+            [self.store.setValue("1", key, text, 2) for text in [*texts, "29"] for key in ("key", "other")]
+        )
+        self.assertEqual(await self.store.listValues("1", None, 9, None), [("key", "29"), ("other", "29")])
+        self.assertEqual(await countValues(self.store), 2)
+        for key in ("key", "other"):
+            payloads = [event.payload for event in await self.events()]
+            changes = [(p["old_value"], p["new_value"]) for p in payloads if p["configuration_value_id"] == key]
+            self.assertEqual(changes, list(zip([None, *texts], texts, strict=False)))
+
     async def test_anyTextIsAValue(self):
         """A value comes back as it was, whatever characters are in it."""
         for text in ("\x00a\x00", "ü\u2028😀", "\ud800 half a pair", " '\"\\", "9"):

@@ -378,6 +378,20 @@ class SqliteStoreTests(TestCase):
         await deferLater(reactor, 0)
         await gatherResults(writing)
 
+    async def test_writesAValueOnceHoweverOftenItIsSet(self):
+        """What a key is set to several times at once is written once: in which order rows come, SQLite leaves open."""
+        store = await self.opened()
+        elsewhere = self.elsewhere()
+        elsewhere.execute("CREATE TABLE written (value)")
+        for change in ("INSERT", "UPDATE"):
+            elsewhere.execute(
+                f"CREATE TRIGGER on_{change} AFTER {change} ON configuration_values"
+                " BEGIN INSERT INTO written VALUES (CAST(new.value AS TEXT)); END"
+            )
+        await gatherResults([store.setValue("1", "key", f"{n}", 10) for n in range(20)])
+        self.assertEqual(elsewhere.execute("SELECT value FROM written").fetchall(), [("19",)])
+        self.assertEqual(len(await store.listEvents("1", 0, 100, None)), 20)
+
     async def test_aCreateThatFailsLeavesTheOthersWhole(self):
         """A registration that can't be kept at all harms none that comes with it."""
         store = await self.opened()

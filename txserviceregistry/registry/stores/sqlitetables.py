@@ -549,7 +549,9 @@ class Tables:
             for tenant in {new.tenant for new in news}
         }
         outcomes: list[StoreError | None] = []
-        rows, events, added = [], [], Counter[str]()
+        # Of each key the last value only: in which order the rows of a statement come is left to SQLite.
+        changed: dict[tuple[str, str], str] = {}
+        events, added = [], Counter[str]()
         now = self._milliseconds()
         for tenant, key, value, maximum in news:
             oldValue = values.get((tenant, key))
@@ -561,14 +563,13 @@ class Tables:
                 continue
             if oldValue is None:
                 added[tenant] += 1
-            values[tenant, key] = value
-            rows.append((tenant, key, asBytes(value)))
+            values[tenant, key] = changed[tenant, key] = value
             payload = _asJson(payloads.updatedValue(key, oldValue, value))
             events.append((tenant, self._ids.next(), now, _EVENT_TYPES["configuration_value.update"], payload))
         self._change(
             "INSERT INTO configuration_values (tenant, key, value) SELECT * FROM {rows} WHERE true"
             " ON CONFLICT (tenant, key) DO UPDATE SET value = excluded.value",
-            rows,
+            [(*whose, asBytes(value)) for whose, value in changed.items()],
         )
         self._countValues(added)
         self._putEvents(events)
