@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EVENTS_WAIT",
     "HEARTBEATS",
-    "TIMEOUT",
     "ClientClosed",
     "Response",
     "Transport",

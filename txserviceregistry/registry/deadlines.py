@@ -129,7 +129,12 @@ class Life:
     proof: str = ""
 
     def beat(self, now: float, lastSeen: int) -> None:
-        """A heartbeat came *now*, in seconds of life: there is a full timeout from then on."""
+        """
+        A heartbeat came: there is a full timeout from then on.
+
+        :param now: when it came, in seconds of life.
+        :param lastSeen: the same in milliseconds since the epoch.
+        """
         self.deadline = now + self.timeout
         self.lastSeen = lastSeen
 
