@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.python.components import proxyForInterface
 from twisted.web.client import BrowserLikePolicyForHTTPS
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
@@ -102,12 +103,14 @@ class EtcdStoreCase(EtcdCase):
 @implementer(IAgent)
 class SlowAgent:
     """
-    Holds back the keep-alives of one lease.
+    Holds back what is asked of one lease.
 
+    :param what: what is: ``lease/keepalive`` or ``lease/timetolive``.
     :ivar lease: the lease.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "lease/keepalive") -> None:
+        self.what = what.encode("ascii")
         self.agent = watchingAgent(reactor, BrowserLikePolicyForHTTPS(), 1)
         self.lease = 0
         self.held: list[Deferred[Any]] = []
@@ -117,7 +120,7 @@ class SlowAgent:
     ) -> Deferred[IResponse]:
         """See IAgent."""
         body = bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b""
-        if not uri.endswith(b"/lease/keepalive") or not self.lease or str(self.lease).encode("ascii") not in body:
+        if not uri.endswith(b"/" + self.what) or not self.lease or str(self.lease).encode("ascii") not in body:
             return self.agent.request(method, uri, headers, bodyProducer)
         asked: Deferred[Any] = Deferred()
         self.held.append(asked)
@@ -130,6 +133,40 @@ class SlowAgent:
             # What was not waited for any longer has been called too.
             if not asked.called:
                 asked.callback(None)
+
+
+@implementer(IAgent)
+class DeafAgent:
+    """
+    Hands over no more of a watch's answer.
+
+    :ivar isDeaf: whether it has begun to.
+    """
+
+    def __init__(self) -> None:
+        self.agent = watchingAgent(reactor, BrowserLikePolicyForHTTPS(), 1)
+        self.isDeaf = False
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        """See IAgent."""
+        answered = self.agent.request(method, uri, headers, bodyProducer)
+        return answered.addCallback(Muffled, self) if uri.endswith(b"/watch") else answered
+
+
+class Muffled(proxyForInterface(IResponse)):  # type: ignore[misc]  # made there and then
+    """An answer of which nothing is heard while an agent is deaf."""
+
+    def __init__(self, response: IResponse, agent: DeafAgent) -> None:
+        super().__init__(response)
+        self.agent = agent
+
+    def deliverBody(self, protocol: Any) -> None:
+        """See IResponse."""
+        hear = protocol.dataReceived
+        protocol.dataReceived = lambda data: None if self.agent.isDeaf else hear(data)
+        self.original.deliverBody(protocol)
 
 
 class LeaseTests(EtcdStoreCase):
@@ -225,6 +262,31 @@ class LeaseTests(EtcdStoreCase):
         self.assertTrue(await beat)
         await self.whenever(lambda: self.isLeft(b, made, 25))
         self.assertEqual(await self.types(b), ["service.join"])
+
+    async def test_aHeartbeatThatWaitsCountsUntilTheEnd(self) -> None:
+        """It may also have come to wait for too long while another node was finding out what is left of the lease."""
+        slow, looking = SlowAgent(), SlowAgent("lease/timetolive")
+        a, b, c = await self.store(agent=slow), await self.store(agent=looking), await self.store()
+        made = await self.create(a)
+        await self.whenever(lambda: self.isLeft(b, made, 25))
+        slow.lease = looking.lease = await self.endLease(made)
+        beat, left = a.beat(T, "web", made.incarnation), b.secondsLeft(T, "web", made.incarnation)
+        await self.whenever(lambda: self.isUndecided(c, made))
+        self.assertFalse(left.called)
+        looking.release()
+        self.assertEqual(await left, 0)
+        slow.release()
+        self.assertTrue(await beat)
+
+    async def test_whoIsDeafCallsNobodyDead(self) -> None:
+        """A node that does not hear the others by its watch may not know how far behind they are."""
+        deaf = DeafAgent()
+        a, b = await self.store(), await self.store(agent=deaf)
+        made = await self.create(a)
+        await self.whenever(lambda: self.isLeft(b, made, 25))
+        deaf.isDeaf = True
+        await self.endLease(made)
+        await self.whenever(lambda: self.isUndecided(b, made))
 
     async def isUndecided(self, store: EtcdStore, made: ServiceRecord) -> bool:
         return await store.secondsLeft(T, made.id, made.incarnation) == 0

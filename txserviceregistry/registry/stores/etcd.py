@@ -291,6 +291,7 @@ class EtcdStore:
     def follow(self, listener: IStoreListener) -> None:
         """See :meth:`ISharedStore.follow`."""
         self._listener = listener
+        self._backlog.listen()
         self._node.start(self._revision)
 
     def _lost(self) -> None:
@@ -308,10 +309,10 @@ class EtcdStore:
 
     async def _everything(self) -> list[LivingService]:
         """All services; from the revision at which this began, changes are to be followed."""
-        _, revision = await self._etcd.range(f"{self._prefix}meta")
-        seen = {self._name(each): int(each.value) for each in await self._etcd.all(f"{self._prefix}seen/")}
+        _, revision = await self._etcd.range(f"{self._prefix}meta", urgency=Urgency.vital)
+        seen = {self._name(each): int(each.value) for each in await self._below("seen/")}
         held: dict[tuple[str, str], _Held] = {}
-        for each in await self._etcd.all(f"{self._prefix}services/"):
+        for each in await self._below("services/"):
             name = self._name(each)
             held[name] = self._hold(each)
             if name in self._seen and self._held.get(name) == held[name]:
@@ -319,11 +320,16 @@ class EtcdStore:
                 seen[name] = max(seen.get(name, 0), self._seen[name])
         self._held, self._seen = held, seen
         self._seenWritten = {name: kept for name, kept in self._seenWritten.items() if name in held}
+        nodes = await self._below("nodes/")
+        self._backlog.heardAll({each.key.rpartition("/")[2]: _waitOf(each) for each in nodes})
         self._revision = revision
         return [
             LivingService(tenant, id, one.incarnation, one.timeout, seen.get((tenant, id)))
             for (tenant, id), one in held.items()
         ]
+
+    def _below(self, name: str) -> Deferred[list[KeyValue]]:
+        return self._etcd.all(self._prefix + name, urgency=Urgency.vital)
 
     def _idsOf(self, tenant: str) -> EventIds:
         """
@@ -370,7 +376,10 @@ class EtcdStore:
         elif kind == "events" and not change.isDeleted:
             listener.news(rest.partition("/")[0])
         elif kind == "nodes":
-            self._backlog.heard(rest, 0.0 if change.isDeleted else _behind(change.now.value))
+            if change.isDeleted:
+                self._backlog.gone(rest)
+            else:
+                self._backlog.heard(rest, _waitOf(change.now))
 
     # -- the registry itself
 
@@ -673,8 +682,8 @@ class EtcdStore:
     async def secondsLeft(self, tenant: str, id: str, incarnation: str) -> float:
         """See :meth:`ISharedStore.secondsLeft`."""
         self._check()
-        if self._backlog.isLong:
-            # Asking would make it longer.
+        if self._backlog.mayBeLong:
+            # Asking would only add to it.
             return 0.0
         held = self._held.get((tenant, id))
         if held is not None and held.incarnation == incarnation:
@@ -689,7 +698,7 @@ class EtcdStore:
         held = self._held[tenant, id] = self._hold(found)
         left = await self._left(held)
         if left < 0:
-            if self._backlog.isLong or (self._listener is not None and not self._node.isSteady):
+            if self._backlog.mayBeLong or (self._listener is not None and not self._node.isSteady):
                 return 0.0
             self._evidence[tenant, id, incarnation] = alive.modified if alive else 0, self._reactor.seconds()
         return left
@@ -808,8 +817,6 @@ class EtcdStore:
         return Deferred.fromCoroutine(self._asked(answer))
 
 
-def _behind(said: bytes) -> float:
+def _waitOf(node: KeyValue) -> float:
     """How long a node's oldest heartbeat has been waiting, by the node's key."""
-    kept = json.loads(said)
-    # A node of an earlier release counts its beats there, and says no more.
-    return float(kept["behind"]) if isinstance(kept, dict) else 0.0
+    return float(json.loads(node.value)["behind"])

@@ -77,7 +77,7 @@ _TXN = "kv/txn"
 class Urgency(Enum):
     """Who has the next turn."""
 
-    #: Heartbeats: a life hangs on them.
+    #: Heartbeats, for a life hangs on them; and what a node reads before it hears of them again.
     vital = 0
     #: What others wait for; of this there is not much at once.
     pressing = 1
@@ -298,22 +298,24 @@ class Etcd:
         return Txn(bool(answer.get("succeeded")), int(answer["header"]["revision"]), found)
 
     @returnsDeferred
-    async def range(self, key: str, end: str | None = None, limit: int = 0) -> tuple[list[KeyValue], int]:
+    async def range(
+        self, key: str, end: str | None = None, limit: int = 0, *, urgency: Urgency = Urgency.ordinary
+    ) -> tuple[list[KeyValue], int]:
         """
         Keys in their order, from *key* up to *end* (the key alone without one), at most *limit* of them (0: all).
 
         :return: fires with the keys and the revision at which they were so.
         """
-        done = await self.txn((), [reading(key, end, limit)])
+        done = await self.txn((), [reading(key, end, limit)], urgency=urgency)
         return done.found[0] or [], done.revision
 
     @returnsDeferred
-    async def all(self, prefix: str) -> list[KeyValue]:
-        """All keys that begin with *prefix*, in their order, page by page."""
+    async def all(self, prefix: str, *, urgency: Urgency = Urgency.ordinary) -> list[KeyValue]:
+        """All keys that begin with *prefix*, in their order; each page of :data:`PAGE` is of its own moment."""
         begin, end = prefix, endOf(prefix)
         everything: list[KeyValue] = []
         while True:
-            found, _ = await self.range(begin, end, PAGE)
+            found, _ = await self.range(begin, end, PAGE, urgency=urgency)
             everything += found
             if len(found) < PAGE:
                 return everything

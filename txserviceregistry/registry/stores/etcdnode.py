@@ -95,6 +95,7 @@ class Node:
         self._trouble = ""
         self._loops: list[LoopingCall] = []
         self._beating: Deferred[None] | None = None
+        self._keeping: Deferred[Any] | None = None
         self._watch: Watch | None = None
         self._member = 0
         self._again: IDelayedCall | None = None
@@ -147,8 +148,9 @@ class Node:
         for loop in self._loops:
             if loop.running:
                 loop.stop()
-        if self._beating is not None:
-            self._beating.cancel()
+        for asked in (self._beating, self._keeping):
+            if asked is not None:
+                asked.cancel()
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.stop()
@@ -182,17 +184,25 @@ class Node:
             lease = newLease()
             await self._etcd.grant(lease, self.PRESENCE)
             self._lease = lease
-        if self._beats % 3 == 0:
-            (isThere,) = await self._etcd.keepAlive([self._lease])
-            if not isThere:
-                self._lease = 0
-                return
+        lease = self._lease
+        if self._beats % 3 == 0 and self._keeping is None:
+            # Beside it, for the others wait for this node's next word.
+            self._keeping = keeping = self._etcd.keepAlive([lease])
+            keeping.addBoth(self._kept, lease).addErrback(self._notWritten)
         self._beats += 1
+        said = json.dumps({"v": 1, "beats": self._beats, "behind": round(self._backlog.word(), 3)})
         try:
-            said = json.dumps({"v": 1, "beats": self._beats, "behind": round(self._backlog.seconds(), 3)})
-            await self._etcd.txn((), [put(self._key, said.encode("ascii"), self._lease)], patience=0)
+            await self._etcd.txn((), [put(self._key, said.encode("ascii"), lease)], patience=0)
         except EtcdError:
             self._lease = 0
+
+    def _kept(self, result: list[bool] | Failure, lease: int) -> Failure | None:
+        self._keeping = None
+        if isinstance(result, Failure):
+            return result
+        if not result[0] and self._lease == lease:
+            self._lease = 0
+        return None
 
     def _look(self) -> None:
         if self.secondsAway() > self.SILENCE:
