@@ -133,7 +133,7 @@ class Backlog:
 
     @property
     def mayBeLong(self) -> bool:
-        """Whether a heartbeat that was in time may have been waiting, on whichever node, for most of a lease's margin."""
+        """Whether a heartbeat that was in time may have waited, on whichever node, for most of a lease's margin."""
         now = self._clock.seconds()
         if self._ownHeard is not None and now - self._ownHeard > self.DEAF:
             return True
