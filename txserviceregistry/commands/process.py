@@ -24,11 +24,11 @@ _NEW_OBJECTS = 10_000
 def collectSeldom() -> None:
     """
     Let Python look for garbage (objects that only refer to each other) less often than it does by itself, in a process
-    that is there to serve: when there are 10,000 objects more than the last time, not 700.
+    that is there to serve: when there are 10,000 objects more than the last time, if Python's own threshold is lower.
 
-    The requests of some ten clients are more than 700 objects, and no garbage. To look at them time and again takes a
-    tenth of the process's time; and after every hundredth time Python looks at all that it has, which with thousands of
-    services are tens of milliseconds in which nobody is answered.
+    The requests of some tens of clients are more objects than that threshold, and no garbage. To look at them time and
+    again takes a tenth of the process's time; and once in a while Python looks at all that it has, which with thousands
+    of services are tens of milliseconds in which nobody is answered.
     """
     young, *others = gc.get_threshold()
     if 0 < young < _NEW_OBJECTS:

@@ -498,7 +498,7 @@ class Registry:
         on it is.
 
         :param seconds: after so long, or when :meth:`endWaiting` is called, the page is given as it is.
-        :return: the page. All who ask for the same, and hear of the same, are given the same one.
+        :return: the page. Others who ask for the same may be given the same one.
         :raises Fault: as :meth:`listEvents`; 503 if there is nothing new and no place to wait.
         """
         followers = self._followers
