@@ -12,6 +12,7 @@ from __future__ import annotations
 import random as randomModule
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -94,6 +95,14 @@ class _Slot:
         if member.due < self.due:
             self.due = member.due
         self.members.append(member)
+
+    def addAll(self, members: Sequence[_Member]) -> None:
+        """:param members: those that are due first come first."""
+        self.due = min(self.due, members[0].due)
+        self.members += members
+
+
+_dueOf = attrgetter("due")
 
 
 class Pulse:
@@ -223,24 +232,21 @@ class Pulse:
         """Take out those who are due first, and who may go with them."""
         taken: list[tuple[_Member, Beating]] = []
         while self._due:
-            slot = self._slots[self._due[0]]
+            members = self._slots[self._due[0]].members
+            if len(members) > self.MOST - len(taken):
+                members.sort(key=_dueOf)
             stay = _Slot()
-            ready: list[tuple[_Member, Beating]] = []
-            for member in slot.members:
+            for number, member in enumerate(members):
                 service = member.service
                 if service is None:
                     continue
+                if len(taken) >= self.MOST:
+                    stay.addAll(members[number:])
+                    break
                 if member.earliest <= now:
-                    ready.append((member, service))
+                    taken.append((member, service))
                 else:
                     stay.add(member)
-            room = self.MOST - len(taken)
-            if len(ready) > room:
-                ready.sort(key=lambda pair: pair[0].due)
-                for member, _ in ready[room:]:
-                    stay.add(member)
-                del ready[room:]
-            taken += ready
             if stay.members:
                 self._slots[self._due[0]] = stay
                 break
