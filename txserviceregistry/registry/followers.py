@@ -110,7 +110,8 @@ class Followers:
         for other in reversed(later):
             del taking[other]
             taking[other] = None
-        self._endInTime(seconds)
+        if later or seconds not in self._endings:
+            self._endInTime(seconds)
         return place
 
     def leavePlace(self, place: Place) -> None:
