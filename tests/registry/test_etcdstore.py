@@ -384,6 +384,26 @@ class SeenTests(EtcdStoreCase):
         return set(await self.keys(f"seen/{T}/")) >= set(ids)
 
 
+class NodeTests(EtcdStoreCase):
+    """What other nodes say in their keys."""
+
+    async def test_aWordThatIsNotUnderstoodSaysNothing(self) -> None:
+        """One of another release may say something else there: it keeps nobody from reading, hearing or judging."""
+        odd = (b"12", b'{"v": 2}', b'{"v": 1, "behind": null}', b"not JSON")
+        for number, said in enumerate(odd):
+            await self.asked.txn((), [put(f"{self.prefix}nodes/early{number}", said)])
+        a, b = await self.store(), await self.store(follows=False)
+        for number, said in enumerate(odd):
+            await self.asked.txn((), [put(f"{self.prefix}nodes/late{number}", said)])
+        made = await self.create(b)
+        await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.heard)
+        await self.endLease(made)
+        await self.whenever(lambda: self.isDead(a, made))
+
+    async def isDead(self, store: EtcdStore, made: ServiceRecord) -> bool:
+        return await store.secondsLeft(T, made.id, made.incarnation) < 0
+
+
 class HousekeepingTests(EtcdStoreCase):
     """A key space that does not grow for ever."""
 

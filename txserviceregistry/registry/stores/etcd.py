@@ -818,5 +818,9 @@ class EtcdStore:
 
 
 def _waitOf(node: KeyValue) -> float:
-    """How long a node's oldest heartbeat has been waiting, by the node's key."""
-    return float(json.loads(node.value)["behind"])
+    """How long a node's oldest heartbeat has been waiting, by the node's key; 0 if that does not say."""
+    try:
+        return float(json.loads(node.value)["behind"])
+    except (ValueError, TypeError, LookupError):
+        # A node of another release may say something else there, and must not keep this one from hearing the rest.
+        return 0.0
