@@ -20,7 +20,7 @@ from twisted.web.server import Request
 from . import openapi
 from .faults import forbidden
 from .health import Health
-from .http import JSON_HEADERS, Answer, baseUrl
+from .http import Answer, baseUrl
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class Operations:
         return Answer(200 if report.isWell else 503, body, {"Cache-Control": "no-store"})
 
     async def _getDescription(self, request: Request) -> Answer:
-        text = openapi.document(baseUrl(request))
-        return Answer(200, headers=JSON_HEADERS, text=text)
+        return Answer(200, text=openapi.document(baseUrl(request)))
 
     async def _getMetrics(self, sources: Sources, request: Request) -> Answer:
         if self._audience != ANYWHERE and not _isOnThisMachine(request.getClientAddress()):

@@ -13,20 +13,21 @@ from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web import server
 
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
-from twisted.web.http import HTTPChannel, datetimeToString
+from twisted.web.http import HTTPChannel
 from twisted.web.http import Request as HTTPRequest
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 
 from . import routes
 from .connections import ConnectionLimits, Connections, Line, peerOf
 from .exchanges import Exchanges, newTxnId
 from .faults import badRequest, requestTooLarge
-from .http import bodyLimit, closeAfterwards, faultAnswer, inBytes, write
+from .http import FramedRequest, bodyLimit, closeAfterwards, faultAnswer, inBytes, write
 
 __all__ = ["ApiSite", "apiSite", "recognized"]
 
@@ -45,7 +46,7 @@ CLOSE_SECONDS = 15.0
 _TLS_HANDSHAKE = b"\x16\x03"
 
 
-class ApiRequest(server.Request):
+class ApiRequest(FramedRequest):
     """
     A request whose body is refused as soon as it is known to be too large, by its length or while it comes in.
     """
@@ -96,7 +97,6 @@ class ApiRequest(server.Request):
         """Hand the request over. There is one resource, and it wants every path as it came, ``*`` too."""
         self.site = self.channel.site
         self.uri = self._target
-        self.responseHeaders.setRawHeaders(b"Date", [datetimeToString()])
         self.channel.site.resource.render(self)
 
     def connectionLost(self, reason: Failure) -> None:
@@ -169,6 +169,11 @@ class ApiChannel(HTTPChannel):
     _isClogged = False
     _isGone = False
     _deadline: IDelayedCall | None = None
+    # Since when nothing has come, and what looks whether that is too long.
+    _quietSince = 0.0
+    _quiet: IDelayedCall | None = None
+    _host: IAddress | None = None
+    _peer: IAddress | None = None
 
     def connectionMade(self) -> None:
         """Called when a client has connected."""
@@ -183,6 +188,8 @@ class ApiChannel(HTTPChannel):
         self._isAnswering = False
         self._inTime()
         HTTPChannel.connectionLost(self, reason)
+        if self._quiet is not None:
+            self._quiet.cancel()
         self.site.closed(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -286,6 +293,52 @@ class ApiChannel(HTTPChannel):
         """Close as soon as all that was sent has been read, or after a while."""
         self._endAfter(CLOSE_SECONDS, self.evict)
         HTTPChannel.loseConnection(self)
+
+    def getHost(self) -> IAddress:
+        """The address that the client has connected to; every request asks for it."""
+        if self._host is None:
+            self._host = HTTPChannel.getHost(self)
+        return self._host
+
+    def getPeer(self) -> IAddress:
+        """The address of the client; every request asks for it."""
+        if self._peer is None:
+            self._peer = HTTPChannel.getPeer(self)
+        return self._peer
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """Send the head of an answer, in one piece."""
+        head = [b"%b %b %b\r\n" % (version, code, reason), self.requests[0].lines]
+        head += [b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
+        head.append(b"\r\n")
+        self.transport.write(b"".join(head))
+
+    def resetTimeout(self) -> None:
+        """Called when something has come."""
+        self._quietSince = self.site.reactor.seconds()
+
+    def setTimeout(self, period: int | None) -> int | None:
+        """
+        Called with the seconds that may pass without a byte; with ``None`` while a request is answered.
+
+        :return: what they were before.
+        """
+        # That happens twice in every request, and a timer that runs on costs less than two new ones.
+        before, self.timeOut = self.timeOut, period
+        if period is not None:
+            self._quietSince = self.site.reactor.seconds()
+            if self._quiet is None:
+                self._quiet = self.site.reactor.callLater(period, self._lookWhetherQuiet)
+        return before
+
+    def _lookWhetherQuiet(self) -> None:
+        self._quiet = None
+        if self.timeOut is not None:
+            left = self._quietSince + self.timeOut - self.site.reactor.seconds()
+            if left > 0:
+                self._quiet = self.site.reactor.callLater(left, self._lookWhetherQuiet)
+            else:
+                self.timeoutConnection()
 
     def timeoutConnection(self) -> None:
         """Called after so many seconds without a byte between two requests."""

@@ -26,7 +26,6 @@ from .credentials import access, credentials
 from .exchanges import GONE, WAITING, Exchange, Exchanges
 from .faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
 from .http import (
-    JSON_HEADERS,
     Answer,
     baseUrl,
     checkSize,
@@ -292,7 +291,7 @@ class ApiResource(Resource):
                 for entry, outcome in zip(entries, outcomes, strict=True)
             ]
         )
-        return Answer(200, text=f'{{"values": [{values}]}}'.encode(), headers=JSON_HEADERS)
+        return Answer(200, text=f'{{"values": [{values}]}}'.encode())
 
     async def _listValues(self, call: _Call) -> Answer:
         limit, marker = _limitAndMarker(call, validation.configurationMarker)
@@ -343,7 +342,7 @@ class ApiResource(Resource):
         told = self._told
         if told is None or told[0] is not page or told[1:3] != (limit, marker):
             body = _page(call, page, limit, marker).body or {}
-            self._told = told = page, limit, marker, Answer(200, text=inJSON(body).encode(), headers=JSON_HEADERS)
+            self._told = told = page, limit, marker, Answer(200, text=inJSON(body).encode())
         return told[3]
 
 
