@@ -20,7 +20,17 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-__all__ = ["ConnectionLimits", "Connections", "Evictable", "Line", "availableFiles", "peerOf", "raiseFileLimit"]
+__all__ = [
+    "ConnectionLimits",
+    "Connections",
+    "Evictable",
+    "Line",
+    "Silence",
+    "Silent",
+    "availableFiles",
+    "peerOf",
+    "raiseFileLimit",
+]
 
 #: File descriptors that are not for connections: the store, the log, listeners, and those that are accepted in the turn
 #: of the reactor in which others are closed.
@@ -250,6 +260,57 @@ class Connections:
             self._logged = now
             self._evicted = 0
         victim.evict()
+
+
+class Silent(Protocol):
+    """What may be silent for some time."""
+
+    def timeoutConnection(self) -> None:
+        """That was too long."""
+
+
+class Silence:
+    """
+    Ends connections from which nothing has come for too long. It begins and ends with every request: so there is one
+    timer for all of them, which goes by the one that has been silent longest.
+
+    :param seconds: how long is too long.
+    """
+
+    def __init__(self, seconds: float, clock: IReactorTime) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        # Since when, those first that have been silent longest.
+        self._since: dict[Silent, float] = {}
+        self._call: IDelayedCall | None = None
+
+    def begins(self, connection: Silent) -> None:
+        """From now on nothing comes."""
+        self._since.pop(connection, None)
+        self._since[connection] = self._clock.seconds()
+        if self._call is None:
+            self._call = self._clock.callLater(self._seconds, self._look)
+
+    def ends(self, connection: Silent) -> None:
+        """Something has come, or the connection is gone."""
+        self._since.pop(connection, None)
+
+    def stop(self) -> None:
+        """Leave nothing on the reactor: there are no connections."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    def _look(self) -> None:
+        self._call = None
+        while self._since:
+            connection, since = next(iter(self._since.items()))
+            left = since + self._seconds - self._clock.seconds()
+            if left > 0:
+                self._call = self._clock.callLater(left, self._look)
+                break
+            del self._since[connection]
+            connection.timeoutConnection()
 
 
 class Line:

@@ -197,6 +197,10 @@ class Registry:
 
     # -- accounts
 
+    def hasAccount(self, tenant: str) -> bool:
+        """Whether the tenant's account is known to have come into being."""
+        return tenant in self._accounts
+
     def account(self, tenant: str) -> Deferred[Account]:
         """
         The tenant's account; it comes into being with the first time that it is asked for.

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import attrs
 from twisted.internet import threads
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from ..deferred import returnsDeferred
@@ -228,23 +228,24 @@ class Identity:
             raise InvalidCredentials()
         return await self._issuing.do(user.name, lambda: self._tokenFor(user))
 
+    def knownTenant(self, token: str) -> str | None:
+        """Whose objects an auth token opens, if it was asked for within the last second, and counts."""
+        known = self._tokens.recent(_tokenHash(token))
+        return None if known is None or known.expires <= self._wallClock() else known.tenant
+
     def tenantOf(self, token: str) -> Deferred[str]:
         """
         Whose objects an auth token opens.
 
-        :return: fires with the tenant; at once, if the token was asked for within the last second.
+        :return: fires with the tenant; at once, if it is a :meth:`knownTenant`.
         :raises InvalidToken: if the token doesn't count, or no longer.
         :raises StoreUnavailable: if the store can't be asked and the token was not seen before.
         """
+        known = self.knownTenant(token)
+        if known is not None:
+            return succeed(known)
         tokenHash = _tokenHash(token)
-        known = self._tokens.recent(tokenHash)
-        if known is None:
-            return self._asking.do(tokenHash, lambda: self._tenantOf(tokenHash))
-        if known.expires <= self._wallClock():
-            return fail(InvalidToken())
-        tenant: Deferred[str] = Deferred()
-        tenant.callback(known.tenant)
-        return tenant
+        return self._asking.do(tokenHash, lambda: self._tenantOf(tokenHash))
 
     @returnsDeferred
     async def purge(self, token: str) -> None:

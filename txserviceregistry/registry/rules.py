@@ -158,7 +158,8 @@ class Items:
         if not isinstance(value, list):
             raise Unfit("Not an array")
         _checkCount(len(value), self.most, self.least)
-        return tuple([self.element.check(element) for element in value])
+        check = self.element.check
+        return tuple([check(element) for element in value])
 
 
 @attrs.frozen
@@ -173,7 +174,12 @@ class Pairs:
         if not isinstance(value, dict):
             raise Unfit("Not a hash")
         _checkCount(len(value), self.most)
-        return dict([self._pair(key, each) for key, each in value.items()])
+        checkKey, checkValue = self.key.check, self.value.check
+        try:
+            return {checkKey(key): checkValue(each) for key, each in value.items()}
+        except Unfit:
+            # The reason tells also which pair it is.
+            return dict([self._pair(key, each) for key, each in value.items()])
 
     def _pair(self, key: str, value: object) -> tuple[str, Any]:
         try:

@@ -24,7 +24,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 
 from . import routes
-from .connections import ConnectionLimits, Connections, Line, peerOf
+from .connections import ConnectionLimits, Connections, Line, Silence, peerOf
 from .exchanges import Exchanges, newTxnId
 from .faults import badRequest, requestTooLarge
 from .http import FramedRequest, bodyLimit, closeAfterwards, faultAnswer, inBytes, write
@@ -169,11 +169,10 @@ class ApiChannel(HTTPChannel):
     _isClogged = False
     _isGone = False
     _deadline: IDelayedCall | None = None
-    # Since when nothing has come, and what looks whether that is too long.
-    _quietSince = 0.0
-    _quiet: IDelayedCall | None = None
+    # What every request asks for, and what stays as it is.
     _host: IAddress | None = None
     _peer: IAddress | None = None
+    _isSecure: bool | None = None
 
     def connectionMade(self) -> None:
         """Called when a client has connected."""
@@ -188,8 +187,6 @@ class ApiChannel(HTTPChannel):
         self._isAnswering = False
         self._inTime()
         HTTPChannel.connectionLost(self, reason)
-        if self._quiet is not None:
-            self._quiet.cancel()
         self.site.closed(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -295,16 +292,22 @@ class ApiChannel(HTTPChannel):
         HTTPChannel.loseConnection(self)
 
     def getHost(self) -> IAddress:
-        """The address that the client has connected to; every request asks for it."""
+        """The address that the client has connected to."""
         if self._host is None:
             self._host = HTTPChannel.getHost(self)
         return self._host
 
     def getPeer(self) -> IAddress:
-        """The address of the client; every request asks for it."""
+        """The address of the client."""
         if self._peer is None:
             self._peer = HTTPChannel.getPeer(self)
         return self._peer
+
+    def isSecure(self) -> bool:
+        """Whether this is TLS."""
+        if self._isSecure is None:
+            self._isSecure = HTTPChannel.isSecure(self)
+        return self._isSecure
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         """Send the head of an answer, in one piece."""
@@ -315,30 +318,22 @@ class ApiChannel(HTTPChannel):
 
     def resetTimeout(self) -> None:
         """Called when something has come."""
-        self._quietSince = self.site.reactor.seconds()
+        if self.timeOut is not None:
+            self.site.silence.begins(self)
 
     def setTimeout(self, period: int | None) -> int | None:
         """
-        Called with the seconds that may pass without a byte; with ``None`` while a request is answered.
+        Called with the seconds that may pass without a byte, which are the site's; with ``None`` while a request is
+        answered.
 
         :return: what they were before.
         """
-        # That happens twice in every request, and a timer that runs on costs less than two new ones.
         before, self.timeOut = self.timeOut, period
-        if period is not None:
-            self._quietSince = self.site.reactor.seconds()
-            if self._quiet is None:
-                self._quiet = self.site.reactor.callLater(period, self._lookWhetherQuiet)
+        if period is None:
+            self.site.silence.ends(self)
+        else:
+            self.site.silence.begins(self)
         return before
-
-    def _lookWhetherQuiet(self) -> None:
-        self._quiet = None
-        if self.timeOut is not None:
-            left = self._quietSince + self.timeOut - self.site.reactor.seconds()
-            if left > 0:
-                self._quiet = self.site.reactor.callLater(left, self._lookWhetherQuiet)
-            else:
-                self.timeoutConnection()
 
     def timeoutConnection(self) -> None:
         """Called after so many seconds without a byte between two requests."""
@@ -420,6 +415,7 @@ class ApiSite(server.Site):
 
     :ivar limits: what one connection may take.
     :ivar connections: sees to it that there are not too many.
+    :ivar silence: ends those from which nothing comes.
     :ivar exchanges: is told of what is refused before it gets to the resource.
     :ivar line: where those wait who have never shown a token.
     """
@@ -435,6 +431,7 @@ class ApiSite(server.Site):
         server.Site.__init__(self, resource, reactor=reactor, timeout=limits.idleSeconds, parsePOSTFormSubmission=False)
         self.limits = limits
         self.connections = Connections(limits, reactor)
+        self.silence = Silence(limits.idleSeconds, reactor)
         self.exchanges = exchanges
         self.line = Line(reactor)
         self._channels: set[ApiChannel] = set()
@@ -457,6 +454,7 @@ class ApiSite(server.Site):
         self._channels.discard(channel)
         self.connections.closed(channel)
         if not self._channels:
+            self.silence.stop()
             waiting, self._drained = self._drained, []
             for each in waiting:
                 each.callback(None)

@@ -75,8 +75,8 @@ class _Call:
         return None
 
     def url(self, path: str) -> str:
-        """The absolute URL of what is at *path* below the tenant."""
-        return f"{baseUrl(self.request)}{_API}/{self.tenant}{quote(path)}"
+        """The absolute URL of what is at *path* below the tenant; no id or key holds what has to be an escape there."""
+        return f"{baseUrl(self.request)}{_API}/{self.tenant}{path}"
 
 
 def _query(request: Request) -> list[tuple[str, str]]:
@@ -209,10 +209,12 @@ class ApiResource(Resource):
         token = (request.requestHeaders.getRawHeaders(b"X-Auth-Token") or [b""])[0].decode("latin-1")
         if not token:
             raise unauthorized("No authentication token provided", baseUrl(request) + _AUTH)
-        try:
-            tenant = await self._identity.tenantOf(token)
-        except InvalidToken:
-            raise _refused(request)
+        tenant = self._identity.knownTenant(token)
+        if tenant is None:
+            try:
+                tenant = await self._identity.tenantOf(token)
+            except InvalidToken:
+                raise _refused(request)
         recognized(request)
         return tenant
 
@@ -229,7 +231,7 @@ class ApiResource(Resource):
             raise _refused(request)
         match = routes.match(request.method.decode("latin-1"), rest)
         exchange.route = routes.PATTERNS[match.name]
-        if match.name not in _HEARTBEATS:
+        if match.name not in _HEARTBEATS and not self._registry.hasAccount(tenant):
             # A heartbeat needs no store, and an account that has a service is there already.
             await self._registry.account(tenant)
         if request.method == b"GET":

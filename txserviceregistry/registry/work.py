@@ -31,8 +31,9 @@ class Work:
     _log = Logger()
 
     def __init__(self) -> None:
-        self._underWay: set[Deferred[None]] = set()
-        self._queues: dict[Hashable, deque[Callable[[], _Steps[None]]]] = {}
+        self._underWay = 0
+        # What waits for the work of each key that has some; hardly ever there is anything.
+        self._queues: dict[Hashable, deque[Callable[[], _Steps[None]]] | None] = {}
         self._idle: list[Deferred[None]] = []
 
     def start(self, steps: _Steps[_T]) -> Deferred[_T]:
@@ -42,7 +43,8 @@ class Work:
         :return: fires with what it returns, or fails as it fails.
         """
         waiting: Deferred[_T] = Deferred()
-        self._own(self._finish(steps, waiting))
+        self._underWay += 1
+        Deferred.fromCoroutine(self._finishAlone(steps, waiting))
         return waiting
 
     def inTurn(self, key: Hashable, steps: Callable[[], _Steps[_T]]) -> Deferred[_T]:
@@ -52,12 +54,15 @@ class Work:
         :return: as :meth:`start`.
         """
         waiting: Deferred[_T] = Deferred()
-        queue = self._queues.get(key)
-        if queue is not None:
+        if key in self._queues:
+            queue = self._queues[key]
+            if queue is None:
+                queue = self._queues[key] = deque()
             queue.append(lambda: self._finish(steps(), waiting))
         else:
-            self._queues[key] = deque()
-            self._own(self._workThrough(key, self._finish(steps(), waiting)))
+            self._queues[key] = None
+            self._underWay += 1
+            Deferred.fromCoroutine(self._workThrough(key, steps, waiting))
         return waiting
 
     def isBusy(self, key: Hashable) -> bool:
@@ -73,29 +78,28 @@ class Work:
             idle.callback(None)
         return idle
 
-    def _own(self, steps: _Steps[None]) -> None:
-        work = Deferred.fromCoroutine(steps)
-        self._underWay.add(work)
-        work.addBoth(self._ended, work)
-
-    def _ended(self, outcome: Failure | None, work: Deferred[None]) -> None:
-        if outcome is not None:
-            self._log.failure("What waited for some work broke", outcome)
-        self._underWay.discard(work)
+    def _ended(self) -> None:
+        self._underWay -= 1
         if not self._underWay:
             idle, self._idle = self._idle, []
             for waiting in idle:
                 waiting.callback(None)
 
-    async def _workThrough(self, key: Hashable, first: _Steps[None]) -> None:
-        await first
+    async def _finishAlone(self, steps: _Steps[_T], waiting: Deferred[_T]) -> None:
+        await self._finish(steps, waiting)
+        self._ended()
+
+    async def _workThrough(self, key: Hashable, first: Callable[[], _Steps[_T]], waiting: Deferred[_T]) -> None:
+        await self._finish(first(), waiting)
         # A loop, because a chain of Deferreds that fire each other overflows the stack when hundreds wait.
         queue = self._queues[key]
         while queue:
             await queue.popleft()()
         del self._queues[key]
+        self._ended()
 
     async def _finish(self, steps: _Steps[_T], waiting: Deferred[_T]) -> None:
+        """Do the work, and tell who waits for it; whatever comes of that, this does not fail."""
         try:
             result = await steps
         except Exception as error:
