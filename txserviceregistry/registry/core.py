@@ -512,7 +512,7 @@ class Registry:
             while True:
                 news = followers.wait(tenant)
                 try:
-                    page = await self._look(tenant, marker, limit, type)
+                    page = self._seen(tenant, marker, limit, type) or await self._look(tenant, marker, limit, type)
                     if self._clock.seconds() >= latest or _hasNews(page, marker):
                         return page
                     if place is None:
@@ -525,6 +525,11 @@ class Registry:
         finally:
             if place is not None:
                 followers.leavePlace(place)
+
+    def _seen(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Page | None:
+        """A page of the feed that somebody has seen, and that is still as it was."""
+        seen: Page | None = self._followers.seen(tenant, (marker, limit, type))
+        return seen
 
     def _look(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Deferred[Page]:
         """A page of the feed, for one of those who wait."""
@@ -626,7 +631,8 @@ def _value(key: str, value: str) -> types.ConfigurationValue:
 
 
 def _hasNews(page: Page, marker: str | None) -> bool:
-    return page.nextMarker is not None or any(event["id"] != marker for event in page.values)
+    # The event of the marker may be on it; no other is there twice.
+    return page.nextMarker is not None or len(page.values) > 1 or any(event["id"] != marker for event in page.values)
 
 
 def _event(record: EventRecord) -> Mapping[str, Any]:

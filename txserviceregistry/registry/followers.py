@@ -153,9 +153,9 @@ class Followers:
         Begin to wait. Whoever does so before looking at the feed misses nothing.
 
         :return: fires with ``True`` when there may be something new in the *tenant*'s feed, and with ``False`` when
-            nobody may wait any more. It may be cancelled.
+            nobody may wait any more. Whoever waits no longer has to :meth:`forget` it.
         """
-        news: Deferred[bool] = Deferred(lambda news: self.forget(tenant, news))
+        news: Deferred[bool] = Deferred()
         if self._ended:
             news.callback(False)
         else:
@@ -175,6 +175,11 @@ class Followers:
         if tenant not in self._waiting and tenant not in self._places:
             self._still.pop(tenant, None)
 
+    def seen(self, tenant: str, what: Hashable) -> Any:
+        """What was seen at the last :meth:`look`, if it was kept and there are no news since; ``None`` if not."""
+        still = self._still.get(tenant)
+        return None if still is None else still.seen.get(what)
+
     def look(
         self, tenant: str, what: Hashable, read: Callable[[], Deferred[_T]], isSmall: Callable[[_T], bool]
     ) -> Deferred[_T]:
@@ -187,12 +192,10 @@ class Followers:
         :param read: reads it.
         :param isSmall: whether what was read may be kept.
         """
-        still = self._still.get(tenant)
-        if still is None:
-            still = self._still[tenant] = _Stillness()
-        elif what in still.seen:
-            seen: _T = still.seen[what]
+        seen: _T | None = self.seen(tenant, what)
+        if seen is not None:
             return succeed(seen)
+        still = self._still.setdefault(tenant, _Stillness())
 
         def keep(seen: _T) -> _T:
             if isSmall(seen):

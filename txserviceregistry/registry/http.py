@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.python.failure import Failure
 from twisted.web import server
 
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
-from twisted.web.http import datetimeToString
+from twisted.web.http import NO_CONTENT, datetimeToString
 
 from . import routes
 from .faults import Fault, invalidBody, requestTooLarge, unsupportedContentType
@@ -39,6 +40,7 @@ __all__ = [
     "inJSON",
     "parseBody",
     "send",
+    "whenGone",
     "write",
 ]
 
@@ -80,14 +82,38 @@ class Answer:
 
 class FramedRequest(server.Request):
     """
-    A request whose channel sends ready lines with the head of its answer. Headers that go through Twisted's
-    ``responseHeaders`` are cleaned and put in order one by one, which for those of every answer is time for nothing.
+    A request that can be answered in one piece. Twisted's ``write`` cleans headers and puts them in order one by one,
+    and asks each answer for what none here has; and to hear of its end costs a Deferred.
 
-    :ivar lines: of the head, each with its end.
+    :ivar onGone: is called when the client has hung up before it has its answer.
     """
 
-    defaultContentType = None
-    lines = b""
+    onGone: Callable[[], None] = staticmethod(lambda: None)
+
+    def respond(self, code: int, lines: bytes, body: bytes | None) -> None:
+        """
+        Send a whole answer; finishing the request is the caller's business.
+
+        :param lines: of the head, each with its end; those of Twisted's ``responseHeaders`` are sent before them.
+        """
+        self.setResponseCode(code)
+        self.startedWriting = 1
+        head = [b"%b %d %b\r\n" % (self.clientproto, code, self.code_message)]
+        for name, values in self.responseHeaders.getAllRawHeaders():
+            head += [b"%b: %b\r\n" % (name, value) for value in values]
+        head.append(lines)
+        if body is not None:
+            head.append(b"Content-Length: %d\r\n\r\n" % len(body))
+            if self.method != b"HEAD":
+                head.append(body)
+        else:
+            head.append(b"\r\n" if code == NO_CONTENT else b"Content-Length: 0\r\n\r\n")
+        self.channel.write(b"".join(head))
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Called when the connection is gone before the request is finished."""
+        server.Request.connectionLost(self, reason)
+        self.onGone()
 
 
 def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:
@@ -114,18 +140,18 @@ def send(request: server.Request, answer: Answer, txnId: str) -> None:
 
 def write(request: server.Request, answer: Answer, txnId: str) -> None:
     """Send an answer; what comes after it, and when the request is finished, is the caller's business."""
+    body, isJson = _bodyOf(answer)
+    if isinstance(request, FramedRequest):
+        request.respond(answer.code, _lines(answer, txnId, isJson), body)
+        return
     request.setResponseCode(answer.code)
     headers = request.responseHeaders
     for name, value in answer.headers.items():
         headers.setRawHeaders(name, [value])
-    body, isJson = _bodyOf(answer)
-    if isinstance(request, FramedRequest):
-        request.lines = _lines(txnId, isJson)
-    else:
-        headers.setRawHeaders(b"X-Response-Id", [txnId.encode("ascii")])
-        headers.setRawHeaders(b"X-Service-Registry-Extensions", [_EXTENSIONS])
-        if isJson:
-            headers.setRawHeaders(b"Content-Type", [_JSON_TYPE])
+    headers.setRawHeaders(b"X-Response-Id", [txnId.encode("ascii")])
+    headers.setRawHeaders(b"X-Service-Registry-Extensions", [_EXTENSIONS])
+    if isJson:
+        headers.setRawHeaders(b"Content-Type", [_JSON_TYPE])
     if body is None:
         request.write(b"")
     else:
@@ -133,12 +159,19 @@ def write(request: server.Request, answer: Answer, txnId: str) -> None:
         request.write(body)
 
 
+def whenGone(request: server.Request, act: Callable[[], None]) -> None:
+    """Have *act* called when the client hangs up before it has its answer."""
+    if isinstance(request, FramedRequest):
+        request.onGone = act
+    else:
+        request.notifyFinish().addErrback(lambda _: act())
+
+
 def inBytes(answer: Answer, txnId: str, reason: bytes) -> bytes:
     """
     The whole of an answer as it goes over the wire, for where there is no request to send it with. It ends the
     connection.
 
-    :param answer: one without headers of its own.
     :param reason: the phrase of its status line.
     """
     body, isJson = _bodyOf(answer)
@@ -146,7 +179,7 @@ def inBytes(answer: Answer, txnId: str, reason: bytes) -> bytes:
     return b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
         answer.code,
         reason,
-        _lines(txnId, isJson),
+        _lines(answer, txnId, isJson),
         len(body),
         body,
     )
@@ -159,8 +192,13 @@ def _bodyOf(answer: Answer) -> tuple[bytes | None, bool]:
     return answer.text, answer.text is not None and "Content-Type" not in answer.headers
 
 
-def _lines(txnId: str, isJson: bool) -> bytes:
-    return (_JSON_LINES if isJson else _LINES) % (_date(int(time.time())), txnId.encode("ascii"))
+def _lines(answer: Answer, txnId: str, isJson: bool) -> bytes:
+    """What is in the head of an answer, each line with its end."""
+    lines: bytes = (_JSON_LINES if isJson else _LINES) % (_date(int(time.time())), txnId.encode("ascii"))
+    for name, value in answer.headers.items():
+        # Nothing that somebody has sent may begin a line of its own.
+        lines += f"{name}: {' '.join(value.splitlines())}\r\n".encode("ascii")
+    return lines
 
 
 @lru_cache(maxsize=2)

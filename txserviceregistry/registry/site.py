@@ -20,7 +20,6 @@ from twisted.web import server
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
 from twisted.web.http import HTTPChannel
 from twisted.web.http import Request as HTTPRequest
-from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 
 from . import routes
@@ -102,7 +101,7 @@ class ApiRequest(FramedRequest):
     def connectionLost(self, reason: Failure) -> None:
         """Called when the connection is gone before the request is finished."""
         self._forget()
-        server.Request.connectionLost(self, reason)
+        super().connectionLost(reason)
 
     def finish(self) -> None:
         """Send what is left of the answer."""
@@ -308,13 +307,6 @@ class ApiChannel(HTTPChannel):
         if self._isSecure is None:
             self._isSecure = HTTPChannel.isSecure(self)
         return self._isSecure
-
-    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        """Send the head of an answer, in one piece."""
-        head = [b"%b %b %b\r\n" % (version, code, reason), self.requests[0].lines]
-        head += [b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
-        head.append(b"\r\n")
-        self.transport.write(b"".join(head))
 
     def resetTimeout(self) -> None:
         """Called when something has come."""

@@ -9,7 +9,8 @@ How requests and answers are framed is in :mod:`txserviceregistry.registry.http`
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from functools import lru_cache, partial
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
 import attrs
@@ -34,6 +35,7 @@ from .http import (
     inJSON,
     parseBody,
     send,
+    whenGone,
 )
 from .identity import Identity, InvalidCredentials, InvalidToken
 from .limits import RateLimiter, ResourceLimits
@@ -44,6 +46,7 @@ from .stores.interfaces import StoreUnavailable
 __all__ = ["ApiResource", "apiSite"]
 
 _T = TypeVar("_T")
+_Parameters: TypeAlias = tuple[tuple[str, str], ...]
 
 _API = routes.API
 _AUTH = routes.AUTH
@@ -60,32 +63,62 @@ class _Call:
     tenant: str
     argument: str
     body: dict[str, Any]
-    parameters: list[tuple[str, str]]
+    parameters: _Parameters
 
     @property
     def request(self) -> Request:
         return self.exchange.request
 
     def query(self, name: str) -> str | None:
-        """The first value of a query parameter, of which the table of queries, and so everybody, has to know."""
-        assert name in validation.QUERIES[self.name], name
-        for key, value in self.parameters:
-            if key == name:
-                return value
-        return None
+        """See :func:`_first`."""
+        return _first(self.name, self.parameters, name)
 
     def url(self, path: str) -> str:
         """The absolute URL of what is at *path* below the tenant; no id or key holds what has to be an escape there."""
         return f"{baseUrl(self.request)}{_API}/{self.tenant}{path}"
 
 
-def _query(request: Request) -> list[tuple[str, str]]:
+# Of those who come again and again, most ask with the same words.
+@lru_cache(maxsize=128)
+def _parametersIn(query: bytes) -> _Parameters:
     # Bytes that are not UTF-8 become characters that no rule lets pass.
-    query = request.uri.partition(b"?")[2].decode("latin-1")
-    if "%" in query or "+" in query:
-        return parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
-    parts = [part.partition("=") for part in query.split("&") if part]
-    return [(name, value) for name, _, value in parts]
+    text = query.decode("latin-1")
+    if "%" in text or "+" in text:
+        return tuple(parse_qsl(text, keep_blank_values=True, errors="surrogateescape"))
+    parts = [part.partition("=") for part in text.split("&") if part]
+    return tuple([(name, value) for name, _, value in parts])
+
+
+def _first(route: str, parameters: _Parameters, name: str) -> str | None:
+    """The first value of a query parameter, of which the table of queries, and so everybody, has to know."""
+    assert name in validation.QUERIES[route], name
+    for key, value in parameters:
+        if key == name:
+            return value
+    return None
+
+
+@attrs.frozen
+class _FeedQuery:
+    """What is asked of the feed; *since* is the *marker* as the rules want it."""
+
+    limit: int
+    marker: str | None
+    since: str | None
+    type: str | None
+    seconds: int | None
+
+
+@lru_cache(maxsize=128)
+def _feedQuery(parameters: _Parameters) -> _FeedQuery:
+    limit, marker, type, wait = (_first("listEvents", parameters, name) for name in ("limit", "marker", "type", "wait"))
+    return _FeedQuery(
+        validation.limit(limit),
+        marker,
+        None if marker is None else validation.eventMarker(marker),
+        None if type is None else validation.eventType(type),
+        None if wait is None else validation.wait(wait),
+    )
 
 
 class ApiResource(Resource):
@@ -132,11 +165,11 @@ class ApiResource(Resource):
         exchange = self._exchanges.begin(request)
         answered = Deferred.fromCoroutine(self._answer(exchange))
         if not answered.called:
-            request.notifyFinish().addErrback(self._gone, exchange, answered)
+            whenGone(request, partial(self._gone, exchange, answered))
         answered.addBoth(self._finish, exchange)
         return NOT_DONE_YET
 
-    def _gone(self, _: Failure, exchange: Exchange, answered: Deferred[Answer]) -> None:
+    def _gone(self, exchange: Exchange, answered: Deferred[Answer]) -> None:
         # What a client that has hung up had asked for is done all the same; only nobody is there to be told. That is
         # all that those want who wait.
         exchange.isGone = True
@@ -237,7 +270,8 @@ class ApiResource(Resource):
         if request.method == b"GET":
             self._rateLimiter.check(tenant)
         handler: Callable[[_Call], Awaitable[Answer]] = getattr(self, "_" + match.name)
-        return await handler(_Call(exchange, match.name, tenant, match.argument, body, _query(request)))
+        query = request.uri.partition(b"?")[2]
+        return await handler(_Call(exchange, match.name, tenant, match.argument, body, _parametersIn(query)))
 
     async def _getLimits(self, call: _Call) -> Answer:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
@@ -318,26 +352,19 @@ class ApiResource(Resource):
         return Answer(204)
 
     async def _listEvents(self, call: _Call) -> Answer:
-        limit = validation.limit(call.query("limit"))
-        marker = call.query("marker")
-        since = None if marker is None else validation.eventMarker(marker)
-        type = call.query("type")
-        if type is not None:
-            type = validation.eventType(type)
-        wait = call.query("wait")
-        if wait is None:
-            page = await self._registry.listEvents(call.tenant, since, limit, type)
+        asked = _feedQuery(call.parameters)
+        if asked.seconds is None:
+            page = await self._registry.listEvents(call.tenant, asked.since, asked.limit, asked.type)
         else:
-            seconds = validation.wait(wait)
             call.exchange.route = WAITING
             if call.exchange.isGone:
                 raise CancelledError()
-            page = await self._registry.news(call.tenant, since, limit, type, seconds)
+            page = await self._registry.news(call.tenant, asked.since, asked.limit, asked.type, asked.seconds)
             # The token may have ended meanwhile, and what happened since is none of its bearer's business.
             await self._tenantOf(call.request)
             if page.nextMarker is None:
-                return self._toldToAll(call, page, limit, marker)
-        return _page(call, page, limit, marker)
+                return self._toldToAll(call, page, asked.limit, asked.marker)
+        return _page(call, page, asked.limit, asked.marker)
 
     def _toldToAll(self, call: _Call, page: Page, limit: int, marker: str | None) -> Answer:
         """The answer with a page that many may be waiting for: it is put into words once for all of them."""
