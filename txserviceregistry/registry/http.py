@@ -80,6 +80,10 @@ class Answer:
     text: bytes | None = None
 
 
+def _doNothing() -> None:
+    pass
+
+
 class FramedRequest(server.Request):
     """
     A request that can be answered in one piece. Twisted's ``write`` cleans headers and puts them in order one by one,
@@ -88,7 +92,7 @@ class FramedRequest(server.Request):
     :ivar onGone: is called when the client has hung up before it has its answer.
     """
 
-    onGone: Callable[[], None] = staticmethod(lambda: None)
+    onGone: Callable[[], None] = staticmethod(_doNothing)
 
     def respond(self, code: int, lines: bytes, body: bytes | None) -> None:
         """
@@ -113,7 +117,14 @@ class FramedRequest(server.Request):
     def connectionLost(self, reason: Failure) -> None:
         """Called when the connection is gone before the request is finished."""
         server.Request.connectionLost(self, reason)
-        self.onGone()
+        act, self.onGone = self.onGone, _doNothing
+        act()
+
+    def finish(self) -> None:
+        """Send what is left of the answer."""
+        # What was to be done may hold the request itself.
+        self.onGone = _doNothing
+        server.Request.finish(self)
 
 
 def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class ApiRequest(FramedRequest):
     def finish(self) -> None:
         """Send what is left of the answer."""
         self._forget()
-        server.Request.finish(self)
+        super().finish()
 
     def _refuse(self) -> None:
         self._refused = True
