@@ -19,11 +19,11 @@ class GarbageTests(SynchronousTestCase):
         """It looks after more new objects than usual, and as seldom as before at those that have been there longer."""
         gc.set_threshold(700, 10, 5)
         collectSeldom()
-        self.assertEqual(gc.get_threshold(), (10_000, 10, 5))
+        self.assertEqual(gc.get_threshold(), (50_000, 10, 5))
 
     def test_leavesWhatIsSetOtherwise(self) -> None:
         """Who has it look even less often, or not at all, knows why."""
-        for young in (20_000, 0):
+        for young in (100_000, 0):
             gc.set_threshold(young, 10, 10)
             collectSeldom()
             self.assertEqual(gc.get_threshold(), (young, 10, 10))

@@ -5,6 +5,7 @@ answers, byte by byte.
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from typing import Any
@@ -22,6 +23,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import directlyProvides, providedBy
 
+from txserviceregistry.registry.http import Answer, inBytes
 from txserviceregistry.registry.web import apiSite
 
 from .wire import Api, Connection, Reply, parseReplies, requestBytes
@@ -202,6 +204,32 @@ class AnswerTests(FramingCase):
         self.connection.send(self.request("POST", "http://a/v1.0/1234/heartbeats", b"[" + b" " * 10_000 + b"]"))
         (reply,) = self.connection.replies()
         self.assertEqual(reply.code, 400)
+
+    def test_aHeaderIsOneLine(self) -> None:
+        """
+        Whatever a header of an answer is made of, it begins no other line.
+        """
+        answer = inBytes(Answer(400, headers={"Location": "/a\r\nSet-Cookie: b"}), "1", b"Bad Request")
+        self.assertIn(b"\r\nLocation: /a Set-Cookie: b\r\n", answer)
+
+    def test_requestsLeaveNoGarbage(self) -> None:
+        """
+        What a request was made of goes with its answer, and is not left to Python's collector: that would look at what
+        thousands of others wait with, too.
+        """
+        self.addCleanup(gc.enable)
+        for number in range(2):
+            # The first time some things are made that stay.
+            self.api.create(f"old{number}")
+            event = self.api.ask("GET", "/events").json["values"][-1]["id"]
+            gc.collect()
+            gc.disable()
+            self.connection.send(self.request("GET", f"/v1.0/1234/events?marker={event}&wait=1"))
+            self.api.advance(1)
+            self.connection.send(self.create(f"new{number}") + self.request() + self.request("GET", "/nothing"))
+            codes = [reply.code for reply in self.connection.replies()]
+            left = gc.collect()
+        self.assertEqual((codes, left), ([200, 201, 200, 404], 0))
 
     def test_noAccessLog(self) -> None:
         """
@@ -464,6 +492,30 @@ class ConnectionTests(FramingCase):
         self.assertTrue(self.connection.isOpen)
         self.api.clock.advance(2)
         self.assertFalse(self.connection.isOpen)
+
+    def test_idleEachByItself(self) -> None:
+        """
+        Each has its two minutes, from whatever has come last; and so has one after an answer that took longer.
+        """
+        slow: Deferred[Any] = Deferred()
+        self.patch(self.api.registry, "get", lambda *args: slow)
+        first, second, busy = (Connection(self.api) for _ in range(3))
+        for connection in (self.connection, first, second):
+            connection.send(self.request())
+        busy.send(self.request("GET", SERVICES + "/web1"))
+        self.api.clock.advance(60)
+        first.send(self.request())
+        self.api.clock.advance(59)
+        second.send(b"GET")
+        self.api.clock.advance(2)
+        self.assertEqual([each.isOpen for each in (self.connection, first, second, busy)], [False, True, True, True])
+        self.api.clock.advance(59)
+        self.assertEqual([each.isOpen for each in (first, second, busy)], [False, False, True])
+        slow.callback({"id": "web1"})
+        self.api.clock.advance(119)
+        self.assertTrue(busy.isOpen)
+        self.api.clock.advance(2)
+        self.assertFalse(busy.isOpen)
 
     def test_drain(self) -> None:
         """

@@ -213,8 +213,9 @@ class UserTests(IdentityCase):
             # The last look at the user comes when the token is in the store, where a change of the key ends it.
             held = self.store.hold("getUser")
             asked = self.identity.authenticate("joe", key)
+            held[0].release()
             self.successResultOf(end("joe"))
-            self.release(held)
+            self.release(held[1:])
             self.failureResultOf(asked, InvalidCredentials)
 
     def test_changesOfOthersDuringAuthentication(self) -> None:
@@ -248,6 +249,16 @@ class UserTests(IdentityCase):
         self.refuse(key=self.key)
         self.assertCounts(other, "1")
         self.failureResultOf(self.identity.removeUser("joe"), NoSuchObject)
+
+    def test_aNewKeyCountsAtOnce(self) -> None:
+        """
+        Who has just been given a key by another process is not refused because the old one was believed in a moment
+        ago; a wrong key is, whatever is believed.
+        """
+        self.authenticate()
+        _, key = self.successResultOf(self.newIdentity().rotate("joe"))
+        self.authenticate(key=key)
+        self.refuse()
 
     def test_changesOfOthersAreSeenWithinASecond(self) -> None:
         """

@@ -17,14 +17,14 @@ __all__ = ["OneLineOptions", "collectSeldom", "endProcess", "say"]
 
 _log = Logger()
 
-_NEW_OBJECTS = 10_000
-"""More than a hundred requests under way are made of; as garbage they would be some megabytes."""
+_NEW_OBJECTS = 50_000
+"""More than a thousand requests under way are made of; as garbage they would be some ten megabytes."""
 
 
 def collectSeldom() -> None:
     """
     Let Python look for garbage (objects that only refer to each other) less often than it does by itself, in a process
-    that is there to serve: when there are 10,000 objects more than the last time, if Python's own threshold is lower.
+    that is there to serve: when there are 50,000 objects more than the last time, if Python's own threshold is lower.
 
     The requests of some tens of clients are more objects than that threshold, and no garbage. To look at them time and
     again takes a tenth of the process's time; and once in a while Python looks at all that it has, which with thousands

@@ -217,11 +217,12 @@ class Identity:
         user: UserRecord | None = None
         if _NAME.fullmatch(username):
             user = self._users.recent(username)
-            if user is None:
+            if user is None or not self._keys.knows(username, apiKey, user.keyHash):
+                # A key that another process has changed a moment ago counts at once.
                 try:
                     user = await self._users.get(username)
                 except NoSuchObject:
-                    pass
+                    user = None
         right = await self._keys.check(username, apiKey, None if user is None else user.keyHash)
         if user is None or not right:
             self.refused += 1

@@ -81,6 +81,15 @@ class Match:
     argument: str = ""
 
 
+# What the paths without an argument answer; one at which there may be keys as well is found by its form.
+_FIXED: Mapping[tuple[str, str], Match] = {
+    (method, pattern): Match(name)
+    for pattern, methods in ROUTES.items()
+    for method, name in methods.items()
+    if "{" not in pattern
+}
+
+
 def originForm(target: bytes) -> bytes:
     """
     What a request asks for, below this registry. To a proxy clients send the whole URL, and some do to every server
@@ -136,6 +145,9 @@ def match(method: str, path: str) -> Match:
     :param path: what follows the tenant, decoded.
     :raises Fault: 404, if the path is no resource or takes no such method.
     """
+    fixed = _FIXED.get((method, path))
+    if fixed is not None:
+        return fixed
     pattern, argument = _resource(method, path)
     name = ROUTES.get(pattern, {}).get(method)
     if name is None:

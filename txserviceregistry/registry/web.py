@@ -59,15 +59,12 @@ class _Call:
     """A request that has passed authentication and routing, with what its handler may want of it."""
 
     exchange: Exchange
+    request: Request
     name: str
     tenant: str
     argument: str
     body: dict[str, Any]
     parameters: _Parameters
-
-    @property
-    def request(self) -> Request:
-        return self.exchange.request
 
     def query(self, name: str) -> str | None:
         """See :func:`_first`."""
@@ -271,7 +268,7 @@ class ApiResource(Resource):
             self._rateLimiter.check(tenant)
         handler: Callable[[_Call], Awaitable[Answer]] = getattr(self, "_" + match.name)
         query = request.uri.partition(b"?")[2]
-        return await handler(_Call(exchange, match.name, tenant, match.argument, body, _parametersIn(query)))
+        return await handler(_Call(exchange, request, match.name, tenant, match.argument, body, _parametersIn(query)))
 
     async def _getLimits(self, call: _Call) -> Answer:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
