@@ -47,7 +47,7 @@ _T = TypeVar("_T")
 _LAST_SEEN_DELAY = 5.0
 """Seconds that the time of a heartbeat is kept in memory before it is written."""
 
-_LAST_SEENS_PER_CHUNK = 500
+_LAST_SEENS_PER_CHUNK = 128
 _DEATHS_PER_CHUNK = 200
 _EVENTS_PER_CHUNK = 500
 """Parts of large operations, small enough that an operation which comes in between waits a few milliseconds."""
@@ -211,7 +211,7 @@ class SqliteStore:
         if self._lastSeenCall is not None and self._lastSeenCall.active():
             self._lastSeenCall.cancel()
         self._lastSeenCall = None
-        seen = [LastSeen(*whose, milliseconds) for whose, milliseconds in self._lastSeen.items()]
+        seen: list[LastSeen] = list(self._lastSeen.items())
         self._lastSeen.clear()
         for part in _chunks(seen, _LAST_SEENS_PER_CHUNK):
             written = self._writer.submit(partial(Tables.recordLastSeen, seen=part), background=True)
@@ -219,9 +219,9 @@ class SqliteStore:
 
     def _lastSeenNotWritten(self, failure: Failure, seen: Sequence[LastSeen]) -> None:
         if failure.check(StoreUnavailable):  # which the writer has logged
-            for one in seen:
-                if one.whose not in self._lastSeen:
-                    self.recordLastSeen(*one.whose, one.milliseconds)
+            for whose, milliseconds in seen:
+                if whose not in self._lastSeen:
+                    self.recordLastSeen(*whose, milliseconds)
         else:
             self._log.failure("The times of heartbeats could not be written", failure)
 

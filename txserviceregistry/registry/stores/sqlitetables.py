@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain, groupby, islice
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 
@@ -93,19 +93,8 @@ class NewValue(NamedTuple):
     maximum: int
 
 
-@attrs.frozen(slots=True)
-class LastSeen:
-    """The time of a heartbeat, in milliseconds since the epoch."""
-
-    tenant: str
-    id: str
-    incarnation: str
-    milliseconds: int
-
-    @property
-    def whose(self) -> tuple[str, str, str]:
-        """Which life of which service it belongs to."""
-        return (self.tenant, self.id, self.incarnation)
+#: The time of a heartbeat, in milliseconds since the epoch, behind the tenant, id and incarnation whose it is.
+LastSeen: TypeAlias = tuple[tuple[str, str, str], int]
 
 
 _asJson = json.JSONEncoder(separators=(",", ":")).encode
@@ -482,7 +471,7 @@ class Tables:
         self._change(
             "INSERT OR REPLACE INTO last_seen (incarnation, milliseconds) SELECT s.incarnation, n.column4 FROM {rows} n"
             " CROSS JOIN services s ON s.tenant = n.column1 AND s.id = n.column2 AND s.incarnation = n.column3",
-            [(one.tenant, one.id, self._ids.owned(one.incarnation), one.milliseconds) for one in seen],
+            [(tenant, id, self._ids.owned(incarnation), time) for (tenant, id, incarnation), time in seen],
         )
 
     def livingServices(self) -> list[LivingService]:
