@@ -32,6 +32,8 @@ class Service:
         self.beats: list[float] = []
         self.misses = 0
         self.dismissals = 0
+        self.pulseSlot: object = None
+        self.pulseSince = 0.0
 
     def secondsLeft(self) -> float:
         return self.deadline - self.clock.seconds()

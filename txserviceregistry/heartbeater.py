@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random as randomModule
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -66,7 +67,34 @@ def heartbeatIntervalFor(heartbeatTimeout: float) -> float:
     return heartbeatTimeout * (0.6 if heartbeatTimeout < _SHORT_TIMEOUT else 0.8)
 
 
-class HeartBeater:
+@lru_cache(maxsize=1024)
+def _drawn(nominal: float, chance: float) -> float:
+    # So many that have the same interval also have it in the same place in memory.
+    return nominal * (0.9 + 0.1 * chance)
+
+
+class _EachTime:
+    """
+    What a heartbeat touches of a HeartBeater. Of ten thousand, most is in no cache when their time comes; so it is kept
+    side by side (what comes from a base class comes first in memory).
+    """
+
+    __slots__ = (
+        "_clock",
+        "_heard",
+        "_keep",
+        "_state",
+        "heartbeatTimeout",
+        "interval",
+        "lastSeen",
+        "nextToken",
+        "pulseSince",
+        "pulseSlot",
+        "serviceId",
+    )
+
+
+class HeartBeater(_EachTime):
     """
     Keeps one service alive, from :meth:`start` to :meth:`stop`.
 
@@ -82,6 +110,25 @@ class HeartBeater:
     :ivar lastSeen: when the last beat that was answered had been sent, in seconds of the clock; ``None`` before the
         first.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_backoff",
+        "_beat",
+        "_check",
+        "_fleet",
+        "_isPulsing",
+        "_listeners",
+        "_loop",
+        "_lost",
+        "_pulse",
+        "_random",
+        "_register",
+        "_services",
+        "_stopped",
+        "_unheardUntil",
+        "heartbeatInterval",
+    )
 
     _log = Logger()
 
@@ -122,6 +169,8 @@ class HeartBeater:
         self.heartbeatInterval = heartbeatIntervalFor(heartbeatTimeout)
         self.nextToken = token
         self.lastSeen: float | None = None
+        self.pulseSlot: object = None
+        self.pulseSince = 0.0
         self._services = services
         self._clock: IReactorTime = clock
         self._register = register
@@ -130,8 +179,9 @@ class HeartBeater:
         self._pulse = fleet.pulse if check is None else None
         self._keep = keep
         self._random = random
-        self.interval = self.heartbeatInterval * (0.9 + 0.1 * random())
-        self._deadline = clock.seconds() + heartbeatTimeout
+        self.interval = _drawn(self.heartbeatInterval, round(random(), 2))
+        # When the registry has heard of it, at the earliest.
+        self._heard = clock.seconds()
         # Until when a service may live whose registration had no answer: nobody but the next try can save it.
         self._unheardUntil = float("-inf")
         self._loop: LoopingCall | None = None
@@ -161,7 +211,7 @@ class HeartBeater:
         Whether the registry must still have the service: it is registered, and its deadline, counted from the sending
         of the last beat that was answered, has not passed.
         """
-        return self.nextToken is not None and self._clock.seconds() < self._deadline
+        return self.nextToken is not None and self.secondsLeft() > 0
 
     @property
     def state(self) -> str:
@@ -186,7 +236,7 @@ class HeartBeater:
         self._backoff.reset()
         if self.lastSeen is None:
             # The token is as good as new; when its registration was sent is not known here.
-            self._deadline = self._clock.seconds() + self.heartbeatTimeout
+            self._heard = self._clock.seconds()
         self._setState(REGISTERED if self.nextToken is not None else REGISTERING)
         if self.nextToken is None or not self._joinPulse(self._clock.seconds()):
             self._beatAlone()
@@ -370,7 +420,7 @@ class HeartBeater:
     def _handOver(self) -> None:
         """All is well: let the pulse do it, if there is one."""
         loop = self._loop
-        if loop is not None and self._joinPulse(self._deadline - self.heartbeatTimeout + self.interval):
+        if loop is not None and self._joinPulse(self._heard + self.interval):
             self._loop = None
             loop.stop()
 
@@ -383,7 +433,7 @@ class HeartBeater:
 
     def secondsLeft(self) -> float:
         """Seconds to the deadline."""
-        return self._deadline - self._clock.seconds()
+        return self._heard + self.heartbeatTimeout - self._clock.seconds()
 
     def answered(self, sent: float, token: str) -> None:
         """The pulse's heartbeat, sent at that time, was answered with this token."""
@@ -421,7 +471,7 @@ class HeartBeater:
     def _urgency(self) -> float:
         """Until when there has to be an answer."""
         if self.nextToken is not None:
-            return self._deadline
+            return self._heard + self.heartbeatTimeout
         return self._unheardUntil if self._unheardUntil > self._clock.seconds() else float("inf")
 
     async def _ask(self) -> None:
@@ -430,7 +480,7 @@ class HeartBeater:
             await self._heartbeat(sent)
             return
         self.nextToken = await self._registered(sent)
-        self._deadline = sent + self.heartbeatTimeout
+        self._heard = sent
 
     def _heartbeat(self, sent: float) -> Deferred[None]:
         assert self.nextToken is not None
@@ -453,7 +503,7 @@ class HeartBeater:
             self._keep(token)
         self.nextToken = token
         self.lastSeen = sent
-        self._deadline = sent + self.heartbeatTimeout
+        self._heard = sent
 
     async def _registered(self, sent: float) -> str:
         assert self._register is not None

@@ -12,7 +12,6 @@ from __future__ import annotations
 import random as randomModule
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from operator import attrgetter
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -38,11 +37,15 @@ class Beating(Protocol):
     :ivar serviceId: its id.
     :ivar nextToken: the token that its next heartbeat presents.
     :ivar interval: seconds between two heartbeats.
+    :ivar pulseSlot: the pulse's own: where the service is kept; ``None`` if it is not here.
+    :ivar pulseSince: the same: when its next heartbeat is due, less the interval.
     """
 
     serviceId: str
     nextToken: str | None
     interval: float
+    pulseSlot: object
+    pulseSince: float
 
     def secondsLeft(self) -> float:
         """How long it has to live without an answer."""
@@ -60,49 +63,33 @@ class Beating(Protocol):
         """It is left alone from now on: its heartbeat was refused, or there is no pulse any more."""
 
 
-class _Member:
-    """
-    A service that is here, and its next beat. The same one serves until the service leaves: of ten thousand, most is in
-    no cache when its time comes, so that everything more that is touched for a beat is felt.
-
-    :ivar service: ``None`` when it has left.
-    :ivar earliest: when its next beat may go at the earliest.
-    :ivar due: when it has to go.
-    """
-
-    __slots__ = ("due", "earliest", "service")
-
-    def __init__(self, service: Beating) -> None:
-        self.service: Beating | None = service
-        self.earliest = self.due = 0.0
-
-
 class _Slot:
     """
     Those whose beats are due close together, in no order among themselves, which is made only where it matters, when
     they are too many to go together: a heap of single beats would be looked through at every one of them.
 
+    Of ten thousand services, most is in no cache when their time comes, so that everything that is touched for a beat
+    is felt. So a service is kept here as it is, and carries what its pulse has to know of it. One that has left, or is
+    somewhere else by now, names another slot.
+
     :ivar due: when the first of them is due.
     """
 
-    __slots__ = ("due", "members")
+    __slots__ = ("due", "services")
 
     def __init__(self) -> None:
         self.due = float("inf")
-        self.members: list[_Member] = []
+        self.services: list[Beating] = []
 
-    def add(self, member: _Member) -> None:
-        if member.due < self.due:
-            self.due = member.due
-        self.members.append(member)
-
-    def addAll(self, members: Sequence[_Member]) -> None:
-        """:param members: those that are due first come first."""
-        self.due = min(self.due, members[0].due)
-        self.members += members
+    def add(self, service: Beating, due: float) -> None:
+        service.pulseSlot = self
+        if due < self.due:
+            self.due = due
+        self.services.append(service)
 
 
-_dueOf = attrgetter("due")
+def _dueOf(service: Beating) -> float:
+    return service.pulseSince + service.interval
 
 
 class Pulse:
@@ -144,7 +131,7 @@ class Pulse:
         self._send = send
         self._isOffered = isOffered
         self._clock = clock
-        self._members: dict[Beating, _Member] = {}
+        self._services: dict[Beating, None] = {}
         # The slots by number, and a heap of these. In them may be some who have left.
         self._slots: dict[int, _Slot] = {}
         self._due: list[int] = []
@@ -166,31 +153,30 @@ class Pulse:
 
         :param due: when its next heartbeat has to go, at the latest, in seconds of the clock.
         """
-        self._remove(service)
-        self._members[service] = member = _Member(service)
-        self._put(member, service, due)
+        self._services[service] = None
+        self._put(service, due - service.interval)
         self._schedule()
 
     def leave(self, service: Beating) -> None:
         """Let a service go; nothing is sent for it any more. One that is not here is no error."""
         self._remove(service)
-        if not self._members:
+        if not self._services:
             self._stop()
 
     def _remove(self, service: Beating) -> None:
-        member = self._members.pop(service, None)
-        if member is not None:
-            member.service = None
+        if service in self._services:
+            del self._services[service]
+            service.pulseSlot = None
 
-    def _put(self, member: _Member, service: Beating, due: float) -> None:
-        member.due = due
-        member.earliest = due - self.EARLY * service.interval
+    def _put(self, service: Beating, since: float) -> None:
+        service.pulseSince = since
+        due = since + service.interval
         number = int(due // self.SLOT)
         slot = self._slots.get(number)
         if slot is None:
             slot = self._slots[number] = _Slot()
             heappush(self._due, number)
-        slot.add(member)
+        slot.add(service, due)
 
     def _stop(self) -> None:
         self._due.clear()
@@ -223,39 +209,37 @@ class Pulse:
             self._dismissAll()
             return
         now = self._clock.seconds()
-        members = self._take(now)
-        if members:
-            self._request(members, now)
+        services = self._take(now)
+        if services:
+            self._request(services, now)
         self._schedule()
 
-    def _take(self, now: float) -> list[tuple[_Member, Beating]]:
+    def _take(self, now: float) -> list[Beating]:
         """Take out those who are due first, and who may go with them."""
-        taken: list[tuple[_Member, Beating]] = []
+        taken: list[Beating] = []
         while self._due:
-            members = self._slots[self._due[0]].members
-            if len(members) > self.MOST - len(taken):
-                members.sort(key=_dueOf)
+            slot = self._slots[self._due[0]]
+            services = slot.services
+            if len(services) > self.MOST - len(taken):
+                services.sort(key=_dueOf)
             stay = _Slot()
-            for number, member in enumerate(members):
-                service = member.service
-                if service is None:
+            for service in services:
+                if service.pulseSlot is not slot:
                     continue
-                if len(taken) >= self.MOST:
-                    stay.addAll(members[number:])
-                    break
-                if member.earliest <= now:
-                    taken.append((member, service))
+                if len(taken) < self.MOST and service.pulseSince + (1 - self.EARLY) * service.interval <= now:
+                    service.pulseSlot = taken
+                    taken.append(service)
                 else:
-                    stay.add(member)
-            if stay.members:
+                    stay.add(service, _dueOf(service))
+            if stay.services:
                 self._slots[self._due[0]] = stay
                 break
             del self._slots[heappop(self._due)]
         return taken
 
-    def _request(self, members: list[tuple[_Member, Beating]], now: float) -> None:
-        timeout = min(self.LONGEST_TRY, *[service.tryTimeout() for _, service in members])
-        request = self._send([(service.serviceId, service.nextToken or "") for _, service in members], timeout)
+    def _request(self, services: list[Beating], now: float) -> None:
+        timeout = min(self.LONGEST_TRY, *[service.tryTimeout() for service in services])
+        request = self._send([(service.serviceId, service.nextToken or "") for service in services], timeout)
         self._underWay[request] = now
 
         def over(result: Sequence[str | None] | Failure) -> None:
@@ -263,42 +247,43 @@ class Pulse:
             self._clock.wasDue(now + timeout)
             # Who has left meanwhile, or come back, is not concerned.
             if isinstance(result, Failure):
-                self._failed(result, [pair for pair in members if pair[0].service is not None])
+                self._failed(result, services)
             else:
-                self._answered(members, result, now)
+                self._answered(services, result, now)
             self._schedule()
 
         request.addBoth(over).addErrback(self._broken)
 
-    def _answered(self, members: Sequence[tuple[_Member, Beating]], tokens: Sequence[str | None], sent: float) -> None:
+    def _answered(self, services: Sequence[Beating], tokens: Sequence[str | None], sent: float) -> None:
         self._backoff.reset()
         self._notBefore = 0.0
         if self._trouble is not None:
             (began, names), self._trouble = self._trouble, None
             seconds = self._clock.seconds() - began
             self._log.info("{names} heartbeated again, after {seconds:.1f} s", names=names, seconds=seconds)
-        for (member, service), token in zip(members, tokens, strict=True):
-            if member.service is None:
+        for service, token in zip(services, tokens, strict=True):
+            if service.pulseSlot is not services:
                 continue
             if token is None:
                 self._remove(service)
                 service.dismissed()
             else:
-                self._put(member, service, sent + service.interval)
+                self._put(service, sent)
                 service.answered(sent, token)
 
-    def _failed(self, failure: Failure, members: Sequence[tuple[_Member, Beating]]) -> None:
-        if failure.check(ClientClosed) or not members:
+    def _failed(self, failure: Failure, services: Sequence[Beating]) -> None:
+        waiting = [service for service in services if service.pulseSlot is services]
+        if failure.check(ClientClosed) or not waiting:
             return
         now = self._clock.seconds()
         delay = self._backoff.next()
         if self._backoff.failures > 1 and self._trouble is None:
-            names = _named([service.serviceId for _, service in members])
+            names = _named([service.serviceId for service in waiting])
             self._trouble = now, names
             self._log.warn("{names} not heartbeated: {reason}", names=names, reason=failure.getErrorMessage())
         if not failure.check(ServiceRegistryError):
             self._log.failure("A request with heartbeats met an error of this library's own", failure)
-        for _, service in members:
+        for service in waiting:
             left = service.secondsLeft()
             # Whoever comes back meets each service again well within one interval.
             delay = min(delay, service.interval / 2)
@@ -306,13 +291,13 @@ class Pulse:
                 # A quarter of what is left for the pause and a third for each try leave room for two of them.
                 delay = min(delay, max(left / 4, self.SHORTEST_PAUSE))
         self._notBefore = now + delay
-        for member, service in members:
-            if member.service is not None:
-                self._put(member, service, now + delay)
+        for service in waiting:
+            if service.pulseSlot is services:
+                self._put(service, now + delay - service.interval)
                 service.missed()
 
     def _dismissAll(self) -> None:
-        services = list(self._members)
+        services = list(self._services)
         for service in services:
             self._remove(service)
         self._stop()
