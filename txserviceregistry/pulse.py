@@ -108,7 +108,7 @@ class Pulse:
     #: The part of its interval by which a beat may go early.
     EARLY = 0.1
     #: How far apart beats may be due, in seconds, that are kept together until then.
-    SLOT = 0.1
+    SLOT = 0.02
     #: Heartbeats in one request at most: the extension's limit.
     MOST = 1000
     #: Seconds after which a request that has no answer is not waited for by those that fall due behind it.
