@@ -312,6 +312,52 @@ class FollowersTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(look()), "new")
         self.assertEqual(len(looks), 3)
 
+    def waitHavingSeen(self, count: int) -> tuple[list[Deferred[bool]], list[Deferred[str]]]:
+        """Some who have seen the same of a feed, and wait. Their looks from now on are put into the second list."""
+        looks: list[Deferred[str]] = []
+
+        def read() -> Deferred[str]:
+            looks.append(Deferred())
+            return looks[-1]
+
+        self.followers.look("1", "all of it", read, lambda seen: True)
+        looks.pop().callback("old")
+        self.assertEqual(self.followers.seen("1", "all of it"), "old")
+        return [self.followers.wait("1") for _ in range(count)], looks
+
+    def test_newsAreThereWhenTheyAreHeard(self) -> None:
+        """What all have seen is looked at once more before anybody hears that there is news, and then each finds it."""
+        waiting, looks = self.waitHavingSeen(3)
+        self.followers.tell(["1"])
+        self.clock.advance(0)
+        for news in waiting:
+            self.assertNoResult(news)
+        self.assertIsNone(self.followers.seen("1", "all of it"))
+        (look,) = looks
+        look.callback("new")
+        self.clock.advance(0)
+        self.assertEqual([self.successResultOf(news) for news in waiting], [True] * 3)
+        self.assertEqual((self.followers.seen("1", "all of it"), len(looks)), ("new", 1))
+
+    def test_newsThatCantBeLookedAt(self) -> None:
+        """When that look fails they hear all the same: each finds out why, and is told."""
+        waiting, looks = self.waitHavingSeen(2)
+        self.followers.tell(["1"])
+        looks[0].errback(ValueError("the store is away"))
+        self.clock.advance(0)
+        self.assertEqual([self.successResultOf(news) for news in waiting], [True] * 2)
+
+    def test_endsWhileNewsAreLookedAt(self) -> None:
+        """Whoever is about to hear of news hears at the end, too, and once."""
+        (news, gone), looks = self.waitHavingSeen(2)
+        self.followers.tell(["1"])
+        gone.cancel()
+        self.failureResultOf(gone)
+        self.followers.end()
+        self.assertTrue(self.successResultOf(news))
+        looks[0].callback("new")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_hearsOnce(self) -> None:
         """News that comes while one is about to hear of some is heard as one."""
         news = self.followers.wait("1")

@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from .faults import tooManyFollowers
@@ -29,12 +29,16 @@ class _Stillness:
 
     def __init__(self) -> None:
         self.seen: dict[Hashable, Any] = {}
+        #: What looks at it again.
+        self.looks: dict[Hashable, Callable[[], Deferred[Any]]] = {}
         self.looking: Shared[Hashable, Any] = Shared()
 
-    def keep(self, what: Hashable, seen: Any) -> None:
+    def keep(self, what: Hashable, seen: Any, look: Callable[[], Deferred[Any]]) -> None:
         if len(self.seen) >= self.MOST:
-            del self.seen[next(iter(self.seen))]
+            oldest = next(iter(self.seen))
+            del self.seen[oldest], self.looks[oldest]
         self.seen[what] = seen
+        self.looks[what] = look
 
 
 @attrs.define(eq=False)
@@ -81,7 +85,9 @@ class Followers:
         self._endings: dict[float, IDelayedCall] = {}
         self._waiting: dict[str, dict[Deferred[bool], None]] = {}
         self._still: dict[str, _Stillness] = {}
+        # Who hears of news that there are, and who will when these have been looked at.
         self._told: deque[Deferred[bool]] = deque()
+        self._abouts: set[tuple[Deferred[bool], ...]] = set()
         self._telling: IDelayedCall | None = None
         self._ended = False
 
@@ -199,7 +205,7 @@ class Followers:
 
         def keep(seen: _T) -> _T:
             if isSmall(seen):
-                still.keep(what, seen)
+                still.keep(what, seen, lambda: self.look(tenant, what, read, isSmall))
             return seen
 
         return still.looking.do(what, lambda: read().addCallback(keep))
@@ -207,8 +213,25 @@ class Followers:
     def tell(self, tenants: Iterable[str]) -> None:
         """There is something new in these tenants' feeds."""
         for tenant in tenants:
-            self._still.pop(tenant, None)
-            self._told.extend(self._waiting.pop(tenant, ()))
+            still = self._still.pop(tenant, None)
+            waiting = tuple(self._waiting.pop(tenant, ()))
+            if waiting and still is not None and still.looks:
+                # What was seen last is what nearly all of them will look at. When it has been read once, each of them
+                # finds it; else each would wait once more, for the first one's look.
+                self._abouts.add(waiting)
+                looks = DeferredList([look() for look in still.looks.values()], consumeErrors=True)
+                looks.addCallback(self._haveLooked, waiting)
+            else:
+                self._told.extend(waiting)
+        self._goOnTelling()
+
+    def _haveLooked(self, _: object, waiting: tuple[Deferred[bool], ...]) -> None:
+        if waiting in self._abouts:
+            self._abouts.remove(waiting)
+            self._told.extend(waiting)
+            self._goOnTelling()
+
+    def _goOnTelling(self) -> None:
         if self._told and self._telling is None:
             self._telling = self._clock.callLater(0, self._tellSome)
 
@@ -228,6 +251,8 @@ class Followers:
         everybody = [news for waiting in self._waiting.values() for news in waiting]
         self._waiting.clear()
         self._still.clear()
+        while self._abouts:
+            self._told.extend(self._abouts.pop())
         self._hear(len(self._told))
         for news in everybody:
             if not news.called:
@@ -236,8 +261,7 @@ class Followers:
     def _tellSome(self) -> None:
         self._telling = None
         self._hear(self.TURN)
-        if self._told:
-            self._telling = self._clock.callLater(0, self._tellSome)
+        self._goOnTelling()
 
     def _hear(self, most: int) -> None:
         for _ in range(min(most, len(self._told))):
