@@ -293,10 +293,10 @@ class FollowersTests(SynchronousTestCase):
         def look() -> Deferred[str]:
             return self.followers.look("1", "all of it", read, lambda seen: True)
 
-        self.followers.wait("1")
+        self.followers.wait("1", "all of it")
         before = [look(), look()]
         self.followers.tell(["1"])
-        self.followers.wait("1")
+        self.followers.wait("1", "all of it")
         after = [look(), look()]
         self.assertEqual(len(looks), 2)
         looks[0].callback("old")
@@ -323,7 +323,7 @@ class FollowersTests(SynchronousTestCase):
         self.followers.look("1", "all of it", read, lambda seen: True)
         looks.pop().callback("old")
         self.assertEqual(self.followers.seen("1", "all of it"), "old")
-        return [self.followers.wait("1") for _ in range(count)], looks
+        return [self.followers.wait("1", "all of it") for _ in range(count)], looks
 
     def test_newsAreThereWhenTheyAreHeard(self) -> None:
         """What all have seen is looked at once more before anybody hears that there is news, and then each finds it."""
@@ -338,6 +338,19 @@ class FollowersTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual([self.successResultOf(news) for news in waiting], [True] * 3)
         self.assertEqual((self.followers.seen("1", "all of it"), len(looks)), ("new", 1))
+
+    def test_whatNobodyWaitsForIsNotLookedAt(self) -> None:
+        """Others may have seen something else of the feed, and be gone; and who is alone looks without help."""
+        (alone,), looks = self.waitHavingSeen(1)
+        self.followers.tell(["1"])
+        self.clock.advance(0)
+        self.assertTrue(self.successResultOf(alone))
+        self.waitHavingSeen(0)
+        others = [self.followers.wait("1", "something else") for _ in range(2)]
+        self.followers.tell(["1"])
+        self.clock.advance(0)
+        self.assertEqual([self.successResultOf(news) for news in others], [True] * 2)
+        self.assertEqual(looks, [])
 
     def test_newsThatCantBeLookedAt(self) -> None:
         """When that look fails they hear all the same: each finds out why, and is told."""
@@ -360,7 +373,7 @@ class FollowersTests(SynchronousTestCase):
 
     def test_hearsOnce(self) -> None:
         """News that comes while one is about to hear of some is heard as one."""
-        news = self.followers.wait("1")
+        news = self.followers.wait("1", "all of it")
         self.followers.tell(["1"])
         self.followers.tell(["1", "2"])
         self.assertNoResult(news)
@@ -369,7 +382,7 @@ class FollowersTests(SynchronousTestCase):
 
     def test_cancelled(self) -> None:
         """Who has been told already can still leave."""
-        told, waiting = self.followers.wait("1"), self.followers.wait("2")
+        told, waiting = self.followers.wait("1", "all of it"), self.followers.wait("2", "all of it")
         self.followers.tell(["1"])
         for news in (told, waiting):
             news.cancel()
@@ -378,7 +391,7 @@ class FollowersTests(SynchronousTestCase):
     def place(self, latest: float) -> Place:
         """Somebody who may wait for ten seconds in all has a place, and waits."""
         place = self.followers.takePlace("1", 10, latest)
-        place.news = self.followers.wait("1")
+        place.news = self.followers.wait("1", "all of it")
         return place
 
     def heard(self, place: Place) -> bool:
@@ -419,12 +432,12 @@ class FollowersTests(SynchronousTestCase):
 
     def test_end(self) -> None:
         """At the end those who have been told hear the news, the others that there is none."""
-        told, waiting = self.followers.wait("1"), self.followers.wait("2")
+        told, waiting = self.followers.wait("1", "all of it"), self.followers.wait("2", "all of it")
         self.followers.tell(["1"])
         self.followers.end()
         self.assertTrue(self.successResultOf(told))
         self.assertFalse(self.successResultOf(waiting))
-        self.assertFalse(self.successResultOf(self.followers.wait("1")))
+        self.assertFalse(self.successResultOf(self.followers.wait("1", "all of it")))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 

@@ -505,14 +505,16 @@ class Registry:
         :return: the page. Others who ask for the same may be given the same one.
         :raises Fault: as :meth:`listEvents`; 503 if there is nothing new and no place to wait.
         """
-        followers = self._followers
+        followers, what = self._followers, (marker, limit, type)
         latest = self._clock.seconds() + seconds
         place: Place | None = None
         try:
             while True:
-                news = followers.wait(tenant)
+                news = followers.wait(tenant, what)
                 try:
-                    page = self._seen(tenant, marker, limit, type) or await self._look(tenant, marker, limit, type)
+                    page: Page | None = followers.seen(tenant, what)
+                    if page is None:
+                        page = await self._look(tenant, marker, limit, type)
                     if self._clock.seconds() >= latest or _hasNews(page, marker):
                         return page
                     if place is None:
@@ -525,11 +527,6 @@ class Registry:
         finally:
             if place is not None:
                 followers.leavePlace(place)
-
-    def _seen(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Page | None:
-        """A page of the feed that somebody has seen, and that is still as it was."""
-        seen: Page | None = self._followers.seen(tenant, (marker, limit, type))
-        return seen
 
     def _look(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Deferred[Page]:
         """A page of the feed, for one of those who wait."""

@@ -83,7 +83,8 @@ class Followers:
         # who have asked for the same it is nearly always the order in which they take it.
         self._taking: defaultdict[float, dict[Place, None]] = defaultdict(dict)
         self._endings: dict[float, IDelayedCall] = {}
-        self._waiting: dict[str, dict[Deferred[bool], None]] = {}
+        # By tenant who waits, and what they have looked at.
+        self._waiting: dict[str, dict[Deferred[bool], Hashable]] = {}
         self._still: dict[str, _Stillness] = {}
         # Who hears of news that there are, and who will when these have been looked at.
         self._told: deque[Deferred[bool]] = deque()
@@ -154,10 +155,11 @@ class Followers:
                 place.news.callback(False)
         self._endInTime(seconds)
 
-    def wait(self, tenant: str) -> Deferred[bool]:
+    def wait(self, tenant: str, what: Hashable) -> Deferred[bool]:
         """
         Begin to wait. Whoever does so before looking at the feed misses nothing.
 
+        :param what: which part of the *tenant*'s feed they look at; see :meth:`look`.
         :return: fires with ``True`` when there may be something new in the *tenant*'s feed, and with ``False`` when
             nobody may wait any more. Whoever waits no longer has to :meth:`forget` it.
         """
@@ -165,7 +167,7 @@ class Followers:
         if self._ended:
             news.callback(False)
         else:
-            self._waiting.setdefault(tenant, {})[news] = None
+            self._waiting.setdefault(tenant, {})[news] = what
         return news
 
     def forget(self, tenant: str, news: Deferred[bool]) -> None:
@@ -213,22 +215,22 @@ class Followers:
     def tell(self, tenants: Iterable[str]) -> None:
         """There is something new in these tenants' feeds."""
         for tenant in tenants:
-            still = self._still.pop(tenant, None)
-            waiting = tuple(self._waiting.pop(tenant, ()))
-            if waiting and still is not None and still.looks:
-                # What was seen last is what nearly all of them will look at. When it has been read once, each of them
-                # finds it; else each would wait once more, for the first one's look.
-                self._abouts.add(waiting)
-                looks = DeferredList([look() for look in still.looks.values()], consumeErrors=True)
-                looks.addCallback(self._haveLooked, waiting)
+            still, waiting = self._still.pop(tenant, None), self._waiting.pop(tenant, {})
+            if still is not None and len(waiting) > 1:
+                # What has been read once before they hear is there for all of them, and none has to wait once more, for
+                # the look of another.
+                news, whats = tuple(waiting), set(waiting.values())
+                self._abouts.add(news)
+                looks = [look() for what, look in still.looks.items() if what in whats]
+                DeferredList(looks, consumeErrors=True).addCallback(self._haveLooked, news)
             else:
                 self._told.extend(waiting)
         self._goOnTelling()
 
-    def _haveLooked(self, _: object, waiting: tuple[Deferred[bool], ...]) -> None:
-        if waiting in self._abouts:
-            self._abouts.remove(waiting)
-            self._told.extend(waiting)
+    def _haveLooked(self, _: object, news: tuple[Deferred[bool], ...]) -> None:
+        if news in self._abouts:
+            self._abouts.remove(news)
+            self._told.extend(news)
             self._goOnTelling()
 
     def _goOnTelling(self) -> None:
