@@ -4,7 +4,9 @@ Tests for :mod:`txserviceregistry.registry.web`: the API, as what a client sends
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -810,6 +812,22 @@ class EventTests(ApiCase):
         self.assertEqual(page["values"], feed[1:2])
         self.assertEqual(page["metadata"]["next_marker"], feed[2]["id"])
         self.assertIn("marker=" + feed[2]["id"], page["metadata"]["next_href"])
+
+    def test_longQueriesAreNotKept(self) -> None:
+        """
+        Whatever is asked for with thousands of parameters, nothing of it stays in memory.
+        """
+        self.ask("GET", "/events")
+        self.addCleanup(tracemalloc.stop)
+        tracemalloc.start()
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(20):
+            reply = self.ask("GET", f"/events?limit={number + 1}" + "".join([f"&{n:x}" for n in range(256, 3256)]))
+            self.assertEqual(reply.json["metadata"]["limit"], number + 1)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+        self.assertLess(after - before, 500_000)
 
     def test_refusals(self) -> None:
         """

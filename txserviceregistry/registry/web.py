@@ -48,6 +48,9 @@ __all__ = ["ApiResource", "apiSite"]
 _T = TypeVar("_T")
 _Parameters: TypeAlias = tuple[tuple[str, str], ...]
 
+# In bytes; clients need no longer ones, but for some with markers.
+_SHORT_QUERY = 512
+
 _API = routes.API
 _AUTH = routes.AUTH
 # What is answered from memory alone.
@@ -64,6 +67,7 @@ class _Call:
     tenant: str
     argument: str
     body: dict[str, Any]
+    queryText: bytes
     parameters: _Parameters
 
     def query(self, name: str) -> str | None:
@@ -75,8 +79,20 @@ class _Call:
         return f"{baseUrl(self.request)}{_API}/{self.tenant}{path}"
 
 
-# Of those who come again and again, most ask with the same words.
-@lru_cache(maxsize=128)
+def _keepsShort(read: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
+    """
+    Let what is read from a query be remembered: of those who come again and again, most ask with the same words. A long
+    one is read each time, because thousands of parameters, which anybody may send, would fill the memory.
+    """
+    kept = lru_cache(maxsize=128)(read)
+
+    def look(query: bytes) -> _T:
+        return kept(query) if len(query) <= _SHORT_QUERY else read(query)
+
+    return look
+
+
+@_keepsShort
 def _parametersIn(query: bytes) -> _Parameters:
     # Bytes that are not UTF-8 become characters that no rule lets pass.
     text = query.decode("latin-1")
@@ -106,8 +122,9 @@ class _FeedQuery:
     seconds: int | None
 
 
-@lru_cache(maxsize=128)
-def _feedQuery(parameters: _Parameters) -> _FeedQuery:
+@_keepsShort
+def _feedQuery(query: bytes) -> _FeedQuery:
+    parameters = _parametersIn(query)
     limit, marker, type, wait = (_first("listEvents", parameters, name) for name in ("limit", "marker", "type", "wait"))
     return _FeedQuery(
         validation.limit(limit),
@@ -268,7 +285,8 @@ class ApiResource(Resource):
             self._rateLimiter.check(tenant)
         handler: Callable[[_Call], Awaitable[Answer]] = getattr(self, "_" + match.name)
         query = request.uri.partition(b"?")[2]
-        return await handler(_Call(exchange, request, match.name, tenant, match.argument, body, _parametersIn(query)))
+        parameters = _parametersIn(query)
+        return await handler(_Call(exchange, request, match.name, tenant, match.argument, body, query, parameters))
 
     async def _getLimits(self, call: _Call) -> Answer:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
@@ -349,7 +367,7 @@ class ApiResource(Resource):
         return Answer(204)
 
     async def _listEvents(self, call: _Call) -> Answer:
-        asked = _feedQuery(call.parameters)
+        asked = _feedQuery(call.queryText)
         if asked.seconds is None:
             page = await self._registry.listEvents(call.tenant, asked.since, asked.limit, asked.type)
         else:
