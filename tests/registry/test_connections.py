@@ -461,7 +461,10 @@ class FollowerLimitTests(LimitsCase):
         """There is a limit for all tenants together."""
         for tenant in ("1", "2", "3"):
             self.api.registry.account(tenant)
-        waiting = [self.api.registry.awaitEvents(tenant, None, 10, None, 60) for tenant in ("1", "2", "3", "3")]
+        waiting = [
+            Deferred.fromCoroutine(self.api.registry.news(tenant, None, 10, None, 60))
+            for tenant in ("1", "2", "3", "3")
+        ]
         for each in waiting[:3]:
             self.assertNoResult(each)
         self.assertEqual(self.failureResultOf(waiting[3]).value.code, 503)  # type: ignore[attr-defined]

@@ -174,7 +174,7 @@ class SharingTests(SynchronousTestCase):
         """A request that waits for events, which A can't hear of any more, is answered at once, with 503."""
         self.create(self.a)
         marker = self.successResultOf(self.a.listEvents(T, None, 1, None)).values[-1]["id"]
-        waiting = [node.awaitEvents(T, marker, 100, None, 30) for node in (self.a, self.b)]
+        waiting = [Deferred.fromCoroutine(node.news(T, marker, 100, None, 30)) for node in (self.a, self.b)]
         self.passes(1)
         self.stores[0].cutOff()
         self.passes(0.1)
@@ -237,7 +237,7 @@ class SharingTests(SynchronousTestCase):
 
     def test_followersHearOfOthers(self) -> None:
         """Who waits on B for events hears of one that A has made."""
-        waiting = self.b.awaitEvents(T, None, 100, None, 30)
+        waiting = Deferred.fromCoroutine(self.b.news(T, None, 100, None, 30))
         self.passes(1)
         self.create(self.a)
         self.passes(0.1)

@@ -489,17 +489,10 @@ class Registry:
         nextMarker = records[limit].id if len(records) > limit else None
         return Page([_event(record) for record in records[:limit]], nextMarker)
 
-    @returnsDeferred
-    async def awaitEvents(self, tenant: str, marker: str | None, limit: int, type: str | None, seconds: float) -> Page:
-        """
-        What :meth:`news` brings, for who has no coroutine. Cancelling the Deferred ends the waiting.
-        """
-        return await self.news(tenant, marker, limit, type, seconds)
-
     async def news(self, tenant: str, marker: str | None, limit: int, type: str | None, seconds: float) -> Page:
         """
         A page of the feed as soon as there is anything on it that is newer than *marker*; without a marker everything
-        on it is.
+        on it is. A coroutine, unlike the others; cancelling what awaits it ends the waiting.
 
         :param seconds: after so long, or when :meth:`endWaiting` is called, the page is given as it is.
         :return: the page. Others who ask for the same may be given the same one.
