@@ -520,6 +520,23 @@ class SqliteStoreTests(TestCase):
         self.assertEqual((await store.getService("1", "one")).lastSeen, 1)
         self.assertEqual((await store.getService("1", "two")).lastSeen, 2)
 
+    async def test_heartbeatTimesDoNotPileUp(self):
+        """While a write takes long, however often a service is heard, one more waits, which brings the last time."""
+        store = await self.opened()
+        made = await store.createService("1", "web", 30, (), {}, 10)
+        elsewhere = self.elsewhere()
+        elsewhere.execute("BEGIN IMMEDIATE")
+        before = store.statistics.commits.total
+        for n in range(10):
+            store.recordLastSeen("1", "web", made.incarnation, n)
+            self.reactor.advance(5)
+        elsewhere.execute("COMMIT")
+        await store.removeToken("none")
+        self.reactor.advance(5)
+        await store.removeToken("none")
+        self.assertEqual((await store.getService("1", "web")).lastSeen, 9)
+        self.assertLessEqual(store.statistics.commits.total - before, 4)
+
     async def test_aDefectInHeartbeatTimesIsLogged(self):
         """A time that is none is a defect: it is logged, and dropped."""
         store = await self.opened()

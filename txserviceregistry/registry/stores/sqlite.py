@@ -90,6 +90,8 @@ class SqliteStore:
         self._isPrepared = False
         self._lastSeen: dict[tuple[str, str, str], int] = {}
         self._lastSeenCall: IDelayedCall | None = None
+        # How many parts of them are being written.
+        self._lastSeenParts = 0
 
     # -- opening and closing
 
@@ -205,7 +207,12 @@ class SqliteStore:
         if self._writer.isRunning:
             self._lastSeen[tenant, id, incarnation] = lastSeen
             if self._lastSeenCall is None:
-                self._lastSeenCall = self._reactor.callLater(_LAST_SEEN_DELAY, self._writeLastSeen)
+                self._writeLastSeenLater()
+
+    def _writeLastSeenLater(self) -> None:
+        # On a disk that is slow or hangs, writes that did not wait for each other would pile up.
+        if not self._lastSeenParts:
+            self._lastSeenCall = self._reactor.callLater(_LAST_SEEN_DELAY, self._writeLastSeen)
 
     def _writeLastSeen(self) -> None:
         if self._lastSeenCall is not None and self._lastSeenCall.active():
@@ -215,7 +222,8 @@ class SqliteStore:
         self._lastSeen.clear()
         for part in _chunks(seen, _LAST_SEENS_PER_CHUNK):
             written = self._writer.submit(partial(Tables.recordLastSeen, seen=part), background=True)
-            written.addErrback(self._lastSeenNotWritten, part)
+            self._lastSeenParts += 1
+            written.addErrback(self._lastSeenNotWritten, part).addBoth(self._lastSeenPartEnded)
 
     def _lastSeenNotWritten(self, failure: Failure, seen: Sequence[LastSeen]) -> None:
         if failure.check(StoreUnavailable):  # which the writer has logged
@@ -224,6 +232,11 @@ class SqliteStore:
                     self.recordLastSeen(*whose, milliseconds)
         else:
             self._log.failure("The times of heartbeats could not be written", failure)
+
+    def _lastSeenPartEnded(self, _: object) -> None:
+        self._lastSeenParts -= 1
+        if self._lastSeen and self._lastSeenCall is None and self._writer.isRunning:
+            self._writeLastSeenLater()
 
     def livingServices(self) -> Deferred[list[LivingService]]:
         """See :meth:`IStore.livingServices`."""
