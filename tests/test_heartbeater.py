@@ -81,6 +81,14 @@ class HeartBeaterTests(SynchronousTestCase):
         steps = round(seconds / 0.01)
         self.clock.pump([0.01] * steps)
 
+    def test_aMethodCanBeReplaced(self) -> None:
+        """An application's tests may put something of their own in the place of a method."""
+        calls: list[str] = []
+        beater = self.beater()
+        self.patch(beater, "start", lambda: calls.append("start"))
+        beater.start()
+        self.assertEqual((calls, self.services.beats), (["start"], []))
+
     # -- the interval
 
     def test_intervalIsAPartOfTheTimeout(self) -> None:

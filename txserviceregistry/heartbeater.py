@@ -67,7 +67,7 @@ def heartbeatIntervalFor(heartbeatTimeout: float) -> float:
     return heartbeatTimeout * (0.6 if heartbeatTimeout < _SHORT_TIMEOUT else 0.8)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _drawn(nominal: float, chance: float) -> float:
     # So many that have the same interval also have it in the same place in memory.
     return nominal * (0.9 + 0.1 * chance)
@@ -112,6 +112,7 @@ class HeartBeater(_EachTime):
     """
 
     __slots__ = (
+        "__dict__",  # is made when it is needed: an application's tests may put something in the place of a method
         "__weakref__",
         "_backoff",
         "_beat",
@@ -179,7 +180,7 @@ class HeartBeater(_EachTime):
         self._pulse = fleet.pulse if check is None else None
         self._keep = keep
         self._random = random
-        self.interval = _drawn(self.heartbeatInterval, round(random(), 2))
+        self.interval = _drawn(self.heartbeatInterval, round(random(), 3))
         # When the registry has heard of it, at the earliest.
         self._heard = clock.seconds()
         # Until when a service may live whose registration had no answer: nobody but the next try can save it.

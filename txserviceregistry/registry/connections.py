@@ -13,6 +13,7 @@ import ipaddress
 import resource
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Protocol
 
 import attrs
@@ -296,21 +297,24 @@ class Silence:
         self._since.pop(connection, None)
 
     def stop(self) -> None:
-        """Leave nothing on the reactor: there are no connections."""
+        """Leave nothing on the reactor."""
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
 
     def _look(self) -> None:
         self._call = None
-        while self._since:
-            connection, since = next(iter(self._since.items()))
-            left = since + self._seconds - self._clock.seconds()
-            if left > 0:
-                self._call = self._clock.callLater(left, self._look)
-                break
-            del self._since[connection]
-            connection.timeoutConnection()
+        now = self._clock.seconds()
+        silent = list(takewhile(lambda item: item[1] + self._seconds <= now, self._since.items()))
+        for connection, since in silent:
+            # The end of one may have brought about another's.
+            if self._since.get(connection) == since:
+                del self._since[connection]
+                connection.timeoutConnection()
+        self.stop()
+        for since in self._since.values():
+            self._call = self._clock.callLater(max(0.0, since + self._seconds - self._clock.seconds()), self._look)
+            break
 
 
 class Line:
