@@ -227,9 +227,12 @@ class AnswerTests(FramingCase):
             self.connection.send(self.request("GET", f"/v1.0/1234/events?marker={event}&wait=1"))
             self.api.advance(1)
             self.connection.send(self.create(f"new{number}") + self.request() + self.request("GET", "/nothing"))
+            for refused in ("GET", "PUT", "DELETE"):
+                self.connection.send(self.request(refused, SERVICES + "/nothing", b"{}"))
+            self.connection.send(self.create("old0") + self.request("GET", "/v1.0/1234/configuration/nothing"))
             codes = [reply.code for reply in self.connection.replies()]
             left = gc.collect()
-        self.assertEqual((codes, left), ([200, 201, 200, 404], 0))
+        self.assertEqual((codes, left), ([200, 201, 200, 404, 404, 404, 404, 400, 404], 0))
 
     def test_noAccessLog(self) -> None:
         """

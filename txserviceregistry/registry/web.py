@@ -212,6 +212,7 @@ class ApiResource(Resource):
         try:
             return await self._route(exchange)
         except Fault as fault:
+            _forgetTraces(fault)
             return faultAnswer(fault, txnId)
         except StoreUnavailable:
             return faultAnswer(systemFailure(), txnId)
@@ -388,6 +389,17 @@ class ApiResource(Resource):
             body = _page(call, page, limit, marker).body or {}
             self._told = told = page, limit, marker, Answer(200, text=inJSON(body).encode())
         return told[3]
+
+
+def _forgetTraces(fault: Fault) -> None:
+    """
+    Let go of where a fault comes from, which nobody will ask. The way that an error takes through Deferreds leads back
+    to itself, and all that a refused request was made of would wait for Python's collector.
+    """
+    error: BaseException | None = fault
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
 
 
 def _unbeaten(entry: Any, fault: Fault, txnId: str) -> str:

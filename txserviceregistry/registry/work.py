@@ -102,11 +102,13 @@ class Work:
         """Do the work, and tell who waits for it; whatever comes of that, this does not fail."""
         try:
             result = await steps
-        except Exception as error:
-            failure = Failure()
-            if waiting.called and not isinstance(error, Fault):
-                self._log.failure("Work that nobody waits for any more failed", failure)
-            waiting.errback(failure)
+        except Fault as fault:
+            # Where it comes from nobody asks, and the way back to here leads by `waiting` to itself.
+            waiting.errback(Failure(fault.with_traceback(None)))
+        except Exception:
+            if waiting.called:
+                self._log.failure("Work that nobody waits for any more failed", Failure())
+            waiting.errback(Failure())
         else:
             waiting.callback(result)
 
