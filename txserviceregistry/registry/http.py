@@ -29,7 +29,6 @@ from .faults import Fault, invalidBody, requestTooLarge, unsupportedContentType
 __all__ = [
     "EXTENSIONS",
     "Answer",
-    "FramedRequest",
     "baseUrl",
     "bodyLimit",
     "checkSize",
