@@ -187,6 +187,17 @@ class RegisteredServiceTests(SynchronousTestCase):
         self.settle(service.stopService)
         self.assertEqual(self.listed(), [])
 
+    def test_stoppingWithCredentialsThatAreRefused(self) -> None:
+        """Where its user's key was changed, which no other try would mend, it ends at once."""
+        service = self.service()
+        service.startService()
+        self.successResultOf(service.whenRegistered())
+        self.fake.apiKey = "another"
+        self.fake.restart(keepData=False)
+        stopped = service.stopService()
+        self.fake.advance(0.1)
+        self.successResultOf(stopped)
+
     def test_stoppingAsksWhileTheRegistrationIsUnderWay(self) -> None:
         """Stopped while the registration is on its way, it waits for the outcome, and leaves no ghost."""
         self.successResultOf(self.client.account.getLimits())

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from .creation import UNKNOWN_OUTCOME, Creation
 from .deferred import returnsDeferred, waitFor
-from .errors import NotFound, RegistrationEnded, ServiceRegistryError
+from .errors import AuthenticationFailed, NotFound, RegistrationEnded, ServiceRegistryError
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
 from .jsontransport import ClientClosed
 
@@ -323,7 +323,7 @@ class RegisteredService(Service):
                 self._creation.mayExist = False
             except NotFound:
                 self._creation.mayExist = False
-            except (CancelledError, ClientClosed):
+            except (CancelledError, ClientClosed, AuthenticationFailed):
                 raise
             except Exception as error:
                 self._log.debug("Removing service {id} failed: {error}", id=self.serviceId, error=type(error).__name__)
@@ -334,7 +334,7 @@ class RegisteredService(Service):
         return Failure(RegistrationEnded(f"Service {self.serviceId} was stopped before it was registered"))
 
     def _stayed(self, failure: Failure) -> None:
-        failure.trap(TimeoutError, CancelledError, ClientClosed)
+        failure.trap(TimeoutError, CancelledError, ClientClosed, AuthenticationFailed)
         self._creation.mayExist = False
         self._log.warn(
             "The registry could not be told that service {serviceId} has ended: it will notice after {timeout} s",

@@ -289,12 +289,11 @@ async def _rotate(users: _Users, options: argparse.Namespace) -> None:
     try:
         _show(user.name, key)
         _tell(f'User "{user.name}" has another API key; the old one, and all auth tokens, end. {_ONCE}')
+        _tell("Programs that run with the old one are refused now: start them again, or their services time out.")
     finally:
         if credentials is not None and credentials[0] == user.name:
             users.directory.keepCredentials(user.name, key)
-            _tell(
-                f"{users.directory.raxrcPath} has it too. Programs on this machine that run already have the old one."
-            )
+            _tell(f"{users.directory.raxrcPath} has it too.")
 
 
 _ONCE = (
