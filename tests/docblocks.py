@@ -23,7 +23,7 @@ import attrs
 from twisted.internet import reactor as globalReactor
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorProcess
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 
 from tests.processes import PATIENCE, Child, ProcessTestCase
 
@@ -234,6 +234,13 @@ class PageTestCase(ProcessTestCase):
             if code.co_flags & inspect.CO_COROUTINE:
                 await Deferred.fromCoroutine(result).addTimeout(PATIENCE / 3, reactor)
 
+    async def interrupt(self, child: Child) -> None:
+        """Press Ctrl-C; and again, if that was lost on a twistd that had only begun to start."""
+        pressing = LoopingCall(child.kill, "INT")
+        pressing.start(10)
+        await child.ended
+        pressing.stop()
+
     async def perform(self, page: Path, names: dict[str, Any] | None = None) -> None:
         """
         Do all that a page says.
@@ -251,8 +258,7 @@ class PageTestCase(ProcessTestCase):
             elif block.kind == "run":
                 verb, _, what = block.text.partition(" ")
                 self.assertEqual(verb, "interrupt")
-                self.staying[what].kill("INT")
-                await self.staying.pop(what).ended
+                await self.interrupt(self.staying.pop(what))
             elif block.reason:
                 pass
             elif block.kind in ("sh", "console"):
