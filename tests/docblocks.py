@@ -23,7 +23,7 @@ import attrs
 from twisted.internet import reactor as globalReactor
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorProcess
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 
 from tests.processes import PATIENCE, Child, ProcessTestCase
 
@@ -124,6 +124,9 @@ class PageTestCase(ProcessTestCase):
 
     #: Which commands go on until they are stopped.
     STAYING = re.compile(r"(\w+=\S+ )*twistd -n")
+    #: What some of them say as soon as they do what they are there for. Ctrl-C is Twisted's to take only then: before
+    #: its reactor runs, it is Python's, with a traceback.
+    READY = {"service-registry": "Credentials", "dice.tac": "gives its host"}
 
     def setUp(self) -> None:
         super().setUp()
@@ -165,8 +168,9 @@ class PageTestCase(ProcessTestCase):
         child = self.shell("exec env " + self.withFreePorts(full))
         self.staying[command] = child
         self.stayed.append(child)
-        if "service-registry" in command:
-            await child.says("Credentials")
+        for program, saying in self.READY.items():
+            if program in command:
+                await child.says(saying)
 
     def expected(self, output: str) -> re.Pattern[str]:
         """What a command's output has to match."""
@@ -234,13 +238,6 @@ class PageTestCase(ProcessTestCase):
             if code.co_flags & inspect.CO_COROUTINE:
                 await Deferred.fromCoroutine(result).addTimeout(PATIENCE / 3, reactor)
 
-    async def interrupt(self, child: Child) -> None:
-        """Press Ctrl-C; and again, if that was lost on a twistd that had only begun to start."""
-        pressing = LoopingCall(child.kill, "INT")
-        pressing.start(10)
-        await child.ended
-        pressing.stop()
-
     async def perform(self, page: Path, names: dict[str, Any] | None = None) -> None:
         """
         Do all that a page says.
@@ -258,7 +255,9 @@ class PageTestCase(ProcessTestCase):
             elif block.kind == "run":
                 verb, _, what = block.text.partition(" ")
                 self.assertEqual(verb, "interrupt")
-                await self.interrupt(self.staying.pop(what))
+                child = self.staying.pop(what)
+                child.kill("INT")
+                await child.ended
             elif block.reason:
                 pass
             elif block.kind in ("sh", "console"):
