@@ -31,6 +31,7 @@ from txserviceregistry.errors import (
     APIError,
     AuthenticationFailed,
     ConnectionFailed,
+    InvalidSettings,
     MalformedResponse,
     NotFound,
     RequestTimedOut,
@@ -158,7 +159,7 @@ class SessionTests(SynchronousTestCase):
         self.assertNotIn(API_KEY, shown)
 
 
-def authenticatorOver(agent: FakeAgent) -> tuple[KeystoneAuthenticator, Clock]:
+def authenticatorOver(agent: FakeAgent, **options: Any) -> tuple[KeystoneAuthenticator, Clock]:
     clock = Clock()
     transport = JSONTransport(agent, clock, [AUTH], name="the Auth API")
     authenticator = KeystoneAuthenticator(
@@ -167,6 +168,7 @@ def authenticatorOver(agent: FakeAgent) -> tuple[KeystoneAuthenticator, Clock]:
         clock=clock,
         wallClock=lambda: NOW + clock.seconds(),
         random=lambda: 0.0,
+        **options,
     )
     return authenticator, clock
 
@@ -387,6 +389,132 @@ class AuthenticatorTests(SynchronousTestCase):
         session = self.authenticator.session()
         self.clock.advance(10)
         self.failureResultOf(session, RequestTimedOut)
+
+
+class ChangedKeyTests(SynchronousTestCase):
+    """An API key that is changed at the registry, and in the settings."""
+
+    def setUp(self) -> None:
+        self.key = self.settings = API_KEY
+        self.looked = 0
+        self.agent = FakeAgent(self.issue)
+        self.authenticator, self.clock = authenticatorOver(self.agent, lookUp=self.lookUp)
+
+    def issue(self, sent: Any) -> Any:
+        if sent.body["auth"]["RAX-KSKEY:apiKeyCredentials"] == {"username": "joe", "apiKey": self.key}:
+            return answer(200, access(f"token of {self.key}", expires=at(self.clock.seconds() + 1000)))
+        return answer(401, {"unauthorized": {"code": 401, "message": "Username or api key is invalid"}})
+
+    def lookUp(self) -> Credentials:
+        self.looked += 1
+        return Credentials("joe", self.settings)
+
+    def token(self) -> str:
+        return self.successResultOf(self.authenticator.session()).token
+
+    def refused(self) -> None:
+        self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
+
+    def test_theOldKeyIsNotSentAgain(self) -> None:
+        """When a token is refused, the next one is asked for with the key that the settings have by then."""
+        self.assertEqual(self.token(), f"token of {API_KEY}")
+        self.key = self.settings = "the new key"
+        self.authenticator.invalidate(f"token of {API_KEY}")
+        self.assertEqual(self.token(), "token of the new key")
+        self.assertEqual(len(self.agent.sent), 2)
+
+    def test_whoIsRefusedHearsNothingOfIt(self) -> None:
+        """
+        When the key is refused and the settings have another one by then, all who wait get a token for that one; and so
+        do those who ask while it is under way.
+        """
+        self.agent.handler = None
+        waiting = [self.authenticator.session() for _ in range(10)]
+        self.key = self.settings = "the new key"
+        self.agent.pending[0].callback(answer(401, {}))
+        waiting.append(self.authenticator.session())
+        self.agent.pending[1].callback(self.issue(self.agent.sent[1]))
+        self.assertEqual({self.successResultOf(each).token for each in waiting}, {"token of the new key"})
+        self.assertEqual(len(self.agent.sent), 2)
+
+    def test_aRefusalThatTakesLongerThanAnybodyWaits(self) -> None:
+        """
+        The registry delays what it says to those who try a wrong key again and again. Nobody has to hear it: the next
+        one who asks gets a token for the new key.
+        """
+        self.token()
+        self.authenticator.invalidate(f"token of {API_KEY}")
+        self.agent.handler = None
+        self.authenticator.session().addTimeout(1, self.clock).addErrback(lambda _: None)
+        self.clock.advance(1)
+        self.key = self.settings = "the new key"
+        self.agent.handler = self.issue
+        self.assertEqual(self.token(), "token of the new key")
+
+    def test_theSettingsAreNotReadWithoutNeed(self) -> None:
+        """For the first token nobody looks them up, and then once for each other one."""
+        for looked in range(5):
+            for _ in range(10):
+                self.token()
+            self.assertEqual(self.looked, looked)
+            self.clock.advance(2000)
+
+    def test_aKeyThatComesLater(self) -> None:
+        """While the key is refused, those who ask have the settings looked at once a second, and nothing sent."""
+        self.key = "the new key"
+        for _ in range(100):
+            self.refused()
+            self.clock.advance(0.1)
+        self.assertEqual(len(self.agent.sent), 1)
+        self.assertTrue(9 <= self.looked <= 11, self.looked)
+        self.clock.advance(51)
+        self.refused()
+        self.assertEqual(len(self.agent.sent), 2)
+        self.settings = "the new key"
+        self.clock.advance(1)
+        self.assertEqual(self.token(), "token of the new key")
+
+    def test_keysThatAreAllWrong(self) -> None:
+        """Settings with another wrong key each time do not make anybody hammer the Auth API."""
+        self.key = "another one"
+
+        def lookUp() -> Credentials:
+            self.looked += 1
+            return Credentials("joe", f"wrong key {self.looked}")
+
+        self.authenticator, self.clock = authenticatorOver(self.agent, lookUp=lookUp)
+        for _ in range(100):
+            self.refused()
+            self.clock.advance(0.1)
+        self.assertTrue(len(self.agent.sent) <= 22, len(self.agent.sent))
+
+    def test_renewingWithTheOldKey(self) -> None:
+        """A renewal that is refused is done again with the new key, while the old token serves."""
+        self.token()
+        self.key = self.settings = "the new key"
+        self.clock.advance(950)
+        self.assertEqual(self.token(), f"token of {API_KEY}")
+        self.assertEqual(self.token(), "token of the new key")
+
+    def test_settingsThatCannotBeRead(self) -> None:
+        """Why there is no other key is told to those who are refused, for as long as it is so."""
+        trouble: Exception = InvalidSettings("raxrc can't be read")
+
+        def lookUp() -> Credentials:
+            raise trouble
+
+        self.authenticator, self.clock = authenticatorOver(self.agent, lookUp=lookUp)
+        self.key = "the new key"
+        for _ in range(2):
+            failure = self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
+            self.assertIn("Check the username and the API key", str(failure.value))
+            self.assertTrue(str(failure.value).endswith("(raxrc can't be read)"), failure.value)
+        # A fault of whoever looks is one for the log, and nobody waits for ever because of it.
+        trouble = ValueError("nonsense")
+        self.clock.advance(60)
+        failure = self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
+        self.assertNotIn("raxrc", str(failure.value))
+        self.assertNotEqual(self.flushLoggedErrors(ValueError), [])
 
 
 class RetryingAuthAgentTests(SynchronousTestCase):

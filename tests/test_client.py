@@ -28,7 +28,7 @@ from txserviceregistry.errors import (
 )
 from txserviceregistry.settings import readSettings
 
-from .fakeagent import API_KEY, TOKEN, FakeAgent, FakeApi, access, answer
+from .fakeagent import API_KEY, TOKEN, FakeAgent, FakeApi, Sent, access, answer
 from .loopback import Call, LoopbackTestCase, Server
 
 BEAT = "the-heartbeat-token"
@@ -358,6 +358,68 @@ class ConstructionTests(SynchronousTestCase):
         client = Client(settings=settings, reactor=Clock())
         self.assertIs(client.settings, settings)
         self.successResultOf(client.close())
+
+    def written(self, key: str, username: str = "joe", **urls: str) -> None:
+        urls = {"api": "http://a/v1.0", "auth_api": "http://a/v2.0"} | urls
+        sections = "".join(f"[{name}]\nurl = {url}\n" for name, url in urls.items())
+        (self.home / ".raxrc").write_text(f"[credentials]\nusername = {username}\napi_key = {key}\n{sections}")
+
+    def test_aChangedKeyIsReadFromItsFile(self) -> None:
+        """
+        When the key is refused, the one that its file has by then is used. But it must be there for the same user and
+        the same registry: else nothing is sent, and the error says why.
+        """
+        valid, keys, clock = "first", [], Clock()
+
+        def handle(sent: Sent) -> Any:
+            if not sent.url.endswith("/tokens"):
+                return answer(200 if sent.token == f"token of {valid}" else 401, {"id": "web1"})
+            keys.append((sent.url, sent.body["auth"]["RAX-KSKEY:apiKeyCredentials"]["apiKey"]))
+            return answer(200, access(f"token of {valid}")) if keys[-1][1] == valid else answer(401, {})
+
+        self.written("first")
+        state = self.home / ".local" / "state" / "txserviceregistry"
+        state.mkdir(parents=True)
+        (state / "raxrc").write_text("[credentials]\nusername = joe\napi_key = of the registry on this machine\n")
+        settings = readSettings(environ={}, home=self.home)
+        client = Client(settings=settings, agent=FakeAgent(handle), reactor=clock)
+        self.successResultOf(client.services.get("web1"))
+        valid = "second"
+        for wrong, why in (
+            (lambda: None, "belong to this registry"),
+            (lambda: self.written("second", api="http://elsewhere/v1.0"), "another URL of the registry by now"),
+            (lambda: self.written("second", auth_api="http://elsewhere/v2.0"), "another URL of the Auth API by now"),
+            (lambda: self.written("second", "jim"), "another user by now"),
+            (lambda: (self.home / ".raxrc").write_text("being written"), "a [section] has to come before"),
+            (
+                lambda: (self.home / ".raxrc").write_text("[api]\nurl=http://a/v1.0\n[auth_api]\nurl=http://a/v2.0\n"),
+                "another file for the API key by now",
+            ),
+        ):
+            wrong()
+            error = self.failureResultOf(client.services.get("web1"), AuthenticationFailed).value
+            self.assertIn(why, str(error))
+            clock.advance(60)
+        self.assertEqual({key for _, key in keys}, {"first"})
+        self.written("second")
+        self.successResultOf(client.services.get("web1"))
+        self.assertEqual(client.settings, readSettings(environ={}, home=self.home))
+        self.assertEqual(keys[-1][1], "second")
+        self.assertEqual({url for url, _ in keys}, {"http://a/v2.0/tokens"})
+
+    def test_aKeyThatWasGivenStays(self) -> None:
+        """A key that is an argument, or in the environment, is not looked for in files."""
+        for arguments, environ in (
+            ({"username": "joe", "apiKey": "the key"}, {}),
+            ({}, {"RAXSR_USERNAME": "joe", "RAXSR_API_KEY": "the key"}),
+        ):
+            self.written("the key")
+            settings = readSettings(environ=environ, home=self.home, **arguments)
+            agent = FakeAgent(lambda sent: answer(401, {}))
+            client = Client(settings=settings, agent=agent, reactor=Clock())
+            self.written("another")
+            self.failureResultOf(client.services.get("web1"), AuthenticationFailed)
+            self.assertEqual((len(agent.sent), client.settings.apiKey), (1, "the key"))
 
     def catalogued(self, regions: dict[str, str], region: str = "us") -> tuple[FakeAgent, Deferred[Any]]:
         endpoints = [{"region": name, "publicURL": f"{url}/7"} for name, url in regions.items()]

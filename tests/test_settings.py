@@ -5,9 +5,12 @@ Where URLs and credentials come from.
 from __future__ import annotations
 
 import os
+import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
+import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.errors import InvalidSettings
@@ -58,6 +61,56 @@ class ReadSettingsTests(SynchronousTestCase):
         arguments.update(username="argument", baseUrl="http://a/v1.0")
         self.assertEqual(names(), ("argument", "http://a/v1.0"))
 
+    def test_readAgain(self) -> None:
+        """What was read can be read again: as it was if nothing has changed, also what was given once only."""
+        arguments: dict[str, Any] = {"username": "joe", "region": "DFW", "verify": False, "caFile": "/ca.pem"}
+        self.raxrc(f"[credentials]\napi_key = {KEY}\n")
+        once: dict[str, Any] = {"baseUrl": iter(["http://a/v1.0"]), "authUrl": iter(["http://a/v2.0"])}
+        settings = self.read({"RAXSR_USERNAME": "environ"}, **arguments, **once)
+        assert settings.readAgain is not None
+        self.assertEqual(settings.readAgain(), settings)
+        self.raxrc("[credentials]\n\napi_key = another\n")
+        changed = settings.readAgain()
+        self.assertEqual(changed, attrs.evolve(settings, apiKey="another"))
+        self.assertIn("line 3", changed.sources["apiKey"])
+        assert changed.readAgain is not None
+        self.assertEqual(changed.readAgain(), changed)
+
+    def test_readAgainFromAnotherFolder(self) -> None:
+        """Files are where they were, when the program has gone to another folder since."""
+        here = os.getcwd()
+        named, state = os.path.relpath(self.local()), os.path.relpath(self.dataDir)
+        for environ in ({"RAXSR_RAXRC": named}, {"RAXSR_DATA_DIR": state}, {}):
+            settings = readSettings(environ=environ, home=self.home)
+            assert settings.readAgain is not None
+            os.chdir("/")
+            try:
+                self.assertEqual(settings.readAgain(), settings)
+            finally:
+                os.chdir(here)
+
+    def test_whatIsNoFileIsReadOnce(self) -> None:
+        """A pipe gives its text once: a second reading would wait for somebody who writes to it."""
+        path = self.home / "pipe"
+        os.mkfifo(path)
+        text = f"[credentials]\nusername=joe\napi_key={KEY}\n"
+        writer = threading.Thread(target=path.write_text, args=(text,), daemon=True)
+        writer.start()
+        settings = self.read({"RAXSR_RAXRC": str(path)})
+        writer.join()
+        self.assertEqual(settings.username, "joe")
+        assert settings.readAgain is not None
+        error = self.assertRaises(InvalidSettings, settings.readAgain)
+        self.assertIn(f"{path} can't be read again", str(error))
+
+    def test_secretsOfTheReaderAreNotShown(self) -> None:
+        """Settings can be pickled, as what reads them again; neither shows the key."""
+        settings = self.read({"RAXSR_USERNAME": "joe", "RAXSR_API_KEY": KEY}, baseUrl="http://a/v1.0")
+        self.assertNotIn(KEY, f"{settings!r} {settings.readAgain!r}")
+        copied = pickle.loads(pickle.dumps(settings))
+        self.assertEqual(copied, settings)
+        self.assertEqual(copied.readAgain(), settings)
+
     def test_everySettingFromTheEnvironment(self) -> None:
         """Each variable of the design is read."""
         settings = self.read(
@@ -89,7 +142,7 @@ class ReadSettingsTests(SynchronousTestCase):
         self.assertEqual(settings.authUrls, ("http://auth/v2.0",))
         self.assertEqual((settings.verify, settings.caFile), (True, "/ca.pem"))
         self.assertEqual(settings.sources["baseUrl"], f"{path}, line 6 ([api] url)")
-        self.assertEqual(settings.raxrcPath, path)
+        self.assertEqual(settings.raxrcPath, path.absolute())
 
     def test_emptyMeansNotSet(self) -> None:
         """An empty variable or option is none."""

@@ -31,7 +31,14 @@ from zope.interface import Interface, implementer
 from .agents import BytesProducer, Collector, FixedHeaders, WholeResponse
 from .backoff import Backoff
 from .deferred import returnsDeferred, then
-from .errors import APIError, AuthenticationFailed, MalformedResponse, ServerError, ServiceRegistryError
+from .errors import (
+    APIError,
+    AuthenticationFailed,
+    InvalidSettings,
+    MalformedResponse,
+    ServerError,
+    ServiceRegistryError,
+)
 from .jsontransport import ClientClosed, JSONTransport, Response
 
 __all__ = ["Credentials", "IAuthenticator", "KeystoneAuthenticator", "RetryingAuthAgent", "Session", "parseTime"]
@@ -42,6 +49,9 @@ RENEW_AT = 0.9
 #: Credentials that were refused are not tried again for so many seconds: whoever mends them is soon heard, and a fleet
 #: with an old key does not hammer the Auth API.
 REFUSAL = 60.0
+
+# While credentials are refused, whether others have taken their place is looked up once in so many seconds at most.
+_LOOK_UP_INTERVAL = 1.0
 
 # Seconds between the tries to renew a token that still works: short at first, for it may soon be needed.
 _SHORTEST_RETRY = 5.0
@@ -174,9 +184,14 @@ class KeystoneAuthenticator:
       about once a second, however many ask: those that ask in between fail as the last try did.
     - Credentials that are refused are not sent again for :data:`REFUSAL` seconds; whoever asks meanwhile gets
       ``AuthenticationFailed`` at once.
+    - The first authentication is with the credentials that were given. Before each other one they are looked up, for
+      they may have changed since: who sends an old key first is refused, and slowly, if many do. While they are refused
+      they are looked up too, once a second at most, if anybody asks.
 
     :param transport: the Auth API, at its URL that ends in ``/v2.0``.
     :param credentials: who one is.
+    :param lookUp: gives the credentials that hold by now; raises ``InvalidSettings`` if that can't be found out, which
+        is told when those at hand are refused. Without it they never change.
     :param clock: for lifetimes.
     :param wallClock: seconds since the epoch, for what ``expires`` means.
     :param random: gives numbers from 0 to 1, so that a fleet does not renew in step.
@@ -190,11 +205,13 @@ class KeystoneAuthenticator:
         credentials: Credentials,
         *,
         clock: IReactorTime,
+        lookUp: Callable[[], Credentials] | None = None,
         wallClock: Callable[[], float] = time.time,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         self._transport = transport
         self._credentials = credentials
+        self._lookUp = lookUp
         self._clock = clock
         self._wallClock = wallClock
         self._random = random
@@ -209,6 +226,9 @@ class KeystoneAuthenticator:
         self._working: Deferred[Session] | None = None
         self._refusal = ""
         self._refusedUntil = 0.0
+        self._isFirst = True
+        self._lookUpFrom = 0.0
+        self._whyNoOthers = ""
 
     def session(self) -> Deferred[Session]:
         """
@@ -220,7 +240,7 @@ class KeystoneAuthenticator:
         session = self._session
         if session is not None and (self._renewFrom is None or self._clock.seconds() < self._renewFrom):
             return succeed(session)
-        if self._clock.seconds() < self._refusedUntil:
+        if self._clock.seconds() < self._refusedUntil and not self._foundOthers():
             return fail(AuthenticationFailed(self._refusal)) if session is None else succeed(session)
         if session is not None and not self._isOver():
             self._authenticate()
@@ -252,6 +272,9 @@ class KeystoneAuthenticator:
     def _authenticate(self) -> None:
         if self._working is not None:
             return
+        if not self._isFirst:
+            self._takeUpOthers()
+        self._isFirst = False
         self._working = working = self._ask()
         # Only now: an answer that is there at once has to find its work known.
         working.addCallbacks(self._succeeded, self._failed)
@@ -313,6 +336,11 @@ class KeystoneAuthenticator:
         self._working = None
         now = self._clock.seconds()
         if failure.check(AuthenticationFailed):
+            if self._foundOthers():
+                self._authenticate()
+                return
+            if self._whyNoOthers:
+                failure = Failure(AuthenticationFailed(f"{failure.value}. ({self._whyNoOthers})"))
             self._refusal = str(failure.value)
             self._refusedUntil = now + REFUSAL
         if self._session is None:
@@ -330,6 +358,35 @@ class KeystoneAuthenticator:
             )
         for waiter in self._takeWaiting():
             waiter.callback(self._session)
+
+    def _foundOthers(self) -> bool:
+        """Whether others have taken the place of credentials that are refused, as far as it is time to look."""
+        now = self._clock.seconds()
+        if now < self._lookUpFrom:
+            return False
+        self._lookUpFrom = now + _LOOK_UP_INTERVAL
+        return self._takeUpOthers()
+
+    def _takeUpOthers(self) -> bool:
+        """Use the credentials that hold by now; whether they are others."""
+        if self._lookUp is None:
+            return False
+        self._whyNoOthers = ""
+        try:
+            found = self._lookUp()
+        except InvalidSettings as error:
+            self._whyNoOthers = str(error)
+            return False
+        except Exception:
+            # Whoever waits for a token is not to wait for ever because of it.
+            self._log.failure("The credentials can't be looked up")
+            return False
+        if found == self._credentials:
+            return False
+        self._log.info("The API key of {username} has changed, and the new one is used", username=found.username)
+        self._credentials = found
+        self._refusedUntil = 0.0
+        return True
 
     def _takeWaiting(self) -> Iterator[Deferred[Session]]:
         # Those who come while these are told are not among them, and one of these may cancel another.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import EllipsisType, TracebackType
 from typing import Any
 
+import attrs
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -34,6 +35,14 @@ from .transport import Transport
 __all__ = ["Client"]
 
 _DEFAULT_REGION = "us"
+
+# What, if it is another one than at the start, a program that runs can't take up.
+_CHANGES = {
+    "username": "user",
+    "baseUrls": "URL of the registry",
+    "authUrls": "URL of the Auth API",
+    "raxrcPath": "file for the API key",
+}
 
 # Requests that wait for events, at once. All followers of a client share one; the others are for who calls
 # client.events.list(wait=…) by hand.
@@ -63,7 +72,8 @@ class Client:
     :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections and with the same auth token on each
         request, for what this client has no method for. The token goes to whatever URL is asked: ask the registry only.
     :ivar clock: the reactor, or the clock that was given instead.
-    :ivar settings: what was given and found.
+    :ivar settings: what was given and found. The API key in it changes when its file has another one by the time that
+        the client authenticates again.
     """
 
     def __init__(
@@ -127,6 +137,7 @@ class Client:
             JSONTransport(self._queue, reactor, settings.authUrls, timeout=timeout, name="the Auth API", random=random),
             Credentials(settings.username, settings.apiKey),
             clock=reactor,
+            lookUp=self._currentCredentials,
         )
         authenticated = RetryingAuthAgent(self._queue, authenticator)
         # Requests that the registry holds back must not keep heartbeats waiting.
@@ -225,6 +236,20 @@ class Client:
         await stopped
         if self._pool is not None:
             await self._pool.close()
+
+    def _currentCredentials(self) -> Credentials:
+        known = self.settings
+        if known.readAgain is not None:
+            found = known.readAgain()
+            # A key goes to no other registry than the one that it is written down for.
+            changed = [what for name, what in _CHANGES.items() if getattr(found, name) != getattr(known, name)]
+            if changed:
+                raise InvalidSettings(
+                    f"The settings name another {' and another '.join(changed)} by now. To use it, the program has to "
+                    "be started again"
+                )
+            self.settings = known = attrs.evolve(known, apiKey=found.apiKey, sources=found.sources)
+        return Credentials(known.username, known.apiKey)
 
     def _basesFor(self, session: Session) -> Sequence[str]:
         if self.settings.baseUrls:

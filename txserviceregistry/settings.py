@@ -10,6 +10,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -45,6 +46,9 @@ _NAMES: dict[str, tuple[str, tuple[str, str] | None]] = {
     "caFile": ("RAXSR_CA_FILE", ("ssl", "ca_file")),
 }
 
+# The environment variables that name files and folders.
+_PATHS = ("RAXSR_RAXRC", "RAXSR_DATA_DIR")
+
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -77,8 +81,11 @@ class Settings:
     :ivar region: which registry to take of a catalog with several.
     :ivar verify: whether TLS certificates are verified.
     :ivar caFile: the certificates to trust, instead of those that the platform trusts.
-    :ivar sources: where each came from, for texts, by the name of the argument of :func:`readSettings`.
-    :ivar raxrcPath: the INI file that the key comes from, if it comes from one.
+    :ivar sources: where each came from, for texts, by the name of the argument of :func:`readSettings`. Settings that
+        differ in this only are equal.
+    :ivar raxrcPath: the INI file that the key comes from, if it comes from one; absolute.
+    :ivar readAgain: finds out what holds by now: what :func:`readSettings` does with the same arguments, in the same
+        environment and places; ``None`` if the settings were not read but made.
     """
 
     username: str
@@ -88,8 +95,9 @@ class Settings:
     region: str = _DEFAULT_REGION
     verify: bool = True
     caFile: str | None = None
-    sources: Mapping[str, str] = attrs.field(factory=dict)
+    sources: Mapping[str, str] = attrs.field(factory=dict, eq=False)
     raxrcPath: Path | None = None
+    readAgain: Callable[[], Settings] | None = attrs.field(default=None, eq=False, repr=False)
 
 
 def _homeIn(environ: Mapping[str, str], home: Path | None) -> Path:
@@ -155,11 +163,18 @@ def authUrlFor(baseUrl: str) -> str:
 
 
 class _IniFile:
-    """An INI file, read when it is first asked."""
+    """
+    An INI file, read when it is first asked.
 
-    def __init__(self, path: Path, mustExist: bool = False) -> None:
+    :param mustExist: whether it is an error if there is none.
+    :param isReadAgain: whether somebody has read it before. What is no file may give its text only once: a second
+        reading of a pipe could take for ever.
+    """
+
+    def __init__(self, path: Path, *, mustExist: bool, isReadAgain: bool) -> None:
         self.path = path
         self._mustExist = mustExist
+        self._isReadAgain = isReadAgain
         self._parser: configparser.ConfigParser | None = None
         self._lines: list[str] = []
 
@@ -172,11 +187,14 @@ class _IniFile:
         value = (self._parser.get(*place, fallback="") or "").strip()
         if not value:
             return None
-        return Setting(value, f"{self.path}, line {self._lineOf(*place)} ([{place[0]}] {place[1]})", self.path)
+        source = f"{self.path}, line {self._lineOf(*place)} ([{place[0]}] {place[1]})"
+        return Setting(value, source, self.path.absolute())
 
     def _read(self) -> configparser.ConfigParser:
         parser = configparser.ConfigParser(interpolation=None, default_section="")
         try:
+            if self._isReadAgain and not stat.S_ISREG(self.path.stat().st_mode):
+                raise InvalidSettings(f"{self.path} can't be read again: it is no regular file")
             text = self.path.read_text("utf-8-sig")
         except (FileNotFoundError, NotADirectoryError):
             if self._mustExist:
@@ -209,14 +227,27 @@ class _IniFile:
 
 
 class _Lookup:
-    """The places to look at, in their order."""
+    """
+    The places to look at, in their order.
 
-    def __init__(self, explicit: Mapping[str, str | None], environ: Mapping[str, str], home: Path) -> None:
+    :param isReadAgain: whether somebody has looked before.
+    """
+
+    def __init__(
+        self,
+        explicit: Mapping[str, str | None],
+        environ: Mapping[str, str],
+        home: Path,
+        *,
+        isReadAgain: bool = False,
+    ) -> None:
         self._explicit = explicit
         self._environ = environ
         named = environ.get("RAXSR_RAXRC")
-        self.files = [_IniFile(Path(named), mustExist=True) if named else _IniFile(home / ".raxrc")]
-        self.local = _IniFile(defaultDataDir(environ, home) / "raxrc")
+        path = Path(named) if named else home / ".raxrc"
+        self.files = [_IniFile(path, mustExist=bool(named), isReadAgain=isReadAgain)]
+        dataDir = defaultDataDir(environ, home)
+        self.local = _IniFile(dataDir / "raxrc", mustExist=False, isReadAgain=isReadAgain)
         self.sources: dict[str, str] = {}
 
     def get(self, name: str, *, local: bool = True) -> Setting | None:
@@ -291,34 +322,61 @@ def readSettings(
         "verify": None if verify is None else str(verify),
         "caFile": caFile,
     }
-    found = _Lookup(explicit, environ, _homeIn(environ, home))
-    base, auth = _urls(found)
-    user, key = found.get("username"), found.get("apiKey")
-    if user is None or key is None:
-        missing = " and ".join(
-            name for name, setting in (("no username", user), ("no API key", key)) if setting is None
+    return _Reader(explicit, environ, _homeIn(environ, home), tls).read()
+
+
+@attrs.frozen
+class _Reader:
+    """
+    Reads settings, and reads them again.
+
+    :ivar explicit: the values that were given.
+    :ivar tls: whether anything about TLS is needed.
+    """
+
+    explicit: Mapping[str, str | None] = attrs.field(repr=False)
+    environ: Mapping[str, str] = attrs.field(repr=False)
+    home: Path
+    tls: bool
+    isReadAgain: bool = False
+
+    def read(self) -> Settings:
+        found = _Lookup(self.explicit, self.environ, self.home, isReadAgain=self.isReadAgain)
+        base, auth = _urls(found)
+        user, key = found.get("username"), found.get("apiKey")
+        if user is None or key is None:
+            missing = " and ".join(
+                name for name, setting in (("no username", user), ("no API key", key)) if setting is None
+            )
+            raise InvalidSettings(
+                f"There is {missing} for the service registry at {', '.join(base or auth)}. Give username and apiKey, "
+                "set RAXSR_USERNAME and RAXSR_API_KEY, or write them under [credentials] into ~/.raxrc. A registry "
+                "that runs on this machine (twistd -n service-registry-agent starts one) leaves them in a file of its "
+                f"own. Looked at: {found.paths()}"
+            )
+        # The certificate of this machine's registry says nothing about any other.
+        isLocal = all(found.get(name, local=False) is None for name in ("baseUrl", "authUrl"))
+        ca = found.get("caFile", local=isLocal) if self.tls else None
+        where = found.get("region")
+        return Settings(
+            username=user.value,
+            apiKey=key.value,
+            baseUrls=base,
+            authUrls=auth,
+            region=_DEFAULT_REGION if where is None else where.value,
+            verify=_boolean(found.get("verify")) if self.tls else True,
+            caFile=None if ca is None else ca.value,
+            sources=found.sources,
+            raxrcPath=key.path,
+            readAgain=self._again().read,
         )
-        raise InvalidSettings(
-            f"There is {missing} for the service registry at {', '.join(base or auth)}. Give username and apiKey, set "
-            "RAXSR_USERNAME and RAXSR_API_KEY, or write them under [credentials] into ~/.raxrc. A registry that runs "
-            f"on this machine (twistd -n service-registry-agent starts one) leaves them in a file of its own. "
-            f"Looked at: {found.paths()}"
-        )
-    # The certificate of this machine's registry says nothing about any other.
-    isLocal = all(found.get(name, local=False) is None for name in ("baseUrl", "authUrl"))
-    ca = found.get("caFile", local=isLocal) if tls else None
-    where = found.get("region")
-    return Settings(
-        username=user.value,
-        apiKey=key.value,
-        baseUrls=base,
-        authUrls=auth,
-        region=_DEFAULT_REGION if where is None else where.value,
-        verify=_boolean(found.get("verify")) if tls else True,
-        caFile=None if ca is None else ca.value,
-        sources=found.sources,
-        raxrcPath=key.path,
-    )
+
+    def _again(self) -> _Reader:
+        if self.isReadAgain:
+            return self
+        # The working directory may be another one by then: twistd in the background changes it.
+        paths = {name: os.path.abspath(self.environ[name]) for name in _PATHS if self.environ.get(name)}
+        return attrs.evolve(self, environ={**self.environ, **paths}, home=self.home.absolute(), isReadAgain=True)
 
 
 def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = None) -> bool:

@@ -12,7 +12,7 @@ import treq
 
 from tests.processes import Child, ProcessTestCase, reactor
 from tests.registry.etcds import newPrefix, sharedEtcd
-from txserviceregistry import Client
+from txserviceregistry import Client, RegisteredService
 from txserviceregistry.errors import AuthenticationFailed
 from txserviceregistry.settings import readSettings
 
@@ -243,6 +243,32 @@ class BesideARegistryTests(UsersCase):
         await self.assertFailure(self.clientOf("local", old["api_key"]).account.getLimits(), AuthenticationFailed)
         await self.clientOf("local", key).account.getLimits()
         await self.client().account.getLimits()
+
+    async def test_whoHasTheKeyFromTheRaxrcGoesOn(self) -> None:
+        """
+        Services whose key is rotated again and again stay registered, and are beaten on without a gap: so many that
+        the registry would take its time to refuse each an old key.
+        """
+        await self.registry()
+        clients = {f"web{number}": self.client() for number in range(10)}
+        for serviceId, client in clients.items():
+            service = RegisteredService(client, serviceId, 3)
+            service.startService()
+            self.addCleanup(service.stopService)
+            await service.whenRegistered()
+        for _ in range(3):
+            await self.users("rotate", "local")
+            other = self.client()
+            seen = {service["id"]: service["last_seen"] async for service in other.services.iterate()}
+
+            async def beatenWithTheNewKey(other: Client = other, seen: dict[str, object] = seen) -> bool:
+                now = {service["id"]: service["last_seen"] async for service in other.services.iterate()}
+                keys = {client.settings.apiKey for client in clients.values()}
+                return keys == {other.settings.apiKey} and all(now[each] != seen[each] for each in clients)
+
+            await self.until(beatenWithTheNewKey)
+        types = {event["type"] async for event in self.client().events.iterate()}
+        self.assertEqual(types, {"service.join"})
 
     async def test_removeEndsKeyAndTokensWithinASecond(self) -> None:
         """So does removing; the raxrc loses the credentials that no longer count, and keeps the registry's URL."""

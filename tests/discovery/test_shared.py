@@ -5,6 +5,7 @@ What endpoint strings share, from the first user to the last.
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor as globalReactor
@@ -75,6 +76,17 @@ class LoanTests(SharedTestCase):
         self.assertEqual(self.closed, [first.client])
         self.successResultOf(second.release())
         self.assertEqual(self.closed, [first.client, second.client])
+
+    def test_anotherKeyInTheSameFile(self) -> None:
+        """A client takes up the key that its file has by now; one that was given a key is another one with another."""
+        for path, clients in ((Path("/raxrc"), 1), (None, 2)):
+            loans = []
+            for key in ("the key", "another key"):
+                self.settings = Settings("fake", key, (self.fake.url,), (), raxrcPath=path)
+                loans.append(borrow(self.reactor))
+            self.assertEqual(len({id(loan.client) for loan in loans}), clients)
+            for loan in loans:
+                self.successResultOf(loan.release())
 
     def test_notOnAReactorThatEnds(self) -> None:
         """A clock that is no whole reactor will do."""

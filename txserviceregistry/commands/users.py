@@ -286,14 +286,20 @@ async def _rotate(users: _Users, options: argparse.Namespace) -> None:
     # Looked at first: if it can't be read, nothing has been changed.
     credentials = await users.credentials()
     user, key = await users.identity.rotate(options.name)
+    isInRaxrc = credentials is not None and credentials[0] == user.name
     try:
-        _show(user.name, key)
-        _tell(f'User "{user.name}" has another API key; the old one, and all auth tokens, end. {_ONCE}')
-        _tell("Programs that run with the old one are refused now: start them again, or their services time out.")
-    finally:
-        if credentials is not None and credentials[0] == user.name:
+        # Before anything is shown: there is where programs look that are refused now.
+        if isInRaxrc:
             users.directory.keepCredentials(user.name, key)
-            _tell(f"{users.directory.raxrcPath} has it too.")
+    finally:
+        _show(user.name, key)
+    _tell(f'User "{user.name}" has another API key; the old one, and all auth tokens, end. {_ONCE}')
+    if isInRaxrc:
+        _tell(f"{users.directory.raxrcPath} has it too.")
+    _tell(
+        "Programs that have the old one from a file take the new one as soon as it is there; those that were given it "
+        "otherwise are refused now: start them again, or their services time out."
+    )
 
 
 _ONCE = (

@@ -141,7 +141,8 @@ class _OnReactor:
     def borrow(self, settings: Settings, reads: bool) -> Loan:
         key = (
             settings.username,
-            settings.apiKey,
+            # A client takes up the key that the file has by now.
+            settings.raxrcPath or settings.apiKey,
             settings.baseUrls,
             settings.authUrls,
             settings.region,
