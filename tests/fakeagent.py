@@ -89,3 +89,9 @@ class FakeApi(FakeAgent):
     def calls(self) -> list[Sent]:
         """What came, but for authentication."""
         return [sent for sent in self.sent if not sent.url.endswith("/tokens")]
+
+
+def asOfAPlainRegistry(response: IResponse) -> IResponse:
+    """The response, as a registry without extensions would give it."""
+    response.headers.removeHeader(b"X-Service-Registry-Extensions")
+    return response

@@ -16,6 +16,8 @@ from zope.interface import implementer
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.testing import FakeRegistry
 
+from .fakeagent import asOfAPlainRegistry
+
 # Seconds that an answer takes on a connection that is well.
 LATENCY = 0.02
 
@@ -55,7 +57,7 @@ class Lines:
         else:
             answer = self._fake.agent.request(method, uri, headers, bodyProducer)
         if self.isPlain:
-            answer.addCallback(_plain)
+            answer.addCallback(asOfAPlainRegistry)
         return answer.addBoth(self._done)
 
     def _idle(self, result: object) -> object:
@@ -65,11 +67,6 @@ class Lines:
     def _done(self, result: object) -> object:
         self.underWay -= 1
         return result
-
-
-def _plain(response: IResponse) -> IResponse:
-    response.headers.removeHeader(b"X-Service-Registry-Extensions")
-    return response
 
 
 class FleetTests(SynchronousTestCase):

@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 from ...backoff import Backoff
 from ...client import Client
 from ...errors import (
+    AuthenticationFailed,
     BadRequest,
     ConnectionFailed,
     MalformedResponse,
@@ -24,7 +25,12 @@ from ...types import Event, EventPage
 
 __all__ = ["Feed"]
 
-# Seconds between two looks at the feed when there was nothing new.
+# Seconds for which the registry is asked to hold its answer back until there is something new. A line that hangs is
+# noticed that much later.
+_WAIT = 30
+
+# Seconds at least from one look at the feed to the next when there was nothing new: a registry may not be able to wait,
+# and none does while it stops.
 _INTERVAL = 1.0
 
 # Seconds between two tries to reach a registry that is away.
@@ -43,6 +49,8 @@ class Feed:
     :param client: the registry.
     :param type: only events of this type; ``None`` for all.
     :param note: tells when the registry is lost, and when it is back.
+
+    The registry is asked to answer when there is something new, if it can do that, and else once a second.
     """
 
     def __init__(self, client: Client, type: str | None, note: Callable[[str], None]) -> None:
@@ -80,7 +88,9 @@ class Feed:
         :return: them, oldest first, as many as are there at once.
         :raises ServiceRegistryError: if it makes no sense to try on.
         """
+        clock = self._client.clock
         while True:
+            began = clock.seconds()
             page, self._first = self._first or await self._patiently(), None
             # A page begins at its marker, and that one has been told of already.
             events = [event for event in page["values"] if not (self._markerIsKnown and event["id"] == self._marker)]
@@ -88,7 +98,7 @@ class Feed:
                 self._marker = events[-1]["id"]
                 self._markerIsKnown = True
                 return events
-            await self._pause(_INTERVAL)
+            await self._pause(max(0.0, began + _INTERVAL - clock.seconds()))
 
     async def _patiently(self) -> EventPage:
         """A page, from a registry that may be away for a while."""
@@ -96,7 +106,8 @@ class Feed:
         lostAt = self._client.clock.seconds()
         while True:
             try:
-                page = await self._page()
+                # After trouble one wants to know soon whether it is over.
+                page = await self._page(None if backoff.failures else _WAIT)
             except BadRequest as error:
                 if self._marker is None:
                     raise
@@ -105,7 +116,9 @@ class Feed:
                 self._note(f"the registry does not know the last event any more, and is followed anew ({error})")
                 self._marker = None
                 self._markerIsKnown = False
-            except _PASSING as error:
+            except ServiceRegistryError as error:
+                if not self._isPassing(error):
+                    raise
                 if backoff.failures == 0:
                     self._note(f"lost the registry, trying on: {error}")
                 await self._pause(max(backoff.next(), _retryAfter(error)))
@@ -114,9 +127,14 @@ class Feed:
                     self._note(f"the registry is back after {self._client.clock.seconds() - lostAt:.0f} s")
                 return page
 
-    async def _page(self) -> EventPage:
-        # A registry that can hold the answer back until there is something new would be asked to do so here.
-        return await self._client.events.list(self._marker, _LARGEST_PAGE, self._type)
+    def _isPassing(self, error: ServiceRegistryError) -> bool:
+        if isinstance(error, AuthenticationFailed):
+            # The key has been changed, it may be, and will soon be so in its file.
+            return self._client.settings.raxrcPath is not None
+        return isinstance(error, _PASSING)
+
+    async def _page(self, wait: int | None = None) -> EventPage:
+        return await self._client.events.list(self._marker, _LARGEST_PAGE, self._type, wait=wait)
 
     async def _pause(self, seconds: float) -> None:
         await deferLater(self._client.clock, seconds)
