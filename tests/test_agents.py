@@ -154,13 +154,21 @@ class ConnectionTests(LoopbackTestCase):
         await self.until(lambda: not server.open)
 
     async def test_localAddressIsThatOfAConnection(self) -> None:
-        """The pool tells under which address this machine reaches a server, when there is a connection."""
-        server = self.serve(lambda call: call.answer())
+        """
+        The pool tells under which address this machine reaches a server, as soon as there was a connection; also while
+        that is in use, or when it is lost.
+        """
+        server = self.serve(lambda call: None)
         self.assertIsNone(self.pool.localAddress(server.url))
-        await self.get(server)
+        asked = self.get(server)
+        await self.until(lambda: server.calls)
         self.assertEqual(self.pool.localAddress(server.url + "/v1.0"), "127.0.0.1")
+        self.assertIsNone(self.pool.localAddress("http://127.0.0.1:1/"))
+        server.calls[0].answer()
+        await asked
         server.open[0].transport.loseConnection()
-        await self.until(lambda: self.pool.localAddress(server.url) is None)
+        await self.until(lambda: not server.open)
+        self.assertEqual(self.pool.localAddress(server.url), "127.0.0.1")
 
     async def test_closedPoolHasNoConnections(self) -> None:
         """When close() has fired, no socket is left."""

@@ -7,11 +7,18 @@ What belongs here speaks :class:`~twisted.web.iweb.IAgent` and knows nothing of 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
-from twisted.internet.interfaces import IConsumer, IHandshakeListener, IProtocol, IReactorTime, ISSLTransport
+from twisted.internet.interfaces import (
+    IConsumer,
+    IHandshakeListener,
+    IProtocol,
+    IReactorTime,
+    ISSLTransport,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import URI, HTTPConnectionPool, ResponseDone, ResponseNeverReceived
@@ -249,6 +256,7 @@ class _Connection(_HTTP11):
         self._isSecure = False
         self._whenLost: list[Deferred[None]] = []
         self.isLost = False
+        self.isGiven = False
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -348,6 +356,8 @@ class ConnectionPool(HTTPConnectionPool):
         self.maxPersistentPerHost = maxConnections
         self._clock: IReactorTime = reactor
         self._known: set[_Connection] = set()
+        # Where the last connection to a server begins, by the pool's key for the server.
+        self._addresses: dict[Hashable, str] = {}
 
     # Twisted has a class there, and calls it as one calls a method.
     def _factory(self, quiescentCallback: Callable[[Any], None], metadata: str) -> Any:  # type: ignore[override]
@@ -355,13 +365,22 @@ class ConnectionPool(HTTPConnectionPool):
         self._known = {connection for connection in self._known if not connection.isLost}
         return _ConnectionFactory(self._clock, self._known, quiescentCallback)
 
+    def getConnection(self, key: Hashable, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
+        """See HTTPConnectionPool."""
+        given: Deferred[Any] = super().getConnection(key, endpoint)
+        return given.addCallback(self._given, key)
+
+    def _given(self, connection: _Connection, key: Hashable) -> _Connection:
+        if not connection.isGiven:
+            connection.isGiven = True
+            transport: Any = connection.transport
+            self._addresses[key] = str(transport.getHost().host)
+        return connection
+
     def localAddress(self, url: str) -> str | None:
-        """The address of our end of a connection to the server of this *url*, if there is one."""
+        """The address of our end of the last connection to the server of this *url*, if there has been one."""
         parsed = URI.fromBytes(url.encode("ascii"))
-        for connection in self._connections.get((parsed.scheme, parsed.host, parsed.port), ()):
-            if not connection.isLost:
-                return str(connection.transport.getHost().host)
-        return None
+        return self._addresses.get((parsed.scheme, parsed.host, parsed.port))
 
     def close(self) -> Deferred[None]:
         """

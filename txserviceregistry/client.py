@@ -205,7 +205,7 @@ class Client:
         await self.account.getLimits()
         address: str | None = find(self._transport.baseUrl)
         if address is None:
-            raise ConnectionFailed(f"{self._transport.baseUrl} closes every connection: its local address is unknown")
+            raise ConnectionFailed(f"The local address of a connection to {self._transport.baseUrl} is not known")
         return address
 
     def close(self) -> Deferred[None]:
