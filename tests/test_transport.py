@@ -113,6 +113,14 @@ class TransportTests(SynchronousTestCase):
             )
             self.assertIn(f"POST {SERVER}/7/x was answered with {status} {type}: m: d (txnId t)", str(error))
 
+    def test_aTakenIdIsExplainedToAll(self) -> None:
+        """What is said of an id that is taken holds for who has to wait, and for who waits already."""
+        body = {"type": "serviceWithThisIdExists", "code": 400, "message": "Service with id web1 already exists."}
+        said = str(self.fault(answer(400, body)))
+        self.assertIn("free when its heartbeat timeout has passed", said)
+        self.assertIn("(register(), RegisteredService, the wrapper) gets it then", said)
+        self.assertIn("If it is another service, choose another id", said)
+
     def test_errorsThatAreNoFaultsAreTypedByTheirStatus(self) -> None:
         """A proxy's error page, or JSON of another kind, is an error all the same."""
         for body in (b"<html>Bad Gateway", [1], {"message": 5, "type": None}):

@@ -154,7 +154,11 @@ class BadRequest(APIError):
 class ServiceExists(APIError):
     """A service with this id is registered and alive (400)."""
 
-    advice = "Choose another id, or use register(), which waits until the old service's heartbeat timeout has passed"
+    # Read by who has called create(), and beside programs that wait already.
+    advice = (
+        "If that is an earlier run of the same service, the id is free when its heartbeat timeout has passed, and who "
+        "waits (register(), RegisteredService, the wrapper) gets it then. If it is another service, choose another id"
+    )
 
 
 class LimitReached(APIError):
