@@ -30,6 +30,20 @@ class ConfigurationTests(RaxsrTestCase):
             self.assertIn(f'there is no configuration value "{key}"', await self.refused("configuration", action, key))
         self.assertIn("one key and one value", await self.refused("configuration", "set", key, code=2))
 
+    async def test_whatCantBeSet(self) -> None:
+        """A key or a value that no registry takes is told as an import tells it, and nothing is sent."""
+        key = f"/{self.prefix}/listen_ip"
+        await self.allRefused(
+            [
+                (("configuration", "set", *given, "--api-url", "http://127.0.0.1:9/v1.0"), text)
+                for given, text in (
+                    (("/own/sp", "x"), "'/own/sp': no key (a name of a-z 0-9 _ - . with 3 characters or more"),
+                    (("/own/space/", "x"), "'/own/space/': no key"),
+                    ((key, ""), "its value has 0 characters, and 1 to 1024 are allowed"),
+                )
+            ]
+        )
+
     async def test_files(self) -> None:
         """What export writes, import reads; a dry run shows what would change, and changes nothing."""
         space = f"/{self.prefix}"

@@ -13,6 +13,7 @@ from ..outcome import CommandFailed, UsageError
 from .base import ListCommand, Progress, RaxsrCommand, ShowCommand, addId, addPaging, collect, idOf, turnPages
 from .output import Text
 from .parser import Parser
+from .valuefile import problemOf
 
 if TYPE_CHECKING:
     from ...client import Client
@@ -125,6 +126,9 @@ class Set(RaxsrCommand):
         )
         if id is None or value is None or given:
             raise UsageError("this takes one key and one value: raxsr configuration set KEY VALUE")
+        problem = problemOf(id, value)
+        if problem is not None:
+            raise CommandFailed(f"{id!r}: {problem}")
 
         async def setValue(client: Client, progress: Progress) -> bool:
             return await client.configuration.set(id, value)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..outcome import CommandFailed, UsageError
 
-__all__ = ["FORMATS", "formatOf", "formatValues", "parseValues", "readText", "writeText"]
+__all__ = ["FORMATS", "formatOf", "formatValues", "parseValues", "problemOf", "readText", "writeText"]
 
 FORMATS = ("yaml", "json")
 
@@ -103,7 +103,7 @@ def parseValues(text: str, format: str, path: str, namespace: str | None) -> dic
     problems = []
     for where, key, value in members:
         qualified = _qualified(key, namespace)
-        problem = _problemOf(qualified, value, namespace)
+        problem = problemOf(qualified, value, namespace)
         if problem is None and qualified in values:
             problem = "it is there twice"
         if problem is None:
@@ -120,7 +120,11 @@ def _qualified(key: str, namespace: str | None) -> str:
     return key if namespace is None or key.startswith("/") else f"/{namespace.strip('/')}/{key}"
 
 
-def _problemOf(key: str, value: object, namespace: str | None) -> str | None:
+def problemOf(key: str, value: object, namespace: str | None = None) -> str | None:
+    """
+    :param namespace: where the key has to be.
+    :return: why these can't be a configuration value and its key; ``None`` if they can.
+    """
     if len(key) not in _KEY_LENGTHS or key.endswith("/") or not _KEY.fullmatch(key):
         return "no key (a name of a-z 0-9 _ - . with 3 characters or more, or a path of them such as /production/port)"
     if namespace is not None and not key.startswith(f"/{namespace.strip('/')}/"):
