@@ -11,6 +11,7 @@ from OpenSSL.SSL import Error as TLSError
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import TLSVersion
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.client import Client
@@ -260,3 +261,15 @@ class CAFileTests(SynchronousTestCase):
         ):
             path.write_text(text)
             self.assertIn(str(path), str(self.assertRaises(InvalidSettings, tlsPolicy, True, str(path))))
+
+    def test_whoNamesAnUnusableFileIsTold(self) -> None:
+        """A client's error begins with the place that the file's name comes from, as that of any setting does."""
+        path = Path(self.mktemp())
+        for text, problem in ((None, "can't be read: No such file"), ("nothing", "holds no PEM certificate")):
+            if text is not None:
+                path.write_text(text)
+            settings = readSettings(
+                username="joe", apiKey="key", environ={"RAXSR_CA_FILE": str(path)}, home=Path(self.mktemp())
+            )
+            said = str(self.assertRaises(InvalidSettings, Client, reactor=Clock(), settings=settings))
+            self.assertIn(f"the environment variable RAXSR_CA_FILE: the CA file {path} {problem}", said)

@@ -126,7 +126,7 @@ class Client:
         self.clock: IReactorTime = reactor
         self._pool: ConnectionPool | None = None
         if agent is None:
-            policy = tlsPolicy(settings.verify, settings.caFile)
+            policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
             self._pool = ConnectionPool(reactor, maxConnections + 1)
             # A server that does not even answer the connecting leaves the others their share of the time.
             connectTimeout = timeout / max(1, len(settings.baseUrls))

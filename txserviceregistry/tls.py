@@ -173,7 +173,12 @@ class _TrustAnybody:
 
 
 def tlsPolicy(
-    verify: bool = True, caFile: str | None = None, certFile: str | None = None, keyFile: str | None = None
+    verify: bool = True,
+    caFile: str | None = None,
+    certFile: str | None = None,
+    keyFile: str | None = None,
+    *,
+    caSource: str | None = None,
 ) -> IPolicyForHTTPS:
     """
     How certificates are verified, and which one is shown.
@@ -182,6 +187,7 @@ def tlsPolicy(
     :param caFile: a file with the PEM certificates to trust, instead of those that the platform trusts.
     :param certFile: a file with the PEM certificate to show to whoever asks for one, and
     :param keyFile: one with its private key.
+    :param caSource: where the *caFile*'s name comes from, for texts.
     :raises InvalidSettings: if a file can't be read, or does not hold what it should.
     """
     if not verify:
@@ -189,17 +195,22 @@ def tlsPolicy(
     own = None if certFile is None or keyFile is None else _ownCertificate(certFile, keyFile)
     if caFile is None:
         return HostnameCachingHTTPSPolicy(_TrustSome(platformTrust(), None, own))
+    certificates = _certificatesIn(caFile, f"{caSource}: the CA file {caFile}" if caSource else f"The CA file {caFile}")
+    return HostnameCachingHTTPSPolicy(_TrustSome(trustRootFromCertificates(certificates), caFile, own))
+
+
+def _certificatesIn(path: str, name: str) -> list[Certificate]:
     try:
-        text = Path(caFile).expanduser().read_bytes()
+        text = Path(path).expanduser().read_bytes()
     except OSError as error:
-        raise InvalidSettings(f"The CA file {caFile} can't be read: {error.strerror}")
+        raise InvalidSettings(f"{name} can't be read: {error.strerror}")
     try:
         certificates = [Certificate.loadPEM(part + _END) for part in text.split(_END)[:-1]]
     except CertificateError:
-        raise InvalidSettings(f"The CA file {caFile} holds a certificate that can't be read")
+        raise InvalidSettings(f"{name} holds a certificate that can't be read")
     if not certificates:
-        raise InvalidSettings(f"The CA file {caFile} holds no PEM certificate")
-    return HostnameCachingHTTPSPolicy(_TrustSome(trustRootFromCertificates(certificates), caFile, own))
+        raise InvalidSettings(f"{name} holds no PEM certificate")
+    return certificates
 
 
 def _ownCertificate(certFile: str, keyFile: str) -> PrivateCertificate:

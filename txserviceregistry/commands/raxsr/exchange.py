@@ -121,7 +121,7 @@ def shownAgent(reactor: Any, settings: Settings, stream: TextIO) -> ExchangeShow
     """
     clock: IReactorTime = reactor
     pool = ConnectionPool(clock, _MAX_CONNECTIONS)
-    policy = tlsPolicy(settings.verify, settings.caFile)
+    policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
     connectTimeout = TIMEOUT / max(1, len(settings.baseUrls))
     agent = httpAgent(reactor, policy, connectTimeout, pool)
     return ExchangeShown(agent, pool, stream, settings.apiKey)
