@@ -57,6 +57,16 @@ class ProgramTests(RaxsrTestCase):
         told = await self.refused("services", "list", "--api-key", "wrong-key-0123456789")
         self.assertNotIn("0123456789", told)
 
+    async def test_whoNamesCredentialsThatAreRefused(self) -> None:
+        """Where the name and the key come from is told, as it is of URLs."""
+        told = await self.refused("services", "list", "--username", "joe", environment={"RAXSR_API_KEY": "wrong-key"})
+        self.assertIn(
+            ". The username is what --username says, and the API key is what the environment variable RAXSR_API_KEY "
+            "says\n",
+            told,
+        )
+        self.assertNotIn("wrong-key", told)
+
     async def test_debug(self) -> None:
         """--debug shows what was asked and answered, and no key, no auth token and no heartbeat token."""
         settings = readSettings(environ={"HOME": self.home, **self.settings})

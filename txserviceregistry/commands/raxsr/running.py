@@ -12,7 +12,7 @@ from twisted.logger import globalLogBeginner
 
 from ...client import Client
 from ...clock import useMonotonic
-from ...errors import ConnectionFailed, InvalidSettings, MalformedResponse, RequestTimedOut
+from ...errors import AuthenticationFailed, ConnectionFailed, InvalidSettings, MalformedResponse, RequestTimedOut
 from ...settings import Settings, readSettings
 from ..outcome import CommandFailed, UsageError
 from ..running import runReactor
@@ -63,6 +63,8 @@ def withClient(options: argparse.Namespace, stderr: TextIO, work: Callable[[Clie
         return runReactor(reactor, working)
     except (ConnectionFailed, RequestTimedOut, MalformedResponse) as error:
         raise CommandFailed(f"{error}. {whereFrom(settings)}") from None
+    except AuthenticationFailed as error:
+        raise CommandFailed(f"{error}. {whoseCredentials(settings)}") from None
 
 
 def findSettings(options: argparse.Namespace) -> Settings:
@@ -88,6 +90,17 @@ def whereFrom(settings: Settings) -> str:
         if name in settings.sources
     ]
     return ", and ".join(said)
+
+
+def whoseCredentials(settings: Settings) -> str:
+    """Who said as whom to ask. The user's name is in the error, and the key is nobody's business."""
+    said = [
+        f"{what} is what {_inOptions(settings.sources[name])} says"
+        for name, what in (("username", "the username"), ("apiKey", "the API key"))
+        if name in settings.sources
+    ]
+    text = ", and ".join(said)
+    return text[:1].upper() + text[1:]
 
 
 def _inOptions(text: str) -> str:
