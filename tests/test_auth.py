@@ -373,6 +373,11 @@ class AuthenticatorTests(SynchronousTestCase):
             failure = self.failureResultOf(self.authenticator.session(), APIError)
             self.assertFalse(failure.check(NotFound))
             self.assertIn("Who are you?", str(failure.value))
+        for status in (404, 405, 501):
+            self.problem = answer(status, b"<html>")
+            self.clock.advance(1)
+            failure = self.failureResultOf(self.authenticator.session(), APIError)
+            self.assertTrue(str(failure.value).endswith(f"{status}. Is there a service registry at this URL?"))
 
     def test_eachWaiterHasItsOwnException(self) -> None:
         """A failure that goes to many is an object of its own for each."""

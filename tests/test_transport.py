@@ -63,10 +63,11 @@ class TransportTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.authenticator = FakeAuthenticator()
+        self.base = SERVER
 
     def transport(self, handler: Any) -> Transport:
         self.agent = FakeAgent(handler)
-        return Transport(self.agent, self.clock, self.authenticator, lambda session: [SERVER])
+        return Transport(self.agent, self.clock, self.authenticator, lambda session: [self.base])
 
     def fault(self, response: Any, body: Any = None) -> Any:
         transport = self.transport(lambda sent: response)
@@ -127,6 +128,28 @@ class TransportTests(SynchronousTestCase):
             error = self.fault(answer(502, body, X_Response_Id="abc"))
             self.assertIs(type(error), ServerError)
             self.assertEqual((error.type, error.txnId), ("", "abc"))
+
+    def test_urlsThatAreNoRegistrys(self) -> None:
+        """Where something else answers, or the URL lacks its end, the error doubts the URL; its class is the same."""
+        page = {"type": "notFoundError", "code": 404, "message": "The page cannot be found."}
+        gone = {"type": "notFoundError", "code": 404, "message": "object does not exist"}
+        ask, short = "Is there a service registry at this URL?", "The URL of a registry ends in /v1.0"
+        for response, base, kind, doubt in (
+            (answer(404, b"<html>"), SERVER, NotFound, ask),
+            (answer(501, b"<html>"), SERVER, ServerError, ask),
+            (answer(503, b"<html>"), SERVER, ServerError, ""),
+            (answer(501, {"type": "notImplementedError"}), SERVER, ServerError, ""),
+            (answer(404, page), SERVER, NotFound, ""),
+            (answer(404, gone), SERVER, NotFound, ""),
+            (answer(404, page), "http://registry:8880", NotFound, short),
+            (answer(404, gone), "http://registry:8880", NotFound, ""),
+        ):
+            self.base = base
+            error = self.fault(response)
+            self.assertIs(type(error), kind)
+            self.assertTrue(error.doubt.startswith(doubt) if doubt else error.doubt == "", (response.code, base))
+            self.assertIn(error.doubt, str(error))
+            self.assertNotIn("may be tried again later" if doubt else ask, str(error))
 
     def test_rateLimitsSayWhenToComeBack(self) -> None:
         """retryAfter is what the registry says in seconds, None if it says nothing that is a number."""

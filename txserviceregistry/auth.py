@@ -312,7 +312,7 @@ class KeystoneAuthenticator:
             )
         # No subclass for a 4xx: a wrong URL of the Auth API must not look like a service that was not found.
         kind = ServerError if response.status >= 500 else APIError
-        return kind(response.status, message=message, method=response.method, url=response.url)
+        return kind(response.status, message=message, method=response.method, url=response.url, doubt=response.doubt)
 
     def _succeeded(self, session: Session) -> None:
         self._working = None

@@ -111,6 +111,7 @@ class APIError(ServiceRegistryError):
     :ivar txnId: the registry's id of the request, for its operators to find it in their logs.
     :ivar method: the request's method.
     :ivar url: the URL that was asked.
+    :ivar doubt: what may be wrong with that URL; empty if nothing looks as if there were another one to be asked.
     """
 
     advice = ""
@@ -125,6 +126,7 @@ class APIError(ServiceRegistryError):
         *,
         method: str = "",
         url: str = "",
+        doubt: str = "",
     ) -> None:
         super().__init__(status, type, message, details, txnId)
         self.status = status
@@ -134,6 +136,7 @@ class APIError(ServiceRegistryError):
         self.txnId = txnId
         self.method = method
         self.url = url
+        self.doubt = doubt
 
     def __str__(self) -> str:
         asked = f"{self.method} {self.url} was answered with " if self.url else ""
@@ -142,8 +145,9 @@ class APIError(ServiceRegistryError):
         text = f"{asked}{self.status}{kind}" + (f": {said}" if said else "")
         if self.txnId:
             text += f" (txnId {self.txnId})"
-        if self.advice:
-            text += f". {self.advice}"
+        advice = self.doubt or self.advice
+        if advice:
+            text += f". {advice}"
         return text
 
 

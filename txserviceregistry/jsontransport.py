@@ -52,6 +52,9 @@ TIMEOUT = 10.0
 # What a server says that can't do its work just now, or what stands before it: another one may.
 _AWAY = frozenset({500, 502, 503, 504})
 
+# What a server says that serves something else.
+_NO_SUCH_PAGE = frozenset({404, 405, 501})
+
 # When a deadline is shared among several servers, the first has so many seconds, or half of it if that is less: an
 # answer takes its time, however short the deadline and many the servers.
 _SHORTEST_SHARE = 0.25
@@ -126,6 +129,11 @@ class Response:
     body: bytes = attrs.field(repr=False)
     method: str
     url: str
+
+    @property
+    def doubt(self) -> str:
+        """What to ask about the URL when there is no such page at it, or none that takes such a request."""
+        return "Is there a service registry at this URL?" if self.status in _NO_SUCH_PAGE else ""
 
     def header(self, name: str) -> str | None:
         """The first header of that *name*."""

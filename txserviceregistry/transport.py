@@ -39,6 +39,8 @@ __all__ = [
 EVENTS_WAIT = "events-wait"
 #: The extension with which the registry takes many heartbeats in one request.
 HEARTBEATS = "heartbeats"
+# What a registry says of a path that it does not know at all, and not of a service that is not there.
+_NO_PAGE = "The page cannot be found"
 _EXTENSIONS = b"X-Service-Registry-Extensions"
 
 
@@ -233,6 +235,7 @@ def faultOf(response: Response, sent: object = None) -> Exception:
         text("txnId") or response.header("X-Response-Id") or "",
         method=response.method,
         url=response.url,
+        doubt=_doubt(response, text("type"), text("message")),
     )
     if isinstance(error, RateLimited):
         try:
@@ -240,6 +243,15 @@ def faultOf(response: Response, sent: object = None) -> Exception:
         except ValueError:
             pass
     return error
+
+
+def _doubt(response: Response, type: str, message: str) -> str:
+    """What may be wrong with the URL of an answer that is no success."""
+    if not type:
+        return response.doubt
+    if response.status == 404 and message.startswith(_NO_PAGE) and "/v1.0/" not in response.url:
+        return "The URL of a registry ends in /v1.0 as a rule, and this one does not"
+    return ""
 
 
 async def pages(

@@ -9,6 +9,8 @@ import sys
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
+from twisted.web.resource import Resource
+from twisted.web.server import Site
 
 from tests.commands.raxsr.raxsrcase import RAXSR, RaxsrTestCase
 from tests.processes import Child, reactor, together
@@ -66,6 +68,24 @@ class ProgramTests(RaxsrTestCase):
             told,
         )
         self.assertNotIn("wrong-key", told)
+
+    async def test_urlsThatAreNoRegistrys(self) -> None:
+        """What answers there is no registry, or its URL is not whole: the line says so, and who named the URL."""
+        site = Site(Resource())
+        port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(site)
+        self.addCleanup(port.stopListening)
+        other = f"http://127.0.0.1:{port.getHost().port}/v1.0"
+        settings = readSettings(environ={"HOME": self.home, **self.settings})
+        short = settings.baseUrls[0].removesuffix("/v1.0")
+        credentials = ("--username", settings.username, "--api-key", settings.apiKey)
+        for url, doubt in (
+            (other, "Is there a service registry at this URL? "),
+            (short, "The URL of a registry ends in /v1.0 as a rule, and this one does not. "),
+        ):
+            for words in (("services", "list"), ("services", "get", self.prefix)):
+                told = await self.refused(*words, *credentials, environment={"RAXSR_API_URL": url})
+                self.assertIn(f"{doubt}{url} is what the environment variable RAXSR_API_URL says", told)
+        self.assertIn(f'there is no service "{self.prefix}"', await self.refused("services", "get", self.prefix))
 
     async def test_debug(self) -> None:
         """--debug shows what was asked and answered, and no key, no auth token and no heartbeat token."""

@@ -12,7 +12,14 @@ from twisted.logger import globalLogBeginner
 
 from ...client import Client
 from ...clock import useMonotonic
-from ...errors import AuthenticationFailed, ConnectionFailed, InvalidSettings, MalformedResponse, RequestTimedOut
+from ...errors import (
+    APIError,
+    AuthenticationFailed,
+    ConnectionFailed,
+    InvalidSettings,
+    MalformedResponse,
+    RequestTimedOut,
+)
 from ...settings import Settings, readSettings
 from ..outcome import CommandFailed, UsageError
 from ..running import runReactor
@@ -62,9 +69,13 @@ def withClient(options: argparse.Namespace, stderr: TextIO, work: Callable[[Clie
     try:
         return runReactor(reactor, working)
     except (ConnectionFailed, RequestTimedOut, MalformedResponse) as error:
-        raise CommandFailed(f"{error}. {whereFrom(settings)}") from None
+        raise CommandFailed(_sentences(str(error), whereFrom(settings))) from None
+    except APIError as error:
+        if not error.doubt:
+            raise
+        raise CommandFailed(_sentences(str(error), whereFrom(settings))) from None
     except AuthenticationFailed as error:
-        raise CommandFailed(f"{error}. {whoseCredentials(settings)}") from None
+        raise CommandFailed(_sentences(str(error), whoseCredentials(settings))) from None
 
 
 def findSettings(options: argparse.Namespace) -> Settings:
@@ -101,6 +112,10 @@ def whoseCredentials(settings: Settings) -> str:
     ]
     text = ", and ".join(said)
     return text[:1].upper() + text[1:]
+
+
+def _sentences(first: str, second: str) -> str:
+    return f"{first}{' ' if first.endswith('?') else '. '}{second}"
 
 
 def _inOptions(text: str) -> str:
