@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry import RegisteredService
+from txserviceregistry import Client, RegisteredService
 from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, RegistrationEnded, RequestTimedOut
 from txserviceregistry.testing import FakeRegistry
 
@@ -63,6 +63,43 @@ class RegisteredServiceTests(SynchronousTestCase):
         self.fake.advance(3600)
         self.assertEqual(self.listed(), ["web1"])
         self.assertNotIn("service.timeout", self.eventTypes())
+
+    def logged(self, *levels: str) -> list[str]:
+        """The lines of the log from now on, of these levels."""
+        lines: list[str] = []
+
+        def observe(event: Any) -> None:
+            if event["log_level"].name in levels and event["log_namespace"].endswith(".RegisteredService"):
+                lines.append(str(formatEvent(event)))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        return lines
+
+    def test_theLogSaysWhereItIsRegistered(self) -> None:
+        """In one line for each start, and in none when it only comes back."""
+        lines = self.logged("info")
+        said = [f"Service web1 is registered at {self.client.settings.baseUrls[0]}"]
+        service = self.service(10)
+        service.startService()
+        self.assertEqual(lines, said)
+        self.fake.restart(keepData=False)
+        self.fake.advance(60)
+        self.assertEqual(self.eventTypes(), ["service.join"])
+        self.assertEqual(lines, said)
+        self.settle(service.stopService)
+        service.startService()
+        self.assertEqual(lines, 2 * said)
+
+    def test_theLogSaysWhichAuthAPIItWas(self) -> None:
+        """The registry's URL comes from the Auth API's catalog, where the settings have none."""
+        lines = self.logged("info")
+        fake = self.fake
+        authUrl = self.client.settings.authUrls[0]
+        self.client = Client(fake.username, fake.apiKey, authUrl=authUrl, agent=fake.agent, reactor=fake.clock)
+        self.addCleanup(self.settle, self.client.close)
+        self.service().startService()
+        self.assertEqual(lines, [f"Service web1 is registered at {authUrl}"])
 
     def test_registersWhenTheRegistryComesUp(self) -> None:
         """The application may start before the registry does."""

@@ -28,7 +28,10 @@ from .jsontransport import ClientClosed
 if TYPE_CHECKING:
     from .client import Client
 
-__all__ = ["RegisteredService"]
+__all__ = ["REGISTERED_AT", "RegisteredService"]
+
+#: What is logged when a service is registered for the first time after a start.
+REGISTERED_AT = "Service {serviceId} is registered at {url}"
 
 # Seconds that leaving the registry may take: a process has five in all to end, and the listeners come after this.
 _LONGEST_LEAVE = 3.0
@@ -89,6 +92,7 @@ class RegisteredService(Service):
         self._creation = Creation(client.services, serviceId, heartbeatTimeout, self._payload)
         self._leaving: Deferred[None] = succeed(None)
         self._wasRegistered = False
+        self._hasSaidWhere = False
         self._refusal: Failure | None = None
         self._waiting: list[Deferred[None]] = []
         self._listeners: list[Callable[[str], None]] = []
@@ -146,6 +150,7 @@ class RegisteredService(Service):
             return
         Service.startService(self)
         self._refusal = None
+        self._hasSaidWhere = False
         self._heartBeater = heartBeater = HeartBeater(
             self._client.services,
             self.serviceId,
@@ -206,6 +211,12 @@ class RegisteredService(Service):
             for waiter in waiting:
                 waiter.callback(None)
         self._tell(state)
+        if state == REGISTERED and not self._hasSaidWhere:
+            self._hasSaidWhere = True
+            settings = self._client.settings
+            self._log.info(
+                REGISTERED_AT, serviceId=self.serviceId, url=", ".join(settings.baseUrls or settings.authUrls)
+            )
 
     def _tell(self, state: str) -> None:
         self._callAll(self._listeners, state)

@@ -25,6 +25,7 @@ from zope.interface import implementer
 from ..client import Client
 from ..clock import useMonotonic
 from ..deferred import returnsDeferred
+from ..registration import REGISTERED_AT
 from ..settings import Settings, defaultDataDir, readSettings
 from .checks import Checker, makeProbe
 from .children import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
@@ -269,6 +270,9 @@ class _Lines:
         namespace = str(event.get("log_namespace", ""))
         ours = namespace.startswith("txserviceregistry.")
         if self._isTrying and namespace.startswith("txserviceregistry.heartbeater.") and level >= LogLevel.warn:
+            return
+        if event.get("log_format") == REGISTERED_AT:
+            # That all is well goes without saying.
             return
         if self.silent or level < (LogLevel.info if ours else LogLevel.warn):
             return
