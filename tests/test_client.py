@@ -380,7 +380,7 @@ class ConstructionTests(SynchronousTestCase):
         self.written("first")
         state = self.home / ".local" / "state" / "txserviceregistry"
         state.mkdir(parents=True)
-        (state / "raxrc").write_text("[credentials]\nusername = joe\napi_key = of the registry on this machine\n")
+        (state / "raxrc").write_text("[credentials]\nusername = joe\napi_key = another\n[api]\nurl = http://a/v1.0\n")
         settings = readSettings(environ={}, home=self.home)
         client = Client(settings=settings, agent=FakeAgent(handle), reactor=clock)
         self.successResultOf(client.services.get("web1"))

@@ -61,6 +61,48 @@ class ReadSettingsTests(SynchronousTestCase):
         arguments.update(username="argument", baseUrl="http://a/v1.0")
         self.assertEqual(names(), ("argument", "http://a/v1.0"))
 
+    def test_optionsThatAreNone(self) -> None:
+        """A misspelt option is told, with its line and what there is, and without its value. Other sections may be."""
+        self.local()
+        for text, told in (
+            (
+                f"[credentials]\nusername = joe\nkey = {KEY}\n",
+                "line 3: [credentials] has no option 'key', but username and api_key",
+            ),
+            ("[api]\nurls = http://a/v1.0\n", "line 2: [api] has no option 'urls', but url"),
+            ("[ssl]\nca-file: /ca.pem\n", "line 2: [ssl] has no option 'ca-file', but verify and ca_file"),
+        ):
+            path = self.raxrc(text)
+            self.assertEqual(self.refused(), f"{path}, {told}")
+        self.raxrc("[mine]\nkey = value\n[credentials]\nUsername = joe\nAPI_KEY = another\n")
+        self.assertEqual(self.read().apiKey, "another")
+
+    def test_theLocalKeyStaysOnThisMachine(self) -> None:
+        """The API key of this machine's registry goes to this machine, and to the host that its file names."""
+        path = self.local("[credentials]\nusername = local\napi_key = " + KEY + "\n[api]\nurl = https://Own:1/v1.0\n")
+        for url in ("http://localhost/v1.0", "http://127.0.0.2:9/v1.0", "http://[::1]:9/v1.0", "https://own/v1.0"):
+            self.assertEqual(self.read({"RAXSR_API_URL": url}).apiKey, KEY, url)
+            self.assertEqual(self.read({"RAXSR_AUTH_URL": url}).apiKey, KEY, url)
+        for environ in (
+            {"RAXSR_API_URL": "http://elsewhere/v1.0"},
+            {"RAXSR_API_URL": "http://localhost/v1.0,http://elsewhere/v1.0"},
+            {"RAXSR_API_URL": "http://localhost.elsewhere/v1.0"},
+            {"RAXSR_AUTH_URL": "http://10.0.0.1/v2.0"},
+            {"RAXSR_API_URL": "http://localhost/v1.0", "RAXSR_AUTH_URL": "http://elsewhere/v2.0"},
+        ):
+            text = self.refused(environ)
+            self.assertIn("There is no API key", text)
+            self.assertTrue(text.endswith(f"key in {path} is for the registry on this machine, and sent to no other"))
+            self.assertEqual(self.read({**environ, "RAXSR_USERNAME": "joe", "RAXSR_API_KEY": "own"}).apiKey, "own")
+        self.raxrc("[api]\nurl = http://elsewhere/v1.0\n")
+        self.assertIn("There is no API key", self.refused())
+
+    def test_theLocalKeyIsForTheLocalUser(self) -> None:
+        """Nobody else is tried with the API key of this machine's registry."""
+        path = self.local()
+        self.assertEqual(self.read({"RAXSR_USERNAME": "local"}).apiKey, KEY)
+        self.assertTrue(self.refused({"RAXSR_USERNAME": "joe"}).endswith(f"API key in {path} is for another user"))
+
     def test_readAgain(self) -> None:
         """What was read can be read again: as it was if nothing has changed, also what was given once only."""
         arguments: dict[str, Any] = {"username": "joe", "region": "DFW", "verify": False, "caFile": "/ca.pem"}

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -45,6 +46,12 @@ _NAMES: dict[str, tuple[str, tuple[str, str] | None]] = {
     "verify": ("RAXSR_SSL_VERIFY", ("ssl", "verify")),
     "caFile": ("RAXSR_CA_FILE", ("ssl", "ca_file")),
 }
+
+# The options that each section of an INI file may have. Other sections are somebody else's.
+_OPTIONS: dict[str, list[str]] = {}
+for _, _place in _NAMES.values():
+    if _place is not None:
+        _OPTIONS.setdefault(_place[0], []).append(_place[1])
 
 # The environment variables that name files and folders.
 _PATHS = ("RAXSR_RAXRC", "RAXSR_DATA_DIR")
@@ -214,6 +221,14 @@ class _IniFile:
             raise InvalidSettings(f"{self.path}, line {error.errors[0][0]}: neither [section] nor option = value")
         except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
             raise InvalidSettings(f"{self.path}, line {error.lineno}: this is there twice")
+        for section, options in _OPTIONS.items():
+            for option in parser.options(section) if parser.has_section(section) else ():
+                if option not in options:
+                    # What follows is not shown: it may be the key.
+                    raise InvalidSettings(
+                        f"{self.path}, line {self._lineOf(section, option)}: [{section}] has no option {option!r}, but "
+                        f"{' and '.join(options)}"
+                    )
         return parser
 
     def _lineOf(self, section: str, option: str) -> int:
@@ -221,7 +236,7 @@ class _IniFile:
         for number, line in enumerate(self._lines, 1):
             if line.lstrip().startswith("["):
                 current = line.strip().strip("[]")
-            elif current == section and re.match(rf"\s*{option}\s*[=:]", line, re.IGNORECASE):
+            elif current == section and re.match(rf"\s*{re.escape(option)}\s*[=:]", line, re.IGNORECASE):
                 return number
         return 0
 
@@ -275,6 +290,10 @@ class _Lookup:
         variable = _NAMES[name][0]
         value = self._environ.get(variable, "").strip()
         return Setting(value, f"the environment variable {variable}") if value else None
+
+    def isLocal(self, setting: Setting) -> bool:
+        """Whether it is the registry of this machine that has given a value."""
+        return setting.path == self.local.path.absolute()
 
     def paths(self) -> str:
         return " and ".join(str(file.path) for file in [*self.files, self.local])
@@ -344,6 +363,10 @@ class _Reader:
         found = _Lookup(self.explicit, self.environ, self.home, isReadAgain=self.isReadAgain)
         base, auth = _urls(found)
         user, key = found.get("username"), found.get("apiKey")
+        withheld = ""
+        if key is not None and found.isLocal(key):
+            withheld = _whyNotLocal(found, user, [*base, *auth])
+            key = None if withheld else key
         if user is None or key is None:
             missing = " and ".join(
                 name for name, setting in (("no username", user), ("no API key", key)) if setting is None
@@ -352,7 +375,7 @@ class _Reader:
                 f"There is {missing} for the service registry at {', '.join(base or auth)}. Give username and apiKey, "
                 "set RAXSR_USERNAME and RAXSR_API_KEY, or write them under [credentials] into ~/.raxrc. A registry "
                 "that runs on this machine (twistd -n service-registry-agent starts one) leaves them in a file of its "
-                f"own. Looked at: {found.paths()}"
+                f"own. Looked at: {found.paths()}{withheld}"
             )
         # The certificate of this machine's registry says nothing about any other.
         isLocal = all(found.get(name, local=False) is None for name in ("baseUrl", "authUrl"))
@@ -405,6 +428,27 @@ def _urls(found: _Lookup) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if auth is not None:
         return baseUrls, tuple(url.removesuffix("/tokens") for url in parseUrls(auth.value, auth.source))
     return baseUrls, tuple(dict.fromkeys(map(authUrlFor, baseUrls)))
+
+
+def _whyNotLocal(found: _Lookup, user: Setting | None, urls: Iterable[str]) -> str:
+    """Why the API key of this machine's registry is not for this user there, to be added to a text; else nothing."""
+    owner = found.local.get("username")
+    if owner is None or user is None or owner.value != user.value:
+        return f"; the API key in {found.local.path} is for another user"
+    own = [found.local.get(name) for name in ("baseUrl", "authUrl")]
+    hosts = {urlsplit(url).hostname for each in own if each is not None for url in parseUrls(each.value, each.source)}
+    if all(_isLoopback(host) or host in hosts for host in (urlsplit(url).hostname for url in urls)):
+        return ""
+    return f"; the API key in {found.local.path} is for the registry on this machine, and sent to no other"
+
+
+def _isLoopback(host: str | None) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 def _boolean(setting: Setting | None) -> bool:
