@@ -1,7 +1,8 @@
 """
 Run the benchmarks and write the table of docs/performance.rst: ``python -m benchmarks [NAME ...]``.
 
-They need the extra ``bench``. With names only these are run, and the figures of the others stay as they are.
+They need the extra ``bench``. With names only these are run, and the figures of the others stay as they are, and
+so do those of one that fails.
 ``--quick`` runs them quickly and leaves the table alone; ``--table`` runs none and makes the table of the kept figures.
 """
 
@@ -60,13 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     measured: dict[str, Any] = {}
+    failed = False
     for name in () if options.table else options.names or _BENCHMARKS:
         began = time.monotonic()
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *(["--quick"] if options.quick else [])]
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if result.returncode:
             print(f"{name} failed", file=sys.stderr)
-            return 1
+            failed = True
+            continue
         measured[name] = json.loads(result.stdout)
         if not options.json:
             print(f"{name} ({time.monotonic() - began:.0f} s)")
@@ -78,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         kept.update({name: {"on": _machine(), "figures": figures} for name, figures in measured.items()})
         _KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
         _TABLE.write_text(_table(kept), "utf-8")
-    return 0
+    return 1 if failed else 0
 
 
 def _machine() -> str:

@@ -12,6 +12,8 @@ from treq.client import HTTPClient
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.ssl import Certificate, PrivateCertificate, trustRootFromCertificates
+from twisted.internet.testing import EventLoggingObserver
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import (
     BrowserLikePolicyForHTTPS,
@@ -138,6 +140,13 @@ class RequestTests(AgentTestCase):
             self.assertEqual(server.calls[0].headers["host"], server.url.partition("//")[2])
             self.assertEqual(server.opened, 1)
         self.assertTrue(verifyObject(IAgent, self.agent))
+
+    async def test_saysNothing(self) -> None:
+        """What goes well is not in the log."""
+        log = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
+        self.instance("aaa", named("aaa"))
+        await self.ask()
+        self.assertEqual([event for event in log if "factory" in str(event.get("log_format"))], [])
 
     async def test_underTreq(self) -> None:
         """treq's HTTPClient takes it, with a Host and cookies of one's own."""

@@ -17,7 +17,7 @@ from service_identity import VerificationError
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.error import ConnectError
-from twisted.internet.interfaces import IConsumer, IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.interfaces import IConsumer, IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import (
@@ -334,7 +334,7 @@ class _WatchedEndpoint:
         self._endpoint = endpoint
         self._watch = watch
 
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+    def connect(self, protocolFactory: Any) -> Deferred[IProtocol]:
         def connected(protocol: IProtocol) -> IProtocol:
             self._watch.connected()
             return protocol
@@ -343,6 +343,8 @@ class _WatchedEndpoint:
             self._watch.failed(failure.value)
             return failure
 
+        # Twisted's own would write a line to the log for each connection.
+        protocolFactory.noisy = False
         return self._endpoint.connect(protocolFactory).addCallbacks(connected, failed)
 
 
