@@ -30,6 +30,7 @@ from zope.interface import Interface, implementer
 
 from .agents import BytesProducer, Collector, FixedHeaders, WholeResponse
 from .backoff import Backoff
+from .blanking import blanked
 from .deferred import returnsDeferred, then
 from .errors import (
     APIError,
@@ -303,7 +304,7 @@ class KeystoneAuthenticator:
         message = ""
         for fault in response.json.values() if isinstance(response.json, dict) else ():
             if isinstance(fault, dict):
-                message = str(fault.get("message") or "").replace(self._credentials.apiKey or "\0", "…")
+                message = blanked(str(fault.get("message") or ""), [self._credentials.apiKey])
         if response.status in (401, 403):
             return AuthenticationFailed(
                 f"{response.method} {response.url} refused the credentials of user {self._credentials.username!r} with "

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
+from .blanking import blanked
 from .errors import APIError, BadRequest, MalformedResponse, RateLimited, apiErrorFor
 from .jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, pathOf, segment
 
@@ -221,10 +222,7 @@ def faultOf(response: Response, sent: object = None) -> Exception:
 
     def text(name: str) -> str:
         value = fault.get(name)
-        words = "" if value is None else str(value)
-        for secret in secrets:
-            words = words.replace(secret, "…")
-        return words
+        return "" if value is None else blanked(str(value), secrets)
 
     kind = apiErrorFor(response.status, text("type"))
     error: APIError = kind(

@@ -104,6 +104,19 @@ class ProgramTests(RaxsrTestCase):
         self.assertEqual(down.code, 1)
         self.assertIn("no answer after", down.err)
 
+    async def test_debugLeavesWordsWhole(self) -> None:
+        """A token or key that is a piece of other words is blanked where it stands by itself, and nowhere else."""
+        await self.clientWithServices(self.prefix)
+        for token in ("bad", "on"):
+            beaten = ("services", "heartbeat", self.prefix, "--token", token)
+            for shown in await together(self.raxsr(*words) for words in (beaten, (*beaten, "--debug"))):
+                self.assertEqual(shown.code, 1)
+                self.assertRegex(shown.err, "badRequest|notFoundError")
+                self.assertNotRegex(shown.err, rf"\b{token}\b")
+        shown = await self.raxsr("services", "list", "--api-key", "a", "--debug")
+        self.assertIn('"apiKey": "***"', shown.err)
+        self.assertIn('{"auth": {"RAX-KSKEY:apiKeyCredentials"', shown.err)
+
     async def test_completion(self) -> None:
         """The script is good bash, and completes commands, options and choices."""
         for shell in ("bash", "zsh"):

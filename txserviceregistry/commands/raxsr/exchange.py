@@ -16,6 +16,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ...agents import BytesProducer, ConnectionPool, WholeResponse
+from ...blanking import blanked, spellings
 from ...connecting import httpAgent
 from ...jsontransport import TIMEOUT
 from ...settings import Settings
@@ -28,9 +29,6 @@ _BLANK = "***"
 
 # What the values of these members are is nobody's business, whatever object they are members of.
 _SECRET_MEMBERS = {"apikey", "api_key", "password", "token"}
-
-# Shorter values are blanked where they are members, but not searched for elsewhere: they are in half of all words.
-_SHORTEST_REMEMBERED = 8
 
 _MAX_CONNECTIONS = 2
 
@@ -50,7 +48,7 @@ class ExchangeShown:
         self._agent = agent
         self._pool = pool
         self._stream = stream
-        self._secrets = {apiKey} - {""}
+        self._secrets = spellings(apiKey)
 
     def request(
         self,
@@ -86,27 +84,24 @@ class ExchangeShown:
 
     def _show(self, mark: str, line: str, body: bytes) -> None:
         try:
-            text = json.dumps(self._blanked(json.loads(body)), ensure_ascii=False) if body else ""
+            text = json.dumps(self._withoutSecrets(json.loads(body)), ensure_ascii=False) if body else ""
         except (ValueError, RecursionError):
             text = body.decode("utf-8", "replace")
         for shown in filter(None, (line, text)):
-            for secret in self._secrets:
-                shown = shown.replace(secret, _BLANK)
-            print(f"{mark} {printable(shown)}", file=self._stream, flush=True)
+            print(f"{mark} {printable(blanked(shown, self._secrets, _BLANK))}", file=self._stream, flush=True)
 
-    def _blanked(self, value: Any, secret: bool = False) -> Any:
+    def _withoutSecrets(self, value: Any, secret: bool = False) -> Any:
         """*value* without secrets. What was found to be one is remembered, for it may come back elsewhere."""
         if isinstance(value, dict):
             # The Auth API's token is an object, which says more than its id.
             return {
-                name: self._blanked(member, name.lower() in _SECRET_MEMBERS or (secret and name == "id"))
+                name: self._withoutSecrets(member, name.lower() in _SECRET_MEMBERS or (secret and name == "id"))
                 for name, member in value.items()
             }
         if isinstance(value, list):
-            return [self._blanked(member) for member in value]
+            return [self._withoutSecrets(member) for member in value]
         if secret and isinstance(value, str):
-            if len(value) >= _SHORTEST_REMEMBERED:
-                self._secrets.add(value)
+            self._secrets |= spellings(value)
             return _BLANK
         return value
 
