@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,42 @@ from twisted.trial.unittest import SynchronousTestCase
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, RegistrationEnded, RequestTimedOut
 from txserviceregistry.testing import FakeRegistry
+
+ROOT = Path(__file__).parents[1]
+
+# Has a state file, and a child that was forked and lives as long as our end of the pipe is open.
+HOLDER = """
+import os, sys
+from txserviceregistry import RegisteredService
+from txserviceregistry.testing import FakeRegistry
+
+service = RegisteredService(FakeRegistry().client(), "web1", 10, state=sys.argv[1])
+service.startService()
+if not os.fork():
+    print("forked", flush=True)
+sys.stdin.read()
+"""
+
+# Twisted needs the module here: it comes first.
+WITHOUT_LOCKS = """
+import sys
+import twisted.internet.reactor
+sys.modules["fcntl"] = None
+from txserviceregistry import RegisteredService
+from txserviceregistry.testing import FakeRegistry
+
+fake = FakeRegistry()
+for _ in range(2):
+    service = RegisteredService(fake.client(), "web1", 10, state=sys.argv[1])
+    service.startService()
+    service.abandon()
+print([event["type"] for event in fake.client().events.list().result["values"]])
+"""
+
+
+def openDescriptors() -> int:
+    """How many this process has."""
+    return len(os.listdir("/dev/fd"))
 
 
 class RegisteredServiceTests(SynchronousTestCase):
@@ -530,3 +568,136 @@ class RegisteredServiceTests(SynchronousTestCase):
         self.assertIn("stopped", repr(service))
         again: Deferred[Any] = self.other.services.create("web1", 30)
         self.successResultOf(again)
+
+    # -- the state file, and several who have it
+
+    def heldBy(self, path: str) -> Any:
+        """What is in the state file."""
+        return json.loads(Path(path).read_text())["token"]
+
+    def test_twoWithOneStateFileAreTwoServices(self) -> None:
+        """The second takes nothing of the first that lives: not its service, nor its token, nor the file."""
+        path = self.mktemp()
+        lines = self.logged("warn")
+        first, second = self.service(10, state=path), self.service(10, state=path)
+        first.startService()
+        second.startService()
+        self.fake.advance(60)
+        self.assertEqual((first.state, second.state), ("registered", "registering"))
+        self.assertEqual(len(lines), 1)
+        self.assertIn(path, lines[0])
+        self.settle(second.stopService)
+        self.assertTrue(os.path.exists(path))
+        self.assertEqual(self.listed(), ["web1"])
+        self.crash(first)
+        self.service(10, state=path).startService()
+        self.fake.advance(10)
+        self.assertEqual(self.eventTypes(), ["service.join"])
+
+    def test_aRollingRestart(self) -> None:
+        """The new one is registered when the old one has left, and has the file from there on."""
+        path = self.mktemp()
+        first, second = self.service(10, state=path), self.service(10, state=path)
+        first.startService()
+        second.startService()
+        first.drain(5)
+        self.fake.advance(10)
+        self.assertTrue(second.healthy)
+        self.assertEqual(self.eventTypes(), ["service.join", "service.remove", "service.join"])
+        self.crash(second)
+        self.service(10, state=path).startService()
+        self.fake.advance(30)
+        self.assertEqual(self.eventTypes(), ["service.join", "service.remove", "service.join"])
+
+    def test_takesOverFromWhoeverIsKilled(self) -> None:
+        """One that waits goes on as the same service when the first has died."""
+        path = self.mktemp()
+        first, second = self.service(10, state=path), self.service(10, state=path)
+        first.startService()
+        second.startService()
+        self.fake.advance(5)
+        first.abandon()
+        self.fake.advance(30)
+        self.assertTrue(second.healthy)
+        self.assertEqual(self.eventTypes(), ["service.join"])
+
+    def test_anotherServiceTakesTheFileWhenItIsFree(self) -> None:
+        """One with an id of its own is registered at once, and its token kept as soon as the file is free."""
+        path = self.mktemp()
+        first, second = self.service(10, state=path), self.service(10, id="web2", state=path)
+        first.startService()
+        second.startService()
+        self.fake.advance(10)
+        self.assertEqual(self.listed(), ["web1", "web2"])
+        self.assertEqual(json.loads(Path(path).read_text())["id"], "web1")
+        self.settle(first.stopService)
+        self.fake.advance(10)
+        self.assertEqual(json.loads(Path(path).read_text())["id"], "web2")
+
+    def test_isWarnedAfterEachStart(self) -> None:
+        """Stopped and started again, the first has its file again, and the second hears of it again."""
+        path = self.mktemp()
+        lines = self.logged("warn")
+        first, second = self.service(10, state=path), self.service(10, id="web2", state=path)
+        for count in (1, 2):
+            first.startService()
+            second.startService()
+            self.fake.advance(10)
+            self.assertEqual(len(lines), count)
+            self.assertEqual(json.loads(Path(path).read_text())["id"], "web1")
+            self.settle(second.stopService)
+            self.settle(first.stopService)
+
+    def test_leavesNoDescriptorOpen(self) -> None:
+        """However often it is started, stopped and abandoned, and however often it finds the file taken."""
+        path = self.mktemp()
+        first, second = self.service(10, state=path), self.service(10, state=path)
+
+        def run() -> None:
+            first.startService()
+            second.startService()
+            self.fake.advance(20)
+            self.settle(second.stopService)
+            first.abandon()
+            first.startService()
+            self.settle(first.stopService)
+
+        run()
+        before = openDescriptors()
+        run()
+        run()
+        self.assertEqual(openDescriptors(), before)
+
+    def test_anotherProcess(self) -> None:
+        """What another process has is taken over when it was killed, though a child that it has forked lives on."""
+        path = os.path.abspath(self.mktemp())
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        )
+        assert holder.stdin is not None and holder.stdout is not None
+        self.addCleanup(holder.stdout.close)
+        self.addCleanup(holder.stdin.close)
+        self.addCleanup(holder.wait)
+        self.addCleanup(holder.kill)
+        self.assertEqual(holder.stdout.readline(), b"forked\n")
+        theirs = self.heldBy(path)
+        # The registry is another one: only the file tells the two of each other.
+        service = self.service(10, state=path)
+        service.startService()
+        self.fake.advance(30)
+        self.assertEqual(service.state, "registered")
+        self.assertEqual(self.heldBy(path), theirs)
+        holder.kill()
+        holder.wait()
+        self.fake.advance(10)
+        self.assertNotEqual(self.heldBy(path), theirs)
+
+    def test_whereThereAreNoLocks(self) -> None:
+        """On a system without fcntl the library can be imported, and the state file works as for one process."""
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_LOCKS, os.path.abspath(self.mktemp())],
+            capture_output=True,
+            cwd=ROOT,
+            check=False,
+        )
+        self.assertEqual(done.stdout, b"['service.join']\n", done.stderr.decode())

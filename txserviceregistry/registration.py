@@ -7,7 +7,6 @@ restart, leaving cleanly. The beats themselves are the :class:`~txserviceregistr
 
 from __future__ import annotations
 
-import json
 import os
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from .deferred import returnsDeferred, waitFor
 from .errors import AuthenticationFailed, NotFound, RegistrationEnded, ServiceRegistryError
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
 from .jsontransport import ClientClosed
+from .tokenfile import TokenFile
 
 if TYPE_CHECKING:
     from .client import Client
@@ -76,7 +76,8 @@ class RegisteredService(Service):
         :param check: returns (a Deferred of) true while the application is well. Only then heartbeats go out, and the
             registration waits for the first time.
         :param state: a file that keeps the last heartbeat token. With it an application that was killed and is
-            started again within the timeout goes on as the same service at once.
+            started again within the timeout goes on as the same service at once. It belongs to one living process:
+            another one with the same file does without it until the first has ended.
         :param random: gives numbers from 0 to 1.
         """
         self.serviceId = serviceId
@@ -86,13 +87,14 @@ class RegisteredService(Service):
         self._client = client
         self._clock = client.clock
         self._check = check
-        self._tokens = _TokenFile(os.fspath(state), serviceId) if state is not None else None
+        self._tokens = TokenFile(os.fspath(state), serviceId) if state is not None else None
         self._random = random
         self._heartBeater: HeartBeater | None = None
         self._creation = Creation(client.services, serviceId, heartbeatTimeout, self._payload)
         self._leaving: Deferred[None] = succeed(None)
         self._wasRegistered = False
         self._hasSaidWhere = False
+        self._hasToldOfOwner = False
         self._refusal: Failure | None = None
         self._waiting: list[Deferred[None]] = []
         self._listeners: list[Callable[[str], None]] = []
@@ -150,7 +152,7 @@ class RegisteredService(Service):
             return
         Service.startService(self)
         self._refusal = None
-        self._hasSaidWhere = False
+        self._hasSaidWhere = self._hasToldOfOwner = False
         self._heartBeater = heartBeater = HeartBeater(
             self._client.services,
             self.serviceId,
@@ -192,6 +194,7 @@ class RegisteredService(Service):
         heartBeater.stop()
         self._creation.abandon()
         self._creation.mayExist = False
+        self._releaseState()
         self._failWaiting(self._ended())
 
     def drain(self, seconds: float) -> Deferred[None]:
@@ -267,7 +270,7 @@ class RegisteredService(Service):
 
     async def _resume(self) -> str | None:
         """Go on as the service that an earlier process has left, if it still lives."""
-        kept = self._tokens.load() if self._tokens is not None else None
+        kept = self._kept()
         if kept is None:
             return None
         try:
@@ -298,11 +301,42 @@ class RegisteredService(Service):
             host=host,
         )
 
-    def _keep(self, token: str) -> None:
-        if self._tokens is None:
-            return
+    # -- the state file
+
+    def _claimed(self) -> TokenFile | None:
+        """
+        The state file, if there is one and it is ours.
+
+        :raises OSError: if it can't be had.
+        """
+        if self._tokens is None or self._heartBeater is None:
+            return None
+        if self._tokens.claim():
+            return self._tokens
+        if not self._hasToldOfOwner:
+            self._hasToldOfOwner = True
+            self._log.warn(
+                "Service {serviceId} does without its state file, {path}, as long as somebody else who lives has it: a "
+                "process that is to take its place waits until the id is free, and those that run side by side need a "
+                "file each",
+                serviceId=self.serviceId,
+                path=self._tokens.path,
+            )
+        return None
+
+    def _kept(self) -> str | None:
         try:
-            self._tokens.save(token)
+            tokens = self._claimed()
+        except OSError:
+            # When there is a token to keep, it is told.
+            return None
+        return None if tokens is None else tokens.load()
+
+    def _keep(self, token: str) -> None:
+        try:
+            tokens = self._claimed()
+            if tokens is not None:
+                tokens.save(token)
         except OSError as error:
             self._log.warn(
                 "The heartbeat token of service {serviceId} can't be kept: {error}",
@@ -311,8 +345,12 @@ class RegisteredService(Service):
             )
 
     def _forgetToken(self) -> None:
-        if self._tokens is not None:
+        if self._tokens is not None and self._tokens.isOurs:
             self._tokens.remove()
+
+    def _releaseState(self) -> None:
+        if self._tokens is not None:
+            self._tokens.release()
 
     # -- leaving
 
@@ -324,6 +362,12 @@ class RegisteredService(Service):
 
     @returnsDeferred
     async def _depart(self, heartBeater: HeartBeater) -> None:
+        try:
+            await self._removeIt(heartBeater)
+        finally:
+            self._releaseState()
+
+    async def _removeIt(self, heartBeater: HeartBeater) -> None:
         await heartBeater.stop()
         self._failWaiting(self._ended())
         if self._creation.underWay is not None:
@@ -352,39 +396,3 @@ class RegisteredService(Service):
             serviceId=self.serviceId,
             timeout=self.heartbeatTimeout,
         )
-
-
-class _TokenFile:
-    """A file that holds one service's last heartbeat token, replaced whole each time."""
-
-    def __init__(self, path: str, serviceId: str) -> None:
-        self._path = path
-        self._serviceId = serviceId
-
-    def load(self) -> str | None:
-        """The token, or ``None`` if there is none of this service or the file can't be read as one."""
-        try:
-            with open(self._path, encoding="utf-8") as file:
-                kept = json.load(file)
-        except (OSError, ValueError):
-            return None
-        if not isinstance(kept, dict) or kept.get("id") != self._serviceId or not isinstance(kept.get("token"), str):
-            return None
-        token: str = kept["token"]
-        return token
-
-    def save(self, token: str) -> None:
-        """:raises OSError: if it can't be written; the old content is there then."""
-        beside = f"{self._path}.new"
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"id": self._serviceId, "token": token}, file)
-        os.replace(beside, self._path)
-
-    def remove(self) -> None:
-        """Forget the token."""
-        try:
-            os.unlink(self._path)
-        except OSError:
-            # Gone, or not to be removed: a token of a service that has ended does no harm.
-            pass

@@ -1,0 +1,116 @@
+"""
+The file that keeps a service's last heartbeat token, and whose it is: one living process has it at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from io import FileIO
+from weakref import WeakSet
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:
+    # Windows has none. There nothing keeps two processes from the same file.
+    def _lock(descriptor: int) -> None:
+        pass
+
+else:
+
+    def _lock(descriptor: int) -> None:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+
+
+__all__ = ["TokenFile"]
+
+_claims: WeakSet[FileIO] = WeakSet()
+
+
+def _leaveThemToTheParent() -> None:
+    # A child that is forked, and executes nothing, has a copy of each descriptor, which would hold the claim beyond its
+    # parent's end. To close the copy ends no claim.
+    for claim in list(_claims):
+        claim.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leaveThemToTheParent)
+
+
+class TokenFile:
+    """
+    A file that holds one service's last heartbeat token, replaced whole each time.
+
+    It is not to be touched before :meth:`claim` has said that it is ours. The claim is a lock on a file beside it: the
+    system ends it with the process, however that ends.
+
+    :ivar path: where it is.
+    """
+
+    def __init__(self, path: str, serviceId: str) -> None:
+        self.path = path
+        self._serviceId = serviceId
+        self._claim: FileIO | None = None
+
+    @property
+    def isOurs(self) -> bool:
+        """Whether it is claimed."""
+        return self._claim is not None and not self._claim.closed
+
+    def claim(self) -> bool:
+        """
+        Make it ours, until :meth:`release`.
+
+        :return: false if somebody else who lives has it, in this process or in another one.
+        :raises OSError: if nobody can have it, because nothing can be written there.
+        """
+        if self.isOurs:
+            return True
+        # Not .lock: the wrapper has ID.lock beside ID.token, and web1.token may be an id too.
+        claim = FileIO(f"{self.path}.claim", "a", opener=lambda path, flags: os.open(path, flags, 0o600))
+        try:
+            _lock(claim.fileno())
+        except BlockingIOError:
+            claim.close()
+            return False
+        except OSError:
+            # A file system without locks; it is as if the system had none.
+            pass
+        self._claim = claim
+        _claims.add(claim)
+        return True
+
+    def release(self) -> None:
+        """Let somebody else have it; what is in it stays."""
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            claim.close()
+
+    def load(self) -> str | None:
+        """The token, or ``None`` if there is none of this service or the file can't be read as one."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                kept = json.load(file)
+        except (OSError, ValueError):
+            return None
+        if not isinstance(kept, dict) or kept.get("id") != self._serviceId or not isinstance(kept.get("token"), str):
+            return None
+        token: str = kept["token"]
+        return token
+
+    def save(self, token: str) -> None:
+        """:raises OSError: if it can't be written; the old content is there then."""
+        beside = f"{self.path}.new"
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"id": self._serviceId, "token": token}, file)
+        os.replace(beside, self.path)
+
+    def remove(self) -> None:
+        """Forget the token."""
+        try:
+            os.unlink(self.path)
+        except OSError:
+            # Gone, or not to be removed: a token of a service that has ended does no harm.
+            pass
