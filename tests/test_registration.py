@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -352,6 +353,64 @@ class RegisteredServiceTests(SynchronousTestCase):
         asked = len(self.fake.requests)
         self.fake.advance(300)
         self.assertEqual(len(self.fake.requests), asked)
+
+    def test_whatNoRegistryTakesIsToldAtOnce(self) -> None:
+        """An argument of a wrong type, or out of the protocol's bounds, is an error that says what is right."""
+        for options, error, text in (
+            ({"id": b"web1"}, TypeError, "b'web1', but a service's id is a string"),
+            ({"id": None}, TypeError, "is a string of 3 to 65 characters"),
+            ({"id": "a"}, ValueError, "'a', but a service's id is a string of 3 to 65 characters"),
+            ({"id": "a" * 66}, ValueError, "3 to 65 characters"),
+            ({"timeout": "30"}, TypeError, "'30', but it has to be a whole number of seconds from 3 to 120"),
+            ({"timeout": None}, TypeError, "whole number"),
+            ({"timeout": 2}, ValueError, "heartbeatTimeout is 2, but it has to be a whole number of seconds from 3"),
+            ({"timeout": 121}, ValueError, "3 to 120"),
+            ({"timeout": 3.5}, ValueError, "whole number"),
+            ({"timeout": float("nan")}, ValueError, "whole number"),
+            ({"timeout": True}, ValueError, "whole number"),
+            ({"tags": "www"}, TypeError, "tags is 'www', but it has to be a list of strings"),
+            ({"tags": ""}, TypeError, "list of strings"),
+            ({"tags": b"www"}, TypeError, "tags is b'www', but it has to be a list"),
+            ({"tags": ["www", 1]}, TypeError, "1 is in tags, but each tag has to be a string"),
+            ({"tags": None}, TypeError, "tags is None, but it has to be a list of strings"),
+            ({"metadata": {"port": 8000}}, TypeError, r"metadata\['port'\] is 8000, but each value has to be a string"),
+            ({"metadata": {8000: "port"}}, TypeError, "8000 is a key of metadata"),
+            ({"metadata": "port=8000"}, TypeError, "mapping of strings to strings"),
+        ):
+            with self.subTest(options=options):
+                self.assertRaisesRegex(error, text, self.service, **options)
+
+    def test_whateverTheProtocolTakes(self) -> None:
+        """Ids and timeouts up to their bounds, and all kinds of collections."""
+        for number, options in enumerate(
+            (
+                {"id": "A-z"},
+                {"id": "0_." + 62 * "a"},
+                {"timeout": 3},
+                {"timeout": 120},
+                {"timeout": 30.0},
+                {"tags": ("www",)},
+                {"tags": {"www"}},
+                {"tags": (tag for tag in ("www",))},
+                {"metadata": MappingProxyType({"a": "b"})},
+                {"metadata": None},
+            )
+        ):
+            with self.subTest(options=options):
+                service = self.service(**{"id": f"web{number}", **options})
+                service.startService()
+                self.successResultOf(service.whenRegistered())
+                found = self.successResultOf(self.other.services.get(service.serviceId))
+                self.assertEqual(found["tags"], ["www"] if "tags" in options else [])
+                self.assertEqual(found["metadata"], dict(options.get("metadata") or {}))
+                self.assertEqual(found["heartbeat_timeout"], options.get("timeout", 30))
+
+    def test_theRegistryHasTheLastWord(self) -> None:
+        """How many tags there may be, and how long each, another registry may see in another way."""
+        for options in ({"tags": [f"tag{number}" for number in range(11)]}, {"tags": ["x" * 56]}, {"tags": [""]}):
+            service = self.service(**options)
+            service.startService()
+            self.failureResultOf(service.whenRegistered(), BadRequest)
 
     def test_drainRemovesItFirst(self) -> None:
         """It leaves the registry at once, and the rest of the time is for those who still know it."""

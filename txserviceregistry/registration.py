@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from .creation import UNKNOWN_OUTCOME, Creation
 from .deferred import returnsDeferred, waitFor
 from .errors import AuthenticationFailed, NotFound, RegistrationEnded, ServiceRegistryError
+from .fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
 from .jsontransport import ClientClosed
 from .tokenfile import TokenFile
@@ -79,18 +80,21 @@ class RegisteredService(Service):
             started again within the timeout goes on as the same service at once. It belongs to one living process:
             another one with the same file does without it until the first has ended.
         :param random: gives numbers from 0 to 1.
+        :raises TypeError: if the id, a tag, or a key or value of the metadata is no string, or the timeout no number.
+        :raises ValueError: if the id's length or the timeout is one that no registry takes. What else it does not take,
+            the registry says: see :meth:`whenRegistered`.
         """
-        self.serviceId = serviceId
-        self.heartbeatTimeout = heartbeatTimeout
-        self.tags = list(tags)
-        self.metadata = dict(metadata or {})
+        self.serviceId = checkedId(serviceId)
+        self.heartbeatTimeout = checkedTimeout(heartbeatTimeout)
+        self.tags = checkedTags(tags)
+        self.metadata = checkedMetadata(metadata)
         self._client = client
         self._clock = client.clock
         self._check = check
         self._tokens = TokenFile(os.fspath(state), serviceId) if state is not None else None
         self._random = random
         self._heartBeater: HeartBeater | None = None
-        self._creation = Creation(client.services, serviceId, heartbeatTimeout, self._payload)
+        self._creation = Creation(client.services, serviceId, self.heartbeatTimeout, self._payload)
         self._leaving: Deferred[None] = succeed(None)
         self._wasRegistered = False
         self._hasSaidWhere = False

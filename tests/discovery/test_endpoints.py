@@ -336,6 +336,18 @@ class RegisteredTests(SynchronousTestCase):
         self.fake.advance(3.1)
         self.assertIsNotNone(self.server.port.closed)
 
+    def test_whatNoRegistryTakesIsToldBeforeItListens(self) -> None:
+        """No port is open while it is seen that a tag is no tag."""
+        for options, error in (
+            ({"tags": "www"}, TypeError),
+            ({"metadata": {"a": 1}}, TypeError),
+            ({"heartbeatTimeout": 1}, ValueError),
+            ({"serviceId": "a"}, ValueError),
+        ):
+            self.assertRaises(
+                error, RegisteredEndpoint, self.client, FakeServer(None), **{"serviceId": "web1", **options}
+            )
+
     def test_aPortThatIsTaken(self) -> None:
         """Where listening fails, that is the result, at once, and nothing is registered."""
         taken = FakeServer(None)

@@ -27,6 +27,7 @@ from ..client import Client
 from ..clock import useMonotonic
 from ..deferred import returnsDeferred
 from ..errors import InvalidSettings, ServiceRegistryError
+from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
 from ..parsing import parseMetadata, parseTags
 from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
@@ -38,7 +39,6 @@ __all__ = ["AgentProcess", "Options", "makeService"]
 
 _ID_CHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]+")
 _LONGEST_ID = 65
-_TIMEOUTS = range(3, 121)
 
 
 def defaultServiceId(hostName: str) -> str:
@@ -78,7 +78,7 @@ class Options(OneLineOptions):
         :raises twisted.python.usage.UsageError: if something can't be used.
         """
         self["id"] = self["id"] or defaultServiceId(socket.gethostname())
-        if not 3 <= len(self["id"]) <= _LONGEST_ID or _ID_CHARACTERS.search(self["id"]):
+        if not SERVICE_ID.fullmatch(self["id"]):
             raise usage.UsageError(f"--id {self['id']!r} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
         for option, parse in (("tags", parseTags), ("metadata", parseMetadata)):
             try:
@@ -89,7 +89,7 @@ class Options(OneLineOptions):
             self["heartbeat-timeout"] = int(self["heartbeat-timeout"])
         except ValueError:
             self["heartbeat-timeout"] = 0
-        if self["heartbeat-timeout"] not in _TIMEOUTS:
+        if self["heartbeat-timeout"] not in HEARTBEAT_TIMEOUTS:
             raise usage.UsageError("--heartbeat-timeout has to be a whole number of seconds from 3 to 120")
         for option in ("listen", "registry-listen"):
             if self[option] is not None:

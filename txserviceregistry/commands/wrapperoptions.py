@@ -10,13 +10,11 @@ from typing import Any
 from twisted.python import usage
 
 from .._version import __version__
+from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
 from ..parsing import parseMetadata, parseTags
 from .checks import makeProbe
 
 __all__ = ["Options"]
-
-_ID = re.compile(r"[A-Za-z0-9_.\-]{3,65}")
-_INTERVALS = range(3, 121)
 
 _EXAMPLE = """
 Example:
@@ -120,11 +118,11 @@ class Options(usage.Options):
         """
         if self["id"] is None:
             raise usage.UsageError("--id is missing")
-        if not _ID.fullmatch(self["id"]):
+        if not SERVICE_ID.fullmatch(self["id"]):
             raise usage.UsageError(f"--id {self['id']!r} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
         self.serviceId: str = self["id"]
         self.interval = int(self._number("interval"))
-        if self["interval"] != str(self.interval) or self.interval not in _INTERVALS:
+        if self["interval"] != str(self.interval) or self.interval not in HEARTBEAT_TIMEOUTS:
             raise usage.UsageError("--interval has to be a whole number of seconds from 3 to 120")
         self.retries = int(self._number("retries"))
         if self["retries"] != str(self.retries):

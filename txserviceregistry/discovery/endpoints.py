@@ -37,6 +37,7 @@ from ..client import Client
 from ..connecting import endpointTo
 from ..deferred import returnsDeferred, waitFor
 from ..errors import RegistrationEnded
+from ..fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
 from ..registration import RegisteredService
 from .balancing import Balancer, TryNext, View, tryEach
 from .instances import HOST_KEYS, PORT_KEYS, Instance
@@ -263,13 +264,16 @@ class RegisteredEndpoint:
         :param heartbeatTimeout: seconds.
         :param tags: what others find the service by.
         :param metadata: what others should know of it.
+        :raises TypeError: if one of them is of a wrong type.
+        :raises ValueError: if no registry takes the id's length or the timeout.
         """
         self._client = client
         self._endpoint = endpoint
-        self._serviceId = serviceId
-        self._heartbeatTimeout = heartbeatTimeout
-        self._tags = list(tags)
-        self._metadata = dict(metadata or {})
+        # Now, and not when a port is open already.
+        self._serviceId = checkedId(serviceId)
+        self._heartbeatTimeout = checkedTimeout(heartbeatTimeout)
+        self._tags = checkedTags(tags)
+        self._metadata = checkedMetadata(metadata)
 
     def __repr__(self) -> str:
         return f"<RegisteredEndpoint {self._serviceId!r} on {self._endpoint!r}>"

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import InvalidSettings
+from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
 from ..parsing import parseMetadata, parseTags
 from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint
 from .shared import Loan, borrow
@@ -30,8 +31,6 @@ __all__ = ["SharedRegistryEndpoint", "registeredFromString", "registryFromString
 
 _CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone")
 _SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
-_ID = re.compile(r"[A-Za-z0-9_.\-]{3,65}", re.ASCII)
-_TIMEOUTS = range(3, 121)
 _log = Logger()
 
 
@@ -152,10 +151,10 @@ def registeredFromString(reactor: Any, *args: str, **kwargs: str) -> RegisteredE
         if not kwargs.get(name):
             raise ValueError(rf"registered: {name}= is missing, as in registered:id=web1:endpoint=tcp\:8080")
     id, nested = kwargs["id"], kwargs["endpoint"]
-    if not _ID.fullmatch(id):
+    if not SERVICE_ID.fullmatch(id):
         raise ValueError(f"registered: id={id} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
     timeout = kwargs.get("heartbeatTimeout", "30")
-    if not re.fullmatch("[0-9]{1,3}", timeout) or int(timeout) not in _TIMEOUTS:
+    if not re.fullmatch("[0-9]{1,3}", timeout) or int(timeout) not in HEARTBEAT_TIMEOUTS:
         raise ValueError(f"registered: heartbeatTimeout={timeout} is no whole number of seconds from 3 to 120")
     try:
         metadata = parseMetadata(kwargs.get("metadata", ""))
