@@ -248,6 +248,8 @@ class ListeningTests(FilesCase):
         async with Client(settings=settings, reactor=reactor) as client:
             await client.account.getLimits()
         elsewhere = readSettings(
+            username="joe",
+            apiKey="a key of its own",
             environ={"RAXSR_DATA_DIR": str(self.dataDir), "RAXSR_API_URL": "https://other.example/v1.0"},
             home=Path(self.mktemp()),
         )
