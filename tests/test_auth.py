@@ -457,8 +457,8 @@ class ChangedKeyTests(SynchronousTestCase):
         self.assertEqual(self.token(), "token of the new key")
 
     def test_theSettingsAreNotReadWithoutNeed(self) -> None:
-        """For the first token nobody looks them up, and then once for each other one."""
-        for looked in range(5):
+        """They are looked up once for each token."""
+        for looked in range(1, 6):
             for _ in range(10):
                 self.token()
             self.assertEqual(self.looked, looked)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from select import select
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.processes import PATIENCE
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, RegistrationEnded, RequestTimedOut
 from txserviceregistry.testing import FakeRegistry
@@ -738,6 +740,8 @@ class RegisteredServiceTests(SynchronousTestCase):
         self.addCleanup(holder.stdin.close)
         self.addCleanup(holder.wait)
         self.addCleanup(holder.kill)
+        # A line, or its end: but not for ever.
+        self.assertNotEqual(select([holder.stdout], [], [], PATIENCE)[0], [])
         self.assertEqual(holder.stdout.readline(), b"forked\n")
         theirs = self.heldBy(path)
         # The registry is another one: only the file tells the two of each other.
@@ -758,5 +762,6 @@ class RegisteredServiceTests(SynchronousTestCase):
             capture_output=True,
             cwd=ROOT,
             check=False,
+            timeout=PATIENCE,
         )
         self.assertEqual(done.stdout, b"['service.join']\n", done.stderr.decode())

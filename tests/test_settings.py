@@ -62,15 +62,16 @@ class ReadSettingsTests(SynchronousTestCase):
         self.assertEqual(names(), ("argument", "http://a/v1.0"))
 
     def test_optionsThatAreNone(self) -> None:
-        """A misspelt option is told, with its line and what there is, and without its value. Other sections may be."""
+        """A misspelt option is told by its line and what there is, for it may be the key that stands there."""
         self.local()
         for text, told in (
             (
                 f"[credentials]\nusername = joe\nkey = {KEY}\n",
-                "line 3: [credentials] has no option 'key', but username and api_key",
+                "line 3: [credentials] has no such option, but username and api_key",
             ),
-            ("[api]\nurls = http://a/v1.0\n", "line 2: [api] has no option 'urls', but url"),
-            ("[ssl]\nca-file: /ca.pem\n", "line 2: [ssl] has no option 'ca-file', but verify and ca_file"),
+            (f"[credentials]\n{KEY}==\n", "line 2: [credentials] has no such option, but username and api_key"),
+            ("[api]\nurls = http://a/v1.0\n", "line 2: [api] has no such option, but url"),
+            ("[ssl]\nca-file: /ca.pem\n", "line 2: [ssl] has no such option, but verify and ca_file"),
         ):
             path = self.raxrc(text)
             self.assertEqual(self.refused(), f"{path}, {told}")

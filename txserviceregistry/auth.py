@@ -185,14 +185,14 @@ class KeystoneAuthenticator:
       about once a second, however many ask: those that ask in between fail as the last try did.
     - Credentials that are refused are not sent again for :data:`REFUSAL` seconds; whoever asks meanwhile gets
       ``AuthenticationFailed`` at once.
-    - The first authentication is with the credentials that were given. Before each other one they are looked up, for
-      they may have changed since: who sends an old key first is refused, and slowly, if many do. While they are refused
-      they are looked up too, once a second at most, if anybody asks.
+    - The credentials are looked up before each authentication, for they may have changed: who sends an old key first is
+      refused, and slowly, if many do. While they are refused they are looked up too, once a second at most, if anybody
+      asks.
 
     :param transport: the Auth API, at its URL that ends in ``/v2.0``.
     :param credentials: who one is.
     :param lookUp: gives the credentials that hold by now; raises ``InvalidSettings`` if that can't be found out, which
-        is told when those at hand are refused. Without it they never change.
+        is told when those that were known last are refused. Without it they never change.
     :param clock: for lifetimes.
     :param wallClock: seconds since the epoch, for what ``expires`` means.
     :param random: gives numbers from 0 to 1, so that a fleet does not renew in step.
@@ -227,7 +227,6 @@ class KeystoneAuthenticator:
         self._working: Deferred[Session] | None = None
         self._refusal = ""
         self._refusedUntil = 0.0
-        self._isFirst = True
         self._lookUpFrom = 0.0
         self._whyNoOthers = ""
 
@@ -273,9 +272,7 @@ class KeystoneAuthenticator:
     def _authenticate(self) -> None:
         if self._working is not None:
             return
-        if not self._isFirst:
-            self._takeUpOthers()
-        self._isFirst = False
+        self._takeUpOthers()
         self._working = working = self._ask()
         # Only now: an answer that is there at once has to find its work known.
         working.addCallbacks(self._succeeded, self._failed)

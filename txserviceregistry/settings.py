@@ -224,10 +224,10 @@ class _IniFile:
         for section, options in _OPTIONS.items():
             for option in parser.options(section) if parser.has_section(section) else ():
                 if option not in options:
-                    # What follows is not shown: it may be the key.
+                    # It is not shown: what somebody wrote in the wrong way may be the key.
+                    line = self._lineOf(section, option)
                     raise InvalidSettings(
-                        f"{self.path}, line {self._lineOf(section, option)}: [{section}] has no option {option!r}, but "
-                        f"{' and '.join(options)}"
+                        f"{self.path}, line {line}: [{section}] has no such option, but {' and '.join(options)}"
                     )
         return parser
 

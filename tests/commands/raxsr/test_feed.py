@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from tests.fakeagent import asOfAPlainRegistry
+from tests.fakeagent import answer, asOfAPlainRegistry
 from txserviceregistry import Client
 from txserviceregistry.commands.raxsr.feed import Feed
 from txserviceregistry.testing import FakeRegistry
@@ -18,17 +18,29 @@ from txserviceregistry.types import Event
 
 
 @implementer(IAgent)
-class PlainAgent:
-    """Reaches the registry in memory, without its extensions."""
+class Between:
+    """
+    Stands between a client and the registry in memory.
 
-    def __init__(self, fake: FakeRegistry) -> None:
+    :param bears: whether requests that wait are let through; else they are answered with 504.
+    :param isPlain: whether the registry has no extensions.
+    """
+
+    def __init__(self, fake: FakeRegistry, *, bears: bool = True, isPlain: bool = False) -> None:
         self._agent = fake.agent
+        self._bears = bears
+        self._isPlain = isPlain
+        self.refused = 0
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
         """See IAgent."""
-        return self._agent.request(method, uri, headers, bodyProducer).addCallback(asOfAPlainRegistry)
+        if b"wait=" in uri and not self._bears:
+            self.refused += 1
+            return succeed(answer(504, b"<html>"))
+        asked = self._agent.request(method, uri, headers, bodyProducer)
+        return asked.addCallback(asOfAPlainRegistry) if self._isPlain else asked
 
 
 class FeedTests(SynchronousTestCase):
@@ -45,6 +57,10 @@ class FeedTests(SynchronousTestCase):
         self.count += 1
         self.done(self.other.configuration.set("key", str(self.count)))
         return str(self.count)
+
+    def clientOver(self, agent: IAgent) -> Client:
+        fake = self.fake
+        return Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=agent, reactor=fake.clock)
 
     def done(self, result: Deferred[Any]) -> Any:
         self.fake.flush()
@@ -85,19 +101,33 @@ class FeedTests(SynchronousTestCase):
         began = len(self.fake.requests)
         self.fake.advance(600)
         self.assertNoResult(waiting)
-        self.assertLessEqual(len(self.fake.requests) - began, 21)
+        self.assertIn(len(self.fake.requests) - began, range(19, 22))
 
     def test_aRegistryThatCannotWait(self) -> None:
         """It is asked once a second."""
-        fake = self.fake
-        client = Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=PlainAgent(fake), reactor=fake.clock)
-        waiting = self.next(self.feed(client))
+        waiting = self.next(self.feed(self.clientOver(Between(self.fake, isPlain=True))))
         began = len(self.fake.requests)
         self.fake.advance(60)
         self.assertIn(len(self.fake.requests) - began, range(59, 62))
         new = self.happen()
         self.fake.advance(1)
         self.assertEqual(self.values(waiting), [new])
+
+    def test_waitingThatIsRefused(self) -> None:
+        """
+        Where only those who wait are refused, by a proxy or for want of a place, nothing is lost and nothing told: the
+        registry is asked once a second, and twice a minute whether one can wait.
+        """
+        between = Between(self.fake, bears=False)
+        waiting = self.next(self.feed(self.clientOver(between)))
+        began = len(self.fake.requests)
+        self.fake.advance(300)
+        self.assertIn(len(self.fake.requests) - began, range(290, 320))
+        self.assertIn(between.refused, range(9, 12))
+        new = self.happen()
+        self.fake.advance(1)
+        self.assertEqual(self.values(waiting), [new])
+        self.assertEqual(self.notes, [])
 
     def test_aRegistryThatIsLost(self) -> None:
         """That it is lost, and that it is back, is told once and soon; what happened meanwhile is not missed."""

@@ -39,7 +39,10 @@ _LONGEST_RETRY = 5.0
 
 _LARGEST_PAGE = 1000
 
-_PASSING = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError, RateLimited)
+# What may be said of the waiting alone: by a proxy that does not bear it, or a registry that has no place to wait.
+_MAYBE_OF_WAITING = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
+
+_PASSING = (*_MAYBE_OF_WAITING, RateLimited)
 
 
 class Feed:
@@ -50,7 +53,7 @@ class Feed:
     :param type: only events of this type; ``None`` for all.
     :param note: tells when the registry is lost, and when it is back.
 
-    The registry is asked to answer when there is something new, if it can do that, and else once a second.
+    The registry is asked to answer when there is something new; where that can't be, once a second.
     """
 
     def __init__(self, client: Client, type: str | None, note: Callable[[str], None]) -> None:
@@ -60,6 +63,7 @@ class Feed:
         self._marker: str | None = None
         self._markerIsKnown = False
         self._first: EventPage | None = None
+        self._waitFrom = 0.0
 
     async def begin(self, since: str | None) -> None:
         """
@@ -102,12 +106,15 @@ class Feed:
 
     async def _patiently(self) -> EventPage:
         """A page, from a registry that may be away for a while."""
+        clock = self._client.clock
         backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random.random)
-        lostAt = self._client.clock.seconds()
+        lostAt = clock.seconds()
+        isLost = False
         while True:
+            # After trouble one wants to know soon whether it is over.
+            wait = _WAIT if backoff.failures == 0 and clock.seconds() >= self._waitFrom else None
             try:
-                # After trouble one wants to know soon whether it is over.
-                page = await self._page(None if backoff.failures else _WAIT)
+                page = await self._page(wait)
             except BadRequest as error:
                 if self._marker is None:
                     raise
@@ -119,12 +126,17 @@ class Feed:
             except ServiceRegistryError as error:
                 if not self._isPassing(error):
                     raise
-                if backoff.failures == 0:
+                if wait is not None and isinstance(error, _MAYBE_OF_WAITING):
+                    # The next try, which is made at once, shows whether it is the registry.
+                    self._waitFrom = clock.seconds() + _WAIT
+                elif not isLost:
+                    isLost = True
+                    self._waitFrom = 0.0
                     self._note(f"lost the registry, trying on: {error}")
                 await self._pause(max(backoff.next(), _retryAfter(error)))
             else:
-                if backoff.failures:
-                    self._note(f"the registry is back after {self._client.clock.seconds() - lostAt:.0f} s")
+                if isLost:
+                    self._note(f"the registry is back after {clock.seconds() - lostAt:.0f} s")
                 return page
 
     def _isPassing(self, error: ServiceRegistryError) -> bool:
