@@ -25,6 +25,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.task import deferLater
 
+from tests.needs import PROGRAMS, needs
 from tests.processes import PATIENCE, Child, ProcessTestCase
 
 reactor: Any = globalReactor
@@ -246,6 +247,8 @@ class PageTestCase(ProcessTestCase):
         """
         names = {} if names is None else names
         once = False
+        shell = [block.text for block in blocksOf(page) if block.kind in ("sh", "console") and not block.reason]
+        needs(*PROGRAMS.intersection(re.findall(r"\w+", " ".join(shell))))
         for block in blocksOf(page):
             if block.kind == "file":
                 source = DOCS / block.text

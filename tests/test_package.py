@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from configparser import ConfigParser
+from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
 import txserviceregistry
+from txserviceregistry._version import DISTRIBUTION, installCommand
+
+ROOT = Path(__file__).parents[1]
 
 
 class PackageTests(SynchronousTestCase):
@@ -36,3 +42,24 @@ class PackageTests(SynchronousTestCase):
         """The import alone brings neither Twisted nor treq, so that the tools' help is there at once."""
         program = "import sys, txserviceregistry; print('twisted' in sys.modules or 'treq' in sys.modules)"
         self.assertEqual(subprocess.check_output([sys.executable, "-c", program]), b"False\n")
+
+
+class DistributionTests(SynchronousTestCase):
+    """What pip calls the package: on PyPI, the import name belongs to another one."""
+
+    def test_nothingInstallsTheOtherPackage(self) -> None:
+        """No page, program or workflow tells anybody to install txserviceregistry by that name."""
+        wrong = re.compile(r"pip install[^\n`]*[ '\"]txserviceregistry\b(?!/)", re.IGNORECASE)
+        for pattern in ("*", "docs/**/*.rst", "txserviceregistry/**/*.py", ".github/**/*.yml"):
+            for path in filter(Path.is_file, ROOT.glob(pattern)):
+                self.assertNotRegex(path.read_text(), wrong, str(path))
+
+    def test_theNameIsOne(self) -> None:
+        """Messages, the packages' metadata and the workflow that publishes them have the same name."""
+        setup = ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        self.assertEqual(setup["metadata"]["name"], DISTRIBUTION)
+        self.assertIn(f"pip install '{DISTRIBUTION}[cli]'", installCommand("cli"))
+        workflow = (ROOT / ".github/workflows/publish.yml").read_text()
+        self.assertIn(f"https://pypi.org/project/{DISTRIBUTION}/", workflow)
+        self.assertIn(f"dist/{DISTRIBUTION.replace('-', '_')}-", workflow)

@@ -26,6 +26,7 @@ from twisted.trial.unittest import SkipTest
 from tests.faults.audit import Audit
 from tests.faults.faultcase import FaultCase
 from tests.faults.journal import Application, Operation, Outcome
+from tests.needs import SENTENCE
 from tests.processes import PATIENCE, Child, reactor
 from tests.registry.etcds import etcdCommand
 from txserviceregistry import Client
@@ -36,7 +37,6 @@ from txserviceregistry.settings import readSettings
 
 __all__ = ["ClusterCase", "Follower", "Member", "Node", "ask", "started", "unusedPorts"]
 
-LACKING = "there is no etcd here that may be killed: install Debian's etcd-server (3.4), or etcd 3.5.3 or newer"
 #: In the line that an application logs when its reactor stood still.
 STALL = "reactor stood still"
 # Below the ports that connections are given: what is killed must find its port free when it is started again.
@@ -189,7 +189,7 @@ class ClusterCase(FaultCase):
     def setUp(self) -> None:
         super().setUp()
         if findEtcd() is None:
-            raise SkipTest(LACKING)
+            raise SkipTest(SENTENCE)
         self.members: list[Member] = []
         self.nodes: list[Node] = []
         self.prefix = "/test/"

@@ -10,6 +10,7 @@ import socket
 import treq
 from twisted.internet.utils import getProcessOutputAndValue
 
+from tests.needs import needs
 from tests.processes import Child, ProcessTestCase, reactor
 from txserviceregistry.commands.agent import defaultServiceId
 
@@ -40,13 +41,14 @@ class AgentProcessTests(ProcessTestCase):
 
     async def test_theLinesThatItPrintsWork(self) -> None:
         """What it says to type next shows the service: the curl lines in a shell, and the Python lines."""
+        needs("curl")
         agent = self.agent("--id", "web1")
-        await agent.says("\n    END")
-        lines = [line[4:] for line in agent.output.splitlines() if line.startswith("    ")]
-        begin = next(i for i, line in enumerate(lines) if line.endswith("<<'END'"))
-        for script in (lines[:begin], lines[begin:]):
+        await agent.says("\nEND")
+        _, _, printed = agent.output.partition("into another shell:\n")
+        curl, _, python = printed.partition("\nor this, for the same in Python:\n")
+        for script in (curl, python.partition("\nEND\n")[0] + "\nEND\n"):
             out, err, code = await getProcessOutputAndValue(
-                "/bin/bash", ["-c", "\n".join(script)], env=self.environment(), path=self.home
+                "/bin/bash", ["-c", script], env=self.environment(), path=self.home
             )
             self.assertEqual(code, 0, err)
             self.assertIn(b"web1", out)

@@ -11,13 +11,13 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
+from tests.needs import fakeTime
 from tests.processes import Child, ProcessTestCase, reactor
 from txserviceregistry import Client
 from txserviceregistry.errors import ServiceRegistryError
 from txserviceregistry.settings import readSettings
 
 ANY_PORT = "tcp:0:interface=127.0.0.1"
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
 WITH_FEW_FILES = """
 import os, resource, sys
@@ -125,18 +125,8 @@ class RegistryProcessTests(ProcessTestCase):
 
     async def test_theWallClockMayStep(self) -> None:
         """With the wall clock of all processes stepped by an hour, both ways, no heartbeat is missed, nobody dies."""
-        if not os.path.exists(FAKETIME):
-            self.fail(f"this test needs {FAKETIME}: install libfaketime (apt-get install faketime)")
         stepped = Path(self.home, "faketime")
-        stepped.write_text("+0\n")
-        fake = {
-            "LD_PRELOAD": FAKETIME,
-            "FAKETIME_TIMESTAMP_FILE": str(stepped),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            # With it libfaketime lets a thread's timed wait for Python's lock last half a second and more.
-            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
-        }
+        fake = fakeTime(stepped)
         registry = self.registry("--listen", ANY_PORT, environment=fake)
         await registry.says("Credentials")
         agent = self.twistd("service-registry-agent", "--id", "web1", "--heartbeat-timeout", "3", environment=fake)

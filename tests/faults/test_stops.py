@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 from twisted.internet.task import deferLater
 
+from tests.needs import fakeTime
 from tests.processes import Child, reactor
 
 from .audit import Audit
 from .faultcase import FaultCase
 from .journal import Application, Outcome
 
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 TIMEOUT = 3
 SERVICES = 5
 HOUR = 3600
@@ -29,18 +28,8 @@ class StopTests(FaultCase):
 
     async def test_givesTheTimeBack(self) -> None:
         """Nobody is reported dead, nothing is lost, and the feed stays in order, whatever the time of day is."""
-        if not os.path.exists(FAKETIME):
-            self.fail(f"this test needs {FAKETIME}: install libfaketime (apt-get install faketime)")
         self.wallClock = Path(self.home, "faketime")
-        self.wallClock.write_text("+0\n")
-        fake = {
-            "LD_PRELOAD": FAKETIME,
-            "FAKETIME_TIMESTAMP_FILE": str(self.wallClock),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            # With it libfaketime lets a thread's timed wait for Python's lock last half a second and more.
-            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
-        }
+        fake = fakeTime(self.wallClock)
         registry = await self.registry(environment=fake)
         application = await self.application(f"--services={SERVICES}", f"--timeout={TIMEOUT}", "--writers=1")
         await self.registered(application, SERVICES)

@@ -146,7 +146,7 @@ class MetricsPageTests(SynchronousTestCase):
             del sys.modules["txserviceregistry.registry.metrics"]
             reply = self.ask()
         self.assertEqual((reply.code, reply.header("Content-Type")), (501, "text/plain; charset=utf-8"))
-        self.assertIn(b"pip install 'txserviceregistry[metrics]'", reply.raw)
+        self.assertIn(b"pip install 'twisted-service-registry[metrics]'", reply.raw)
 
     def test_allNamesAreOurs(self) -> None:
         """What is told is of this registry, of its process and of its Python, and all of it is described."""

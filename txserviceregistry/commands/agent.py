@@ -159,10 +159,9 @@ class AgentProcess(Service):
         service.startService()
         say(f"Registering service {service.serviceId} …")
         await service.whenRegistered()
-        say(f"Service {service.serviceId} is registered, and kept alive until this process ends. Look at it with curl:")
-        say(_curlLines(settings))
-        say("or in Python:")
-        say(_pythonLines(self._options["data-dir"], service.serviceId))
+        say(f"Service {service.serviceId} is registered while this process runs. To see it, paste into another shell:")
+        say(f"\n{_curlLines(settings)}\n\nor this, for the same in Python:\n")
+        say(f"{_pythonLines(self._options['data-dir'], service.serviceId)}\n")
 
     async def _listen(self, dummy: _Dummy) -> IListeningPort:
         description = self._options["listen"]
@@ -245,12 +244,12 @@ def _curlLines(settings: Settings) -> str:
     pick = '$(echo "$ACCESS" | sed \'s/.*"%s": *{"id": *"\\([^"]*\\)".*/\\1/\')'
     return "\n".join(
         [
-            f"    {read}",
-            f"    ACCESS=$({curl} '{authUrl}/tokens' -H 'Content-Type: application/json' -d"
+            read,
+            f"ACCESS=$({curl} '{authUrl}/tokens' -H 'Content-Type: application/json' -d"
             ' "{\\"auth\\": {\\"RAX-KSKEY:apiKeyCredentials\\":'
             ' {\\"username\\": \\"$NAME\\", \\"apiKey\\": \\"$KEY\\"}}}")',
-            f"    TOKEN={pick % 'token'}; TENANT={pick % 'tenant'}",
-            f'    {curl} -H "X-Auth-Token: $TOKEN" "{api}/$TENANT/services"',
+            f"TOKEN={pick % 'token'}; TENANT={pick % 'tenant'}",
+            f'{curl} -H "X-Auth-Token: $TOKEN" "{api}/$TENANT/services"',
         ]
     )
 
@@ -260,15 +259,17 @@ def _pythonLines(dataDir: str, serviceId: str) -> str:
     where = "" if dataDir == str(defaultDataDir()) else f"RAXSR_DATA_DIR='{dataDir}' "
     return "\n".join(
         [
-            f"    {where}{sys.executable} - <<'END'",
-            "    from twisted.internet.defer import ensureDeferred",
-            "    from twisted.internet.task import react",
-            "    from txserviceregistry import Client",
-            "    async def main(reactor):",
-            "        async with Client.fromSettings(reactor) as client:",
-            f'            print(await client.services.get("{serviceId}"))',
-            "    react(lambda reactor: ensureDeferred(main(reactor)))",
-            "    END",
+            f"{where}{sys.executable} - <<'END'",
+            "from twisted.internet.defer import ensureDeferred",
+            "from twisted.internet.task import react",
+            "from txserviceregistry import Client",
+            "",
+            "async def main(reactor):",
+            "    async with Client.fromSettings(reactor) as client:",
+            f'        print(await client.services.get("{serviceId}"))',
+            "",
+            "react(lambda reactor: ensureDeferred(main(reactor)))",
+            "END",
         ]
     )
 

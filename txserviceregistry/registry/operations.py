@@ -17,6 +17,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.web.server import Request
 
+from .._version import installCommand
 from . import openapi
 from .faults import forbidden
 from .health import Health
@@ -38,11 +39,11 @@ ANYWHERE = "anywhere"
 LOOPBACK = "loopback"
 OFF = "off"
 
-_NOT_INSTALLED = b"""\
-There are no metrics here: they need prometheus_client, which is not installed. Install it where the registry runs:
+_NOT_INSTALLED = f"""\
+No metrics: prometheus_client is not installed. Install it where the registry runs:
 
-    pip install 'txserviceregistry[metrics]'
-"""
+    {installCommand("metrics")}
+""".encode()
 
 
 class Operations:

@@ -164,7 +164,7 @@ class ProgramTests(RaxsrTestCase):
             subprocess.run, [sys.executable, "-c", code], env=self.environment(), capture_output=True, timeout=60
         )
         self.assertEqual((ran.stdout, ran.returncode), (b"", 1))
-        self.assertIn(b"pip install 'txserviceregistry[cli]'", ran.stderr)
+        self.assertIn(b"pip install 'twisted-service-registry[cli]'", ran.stderr)
         self.assertEqual(len(ran.stderr.splitlines()), 1)
 
     async def test_ctrlC(self) -> None:

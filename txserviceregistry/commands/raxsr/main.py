@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 
+from ..._version import installCommand
 from ..console import runConsole
 
 __all__ = ["main"]
@@ -28,7 +29,7 @@ def _run() -> int:
             raise
         print(
             f"raxsr needs the extra 'cli', and {error.name or 'a part of it'} is not installed: "
-            "pip install 'txserviceregistry[cli]'",
+            + installCommand("cli"),
             file=sys.stderr,
         )
         return 1
