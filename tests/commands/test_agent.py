@@ -10,6 +10,7 @@ import socket
 import treq
 from twisted.internet.utils import getProcessOutputAndValue
 
+from tests.commands.printed import printedScripts
 from tests.needs import needs
 from tests.processes import Child, ProcessTestCase, reactor
 from txserviceregistry.commands.agent import defaultServiceId
@@ -44,9 +45,7 @@ class AgentProcessTests(ProcessTestCase):
         needs("curl")
         agent = self.agent("--id", "web1")
         await agent.says("\nEND")
-        _, _, printed = agent.output.partition("into another shell:\n")
-        curl, _, python = printed.partition("\nor this, for the same in Python:\n")
-        for script in (curl, python.partition("\nEND\n")[0] + "\nEND\n"):
+        for script in printedScripts(agent.output):
             out, err, code = await getProcessOutputAndValue(
                 "/bin/bash", ["-c", script], env=self.environment(), path=self.home
             )

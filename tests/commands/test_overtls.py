@@ -8,6 +8,8 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.utils import getProcessOutput
 
 from tests.certificates import Holder
+from tests.commands.printed import printedScripts
+from tests.needs import needs
 from tests.processes import Child, ProcessTestCase
 
 
@@ -69,18 +71,15 @@ class OverTLSTests(ProcessTestCase):
 
     async def test_whatTheAgentPrintsWorks(self) -> None:
         """The curl lines of an agent whose own registry has a certificate of its own making list the services."""
+        needs("curl")
         holder = Holder("registry")
         Path(self.home, "both.pem").write_bytes(holder.certificate + holder.key)
         agent = self.twistd(
             "service-registry-agent", "--registry-listen", "ssl:0:privateKey=both.pem:interface=127.0.0.1"
         )
-        await agent.says('/services"')
-        lines = [line.strip() for line in agent.output.splitlines() if line.startswith("    ")]
-        shown = await getProcessOutput(
-            "/bin/sh",
-            ["-ec", "\n".join(line for line in lines if "=" in line or line.startswith("curl"))],
-            errortoo=True,
-        )
+        await agent.says("\nEND")
+        curl, _ = printedScripts(agent.output)
+        shown = await getProcessOutput("/bin/sh", ["-ec", curl], errortoo=True)
         self.assertIn(b'"heartbeat_timeout": 30', shown)
 
     async def test_aCertificateThatIsNotTrusted(self) -> None:
