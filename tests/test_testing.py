@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.errors import (
+    APIError,
     AuthenticationFailed,
     ConnectionFailed,
     LimitReached,
@@ -80,6 +81,60 @@ class FakeRegistryTests(SynchronousTestCase):
         for _ in range(2):
             self.failing(self.create(), ServerError)
         self.assertEqual(self.ids(), [])
+
+    def test_failNextIsAFault(self) -> None:
+        """A status that the API has comes as a fault of the API, any other one as the page of a gateway."""
+        self.successResultOf(self.client.account.getLimits())
+        types = {400: "badRequest", 403: "forbiddenError", 404: "notFoundError", 413: "requestTooLargeError", 502: ""}
+        for status, type in types.items():
+            self.fake.failNext(status)
+            error = self.failureResultOf(self.client.services.get("web1"), APIError).value
+            self.assertEqual((error.status, error.type), (status, type))
+
+    def test_answerNext(self) -> None:
+        """So many requests get a page as it was given, and the registry sees none of them."""
+        self.successResultOf(self.client.account.getLimits())
+        self.fake.answerNext(200, b'{"token": "x"}', "text/plain", headers={"X-Proxy": "p"}, count=2)
+        for _ in range(2):
+            self.assertEqual(self.successResultOf(self.create())[0], {"token": "x"})
+        response = self.successResultOf(self.fake.agent.request(b"GET", b"http://registry.invalid:8880/x"))
+        self.assertEqual(response.code, 404)
+        self.fake.answerNext(502, b"down", "text/plain", headers={"X-Proxy": "p"})
+        response = self.successResultOf(self.fake.agent.request(b"GET", b"http://registry.invalid:8880/x"))
+        self.assertEqual(response.code, 502)
+        self.assertEqual(response.headers.getRawHeaders("Content-Type"), ["text/plain"])
+        self.assertEqual(response.headers.getRawHeaders("X-Proxy"), ["p"])
+        self.assertEqual(self.ids(), [])
+
+    def test_answerNextWhen(self) -> None:
+        """A page may be for some requests only, and for all of these, until that is over."""
+        self.successResultOf(self.create())
+        self.fake.answerNext(413, b"<h1>Too large</h1>", count=None, when=lambda request: len(request.body) > 200)
+        update = {"metadata": {"k": "v" * 200}}
+        for _ in range(3):
+            self.failing(self.client.services.update("web1", update), APIError)
+            self.assertEqual(self.ids(), ["web1"])
+        self.fake.answerNormally()
+        self.successResultOf(self.client.services.update("web1", update))
+
+    def test_foreignTokenNext(self) -> None:
+        """
+        The registry has taken the heartbeat, alone or in a batch, but its token is lost, and another one comes, which
+        it never issued. Other requests are not concerned.
+        """
+        token = self.successResultOf(self.create())[0]["token"]
+        services = self.client.services
+        for beat in (
+            lambda: services.heartbeat("web1", token),
+            lambda: services.heartbeats([("web1", token)]).addCallback(lambda values: values[0]),
+        ):
+            self.fake.advance(20)
+            self.fake.foreignTokenNext()
+            self.assertEqual(self.ids(), ["web1"])
+            foreign = self.successResultOf(beat())["token"]
+            self.failing(services.heartbeat("web1", foreign), NotFound)
+        self.fake.advance(20)
+        self.assertEqual(self.ids(), ["web1"])
 
     def test_garbageNext(self) -> None:
         """An answer that is no JSON."""

@@ -20,8 +20,9 @@ neighbours. A fault that is scripted is met by the next request of whichever cli
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -36,8 +37,10 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from twisted.web.resource import Resource
 from zope.interface import implementer
 
+from .agents import BytesProducer
 from .client import Client
 from .registry.core import Registry
+from .registry.faults import FAULT_TYPES
 from .registry.identity import Identity
 from .registry.limits import RateLimiter, ResourceLimits
 from .registry.stores.memory import MemoryStore
@@ -58,10 +61,17 @@ _SCRYPT_COST = 2
 
 @attrs.frozen
 class Request:
-    """A request that a client of the fake has made, as it went out: before any fault that was scripted for it."""
+    """
+    A request that a client of the fake has made, as it went out: before any fault that was scripted for it.
+
+    :ivar method: the HTTP method.
+    :ivar path: the path, with the query.
+    :ivar body: the body; it may hold a secret, and is not compared.
+    """
 
     method: str
     path: str
+    body: bytes = attrs.field(default=b"", eq=False, repr=False)
 
 
 class FakeRegistry:
@@ -91,6 +101,7 @@ class FakeRegistry:
         self._clients: list[Client] = []
         self._store = MemoryStore(wallClock=self._wallClock)
         self._registry: Registry | None = None
+        self._foreign = 0
         self._begin()
 
     # -- what a test uses
@@ -145,8 +156,54 @@ class FakeRegistry:
     # -- what can go wrong
 
     def failNext(self, status: int, count: int = 1) -> None:
-        """The next *count* requests are answered with this HTTP *status*, and do not reach the registry."""
-        self._agent.script(_answer(status, _faultBody(status)), count)
+        """
+        The next *count* requests are answered with this HTTP *status*, and do not reach the registry.
+
+        The response is a fault of the API, or, for a *status* that no fault has (such as 502), a page of a gateway.
+        """
+        type = _TYPES.get(status)
+        if type is None:
+            self.answerNext(status, b"<html><h1>scripted</h1></html>", count=count)
+        else:
+            self.answerNext(status, _faultBody(status, type), "application/json; charset=UTF-8", count=count)
+
+    def answerNext(
+        self,
+        status: int,
+        body: bytes = b"",
+        contentType: str = "text/html",
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        count: int | None = 1,
+        when: Callable[[Request], bool] | None = None,
+    ) -> None:
+        """
+        The next *count* requests are answered with exactly this, and do not reach the registry, as by a proxy or a
+        gateway in front of it. A proxy that refuses bodies over 8 KiB::
+
+            fake.answerNext(413, count=None, when=lambda request: len(request.body) > 8192)
+
+        :param status: the HTTP status.
+        :param body: the response's body.
+        :param contentType: the response's ``Content-Type``.
+        :param headers: more headers of the response.
+        :param count: how many requests; ``None`` for all, until :meth:`answerNormally`.
+        :param when: is called with a request and returns whether it is one of these; all are, if not given.
+        """
+        self._agent.script(_answer(status, body, contentType, headers), count, when)
+
+    def foreignTokenNext(self, count: int | None = 1) -> None:
+        """
+        The registry acts on the next *count* requests with heartbeats, but its response is lost, and the response for
+        another service comes in its place: with a well-formed heartbeat token that this registry never issued.
+
+        :param count: how many requests; ``None`` for all, until :meth:`answerNormally`.
+        """
+        self._agent.script(self._foreignTokens, count, _isHeartbeat)
+
+    def answerNormally(self) -> None:
+        """Forget every fault that was scripted for a request which has not come yet."""
+        self._agent.forget()
 
     def garbageNext(self, count: int = 1) -> None:
         """The next *count* requests are answered with 200 and a body that is no JSON."""
@@ -223,6 +280,20 @@ class FakeRegistry:
 
     # -- inside
 
+    def _foreignTokens(self, go: _Next) -> Deferred[IResponse]:
+        go().addErrback(lambda _: None)
+        sent = json.loads(self.requests[-1].body)
+        beats = sent.get("heartbeats")
+        if beats is None:
+            answer: object = {"token": self._foreignToken()}
+        else:
+            answer = {"values": [{"id": beat["id"], "token": self._foreignToken()} for beat in beats]}
+        return _answer(200, json.dumps(answer).encode("utf-8"))(go)
+
+    def _foreignToken(self) -> str:
+        self._foreign += 1
+        return f"{self._foreign:08x}-0000-1000-8000-000000000000"
+
     def _wallClock(self) -> float:
         return _EPOCH + self._registryClock.seconds()
 
@@ -258,13 +329,27 @@ _Next = Callable[[], Deferred[IResponse]]
 _Fault = Callable[[_Next], Deferred[IResponse]]
 
 
+@attrs.define
+class _Script:
+    """
+    A fault that requests are to meet.
+
+    :ivar left: how many requests; ``None`` for all.
+    :ivar when: which ones; ``None`` for all.
+    """
+
+    fault: _Fault
+    left: int | None
+    when: Callable[[Request], bool] | None
+
+
 @implementer(IAgent)
 class _ScriptedAgent:
     """The network between the clients and the registry, with all that can happen there."""
 
     def __init__(self, fake: FakeRegistry) -> None:
         self._fake = fake
-        self._faults: deque[_Fault] = deque()
+        self._scripts: list[_Script] = []
         self._waiting: list[Callable[[], None]] = []
         self._agent: RequestTraversalAgent | None = None
         self.partitioned = False
@@ -284,9 +369,24 @@ class _ScriptedAgent:
         """What an address of this machine would be, were there a connection."""
         return "127.0.0.1"
 
-    def script(self, fault: _Fault, count: int) -> None:
-        """Let *fault* happen to the next *count* requests that have none yet."""
-        self._faults.extend([fault] * count)
+    def script(self, fault: _Fault, count: int | None, when: Callable[[Request], bool] | None = None) -> None:
+        """Let *fault* happen to the next *count* requests, of those that *when* accepts, that have none yet."""
+        if count is None or count > 0:
+            self._scripts.append(_Script(fault, count, when))
+
+    def forget(self) -> None:
+        """Let no more requests meet what was scripted."""
+        self._scripts.clear()
+
+    def _faultFor(self, request: Request) -> _Fault | None:
+        for script in self._scripts:
+            if script.when is None or script.when(request):
+                if script.left is not None:
+                    script.left -= 1
+                    if not script.left:
+                        self._scripts.remove(script)
+                return script.fault
+        return None
 
     def flush(self) -> None:
         """Deliver what the registry has answered."""
@@ -309,7 +409,9 @@ class _ScriptedAgent:
     ) -> Deferred[IResponse]:
         """See :class:`twisted.web.iweb.IAgent`."""
         path = uri.split(b"://", 1)[-1].partition(b"/")[2]
-        self._fake.requests.append(Request(method.decode("ascii"), "/" + path.decode("ascii")))
+        body = bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b""
+        asked = Request(method.decode("ascii"), "/" + path.decode("ascii"), body)
+        self._fake.requests.append(asked)
         if self.partitioned:
             return _never()
 
@@ -319,7 +421,7 @@ class _ScriptedAgent:
             response: Deferred[IResponse] = self._agent.request(method, uri, headers, bodyProducer)
             return response
 
-        fault = self._faults.popleft() if self._faults else None
+        fault = self._faultFor(asked)
         if self.paused and fault is None:
             return self._later(go)
         return self._unlessCutOff(go() if fault is None else fault(go))
@@ -356,9 +458,18 @@ class _ScriptedAgent:
 # -- the faults
 
 
-def _answer(status: int, body: bytes) -> _Fault:
+def _isHeartbeat(request: Request) -> bool:
+    return request.method == "POST" and request.path.rstrip("/").endswith(("/heartbeat", "/heartbeats"))
+
+
+def _answer(
+    status: int,
+    body: bytes,
+    contentType: str = "application/json; charset=UTF-8",
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> _Fault:
     def fault(go: _Next) -> Deferred[IResponse]:
-        resource = _Fixed(status, body)
+        resource = _Fixed(status, body, {"Content-Type": contentType, **headers})
         response: Deferred[IResponse] = RequestTraversalAgent(resource).request(b"GET", b"http://registry.invalid/")
         return response
 
@@ -394,8 +505,13 @@ def _failed(reason: Exception) -> Deferred[IResponse]:
     return failed
 
 
-def _faultBody(status: int) -> bytes:
-    return b'{"type": "scripted", "code": %d, "message": "scripted", "details": "", "txnId": "fake"}' % status
+# The most general type of fault for each status: the first one that the API lists.
+_TYPES = {status: type for type, status in reversed(list(FAULT_TYPES.items()))}
+
+
+def _faultBody(status: int, type: str) -> bytes:
+    fault = {"type": type, "code": status, "message": "scripted", "details": "", "txnId": "fake"}
+    return json.dumps(fault).encode("ascii")
 
 
 class _Fixed(Resource):
@@ -403,15 +519,17 @@ class _Fixed(Resource):
 
     isLeaf = True
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         Resource.__init__(self)
         self._status = status
         self._body = body
+        self._headers = headers
 
     def render(self, request: Any) -> bytes:
         """See :class:`twisted.web.resource.IResource`."""
         request.setResponseCode(self._status)
-        request.setHeader(b"Content-Type", b"application/json; charset=UTF-8")
+        for name, value in self._headers.items():
+            request.setHeader(name, value)
         return self._body
 
 
