@@ -19,7 +19,7 @@ FLOOR = re.compile(r"^((?:``\w+/?`` ?)+)\n    \S", re.MULTILINE)
 # The package itself names what most users need, and so is above all.
 ROOF = ""
 # Beside the first floor, what the registry uses of the rest.
-SPEAKS_HTTP = {"connecting", "jsontransport", "agents", "failover", "tls"}
+SPEAKS_HTTP = {"connecting", "resolving", "jsontransport", "agents", "failover", "tls"}
 KNOWS_BOTH = {"testing", "commands"}
 
 

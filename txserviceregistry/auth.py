@@ -252,6 +252,11 @@ class KeystoneAuthenticator:
         self._authenticate()
         return waiter
 
+    @property
+    def stage(self) -> str:
+        """What those that need a token wait for, in words."""
+        return self._transport.stage
+
     def invalidate(self, token: str) -> None:
         """See :meth:`IAuthenticator.invalidate`."""
         if self._session is not None and self._session.token == token:

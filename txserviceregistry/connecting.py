@@ -5,12 +5,23 @@ Connecting to a host: where nobody listens, that is known soon, so that whoever 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint, ITransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IHostnameResolver,
+    IHostResolution,
+    IProtocol,
+    IProtocolFactory,
+    IReactorPluggableNameResolver,
+    IResolutionReceiver,
+    IStreamClientEndpoint,
+    ITransport,
+)
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, HTTPConnectionPool
 from twisted.web.error import SchemeNotSupported
@@ -20,6 +31,7 @@ from zope.interface import implementer
 
 from .agents import BytesProducer, FixedHeaders
 from .deferred import then
+from .resolving import ResolvingTimedOut, hostNames
 
 __all__ = ["ATTEMPT_DELAY", "endpointTo", "httpAgent"]
 
@@ -37,18 +49,85 @@ def endpointTo(reactor: Any, host: str, port: int, timeout: float) -> IStreamCli
 
     :param reactor: connects.
     :param host: its name, or an address of either kind.
-    :param timeout: seconds to connect; of a host with several addresses each has as many.
+    :param timeout: seconds to find the addresses of a name, and to connect; of a host with several addresses each has
+        as many.
     """
     endpoint: IStreamClientEndpoint
     try:
         address = ip_address(host)
     except ValueError:
-        endpoint = HostnameEndpoint(reactor, host, port, timeout=timeout, attemptDelay=ATTEMPT_DELAY)
+        endpoint = _NamedHost(reactor, host, port, timeout)
     else:
         # It needs neither to be looked up nor to be raced for.
         kind = TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint
         endpoint = kind(reactor, host, port, timeout=timeout)
     return endpoint
+
+
+@implementer(IHostResolution)
+class _Over:
+    """A lookup that has ended."""
+
+    name = ""
+
+    def cancel(self) -> None:
+        """There is nothing to cancel."""
+
+
+@implementer(IReactorPluggableNameResolver, IHostnameResolver)
+class _Resolved:
+    """A reactor that knows the addresses of the one host that is connected to."""
+
+    def __init__(self, reactor: Any, addresses: Sequence[IAddress]) -> None:
+        self.nameResolver = self
+        self._reactor = reactor
+        self._addresses = addresses
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: Sequence[type[IAddress]] | None = None,
+        transportSemantics: str = "TCP",
+    ) -> IHostResolution:
+        """See IHostnameResolver."""
+        for address in self._addresses:
+            resolutionReceiver.addressResolved(address)
+        resolutionReceiver.resolutionComplete()
+        return _Over()
+
+
+@implementer(IStreamClientEndpoint)
+class _NamedHost:
+    """A host by its name: Twisted's endpoint, with the addresses that :mod:`~txserviceregistry.resolving` finds."""
+
+    def __init__(self, reactor: Any, host: str, port: int, timeout: float) -> None:
+        self._reactor = reactor
+        self._host = host
+        self._port = port
+        self._timeout = timeout
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See :class:`~twisted.internet.interfaces.IStreamClientEndpoint`."""
+
+        def tooSlow(result: Any, timeout: float) -> Failure:
+            return Failure(ResolvingTimedOut(self._host, timeout))
+
+        def connect(addresses: Sequence[IAddress]) -> Deferred[IProtocol]:
+            reactor = _Resolved(self._reactor, addresses)
+            endpoint = HostnameEndpoint(
+                reactor, self._host, self._port, timeout=self._timeout, attemptDelay=ATTEMPT_DELAY
+            )
+            return endpoint.connect(protocolFactory)
+
+        resolving = hostNames(self._reactor).resolve(self._reactor, self._host, self._port)
+        if not resolving.called:
+            resolving.addTimeout(self._timeout, self._reactor, tooSlow)
+        return then(resolving, connect)
 
 
 @implementer(IStreamClientEndpoint)

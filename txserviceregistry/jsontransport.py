@@ -11,7 +11,7 @@ import random as randomModule
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -40,6 +40,7 @@ from .errors import (
     ServiceRegistryError,
 )
 from .failover import Servers
+from .resolving import RESOLVING, ResolvingTimedOut, stageOf
 from .tls import describeTLS
 
 __all__ = ["TIMEOUT", "ClientClosed", "Exchange", "JSONTransport", "Response", "pathOf", "segment"]
@@ -58,6 +59,9 @@ _NO_SUCH_PAGE = frozenset({404, 405, 501})
 # When a deadline is shared among several servers, the first has so many seconds, or half of it if that is less: an
 # answer takes its time, however short the deadline and many the servers.
 _SHORTEST_SHARE = 0.25
+
+# What to do about a host name whose addresses are not found in time.
+_NAME_SERVER = "Check this machine's name server"
 
 # A pool may hold more than one stale connection. Each repetition uses one up; a new connection is never stale.
 _MOST_STALE = 3
@@ -162,7 +166,7 @@ class Exchange:
     """
     A request under way, over however many tries.
 
-    :ivar stage: what it is waiting for, for texts; the server if empty.
+    :ivar stage: says what it is waiting for, for texts; the server if ``None``.
     """
 
     method: str
@@ -176,7 +180,7 @@ class Exchange:
     isTraced: bool = False
     leave: Callable[[], None] = lambda: None
     url: str = ""
-    stage: str = ""
+    stage: Callable[[], str] | None = None
 
     @property
     def asked(self) -> str:
@@ -356,17 +360,23 @@ class JSONTransport:
 
     def _tooLate(self, exchange: Exchange) -> Failure:
         exchange.leave()
-        stage = exchange.stage or f"waiting for {self._name}"
+        stage = self._stageOf(exchange.url) if exchange.stage is None else exchange.stage()
+        culprit = _NAME_SERVER if stage.startswith(RESOLVING) else "The server hangs, or is too slow for this timeout"
         return Failure(
-            RequestTimedOut(
-                f"{exchange.asked} had no whole answer after {exchange.timeout:g} s, {stage}. "
-                f"The server hangs, or is too slow for this timeout"
-            )
+            RequestTimedOut(f"{exchange.asked} had no whole answer after {exchange.timeout:g} s, {stage}. {culprit}")
         )
+
+    @property
+    def stage(self) -> str:
+        """What a request to the server that is asked first waits for."""
+        return self._stageOf(self.baseUrl)
+
+    def _stageOf(self, url: str) -> str:
+        return stageOf(self._clock, urlsplit(url).hostname or "") or f"waiting for {self._name}"
 
     async def send(self, exchange: Exchange) -> Response:
         """Send it, to one server after the other. The deadline is the caller's: see :meth:`inTime`."""
-        exchange.stage = ""
+        exchange.stage = None
         # An answer that is held back would tell too late whether a server is back.
         order = self._servers.order(mayTry=exchange.repeatable and exchange.wait is None)
         # What was held back has used the time in which another server could hold it back.
@@ -391,8 +401,10 @@ class JSONTransport:
                 failed = problem = ConnectionFailed(f"{exchange.asked} failed: can't connect to {self._name}{error}")
                 failed.wasSent = wasSent
             except _TookTooLong:
+                stage = stageOf(self._clock, urlsplit(exchange.url).hostname or "")
                 problem = RequestTimedOut(
-                    f"{exchange.asked} had no whole answer in its share of {exchange.timeout:g} s: the server hangs"
+                    f"{exchange.asked} had no whole answer in its share of {exchange.timeout:g} s"
+                    f"{f', {stage}. {_NAME_SERVER}' if stage else ': the server hangs'}"
                 )
                 last = last or isFinal
                 wasSent = True
@@ -448,6 +460,8 @@ class JSONTransport:
                 raise
             except AgentClosed:
                 raise ClientClosed(f"{exchange.asked} was not done: this client has been closed")
+            except ResolvingTimedOut as error:
+                raise _NotSent(f" ({_describe(error)}). {_NAME_SERVER}")
             except (ConnectError, DNSLookupError) as error:
                 raise _NotSent(f" ({_describe(error)}). Check that it runs, and the URL")
             except InsecureConnection as error:
@@ -522,6 +536,8 @@ def _describe(error: Exception) -> str:
     cause = reasons[0].value if reasons else error
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(cause, ResolvingTimedOut):
+        return str(cause)
     if isinstance(cause, ConnectTimeout):
         return "nobody answers at that address"
     if isinstance(cause, DNSLookupError):

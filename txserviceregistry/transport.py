@@ -127,7 +127,7 @@ class Transport:
         return self._json.inTime(exchange, self._send(exchange, body))
 
     async def _send(self, exchange: Exchange, body: object) -> Response:
-        exchange.stage = "waiting for the Auth API"
+        exchange.stage = self._authStage
         session = await self._authenticator.session()
         if session is not self._session:
             self._adopt(session)
@@ -136,6 +136,10 @@ class Transport:
         if response.status >= 300:
             raise faultOf(response, body)
         return response
+
+    def _authStage(self) -> str:
+        # An authenticator that was given from outside may not tell.
+        return getattr(self._authenticator, "stage", "waiting for the Auth API")
 
     def _learn(self, response: Response) -> None:
         named = response.headers.getRawHeaders(_EXTENSIONS)

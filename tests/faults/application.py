@@ -9,6 +9,7 @@ with every program of ours. On its standard input it takes commands, a line each
 ``pause``        finish what is under way and write nothing more; prints ``paused`` then
 ``resume``       go on writing
 ``block N``      block the reactor for N seconds
+``occupy N``     keep all threads of the reactor's pool busy for N seconds; prints ``occupied``
 ``stop``         stop all services as an application does that ends, print ``stopped``, and end
 ===============  =====================================================================================
 """
@@ -28,6 +29,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.protocol import connectionDone
 from twisted.internet.stdio import StandardIO
 from twisted.internet.task import deferLater, react
+from twisted.internet.threads import deferToThread
 from twisted.logger import LogLevel, formatEvent, globalLogBeginner
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
@@ -75,7 +77,7 @@ async def _run(options: argparse.Namespace, reactor: Any) -> None:
         service.startService()
     load.resume()
     # The journal goes out by itself; Twisted would have our standard output not block.
-    StandardIO(_Commands(load, stopping), stdout=os.open(os.devnull, os.O_WRONLY))
+    StandardIO(_Commands(load, stopping, reactor.getThreadPool().max), stdout=os.open(os.devnull, os.O_WRONLY))
     note("started")
     await stopping
     await load.end()
@@ -248,9 +250,10 @@ class _Creator:
 class _Commands(LineOnlyReceiver):
     delimiter = b"\n"
 
-    def __init__(self, load: Load, stopping: Deferred[None]) -> None:
+    def __init__(self, load: Load, stopping: Deferred[None], threads: int) -> None:
         self._load = load
         self._stopping = stopping
+        self._threads = threads
 
     def lineReceived(self, line: bytes) -> None:
         command, *arguments = line.decode().split()
@@ -261,6 +264,10 @@ class _Commands(LineOnlyReceiver):
         elif command == "block":
             time.sleep(float(arguments[0]))
             note("blocked")
+        elif command == "occupy":
+            for _ in range(self._threads):
+                deferToThread(time.sleep, float(arguments[0]))
+            note("occupied")
         elif command == "stop":
             self._stop()
         else:

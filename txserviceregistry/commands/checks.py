@@ -6,19 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.web.client import Agent
+from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
 from .._version import __version__
 from ..agents import QueueingAgent
+from ..connecting import endpointTo, httpAgent
 from ..deferred import returnsDeferred
+from ..resolving import stageOf
 from ..tls import tlsPolicy
 
 __all__ = ["Checker", "Probe", "makeProbe"]
@@ -27,6 +28,8 @@ __all__ = ["Checker", "Probe", "makeProbe"]
 Probe = Callable[[], Deferred[None]]
 
 _LOCAL = "127.0.0.1"
+# Seconds to connect, at most: a check gives up long before.
+_CONNECT_TIMEOUT = 30.0
 # Until the first pass it is looked at least this often (seconds), so that a program that starts fast is known fast.
 _FIRST_INTERVAL = 0.5
 # A program takes its time to start: nothing is said of a check that fails in its first seconds.
@@ -35,6 +38,10 @@ _START = 10.0
 
 class _Failed(Exception):
     """The answer was not one of somebody who is well."""
+
+
+class _StillResolving(Exception):
+    """The time was over before there was an address to look at; the text is the stage."""
 
 
 class _Knock(Protocol):
@@ -68,13 +75,22 @@ def _tcpProbe(reactor: Any, text: str) -> Probe:
     parts = urlsplit("//" + (rest if ":" in rest else f"{_LOCAL}:{rest}"))
     if not parts.hostname or not parts.port or parts.path or parts.username is not None:
         raise ValueError(text)
-    endpoint = HostnameEndpoint(reactor, parts.hostname, parts.port)
+    endpoint = endpointTo(reactor, parts.hostname, parts.port, _CONNECT_TIMEOUT)
 
     @returnsDeferred
     async def probe() -> None:
-        await endpoint.connect(Factory.forProtocol(_Knock))
+        try:
+            await endpoint.connect(Factory.forProtocol(_Knock))
+        except CancelledError:
+            raise _stillResolving(reactor, parts)
 
     return probe
+
+
+def _stillResolving(reactor: Any, parts: SplitResult) -> Exception:
+    """What a look fails with that was ended: most likely it took too long."""
+    stage = stageOf(reactor, parts.hostname or "")
+    return _StillResolving(stage) if stage else CancelledError()
 
 
 def _httpProbe(reactor: Any, text: str) -> Probe:
@@ -83,13 +99,17 @@ def _httpProbe(reactor: Any, text: str) -> Probe:
     if not parts.hostname or parts.username is not None or parts.port == 0:
         raise ValueError(text)
     url = parts._replace(path=parts.path or "/", fragment="").geturl().encode("ascii")
-    agent = QueueingAgent(Agent(reactor, tlsPolicy(verify=False)))
+    pool = HTTPConnectionPool(reactor, persistent=False)
+    agent = QueueingAgent(httpAgent(reactor, tlsPolicy(verify=False), _CONNECT_TIMEOUT, pool))
     headers = Headers({"User-Agent": [f"service-registry-wrapper/{__version__}"]})
 
     @returnsDeferred
     async def probe() -> None:
         # The whole body is here then, and the connection at its end.
-        response = await agent.request(b"GET", url, headers)
+        try:
+            response = await agent.request(b"GET", url, headers)
+        except CancelledError:
+            raise _stillResolving(reactor, parts)
         if not 200 <= response.code < 400:
             raise _Failed(f"it was answered with {response.code}")
 
@@ -174,5 +194,8 @@ class Checker:
         try:
             await self._probe().addTimeout(self._timeout, self._clock, tooLate)
         except Exception as error:
-            return f"no answer after {late[0]:g} s" if late else str(error) or type(error).__name__
+            if late:
+                stage = f", {error}" if isinstance(error, _StillResolving) else ""
+                return f"no answer after {late[0]:g} s{stage}"
+            return str(error) or type(error).__name__
         return None

@@ -1,0 +1,243 @@
+"""
+Host names: their addresses, looked up in threads of this module's own, and the last known ones while a lookup is slow
+or fails.
+
+Twisted resolves on the reactor's thread pool. An application that keeps these threads busy would stop every connection
+to a host name, heartbeats included.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from socket import gaierror
+from threading import Lock, Thread
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+from twisted.internet._resolver import GAIResolver  # what reactors have by default; there is no public name for it
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolution, IResolutionReceiver
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+__all__ = ["PATIENCE", "RESOLVING", "HostNames", "ResolvingTimedOut", "hostNames", "stageOf"]
+
+#: Seconds that a lookup may take before the last known addresses are used instead.
+PATIENCE = 0.25
+
+# A lookup is worth a line in the log after so many seconds: a name server that is merely slow would fill it.
+_SLOW = 2.0
+
+# Host names whose addresses are remembered, at most: more than a client connects to.
+_MOST_NAMES = 1000
+# Lookups under way at once, in a thread each.
+_MOST_THREADS = 20
+
+#: What the stage of a request begins with that waits for addresses.
+RESOLVING = "resolving the host name"
+
+#: A host name and a port.
+_Key = tuple[str, int]
+
+
+class ResolvingTimedOut(ConnectTimeout):
+    """The addresses of a host name were not found in time."""
+
+    def __init__(self, host: str, seconds: float) -> None:
+        super().__init__(string=f"{RESOLVING} {host} took longer than {seconds:g} s")  # type: ignore[no-untyped-call]
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class _Threads:
+    """
+    Runs lookups, in a daemon thread each that ends with its lookup: one that hangs keeps nothing else waiting, and does
+    not delay the end of the process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._free = _MOST_THREADS
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def callInThreadWithCallback(
+        self, onResult: Callable[[bool, Any], None], function: Callable[..., Any], *arguments: Any
+    ) -> None:
+        """See Twisted's ThreadPool; as much of one as a resolver needs."""
+
+        def work() -> None:
+            try:
+                result = function(*arguments)
+            except Exception as error:
+                # Twisted expects this one only, and would wait forever after any other (a name that can't be encoded).
+                onResult(False, Failure(error if isinstance(error, gaierror) else gaierror(str(error))))
+            else:
+                onResult(True, result)
+
+        with self._lock:
+            if not self._free:
+                self._waiting.append(work)
+                return
+            self._free -= 1
+        Thread(target=self._run, args=(work,), name="resolving a host name", daemon=True).start()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        while True:
+            work()
+            with self._lock:
+                if not self._waiting:
+                    self._free += 1
+                    return
+                work = self._waiting.popleft()
+
+
+_threads = _Threads()
+
+
+@implementer(IResolutionReceiver)
+class _Lookup:
+    """One lookup of one host name, and those that wait for it."""
+
+    def __init__(self, began: float, done: Callable[[Sequence[IAddress]], None]) -> None:
+        self.began = began
+        self.waiting: list[Deferred[None]] = []
+        self._done = done
+        self._found: list[IAddress] = []
+
+    def resolutionBegan(self, resolution: IHostResolution) -> None:
+        """See IResolutionReceiver."""
+
+    def addressResolved(self, address: IAddress) -> None:
+        """See IResolutionReceiver."""
+        self._found.append(address)
+
+    def resolutionComplete(self) -> None:
+        """See IResolutionReceiver."""
+        self._done(self._found)
+
+
+class HostNames:
+    """
+    The host names that are connected to over one reactor.
+
+    Every connection asks anew, so that changed addresses are noticed. The last known addresses are used when the
+    lookup takes longer than :data:`PATIENCE`, or finds none.
+    """
+
+    _log = Logger()
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[_Key, Sequence[IAddress]] = OrderedDict()
+        self._underWay: dict[_Key, _Lookup] = {}
+        # Names whose last known addresses are used, and since when.
+        self._stale: dict[_Key, float] = {}
+
+    def isResolving(self, host: str) -> bool:
+        """Whether requests to this *host* wait for its addresses, of which none is known."""
+        return any(key[0] == host and key not in self._known for key in self._underWay)
+
+    def resolve(self, reactor: Any, host: str, port: int) -> Deferred[Sequence[IAddress]]:
+        """
+        Find the addresses of a host.
+
+        :param reactor: whose resolver is used, if the application has installed one.
+        :return: fires with the addresses; with none if there are none. May be cancelled.
+        """
+        key = (host, port)
+        lookup = self._underWay.get(key)
+        if lookup is None:
+            lookup = self._lookUp(reactor, key)
+        if key not in self._underWay:
+            # It was answered at once.
+            return succeed(self._known.get(key, ()))
+        waiter: Deferred[None] = Deferred(lookup.waiting.remove)
+        lookup.waiting.append(waiter)
+        if key in self._known:
+            left = lookup.began + PATIENCE - reactor.seconds()
+            if left <= 0:
+                lookup.waiting.remove(waiter)
+                if left <= PATIENCE - _SLOW:
+                    self._tellStale(reactor, key)
+                return succeed(self._known[key])
+            self._giveUpAfter(left, reactor, lookup, waiter)
+        return waiter.addCallback(lambda _: self._known.get(key, ()))
+
+    @staticmethod
+    def _giveUpAfter(seconds: float, reactor: Any, lookup: _Lookup, waiter: Deferred[None]) -> None:
+        def tooSlow() -> None:
+            lookup.waiting.remove(waiter)
+            waiter.callback(None)
+
+        call = reactor.callLater(seconds, tooSlow)
+
+        def over(result: Any) -> Any:
+            if call.active():
+                call.cancel()
+            return result
+
+        waiter.addBoth(over)
+
+    def _lookUp(self, reactor: Any, key: _Key) -> _Lookup:
+        def done(found: Sequence[IAddress]) -> None:
+            del self._underWay[key]
+            if found:
+                self._keep(reactor, key, found)
+            elif key in self._known:
+                self._tellStale(reactor, key)
+            waiting, lookup.waiting = lookup.waiting, []
+            for waiter in waiting:
+                waiter.callback(None)
+
+        lookup = self._underWay[key] = _Lookup(reactor.seconds(), done)
+        host, port = key
+        _resolverOf(reactor).resolveHostName(lookup, host, portNumber=port)
+        return lookup
+
+    def _keep(self, reactor: Any, key: _Key, found: Sequence[IAddress]) -> None:
+        self._known[key] = tuple(found)
+        self._known.move_to_end(key)
+        if len(self._known) > _MOST_NAMES:
+            self._stale.pop(self._known.popitem(last=False)[0], None)
+        since = self._stale.pop(key, None)
+        if since is not None:
+            self._log.info(
+                "Host name {host} resolved again, after {seconds:.1f} s", host=key[0], seconds=reactor.seconds() - since
+            )
+
+    def _tellStale(self, reactor: Any, key: _Key) -> None:
+        if key not in self._stale:
+            self._stale[key] = reactor.seconds()
+            self._log.warn(
+                "Host name {host} did not resolve; the last known addresses are used meanwhile. Check the name server",
+                host=key[0],
+            )
+
+
+# By reactor: what is known is of use to all clients in a process.
+_of: WeakKeyDictionary[Any, HostNames] = WeakKeyDictionary()
+
+
+def hostNames(reactor: Any) -> HostNames:
+    """What is known of host names over this *reactor*."""
+    names = _of.get(reactor)
+    if names is None:
+        names = _of[reactor] = HostNames()
+    return names
+
+
+def stageOf(reactor: Any, host: str) -> str:
+    """That a request to *host* waits for its addresses, in words; empty if it does not."""
+    names = _of.get(reactor)
+    return f"{RESOLVING} {host}" if names is not None and names.isResolving(host) else ""
+
+
+def _resolverOf(reactor: Any) -> IHostnameResolver:
+    """The resolver that the application has installed; the system's, in threads of our own, if it has not."""
+    installed: IHostnameResolver = reactor.nameResolver
+    if type(installed) is not GAIResolver:
+        return installed
+    return GAIResolver(reactor, lambda: cast(Any, _threads))
