@@ -622,6 +622,88 @@ class RefusedFileTests(TestCase):
                 file.write(data)
             await self.isRefused("no SQLite database")
 
+    async def crash(self, **values: str) -> None:
+        """Leave the file and a log with these values, as a registry does that is killed."""
+        store = SqliteStore(self.path, reactor=reactor)
+        await store.open()
+        for key, value in values.items():
+            await store.setValue("1", key, value, 100)
+        left = self.content()
+        await store.close()
+        for name, data in left.items():
+            with open(os.path.join(self.folder, name), "wb") as file:
+                file.write(data)
+
+    async def test_aLogWithoutItsFile(self):
+        """A log with changes whose file is missing, empty or cut short is refused, and is there still."""
+        await self.crash(key="acknowledged")
+        with open(self.path, "rb") as file:
+            whole = file.read()
+        for length, state in ((50, "cut short"), (0, "empty"), (None, "missing")):
+            if length is None:
+                os.unlink(self.path)
+            else:
+                os.truncate(self.path, length)
+            await self.isRefused(state, f"{self.path}-wal", "acknowledged", "restore", "move the log away")
+        # What the line says helps: the file is put back, ...
+        with open(self.path, "wb") as file:
+            file.write(whole)
+        store = SqliteStore(self.path, reactor=reactor)
+        await store.open()
+        self.assertEqual(await store.getValue("1", "key"), "acknowledged")
+        await store.close()
+
+    async def test_aLogThatIsMovedAwayIsGoneWithout(self):
+        """Without the log a store whose file is missing is a new one."""
+        await self.crash(key="acknowledged")
+        os.unlink(self.path)
+        os.rename(self.path + "-wal", self.path + ".kept")
+        store = SqliteStore(self.path, reactor=reactor)
+        await store.open()
+        self.assertEqual(await countValues(store), 0)
+        await store.close()
+
+    async def test_aRollbackLogWithoutItsFile(self):
+        """A rollback journal is a log too: SQLite would apply it to whatever file has the name."""
+        with open(self.path + "-journal", "wb") as file:
+            file.write(b"x" * 512)
+        await self.isRefused("missing", f"{self.path}-journal")
+
+    async def test_aLogBehindASymbolicLink(self):
+        """SQLite keeps the log beside the file that a link leads to, so it is looked for there."""
+        await self.crash(key="acknowledged")
+        os.mkdir(os.path.join(self.folder, "links"))
+        link = os.path.join(self.folder, "links", "link")
+        os.symlink(os.path.abspath(self.path), link)
+        os.truncate(self.path, 0)
+        before = os.path.getsize(self.path + "-wal")
+        try:
+            await SqliteStore(link, reactor=reactor).open()
+        except StoreRefused as error:
+            self.assertIn(f"{self.path}-wal", str(error))
+        else:
+            self.fail("the file was taken")
+        self.assertEqual(os.path.getsize(self.path + "-wal"), before)
+
+    async def test_anotherDatabasesLog(self):
+        """A log that another registry's file has left is refused, and neither is changed."""
+        await self.crash(key="theirs")
+        os.rename(self.path + "-wal", self.path + ".kept")
+        os.unlink(self.path)
+        await self.crash(key="ours")
+        os.rename(self.path + ".kept", self.path + "-wal")
+        await self.isRefused(f"{self.path}-wal belongs to another database", "move the log away")
+
+    async def test_noRegularFile(self):
+        """A named pipe, from which reading would never end, is refused."""
+        os.mkfifo(self.path)
+        try:
+            await SqliteStore(self.path, reactor=reactor).open()
+        except StoreRefused as error:
+            self.assertIn("not a regular file", str(error))
+        else:
+            self.fail("the file was taken")
+
     async def test_anotherProgramsDatabase(self):
         """A database that some other program has made is refused."""
         connection = sqlite3.connect(self.path)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import attrs
 
+from .stores import sqlitefile
+
 __all__ = ["DataDirectory", "DataDirectoryError"]
 
 
@@ -65,14 +67,12 @@ class DataDirectory:
 
     def hasStore(self) -> bool:
         """
-        Whether there is a file of the sqlite store.
+        Whether there is a file of the sqlite store, or what one has left: a log that has changes.
 
         :raises DataDirectoryError: if one can't look.
         """
         try:
-            return self.storePath.stat().st_size > 0
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+            return sqlitefile.isThere(str(self.storePath))
         except OSError as error:
             raise DataDirectoryError(f"can't read the data directory {self.path}: {error.strerror}")
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from .. import eventids
 from .interfaces import StoreRefused
 
-__all__ = ["APPLICATION_ID", "MIGRATIONS", "connect", "prepare"]
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "connect", "isThere", "prepare"]
 
 APPLICATION_ID = 0x74785352
 """``txSR``: what sets our files apart from other programs' databases (bytes 68 to 71 of the file)."""
@@ -64,8 +64,15 @@ _CHECK_SECONDS = 0.5
 
 _CACHE_KIBIBYTES = 16_384
 
+_SECRET = "SELECT value FROM meta WHERE name = 'secret'"
+
+_IMMUTABLE = "mode=ro&immutable=1"
+"""How to open a file so that SQLite looks at it alone: at no log, and without a lock or a new file."""
+
 _HEADER = 100
 _MAGIC = b"SQLite format 3\0"
+_LOGS = ("-wal", "-journal")
+"""What SQLite adds to the name of a file for the logs that hold changes which are not in the file itself."""
 _VERSION_BYTES = slice(60, 64)
 _APPLICATION_BYTES = slice(68, 72)
 
@@ -90,7 +97,7 @@ def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
-        connection.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()
+        connection.execute(_SECRET).fetchone()
     except BaseException:
         connection.close()
         raise
@@ -101,16 +108,21 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
     """
     See that *path* is a file of ours with the newest schema; make it (mode 0600) if there is none.
 
-    :raises StoreRefused: if it is another kind of file, damaged, or of a newer release. It is left as it was.
+    :raises StoreRefused: if it is another kind of file, damaged, or of a newer release; or if it is missing, empty or
+        cut short and a log with changes lies beside it. All files are left as they were.
     :raises OSError: if it can't be made or read.
     :raises sqlite3.Error: if it can't be made or read.
     """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise StoreRefused(f"{path} is not a regular file; move it away, or choose another path")
     if _isMissing(path):
         folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
         try:
             # Of several processes that find no file at the same time, one makes it.
             fcntl.flock(folder, fcntl.LOCK_EX)
             if _isMissing(path):
+                # Only here: until another process has given the lock back, its log may be there before its file.
+                _refuseLoneLog(path)
                 _create(path, migrations)
                 os.fsync(folder)
         finally:
@@ -123,8 +135,42 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
             connection.close()
 
 
+def isThere(path: str) -> bool:
+    """
+    Whether there is anything of a store under this name: the file with something in it, or a log that has changes.
+
+    :raises OSError: if that can't be found out.
+    """
+    return _sizeOf(path) > 0 or _findLog(path) is not None
+
+
+def _sizeOf(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
 def _isMissing(path: str) -> bool:
-    return not os.path.exists(path) or os.path.getsize(path) == 0
+    return _sizeOf(path) == 0
+
+
+def _findLog(path: str) -> str | None:
+    """The path of a log beside the file that is not empty, if there is one."""
+    # SQLite puts it beside the file itself, wherever a symbolic link to that is.
+    logs = (os.path.realpath(path) + ending for ending in _LOGS)
+    return next((log for log in logs if _sizeOf(log)), None)
+
+
+def _refuseLoneLog(path: str) -> None:
+    """Refuse a log whose file is not there: SQLite would delete it, or apply it to another file."""
+    log = _findLog(path)
+    if log is not None:
+        state = "missing" if not os.path.exists(path) else "empty" if _isMissing(path) else "cut short"
+        raise StoreRefused(
+            f"{path} is {state}, but {log} holds changes that were acknowledged;"
+            " restore it, or move the log away to go on without it"
+        )
 
 
 def _create(path: str, migrations: Sequence[Sequence[str]]) -> None:
@@ -139,9 +185,9 @@ def _create(path: str, migrations: Sequence[Sequence[str]]) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
         finally:
             connection.close()
-        for leftOver in ("-wal", "-shm"):
+        for leftOver in (*_LOGS, "-shm"):
             if os.path.exists(path + leftOver):
-                os.unlink(path + leftOver)  # of a file that is gone; SQLite would apply it to the new one
+                os.unlink(path + leftOver)  # an empty log, or the index of one
         os.replace(making, path)
     finally:
         if os.path.exists(making):
@@ -175,6 +221,8 @@ def _check(path: str, migrations: Sequence[Sequence[str]]) -> int:
     """
     with open(path, "rb") as file:
         header = file.read(_HEADER)
+    if len(header) < _HEADER:
+        _refuseLoneLog(path)
     if not header.startswith(_MAGIC) or len(header) < _HEADER:
         raise StoreRefused(f"{path} is no SQLite database; move it away, or choose another file")
     if int.from_bytes(header[_APPLICATION_BYTES], "big") != APPLICATION_ID:
@@ -203,13 +251,17 @@ def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
     A file with nothing beside it is opened as if nothing could change it: then SQLite makes no other files either.
     With a write-ahead log beside it, that has to be seen as well.
     """
-    companions = any(os.path.exists(path + ending) for ending in ("-wal", "-journal"))
-    options = "mode=ro" if companions else "mode=ro&immutable=1"
+    log = _findLog(path)
+    # An empty one may be another process's, which is about to write to it.
+    companions = any(os.path.exists(os.path.realpath(path) + ending) for ending in _LOGS)
+    options = "mode=ro" if companions else _IMMUTABLE
     connection = sqlite3.connect(_uri(path, options), uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
     try:
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         if version <= len(migrations):
             _checkNames(connection, migrations[:version])
+            if log is not None:
+                _checkLog(connection, path, log)
             _checkTables(connection, isLarge=os.path.getsize(path) > _CHECKED_WHOLE)
         return version
     finally:
@@ -228,6 +280,26 @@ def _checkNames(connection: sqlite3.Connection, migrations: Sequence[Sequence[st
             raise sqlite3.DatabaseError("the {} {} is missing".format(*missing))
     finally:
         pattern.close()
+
+
+def _checkLog(connection: sqlite3.Connection, path: str, log: str) -> None:
+    """
+    Refuse a log that another registry's file has left: SQLite applies any log that has the right name.
+
+    :param connection: one that sees what is in the log.
+    """
+    alone = sqlite3.connect(_uri(path, _IMMUTABLE), uri=True, isolation_level=None)
+    try:
+        found = alone.execute(_SECRET).fetchone()
+    except sqlite3.Error:
+        return  # without its log a file may well be half a checkpoint: that says nothing
+    finally:
+        alone.close()
+    # Each store has another secret, which never changes.
+    if found is not None and found != connection.execute(_SECRET).fetchone():
+        raise StoreRefused(
+            f"{log} belongs to another database than {path}; restore files that belong together, or move the log away"
+        )
 
 
 def _checkTables(connection: sqlite3.Connection, *, isLarge: bool) -> None:
