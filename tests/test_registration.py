@@ -583,7 +583,7 @@ class RegisteredServiceTests(SynchronousTestCase):
         lines: list[str] = []
 
         def observe(event: Any) -> None:
-            if "can't be kept" in event.get("log_format", ""):
+            if "can't be written" in event.get("log_format", ""):
                 lines.append(event["log_level"].name)
 
         globalLogPublisher.addObserver(observe)

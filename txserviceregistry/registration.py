@@ -22,6 +22,7 @@ from .creation import UNKNOWN_OUTCOME, Creation
 from .deferred import returnsDeferred, waitFor
 from .errors import AuthenticationFailed, NotFound, RegistrationEnded, ServiceRegistryError
 from .fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
+from .files import WriteOutage
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
 from .jsontransport import ClientClosed
 from .tokenfile import TokenFile
@@ -92,6 +93,9 @@ class RegisteredService(Service):
         self._clock = client.clock
         self._check = check
         self._tokens = TokenFile(os.fspath(state), serviceId) if state is not None else None
+        self._writing = WriteOutage(
+            os.fspath(state or ""), self._log, f"a restart of the program does not go on as service {serviceId}"
+        )
         self._random = random
         self._heartBeater: HeartBeater | None = None
         self._creation = Creation(client.services, serviceId, self.heartbeatTimeout, self._payload)
@@ -339,14 +343,13 @@ class RegisteredService(Service):
     def _keep(self, token: str) -> None:
         try:
             tokens = self._claimed()
-            if tokens is not None:
-                tokens.save(token)
+            if tokens is None:
+                return
+            tokens.save(token)
         except OSError as error:
-            self._log.warn(
-                "The heartbeat token of service {serviceId} can't be kept: {error}",
-                serviceId=self.serviceId,
-                error=error,
-            )
+            self._writing.failed(error)
+        else:
+            self._writing.ended()
 
     def _forgetToken(self) -> None:
         if self._tokens is not None and self._tokens.isOurs:

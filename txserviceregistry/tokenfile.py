@@ -9,6 +9,8 @@ import os
 from io import FileIO
 from weakref import WeakSet
 
+from .files import replaceFile
+
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
 except ImportError:
@@ -101,11 +103,7 @@ class TokenFile:
 
     def save(self, token: str) -> None:
         """:raises OSError: if it can't be written; the old content is there then."""
-        beside = f"{self.path}.new"
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"id": self._serviceId, "token": token}, file)
-        os.replace(beside, self.path)
+        replaceFile(self.path, json.dumps({"id": self._serviceId, "token": token}))
 
     def remove(self) -> None:
         """Forget the token."""

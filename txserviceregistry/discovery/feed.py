@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from ..backoff import Backoff
 from ..deferred import returnsDeferred
 from ..errors import BadRequest, ServiceRegistryError
+from ..files import WriteOutage, replaceFile
 from ..types import Event
 from .following import PAGE, Position, followingOf
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
@@ -90,6 +91,7 @@ class EventsFeed(Service):
         self._client = client
         self._clock = client.clock
         self._path = None if path is None else os.fspath(path)
+        self._writing = WriteOutage(self._path or "", self._log, "a restart delivers again what came since")
         self._random = random
         self._wallClock = wallClock
         self._following = followingOf(client)
@@ -341,19 +343,18 @@ class EventsFeed(Service):
         position = self._position
         if self._path is None or position is None:
             return
-        beside = f"{self._path}.new"
+        kept = {
+            "marker": position.marker,
+            "begins": self._wantsMarker,
+            "given": upTo or self._redelivering,
+            "emptyAt": self._emptyAt,
+        }
         try:
-            with open(beside, "w", encoding="utf-8") as file:
-                kept = {
-                    "marker": position.marker,
-                    "begins": self._wantsMarker,
-                    "given": upTo or self._redelivering,
-                    "emptyAt": self._emptyAt,
-                }
-                json.dump(kept, file)
-            os.replace(beside, self._path)
+            replaceFile(self._path, json.dumps(kept))
         except OSError as error:
-            self._log.warn("{path} can't be written: {reason}", path=self._path, reason=error.strerror)
+            self._writing.failed(error)
+        else:
+            self._writing.ended()
 
     def _load(self) -> None:
         if self._path is None or (self._position is not None and self._position.seen):

@@ -26,6 +26,7 @@ from twisted.logger import Logger
 from ..backoff import Backoff
 from ..deferred import returnsDeferred
 from ..errors import BadRequest, MalformedResponse, RateLimited, ServiceRegistryError
+from ..files import WriteOutage, replaceFile
 from ..types import Event
 from .following import PAGE, Following, Position, followingOf
 from .running import Run
@@ -124,6 +125,7 @@ class Mirror(Service, Generic[_T]):
         self._clock = client.clock
         self._refresh = refresh
         self._path = None if path is None else os.fspath(path)
+        self._writing = WriteOutage(self._path or "", self._log, "a restart finds an older copy")
         self._random = random
         self._wallClock = wallClock
         self._following: Following = followingOf(client)
@@ -470,13 +472,12 @@ class Mirror(Service, Generic[_T]):
             return
         age = 0.0 if self._isCurrent else self._clock.seconds() - self._currentAt
         kept = {"version": _FILE_VERSION, "current": self._wallClock() - age, "values": self._items}
-        beside = f"{self._path}.new"
         try:
-            with open(beside, "w", encoding="utf-8") as file:
-                json.dump(kept, file)
-            os.replace(beside, self._path)
+            replaceFile(self._path, json.dumps(kept))
         except OSError as error:
-            self._log.warn("{path} can't be written: {reason}", path=self._path, reason=error.strerror)
+            self._writing.failed(error)
+        else:
+            self._writing.ended()
 
     def _load(self) -> None:
         if self._path is None:

@@ -9,12 +9,12 @@ import configparser
 import fcntl
 import io
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 
+from ..files import replaceFile
 from .stores import sqlitefile
 
 __all__ = ["DataDirectory", "DataDirectoryError"]
@@ -76,11 +76,12 @@ class DataDirectory:
         except OSError as error:
             raise DataDirectoryError(f"can't read the data directory {self.path}: {error.strerror}")
 
-    def own(self, path: Path) -> None:
+    def own(self, path: Path | int) -> None:
         """
         Let a file in the directory belong to whom the directory belongs to: what root makes in the registry's, the
         registry has to be able to use.
 
+        :param path: the file, or the descriptor of one that is open.
         :raises DataDirectoryError: if that can't be.
         """
         if os.geteuid() == 0:
@@ -207,18 +208,7 @@ class DataDirectory:
             self._replace(self.raxrcPath, text.getvalue())
 
     def _replace(self, path: Path, text: str) -> None:
-        # mkstemp makes files that only their owner can read; who reads one sees the old one or the new one.
         try:
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=self.path)
-            try:
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                self.own(Path(temporary))
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            replaceFile(path, text, isDurable=True, prepare=self.own)
         except OSError as error:
             raise DataDirectoryError(f"can't write {path}: {error.strerror}")

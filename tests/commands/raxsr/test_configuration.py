@@ -62,6 +62,7 @@ class ConfigurationTests(RaxsrTestCase):
         await self.good("configuration", "export", out, "--namespace", space)
         with open(out) as file:
             self.assertEqual(json.load(file), expected)
+        self.assertEqual(os.stat(out).st_mode & 0o777, 0o600)
         shown = await self.good("configuration", "export", "-", "--namespace", space)
         self.assertEqual(
             (await self.good("configuration", "import", "-", stdin=shown.out.encode())).out,

@@ -8,6 +8,7 @@ that stands there: ``1.10`` stays ``1.10``, and ``no`` stays ``no``.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -67,10 +68,12 @@ def readText(path: str) -> str:
 
 def writeText(path: str, text: str) -> None:
     """
+    Write a file. A new one has mode 0600; one that exists, a device among them, stays what it is.
+
     :raises CommandFailed: if the file can't be written.
     """
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        with open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(text)
     except OSError as error:
         raise CommandFailed(f"{path} can't be written: {error.strerror}") from None

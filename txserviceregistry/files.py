@@ -1,0 +1,77 @@
+"""
+Files that are replaced whole, that their owner alone may read, and that a program can do without for a while.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+
+from twisted.logger import Logger
+
+__all__ = ["WriteOutage", "replaceFile"]
+
+
+def replaceFile(
+    path: str | os.PathLike[str],
+    text: str,
+    *,
+    isDurable: bool = False,
+    prepare: Callable[[int], object] = lambda descriptor: None,
+) -> None:
+    """
+    Give a file a new content. A reader sees the old content or the new one, and the mode is 0600.
+
+    :param text: the new content; it is written as UTF-8.
+    :param isDurable: whether the content is on the disk before it takes the place of the old one.
+    :param prepare: called with the descriptor of the new file before it takes the place of the old one.
+    :raises OSError: if the file can't be written; the old content is there then.
+    """
+    name = os.fspath(path)
+    # mkstemp makes a file that did not exist, with mode 0600: nothing that lies there already can weaken that.
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(name)}-", dir=os.path.dirname(name) or ".")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if isDurable:
+                os.fsync(file.fileno())
+            prepare(file.fileno())
+        os.replace(temporary, name)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+class WriteOutage:
+    """
+    The time during which a file can't be written: one line in the log when it begins, and one when it ends.
+
+    :param path: the file.
+    :param log: where the lines go.
+    :param loss: what the program does without meanwhile, as a clause.
+    """
+
+    def __init__(self, path: str, log: Logger, loss: str) -> None:
+        self._path = path
+        self._log = log
+        self._loss = loss
+        self._isOn = False
+
+    def failed(self, error: OSError) -> None:
+        """A try to write the file failed."""
+        if not self._isOn:
+            self._isOn = True
+            self._log.warn(
+                "{path} can't be written: {reason}. Until it can be, {loss}",
+                path=self._path,
+                reason=error.strerror or type(error).__name__,
+                loss=self._loss,
+            )
+
+    def ended(self) -> None:
+        """The file has been written."""
+        if self._isOn:
+            self._isOn = False
+            self._log.info("{path} is written again", path=self._path)
