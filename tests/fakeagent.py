@@ -15,6 +15,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from txserviceregistry.agents import BytesProducer, WholeResponse
+from txserviceregistry.faults import FAULT_TYPES
 
 TOKEN = "the-auth-token"
 API_KEY = "the-api-key"
@@ -28,6 +29,18 @@ def answer(status: int = 200, body: Any = None, **headers: str) -> WholeResponse
         version=(b"HTTP", 1, 1), code=status, phrase=b"", headers=fields, request=None, previousResponse=None
     )
     return WholeResponse(original, content)
+
+
+def fault(type: str, message: str = "scripted", details: str = "", **headers: str) -> WholeResponse:
+    """A fault of the registry's API."""
+    code = FAULT_TYPES[type]
+    return answer(code, {"type": type, "code": code, "message": message, "details": details}, **headers)
+
+
+def authFault(status: int = 401, message: str = "Username or api key is invalid") -> WholeResponse:
+    """A fault of the Auth API."""
+    name = {400: "badRequest", 401: "unauthorized", 403: "forbidden", 404: "itemNotFound"}[status]
+    return answer(status, {name: {"code": status, "message": message}})
 
 
 def access(token: str = TOKEN, **changes: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from txserviceregistry.errors import (
     APIError,
     AuthenticationFailed,
     ConnectionFailed,
+    ForeignResponse,
     InvalidSettings,
     MalformedResponse,
     NotFound,
@@ -39,7 +40,7 @@ from txserviceregistry.errors import (
 )
 from txserviceregistry.jsontransport import JSONTransport
 
-from .fakeagent import API_KEY, TOKEN, FakeAgent, access, answer
+from .fakeagent import API_KEY, TOKEN, FakeAgent, access, answer, authFault, fault
 
 AUTH = "http://registry:8880/v2.0"
 NOW = 1_800_000_000.0
@@ -329,7 +330,7 @@ class AuthenticatorTests(SynchronousTestCase):
         """A user whose key was changed goes on with the token until that one is refused."""
         self.token()
         self.clock.advance(950)
-        self.problem = answer(403, [])
+        self.problem = authFault(403)
         self.assertEqual((self.token(), self.token()), ("token-1", "token-1"))
         self.assertEqual(len(self.agent.sent), 2)
         self.authenticator.invalidate("token-1")
@@ -368,16 +369,27 @@ class AuthenticatorTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertIn("the Auth API", str(self.failureResultOf(self.authenticator.session()).value))
         for status in (400, 404):
-            self.problem = answer(status, {"badRequest": {"message": "Who are you?"}})
+            self.problem = authFault(status, "Who are you?")
             self.clock.advance(1)
             failure = self.failureResultOf(self.authenticator.session(), APIError)
             self.assertFalse(failure.check(NotFound))
             self.assertIn("Who are you?", str(failure.value))
-        for status in (404, 405, 501):
+        for status, kind in ((404, ForeignResponse), (405, ForeignResponse), (501, ServerError)):
             self.problem = answer(status, b"<html>")
             self.clock.advance(1)
-            failure = self.failureResultOf(self.authenticator.session(), APIError)
-            self.assertTrue(str(failure.value).endswith(f"{status}. Is there a service registry at this URL?"))
+            failure = self.failureResultOf(self.authenticator.session(), kind)
+            self.assertTrue(str(failure.value).endswith(". Is there a service registry at this URL?"))
+
+    def test_aProxysRefusalIsNotTheAuthApis(self) -> None:
+        """Credentials count as refused only after a fault of the Auth API, and are sent again soon otherwise."""
+        for status in (401, 403):
+            for body in (b"<html>", {"message": "no"}, {"unauthorized": {"code": 402, "message": "no"}}, {"x": []}):
+                self.problem = answer(status, body)
+                self.clock.advance(1)
+                self.failureResultOf(self.authenticator.session(), ForeignResponse)
+        self.problem = None
+        self.clock.advance(1)
+        self.token()
 
     def test_eachWaiterHasItsOwnException(self) -> None:
         """A failure that goes to many is an object of its own for each."""
@@ -408,7 +420,7 @@ class ChangedKeyTests(SynchronousTestCase):
     def issue(self, sent: Any) -> Any:
         if sent.body["auth"]["RAX-KSKEY:apiKeyCredentials"] == {"username": "joe", "apiKey": self.key}:
             return answer(200, access(f"token of {self.key}", expires=at(self.clock.seconds() + 1000)))
-        return answer(401, {"unauthorized": {"code": 401, "message": "Username or api key is invalid"}})
+        return authFault()
 
     def lookUp(self) -> Credentials:
         self.looked += 1
@@ -436,7 +448,7 @@ class ChangedKeyTests(SynchronousTestCase):
         self.agent.handler = None
         waiting = [self.authenticator.session() for _ in range(10)]
         self.key = self.settings = "the new key"
-        self.agent.pending[0].callback(answer(401, {}))
+        self.agent.pending[0].callback(authFault())
         waiting.append(self.authenticator.session())
         self.agent.pending[1].callback(self.issue(self.agent.sent[1]))
         self.assertEqual({self.successResultOf(each).token for each in waiting}, {"token of the new key"})
@@ -537,7 +549,7 @@ class RetryingAuthAgentTests(SynchronousTestCase):
         if sent.url.startswith(AUTH):
             self.issued += 1
             return answer(200, access(f"token-{self.issued}"))
-        return answer(200, {"token": sent.token}) if sent.token in self.valid else answer(401)
+        return answer(200, {"token": sent.token}) if sent.token in self.valid else fault("unauthorizedError")
 
     def get(self) -> Deferred[Any]:
         return self.authenticated.request(b"GET", b"http://registry/x")
@@ -566,13 +578,13 @@ class RetryingAuthAgentTests(SynchronousTestCase):
         self.valid = {"token-2"}
         # The first complaint asks for a token; half of the others come before it is there.
         for request in purged[:500]:
-            request.callback(answer(401))
+            request.callback(fault("unauthorizedError"))
         tokens = list(self.agent.pending)
         self.assertEqual(len(tokens), 1)
         self.agent.handler = self.serve
         tokens[0].callback(answer(200, access("token-2")))
         for request in purged[500:]:
-            request.callback(answer(401))
+            request.callback(fault("unauthorizedError"))
         self.assertEqual({self.successResultOf(request).code for request in waiting}, {200})
         self.assertEqual(len([sent for sent in self.agent.sent if sent.url.startswith(AUTH)]), 2)
 
@@ -581,6 +593,44 @@ class RetryingAuthAgentTests(SynchronousTestCase):
         self.valid = set()
         self.assertEqual(self.successResultOf(self.get()).code, 401)
         self.assertEqual(self.issued, 2)
+
+    def test_aKeystoneChallengeCounts(self) -> None:
+        """A 401 that asks for a token of Keystone is about the token, whatever its body."""
+        self.successResultOf(self.get())
+        self.valid = {"token-2"}
+        challenge = 'Keystone uri="http://auth/v2.0"'
+        serve = self.serve
+
+        def challenging(sent: Any) -> Any:
+            response = serve(sent)
+            return answer(401, b"<html>", WWW_Authenticate=challenge) if response.code == 401 else response
+
+        self.agent.handler = challenging
+        self.assertEqual(self.successResultOf(self.get()).code, 200)
+
+    def test_aProxys401DoesNotEndTheToken(self) -> None:
+        """
+        A 401 that is not the registry's goes to the caller, and the token stays in use, also while the Auth API is
+        down. A new one is fetched beside it, once a minute at most.
+        """
+        self.successResultOf(self.get())
+        for page in (answer(401), answer(401, b"<html>", WWW_Authenticate="Basic realm=p"), answer(401, {"error": 1})):
+            self.agent.handler = lambda sent, page=page: answer(503) if sent.url.startswith(AUTH) else page
+            for _ in range(10):
+                self.assertEqual(self.successResultOf(self.get()).code, 401)
+        self.assertEqual(len([sent for sent in self.agent.sent if sent.url.startswith(AUTH)]), 2)
+        self.agent.handler = self.serve
+        response = self.successResultOf(self.get())
+        self.assertEqual((response.code, self.agent.sent[-1].token), (200, "token-1"))
+
+    def test_aProxys401IsNotBelievedForever(self) -> None:
+        """A registry whose 401 is not a fault of the API gets a new token at the second try after it."""
+        self.successResultOf(self.get())
+        self.valid = {"token-2"}
+        serve = self.serve
+        self.agent.handler = lambda sent: response if (response := serve(sent)).code == 200 else answer(401)
+        codes = [self.successResultOf(self.get()).code for _ in range(3)]
+        self.assertEqual(codes, [401, 401, 200])
 
     def test_cancellingReachesWhatIsUnderWay(self) -> None:
         """Cancelling cancels the request itself."""
@@ -613,7 +663,7 @@ class TreqTests(TestCase):
                 await body.startProducing(consumer)
                 bodies.append(consumer.data)
                 [token] = headers.getRawHeaders("X-Auth-Token")
-                original = answer(200 if token == "token-2" else 401, {"token": token})
+                original = answer(200, {"token": token}) if token == "token-2" else fault("unauthorizedError")
                 # Not the kind of response that our own queue gives.
                 return type("Plain", (), {**vars(original), "deliverBody": lambda _, p: original.deliverBody(p)})()
 

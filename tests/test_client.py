@@ -28,7 +28,7 @@ from txserviceregistry.errors import (
 )
 from txserviceregistry.settings import readSettings
 
-from .fakeagent import API_KEY, TOKEN, FakeAgent, FakeApi, Sent, access, answer
+from .fakeagent import API_KEY, TOKEN, FakeAgent, FakeApi, Sent, access, answer, authFault, fault
 from .loopback import Call, LoopbackTestCase, Server
 
 BEAT = "the-heartbeat-token"
@@ -181,7 +181,7 @@ class AuthenticationTests(ClientTestCase):
             elif call.headers["x-auth-token"] == valid:
                 call.answer(200, {"token": BEAT})
             else:
-                call.answer(401, {"type": "unauthorizedError", "message": "forbidden"})
+                call.answer(401, {"type": "unauthorizedError", "code": 401, "message": "forbidden"})
 
         # They take seconds, and each spends them on waiting for the others: more than a slow machine needs.
         client = self.client(self.serve(handle), timeout=60)
@@ -280,10 +280,11 @@ class SecretsTests(ClientTestCase):
         observer = textFileLogObserver(log)
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        echo = {"type": "notFoundError", "message": f"no {BEAT}", "details": f'"HeartbeatMarker" with key "{BEAT}"'}
+        details = f'"HeartbeatMarker" with key "{BEAT}"'
+        echo = {"type": "notFoundError", "code": 404, "message": f"no {BEAT}", "details": details}
         ways = iter(
             [
-                lambda call: call.answer(401, {"unauthorized": {"message": f"{API_KEY} is wrong"}}),
+                lambda call: call.answer(401, {"unauthorized": {"code": 401, "message": f"{API_KEY} is wrong"}}),
                 lambda call: call.answer(503, {"fault": {"message": f"{API_KEY} is wrong"}}),
                 lambda call: call.answer(200, {"access": TOKEN}),
                 lambda call: call.hangUp(),
@@ -373,9 +374,10 @@ class ConstructionTests(SynchronousTestCase):
 
         def handle(sent: Sent) -> Any:
             if not sent.url.endswith("/tokens"):
-                return answer(200 if sent.token == f"token of {valid}" else 401, {"id": "web1"})
+                known = sent.token == f"token of {valid}"
+                return answer(200, {"id": "web1"}) if known else fault("unauthorizedError")
             keys.append((sent.url, sent.body["auth"]["RAX-KSKEY:apiKeyCredentials"]["apiKey"]))
-            return answer(200, access(f"token of {valid}")) if keys[-1][1] == valid else answer(401, {})
+            return answer(200, access(f"token of {valid}")) if keys[-1][1] == valid else authFault()
 
         self.written("first")
         state = self.home / ".local" / "state" / "txserviceregistry"
@@ -415,7 +417,7 @@ class ConstructionTests(SynchronousTestCase):
         ):
             self.written("the key")
             settings = readSettings(environ=environ, home=self.home, **arguments)
-            agent = FakeAgent(lambda sent: answer(401, {}))
+            agent = FakeAgent(lambda sent: authFault())
             client = Client(settings=settings, agent=agent, reactor=Clock())
             self.written("another")
             self.failureResultOf(client.services.get("web1"), AuthenticationFailed)

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from txserviceregistry.client import Client
 from txserviceregistry.errors import BadRequest, MalformedResponse, NotFound
 
-from .fakeagent import API_KEY, FakeApi, answer
+from .fakeagent import API_KEY, FakeApi, answer, fault
 
 URL = "http://registry/v1.0"
 TENANT = f"{URL}/7"
@@ -114,7 +114,7 @@ class ConfigurationTests(GroupTestCase):
 
     def test_failures(self) -> None:
         """What is not there is NotFound, and an answer that is none is malformed."""
-        client = self.client(lambda sent: answer(404, {"type": "notFoundError"}))
+        client = self.client(lambda sent: fault("notFoundError"))
         self.failureResultOf(client.configuration.get("abc"), NotFound)
         self.agent.handler = lambda sent: answer(200, {"id": "abc"})
         self.failureResultOf(client.configuration.get("abc"), MalformedResponse)

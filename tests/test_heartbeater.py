@@ -10,7 +10,15 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, RequestTimedOut, ServerError, ServiceExists
+from txserviceregistry.errors import (
+    BadRequest,
+    ConnectionFailed,
+    ForeignResponse,
+    NotFound,
+    RequestTimedOut,
+    ServerError,
+    ServiceExists,
+)
 from txserviceregistry.heartbeater import HeartBeater, heartbeatIntervalFor
 
 GONE = NotFound(404, "notFoundError", "object does not exist", 'Object "Service" with key "web1" does not exist')
@@ -233,7 +241,7 @@ class HeartBeaterTests(SynchronousTestCase):
     def test_a404OfAProxyIsNotTheRegistrysWord(self) -> None:
         """An error page that is no fault of the API does not make a service lost."""
         beater = self.beater()
-        self.services.answer = NotFound(404)
+        self.services.answer = ForeignResponse(404)
         beater.start()
         self.pass_(10)
         self.services.answer = None

@@ -23,7 +23,7 @@ from txserviceregistry.errors import (
 )
 from txserviceregistry.listcache import ListCache
 
-from .fakeagent import API_KEY, FakeApi, Sent, answer
+from .fakeagent import API_KEY, FakeApi, Sent, answer, fault
 
 URL = "http://registry/v1.0"
 SERVICES = f"{URL}/7/services"
@@ -201,12 +201,14 @@ class CacheTests(ServicesTestCase):
             self.failureResultOf(other, ConnectionFailed)
 
     def test_neverForRefusals(self) -> None:
-        """A 4xx is an answer: it is not covered up."""
+        """A fault of the registry is not covered up; a gateway's page is an outage."""
         client = self.client(lambda sent: answer(200, page("a")))
         self.successResultOf(client.services.list())
-        for status, kind in ((400, BadRequest), (404, NotFound)):
-            self.agent.handler = lambda sent, status=status: answer(status, {})
+        for type, kind in (("badRequest", BadRequest), ("notFoundError", NotFound)):
+            self.agent.handler = lambda sent, type=type: fault(type)
             self.failureResultOf(client.services.list(), kind)
+        self.agent.handler = lambda sent: answer(404, b"<html>")
+        self.assertEqual(self.successResultOf(client.services.list())["values"], page("a")["values"])
 
     def test_canBeTurnedOff(self) -> None:
         """cache=None keeps nothing."""

@@ -11,6 +11,7 @@ from txserviceregistry.errors import (
     APIError,
     AuthenticationFailed,
     ConnectionFailed,
+    ForeignResponse,
     LimitReached,
     MalformedResponse,
     NotFound,
@@ -90,6 +91,13 @@ class FakeRegistryTests(SynchronousTestCase):
             self.fake.failNext(status)
             error = self.failureResultOf(self.client.services.get("web1"), APIError).value
             self.assertEqual((error.status, error.type), (status, type))
+        self.fake.failNext(418)
+        self.failing(self.client.services.get("web1"), ForeignResponse)
+
+    def test_failNextOfTheAuthApi(self) -> None:
+        """A request for an auth token gets a fault of the Auth API."""
+        self.fake.failNext(401)
+        self.failing(self.client.services.list(), AuthenticationFailed)
 
     def test_answerNext(self) -> None:
         """So many requests get a page as it was given, and the registry sees none of them."""
@@ -112,7 +120,7 @@ class FakeRegistryTests(SynchronousTestCase):
         self.fake.answerNext(413, b"<h1>Too large</h1>", count=None, when=lambda request: len(request.body) > 200)
         update = {"metadata": {"k": "v" * 200}}
         for _ in range(3):
-            self.failing(self.client.services.update("web1", update), APIError)
+            self.failing(self.client.services.update("web1", update), ForeignResponse)
             self.assertEqual(self.ids(), ["web1"])
         self.fake.answerNormally()
         self.successResultOf(self.client.services.update("web1", update))

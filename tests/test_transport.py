@@ -18,6 +18,7 @@ from txserviceregistry.errors import (
     APIError,
     BadRequest,
     Forbidden,
+    ForeignResponse,
     LimitReached,
     MalformedResponse,
     NotFound,
@@ -30,7 +31,7 @@ from txserviceregistry.errors import (
 from txserviceregistry.jsontransport import ClientClosed
 from txserviceregistry.transport import Transport
 
-from .fakeagent import FakeAgent, answer
+from .fakeagent import FakeAgent, answer, fault
 
 SERVER = "http://registry:8880/v1.0"
 OTHER = "http://other:8880/v1.0"
@@ -54,6 +55,9 @@ class FakeAuthenticator:
         return waiting
 
     def invalidate(self, token: str) -> None:
+        """Never called by a Transport."""
+
+    def suspect(self, token: str) -> None:
         """Never called by a Transport."""
 
 
@@ -103,7 +107,6 @@ class TransportTests(SynchronousTestCase):
             (413, "requestTooLargeError", BadRequest),
             (500, "internalError", ServerError),
             (503, "systemFailureError", ServerError),
-            (418, "teapot", APIError),
         ]
         for status, type, kind in kinds:
             body = {"type": type, "code": status, "message": "m", "details": "d", "txnId": "t"}
@@ -129,16 +132,73 @@ class TransportTests(SynchronousTestCase):
             self.assertIs(type(error), ServerError)
             self.assertEqual((error.type, error.txnId), ("", "abc"))
 
+    def test_onlyAFaultOfTheApiIsTheRegistrysAnswer(self) -> None:
+        """
+        A 4xx that is not a fault of the API is a ForeignResponse, which is neither NotFound nor a refusal: HTML, a
+        problem of RFC 9457, a type that the API does not have, and a code of another type or of another status.
+        """
+        good = {"type": "notFoundError", "code": 404, "message": "object does not exist"}
+        self.assertIs(type(self.fault(answer(404, good))), NotFound)
+        problem = {"type": "about:blank", "title": "Not Found"}
+        for status in (400, 401, 403, 404, 405, 408, 410, 413, 418, 429, 451):
+            for body in (
+                b"",
+                b"<html>",
+                b"null",
+                [],
+                problem,
+                {**good, **problem},
+                {**good, "type": "teapot", "code": status},
+                {**good, "type": ["notFoundError"]},
+                {**good, "code": None},
+                {**good, "code": 400},
+                {**good, "code": "404"},
+                {"type": "notFoundError", "code": 404},
+                {**good, "message": None},
+                *([good] if status != 404 else []),
+            ):
+                error = self.fault(answer(status, body))
+                self.assertIs(type(error), ForeignResponse, (status, body))
+                self.assertEqual((error.status, error.method), (status, "POST"))
+                self.assertIn(f"POST {SERVER}/7/x was answered with {status}, but not by the registry", str(error))
+
+    def test_extensionsEndWithTheRegistryThatHadThem(self) -> None:
+        """A fault of a registry without extensions says that it has none; a gateway's page says nothing."""
+        transport = self.transport(lambda sent: answer(200, {}, X_Service_Registry_Extensions="heartbeats"))
+        self.successResultOf(transport.request("GET", "/x"))
+        for response, extensions in (
+            (answer(404, b"<html>"), {"heartbeats"}),
+            (answer(503, b"<html>"), {"heartbeats"}),
+            (fault("notFoundError"), set()),
+        ):
+            self.agent.handler = lambda sent, response=response: response
+            self.failureResultOf(transport.request("GET", "/x"))
+            self.assertEqual(transport.extensions, extensions)
+
+    def test_theNextServerIsAskedWhenAGatewayAnswers(self) -> None:
+        """A gateway without its registry is passed over like a server that is down; a registry that refuses is not."""
+        self.authenticator = FakeAuthenticator()
+        self.agent = FakeAgent(lambda sent: answer(404, b"<html>") if "//a/" in sent.url else answer(200, {}))
+        transport = Transport(
+            self.agent, self.clock, self.authenticator, lambda _: ["http://a/v1.0", "http://b/v1.0"], random=lambda: 0.0
+        )
+        self.assertEqual(self.successResultOf(transport.request("GET", "/x")).url, "http://b/v1.0/7/x")
+        self.successResultOf(transport.request("GET", "/x"))
+        self.assertEqual(self.agent.asked, [f"GET http://{one}/v1.0/7/x" for one in "abb"])
+        self.agent.handler = lambda sent: fault("notFoundError")
+        self.failureResultOf(transport.request("GET", "/x"), NotFound)
+        self.assertEqual(len(self.agent.asked), 4)
+
     def test_urlsThatAreNoRegistrys(self) -> None:
-        """Where something else answers, or the URL lacks its end, the error doubts the URL; its class is the same."""
+        """Where something else answers, or the URL lacks its end, the error doubts the URL."""
         page = {"type": "notFoundError", "code": 404, "message": "The page cannot be found."}
         gone = {"type": "notFoundError", "code": 404, "message": "object does not exist"}
         ask, short = "Is there a service registry at this URL?", "The URL of a registry ends in /v1.0"
         for response, base, kind, doubt in (
-            (answer(404, b"<html>"), SERVER, NotFound, ask),
+            (answer(404, b"<html>"), SERVER, ForeignResponse, ask),
             (answer(501, b"<html>"), SERVER, ServerError, ask),
             (answer(503, b"<html>"), SERVER, ServerError, ""),
-            (answer(501, {"type": "notImplementedError"}), SERVER, ServerError, ""),
+            (fault("notImplementedError"), SERVER, ServerError, ""),
             (answer(404, page), SERVER, NotFound, ""),
             (answer(404, gone), SERVER, NotFound, ""),
             (answer(404, page), "http://registry:8880", NotFound, short),
@@ -153,16 +213,14 @@ class TransportTests(SynchronousTestCase):
 
     def test_rateLimitsSayWhenToComeBack(self) -> None:
         """retryAfter is what the registry says in seconds, None if it says nothing that is a number."""
-        body = {"type": "rateLimitReached", "message": "Rate limit has been reached."}
-        limited = self.fault(answer(400, body, Retry_After="12"))
+        limited = self.fault(fault("rateLimitReached", Retry_After="12"))
         self.assertIsInstance(limited, RateLimited)
         self.assertEqual(limited.retryAfter, 12.0)
-        self.assertIsNone(self.fault(answer(400, body, Retry_After="soon")).retryAfter)
+        self.assertIsNone(self.fault(fault("rateLimitReached", Retry_After="soon")).retryAfter)
 
     def test_headersThatAreNoText(self) -> None:
         """What stands before a registry may send any bytes; they make no other error than the answer does."""
-        body = {"type": "rateLimitReached", "message": "Rate limit has been reached."}
-        response = answer(400, body)
+        response = fault("rateLimitReached")
         for name in (b"Retry-After", b"X-Response-Id", b"X-Service-Registry-Extensions"):
             response.headers.setRawHeaders(name, [b"\xff\xfe"])
         self.assertIsInstance(self.fault(response), RateLimited)
@@ -176,7 +234,7 @@ class TransportTests(SynchronousTestCase):
     def test_aTokenThatComesBackInAFaultIsHidden(self) -> None:
         """A fault that quotes the token which was sent does not show it, in its text or its attributes."""
         details = 'Object "HeartbeatMarker" with key "s3cret" does not exist'
-        error = self.fault(answer(404, {"type": "notFoundError", "details": details}), {"token": "s3cret"})
+        error = self.fault(fault("notFoundError", "object does not exist", details), {"token": "s3cret"})
         self.assertNotIn("s3cret", f"{error} {error!r} {error.details}")
 
     def test_missingMembersAreMalformed(self) -> None:

@@ -41,6 +41,7 @@ __all__ = [
     "ResponseTooLarge",
     "StaleConnection",
     "WholeResponse",
+    "readWhole",
 ]
 
 #: No answer of the API comes near this many bytes. It bounds what a broken server can make a client hold.
@@ -222,9 +223,14 @@ class _Body(Protocol):
             self.whole.errback(reason)
 
 
-def _readWhole(
+def readWhole(
     response: IResponse, abort: Callable[[], object] | None = None
 ) -> WholeResponse | Deferred[WholeResponse]:
+    """
+    The response with its body.
+
+    :param abort: ends the connection, when the body is not wanted any more; the body's own transport if not given.
+    """
     if type(response) is WholeResponse:
         return response
     body = _Body(response, abort)
@@ -271,7 +277,7 @@ class _Connection(_HTTP11):
             return self.whenLost().addCallback(lambda _: problem)
 
         answered: Deferred[Any] = super().request(request)
-        answered.addCallback(_readWhole, self.cutOff)
+        answered.addCallback(readWhole, self.cutOff)
         if self._isTLS:
             answered.addCallback(self._afterwards)
         answered.addErrback(failed)
@@ -423,7 +429,7 @@ class _Job:
         except Exception:
             sent = fail(Failure())
         self._sent = sent
-        sent.addCallback(_readWhole)
+        sent.addCallback(readWhole)
         sent.addBoth(self._finished)
 
     def _finished(self, result: WholeResponse | Failure) -> None:

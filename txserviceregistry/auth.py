@@ -11,6 +11,7 @@ is treq with a token on each request, and does not need the rest of the client.
 from __future__ import annotations
 
 import copy
+import json
 import random as randomModule
 import re
 import time
@@ -21,25 +22,26 @@ from typing import Any
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import Interface, implementer
 
-from .agents import BytesProducer, Collector, FixedHeaders, WholeResponse
+from .agents import BytesProducer, Collector, FixedHeaders, WholeResponse, readWhole
 from .backoff import Backoff
 from .blanking import blanked
 from .deferred import returnsDeferred, then
 from .errors import (
     APIError,
     AuthenticationFailed,
+    ForeignResponse,
     InvalidSettings,
     MalformedResponse,
     ServerError,
     ServiceRegistryError,
 )
+from .faults import faultIn
 from .jsontransport import ClientClosed, JSONTransport, Response
 
 __all__ = ["Credentials", "IAuthenticator", "KeystoneAuthenticator", "RetryingAuthAgent", "Session", "parseTime"]
@@ -61,6 +63,18 @@ _LONGEST_RETRY = 300.0
 # first, then after growing delays. Whoever needs a token in between fails as the last try did.
 _SHORTEST_DELAY = 0.02
 _LONGEST_DELAY = 1.0
+
+# The faults of the Auth API by name, with the status code of each.
+_FAULTS = {
+    "badRequest": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "userDisabled": 403,
+    "itemNotFound": 404,
+    "overLimit": 413,
+    "identityFault": 500,
+    "serviceUnavailable": 503,
+}
 
 # The entries of a service catalog that name the tenant (by name, the last one by type), in the order of looking.
 _REGISTRY_TYPE = "rax:service-registry"
@@ -126,6 +140,12 @@ class IAuthenticator(Interface):
     def invalidate(token: str) -> None:
         """This *token* is not accepted any more. If it is not the current one, nothing happens."""
 
+    def suspect(token: str) -> None:
+        """
+        Something that may not be the registry refused this *token*. It stays in use, and a new one takes its place as
+        soon as there is one. If it is not the current one, nothing happens.
+        """
+
 
 def parseTime(text: object) -> datetime | None:
     """
@@ -152,6 +172,16 @@ def parseTime(text: object) -> datetime | None:
         )
     except ValueError:
         return None
+
+
+def _faultIn(response: Response) -> str | None:
+    """The message of a fault of the Auth API, which is named by its only member; ``None`` if it is something else."""
+    if not isinstance(response.json, dict):
+        return None
+    for name, fault in response.json.items():
+        if _FAULTS.get(name) == response.status and isinstance(fault, dict) and fault.get("code") == response.status:
+            return fault["message"] if isinstance(fault.get("message"), str) else None
+    return None
 
 
 def _objects(value: object) -> list[dict[str, Any]]:
@@ -227,6 +257,7 @@ class KeystoneAuthenticator:
         self._working: Deferred[Session] | None = None
         self._refusal = ""
         self._refusedUntil = 0.0
+        self._suspectFrom = 0.0
         self._lookUpFrom = 0.0
         self._whyNoOthers = ""
 
@@ -261,6 +292,13 @@ class KeystoneAuthenticator:
         """See :meth:`IAuthenticator.invalidate`."""
         if self._session is not None and self._session.token == token:
             self._session = None
+
+    def suspect(self, token: str) -> None:
+        """See :meth:`IAuthenticator.suspect`. The Auth API is asked for a new one once in a while only."""
+        now = self._clock.seconds()
+        if self._session is not None and self._session.token == token and now >= self._suspectFrom:
+            self._suspectFrom = now + REFUSAL
+            self._renewFrom = now
 
     def _isOver(self) -> bool:
         return self._ends is not None and self._clock.seconds() >= self._ends
@@ -303,10 +341,11 @@ class KeystoneAuthenticator:
         return Session(token["id"], tenant, parseTime(token.get("expires")), _objects(access.get("serviceCatalog")))
 
     def _refused(self, response: Response) -> ServiceRegistryError:
-        message = ""
-        for fault in response.json.values() if isinstance(response.json, dict) else ():
-            if isinstance(fault, dict):
-                message = blanked(str(fault.get("message") or ""), [self._credentials.apiKey])
+        said = _faultIn(response)
+        if said is None and response.status < 500:
+            # Nor is it a refusal: with the same credentials the Auth API may still give a token.
+            return ForeignResponse(response.status, method=response.method, url=response.url, doubt=response.doubt)
+        message = blanked(said or "", [self._credentials.apiKey])
         if response.status in (401, 403):
             return AuthenticationFailed(
                 f"{response.method} {response.url} refused the credentials of user {self._credentials.username!r} with "
@@ -397,8 +436,15 @@ class KeystoneAuthenticator:
         return (waiter for waiter in waiting if not waiter.called)
 
 
-class _Discard(Protocol):
-    """Reads a body that nobody wants, so that its connection can be used again."""
+def _isOfTheRegistry(refusal: WholeResponse) -> bool:
+    """Whether a 401 is about the auth token, and not a proxy's own."""
+    schemes = refusal.headers.getRawHeaders(b"WWW-Authenticate") or ()
+    if any(scheme.lower().startswith(b"keystone ") for scheme in schemes):
+        return True
+    try:
+        return faultIn(json.loads(refusal.body), 401) is not None
+    except (ValueError, RecursionError):
+        return False
 
 
 @returnsDeferred
@@ -412,7 +458,8 @@ async def _repeatable(body: IBodyProducer) -> BytesProducer:
 @implementer(IAgent)
 class RetryingAuthAgent:
     """
-    Puts ``X-Auth-Token`` on each request; on a 401 drops that token, gets a new one, and sends the request once more.
+    Puts ``X-Auth-Token`` on each request; on a 401 of the registry drops that token, gets a new one, and sends the
+    request once more. A 401 of a proxy is handed on, and the token stays in use.
 
     :param agent: does the requests.
     :param authenticator: an :class:`IAuthenticator`.
@@ -432,8 +479,8 @@ class RetryingAuthAgent:
         """
         Do a request, authenticated.
 
-        :return: fires with the response, which is a 401 only if a fresh token was refused too. Fails as the
-            authenticator does, or the agent.
+        :return: fires with the response, which is a 401 only if a fresh token was refused too, or if it is not the
+            registry's. Fails as the authenticator does, or the agent.
         """
         if bodyProducer is None or isinstance(bodyProducer, BytesProducer):
             return self._request(method, uri, headers, bodyProducer)
@@ -448,11 +495,18 @@ class RetryingAuthAgent:
         def sendOnce(session: Session) -> Deferred[IResponse]:
             return send(session).addCallback(answered, session)
 
-        def answered(response: IResponse, session: Session) -> IResponse | Deferred[IResponse]:
+        def answered(response: IResponse, session: Session) -> Any:
             if response.code != 401:
                 return response
-            if not isinstance(response, WholeResponse):
-                response.deliverBody(_Discard())
+            whole = readWhole(response)
+            if isinstance(whole, WholeResponse):
+                return refused(whole, session)
+            return whole.addCallback(refused, session)
+
+        def refused(response: WholeResponse, session: Session) -> Deferred[IResponse]:
+            if not _isOfTheRegistry(response):
+                self._authenticator.suspect(session.token)
+                return succeed(response)
             self._authenticator.invalidate(session.token)
             return self._authenticator.session().addCallback(send)
 

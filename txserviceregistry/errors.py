@@ -16,6 +16,7 @@ __all__ = [
     "BadRequest",
     "ConnectionFailed",
     "Forbidden",
+    "ForeignResponse",
     "InvalidSettings",
     "LimitReached",
     "MalformedResponse",
@@ -56,6 +57,31 @@ class RequestTimedOut(ServiceRegistryError):
 
 class MalformedResponse(ServiceRegistryError):
     """An answer came, but it is not what the API promises: no JSON, cut short, or with parts missing."""
+
+
+class ForeignResponse(MalformedResponse):
+    """
+    The response is an error (4xx), but not a fault of this API: a proxy, a gateway or another server sent it. It says
+    nothing about the registry and its objects, and the request may have been carried out or not. Heartbeats and
+    subscribers retry as in an outage.
+
+    :ivar status: the HTTP status code.
+    :ivar method: the request's method.
+    :ivar url: the requested URL.
+    :ivar doubt: what may be wrong with that URL; empty if the status does not suggest anything.
+    """
+
+    def __init__(self, status: int, *, method: str = "", url: str = "", doubt: str = "") -> None:
+        super().__init__(status)
+        self.status = status
+        self.method = method
+        self.url = url
+        self.doubt = doubt
+
+    def __str__(self) -> str:
+        asked = f"{self.method} {self.url} was answered with " if self.url else ""
+        advice = self.doubt or "Check the proxies in between"
+        return f"{asked}{self.status}, but not by the registry: the response is not a fault of its API. {advice}"
 
 
 class AuthenticationFailed(ServiceRegistryError):
@@ -102,10 +128,10 @@ class NoServiceAvailable(ServiceRegistryError):
 
 class APIError(ServiceRegistryError):
     """
-    The registry answered with a fault.
+    The registry answered with a fault, or anything on the way to it with a 5xx.
 
     :ivar status: the HTTP status code.
-    :ivar type: the fault's type, such as ``notFoundError``; empty if the body was no fault.
+    :ivar type: the fault's type, such as ``notFoundError``; empty if a 5xx is not a fault of the API.
     :ivar message: what the registry says went wrong.
     :ivar details: more of the same.
     :ivar txnId: the registry's id of the request, for its operators to find it in their logs.
@@ -197,7 +223,7 @@ class NotFound(APIError):
 
 
 class ServerError(APIError):
-    """The registry is in trouble (any 5xx)."""
+    """The registry, or a gateway before it, can't do its work now (any 5xx)."""
 
     advice = "The request may be tried again later"
 

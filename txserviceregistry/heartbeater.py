@@ -455,11 +455,9 @@ class HeartBeater(_EachTime):
     def _isGone(self, error: Exception) -> bool:
         """
         Whether the registry has spoken for good: it has no such service, or (to a registration) never will. An error
-        page of a proxy in between, which is no fault of the API, says nothing about the service.
+        that is not a fault of the API is none of these classes.
         """
-        if self.nextToken is None:
-            return isinstance(error, BadRequest)
-        return isinstance(error, (NotFound, BadRequest)) and bool(error.type)
+        return isinstance(error, BadRequest if self.nextToken is None else (NotFound, BadRequest))
 
     async def _oneTry(self) -> None:
         turns = self._fleet.registrations if self.nextToken is None else self._fleet.turns

@@ -234,6 +234,8 @@ class JSONTransport:
     :param name: what it is that answers there, for texts.
     :param waitingAgent: does the requests that the server is asked to hold back; the *agent* if not given.
     :param random: gives numbers from 0 to 1; draws the server to begin with.
+    :param isFault: whether a response with an error status (4xx) is the server's own. If not, it is that of a gateway
+        without the server, and the next server is asked. All are the server's own without it.
     """
 
     def __init__(
@@ -246,7 +248,9 @@ class JSONTransport:
         name: str = "the registry",
         waitingAgent: IAgent | None = None,
         random: Callable[[], float] = randomModule.random,
+        isFault: Callable[[Response], bool] | None = None,
     ) -> None:
+        self._isFault = isFault
         self._agent = agent
         self._waitingAgent = agent if waitingAgent is None else waitingAgent
         self._clock = clock
@@ -390,11 +394,15 @@ class JSONTransport:
             last = tried == len(order) - 1
             try:
                 answer = await self._ask(exchange, server, len(order) - tried)
-                if answer.code not in _AWAY:
+                if answer.code < 400:
                     self._servers.worked(server)
                     self._wasAnswered = True
                     return self._response(exchange, answer)
                 refusal = self._response(exchange, answer)
+                if self._isWork(refusal):
+                    self._servers.worked(server)
+                    self._wasAnswered = True
+                    return refusal
                 problem = None
                 last = last or isFinal
             except _NotSent as error:
@@ -426,6 +434,12 @@ class JSONTransport:
             if last and problem is not None:
                 raise problem
         raise AssertionError("unreachable")
+
+    def _isWork(self, refusal: Response) -> bool:
+        """Whether a server that refused a request has done its work with that."""
+        if refusal.status in _AWAY:
+            return False
+        return refusal.status >= 500 or self._isFault is None or self._isFault(refusal)
 
     def giveUp(self) -> None:
         """Whoever has asked lost patience with the server that is asked first: the next request goes to another."""

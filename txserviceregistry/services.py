@@ -22,6 +22,7 @@ from .errors import (
     ServiceExists,
     ServiceRegistryError,
 )
+from .faults import faultIn
 from .fleet import Fleet
 from .heartbeater import HeartBeater
 from .listcache import ListCache
@@ -49,8 +50,9 @@ def _outcome(response: Response, value: Any) -> HeartbeatToken | FaultBody:
         token, fault = value.get("token"), value.get("fault")
         if isinstance(token, str):
             return {"token": token}
-        if isinstance(fault, dict):
-            return cast(FaultBody, fault)
+        known = faultIn(fault)
+        if known is not None:
+            return cast(FaultBody, known)
     raise _unfit(response, "a value that is neither a token nor a fault")
 
 

@@ -39,8 +39,8 @@ from zope.interface import implementer
 
 from .agents import BytesProducer
 from .client import Client
+from .faults import FAULT_TYPES
 from .registry.core import Registry
-from .registry.faults import FAULT_TYPES
 from .registry.identity import Identity
 from .registry.limits import RateLimiter, ResourceLimits
 from .registry.stores.memory import MemoryStore
@@ -159,13 +159,10 @@ class FakeRegistry:
         """
         The next *count* requests are answered with this HTTP *status*, and do not reach the registry.
 
-        The response is a fault of the API, or, for a *status* that no fault has (such as 502), a page of a gateway.
+        The response is a fault of the API, or of the Auth API if it is that which was requested. A *status* that no
+        fault of the API has, such as 502, comes as a page of a gateway.
         """
-        type = _TYPES.get(status)
-        if type is None:
-            self.answerNext(status, b"<html><h1>scripted</h1></html>", count=count)
-        else:
-            self.answerNext(status, _faultBody(status, type), "application/json; charset=UTF-8", count=count)
+        self._agent.script(lambda go: _fault(status, self.requests[-1])(go), count)
 
     def answerNext(
         self,
@@ -505,13 +502,27 @@ def _failed(reason: Exception) -> Deferred[IResponse]:
     return failed
 
 
-# The most general type of fault for each status: the first one that the API lists.
+# The most general type of fault for each status: the first one that the API lists; and that of the Auth API.
 _TYPES = {status: type for type, status in reversed(list(FAULT_TYPES.items()))}
+_AUTH_TYPES = {
+    400: "badRequest",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "itemNotFound",
+    500: "identityFault",
+    503: "serviceUnavailable",
+}
 
 
-def _faultBody(status: int, type: str) -> bytes:
-    fault = {"type": type, "code": status, "message": "scripted", "details": "", "txnId": "fake"}
-    return json.dumps(fault).encode("ascii")
+def _fault(status: int, request: Request) -> _Fault:
+    """A fault with this status in response to *request*."""
+    isAuth = request.path.startswith("/v2.0/")
+    type = (_AUTH_TYPES if isAuth else _TYPES).get(status)
+    if type is None:
+        return _answer(status, b"<html><h1>scripted</h1></html>", "text/html")
+    fault = {"code": status, "message": "scripted"}
+    body = {type: fault} if isAuth else {"type": type, **fault, "details": "", "txnId": "fake"}
+    return _answer(status, json.dumps(body).encode("ascii"))
 
 
 class _Fixed(Resource):

@@ -18,7 +18,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
 from .blanking import blanked
-from .errors import APIError, BadRequest, MalformedResponse, RateLimited, apiErrorFor
+from .errors import APIError, BadRequest, ForeignResponse, MalformedResponse, RateLimited, apiErrorFor
+from .faults import faultIn
 from .jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, pathOf, segment
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ class Transport:
         :param isTraced: whether the caller finds out what came of a request that may not be repeated. Then the first of
             several servers has its share of the *timeout*, and no more.
         :return: fires with the :class:`Response`, a 2xx. Fails with :class:`~txserviceregistry.errors.APIError` or a
-            subclass for any other status, and with ``ConnectionFailed``, ``RequestTimedOut``, ``MalformedResponse`` or
-            ``AuthenticationFailed``.
+            subclass for a fault of the API or any 5xx, and with ``ConnectionFailed``, ``RequestTimedOut``,
+            ``MalformedResponse`` (``ForeignResponse`` for any other status) or ``AuthenticationFailed``.
         """
         exchange = self._json.exchange(
             method, path, query=query, body=body, timeout=timeout, repeatable=repeatable, wait=wait, isTraced=isTraced
@@ -145,8 +146,8 @@ class Transport:
         named = response.headers.getRawHeaders(_EXTENSIONS)
         if named is not None:
             self.extensions = _namesIn(named[0])
-        elif response.status < 300:
-            # An error may be a balancer's, which says nothing about the registry behind it.
+        elif response.status < 300 or faultIn(response.json, response.status) is not None:
+            # Any other error may be a balancer's, which says nothing about the registry behind it.
             self.extensions = frozenset()
 
     def _adopt(self, session: Session) -> None:
@@ -159,6 +160,7 @@ class Transport:
                 timeout=self.timeout,
                 waitingAgent=self._waitingAgent,
                 random=self._random,
+                isFault=_isFault,
             )
         self._session = session
 
@@ -212,7 +214,7 @@ def _tokensIn(sent: object) -> list[str]:
 
 def faultOf(response: Response, sent: object = None) -> Exception:
     """
-    The exception that an answer which is no success stands for.
+    The exception that an answer which is no success stands for: an ``APIError`` for a fault of the API and any 5xx.
 
     :param sent: the request's body, whose tokens must not come back in a text.
     """
@@ -221,11 +223,13 @@ def faultOf(response: Response, sent: object = None) -> Exception:
             f"{response.method} {response.url} was answered with {response.status} "
             f"(Location: {response.header('Location')}), which no registry does: check the URL"
         )
-    fault = response.json if isinstance(response.json, dict) else {}
+    fault = faultIn(response.json, response.status)
+    if fault is None and response.status < 500:
+        return ForeignResponse(response.status, method=response.method, url=response.url, doubt=response.doubt)
     secrets = _tokensIn(sent)
 
     def text(name: str) -> str:
-        value = fault.get(name)
+        value = None if fault is None else fault.get(name)
         return "" if value is None else blanked(str(value), secrets)
 
     kind = apiErrorFor(response.status, text("type"))
@@ -245,6 +249,10 @@ def faultOf(response: Response, sent: object = None) -> Exception:
         except ValueError:
             pass
     return error
+
+
+def _isFault(response: Response) -> bool:
+    return faultIn(response.json, response.status) is not None
 
 
 def _doubt(response: Response, type: str, message: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ..faults import FAULT_TYPES
+
 __all__ = [
     "FAULT_TYPES",
     "Fault",
@@ -31,25 +33,6 @@ __all__ = [
     "unsupportedContentType",
     "validationError",
 ]
-
-
-#: The types of faults that the API has, with the status code of each.
-FAULT_TYPES: Mapping[str, int] = MappingProxyType(
-    {
-        "badRequest": 400,
-        "serviceWithThisIdExists": 400,
-        "invalidLimit": 400,
-        "limitReached": 400,
-        "rateLimitReached": 400,
-        "unauthorizedError": 401,
-        "forbiddenError": 403,
-        "notFoundError": 404,
-        "requestTooLargeError": 413,
-        "internalError": 500,
-        "notImplementedError": 501,
-        "systemFailureError": 503,
-    }
-)
 
 
 class Fault(Exception):
