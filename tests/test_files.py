@@ -36,13 +36,18 @@ class ReplaceFileTests(SynchronousTestCase):
     def test_aFailureLeavesTheOldContent(self) -> None:
         """And nothing beside it."""
         self.path.write_text("old")
-
-        def full(descriptor: int) -> None:
-            raise OSError(28, "No space left on device")
-
-        self.assertRaises(OSError, replaceFile, self.path, "new", prepare=full)
+        self.assertRaises(UnicodeEncodeError, replaceFile, self.path, "new \udc80")
         self.assertEqual(self.path.read_text(), "old")
         self.assertEqual(os.listdir(self.folder), ["file"])
+
+    def test_aLinkIsReplaced(self) -> None:
+        """A symbolic link gives way to the file; what it leads to stays."""
+        target = self.folder / "target"
+        target.write_text("stays")
+        self.path.symlink_to("target")
+        replaceFile(self.path, "text")
+        self.assertEqual(target.read_text(), "stays")
+        self.assertFalse(self.path.is_symlink())
 
     def test_inTheWorkingDirectory(self) -> None:
         """A name without a folder is one in the working directory."""
@@ -81,7 +86,7 @@ class UnwritableFileTests(SynchronousTestCase):
             f"{self.path} can't be written: No such file or directory. Until it can be, {loss}",
         )
         self.assertEqual(self.lines, [began])
-        self.folder.mkdir()
+        self.folder.mkdir(0o700)
         self.change(100)
         ended = ("info", f"{self.path} is written again")
         self.assertEqual(self.lines, [began, ended])

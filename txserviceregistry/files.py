@@ -6,26 +6,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 
 from twisted.logger import Logger
 
 __all__ = ["WriteOutage", "replaceFile"]
 
 
-def replaceFile(
-    path: str | os.PathLike[str],
-    text: str,
-    *,
-    isDurable: bool = False,
-    prepare: Callable[[int], object] = lambda descriptor: None,
-) -> None:
+def replaceFile(path: str | os.PathLike[str], text: str, *, isDurable: bool = False) -> None:
     """
     Give a file a new content. A reader sees the old content or the new one, and the mode is 0600.
 
     :param text: the new content; it is written as UTF-8.
     :param isDurable: whether the content is on the disk before it takes the place of the old one.
-    :param prepare: called with the descriptor of the new file before it takes the place of the old one.
     :raises OSError: if the file can't be written; the old content is there then.
     """
     name = os.fspath(path)
@@ -37,7 +29,6 @@ def replaceFile(
             file.flush()
             if isDurable:
                 os.fsync(file.fileno())
-            prepare(file.fileno())
         os.replace(temporary, name)
     except BaseException:
         os.unlink(temporary)

@@ -10,6 +10,7 @@ from io import FileIO
 from weakref import WeakSet
 
 from .files import replaceFile
+from .ownership import checkPath
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -25,6 +26,9 @@ else:
 
 
 __all__ = ["TokenFile"]
+
+# Windows has no such flag.
+_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 
 _claims: WeakSet[FileIO] = WeakSet()
 
@@ -70,7 +74,9 @@ class TokenFile:
         if self.isOurs:
             return True
         # Not .lock: the wrapper has ID.lock beside ID.token, and web1.token may be an id too.
-        claim = FileIO(f"{self.path}.claim", "a", opener=lambda path, flags: os.open(path, flags, 0o600))
+        beside = f"{self.path}.claim"
+        checkPath(beside)
+        claim = FileIO(beside, "a", opener=lambda path, flags: os.open(path, flags | _NO_FOLLOW, 0o600))
         try:
             _lock(claim.fileno())
         except BlockingIOError:

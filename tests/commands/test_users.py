@@ -20,13 +20,29 @@ ANY_PORT = "tcp:0:interface=127.0.0.1"
 # What the registry promises, and what its clients' requests may take on a machine that has other things to do.
 A_SECOND = 1.0
 SLACK = 1.0
-# The program with its output on a full disk.
-INTO_A_FULL_FILE = """
-import os, sys
-os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
-from txserviceregistry.commands.users import main
-sys.exit(main())
+# The program.
+PROGRAM = """
+os.execv(sys.executable, [sys.executable, "-m", "txserviceregistry.commands.users", *sys.argv[1:]])
 """
+# What it finds as its standard streams: an output on a full disk, none, a file that takes four bytes, a pipe without a
+# reader; only an output; and a stderr on a full disk.
+INTO_A_FULL_FILE = 'import os, sys; os.dup2(os.open("/dev/full", os.O_WRONLY), 1)'
+INTO_NOTHING = "import os, sys; os.close(1)"
+INTO_A_LIMITED_FILE = """
+import os, resource, sys
+os.dup2(os.open("limited", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+os.write(1, b"x" * 2_000_000)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+"""
+INTO_A_BROKEN_PIPE = """
+import os, sys
+reads, writes = os.pipe()
+os.dup2(writes, 1)
+os.close(reads)
+os.close(writes)
+"""
+WITHOUT_OTHERS = "import os, sys; os.close(0); os.close(2)"
+ERRORS_INTO_A_FULL_FILE = 'import os, sys; os.dup2(os.open("/dev/full", os.O_WRONLY), 2)'
 
 
 class UsersCase(ProcessTestCase):
@@ -286,17 +302,74 @@ class BesideARegistryTests(UsersCase):
         await self.assertFailure(self.clientOf("local", old["api_key"]).account.getLimits(), AuthenticationFailed)
 
     async def test_aKeyThatCantBeWritten(self) -> None:
-        """Where the key can't be shown, a line says so and how to get another; the raxrc has it all the same."""
+        """A key that can't be shown changes nothing: the old key goes on to count, and nobody is added."""
         await self.registry()
-        for action, name in (("add", "joe"), ("rotate", "local")):
-            program = self.spawn("python", "-c", INTO_A_FULL_FILE, "--data-dir", self.dataDir, action, name)
-            await program.ended
-            self.assertEqual(program.exitCode, 1)
-            line = program.errors.splitlines()[-1]
-            self.assertIn("No space left on device; service-registry-users rotate", line)
-            self.assertTrue(line.endswith(f"rotate {name} makes another"), line)
+        before = self.raxrc()
+        for streams, reason in ((INTO_A_FULL_FILE, "No space left on device"), (INTO_NOTHING, "it is closed")):
+            for action, name in (("add", "joe"), ("rotate", "local")):
+                program = self.spawn("python", "-c", streams + PROGRAM, "--data-dir", self.dataDir, action, name)
+                await program.ended
+                self.assertEqual((program.exitCode, program.output), (1, ""))
+                (line,) = program.errors.splitlines()
+                self.assertIn(f"{reason}. The user has not been changed", line)
+        self.assertEqual(self.raxrc(), before)
         await self.client().account.getLimits()
-        self.key(await self.users("rotate", "joe"), "joe")
+        self.assertEqual([line.split()[0] for line in (await self.users("list")).output.splitlines()[1:]], ["local"])
+
+    async def test_aDiskThatIsFullShowsNoKey(self) -> None:
+        """A file that takes no more is found before the key is stored, not only when it is closed."""
+        await self.registry()
+        before = self.raxrc()
+        program = self.spawn(
+            "python", "-c", INTO_A_LIMITED_FILE + PROGRAM, "--data-dir", self.dataDir, "rotate", "local"
+        )
+        await program.ended
+        self.assertEqual(program.exitCode, 1, program.errors)
+        self.assertIn("The user has not been changed", program.errors)
+        self.assertEqual(self.raxrc(), before)
+        await self.client().account.getLimits()
+
+    async def test_aPipeThatNobodyReadsShowsNoKey(self) -> None:
+        """Nor is a key stored that went to a reader who had gone."""
+        await self.registry()
+        program = self.spawn(
+            "python", "-c", INTO_A_BROKEN_PIPE + PROGRAM, "--data-dir", self.dataDir, "rotate", "local"
+        )
+        await program.ended
+        self.assertEqual(program.exitCode, 1, program.errors)
+        self.assertIn("Broken pipe. The user has not been changed", program.errors)
+        await self.client().account.getLimits()
+
+    async def test_nothingIsMadeForAKeyThatCantBeWritten(self) -> None:
+        """Not even the store of a registry that there is not yet, which would let nobody in."""
+        program = self.spawn("python", "-c", INTO_NOTHING + PROGRAM, "--data-dir", self.dataDir, "add", "joe")
+        await program.ended
+        self.assertEqual(program.exitCode, 1)
+        self.assertFalse(os.path.exists(self.dataDir))
+
+    async def test_otherOutputThatCantBeWritten(self) -> None:
+        """What can't be listed, or helped with, is an error of one line; what writes nothing needs no output."""
+        await self.users("add", "joe")
+        for streams in (INTO_A_FULL_FILE, INTO_NOTHING):
+            for words in (["list"], ["--help"], ["--version"]):
+                program = self.spawn("python", "-c", streams + PROGRAM, "--data-dir", self.dataDir, *words)
+                await program.ended
+                self.assertEqual((program.exitCode, len(program.errors.splitlines())), (1, 1), (words, program.errors))
+                self.assertIn("can't write the output", program.errors)
+        program = self.spawn("python", "-c", INTO_NOTHING + PROGRAM, "--data-dir", self.dataDir, "remove", "joe")
+        await program.ended
+        self.assertEqual(program.exitCode, 0, program.errors)
+
+    async def test_withoutStandardErrors(self) -> None:
+        """Without stderr and stdin all is done, and shown, and no file gets their numbers."""
+        for streams in (WITHOUT_OTHERS, ERRORS_INTO_A_FULL_FILE):
+            program = self.spawn(
+                "python", "-c", streams + PROGRAM, "--data-dir", self.dataDir, "add", f"joe{len(streams)}"
+            )
+            await program.ended
+            self.assertEqual(program.exitCode, 0)
+            self.assertRegex(program.output, "RAXSR_API_KEY=[0-9a-f]{40}\n$")
+        self.assertEqual(len((await self.users("list")).output.splitlines()), 3)
 
     async def test_anotherUsersKeyLeavesTheRaxrcAlone(self) -> None:
         """What is done to users whose credentials are not in the raxrc does not change it."""

@@ -1,18 +1,25 @@
 """
-What every console script has to see to, whatever it does: its streams, and an end without a traceback when it can't
-write or is interrupted. Nothing of Twisted is imported here.
+The standard streams of a program, whatever it does, and its end without a traceback when it can't write or is
+interrupted. Nothing of Twisted is imported here.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import select
+import stat
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
-__all__ = ["dropOutput", "runConsole"]
+__all__ = ["checkOutput", "dropOutput", "holdDescriptors", "runConsole", "show", "tell", "whyNotWritten"]
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+
+_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 def runConsole(name: str, run: Callable[[], int]) -> int:
@@ -20,12 +27,17 @@ def runConsole(name: str, run: Callable[[], int]) -> int:
     Run a console script.
 
     :param name: what it is called, for texts.
-    :param run: does what it is for, and returns the exit code.
+    :param run: does what it is for, and returns the exit code, or raises ``SystemExit`` with it.
     :return: the exit code: that one, 1 if the output can't be written, 130 after Ctrl-C, 141 when nobody reads it.
     """
     try:
         _prepareStreams()
-        code = run()
+        try:
+            code = run()
+        except SystemExit as end:
+            if not isinstance(end.code, int):
+                raise
+            code = end.code
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = _INTERRUPTED
@@ -34,22 +46,89 @@ def runConsole(name: str, run: Callable[[], int]) -> int:
         code = _BROKEN_PIPE
     except OSError as error:
         dropOutput()
-        print(f"{name}: can't write the output: {error.strerror}", file=sys.stderr)
+        tell(f"{name}: can't write the output: {whyNotWritten(error)}")
         code = 1
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _drop(sys.stderr)
     return code
 
 
+def holdDescriptors() -> None:
+    """
+    Give the descriptors of standard streams that were closed when the process began to something that can't be read or
+    written: else the next connection or file would get the number of one of them, and with it what is meant for the
+    stream. In programs that this process starts they are closed again.
+    """
+    for descriptor, (_, mode) in enumerate(_STREAMS):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free. What is open for writing only can't be read, and the other way round.
+            os.open(os.devnull, os.O_WRONLY if mode == "r" else os.O_RDONLY)
+
+
 def _prepareStreams() -> None:
-    # A stream that was closed when the process began is None.
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115  # it lasts as long as the process
-        setattr(sys, name, stream)
+    holdDescriptors()
+    for descriptor, (name, mode) in enumerate(_STREAMS):
+        # A stream that was closed when the process began is None.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115  # it lasts as long as the process
+    for stream in (sys.stdout, sys.stderr):
         # What the terminal's encoding has no character for is still told.
+        assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(errors="backslashreplace")
+
+
+def checkOutput() -> None:
+    """
+    Find out before anything is done whether the standard output is closed, full, or read by nobody.
+
+    :raises OSError: if it is.
+    """
+    sys.stdout.flush()
+    descriptor = sys.stdout.fileno()
+    # To a socket this could be a message.
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        os.write(descriptor, b"")
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if any(events & select.POLLERR for _, events in poll.poll(0)):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def show(text: str) -> None:
+    """
+    Write to the standard output, at once, and to the disk if it is a file.
+
+    :raises OSError: if that can't be done.
+    """
+    print(text, flush=True)
+    descriptor = sys.stdout.fileno()
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.fsync(descriptor)
+
+
+def tell(line: str) -> None:
+    """Write a line to the standard error, if it can be written: the exit code says the same."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
+
+
+def whyNotWritten(error: OSError) -> str:
+    """Why the standard output can't be written, in words for a person."""
+    return "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
 
 
 def dropOutput() -> None:
     """Let the interpreter's own flush at the end find a place that takes everything."""
+    _drop(sys.stdout)
+
+
+def _drop(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -35,6 +35,7 @@ from ..errors import (
     Unauthorized,
 )
 from ..heartbeater import REGISTERED, STOPPED
+from ..ownership import checkPath
 from ..registration import RegisteredService
 from ..settings import Settings
 
@@ -80,8 +81,10 @@ def claimTokenFile(dataDir: Path, serviceId: str) -> tuple[Path, int]:
     :raises OSError: if it can't be made.
     """
     folder = dataDir / "wrapper"
+    checkPath(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    claim = os.open(folder / f"{serviceId}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    checkPath(folder)
+    claim = os.open(folder / f"{serviceId}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

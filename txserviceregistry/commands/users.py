@@ -2,15 +2,16 @@
 ``service-registry-users``: adds, lists and removes the users of a registry, and gives them other API keys.
 
 It works on the data directory, whether the registry runs or not: the store's file may be written by several processes,
-and the lock on the directory is the registry's own. What programs read (names, keys) goes to stdout, what a person is
-told to stderr.
+and the lock on the directory is the registry's own. Run by root, it becomes the directory's owner first. What programs
+read (names, keys) goes to stdout, what a person is told to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,15 +21,23 @@ from twisted.python.usage import UsageError as WrongOptions
 
 from .._version import __version__
 from ..clock import useMonotonic
-from ..registry.apikeys import keyMatches
+from ..registry.apikeys import keyMatches, newKey
 from ..registry.datadir import DataDirectory, DataDirectoryError
 from ..registry.identity import Identity, InvalidUser, checkUser
-from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreRefused, StoreUnavailable
+from ..registry.stores.interfaces import (
+    IStore,
+    NoSuchObject,
+    ObjectExists,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+)
 from ..registry.stores.sqlite import SqliteStore
 from ..settings import defaultDataDir
-from .console import dropOutput, runConsole
+from .console import checkOutput, dropOutput, runConsole, show, tell, whyNotWritten
 from .options import Option
-from .outcome import CommandFailed, Interrupted, UsageError, oneLine
+from .outcome import CommandFailed, Interrupted, UsageError, oneLine, printable
+from .privileges import becomeOwner
 from .running import runReactor
 from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
 
@@ -51,8 +60,9 @@ examples:
   {_NAME} list --store etcd --etcd http://h1:2379,http://h2:2379
 
 The key is shown once, as RAXSR_USERNAME=… and RAXSR_API_KEY=…, which is what
-programs take from their environment. Exit codes: 0 done, 1 it could not be
-done, 2 wrong use.
+programs take from their environment. It counts if the exit code is 0; if it
+can't be written, nothing is changed. Exit codes: 0 done, 1 it could not be
+done, 2 wrong use. Run by root, this works as the data directory's owner.
 """
 
 
@@ -82,12 +92,12 @@ def _run() -> int:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"{_NAME}: {oneLine(text)}", file=sys.stderr)
+    tell(f"{_NAME}: {oneLine(text)}")
     return code
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    tell(printable(text))
 
 
 # -- the command line
@@ -98,6 +108,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         sys.exit(_complain(f"{message} (see: {_NAME} --help)", 2))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own says nothing when it can't write.
+        (file or sys.stderr).write(message)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,6 +178,10 @@ class _Users:
     where: str
     isShared: bool
 
+    async def has(self, name: str) -> bool:
+        """Whether there is a user of this name."""
+        return name in [user.name for user in await self.identity.listUsers()]
+
     async def credentials(self) -> tuple[str, str] | None:
         """
         Those that programs on this machine take. Of a store that is not in the data directory they may not be: the
@@ -201,15 +219,18 @@ def _perform(options: argparse.Namespace) -> None:
         if "tenant" in options:
             # First of all: a store without users, made for a user that can't be, would let nobody in.
             checkUser(options.name, options.tenant)
+        if work in (_add, _rotate):
+            with _showing(options.name):
+                checkOutput()
         checkStore(kind, given)
+        # Its files may be readable by root alone.
+        makeShared = etcdStore(etcd, reactor) if isShared else None
+        becomeOwner(directory.path)
         isNew = not isShared and _findStore(directory, mayMake="tenant" in options)
-        store: IStore = SqliteStore(directory.storePath, reactor=reactor)
-        if isShared:
-            store = etcdStore(etcd, reactor)()
+        store: IStore = SqliteStore(directory.storePath, reactor=reactor) if makeShared is None else makeShared()
         await store.open()
         try:
             if isNew:
-                directory.own(directory.storePath)
                 _tell(
                     f"There was no registry in {directory.path}; it has a store now, and its start makes no other user."
                 )
@@ -252,8 +273,10 @@ def _findStore(directory: DataDirectory, *, mayMake: bool) -> bool:
 
 
 async def _add(users: _Users, options: argparse.Namespace) -> None:
-    user, key = await users.identity.addUser(options.name, options.tenant)
-    _show(user.name, key)
+    if await users.has(options.name):
+        raise ObjectExists(options.name)
+    with _shownKey(options.name) as key:
+        user, _ = await users.identity.addUser(options.name, options.tenant, key)
     _tell(f'User "{user.name}" of tenant {user.tenant} has been added. {_ONCE}')
 
 
@@ -285,14 +308,13 @@ async def _remove(users: _Users, options: argparse.Namespace) -> None:
 async def _rotate(users: _Users, options: argparse.Namespace) -> None:
     # Looked at first: if it can't be read, nothing has been changed.
     credentials = await users.credentials()
-    user, key = await users.identity.rotate(options.name)
+    if not await users.has(options.name):
+        raise NoSuchObject(options.name)
+    with _shownKey(options.name) as key:
+        user, _ = await users.identity.rotate(options.name, key)
     isInRaxrc = credentials is not None and credentials[0] == user.name
-    try:
-        # Before anything is shown: there is where programs look that are refused now.
-        if isInRaxrc:
-            users.directory.keepCredentials(user.name, key)
-    finally:
-        _show(user.name, key)
+    if isInRaxrc:
+        users.directory.keepCredentials(user.name, key)
     _tell(f'User "{user.name}" has another API key; the old one, and all auth tokens, end. {_ONCE}')
     if isInRaxrc:
         _tell(f"{users.directory.raxrcPath} has it too.")
@@ -308,14 +330,36 @@ _ONCE = (
 )
 
 
-def _show(name: str, key: str) -> None:
-    # Names and keys hold nothing that a shell, systemd or docker would want quoted.
+@contextmanager
+def _shownKey(name: str) -> Iterator[str]:
+    """
+    A new API key, which is shown before it is stored: one that can't be shown changes nothing, and none is lost.
+
+    :raises CommandFailed: if it can't be shown, or if storing it fails.
+    """
+    key = newKey()
+    with _showing(name):
+        # Names and keys hold nothing that a shell, systemd or docker would want quoted.
+        show(f"RAXSR_USERNAME={name}\nRAXSR_API_KEY={key}")
     try:
-        print(f"RAXSR_USERNAME={name}\nRAXSR_API_KEY={key}", flush=True)
+        yield key
+    except StoreError:
+        _tell(f'{_NAME}: the API key of user "{name}" that was printed is not valid: it could not be stored')
+        raise
+    except BaseException:
+        _tell(f'{_NAME}: the API key of user "{name}" that was printed may not have been stored: try again')
+        raise
+
+
+@contextmanager
+def _showing(name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         dropOutput()
         raise CommandFailed(
-            f'the API key of user "{name}" could not be written: {error.strerror}; {_NAME} rotate {name} makes another'
+            f'can\'t write the API key of user "{name}" to the standard output: {whyNotWritten(error)}. '
+            "The user has not been changed"
         ) from None
 
 

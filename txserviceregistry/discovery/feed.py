@@ -22,6 +22,7 @@ from ..backoff import Backoff
 from ..deferred import returnsDeferred
 from ..errors import BadRequest, ServiceRegistryError
 from ..files import WriteOutage, replaceFile
+from ..ownership import checkPath
 from ..types import Event
 from .following import PAGE, Position, followingOf
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
@@ -350,6 +351,7 @@ class EventsFeed(Service):
             "emptyAt": self._emptyAt,
         }
         try:
+            checkPath(self._path)
             replaceFile(self._path, json.dumps(kept))
         except OSError as error:
             self._writing.failed(error)

@@ -27,6 +27,7 @@ from ..backoff import Backoff
 from ..deferred import returnsDeferred
 from ..errors import BadRequest, MalformedResponse, RateLimited, ServiceRegistryError
 from ..files import WriteOutage, replaceFile
+from ..ownership import checkPath
 from ..types import Event
 from .following import PAGE, Following, Position, followingOf
 from .running import Run
@@ -473,6 +474,7 @@ class Mirror(Service, Generic[_T]):
         age = 0.0 if self._isCurrent else self._clock.seconds() - self._currentAt
         kept = {"version": _FILE_VERSION, "current": self._wallClock() - age, "values": self._items}
         try:
+            checkPath(self._path)
             replaceFile(self._path, json.dumps(kept))
         except OSError as error:
             self._writing.failed(error)

@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from ..deferred import returnsDeferred, waitFor
+from ..ownership import checkPath
 
 __all__ = ["STDOUT", "Access", "AccessLog", "ILogThread", "LogThread", "line"]
 
@@ -128,9 +129,16 @@ class _File:
             self.close()
             self._isTorn = False
         if self._file is None:
-            # Addresses are nobody else's business.
-            self._file = os.open(self._target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = self._open()
         return self._file
+
+    def _open(self) -> int:
+        # Looked at first: what is there then, and is nobody else's, nobody else can put something else in place of.
+        exclusive = 0 if os.path.lexists(self._target) else os.O_EXCL
+        checkPath(self._target)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        # Addresses are nobody else's business.
+        return os.open(self._target, flags | exclusive, 0o600)
 
     def _isInPlace(self, file: int) -> bool:
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 import attrs
 
 from ..files import replaceFile
+from ..ownership import UnsafePath, checkPath
 from .stores import sqlitefile
 
 __all__ = ["DataDirectory", "DataDirectoryError"]
@@ -56,10 +57,19 @@ class DataDirectory:
         """
         Make the directory if it is not there, for its owner only.
 
-        :raises DataDirectoryError: if that can't be.
+        :raises DataDirectoryError: if that can't be, or if this process is root's and another user controls the
+            directory: root would follow the symbolic links that this user puts there.
         """
         try:
+            checkPath(self.path)
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Another user may have been quicker.
+            checkPath(self.path)
+        except UnsafePath as error:
+            raise DataDirectoryError(
+                f"root can't use the data directory {self.path} safely: {error.filename}: {error.strerror}. Run this "
+                "as the directory's owner"
+            )
         except FileExistsError:
             raise DataDirectoryError(f"the data directory {self.path} is a file; name a folder")
         except OSError as error:
@@ -75,21 +85,6 @@ class DataDirectory:
             return sqlitefile.isThere(str(self.storePath))
         except OSError as error:
             raise DataDirectoryError(f"can't read the data directory {self.path}: {error.strerror}")
-
-    def own(self, path: Path | int) -> None:
-        """
-        Let a file in the directory belong to whom the directory belongs to: what root makes in the registry's, the
-        registry has to be able to use.
-
-        :param path: the file, or the descriptor of one that is open.
-        :raises DataDirectoryError: if that can't be.
-        """
-        if os.geteuid() == 0:
-            try:
-                owner = self.path.stat()
-                os.chown(path, owner.st_uid, owner.st_gid)
-            except OSError as error:
-                raise self._unwritable(error)
 
     def open(self) -> None:
         """
@@ -118,7 +113,7 @@ class DataDirectory:
     def isTaken(self) -> bool:
         """Whether a registry, of whatever process, uses the directory now."""
         try:
-            lock = os.open(self._lockPath, os.O_RDWR)
+            lock = os.open(self._lockPath, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return False
         try:
@@ -209,6 +204,6 @@ class DataDirectory:
 
     def _replace(self, path: Path, text: str) -> None:
         try:
-            replaceFile(path, text, isDurable=True, prepare=self.own)
+            replaceFile(path, text, isDurable=True)
         except OSError as error:
             raise DataDirectoryError(f"can't write {path}: {error.strerror}")

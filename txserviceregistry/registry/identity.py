@@ -173,14 +173,16 @@ class Identity:
             return user
 
     @returnsDeferred
-    async def rotate(self, name: str) -> tuple[UserRecord, str]:
+    async def rotate(self, name: str, key: str | None = None) -> tuple[UserRecord, str]:
         """
         Give a user another API key. The old one, and the user's auth tokens, end.
 
+        :param key: the new key; a random one if not given.
         :return: fires with the user and the new key.
         :raises NoSuchObject: if there is no such user.
         """
-        key = newKey(self._randomBytes)
+        if key is None:
+            key = newKey(self._randomBytes)
         user = await self._store.replaceUserKey(name, await self._keys.hash(key))
         self._forgetUser(name)
         self._users.learn(name, user)

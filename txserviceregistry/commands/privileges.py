@@ -1,0 +1,48 @@
+"""
+What root gives up before it works in a directory of another user.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+from ..ownership import UnsafePath, controllingUser, isPrivileged
+from .outcome import CommandFailed
+
+__all__ = ["becomeOwner"]
+
+# "nogroup", for a user that no passwd entry gives a group. The directory's own group may be one that root has given it,
+# and that its owner is not in.
+_NO_GROUP = 65534
+
+
+def becomeOwner(path: Path) -> None:
+    """
+    If this is root's process and another user controls *path*, become that user for good: whatever this user does to
+    the directory meanwhile, the process can do no more there than this user can. What is made there is this user's.
+
+    :raises CommandFailed: if several users control it, or all.
+    """
+    if not isPrivileged():
+        return
+    try:
+        user = controllingUser(path)
+    except UnsafePath as error:
+        raise CommandFailed(
+            f"root can't use {path} safely: {error.filename}: {error.strerror}. Run this as the directory's owner"
+        ) from None
+    except OSError as error:
+        raise CommandFailed(f"can't read {path}: {error.strerror}") from None
+    if user == 0:
+        return
+    try:
+        entry = pwd.getpwuid(user)
+    except KeyError:
+        os.setgroups([])
+        os.setgid(_NO_GROUP)
+    else:
+        os.initgroups(entry.pw_name, entry.pw_gid)
+        os.setgid(entry.pw_gid)
+    os.setuid(user)
