@@ -4,9 +4,13 @@ Whom to trust behind an ``https`` URL, and in words why somebody was not trusted
 
 from __future__ import annotations
 
+import os
+import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 from cryptography import x509
 from OpenSSL.crypto import X509
 from OpenSSL.crypto import Error as CertificateError
@@ -31,10 +35,20 @@ from zope.interface import implementer
 
 from .certificates import namesOf, ownerOf, whyNotNow
 from .errors import InvalidSettings
+from .reloading import Reloaded, stampOf
 
-__all__ = ["CertificateRefused", "describeTLS", "tlsPolicy"]
+__all__ = ["CertificateRefused", "TLSPolicy", "describeTLS", "tlsPolicy"]
 
-_END = b"-----END CERTIFICATE-----"
+_BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
+
+# Where pyOpenSSL looks for the system's CA certificates, beside what OpenSSL itself was built with.
+_SYSTEM_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+)
 
 _CA_FILE = "ca_file under [ssl] in ~/.raxrc, or RAXSR_CA_FILE"
 
@@ -64,7 +78,34 @@ _HANDSHAKE = {
         "no shared cipher",
     ),
     "it has no certificate for that host name. Check the host name in the URL": ("tlsv1 unrecognized name",),
+    "it requires a client certificate that it trusts. Check the files with the client certificate and its key": (
+        "alert certificate required",
+        "alert bad certificate",
+        "alert certificate unknown",
+        "alert certificate expired",
+        "alert certificate revoked",
+        "alert unsupported certificate",
+        "alert unknown ca",
+    ),
 }
+
+
+@attrs.frozen
+class _Trust:
+    """
+    The certificates to trust.
+
+    :ivar root: the same, for a context.
+    :ivar problem: why they are of no use.
+    """
+
+    root: Any
+    problem: str | None = None
+
+
+# Files with what to trust, and with the certificate to show.
+_TrustFiles = Reloaded[Any, _Trust]
+_OwnFiles = Reloaded[list[bytes], PrivateCertificate]
 
 
 class CertificateRefused(TLSError):
@@ -93,20 +134,30 @@ class _Verified:
     Twisted (26.10 is one) it lets a certificate that names no host pass for any host.
     """
 
-    def __init__(self, hostname: bytes, trustRoot: Any, caFile: str | None, own: PrivateCertificate | None) -> None:
+    def __init__(self, hostname: bytes, trust: _TrustFiles, caFile: str | None, own: _OwnFiles | None) -> None:
         self._host = hostname.decode("ascii").strip("[]")
         self._isAddress = isIPAddress(self._host) or isIPv6Address(self._host)
+        self._trust = trust
         self._caFile = caFile
-        shown = {} if own is None else {"privateKey": own.privateKey.original, "certificate": own.original}
-        self._context = CertificateOptions(trustRoot=trustRoot, **shown).getContext()
-        self._context.set_verify(VERIFY_PEER, self._verify)
+        self._own = own
+        self._context: Any = None
+        self._madeOf: tuple[_Trust, PrivateCertificate | None] | None = None
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> Connection:
-        connection = Connection(self._context, None)
+        connection = Connection(self._currentContext(), None)
         connection.set_app_data(tlsProtocol)
         if not self._isAddress:
             connection.set_tlsext_host_name(self._host.encode("ascii"))
         return connection
+
+    def _currentContext(self) -> Any:
+        trust, own = self._trust.current(), None if self._own is None else self._own.current()
+        if self._madeOf is None or self._madeOf[0] is not trust or self._madeOf[1] is not own:
+            shown = {} if own is None else {"privateKey": own.privateKey.original, "certificate": own.original}
+            self._context = CertificateOptions(trustRoot=trust.root, **shown).getContext()
+            self._context.set_verify(VERIFY_PEER, self._verify)
+            self._madeOf = trust, own
+        return self._context
 
     def _verify(self, connection: Connection, certificate: X509, error: int, depth: int, isGood: int) -> bool:
         """
@@ -117,7 +168,11 @@ class _Verified:
         try:
             seen = certificate.to_cryptography()
             if not isGood:
-                raise CertificateRefused(_refused(seen, error, depth, self._caFile))
+                self._trust.suspect()
+                text = _refused(seen, error, depth, self._caFile)
+                if self._trust.problem is not None:
+                    text += f" (what was read before is in use, because the file has changed: {self._trust.problem})"
+                raise CertificateRefused(text)
             if depth == 0:
                 self._verifyName(seen)
         except CertificateRefused:
@@ -155,13 +210,13 @@ class _Unverified:
 class _TrustSome:
     """For registries that somebody who is trusted vouches for."""
 
-    def __init__(self, trustRoot: Any, caFile: str | None, own: PrivateCertificate | None) -> None:
-        self._trustRoot = trustRoot
+    def __init__(self, trust: _TrustFiles, caFile: str | None, own: _OwnFiles | None) -> None:
+        self._trust = trust
         self._caFile = caFile
         self._own = own
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> _Verified:
-        return _Verified(hostname, self._trustRoot, self._caFile, self._own)
+        return _Verified(hostname, self._trust, self._caFile, self._own)
 
 
 @implementer(IPolicyForHTTPS)
@@ -172,6 +227,25 @@ class _TrustAnybody:
         return _Unverified(hostname)
 
 
+class TLSPolicy(HostnameCachingHTTPSPolicy):
+    """
+    How certificates are verified, and which one is shown. Files that have changed are read again before the next
+    connection; connections that are open stay as they are.
+
+    :param policy: what makes connections to a host that is new.
+    :param files: what the connections are made from.
+    """
+
+    def __init__(self, policy: IPolicyForHTTPS, files: Sequence[Reloaded[Any, Any]] = ()) -> None:
+        super().__init__(policy)
+        self._files = files
+
+    def reload(self) -> None:
+        """Read all files now, whether or not they seem to have changed."""
+        for each in self._files:
+            each.reload()
+
+
 def tlsPolicy(
     verify: bool = True,
     caFile: str | None = None,
@@ -179,9 +253,12 @@ def tlsPolicy(
     keyFile: str | None = None,
     *,
     caSource: str | None = None,
-) -> IPolicyForHTTPS:
+) -> TLSPolicy:
     """
     How certificates are verified, and which one is shown.
+
+    Files are read now, and again when they have changed or, while they can't be used, once a second: in both cases not
+    before there is a new connection. While they can't be used, what was read before stays in use.
 
     :param verify: false: not at all; then none is shown either.
     :param caFile: a file with the PEM certificates to trust, instead of those that the platform trusts.
@@ -191,40 +268,109 @@ def tlsPolicy(
     :raises InvalidSettings: if a file can't be read, or does not hold what it should.
     """
     if not verify:
-        return HostnameCachingHTTPSPolicy(_TrustAnybody())
-    own = None if certFile is None or keyFile is None else _ownCertificate(certFile, keyFile)
-    if caFile is None:
-        return HostnameCachingHTTPSPolicy(_TrustSome(platformTrust(), None, own))
-    certificates = _certificatesIn(caFile, f"{caSource}: the CA file {caFile}" if caSource else f"The CA file {caFile}")
-    return HostnameCachingHTTPSPolicy(_TrustSome(trustRootFromCertificates(certificates), caFile, own))
+        return TLSPolicy(_TrustAnybody())
+    own = None if certFile is None or keyFile is None else _ownFiles(certFile, keyFile)
+    trust = _systemTrust() if caFile is None else _trustIn(caFile, caSource)
+    return TLSPolicy(_TrustSome(trust, caFile, own), [trust] if own is None else [trust, own])
 
 
-def _certificatesIn(path: str, name: str) -> list[Certificate]:
+def _absolute(path: str) -> str:
+    # The working directory may be another one when the file is read again.
+    return os.path.abspath(Path(path).expanduser())
+
+
+def _trustIn(caFile: str, source: str | None) -> _TrustFiles:
+    path = _absolute(caFile)
+    name = f"{source}: the CA file {caFile}" if source else f"The CA file {caFile}"
+
+    def read() -> bytes:
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise InvalidSettings(f"{name} can't be read: {error.strerror}")
+
+    def make(text: bytes) -> _Trust:
+        return _Trust(trustRootFromCertificates(_certificatesIn(text, name)))
+
+    return Reloaded(f"CA file {caFile}", [path], read, make)
+
+
+def _certificatesIn(text: bytes, name: str) -> list[Certificate]:
+    *parts, rest = text.split(_END)
     try:
-        text = Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise InvalidSettings(f"{name} can't be read: {error.strerror}")
-    try:
-        certificates = [Certificate.loadPEM(part + _END) for part in text.split(_END)[:-1]]
+        certificates = [Certificate.loadPEM(part + _END) for part in parts]
     except CertificateError:
         raise InvalidSettings(f"{name} holds a certificate that can't be read")
+    if _BEGIN in rest:
+        raise InvalidSettings(f"{name} ends in the middle of a certificate")
     if not certificates:
         raise InvalidSettings(f"{name} holds no PEM certificate")
     return certificates
 
 
-def _ownCertificate(certFile: str, keyFile: str) -> PrivateCertificate:
-    pieces = []
-    for path in (certFile, keyFile):
-        try:
-            pieces.append(Path(path).expanduser().read_bytes())
-        except OSError as error:
-            raise InvalidSettings(f"The file {path} can't be read: {error.strerror}")
+def _systemTrust() -> _TrustFiles:
+    """
+    What the platform trusts. OpenSSL reads it when a context is made, and raises nothing when there is nothing; so what
+    is kept here is only when it has changed.
+    """
+    found = ssl.get_default_verify_paths()
+    directories = (found.capath or found.openssl_capath or "").split(os.pathsep)
+    places = [found.cafile, found.openssl_cafile, *directories, *_SYSTEM_BUNDLES]
+    paths = [os.path.abspath(path) for path in dict.fromkeys(places) if path]
+
+    named = os.environ.get(found.openssl_cafile_env)
+    bundles = _SYSTEM_BUNDLES if named is None else (os.path.abspath(named),)
+
+    def make(stamps: object) -> _Trust:
+        return _Trust(platformTrust(), _whyNoBundle(bundles))
+
+    return Reloaded(
+        "CA certificates of the system",
+        paths,
+        lambda: [stampOf(path) for path in paths],
+        make,
+        whyNot=lambda trust: trust.problem,
+    )
+
+
+def _whyNoBundle(paths: Sequence[str]) -> str | None:
+    """Why the first of these files that is there holds no certificates, if it does not."""
+    path = next(filter(os.path.exists, paths), None)
+    if path is None:
+        return f"{paths[0]} does not exist"
     try:
-        loaded: PrivateCertificate = PrivateCertificate.loadPEM(b"\n".join(pieces))
-    except (CertificateError, VerifyError, ValueError):
-        raise InvalidSettings(f"{certFile} and {keyFile} are not a PEM certificate and its private key")
-    return loaded
+        text = Path(path).read_bytes()
+    except OSError as error:
+        return f"{path} can't be read: {error.strerror}"
+    if _END not in text:
+        return f"{path} holds no PEM certificate"
+    return f"{path} ends in the middle of a certificate" if _BEGIN in text.rpartition(_END)[2] else None
+
+
+def _ownFiles(certFile: str, keyFile: str) -> _OwnFiles:
+    names = {_absolute(each): each for each in (certFile, keyFile)}
+
+    def read() -> list[bytes]:
+        texts = []
+        for path, name in names.items():
+            try:
+                texts.append(Path(path).read_bytes())
+            except OSError as error:
+                raise InvalidSettings(f"The file {name} can't be read: {error.strerror}")
+        return texts
+
+    def make(texts: list[bytes]) -> PrivateCertificate:
+        try:
+            made: PrivateCertificate = PrivateCertificate.loadPEM(b"\n".join(texts))
+        except (CertificateError, VerifyError, ValueError):
+            raise InvalidSettings(f"{certFile} and {keyFile} are not a PEM certificate and its private key")
+        return made
+
+    def whyNot(made: PrivateCertificate) -> str | None:
+        wrong = whyNotNow(made.original.to_cryptography())
+        return None if wrong is None else f"the certificate in {certFile} {wrong}"
+
+    return Reloaded(f"Client certificate {certFile}", list(names), read, make, whyNot=whyNot)
 
 
 def describeTLS(error: BaseException, *, inHandshake: bool = False) -> str | None:

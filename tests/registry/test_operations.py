@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.certificates import commonHolder
 from tests.registry.wire import KEY, USER, Api, Connection, Reply, requestBytes
 from txserviceregistry._version import __version__
 from txserviceregistry.registry.core import Figures
@@ -35,6 +36,7 @@ def sourcesOf(api: Api) -> Sources:
         connections=lambda: api.site.connections.count,
         evictions=lambda: api.site.connections.evictions,
         accessLogLost=lambda: 0,
+        certificates=lambda: {"/cert.pem": commonHolder().x509},
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
@@ -23,9 +24,10 @@ from ..registry.listening import EndpointError, parseEndpoint
 from ..registry.operations import ANYWHERE, LOOPBACK, OFF
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
+from .hangup import Hangup
 from .options import Option, TableOptions, oneOf
 from .process import collectSeldom, endProcess, say
-from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
+from .stores import ETCD, ETCD_OPTIONS, EtcdFactory, checkStore, etcdStore
 
 __all__ = ["Options", "RegistryProcess", "checkEndpoint", "makeService", "sayWhere"]
 
@@ -132,18 +134,25 @@ def sayWhere(registry: RegistryService) -> None:
 
 class RegistryProcess(Service):
     """
-    A registry as a process's main business: says where it listens, and ends the process if it can't.
+    A registry as a process's main business: says where it listens, and ends the process if it can't. SIGHUP lets it read
+    its certificates again.
+
+    :param etcd: the etcd that *registry* uses, if it uses one.
     """
 
     name = "service-registry"
+    _log = Logger()
 
-    def __init__(self, reactor: Any, registry: RegistryService) -> None:
+    def __init__(self, reactor: Any, registry: RegistryService, etcd: EtcdFactory | None = None) -> None:
         self.registry = registry
         self._reactor = reactor
+        self._etcd = etcd
+        self._hangup = Hangup(reactor, self._reload)
 
     def startService(self) -> None:
         """Start the registry."""
         Service.startService(self)
+        self._hangup.start()
         self.registry.startService()
         self.registry.whenListening().addCallbacks(self._listening, self._failed)
 
@@ -152,7 +161,14 @@ class RegistryProcess(Service):
         :return: fires when the registry has stopped.
         """
         Service.stopService(self)
+        self._hangup.stop()
         return self.registry.stopService()
+
+    def _reload(self) -> None:
+        self._log.info("SIGHUP received: certificates are read again")
+        self.registry.reloadCertificates()
+        if self._etcd is not None:
+            self._etcd.policy.reload()
 
     def _listening(self, ports: list[IListeningPort]) -> None:
         sayWhere(self.registry)
@@ -192,4 +208,5 @@ def makeService(options: Options) -> IService:
         metrics=options["metrics"],
         accessLog=options["access-log"],
     )
-    return RegistryProcess(reactor, registry)
+    store = options["store"]
+    return RegistryProcess(reactor, registry, store if isinstance(store, EtcdFactory) else None)

@@ -5,18 +5,20 @@ Options that say which store, for the commands that work on one.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 from twisted.python import usage
 
 from ..errors import InvalidSettings
 from ..registry.stores.etcd import DEFAULT_PREFIX, EtcdStore
 from ..settings import parseUrls
-from ..tls import tlsPolicy
+from ..tls import TLSPolicy, tlsPolicy
 from .options import Option
 
-__all__ = ["ETCD", "ETCD_OPTIONS", "checkStore", "etcdStore"]
+__all__ = ["ETCD", "ETCD_OPTIONS", "EtcdFactory", "checkStore", "etcdStore"]
 
 #: What ``--store`` calls it.
 ETCD = "etcd"
@@ -61,7 +63,23 @@ def checkStore(store: str, given: Collection[str]) -> None:
         raise usage.UsageError(f"--{names[0]} goes with --store {ETCD}, and the store is {store}")
 
 
-def etcdStore(values: Mapping[str, Any], reactor: Any) -> Callable[[], EtcdStore]:
+@attrs.frozen
+class EtcdFactory:
+    """
+    Makes a store.
+
+    :ivar make: makes it.
+    :ivar policy: how its connections use TLS.
+    """
+
+    make: Callable[[], EtcdStore]
+    policy: TLSPolicy
+
+    def __call__(self) -> EtcdStore:
+        return self.make()
+
+
+def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
     """
     What makes the store that the options of :data:`ETCD_OPTIONS` name.
 
@@ -80,9 +98,10 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> Callable[[], EtcdStore
         )
     except InvalidSettings as error:
         raise usage.UsageError(str(error)) from None
-    return lambda: EtcdStore(
-        reactor, values["etcd"], prefix=values["etcd-prefix"], credentials=credentials, policy=policy
+    make = partial(
+        EtcdStore, reactor, values["etcd"], prefix=values["etcd-prefix"], credentials=credentials, policy=policy
     )
+    return EtcdFactory(make, policy)
 
 
 def _password(path: str) -> str:

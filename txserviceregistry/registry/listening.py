@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,34 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from OpenSSL.crypto import FILETYPE_PEM, X509, load_privatekey
+from OpenSSL.SSL import Connection
+from OpenSSL.SSL import Error as TLSError
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IOpenSSLServerConnectionCreator,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
 from twisted.internet.ssl import CertificateOptions
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from ..certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
+from ..reloading import Reloaded
 
-__all__ = ["EndpointError", "Listener", "TLSEndpoint", "listenerOf", "nearest", "parseEndpoint"]
+__all__ = [
+    "CertificateFiles",
+    "EndpointError",
+    "Listener",
+    "ServerCertificate",
+    "TLSEndpoint",
+    "listenerOf",
+    "nearest",
+    "parseEndpoint",
+]
 
 #: So many days before its certificate expires, a registry that starts says so.
 WARNING_DAYS = 14.0
@@ -46,35 +64,120 @@ class EndpointError(ValueError):
     """An endpoint string can't be used; the text, one line, says why."""
 
 
+@attrs.frozen
+class ServerCertificate:
+    """
+    What a listener with TLS shows.
+
+    :ivar certificate: the server's own.
+    :ivar options: the same with its key, and with the certificates between it and its authority's.
+    """
+
+    certificate: x509.Certificate
+    options: CertificateOptions
+
+
+@attrs.frozen
+class CertificateFiles:
+    """
+    Where a listener's certificate is, as the endpoint string names it.
+
+    :ivar key: the file with the private key.
+    :ivar certificate: the file with the certificate; it may be the same.
+    :ivar between: the file with the certificates between it and its authority's, if they have one of their own.
+    """
+
+    key: str
+    certificate: str
+    between: str | None = None
+
+    def load(self) -> Reloaded[dict[str, bytes], ServerCertificate]:
+        """
+        Read the files, now and whenever they have changed.
+
+        :raises EndpointError: if they can't be used.
+        """
+        names = {"certKey": self.certificate, "privateKey": self.key}
+        if self.between is not None:
+            names["extraCertChain"] = self.between
+        # The working directory may be another one when they are read again.
+        paths = {name: os.path.abspath(path) for name, path in names.items()}
+
+        def read() -> dict[str, bytes]:
+            return {name: _read(name, path, names[name]) for name, path in paths.items()}
+
+        def whyNot(made: ServerCertificate) -> str | None:
+            wrong = whyNotNow(made.certificate)
+            return None if wrong is None else f"the certificate in {self.certificate} {wrong}"
+
+        return Reloaded(f"TLS certificate {self.certificate}", list(paths.values()), read, self._made, whyNot=whyNot)
+
+    def _made(self, texts: dict[str, bytes]) -> ServerCertificate:
+        own, *between = _certificates("certKey", self.certificate, texts["certKey"])
+        if self.between is not None:
+            between = _certificates("extraCertChain", self.between, texts["extraCertChain"])
+        text, key = _privateKey(self.key, texts["privateKey"])
+        if key.public_key() != own.public_key():
+            raise EndpointError(f"the private key in {self.key} is not that of the certificate in {self.certificate}")
+        options = CertificateOptions(
+            privateKey=load_privatekey(FILETYPE_PEM, text),
+            certificate=X509.from_cryptography(own),
+            extraCertChain=[X509.from_cryptography(each) for each in between] or None,
+        )
+        try:
+            options.getContext()
+        except TLSError as error:
+            raise EndpointError(f"TLS can't use the certificate in {self.certificate}: {_reasonOf(error)}")
+        return ServerCertificate(own, options)
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class _Current:
+    """
+    Makes each connection with the certificate of that moment. A changed certificate comes with a context of its own, so
+    that a session of the earlier one is not resumed: its client shakes hands in full, and sees the new certificate.
+    """
+
+    def __init__(self, files: Reloaded[dict[str, bytes], ServerCertificate]) -> None:
+        self._files = files
+
+    def serverConnectionForTLS(self, protocol: object) -> Connection:
+        return Connection(self._files.current().options.getContext(), None)
+
+
 class TLSEndpoint(SSL4ServerEndpoint):
     """
-    Listens with TLS.
+    Listens with TLS. The certificate and its key are read again when their files have changed; open connections stay as
+    they are.
 
-    :param options: key, certificate, and the certificates between it and its authority's.
-    :param path: the file that the certificate is from, for texts.
-    :param certificate: the server's own, as it is in *options*.
-    :param keyPath: the file that the key is from.
+    :param files: where the certificate is.
+    :raises EndpointError: if the files can't be used.
+    :ivar onChange: called when there is another certificate.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        reactor: Any,
-        port: int,
-        options: CertificateOptions,
-        backlog: int,
-        interface: str,
-        *,
-        path: str,
-        certificate: x509.Certificate,
-        keyPath: str,
-    ) -> None:
-        super().__init__(reactor, port, options, backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
-        self.certificate = certificate
-        self._path = path
-        self._keyPath = keyPath
+    def __init__(self, reactor: Any, port: int, files: CertificateFiles, backlog: int, interface: str) -> None:
+        self._loaded = files.load()
+        self._loaded.onChange = self._changed
+        super().__init__(reactor, port, _Current(self._loaded), backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
+        self.onChange: Callable[[], object] = lambda: None
+        self.path = files.certificate
+        self._keyPath = files.key
         self._bound = interface
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The server's own, as new connections get it."""
+        return self._loaded.current().certificate
+
+    def reload(self) -> None:
+        """Read the files now, whether or not they seem to have changed."""
+        self._loaded.reload()
+
+    def _changed(self) -> None:
+        self._warn()
+        self.onChange()
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """
@@ -82,23 +185,27 @@ class TLSEndpoint(SSL4ServerEndpoint):
 
         :return: fires with the port.
         """
-        wrong = whyNotNow(self.certificate)
+        self._warn()
+        listening: Deferred[IListeningPort] = super().listen(protocolFactory)  # type: ignore[no-untyped-call]
+        return listening
+
+    def _warn(self) -> None:
+        certificate = self._loaded.current().certificate
+        wrong = whyNotNow(certificate)
         if wrong is not None:
-            self._log.warn("The certificate in {path} {wrong}: clients refuse it", path=self._path, wrong=wrong)
-        elif daysLeft(self.certificate) < WARNING_DAYS:
-            days = daysLeft(self.certificate)
-            self._log.warn("The certificate in {path} expires in {days:.1f} days", path=self._path, days=days)
-        if not namesOf(self.certificate):
+            self._log.warn("The certificate in {path} {wrong}: clients refuse it", path=self.path, wrong=wrong)
+        elif daysLeft(certificate) < WARNING_DAYS:
+            days = daysLeft(certificate)
+            self._log.warn("The certificate in {path} expires in {days:.1f} days", path=self.path, days=days)
+        if not namesOf(certificate):
             self._log.warn(
-                "The certificate in {path} names no host (subjectAltName): clients refuse it", path=self._path
+                "The certificate in {path} names no host (subjectAltName): clients refuse it", path=self.path
             )
         if _isEverybodys(self._keyPath):
             self._log.warn(
                 "The private key in {path} can be read by everybody on this machine: chmod o= {path}",
                 path=self._keyPath,
             )
-        listening: Deferred[IListeningPort] = super().listen(protocolFactory)  # type: ignore[no-untyped-call]
-        return listening
 
     @property
     def ownAuthority(self) -> bytes | None:
@@ -165,26 +272,12 @@ def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:
     if keyPath is None:
         raise EndpointError(f"privateKey= is missing, the file with the private key; an example is {_EXAMPLE}")
     certificatePath = arguments.get("certKey", keyPath)
-    own, *between = _certificates("certKey", certificatePath)
-    if "extraCertChain" in arguments:
-        between = _certificates("extraCertChain", arguments["extraCertChain"])
-    text, key = _privateKey(keyPath)
-    if key.public_key() != own.public_key():
-        raise EndpointError(f"the private key in {keyPath} is not that of the certificate in {certificatePath}")
-    options = CertificateOptions(
-        privateKey=load_privatekey(FILETYPE_PEM, text),
-        certificate=X509.from_cryptography(own),
-        extraCertChain=[X509.from_cryptography(each) for each in between] or None,
-    )
     return TLSEndpoint(
         reactor,
         _number(arguments, "port", None),
-        options,
+        CertificateFiles(keyPath, certificatePath, arguments.get("extraCertChain")),
         _number(arguments, "backlog", BACKLOG),
         arguments.get("interface", ""),
-        path=certificatePath,
-        certificate=own,
-        keyPath=keyPath,
     )
 
 
@@ -208,26 +301,31 @@ def _number(arguments: dict[str, str], name: str, default: int | None) -> int:
     return int(text)
 
 
-def _read(name: str, path: str) -> bytes:
+def _read(name: str, path: str, shown: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise EndpointError(f"{path}, which {name} names, can't be read: {error.strerror}")
+        raise EndpointError(f"{shown}, which {name} names, can't be read: {error.strerror}")
 
 
-def _certificates(name: str, path: str) -> list[x509.Certificate]:
-    text = _read(name, path)
+def _certificates(name: str, path: str, text: bytes) -> list[x509.Certificate]:
     if b"-----BEGIN CERTIFICATE-----" not in text:
         raise EndpointError(f"there is no PEM certificate in {path}, which {name} names")
+    if b"-----BEGIN CERTIFICATE-----" in text.rpartition(b"-----END CERTIFICATE-----")[2]:
+        raise EndpointError(f"{path}, which {name} names, ends in the middle of a certificate")
     try:
         return x509.load_pem_x509_certificates(text)
     except ValueError:
         raise EndpointError(f"a certificate in {path}, which {name} names, is damaged")
 
 
-def _privateKey(path: str) -> tuple[bytes, Any]:
+def _reasonOf(error: TLSError) -> str:
+    words = [str(part[-1]) for part in error.args[0]] if error.args and isinstance(error.args[0], list) else []
+    return "; ".join(words) or "no reason is known"
+
+
+def _privateKey(path: str, text: bytes) -> tuple[bytes, Any]:
     """A private key as PEM, and as an object."""
-    text = _read("privateKey", path)
     start = re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----", text)
     if start is None:
         raise EndpointError(f"there is no PEM private key in {path}, which privateKey names")

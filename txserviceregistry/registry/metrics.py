@@ -7,9 +7,10 @@ brings; nothing else of the registry imports this module before it is asked for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 
+from cryptography import x509
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -76,6 +77,7 @@ class _RegistryCollector(Collector):
         yield _counter("tokens_issued", "New auth tokens.", sources.tokensIssued())
         yield _counter("authentications_failed", "Wrong users or API keys.", sources.authenticationsFailed())
         yield _counter("access_log_lost", "Lines that the access log could not write.", sources.accessLogLost())
+        yield _certificates(sources.certificates())
 
 
 def _requests(statistics: RequestStatistics) -> Iterator[Metric]:
@@ -132,6 +134,17 @@ def _store(statistics: StoreStatistics) -> Iterator[Metric]:
     commits = HistogramMetricFamily(_PREFIX + "store_commit_operations", "Operations that shared a commit.")
     commits.add_metric([], _buckets(statistics.commits), statistics.commits.total)
     yield commits
+
+
+def _certificates(certificates: Mapping[str, x509.Certificate]) -> Metric:
+    expiry = GaugeMetricFamily(
+        _PREFIX + "certificate_expiry_timestamp_seconds",
+        "When the TLS certificate in use expires, in seconds since the epoch.",
+        labels=["file"],
+    )
+    for path, certificate in certificates.items():
+        expiry.add_metric([path], certificate.not_valid_after_utc.timestamp())
+    return expiry
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ from .followers import Followers
 from .health import Health
 from .identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
-from .listening import listenerOf, nearest, parseEndpoint
+from .listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
 from .operations import LOOPBACK, Operations
 from .site import ApiSite
 from .sources import Sources
@@ -123,6 +124,8 @@ class RegistryService(Service):
         self._starting: Deferred[None] | None = None
         self._outcome: list[IListeningPort] | StartFailed | None = None
         self._waiting: list[Deferred[list[IListeningPort]]] = []
+        # What listens, and the port that it has made.
+        self._listening: list[tuple[IStreamServerEndpoint, IListeningPort]] = []
         self._unheard: IDelayedCall | None = None
 
     @staticmethod
@@ -173,6 +176,14 @@ class RegistryService(Service):
         await self._end()
         if wasListening:
             self._log.info("The registry has stopped")
+
+    def reloadCertificates(self) -> None:
+        """
+        Read the certificates of the listeners and their keys now, whether or not they seem to have changed. Without this
+        it happens with the next connection after a change.
+        """
+        for endpoint in self._secureEndpoints():
+            endpoint.reload()
 
     # -- inside
 
@@ -237,17 +248,39 @@ class RegistryService(Service):
             connections=lambda: site.connections.count,
             evictions=lambda: site.connections.evictions,
             accessLogLost=lambda: 0 if accessLog is None else accessLog.lost,
+            certificates=lambda: {each.path: each.certificate for each in self._secureEndpoints()},
         )
         resource.pages = Operations(Health(store, self._reactor), sources, self._metrics).pages
         self._endings.append(("the connections", lambda: _endConnections(site, registry)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]
-        listeners = [each for each in map(listenerOf, endpoints, ports) if each is not None]
+        self._listening = list(zip(endpoints, ports, strict=True))
+        self._publishUrls()
+        for endpoint in self._secureEndpoints():
+            endpoint.onChange = self._certificateChanged
+        return ports
+
+    def _publishUrls(self) -> None:
+        """
+        Say where the registry listens, to the programs of this machine as well.
+
+        :raises DataDirectoryError: if that can't be written.
+        """
+        listeners = [each for each in starmap(listenerOf, self._listening) if each is not None]
         self.urls = [listener.root + "/v1.0" for listener in listeners]
         if listeners:
             best = nearest(listeners)
             self._directory.keepUrls(best.root + "/v1.0", best.root + "/v2.0", best.ownAuthority)
-        return ports
+
+    def _certificateChanged(self) -> None:
+        # The names in it may be others, and a self-signed one has to be trusted.
+        try:
+            self._publishUrls()
+        except DataDirectoryError as error:
+            self._log.error("Programs on this machine do not get the new certificate: {reason}", reason=str(error))
+
+    def _secureEndpoints(self) -> list[TLSEndpoint]:
+        return [endpoint for endpoint, _ in self._listening if isinstance(endpoint, TLSEndpoint)]
 
     def _tellWhatThereIs(self, store: IStore, registry: Registry) -> None:
         services = registry.figures().services
@@ -381,6 +414,7 @@ class RegistryService(Service):
 
     async def _end(self) -> None:
         self.urls = []
+        self._listening = []
         latest = self._reactor.seconds() + END_SECONDS
         while self._endings:
             what, end = self._endings.pop()

@@ -4,9 +4,10 @@ Where the metrics come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
+from cryptography import x509
 
 from .core import Figures
 from .statistics import RequestStatistics, StoreStatistics
@@ -26,6 +27,7 @@ class Sources:
     :ivar connections: how many are open.
     :ivar evictions: how many were closed to make room.
     :ivar accessLogLost: how many lines the access log has lost.
+    :ivar certificates: those that the listeners show, by their files.
     """
 
     store: str
@@ -37,3 +39,4 @@ class Sources:
     connections: Callable[[], int]
     evictions: Callable[[], int]
     accessLogLost: Callable[[], int]
+    certificates: Callable[[], Mapping[str, x509.Certificate]]

@@ -33,7 +33,6 @@ from typing import Any, TypeVar
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
-from twisted.web.client import BrowserLikePolicyForHTTPS
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
@@ -41,6 +40,7 @@ from ...agents import ConnectionPool, QueueingAgent
 from ...connecting import httpAgent
 from ...deferred import returnsDeferred
 from ...jsontransport import JSONTransport
+from ...tls import tlsPolicy
 from ...turns import Turns
 from ..eventids import EventIds, newTail
 from ..statistics import StoreStatistics
@@ -162,7 +162,7 @@ class EtcdStore:
         agent: IAgent | None = None,
         wallClock: Callable[[], float] = time.time,
     ) -> None:
-        policy = policy or BrowserLikePolicyForHTTPS()
+        policy = policy or tlsPolicy()
         self._pool = ConnectionPool(reactor, _CONNECTIONS)
         # The watch's answer is read as it comes, which the pool's connections don't do.
         watching = agent or watchingAgent(reactor, policy, TRY)

@@ -1,0 +1,47 @@
+"""
+SIGHUP as daemons have it: read files again. In a terminal that was closed it still ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Hangup"]
+
+_STREAMS = (0, 1, 2)
+
+
+class Hangup:
+    """
+    Takes SIGHUP from :meth:`start` on, until :meth:`stop`. Both have to be called in the main thread.
+
+    :param reactor: calls *reload* in its thread, and is stopped when the process's terminal was closed.
+    :param reload: called at each SIGHUP.
+    """
+
+    def __init__(self, reactor: Any, reload: Callable[[], object]) -> None:
+        self._reactor = reactor
+        self._reload = reload
+        self._previous: Any = None
+        self._terminal: int | None = None
+
+    def start(self) -> None:
+        """Take the signal."""
+        self._previous = signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._taken))
+        # What was started by nohup outlives its terminal.
+        outlives = self._previous == signal.SIG_IGN
+        self._terminal = None if outlives else next(filter(os.isatty, _STREAMS), None)
+
+    def stop(self) -> None:
+        """Give it back to whoever had it before."""
+        signal.signal(signal.SIGHUP, self._previous)
+
+    def _taken(self) -> None:
+        # A terminal that was closed is none any more.
+        if self._terminal is not None and not os.isatty(self._terminal):
+            self._reactor.stop()
+        else:
+            self._reload()

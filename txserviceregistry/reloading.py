@@ -1,0 +1,123 @@
+"""
+Values made from files, and made again when the files have changed: certificates and keys that are renewed while a
+program runs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from twisted.logger import Logger
+
+__all__ = ["RETRY_SECONDS", "Reloaded", "stampOf"]
+
+#: How often files are read again that have not changed: because they can't be used, or because a handshake failed.
+RETRY_SECONDS = 1.0
+
+_Text = TypeVar("_Text")
+_Made = TypeVar("_Made")
+
+
+def stampOf(path: str) -> tuple[int, ...] | None:
+    """
+    What changes whenever a file is replaced or written, also one behind symbolic links.
+
+    :return: ``None`` if there is no such file, or if it can't be looked at.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    # The last one also shows a file that was written with its old date, and a changed permission.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class Reloaded(Generic[_Text, _Made]):
+    """
+    A value made from files. When they have changed, it is made again. When the new files can't be used, the previous
+    value stays in use; the log says so once, and once more when the files are good again.
+
+    :param name: what the files are, as the subject of log lines.
+    :param paths: the files to look at.
+    :param read: reads them. When it returns the same as before, nothing has changed.
+    :param make: makes the value of what *read* has returned.
+    :param whyNot: why a value is of no use at this time. Such a value replaces none that is of use.
+    :param seconds: monotonic time.
+    :raises Exception: what *read* and *make* raise.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[str],
+        read: Callable[[], _Text],
+        make: Callable[[_Text], _Made],
+        *,
+        whyNot: Callable[[_Made], str | None] = lambda made: None,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        #: Why the files can't be used as they are now; ``None`` if they are in use.
+        self.problem: str | None = None
+        #: Called when there is another value.
+        self.onChange: Callable[[], object] = lambda: None
+        self._paths = paths
+        self._read = read
+        self._make = make
+        self._whyNot = whyNot
+        self._seconds = seconds
+        self._isSuspect = False
+        # Before they are read: a change meanwhile is seen the next time.
+        self._stamps = self._look()
+        self._readAt = seconds()
+        self._text = read()
+        self._made = make(self._text)
+
+    def current(self) -> _Made:
+        """The value, made again before if the files have changed. This costs one ``stat`` for each file."""
+        if self._look() != self._stamps or (
+            (self._isSuspect or self.problem is not None) and self._seconds() - self._readAt >= RETRY_SECONDS
+        ):
+            self.reload()
+        return self._made
+
+    def suspect(self) -> None:
+        """Read the files the next time even if they seem not to have changed: the value did not serve."""
+        self._isSuspect = True
+
+    def reload(self) -> None:
+        """Read the files now."""
+        self._isSuspect = False
+        self._stamps = self._look()
+        self._readAt = self._seconds()
+        try:
+            text = self._read()
+            made = self._made if text == self._text else self._make(text)
+            whyNot = self._whyNot(made)
+            if made is not self._made and whyNot is not None and self._whyNot(self._made) is None:
+                raise ValueError(whyNot)
+        # Files of others raise anything, and must not end the connection that looks at them.
+        except Exception as error:
+            if self.problem is None:
+                self._log.warn(
+                    "{name} can't be reloaded: {reason} (the previous content stays in use)",
+                    name=self.name,
+                    reason=str(error),
+                )
+            self.problem = str(error)
+            return
+        hadProblem, self.problem = self.problem is not None, None
+        if made is not self._made:
+            self._text, self._made = text, made
+            self._log.info("{name} reloaded", name=self.name)
+            self.onChange()
+        elif hadProblem:
+            self._log.info("{name} can be used again, and has not changed", name=self.name)
+
+    def _look(self) -> list[tuple[int, ...] | None]:
+        return [stampOf(path) for path in self._paths]
