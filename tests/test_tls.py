@@ -4,21 +4,26 @@ Certificates: whom the client trusts, and what it says of the others.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import treq
 from OpenSSL.SSL import Error as TLSError
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import TLSVersion
+from twisted.internet.ssl import Certificate, TLSVersion, trustRootFromCertificates
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import Agent, ResponseNeverReceived
 
 from txserviceregistry.client import Client
 from txserviceregistry.errors import ConnectionFailed, InvalidSettings, MalformedResponse, ServiceRegistryError
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
-from txserviceregistry.tls import describeTLS, tlsPolicy
+from txserviceregistry.tls import CertificateRefused, describeTLS, tlsPolicy
 
 from .certificates import Holder, commonHolder, selfSigned
 from .fakeagent import API_KEY, access
@@ -238,6 +243,8 @@ class OtherConnectionsTests(SynchronousTestCase):
         for error, text in (
             (TLSError([("SSL routines", "", "no shared cipher")]), "can't agree on how to encrypt"),
             (TLSError([("SSL routines", "", "something new")]), "TLS failed: something new"),
+            (TLSError([("SSL routines", "", "tlsv13 alert certificate required")]), "requires a client certificate"),
+            (TLSError([("SSL routines", "", "tlsv1 alert unknown ca")]), "Check the files with the client certificate"),
             (TLSError("strange"), "TLS failed: strange"),
             (TLSError(), "TLS failed: no reason is known"),
         ):
@@ -273,3 +280,134 @@ class CAFileTests(SynchronousTestCase):
             )
             said = str(self.assertRaises(InvalidSettings, Client, reactor=Clock(), settings=settings))
             self.assertIn(f"the environment variable RAXSR_CA_FILE: the CA file {path} {problem}", said)
+
+    def test_aCutFileIsNoCAFile(self) -> None:
+        """A file that ends in the middle of a certificate is not taken for one that holds only those before."""
+        path = Path(self.mktemp())
+        whole = commonHolder().certificate
+        path.write_bytes(whole + whole[: len(whole) // 2])
+        said = str(self.assertRaises(InvalidSettings, tlsPolicy, True, str(path)))
+        self.assertIn(f"{path} ends in the middle of a certificate", said)
+
+
+class RotationTests(TLSTestCase):
+    """Files with certificates that change while a client runs."""
+
+    def setUp(self) -> None:
+        self.old, self.new = Holder("Old Root", names=()), Holder("New Root", names=())
+        self.leaf = Holder("registry", issuer=self.new, ca=False)
+
+    def requesting(self, *options: Any) -> Any:
+        """What connects anew, and asks for a service."""
+        agent = Agent(reactor, tlsPolicy(*options))
+
+        def ask(server: Server) -> Any:
+            return treq.get(f"{server.url}/v1.0/1/services/web1", agent=agent).addCallback(lambda got: got.code)
+
+        return ask
+
+    async def refused(self, asked: Any) -> str:
+        try:
+            await asked
+        except ResponseNeverReceived as error:
+            (refusal,) = (reason.value for reason in error.reasons if isinstance(reason.value, CertificateRefused))
+            return str(refusal)
+        raise AssertionError("it was accepted")
+
+    async def test_theCAFile(self) -> None:
+        """A CA file that has been replaced counts from the next connection on, without a restart."""
+        path = Path(self.pem(self.old.certificate))
+        ask, server = self.requesting(True, str(path)), self.registry(self.leaf.options())
+        self.assertIn(f"New Root, which the CA file {path} does not hold", await self.refused(ask(server)))
+        path.write_bytes(self.old.certificate + self.new.certificate)
+        self.assertEqual(await ask(server), 200)
+        path.write_bytes(self.old.certificate)
+        self.assertIn("does not hold", await self.refused(ask(server)))
+
+    async def test_theClient(self) -> None:
+        """A Client goes on with the new file; what it has an open connection for is not interrupted by it."""
+        path = Path(self.pem(self.old.certificate))
+        before = self.registry(Holder("registry", issuer=self.old, ca=False).options())
+        client = self.client(before, caFile=str(path))
+        await client.services.get("web1")
+        path.write_bytes(self.new.certificate)
+        await client.services.get("web1")
+        self.assertEqual(before.opened, 1)
+        before.open[0].transport.loseConnection()
+        with self.assertRaises(ConnectionFailed):
+            await client.services.get("web1")
+        path.write_bytes(self.old.certificate)
+        self.assertEqual((await client.services.get("web1"))["id"], "web1")
+
+    async def test_aBrokenCAFile(self) -> None:
+        """While the new file can't be used, the old certificates are trusted, and a refusal says why these."""
+        path = Path(self.pem(self.new.certificate))
+        ask, server = self.requesting(True, str(path)), self.registry(self.leaf.options())
+        for text in (b"", b"nothing", self.old.certificate[:100]):
+            path.write_bytes(text)
+            self.assertEqual(await ask(server), 200)
+        other = self.registry(Holder("registry", issuer=self.old, ca=False).options())
+        text = await self.refused(ask(other))
+        self.assertIn("(what was read before is in use, because the file has changed: The CA file", text)
+        path.write_bytes(self.old.certificate)
+        self.assertEqual(await ask(other), 200)
+
+    async def test_theFileIsFoundFromAnyDirectory(self) -> None:
+        """The file's name means the same after the working directory has changed."""
+        path = Path(self.pem(self.old.certificate))
+        ask, server = self.requesting(True, os.path.relpath(path)), self.registry(self.leaf.options())
+        path.write_bytes(self.new.certificate)
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir("/")
+        self.assertEqual(await ask(server), 200)
+
+    async def test_theSystemsCertificates(self) -> None:
+        """The system's bundle, here the one that SSL_CERT_FILE names, may change as well."""
+        path = Path(self.pem(self.old.certificate))
+        # In the process's own environment, which OpenSSL looks at.
+        environment = mock.patch.dict(os.environ, {"SSL_CERT_FILE": str(path.absolute())})
+        environment.start()
+        self.addCleanup(environment.stop)
+        ask, server = self.requesting(), self.registry(self.leaf.options())
+        self.assertIn("which this machine does not trust", await self.refused(ask(server)))
+        path.write_bytes(self.new.certificate)
+        self.assertEqual(await ask(server), 200)
+        for text in (b"", self.new.certificate[:100]):
+            path.write_bytes(text)
+            self.assertEqual(await ask(server), 200)
+
+    async def test_theClientCertificate(self) -> None:
+        """The certificate that is shown, and its key, may change one after the other; until both have, none does."""
+        seen: list[str] = []
+
+        def handle(call: Call) -> None:
+            certificate: Any = call.connection.transport.getPeerCertificate()  # type: ignore[attr-defined] # over TLS
+            seen.append(certificate.get_subject().CN)
+            call.answer(200, {})
+
+        first, second = Holder("first", issuer=self.new, ca=False), Holder("second", issuer=self.new, ca=False)
+        trusted = trustRootFromCertificates([Certificate.loadPEM(self.new.certificate)])
+        server = self.serve(handle, self.leaf.options(trustRoot=trusted))
+        certificate, key = Path(self.pem(first.certificate)), Path(self.pem(first.key))
+        ask = self.requesting(True, self.pem(self.new.certificate), str(certificate), str(key))
+        await ask(server)
+        certificate.write_bytes(second.certificate)
+        await ask(server)
+        key.write_bytes(second.key[:50])
+        await ask(server)
+        key.write_bytes(second.key)
+        await ask(server)
+        expired = Holder("expired", issuer=self.new, ca=False, days=(-9, -2))
+        certificate.write_bytes(expired.certificate)
+        key.write_bytes(expired.key)
+        await ask(server)
+        self.assertEqual(seen, ["first", "first", "first", "second", "second"])
+
+    async def test_forced(self) -> None:
+        """A policy reads all its files when it is told to."""
+        path = Path(self.pem(self.old.certificate))
+        policy = tlsPolicy(True, str(path))
+        path.write_bytes(self.new.certificate)
+        with capturedLogs() as logs:
+            policy.reload()
+        self.assertEqual([formatEvent(event) for event in logs], [f"CA file {path} reloaded"])

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, quoteStringArgument
 from twisted.internet.protocol import Factory
 from twisted.internet.threads import deferToThread
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.certificates import Holder, commonHolder
@@ -122,16 +122,26 @@ class ParsingTests(FilesCase, SynchronousTestCase):
             self.assertEqual(endpoint.hostFor("127.0.0.1"), host)
 
 
+def ownerIn(secure: ssl.SSLSocket) -> str:
+    """The name in the certificate of the other side."""
+    certificate: Any = secure.getpeercert()
+    return str(dict(pair for (pair,) in certificate["subject"])["commonName"])
+
+
 class ListeningTests(FilesCase):
     """What clients get."""
 
     def setUp(self) -> None:
         self.dataDir = Path(self.mktemp()).absolute()
         self.log: list[str] = []
+        self.reloads: list[str] = []
 
         def observe(event: Any) -> None:
-            if event.get("log_format", "").startswith(("The certificate", "The private key")):
-                self.log.append(event["log_format"].format(**event))
+            text = formatEvent(event)
+            if text.startswith(("The certificate", "The private key")):
+                self.log.append(text)
+            elif text.startswith("TLS certificate"):
+                self.reloads.append(text)
 
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
@@ -220,6 +230,103 @@ class ListeningTests(FilesCase):
             await registry.stopService()
         await self.started(self.endpoint(Holder("registry", days=(-1, 30))))
         self.assertEqual(self.log, [])
+
+    def connect(self, registry: RegistryService, context: ssl.SSLContext, **options: Any) -> ssl.SSLSocket:
+        """A new connection; to be called in a thread."""
+        host, _, port = registry.urls[0].removeprefix("https://").removesuffix("/v1.0").rpartition(":")
+        plain = socket.create_connection((host, int(port)), timeout=10)
+        return context.wrap_socket(plain, server_hostname=host, **options)
+
+    def shown(self, registry: RegistryService, trusted: Holder) -> Deferred[str]:
+        """The name in the certificate that a new connection gets."""
+
+        def shake() -> str:
+            context = ssl.create_default_context(cadata=trusted.certificate.decode())
+            with self.connect(registry, context) as secure:
+                return ownerIn(secure)
+
+        return deferToThread(shake)
+
+    async def test_aRenewedCertificate(self) -> None:
+        """
+        Files that are replaced, one after the other, are read again when somebody connects. Until they fit each other,
+        and while one of them is damaged, the old certificate is shown; the log says so once.
+        """
+        root = Holder("Root", names=())
+        first, second = (Holder(name, issuer=root, ca=False, days=(-1, 30)) for name in ("first", "second"))
+        key, certificate = Path(self.file(first.key)), Path(self.file(first.certificate))
+        registry = await self.started(f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1")
+        self.assertEqual(await self.shown(registry, root), "first")
+        for path, content in (
+            (certificate, second.certificate),
+            (certificate, second.certificate[:200]),
+            (certificate, b""),
+            (key, second.key[:100]),
+            (certificate, second.certificate),
+        ):
+            path.write_bytes(content)
+            self.assertEqual(await self.shown(registry, root), "first")
+        (line,) = self.reloads
+        self.assertEqual(
+            line,
+            f"TLS certificate {certificate} can't be reloaded: the private key in {key} is not that of the certificate "
+            f"in {certificate} (the previous content stays in use)",
+        )
+        key.write_bytes(second.key)
+        self.assertEqual(await self.shown(registry, root), "second")
+        self.assertEqual(self.reloads[1:], [f"TLS certificate {certificate} reloaded"])
+
+    async def test_openConnectionsStay(self) -> None:
+        """
+        A connection that is open when the certificate is renewed goes on. A client that brings the session of an older
+        connection gets the new certificate, and no error.
+        """
+        root = Holder("Root", names=())
+        first, second = (Holder(name, issuer=root, ca=False) for name in ("first", "second"))
+        both = Path(self.file(first.certificate, first.key))
+        registry = await self.started(f"ssl:0:privateKey={both}:interface=127.0.0.1")
+
+        def ask(secure: ssl.SSLSocket) -> bytes:
+            secure.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            return secure.recv(1000)[:12]
+
+        for version in ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3:
+            both.write_bytes(first.certificate + first.key)
+            context = ssl.create_default_context(cadata=root.certificate.decode())
+            context.maximum_version = version
+            old = await deferToThread(self.connect, registry, context)
+            self.assertEqual(await deferToThread(ask, old), b"HTTP/1.1 200")
+            both.write_bytes(second.certificate + second.key)
+            new = await deferToThread(self.connect, registry, context, session=old.session)
+            for secure, owner in (old, "first"), (new, "second"):
+                with secure:
+                    self.assertEqual(await deferToThread(ask, secure), b"HTTP/1.1 200")
+                    self.assertEqual(ownerIn(secure), owner)
+
+    async def test_anExpiredCertificateReplacesNoGoodOne(self) -> None:
+        """A new certificate that has expired, or is not valid yet, is not taken instead of one that is valid."""
+        root = Holder("Root", names=())
+        first = Holder("first", issuer=root, ca=False)
+        both = Path(self.file(first.certificate, first.key))
+        registry = await self.started(f"ssl:0:privateKey={both}:interface=127.0.0.1")
+        for days in ((-9, -2), (2, 9)):
+            other = Holder("second", issuer=root, ca=False, days=days)
+            both.write_bytes(other.certificate + other.key)
+            self.assertEqual(await self.shown(registry, root), "first")
+        (line,) = self.reloads
+        self.assertIn("expired on", line)
+
+    async def test_theCertificateForThisMachine(self) -> None:
+        """Programs on this machine, which trust a copy of a self-signed certificate, go on when it is renewed."""
+        first, second = Holder("first"), Holder("second")
+        both = Path(self.file(first.certificate, first.key))
+        registry = await self.started(f"ssl:0:privateKey={both}:interface=127.0.0.1")
+        settings = readSettings(environ={"RAXSR_DATA_DIR": str(self.dataDir)}, home=Path(self.mktemp()))
+        both.write_bytes(second.certificate + second.key)
+        registry.reloadCertificates()
+        async with Client(settings=settings, reactor=reactor) as client:
+            await client.account.getLimits()
+        self.assertEqual(Path(settings.caFile or "").read_bytes(), second.certificate)
 
     async def test_aCertificateForNoHost(self) -> None:
         """Clients refuse a certificate without names, whatever its subject is; a registry that has one says so."""

@@ -134,7 +134,7 @@ def sayWhere(registry: RegistryService) -> None:
 
 class RegistryProcess(Service):
     """
-    A registry as a process's main business: says where it listens, and ends the process if it can't. SIGHUP lets it read
+    A registry as a process's main business: says where it listens, and ends the process if it can't. At SIGHUP it reads
     its certificates again.
 
     :param etcd: the etcd that *registry* uses, if it uses one.

@@ -138,7 +138,7 @@ def _store(statistics: StoreStatistics) -> Iterator[Metric]:
 
 def _certificates(certificates: Mapping[str, x509.Certificate]) -> Metric:
     expiry = GaugeMetricFamily(
-        _PREFIX + "certificate_expiry_timestamp_seconds",
+        _PREFIX + "tls_expiry_timestamp_seconds",
         "When the TLS certificate in use expires, in seconds since the epoch.",
         labels=["file"],
     )

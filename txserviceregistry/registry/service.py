@@ -179,8 +179,8 @@ class RegistryService(Service):
 
     def reloadCertificates(self) -> None:
         """
-        Read the certificates of the listeners and their keys now, whether or not they seem to have changed. Without this
-        it happens with the next connection after a change.
+        Read the certificates of the listeners and their keys now, whether or not they seem to have changed. Without
+        this it happens with the next connection after a change.
         """
         for endpoint in self._secureEndpoints():
             endpoint.reload()
