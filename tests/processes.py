@@ -177,14 +177,15 @@ class ProcessTestCase(TestCase):
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         child: Child | None = None,
+        usePTY: bool = False,
     ) -> Child:
-        """Start a program out of this Python's own folder; *child* watches it."""
+        """Start a program out of this Python's own folder, perhaps on a terminal; *child* watches it."""
         command = [os.path.join(os.path.dirname(sys.executable), program), *arguments]
         if program == "twistd" and "COVERAGE_PROCESS_START" in os.environ:
             command[:1] = [sys.executable, os.path.join(os.path.dirname(__file__), "coveredtwistd.py")]
         child = child or Child()
         IReactorProcess(reactor).spawnProcess(
-            child, command[0], command, env=self.environment(environment), path=self.home
+            child, command[0], command, env=self.environment(environment), path=self.home, usePTY=usePTY
         )
         self.children.append(child)
         return child

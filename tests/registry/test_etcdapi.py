@@ -432,3 +432,37 @@ class TLSTests(EtcdCase):
         self.assertEqual(found and found.value, b"1")
         stranger = self.etcd(url, policy=tlsPolicy(caFile=files["ca"]))
         await self.refuses(StoreUnavailable, stranger.txn((), [deletion("/a")], patience=0))
+
+    async def test_renewed(self) -> None:
+        """Certificates that are all renewed, by another authority, are used by the next connection."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        old, new = Holder("old"), Holder("new")
+        names = ("server-cert", "server-key", "client-cert", "client-key", "ca", "both")
+        files = {name: folder / f"{name}.pem" for name in names}
+        files["both"].write_bytes(old.certificate + new.certificate)
+
+        def renew(authority: Holder) -> None:
+            files["ca"].write_bytes(authority.certificate)
+            for owner in ("server", "client"):
+                holder = Holder(owner, issuer=authority, ca=False)
+                files[f"{owner}-cert"].write_bytes(holder.certificate)
+                files[f"{owner}-key"].write_bytes(holder.key)
+
+        renew(old)
+        url, end = await deferToThread(
+            startEtcd,
+            f"--cert-file={files['server-cert']}",
+            f"--key-file={files['server-key']}",
+            f"--trusted-ca-file={files['both']}",
+            "--client-cert-auth",
+            files=(str(files["ca"]), str(files["client-cert"]), str(files["client-key"])),
+        )
+        self.addCleanup(end)
+        policy = tlsPolicy(
+            caFile=str(files["ca"]), certFile=str(files["client-cert"]), keyFile=str(files["client-key"])
+        )
+        await self.etcd(url, policy=policy).txn((), [put("/a", b"1")])
+        renew(new)
+        found = await self.etcd(url, policy=policy).get("/a")
+        self.assertEqual(found and found.value, b"1")
