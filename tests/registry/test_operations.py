@@ -180,6 +180,13 @@ class MetricsPageTests(SynchronousTestCase):
         self.api.advance(6)
         self.assertEqual((self.value("services"), self.value("expirations_total")), (1, 1))
 
+    def test_tellsWhenCertificatesExpire(self) -> None:
+        """The certificate of each listener with TLS has a line of its own."""
+        self.assertEqual(
+            self.value("tls_expiry_timestamp_seconds", file="/cert.pem"),
+            commonHolder().x509.not_valid_after_utc.timestamp(),
+        )
+
     def test_tellsWhoWaits(self) -> None:
         """Those who wait for events are counted while they wait."""
         self.api.ask("GET", "/limits")
