@@ -93,6 +93,38 @@ class DataDirectoryTests(SynchronousTestCase):
         other.open()
         other.close()
 
+    def test_aLockFileThatIsRemoved(self) -> None:
+        """
+        The lock is taken again under the same name, so that others stay out.
+        """
+        other = DataDirectory(self.directory.path)
+        self.directory.open()
+        self.directory.hold()
+        os.unlink(self.directory.path / "registry.lock")
+        self.assertFalse(other.isTaken())
+        self.directory.hold()
+        self.assertTrue(other.isTaken())
+        self.assertIn("another registry runs", self.refusal(other.open))
+        self.directory.close()
+        other.open()
+        other.close()
+
+    def test_aLockFileThatIsReplaced(self) -> None:
+        """
+        Another registry that has taken the directory is noticed, also when it has ended; a new start is needed then.
+        """
+        other = DataDirectory(self.directory.path)
+        self.directory.open()
+        os.unlink(self.directory.path / "registry.lock")
+        other.open()
+        for _ in range(2):
+            self.assertIn("another registry has taken the data directory", self.refusal(self.directory.hold))
+            other.close()
+        self.directory.close()
+        self.directory.open()
+        self.directory.hold()
+        self.directory.close()
+
     def test_raxrc(self) -> None:
         """
         The file is the INI file that the tools read; what is changed leaves the rest alone.

@@ -15,12 +15,12 @@ from typing import Any
 
 import attrs
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.internet.utils import getProcessOutputAndValue
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import tests
@@ -558,6 +558,149 @@ class SqliteStoreTests(TestCase):
         await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 10))
         await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 10))
         self.assertFalse(os.path.exists(self.path))
+
+    def moved(self, *endings: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        """What moves these files of the store away, and what puts them back."""
+
+        def move(source: str, target: str) -> None:
+            for ending in endings:
+                os.rename(source + ending, target + ending)
+
+        away = self.path + ".away"
+        return lambda: move(self.path, away), lambda: move(away, self.path)
+
+    async def refusesWrites(self, store: SqliteStore, *words: str) -> None:
+        for operation in (store.setValue("1", "key", "refused", 10), store.probe()):
+            text = await self.raises(StoreUnavailable, operation)
+            for word in words:
+                self.assertIn(word, text)
+
+    async def test_aFileThatIsMovedAwayIsNoticed(self):
+        """Whichever file is moved away, nothing is written until it is back; what was written is read meanwhile."""
+        for endings in (("",), ("-wal",), ("-shm",), ("", "-wal", "-shm")):
+            store = await self.opened()
+            await store.setValue("1", "key", f"before{endings}", 10)
+            take, back = self.moved(*endings)
+            take()
+            self.reactor.advance(1)
+            await self.refusesWrites(
+                store, f"{self.path}{endings[0]} was removed or moved away", "put the same file back"
+            )
+            self.assertEqual(await store.getValue("1", "key"), f"before{endings}")
+            back()
+            await store.setValue("1", "key", f"after{endings}", 10)
+            await store.probe()
+            await store.close()
+            store = await self.opened()
+            self.assertEqual(await store.getValue("1", "key"), f"after{endings}")
+            await store.close()
+
+    async def test_aFileThatIsReplacedIsNoticed(self):
+        """Another file under the name, even another store with the same content, is neither written nor read."""
+        store = await self.opened()
+        await store.setValue("1", "key", "before", 10)
+        copy = self.mktemp()
+        self.elsewhere().execute("VACUUM INTO ?", (copy,))
+        take, back = self.moved("", "-wal", "-shm")
+        take()
+        os.rename(copy, self.path)
+        self.reactor.advance(1)
+        await self.refusesWrites(store, f"{self.path} was replaced by another file")
+        with open(self.path, "rb") as file:
+            self.assertNotIn(b"refused", file.read())
+        self.assertEqual(sorted(name for name in os.listdir() if name.startswith(self.path + "-")), [])
+        back()
+        await store.setValue("1", "key", "after", 10)
+        self.assertEqual(await store.getValue("1", "key"), "after")
+
+    async def test_aFolderThatIsMovedAwayIsNoticed(self):
+        """A folder in the place of the one that the store was opened in is left empty."""
+        folder = self.mktemp()
+        os.mkdir(folder)
+        store = await self.opened(os.path.join(folder, "store"))
+        await store.setValue("1", "key", "before", 10)
+        os.rename(folder, folder + ".away")
+        self.reactor.advance(1)
+        await self.refusesWrites(store, "was removed or moved away")
+        os.mkdir(folder)
+        await self.refusesWrites(store, "was removed or moved away")
+        self.assertEqual(os.listdir(folder), [])
+        os.rmdir(folder)
+        os.rename(folder + ".away", folder)
+        await store.setValue("1", "key", "after", 10)
+        self.assertEqual(await store.getValue("1", "key"), "after")
+
+    async def test_looksAtTheFilesSeveralTimesASecond(self):
+        """Less than a second after a file has vanished no write is acknowledged, however many there are."""
+        store = await self.opened()
+        await store.setValue("1", "key", "before", 10)
+        os.unlink(self.path)
+        for _ in range(9):
+            self.reactor.advance(0.1)
+            failed = await DeferredList([store.setValue("1", "key", "late", 10)], consumeErrors=True)
+        ((succeeded, _),) = failed
+        self.assertFalse(succeeded)
+
+    async def test_closingAStoreWhoseFileVanished(self):
+        """A file that is moved away and its log are left as they are: put back together they have everything."""
+        for endings in (("",), ("", "-wal", "-shm")):
+            store = await self.opened()
+            await store.setValue("1", "key", f"before{endings}", 10)
+            take, back = self.moved(*endings)
+            take()
+            await store.close()
+            back()
+            store = await self.opened()
+            self.assertEqual(await store.getValue("1", "key"), f"before{endings}")
+            await store.close()
+
+    async def test_closingAStoreWhoseLogVanished(self):
+        """What was written to a log that is gone is moved into the file when the store is closed."""
+        store = await self.opened()
+        await store.setValue("1", "key", "before", 10)
+        os.unlink(self.path + "-wal")
+        await store.close()
+        self.assertEqual(await (await self.opened()).getValue("1", "key"), "before")
+
+    async def test_aVanishedFileIsLoggedOnce(self):
+        """There is one line when a file vanishes and one when it is back, however many writes fail meanwhile."""
+        lines: list[Any] = []
+        store = await self.opened()
+        await store.setValue("1", "key", "before", 10)
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        take, back = self.moved("")
+        take()
+        self.reactor.advance(1)
+        for _ in range(3):
+            await self.refusesWrites(store)
+            self.assertEqual(await store.getValue("1", "key"), "before")
+        back()
+        await store.probe()
+        await store.probe()
+        texts = [formatEvent(event) for event in lines if event["log_namespace"].startswith("txserviceregistry")]
+        self.assertEqual(len(texts), 2, texts)
+        self.assertTrue(texts[0].startswith(f"The store can't be written: {self.path} was removed"), texts)
+        self.assertEqual(texts[1], "The store can be written again")
+
+    async def test_aGuardThatRefuses(self):
+        """While the guard raises an exception, writes fail with its text, and reads go on."""
+        troubles: list[str] = []
+
+        def guard() -> None:
+            if troubles:
+                raise ValueError(troubles[0])
+
+        store = SqliteStore(self.path, reactor=self.reactor, guard=guard)
+        await store.open()
+        self.addCleanup(store.close)
+        await store.setValue("1", "key", "before", 10)
+        troubles.append("taken by another")
+        self.reactor.advance(1)
+        await self.refusesWrites(store, "taken by another")
+        self.assertEqual(await store.getValue("1", "key"), "before")
+        troubles.clear()
+        await store.setValue("1", "key", "after", 10)
 
     async def test_saysWhichFileCantBeOpened(self):
         """A path where no file can be is named, with the reason, in one line; no thread stays."""

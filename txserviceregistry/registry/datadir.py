@@ -33,6 +33,7 @@ class DataDirectory:
 
     path: Path = attrs.field(converter=Path)
     _lock: int | None = attrs.field(default=None, init=False)
+    _isLost: bool = attrs.field(default=False, init=False)
 
     @property
     def raxrcPath(self) -> Path:
@@ -93,6 +94,13 @@ class DataDirectory:
         :raises DataDirectoryError: if it can't be written, or if another registry uses it.
         """
         self.make()
+        self._isLost = False
+        while self._lock is None or not self._holds(self._lock):
+            # Between the two steps of taking it another process may have removed the file.
+            self.close()
+            self._lock = self._takeLock()
+
+    def _takeLock(self) -> int:
         try:
             lock = os.open(self._lockPath, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
@@ -102,7 +110,34 @@ class DataDirectory:
         except OSError:
             os.close(lock)
             raise DataDirectoryError(f"another registry runs over the data directory {self.path}")
-        self._lock = lock
+        return lock
+
+    def _holds(self, lock: int) -> bool:
+        """Whether the file that is locked is the one that other registries would lock."""
+        try:
+            return os.path.samestat(os.stat(self._lockPath), os.fstat(lock))
+        except OSError:
+            return False
+
+    def hold(self) -> None:
+        """
+        See that no other registry can have taken the directory since it was opened. A lock file that was removed is
+        made again; one that was replaced is lost, because another registry may have changed what this one knows.
+
+        :raises DataDirectoryError: if it is lost, from then on each time.
+        """
+        if self._lock is None or (not self._isLost and self._holds(self._lock)):
+            return
+        if not self._isLost and not self._lockPath.exists():
+            lock = self._takeLock()
+            os.close(self._lock)
+            self._lock = lock
+            return
+        self._isLost = True
+        raise DataDirectoryError(
+            f"another registry has taken the data directory {self.path}: its lock file {self._lockPath.name} was"
+            " replaced; stop the other one, and restart this one"
+        )
 
     def close(self) -> None:
         """Let others have it."""

@@ -328,7 +328,9 @@ class RegistryService(Service):
             return self._store()
         if self._store == "memory":
             return MemoryStore(wallClock=self._wallClock)
-        return SqliteStore(self._directory.storePath, reactor=self._reactor, wallClock=self._wallClock)
+        return SqliteStore(
+            self._directory.storePath, reactor=self._reactor, wallClock=self._wallClock, guard=self._directory.hold
+        )
 
     def _inThread(self, work: Callable[[], _T], /) -> Deferred[_T]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)

@@ -72,7 +72,12 @@ class SqliteStore:
     _log = Logger()
 
     def __init__(
-        self, path: str | os.PathLike[str], *, reactor: ThreadedReactor, wallClock: Callable[[], float] = time.time
+        self,
+        path: str | os.PathLike[str],
+        *,
+        reactor: ThreadedReactor,
+        wallClock: Callable[[], float] = time.time,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Nothing is opened or started here.
@@ -80,13 +85,16 @@ class SqliteStore:
         :param path: the file; it is made, readable by its owner only, when the store is opened and it is not there.
         :param reactor: where the Deferreds fire.
         :param wallClock: seconds since 1970; called in a thread.
+        :param guard: is called several times a second while there are writes, in a thread; when it raises an exception,
+            nothing is written until it no longer does.
         """
         self._path = os.fspath(path)
         self._reactor = reactor
         self._wallClock = wallClock
         self.statistics = StoreStatistics()
         self._reader = Reader(reactor, self._connectToRead, self.statistics)
-        self._writer = Writer(reactor, self._connectToWrite, self.statistics, self._reader)
+        self._files = sqlitefile.OpenFiles(self._path, guard)
+        self._writer = Writer(reactor, self._connectToWrite, self.statistics, self._reader, self._files)
         self._isPrepared = False
         self._lastSeen: dict[tuple[str, str, str], int] = {}
         self._lastSeenCall: IDelayedCall | None = None
@@ -111,10 +119,23 @@ class SqliteStore:
         if not self._isPrepared:
             sqlitefile.prepare(self._path)
             self._isPrepared = True
-        return Tables(sqlitefile.connect(self._path), self._wallClock)
+        tables = self._connect()
+        self._files.opened()
+        return tables
 
     def _connectToRead(self) -> Tables:
-        return Tables(sqlitefile.connect(self._path, readOnly=True), self._wallClock)
+        return self._connect(readOnly=True)
+
+    def _connect(self, *, readOnly: bool = False) -> Tables:
+        """Open the file, and no other one that has its name by now."""
+        self._files.check()
+        tables = Tables(sqlitefile.connect(self._path, readOnly=readOnly), self._wallClock)
+        try:
+            self._files.check()
+        except BaseException:
+            tables.close()
+            raise
+        return tables
 
     @returnsDeferred
     async def close(self) -> None:

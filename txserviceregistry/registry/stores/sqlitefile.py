@@ -12,13 +12,13 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 from .. import eventids
 from .interfaces import StoreRefused
 
-__all__ = ["APPLICATION_ID", "MIGRATIONS", "connect", "isThere", "prepare"]
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "FileLost", "OpenFiles", "connect", "isThere", "prepare"]
 
 APPLICATION_ID = 0x74785352
 """``txSR``: what sets our files apart from other programs' databases (bytes 68 to 71 of the file)."""
@@ -102,6 +102,82 @@ def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+class FileLost(OSError):
+    """A file that is open is not under its name any more: it was removed, moved away, or replaced by another one."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class OpenFiles:
+    """
+    The files of a store, by device and inode.
+
+    SQLite goes on writing to a file that was removed or replaced, says nothing of it, and all of that is lost when the
+    file is closed. Which file the store is, is settled by the first connection, and holds until the process ends; the
+    log and its index may be others with another connection.
+    """
+
+    def __init__(self, path: str, guard: Callable[[], None]) -> None:
+        """
+        :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.SqliteStore`.
+        """
+        self._path = path
+        self._guard = guard
+        self._main: os.stat_result | None = None
+        self._beside: dict[str, os.stat_result] = {}
+
+    def opened(self) -> None:
+        """Note which files the connection has that was opened just now; of all files that SQLite keeps."""
+        if self._main is None:
+            self._main = os.stat(self._path)
+        real = os.path.realpath(self._path)
+        beside = {}
+        for ending in ("-wal", "-shm"):
+            try:
+                beside[real + ending] = os.stat(real + ending)
+            except FileNotFoundError:
+                pass  # a file that may only be read can be without them
+        self._beside = beside
+
+    def closing(self) -> None:
+        """The connection is going to be closed: SQLite may remove the log, and make another one."""
+        self._beside = {}
+
+    def check(self) -> None:
+        """
+        See that the files are those under their names.
+
+        :raises FileLost: if one is not.
+        """
+        if self._main is not None:
+            self._checkOne(self._path, self._main)
+        for path, known in self._beside.items():
+            self._checkOne(path, known)
+
+    def checkToWrite(self) -> None:
+        """
+        See that what is written is not going to be lost.
+
+        :raises Exception: if it would be; see :meth:`check` and the guard.
+        """
+        self.check()
+        self._guard()
+
+    def _checkOne(self, path: str, known: os.stat_result) -> None:
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            what = f"{path} was removed or moved away"
+        except OSError as error:
+            what = f"{path} can't be reached ({error.strerror})"
+        else:
+            if os.path.samestat(found, known):
+                return
+            what = f"{path} was replaced by another file"
+        raise FileLost(f"{what} while the registry uses it; put the same file back, or restart the registry")
 
 
 def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:

@@ -9,6 +9,7 @@ operation's Deferred fires after the commit. It is given them when a turn of the
 
 from __future__ import annotations
 
+import math
 import queue
 import sqlite3
 import threading
@@ -26,6 +27,7 @@ from twisted.logger import Logger
 
 from ..statistics import Histogram, StoreStatistics
 from .interfaces import StoreError, StoreUnavailable
+from .sqlitefile import OpenFiles
 from .sqlitetables import Tables
 
 __all__ = ["Reader", "ThreadedReactor", "Writer"]
@@ -40,6 +42,9 @@ _WRITES_PER_GROUP = 1000
 
 _GATHERING_SECONDS = 0.01
 """How long the first operation of a group waits at most while each turn of the reactor brings more of them."""
+
+_CHECK_SECONDS = 0.2
+"""How old the last look at the files may be when something is written to them: a look costs some microseconds."""
 
 _READS_PER_GROUP = 16
 """Reads that wait for each other at most before they are answered: few, because a page takes a millisecond."""
@@ -83,6 +88,10 @@ class _Outcome:
 
     job: _Job
     result: Any
+
+
+class _Lost(Exception):
+    """What is written now is going to be lost; the text says why."""
 
 
 class _Worker(ABC):
@@ -272,8 +281,8 @@ class Reader(_Worker):
         While the writer is in trouble it is not kept: connections of one process share SQLite's view of the files, and
         one that was opened while they were read-only would keep the writer from ever writing again.
         """
-        self._isKeeping = isKeeping
-        if not isKeeping and self.isRunning:
+        wasKeeping, self._isKeeping = self._isKeeping, isKeeping
+        if not isKeeping and wasKeeping and self.isRunning:
             nudge = self.submit(lambda tables: None)
             nudge.addErrback(lambda _: None)  # trouble with reading is logged, and told to those who read
 
@@ -316,13 +325,22 @@ class Writer(_Worker):
     _isEnding = False
 
     def __init__(
-        self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics, reader: Reader
+        self,
+        reactor: ThreadedReactor,
+        connect: Callable[[], Tables],
+        statistics: StoreStatistics,
+        reader: Reader,
+        files: OpenFiles,
     ) -> None:
         """
         :param reader: the thread that reads the same file.
+        :param files: what *connect* opens; used in the thread.
         """
         super().__init__(reactor, connect, statistics, statistics.writes)
         self._reader = reader
+        self._files = files
+        self._checked = -math.inf
+        self._isLost = False
         self._background: deque[_Job] = deque()
         self._gathered = 0
 
@@ -355,8 +373,8 @@ class Writer(_Worker):
         return self._take(_Job(alone, self._reactor.seconds(), together=together, change=change))
 
     def _settle(self, outcomes: Sequence[_Outcome], cause: Exception | None) -> None:
-        if (cause is not None) is not self._inTrouble:
-            self._reader.keepConnection(cause is None)
+        # Of a file that is lost there is no other connection to be had; those that are open have all that was written.
+        self._reader.keepConnection(cause is None or isinstance(cause, _Lost))
         self._statistics.isWritable = cause is None
         if cause is None:
             self._statistics.commits.add(len(outcomes))
@@ -393,13 +411,48 @@ class Writer(_Worker):
                 tables.undo()
                 tables.begin()
                 outcomes, cause = self._runEach(tables, jobs)
+            self._checkFiles()
             tables.commit()
         except Exception as error:
-            cause = error
-            outcomes = [_Outcome(job, StoreUnavailable(f"the store can't be written: {error}")) for job in jobs]
-        if cause is not None:
+            cause = self._explained(error)
+            outcomes = [_Outcome(job, StoreUnavailable(f"the store can't be written: {cause}")) for job in jobs]
+        if self._isLost:
+            self._undo()
+        elif cause is not None:
             self._disconnect()
         return outcomes, cause
+
+    def _checkFiles(self) -> None:
+        """See that what is going to be committed is not going to be lost, unless that was seen a moment ago."""
+        now = self._reactor.seconds()
+        if not self._isLost and 0 <= now - self._checked < _CHECK_SECONDS:
+            return
+        try:
+            self._files.checkToWrite()
+        except Exception as error:
+            self._isLost = True
+            raise _Lost(str(error)) from None
+        self._isLost = False
+        self._checked = now
+
+    def _explained(self, error: Exception) -> Exception:
+        """What is wrong: that the file is lost, if it is, else the error that there was."""
+        if isinstance(error, _Lost):
+            return error
+        self._checked = -math.inf
+        try:
+            self._checkFiles()
+        except _Lost as loss:
+            return loss
+        return error
+
+    def _undo(self) -> None:
+        """Undo the transaction that is under way, if there is one, and keep the connection: it may be the last one."""
+        if self._tables is not None and self._tables.inTransaction:
+            try:
+                self._tables.undo()
+            except sqlite3.Error:
+                self._disconnect()
 
     def _runTogether(self, tables: Tables, jobs: Sequence[_Job]) -> tuple[list[_Outcome], Exception | None]:
         """Do the jobs of a group, those together that are next to each other and of one kind."""
@@ -441,10 +494,17 @@ class Writer(_Worker):
         tables.endOne()
         return result, None
 
+    def _disconnect(self) -> None:
+        self._files.closing()
+        super()._disconnect()
+
     def _finish(self) -> None:
         if self._tables is not None:
+            self._checked = -math.inf
             try:
+                # The log of a file that was taken away stays as it is: it is needed when the file is put back.
+                self._checkFiles()
                 self._tables.checkpoint()
-            except sqlite3.Error:
+            except (sqlite3.Error, _Lost):
                 pass  # another process uses the file, or there is trouble: the log is read at the next start
         super()._finish()
