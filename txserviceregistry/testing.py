@@ -309,7 +309,10 @@ class FakeRegistry:
         )
         _now(self._registry.start())
         self._agent.resource = ApiResource(
-            self._registry, self._identity, rateLimiter=RateLimiter(self._wallClock), limits=self._limits
+            self._registry,
+            self._identity,
+            rateLimiter=RateLimiter(self._wallClock, wallClock=self._wallClock),
+            limits=self._limits,
         )
 
     def _end(self) -> None:

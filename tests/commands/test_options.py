@@ -65,8 +65,8 @@ class CommandLineTests(OptionsCase):
                 "etcd-ca-file": None,
                 "etcd-cert-file": None,
                 "etcd-key-file": None,
-                "max-services": 200,
-                "max-configuration-values": 1000,
+                "max-services": 100_000,
+                "max-configuration-values": 100_000,
                 "rate-limit": (500_000, 86_400.0),
                 "token-lifetime": 86_400.0,
                 "event-retention": 30 * 86_400.0,
@@ -174,7 +174,7 @@ class ConfigFileTests(OptionsCase):
     def test_anEmptyFile(self) -> None:
         """A file without an option changes nothing."""
         for name in ("empty.ini", "empty.toml"):
-            self.assertEqual(self.parsed("--config", self.file(name, ""))["max-services"], 200)
+            self.assertEqual(self.parsed("--config", self.file(name, ""))["max-services"], 100_000)
 
     def test_theCommandLineWins(self) -> None:
         """What is on the command line counts instead of what is in the file: of a list, all of it."""

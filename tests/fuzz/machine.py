@@ -79,8 +79,8 @@ MARKERS = [
     "x" * 256,
     "é",
 ]
-TIMEOUTS = [3, 4, 30, 30, 120, "5", 6.0]
-BAD_TIMEOUTS = [2, 121, "x", "05", 3.5, None, True, [], "-3", "121"]
+TIMEOUTS = [3, 4, 30, 30, 120, "5", 6.0, " 07", "3e1"]
+BAD_TIMEOUTS = [2, 121, "x", "3.5", 3.5, None, True, [], "-3", "121", "1e400"]
 TAG_LISTS = [[], ["a"], ["a"], ["b"], ["A"], ["a", "b"], ["a", "a"], [".", "ü b"], None]
 BAD_TAG_LISTS = [["a"] * 11, "a", [1], [""], ["x" * 56], {}, [None]]
 METADATA = [{}, {"k": "v"}, {"k": "w", "é": "☃"}, None]
@@ -104,6 +104,7 @@ ODD_REQUESTS = [
     ("GET", "/services//"),
     ("GET", "/services/web/heartbeat"),
     ("PUT", "/services/web/heartbeat"),
+    ("POST", "/services/web/heartbeat/"),
     ("POST", "/services/web/heartbeat/x"),
     ("POST", "/configuration"),
     ("POST", "/configuration/abc"),
@@ -411,10 +412,12 @@ class Programs(RuleBasedStateMachine):
         """Set a configuration value."""
         self.ask("PUT", f"/configuration/{key}", {"value": value}, tenant=tenant)
 
-    @rule(key=keys)
-    def setNothing(self, key: str) -> None:
-        """Set a configuration value, and don't say to what."""
-        self.ask("PUT", f"/configuration/{key}", {})
+    @rule(
+        key=keys, body=st.sampled_from([{}, *({"id": id, "value": "1"} for id in ("other_key", "x", None, 5, "/a/"))])
+    )
+    def setOddly(self, key: str, body: dict[str, Any]) -> None:
+        """Set a configuration value without a value, or with an id in the body."""
+        self.ask("PUT", f"/configuration/{key}", body)
 
     @rule(tenant=tenants, pick=picks)
     def getAValueThatIsThere(self, tenant: str, pick: int) -> None:
@@ -619,7 +622,9 @@ class Programs(RuleBasedStateMachine):
 
     @rule(odd=st.sampled_from(ODD_REQUESTS))
     def goAstray(self, odd: tuple[str, str]) -> None:
-        """Ask for what is no resource, or with a method that it does not take."""
+        """Ask for what is no resource, with a slash too many, or with a method that it does not take."""
+        if odd == ("GET", "/events/"):
+            self.learn("1")
         self.ask(*odd)
 
     @rule(

@@ -29,6 +29,7 @@ TYPES = (
 SWEEP = 0.25
 HOUR = 3600.0
 NO_PAGE = "The page cannot be found."
+BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
 
 _EPOCH = 0x01B21DD213814000
 
@@ -188,10 +189,20 @@ def string(value: Any, least: int, most: int, pattern: str = r"(?s:.*)") -> str 
 
 
 def integer(value: Any, least: int, most: int) -> str | None:
-    isWhole = type(value) is int or (type(value) is float and value == int(value))
-    if not isWhole and not (type(value) is str and re.fullmatch("-?(0|[1-9][0-9]*)", value, re.ASCII)):
+    whole = wholeNumber(value)
+    if whole is None:
         return "Invalid integer"
-    return None if least <= int(value) <= most else f"Value out of range ({least}..{most})"
+    return None if least <= whole <= most else f"Value out of range ({least}..{most})"
+
+
+def wholeNumber(value: Any) -> int | None:
+    """What is meant by a number, or by a text that reads as one; ``None`` if that is not a whole number."""
+    if type(value) is str and re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value, re.ASCII):
+        # (What overflows is out of every range.)
+        value = max(-1e300, min(float(value), 1e300))
+    if type(value) is float and value == int(value):
+        value = int(value)
+    return value if type(value) is int else None
 
 
 def idReason(value: Any) -> str | None:
@@ -229,7 +240,7 @@ def uuidReason(value: Any) -> str | None:
     return None if value[19] in "89abAB" else "Unsupported UUID variant"
 
 
-def keyReason(key: str) -> str | None:
+def keyReason(key: Any) -> str | None:
     return string(key, 3, 500, r"(/[A-Za-z0-9_-]{3,50}/?){0,10}([A-Za-z0-9_.-]{3,170})?") or (
         "Invalid characters" if key.endswith("/") else None
     )
@@ -332,22 +343,36 @@ class Model:
             )
             challenge = {"www-authenticate": text('Keystone uri="http://.*/v2.0"')}
             raise Refused(401, "unauthorizedError", "forbidden", no, challenge)
-        collection, _, rest = request.path.removeprefix("/").partition("/")
+        path = request.path
+        if path.startswith(("/services/", "/events/", "/limits/")):
+            path = path.removesuffix("/")
+        collection, _, rest = path.removeprefix("/").partition("/")
         handler = getattr(self, f"_{collection}", None)
-        segments = rest.split("/") if "/" in request.path[1:] else []
+        segments = rest.split("/") if "/" in path[1:] else []
         if handler is None or not _isResource(request.method, collection, segments):
             raise noPage()
         account = self.accounts.setdefault(request.tenant, Account(self.wall))
+        rate: dict[str, Any] = {}
         if request.method == "GET":
-            if self.used[request.tenant, node] >= self.mostGets:
-                headers = {"retry-after": text("[1-9][0-9]*")}
-                raise Refused(400, "rateLimitReached", "Rate limit has been reached.", text(".*"), headers)
+            used = self.used[request.tenant, node]
+            # A request that waits was counted when it came.
+            shown = text("[0-9]+") if request.parameter("wait") else str(used)
+            rate = {"x-ratelimit-limit": str(self.mostGets), "x-ratelimit-used": shown}
+            if used >= self.mostGets:
+                details = f'Limit of {self.mostGets} requests in 86400 seconds for path "/.*" has been reached'
+                headers = {"retry-after": text("[1-9][0-9]*"), **rate}
+                raise Refused(400, "rateLimitReached", "Rate limit has been reached.", details, headers)
             self.used[request.tenant, node] += 1
-        answer: Expected = handler(request, account, body, rest, node)
+        try:
+            answer: Expected = handler(request, account, body, rest, node)
+        except Refused as refused:
+            refused.expected.headers.update(rate)
+            raise
+        answer.headers.update(rate)
         return answer
 
     def _limits(self, request: Request, account: Account, body: Any, rest: str, node: int) -> Expected:
-        rate = {"limit": self.mostGets, "used": self.used[request.tenant, node], "window": "24.0 hours"}
+        rate = {"limit": self.mostGets, "used": self.used[request.tenant, node] - 1, "window": "24.0 hours"}
         resource = {"service": self.mostServices, "configuration_value": self.mostValues}
         return Expected(200, {"resource": resource, "rate": {"/.*": rate}})
 
@@ -357,7 +382,8 @@ class Model:
         if not rest:
             return self._listed(request, account) if request.method == "GET" else self._created(request, account, body)
         id, _, action = rest.partition("/")
-        parameter("serviceId", idReason(id))
+        if not action:
+            parameter("serviceId", idReason(id))
         if action:
             reason = "Missing required key (token)" if "token" not in body else uuidReason(body["token"])
             if reason:
@@ -487,6 +513,8 @@ class Model:
         return Expected(204)
 
     def _set(self, request: Request, account: Account, key: str, body: Any) -> Expected:
+        if "id" in body and (reason := keyReason(body["id"])):
+            raise invalid("id", reason)
         why = string(body["value"], 1, 1024) if "value" in body else "Missing required key (value)"
         if why:
             raise invalid("value", why)
@@ -563,8 +591,9 @@ class Model:
         marker, type, wait = (request.parameter(name) for name in ("marker", "type", "wait"))
         if marker is not None and (reason := uuidReason(marker)):
             raise bad(reason, reason)
+        type = type or None
         if type is not None and type not in TYPES:
-            raise bad(*[f"Invalid type: {type}. Valid types are: {', '.join(TYPES)}"] * 2)
+            raise bad(*[f"Invalid type: {type}. Valid types are: {','.join(TYPES)}"] * 2)
         if wait is not None:
             parameter("wait", integer(wait, 1, 60))
         events = [event for event in account.events if event.id]
@@ -584,7 +613,7 @@ class Model:
             for event in events
             if positionOf(str(event.id)) >= since and type in (None, event.type)
         ]
-        return _page(request, limit, request.parameter("marker"), shown)
+        return _page(request, limit, None, shown)
 
 
 def _stamp(event: Event) -> Form:
@@ -635,7 +664,7 @@ def _changes(body: Any, id: str) -> dict[str, Any]:
     if "heartbeat_timeout" in body:
         if why := timeoutReason(body["heartbeat_timeout"]):
             raise invalid("heartbeat_timeout", why)
-        changes["heartbeat_timeout"] = int(body["heartbeat_timeout"])
+        changes["heartbeat_timeout"] = wholeNumber(body["heartbeat_timeout"])
     for key, reason, default in (("tags", tagsReason, []), ("metadata", metadataReason, {})):
         if key in body:
             changes[key] = default if body[key] is None else body[key]
@@ -645,10 +674,11 @@ def _changes(body: Any, id: str) -> dict[str, Any]:
 
 
 def _limitOf(request: Request) -> int:
-    limit = request.parameter("limit")
-    if limit is None:
+    limits = [value for name, value in request.query if name == "limit"]
+    if not limits:
         return 100
-    if not re.fullmatch("-?[0-9]+", limit, re.ASCII):
+    limit = limits[0]
+    if len(limits) > 1 or not re.fullmatch("-?[0-9]+", limit, re.ASCII):
         raise Refused(400, "invalidLimit", "Invalid limit", "Limit must be a number")
     if not 1 <= int(limit) <= 1000:
         details = f"Invalid limit {limit}. Minimum limit is 1 and maximum limit is 1000."
@@ -659,13 +689,13 @@ def _limitOf(request: Request) -> int:
 def _pageOf(request: Request) -> tuple[int, str | None]:
     limit, marker = _limitOf(request), request.parameter("marker")
     if marker is not None:
-        parameter("marker", string(marker, 0, 255, r"[A-Za-z0-9:_./-]*"))
+        parameter("marker", BAD_MARKER if string(marker, 0, 255, r"[A-Za-z0-9:_./-]*") else None)
     return limit, marker
 
 
 def _page(request: Request, limit: int, marker: str | None, values: list[Any]) -> Expected:
     """A page of *values*: those from the marker on that there is room for."""
-    isFeed = request.path == "/events"
+    isFeed = request.path.startswith("/events")
     left = [value for value in values if isFeed or value["id"] >= (marker or "")]
     following = left[limit]["id"] if len(left) > limit else None
     query = [(name, value) for name, value in request.query if name != "marker"]

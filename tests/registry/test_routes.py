@@ -66,29 +66,53 @@ class MatchTests(SynchronousTestCase):
         ]:
             self.assertEqual(match(method, path), found)
 
+    def test_aSlashTooMany(self) -> None:
+        """
+        Old clients end these paths with a slash.
+        """
+        for method, path in [
+            ("GET", "/services"),
+            ("POST", "/services"),
+            ("GET", "/services/web1"),
+            ("PUT", "/services/web1"),
+            ("DELETE", "/services/web1"),
+            ("POST", "/services/web1/heartbeat"),
+            ("GET", "/events"),
+            ("GET", "/limits"),
+        ]:
+            self.assertEqual(match(method, path + "/"), match(method, path))
+
+    def test_head(self) -> None:
+        """
+        HEAD is answered by what answers GET.
+        """
+        for path in ("/services", "/services/web1", "/configuration", "/configuration/abc", "/configuration/abc/"):
+            self.assertEqual(match("HEAD", path), match("GET", path))
+
     def test_noPage(self) -> None:
         """
-        What is not in the table, a slash too many and a wrong method are a page that can't be found.
+        What is not in the table, two slashes too many and a wrong method are a page that can't be found.
         """
         for method, path in [
             ("GET", ""),
             ("GET", "/"),
             ("GET", "services"),
             ("GET", "//services"),
-            ("GET", "/services/"),
             ("GET", "/services//"),
             ("POST", "/services//heartbeat"),
-            ("POST", "/services/web1/heartbeat/"),
             ("POST", "/services/a/b/heartbeat"),
             ("POST", "/services/web1/heartbeat/x"),
             ("GET", "/services/web1/heartbeat"),
             ("GET", "/services/{serviceId}/x"),
-            ("HEAD", "/services"),
             ("PATCH", "/services/web1"),
             ("get", "/services"),
             ("PUT", "/services"),
             ("DELETE", "/services"),
-            ("GET", "/limits/"),
+            ("GET", "/limits//"),
+            ("POST", "/services/web1/heartbeat//"),
+            ("GET", "/services/web1//"),
+            ("POST", "/heartbeats/"),
+            ("HEAD", "/services/web1/heartbeat"),
             ("POST", "/limits"),
             ("POST", "/events"),
             ("GET", "/configurations"),

@@ -174,7 +174,7 @@ class TenantsTestsMixin:
             elif name == "heartbeats":
                 self.assertEqual(reply.json["values"][0]["fault"]["code"], 404)
             elif name == "getLimits":
-                self.assertEqual(reply.json["rate"]["/.*"]["used"], 1)
+                self.assertEqual(reply.json["rate"]["/.*"]["used"], 0)
             self.assertEqual(await tenants.allThatIsMine(), before, name)
 
         for call in calls():

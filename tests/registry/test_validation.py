@@ -124,7 +124,7 @@ class NewServiceTests(ValidationTestCase):
 
     def test_takesIntegersInEachForm(self) -> None:
         """An integer may be written as an integer, as a float that is one, or as a string."""
-        for value in (30, 30.0, "30"):
+        for value in (30, 30.0, "30", " 30", "30\n", "+30", "030", "30.", "30.0", "3e1", "300e-1", ".3E+2"):
             timeout = validation.newService(body(heartbeat_timeout=value)).heartbeatTimeout
             self.assertEqual(timeout, 30)
             self.assertIs(type(timeout), int)
@@ -132,11 +132,11 @@ class NewServiceTests(ValidationTestCase):
             self.assertEqual(validation.newService(body(heartbeat_timeout=value)).heartbeatTimeout, int(value))
 
     def test_refusesWhatIsNoInteger(self) -> None:
-        """Booleans, null, fractions, infinities, and any other text are no integers."""
+        """Booleans, null, fractions, infinities, and text that does not read as an integer."""
         for value in (
-            None, True, False, 30.5, float("nan"), float("inf"), float("-inf"), json.loads("1e400"), "", " 30", "30 ",
-            "30\n", "+30", "--30", "3_0", "30.0", "3e1", "0x1e", "030", "\uff13\uff10", "\u0663\u0660", "abc",
-             "\ud800", "NaN", "Infinity",
+            None, True, False, 30.5, float("nan"), float("inf"), float("-inf"), json.loads("1e400"), "", " ",
+            "--30", "3_0", "30.5", "3 0", "3e", "e1", ".", "3.1e0", "0x1e", "\uff13\uff10", "\u0663\u0660", "abc",
+             "\ud800", "NaN", "Infinity", "30\xa0",
             [], [30], {}, {"a": 30},
         ):  # fmt: skip
             self.assertBad("heartbeat_timeout", value, "Invalid integer")
@@ -144,7 +144,9 @@ class NewServiceTests(ValidationTestCase):
     def test_refusesIntegersOutOfRange(self) -> None:
         """From 3 to 120 seconds, however large a number may be."""
         for value in (
-            2, 121, 0, -0.0, -30, "-30", "0", "-0", "121", 2.0, 1e308, 10**400, "9" * 4900, "-" + "9" * 4900, 3 * 10**30
+            2, 121, 0, -0.0, -30, "-30", "0", "-0", "121", 2.0, 1e308, 10**400, "9" * 4900, "-" + "9" * 4900,
+            3 * 10**30,
+            "1e400", "-1e999999999", " 2.0 ",
         ):  # fmt: skip
             self.assertBad("heartbeat_timeout", value, "Value out of range (3..120)")
 
@@ -276,7 +278,7 @@ class OtherBodiesTests(ValidationTestCase):
     def test_takesValues(self) -> None:
         """A value is any string of 1 to 1024 code points."""
         for value in ("v", "💩" * 1024, "\x00", " ", "null"):
-            self.assertEqual(validation.configurationValue({"value": value, "id": 5}), value)
+            self.assertEqual(validation.configurationValue({"value": value, "id": "other_key", "more": 5}), value)
 
     def test_refusesValues(self) -> None:
         """A value that is missing, no string, empty, too long, or not to be encoded."""
@@ -315,9 +317,8 @@ class ParameterTests(ValidationTestCase):
         """Up to 255 characters, none at all included."""
         for text in ("", "a" * 255, "/a/b.c:d-e_F9"):
             self.assertEqual(validation.marker(text), text)
-        self.assertParameter("marker", "String is not in range (0..255)", validation.marker, "a" * 256)
-        for text in ("a b", "ä", "a\n", "\n", "%"):
-            self.assertParameter("marker", "Invalid characters", validation.marker, text)
+        for text in ("a b", "ä", "a\n", "\n", "%", "a" * 256):
+            self.assertParameter("marker", validation.BAD_MARKER, validation.marker, text)
 
     def test_configurationKey(self) -> None:
         """Simple names, and names under up to ten namespaces."""
@@ -355,7 +356,7 @@ class ParameterTests(ValidationTestCase):
 
     def test_limit(self) -> None:
         """From 1 to 1000; 100 when it is not given."""
-        self.assertEqual(validation.limit(None), 100)
+        self.assertEqual(validation.limit(), 100)
         for text in ("1", "1000", "57"):
             self.assertEqual(validation.limit(text), int(text))
 
@@ -403,7 +404,7 @@ class ParameterTests(ValidationTestCase):
             self.assertEqual(validation.eventType(text), text)
         for text in ("x", "", "Service.Join", "service.join\n"):
             fault = self.refused(validation.eventType, text)
-            self.assertEqual(fault.details, f"Invalid type: {text}. Valid types are: {', '.join(types)}")
+            self.assertEqual(fault.details, f"Invalid type: {text}. Valid types are: {','.join(types)}")
             self.assertEqual(fault.type, "badRequest")
 
     def test_eventMarker(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 
 import attrs
@@ -17,6 +17,7 @@ from twisted.web.server import Request
 
 from . import routes
 from .accesslog import Access, AccessLog
+from .limits import NO_HEADERS
 from .statistics import RequestStatistics
 
 __all__ = ["GONE", "OTHER", "WAITING", "Exchange", "Exchanges", "newTxnId"]
@@ -56,6 +57,7 @@ class Exchange:
     :ivar route: the pattern of its path; empty until it is known.
     :ivar tenant: who asks; empty until an auth token has told.
     :ivar isGone: whether the client has hung up.
+    :ivar headers: headers of its response, whatever the response is.
     """
 
     request: Request
@@ -64,6 +66,7 @@ class Exchange:
     route: str = ""
     tenant: str = ""
     isGone: bool = False
+    headers: Mapping[str, str] = NO_HEADERS
 
 
 class Exchanges:

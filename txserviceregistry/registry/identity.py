@@ -28,7 +28,16 @@ from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
 from .remembered import Believed, Memory, Shared
 from .stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 
-__all__ = ["TENANT", "Identity", "InvalidCredentials", "InvalidToken", "InvalidUser", "IssuedToken", "checkUser"]
+__all__ = [
+    "TENANT",
+    "Identity",
+    "InvalidCredentials",
+    "InvalidToken",
+    "InvalidUser",
+    "IssuedToken",
+    "checkUser",
+    "isTenant",
+]
 
 #: A user who asks for a token gets the same one again as long as this part of its life is left.
 _YOUNG = 0.9
@@ -73,6 +82,11 @@ def _tokenHash(token: str) -> str:
     return hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
 
 
+def isTenant(text: str) -> bool:
+    """Whether a tenant can have this number."""
+    return re.fullmatch(TENANT, text, re.ASCII) is not None and int(text) <= _LARGEST_TENANT
+
+
 def checkUser(name: str, tenant: str | None) -> None:
     """
     Check what a new user is to be called, and whose tenant's it is to be.
@@ -83,7 +97,7 @@ def checkUser(name: str, tenant: str | None) -> None:
         raise InvalidUser(
             f"{name!r} can't be a user's name: it is 1 to 64 letters, digits and _.@+-, a letter or digit first"
         )
-    if tenant is not None and not (re.fullmatch(TENANT, tenant, re.ASCII) and int(tenant) <= _LARGEST_TENANT):
+    if tenant is not None and not isTenant(tenant):
         raise InvalidUser(f"{tenant!r} can't be a tenant: it is a number from 1 to {_LARGEST_TENANT}")
 
 

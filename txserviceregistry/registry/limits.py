@@ -5,27 +5,35 @@ How much an account may have (:class:`ResourceLimits`) and how often it may ask 
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import attrs
 
 from .faults import rateLimitReached
 
-__all__ = ["RateLimiter", "ResourceLimits"]
+__all__ = ["NO_HEADERS", "PATHS", "RATE_HEADERS", "RateLimiter", "ResourceLimits"]
+
+#: The pattern of paths that the rate limit counts: all of them.
+PATHS = "/.*"
+#: The names of the headers that tell a client about its rate.
+RATE_HEADERS = ("X-Ratelimit-Path-Regex", "X-Ratelimit-Limit", "X-Ratelimit-Used", "X-Ratelimit-Window", "Reply-After")
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @attrs.frozen
 class ResourceLimits:
     """
-    How many objects of each kind an account may have. The defaults are the protocol's.
+    How many objects of each kind an account may have. The original registry allowed 200 services and 1,000 values.
 
     :ivar service: living services.
     :ivar configurationValue: configuration values.
     """
 
-    service: int = 200
-    configurationValue: int = 1000
+    service: int = 100_000
+    configurationValue: int = 100_000
 
 
 @attrs.define
@@ -52,12 +60,21 @@ class RateLimiter:
     :param seconds: monotonic seconds, such as ``reactor.seconds``.
     :param limit: how many GETs an account may make in the *window*; ``None`` for as many as it likes.
     :param window: in seconds.
+    :param wallClock: seconds since the epoch, for the headers.
     """
 
     BUCKETS = 96
 
-    def __init__(self, seconds: Callable[[], float], limit: int | None = 500_000, window: float = 86_400.0) -> None:
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        limit: int | None = 500_000,
+        window: float = 86_400.0,
+        *,
+        wallClock: Callable[[], float] = time.time,
+    ) -> None:
         self._seconds = seconds
+        self._wallClock = wallClock
         self._limit = limit
         self._window = window
         self._width = window / self.BUCKETS
@@ -76,7 +93,7 @@ class RateLimiter:
         usage = self._usageOf(tenant)
         if usage.total >= self._limit:
             raise rateLimitReached(
-                f"Limit for GET requests has been reached. Maximum allowed requests: {self._limit} in {self._hours()}",
+                f'Limit of {self._limit} requests in {self._window:g} seconds for path "{PATHS}" has been reached',
                 self._retryAfter(usage),
             )
         if usage.buckets and usage.buckets[-1][0] == self._current:
@@ -86,14 +103,37 @@ class RateLimiter:
         usage.total += 1
         self._usage[tenant] = usage
 
-    def usage(self, tenant: str) -> dict[str, dict[str, int | str]]:
+    def used(self, tenant: str) -> int:
+        """How many GETs of *tenant* count now."""
+        return self._usageOf(tenant).total
+
+    def usage(self, used: int) -> dict[str, dict[str, int | str]]:
         """
-        What ``GET /limits`` says of *tenant*'s rate: ``limit``, ``used`` and ``window`` by pattern of paths. Without a
-        limit there is no pattern.
+        What ``GET /limits`` says of an account's rate: ``limit``, ``used`` and ``window`` by pattern of paths. Without
+        a limit there is no pattern.
+
+        :param used: how many GETs count, without the one that asks.
         """
         if self._limit is None:
             return {}
-        return {"/.*": {"limit": self._limit, "used": self._usageOf(tenant).total, "window": self._hours()}}
+        return {PATHS: {"limit": self._limit, "used": used, "window": self._hours()}}
+
+    def headers(self, tenant: str) -> Mapping[str, str]:
+        """
+        The headers of the response to a GET of *tenant*, made before the request is counted: it does not count itself.
+        Without a limit there are none.
+        """
+        if self._limit is None:
+            return NO_HEADERS
+        usage = self._usageOf(tenant)
+        return {
+            "X-Ratelimit-Path-Regex": PATHS,
+            "X-Ratelimit-Limit": str(self._limit),
+            "X-Ratelimit-Used": str(usage.total),
+            "X-Ratelimit-Window": f"{self._window:g} seconds",
+            # The original's spelling. Of a window that slides, this is when the oldest counted request leaves it.
+            "Reply-After": str(math.ceil(self._wallClock() + self._retryAfter(usage))),
+        }
 
     def _bucket(self) -> int:
         return math.floor(self._seconds() / self._width)

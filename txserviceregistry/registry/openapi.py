@@ -21,6 +21,7 @@ from .credentials import CATALOG, CREDENTIALS, REGION
 from .faults import FAULT_TYPES
 from .http import EXTENSIONS
 from .identity import TENANT
+from .limits import PATHS, RATE_HEADERS
 from .routes import API, AUTH, BODY_LIMITS, MAXIMUM_BODY, ROUTES
 from .rules import TimeUUID
 from .schemas import Schema
@@ -41,14 +42,16 @@ class Operation:
     What is to be told of an operation, beside what the tables say.
 
     :ivar summary: what it does.
-    :ivar schema: of its answer's body; ``None`` if it has none.
-    :ivar code: of its answer when all is well.
+    :ivar success: what its answer is when all is well.
+    :ivar schema: of that answer's body; ``None`` if it has none.
+    :ivar code: of that answer.
     :ivar headers: the names of headers of that answer, beside those that every answer has.
     :ivar refusals: types of faults that it has, beside those that all operations have.
     :ivar changes: whether its body says what is to change, so that none of its fields has to be there.
     """
 
     summary: str
+    success: str
     schema: Schema | None = None
     code: int = 200
     headers: Sequence[str] = ()
@@ -61,14 +64,16 @@ class Page:
     """
     What is to be told of a page beside the API.
 
-    :ivar summary: what it tells.
-    :ivar schema: of what it tells.
-    :ivar mediaType: of what it tells.
+    :ivar summary: what it does.
+    :ivar success: what it answers when all is well.
+    :ivar schema: of that answer.
+    :ivar mediaType: of that answer.
     :ivar others: answers beside 200 of the same media type: by code, a text, and the schema of what they tell.
     :ivar refusals: types of faults that it has, beside those that all pages have.
     """
 
     summary: str
+    success: str
     schema: Schema
     mediaType: str = "application/json"
     others: Mapping[int, tuple[str, Schema]] = attrs.field(factory=dict)
@@ -85,49 +90,73 @@ def _schema(name: str) -> Schema:
 
 #: The operations below ``/v1.0/{tenant}``, by the names that the table of routes has for them.
 OPERATIONS: Mapping[str, Operation] = {
-    "getLimits": Operation("Tell the account's limits, and how much of the rate limit is used", _schema("Limits")),
+    "getLimits": Operation(
+        "Get the account's limits, and how much of the rate limit is used",
+        "The limits; the request itself is not counted in them.",
+        _schema("Limits"),
+    ),
     "listServices": Operation(
-        "List living services by id, all of them or those with a tag", _schema("ServicePage"), refusals=["invalidLimit"]
+        "List services by id, all of them or those with a tag",
+        "A page of services, sorted by id.",
+        _schema("ServicePage"),
+        refusals=["invalidLimit"],
     ),
     "createService": Operation(
         "Register a service",
+        "The service is registered; its first heartbeat presents this token.",
         _schema("HeartbeatToken"),
         201,
         ["Location"],
         ["serviceWithThisIdExists", "limitReached"],
     ),
-    "getService": Operation("Tell of a living service", _schema("Service"), refusals=["notFoundError"]),
+    "getService": Operation(
+        "Get a service", "The service as it is now.", _schema("Service"), refusals=["notFoundError"]
+    ),
     "updateService": Operation(
-        "Change a service; what is absent stays, and a new timeout counts from now",
+        "Change a service; an absent field stays, and a new timeout counts from now",
+        "The service is changed.",
         None,
         204,
         ["Location"],
         ["notFoundError"],
         changes=True,
     ),
-    "removeService": Operation("Take a service away", None, 204, refusals=["notFoundError"]),
+    "removeService": Operation(
+        "Deregister a service", "The service is deregistered.", None, 204, refusals=["notFoundError"]
+    ),
     "heartbeat": Operation(
-        "Tell that a service is alive, with any token that was given out for this life of it",
+        "Send a heartbeat, with any token that was issued since the service was registered",
+        "The service has its full timeout again; the next heartbeat presents this token.",
         _schema("HeartbeatToken"),
         refusals=["notFoundError"],
     ),
     "heartbeats": Operation(
-        f"Tell that many services are alive (the extension {_BEATS}); one that fails does not touch the others",
+        f"Send heartbeats of many services (the extension {_BEATS}); one that fails does not affect the others",
+        "The results, in the order of the request: a token or a fault for each heartbeat.",
         _schema("HeartbeatOutcomes"),
     ),
     "listValues": Operation(
-        "List configuration values by key", _schema("ConfigurationPage"), refusals=["invalidLimit"]
-    ),
-    "listNamespace": Operation(
-        "List the configuration values below a namespace, and the one that bears its name",
+        "List configuration values by key",
+        "A page of values, sorted by key.",
         _schema("ConfigurationPage"),
         refusals=["invalidLimit"],
     ),
-    "getValue": Operation("Tell a configuration value", _schema("ConfigurationValue"), refusals=["notFoundError"]),
-    "setValue": Operation("Keep a configuration value", None, 204, ["Location"], ["limitReached"]),
-    "removeValue": Operation("Take a configuration value away", None, 204, refusals=["notFoundError"]),
+    "listNamespace": Operation(
+        "List the configuration values below a namespace, and the one that has its name",
+        "A page of values, sorted by key.",
+        _schema("ConfigurationPage"),
+        refusals=["invalidLimit"],
+    ),
+    "getValue": Operation(
+        "Get a configuration value", "The value.", _schema("ConfigurationValue"), refusals=["notFoundError"]
+    ),
+    "setValue": Operation("Set a configuration value", "The value is set.", None, 204, ["Location"], ["limitReached"]),
+    "removeValue": Operation(
+        "Remove a configuration value", "The value is removed.", None, 204, refusals=["notFoundError"]
+    ),
     "listEvents": Operation(
         "List events, oldest first; with wait (the extension events-wait), wait for one that is newer than the marker",
+        "A page of events, oldest first; empty if nothing happened while it waited.",
         _schema("EventPage"),
         refusals=["invalidLimit"],
     ),
@@ -150,18 +179,20 @@ _HEALTH: Schema = {
 #: The pages beside the API, by path.
 PAGES: Mapping[str, Page] = {
     "/health": Page(
-        "Tell whether the registry can do its work",
+        "Check whether the registry can serve requests",
+        "It can.",
         _HEALTH,
         others={503: ("It can't: its store can't be used.", _HEALTH)},
     ),
     "/metrics": Page(
-        "Tell what Prometheus reads, to clients on the registry's machine unless its operator says otherwise",
+        "Get the metrics for Prometheus; by default only clients on the registry's machine may",
+        "The metrics in Prometheus's text format.",
         {"type": "string"},
         "text/plain",
         {501: ("What makes the text is not installed.", {"type": "string"})},
         ["forbiddenError", "notFoundError"],
     ),
-    PATH: Page("Tell the API as OpenAPI describes it", {"type": "object"}),
+    PATH: Page("Get this description", "The API as an OpenAPI 3.1 document.", {"type": "object"}),
 }
 
 # What can be wrong with every request for the registry, and with every request at all.
@@ -237,14 +268,16 @@ def description() -> Schema:
 def _operation(name: str, method: str) -> Schema:
     told = OPERATIONS[name]
     refusals = [*_ALWAYS, *told.refusals]
+    headers = list(told.headers)
     if method == "GET":
         refusals.append("rateLimitReached")
+        headers += RATE_HEADERS
     # A path that names nothing is no page.
     described: Schema = {
         "operationId": name,
         "summary": told.summary,
         "responses": {
-            str(told.code): _answer("Well.", told.schema, told.headers),
+            str(told.code): _answer(told.success, told.schema, headers),
             **_refusals([*refusals, "notFoundError"], BODY_LIMITS.get(name, MAXIMUM_BODY)),
         },
     }
@@ -268,7 +301,11 @@ def _operation(name: str, method: str) -> Schema:
 
 
 def _authentication() -> Schema:
-    described = _outside("Get an auth token for a user's name and API key", _schema("Access"))
+    described = _outside(
+        "Get an auth token for a user's name and API key",
+        "The token, when it expires, and the URLs of the account's API.",
+        _schema("Access"),
+    )
     described["operationId"] = "authenticate"
     described["requestBody"] = _body(_credentials())
     described["responses"]["400"] = _answer("The body holds no credentials.", _identityFault("badRequest", 400))
@@ -278,16 +315,16 @@ def _authentication() -> Schema:
 
 
 def _page(told: Page) -> Schema:
-    described = _outside(told.summary, told.schema, told.mediaType)
+    described = _outside(told.summary, told.success, told.schema, told.mediaType)
     for code, (text, schema) in told.others.items():
         described["responses"][str(code)] = _answer(text, schema, mediaType=told.mediaType)
     described["responses"].update(_refusals(told.refusals, MAXIMUM_BODY))
     return described
 
 
-def _outside(summary: str, schema: Schema, mediaType: str = "application/json") -> Schema:
+def _outside(summary: str, success: str, schema: Schema, mediaType: str = "application/json") -> Schema:
     """An operation that needs no token."""
-    responses = {"200": _answer("Well.", schema, mediaType=mediaType), **_refusals(_ANYWHERE, MAXIMUM_BODY)}
+    responses = {"200": _answer(success, schema, mediaType=mediaType), **_refusals(_ANYWHERE, MAXIMUM_BODY)}
     return {"summary": summary, "security": [], "responses": responses}
 
 
@@ -363,6 +400,7 @@ def _headers() -> Schema:
         "X-Service-Registry-Extensions": ("The extensions that the registry has.", True, {"type": "string"}),
         "Location": ("The URL of what was made or changed.", True, {"type": "string", "format": "uri"}),
         "WWW-Authenticate": ("Where auth tokens come from.", True, schemas.ofPattern('Keystone uri="[^"]*"')),
+        **_rateHeaders(),
         "Retry-After": (
             "After how many seconds to ask again: with rateLimitReached, and if there is no room to wait for events.",
             False,
@@ -373,6 +411,19 @@ def _headers() -> Schema:
         name: {"description": text, "required": required, "schema": schema}
         for name, (text, required, schema) in told.items()
     }
+
+
+def _rateHeaders() -> dict[str, tuple[str, bool, Schema]]:
+    """With ``--rate-limit off`` they are absent."""
+    texts: dict[str, tuple[str, Schema]] = {
+        "X-Ratelimit-Path-Regex": ("Which paths the rate limit counts.", {"const": PATHS}),
+        "X-Ratelimit-Limit": ("How many GETs the account may make in a window.", {"type": "integer", "minimum": 0}),
+        "X-Ratelimit-Used": ("How many of them it made before this one.", {"type": "integer", "minimum": 0}),
+        "X-Ratelimit-Window": ("How long the window is.", schemas.ofPattern(r"[0-9.e+]+ seconds")),
+        "Reply-After": ("When the window ends, in seconds since 1970.", {"type": "integer"}),
+    }
+    assert texts.keys() == set(RATE_HEADERS)
+    return {name: (text, False, schema) for name, (text, schema) in texts.items()}
 
 
 def _components() -> dict[str, Schema]:

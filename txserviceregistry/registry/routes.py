@@ -64,6 +64,7 @@ MAXIMUM_BODY = 5_000
 BODY_LIMITS: Mapping[str, int] = MappingProxyType({"heartbeats": 256 * 1024})
 
 _CONFIGURATION = "/configuration/"
+_MAY_END_IN_SLASH = ("/services/", "/events/", "/limits/")
 _URL = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
@@ -140,11 +141,16 @@ def splitTenant(path: str) -> tuple[str, str]:
 
 def match(method: str, path: str) -> Match:
     """
-    Find what answers a request.
+    Find what answers a request. HEAD is GET without the body. The resources of the original protocol may have one slash
+    too many at the end, except configuration, where it has a meaning.
 
     :param path: what follows the tenant, decoded.
     :raises Fault: 404, if the path is no resource or takes no such method.
     """
+    if method == "HEAD":
+        method = "GET"
+    if path.endswith("/") and path.startswith(_MAY_END_IN_SLASH):
+        path = path[:-1]
     fixed = _FIXED.get((method, path))
     if fixed is not None:
         return fixed

@@ -80,7 +80,7 @@ class Text:
 
 @attrs.frozen
 class Number:
-    """An integer, as ``30``, ``30.0`` or ``"30"``; a boolean is none."""
+    """An integer, as ``30`` or ``30.0``, or as text that reads as one: ``"30"``, ``" 030"``, ``"3e1"``. No boolean."""
 
     least: int
     greatest: int
@@ -96,8 +96,11 @@ class Number:
             return value
         if isinstance(value, float) and math.isfinite(value) and value.is_integer():
             return int(value)
-        if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9][0-9]*)", value, re.ASCII):
-            return bounded(value)
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            number = float(value)
+            # What overflows is a whole number, and out of every range.
+            if math.isinf(number) or number.is_integer():
+                return int(math.copysign(_HUGE, number) if math.isinf(number) else number)
         raise Unfit("Invalid integer")
 
 
@@ -128,7 +131,7 @@ class Choice:
     def check(self, value: object) -> str:
         if not isinstance(value, str) or value not in self.words:
             given = _printable(str(value))
-            raise Unfit(f"Invalid {self.what}: {given}. Valid {self.what}s are: {', '.join(self.words)}")
+            raise Unfit(f"Invalid {self.what}: {given}. Valid {self.what}s are: {','.join(self.words)}")
         return value
 
 
@@ -216,6 +219,8 @@ class TimeUUID:
 
 _TIME_UUID = re.compile(TimeUUID.pattern, re.ASCII)
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
+_HUGE = 10**30
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -229,17 +234,19 @@ class Field:
 
     :ivar name: its key.
     :ivar rule: what its value has to be like.
-    :ivar default: what it is when it is absent, or ``null``; a field without a default is required, and never ``null``.
+    :ivar default: what it is when it is absent, or ``null``; a field without a default is never ``null``.
+    :ivar isOptional: whether a field without a default may be absent.
     """
 
     name: str
     rule: Rule
     default: Any = _NONE
+    isOptional: bool = False
 
     @property
     def required(self) -> bool:
         """Whether the field has to be there when the object is made."""
-        return self.default is _NONE
+        return self.default is _NONE and not self.isOptional
 
     def value(self, body: Mapping[str, object]) -> Any:
         """
@@ -262,7 +269,7 @@ class Field:
         if self.name not in body:
             return None
         value = body[self.name]
-        if value is None and not self.required:
+        if value is None and self.default is not _NONE:
             return self.default
         try:
             return self.rule.check(value)

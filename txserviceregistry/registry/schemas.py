@@ -85,7 +85,7 @@ _TYPES: Mapping[Any, Schema] = {
 
 def _ofField(field: Field) -> Schema:
     schema = ofRule(field.rule)
-    if field.required:
+    if field.required or field.isOptional:
         return schema
     return {**schema, "type": [schema["type"], "null"], "default": _ofDefault(field.default)}
 
@@ -104,8 +104,9 @@ def _range(rule: Number) -> Schema:
 
 
 def _ofNumber(rule: Number) -> Schema:
-    digits = ofPattern("|".join(str(number) for number in range(rule.least, rule.greatest + 1)))
-    return {"anyOf": [_range(rule), digits]}
+    numbers = "|".join(str(number) for number in range(rule.least, rule.greatest + 1))
+    # Exponents and other white space are accepted too; no pattern can tell the value of a number with an exponent.
+    return {"anyOf": [_range(rule), ofPattern(rf" *\+?0*(?:{numbers})(?:\.0*)? *")]}
 
 
 def _ofItems(rule: Items) -> Schema:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import attrs
 
 from ..types import EventType
-from .faults import badParameter, invalidEventQuery, invalidLimit, validationError
+from .faults import badParameter, invalidEventQuery, invalidLimit, notFound, validationError
 from .rules import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID, Unfit, bounded
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "configurationValue",
     "eventMarker",
     "eventType",
+    "heartbeatId",
     "heartbeatOfBatch",
     "heartbeatToken",
     "heartbeats",
@@ -52,6 +53,7 @@ __all__ = [
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 DEFAULT_LIMIT = 100
 MAXIMUM_LIMIT = 1000
+BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
 
 _SERVICE_ID = Text(3, 65, r"[A-Za-z0-9_\-.]*")
 
@@ -67,8 +69,6 @@ _HEARTBEATS = Field("heartbeats", Items(Apart((_ID, _TOKEN)), most=1000, least=1
 SERVICE_FIELDS = (_ID, _HEARTBEAT_TIMEOUT, _TAGS, _METADATA)
 HEARTBEAT_FIELDS = (_TOKEN,)
 BATCH_FIELDS = (_HEARTBEATS,)
-VALUE_FIELDS = (_VALUE,)
-
 # The pattern is the protocol's own. It lets a last part without a slash follow a namespace of 50 characters directly.
 # That it can't end with a slash stands at its beginning, because not every dialect can look behind.
 _KEY_PATTERN = r"(?!.*\/$)(\/[A-Za-z0-9_\-]{3,50}\/?){0,10}([A-Za-z0-9_\-.]{3,170})?"
@@ -79,7 +79,10 @@ PARAMETERS: Mapping[str, Text] = {
     "tag": Text(1, 65, r"[A-Za-z0-9_\-.]*"),
     "marker": Text(0, 255, r"[A-Za-z0-9\-:_./]*"),
 }
+# A client may send a value's key in the body too, where it is ignored; but it has to be one.
+_CONFIGURATION_ID = Field("id", PARAMETERS["configurationId"], isOptional=True)
 
+VALUE_FIELDS = (_CONFIGURATION_ID, _VALUE)
 
 _LIMIT = Number(1, MAXIMUM_LIMIT)
 _EVENT_TYPE = Choice("type", EVENT_TYPES)
@@ -200,8 +203,9 @@ def configurationValue(body: Mapping[str, object]) -> str:
     """
     The value in the body of a ``PUT /configuration/<key>``.
 
-    :raises Fault: if it is missing, or is no string of the right length.
+    :raises Fault: if it is missing, or is no string of the right length; also for an ``id`` that no value can have.
     """
+    _CONFIGURATION_ID.given(body)
     value: str = _VALUE.value(body)
     return value
 
@@ -213,6 +217,18 @@ def serviceId(text: str) -> str:
     :raises Fault: if no service can have it.
     """
     return _parameter("serviceId", text)
+
+
+def heartbeatId(text: str) -> str:
+    """
+    The service id in the path of a heartbeat.
+
+    :raises Fault: 404 if no service can have it: then there is no such service.
+    """
+    try:
+        return _SERVICE_ID.check(text)
+    except Unfit:
+        raise notFound("Service", text)
 
 
 def configurationKey(text: str) -> str:
@@ -239,7 +255,7 @@ def marker(text: str) -> str:
 
     :raises Fault: if it breaks the rule for markers.
     """
-    return _parameter("marker", text)
+    return _marker(PARAMETERS["marker"], text)
 
 
 def configurationMarker(text: str) -> str:
@@ -249,20 +265,28 @@ def configurationMarker(text: str) -> str:
 
     :raises Fault: if it is neither.
     """
-    checked: str = _checked(_KEY_PAGE["marker"], "marker", text)
+    return _marker(_KEY_PAGE["marker"], text)
+
+
+def _marker(rule: Rule, text: str) -> str:
+    try:
+        checked: str = rule.check(text)
+    except Unfit:
+        raise badParameter("marker", BAD_MARKER)
     return checked
 
 
-def limit(text: str | None) -> int:
+def limit(*given: str) -> int:
     """
     How many values a page is to have.
 
-    :param text: as in the query; ``None`` if it is not there.
-    :raises Fault: ``invalidLimit``, if it is no number from 1 to :data:`MAXIMUM_LIMIT`.
+    :param given: each ``limit`` in the query.
+    :raises Fault: ``invalidLimit``, if it is not a number from 1 to :data:`MAXIMUM_LIMIT`, or given more than once.
     """
-    if text is None:
+    if not given:
         return DEFAULT_LIMIT
-    if not re.fullmatch(r"-?[0-9]+", text, re.ASCII):
+    text, *others = given
+    if others or not re.fullmatch(r"-?[0-9]+", text, re.ASCII):
         raise invalidLimit("Limit must be a number")
     number = bounded(text)
     if not _LIMIT.least <= number <= _LIMIT.greatest:
@@ -274,7 +298,7 @@ def eventType(text: str) -> str:
     """
     A type of events in a query.
 
-    :raises Fault: if there is no such type.
+    :raises Fault: if there is no such type. (An empty ``type=`` is not a filter, and does not come here.)
     """
     try:
         return _EVENT_TYPE.check(text)

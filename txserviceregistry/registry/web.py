@@ -37,7 +37,7 @@ from .http import (
     send,
     whenGone,
 )
-from .identity import Identity, InvalidCredentials, InvalidToken
+from .identity import Identity, InvalidCredentials, InvalidToken, isTenant
 from .limits import RateLimiter, ResourceLimits
 from .operations import NO_PAGES, Pages
 from .site import apiSite, recognized
@@ -55,6 +55,8 @@ _API = routes.API
 _AUTH = routes.AUTH
 # What is answered from memory alone.
 _HEARTBEATS = frozenset({"heartbeat", "heartbeats"})
+# What the rate limit counts.
+_COUNTED = frozenset({b"GET", b"HEAD"})
 
 
 @attrs.frozen
@@ -67,6 +69,7 @@ class _Call:
     tenant: str
     argument: str
     body: dict[str, Any]
+    used: int
     queryText: bytes
     parameters: _Parameters
 
@@ -103,7 +106,7 @@ def _parametersIn(query: bytes) -> _Parameters:
 
 
 def _first(route: str, parameters: _Parameters, name: str) -> str | None:
-    """The first value of a query parameter, of which the table of queries, and so everybody, has to know."""
+    """The first value of a query parameter, which has to be in the table of queries."""
     assert name in validation.QUERIES[route], name
     for key, value in parameters:
         if key == name:
@@ -113,10 +116,9 @@ def _first(route: str, parameters: _Parameters, name: str) -> str | None:
 
 @attrs.frozen
 class _FeedQuery:
-    """What is asked of the feed; *since* is the *marker* as the rules want it."""
+    """What is asked of the feed; *since* is the marker."""
 
     limit: int
-    marker: str | None
     since: str | None
     type: str | None
     seconds: int | None
@@ -125,12 +127,11 @@ class _FeedQuery:
 @_keepsShort
 def _feedQuery(query: bytes) -> _FeedQuery:
     parameters = _parametersIn(query)
-    limit, marker, type, wait = (_first("listEvents", parameters, name) for name in ("limit", "marker", "type", "wait"))
+    marker, type, wait = (_first("listEvents", parameters, name) for name in ("marker", "type", "wait"))
     return _FeedQuery(
-        validation.limit(limit),
-        marker,
+        _limit(parameters),
         None if marker is None else validation.eventMarker(marker),
-        None if type is None else validation.eventType(type),
+        validation.eventType(type) if type else None,
         None if wait is None else validation.wait(wait),
     )
 
@@ -168,7 +169,7 @@ class ApiResource(Resource):
         self._limits = limits
         self.pages = pages
         self._exchanges = exchanges or Exchanges()
-        self._told: tuple[Page, int, str | None, Answer] | None = None
+        self._told: tuple[Page, int, Answer] | None = None
 
     def render(self, request: Request) -> int:
         """
@@ -204,6 +205,8 @@ class ApiResource(Resource):
                 self._send(faultAnswer(internalError(), exchange.txnId), exchange)
 
     def _send(self, answer: Answer, exchange: Exchange) -> None:
+        if exchange.headers:
+            answer = Answer(answer.code, answer.body, {**answer.headers, **exchange.headers}, answer.text)
         send(exchange.request, answer, exchange.txnId)
         self._exchanges.end(exchange, answer.code)
 
@@ -273,7 +276,7 @@ class ApiResource(Resource):
         body = parseBody(request)
         exchange.tenant = owner = await self._tenantOf(request)
         tenant, rest = routes.splitTenant(path)
-        if not tenant:
+        if not isTenant(tenant):
             raise pageNotFound()
         if tenant != owner:
             raise _refused(request)
@@ -282,16 +285,21 @@ class ApiResource(Resource):
         if match.name not in _HEARTBEATS and not self._registry.hasAccount(tenant):
             # A heartbeat needs no store, and an account that has a service is there already.
             await self._registry.account(tenant)
-        if request.method == b"GET":
+        used = 0
+        if request.method in _COUNTED:
+            used = self._rateLimiter.used(tenant)
+            exchange.headers = self._rateLimiter.headers(tenant)
             self._rateLimiter.check(tenant)
         handler: Callable[[_Call], Awaitable[Answer]] = getattr(self, "_" + match.name)
         query = request.uri.partition(b"?")[2]
         parameters = _parametersIn(query)
-        return await handler(_Call(exchange, request, match.name, tenant, match.argument, body, query, parameters))
+        return await handler(
+            _Call(exchange, request, match.name, tenant, match.argument, body, used, query, parameters)
+        )
 
     async def _getLimits(self, call: _Call) -> Answer:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
-        return Answer(200, {"resource": resource, "rate": self._rateLimiter.usage(call.tenant)})
+        return Answer(200, {"resource": resource, "rate": self._rateLimiter.usage(call.used)})
 
     async def _listServices(self, call: _Call) -> Answer:
         limit, marker = _limitAndMarker(call)
@@ -318,8 +326,8 @@ class ApiResource(Resource):
         return Answer(204)
 
     async def _heartbeat(self, call: _Call) -> Answer:
-        id = validation.serviceId(call.argument)
         token = validation.heartbeatToken(call.body)
+        id = validation.heartbeatId(call.argument)
         return Answer(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
 
     async def _heartbeats(self, call: _Call) -> Answer:
@@ -379,16 +387,17 @@ class ApiResource(Resource):
             # The token may have ended meanwhile, and what happened since is none of its bearer's business.
             await self._tenantOf(call.request)
             if page.nextMarker is None:
-                return self._toldToAll(call, page, asked.limit, asked.marker)
-        return _page(call, page, asked.limit, asked.marker)
+                return self._toldToAll(call, page, asked.limit)
+        # The original never filled in the marker here.
+        return _page(call, page, asked.limit, None)
 
-    def _toldToAll(self, call: _Call, page: Page, limit: int, marker: str | None) -> Answer:
+    def _toldToAll(self, call: _Call, page: Page, limit: int) -> Answer:
         """The answer with a page that many may be waiting for: it is put into words once for all of them."""
         told = self._told
-        if told is None or told[0] is not page or told[1:3] != (limit, marker):
-            body = _page(call, page, limit, marker).body or {}
-            self._told = told = page, limit, marker, Answer(200, text=inJSON(body).encode())
-        return told[3]
+        if told is None or told[0] is not page or told[1] != limit:
+            body = _page(call, page, limit, None).body or {}
+            self._told = told = page, limit, Answer(200, text=inJSON(body).encode())
+        return told[2]
 
 
 def _forgetTraces(fault: Fault) -> None:
@@ -413,8 +422,12 @@ def _refused(request: Request) -> Fault:
     return unauthorized("Invalid or expired authentication token", baseUrl(request) + _AUTH)
 
 
+def _limit(parameters: _Parameters) -> int:
+    return validation.limit(*[value for name, value in parameters if name == "limit"])
+
+
 def _limitAndMarker(call: _Call, checked: Callable[[str], str] = validation.marker) -> tuple[int, str | None]:
-    limit = validation.limit(call.query("limit"))
+    limit = _limit(call.parameters)
     marker = call.query("marker")
     return limit, None if marker is None else checked(marker)
 
