@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
 
 from tests.commands.raxsr.raxsrcase import RaxsrTestCase
+from txserviceregistry.commands.outcome import CommandFailed
+from txserviceregistry.commands.raxsr.execute import environmentOf
+from txserviceregistry.commands.raxsr.loaders import NAMES, PREFIXES, decidesWhatRuns
 
 
 class ConfigurationTests(RaxsrTestCase):
@@ -133,5 +140,56 @@ class ConfigurationTests(RaxsrTestCase):
         await self.refused("configuration", "exec", "--", "true", code=2)
         await client.configuration.set(f"{space}/listen-ip", "::2")
         self.assertIn("LISTEN_IP", await self.refused(*run, "true"))
+        # That there is no such program is known without the registry.
+        ended = await self.raxsr("--api-url", "http://127.0.0.1:1", *run, "no-such-program")
+        self.assertEqual((ended.code, len(ended.err.splitlines())), (127, 1))
         empty = await self.raxsr("configuration", "exec", "--namespace", f"{space}/none", "--", "echo", "ran")
         self.assertEqual((empty.out, empty.code, len(empty.err.splitlines())), ("ran\n", 0, 1))
+
+    async def test_executeRefusesWhatDecidesWhichCodeRuns(self) -> None:
+        """A value runs no other program, and loads no code into this one, unless the variable is allowed by name."""
+        space = f"/{self.prefix}"
+        client = self.client()
+        folder = Path(self.home, "bin")
+        folder.mkdir()
+        for name in ("env", "other"):
+            program = folder / name
+            program.write_text("#!/bin/sh\necho hijacked\n")
+            program.chmod(0o755)
+        run = ("configuration", "exec", "--namespace", space)
+        await client.configuration.set(f"{space}/path", str(folder))
+        line = await self.refused(*run, "--", "env")
+        self.assertIn(f"{space}/path would be the environment variable PATH", line)
+        self.assertIn("--allow PATH", line)
+        await self.refused(*run, "--allow", "LD_PRELOAD", "--", "env")
+        ended = await self.raxsr(*run, "--allow", "PATH", "--", "env")
+        self.assertEqual(ended.code, 0, ended.err)
+        self.assertNotIn("hijacked", ended.out)
+        self.assertIn(f"PATH={folder}\n", ended.out)
+        ended = await self.raxsr(*run, "--allow", "PATH", "--", "other")
+        self.assertEqual((ended.out, ended.code), ("", 127))
+        await client.configuration.set(f"{space}/ld-preload", "/tmp/evil.so")
+        await self.refused(*run, "--allow", "PATH", "--", "env")
+        ended = await self.raxsr(*run, "--allow", "PATH", "--allow", "LD_PRELOAD", "--", "/usr/bin/env")
+        self.assertIn("LD_PRELOAD=/tmp/evil.so\n", ended.out)
+
+
+class LoadersTests(SynchronousTestCase):
+    """Which variables decide what runs."""
+
+    def test_theListOfTheDocumentation(self) -> None:
+        """docs/raxsr.rst names all that is refused and nothing else; what applications have of their own is not."""
+        page = Path(__file__, "../../../../docs/raxsr.rst").resolve().read_text("utf-8")
+        table = page.partition("Refused              Variables")[2].partition("Variables that only")[0]
+        documented = re.findall("``([A-Z0-9_*]+)``", table)
+        self.assertEqual(sorted(documented), sorted([*NAMES, *(f"{prefix}*" for prefix in PREFIXES)]))
+        for name in documented:
+            self.assertTrue(decidesWhatRuns(name.replace("*", "X")), name)
+        for name in ("LISTEN_IP", "PORT", "NODE_ENV", "PATHS", "MY_PATH", "DATABASE_URL", "ENVIRONMENT", "JVM_OPTS"):
+            self.assertFalse(decidesWhatRuns(name), name)
+
+    def test_namesAreThoseOfTheEnvironment(self) -> None:
+        """It is the variable's name that counts, however the key is written."""
+        for key in ("/app/path", "/app/Ld-Preload", "/app/ld/preload", "/app/bash.env"):
+            self.assertRaises(CommandFailed, environmentOf, "/app", {key: "x"})
+        self.assertEqual(environmentOf("/app", {"/app/bash-env": "x"}, ["BASH_ENV"]), {"BASH_ENV": "x"})

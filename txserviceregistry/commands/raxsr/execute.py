@@ -9,12 +9,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from ..outcome import CommandFailed, UsageError
 from .base import Progress, RaxsrCommand
 from .configuration import addNamespace, allValues
+from .loaders import decidesWhatRuns
 from .parser import Parser
 
 if TYPE_CHECKING:
@@ -22,16 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Execute", "environmentOf"]
 
-_NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
 
 
-def environmentOf(namespace: str, values: Mapping[str, str]) -> dict[str, str]:
+def environmentOf(namespace: str, values: Mapping[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
     """
     Environment variables for the values of a namespace: named by the part of the key below it, in upper case, with a
     ``_`` for what is neither letter nor digit, and one more before a digit at the beginning.
 
-    :raises CommandFailed: if two keys have the same name then, or a value can't be in an environment.
+    :param allowed: the names of variables that may be set although they decide which code runs.
+    :raises CommandFailed: if two keys have the same name then, a value can't be in an environment, or a variable that
+        decides which code runs is not allowed.
     """
     prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
     environment: dict[str, str] = {}
@@ -46,6 +48,11 @@ def environmentOf(namespace: str, values: Mapping[str, str]) -> dict[str, str]:
             raise CommandFailed(f"{keys[name]} and {key} would both be the environment variable {name}")
         if "\0" in value:
             raise CommandFailed(f"the value of {key} holds a NUL character, which no environment variable can")
+        if decidesWhatRuns(name) and name not in allowed:
+            raise CommandFailed(
+                f"{key} would be the environment variable {name}, which decides which programs or code run. Nothing "
+                f"has been run. If that is wanted, give --allow {name}"
+            )
         keys[name], environment[name] = key, value
     return environment
 
@@ -56,15 +63,24 @@ class Execute(RaxsrCommand):
 
     The value of /production/cassandra/listen_ip is LISTEN_IP for --namespace /production/cassandra, and
     CASSANDRA_LISTEN_IP for --namespace /production. The command takes the place of raxsr: its exit code is its own.
+    It is looked up in raxsr's own PATH. Variables that decide which programs or code run (PATH, LD_PRELOAD, BASH_ENV,
+    PYTHONPATH, NODE_OPTIONS and others) are refused unless they are named with --allow.
     """
 
     example = "raxsr configuration exec --namespace /production/cassandra -- /opt/cassandra/bin/cassandra -f"
 
     def addArguments(self, parser: Parser) -> None:
         """What the command takes."""
-        parser.usage = "%(prog)s --namespace NAMESPACE -- COMMAND [ARGUMENT]…"
+        parser.usage = "%(prog)s --namespace NAMESPACE [--allow VARIABLE]… -- COMMAND [ARGUMENT]…"
         parser.takesCommand = True
         addNamespace(parser, required=True)
+        parser.add_argument(
+            "--allow",
+            action="append",
+            default=[],
+            metavar="VARIABLE",
+            help="set this environment variable although it decides which code runs; may be given several times",
+        )
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:
         """Do it."""
@@ -72,25 +88,32 @@ class Execute(RaxsrCommand):
         if not command:
             raise UsageError("say which command to run, after --, and its arguments after it")
 
+        # Only now: it brings Twisted, which help does not need.
+        from ..children import CantStart, findProgram
+
+        try:
+            # Here, so that it is the person's own PATH in which it is found.
+            program = os.path.abspath(findProgram(command[0]))
+        except CantStart as error:
+            self.app.complain(str(error))
+            return error.exitCode
+
         async def values(client: Client, progress: Progress) -> dict[str, str]:
             return await allValues(client, progress, namespace)
 
-        environment = environmentOf(namespace, self.ask(values))
+        environment = environmentOf(namespace, self.ask(values), parsed_args.allow)
         if not environment:
             self.app.note(f"there are no configuration values below {namespace}")
-        return self._become(command, {**os.environ, **environment})
+        return self._become(program, command, {**os.environ, **environment})
 
-    def _become(self, command: list[str], environment: Mapping[str, str]) -> int:
+    def _become(self, program: str, command: list[str], environment: Mapping[str, str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         # Python ignores these two, and what is ignored stays so in the program that follows.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         try:
-            os.execvpe(command[0], command, environment)
-        except (FileNotFoundError, NotADirectoryError):
-            self.app.complain(f"there is no program {command[0]}")
-            return _NOT_FOUND
+            os.execve(program, command, environment)
         except (OSError, ValueError) as error:
             self.app.complain(f"{command[0]} can't be run: {getattr(error, 'strerror', None) or error}")
             return _NOT_EXECUTABLE

@@ -1,0 +1,57 @@
+"""
+Environment variables that decide which programs run, or which code a program loads.
+
+They have this effect in programs that know nothing of it, and before the first line of those programs. So a value of
+the registry must not set them unless the person who runs the command has named them. An application's own variables
+are not among them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["NAMES", "PREFIXES", "decidesWhatRuns"]
+
+#: What the names of such variables begin with.
+PREFIXES = (
+    # The system's loaders: Linux and BSD, macOS, IRIX and Tru64, AIX.
+    *("LD_", "DYLD_", "_RLD", "LDR_"),
+    # Interpreters: PYTHONPATH, PYTHONHOME, PYTHONSTARTUP; PERL5LIB, PERL5OPT; RUBYLIB, RUBYOPT; LUA_PATH, LUA_INIT …
+    *("PYTHON", "PERL", "RUBY", "LUA_"),
+    # .NET's profilers, which are libraries.
+    *("CORECLR_", "COR_"),
+    # Git runs GIT_SSH_COMMAND, GIT_PAGER, GIT_EXTERNAL_DIFF and what GIT_CONFIG_… says.
+    "GIT_",
+    *("NPM_CONFIG_", "PIP_"),
+)
+
+#: The names of others.
+NAMES = frozenset(
+    [
+        # Where programs, and their configuration, are found.
+        *("PATH", "HOME", "SHELL", "CDPATH", "XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME"),
+        *("XDG_DATA_DIRS"),
+        # Shells.
+        *("ENV", "BASH_ENV", "BASHOPTS", "SHELLOPTS", "IFS", "PS4", "PROMPT_COMMAND", "GLOBIGNORE"),
+        *("FPATH", "ZDOTDIR", "NULLCMD", "READNULLCMD"),
+        # Programs that other programs start.
+        *("EDITOR", "VISUAL", "PAGER", "MANPAGER", "BROWSER", "LESSOPEN", "LESSCLOSE", "SSH_ASKPASS"),
+        *("SUDO_ASKPASS", "RSYNC_RSH", "CVS_RSH", "TAR_OPTIONS", "MAKEFLAGS", "MAKEFILES", "CC", "CXX"),
+        *("RUSTC_WRAPPER"),
+        # The C library, and other libraries that load modules.
+        *("GCONV_PATH", "GETCONF_DIR", "GLIBC_TUNABLES", "LOCPATH", "NLSPATH", "LIBPATH", "SHLIB_PATH"),
+        *("RES_OPTIONS", "HOSTALIASES", "LOCALDOMAIN", "OPENSSL_CONF", "OPENSSL_ENGINES"),
+        *("OPENSSL_MODULES", "KRB5_CONFIG", "TERMCAP", "TERMINFO", "TERMINFO_DIRS", "GTK_MODULES"),
+        *("GTK_PATH", "GIO_EXTRA_MODULES", "GIO_MODULE_DIR", "QT_PLUGIN_PATH"),
+        *("QT_QPA_PLATFORM_PLUGIN_PATH"),
+        # Java, Node.js, Ruby's gems, PHP, .NET, Mono, Erlang, R, Tcl.
+        *("CLASSPATH", "JAVA_HOME", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"),
+        *("NODE_OPTIONS", "NODE_PATH", "NODE_REPL_EXTERNAL_MODULE", "BUNDLE_GEMFILE", "GEM_HOME"),
+        *("GEM_PATH", "PHPRC", "PHP_INI_SCAN_DIR", "DOTNET_STARTUP_HOOKS", "DOTNET_ADDITIONAL_DEPS"),
+        *("DOTNET_SHARED_STORE", "DOTNET_ROOT", "MONO_PATH", "ERL_LIBS", "ERL_FLAGS", "ERL_AFLAGS"),
+        *("ERL_ZFLAGS", "R_LIBS", "R_PROFILE", "R_ENVIRON", "R_HOME", "TCLLIBPATH"),
+    ]
+)
+
+
+def decidesWhatRuns(name: str) -> bool:
+    """Whether an environment variable of this *name* can make a program run other code."""
+    return name in NAMES or name.startswith(PREFIXES)
