@@ -28,20 +28,20 @@ NAMES = frozenset(
     [
         # Where programs, and their configuration, are found.
         *("PATH", "HOME", "SHELL", "CDPATH", "XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME"),
-        *("XDG_DATA_DIRS"),
+        "XDG_DATA_DIRS",
         # Shells.
         *("ENV", "BASH_ENV", "BASHOPTS", "SHELLOPTS", "IFS", "PS4", "PROMPT_COMMAND", "GLOBIGNORE"),
         *("FPATH", "ZDOTDIR", "NULLCMD", "READNULLCMD"),
         # Programs that other programs start.
         *("EDITOR", "VISUAL", "PAGER", "MANPAGER", "BROWSER", "LESSOPEN", "LESSCLOSE", "SSH_ASKPASS"),
         *("SUDO_ASKPASS", "RSYNC_RSH", "CVS_RSH", "TAR_OPTIONS", "MAKEFLAGS", "MAKEFILES", "CC", "CXX"),
-        *("RUSTC_WRAPPER"),
+        "RUSTC_WRAPPER",
         # The C library, and other libraries that load modules.
         *("GCONV_PATH", "GETCONF_DIR", "GLIBC_TUNABLES", "LOCPATH", "NLSPATH", "LIBPATH", "SHLIB_PATH"),
         *("RES_OPTIONS", "HOSTALIASES", "LOCALDOMAIN", "OPENSSL_CONF", "OPENSSL_ENGINES"),
         *("OPENSSL_MODULES", "KRB5_CONFIG", "TERMCAP", "TERMINFO", "TERMINFO_DIRS", "GTK_MODULES"),
         *("GTK_PATH", "GIO_EXTRA_MODULES", "GIO_MODULE_DIR", "QT_PLUGIN_PATH"),
-        *("QT_QPA_PLATFORM_PLUGIN_PATH"),
+        "QT_QPA_PLATFORM_PLUGIN_PATH",
         # Java, Node.js, Ruby's gems, PHP, .NET, Mono, Erlang, R, Tcl.
         *("CLASSPATH", "JAVA_HOME", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"),
         *("NODE_OPTIONS", "NODE_PATH", "NODE_REPL_EXTERNAL_MODULE", "BUNDLE_GEMFILE", "GEM_HOME"),
