@@ -19,6 +19,7 @@ from txserviceregistry.faults import FAULT_TYPES
 
 TOKEN = "the-auth-token"
 API_KEY = "the-api-key"
+WEB1 = {"id": "web1", "heartbeat_timeout": 30, "tags": ["www"], "metadata": {"port": "80"}, "last_seen": None}
 
 
 def answer(status: int = 200, body: Any = None, **headers: str) -> WholeResponse:

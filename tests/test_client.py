@@ -28,7 +28,7 @@ from txserviceregistry.errors import (
 )
 from txserviceregistry.settings import readSettings
 
-from .fakeagent import API_KEY, TOKEN, FakeAgent, FakeApi, Sent, access, answer, authFault, fault
+from .fakeagent import API_KEY, TOKEN, WEB1, FakeAgent, FakeApi, Sent, access, answer, authFault, fault
 from .loopback import Call, LoopbackTestCase, Server
 
 BEAT = "the-heartbeat-token"
@@ -63,7 +63,7 @@ class ConnectionTests(ClientTestCase):
 
     async def test_oneConnectionServesAuthenticationAndAll(self) -> None:
         """The Auth API and the registry at one address share the connection."""
-        server = self.registry(lambda call: call.answer(200, {"id": "web1"}))
+        server = self.registry(lambda call: call.answer(200, WEB1))
         client = self.client(server)
         for _ in range(3):
             await client.services.get("web1")
@@ -142,7 +142,7 @@ class ConnectionTests(ClientTestCase):
 
     async def test_theNextUrlWhenOneIsDown(self) -> None:
         """Of several URLs one that works is found, for the Auth API too, and stayed with."""
-        server = self.registry(lambda call: call.answer(200, {"id": "web1"}))
+        server = self.registry(lambda call: call.answer(200, WEB1))
         client = self.client(await self.unusedUrl(), server)
         for _ in range(2):
             await client.services.get("web1")
@@ -208,7 +208,7 @@ class AuthenticationTests(ClientTestCase):
 
         def handle(call: Call) -> None:
             if not call.isAuthentication:
-                call.answer(200, {"id": "web1"})
+                call.answer(200, WEB1)
             elif up:
                 call.answer(200, access(expires="2099-01-01T00:00:00.000-06:00"))
             else:
@@ -249,7 +249,7 @@ class CloseTests(ClientTestCase):
 
     async def test_withStatement(self) -> None:
         """`async with` closes the client."""
-        server = self.registry(lambda call: call.answer(200, {"id": "web1"}))
+        server = self.registry(lambda call: call.answer(200, WEB1))
         async with Client("joe", API_KEY, "us", f"{server.url}/v1.0") as client:
             await client.services.get("web1")
         await self.until(lambda: not server.open)
@@ -335,7 +335,7 @@ class ConstructionTests(SynchronousTestCase):
 
     def test_asInTheOldLibrary(self) -> None:
         """Client(username, apiKey, 'us', baseUrl, agent), by position."""
-        agent = FakeApi(lambda sent: answer(200, {"id": "web1"}))
+        agent = FakeApi(lambda sent: answer(200, WEB1))
         client = Client("joe", API_KEY, "us", "http://registry/v1.0", agent, reactor=Clock(), authUrl="http://a/v2.0")
         self.successResultOf(client.services.get("web1"))
         self.assertEqual(agent.calls[0].asked, "GET http://registry/v1.0/7/services/web1")
@@ -375,7 +375,7 @@ class ConstructionTests(SynchronousTestCase):
         def handle(sent: Sent) -> Any:
             if not sent.url.endswith("/tokens"):
                 known = sent.token == f"token of {valid}"
-                return answer(200, {"id": "web1"}) if known else fault("unauthorizedError")
+                return answer(200, WEB1) if known else fault("unauthorizedError")
             keys.append((sent.url, sent.body["auth"]["RAX-KSKEY:apiKeyCredentials"]["apiKey"]))
             return answer(200, access(f"token of {valid}")) if keys[-1][1] == valid else authFault()
 
@@ -427,7 +427,7 @@ class ConstructionTests(SynchronousTestCase):
         endpoints = [{"region": name, "publicURL": f"{url}/7"} for name, url in regions.items()]
         body = access()
         body["access"]["serviceCatalog"] = [{"type": "rax:service-registry", "endpoints": endpoints}]
-        agent = FakeAgent(lambda sent: answer(200, body if sent.url.endswith("tokens") else {"id": "web1"}))
+        agent = FakeAgent(lambda sent: answer(200, body if sent.url.endswith("tokens") else WEB1))
         client = Client("joe", API_KEY, region, agent=agent, authUrl="http://auth/v2.0", reactor=Clock())
         return agent, client.services.get("web1")
 

@@ -17,6 +17,20 @@ from .fakeagent import API_KEY, FakeApi, answer, fault
 
 URL = "http://registry/v1.0"
 TENANT = f"{URL}/7"
+A = {"id": "/a", "value": "1"}
+B = {"id": "/b", "value": "2"}
+GONE = {
+    "id": "59a8f3a0-e0ac-11f0-8000-000000000000",
+    "timestamp": 1767225600000,
+    "type": "configuration_value.remove",
+    "payload": {"configuration_value_id": "/a", "old_value": "1"},
+}
+SET = {
+    "id": "59a8f3a1-e0ac-11f0-8000-000000000000",
+    "timestamp": 1767225600000,
+    "type": "configuration_value.update",
+    "payload": {"configuration_value_id": "/b", "old_value": None, "new_value": "2"},
+}
 
 
 class GroupTestCase(SynchronousTestCase):
@@ -99,9 +113,9 @@ class ConfigurationTests(GroupTestCase):
 
     def test_iterates(self) -> None:
         """iterate() goes over all values, or over those below a namespace, page by page."""
-        client = self.client(lambda sent: answer(200, page(2) if "marker" in sent.url else page(1, next="/b")))
-        self.assertEqual(self.collect(client.configuration.iterate()), [1, 2])
-        self.assertEqual(self.collect(client.configuration.iterate("/p")), [1, 2])
+        client = self.client(lambda sent: answer(200, page(B) if "marker" in sent.url else page(A, next="/b")))
+        self.assertEqual(self.collect(client.configuration.iterate()), [A, B])
+        self.assertEqual(self.collect(client.configuration.iterate("/p")), [A, B])
         self.assertEqual(
             self.asked,
             [
@@ -126,15 +140,15 @@ class EventsTests(GroupTestCase):
 
     def test_list(self) -> None:
         """list() is a page, from a marker on, of one type if it is wanted."""
-        client = self.client(lambda sent: answer(200, page(1)))
-        self.assertEqual(self.successResultOf(client.events.list())["values"], [1])
+        client = self.client(lambda sent: answer(200, page(SET)))
+        self.assertEqual(self.successResultOf(client.events.list())["values"], [SET])
         self.successResultOf(client.events.list("m", 5, "service.join"))
         self.assertEqual(self.asked, ["GET /events", "GET /events?marker=m&limit=5&type=service.join"])
 
     def test_iterates(self) -> None:
         """iterate() goes from the marker to the feed's end."""
-        client = self.client(lambda sent: answer(200, page(2) if "marker=n" in sent.url else page(1, next="n")))
-        self.assertEqual(self.collect(client.events.iterate("m")), [1, 2])
+        client = self.client(lambda sent: answer(200, page(SET) if "marker=n" in sent.url else page(GONE, next="n")))
+        self.assertEqual(self.collect(client.events.iterate("m")), [GONE, SET])
         self.assertEqual(self.asked, ["GET /events?marker=m", "GET /events?marker=n"])
 
 

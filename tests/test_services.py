@@ -23,13 +23,12 @@ from txserviceregistry.errors import (
 )
 from txserviceregistry.listcache import ListCache
 
-from .fakeagent import API_KEY, FakeApi, Sent, answer, fault
+from .fakeagent import API_KEY, WEB1, FakeApi, Sent, answer, fault
 
 URL = "http://registry/v1.0"
 SERVICES = f"{URL}/7/services"
 EXISTS = {"type": "serviceWithThisIdExists", "code": 400, "message": "Service with id web1 already exists."}
 GONE = {"type": "notFoundError", "code": 404, "message": "object does not exist", "details": 'Object "Service" …'}
-WEB1 = {"id": "web1", "heartbeat_timeout": 30, "tags": ["www"], "metadata": {"port": "80"}, "last_seen": None}
 
 
 def page(*ids: str, next: str | None = None) -> dict[str, Any]:

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from .deferred import returnsDeferred
+from .shapes import readLimits
 from .transport import Transport
 from .types import Limits
 
@@ -32,4 +31,4 @@ class AccountClient:
             a :class:`~txserviceregistry.errors.ServiceRegistryError`.
         """
         response = await self._transport.request("GET", "/limits")
-        return cast(Limits, response.having(resource=dict, rate=dict))
+        return response.read(readLimits)

@@ -37,12 +37,12 @@ from .errors import (
     AuthenticationFailed,
     ForeignResponse,
     InvalidSettings,
-    MalformedResponse,
     ServerError,
     ServiceRegistryError,
 )
 from .faults import faultIn
 from .jsontransport import ClientClosed, JSONTransport, Response
+from .shapes import objectsIn, readAccess
 
 __all__ = ["Credentials", "IAuthenticator", "KeystoneAuthenticator", "RetryingAuthAgent", "Session", "parseTime"]
 
@@ -76,9 +76,7 @@ _FAULTS = {
     "serviceUnavailable": 503,
 }
 
-# The entries of a service catalog that name the tenant (by name, the last one by type), in the order of looking.
 _REGISTRY_TYPE = "rax:service-registry"
-_TENANT_ENTRIES = ("cloudServersOpenStack", "cloudServers", "cloudMonitoring", _REGISTRY_TYPE)
 
 _TIME = re.compile(
     r"(\d{4})-?(\d\d)-?(\d\d)[Tt ](\d\d):?(\d\d)(?::?(\d\d)(?:[.,](\d+))?)?\s*(?:([Zz])|([+-])(\d\d)(?::?(\d\d))?)?",
@@ -118,12 +116,13 @@ class Session:
     def registryUrls(self) -> dict[str, str]:
         """The URLs of the service registries in the catalog, without the tenant, by region."""
         urls = {}
-        for entry in _objects(self.catalog):
+        for entry in objectsIn(self.catalog):
             if entry.get("type") == _REGISTRY_TYPE:
-                for endpoint in _objects(entry.get("endpoints")):
-                    url = str(endpoint.get("publicURL") or "").rstrip("/")
-                    if url:
-                        urls[str(endpoint.get("region") or "")] = url.removesuffix(f"/{self.tenantId}")
+                for endpoint in objectsIn(entry.get("endpoints")):
+                    url, region = endpoint.get("publicURL"), endpoint.get("region")
+                    if isinstance(url, str) and url.strip("/"):
+                        name = region if isinstance(region, str) else ""
+                        urls[name] = url.rstrip("/").removesuffix(f"/{self.tenantId}")
         return urls
 
 
@@ -181,26 +180,6 @@ def _faultIn(response: Response) -> str | None:
     for name, fault in response.json.items():
         if _FAULTS.get(name) == response.status and isinstance(fault, dict) and fault.get("code") == response.status:
             return fault["message"] if isinstance(fault.get("message"), str) else None
-    return None
-
-
-def _objects(value: object) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, (list, tuple)) else []
-
-
-def _tenantIn(access: dict[str, Any]) -> str | None:
-    """The tenant's id: it has stood in different places over the years."""
-    tenant = access["token"].get("tenant")
-    if isinstance(tenant, dict) and tenant.get("id") not in (None, ""):
-        return str(tenant["id"])
-    entries = {}
-    for entry in reversed(_objects(access.get("serviceCatalog"))):
-        entries[str(entry.get("type"))] = entries[str(entry.get("name"))] = entry
-    for name in _TENANT_ENTRIES:
-        for endpoint in _objects(entries.get(name, {}).get("endpoints")):
-            found = endpoint.get("tenantId") or str(endpoint.get("publicURL") or "").rstrip("/").rpartition("/")[2]
-            if found:
-                return str(found)
     return None
 
 
@@ -331,14 +310,8 @@ class KeystoneAuthenticator:
         raise self._refused(response)
 
     def _read(self, response: Response) -> Session:
-        access = response.having(access=dict)["access"]
-        token = access.get("token")
-        if not isinstance(token, dict) or not isinstance(token.get("id"), str) or not token["id"]:
-            raise MalformedResponse(f"{response.method} {response.url} was answered without a token")
-        tenant = _tenantIn(access)
-        if tenant is None:
-            raise MalformedResponse(f"{response.method} {response.url} was answered with a token that names no tenant")
-        return Session(token["id"], tenant, parseTime(token.get("expires")), _objects(access.get("serviceCatalog")))
+        token, tenant, expires, catalog = response.read(readAccess)
+        return Session(token, tenant, parseTime(expires), catalog)
 
     def _refused(self, response: Response) -> ServiceRegistryError:
         said = _faultIn(response)

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import cast
 
 from twisted.internet.defer import Deferred
 
 from .deferred import returnsDeferred
+from .shapes import readConfigurationPage, readConfigurationValue
 from .transport import Transport, badParameter, pages, segment
 from .types import ConfigurationPage, ConfigurationValue
 
@@ -73,7 +73,7 @@ class ConfigurationClient:
                 print(value["id"], value["value"])
         """
         path = "/configuration" if namespace is None else _namespacePath(namespace)
-        return cast(AsyncIterator[ConfigurationValue], pages(self._transport, path, {}))
+        return pages(self._transport, path, readConfigurationPage)
 
     @returnsDeferred
     async def get(self, id: str) -> ConfigurationValue:
@@ -84,7 +84,7 @@ class ConfigurationClient:
         :return: fires with ``{"id": …, "value": …}``; fails with ``NotFound`` if there is none.
         """
         response = await self._transport.request("GET", _path(id))
-        return cast(ConfigurationValue, response.having(id=str, value=str))
+        return response.read(readConfigurationValue)
 
     @returnsDeferred
     async def set(self, id: str, value: str) -> bool:
@@ -112,4 +112,4 @@ class ConfigurationClient:
     @returnsDeferred
     async def _list(self, path: str, marker: str | None, limit: int | None) -> ConfigurationPage:
         response = await self._transport.request("GET", path, query={"marker": marker, "limit": limit})
-        return cast(ConfigurationPage, response.having(values=list, metadata=dict))
+        return response.read(readConfigurationPage)

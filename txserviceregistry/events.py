@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import cast
 
 from .deferred import returnsDeferred
 from .errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
+from .shapes import readEventPage
 from .transport import EVENTS_WAIT, Transport, pages
 from .types import Event, EventPage
 
@@ -59,7 +59,7 @@ class EventsClient:
                 raise
             # The server has used up the time to wait. Another one tells what there is now.
             response = await self._transport.request("GET", "/events", query={**query, "wait": None})
-        return cast(EventPage, response.having(values=list, metadata=dict))
+        return response.read(readEventPage)
 
     def iterate(self, marker: str | None = None) -> AsyncIterator[Event]:
         """
@@ -70,4 +70,4 @@ class EventsClient:
 
         :param marker: see :meth:`list`.
         """
-        return cast(AsyncIterator[Event], pages(self._transport, "/events", {}, marker))
+        return pages(self._transport, "/events", readEventPage, marker=marker)

@@ -145,20 +145,21 @@ class Response:
         # Whatever stands before a registry may say anything.
         return values[0].decode("utf-8", "replace") if values else None
 
-    def having(self, **members: type) -> Any:
+    def read(self, reader: Callable[[Any], _T]) -> _T:
         """
-        The body's value, when it is an object with these members.
+        The body's value, validated.
 
-        :param members: the type of each.
-        :raises MalformedResponse: if it is not.
+        :param reader: takes the JSON value and returns it, or raises ``ValueError`` if it has another shape than it
+            should: a function of :mod:`~txserviceregistry.shapes`.
+        :raises MalformedResponse: if it has another shape.
         """
-        for name, kind in members.items():
-            if not isinstance(self.json, dict) or not isinstance(self.json.get(name), kind):
-                raise MalformedResponse(
-                    f"{self.method} {self.url} was answered with {self.status}, but without {name!r}: "
-                    "is this the URL of a service registry?"
-                )
-        return self.json
+        try:
+            return reader(self.json)
+        except ValueError as error:
+            raise MalformedResponse(
+                f"{self.method} {self.url} was answered with {self.status}, but {error}: "
+                "is this the URL of a service registry?"
+            )
 
 
 @attrs.define

@@ -22,11 +22,11 @@ from .errors import (
     ServiceExists,
     ServiceRegistryError,
 )
-from .faults import faultIn
 from .fleet import Fleet
 from .heartbeater import HeartBeater
 from .listcache import ListCache
 from .pulse import Pulse
+from .shapes import readHeartbeats, readService, readServicePage, readToken
 from .stalls import StallWatch
 from .transport import HEARTBEATS, ClientClosed, Response, Transport, badParameter, pages, pathOf, segment
 from .turns import Turns
@@ -41,23 +41,8 @@ _LONGEST_TIMEOUT = 120
 _DEATH_MARGIN = 2.0
 
 
-def _unfit(response: Response, what: str) -> MalformedResponse:
-    return MalformedResponse(f"{response.method} {response.url} was answered with {what}")
-
-
-def _outcome(response: Response, value: Any) -> HeartbeatToken | FaultBody:
-    if isinstance(value, dict):
-        token, fault = value.get("token"), value.get("fault")
-        if isinstance(token, str):
-            return {"token": token}
-        known = faultIn(fault)
-        if known is not None:
-            return cast(FaultBody, known)
-    raise _unfit(response, "a value that is neither a token nor a fault")
-
-
 def _token(response: Response) -> HeartbeatToken:
-    return cast(HeartbeatToken, response.having(token=str))
+    return response.read(readToken)
 
 
 def _path(id: str) -> str:
@@ -124,7 +109,7 @@ class ServicesClient:
 
         It never takes a page out of the cache: an iteration that the registry can't finish fails.
         """
-        return cast(AsyncIterator[Service], pages(self._transport, "/services", {"tag": tag}))
+        return pages(self._transport, "/services", readServicePage, {"tag": tag})
 
     @property
     def servers(self) -> int:
@@ -146,7 +131,7 @@ class ServicesClient:
         :return: fires with the service; fails with ``NotFound`` if there is none with this *id*.
         """
         response = await self._transport.request("GET", _path(id), timeout=timeout)
-        return cast(Service, response.having(id=str))
+        return response.read(readService)
 
     @returnsDeferred
     async def create(
@@ -195,7 +180,7 @@ class ServicesClient:
         """
         body = {**(payload or {}), "id": id, "heartbeat_timeout": heartbeatTimeout}
         response = await self._transport.request("POST", "/services", body=body, timeout=timeout, isTraced=True)
-        return cast(HeartbeatToken, response.having(token=str))
+        return response.read(readToken)
 
     @returnsDeferred
     async def register(
@@ -274,10 +259,7 @@ class ServicesClient:
         """
         body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
         response = await self._transport.request("POST", "/heartbeats", body=body, timeout=timeout, repeatable=True)
-        values = response.having(values=list)["values"]
-        if len(values) != len(beats):
-            raise _unfit(response, f"{len(values)} values instead of {len(beats)}")
-        return [_outcome(response, value) for value in values]
+        return response.read(lambda value: readHeartbeats(value, len(beats)))
 
     @returnsDeferred
     async def update(self, id: str, payload: Mapping[str, Any]) -> bool:
@@ -316,7 +298,7 @@ class ServicesClient:
         key = pathOf("/services", query)
         try:
             response = await self._transport.request("GET", "/services", query=query)
-            page = response.having(values=list, metadata=dict)
+            page = response.read(readServicePage)
         except (ConnectionFailed, RequestTimedOut, ServerError, MalformedResponse) as error:
             stale = None if self._cache is None else self._cache.stale(key, self._clock)
             if stale is None or isinstance(error, ClientClosed):
@@ -324,12 +306,12 @@ class ServicesClient:
             return cast(ServicePage, stale)
         if self._cache is not None:
             self._cache.keep(key, response.body, self._clock)
-        return cast(ServicePage, page)
+        return page
 
     async def _timeoutOf(self, id: str) -> int | None:
         try:
-            return min(int((await self.get(id))["heartbeat_timeout"]), _LONGEST_TIMEOUT)
-        except (ServiceRegistryError, LookupError, TypeError, ValueError):
+            return min((await self.get(id))["heartbeat_timeout"], _LONGEST_TIMEOUT)
+        except ServiceRegistryError:
             # Gone in this very moment, or not to be had just now: the next try tells.
             return None
 

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
 from .blanking import blanked
-from .errors import APIError, BadRequest, ForeignResponse, MalformedResponse, RateLimited, apiErrorFor
+from .errors import APIError, BadRequest, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
 from .faults import faultIn
 from .jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, pathOf, segment
 
@@ -152,7 +152,12 @@ class Transport:
 
     def _adopt(self, session: Session) -> None:
         if self._session is None or session.tenantId != self._session.tenantId:
-            bases = [f"{base}/{segment(session.tenantId)}" for base in self._basesFor(session)]
+            try:
+                bases = [f"{base}/{segment(session.tenantId)}" for base in self._basesFor(session)]
+            except InvalidSettings:
+                # The next authentication may bring a catalog that names a registry.
+                self._authenticator.invalidate(session.token)
+                raise
             self._json = JSONTransport(
                 self._agent,
                 self._clock,
@@ -230,7 +235,7 @@ def faultOf(response: Response, sent: object = None) -> Exception:
 
     def text(name: str) -> str:
         value = None if fault is None else fault.get(name)
-        return "" if value is None else blanked(str(value), secrets)
+        return blanked(value, secrets) if isinstance(value, str) else ""
 
     kind = apiErrorFor(response.status, text("type"))
     error: APIError = kind(
@@ -265,24 +270,34 @@ def _doubt(response: Response, type: str, message: str) -> str:
 
 
 async def pages(
-    transport: Transport, path: str, query: Mapping[str, object], marker: str | None = None
+    transport: Transport,
+    path: str,
+    reader: Callable[[Any], Any],
+    query: Mapping[str, object] | None = None,
+    *,
+    marker: str | None = None,
 ) -> AsyncIterator[Any]:
     """
     The values of a collection, page by page as they are asked for.
 
     :param path: the collection's.
+    :param reader: validates a page: a function of :mod:`~txserviceregistry.shapes`.
     :param query: what belongs to each page's query.
     :param marker: where to begin.
-    :raises MalformedResponse: if the pages lead nowhere.
+    :raises MalformedResponse: if a page has another shape than it should, or the pages lead in a circle.
     """
+    # A circle comes by one page again and again. Remembering each 2^n-th finds it, however long it is.
+    passed, count = marker, 0
     while True:
-        response = await transport.request("GET", path, query={**query, "marker": marker})
-        page = response.having(values=list, metadata=dict)
+        response = await transport.request("GET", path, query={**(query or {}), "marker": marker})
+        page = response.read(reader)
         for value in page["values"]:
             yield value
-        following = page["metadata"].get("next_marker")
-        if following is None:
+        marker = page["metadata"]["next_marker"]
+        if marker is None:
             return
-        if following == marker:
-            raise MalformedResponse(f"GET {response.url} names itself as its next page")
-        marker = following
+        if marker == passed:
+            raise MalformedResponse(f"GET {response.url} names a page before it as its next page")
+        count += 1
+        if count & (count - 1) == 0:
+            passed = marker

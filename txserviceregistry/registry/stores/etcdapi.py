@@ -25,6 +25,7 @@ from zope.interface import implementer
 from ...deferred import returnsDeferred
 from ...errors import ServiceRegistryError
 from ...jsontransport import JSONTransport
+from ...shapes import readToken
 from ...turns import Turns
 from ..remembered import Shared
 from ..statistics import StoreStatistics
@@ -478,4 +479,4 @@ class Etcd:
             raise EtcdError(_UNAVAILABLE, f"it can't authenticate anybody now ({response.status})")
         if response.status != 200:
             raise StoreUnavailable(f"etcd refuses its user {user.name!r}: check the name and the password")
-        user.token = response.having(token=str)["token"]
+        user.token = response.read(readToken)["token"]

@@ -1,0 +1,313 @@
+"""
+Validation of responses: what the JSON of each response of the API has to look like.
+
+Every method of the client passes what it received through one of these functions before anything else reads it. Each
+takes a JSON value, and returns it as it is when it has the right shape. Otherwise it raises ``ValueError``, whose text
+names the member and what it should be, and never holds a value: a value may be a secret.
+
+Members that are not known are ignored. Numbers have bounds, so that arithmetic and dates work with whatever passes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, cast
+
+from .faults import faultIn
+from .types import (
+    ConfigurationPage,
+    ConfigurationValue,
+    Event,
+    EventPage,
+    FaultBody,
+    HeartbeatToken,
+    Limits,
+    Service,
+    ServicePage,
+)
+
+__all__ = [
+    "Access",
+    "objectsIn",
+    "readAccess",
+    "readConfigurationPage",
+    "readConfigurationValue",
+    "readEventPage",
+    "readHeartbeats",
+    "readLimits",
+    "readService",
+    "readServicePage",
+    "readToken",
+]
+
+# Characters of any text that the protocol limits to fewer.
+_LONGEST = 4096
+# The last millisecond of the year 9999: later ones have no date.
+_LAST_MILLISECOND = 253_402_300_799_999
+# A heartbeat timeout in seconds, whatever the limits of the registry.
+_LONGEST_TIMEOUT = 86_400
+# The largest integer that every JSON implementation keeps exact.
+_LARGEST = 2**53
+
+_TIME_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.I | re.ASCII)
+# What can stand in a header or, encoded, in a path.
+_PRINTABLE = re.compile(r"[ -~]+")
+
+_SERVICE_EVENTS = frozenset({"service.join", "service.remove", "service.timeout"})
+
+# The entries of a service catalog that name the tenant (by name, the last one by type), in the order of looking.
+_TENANT_ENTRIES = ("cloudServersOpenStack", "cloudServers", "cloudMonitoring", "rax:service-registry")
+
+#: What an authentication gives: the token, the tenant's id, ``expires`` as it was sent, the service catalog.
+Access = tuple[str, str, object, list[dict[str, Any]]]
+
+
+# -- one thing
+
+
+def readService(value: Any) -> Service:
+    """A service."""
+    service = _registration(value)
+    lastSeen = service.get("last_seen", False)
+    if lastSeen is not None:
+        _integer(service, "last_seen", 0, _LAST_MILLISECOND)
+    return cast(Service, service)
+
+
+def readConfigurationValue(value: Any) -> ConfigurationValue:
+    """A configuration value."""
+    configurationValue = _object(value)
+    _text(configurationValue, "id")
+    _text(configurationValue, "value")
+    return cast(ConfigurationValue, configurationValue)
+
+
+def readEvent(value: Any) -> Event:
+    """
+    An event.
+
+    The payload of an event whose type is not one of the five of the API may be anything.
+    """
+    event = _object(value)
+    id = event.get("id")
+    if not isinstance(id, str) or not _TIME_UUID.fullmatch(id):
+        raise ValueError("id is not a version-1 UUID")
+    _integer(event, "timestamp", 0, _LAST_MILLISECOND)
+    type = _text(event, "type")
+    try:
+        if type in _SERVICE_EVENTS:
+            _registration(event.get("payload"))
+        elif type == "configuration_value.update":
+            payload = _object(event.get("payload"))
+            _text(payload, "configuration_value_id")
+            _text(payload, "new_value")
+            _textOrNull(payload, "old_value")
+        elif type == "configuration_value.remove":
+            payload = _object(event.get("payload"))
+            _text(payload, "configuration_value_id")
+            _textOrNull(payload, "old_value")
+    except ValueError as error:
+        raise ValueError(f"payload: {error}")
+    return cast(Event, event)
+
+
+def readToken(value: Any) -> HeartbeatToken:
+    """The response to a registration and to a heartbeat: the token for the next heartbeat."""
+    token = _object(value)
+    _printable(token, "token")
+    return cast(HeartbeatToken, token)
+
+
+def readHeartbeats(value: Any, count: int) -> list[HeartbeatToken | FaultBody]:
+    """
+    The response to *count* heartbeats in one request.
+
+    :return: for each its token, or the fault.
+    """
+    values = _list(_object(value), "values")
+    if len(values) != count:
+        raise ValueError(f"values has {len(values)} items instead of {count}")
+    return [_each(_outcome, number, each) for number, each in enumerate(values)]
+
+
+def readLimits(value: Any) -> Limits:
+    """The account's limits."""
+    limits = _object(value)
+    resources, rates = _object(limits.get("resource"), "resource"), _object(limits.get("rate"), "rate")
+    for name in resources:
+        _integer(resources, name, 0, _LARGEST)
+    for rate in rates.values():
+        _object(rate, "a rate")
+        _integer(rate, "limit", 0, _LARGEST)
+        _integer(rate, "used", 0, _LARGEST)
+        _text(rate, "window")
+    return cast(Limits, limits)
+
+
+def readAccess(value: Any) -> Access:
+    """The response of the Auth API. Of its service catalog, everything that is not an object is ignored."""
+    access = _object(_object(value).get("access"), "access")
+    token = _object(access.get("token"), "the token")
+    try:
+        id = _printable(token, "id")
+    except ValueError as error:
+        raise ValueError(f"the token's {error}")
+    catalog = objectsIn(access.get("serviceCatalog"))
+    tenant = _tenantIn(token, catalog)
+    if not _PRINTABLE.fullmatch(tenant) or len(tenant) > _LONGEST:
+        raise ValueError("the tenant of the token is not a tenant id")
+    return id, tenant, token.get("expires"), catalog
+
+
+def objectsIn(value: object) -> list[dict[str, Any]]:
+    """The objects of a list; none of what is not a list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+# -- pages
+
+
+def readServicePage(value: Any) -> ServicePage:
+    """A page of services."""
+    return cast(ServicePage, _page(value, readService))
+
+
+def readConfigurationPage(value: Any) -> ConfigurationPage:
+    """A page of configuration values."""
+    return cast(ConfigurationPage, _page(value, readConfigurationValue))
+
+
+def readEventPage(value: Any) -> EventPage:
+    """A page of events."""
+    return cast(EventPage, _page(value, readEvent))
+
+
+def _page(value: Any, readOne: Callable[[Any], Any]) -> Any:
+    page = _object(value)
+    values = _list(page, "values")
+    ids = {_each(readOne, number, each)["id"] for number, each in enumerate(values)}
+    if len(ids) != len(values):
+        raise ValueError("values has the same id twice")
+    metadata = _object(page.get("metadata"), "metadata")
+    # A page without it would pass for the last one, and what is on the next pages for removed.
+    if "next_marker" not in metadata:
+        raise ValueError("metadata has no next_marker")
+    if metadata["next_marker"] is not None:
+        _printable(metadata, "next_marker")
+        if not values:
+            raise ValueError("values is empty, although there is a next_marker")
+    for name in ("count", "limit"):
+        if name in metadata:
+            _integer(metadata, name, 0, _LARGEST)
+    for name in ("marker", "next_href"):
+        if name in metadata:
+            _textOrNull(metadata, name)
+    return page
+
+
+# -- what they consist of
+
+
+def _each(readOne: Callable[[Any], Any], number: int, value: Any) -> Any:
+    try:
+        return readOne(value)
+    except ValueError as error:
+        raise ValueError(f"values[{number}]: {error}")
+
+
+def _registration(value: Any) -> dict[str, Any]:
+    """What a service and the payload of its events have in common."""
+    service = _object(value)
+    _text(service, "id")
+    _integer(service, "heartbeat_timeout", 1, _LONGEST_TIMEOUT)
+    if not all(isinstance(tag, str) for tag in _list(service, "tags")):
+        raise ValueError("tags is not a list of strings")
+    if not all(isinstance(text, str) for text in _object(service.get("metadata"), "metadata").values()):
+        raise ValueError("metadata is not an object of strings")
+    return service
+
+
+def _outcome(value: Any) -> HeartbeatToken | FaultBody:
+    outcome = _object(value)
+    if "token" in outcome:
+        return {"token": _printable(outcome, "token")}
+    fault = faultIn(outcome.get("fault"))
+    if fault is None:
+        raise ValueError("it is neither a token nor a fault")
+    return cast(FaultBody, fault)
+
+
+def _tenantIn(token: dict[str, Any], catalog: list[dict[str, Any]]) -> str:
+    """The tenant's id: it has stood in different places over the years."""
+    tenant = token.get("tenant")
+    if isinstance(tenant, dict) and tenant.get("id") not in (None, ""):
+        return _idText(tenant["id"])
+    entries: dict[str, dict[str, Any]] = {}
+    for entry in reversed(catalog):
+        for name in (entry.get("type"), entry.get("name")):
+            if isinstance(name, str):
+                entries[name] = entry
+    for name in _TENANT_ENTRIES:
+        for endpoint in objectsIn(entries.get(name, {}).get("endpoints")):
+            url = endpoint.get("publicURL")
+            found = _idText(endpoint.get("tenantId")) or (
+                url.rstrip("/").rpartition("/")[2] if isinstance(url, str) else ""
+            )
+            if found:
+                return found
+    raise ValueError("the token names no tenant")
+
+
+def _idText(value: object) -> str:
+    # Some deployments write the number of a tenant as a number.
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST:
+        return str(value)
+    return value if isinstance(value, str) else ""
+
+
+def _object(value: Any, name: str = "it") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is not an object")
+    return value
+
+
+def _list(holder: dict[str, Any], name: str) -> list[Any]:
+    value = holder.get(name)
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is not a list")
+    return value
+
+
+def _text(holder: dict[str, Any], name: str) -> str:
+    value = holder.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST or not _isEncodable(value):
+        raise ValueError(f"{name} is not a string of 1 to {_LONGEST} characters")
+    return value
+
+
+def _isEncodable(text: str) -> bool:
+    """Whether it has no half of a surrogate pair: such a text can be neither sent nor written."""
+    try:
+        return text.isascii() or bool(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def _textOrNull(holder: dict[str, Any], name: str) -> None:
+    if not isinstance(holder.get(name, ""), (str, type(None))):
+        raise ValueError(f"{name} is neither a string nor null")
+
+
+def _printable(holder: dict[str, Any], name: str) -> str:
+    value = holder.get(name)
+    if not isinstance(value, str) or len(value) > _LONGEST or not _PRINTABLE.fullmatch(value):
+        raise ValueError(f"{name} is not a string of 1 to {_LONGEST} printable ASCII characters")
+    return value
+
+
+def _integer(holder: dict[str, Any], name: str, least: int, most: int) -> int:
+    value = holder.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name} is not an integer from {least} to {most}")
+    return value
