@@ -26,7 +26,7 @@ from txserviceregistry.settings import readSettings
 from txserviceregistry.tls import CertificateRefused, describeTLS, tlsPolicy
 
 from .certificates import Holder, commonHolder, selfSigned
-from .fakeagent import API_KEY, access
+from .fakeagent import API_KEY, WEB1, access
 from .loopback import Call, LoopbackTestCase, Server
 
 
@@ -37,7 +37,7 @@ class TLSTestCase(LoopbackTestCase):
         """One with a certificate, or, with None, with none."""
 
         def handle(call: Call) -> None:
-            call.answer(200, access() if call.isAuthentication else {"id": "web1", "token": "t"})
+            call.answer(200, access() if call.isAuthentication else {**WEB1, "token": "t"})
 
         return self.serve(handle, context)
 

@@ -12,12 +12,16 @@ import re
 from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "LATEST",
+    "LONGEST_RETRY_AFTER",
+    "boundedNumber",
     "formatMetadata",
     "formatTags",
     "parseCount",
     "parseDuration",
     "parseMetadata",
     "parseRate",
+    "parseRetryAfter",
     "parseTags",
 ]
 
@@ -28,6 +32,12 @@ _COUNT = re.compile(r"[0-9]{1,10}", re.ASCII)
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([smhd]?)", re.ASCII)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LARGEST_COUNT = 2**31 - 1
+_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
+
+#: The last second of the year 9999, since the epoch: the latest moment that has a date.
+LATEST = 253_402_300_799.0
+#: No client waits for longer than this because a response says so, in seconds.
+LONGEST_RETRY_AFTER = 86_400.0
 # The periods of a rate: what is shorter can't be told from a burst, what is longer no client waits for.
 _PERIODS = ("1s", "366d")
 
@@ -86,6 +96,41 @@ def parseDuration(text: str, least: str = "0s", most: str = "36500d") -> float:
     if not _seconds(least) <= seconds <= _seconds(most):
         raise ValueError(f"{text!r} is not from {least} to {most}")
     return seconds
+
+
+def boundedNumber(value: object, least: float, most: float) -> float:
+    """
+    A number that comes from outside (a file, an argument, a response), if arithmetic can rely on it.
+
+    :param value: a number, or any text that Python reads as one.
+    :raises ValueError: if it is not one, is not finite, or is not from *least* to *most*.
+    """
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            pass
+        else:
+            # Nothing is true of "not a number".
+            if least <= number <= most:
+                return number
+    raise ValueError(f"{_shown(value)} is not a number from {least:g} to {most:g}")
+
+
+def parseRetryAfter(text: str | None) -> float | None:
+    """
+    The header ``Retry-After``, in seconds, and no more than :data:`LONGEST_RETRY_AFTER`.
+
+    :return: ``None`` if it is not there or is not a decimal number. (It may be a date, which the API never sends.)
+    """
+    if text is None or not _SECONDS.fullmatch(text.strip()):
+        return None
+    return min(float(text), LONGEST_RETRY_AFTER)
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, (float, str)) else type(value).__name__
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def parseRate(text: str) -> tuple[int | None, float]:

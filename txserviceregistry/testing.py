@@ -40,7 +40,7 @@ from zope.interface import implementer
 from .agents import BytesProducer
 from .client import Client
 from .faults import FAULT_TYPES
-from .registry.core import Registry
+from .registry.core import EVENT_RETENTION, Registry
 from .registry.identity import Identity
 from .registry.limits import RateLimiter, ResourceLimits
 from .registry.stores.memory import MemoryStore
@@ -88,12 +88,14 @@ class FakeRegistry:
     apiKey = "fake-api-key"
     url = "http://registry.invalid:8880/v1.0"
 
-    def __init__(self, *, limits: ResourceLimits | None = None) -> None:
+    def __init__(self, *, limits: ResourceLimits | None = None, eventRetention: float = EVENT_RETENTION) -> None:
         """
         :param limits: how many objects the account may have; the protocol's defaults if not given.
+        :param eventRetention: seconds for which events are kept, 3600 or more.
         """
         self.clock = Clock()
         self.requests: list[Request] = []
+        self._eventRetention = eventRetention
         self._limits = limits or ResourceLimits()
         self._registryClock = Clock()
         self._agent = _ScriptedAgent(self)
@@ -206,6 +208,16 @@ class FakeRegistry:
         """The next *count* requests are answered with 200 and a body that is no JSON."""
         self._agent.script(_answer(200, b"<html>what is this?</html>"), count)
 
+    def malformedEventsNext(self, count: int | None = 1) -> None:
+        """
+        The next *count* requests for events are answered with 200 and JSON that is a page, but not a page of events:
+        its one value has an ``id``, and nothing else that an event has.
+
+        :param count: how many requests; ``None`` for all, until :meth:`answerNormally`.
+        """
+        body = b'{"values": [{"id": "x"}], "metadata": {"count": 1, "next_marker": null}}'
+        self._agent.script(_answer(200, body), count, _isForEvents)
+
     def truncateNext(self, count: int = 1) -> None:
         """The registry acts on the next *count* requests, but the bodies of its answers break off in the middle."""
         self._agent.script(_truncate, count)
@@ -305,7 +317,11 @@ class FakeRegistry:
         )
         _now(self._identity.ensureUser(self.username, key=self.apiKey))
         self._registry = Registry(
-            self._store, clock=self._registryClock, wallClock=self._wallClock, limits=self._limits
+            self._store,
+            clock=self._registryClock,
+            wallClock=self._wallClock,
+            limits=self._limits,
+            eventRetention=self._eventRetention,
         )
         _now(self._registry.start())
         self._agent.resource = ApiResource(
@@ -456,6 +472,10 @@ class _ScriptedAgent:
 
 
 # -- the faults
+
+
+def _isForEvents(request: Request) -> bool:
+    return request.path.partition("?")[0].endswith("/events")
 
 
 def _isHeartbeat(request: Request) -> bool:

@@ -6,6 +6,7 @@ each event once.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import given, settings
@@ -64,10 +65,17 @@ class SlowAgent:
 class World:
     """A registry, what follows it, and somebody who changes things."""
 
-    def __init__(self, case: SynchronousTestCase, slow: float, canWait: bool, refresh: float = REFRESH) -> None:
+    def __init__(
+        self,
+        case: SynchronousTestCase,
+        slow: float,
+        canWait: bool,
+        refresh: float = REFRESH,
+        between: Callable[[Any], Any] = lambda agent: agent,
+    ) -> None:
         self.case = case
         self.fake = FakeRegistry()
-        agent = SlowAgent(self.fake.agent, self.fake.clock, slow) if slow else self.fake.agent
+        agent = between(SlowAgent(self.fake.agent, self.fake.clock, slow) if slow else self.fake.agent)
         self.follower = Client(
             self.fake.username, self.fake.apiKey, baseUrl=self.fake.url, agent=agent, reactor=self.fake.clock
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.discovery.feed import EventsFeed
 from txserviceregistry.testing import FakeRegistry
+
+JSON = "application/json"
+REFUSED = json.dumps(
+    {
+        "type": "badRequest",
+        "code": 400,
+        "message": "from parameter must be greater than or equal to the account creation date",
+        "details": "from parameter must be greater than or equal to the account creation date",
+    }
+).encode()
 
 
 class FeedTests(SynchronousTestCase):
@@ -29,6 +40,9 @@ class FeedTests(SynchronousTestCase):
         self.addCleanup(self.end, feed)
         self.fake.flush()
         return feed
+
+    def fakeTime(self) -> float:
+        return 1767225600.0 + self.fake.clock.seconds()
 
     def end(self, feed: EventsFeed) -> None:
         stopped = feed.stopService()
@@ -242,6 +256,118 @@ class FeedTests(SynchronousTestCase):
         end()
         end()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_aPageOfAProxy(self) -> None:
+        """A 400 that is not a fault of the API is an outage: there is no gap, and no event comes twice."""
+        feed = self.feed()
+        feed.onGap(lambda: self.fail("there was none"))
+        self.happen(2)
+        for status, body, kind in (
+            (400, b"<h1>Bad Request</h1>", "text/html"),
+            (400, b'{"type": "about:blank", "title": "Bad Request"}', "application/problem+json"),
+            (400, b'{"type": "badRequest", "code": 400, "message": "Validation error for key \'tags\'"}', JSON),
+            (400, b'{"type": "invalidLimit", "code": 400, "message": "Invalid limit"}', JSON),
+        ):
+            self.fake.answerNext(status, body, kind, count=3)
+            self.fake.advance(60)
+            self.happen()
+        self.assertEqual(self.numbers(), [1, 2, 3, 4, 5, 6])
+        self.assertFalse(any(event.get("redelivered") for event in self.heard))
+
+    def test_repetitionsSaySo(self) -> None:
+        """When the registry refuses the marker, all events that may have been given before say so, and only those."""
+        for path in (None, self.mktemp()):
+            self.heard.clear()
+            first = self.count + 1
+            feed = self.feed(path=path)
+            gaps: list[int] = []
+            feed.onGap(lambda gaps=gaps: gaps.append(1))
+            self.happen(3)
+            if path is not None:
+                self.successResultOf(feed.stopService())
+            self.fake.answerNext(400, REFUSED, JSON, when=lambda request: "marker=" in request.path)
+            if path is None:
+                self.fake.advance(40)
+            else:
+                again = self.feed(path=path)
+                again.onGap(lambda gaps=gaps: gaps.append(1))
+                self.fake.advance(5)
+            self.happen(2)
+            again_ = self.numbers()[3:]
+            self.assertEqual(again_, list(range(1, first + 5)))
+            told = [event.get("redelivered", False) for event in self.heard]
+            self.assertEqual(told, [False] * 3 + [True] * (first + 2) + [False] * 2)
+            self.end(feed)
+
+    def forgetful(self) -> None:
+        """A registry that keeps events for an hour and a half only, so that this needs no month."""
+        self.fake = FakeRegistry(eventRetention=5400)
+        self.client = self.fake.client()
+        self.other = self.fake.client()
+
+    def test_anExpiredEventIsNoGap(self) -> None:
+        """A subscriber that was there all the time has missed nothing when the last event is too old to be kept."""
+        self.forgetful()
+        path = self.mktemp()
+        feed = self.feed(path=path, wallClock=self.fakeTime)
+        feed.onGap(lambda: self.fail("there was none"))
+        self.happen(2)
+        self.fake.advance(3 * 3600)
+        self.assertEqual(self.successResultOf(self.other.events.list(self.heard[0]["id"]))["values"], [])
+        self.happen()
+        self.assertEqual(self.numbers(), [1, 2, 3])
+        self.assertFalse(any(event.get("redelivered") for event in self.heard))
+        # Nor has one missed anything that was away for a few minutes at that time.
+        self.fake.advance(5400 - 300)
+        self.successResultOf(feed.stopService())
+        self.fake.advance(900)
+        again = self.feed(path=path, wallClock=self.fakeTime)
+        again.onGap(lambda: self.fail("there was none"))
+        self.fake.advance(3600)
+        self.happen()
+        self.assertEqual(self.numbers(), [1, 2, 3, 4])
+
+    def test_aLongAbsenceIsAGap(self) -> None:
+        """A subscriber that was away for longer than events are kept is told that it may have missed some."""
+        for lives in (True, False):
+            self.forgetful()
+            path = self.mktemp()
+            gaps: list[int] = []
+            feed = self.feed(path=path, wallClock=self.fakeTime)
+            feed.onGap(lambda gaps=gaps: gaps.append(1))
+            self.happen()
+            self.fake.advance(60)
+            if lives:
+                self.fake.partition()
+            else:
+                self.successResultOf(feed.stopService())
+            self.fake.advance(4 * 3600)
+            self.fake.heal()
+            self.assertEqual(gaps, [])
+            if not lives:
+                feed = EventsFeed(self.client, path=path, wallClock=self.fakeTime)
+                feed.onGap(lambda gaps=gaps: gaps.append(1))
+                feed.startService()
+            self.fake.advance(60)
+            self.assertEqual(gaps, [1], lives)
+            self.end(feed)
+
+    def test_aLongAbsenceWithoutAnEvent(self) -> None:
+        """Where no event shows whether others are missing, it is a gap after as long as the protocol keeps events."""
+        for days, expected in ((29, []), (31, [1])):
+            path = self.mktemp()
+            gaps: list[int] = []
+            first = EventsFeed(self.client, path=path, wallClock=self.fakeTime)
+            first.startService()
+            self.fake.advance(60)
+            self.end(first)
+            late = days * 86400.0
+            again = EventsFeed(self.client, path=path, wallClock=lambda late=late: self.fakeTime() + late)
+            again.onGap(lambda gaps=gaps: gaps.append(1))
+            again.startService()
+            self.fake.advance(60)
+            self.end(again)
+            self.assertEqual(gaps, expected, days)
 
     def test_iterates(self) -> None:
         """An event is done with when the next one is asked for; iterators that are dropped hold nobody up."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from ..shapes import readService
 from ..types import Event, Service
 from .mirror import Mirror
 
@@ -119,9 +120,6 @@ class Directory(Mirror[Service]):
     def _list(self) -> AsyncIterator[Any]:
         return self._client.services.iterate(self.tag)
 
-    def _keyOf(self, item: Any) -> str:
-        return str(item["id"])
-
     def _valueOf(self, item: Any) -> Service:
         return _service(item, item["last_seen"])
 
@@ -131,8 +129,8 @@ class Directory(Mirror[Service]):
             return None
         payload = event["payload"]
         if kind != "join" or (self.tag is not None and self.tag not in payload["tags"]):
-            return str(payload["id"]), None
-        return str(payload["id"]), _service(payload, None)
+            return payload["id"], None
+        return payload["id"], _service(payload, None)
 
     def _merge(self, listed: Service | None, events: Sequence[Event]) -> Service | None:
         if listed is not None and len(events) == 1 and events[0]["type"] == "service.join":
@@ -148,7 +146,7 @@ class Directory(Mirror[Service]):
         )
 
     def _checked(self, key: str, value: Any) -> Service:
-        return _service(value, value["last_seen"])
+        return self._valueOf(readService(value))
 
     def _changed(self, key: str, old: Service | None, new: Service | None, event: Event | None) -> None:
         for tag in old["tags"] if old is not None else ():
@@ -191,10 +189,10 @@ class _Entry:
 
 
 def _service(item: Any, lastSeen: int | None) -> Service:
-    """A service out of a listing or an event; raises KeyError or TypeError if it is none."""
+    """A service out of a listing or an event."""
     return {
-        "id": str(item["id"]),
-        "heartbeat_timeout": int(item["heartbeat_timeout"]),
+        "id": item["id"],
+        "heartbeat_timeout": item["heartbeat_timeout"],
         "tags": list(item["tags"]),
         "metadata": dict(item["metadata"]),
         "last_seen": lastSeen,

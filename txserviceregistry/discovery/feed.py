@@ -5,12 +5,12 @@ EventsFeed: each event once and in order.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random as randomModule
 import time
-import uuid
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import Service
@@ -20,11 +20,12 @@ from twisted.logger import Logger
 
 from ..backoff import Backoff
 from ..deferred import returnsDeferred
-from ..errors import BadRequest, ServiceRegistryError
+from ..errors import BadRequest, MalformedResponse, ServiceRegistryError
 from ..files import WriteOutage, replaceFile
 from ..ownership import checkPath
+from ..parsing import LATEST, boundedNumber
 from ..types import Event
-from .following import PAGE, Position, followingOf
+from .following import PAGE, Position, followingOf, isMarkerRefused, markerAt, ticksOf
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
 from .running import Run
 
@@ -43,8 +44,11 @@ _SHOWN = 3600.0
 # the first leaves the most room for clocks that disagree, the others are for accounts that were as young.
 _MOMENTS = (1800.0, 60.0, 0.0)
 
-# The time of a UUID, in units of 100 nanoseconds, begins in 1582 (RFC 9562, section 5.1).
-_UUID_EPOCH = 0x01B21DD213814000
+# For how long the protocol promises to keep events, in seconds.
+_RETENTION = 30 * 86_400.0
+
+# Seconds between two writes of the file while nothing happens.
+_SAVE_INTERVAL = 300.0
 
 
 class FeedEvent(Event, total=False):
@@ -97,15 +101,14 @@ class EventsFeed(Service):
         self._wallClock = wallClock
         self._following = followingOf(client)
         self._position: Position | None = None if marker is None else Position(marker)
-        # When the feed was found to show nothing, by the wall clock, while there is no event to go on from.
-        self._emptyAt: float | None = None
-        # Whether the place is one that a file had.
-        self._isKept = False
+        # When the feed was last known to have nothing newer, by the wall clock.
+        self._quietAt: float | None = None
+        # When the file was written, by the wall clock.
+        self._savedAt = -math.inf
         # The marker's own event is wanted as long as nothing has been given.
         self._wantsMarker = marker is not None
-        # Up to this event they may have been given before.
+        # Up to the time of this event they may have been given before.
         self._redelivering: str | None = None
-        self._lastTimestamp: int | None = None
         self._listeners: list[Callable[[FeedEvent], Any]] = []
         self._gapListeners: list[Callable[[], None]] = []
         self._running: Run | None = None
@@ -200,22 +203,28 @@ class EventsFeed(Service):
                 if run.isStopping:
                     return
                 delay = backoff.next()
-            except BadRequest:
-                # It is the place that is refused.
-                with run.callingOut():
-                    self._gap()
-                self._position = Position()
-                delay = backoff.next()
             except ServiceRegistryError as error:
-                delay = retryDelay(backoff, error)
-                if backoff.failures > 1 and not self._isLost:
+                if self._position is not None and isMarkerRefused(error, self._position):
+                    with run.callingOut():
+                        self._gap()
+                    self._position = Position()
+                    delay = backoff.next()
+                else:
+                    delay = retryDelay(backoff, error)
+                    if backoff.failures > 1 and not self._isLost:
+                        self._isLost = True
+                        self._log.warn("Event feed unreachable (retrying): {reason}", reason=str(error))
+            except Exception:
+                # A defect of ours must not end it for good.
+                delay = backoff.next()
+                if not self._isLost:
                     self._isLost = True
-                    self._log.warn("The feed of events is out of reach: {reason}", reason=str(error))
+                    self._log.failure("Reading the event feed failed (retrying)")
             else:
                 backoff.reset()
                 if self._isLost:
                     self._isLost = False
-                    self._log.info("The feed of events is followed again")
+                    self._log.info("Event feed reachable again")
                 continue
             if not run.isStopping:
                 await deferLater(self._clock, delay, lambda: None)
@@ -225,49 +234,76 @@ class EventsFeed(Service):
         position = Position()
         while True:
             page = await self._following.read(position)
+            if position.isLost(page):
+                raise MalformedResponse("The event feed does not have the event that it ended with a moment ago")
             events = position.newer(page)
             if events:
                 position = position.after(events[-1])
             if len(page) < PAGE:
                 break
         self._position = position
-        self._emptyAt = self._wallClock() if position.marker is None else None
+        self._quietAt = self._wallClock()
         self._save(None)
 
-    async def _fromEmpty(self, run: Run, emptyAt: float) -> None:
-        """Go on from the time at which there was no event to go on from."""
+    async def _afterAbsence(self, run: Run, position: Position, quietAt: float) -> Position:
+        """
+        Where to go on from a place that no event marks.
+
+        :param quietAt: when there was nothing newer.
+        """
+        now = self._wallClock()
+        away = now - quietAt
+        # No event shows whether there were others that are no longer kept.
+        isGap = away > _RETENTION
+        if away > _SHOWN / 2 and position.marker is None:
+            moment = await self._momentOf(quietAt)
+            position = moment or position
+            isGap = isGap or (moment is None and away > _SHOWN)
+        elif not isGap:
+            return position
+        self._quietAt = now
+        if isGap:
+            with run.callingOut():
+                self._gap()
+        self._position = position
+        self._save(None)
+        return position
+
+    async def _momentOf(self, quietAt: float) -> Position | None:
+        """The place in the feed at a time at which it had no event."""
         for seconds in _MOMENTS:
-            position = Position(_markerAt(emptyAt - seconds))
+            position = Position(markerAt(quietAt - seconds))
             try:
                 await self._following.read(position)
-            except BadRequest:
+            except BadRequest as error:
+                if not isMarkerRefused(error, position):
+                    raise
                 # The account was younger than that, or our clock is another one than the registry's.
                 continue
-            self._position = position
-            break
-        else:
-            if self._isKept and self._wallClock() > emptyAt + _SHOWN:
-                with run.callingOut():
-                    self._gap()
-        self._emptyAt = None
-        self._save(None)
+            return position
+        return None
 
     async def _next(self, run: Run) -> None:
-        if self._emptyAt is not None and self._wallClock() > self._emptyAt + _SHOWN / 2:
-            await self._fromEmpty(run, self._emptyAt)
         position = self._position
         assert position is not None
+        if self._quietAt is not None and not position.seen:
+            position = await self._afterAbsence(run, position, self._quietAt)
+            if run.isStopping:
+                return
         if self._wantsMarker:
-            events = await self._following.read(position)
+            page = await self._following.read(position)
+            events: Sequence[Event] = page
         else:
-            page = await self._following.after(position)
-            if position.isLost(page):
+            page = await self._following.after(position, self._quiet)
+            if position.isLost(page) and not self._hasExpired(position):
                 with run.callingOut():
                     self._gap()
             events = position.newer(page)
+        received = self._wallClock()
         if not events:
             self._wantsMarker = False
             self._position = Position(position.marker)
+            self._quietAt = received
             return
         self._save(events[-1]["id"])
         # What they may have had, but are not known to be done with.
@@ -282,21 +318,40 @@ class EventsFeed(Service):
                     break
                 begun = None
                 self._position = position.after(event)
-                self._emptyAt = None
+                self._quietAt = None
                 self._wantsMarker = False
-                self._lastTimestamp = event["timestamp"]
-                if event["id"] == self._redelivering:
+                if event["id"] == self._redelivering or not self._isRepeated(event):
                     self._redelivering = None
+            else:
+                if len(page) < PAGE:
+                    self._quietAt = received
         finally:
             self._save(begun)
+
+    def _quiet(self) -> None:
+        """There is nothing newer yet."""
+        self._quietAt = self._wallClock()
+        if self._path is not None and not 0 <= self._quietAt - self._savedAt < _SAVE_INTERVAL:
+            self._save(None)
+
+    def _hasExpired(self, position: Position) -> bool:
+        """
+        Whether an event that the feed no longer has was only too old to be kept, and nothing newer has been missed: it
+        was the last one not long ago, and all that has happened since is kept.
+        """
+        if self._quietAt is None or position.time is None:
+            return False
+        now = self._wallClock()
+        return abs(now - self._quietAt) <= _SHOWN / 2 and now - position.time >= _SHOWN
 
     def _undone(self, event: Event) -> bool:
         return any(isinstance(listener, _Hold) and listener.holds(event) for listener in self._listeners)
 
     def _gap(self) -> None:
-        self._log.warn("The registry does not know the last event any more: events may be missing")
-        if self._lastTimestamp is not None or self._redelivering is not None:
-            self._redelivering = None
+        self._log.warn("The event feed no longer has the last event: events may be missing")
+        if self._position is not None and self._position.seen:
+            # What comes next may begin before it.
+            self._redelivering = _later(self._redelivering, self._position.marker)
         for listener in list(self._gapListeners):
             try:
                 listener()
@@ -307,8 +362,7 @@ class EventsFeed(Service):
 
     async def _deliver(self, run: Run, event: Event) -> None:
         given = cast(FeedEvent, dict(event))
-        again = self._lastTimestamp is not None and event["timestamp"] <= self._lastTimestamp and self._isStrange()
-        if self._redelivering is not None or again:
+        if self._isRepeated(event):
             given["redelivered"] = True
         for listener in list(self._listeners):
             self._isDelivering = True
@@ -324,9 +378,11 @@ class EventsFeed(Service):
             finally:
                 self._isDelivering = False
 
-    def _isStrange(self) -> bool:
-        # After a gap the place is one in time, and what is there may be what was there before.
-        return self._position is not None and not self._position.seen
+    def _isRepeated(self, event: Event) -> bool:
+        """Whether it may have been given before: it is not newer than the last one of which that is so."""
+        if self._redelivering is None:
+            return False
+        return (ticksOf(event["id"]) or 0) <= (ticksOf(self._redelivering) or 0)
 
     @staticmethod
     def _call(listener: Callable[[FeedEvent], Any], event: FeedEvent) -> Any:
@@ -344,11 +400,12 @@ class EventsFeed(Service):
         position = self._position
         if self._path is None or position is None:
             return
+        self._savedAt = self._wallClock()
         kept = {
             "marker": position.marker,
             "begins": self._wantsMarker,
-            "given": upTo or self._redelivering,
-            "emptyAt": self._emptyAt,
+            "given": _later(upTo, self._redelivering),
+            "quietAt": self._quietAt,
         }
         try:
             checkPath(self._path)
@@ -365,7 +422,7 @@ class EventsFeed(Service):
             with open(self._path, encoding="utf-8") as file:
                 kept = json.load(file)
             marker, begins, given = kept["marker"], kept["begins"] is True, kept["given"]
-            emptyAt = None if kept["emptyAt"] is None else float(kept["emptyAt"])
+            quietAt = None if kept["quietAt"] is None else boundedNumber(kept["quietAt"], 0.0, LATEST)
             if not all(one is None or isinstance(one, str) for one in (marker, given)):
                 raise ValueError("it holds no markers")
         except FileNotFoundError:
@@ -376,8 +433,7 @@ class EventsFeed(Service):
         self._position = Position(marker, marker is not None and not begins)
         self._wantsMarker = begins
         self._redelivering = given
-        self._emptyAt = emptyAt
-        self._isKept = True
+        self._quietAt = quietAt
 
 
 class _Hold:
@@ -469,8 +525,6 @@ def _forgetting(feed: weakref.ref[EventsFeed], hold: _Hold) -> Callable[[], None
     return forget
 
 
-def _markerAt(seconds: float) -> str:
-    """The id that an event at a moment of the wall clock could have, the first one of that moment."""
-    ticks = _UUID_EPOCH + int(seconds * 10_000_000)
-    fields = (ticks & 0xFFFFFFFF, ticks >> 32 & 0xFFFF, ticks >> 48 & 0x0FFF, 0, 0, 0)
-    return str(uuid.UUID(fields=fields, version=1))
+def _later(id: str | None, other: str | None) -> str | None:
+    """Of the ids of two events, that of the later one."""
+    return id if (ticksOf(id) or 0) >= (ticksOf(other) or 0) else other

@@ -9,6 +9,7 @@ What belongs here gets events as they come; what is made of them is in :mod:`~tx
 from __future__ import annotations
 
 import random as randomModule
+import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -25,7 +26,17 @@ from ..types import Event
 if TYPE_CHECKING:
     from ..client import Client
 
-__all__ = ["PAGE", "POLL", "WAIT", "Following", "Position", "followingOf"]
+__all__ = [
+    "PAGE",
+    "POLL",
+    "WAIT",
+    "Following",
+    "Position",
+    "followingOf",
+    "isMarkerRefused",
+    "markerAt",
+    "ticksOf",
+]
 
 #: Seconds for which the registry is asked to hold its answer back. Every one of them that is added is a second more
 #: until a line that hangs is noticed; every one less means more requests.
@@ -36,6 +47,19 @@ POLL = 5.0
 _NOT_NOW = 1.0
 #: The largest page that there is.
 PAGE = 1000
+
+# The time of a UUID, in units of 100 nanoseconds, begins in 1582 (RFC 9562, section 5.1).
+_UUID_EPOCH = 0x01B21DD213814000
+_TICKS = 10_000_000
+
+# How the API says that a marker of the event feed is not accepted: not a UUID of its kind, or a time out of range.
+_MARKER_REFUSED = (
+    "Invalid value for 'marker'",
+    "Invalid UUID",
+    "UUID is not version 1",
+    "Unsupported UUID variant",
+    "from parameter must be",
+)
 
 
 @attrs.frozen
@@ -65,6 +89,51 @@ class Position:
         """The place behind an event."""
         return Position(event["id"], True)
 
+    @property
+    def time(self) -> float | None:
+        """When the event of the marker happened, in seconds since the epoch; ``None`` without a marker of the API."""
+        ticks = ticksOf(self.marker)
+        return None if ticks is None else (ticks - _UUID_EPOCH) / _TICKS
+
+
+def ticksOf(id: str | None) -> int | None:
+    """
+    What the ids of events are ordered by: the time of a version-1 UUID, in units of 100 nanoseconds.
+
+    :return: ``None`` for anything else.
+    """
+    try:
+        parsed = uuid.UUID(id or "")
+    except ValueError:
+        return None
+    return parsed.time if parsed.version == 1 else None
+
+
+def markerAt(seconds: float) -> str:
+    """
+    The id that an event at a moment could have, the first one of that moment.
+
+    :param seconds: the moment, since the epoch.
+    """
+    ticks = _UUID_EPOCH + int(seconds * _TICKS)
+    fields = (ticks & 0xFFFFFFFF, ticks >> 32 & 0xFFFF, ticks >> 48 & 0x0FFF, 0, 0, 0)
+    return str(uuid.UUID(fields=fields, version=1))
+
+
+def isMarkerRefused(error: BaseException | None, position: Position) -> bool:
+    """
+    Whether an error says that the registry does not accept the marker of *position*.
+
+    Only the API's own faults about markers say so. Any other response with the same status (the page of a proxy, a
+    fault about another parameter) says nothing about the place in the feed.
+    """
+    return (
+        position.marker is not None
+        and isinstance(error, BadRequest)
+        and (error.status, error.type) == (400, "badRequest")
+        and (error.message.startswith(_MARKER_REFUSED) or error.details.startswith(_MARKER_REFUSED))
+    )
+
 
 class Following:
     """
@@ -82,7 +151,7 @@ class Following:
         self.heard: float | None = None
         self._client = client
         self._random = random
-        self._waiters: dict[Deferred[list[Event] | None], Position] = {}
+        self._waiters: dict[Deferred[list[Event] | None], tuple[Position, Callable[[], None]]] = {}
         self._position = Position()
         # The shared request: something that tells it from the next one, and its work, once that has begun.
         self._asking: object | None = None
@@ -92,10 +161,11 @@ class Following:
         self._rounds = 0
 
     @returnsDeferred
-    async def after(self, position: Position) -> list[Event]:
+    async def after(self, position: Position, onQuiet: Callable[[], None] = lambda: None) -> list[Event]:
         """
         The next events behind a place, as soon as there are any.
 
+        :param onQuiet: called whenever the registry has answered that there is nothing newer yet.
         :return: fires with a page as it came, the event of the *position* included; also with one that shows that the
             place is lost. Fails as :meth:`EventsClient.list <txserviceregistry.events.EventsClient.list>` does. It may
             be cancelled.
@@ -106,9 +176,10 @@ class Following:
                 page = await self.read(position)
                 if position.newer(page) or position.isLost(page):
                     return page
+                onQuiet()
                 if rounds != self._rounds:
                     continue
-            found = await self._join(position)
+            found = await self._join(position, onQuiet)
             if found is not None:
                 return found
 
@@ -120,21 +191,22 @@ class Following:
         :return: fires with the page, the event of the *position* included.
         """
         page = await self._client.events.list(position.marker, PAGE)
-        return self._noted(page["values"])
+        return self._noted(position, page["values"])
 
-    def _noted(self, events: Sequence[Event]) -> list[Event]:
-        for event in events:
-            if not isinstance(event, dict) or not isinstance(event.get("id"), str):
-                raise MalformedResponse("A page of the feed has something on it that is no event")
+    def _noted(self, position: Position, events: list[Event]) -> list[Event]:
+        marker = ticksOf(position.marker)
+        if events and marker is not None and (ticksOf(events[0]["id"]) or 0) < marker:
+            # Otherwise one page that comes again and again would pass for news each time.
+            raise MalformedResponse("A page of events begins before the marker that it was requested with")
         self.heard = self._client.clock.seconds()
-        return list(events)
+        return events
 
     # -- the request that is shared
 
-    def _join(self, position: Position) -> Deferred[list[Event] | None]:
+    def _join(self, position: Position, onQuiet: Callable[[], None]) -> Deferred[list[Event] | None]:
         """Fires with the shared answer if it is for this place, and with ``None`` when one has to look oneself."""
         waiter: Deferred[list[Event] | None] = Deferred(self._leave)
-        self._waiters[waiter] = position
+        self._waiters[waiter] = position, onQuiet
         if self._asking is None:
             self._position = position
             self._asking = asking = object()
@@ -161,6 +233,9 @@ class Following:
             self._troubled = first = False
             if position.newer(page) or position.isLost(page):
                 break
+            if self._asking is asking:
+                for _, onQuiet in list(self._waiters.values()):
+                    onQuiet()
         if self._asking is not asking:
             return
         self._rounds += 1
@@ -177,7 +252,7 @@ class Following:
             return await self.read(position)
         began = self._client.clock.seconds()
         answer = await self._client.events.list(position.marker, PAGE, wait=WAIT)
-        page = self._noted(answer["values"])
+        page = self._noted(position, answer["values"])
         early = self._client.clock.seconds() - began < WAIT / 2
         if early and not position.newer(page) and not position.isLost(page):
             await self._client.pause(_NOT_NOW)
@@ -189,7 +264,7 @@ class Following:
             return
         self._troubled = True
         position = self._position
-        refused = reason.check(BadRequest) is not None
+        refused = isMarkerRefused(reason.value, position)
         for waiter, its in self._ended():
             if refused and its != position:
                 # It was the place that was refused, and not this one.
@@ -198,7 +273,7 @@ class Following:
                 waiter.errback(reason)
 
     def _ended(self) -> list[tuple[Deferred[list[Event] | None], Position]]:
-        waiters = list(self._waiters.items())
+        waiters = [(waiter, position) for waiter, (position, _) in self._waiters.items()]
         self._waiters.clear()
         self._asking = self._work = None
         return waiters

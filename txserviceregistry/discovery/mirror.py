@@ -25,11 +25,11 @@ from twisted.logger import Logger
 
 from ..backoff import Backoff
 from ..deferred import returnsDeferred
-from ..errors import BadRequest, MalformedResponse, RateLimited, ServiceRegistryError
+from ..errors import BadRequest, RateLimited, ServiceRegistryError
 from ..files import WriteOutage, replaceFile
 from ..ownership import checkPath
 from ..types import Event
-from .following import PAGE, Following, Position, followingOf
+from .following import PAGE, Following, Position, followingOf, isMarkerRefused
 from .running import Run
 
 if TYPE_CHECKING:
@@ -150,10 +150,6 @@ class Mirror(Service, Generic[_T]):
         """All of them, page by page, from the registry and from nowhere else."""
         raise NotImplementedError
 
-    def _keyOf(self, item: Any) -> str:
-        """What tells an item from the others. May raise what comes of it if it is none."""
-        raise NotImplementedError
-
     def _valueOf(self, item: Any) -> _T:
         """What is kept of an item that was listed."""
         raise NotImplementedError
@@ -259,13 +255,18 @@ class Mirror(Service, Generic[_T]):
             try:
                 await self._keepCurrent(run, backoff)
             except _Lost:
-                self._log.info("The feed has a gap, and all {what} are listed again", what=self.what)
+                self._log.info("The event feed no longer has the last event: listing all {what} again", what=self.what)
                 self._position = None
             except ServiceRegistryError as caught:
                 error = caught
             except CancelledError:
                 # Not every cancellation is ours: closing the client ends what is under way.
                 pass
+            except Exception as caught:
+                # A defect of ours must not end it for good.
+                if self._lostAt is None:
+                    self._log.failure("Updating the {what} failed (retrying)", what=self.what)
+                error = caught
             if run.isStopping:
                 return
             self._noLongerCurrent()
@@ -308,8 +309,10 @@ class Mirror(Service, Generic[_T]):
         while True:
             try:
                 page = await self._following.read(position)
-            except BadRequest:
-                raise _Lost()
+            except BadRequest as error:
+                if isMarkerRefused(error, position):
+                    raise _Lost()
+                raise
             if position.isLost(page):
                 raise _Lost()
             events = position.newer(page)
@@ -323,11 +326,8 @@ class Mirror(Service, Generic[_T]):
     async def _listAll(self, place: Position) -> _Listing[_T]:
         began = self._clock.seconds()
         items: dict[str, _T] = {}
-        try:
-            async for item in self._list():
-                items[self._keyOf(item)] = self._valueOf(item)
-        except (KeyError, TypeError, AttributeError, ValueError):
-            raise MalformedResponse(f"A listing of {self.what} has something in it that is none")
+        async for item in self._list():
+            items[item["id"]] = self._valueOf(item)
         events: list[Event] = []
         place = await self._catchUp(place, events)
         for key, its in self._byKey(events).items():
@@ -341,7 +341,7 @@ class Mirror(Service, Generic[_T]):
     def _byKey(self, events: Iterable[Event]) -> dict[str, list[Event]]:
         byKey: dict[str, list[Event]] = {}
         for event in events:
-            read = self._readSafely(event)
+            read = self._read(event)
             if read is not None:
                 byKey.setdefault(read[0], []).append(event)
         return byKey
@@ -363,9 +363,9 @@ class Mirror(Service, Generic[_T]):
         call = None if math.isinf(left) else self._clock.callLater(left, giveUp)
         try:
             page = await waiting
-        except BadRequest:
-            raise _Lost()
-        except (CancelledError, ServiceRegistryError):
+        except (CancelledError, ServiceRegistryError) as error:
+            if isMarkerRefused(error, self._position):
+                raise _Lost()
             if isTime:
                 return None
             raise
@@ -383,12 +383,6 @@ class Mirror(Service, Generic[_T]):
 
     # -- applying
 
-    def _readSafely(self, event: Event) -> tuple[str, _T | None] | None:
-        try:
-            return self._read(event)
-        except (KeyError, TypeError, AttributeError, ValueError):
-            raise MalformedResponse("A page of the feed has an event whose payload is none")
-
     def _adopt(self, listing: _Listing[_T], missed: Iterable[Event]) -> None:
         self._position = listing.place
         refresh = _UNTOLD if self._refresh is None else self._refresh
@@ -405,7 +399,7 @@ class Mirror(Service, Generic[_T]):
     def _apply(self, page: list[Event]) -> None:
         assert self._position is not None
         for event in self._position.newer(page):
-            read = self._readSafely(event)
+            read = self._read(event)
             self._position = self._position.after(event)
             if read is not None:
                 self._put(read[0], read[1], event)
@@ -501,5 +495,5 @@ class Mirror(Service, Generic[_T]):
         self._makeReady()
 
     def _checked(self, key: str, value: Any) -> _T:
-        """What a file has kept, if it is what it should be; raises ValueError, KeyError or TypeError if not."""
+        """What a file has kept, if it is what it should be; raises ValueError if not."""
         raise NotImplementedError

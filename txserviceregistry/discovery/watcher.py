@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from twisted.internet.defer import Deferred
 
+from ..shapes import readConfigurationValue
 from ..types import Event
 from .mirror import Mirror
 
@@ -151,25 +152,21 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
     def _list(self) -> AsyncIterator[Any]:
         return self._client.configuration.iterate(self.namespace)
 
-    def _keyOf(self, item: Any) -> str:
-        return str(item["id"])
-
     def _valueOf(self, item: Any) -> str:
-        return str(item["value"])
+        value: str = item["value"]
+        return value
 
     def _read(self, event: Event) -> tuple[str, str | None] | None:
-        if not event["type"].startswith("configuration_value."):
+        if event["type"] not in ("configuration_value.update", "configuration_value.remove"):
             return None
         payload = event["payload"]
-        key = str(payload["configuration_value_id"])
+        key: str = payload["configuration_value_id"]
         if self.namespace is not None and not _isWithin(key, self.namespace):
             return None
-        return key, (None if event["type"] == "configuration_value.remove" else str(payload["new_value"]))
+        return key, (None if event["type"] == "configuration_value.remove" else payload["new_value"])
 
     def _checked(self, key: str, value: Any) -> str:
-        if not isinstance(value, str):
-            raise ValueError(f"the value of {key} is no text")
-        return value
+        return self._valueOf(readConfigurationValue({"id": key, "value": value}))
 
     def _changed(self, key: str, old: str | None, new: str | None, event: Event | None) -> None:
         change = ConfigurationChange(key, old, new)

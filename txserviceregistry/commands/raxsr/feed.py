@@ -11,9 +11,10 @@ from twisted.internet.task import deferLater
 
 from ...backoff import Backoff
 from ...client import Client
+from ...discovery.following import Position, isMarkerRefused
 from ...errors import (
+    APIError,
     AuthenticationFailed,
-    BadRequest,
     ConnectionFailed,
     MalformedResponse,
     RateLimited,
@@ -115,15 +116,14 @@ class Feed:
             wait = _WAIT if backoff.failures == 0 and clock.seconds() >= self._waitFrom else None
             try:
                 page = await self._page(wait)
-            except BadRequest as error:
-                if self._marker is None:
-                    raise
-                # A registry takes every marker that it has given out. So this one has lost its events, and what it has
-                # now is new.
-                self._note(f"the registry does not know the last event any more, and is followed anew ({error})")
-                self._marker = None
-                self._markerIsKnown = False
             except ServiceRegistryError as error:
+                if isMarkerRefused(error, Position(self._marker)):
+                    # A registry takes every marker that it has given out. So this one has lost its events, and what it
+                    # has now is new.
+                    self._note(f"the registry does not know the last event any more, and is followed anew ({error})")
+                    self._marker = None
+                    self._markerIsKnown = False
+                    continue
                 if not self._isPassing(error):
                     raise
                 if wait is not None and isinstance(error, _MAYBE_OF_WAITING):
@@ -143,7 +143,8 @@ class Feed:
         if isinstance(error, AuthenticationFailed):
             # The key has been changed, it may be, and will soon be so in its file.
             return self._client.settings.raxrcPath is not None
-        return isinstance(error, _PASSING)
+        # What has no type is the page of a proxy, and not a fault of the registry.
+        return isinstance(error, _PASSING) or (isinstance(error, APIError) and not error.type)
 
     async def _page(self, wait: int | None = None) -> EventPage:
         return await self._client.events.list(self._marker, _LARGEST_PAGE, self._type, wait=wait)
