@@ -79,8 +79,9 @@ class ShapeTests(SynchronousTestCase):
         for read, value in (*GOOD[:6], (readEventPage, page(NEW))):
             more = {**value, "new": [{}]}
             self.assertIs(read(more), more)
-        faults = {"values": [{"id": "a", "token": "t"}, {"id": "b", "fault": {"type": "notFoundError"}}]}
-        self.assertEqual(readHeartbeats(faults, 2), [{"token": "t"}, {"type": "notFoundError"}])
+        gone = {"type": "notFoundError", "code": 404, "message": "object does not exist"}
+        faults = {"values": [{"id": "a", "token": "t"}, {"id": "b", "fault": gone}]}
+        self.assertEqual(readHeartbeats(faults, 2), [{"token": "t"}, gone])
         self.assertEqual(readAccess(access("a b")), ("a b", "7", None, []))
 
     def test_whatIsWrong(self) -> None:

@@ -13,7 +13,6 @@ from ...backoff import Backoff
 from ...client import Client
 from ...discovery.following import Position, isMarkerRefused
 from ...errors import (
-    APIError,
     AuthenticationFailed,
     ConnectionFailed,
     MalformedResponse,
@@ -143,8 +142,7 @@ class Feed:
         if isinstance(error, AuthenticationFailed):
             # The key has been changed, it may be, and will soon be so in its file.
             return self._client.settings.raxrcPath is not None
-        # What has no type is the page of a proxy, and not a fault of the registry.
-        return isinstance(error, _PASSING) or (isinstance(error, APIError) and not error.type)
+        return isinstance(error, _PASSING)
 
     async def _page(self, wait: int | None = None) -> EventPage:
         return await self._client.events.list(self._marker, _LARGEST_PAGE, self._type, wait=wait)
