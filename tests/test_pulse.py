@@ -13,7 +13,8 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.errors import ConnectionFailed
+from txserviceregistry.batchsize import BatchSize
+from txserviceregistry.errors import ConnectionFailed, ForeignResponse
 from txserviceregistry.jsontransport import ClientClosed
 from txserviceregistry.pulse import Pulse
 from txserviceregistry.stalls import StallWatch
@@ -127,6 +128,7 @@ class PulseTests(SynchronousTestCase):
     def test_manyThatAreDueAtDifferentTimes(self) -> None:
         """When more are due than fit into one request, those go first that are due first, however close together."""
         self.patch(Pulse, "MOST", 2)
+        self.pulse = Pulse(self.send, lambda: self.isOffered, StallWatch(self.clock), lambda: 0.0)
         self.answersAtOnce = False
         for name, due in (("c", 5.08), ("d", 5.09), ("b", 5.04), ("e", 5.3), ("a", 5.02)):
             self.service(name, due=due)
@@ -238,6 +240,74 @@ class PulseTests(SynchronousTestCase):
         self.assertTrue(self.requests[0][2].called)
         self.assertEqual(service.misses, 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def refuse(self, request: int = -1) -> None:
+        self.requests[request][2].errback(Failure(ForeignResponse(413)))
+
+    def test_aRefusedBatchIsSplit(self) -> None:
+        """Each half goes at once, two requests at a time; the size that was accepted is remembered."""
+        self.answersAtOnce = False
+        services = [self.service(name, due=1) for name in "abcdefgh"]
+        self.passes(1.1)
+        self.refuse()
+        self.passes(0.01, 0.01)
+        self.refuse(1)
+        self.refuse(2)
+        self.answersAtOnce = True
+        self.passes(0.01, 0.01)
+        self.assertEqual([len(ids) for ids in self.ids()], [8, 4, 4, 2, 2, 2, 2])
+        self.requests.clear()
+        self.passes(10)
+        self.assertEqual([len(ids) for ids in self.ids()], [2, 2, 2, 2])
+        self.assertEqual({len(service.beats) for service in services}, {2})
+        self.assertEqual({service.dismissals for service in services}, {0})
+
+    def test_whereNoBatchIsAcceptedAllGoOnAlone(self) -> None:
+        """
+        When the smallest batch is refused, its service is dismissed, and the others wait as in an outage. When it comes
+        back, its own heartbeat was accepted: if a batch is still refused, all are dismissed. After a while one tries.
+        """
+        self.answersAtOnce = False
+        services = [self.service(name, due=1) for name in "ab"]
+        self.passes(1.1)
+        self.refuse()
+        self.passes(0.01, 0.01)
+        for request in (1, 2):
+            self.refuse(request)
+        self.assertEqual(sum(service.dismissals for service in services), 2)
+        self.assertTrue(self.pulse.isOffered)
+        self.pulse.join(services[0], self.clock.seconds())
+        self.pulse.join(services[1], self.clock.seconds())
+        self.passes(0.01, 0.01)
+        self.refuse()
+        self.assertEqual([service.dismissals for service in services], [2, 2])
+        self.assertFalse(self.pulse.isOffered)
+        self.passes(BatchSize.HOLD, 1)
+        self.assertTrue(self.pulse.isOffered)
+        self.pulse.join(services[0], self.clock.seconds())
+        self.assertFalse(self.pulse.isOffered)
+        self.answersAtOnce = True
+        self.passes(0.1)
+        self.assertTrue(self.pulse.isOffered)
+
+    def test_aGatewayInAnOutageIsNotSplitForEver(self) -> None:
+        """While single heartbeats are refused too, all others are tried together, and none is lost sight of."""
+        self.answersAtOnce = False
+        services = [self.service(name, due=1) for name in "abcdefghijklmnop"]
+        self.passes(1.1)
+        for _ in range(20):
+            for _, _, answer in self.requests:
+                if not answer.called:
+                    answer.errback(Failure(ForeignResponse(404)))
+            self.passes(0.05)
+        self.assertLess(len(self.requests), 15)
+        self.answersAtOnce = True
+        self.passes(3)
+        for service in services:
+            if not service.dismissals:
+                self.assertGreater(len(service.beats), 0)
+        self.passes(20)
+        self.assertGreater(len(self.ids()[-1]), 1)
 
     def test_withoutTheExtensionAllGoOnAlone(self) -> None:
         """When the registry takes heartbeats together no more everybody is dismissed, in time for the next beat."""

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .backoff import Backoff
+from .batchsize import BatchSize, isRefusal
 from .errors import ServiceRegistryError
 from .jsontransport import ClientClosed
 from .stalls import StallWatch
@@ -111,6 +112,8 @@ class Pulse:
     SLOT = 0.02
     #: Heartbeats in one request at most: the extension's limit.
     MOST = 1000
+    #: Requests at once at most, while something on the way refuses large ones.
+    AT_ONCE = 2
     #: Seconds after which a request that has no answer is not waited for by those that fall due behind it.
     PATIENCE = 1.0
     #: The longest time that a request is given, in seconds: a third of the longest timeout.
@@ -139,13 +142,18 @@ class Pulse:
         self._underWay: dict[Deferred[Sequence[str | None]], float] = {}
         self._backoff = Backoff(0.1, self.LONGEST_PAUSE, random)
         self._notBefore = 0.0
+        self._size = BatchSize(self.MOST, clock.seconds)
+        # Services that were dismissed because the smallest batch was refused. When one of them is back, the registry
+        # takes heartbeats, and it may be the batch that is refused. Until then it is an outage.
+        self._dismissed: set[Beating] = set()
+        self._onlyAlone = False
         # When the services began to have no answer, and which ones, for the log.
         self._trouble: tuple[float, str] | None = None
 
     @property
     def isOffered(self) -> bool:
-        """Whether services can come here."""
-        return self._isOffered()
+        """Whether services can come here. Where batches were refused altogether, one service tries them."""
+        return self._isOffered() and (self._size.most > 0 or (self._size.mayTry and not self._services))
 
     def join(self, service: Beating, due: float) -> None:
         """
@@ -153,6 +161,10 @@ class Pulse:
 
         :param due: when its next heartbeat has to go, at the latest, in seconds of the clock.
         """
+        if service in self._dismissed:
+            self._dismissed.clear()
+            self._onlyAlone = True
+            self._notBefore = 0.0
         self._services[service] = None
         self._put(service, due - service.interval)
         self._schedule()
@@ -195,7 +207,7 @@ class Pulse:
             return
         now = self._clock.seconds()
         moment = max(self._slots[self._due[0]].due, self._notBefore, now)
-        if self._underWay:
+        if len(self._underWay) >= (self.AT_ONCE if self._size.isLimited else 1):
             # One request after the other, on one connection, unless that one hangs.
             moment = max(moment, min(self._underWay.values()) + self.PATIENCE)
         if self._call is None:
@@ -216,17 +228,18 @@ class Pulse:
 
     def _take(self, now: float) -> list[Beating]:
         """Take out those who are due first, and who may go with them."""
+        most = self.MOST if self._dismissed else max(1, self._size.most)
         taken: list[Beating] = []
         while self._due:
             slot = self._slots[self._due[0]]
             services = slot.services
-            if len(services) > self.MOST - len(taken):
+            if len(services) > most - len(taken):
                 services.sort(key=_dueOf)
             stay = _Slot()
             for service in services:
                 if service.pulseSlot is not slot:
                     continue
-                if len(taken) < self.MOST and service.pulseSince + (1 - self.EARLY) * service.interval <= now:
+                if len(taken) < most and service.pulseSince + (1 - self.EARLY) * service.interval <= now:
                     service.pulseSlot = taken
                     taken.append(service)
                 else:
@@ -257,6 +270,8 @@ class Pulse:
     def _answered(self, services: Sequence[Beating], tokens: Sequence[str | None], sent: float) -> None:
         self._backoff.reset()
         self._notBefore = 0.0
+        if self._size.isLimited:
+            self._accepted(len(services))
         if self._trouble is not None:
             (began, names), self._trouble = self._trouble, None
             seconds = self._clock.seconds() - began
@@ -276,6 +291,9 @@ class Pulse:
         if failure.check(ClientClosed) or not waiting:
             return
         now = self._clock.seconds()
+        isRefused = isRefusal(failure.value)
+        if isRefused and not self._dismissed and self._split(failure, waiting, len(services)):
+            return
         delay = self._backoff.next()
         if self._backoff.failures > 1 and self._trouble is None:
             names = _named([service.serviceId for service in waiting])
@@ -295,6 +313,45 @@ class Pulse:
             if service.pulseSlot is services:
                 self._put(service, now + delay - service.interval)
                 service.missed()
+        if isRefused:
+            # It is an outage, as far as is known. One service finds out.
+            alone = waiting[0]
+            self._remove(alone)
+            self._dismissed.add(alone)
+            alone.dismissed()
+
+    def _split(self, failure: Failure, waiting: Sequence[Beating], count: int) -> bool:
+        """
+        A batch was refused as a whole: send it again in halves, and heartbeats by themselves when not even one is
+        accepted in a batch.
+
+        :return: false if it is not known whether single heartbeats are accepted.
+        """
+        if not self._size.isLimited:
+            self._log.warn(
+                "A batch of {count} heartbeats was refused, and smaller ones are sent: {reason}",
+                count=count,
+                reason=failure.getErrorMessage(),
+            )
+        self._size.refused(count)
+        if count == 1 and not self._onlyAlone:
+            return False
+        if count == 1:
+            self._size.close()
+            self._dismissAll()
+            return True
+        now = self._clock.seconds()
+        for service in waiting:
+            self._put(service, now - service.interval)
+            service.missed()
+        return True
+
+    def _accepted(self, count: int) -> None:
+        self._size.accepted(count)
+        self._onlyAlone = False
+        self._dismissed.clear()
+        if not self._size.isLimited:
+            self._log.info("A batch of {count} heartbeats is accepted again", count=count)
 
     def _dismissAll(self) -> None:
         services = list(self._services)

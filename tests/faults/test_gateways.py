@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from random import Random
 from typing import Any
 
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import Client, RegisteredService
@@ -52,6 +53,18 @@ class GatewayCase(Figures, SynchronousTestCase):
         self.fake.advance(1)
         for service in self.services:
             self.successResultOf(service.whenRegistered())
+
+    def logged(self) -> list[str]:
+        """What is logged as a warning or worse from now on."""
+        lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            if event["log_level"] >= LogLevel.warn:
+                lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        return lines
 
     def end(self) -> Counter[str]:
         """Stop them, and count the events of the time before by their types."""
@@ -116,3 +129,83 @@ class GatewayTests(GatewayCase):
         self.tell("listings of the Directory", len(listings))
         self.tell("expirations", 0)
         self.tell("new registrations", 0)
+
+
+class LargeBodyTests(GatewayCase):
+    """A proxy that refuses large bodies."""
+
+    row = 18
+    fault = "a proxy refuses bodies over 8 KiB, or all batches of heartbeats, with a 4xx"
+
+    def lives(self, seconds: float, count: int = 400) -> list[int]:
+        """Have services with a timeout of 10 s live so long behind the proxy; the numbers of requests a minute."""
+        self.start([10] * count)
+        requests = []
+        for _ in range(round(seconds / 60)):
+            before = len(self.fake.requests)
+            self.fake.advance(60)
+            requests.append(len(self.fake.requests) - before)
+        return requests
+
+    def refuseOver(self, size: int, status: int, body: bytes = b"<html>", contentType: str = "text/html") -> None:
+        self.fake.answerNext(status, body, contentType, count=None, when=lambda request: len(request.body) > size)
+
+    def test_bodiesOver8KiB(self) -> None:
+        """Whatever its status, the proxy is told small batches, which are remembered, and the log has one line."""
+        for status in (403, 404, 413):
+            self.setUp()
+            log = self.logged()
+            self.refuseOver(8192, status)
+            requests = self.lives(3600 if self.isFull else 60)
+            # What fits goes together: not a request for each heartbeat.
+            self.assertLess(requests[-1], 100)
+            self.assertEqual([line for line in log if "heartbeat" in line and "registered" not in line], log[:1])
+            self.assertIn("A batch of", log[0])
+            self.assertIn(f"answered with {status}", log[0])
+            self.assertKept()
+            self.tell(f"requests in the last minute, refused with {status}", requests[-1])
+        self.tell("services with a timeout of 10 s", len(self.services))
+        self.tell("expirations", 0)
+
+    def test_theRegistrysOwnLimit(self) -> None:
+        """A fault of the registry that says that the body is too large is met with smaller batches too."""
+        fault = b'{"type":"requestTooLargeError","code":413,"message":"Request body too large","details":""}'
+        self.refuseOver(4999, 413, fault, "application/json")
+        self.lives(60, 200)
+        self.assertKept()
+
+    def test_noBatchesAtAll(self) -> None:
+        """Where not even a batch of one passes, each service sends its own heartbeats; batches are tried rarely."""
+        isBatch = 0
+
+        def refuses(request: Request) -> bool:
+            nonlocal isBatch
+            isBatch += request.path.endswith("/heartbeats")
+            return request.path.endswith("/heartbeats")
+
+        self.fake.answerNext(403, b"<html>", count=None, when=refuses)
+        self.lives(1200, 400) if self.isFull else self.lives(360, 20)
+        self.assertLess(isBatch, 40)
+        self.assertKept()
+        self.tell("batches that were tried where none passes", isBatch)
+
+    def test_anOutageOfTheGateway(self) -> None:
+        """A gateway that answers everything for a few seconds is an outage: afterwards all is as before."""
+        count = 400 if self.isFull else 40
+        self.start([10] * count)
+        self.fake.advance(60)
+        for _ in range(20 if self.isFull else 2):
+            log = self.logged()
+            self.fake.answerNext(404, *PROBLEM, count=None)
+            before = len(self.fake.requests)
+            self.fake.advance(3.5)
+            self.fake.answerNormally()
+            during = len(self.fake.requests) - before
+            self.fake.advance(400)
+            before = len(self.fake.requests)
+            self.fake.advance(60)
+            self.assertLess(len(self.fake.requests) - before, 100)
+            self.assertLess(during, 200)
+            self.assertLess(len(log), 12, log)
+        self.assertKept()
+        self.tell(f"requests of {count} services in an outage of 3.5 s", during)

@@ -1,0 +1,69 @@
+"""
+How many heartbeats one request may have, where something on the way refuses larger ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from .errors import BadRequest, Forbidden, ForeignResponse, NotFound
+
+__all__ = ["BatchSize", "isRefusal"]
+
+
+def isRefusal(error: object) -> bool:
+    """Whether a batch met an *error* that a smaller one may not meet: a 4xx other than 401 to the batch as a whole."""
+    if isinstance(error, ForeignResponse):
+        return error.status != 401
+    return isinstance(error, (BadRequest, Forbidden, NotFound))
+
+
+class BatchSize:
+    """
+    Halves what is refused, down to single heartbeats and to none at all, and remembers what is accepted. Once in a
+    while it tries twice of that.
+
+    :param largest: heartbeats in a batch at most.
+    :param seconds: the time.
+    :ivar most: heartbeats in the next batch at most; 0 while batches are not used.
+    """
+
+    #: Seconds after a refusal in which no larger batch is tried.
+    HOLD = 300.0
+
+    def __init__(self, largest: int, seconds: Callable[[], float]) -> None:
+        self.most = largest
+        self._largest = largest
+        self._seconds = seconds
+        # The smallest that was refused.
+        self._refused = math.inf
+        self._heldUntil = 0.0
+
+    @property
+    def isLimited(self) -> bool:
+        """Whether a batch was refused, and none of its size was accepted since."""
+        return self._refused <= self._largest
+
+    @property
+    def mayTry(self) -> bool:
+        """Whether the time has come to try a larger batch."""
+        return self._seconds() >= self._heldUntil
+
+    def refused(self, count: int) -> None:
+        """A batch of *count* heartbeats was refused as a whole."""
+        self._refused = min(self._refused, count)
+        self.most = max(1, int(self._refused) // 2)
+        self._heldUntil = self._seconds() + self.HOLD
+
+    def close(self) -> None:
+        """Not even a batch of one is accepted."""
+        self.most = 0
+
+    def accepted(self, count: int) -> None:
+        """A batch of *count* heartbeats was accepted."""
+        if count >= self._refused:
+            self.most = self._largest
+            self._refused = math.inf
+        elif count >= self.most and self.mayTry:
+            self.most = min(self._largest, 2 * count)
