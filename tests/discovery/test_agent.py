@@ -104,7 +104,7 @@ class AgentTestCase(LoopbackTestCase):
         self.agent = self.makeAgent()
 
     def makeAgent(self, **options: Any) -> RegistryAgent:
-        agent = RegistryAgent(reactor, self.directory, **options)
+        agent = RegistryAgent(reactor, self.directory, **{"random": lambda: 0.0, **options})
         self.addCleanup(agent.close)
         return agent
 

@@ -28,7 +28,7 @@ class BalancingTestCase(SynchronousTestCase):
 
     def balancer(self, *services: Service, near: Mapping[str, str] | None = None, **options: Any) -> Balancer:
         self.directory = FakeDirectory(*services)
-        return Balancer(self.directory, "web", clock=self.clock, near=near, **options)
+        return Balancer(self.directory, "web", clock=self.clock, near=near, **{"random": lambda: 0.0, **options})
 
     def picks(self, balancer: Balancer, count: int) -> list[str]:
         picked = [balancer.pick() for _ in range(count)]

@@ -65,7 +65,7 @@ class ConnectTests(SynchronousTestCase):
         self.factory.noisy = False
 
     def endpoint(self, **options: Any) -> RegistryEndpoint:
-        return RegistryEndpoint(self.reactor, self.directory, "web", **options)
+        return RegistryEndpoint(self.reactor, self.directory, "web", **{"random": lambda: 0.0, **options})
 
     def attempts(self) -> list[tuple[str, int]]:
         return [client[:2] for client in self.reactor.tcpClients]

@@ -26,16 +26,24 @@ class RoundRobinTests(SynchronousTestCase):
 
     def test_inTurn(self) -> None:
         """Everybody has a turn before anybody has a second one."""
-        strategy, candidates = RoundRobin(), [A, B, C]
+        strategy, candidates = RoundRobin(lambda: 0.0), [A, B, C]
         self.assertEqual([strategy.pick(candidates).id for _ in range(7)], ["aaa", "bbb", "ccc"] * 2 + ["aaa"])
 
     def test_goesOnBehindTheLastOne(self) -> None:
         """When the candidates change, the next one is the one behind the last, also if that one is gone."""
-        strategy = RoundRobin()
+        strategy = RoundRobin(lambda: 0.0)
         self.assertEqual(strategy.pick([A, C]), A)
         self.assertEqual(strategy.pick([A, B, C]), B)
         self.assertEqual(strategy.pick([A, C]), C)
         self.assertEqual(strategy.pick([A, B]), A)
+
+    def test_beginsAnywhere(self) -> None:
+        """The first one is drawn, so that many programs that pick once do not all pick the same; then it is in turn."""
+        for number, first in ((0.0, A), (0.34, B), (0.99, C), (1.0, C)):
+            strategy = RoundRobin(numbers(number))
+            candidates = [A, B, C]
+            picked = [strategy.pick(candidates) for _ in range(3)]
+            self.assertEqual((picked[0], len({one.id for one in picked})), (first, 3))
 
 
 class RandomTests(SynchronousTestCase):
@@ -51,7 +59,7 @@ class LeastConnectionsTests(SynchronousTestCase):
     """The one that is used least."""
 
     def setUp(self) -> None:
-        self.strategy = LeastConnections()
+        self.strategy = LeastConnections(lambda: 0.0)
 
     def use(self, candidates: list[object]) -> str:
         picked = self.strategy.pick(candidates)  # type: ignore[arg-type]  # instances
@@ -62,6 +70,12 @@ class LeastConnectionsTests(SynchronousTestCase):
         """Uses that go on are spread evenly."""
         candidates = [A, B, C]
         self.assertEqual(sorted(self.use(candidates) for _ in range(6)), sorted(["aaa", "bbb", "ccc"] * 2))
+
+    def test_breaksTiesAtRandom(self) -> None:
+        """Of those that were never used, any may be the first."""
+        for draws, first in (((0.1, 0.2, 0.3), "aaa"), ((0.2, 0.1, 0.3), "bbb"), ((0.3, 0.2, 0.1), "ccc")):
+            self.strategy = LeastConnections(numbers(*draws))
+            self.assertEqual(self.use([A, B, C]), first)
 
     def test_picksTheOneThatHasEnded(self) -> None:
         """The one whose use has ended is next."""

@@ -98,7 +98,7 @@ class RegistryAgent:
             first listing is waited for.
         :param near: our own ``region`` and ``zone``, to prefer what is near.
         :param policy: whose certificates are trusted; by default those that browsers trust.
-        :param random: gives numbers from 0 to 1 to a strategy that needs them.
+        :param random: gives numbers from 0 to 1 to the strategy.
         :raises ValueError: if there is no such strategy, or *near* has other keys.
         """
         self._reactor = reactor

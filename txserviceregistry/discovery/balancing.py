@@ -143,7 +143,7 @@ class Balancer:
         :param strategy: a strategy's name, or one of its own.
         :param near: our own ``region`` and ``zone``; others' metadata with the same words mean that they are near.
         :param health: remembers failures; one of its own by default.
-        :param random: gives numbers from 0 to 1 to a strategy that needs them.
+        :param random: gives numbers from 0 to 1 to a strategy that is given by name.
         :raises ValueError: if there is no such strategy, or *near* has other keys.
         """
         self.tag = tag

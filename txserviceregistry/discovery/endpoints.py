@@ -137,7 +137,7 @@ class RegistryEndpoint:
         :param timeout: seconds that each instance is given; also for how long the directory's first listing is waited
             for.
         :param near: our own ``region`` and ``zone``, to prefer what is near.
-        :param random: gives numbers from 0 to 1 to a strategy that needs them.
+        :param random: gives numbers from 0 to 1 to a strategy that is given by name.
         :raises ValueError: if there is no such strategy, or *near* has other keys.
         """
         self._reactor = reactor

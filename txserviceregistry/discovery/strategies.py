@@ -40,16 +40,25 @@ class IStrategy(Interface):
 
 @implementer(IStrategy)
 class RoundRobin:
-    """One after the other, in the order of their ids."""
+    """
+    One after the other, in the order of their ids, beginning anywhere: programs that make one request per run, and
+    fleets that restart together, spread over all instances.
 
-    def __init__(self) -> None:
+    :param random: gives numbers from 0 to 1; draws the first one.
+    """
+
+    def __init__(self, random: Callable[[], float] = randomModule.random) -> None:
+        self._random = random
         self._candidates: Sequence[Instance] = ()
         self._position = -1
-        self._last = ""
+        self._last: str | None = None
 
     def pick(self, candidates: Sequence[Instance]) -> Instance:
         if candidates is self._candidates:
             position = self._position + 1
+        elif self._last is None:
+            self._candidates = candidates
+            position = _drawn(candidates, self._random)
         else:
             # Others than before: it goes on behind the last one, wherever that would stand now.
             self._candidates = candidates
@@ -80,8 +89,7 @@ class RandomChoice:
         self._random = random
 
     def pick(self, candidates: Sequence[Instance]) -> Instance:
-        # A number of exactly 1 is not in random.random's range, but may be in another's.
-        return candidates[min(int(self._random() * len(candidates)), len(candidates) - 1)]
+        return candidates[_drawn(candidates, self._random)]
 
     def began(self, instance: Instance) -> None:
         """Makes no difference here."""
@@ -94,24 +102,27 @@ class RandomChoice:
 class LeastConnections:
     """
     The one that is used least at this moment, as far as we are the ones who use it; of several such, the one whose
-    number of uses has been the same for longest.
+    number of uses has been the same for longest; of several that were never used, any.
+
+    :param random: gives numbers from 0 to 1; breaks ties.
     """
 
-    # A heap of (uses, turn, position in the candidates). An entry whose turn is not the instance's last one is
-    # outdated; it is dropped when it comes to the top.
-    def __init__(self) -> None:
+    # A heap of (uses, turn, random number, position in the candidates). An entry whose turn is not the instance's last
+    # one is outdated; it is dropped when it comes to the top.
+    def __init__(self, random: Callable[[], float] = randomModule.random) -> None:
+        self._random = random
         self._uses: dict[Key, int] = {}
         self._candidates: Sequence[Instance] = ()
         self._positions: dict[Key, int] = {}
         self._turns: dict[Key, int] = {}
-        self._heap: list[tuple[int, int, int]] = []
+        self._heap: list[tuple[int, int, float, int]] = []
         self._turn = 0
 
     def pick(self, candidates: Sequence[Instance]) -> Instance:
         if candidates is not self._candidates or len(self._heap) > 4 * len(candidates) + 64:
             self._arrange(candidates)
         while True:
-            _, turn, position = self._heap[0]
+            _, turn, _, position = self._heap[0]
             instance = candidates[position]
             if self._turns[instance.key] == turn:
                 return instance
@@ -130,7 +141,7 @@ class LeastConnections:
         self._turns = turns
         self._positions = {instance.key: position for position, instance in enumerate(candidates)}
         self._heap = [
-            (self._uses.get(instance.key, 0), turns[instance.key], position)
+            (self._uses.get(instance.key, 0), turns[instance.key], self._random(), position)
             for position, instance in enumerate(candidates)
         ]
         heapify(self._heap)
@@ -147,18 +158,24 @@ class LeastConnections:
         if position is not None:
             self._turn += 1
             self._turns[key] = self._turn
-            heappush(self._heap, (uses, self._turn, position))
+            # No other entry has this turn.
+            heappush(self._heap, (uses, self._turn, 0.0, position))
 
 
 def _idOf(instance: Instance) -> str:
     return instance.id
 
 
+def _drawn(candidates: Sequence[Instance], random: Callable[[], float]) -> int:
+    # A number of exactly 1 is not in random.random's range, but may be in another's.
+    return min(int(random() * len(candidates)), len(candidates) - 1)
+
+
 #: What each strategy is called in strings.
 STRATEGIES: dict[str, Callable[[Callable[[], float]], IStrategy]] = {
-    "round-robin": lambda random: RoundRobin(),
+    "round-robin": RoundRobin,
     "random": RandomChoice,
-    "least-connections": lambda random: LeastConnections(),
+    "least-connections": LeastConnections,
 }
 
 
@@ -167,7 +184,7 @@ def strategyNamed(name: str, random: Callable[[], float] = randomModule.random) 
     A new strategy.
 
     :param name: ``round-robin``, ``random`` or ``least-connections``.
-    :param random: gives numbers from 0 to 1 to a strategy that needs them.
+    :param random: gives numbers from 0 to 1: where round robin begins, how ties are broken, what a random choice is.
     :raises ValueError: if there is no such strategy.
     """
     try:
