@@ -195,6 +195,16 @@ class AuthenticatorTests(SynchronousTestCase):
     def token(self) -> str:
         return self.successResultOf(self.authenticator.session()).token
 
+    def test_aRedirect(self) -> None:
+        """A redirect is not followed; the error says where it leads, and which settings say where the Auth API is."""
+        self.problem = answer(301, Location="https://elsewhere/v2.0/tokens")
+        error = self.failureResultOf(self.authenticator.session(), ForeignResponse).value
+        self.assertIn("It redirects to https://elsewhere/v2.0/tokens, which is not followed", str(error))
+        self.assertIn(
+            "Change the URL: RAXSR_AUTH_URL ([auth_api] url) or, if there is none, RAXSR_API_URL ([api] url)",
+            str(error),
+        )
+
     # -- sharing
 
     def test_oneAuthenticationForAll(self) -> None:

@@ -227,10 +227,18 @@ class TransportTests(SynchronousTestCase):
         self.assertIsInstance(self.fault(response), RateLimited)
 
     def test_redirectsAreNotFollowed(self) -> None:
-        """A redirect is no answer of a registry; the text shows where it leads."""
-        error = self.fault(answer(308, Location="http://elsewhere"))
-        self.assertIsInstance(error, MalformedResponse)
-        self.assertIn("http://elsewhere", str(error))
+        """A redirect is not followed; the error says where it leads, and which setting to change."""
+        for location, shown in (
+            ("https://elsewhere/v1.0", "https://elsewhere/v1.0"),
+            ("/other", "http://registry:8880/other"),
+            ("https://else\x1bwhere", "https://else?where"),
+            ("http://[elsewhere", "http://[elsewhere"),
+        ):
+            error = self.fault(answer(308, Location=location))
+            self.assertIsInstance(error, MalformedResponse)
+            self.assertIn(f"was answered with 308. It redirects to {shown}, which is not followed", str(error))
+            self.assertIn("Change the URL: RAXSR_API_URL ([api] url)", str(error))
+        self.assertIn("answered with 304. No registry does that: check the URL", str(self.fault(answer(304))))
 
     def test_aTokenThatComesBackInAFaultIsHidden(self) -> None:
         """A fault that quotes the token which was sent does not show it, in its text or its attributes."""

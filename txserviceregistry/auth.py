@@ -64,6 +64,9 @@ _LONGEST_RETRY = 300.0
 _SHORTEST_DELAY = 0.02
 _LONGEST_DELAY = 1.0
 
+# What says where the Auth API is.
+_URL_SETTINGS = "RAXSR_AUTH_URL ([auth_api] url) or, if there is none, RAXSR_API_URL ([api] url)"
+
 # The faults of the Auth API by name, with the status code of each.
 _FAULTS = {
     "badRequest": 400,
@@ -317,7 +320,8 @@ class KeystoneAuthenticator:
         said = _faultIn(response)
         if said is None and response.status < 500:
             # Nor is it a refusal: with the same credentials the Auth API may still give a token.
-            return ForeignResponse(response.status, method=response.method, url=response.url, doubt=response.doubt)
+            doubt = response.redirection(_URL_SETTINGS) or response.doubt
+            return ForeignResponse(response.status, method=response.method, url=response.url, doubt=doubt)
         message = blanked(said or "", [self._credentials.apiKey])
         if response.status in (401, 403):
             return AuthenticationFailed(

@@ -61,9 +61,9 @@ class MalformedResponse(ServiceRegistryError):
 
 class ForeignResponse(MalformedResponse):
     """
-    The response is an error (4xx), but not a fault of this API: a proxy, a gateway or another server sent it. It says
-    nothing about the registry and its objects, and the request may have been carried out or not. Heartbeats and
-    subscribers retry as in an outage.
+    The response is an error (4xx) or a redirect, but not a fault of this API: a proxy, a gateway or another server sent
+    it. It says nothing about the registry and its objects, and the request may have been carried out or not. Heartbeats
+    and subscribers retry as in an outage.
 
     :ivar status: the HTTP status code.
     :ivar method: the request's method.
@@ -81,6 +81,8 @@ class ForeignResponse(MalformedResponse):
     def __str__(self) -> str:
         asked = f"{self.method} {self.url} was answered with " if self.url else ""
         advice = self.doubt or "Check the proxies in between"
+        if self.status < 400:
+            return f"{asked}{self.status}. {advice}"
         return f"{asked}{self.status}, but not by the registry: the response is not a fault of its API. {advice}"
 
 

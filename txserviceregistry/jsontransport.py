@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import random as randomModule
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -138,6 +139,23 @@ class Response:
     def doubt(self) -> str:
         """What to ask about the URL when there is no such page at it, or none that takes such a request."""
         return "Is there a service registry at this URL?" if self.status in _NO_SUCH_PAGE else ""
+
+    def redirection(self, setting: str) -> str | None:
+        """
+        Where a redirect leads, which is not followed, and what to do about it, in sentences.
+
+        :param setting: what to change.
+        :return: ``None`` if this is no redirect, or does not say where it leads.
+        """
+        location = self.header("Location")
+        if not 300 <= self.status < 400 or not location:
+            return None
+        try:
+            location = urljoin(self.url, location)
+        except ValueError:
+            pass  # It is shown as it came.
+        target = re.sub(r"[^!-~]", "?", location)
+        return f"It redirects to {target}, which is not followed. Change the URL: {setting}"
 
     def header(self, name: str) -> str | None:
         """The first header of that *name*."""

@@ -224,10 +224,8 @@ def faultOf(response: Response, sent: object = None) -> Exception:
     :param sent: the request's body, whose tokens must not come back in a text.
     """
     if response.status < 400:
-        return MalformedResponse(
-            f"{response.method} {response.url} was answered with {response.status} "
-            f"(Location: {response.header('Location')}), which no registry does: check the URL"
-        )
+        advice = response.redirection("RAXSR_API_URL ([api] url)") or "No registry does that: check the URL"
+        return MalformedResponse(f"{response.method} {response.url} was answered with {response.status}. {advice}")
     fault = faultIn(response.json, response.status)
     if fault is None and response.status < 500:
         return ForeignResponse(response.status, method=response.method, url=response.url, doubt=response.doubt)

@@ -204,6 +204,7 @@ class WrapperTests(WrapperTestCase):
     async def test_exitCodes(self) -> None:
         """The command's own, 128 + N after signal N, 127 when there is none, 126 when it can't be run."""
         scripts = {"plain": "echo\n", "noshebang": "echo\n", "lost": "#!/no/such/interpreter\n"}
+        scripts["alien"] = "\x7fELF\0"
         for name, text in scripts.items():
             with open(os.path.join(self.home, name), "w") as file:
                 file.write(text)
@@ -219,6 +220,7 @@ class WrapperTests(WrapperTestCase):
             (["./plain"], 126),
             (["./noshebang"], 126),
             (["./lost"], 126),
+            (["./alien"], 126),
             (["/"], 126),
         ]
         ends = await together(self.run_(f"--id=codes{number}", *command) for number, (command, _) in enumerate(cases))
@@ -226,6 +228,10 @@ class WrapperTests(WrapperTestCase):
             self.assertEqual((out, code), (b"", expected), command)
             lines = [line for line in err.splitlines() if "goes on as before" not in line]
             self.assertEqual(len(lines), int(expected in (126, 127)), err)
+            if command == ["./noshebang"]:
+                self.assertIn("./noshebang: can't be run: it is a script without #! in its first line", err)
+            if command == ["./alien"]:
+                self.assertIn("./alien: can't be run: it is not a program for this machine", err)
 
     async def test_theChildsStateIsClean(self) -> None:
         """No signal is blocked or ignored, the standard streams block, and no file of the wrapper's is open."""

@@ -110,8 +110,20 @@ def startChild(command: Sequence[str], environment: Mapping[bytes, bytes], keepI
         if error.errno == errno.ENOENT and os.path.exists(path):
             text = "the interpreter that its first line names is missing"
         elif error.errno == errno.ENOEXEC:
-            text = "it is neither a binary for this machine, nor a script whose first line names its interpreter"
+            text = _whyNotRunnable(path)
         raise CantStart(f"{command[0]}: can't be run: {text}", _NOT_RUNNABLE)
+
+
+def _whyNotRunnable(path: str) -> str:
+    """Why the system does not know how to run a file."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(1024)
+    except OSError:
+        start = b""
+    if start and b"\0" not in start:
+        return "it is a script without #! in its first line, which names the interpreter, such as #!/bin/sh"
+    return "it is not a program for this machine"
 
 
 def reap() -> Iterator[tuple[int, int]]:
