@@ -306,6 +306,41 @@ class DataDirTests(SynchronousTestCase):
         self.assertEqual(defaultDataDir({"HOME": "/home/joe"}), usual)
 
 
+class NoHomeTests(SynchronousTestCase):
+    """A user without a home directory: no HOME, and no passwd entry."""
+
+    def setUp(self) -> None:
+        def noHome() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        self.patch(Path, "home", noHome)
+
+    def test_whatIsGivenIsEnough(self) -> None:
+        """Without a home directory the files in it do not exist."""
+        settings = readSettings(username="joe", apiKey=KEY, baseUrl="http://a/v1.0", environ={})
+        self.assertEqual((settings.username, settings.baseUrls), ("joe", ("http://a/v1.0",)))
+        assert settings.readAgain is not None
+        self.assertEqual(settings.readAgain(), settings)
+        self.assertFalse(namesRegistry({}))
+        self.assertTrue(namesRegistry({"RAXSR_API_URL": "http://a"}))
+
+    def test_filesThatAreNamed(self) -> None:
+        """Files that the environment names are read all the same."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        (folder / "raxrc").write_text(f"[credentials]\nusername = joe\napi_key = {KEY}\n")
+        for environ in ({"RAXSR_RAXRC": str(folder / "raxrc")}, {"RAXSR_DATA_DIR": str(folder)}):
+            self.assertEqual(readSettings(environ=environ).apiKey, KEY)
+
+    def test_whatIsMissing(self) -> None:
+        """The text does not name files that can't be; the data directory has to be named."""
+        error = self.assertRaises(InvalidSettings, readSettings, environ={})
+        self.assertIn("no file, because this user has no home directory", str(error))
+        error = self.assertRaises(InvalidSettings, defaultDataDir, {})
+        self.assertIn("--data-dir", str(error))
+        self.assertEqual(defaultDataDir({"XDG_STATE_HOME": "/x"}), Path("/x/txserviceregistry"))
+
+
 class ParseUrlsTests(SynchronousTestCase):
     """URLs."""
 

@@ -9,7 +9,19 @@ import tempfile
 
 from twisted.logger import Logger
 
-__all__ = ["WriteOutage", "replaceFile"]
+__all__ = ["WriteOutage", "absolutePath", "replaceFile"]
+
+
+def absolutePath(path: str) -> str:
+    """
+    A path that means the same when the working directory is another one, with the home directory for a ``~``.
+
+    :raises ValueError: if there is no such home directory; the text says so.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(f"{path!r} can't be used: {path.partition(os.sep)[0]} has no home directory here")
+    return os.path.abspath(expanded)
 
 
 def replaceFile(path: str | os.PathLike[str], text: str, *, isDurable: bool = False) -> None:

@@ -107,8 +107,14 @@ class Settings:
     readAgain: Callable[[], Settings] | None = attrs.field(default=None, eq=False, repr=False)
 
 
-def _homeIn(environ: Mapping[str, str], home: Path | None) -> Path:
-    return home or Path(environ.get("HOME") or Path.home())
+def _homeIn(environ: Mapping[str, str], home: Path | None) -> Path | None:
+    if home is not None or environ.get("HOME"):
+        return home or Path(environ["HOME"])
+    try:
+        return Path.home()
+    except RuntimeError:
+        # Neither HOME nor a passwd entry, as in a container that runs as a bare user id. No file can be there.
+        return None
 
 
 def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
@@ -118,14 +124,26 @@ def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None =
 
     :param environ: the environment; the process's own by default.
     :param home: the user's home directory; by default what the environment says.
+    :raises InvalidSettings: if none of these is known: the user has no home directory.
     """
     environ = os.environ if environ is None else environ
+    found = _dataDirIn(environ, _homeIn(environ, home))
+    if found is None:
+        raise InvalidSettings(
+            "There is no default data directory, because this user has no home directory (HOME is not set, and there "
+            "is no passwd entry): give --data-dir, or set RAXSR_DATA_DIR"
+        )
+    return found
+
+
+def _dataDirIn(environ: Mapping[str, str], home: Path | None) -> Path | None:
     if environ.get("RAXSR_DATA_DIR"):
         return Path(environ["RAXSR_DATA_DIR"])
     state = environ.get("XDG_STATE_HOME", "")
     # The XDG specification: a relative path there is invalid, and to be ignored.
-    base = Path(state) if os.path.isabs(state) else _homeIn(environ, home) / ".local" / "state"
-    return base / "txserviceregistry"
+    if os.path.isabs(state):
+        return Path(state) / "txserviceregistry"
+    return None if home is None else home / ".local" / "state" / "txserviceregistry"
 
 
 def parseUrls(text: str | Iterable[str], source: str) -> tuple[str, ...]:
@@ -252,17 +270,18 @@ class _Lookup:
         self,
         explicit: Mapping[str, str | None],
         environ: Mapping[str, str],
-        home: Path,
+        home: Path | None,
         *,
         isReadAgain: bool = False,
     ) -> None:
         self._explicit = explicit
         self._environ = environ
         named = environ.get("RAXSR_RAXRC")
-        path = Path(named) if named else home / ".raxrc"
-        self.files = [_IniFile(path, mustExist=bool(named), isReadAgain=isReadAgain)]
-        dataDir = defaultDataDir(environ, home)
-        self.local = _IniFile(dataDir / "raxrc", mustExist=False, isReadAgain=isReadAgain)
+        # Without a home directory, the files in it do not exist.
+        path = Path(named) if named else None if home is None else home / ".raxrc"
+        self.files = [_IniFile(path, mustExist=bool(named), isReadAgain=isReadAgain)] if path else []
+        dataDir = _dataDirIn(environ, home)
+        self.local = _IniFile(dataDir / "raxrc", mustExist=False, isReadAgain=isReadAgain) if dataDir else None
         self.sources: dict[str, str] = {}
 
     def get(self, name: str, *, local: bool = True) -> Setting | None:
@@ -279,7 +298,7 @@ class _Lookup:
         yield self._fromEnvironment
         for file in self.files:
             yield file.get
-        if local:
+        if local and self.local is not None:
             yield self.local.get
 
     def _fromArgument(self, name: str) -> Setting | None:
@@ -293,10 +312,11 @@ class _Lookup:
 
     def isLocal(self, setting: Setting) -> bool:
         """Whether it is the registry of this machine that has given a value."""
-        return setting.path == self.local.path.absolute()
+        return self.local is not None and setting.path == self.local.path.absolute()
 
     def paths(self) -> str:
-        return " and ".join(str(file.path) for file in [*self.files, self.local])
+        files = [str(file.path) for file in [*self.files, self.local] if file is not None]
+        return " and ".join(files) or "no file, because this user has no home directory"
 
 
 def readSettings(
@@ -355,7 +375,7 @@ class _Reader:
 
     explicit: Mapping[str, str | None] = attrs.field(repr=False)
     environ: Mapping[str, str] = attrs.field(repr=False)
-    home: Path
+    home: Path | None
     tls: bool
     isReadAgain: bool = False
 
@@ -399,7 +419,8 @@ class _Reader:
             return self
         # The working directory may be another one by then: twistd in the background changes it.
         paths = {name: os.path.abspath(self.environ[name]) for name in _PATHS if self.environ.get(name)}
-        return attrs.evolve(self, environ={**self.environ, **paths}, home=self.home.absolute(), isReadAgain=True)
+        home = None if self.home is None else self.home.absolute()
+        return attrs.evolve(self, environ={**self.environ, **paths}, home=home, isReadAgain=True)
 
 
 def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = None) -> bool:
@@ -432,6 +453,8 @@ def _urls(found: _Lookup) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _whyNotLocal(found: _Lookup, user: Setting | None, urls: Iterable[str]) -> str:
     """Why the API key of this machine's registry is not for this user there, to be added to a text; else nothing."""
+    if found.local is None:
+        return ""
     owner = found.local.get("username")
     if owner is None or user is None or owner.value != user.value:
         return f"; the API key in {found.local.path} is for another user"

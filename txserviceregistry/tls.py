@@ -35,6 +35,7 @@ from zope.interface import implementer
 
 from .certificates import namesOf, ownerOf, whyNotNow
 from .errors import InvalidSettings
+from .files import absolutePath
 from .reloading import Reloaded, stampOf
 
 __all__ = ["CertificateRefused", "TLSPolicy", "describeTLS", "tlsPolicy"]
@@ -275,8 +276,10 @@ def tlsPolicy(
 
 
 def _absolute(path: str) -> str:
-    # The working directory may be another one when the file is read again.
-    return os.path.abspath(Path(path).expanduser())
+    try:
+        return absolutePath(path)
+    except ValueError as error:
+        raise InvalidSettings(str(error)) from None
 
 
 def _trustIn(caFile: str, source: str | None) -> _TrustFiles:

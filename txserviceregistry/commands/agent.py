@@ -94,7 +94,13 @@ class Options(OneLineOptions):
         for option in ("listen", "registry-listen"):
             if self[option] is not None:
                 checkEndpoint(option, self[option])
-        self["data-dir"] = str(self["data-dir"] or defaultDataDir())
+        try:
+            self["data-dir"] = str(self["data-dir"] or defaultDataDir())
+        except InvalidSettings:
+            if not namesRegistry():
+                raise
+            # Nothing is needed of a registry of this machine.
+            self["data-dir"] = None
 
     def settings(self) -> Settings:
         """
@@ -102,7 +108,7 @@ class Options(OneLineOptions):
 
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
         """
-        return readSettings(environ={**os.environ, "RAXSR_DATA_DIR": self["data-dir"]})
+        return readSettings(environ={**os.environ, "RAXSR_DATA_DIR": self["data-dir"] or ""})
 
 
 class AgentProcess(Service):
@@ -254,9 +260,13 @@ def _curlLines(settings: Settings) -> str:
     )
 
 
-def _pythonLines(dataDir: str, serviceId: str) -> str:
+def _pythonLines(dataDir: str | None, serviceId: str) -> str:
     """The same in Python, with the Python that runs this."""
-    where = "" if dataDir == str(defaultDataDir()) else f"RAXSR_DATA_DIR='{dataDir}' "
+    try:
+        isDefault = dataDir is None or dataDir == str(defaultDataDir())
+    except InvalidSettings:
+        isDefault = False
+    where = "" if isDefault else f"RAXSR_DATA_DIR='{dataDir}' "
     return "\n".join(
         [
             f"{where}{sys.executable} - <<'END'",

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from twisted.logger import Logger
 from twisted.python import usage
 
+from ..errors import InvalidSettings
+
 __all__ = ["OneLineOptions", "collectSeldom", "endProcess", "say"]
 
 _log = Logger()
@@ -90,7 +92,7 @@ class OneLineOptions(usage.Options):
         """
         try:
             usage.Options.parseOptions(self, options)
-        except usage.UsageError as error:
+        except (usage.UsageError, InvalidSettings) as error:
             raise SystemExit(f"twistd {self.command}: {error} (see: twistd {self.command} --help)") from None
 
     def parseArgs(self, *rest: str) -> None:

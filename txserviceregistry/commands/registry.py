@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
+from ..files import absolutePath
 from ..parsing import parseCount, parseDuration, parseRate
 from ..registry.accesslog import STDOUT
 from ..registry.connections import ConnectionLimits, raiseFileLimit
@@ -74,7 +74,7 @@ def _logTarget(text: str) -> str | None:
     if text in (_NO_LOG, STDOUT):
         return None if text == _NO_LOG else text
     # Where the person who typed it is, and not where a process in the background will be.
-    return os.path.abspath(os.path.expanduser(text))
+    return absolutePath(text)
 
 
 class Options(TableOptions):

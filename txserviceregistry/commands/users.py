@@ -21,6 +21,7 @@ from twisted.python.usage import UsageError as WrongOptions
 
 from .._version import __version__
 from ..clock import useMonotonic
+from ..errors import InvalidSettings
 from ..registry.apikeys import keyMatches, newKey
 from ..registry.datadir import DataDirectory, DataDirectoryError
 from ..registry.identity import Identity, InvalidUser, checkUser
@@ -207,7 +208,10 @@ def _perform(options: argparse.Namespace) -> None:
     useMonotonic(reactor)
     # Nobody reads a log here, and what is wrong is told otherwise.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
-    directory = DataDirectory(getattr(options, "dataDir", None) or defaultDataDir())
+    try:
+        directory = DataDirectory(getattr(options, "dataDir", None) or defaultDataDir())
+    except InvalidSettings as error:
+        raise UsageError(str(error)) from None
     work: _Work = options.work
     given = vars(options)
     kind = given.get("store", "sqlite")

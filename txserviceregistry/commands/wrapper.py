@@ -25,6 +25,7 @@ from zope.interface import implementer
 from ..client import Client
 from ..clock import useMonotonic
 from ..deferred import returnsDeferred
+from ..errors import InvalidSettings
 from ..registration import REGISTERED_AT
 from ..settings import Settings, defaultDataDir, readSettings
 from .checks import Checker, makeProbe
@@ -287,6 +288,8 @@ def _tokenFile(serviceId: str) -> Path | None:
         return claimTokenFile(defaultDataDir(), serviceId)[0]
     except BlockingIOError:
         tell(f"another service-registry-wrapper runs service {serviceId} on this machine")
+    except InvalidSettings:
+        tell("There is no place for the heartbeat token, because this user has no home directory: set RAXSR_DATA_DIR")
     except OSError as error:
         tell(f"{error.filename or defaultDataDir()}: {error.strerror}. A restart can't go on as the same service")
     return None
