@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import (
@@ -364,6 +364,7 @@ class ConnectionPool(HTTPConnectionPool):
         self._known: set[_Connection] = set()
         # Where the last connection to a server begins, by the pool's key for the server.
         self._addresses: dict[Hashable, str] = {}
+        self._addressListeners: dict[object, Callable[[str, str], object]] = {}
 
     # Twisted has a class there, and calls it as one calls a method.
     def _factory(self, quiescentCallback: Callable[[Any], None], metadata: str) -> Any:  # type: ignore[override]
@@ -380,13 +381,36 @@ class ConnectionPool(HTTPConnectionPool):
         if not connection.isGiven:
             connection.isGiven = True
             transport: Any = connection.transport
-            self._addresses[key] = str(transport.getHost().host)
+            self._hasAddress(key, str(transport.getHost().host))
         return connection
 
     def localAddress(self, url: str) -> str | None:
         """The address of our end of the last connection to the server of this *url*, if there has been one."""
         parsed = URI.fromBytes(url.encode("ascii"))
         return self._addresses.get((parsed.scheme, parsed.host, parsed.port))
+
+    def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
+        """
+        Call *listener* with a server's URL and the address of our end, whenever a connection to the server has another
+        address than the connection before.
+
+        :return: a function that ends it.
+        """
+        key = object()
+        self._addressListeners[key] = listener
+        return lambda: self._addressListeners.pop(key, None) and None
+
+    def _hasAddress(self, key: Hashable, address: str) -> None:
+        if self._addresses.get(key) == address:
+            return
+        self._addresses[key] = address
+        if not self._addressListeners:
+            return
+        scheme, host, port = cast("tuple[bytes, bytes, int]", key)
+        name = host.decode("ascii")
+        url = f"{scheme.decode('ascii')}://{f'[{name}]' if ':' in name else name}:{port}/"
+        for listener in list(self._addressListeners.values()):
+            listener(url, address)
 
     def close(self) -> Deferred[None]:
         """

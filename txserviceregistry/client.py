@@ -202,11 +202,31 @@ class Client:
             raise InvalidSettings(
                 "The agent that this client was given does not tell its local address: say which host to give"
             )
+        address: str | None = find(self._transport.baseUrl) if self._transport.servers else None
+        if address is not None:
+            return address
         await self.account.getLimits()
-        address: str | None = find(self._transport.baseUrl)
+        address = find(self._transport.baseUrl)
         if address is None:
             raise ConnectionFailed(f"The local address of a connection to {self._transport.baseUrl} is not known")
         return address
+
+    def onLocalAddress(self, listener: Callable[[str], object]) -> Callable[[], None]:
+        """
+        Call *listener* with the new address whenever a connection to the registry has another local address than the
+        one before: the machine has moved to another network.
+
+        :return: a function that ends it. An agent that was given to the client may not be able to tell; then nothing
+            is called.
+        """
+        known = self._pool if self._pool is not None else self._agent
+        watch = getattr(known, "onLocalAddress", None)
+        if watch is None:
+            return lambda: None
+        end: Callable[[], None] = watch(
+            lambda url, address: listener(address) if self._transport.isServer(url) else None
+        )
+        return end
 
     def close(self) -> Deferred[None]:
         """

@@ -4,14 +4,23 @@ Creating one service for sure, over a network that loses answers: whose is the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from .deferred import waitFor
-from .errors import ConnectionFailed, MalformedResponse, NotFound, RequestTimedOut, ServerError, ServiceExists
+from .desired import DesiredState
+from .errors import (
+    BadRequest,
+    ConnectionFailed,
+    MalformedResponse,
+    NotFound,
+    RequestTimedOut,
+    ServerError,
+    ServiceExists,
+)
 from .jsontransport import ClientClosed
 from .types import Service
 
@@ -43,7 +52,7 @@ class Creation:
     nobody has the token, and which would die of that. It is found out, removed, and created anew.
 
     :param services: asks the registry.
-    :param payload: what the service is to be, each time.
+    :param desired: what the service is to be, each time.
     :param timeout: tells how many seconds a request may take; by default as many as are good for a service that is to
         be registered again and again until it is.
     :ivar mayExist: whether the registry may hold a service that this has created.
@@ -54,18 +63,15 @@ class Creation:
     def __init__(
         self,
         services: ServicesClient,
-        id: str,
-        heartbeatTimeout: int,
-        payload: Callable[[], Mapping[str, Any]],
+        desired: DesiredState,
         *,
         timeout: Callable[[], float] | None = None,
     ) -> None:
         self.mayExist = False
         self.underWay: Deferred[str] | None = None
         self._services = services
-        self._id = id
-        self._heartbeatTimeout = heartbeatTimeout
-        self._payload = payload
+        self._id = desired.serviceId
+        self._desired = desired
         self._limit = timeout
 
     @property
@@ -73,7 +79,7 @@ class Creation:
         if self._limit is not None:
             return self._limit()
         # A third of the service's life: what was created without an answer is to be found before it has died.
-        return min(self._services.timeout, max(_SHORTEST_TRY, self._heartbeatTimeout / 3))
+        return min(self._services.timeout, max(_SHORTEST_TRY, self._desired.heartbeatTimeout / 3))
 
     async def create(self) -> str:
         """
@@ -122,7 +128,7 @@ class Creation:
             found = await self._look()
         except NotFound:
             return
-        if not self._isOurs(found):
+        if not self._desired.isOurs(found):
             self.mayExist = False
             return
         try:
@@ -132,8 +138,18 @@ class Creation:
             pass
 
     async def _create(self) -> str:
+        while True:
+            try:
+                return await self._createOnce()
+            except BadRequest as error:
+                # What an update has changed is no reason never to register the service again.
+                if not self._desired.refusedRegistration(error):
+                    raise
+
+    async def _createOnce(self) -> str:
+        fields = self._desired.begin(isFirst=not self.mayExist)
         self.underWay = creating = self._services.createOnce(
-            self._id, self._heartbeatTimeout, self._payload(), timeout=self._timeout
+            self._id, fields["heartbeat_timeout"], fields, timeout=self._timeout
         ).addCallback(lambda created: created["token"])
         creating.addBoth(self._created)
         token: str = await waitFor(creating)
@@ -143,6 +159,8 @@ class Creation:
         self.underWay = None
         if not isinstance(result, Failure) or isUnknown(result.value):
             self.mayExist = True
+        if not isinstance(result, Failure):
+            self._desired.registered()
         return result
 
     async def _look(self) -> Service:
@@ -154,16 +172,3 @@ class Creation:
                 if not error.wasSent or isinstance(error, ClientClosed):
                     raise
         return await self._services.get(self._id, timeout=self._timeout)
-
-    def _isOurs(self, found: Service) -> bool:
-        """
-        Whether the service that holds our id is the one that was created without an answer: nobody has ever
-        heartbeated it, and it is just what was sent.
-        """
-        sent = {"tags": [], "metadata": {}, **self._payload()}
-        return (
-            found["last_seen"] is None
-            and found["heartbeat_timeout"] == self._heartbeatTimeout
-            and found["tags"] == sent["tags"]
-            and found["metadata"] == sent["metadata"]
-        )

@@ -128,6 +128,7 @@ class HeartBeater(_EachTime):
         "_services",
         "_stopped",
         "_unheardUntil",
+        "desired",
         "heartbeatInterval",
     )
 
@@ -166,8 +167,9 @@ class HeartBeater(_EachTime):
 
             clock = reactor
         self.serviceId = serviceId
+        # What a client knows the service by, kept alive with this.
+        self.desired: object = None
         self.heartbeatTimeout = heartbeatTimeout
-        self.heartbeatInterval = heartbeatIntervalFor(heartbeatTimeout)
         self.nextToken = token
         self.lastSeen: float | None = None
         self.pulseSlot: object = None
@@ -180,7 +182,6 @@ class HeartBeater(_EachTime):
         self._pulse = fleet.pulse if check is None else None
         self._keep = keep
         self._random = random
-        self.interval = _drawn(self.heartbeatInterval, round(random(), 3))
         # When the registry has heard of it, at the earliest.
         self._heard = clock.seconds()
         # Until when a service may live whose registration had no answer: nobody but the next try can save it.
@@ -192,9 +193,7 @@ class HeartBeater(_EachTime):
         self._stopped: list[Deferred[None]] = []
         self._listeners: list[Callable[[str], None]] = []
         self._state = REGISTERED if token is not None else REGISTERING
-        # The waits after the first are at most half an interval, so that a registry that comes back meets each of its
-        # services again well within one interval.
-        self._backoff = Backoff(0.1, min(_LONGEST_DELAY, self.interval / 2), random)
+        self._schedule()
 
     def __repr__(self) -> str:
         return f"<HeartBeater of {self.serviceId!r}: {'running' if self.running else 'stopped'}, {self._state}>"
@@ -248,6 +247,49 @@ class HeartBeater(_EachTime):
         loop.clock = self._fleet.stalls
         loop.start(self.interval, now=True)
 
+    def setTimeout(self, heartbeatTimeout: int) -> None:
+        """
+        The service has another heartbeat timeout, or may have it: send a heartbeat at once, and others as often as it
+        needs.
+
+        :param heartbeatTimeout: in seconds.
+        """
+        # The deadline comes no later than it would have come, and no later than the new timeout from now on.
+        now = self._clock.seconds()
+        deadline = min(self._heard + self.heartbeatTimeout, now + heartbeatTimeout)
+        self._heard = deadline - heartbeatTimeout
+        self.heartbeatTimeout = heartbeatTimeout
+        self._schedule()
+        self.beatNow()
+
+    def _schedule(self) -> None:
+        """How often heartbeats go out with the timeout."""
+        self.heartbeatInterval = heartbeatIntervalFor(self.heartbeatTimeout)
+        self.interval = _drawn(self.heartbeatInterval, round(self._random(), 3))
+        # The waits after the first are at most half an interval, so that a registry that comes back meets each of its
+        # services again well within one interval.
+        self._backoff = Backoff(0.1, min(_LONGEST_DELAY, self.interval / 2), self._random)
+
+    def beatNow(self) -> None:
+        """Send a heartbeat at once, instead of one that is under way. Does nothing while it does not beat."""
+        if self._pulse is not None and self._isPulsing:
+            self._pulse.leave(self)
+            self._pulse.join(self, self._clock.seconds())
+        elif self._loop is not None and self.nextToken is None:
+            # A registration goes on.
+            self._loop.interval = self.interval
+        elif self._loop is not None:
+            self._endLoop()
+            self._beatAlone()
+
+    def _endLoop(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.stop()
+            beat, self._beat = self._beat, None
+            if beat is not None:
+                beat.cancel()
+
     def stop(self) -> Deferred[None]:
         """
         Stop beating. A heartbeat that is under way is cancelled, and no other follows. The service stays registered
@@ -256,12 +298,7 @@ class HeartBeater(_EachTime):
         :return: fires with ``None`` when nothing is left. Never fails.
         """
         wasRunning = self.running
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.stop()
-            beat, self._beat = self._beat, None
-            if beat is not None:
-                beat.cancel()
+        self._endLoop()
         if self._pulse is not None and self._isPulsing:
             self._isPulsing = False
             self._pulse.leave(self)

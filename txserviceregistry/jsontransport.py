@@ -291,6 +291,10 @@ class JSONTransport:
         """The URL that is asked first: the one that worked last, or is about to be tried."""
         return self._bases[self._servers.current].url
 
+    def isServer(self, url: str) -> bool:
+        """Whether one of the servers has this URL's scheme, host and port."""
+        return any(_originOf(base.url) == _originOf(url) for base in self._bases)
+
     def request(
         self,
         method: str,
@@ -557,6 +561,11 @@ class JSONTransport:
                         f"is this the URL of {self._name}?"
                     )
         return Response(answer.code, answer.headers, value, answer.body, exchange.method, exchange.url)
+
+
+def _originOf(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _linesOf(body: bytes) -> list[Any]:

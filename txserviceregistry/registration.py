@@ -20,12 +20,13 @@ from twisted.python.failure import Failure
 
 from .creation import UNKNOWN_OUTCOME, Creation
 from .deferred import returnsDeferred, waitFor
+from .desired import DesiredState, wantsHost
 from .errors import AuthenticationFailed, NotFound, RegistrationEnded, ServiceRegistryError
 from .fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
 from .files import WriteOutage
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
 from .jsontransport import ClientClosed
-from .tokenfile import TokenFile
+from .tokenfile import Kept, TokenFile
 
 if TYPE_CHECKING:
     from .client import Client
@@ -38,8 +39,6 @@ REGISTERED_AT = "Service {serviceId} is registered at {url}"
 # Seconds that leaving the registry may take: a process has five in all to end, and the listeners come after this.
 _LONGEST_LEAVE = 3.0
 _LEAVE_RETRY = 0.2
-_ADDRESS_KEYS = ("host", "address", "ip", "service.host")
-_PORT_KEYS = ("port", "service.port")
 
 
 class RegisteredService(Service):
@@ -73,22 +72,21 @@ class RegisteredService(Service):
         :param serviceId: 3 to 65 characters of ``a-z A-Z 0-9 _ - .``
         :param heartbeatTimeout: seconds, 3 to 120, after which the registry gives up a service that is not heard of.
         :param tags: what others find the service by.
-        :param metadata: what others should know of it. With a ``port`` and no ``host`` in it, ``host`` becomes the
-            local address of a connection to the registry.
+        :param metadata: what others should know of it. With a ``port`` and no ``host`` in it, the registry gets a
+            ``host`` as well: the local address of a connection to it, also when that changes.
         :param check: returns (a Deferred of) true while the application is well. Only then heartbeats go out, and the
             registration waits for the first time.
-        :param state: a file that keeps the last heartbeat token. With it an application that was killed and is
-            started again within the timeout goes on as the same service at once. It belongs to one living process:
-            another one with the same file does without it until the first has ended.
+        :param state: a file that keeps the last heartbeat token and updates of the service. With it an application that
+            was killed and is started again within the timeout goes on as the same service at once. It belongs to one
+            living process: another one with the same file does without it until the first has ended.
         :param random: gives numbers from 0 to 1.
         :raises TypeError: if the id, a tag, or a key or value of the metadata is no string, or the timeout no number.
         :raises ValueError: if the id's length or the timeout is one that no registry takes. What else it does not take,
             the registry says: see :meth:`whenRegistered`.
         """
         self.serviceId = checkedId(serviceId)
-        self.heartbeatTimeout = checkedTimeout(heartbeatTimeout)
-        self.tags = checkedTags(tags)
-        self.metadata = checkedMetadata(metadata)
+        heartbeatTimeout = checkedTimeout(heartbeatTimeout)
+        payload = {"tags": checkedTags(tags), "metadata": checkedMetadata(metadata)}
         self._client = client
         self._clock = client.clock
         self._check = check
@@ -98,7 +96,14 @@ class RegisteredService(Service):
         )
         self._random = random
         self._heartBeater: HeartBeater | None = None
-        self._creation = Creation(client.services, serviceId, self.heartbeatTimeout, self._payload)
+        self._desired = DesiredState(client.services.desired, serviceId, heartbeatTimeout, payload)
+        self._desired.onChange = self._save
+        self._given = self._desired.fields
+        self._token: str | None = None
+        # The fields that neither an update nor another argument has changed since an earlier process.
+        self._unchanged: frozenset[str] = frozenset()
+        self._ignoreAddress: Callable[[], None] = lambda: None
+        self._creation = Creation(client.services, self._desired)
         self._leaving: Deferred[None] = succeed(None)
         self._wasRegistered = False
         self._hasSaidWhere = False
@@ -112,6 +117,24 @@ class RegisteredService(Service):
         return f"<RegisteredService {self.serviceId!r}: {self.state}>"
 
     # -- what is so
+
+    @property
+    def heartbeatTimeout(self) -> int:
+        """The heartbeat timeout that the service should have, in seconds: as it was given or updated."""
+        return self._desired.heartbeatTimeout
+
+    @property
+    def tags(self) -> list[str]:
+        """A copy of the tags that the service should have: as they were given or updated."""
+        return list(self._desired.fields["tags"])
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """
+        A copy of the metadata that the service should have: as they were given or updated, without a ``host`` that was
+        determined automatically.
+        """
+        return dict(self._desired.fields["metadata"])
 
     @property
     def state(self) -> str:
@@ -152,6 +175,32 @@ class RegisteredService(Service):
         self._waiting.append(waiter)
         return waiter
 
+    def update(self, tags: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None) -> Deferred[None]:
+        """
+        Change the service::
+
+            service.update(metadata={**service.metadata, "status": "draining"})
+
+        The change counts at once for :attr:`tags`, :attr:`metadata` and each registration from now on. While the
+        registry can't be reached, the client retries.
+
+        :param tags: the new tags, instead of all that there are; ``None`` leaves them as they are.
+        :param metadata: the new metadata, instead of all that there are; ``None`` leaves them as they are. A ``host``
+            that was determined automatically stays, unless there is one here.
+        :return: fires with ``None`` when the registry has the change. Fails with
+            :class:`~txserviceregistry.errors.BadRequest` or :class:`~txserviceregistry.errors.Forbidden` if the
+            registry refuses it: then it is taken back, together with other changes that waited. Fails with
+            :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before; the change counts
+            for the next start. To cancel it only ends the waiting.
+        :raises TypeError: if a tag, or a key or value of the metadata is not a string.
+        """
+        changes: dict[str, Any] = {}
+        if tags is not None:
+            changes["tags"] = checkedTags(tags)
+        if metadata is not None:
+            changes["metadata"] = checkedMetadata(metadata)
+        return self._desired.set(changes)
+
     # -- IService
 
     def startService(self) -> None:
@@ -173,6 +222,8 @@ class RegisteredService(Service):
             random=self._random,
         )
         heartBeater.onStateChange(self._stateChanged)
+        self._desired.open(heartBeater, isKept=True)
+        self._ignoreAddress = self._client.onLocalAddress(self._moved)
         self._tell(REGISTERING)
         heartBeater.start()
         heartBeater.whenStopped().addErrback(self._refused)
@@ -202,6 +253,7 @@ class RegisteredService(Service):
         heartBeater.stop()
         self._creation.abandon()
         self._creation.mayExist = False
+        self._endUpdates()
         self._releaseState()
         self._failWaiting(self._ended())
 
@@ -265,7 +317,10 @@ class RegisteredService(Service):
         if self._wasRegistered:
             # The registry has said that ours is gone. Whoever holds the id from now on, it is somebody else.
             self._wasRegistered = self._creation.mayExist = False
-        token = await self._resume()
+        kept = self._kept()
+        if kept is not None:
+            self._restore(kept)
+        token = await self._resume(kept)
         if token is None:
             await self._findHost()
             token = await self._creation.create()
@@ -273,16 +328,33 @@ class RegisteredService(Service):
         self._wasRegistered = self._creation.mayExist = True
         return token
 
-    def _payload(self) -> dict[str, Any]:
-        return {"tags": self.tags, "metadata": self.metadata}
+    def _restore(self, kept: Kept) -> None:
+        """Take up the updates of an earlier process, but of what is given differently now."""
+        if self._desired.fields is not self._given:
+            return
+        same = {name for name, value in self._given.items() if kept.given.get(name) == value}
+        self._unchanged = frozenset(same - kept.updated.keys())
+        self._desired.change(
+            {name: value for name, value in self._desired.understood(kept.updated).items() if name in same}
+        )
 
-    async def _resume(self) -> str | None:
+    def _adopt(self, found: Mapping[str, Any]) -> None:
+        """Take up the updates that the service has by now: of fields that this program has left alone."""
+        metadata = found["metadata"]
+        if wantsHost(self._given["metadata"]):
+            metadata = {name: value for name, value in metadata.items() if name != "host"}
+        fields = {**found, "metadata": metadata}
+        self._desired.change(
+            {name: fields[name] for name in self._unchanged if fields[name] != self._desired.fields[name]}
+        )
+        self._unchanged = frozenset()
+
+    async def _resume(self, kept: Kept | None) -> str | None:
         """Go on as the service that an earlier process has left, if it still lives."""
-        kept = self._kept()
-        if kept is None:
+        if kept is None or kept.token is None:
             return None
         try:
-            answer = await self._client.services.heartbeat(self.serviceId, kept)
+            answer = await self._client.services.heartbeat(self.serviceId, kept.token)
         except ServiceRegistryError as error:
             if isinstance(error, UNKNOWN_OUTCOME):
                 raise
@@ -292,17 +364,27 @@ class RegisteredService(Service):
         self._creation.mayExist = True
         self._keep(token)
         await self._findHost()
-        await self._client.services.update(
-            self.serviceId, {"heartbeat_timeout": self.heartbeatTimeout, **self._payload()}
-        )
+        found = await self._client.services.get(self.serviceId)
+        self._adopt(found)
+        self._desired.resumed(found)
+        while self._desired.isDirty:
+            await self._desired.push()
         self._log.info("Service {serviceId} goes on as before", serviceId=self.serviceId)
         return token
 
     async def _findHost(self) -> None:
-        if not any(key in self.metadata for key in _PORT_KEYS) or any(key in self.metadata for key in _ADDRESS_KEYS):
+        if wantsHost(self._desired.fields["metadata"]):
+            self._useHost(await self._client.localAddress())
+
+    def _moved(self, address: str) -> None:
+        """A connection to the registry has another local address than the one before."""
+        if wantsHost(self._desired.fields["metadata"]):
+            self._useHost(address)
+
+    def _useHost(self, host: str) -> None:
+        if host == self._desired.host:
             return
-        host = await self._client.localAddress()
-        self.metadata["host"] = host
+        self._desired.setHost(host)
         self._log.info(
             "Service {serviceId} gives its host as {host}, the local address of a connection to the registry",
             serviceId=self.serviceId,
@@ -332,7 +414,7 @@ class RegisteredService(Service):
             )
         return None
 
-    def _kept(self) -> str | None:
+    def _kept(self) -> Kept | None:
         try:
             tokens = self._claimed()
         except OSError:
@@ -341,17 +423,24 @@ class RegisteredService(Service):
         return None if tokens is None else tokens.load()
 
     def _keep(self, token: str) -> None:
+        self._token = token
+        self._save()
+
+    def _save(self) -> None:
         try:
             tokens = self._claimed()
             if tokens is None:
                 return
-            tokens.save(token)
+            fields, given = self._desired.fields, self._given
+            updated = {name: value for name, value in fields.items() if value != given[name]}
+            tokens.save(Kept(self._token, given, updated))
         except OSError as error:
             self._writing.failed(error)
         else:
             self._writing.ended()
 
     def _forgetToken(self) -> None:
+        self._token = None
         if self._tokens is not None and self._tokens.isOurs:
             self._tokens.remove()
 
@@ -376,6 +465,7 @@ class RegisteredService(Service):
 
     async def _removeIt(self, heartBeater: HeartBeater) -> None:
         await heartBeater.stop()
+        self._endUpdates()
         self._failWaiting(self._ended())
         if self._creation.underWay is not None:
             await waitFor(self._creation.underWay).addErrback(lambda _: None)
@@ -391,6 +481,11 @@ class RegisteredService(Service):
                 self._log.debug("Removing service {id} failed: {error}", id=self.serviceId, error=type(error).__name__)
                 await deferLater(self._clock, _LEAVE_RETRY, lambda: None)
         self._forgetToken()
+
+    def _endUpdates(self) -> None:
+        self._ignoreAddress()
+        text = f"Service {self.serviceId} was stopped before the registry had its update"
+        self._desired.close(Failure(RegistrationEnded(text)))
 
     def _ended(self) -> Failure:
         return Failure(RegistrationEnded(f"Service {self.serviceId} was stopped before it was registered"))

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from .creation import Creation
 from .deferred import returnsDeferred
+from .desired import DesiredState, DesiredStates
 from .errors import (
     BadRequest,
     ConnectionFailed,
@@ -64,6 +65,7 @@ class ServicesClient:
     :param cache: where the good pages of listings are kept; ``None`` for nowhere.
     :param connections: how many requests to one server are under way at once.
     :ivar fleet: what all HeartBeaters of the client share.
+    :ivar desired: what the services should be that were registered by the client.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class ServicesClient:
         # A registration takes a store's time, and gives up after a time of its own, not to be spent on waiting for
         # many others. One behind each that is under way keeps the connections busy.
         self.fleet = Fleet(stalls, Turns(), Turns(2 * connections), pulse)
+        self.desired = DesiredStates(self._put, self.fleet.registrations, transport.pause)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
 
     def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
@@ -156,12 +159,14 @@ class ServicesClient:
             is asked: a service that is just what was sent, and has never been heartbeated, is removed, since nobody has
             its token, and created anew. Then these errors mean that none of them could tell.
         """
-        end = self._clock.seconds() + (self.timeout if timeout is None else timeout)
-        creation = Creation(
-            self, id, heartbeatTimeout, lambda: payload or {}, timeout=lambda: max(0.0, end - self._clock.seconds())
-        )
-        body: HeartbeatToken = {"token": await creation.createAcross()}
-        return body, self._heartBeater(id, heartbeatTimeout, body, None)
+        desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
+        body = await self._create(desired, self.timeout if timeout is None else timeout)
+        return body, self._heartBeater(desired, body, None)
+
+    async def _create(self, desired: DesiredState, timeout: float) -> HeartbeatToken:
+        end = self._clock.seconds() + timeout
+        creation = Creation(self, desired, timeout=lambda: max(0.0, end - self._clock.seconds()))
+        return {"token": await creation.createAcross()}
 
     @returnsDeferred
     async def createOnce(
@@ -201,7 +206,8 @@ class ServicesClient:
         :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` when the id stays alive:
             somebody else keeps it so. Cancelling it ends the tries.
         """
-        creation = Creation(self, id, heartbeatTimeout, lambda: payload or {})
+        desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
+        creation = Creation(self, desired)
 
         @returnsDeferred
         async def again() -> str:
@@ -214,7 +220,7 @@ class ServicesClient:
         oldTimeout: int | None = None
         while True:
             try:
-                body, _ = await self.create(id, heartbeatTimeout, payload)
+                body = await self._create(desired, self.timeout)
             except ServiceExists:
                 if oldTimeout is None:
                     oldTimeout = await self._timeoutOf(id)
@@ -225,7 +231,7 @@ class ServicesClient:
                 # The last try is made just when the old service is surely gone.
                 await self._transport.pause(min(retryDelay, left))
             else:
-                return body, self._heartBeater(id, heartbeatTimeout, body, again)
+                return body, self._heartBeater(desired, body, again)
 
     def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[HeartbeatToken]:
         """
@@ -266,13 +272,26 @@ class ServicesClient:
         """
         Change a service.
 
+        A service that this client registered is registered again as it was changed, and heartbeated as often as a
+        changed timeout needs. Only a refusal (an ``APIError`` other than ``NotFound`` and ``ServerError``) takes the
+        change back. After any other failure it is not known whether the registry has it, and a service that is
+        registered again when the registry loses it is updated until the registry has it.
+
         :param id: the service.
         :param payload: any of ``heartbeat_timeout``, ``tags`` and ``metadata``. What is given replaces the old value as
-            a whole; what is not stays.
+            a whole; what is not stays. A ``host`` that a RegisteredService determined automatically stays as well.
         :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
         """
-        await self._transport.request("PUT", _path(id), body=dict(payload))
+        desired = self.desired.find(id)
+        if desired is None:
+            await self._put(id, payload)
+        else:
+            await desired.update(payload)
         return True
+
+    @returnsDeferred
+    async def _put(self, id: str, payload: Mapping[str, Any]) -> None:
+        await self._transport.request("PUT", _path(id), body=dict(payload))
 
     @returnsDeferred
     async def remove(self, id: str, *, timeout: float | None = None) -> bool:
@@ -320,15 +339,18 @@ class ServicesClient:
         outcomes: Any = await self.heartbeats(beats, timeout=timeout)
         return [outcome.get("token") for outcome in outcomes]
 
-    def _heartBeater(self, id: str, heartbeatTimeout: int, body: HeartbeatToken, register: Any) -> HeartBeater:
+    def _heartBeater(self, desired: DesiredState, body: HeartbeatToken, register: Any) -> HeartBeater:
         heartBeater = HeartBeater(
             self,
-            id,
-            heartbeatTimeout,
+            desired.serviceId,
+            desired.heartbeatTimeout,
             body["token"],
             clock=self._clock,
             register=register,
             fleet=self.fleet,
         )
+        # The client knows what the service should be as long as someone knows its HeartBeater.
+        heartBeater.desired = desired
+        desired.open(heartBeater, isKept=register is not None)
         self._heartBeaters.add(heartBeater)
         return heartBeater

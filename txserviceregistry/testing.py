@@ -242,6 +242,10 @@ class FakeRegistry:
         """End the partition; requests of the time before stay lost."""
         self._agent.partitioned = False
 
+    def changeLocalAddress(self, address: str) -> None:
+        """Move the application to another network: its connections have another local *address* from now on."""
+        self._agent.move(address)
+
     def pause(self) -> None:
         """Stop the registry's process, as SIGSTOP would: requests wait, and its time stands still."""
         self._agent.paused = True
@@ -370,6 +374,8 @@ class _ScriptedAgent:
         self._agent: RequestTraversalAgent | None = None
         self.partitioned = False
         self.paused = False
+        self._address = "127.0.0.1"
+        self._addressListeners: list[Callable[[str, str], object]] = []
 
     @property
     def resource(self) -> Resource | None:
@@ -383,7 +389,18 @@ class _ScriptedAgent:
 
     def localAddress(self, url: str) -> str:
         """What an address of this machine would be, were there a connection."""
-        return "127.0.0.1"
+        return self._address
+
+    def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
+        """See :meth:`txserviceregistry.agents.ConnectionPool.onLocalAddress`."""
+        self._addressListeners.append(listener)
+        return lambda: self._addressListeners.remove(listener)
+
+    def move(self, address: str) -> None:
+        """Connections have another local address from now on."""
+        self._address = address
+        for listener in list(self._addressListeners):
+            listener(self._fake.url, address)
 
     def script(self, fault: _Fault, count: int | None, when: Callable[[Request], bool] | None = None) -> None:
         """Let *fault* happen to the next *count* requests, of those that *when* accepts, that have none yet."""

@@ -1,13 +1,17 @@
 """
-The file that keeps a service's last heartbeat token, and whose it is: one living process has it at a time.
+The file that keeps a service's last heartbeat token and its updates. One living process has it at a time.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from io import FileIO
+from typing import Any
 from weakref import WeakSet
+
+import attrs
 
 from .files import replaceFile
 from .ownership import checkPath
@@ -25,7 +29,7 @@ else:
         flock(descriptor, LOCK_EX | LOCK_NB)
 
 
-__all__ = ["TokenFile"]
+__all__ = ["Kept", "TokenFile"]
 
 # Windows has no such flag.
 _NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
@@ -44,9 +48,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leaveThemToTheParent)
 
 
+@attrs.frozen
+class Kept:
+    """
+    What outlives a process.
+
+    :ivar token: the service's last heartbeat token; ``None`` before it has one.
+    :ivar given: the fields of the service as the program gave them.
+    :ivar updated: those that updates have changed since.
+    """
+
+    token: str | None
+    given: Mapping[str, Any] = attrs.field(factory=dict)
+    updated: Mapping[str, Any] = attrs.field(factory=dict)
+
+
 class TokenFile:
     """
-    A file that holds one service's last heartbeat token, replaced whole each time.
+    A file that holds one service's last heartbeat token and its updates, replaced whole each time.
 
     It is not to be touched before :meth:`claim` has said that it is ours. The claim is a lock on a file beside it: the
     system ends it with the process, however that ends.
@@ -95,21 +114,25 @@ class TokenFile:
         if claim is not None:
             claim.close()
 
-    def load(self) -> str | None:
-        """The token, or ``None`` if there is none of this service or the file can't be read as one."""
+    def load(self) -> Kept | None:
+        """What is kept, or ``None`` if there is nothing of this service or the file can't be read."""
         try:
             with open(self.path, encoding="utf-8") as file:
                 kept = json.load(file)
         except (OSError, ValueError):
             return None
-        if not isinstance(kept, dict) or kept.get("id") != self._serviceId or not isinstance(kept.get("token"), str):
+        if not isinstance(kept, dict) or kept.get("id") != self._serviceId:
             return None
-        token: str = kept["token"]
-        return token
+        token, given, updated = kept.get("token"), kept.get("given"), kept.get("updated")
+        return Kept(
+            token if isinstance(token, str) else None,
+            given if isinstance(given, dict) else {},
+            updated if isinstance(updated, dict) else {},
+        )
 
-    def save(self, token: str) -> None:
+    def save(self, kept: Kept) -> None:
         """:raises OSError: if it can't be written; the old content is there then."""
-        replaceFile(self.path, json.dumps({"id": self._serviceId, "token": token}))
+        replaceFile(self.path, json.dumps({"id": self._serviceId, **attrs.asdict(kept, recurse=False)}))
 
     def remove(self) -> None:
         """Forget the token."""

@@ -174,6 +174,10 @@ class Transport:
         """How many servers the registry has; 0 before the first session."""
         return self._json.servers
 
+    def isServer(self, url: str) -> bool:
+        """Whether a server of the registry has this URL's scheme, host and port; none has before the first session."""
+        return self._json.isServer(url)
+
     @property
     def baseUrl(self) -> str:
         """The tenant's URL that worked last; after a first answer."""

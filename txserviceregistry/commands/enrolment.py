@@ -269,7 +269,7 @@ class Enrolment:
             self._again = self._clock.callLater(_ASK_AGAIN, self._askAgain, service)
         if self._everRegistered and self._doom is None:
             self._excused = not self._isWell()
-            self._doom = self._clock.callLater(self._registrant.interval, self._doomed)
+            self._doom = self._clock.callLater(service.heartbeatTimeout, self._doomed, service)
 
     def _isWell(self) -> bool:
         return self._check is None or self._check()
@@ -280,13 +280,13 @@ class Enrolment:
         service.abandon()
         service.startService()
 
-    def _doomed(self) -> None:
+    def _doomed(self, service: RegisteredService) -> None:
         self._doom = None
         well = self._isWell()
         if self._excused or not well:
             # While the check fails nobody tries to beat: that is not the registry's doing. It gets its whole time.
             self._excused = not well
-            self._doom = self._clock.callLater(self._registrant.interval, self._doomed)
+            self._doom = self._clock.callLater(service.heartbeatTimeout, self._doomed, service)
             return
         self._lose("the registry has not been reached, or has not taken it, for too long")
 

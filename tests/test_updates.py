@@ -1,0 +1,546 @@
+"""Updates of services that are kept registered: what is registered again, and when heartbeats go out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry import HeartBeater, RegisteredService
+from txserviceregistry.errors import BadRequest, NotFound, RegistrationEnded, RequestTimedOut
+from txserviceregistry.testing import FakeRegistry
+
+GIVEN = {"port": "80", "host": "10.0.0.1"}
+UPDATED = {**GIVEN, "status": "disabled"}
+
+
+class UpdateCase(SynchronousTestCase):
+    """A registry, the application's client, and another one that looks on."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.client = self.fake.client()
+        self.other = self.fake.client()
+
+    def service(self, timeout: int = 10, **options: Any) -> RegisteredService:
+        options = {"metadata": GIVEN, **options}
+        service = RegisteredService(self.client, "web1", timeout, random=lambda: 0.5, **options)
+        self.addCleanup(self.end, service)
+        service.startService()
+        return service
+
+    def end(self, service: RegisteredService) -> None:
+        service.stopService()
+        self.fake.advance(4)
+
+    def registered(self, timeout: int = 10, **payload: Any) -> HeartBeater:
+        """One that ``services.register`` keeps registered."""
+        _, heartBeater = self.successResultOf(self.client.services.register("web1", timeout, payload))
+        heartBeater.start()
+        self.addCleanup(heartBeater.stop)
+        return heartBeater
+
+    def found(self) -> Any:
+        return self.successResultOf(self.other.services.get("web1"))
+
+    def metadata(self) -> Any:
+        return self.found()["metadata"]
+
+    def events(self) -> list[str]:
+        page = self.successResultOf(self.other.events.list())
+        return [event["type"].partition(".")[2] for event in page["values"]]
+
+    def outage(self, seconds: float = 15) -> None:
+        """A partition, and the time to come back."""
+        self.fake.partition()
+        self.fake.advance(seconds)
+        self.fake.heal()
+        self.fake.advance(20)
+
+    def assertRegisteredAgain(self, **expected: Any) -> None:
+        """The service expired, is registered again, and these fields are as they should be."""
+        self.assertEqual(self.events()[-2:], ["timeout", "join"])
+        found = self.found()
+        self.assertEqual({name: found[name] for name in expected}, expected)
+
+
+class ReregistrationTests(UpdateCase):
+    """What an update has changed is registered again."""
+
+    def test_updateThroughTheClient(self) -> None:
+        """An update of a RegisteredService by services.update() outlives a partition."""
+        service = self.service(tags=["www"])
+        self.successResultOf(self.client.services.update("web1", {"metadata": UPDATED}))
+        self.outage()
+        self.assertRegisteredAgain(metadata=UPDATED, tags=["www"])
+        self.assertEqual((service.metadata, service.tags), (UPDATED, ["www"]))
+
+    def test_updateOfTheService(self) -> None:
+        """So does one by RegisteredService.update(), which leaves alone what it does not name."""
+        service = self.service(tags=["www"])
+        self.successResultOf(service.update(metadata=UPDATED))
+        self.assertEqual(self.metadata(), UPDATED)
+        self.successResultOf(service.update(tags=["a", "b"]))
+        self.outage()
+        self.assertRegisteredAgain(metadata=UPDATED, tags=["a", "b"])
+
+    def test_register(self) -> None:
+        """So does an update of a service of services.register()."""
+        self.registered(tags=["www"])
+        self.successResultOf(self.client.services.update("web1", {"metadata": UPDATED}))
+        self.outage()
+        self.assertRegisteredAgain(metadata=UPDATED, tags=["www"])
+
+    def test_registryWithoutItsData(self) -> None:
+        """And a registry that has lost its data gets what was updated, not what was given."""
+        service = self.service()
+        self.successResultOf(service.update(metadata=UPDATED))
+        self.fake.restart(keepData=False)
+        self.fake.advance(10)
+        self.assertEqual(self.metadata(), UPDATED)
+
+    def test_aNewStartOfTheSameService(self) -> None:
+        """A service that is stopped and started again is what it was updated to."""
+        service = self.service()
+        self.successResultOf(service.update(metadata=UPDATED))
+        service.stopService()
+        self.fake.advance(1)
+        service.startService()
+        self.fake.advance(1)
+        self.assertEqual(self.metadata(), UPDATED)
+
+    def test_anotherClientsUpdate(self) -> None:
+        """What another client updates is not known here, and ends with the service."""
+        self.service()
+        self.successResultOf(self.other.services.update("web1", {"metadata": UPDATED}))
+        self.outage()
+        self.assertRegisteredAgain(metadata=GIVEN)
+
+    def test_aServiceThatWasRemovedIsNotUpdatedInSecret(self) -> None:
+        """After its end a service's updates are requests like any other."""
+        service = self.service()
+        service.stopService()
+        self.fake.advance(1)
+        self.failureResultOf(self.client.services.update("web1", {"metadata": UPDATED}), NotFound)
+        self.assertEqual(service.metadata, GIVEN)
+
+
+class OutageTests(UpdateCase):
+    """Updates while the registry can't be reached, or has lost the service."""
+
+    def test_updateDuringAnOutage(self) -> None:
+        """It counts at once, and its Deferred fires when the registry has it."""
+        service = self.service()
+        self.fake.partition()
+        self.fake.advance(15)
+        updated = service.update(metadata=UPDATED)
+        self.assertEqual(service.metadata, UPDATED)
+        self.fake.advance(15)
+        self.assertNoResult(updated)
+        self.fake.heal()
+        self.fake.advance(10)
+        self.assertIsNone(self.successResultOf(updated))
+        self.assertRegisteredAgain(metadata=UPDATED)
+
+    def test_updateDuringAShortOutage(self) -> None:
+        """A service that does not expire meanwhile is updated when the registry is back."""
+        service = self.service(60)
+        self.fake.advance(1)
+        self.fake.partition()
+        updated = service.update(metadata=UPDATED)
+        self.fake.advance(15)
+        self.assertNoResult(updated)
+        self.fake.heal()
+        self.fake.advance(20)
+        self.assertIsNone(self.successResultOf(updated))
+        self.assertEqual((self.metadata(), self.events()), (UPDATED, ["join"]))
+
+    def test_updateBeforeTheFirstRegistration(self) -> None:
+        """It waits for the registration, which sends it."""
+        self.fake.stop()
+        service = self.service()
+        updated = service.update(metadata=UPDATED)
+        self.fake.advance(1)
+        self.assertNoResult(updated)
+        self.fake.start()
+        self.fake.advance(20)
+        self.assertIsNone(self.successResultOf(updated))
+        self.assertEqual(self.metadata(), UPDATED)
+
+    def test_unknownOutcome(self) -> None:
+        """services.update() fails after a time without a response; the update counts, and the client retries it."""
+        for keep in (self.service, self.registered):
+            with self.subTest(keep.__name__):
+                kept: Any = keep(60) if keep is self.service else self.registered(60, metadata=GIVEN)
+                self.fake.advance(1)
+                self.fake.partition()
+                updated = self.client.services.update("web1", {"metadata": UPDATED})
+                self.fake.advance(31)
+                self.failureResultOf(updated, RequestTimedOut)
+                self.fake.heal()
+                self.fake.advance(20)
+                self.assertEqual(self.metadata(), UPDATED)
+                self.successResultOf(self.client.services.remove("web1"))
+                if isinstance(kept, HeartBeater):
+                    self.successResultOf(kept.stop())
+                else:
+                    self.end(kept)
+
+    def test_notFound(self) -> None:
+        """An update of a service that the registry has just lost fails, and is part of the next registration."""
+        self.service()
+        self.fake.restart(keepData=False)
+        self.failureResultOf(self.client.services.update("web1", {"metadata": UPDATED}), NotFound)
+        self.fake.advance(10)
+        self.assertEqual(self.metadata(), UPDATED)
+
+    def test_anUpdateFindsOutThatTheServiceIsGone(self) -> None:
+        """RegisteredService.update() does not wait for the next heartbeat to find it out."""
+        service = self.service(120)
+        self.fake.advance(10)
+        self.fake.restart(keepData=False)
+        updated = service.update(metadata=UPDATED)
+        self.fake.advance(1)
+        self.assertIsNone(self.successResultOf(updated))
+        self.assertEqual(self.metadata(), UPDATED)
+
+    def test_stoppedBefore(self) -> None:
+        """An update that waits fails when its service is stopped."""
+        service = self.service()
+        self.fake.partition()
+        updated = service.update(metadata=UPDATED)
+        service.stopService()
+        self.fake.advance(4)
+        self.failureResultOf(updated, RegistrationEnded)
+
+    def test_whoeverStopsWaiting(self) -> None:
+        """Cancelling an update's Deferred ends the waiting, not the update."""
+        service = self.service()
+        self.fake.partition()
+        updated = service.update(metadata=UPDATED)
+        updated.addErrback(lambda _: None)
+        updated.cancel()
+        self.fake.heal()
+        self.fake.advance(20)
+        self.assertEqual(self.metadata(), UPDATED)
+
+
+class RefusalTests(UpdateCase):
+    """Updates that the registry refuses change nothing."""
+
+    REFUSED = {"x": ""}
+
+    def test_throughTheClient(self) -> None:
+        """The service is registered again as it was."""
+        self.service()
+        self.failureResultOf(self.client.services.update("web1", {"metadata": self.REFUSED}), BadRequest)
+        self.failureResultOf(self.client.services.update("web1", {"tags": "www"}), BadRequest)
+        self.outage()
+        self.assertRegisteredAgain(metadata=GIVEN, tags=[])
+
+    def test_ofTheService(self) -> None:
+        """The Deferred fails with the registry's reason, and the service stays what it was."""
+        service = self.service()
+        self.successResultOf(service.update(tags=["good"]))
+        self.failureResultOf(service.update(metadata=self.REFUSED), BadRequest)
+        self.assertEqual((service.metadata, service.tags), (GIVEN, ["good"]))
+        self.outage()
+        self.assertRegisteredAgain(metadata=GIVEN, tags=["good"])
+
+    def test_duringAnOutage(self) -> None:
+        """A service is registered again without an update that the registry refuses then."""
+        service = self.service()
+        self.fake.partition()
+        self.fake.advance(15)
+        updated = service.update(metadata=self.REFUSED)
+        self.fake.heal()
+        self.fake.advance(10)
+        self.failureResultOf(updated, BadRequest)
+        self.assertRegisteredAgain(metadata=GIVEN)
+        self.assertTrue(service.healthy)
+
+    def test_whatNoRegistryTakes(self) -> None:
+        """A wrong type is an error where it is written."""
+        service = self.service()
+        for wrong in ({"tags": "www"}, {"tags": [1]}, {"metadata": {"port": 80}}):
+            arguments: Any = wrong
+            self.assertRaises(TypeError, service.update, **arguments)
+        self.assertEqual((service.metadata, service.tags), (GIVEN, []))
+
+
+class RaceTests(UpdateCase):
+    """Updates beside registrations and other updates: the last one counts."""
+
+    def test_besideARegistration(self) -> None:
+        """An update that comes while an older state is being registered is made afterwards."""
+        for update in (
+            lambda service: service.update(metadata=UPDATED),
+            lambda service: self.client.services.update("web1", {"metadata": UPDATED}),
+        ):
+            service = self.service()
+            self.fake.restart(keepData=False)
+            while not self.fake.requests[-1].path.endswith("/services"):
+                self.fake.pause()
+                self.fake.advance(0.25)
+            updated: Deferred[Any] = update(service)
+            updated.addErrback(lambda failure: failure.trap(NotFound))
+            self.fake.resume()
+            self.fake.advance(10)
+            self.successResultOf(updated)
+            self.assertEqual(self.metadata(), UPDATED)
+            self.end(service)
+
+    def test_twoAtOnce(self) -> None:
+        """Of two updates at once the later one is what the registry has in the end, even if the first one came last."""
+        self.service(60)
+        self.fake.advance(1)
+        self.fake.pause()
+        first = self.client.services.update("web1", {"metadata": {"n": "1"}})
+        self.fake.resume()
+        self.fake.loseNext()
+        second = self.client.services.update("web1", {"metadata": {"n": "2"}})
+        for updated in (first, second):
+            updated.addErrback(lambda _: None)
+        self.fake.advance(20)
+        self.assertEqual(self.metadata(), {"n": "2"})
+
+    def test_aLostRegistrationThatWasUpdatedMeanwhile(self) -> None:
+        """What was created without a response is recognised after an update, removed and created anew at once."""
+        for update in (
+            lambda service: service.update(metadata=UPDATED),
+            lambda service: self.client.services.update("web1", {"metadata": UPDATED}),
+        ):
+            before = len(self.events())
+            service = RegisteredService(self.client, "web1", 60, metadata=GIVEN, random=lambda: 0.5)
+            self.successResultOf(self.client.account.getLimits())
+            self.fake.loseNext()
+            service.startService()
+            update(service).addErrback(lambda _: None)
+            self.fake.advance(5)
+            self.assertTrue(service.healthy)
+            self.assertEqual(self.metadata(), UPDATED)
+            self.assertEqual(self.events()[before:], ["join", "remove", "join"])
+            self.end(service)
+
+
+class TimeoutTests(UpdateCase):
+    """Another heartbeat timeout, by an update."""
+
+    def change(self, timeout: int) -> None:
+        self.successResultOf(self.client.services.update("web1", {"heartbeat_timeout": timeout}))
+
+    def test_heartbeatsFollow(self) -> None:
+        """The service lives with a shorter timeout and with a longer one, and costs no more requests than it must."""
+        for keep in ("service", "registered", "created"):
+            if keep == "created":
+                _, heartBeater = self.successResultOf(self.client.services.create("web1", 120))
+                heartBeater.start()
+                kept: Any = heartBeater
+            else:
+                kept = getattr(self, keep)(120)
+            self.fake.advance(30)
+            self.change(3)
+            self.fake.advance(60)
+            self.assertNotIn("timeout", self.events())
+            self.assertEqual((self.found()["heartbeat_timeout"], kept.heartbeatTimeout), (3, 3))
+            self.change(120)
+            self.fake.advance(10)
+            before = len(self.fake.requests)
+            self.fake.advance(300)
+            self.assertIn(len(self.fake.requests) - before, range(2, 6))
+            self.assertNotIn("timeout", self.events())
+            kept.stopService() if keep == "service" else kept.stop()
+            self.client.services.remove("web1").addErrback(lambda _: None)
+            self.fake.advance(4)
+
+    def test_withoutTheExtension(self) -> None:
+        """A check lets the service send its heartbeats alone; it is the same then."""
+        service = self.service(120, check=lambda: True)
+        self.fake.advance(30)
+        self.change(3)
+        self.fake.advance(60)
+        self.assertEqual((self.events(), service.heartbeatTimeout), (["join"], 3))
+
+    def test_withoutAResponse(self) -> None:
+        """The registry may have the shorter timeout: heartbeats go out for that."""
+        self.service(120)
+        self.fake.advance(30)
+        self.fake.loseNext(2)
+        self.client.services.update("web1", {"heartbeat_timeout": 3}).addErrback(lambda _: None)
+        self.fake.advance(60)
+        self.assertEqual((self.events(), self.found()["heartbeat_timeout"]), (["join"], 3))
+
+    def test_registersAgain(self) -> None:
+        """And with the new timeout."""
+        self.service(10)
+        self.change(20)
+        self.outage(25)
+        self.assertRegisteredAgain(heartbeat_timeout=20)
+
+    def test_refused(self) -> None:
+        """A timeout that the registry refuses changes nothing."""
+        service = self.service(10)
+        self.failureResultOf(self.client.services.update("web1", {"heartbeat_timeout": 500}), BadRequest)
+        self.assertEqual(service.heartbeatTimeout, 10)
+
+
+class HostTests(UpdateCase):
+    """The host that is determined automatically."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.automatic = {"port": "80", "host": "127.0.0.1"}
+
+    def service(self, timeout: int = 10, **options: Any) -> RegisteredService:
+        return super().service(timeout, **{"metadata": {"port": "80"}, **options})
+
+    def test_isNotStored(self) -> None:
+        """The registry has it; the metadata that the user gave stay what they were."""
+        service = self.service()
+        self.assertEqual((self.metadata(), service.metadata), (self.automatic, {"port": "80"}))
+
+    def test_staysWithAnUpdate(self) -> None:
+        """Metadata that are replaced whole have it too."""
+        service = self.service()
+        self.successResultOf(self.client.services.update("web1", {"metadata": {"port": "80", "a": "b"}}))
+        self.assertEqual(self.metadata(), {**self.automatic, "a": "b"})
+        self.successResultOf(service.update(metadata={**service.metadata, "c": "d"}))
+        self.assertEqual(self.metadata(), {**self.automatic, "a": "b", "c": "d"})
+
+    def test_followsTheAddress(self) -> None:
+        """A machine that moves to another network: the registry has its new address, and no update freezes the old."""
+        service = self.service(tags=["www"])
+        read = self.metadata()
+        self.successResultOf(self.client.services.update("web1", {"metadata": {**read, "a": "b"}}))
+        self.fake.changeLocalAddress("10.9.9.9")
+        self.fake.advance(1)
+        self.assertEqual(self.metadata(), {"port": "80", "a": "b", "host": "10.9.9.9"})
+        self.assertEqual(service.metadata, {"port": "80", "a": "b"})
+
+    def test_isDeterminedAnewAtEachRegistration(self) -> None:
+        """An address that has changed while the service was gone is what is registered."""
+        self.service()
+        self.fake.partition()
+        self.fake.advance(15)
+        self.fake.changeLocalAddress("10.9.9.9")
+        self.fake.heal()
+        self.fake.advance(10)
+        self.assertRegisteredAgain(metadata={"port": "80", "host": "10.9.9.9"})
+
+    def test_explicitHostWins(self) -> None:
+        """The user's own host, from the start or by an update, stays whatever the address is."""
+        service = self.service(metadata=GIVEN)
+        self.fake.changeLocalAddress("10.9.9.9")
+        self.fake.advance(1)
+        self.assertEqual(self.metadata(), GIVEN)
+        self.end(service)
+        service = self.service()
+        self.successResultOf(service.update(metadata={"port": "80", "host": "10.9.9.9"}))
+        self.fake.changeLocalAddress("10.8.8.8")
+        self.fake.advance(1)
+        self.assertEqual(self.metadata(), {"port": "80", "host": "10.9.9.9"})
+
+    def test_afterTheEnd(self) -> None:
+        """A service that was stopped is not touched by a change of the address."""
+        service = self.service()
+        self.end(service)
+        self.fake.requests.clear()
+        self.fake.changeLocalAddress("10.9.9.9")
+        self.fake.advance(5)
+        self.assertEqual(self.fake.requests, [])
+
+
+class StateFileTests(UpdateCase):
+    """What outlives the process."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = self.mktemp()
+
+    def service(self, timeout: int = 10, **options: Any) -> RegisteredService:
+        return super().service(timeout, **{"state": self.path, **options})
+
+    def crash(self, service: RegisteredService, seconds: float = 0) -> None:
+        service.abandon()
+        self.fake.advance(seconds)
+
+    def test_updatesOutliveTheProcess(self) -> None:
+        """Whether the service has expired meanwhile or not."""
+        for seconds in (1, 30):
+            for where in ("client", "service"):
+                service = self.service()
+                if where == "client":
+                    self.successResultOf(self.client.services.update("web1", {"metadata": UPDATED}))
+                else:
+                    self.successResultOf(service.update(metadata=UPDATED))
+                self.crash(service, seconds)
+                again = self.service()
+                self.fake.advance(1)
+                self.assertEqual((again.state, again.metadata, self.metadata()), ("registered", UPDATED, UPDATED))
+                self.end(again)
+
+    def test_updatesOfOthers(self) -> None:
+        """A service that is continued stays as others have updated it."""
+        service = self.service(tags=["www"])
+        self.successResultOf(self.other.services.update("web1", {"metadata": UPDATED, "heartbeat_timeout": 60}))
+        self.crash(service)
+        again = self.service(tags=["www"])
+        self.fake.advance(1)
+        found = self.found()
+        self.assertEqual((again.metadata, found["metadata"], found["heartbeat_timeout"]), (UPDATED, UPDATED, 60))
+        self.fake.advance(300)
+        self.assertEqual(self.events(), ["join"])
+
+    def test_otherArgumentsWin(self) -> None:
+        """An argument that has changed since the last run wins; the others leave updates alone."""
+        service = self.service(tags=["www"])
+        self.successResultOf(service.update(metadata=UPDATED, tags=["updated"]))
+        self.crash(service)
+        self.service(tags=["new"])
+        self.fake.advance(1)
+        found = self.found()
+        self.assertEqual((found["tags"], found["metadata"]), (["new"], UPDATED))
+
+    def test_anOrderlyEnd(self) -> None:
+        """After it the program's arguments count."""
+        service = self.service()
+        self.successResultOf(service.update(metadata=UPDATED))
+        self.end(service)
+        self.service()
+        self.fake.advance(1)
+        self.assertEqual(self.metadata(), GIVEN)
+
+    def test_theAutomaticHostIsNotStored(self) -> None:
+        """Neither beside what was given nor as an update, and the next run determines it anew."""
+        service = self.service(metadata={"port": "80"})
+        self.crash(service)
+        self.assertNotIn("host", Path(self.path).read_text())
+        self.fake.changeLocalAddress("10.9.9.9")
+        again = self.service(metadata={"port": "80"})
+        self.fake.advance(1)
+        self.assertEqual(self.metadata(), {"port": "80", "host": "10.9.9.9"})
+        self.assertEqual(again.metadata, {"port": "80"})
+
+    def test_anUpdateThatNoRegistryTookIsStillThere(self) -> None:
+        """A process that is killed in the middle of an outage leaves its update to the next one."""
+        service = self.service(60)
+        self.fake.partition()
+        service.update(metadata=UPDATED).addErrback(lambda _: None)
+        self.crash(service)
+        self.fake.heal()
+        self.service(60)
+        self.fake.advance(1)
+        self.assertEqual((self.metadata(), self.events()), (UPDATED, ["join"]))
+
+    def test_aFileWithNonsense(self) -> None:
+        """What is in the file and no service could be is not used."""
+        for updated in ({"tags": "www"}, {"metadata": {"a": 1}}, {"heartbeat_timeout": "x"}, [], 3):
+            kept = {"id": "web1", "token": "x", "given": {"metadata": GIVEN, "tags": []}, "updated": updated}
+            Path(self.path).write_text(json.dumps(kept))
+            service = self.service()
+            self.fake.advance(1)
+            self.assertEqual((self.metadata(), self.found()["tags"]), (GIVEN, []))
+            self.end(service)
