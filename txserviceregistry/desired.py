@@ -373,7 +373,7 @@ class DesiredState:
             except (CancelledError, ClientClosed):
                 raise
             except ServiceRegistryError as error:
-                if isinstance(error, NotFound) and error.type:
+                if isinstance(error, NotFound):
                     # The next heartbeat finds it out as well. Then what is desired is registered.
                     self._isRegistered = False
                     heartBeater = self._heartBeater and self._heartBeater()
@@ -504,7 +504,7 @@ class DesiredState:
 
 def _isFinal(error: APIError) -> bool:
     """Whether the registry itself says that it does not take this, and will not."""
-    return isinstance(error, (BadRequest, Forbidden)) and bool(error.type)
+    return isinstance(error, (BadRequest, Forbidden))
 
 
 def _plain(value: Any) -> Any:
