@@ -7,12 +7,15 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.parsing import (
+    LONGEST_RETRY_AFTER,
+    boundedNumber,
     formatMetadata,
     formatTags,
     parseCount,
     parseDuration,
     parseMetadata,
     parseRate,
+    parseRetryAfter,
     parseTags,
 )
 
@@ -39,6 +42,24 @@ class TagsTests(SynchronousTestCase):
     def test_whatIsWrittenIsReadAgain(self, tags: list[str]) -> None:
         """Any tags can be written so that they are read again."""
         self.assertEqual(parseTags(formatTags(tags)), tags)
+
+
+class NumbersTests(SynchronousTestCase):
+    """Numbers that come from outside."""
+
+    def test_bounded(self) -> None:
+        """A finite number within the bounds, and nothing else."""
+        for good in (0, 1.5, "2", 3):
+            self.assertEqual(boundedNumber(good, 0, 3), float(good))
+        for bad in (-1, 3.1, "inf", "nan", float("inf"), float("nan"), 10**400, "1e308", "", "x", None, True, [1], {}):
+            self.assertRaises(ValueError, boundedNumber, bad, 0, 3)
+
+    def test_retryAfter(self) -> None:
+        """Seconds, an hour at most; what is no decimal number says nothing."""
+        self.assertEqual([parseRetryAfter(text) for text in ("0", " 7 ", "1.5")], [0.0, 7.0, 1.5])
+        self.assertEqual(parseRetryAfter("9" * 400), LONGEST_RETRY_AFTER)
+        for text in (None, "", "inf", "nan", "1e308", "-1", "Fri, 31 Dec 9999 23:59:59 GMT", "٣"):
+            self.assertIsNone(parseRetryAfter(text))
 
 
 class MetadataTests(SynchronousTestCase):

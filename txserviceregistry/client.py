@@ -27,6 +27,7 @@ from .errors import ConnectionFailed, InvalidSettings
 from .events import EventsClient
 from .jsontransport import TIMEOUT, JSONTransport
 from .listcache import ListCache
+from .parsing import LONGEST_INTERVAL, boundedNumber
 from .services import ServicesClient
 from .settings import Settings, parseUrls, readSettings
 from .tls import tlsPolicy
@@ -122,6 +123,10 @@ class Client:
                 region=None if region == _DEFAULT_REGION else region,
                 tls=agent is None,
             )
+        try:
+            timeout = boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
+        except ValueError as error:
+            raise InvalidSettings(f"timeout: {error}")
         self.settings = settings
         self.clock: IReactorTime = reactor
         self._pool: ConnectionPool | None = None

@@ -22,6 +22,7 @@ __all__ = [
     "MalformedResponse",
     "NoServiceAvailable",
     "NotFound",
+    "NotRunning",
     "RateLimited",
     "RegistrationEnded",
     "RequestTimedOut",
@@ -92,6 +93,13 @@ class AuthenticationFailed(ServiceRegistryError):
 
 class RegistrationEnded(ServiceRegistryError):
     """The service was stopped before it was registered."""
+
+
+class NotRunning(ServiceRegistryError, RuntimeError):
+    """
+    A ``Directory``, ``EventsFeed`` or ``ConfigurationWatcher`` was used before it was started: it knows nothing, and a
+    wait for it would not end.
+    """
 
 
 class NoServiceAvailable(ServiceRegistryError):
@@ -203,7 +211,7 @@ class RateLimited(APIError):
     """
     The account has made too many requests (400).
 
-    :ivar retryAfter: seconds until the registry takes requests again, or ``None`` if it did not say.
+    :ivar retryAfter: seconds until the registry takes requests again, 3600 at most, or ``None`` if it did not say.
     """
 
     retryAfter: float | None = None

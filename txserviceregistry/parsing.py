@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 
 __all__ = [
     "LATEST",
+    "LONGEST_INTERVAL",
     "LONGEST_RETRY_AFTER",
     "boundedNumber",
     "formatMetadata",
@@ -34,10 +35,12 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LARGEST_COUNT = 2**31 - 1
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
 
+#: The longest timeout, interval or pause that makes sense in a program, in seconds.
+LONGEST_INTERVAL = 36_500 * 86_400.0
 #: The last second of the year 9999, since the epoch: the latest moment that has a date.
 LATEST = 253_402_300_799.0
 #: No client waits for longer than this because a response says so, in seconds.
-LONGEST_RETRY_AFTER = 86_400.0
+LONGEST_RETRY_AFTER = 3600.0
 # The periods of a rate: what is shorter can't be told from a burst, what is longer no client waits for.
 _PERIODS = ("1s", "366d")
 

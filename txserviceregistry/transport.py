@@ -21,6 +21,7 @@ from .blanking import blanked
 from .errors import APIError, BadRequest, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
 from .faults import faultIn
 from .jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, pathOf, segment
+from .parsing import parseRetryAfter
 
 if TYPE_CHECKING:
     from .auth import IAuthenticator, Session
@@ -251,10 +252,7 @@ def faultOf(response: Response, sent: object = None) -> Exception:
         doubt=_doubt(response, text("type"), text("message")),
     )
     if isinstance(error, RateLimited):
-        try:
-            error.retryAfter = float(response.header("Retry-After") or "")
-        except ValueError:
-            pass
+        error.retryAfter = parseRetryAfter(response.header("Retry-After"))
     return error
 
 

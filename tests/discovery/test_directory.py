@@ -7,9 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase
 
+from txserviceregistry.discovery import ConfigurationWatcher, EventsFeed, RegistryEndpoint
 from txserviceregistry.discovery.directory import Directory
+from txserviceregistry.errors import NotRunning
 from txserviceregistry.testing import FakeRegistry
 
 
@@ -332,10 +337,58 @@ class DirectoryTests(SynchronousTestCase):
         """Who has seen enough with the first listing stops it there."""
         self.create("web1")
         directory = Directory(self.client)
+        # What a parent will start may be waited for before.
+        parent = MultiService()
+        directory.setServiceParent(parent)
         done = directory.whenReady().addCallback(lambda _: directory.stopService())
-        directory.startService()
+        parent.startService()
         self.successResultOf(done)
         self.assertEqual(self.ids(directory), ["web1"])
+
+    def test_neverStarted(self) -> None:
+        """What would be empty, or waited for without an end, says that it has to be started."""
+        directory = Directory(self.client)
+        watcher = ConfigurationWatcher(self.client)
+        feed = EventsFeed(self.client)
+        for use in (
+            directory.services,
+            lambda: directory.forTag("www"),
+            lambda: directory.get("web1"),
+            lambda: len(watcher),
+            lambda: "key" in watcher,
+            lambda: dict(watcher),
+        ):
+            error = self.assertRaises(NotRunning, use)
+            self.assertRegex(str(error), "^(Directory|ConfigurationWatcher) is not running; call startService\\(\\)$")
+        for iterator in (aiter(feed), watcher.changes()):
+            self.failureResultOf(Deferred.fromCoroutine(anext(iterator)), NotRunning)  # type: ignore[arg-type]
+        for mirror in (directory, watcher):
+            self.failureResultOf(mirror.whenReady(), NotRunning)
+        endpoint = RegistryEndpoint(self.fake.clock, directory, "www")
+        self.failureResultOf(endpoint.connect(Factory()), NotRunning)
+        self.assertEqual(self.fake.requests, [])
+
+    def test_asksNotToBeAskedForEver(self) -> None:
+        """However long the registry asks it to wait, a directory tries again within the hour."""
+        fault = json.dumps(
+            {"type": "rateLimitReached", "code": 400, "message": "Rate limit has been reached."}
+        ).encode()
+        dates = "Fri, 31 Dec 9999 23:59:59 GMT"
+        for said, seconds in (("inf", 60), ("nan", 60), ("1e308", 60), ("-1", 60), (dates, 60), ("9" * 400, 3660)):
+            headers = {"Retry-After": said}
+            self.fake.answerNext(
+                400, fault, "application/json", headers=headers, when=lambda sent: sent.method == "GET"
+            )
+            directory = self.directory()
+            self.assertEqual(directory.stale, math.inf)
+            self.fake.advance(seconds)
+            self.assertEqual(directory.stale, 0.0, said)
+            self.successResultOf(directory.stopService())
+
+    def test_refreshesThatAreNone(self) -> None:
+        """An interval that is not a number is refused where it is given."""
+        for refresh in (float("nan"), float("inf"), -1.0):
+            self.assertRaises(ValueError, Directory, self.client, refresh=refresh)
 
     def test_anUpdateAfterALongAbsence(self) -> None:
         """What a listing has is newer than what had happened before it, a service that was made anew included."""

@@ -34,7 +34,7 @@ class ClientStringTests(SynchronousTestCase):
         """A mistake is a ValueError that says what there is."""
         self.assertIn("there is no strategy 'best' (there are: round-robin", self.refusal("registry:web:strategy=best"))
         for timeout in ("soon", "0", "-1", "nan", "inf"):
-            self.assertIn(f"timeout={timeout} is no number", self.refusal(f"registry:web:timeout={timeout}"))
+            self.assertIn(f"timeout: '{timeout}' is not a number", self.refusal(f"registry:web:timeout={timeout}"))
         self.assertIn("there is no 'colour' (there are: tag, strategy", self.refusal("registry:web:colour=red"))
         for text in ("registry", "registry:", "registry:a:b", "registry:a:tag=b"):
             self.assertIn("it takes one tag", self.refusal(text))

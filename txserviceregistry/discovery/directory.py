@@ -81,13 +81,15 @@ class Directory(Mirror[Service]):
         return f"<Directory of {len(self._items)} services{only}>"
 
     def services(self) -> list[Service]:
-        """All services, by id."""
-        return [self._items[id] for id in sorted(self._items)]
+        """All services, by id; raises :class:`~txserviceregistry.errors.NotRunning` before the first start."""
+        known = self._known()
+        return [known[id] for id in sorted(known)]
 
     def forTag(self, tag: str) -> Sequence[Service]:
-        """The services that bear *tag*, by id."""
+        """The services with the *tag*, by id; raises ``NotRunning`` before the first start."""
         given = self._given.get(tag)
         if given is None:
+            self._known()
             found = self._ofTag.get(tag)
             if found is None:
                 return ()
@@ -95,8 +97,8 @@ class Directory(Mirror[Service]):
         return given
 
     def get(self, id: str) -> Service | None:
-        """The service with this id, or ``None``."""
-        return self._items.get(id)
+        """The service with this id, or ``None``; raises ``NotRunning`` before the first start."""
+        return self._known().get(id)
 
     def onChange(self, listener: Callable[[Change, Service], None]) -> Callable[[], None]:
         """

@@ -27,7 +27,7 @@ from ..parsing import LATEST, boundedNumber
 from ..types import Event
 from .following import PAGE, Position, followingOf, isMarkerRefused, markerAt, ticksOf
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
-from .running import Run
+from .running import Run, checkRunning
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -150,7 +150,9 @@ class EventsFeed(Service):
     def __aiter__(self) -> AsyncIterator[FeedEvent]:
         """
         The events from now on, until the feed is stopped. An event is done with when the next one is asked for; an
-        iterator that is dropped, or closed with ``aclose()``, holds nobody up.
+        iterator that is dropped, or closed with ``aclose()``, holds nobody up. It raises
+        :class:`~txserviceregistry.errors.NotRunning` if the feed is not running, and is not the child of a service that
+        will start it.
         """
         return _Events(self)
 
@@ -492,7 +494,8 @@ class _Events(AsyncIterator[FeedEvent]):
 
     def __init__(self, feed: EventsFeed) -> None:
         self._hold = _Hold()
-        self._forget = _forgetting(weakref.ref(feed), self._hold)
+        self._feed = weakref.ref(feed)
+        self._forget = _forgetting(self._feed, self._hold)
         feed._listeners.append(self._hold)
 
     async def __anext__(self) -> FeedEvent:
@@ -501,6 +504,10 @@ class _Events(AsyncIterator[FeedEvent]):
         while hold.event is None or hold.isOver:
             if hold.isOver:
                 raise StopAsyncIteration
+            feed = self._feed()
+            if feed is not None:
+                checkRunning(feed, feed._running is not None)
+                del feed
             await hold.wait()
         hold.hasBeenGiven = True
         return hold.event

@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from ..backoff import Backoff
 from ..deferred import returnsDeferred
-from ..errors import BadRequest, RateLimited, ServiceRegistryError
+from ..errors import BadRequest, NotRunning, RateLimited, ServiceRegistryError
 from ..files import WriteOutage, replaceFile
 from ..ownership import checkPath
+from ..parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from ..types import Event
 from .following import PAGE, Following, Position, followingOf, isMarkerRefused
-from .running import Run
+from .running import Run, checkRunning, notRunning
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -115,7 +116,7 @@ class Mirror(Service, Generic[_T]):
         """
         :param client: asks the registry.
         :param refresh: seconds after which all is listed again although nothing calls for it; ``None`` where the feed
-            tells everything.
+            tells everything. Raises ValueError if it is not a finite number of 0 or more.
         :param path: a file that keeps the copy across restarts.
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch, for the age of the file.
@@ -124,7 +125,7 @@ class Mirror(Service, Generic[_T]):
         self.version = 0
         self._client = client
         self._clock = client.clock
-        self._refresh = refresh
+        self._refresh = None if refresh is None else boundedNumber(refresh, 0.0, LONGEST_INTERVAL)
         self._path = None if path is None else os.fspath(path)
         self._writing = WriteOutage(self._path or "", self._log, "a restart finds an older copy")
         self._random = random
@@ -136,6 +137,7 @@ class Mirror(Service, Generic[_T]):
         self._currentAt: float | None = None
         self._isCurrent = False
         self._isReady = False
+        self._wasStarted = False
         self._waiting: list[Deferred[None]] = []
         self._running: Run | None = None
         self._ending: Run | None = None
@@ -190,14 +192,26 @@ class Mirror(Service, Generic[_T]):
     def whenReady(self) -> Deferred[None]:
         """
         :return: fires when there is something to look at: the first complete listing, or what a file has kept. It may
-            be cancelled.
+            be cancelled. Fails with :class:`~txserviceregistry.errors.NotRunning` if this is not running, and is not
+            the child of a service that will start it.
         """
+        if not self._isReady:
+            try:
+                checkRunning(self, self._running is not None)
+            except NotRunning as error:
+                return fail(error)
         ready: Deferred[None] = Deferred(self._giveUp)
         if self._isReady:
             ready.callback(None)
         else:
             self._waiting.append(ready)
         return ready
+
+    def _known(self) -> dict[str, _T]:
+        """What is known; raises NotRunning if that is nothing because this was never started."""
+        if not self._wasStarted:
+            raise notRunning(self)
+        return self._items
 
     def _giveUp(self, waiter: Deferred[None]) -> None:
         if waiter in self._waiting:
@@ -210,6 +224,7 @@ class Mirror(Service, Generic[_T]):
         Service.startService(self)
         if self._running is not None:
             return
+        self._wasStarted = True
         self._running = run = Run(self._ending)
         if not self._isReady:
             with run.callingOut():
@@ -484,7 +499,7 @@ class Mirror(Service, Generic[_T]):
             if kept["version"] != _FILE_VERSION:
                 raise ValueError("it is of another version")
             items = {key: self._checked(key, value) for key, value in kept["values"].items()}
-            age = max(0.0, self._wallClock() - float(kept["current"]))
+            age = max(0.0, self._wallClock() - boundedNumber(kept["current"], 0.0, LATEST))
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -7,7 +7,6 @@ twistd reads such strings before it becomes a daemon: here nothing is connected,
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from zope.interface import implementer
 
 from ..errors import InvalidSettings
 from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
-from ..parsing import parseMetadata, parseTags
+from ..parsing import LONGEST_INTERVAL, boundedNumber, parseMetadata, parseTags
 from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint
 from .shared import Loan, borrow
 from .strategies import strategyNamed
@@ -126,12 +125,9 @@ def registryFromString(reactor: Any, *args: str, **kwargs: str) -> SharedRegistr
 
 def _seconds(text: str) -> float:
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds < math.inf:
-        raise ValueError(f"registry: timeout={text} is no number of seconds")
-    return seconds
+        return boundedNumber(text, 0.001, LONGEST_INTERVAL)
+    except ValueError as error:
+        raise ValueError(f"registry: timeout: {error}")
 
 
 def registeredFromString(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoint:

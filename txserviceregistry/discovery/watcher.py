@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from ..shapes import readConfigurationValue
 from ..types import Event
 from .mirror import Mirror
+from .running import checkRunning
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -87,13 +88,13 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
     # -- Mapping
 
     def __getitem__(self, key: str) -> str:
-        return self._items[key]
+        return self._known()[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._items))
+        return iter(sorted(self._known()))
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._known())
 
     # -- changes
 
@@ -135,9 +136,11 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
     def changes(self) -> AsyncIterator[ConfigurationChange]:
         """
         The changes from now on, until the watcher is stopped. Those that nobody has asked for yet wait; whoever does
-        not want any more closes the iterator with ``aclose()``, or drops it.
+        not want any more closes the iterator with ``aclose()``, or drops it. It raises
+        :class:`~txserviceregistry.errors.NotRunning` if the watcher is not running, and is not the child of a service
+        that will start it.
         """
-        return _Changes(self._queues)
+        return _Changes(self._queues, lambda: checkRunning(self, self._running is not None))
 
     def stopService(self) -> Deferred[None]:
         """See :class:`~txserviceregistry.discovery.mirror.Mirror`; iterators end."""
@@ -215,8 +218,9 @@ class _Queue:
 class _Changes(AsyncIterator[ConfigurationChange]):
     """The changes of a watcher, for ``async for``."""
 
-    def __init__(self, place: list[_Queue]) -> None:
+    def __init__(self, place: list[_Queue], check: Callable[[], None]) -> None:
         self._place = place
+        self._check = check
         self._queue = _Queue()
         place.append(self._queue)
 
@@ -226,6 +230,7 @@ class _Changes(AsyncIterator[ConfigurationChange]):
             if queue.isOver:
                 self._forget()
                 raise StopAsyncIteration
+            self._check()
             await queue.wait()
         return queue.changes.popleft()
 
