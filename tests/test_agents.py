@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionRefusedError
 from twisted.internet.protocol import Factory
@@ -213,6 +214,40 @@ class PoolTests(SynchronousTestCase):
         clock.advance(1)
         self.successResultOf(closed)
         self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_tellsWhenTheLocalAddressChanges(self) -> None:
+        """A listener is called for each server's first connection, and for one that has another address."""
+
+        class Endpoint:
+            def __init__(self, address: str) -> None:
+                self.address = address
+
+            def connect(self, factory: Factory) -> Deferred[Any]:
+                protocol = factory.buildProtocol(None)
+                protocol.makeConnection(StringTransport(hostAddress=IPv4Address("TCP", self.address, 1)))
+                return succeed(protocol)
+
+        pool = ConnectionPool(Clock(), 2)
+        told: list[tuple[str, str]] = []
+        end = pool.onLocalAddress(lambda url, address: told.append((url, address)))
+        for host, address in (
+            (b"a.example", "10.0.0.1"),
+            (b"a.example", "10.0.0.1"),
+            (b"2001:db8::1", "10.0.0.1"),
+            (b"a.example", "10.9.9.9"),
+        ):
+            self.successResultOf(pool.getConnection((b"http", host, 8880), Endpoint(address)))
+        self.assertEqual(
+            told,
+            [
+                ("http://a.example:8880/", "10.0.0.1"),
+                ("http://[2001:db8::1]:8880/", "10.0.0.1"),
+                ("http://a.example:8880/", "10.9.9.9"),
+            ],
+        )
+        end()
+        self.successResultOf(pool.getConnection((b"http", b"a.example", 8880), Endpoint("10.8.8.8")))
+        self.assertEqual(len(told), 3)
 
 
 class QueueTests(SynchronousTestCase):

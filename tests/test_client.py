@@ -456,3 +456,19 @@ class ConstructionTests(SynchronousTestCase):
         self.failureResultOf(client.localAddress(), ConnectionFailed)
         agent.localAddress = lambda url: f"here, of {url}"
         self.assertEqual(self.successResultOf(client.localAddress()), "here, of http://registry/v1.0/7")
+
+    def test_addressesThatConcernOthers(self) -> None:
+        """onLocalAddress() tells of connections to the registry, and not of those to other servers."""
+        given: dict[str, Any] = {"authUrl": "http://a/v2.0", "reactor": Clock()}
+        agent = FakeApi(lambda sent: answer(200, {"resource": {}, "rate": {}}))
+        client = Client("joe", API_KEY, "us", "http://registry/v1.0", agent, **given)
+        # One that can't tell is no error.
+        client.onLocalAddress(lambda address: None)()
+        listeners: list[Any] = []
+        agent.onLocalAddress = lambda listener: listeners.append(listener)
+        told: list[str] = []
+        client.onLocalAddress(told.append)
+        self.successResultOf(client.account.getLimits())
+        for url in ("http://a:80/", "http://registry:81/", "https://registry:80/", "http://registry:80/"):
+            listeners[0](url, f"for {url}")
+        self.assertEqual(told, ["for http://registry:80/"])

@@ -227,6 +227,36 @@ class EnrolmentTests(SynchronousTestCase):
         self.fake.advance(25)
         self.assertEqual(len(self.lost), 1)
 
+    # -- updates
+
+    def metadata(self) -> Any:
+        return self.successResultOf(self.other.services.get("web1"))["metadata"]
+
+    def test_updatesThroughItsClient(self) -> None:
+        """They are registered again, also with other settings."""
+        enrolment = self.registered(registrant={"metadata": {"a": "b"}})
+        assert enrolment.client is not None
+        self.successResultOf(enrolment.client.services.update("web1", {"metadata": {"c": "d"}}))
+        self.fake.partition()
+        self.fake.advance(15)
+        self.settings = self.fake.client(apiKey="wrong").settings
+        self.fake.advance(6)
+        self.settings = self.other.settings
+        self.fake.heal()
+        self.fake.advance(20)
+        self.assertEqual((self.listed(), self.metadata()), (["web1"], {"c": "d"}))
+
+    def test_updatesOfOthersWhileItWasKilled(self) -> None:
+        """A wrapper that is killed and started again in time leaves them as they are."""
+        state = Path(self.mktemp())
+        self.registered(registrant={"metadata": {"a": "b"}}, state=state).abandon()
+        self.successResultOf(self.other.services.update("web1", {"metadata": {"c": "d"}}))
+        again = self.registered(registrant={"metadata": {"a": "b"}}, state=state)
+        self.assertEqual(self.metadata(), {"c": "d"})
+        again.abandon()
+        self.registered(registrant={"metadata": {"e": "f"}}, state=state)
+        self.assertEqual(self.metadata(), {"e": "f"})
+
     # -- the end
 
     def test_abandonedItTimesOut(self) -> None:

@@ -187,7 +187,7 @@ class Enrolment:
             self._cantRead(error)
         self._watchSettings()
 
-    def _serve(self, client: Client) -> None:
+    def _serve(self, client: Client, former: RegisteredService | None = None) -> None:
         self.client = client
         registrant = self._registrant
         self._service = service = RegisteredService(
@@ -200,6 +200,9 @@ class Enrolment:
             state=self._state,
             random=self._random,
         )
+        if former is not None and (former.tags, former.metadata) != (service.tags, service.metadata):
+            # Other settings are no reason to forget what has been updated.
+            service.update(former.tags, former.metadata).addErrback(lambda _: None)
         service.onRegistrationFailure(self._tryFailed)
         service.onStateChange(lambda state: self._stateChanged(service, state))
         service.startService()
@@ -324,7 +327,7 @@ class Enrolment:
         if old is not None:
             self._log.info("The settings have changed")
             old.close().addErrback(lambda _: None)
-        self._serve(client)
+        self._serve(client, service)
 
     def _cantRead(self, error: InvalidSettings) -> None:
         # As long as somebody waits for the first tries, it is told to them.
