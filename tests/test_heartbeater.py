@@ -22,6 +22,9 @@ from txserviceregistry.errors import (
 from txserviceregistry.heartbeater import HeartBeater, heartbeatIntervalFor
 
 GONE = NotFound(404, "notFoundError", "object does not exist", 'Object "Service" with key "web1" does not exist')
+MARKER = NotFound(
+    404, "notFoundError", "object does not exist", 'Object "HeartbeatMarker" with key "t1" does not exist'
+)
 
 
 class Services:
@@ -33,6 +36,7 @@ class Services:
         self.timeouts: list[float] = []
         self.tokens: list[str] = []
         self.answer: Any = None
+        self.refusal: tuple[str, Any] = ("", None)
         self.cancelled = 0
         self.inFlight = 0
         self.mostInFlight = 0
@@ -41,7 +45,7 @@ class Services:
         self.beats.append(self.clock.seconds())
         self.timeouts.append(timeout or 0.0)
         self.tokens.append(token)
-        answer = self.answer
+        answer = self.refusal[1] if token == self.refusal[0] else self.answer
         if answer == "hang":
             return self._hang(timeout)
         if isinstance(answer, Exception):
@@ -248,6 +252,47 @@ class HeartBeaterTests(SynchronousTestCase):
         self.pass_(20)
         self.assertTrue(beater.running)
         self.assertTrue(beater.healthy)
+
+    def test_aTokenThatIsRefusedGivesWayToTheLastProvenOne(self) -> None:
+        """
+        A token that never worked is given up for the last one that did, at once and without a line in the log; a
+        service that is gone, or whose proven token is refused too, is lost.
+        """
+        invalid = BadRequest(400, "badRequest", "Validation error for key 'token'", "Invalid UUID")
+        for refusal, tokens in ((MARKER, ["t0", "t1", "t0"]), (invalid, ["t0", "t1", "t0"]), (GONE, ["t0", "t1"])):
+            self.setUp()
+            beater = self.beater(10)
+            kept: list[tuple[str, str]] = []
+            beater = self.beater(10, keep=lambda token, proven, kept=kept: kept.append((token, proven)))
+            beater.start()
+            self.services.refusal = "t1", refusal
+            self.pass_(6.5)
+            self.assertEqual(self.services.tokens, tokens)
+            self.assertEqual(beater.running, refusal is not GONE)
+            if refusal is GONE:
+                continue
+            self.assertEqual(self.logged, [])
+            self.assertEqual(kept, [("t1", "t0"), ("t3", "t0")])
+            self.pass_(6)
+            self.assertEqual(self.services.tokens[3:], ["t3"])
+            self.services.answer = refusal
+            self.pass_(6)
+            self.assertEqual(self.services.tokens[4:], ["t4", "t3"])
+            self.assertFalse(beater.running)
+
+    def test_aTokenOfAnEarlierLifeIsNotProven(self) -> None:
+        """After a registration only the new token counts."""
+        tokens = iter(["new", "newer"])
+        beater = self.beater(10, register=lambda: succeed(next(tokens)))
+        beater.start()
+        self.services.refusal = "t1", GONE
+        self.pass_(6.5)
+        self.assertEqual(self.services.tokens, ["t0", "t1"])
+        self.services.refusal = "new", MARKER
+        self.pass_(6)
+        self.assertEqual(self.services.tokens, ["t0", "t1", "new"])
+        self.pass_(6)
+        self.assertEqual(self.services.tokens, ["t0", "t1", "new", "newer"])
 
     def test_a404RegistersAgain(self) -> None:
         """With a way to register, the service is registered again at once, and beaten with its new token."""

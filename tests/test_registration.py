@@ -559,6 +559,25 @@ class RegisteredServiceTests(SynchronousTestCase):
         self.assertNotEqual(first["token"], last["token"])
         self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
 
+    def test_theStateFileSurvivesATokenOfAnotherService(self) -> None:
+        """An application that was killed after a response of another service goes on as the same service."""
+        for heartbeats in (1, 2):
+            path = self.mktemp()
+            id = f"web{heartbeats}"
+            service = self.service(10, id=id, state=path)
+            service.startService()
+            self.fake.advance(30)
+            self.fake.foreignTokenNext(heartbeats)
+            self.fake.advance(6.5 * heartbeats)
+            service.abandon()
+            again = self.service(10, id=id, state=path)
+            again.startService()
+            self.fake.foreignTokenNext()
+            self.fake.advance(30)
+            self.assertTrue(again.healthy)
+            events = self.successResultOf(self.other.events.list())["values"]
+            self.assertEqual([event["type"] for event in events if event["payload"]["id"] == id], ["service.join"])
+
     def test_aStaleStateFileIsNoHindrance(self) -> None:
         """A token of a service that has ended, or a file that is none of ours, leads to a new registration."""
         for content in (

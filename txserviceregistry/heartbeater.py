@@ -28,7 +28,7 @@ from .fleet import Fleet
 from .jsontransport import ClientClosed
 from .types import HeartbeatToken
 
-__all__ = ["HeartBeater", "heartbeatIntervalFor"]
+__all__ = ["HeartBeater", "heartbeatIntervalFor", "refusesToken"]
 
 #: What a listener of a HeartBeater hears; see :meth:`HeartBeater.onStateChange`.
 REGISTERING = "registering"
@@ -67,6 +67,11 @@ def heartbeatIntervalFor(heartbeatTimeout: float) -> float:
     return heartbeatTimeout * (0.6 if heartbeatTimeout < _SHORT_TIMEOUT else 0.8)
 
 
+def refusesToken(error: BaseException) -> bool:
+    """Whether a heartbeat met an *error* of its token, and not of its service, which may well be there."""
+    return isinstance(error, BadRequest) or (isinstance(error, NotFound) and "HeartbeatMarker" in error.details)
+
+
 @lru_cache(maxsize=4096)
 def _drawn(nominal: float, chance: float) -> float:
     # So many that have the same interval also have it in the same place in memory.
@@ -83,6 +88,7 @@ class _EachTime:
         "_clock",
         "_heard",
         "_keep",
+        "_provenToken",
         "_state",
         "heartbeatTimeout",
         "interval",
@@ -145,7 +151,7 @@ class HeartBeater(_EachTime):
         register: Callable[[], Deferred[str]] | None = None,
         check: Callable[[], Any] | None = None,
         fleet: Fleet | None = None,
-        keep: Callable[[str], None] | None = None,
+        keep: Callable[[str, str], None] | None = None,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
@@ -157,7 +163,8 @@ class HeartBeater(_EachTime):
         :param check: returns (a Deferred of) true while the application is well; nothing is sent while it is not.
         :param fleet: what it shares with the other HeartBeaters of a client, whose clock is this one. The fleet's pulse
             does not beat for a service with a *check*.
-        :param keep: is called with each token that a heartbeat brings, before anybody else sees it.
+        :param keep: is called with each token that a heartbeat brings, before anybody else sees it, and with the one
+            that this heartbeat has presented.
         :param random: gives numbers from 0 to 1.
         """
         if token is None and register is None:
@@ -181,6 +188,8 @@ class HeartBeater(_EachTime):
         self._fleet = fleet = fleet or Fleet.ofOne(clock)
         self._pulse = fleet.pulse if check is None else None
         self._keep = keep
+        # The last token that was accepted. Tried when the next one is refused, which may be another service's.
+        self._provenToken: str | None = None
         self._random = random
         # When the registry has heard of it, at the earliest.
         self._heard = clock.seconds()
@@ -436,6 +445,9 @@ class HeartBeater(_EachTime):
                 if self._loop is not loop or isinstance(error, ClientClosed):
                     raise
                 if self._isGone(error):
+                    if self._fellBack(error):
+                        met("the registry does not know the token of its last response, which may be another's")
+                        continue
                     if self._register is None or self.nextToken is None:
                         raise
                     self.nextToken = None
@@ -496,6 +508,20 @@ class HeartBeater(_EachTime):
         """
         return isinstance(error, BadRequest if self.nextToken is None else (NotFound, BadRequest))
 
+    def proveToken(self, token: str) -> None:
+        """A heartbeat of this service that presented this *token* was accepted, before this HeartBeater began."""
+        self._provenToken = token
+
+    def _fellBack(self, error: Exception) -> bool:
+        """Whether it is the token that was refused, and there is one that was accepted before, which is next now."""
+        if self.nextToken is None or not refusesToken(error):
+            return False
+        proven, self._provenToken = self._provenToken, None
+        if proven is None or proven == self.nextToken:
+            return False
+        self.nextToken = proven
+        return True
+
     async def _oneTry(self) -> None:
         turns = self._fleet.registrations if self.nextToken is None else self._fleet.turns
         await turns.take(self._urgency())
@@ -515,6 +541,7 @@ class HeartBeater(_EachTime):
         if self.nextToken is not None:
             await self._heartbeat(sent)
             return
+        self._provenToken = None
         self.nextToken = await self._registered(sent)
         self._heard = sent
 
@@ -535,8 +562,10 @@ class HeartBeater(_EachTime):
 
     def _accept(self, sent: float, token: str) -> None:
         """A heartbeat that was sent at that time was answered with this token."""
-        if self._keep is not None:
-            self._keep(token)
+        proven = self.nextToken
+        if self._keep is not None and proven is not None:
+            self._keep(token, proven)
+        self._provenToken = proven
         self.nextToken = token
         self.lastSeen = sent
         self._heard = sent

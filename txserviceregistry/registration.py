@@ -24,7 +24,7 @@ from .desired import DesiredState, wantsHost
 from .errors import AuthenticationFailed, NotFound, RegistrationEnded, ServiceRegistryError
 from .fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
 from .files import WriteOutage
-from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater
+from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
 from .jsontransport import ClientClosed
 from .tokenfile import Kept, TokenFile
 
@@ -100,6 +100,7 @@ class RegisteredService(Service):
         self._desired.onChange = self._save
         self._given = self._desired.fields
         self._token: str | None = None
+        self._provenToken: str | None = None
         # The fields that neither an update nor another argument has changed since an earlier process.
         self._unchanged: frozenset[str] = frozenset()
         self._ignoreAddress: Callable[[], None] = lambda: None
@@ -324,7 +325,9 @@ class RegisteredService(Service):
         if token is None:
             await self._findHost()
             token = await self._creation.create()
-        self._keep(token)
+            self._keep(token)
+        else:
+            self._save()
         self._wasRegistered = self._creation.mayExist = True
         return token
 
@@ -351,18 +354,26 @@ class RegisteredService(Service):
 
     async def _resume(self, kept: Kept | None) -> str | None:
         """Go on as the service that an earlier process has left, if it still lives."""
-        if kept is None or kept.token is None:
+        if kept is None or not kept.tokens:
             return None
-        try:
-            answer = await self._client.services.heartbeat(self.serviceId, kept.token)
-        except ServiceRegistryError as error:
-            if isinstance(error, UNKNOWN_OUTCOME):
-                raise
+        for presented in kept.tokens:
+            try:
+                answer = await self._client.services.heartbeat(self.serviceId, presented)
+                break
+            except ServiceRegistryError as error:
+                if isinstance(error, UNKNOWN_OUTCOME):
+                    raise
+                if not refusesToken(error):
+                    self._forgetToken()
+                    return None
+        else:
             self._forgetToken()
             return None
         token: str = answer["token"]
         self._creation.mayExist = True
-        self._keep(token)
+        self._keep(token, presented)
+        if self._heartBeater is not None:
+            self._heartBeater.proveToken(presented)
         await self._findHost()
         found = await self._client.services.get(self.serviceId)
         self._adopt(found)
@@ -422,8 +433,9 @@ class RegisteredService(Service):
             return None
         return None if tokens is None else tokens.load()
 
-    def _keep(self, token: str) -> None:
+    def _keep(self, token: str, proven: str | None = None) -> None:
         self._token = token
+        self._provenToken = proven
         self._save()
 
     def _save(self) -> None:
@@ -433,14 +445,14 @@ class RegisteredService(Service):
                 return
             fields, given = self._desired.fields, self._given
             updated = {name: value for name, value in fields.items() if value != given[name]}
-            tokens.save(Kept(self._token, given, updated))
+            tokens.save(Kept(self._token, given, updated, self._provenToken))
         except OSError as error:
             self._writing.failed(error)
         else:
             self._writing.ended()
 
     def _forgetToken(self) -> None:
-        self._token = None
+        self._token = self._provenToken = None
         if self._tokens is not None and self._tokens.isOurs:
             self._tokens.remove()
 

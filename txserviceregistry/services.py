@@ -265,7 +265,7 @@ class ServicesClient:
         """
         body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
         response = await self._transport.request("POST", "/heartbeats", body=body, timeout=timeout, repeatable=True)
-        return response.read(lambda value: readHeartbeats(value, len(beats)))
+        return response.read(lambda value: readHeartbeats(value, [id for id, _ in beats]))
 
     @returnsDeferred
     async def update(self, id: str, payload: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ Members that are not known are ignored. Numbers have bounds, so that arithmetic 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from .faults import faultIn
@@ -119,15 +119,18 @@ def readToken(value: Any) -> HeartbeatToken:
     return cast(HeartbeatToken, token)
 
 
-def readHeartbeats(value: Any, count: int) -> list[HeartbeatToken | FaultBody]:
+def readHeartbeats(value: Any, ids: Sequence[str]) -> list[HeartbeatToken | FaultBody]:
     """
-    The response to *count* heartbeats in one request.
+    The response to heartbeats of these services in one request.
 
     :return: for each its token, or the fault.
     """
     values = _list(_object(value), "values")
-    if len(values) != count:
-        raise ValueError(f"values has {len(values)} items instead of {count}")
+    if len(values) != len(ids):
+        raise ValueError(f"values has {len(values)} items instead of {len(ids)}")
+    for number, (id, each) in enumerate(zip(ids, values, strict=True)):
+        if isinstance(each, dict) and each.get("id", id) != id:
+            raise ValueError(f"values[{number}] is of another service")
     return [_each(_outcome, number, each) for number, each in enumerate(values)]
 
 

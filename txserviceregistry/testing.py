@@ -37,8 +37,9 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from twisted.web.resource import Resource
 from zope.interface import implementer
 
-from .agents import BytesProducer
+from .agents import BytesProducer, WholeResponse, readWhole
 from .client import Client
+from .deferred import returnsDeferred
 from .faults import FAULT_TYPES
 from .registry.core import EVENT_RETENTION, Registry
 from .registry.identity import Identity
@@ -193,8 +194,9 @@ class FakeRegistry:
 
     def foreignTokenNext(self, count: int | None = 1) -> None:
         """
-        The registry acts on the next *count* requests with heartbeats, but its response is lost, and the response for
-        another service comes in its place: with a well-formed heartbeat token that this registry never issued.
+        The registry acts on the next *count* requests with heartbeats, but where it accepts one, the response is that
+        of another service: it has a well-formed heartbeat token that this registry never issued. Faults stay as they
+        are.
 
         :param count: how many requests; ``None`` for all, until :meth:`answerNormally`.
         """
@@ -293,15 +295,15 @@ class FakeRegistry:
 
     # -- inside
 
-    def _foreignTokens(self, go: _Next) -> Deferred[IResponse]:
-        go().addErrback(lambda _: None)
-        sent = json.loads(self.requests[-1].body)
-        beats = sent.get("heartbeats")
-        if beats is None:
-            answer: object = {"token": self._foreignToken()}
-        else:
-            answer = {"values": [{"id": beat["id"], "token": self._foreignToken()} for beat in beats]}
-        return _answer(200, json.dumps(answer).encode("utf-8"))(go)
+    @returnsDeferred
+    async def _foreignTokens(self, go: _Next) -> IResponse:
+        response = readWhole(await go())
+        whole = response if isinstance(response, WholeResponse) else await response
+        answer = json.loads(whole.body)
+        for outcome in answer.get("values", [answer]):
+            if "token" in outcome:
+                outcome["token"] = self._foreignToken()
+        return WholeResponse(whole, json.dumps(answer).encode("utf-8"))
 
     def _foreignToken(self) -> str:
         self._foreign += 1

@@ -56,11 +56,18 @@ class Kept:
     :ivar token: the service's last heartbeat token; ``None`` before it has one.
     :ivar given: the fields of the service as the program gave them.
     :ivar updated: those that updates have changed since.
+    :ivar provenToken: the last heartbeat token that the registry accepted, if there is one.
     """
 
     token: str | None
     given: Mapping[str, Any] = attrs.field(factory=dict)
     updated: Mapping[str, Any] = attrs.field(factory=dict)
+    provenToken: str | None = None
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens to try, in this order."""
+        return list(dict.fromkeys(token for token in (self.token, self.provenToken) if token is not None))
 
 
 class TokenFile:
@@ -124,10 +131,12 @@ class TokenFile:
         if not isinstance(kept, dict) or kept.get("id") != self._serviceId:
             return None
         token, given, updated = kept.get("token"), kept.get("given"), kept.get("updated")
+        proven = kept.get("provenToken")
         return Kept(
             token if isinstance(token, str) else None,
             given if isinstance(given, dict) else {},
             updated if isinstance(updated, dict) else {},
+            proven if isinstance(proven, str) else None,
         )
 
     def save(self, kept: Kept) -> None:

@@ -209,3 +209,26 @@ class LargeBodyTests(GatewayCase):
             self.assertLess(len(log), 12, log)
         self.assertKept()
         self.tell(f"requests of {count} services in an outage of 3.5 s", during)
+
+
+class ForeignTokenTests(GatewayCase):
+    """A proxy that mixes responses up."""
+
+    row = 20
+    fault = "heartbeats are answered with the token of another service"
+
+    def test_allStayRegistered(self) -> None:
+        """The last token that was accepted is not forgotten, for services that are heartbeated alone or in batches."""
+        self.start([3, 10, 20, 60] * 3, check=lambda: True)
+        self.start([3, 10, 20, 60] * 3)
+        rounds = 300 if self.isFull else 30
+        for _ in range(rounds):
+            self.fake.foreignTokenNext(self.random.randint(1, 4))
+            self.fake.advance(self.random.uniform(1, 9))
+        # Every heartbeat, for several intervals of each.
+        self.fake.foreignTokenNext(None)
+        self.fake.advance(300)
+        self.assertKept()
+        self.tell("services, with timeouts of 3 to 60 s", len(self.services))
+        self.tell("seconds in which every heartbeat was answered so", 300)
+        self.tell("expirations", 0)
