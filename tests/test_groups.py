@@ -61,7 +61,7 @@ class ConfigurationTests(GroupTestCase):
     def test_keysTravelAsTheProtocolHasIt(self) -> None:
         """A simple key is one segment; a qualified key keeps its own slashes, the first one too."""
         client = self.client(lambda sent: answer(200, {"id": "x", "value": "1"}))
-        for key in ("listen_ip", "/production/cassandra/listen_ip", "/abc_def", "a b%2f/../c"):
+        for key in ("listen_ip", "/production/cassandra/listen_ip", "/abc_def", "/production/Web-1.x"):
             self.successResultOf(client.configuration.get(key))
         self.assertEqual(
             self.asked,
@@ -69,17 +69,19 @@ class ConfigurationTests(GroupTestCase):
                 "GET /configuration/listen_ip",
                 "GET /configuration//production/cassandra/listen_ip",
                 "GET /configuration//abc_def",
-                "GET /configuration/a%20b%252f/%2E%2E/c",
+                "GET /configuration//production/Web-1.x",
             ],
         )
 
     def test_aKeyIsNeverAListing(self) -> None:
-        """What would be the path of a listing is refused before it is asked."""
+        """What is not a key is refused with the reason, and there is no request; the path of a listing above all."""
         client = self.client(lambda sent: answer(204))
-        for key in ("", "/", "/production/"):
+        for key in ("", "/", "/production/", "ab", "a b%2f", "/production/../c", "/p/abc", "x" * 171, "abc\n"):
             for call in (client.configuration.get, client.configuration.remove):
                 self.failureResultOf(call(key), BadRequest)
-            self.failureResultOf(client.configuration.set(key, "v"), BadRequest)
+            refused = str(self.failureResultOf(client.configuration.set(key, "v"), BadRequest).value)
+            self.assertIn("is not a configuration key: a name of 3 to 170 characters", refused)
+        self.failureResultOf(client.configuration.listForNamespace("/a b"), BadRequest)
         self.assertEqual(self.asked, [])
 
     def test_getSetRemove(self) -> None:
@@ -115,14 +117,14 @@ class ConfigurationTests(GroupTestCase):
         """iterate() goes over all values, or over those below a namespace, page by page."""
         client = self.client(lambda sent: answer(200, page(B) if "marker" in sent.url else page(A, next="/b")))
         self.assertEqual(self.collect(client.configuration.iterate()), [A, B])
-        self.assertEqual(self.collect(client.configuration.iterate("/p")), [A, B])
+        self.assertEqual(self.collect(client.configuration.iterate("/production")), [A, B])
         self.assertEqual(
             self.asked,
             [
                 "GET /configuration",
                 "GET /configuration?marker=%2Fb",
-                "GET /configuration//p/",
-                "GET /configuration//p/?marker=%2Fb",
+                "GET /configuration//production/",
+                "GET /configuration//production/?marker=%2Fb",
             ],
         )
 

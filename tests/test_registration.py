@@ -347,10 +347,11 @@ class RegisteredServiceTests(SynchronousTestCase):
         self.assertEqual(self.eventTypes(), ["service.join", "service.timeout", "service.join"])
 
     def test_whatIsNeverValidEndsIt(self) -> None:
-        """An id that the registry refuses is told to whoever waits, and not tried again."""
-        service = self.service(id="no/slashes")
+        """A service that the registry refuses for good is reported to what waits for it, and not retried."""
+        service = self.service(tags=["x" * 56])
         service.startService()
-        self.assertIn("Invalid characters", str(self.failureResultOf(service.whenRegistered(), BadRequest).value))
+        refused = self.failureResultOf(service.whenRegistered(), BadRequest).value
+        self.assertIn("String is not in range (1..55)", str(refused))
         self.assertEqual(service.state, "stopped")
         asked = len(self.fake.requests)
         self.fake.advance(300)
@@ -363,6 +364,7 @@ class RegisteredServiceTests(SynchronousTestCase):
             ({"id": None}, TypeError, "is a string of 3 to 65 characters"),
             ({"id": "a"}, ValueError, "'a', but a service's id is a string of 3 to 65 characters"),
             ({"id": "a" * 66}, ValueError, "3 to 65 characters"),
+            ({"id": "no/slashes"}, ValueError, "of a-z A-Z 0-9 _ - ."),
             ({"timeout": "30"}, TypeError, "'30', but it has to be a whole number of seconds from 3 to 120"),
             ({"timeout": None}, TypeError, "whole number"),
             ({"timeout": 2}, ValueError, "heartbeatTimeout is 2, but it has to be a whole number of seconds from 3"),

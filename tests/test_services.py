@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -109,15 +110,20 @@ class RequestTests(ServicesTestCase):
         self.assertEqual(self.agent.calls[0].body, {"tags": []})
 
     def test_noIdChangesTheRoute(self) -> None:
-        """Whatever an id is made of, the request is about that id; without one there is no request."""
+        """An id that no service can have is refused with the reason, and there is no request."""
         client = self.client(lambda sent: answer(404, GONE))
-        for id in ("a/b", "..", "%2e%2e", "x?y"):
-            self.failureResultOf(client.services.get(id), NotFound)
-        base = f"GET {SERVICES}"
-        self.assertEqual(self.asked, [f"{base}/a%2Fb", f"{base}/%2E%2E", f"{base}/%252e%252e", f"{base}/x%3Fy"])
-        for call in (client.services.get, client.services.remove):
-            self.assertIn("serviceId", str(self.failureResultOf(call(""), BadRequest).value))
-        self.assertEqual(len(self.asked), 4)
+        for id in ("", "a", "a/b", "..", "%2e%2e", "x?y", "web\n", "w" * 66):
+            for call in (
+                client.services.get,
+                client.services.remove,
+                partial(client.services.create, heartbeatTimeout=30),
+                partial(client.services.register, heartbeatTimeout=30),
+                partial(client.services.update, payload={}),
+                partial(client.services.heartbeat, token="t"),
+            ):
+                refused = str(self.failureResultOf(call(id), BadRequest).value)
+                self.assertIn("is not a service id: 3 to 65 characters of a-z A-Z 0-9 _ - .", refused)
+        self.assertEqual(self.asked, [])
 
     def test_answersWithoutTheEssentialsAreMalformed(self) -> None:
         """An answer that lacks what the API promises is no success."""

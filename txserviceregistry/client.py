@@ -1,7 +1,8 @@
 """
 Client: what an application has of a service registry.
 
-Everything that the parts share is put together here: connections, queue, authentication, settings.
+Everything that the parts share is put together here: connections, queue, authentication, settings. ``APIError`` and
+``HeartBeater`` can be imported from here too, as from txServiceRegistry's ``client`` module.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from .auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session
 from .configuration import ConfigurationClient
 from .connecting import httpAgent
 from .deferred import returnsDeferred, waitFor
-from .errors import ConnectionFailed, InvalidSettings
+from .errors import APIError, ConnectionFailed, InvalidSettings
 from .events import EventsClient
+from .heartbeater import HeartBeater
 from .jsontransport import TIMEOUT, JSONTransport
 from .listcache import ListCache
 from .parsing import LONGEST_INTERVAL, boundedNumber
@@ -33,7 +35,7 @@ from .settings import Settings, parseUrls, readSettings
 from .tls import tlsPolicy
 from .transport import Transport
 
-__all__ = ["Client"]
+__all__ = ["APIError", "Client", "HeartBeater"]
 
 _DEFAULT_REGION = "us"
 

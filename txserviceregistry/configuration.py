@@ -9,18 +9,16 @@ from collections.abc import AsyncIterator
 from twisted.internet.defer import Deferred
 
 from .deferred import returnsDeferred
+from .fields import requestedKey
 from .shapes import readConfigurationPage, readConfigurationValue
-from .transport import Transport, badParameter, pages, segment
+from .transport import Transport, pages, segment
 from .types import ConfigurationPage, ConfigurationValue
 
 __all__ = ["ConfigurationClient"]
 
 
 def _path(key: str) -> str:
-    # A slash at the end would make a listing of it, and so would nothing at all.
-    if not key or key.endswith("/"):
-        raise badParameter("configurationId", key)
-    return _below(key)
+    return _below(requestedKey(key))
 
 
 def _below(key: str) -> str:
@@ -29,7 +27,9 @@ def _below(key: str) -> str:
 
 
 def _namespacePath(namespace: str) -> str:
-    return _below(namespace.rstrip("/") + "/")
+    namespace = namespace.rstrip("/")
+    # All qualified keys are below the slash alone.
+    return _below((requestedKey(namespace) if namespace else "") + "/")
 
 
 class ConfigurationClient:

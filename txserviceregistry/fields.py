@@ -1,8 +1,8 @@
 """
-What a service may be, by the protocol: checked where it is written, so that a slip is not found out in a log.
+What services and configuration keys may be, by the protocol: checked where they are written, before anything is sent.
 
-Only what no registry takes is refused here. How many tags and pairs there may be, how long each, and which characters,
-the registry has the last word on.
+Only what no registry accepts is refused here. The number of tags and pairs, their lengths and their characters are
+left to the registry.
 """
 
 from __future__ import annotations
@@ -11,14 +11,58 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["HEARTBEAT_TIMEOUTS", "SERVICE_ID", "checkedId", "checkedMetadata", "checkedTags", "checkedTimeout"]
+from .errors import BadRequest
+
+__all__ = [
+    "HEARTBEAT_TIMEOUTS",
+    "KEY",
+    "SERVICE_ID",
+    "checkedId",
+    "checkedMetadata",
+    "checkedTags",
+    "checkedTimeout",
+    "requestedId",
+    "requestedKey",
+]
 
 #: What the id of a service is made of.
 SERVICE_ID = re.compile(r"[A-Za-z0-9_.\-]{3,65}", re.ASCII)
+#: What a configuration key of 3 to 500 characters is made of: the protocol's own pattern.
+KEY = re.compile(r"(?!.*/$)(?=.{3,500}$)(/[A-Za-z0-9_\-]{3,50}/?){0,10}([A-Za-z0-9_\-.]{3,170})?", re.ASCII)
 #: The heartbeat timeouts, in seconds.
 HEARTBEAT_TIMEOUTS = range(3, 121)
 
-_ID_LENGTHS = range(3, 66)
+_ID_RULE = "3 to 65 characters of a-z A-Z 0-9 _ - ."
+_KEY_RULE = (
+    "a name of 3 to 170 characters of a-z A-Z 0-9 _ - ., or a qualified one such as /production/web/workers, whose "
+    "namespaces have 3 to 50 characters of a-z A-Z 0-9 _ -"
+)
+
+
+def requestedId(serviceId: Any) -> str:
+    """
+    The id of a service in a request.
+
+    :raises BadRequest: what a registry would answer, if no service can have it.
+    """
+    if not isinstance(serviceId, str) or not SERVICE_ID.fullmatch(serviceId):
+        raise _invalid("serviceId", f"{serviceId!r} is not a service id: {_ID_RULE}")
+    return serviceId
+
+
+def requestedKey(key: Any) -> str:
+    """
+    A configuration key in a request, or a namespace, which is written in the same way.
+
+    :raises BadRequest: what a registry would answer, if no value can have it.
+    """
+    if not isinstance(key, str) or not KEY.fullmatch(key):
+        raise _invalid("configurationId", f"{key!r} is not a configuration key: {_KEY_RULE}")
+    return key
+
+
+def _invalid(parameter: str, details: str) -> BadRequest:
+    return BadRequest(400, "badRequest", f"Invalid value for '{parameter}' query string parameter", details)
 
 
 def checkedId(serviceId: Any) -> str:
@@ -26,12 +70,12 @@ def checkedId(serviceId: Any) -> str:
     The id of a service.
 
     :raises TypeError: if it is no string.
-    :raises ValueError: if it is too short or too long.
+    :raises ValueError: if no service can have it.
     """
-    right = "a service's id is a string of 3 to 65 characters: a-z A-Z 0-9 _ - ."
+    right = f"a service's id is a string of {_ID_RULE}"
     if not isinstance(serviceId, str):
         raise TypeError(f"serviceId is {serviceId!r}, but {right}")
-    if len(serviceId) not in _ID_LENGTHS:
+    if not SERVICE_ID.fullmatch(serviceId):
         raise ValueError(f"serviceId is {serviceId!r}, but {right}")
     return serviceId
 

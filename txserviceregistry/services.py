@@ -23,13 +23,14 @@ from .errors import (
     ServiceExists,
     ServiceRegistryError,
 )
+from .fields import requestedId
 from .fleet import Fleet
 from .heartbeater import HeartBeater
 from .listcache import ListCache
 from .pulse import Pulse
 from .shapes import readHeartbeats, readService, readServicePage, readToken
 from .stalls import StallWatch
-from .transport import HEARTBEATS, ClientClosed, Response, Transport, badParameter, pages, pathOf, segment
+from .transport import HEARTBEATS, ClientClosed, Response, Transport, pages, pathOf
 from .turns import Turns
 from .types import FaultBody, HeartbeatToken, Service, ServicePage
 
@@ -47,9 +48,8 @@ def _token(response: Response) -> HeartbeatToken:
 
 
 def _path(id: str) -> str:
-    if not id:
-        raise badParameter("serviceId", id)
-    return f"/services/{segment(id)}"
+    # No id that is one holds anything that has to be escaped in a path.
+    return f"/services/{requestedId(id)}"
 
 
 class ServicesClient:
@@ -183,7 +183,7 @@ class ServicesClient:
 
         :return: fires with ``{"token": …}``. Fails as :meth:`create` does with one URL.
         """
-        body = {**(payload or {}), "id": id, "heartbeat_timeout": heartbeatTimeout}
+        body = {**(payload or {}), "id": requestedId(id), "heartbeat_timeout": heartbeatTimeout}
         response = await self._transport.request("POST", "/services", body=body, timeout=timeout, isTraced=True)
         return response.read(readToken)
 

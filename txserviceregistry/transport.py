@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
 from .blanking import blanked
-from .errors import APIError, BadRequest, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
+from .errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
 from .faults import faultIn
 from .jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, pathOf, segment
 from .parsing import parseRetryAfter
@@ -32,7 +32,6 @@ __all__ = [
     "ClientClosed",
     "Response",
     "Transport",
-    "badParameter",
     "pages",
     "pathOf",
     "segment",
@@ -45,11 +44,6 @@ HEARTBEATS = "heartbeats"
 # What a registry says of a path that it does not know at all, and not of a service that is not there.
 _NO_PAGE = "The page cannot be found"
 _EXTENSIONS = b"X-Service-Registry-Extensions"
-
-
-def badParameter(name: str, value: str) -> BadRequest:
-    """What the registry would say of an id that can't even be put into a path, for it would make another one."""
-    return BadRequest(400, "badRequest", f"Invalid value for '{name}' query string parameter", f"{value!r} is no id")
 
 
 class Transport:

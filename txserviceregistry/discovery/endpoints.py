@@ -279,7 +279,7 @@ class RegisteredEndpoint:
         return f"<RegisteredEndpoint {self._serviceId!r} on {self._endpoint!r}>"
 
     @returnsDeferred
-    async def listen(self, protocolFactory: IProtocolFactory) -> IListeningPort:
+    async def listen(self, protocolFactory: IProtocolFactory) -> RegisteredPort:
         """
         Listen, and begin to register: in the background, so that the registry may come up later.
 
@@ -306,8 +306,7 @@ class RegisteredEndpoint:
         service.startService()
         if loan is not None:
             loan.onEnd(service.stopService)
-        registered: IListeningPort = RegisteredPort(port, service, loan)
-        return registered
+        return RegisteredPort(port, service, loan)
 
     def _withAddress(self, address: IAddress) -> dict[str, str]:
         metadata = dict(self._metadata)
