@@ -318,7 +318,7 @@ class SecretsTests(ClientTestCase):
             kinds, {AuthenticationFailed, ServerError, MalformedResponse, ConnectionFailed, NotFound, RequestTimedOut}
         )
         created = await self.client(self.registry(lambda call: call.answer(201, {"token": BEAT}))).services.create(
-            "a", 5
+            "abc", 5
         )
         shown += [repr(created[1]), log.getvalue()]
         for secret in (API_KEY, TOKEN, BEAT):

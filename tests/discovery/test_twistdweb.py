@@ -69,9 +69,14 @@ class TwistdWebTests(ProcessTestCase):
             await client.services.get("twistd-web1")
         self.assertNoTraceback()
 
-    async def test_wrongSpelling(self) -> None:
-        """An endpoint that was not quoted ends twistd, and what it says has the right spelling."""
-        child = self.twistd("web", "--listen", "registered:id=web1:endpoint=tcp:0", "--path", ".")
-        await child.ended
-        self.assertEqual(child.exitCode, 1)
-        self.assertIn(r"Write registered:id=web1:endpoint=tcp\:0", child.output + child.errors)
+    async def test_mistakesAreOneLine(self) -> None:
+        """An error in a string, or no settings for it, ends twistd with one line that says what to write."""
+        for listen, expected in (
+            ("registered:id=web1:endpoint=tcp:0", r"Write registered:id=web1:endpoint=tcp\:0"),
+            (r"registered:id=x:endpoint=tcp\:0", "id=x is not made of 3 to 65 characters"),
+            (r"registered:id=web1:endpoint=tcp\:0", "There is no username and no API key"),
+        ):
+            child = await self.twistd("web", "--listen", listen, "--path", ".").ended
+            said = child.output + child.errors
+            self.assertEqual((child.exitCode, said.count(expected)), (1, 1), said)
+            self.assertNotIn("Traceback", said)

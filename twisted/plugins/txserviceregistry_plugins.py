@@ -34,9 +34,9 @@ class _RegistryParser:
     prefix = "registry"
 
     def parseStreamClient(self, reactor, *args, **kwargs):
-        from txserviceregistry.discovery.strings import registryFromString
+        from txserviceregistry.discovery.strings import parseRegistry
 
-        return registryFromString(reactor, *args, **kwargs)
+        return parseRegistry(reactor, *args, **kwargs)
 
 
 @implementer(IPlugin, IStreamServerEndpointStringParser)
@@ -46,9 +46,9 @@ class _RegisteredParser:
     prefix = "registered"
 
     def parseStreamServer(self, reactor, *args, **kwargs):
-        from txserviceregistry.discovery.strings import registeredFromString
+        from txserviceregistry.discovery.strings import parseRegistered
 
-        return registeredFromString(reactor, *args, **kwargs)
+        return parseRegistered(reactor, *args, **kwargs)
 
 
 registryParser = _RegistryParser()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .agent import RegistryAgent
     from .directory import Directory
-    from .endpoints import RegisteredEndpoint, RegistryEndpoint
+    from .endpoints import RegisteredEndpoint, RegisteredPort, RegistryEndpoint
     from .feed import EventsFeed
     from .instances import Instance, instanceOf
     from .shared import closeShared
@@ -22,6 +22,7 @@ __all__ = [
     "EventsFeed",
     "Instance",
     "RegisteredEndpoint",
+    "RegisteredPort",
     "RegistryAgent",
     "RegistryEndpoint",
     "closeShared",
@@ -35,6 +36,7 @@ _HOMES = {
     "EventsFeed": "feed",
     "Instance": "instances",
     "RegisteredEndpoint": "endpoints",
+    "RegisteredPort": "endpoints",
     "RegistryAgent": "agent",
     "RegistryEndpoint": "endpoints",
     "closeShared": "shared",

@@ -7,7 +7,9 @@ twistd reads such strings before it becomes a daemon: here nothing is connected,
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import finalize
@@ -19,14 +21,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..errors import InvalidSettings
+from ..errors import InvalidSettings, ServiceRegistryError
 from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
 from ..parsing import LONGEST_INTERVAL, boundedNumber, parseMetadata, parseTags
 from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint
 from .shared import Loan, borrow
 from .strategies import strategyNamed
 
-__all__ = ["SharedRegistryEndpoint", "registeredFromString", "registryFromString"]
+__all__ = ["SharedRegistryEndpoint", "parseRegistered", "parseRegistry", "registeredFromString", "registryFromString"]
 
 _CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone")
 _SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
@@ -97,6 +99,30 @@ def _release(loan: Loan, reactor: Any) -> None:
     reactor.callFromThread(release)
 
 
+def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndpoint:
+    """:func:`registryFromString` for Twisted's parser; while a twistd starts, an error ends it with one line."""
+    try:
+        return registryFromString(reactor, *args, **kwargs)
+    except ValueError as error:
+        raise _orExit(reactor, error)
+
+
+def parseRegistered(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoint:
+    """:func:`registeredFromString` for Twisted's parser; while a twistd starts, an error ends it with one line."""
+    try:
+        return registeredFromString(reactor, *args, **kwargs)
+    except ValueError as error:
+        raise _orExit(reactor, error)
+
+
+def _orExit(reactor: Any, error: ServiceRegistryError | ValueError) -> BaseException:
+    """The error itself, or while a twistd starts, what ends it with this error in one line instead of a traceback."""
+    program = os.path.basename(sys.argv[0]).removesuffix(".py")
+    if program in ("twist", "twistd") and not getattr(reactor, "running", False):
+        return SystemExit(f"{program}: {error}")
+    return error
+
+
 def registryFromString(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndpoint:
     """
     ``registry:TAG``, with ``strategy=``, ``timeout=`` (seconds that each instance is given), ``region=`` and
@@ -157,7 +183,14 @@ def registeredFromString(reactor: Any, *args: str, **kwargs: str) -> RegisteredE
     except ValueError as error:
         raise ValueError(rf"registered: metadata: {error}; in an endpoint string that is \\,")
     tags = parseTags(kwargs.get("tags", ""))
-    return RegisteredEndpoint(lambda: borrow(reactor), _nested(reactor, nested), id, int(timeout), tags, metadata)
+
+    def client() -> Loan:
+        try:
+            return borrow(reactor)
+        except InvalidSettings as error:
+            raise _orExit(reactor, error)
+
+    return RegisteredEndpoint(client, _nested(reactor, nested), id, int(timeout), tags, metadata)
 
 
 def _nested(reactor: Any, description: str) -> Any:
