@@ -102,8 +102,10 @@ def show(text: str) -> None:
     """
     Write to the standard output, at once, and to the disk if it is a file.
 
-    :raises OSError: if that can't be done.
+    :raises OSError: if that can't be done, or the process began without a standard output.
     """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     print(text, flush=True)
     descriptor = sys.stdout.fileno()
     if stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -8,12 +8,14 @@ import atexit
 import gc
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from twisted.logger import Logger
 from twisted.python import usage
 
+from .._version import __version__
 from ..errors import InvalidSettings
+from .console import dropOutput, holdDescriptors, show, whyNotWritten
 
 __all__ = ["OneLineOptions", "collectSeldom", "endProcess", "say"]
 
@@ -42,11 +44,13 @@ def say(text: str) -> None:
     Tell the person at the terminal something: as it stands, so that it can be copied, and not as lines of the log,
     into which twistd turns what is printed.
     """
-    stream = sys.__stdout__
-    if stream is None:
-        return
+    _print(text, sys.__stdout__)
+
+
+def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
     try:
-        print(text, file=stream, flush=True)
+        if stream is not None:
+            print(text, file=stream, end=end, flush=True)
     except (OSError, ValueError):
         # Whoever read it has gone, as with a pipe into `head`. The process has more to do than to talk.
         pass
@@ -60,9 +64,7 @@ def endProcess(reactor: Any, line: str) -> None:
     show only when the reactor runs; before it does, ``SystemExit(line)`` is all that is needed.
     """
     _log.error("{line}", line=line)
-    stream = sys.__stderr__
-    if stream is not None:
-        print(line, file=stream, flush=True)
+    _print(line, sys.__stderr__)
     # twistd has no way to give an exit code once its reactor has run. The last thing that happens in the process has.
     atexit.register(_exitCode, 1)
     # What fails at once fails before the reactor runs.
@@ -71,8 +73,7 @@ def endProcess(reactor: Any, line: str) -> None:
 
 def _exitCode(code: int) -> NoReturn:
     for stream in (sys.__stdout__, sys.__stderr__):
-        if stream is not None:
-            stream.flush()
+        _print("", stream, end="")
     os._exit(code)
 
 
@@ -90,10 +91,28 @@ class OneLineOptions(usage.Options):
         """
         :raises SystemExit: if they can't be used.
         """
+        holdDescriptors()
         try:
             usage.Options.parseOptions(self, options)
         except (usage.UsageError, InvalidSettings) as error:
             raise SystemExit(f"twistd {self.command}: {error} (see: twistd {self.command} --help)") from None
+
+    def opt_help(self) -> None:
+        """Display this help and exit."""
+        self._show(str(self))
+
+    def opt_version(self) -> None:
+        """Display the version and exit."""
+        self._show(f"twistd {self.command} {__version__}")
+
+    def _show(self, text: str) -> NoReturn:
+        try:
+            show(text)
+        except OSError as error:
+            if sys.stdout is not None:
+                dropOutput()
+            raise SystemExit(f"twistd {self.command}: can't write the output: {whyNotWritten(error)}") from None
+        raise SystemExit(0)
 
     def parseArgs(self, *rest: str) -> None:
         """Refuse what is no option."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
@@ -28,9 +27,11 @@ from ..deferred import returnsDeferred
 from ..errors import InvalidSettings
 from ..registration import REGISTERED_AT
 from ..settings import Settings, defaultDataDir, readSettings
+from . import console
 from .checks import Checker, makeProbe
 from .children import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
 from .enrolment import Enrolment, NotRegistered, Registrant, claimTokenFile
+from .outcome import oneLine
 from .signals import Signals, stopAsThePersonAskedFor
 from .wrapperoptions import Options
 
@@ -57,15 +58,8 @@ _ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHU
 
 
 def tell(line: str) -> None:
-    """Say something to the person, beside what the command says."""
-    stream = sys.stderr
-    if stream is None:
-        return
-    try:
-        print(f"{_NAME}: {line}", file=stream, flush=True)
-    except (OSError, ValueError):
-        # Nobody reads it any more. The command is what matters.
-        pass
+    """Say something to the person, beside what the command says, if it can be written: the command is what matters."""
+    console.tell(f"{_NAME}: {oneLine(line)}")
 
 
 class Wrapper:
@@ -279,7 +273,7 @@ class _Lines:
             return
         failure: Failure | None = event.get("log_failure")
         reason = "" if failure is None else f": {failure.value!r}"
-        tell(f"{formatEvent(event)}{reason}".replace("\n", " "))
+        tell(f"{formatEvent(event)}{reason}")
 
 
 def _tokenFile(serviceId: str) -> Path | None:
@@ -295,14 +289,22 @@ def _tokenFile(serviceId: str) -> Path | None:
     return None
 
 
-def main() -> None:
-    """The console script."""
+def main() -> int:
+    """
+    The console script. A standard stream that is closed is closed for the command too.
+
+    :return: the exit code.
+    """
+    return console.runConsole(_NAME, _run)
+
+
+def _run() -> int:
     options = Options()
     try:
         options.parseOptions()
     except usage.UsageError as error:
         tell(f"{error} (see: {_NAME} --help)")
-        sys.exit(WRONG_USE)
+        return WRONG_USE
     signals = Signals()
 
     from twisted.internet import reactor as installed
@@ -340,4 +342,4 @@ def main() -> None:
 
     reactor.callWhenRunning(run)
     reactor.run(installSignalHandlers=False)
-    sys.exit(codes[0])
+    return codes[0]

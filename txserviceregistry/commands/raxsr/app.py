@@ -7,15 +7,19 @@ from __future__ import annotations
 import argparse
 import traceback
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cliff.app import App
 from cliff.commandmanager import CommandManager
 
 from ..._version import __version__
 from ...errors import ServiceRegistryError
+from ..console import checkOutput, tell
 from ..outcome import CommandFailed, Interrupted, UsageError, oneLine
 from .parser import GlobalParser, didYouMean
+
+if TYPE_CHECKING:
+    from .base import RaxsrCommand
 
 __all__ = ["COMMANDS", "Raxsr"]
 
@@ -116,12 +120,12 @@ class Raxsr(App):
 
     def complain(self, text: str) -> None:
         """Tell what went wrong, in one line."""
-        print(f"{self.NAME}: {oneLine(text)}", file=self.stderr)
+        tell(f"{self.NAME}: {oneLine(text)}")
 
     def note(self, text: str) -> None:
         """Tell what is good to know and no result."""
         if not self.options.quiet:
-            print(f"{self.NAME}: {oneLine(text)}", file=self.stderr, flush=True)
+            tell(f"{self.NAME}: {oneLine(text)}")
 
     def _run(self, argv: list[str]) -> int:
         self.options, words = self.parser.parse_known_args(argv)
@@ -137,13 +141,18 @@ class Raxsr(App):
         """
         :param argv: a command and its arguments.
         :raises UsageError: if there is no such command, or it does not take these arguments.
+        :raises OSError: if it has output, and this can't be written.
         """
         try:
             factory, name, arguments = self.command_manager.find_command(argv)
         except ValueError:
             raise UsageError(self.unknownCommand(argv)) from None
-        command = factory(self, self.options)
-        return command.run(command.get_parser(f"{self.NAME} {name}").parse_args(arguments))
+        command = cast("RaxsrCommand", factory(self, self.options))
+        parsed = command.get_parser(f"{self.NAME} {name}").parse_args(arguments)
+        if command.hasOutput(parsed):
+            # Before anything is done: what comes of it could not be shown.
+            checkOutput()
+        return command.run(parsed)
 
     @staticmethod
     def leadingWords(argv: list[str]) -> list[str]:

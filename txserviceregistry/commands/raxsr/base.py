@@ -74,6 +74,10 @@ class RaxsrCommand(Command):
         self.addArguments(parser)
         return parser
 
+    def hasOutput(self, parsed: argparse.Namespace) -> bool:
+        """Whether the command writes to the standard output."""
+        return not self.app.options.quiet
+
     def ask(self, work: Callable[[Client, Progress], Awaitable[_T]]) -> _T:
         """
         Do something with the registry.
@@ -108,6 +112,10 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
     """
 
     columns: Sequence[str] = ()
+
+    def hasOutput(self, parsed: argparse.Namespace) -> bool:
+        """See :class:`RaxsrCommand`."""
+        return True
 
     def _load_formatter_plugins(self) -> Any:
         return FORMATS

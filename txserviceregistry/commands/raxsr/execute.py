@@ -82,6 +82,10 @@ class Execute(RaxsrCommand):
             help="set this environment variable although it decides which code runs; may be given several times",
         )
 
+    def hasOutput(self, parsed: argparse.Namespace) -> bool:
+        """The output is the command's own business."""
+        return False
+
     def take_action(self, parsed_args: argparse.Namespace) -> int:
         """Do it."""
         namespace, command = parsed_args.namespace, parsed_args.command

@@ -32,6 +32,10 @@ class _Transfer(RaxsrCommand):
         addNamespace(parser)
         parser.add_argument("--dry-run", dest="dryRun", action="store_true", help="only show what would change")
 
+    def hasOutput(self, parsed: argparse.Namespace) -> bool:
+        """See :class:`~.base.RaxsrCommand`."""
+        return parsed.dryRun or super().hasOutput(parsed)
+
     def show(self, old: Mapping[str, str], new: Mapping[str, str], *, removing: bool) -> None:
         """Show what would change."""
         for line in _differences(old, new, removing):
@@ -82,6 +86,10 @@ class Export(_Transfer):
     """
 
     example = "raxsr configuration export production.yaml --namespace /production"
+
+    def hasOutput(self, parsed: argparse.Namespace) -> bool:
+        """See :class:`~.base.RaxsrCommand`."""
+        return parsed.file == STANDARD or super().hasOutput(parsed)
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Do it."""

@@ -7,6 +7,7 @@ that stands there: ``1.10`` stays ``1.10``, and ``no`` stays ``no``.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -55,15 +56,17 @@ def readText(path: str) -> str:
     """
     :raises CommandFailed: if the file can't be read.
     """
+    name = "the standard input" if path == STANDARD else path
     try:
         if path == STANDARD:
             return sys.stdin.buffer.read().decode("utf-8")
         with open(path, encoding="utf-8") as file:
             return file.read()
     except OSError as error:
-        raise CommandFailed(f"{path} can't be read: {error.strerror}") from None
+        reason = "it is closed" if error.errno == errno.EBADF else error.strerror
+        raise CommandFailed(f"{name} can't be read: {reason}") from None
     except UnicodeDecodeError:
-        raise CommandFailed(f"{path} can't be read: it is no UTF-8 text") from None
+        raise CommandFailed(f"{name} can't be read: it is no UTF-8 text") from None
 
 
 def writeText(path: str, text: str) -> None:
