@@ -19,6 +19,8 @@ from twisted.web.client import Agent, ResponseFailed, ResponseNeverReceived, rea
 
 from txserviceregistry import agents
 from txserviceregistry.agents import (
+    HANGING,
+    MOST_BESIDE,
     AgentClosed,
     BytesProducer,
     ConnectionPool,
@@ -282,6 +284,30 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(self.inner.asked[4:], [])
         self.inner.pending[3].callback(answer(200))
         self.assertEqual(self.inner.asked[4:], ["GET http://a/3"])
+
+    def test_urgentOnesGoBesideThoseThatHang(self) -> None:
+        """Those that have had no answer for a while hold no urgent one up, but only so many go beside them."""
+        clock = Clock()
+        self.agent = QueueingAgent(self.inner, 2, lambda method, uri: b"urgent" in uri, clock)
+        self.get("http://a/urgent1").addErrback(lambda _: None)
+        clock.advance(0.2)
+        for path in ("2", "urgent3", "4", "urgent5", "urgent6"):
+            self.get(f"http://a/{path}").addErrback(lambda _: None)
+        self.assertEqual(len(self.inner.asked), 2)
+        clock.advance(HANGING - 0.19)
+        # One of the two may hang by now.
+        self.assertEqual(self.inner.asked[2:], ["GET http://a/urgent3"])
+        clock.advance(0.2)
+        self.assertEqual(self.inner.asked[3:], ["GET http://a/urgent5"])
+        clock.advance(HANGING)
+        self.assertEqual(self.inner.asked[4:], ["GET http://a/urgent6"])
+        for number in range(20):
+            self.get(f"http://a/urgent-{number}").addErrback(lambda _: None)
+        clock.pump([0.1] * 100)
+        self.assertEqual(len(self.inner.asked), 2 + MOST_BESIDE)
+        self.assertNotIn("GET http://a/4", self.inner.asked)
+        self.agent.close()
+        self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_cancelledInTheQueueIsNeverSent(self) -> None:
         """What is cancelled while it waits never reaches the server, and the next one is served."""

@@ -225,19 +225,62 @@ class AuthenticatorTests(SynchronousTestCase):
         self.agent.pending[0].callback(answer(200, access()))
         self.assertEqual(self.successResultOf(other).token, TOKEN)
 
-    def test_withTheLastWaiterTheRequestEnds(self) -> None:
-        """When nobody waits any more, the authentication is cancelled, and the next one is a new one."""
+    def leaveWithout(self) -> None:
+        """Somebody asks for a token, and gives up before there is one."""
+        session = self.authenticator.session()
+        session.cancel()
+        self.failureResultOf(session, CancelledError)
+
+    def test_aLateAuthenticationRunsOn(self) -> None:
+        """When nobody waits any more, the authentication runs on, and its token is there for those that come later."""
+        self.agent.handler = None
+        self.leaveWithout()
+        self.agent.pending[0].callback(answer(200, access()))
+        self.assertEqual(self.token(), TOKEN)
+        self.assertEqual(len(self.agent.sent), 1)
+
+    def test_theNextOneBeginsBesideALateOne(self) -> None:
+        """The first token counts, whichever of them brings it, and ends the others."""
+        for winner in (0, 1):
+            self.authenticator, self.clock = authenticatorOver(agent := FakeAgent())
+            ended: list[Deferred[Any]] = []
+            pending: list[Deferred[Any]] = []
+
+            def hang(
+                sent: Any, pending: list[Deferred[Any]] = pending, ended: list[Deferred[Any]] = ended
+            ) -> Deferred[Any]:
+                pending.append(Deferred(ended.append))
+                return pending[-1]
+
+            agent.handler = hang
+            for _ in range(5):
+                self.leaveWithout()
+            self.assertEqual((len(pending), ended), (5, []))
+            session = self.authenticator.session()
+            self.assertEqual(len(pending), 6)
+            pending[-winner].callback(answer(200, access()))
+            self.assertEqual(self.successResultOf(session).token, TOKEN)
+            self.assertEqual(len(ended), 5)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_aLateAuthenticationIsRefused(self) -> None:
+        """Those that come later are told, and the credentials are not sent again."""
+        self.agent.handler = None
+        self.leaveWithout()
+        self.agent.pending[0].callback(answer(401, {"unauthorized": {"code": 401, "message": "no"}}))
+        self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
+        self.assertEqual(len(self.agent.sent), 1)
+
+    def test_fewAuthenticationsRunOn(self) -> None:
+        """However many give up, a few authentications run on; the oldest ends for one more, and all end in time."""
         ended: list[object] = []
         self.agent.handler = lambda sent: Deferred(ended.append)
-        waiting = [self.authenticator.session() for _ in range(2)]
-        for session in waiting:
-            self.assertEqual(ended, [])
-            session.cancel()
-            self.failureResultOf(session, CancelledError)
-        self.assertEqual(len(ended), 1)
+        for _ in range(20):
+            self.leaveWithout()
+        self.assertEqual(len(ended), 15)
+        self.clock.advance(11)
+        self.assertEqual(len(ended), 20)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.agent.handler = self.issue
-        self.assertEqual(self.token(), "token-1")
 
     def test_waitersMayCancelEachOther(self) -> None:
         """A waiter that gives up another one when it has its own answer does no harm."""

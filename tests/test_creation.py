@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.iweb import IAgent, IResponse
 from zope.interface import implementer
 
+from tests.nodes import Nodes
 from txserviceregistry import RegisteredService
 from txserviceregistry.errors import ConnectionFailed
 from txserviceregistry.testing import FakeRegistry
@@ -28,6 +30,59 @@ class LosingAgent:
         if self._isLost(method, uri):
             self._fake.loseNext()
         return self._agent.request(method, uri, *args, **kwargs)
+
+
+@implementer(IAgent)
+class SlowAgent:
+    """The fake's own agent, whose answers arrive after some seconds, unless the request is given up before."""
+
+    def __init__(self, fake: FakeRegistry) -> None:
+        self._agent = fake.agent
+        self._clock = fake.clock
+        self.delay = 0.0
+
+    def request(self, *args: Any, **kwargs: Any) -> Deferred[IResponse]:
+        answered: Deferred[IResponse] = self._agent.request(*args, **kwargs)
+        return answered.addCallback(lambda answer: deferLater(self._clock, self.delay, lambda: answer))
+
+
+class SlowNetworkTests(SynchronousTestCase):
+    """A network on which an answer takes longer than a third of the heartbeat timeout."""
+
+    def test_registers(self) -> None:
+        """What is late runs on, and its answer counts: the service joins once, and stays."""
+        for check in (None, lambda: True):
+            fake = FakeRegistry()
+            other = fake.client()
+            fake.agent = slow = SlowAgent(fake)
+            slow.delay = 1.1
+            service = RegisteredService(fake.client(), "web1", 3, check=check, random=lambda: 0.5)
+            service.startService()
+            fake.advance(120)
+            self.assertEqual(service.state, "registered")
+            events = self.successResultOf(other.events.list())["values"]
+            self.assertEqual([event["type"] for event in events], ["service.join"])
+            stopped = service.stopService()
+            fake.advance(3)
+            self.successResultOf(stopped)
+
+    def test_severalServers(self) -> None:
+        """With a third of the time for each of three URLs, it joins once as well."""
+        fake = FakeRegistry()
+        other = fake.client()
+        fake.agent = slow = SlowAgent(fake)
+        slow.delay = 0.7
+        client = Nodes(fake).client()
+        self.addCleanup(client.close)
+        service = RegisteredService(client, "web1", 3, random=lambda: 0.5)
+        service.startService()
+        fake.advance(60)
+        self.assertEqual(service.state, "registered")
+        events = self.successResultOf(other.events.list())["values"]
+        self.assertEqual([event["type"] for event in events], ["service.join"])
+        stopped = service.stopService()
+        fake.advance(3)
+        self.successResultOf(stopped)
 
 
 class CreationTests(SynchronousTestCase):

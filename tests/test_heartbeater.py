@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.errors import (
@@ -40,19 +41,20 @@ class Services:
         self.cancelled = 0
         self.inFlight = 0
         self.mostInFlight = 0
+        self.hanging: list[Deferred[Any]] = []
 
-    def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[Any]:
+    def heartbeat(self, id: str, token: str, *, timeout: float | None = None, whenLate: Any = None) -> Deferred[Any]:
         self.beats.append(self.clock.seconds())
         self.timeouts.append(timeout or 0.0)
         self.tokens.append(token)
         answer = self.refusal[1] if token == self.refusal[0] else self.answer
         if answer == "hang":
-            return self._hang(timeout)
+            return self._hang(timeout or 10.0, whenLate)
         if isinstance(answer, Exception):
             return fail(answer)
         return succeed({"token": f"t{len(self.beats)}"})
 
-    def _hang(self, timeout: float | None) -> Deferred[Any]:
+    def _hang(self, timeout: float, whenLate: Any) -> Deferred[Any]:
         self.inFlight += 1
         self.mostInFlight = max(self.mostInFlight, self.inFlight)
 
@@ -60,10 +62,21 @@ class Services:
             self.cancelled += 1
 
         waiting: Deferred[Any] = Deferred(cancel)
-        waiting.addTimeout(timeout or 10.0, self.clock, lambda r, t: fail(ConnectionFailed("too slow")))
+        self.hanging.append(waiting)
+
+        def late() -> None:
+            problem = ConnectionFailed("too slow")
+            more = whenLate(Failure(problem)) if whenLate is not None else 0.0
+            calls.append(self.clock.callLater(more, waiting.errback, problem))
+
+        calls = [self.clock.callLater(timeout, late)]
 
         def ended(result: Any) -> Any:
             self.inFlight -= 1
+            self.hanging.remove(waiting)
+            for call in calls:
+                if call.active():
+                    call.cancel()
             return result
 
         return waiting.addBoth(ended)
@@ -132,12 +145,79 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual(beater.nextToken, "t2")
         self.assertEqual(beater.lastSeen, self.services.beats[-1])
 
-    def test_oneBeatAtATime(self) -> None:
-        """However long an answer takes, no second heartbeat goes out meanwhile."""
+    def test_fewBeatsAtOnce(self) -> None:
+        """However long answers take, only some heartbeats are under way at once, each for some seconds at most."""
         self.services.answer = "hang"
-        self.beater(3).start()
+        beater = self.beater(3)
+        beater.start()
         self.pass_(60)
-        self.assertEqual(self.services.mostInFlight, 1)
+        self.assertLessEqual(self.services.mostInFlight, 6)
+        self.assertLess(self.clock.seconds() - self.services.beats[-1], 3)
+        beater.stop()
+        self.assertEqual(self.services.inFlight, 0)
+
+    # -- late tries
+
+    def late(self, tries: int = 2, timeout: int = 3, **options: Any) -> HeartBeater:
+        """A service whose heartbeat has been tried so often, each of them late."""
+        self.services.answer = "hang"
+        beater = self.beater(timeout, **options)
+        beater.start()
+        while len(self.services.beats) < tries:
+            self.clock.advance(0.01)
+        self.assertEqual(self.services.inFlight, tries)
+        return beater
+
+    def test_theAnswerToALateTryCounts(self) -> None:
+        """It ends the beat; what it proves, it proves for the moment when it was sent, and other tries are ended."""
+        beater = self.late(3)
+        self.services.hanging[0].callback({"token": "t1"})
+        self.assertEqual((beater.nextToken, beater.lastSeen, beater.state), ("t1", 0.0, "registered"))
+        self.assertEqual(self.services.inFlight, 0)
+        self.services.answer = None
+        self.pass_(1)
+        self.assertEqual(self.services.tokens, ["t0"] * 3 + ["t1"])
+
+    def test_theAnswerToALateTryCountsBetweenTries(self) -> None:
+        """Also while the next try waits for its time, or for a turn."""
+        beater = self.late(2)
+        while self.services.beats[1] + self.services.timeouts[1] >= self.clock.seconds():
+            self.clock.advance(0.01)
+        self.services.answer = None
+        self.services.hanging[0].callback({"token": "t1"})
+        self.assertEqual(beater.nextToken, "t1")
+        self.pass_(1)
+        self.assertEqual(self.services.tokens, ["t0", "t0", "t1"])
+
+    def test_theAnswerToTheNextTryCounts(self) -> None:
+        """The late one before it is ended."""
+        beater = self.late(2)
+        self.services.hanging[1].callback({"token": "t2"})
+        self.assertEqual((beater.nextToken, beater.lastSeen), ("t2", self.services.beats[1]))
+        self.assertEqual(self.services.inFlight, 0)
+
+    def test_aRefusalOfALateTryCounts(self) -> None:
+        """A service that is gone is gone, whichever try is told."""
+        beater = self.late(2)
+        gone = beater.whenStopped()
+        self.services.hanging[0].errback(NotFound(404, "notFoundError"))
+        self.failureResultOf(gone, NotFound)
+        self.assertEqual(self.services.inFlight, 0)
+
+    def test_otherFailuresOfALateTryDoNot(self) -> None:
+        """The next try goes on undisturbed."""
+        beater = self.late(2)
+        self.services.hanging[0].errback(ConnectionFailed("reset"))
+        self.assertEqual(self.services.inFlight, 1)
+        self.services.hanging[0].callback({"token": "t2"})
+        self.assertEqual(beater.nextToken, "t2")
+
+    def test_stopEndsLateTries(self) -> None:
+        """Nothing is under way after stop()."""
+        beater = self.late(3)
+        beater.stop()
+        self.assertEqual(self.services.inFlight, 0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     # -- failures
 
@@ -218,7 +298,7 @@ class HeartBeaterTests(SynchronousTestCase):
     def test_theDeadlineCountsFromTheSending(self) -> None:
         """An answer that took long does not lengthen the time that is left."""
         beater = self.beater(30)
-        self.services.heartbeat = lambda id, token, *, timeout=None: answer  # type: ignore[method-assign]  # slow answer
+        self.services.heartbeat = lambda id, token, **options: answer  # type: ignore[method-assign]  # slow answer
         answer: Deferred[Any] = Deferred()
         beater.start()
         self.pass_(5)

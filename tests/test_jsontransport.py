@@ -63,6 +63,62 @@ class JSONTransportTests(SynchronousTestCase):
     def fails(self, request: Deferred[Any], kind: type[Exception]) -> str:
         return str(self.failureResultOf(request, kind).value)
 
+    # -- tries beside each other
+
+    def test_aServerThatIsLateIsNotGivenUp(self) -> None:
+        """The next one is asked beside it, and the first answer counts; the other request is ended."""
+        for winner in (0, 1):
+            ended: list[object] = []
+            pending: list[Deferred[Any]] = []
+
+            def hang(sent: Any, pending: list[Deferred[Any]] = pending, ended: list[object] = ended) -> Deferred[Any]:
+                pending.append(Deferred(ended.append))
+                return pending[-1]
+
+            transport = self.transport(hang, "http://a", "http://b", "http://c")
+            asked = transport.request("GET", "/x", timeout=3)
+            self.clock.advance(1)
+            self.assertEqual((self.agent.asked, ended), (["GET http://a/x", "GET http://b/x"], []))
+            pending[winner].callback(answer(200, {"from": winner}))
+            response = self.successResultOf(asked)
+            self.assertEqual((response.json, response.url), ({"from": winner}, f"http://{'ab'[winner]}/x"))
+            self.assertEqual(transport.baseUrl, f"http://{'ab'[winner]}")
+            self.assertEqual(len(ended), 1)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_aLateServerMayBeTheOnlyOneThatAnswers(self) -> None:
+        """When the others have failed, it has until the deadline."""
+        late: Deferred[Any] = Deferred()
+        transport = self.transport(lambda sent: late if "//a/" in sent.url else answer(503), "http://a", "http://b")
+        asked = transport.request("GET", "/x", timeout=4)
+        self.clock.advance(2)
+        self.assertNoResult(asked)
+        self.clock.advance(1.9)
+        late.callback(answer(200, {}))
+        self.assertEqual(self.successResultOf(asked).status, 200)
+
+    def test_noneAnswersInTime(self) -> None:
+        """At the deadline all requests are ended."""
+        ended: list[object] = []
+        transport = self.transport(lambda sent: Deferred(ended.append), "http://a", "http://b")
+        asked = transport.request("GET", "/x", timeout=4)
+        self.clock.advance(2)
+        self.clock.advance(2)
+        self.failureResultOf(asked, RequestTimedOut)
+        self.assertEqual(len(ended), 2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_cancellingEndsAll(self) -> None:
+        """So does cancelling."""
+        ended: list[object] = []
+        transport = self.transport(lambda sent: Deferred(ended.append), "http://a", "http://b")
+        asked = transport.request("GET", "/x", timeout=4)
+        self.clock.advance(2)
+        asked.cancel()
+        self.failureResultOf(asked, CancelledError)
+        self.assertEqual(len(ended), 2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     # -- what is sent and what comes back
 
     def test_queriesAreEncodedAndLackWhatIsNone(self) -> None:

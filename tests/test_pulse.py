@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.batchsize import BatchSize
 from txserviceregistry.errors import ConnectionFailed, ForeignResponse
-from txserviceregistry.jsontransport import ClientClosed
+from txserviceregistry.jsontransport import ClientClosed, WhenLate
 from txserviceregistry.pulse import Pulse
 from txserviceregistry.stalls import StallWatch
 
@@ -60,12 +60,16 @@ class PulseTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.requests: list[tuple[list[tuple[str, str]], float, Deferred[Sequence[str | None]]]] = []
+        self.whenLate: list[WhenLate] = []
         self.isOffered = True
         self.answersAtOnce = True
         self.pulse = Pulse(self.send, lambda: self.isOffered, StallWatch(self.clock), lambda: 0.0)
 
-    def send(self, beats: Sequence[tuple[str, str]], timeout: float) -> Deferred[Sequence[str | None]]:
+    def send(
+        self, beats: Sequence[tuple[str, str]], timeout: float, whenLate: WhenLate
+    ) -> Deferred[Sequence[str | None]]:
         answer: Deferred[Sequence[str | None]] = Deferred()
+        self.whenLate.append(whenLate)
         self.requests.append((list(beats), timeout, answer))
         if self.answersAtOnce:
             answer.callback([f"{id}'s next" for id, _ in beats])
@@ -337,3 +341,54 @@ class PulseTests(SynchronousTestCase):
         self.passes(1)
         self.assertEqual(len(self.requests), 2)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    # -- late requests
+
+    def tooLate(self, number: int) -> float:
+        """The time of a request is over; for how many seconds it runs on."""
+        return self.whenLate[number](Failure(ConnectionFailed("too slow")))
+
+    def test_theAnswerToALateRequestCounts(self) -> None:
+        """The next one goes beside it; what was answered first is not changed by what comes later."""
+        self.answersAtOnce = False
+        services = [self.service(name) for name in "ab"]
+        self.passes(0.1)
+        self.assertEqual(self.tooLate(0), 0.0)
+        self.requests[0][2].errback(ConnectionFailed("too slow"))
+        for service in services:
+            service.deadline = self.clock.seconds() + 1.2
+        self.passes(0.05)
+        self.assertAlmostEqual(self.tooLate(1), 3.0 - self.requests[1][1])
+        self.passes(0.2)
+        self.assertEqual(self.ids(), [["a", "b"]] * 3)
+        self.requests[1][2].callback(["late a", "late b"])
+        self.assertEqual([service.nextToken for service in services], ["late a", "late b"])
+        self.requests[2][2].callback(["newer a", "newer b"])
+        self.assertEqual([service.nextToken for service in services], ["late a", "late b"])
+        self.answersAtOnce = True
+        self.passes(9.0)
+        self.assertEqual(len(self.requests), 3)
+        self.passes(2.0)
+        self.assertEqual(self.requests[3][0], [("a", "late a"), ("b", "late b")])
+
+    def test_aLateAnswerDoesNotConcernWhoHasLeft(self) -> None:
+        """Nor who was answered, dismissed or registered again meanwhile."""
+        self.answersAtOnce = False
+        gone, here, new = (self.service(name, timeout=1.2) for name in ("gone", "here", "new"))
+        self.passes(0.05)
+        self.tooLate(0)
+        self.pulse.leave(gone)
+        new.nextToken = "of another registration"
+        self.requests[0][2].callback(["1", "2", "3"])
+        tokens = [service.nextToken for service in (gone, here, new)]
+        self.assertEqual(tokens, ["gone's first", "2", "of another registration"])
+
+    def test_whenAllHaveLeftNothingIsUnderWay(self) -> None:
+        """Requests that are late end as well."""
+        self.answersAtOnce = False
+        service = self.service("a", timeout=1.2)
+        self.passes(0.05)
+        self.tooLate(0)
+        self.pulse.leave(service)
+        self.assertTrue(self.requests[0][2].called)
+        self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -13,6 +13,7 @@ from typing import Any, cast
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import (
     IConsumer,
+    IDelayedCall,
     IHandshakeListener,
     IProtocol,
     IReactorTime,
@@ -53,6 +54,15 @@ IDLE_TIMEOUT = 45.0
 
 #: A peer that does not answer the orderly end of a TLS connection for so many seconds is cut off.
 CLOSE_GRACE = 1.0
+
+
+#: A request that has been under way for so many seconds may hang. Urgent ones wait no longer for its slot.
+HANGING = 0.3
+
+_TICK = 0.001
+
+#: So many urgent requests at once may go beside those that may hang.
+MOST_BESIDE = 6
 
 
 class StaleConnection(ResponseNeverReceived):
@@ -441,6 +451,7 @@ class _Job:
 
     def __init__(self, origin: _Origin, send: Callable[[], Deferred[IResponse]], isUrgent: bool) -> None:
         self.isUrgent = isUrgent
+        self.began = 0.0
         self._origin = origin
         self._send = send
         self._sent: Deferred[Any] | None = None
@@ -478,20 +489,21 @@ class _Job:
 class _Origin:
     """What is under way to one server, and what waits for its turn."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, clock: IReactorTime | None) -> None:
         self._slots = slots
+        self._clock = clock
         self._starting = False
         self.active: set[_Job] = set()
         self.waiting: OrderedDict[_Job, None] = OrderedDict()
-        # Those of the waiting that are urgent.
+        # Those of the waiting that are urgent, and what looks at them again when more of the active may hang.
         self._urgent: OrderedDict[_Job, None] = OrderedDict()
+        self._look: IDelayedCall | None = None
 
     def enter(self, job: _Job) -> None:
         if not self.waiting and not self._starting and len(self.active) < self._slots:
             self._starting = True
             try:
-                self.active.add(job)
-                job.start()
+                self._start(job)
             finally:
                 self._starting = False
             if self.waiting:
@@ -505,14 +517,44 @@ class _Origin:
     def leave(self, job: _Job) -> None:
         self.waiting.pop(job, None)
         self._urgent.pop(job, None)
+        if self._look is not None and not self._urgent:
+            self._look.cancel()
+            self._look = None
+
+    def _start(self, job: _Job) -> None:
+        self.active.add(job)
+        if self._clock is not None:
+            job.began = self._clock.seconds()
+        job.start()
 
     def _next(self) -> _Job | None:
         if len(self.active) < self._slots:
             return next(iter(self.waiting), None)
-        # Slots that hang must not hold up what is urgent: one of these at a time needs none.
-        if any(job.isUrgent for job in self.active):
+        if not self._urgent:
             return None
-        return next(iter(self._urgent), None)
+        # Slots that hang must not hold up what is urgent: one of these at a time needs none, and more of them need
+        # none when the others have had none for a while.
+        if not any(job.isUrgent for job in self.active) or self._hangs():
+            return next(iter(self._urgent))
+        return None
+
+    def _hangs(self) -> bool:
+        """Whether so many of the active may hang that one more can go beside them. If not, it looks again in time."""
+        if self._clock is None or len(self.active) >= self._slots + MOST_BESIDE:
+            return False
+        now = self._clock.seconds()
+        # How long the others, which do not hang, will be waited for.
+        patience = [left for job in self.active if (left := job.began + HANGING - now) > 0]
+        if len(patience) < self._slots:
+            return True
+        if self._look is None:
+            # A clock adds up to a little less than it should now and then.
+            self._look = self._clock.callLater(min(patience) + _TICK, self._lookAgain)
+        return False
+
+    def _lookAgain(self) -> None:
+        self._look = None
+        self.startWaiting()
 
     def release(self, job: _Job) -> None:
         self.active.discard(job)
@@ -526,8 +568,7 @@ class _Origin:
         try:
             while (job := self._next()) is not None:
                 self.leave(job)
-                self.active.add(job)
-                job.start()
+                self._start(job)
         finally:
             self._starting = False
 
@@ -543,8 +584,10 @@ class QueueingAgent:
 
     :param agent: what does the requests.
     :param maxConnections: how many at once, for each scheme, host and port.
-    :param isUrgent: tells by method and URL which requests can't wait for others that hang: when all slots are taken by
-        requests that are not urgent, one that is goes beside them.
+    :param isUrgent: tells by method and URL which requests can't wait for others that hang. When all slots are taken by
+        requests that are not urgent, one that is goes beside them. With a *clock*, up to :data:`MOST_BESIDE` go beside
+        requests that have been under way for :data:`HANGING` seconds.
+    :param clock: tells how long a request has been under way.
     """
 
     def __init__(
@@ -552,8 +595,10 @@ class QueueingAgent:
         agent: IAgent,
         maxConnections: int = 2,
         isUrgent: Callable[[bytes, bytes], bool] = lambda method, uri: False,
+        clock: IReactorTime | None = None,
     ) -> None:
         self._agent = agent
+        self._clock = clock
         self._maxConnections = maxConnections
         self._isUrgent = isUrgent
         self._origins: dict[bytes, _Origin] = {}
@@ -578,7 +623,7 @@ class QueueingAgent:
         key = b"/".join(uri.split(b"/", 3)[:3])
         origin = self._origins.get(key)
         if origin is None:
-            origin = self._origins[key] = _Origin(self._maxConnections)
+            origin = self._origins[key] = _Origin(self._maxConnections, self._clock)
         isUrgent = self._isUrgent(method, uri)
         job = _Job(origin, lambda: self._agent.request(method, uri, headers, bodyProducer), isUrgent)
         origin.enter(job)

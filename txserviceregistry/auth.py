@@ -43,6 +43,7 @@ from .errors import (
 from .faults import faultIn
 from .jsontransport import ClientClosed, JSONTransport, Response
 from .shapes import objectsIn, readAccess
+from .tries import LateTries
 
 __all__ = ["Credentials", "IAuthenticator", "KeystoneAuthenticator", "RetryingAuthAgent", "Session", "parseTime"]
 
@@ -193,6 +194,8 @@ class KeystoneAuthenticator:
 
     - A token is renewed when nine tenths of its life are over, by the first request that comes then, while that request
       and others go on with the old one. There is no timer: an authenticator that nobody uses does nothing.
+    - An authentication that takes longer than those that asked for it can wait runs on; the next one begins beside it,
+      and the first token counts.
     - While the Auth API is down, a token that may still work stays in use. Without one, the Auth API is tried again
       about once a second, however many ask: those that ask in between fail as the last try did.
     - Credentials that are refused are not sent again for :data:`REFUSAL` seconds; whoever asks meanwhile gets
@@ -237,6 +240,7 @@ class KeystoneAuthenticator:
         self._problemUntil = 0.0
         self._waiting: list[Deferred[Session]] = []
         self._working: Deferred[Session] | None = None
+        self._late = LateTries()
         self._refusal = ""
         self._refusedUntil = 0.0
         self._suspectFrom = 0.0
@@ -290,8 +294,10 @@ class KeystoneAuthenticator:
             self._waiting.remove(waiter)
         # Nobody wants the token any more. A renewal goes on: its beneficiaries do not wait.
         if not self._waiting and self._working is not None and self._session is None:
-            self._working.cancel()
-            # Those who have left may come again in no more time than they had, and meet the same server again.
+            # Those who have left may come again in no more time than they had. This try runs on beside the next one,
+            # which goes to another server if there is one.
+            late, self._working = self._working, None
+            self._late.add(late)
             self._transport.giveUp()
 
     def _authenticate(self) -> None:
@@ -300,7 +306,7 @@ class KeystoneAuthenticator:
         self._takeUpOthers()
         self._working = working = self._ask()
         # Only now: an answer that is there at once has to find its work known.
-        working.addCallbacks(self._succeeded, self._failed)
+        working.addCallbacks(self._succeeded, self._failed, errbackArgs=(working,))
 
     @returnsDeferred
     async def _ask(self) -> Session:
@@ -334,7 +340,10 @@ class KeystoneAuthenticator:
         return kind(response.status, message=message, method=response.method, url=response.url, doubt=response.doubt)
 
     def _succeeded(self, session: Session) -> None:
-        self._working = None
+        working, self._working = self._working, None
+        if working is not None:
+            working.cancel()
+        self._late.end()
         self._session = session
         self._refusedUntil = 0.0
         self._problem = None
@@ -351,7 +360,12 @@ class KeystoneAuthenticator:
         for waiter in self._takeWaiting():
             waiter.callback(session)
 
-    def _failed(self, failure: Failure) -> None:
+    def _failed(self, failure: Failure, working: Deferred[Session]) -> None:
+        if working is not self._working:
+            # It was late. The next one tells, but credentials that are refused need no other.
+            if self._working is not None or self._session is not None or not failure.check(AuthenticationFailed):
+                return
+            self._late.end()
         self._working = None
         now = self._clock.seconds()
         if failure.check(AuthenticationFailed):

@@ -52,8 +52,9 @@ _CHANGES = {
 _MOST_WAITING = 8
 
 
-def _isHeartbeat(method: bytes, uri: bytes) -> bool:
-    return method == b"POST" and uri.endswith((b"/heartbeat", b"/heartbeats"))
+def _isUrgent(method: bytes, uri: bytes) -> bool:
+    """Whether a service may expire while the request waits: heartbeats, and what registers a service."""
+    return b"/services/" in uri or (method == b"POST" and uri.endswith((b"/heartbeats", b"/services", b"/tokens")))
 
 
 class Client:
@@ -106,8 +107,9 @@ class Client:
         :param reactor: connects and keeps time; the global reactor if it is not given.
         :param timeout: seconds that a request may take in all.
         :param maxConnections: how many requests to one server are under way at once. What is more waits. (Requests that
-            wait for events are not counted: each has a connection of its own, and all followers share one. And when
-            none of these is a heartbeat, one heartbeat may go beside them.)
+            wait for events are not counted: each has a connection of its own, and all followers share one. Heartbeats,
+            and what registers a service, need not wait: one goes beside requests of other kinds, and up to six go
+            beside requests that have had no answer for 0.3 s.)
         :param cache: keeps the good pages of ``services.list``; one of its own by default, ``None`` for no such thing.
         :param settings: what :func:`~txserviceregistry.settings.readSettings` found, instead of the arguments above.
         :param random: gives numbers from 0 to 1; draws which of several URLs to begin with.
@@ -139,7 +141,7 @@ class Client:
             connectTimeout = timeout / max(1, len(settings.baseUrls))
             agent = httpAgent(reactor, policy, connectTimeout, self._pool)
         self._agent = agent
-        self._queue = QueueingAgent(agent, maxConnections, _isHeartbeat)
+        self._queue = QueueingAgent(agent, maxConnections, _isUrgent, reactor)
         authenticator = KeystoneAuthenticator(
             JSONTransport(self._queue, reactor, settings.authUrls, timeout=timeout, name="the Auth API", random=random),
             Credentials(settings.username, settings.apiKey),

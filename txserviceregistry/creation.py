@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from .deferred import waitFor
+from .deferred import returnsDeferred, waitFor
 from .desired import DesiredState
 from .errors import (
     BadRequest,
@@ -22,7 +23,8 @@ from .errors import (
     ServiceExists,
 )
 from .jsontransport import ClientClosed
-from .types import Service
+from .tries import NothingLeft, Race, TryIsLate, runOnAfter
+from .types import HeartbeatToken, Service
 
 if TYPE_CHECKING:
     from .services import ServicesClient
@@ -57,7 +59,8 @@ class Creation:
         be registered again and again until it is.
     :ivar mayExist: whether the registry may hold a service that this has created.
     :ivar underWay: the creation that is being asked for now. It goes on when whoever waits for it is cancelled, so that
-        its outcome becomes known.
+        its outcome becomes known. One that is late runs on beside what finds out what came of it, and if it is answered
+        before that, the answer counts.
     """
 
     def __init__(
@@ -69,6 +72,10 @@ class Creation:
     ) -> None:
         self.mayExist = False
         self.underWay: Deferred[str] | None = None
+        # One that is late: fires with the token, or ``None`` if there is none.
+        self._late: Deferred[str | None] | None = None
+        # How many have been sent, and which of them is late.
+        self._begun = self._lateNumber = 0
         self._services = services
         self._id = desired.serviceId
         self._desired = desired
@@ -86,6 +93,39 @@ class Creation:
         :return: the token of the service.
         :raises ServiceExists: if somebody else holds the id.
         """
+        late = self._late
+        token = await (self._createOrReplace() if late is None else self._firstOf(late))
+        self.endLate()
+        return token
+
+    def _firstOf(self, late: Deferred[str | None]) -> Deferred[str]:
+        """The token that the *late* creation brings, or what creating it again comes to before."""
+        number = self._lateNumber
+        work: Deferred[str] | None = None
+        first: Deferred[str] = Deferred(lambda _: work.cancel() if work is not None else None)
+
+        def answered(token: str | None) -> str | None:
+            if token is not None and not first.called:
+                if number == self._begun:
+                    self._desired.registered()
+                else:
+                    self._desired.registeredEarlier()
+                first.callback(token)
+                if work is not None:
+                    work.cancel()
+            return token
+
+        def over(result: str | Failure) -> None:
+            if not first.called:
+                first.callback(result)
+
+        late.addCallback(answered)
+        if not first.called:
+            work = Deferred.fromCoroutine(self._createOrReplace())
+            work.addBoth(over)
+        return first
+
+    async def _createOrReplace(self) -> str:
         try:
             return await self._createAfresh()
         except ServiceExists:
@@ -110,12 +150,21 @@ class Creation:
         except CancelledError:
             self.abandon()
             raise
+        finally:
+            self.endLate()
 
     def abandon(self) -> None:
         """Cancel the creation that is under way; whether it has its effect, nobody will know."""
         if self.underWay is not None:
             self.underWay.addErrback(lambda _: None)
             self.underWay.cancel()
+        self.endLate()
+
+    def endLate(self) -> None:
+        """Cancel the creation that is late, if one is."""
+        late, self._late = self._late, None
+        if late is not None:
+            late.cancel()
 
     async def _createAfresh(self) -> str:
         if self.mayExist:
@@ -124,15 +173,19 @@ class Creation:
 
     async def _clearAway(self) -> None:
         """Remove what was created without an answer, if it is there; somebody else's stays."""
-        try:
-            found = await self._look()
-        except NotFound:
+        found = await self._look()
+        if found is None:
             return
         if not self._desired.isOurs(found):
             self.mayExist = False
             return
+        if self._late is not None:
+            # It has had its effect, and its answer is on the way, unless that is lost.
+            await deferLater(self._services.fleet.stalls, self._timeout / 2, lambda: None)
+        # From now on its token would be one of a service that is gone.
+        self.endLate()
         try:
-            await self._services.remove(self._id, timeout=self._timeout)
+            await self._services.remove(self._id, timeout=self._timeInAll(self._timeout))
         except (NotFound, *UNKNOWN_OUTCOME):
             # Most likely it is gone now. If not, creating it is refused, and all of this is done once more.
             pass
@@ -148,12 +201,33 @@ class Creation:
 
     async def _createOnce(self) -> str:
         fields = self._desired.begin(isFirst=not self.mayExist)
-        self.underWay = creating = self._services.createOnce(
-            self._id, fields["heartbeat_timeout"], fields, timeout=self._timeout
-        ).addCallback(lambda created: created["token"])
-        creating.addBoth(self._created)
-        token: str = await waitFor(creating)
-        return token
+        self._begun += 1
+        number = self._begun
+        timeout = self._timeout
+        outcome: Deferred[str] = Deferred(lambda _: creating.cancel())
+
+        def late(failure: Failure) -> float:
+            more = self._timeInAll(timeout) - timeout if self._limit is None else self._limit()
+            if more > 0:
+                self.endLate()
+                self._late, self._lateNumber = creating, number
+                outcome.errback(failure)
+            return more
+
+        def over(result: HeartbeatToken | Failure) -> str | None:
+            if not outcome.called:
+                outcome.callback(result if isinstance(result, Failure) else result["token"])
+            # Of the failure of a late one all is known.
+            return None if isinstance(result, Failure) else result["token"]
+
+        creating = self._services.createOnce(
+            self._id, fields["heartbeat_timeout"], fields, timeout=timeout, whenLate=late
+        ).addBoth(over)
+        self.underWay = outcome.addBoth(self._created)
+        token = waitFor(outcome)
+        # Nobody may wait for it any more.
+        outcome.addErrback(lambda _: None)
+        return await token
 
     def _created(self, result: Any) -> Any:
         self.underWay = None
@@ -163,12 +237,30 @@ class Creation:
             self._desired.registered()
         return result
 
-    async def _look(self) -> Service:
-        # Its life is short and hangs on this answer.
-        for _ in range(_LOOKS - 1):
+    async def _look(self) -> Service | None:
+        # Its life is short and hangs on this answer. One that is late runs on beside the next.
+        race: Race[Service | None] = Race(self._services.fleet.stalls)
+        for look in range(1, _LOOKS + 1):
+            timeout = self._timeout
             try:
-                return await self._services.get(self._id, timeout=self._timeout)
+                return await race.run(self._lookOnce(self._timeInAll(timeout)), timeout)
+            except TryIsLate:
+                pass
             except ConnectionFailed as error:
-                if not error.wasSent or isinstance(error, ClientClosed):
+                if not error.wasSent or isinstance(error, ClientClosed) or look == _LOOKS:
                     raise
-        return await self._services.get(self._id, timeout=self._timeout)
+        try:
+            return await race.rest()
+        except NothingLeft:
+            raise RequestTimedOut(f"It could not be found out in time whether service {self._id} was created")
+
+    @returnsDeferred
+    async def _lookOnce(self, timeout: float) -> Service | None:
+        try:
+            return await self._services.get(self._id, timeout=timeout)
+        except NotFound:
+            return None
+
+    def _timeInAll(self, patience: float) -> float:
+        """How many seconds a request has that is late after so many."""
+        return patience if self._limit is not None else patience + runOnAfter(patience)

@@ -234,6 +234,13 @@ class DesiredState:
         self._fire(covered)
         self.converge()
 
+    def registeredEarlier(self) -> None:
+        """A registration before the one that was sent last had its effect: what the registry has is not known."""
+        self._sent.clear()
+        self._has(self._posted[1])
+        self._known = None
+        self.converge()
+
     def refusedRegistration(self, error: APIError) -> bool:
         """
         The registry refused the registration that was sent last.

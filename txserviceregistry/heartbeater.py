@@ -2,9 +2,10 @@
 HeartBeater: keeps one registered service alive.
 
 A LoopingCall beats once an interval. A beat that fails is tried again, soon and ever more hurriedly the nearer the
-deadline comes; a beat that is answered with 404 means that the registry has lost the service, which is then
-registered again where the HeartBeater was given a way to. While all is well, and the registry takes heartbeats
-together, the beats are left to the :mod:`~txserviceregistry.pulse` of the client.
+deadline comes. A try that is late runs on beside the next one, and the first answer counts. A beat that is answered
+with 404 means that the registry has lost the service, which is then registered again where the HeartBeater was given a
+way to. While all is well, and the registry takes heartbeats together, the beats are left to the
+:mod:`~txserviceregistry.pulse` of the client.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
@@ -25,7 +27,8 @@ from .creation import isUnknown
 from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
 from .fleet import Fleet
-from .jsontransport import ClientClosed
+from .jsontransport import ClientClosed, WhenLate
+from .tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
 from .types import HeartbeatToken
 
 __all__ = ["HeartBeater", "heartbeatIntervalFor", "refusesToken"]
@@ -39,12 +42,8 @@ STOPPED = "stopped"
 # Below this timeout (seconds) beats go more often for their length: a delay costs the same few hundred milliseconds
 # whatever the timeout is.
 _SHORT_TIMEOUT = 15
-# A try that is given less than this many seconds could not be answered over a real network.
-_SHORTEST_TRY = 0.05
 # While a service may live whose registration had no answer, the waits are not shorter than this part of its timeout.
 _SHORTEST_UNHEARD = 1 / 30
-# A try after the deadline, when there is nothing left to take a third of, takes no longer than this many seconds.
-_LONGEST_TRY = 10.0
 # No matter how long the registry has been away, it is asked again this often (seconds).
 _LONGEST_DELAY = 15.0
 # While an earlier life of the id is still alive, the registration is tried again this often (seconds).
@@ -54,7 +53,9 @@ _GHOST_DELAY = 2.0
 class _Services(Protocol):
     """What a HeartBeater needs of :class:`~txserviceregistry.services.ServicesClient`."""
 
-    def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[HeartbeatToken]: ...
+    def heartbeat(
+        self, id: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
+    ) -> Deferred[HeartbeatToken]: ...
 
 
 def heartbeatIntervalFor(heartbeatTimeout: float) -> float:
@@ -125,6 +126,8 @@ class HeartBeater(_EachTime):
         "_check",
         "_fleet",
         "_isPulsing",
+        "_late",
+        "_lateOutcome",
         "_listeners",
         "_loop",
         "_lost",
@@ -198,6 +201,9 @@ class HeartBeater(_EachTime):
         self._loop: LoopingCall | None = None
         self._isPulsing = False
         self._beat: Deferred[None] | None = None
+        # Tries that are late, once there are any, and what one of them has brought for the beat to end with.
+        self._late: LateTries | None = None
+        self._lateOutcome: _LateOutcome | None = None
         self._lost: Failure | None = None
         self._stopped: list[Deferred[None]] = []
         self._listeners: list[Callable[[str], None]] = []
@@ -298,6 +304,7 @@ class HeartBeater(_EachTime):
             beat, self._beat = self._beat, None
             if beat is not None:
                 beat.cancel()
+            self._endLate()
 
     def stop(self) -> Deferred[None]:
         """
@@ -379,6 +386,7 @@ class HeartBeater(_EachTime):
             return
         loop, self._loop = self._loop, None
         loop.stop()
+        self._endLate()
         self.nextToken = None
         self._log.error(
             "Service {serviceId} is not heartbeated any more: {reason}",
@@ -430,26 +438,38 @@ class HeartBeater(_EachTime):
                 trouble = _Trouble(self._log, self.serviceId, self._clock, began)
             trouble.met(reason, certain)
 
+        delay: float | None = None
         while True:
             try:
                 if failure is not None:
                     tried, failure = failure, None
                     tried.raiseException()
+                if delay is not None:
+                    wait, delay = delay, None
+                    await deferLater(self._fleet.stalls, wait, lambda: None)
                 if self._check is None or await self._isWell(self._check):
                     await self._oneTry()
                     break
                 delay = self._nextDelay()
                 met("its check fails, so that its heartbeats are held back")
-            except Exception as error:
+            except Exception as raised:
+                error: Exception = raised
                 # A CancelledError is an Exception too; stop()'s own must end this.
                 if self._loop is not loop or isinstance(error, ClientClosed):
                     raise
+                late, self._lateOutcome = self._lateOutcome, None
+                if late is not None:
+                    # That one has ended what was under way.
+                    if late.error is None:
+                        break
+                    error = late.error
                 if self._isGone(error):
                     if self._fellBack(error):
                         met("the registry does not know the token of its last response, which may be another's")
                         continue
                     if self._register is None or self.nextToken is None:
-                        raise
+                        raise error
+                    self._endLate()
                     self.nextToken = None
                     self._setState(REGISTERING)
                     met("the registry no longer has it, and it is being registered again", certain=True)
@@ -460,7 +480,7 @@ class HeartBeater(_EachTime):
                 met(_say(error))
             if self.nextToken is not None and self.secondsLeft() <= 0:
                 self._setState(UNREACHABLE)
-            await deferLater(self._fleet.stalls, delay, lambda: None)
+        self._endLate()
         if trouble is not None:
             trouble.over()
         self._isWellAgain()
@@ -546,19 +566,66 @@ class HeartBeater(_EachTime):
         self._heard = sent
 
     def _heartbeat(self, sent: float) -> Deferred[None]:
-        assert self.nextToken is not None
+        """
+        Send a heartbeat.
+
+        :return: fires when it is answered, and fails when it is late. A late one runs on, and ends the beat when it is
+            answered after all.
+        """
+        token = self.nextToken
+        assert token is not None
         timeout = self.tryTimeout()
-        asked = self._services.heartbeat(self.serviceId, self.nextToken, timeout=timeout)
+        outcome: Deferred[None] = Deferred(lambda _: asked.cancel())
+
+        def late(failure: Failure) -> float:
+            more = runOnAfter(timeout)
+            if more:
+                self._fleet.stalls.wasDue(sent + timeout)
+                if self._late is None:
+                    self._late = LateTries()
+                self._late.add(asked)
+                outcome.errback(failure)
+            return more
 
         def answered(answer: HeartbeatToken) -> None:
+            if outcome.called:
+                self._answeredLate(sent, token, answer["token"])
+                return
             self._fleet.stalls.wasDue(sent + timeout)
             self._accept(sent, answer["token"])
+            outcome.callback(None)
 
-        def failed(failure: Failure) -> Failure:
+        def failed(failure: Failure) -> None:
+            if outcome.called:
+                self._failedLate(token, failure.value)
+                return
             self._fleet.stalls.wasDue(sent + timeout)
-            return failure
+            outcome.errback(failure)
 
-        return asked.addCallbacks(answered, failed)
+        asked = self._services.heartbeat(self.serviceId, token, timeout=timeout, whenLate=late)
+        asked.addCallbacks(answered, failed)
+        return outcome
+
+    def _answeredLate(self, sent: float, presented: str, token: str) -> None:
+        # With another token, another try was answered before, or the service was registered again.
+        if self._beat is not None and self.nextToken == presented:
+            self._accept(sent, token)
+            self._endBeat(_LateOutcome())
+
+    def _failedLate(self, presented: str, error: BaseException | None) -> None:
+        # Other failures say nothing: the next try is under way already.
+        isCurrent = self._beat is not None and self.nextToken == presented
+        if isCurrent and isinstance(error, Exception) and self._isGone(error):
+            self._endBeat(_LateOutcome(error))
+
+    def _endBeat(self, outcome: _LateOutcome) -> None:
+        assert self._beat is not None
+        self._lateOutcome = outcome
+        self._beat.cancel()
+
+    def _endLate(self) -> None:
+        if self._late is not None:
+            self._late.end()
 
     def _accept(self, sent: float, token: str) -> None:
         """A heartbeat that was sent at that time was answered with this token."""
@@ -590,24 +657,27 @@ class HeartBeater(_EachTime):
             return False
 
     def tryTimeout(self) -> float:
-        """How many seconds the next try may take: a third of those that are left."""
-        left = self.secondsLeft()
-        if left <= 0:
-            return min(_LONGEST_TRY, self.heartbeatTimeout / 3)
-        return max(_SHORTEST_TRY, left / 3)
+        """After how many seconds the next try is late."""
+        return patienceFor(self.secondsLeft(), self.heartbeatTimeout)
 
     def _nextDelay(self) -> float:
         delay = self._backoff.next()
         if self.nextToken is not None:
-            left, shortest = self.secondsLeft(), _SHORTEST_TRY
-        else:
-            # A registry that can't register anybody is not to be asked all too often for it.
-            left, shortest = self._unheardUntil - self._clock.seconds(), self.heartbeatTimeout * _SHORTEST_UNHEARD
-        if left > 0:
-            # A quarter of what is left for the wait, and less than a third of the rest for each try: that leaves
-            # room for two tries before the deadline.
-            delay = min(delay, max(left / 4, shortest))
-        return delay
+            return delayBefore(delay, self.secondsLeft())
+        # A registry that can't register anybody is not to be asked all too often for it.
+        shortest = max(SHORTEST_TRY, self.heartbeatTimeout * _SHORTEST_UNHEARD)
+        return delayBefore(delay, self._unheardUntil - self._clock.seconds(), shortest)
+
+
+@attrs.frozen
+class _LateOutcome:
+    """
+    What a late try has brought.
+
+    :ivar error: why there will never be an answer; ``None`` if there was one.
+    """
+
+    error: Exception | None = None
 
 
 class _Trouble:

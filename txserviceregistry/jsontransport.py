@@ -18,7 +18,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ConnectionDone, ConnectionRefusedError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 from twisted.web.http_headers import Headers
@@ -43,8 +43,9 @@ from .errors import (
 from .failover import Servers
 from .resolving import RESOLVING, ResolvingTimedOut, stageOf
 from .tls import describeTLS
+from .tries import NothingLeft, Race, TryIsLate
 
-__all__ = ["TIMEOUT", "ClientClosed", "Exchange", "JSONTransport", "Response", "pathOf", "segment"]
+__all__ = ["TIMEOUT", "ClientClosed", "Exchange", "JSONTransport", "Response", "WhenLate", "pathOf", "segment"]
 
 _T = TypeVar("_T")
 
@@ -74,6 +75,10 @@ _HEADERS = {
 
 # The least of the 5,000 bytes that the registry accepts is UTF-8 as it is.
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+#: Called with what a request would fail with when its time is over: gives the seconds for which it runs on instead.
+WhenLate = Callable[[Failure], float]
 
 
 class ClientClosed(ConnectionFailed):
@@ -197,6 +202,7 @@ class Exchange:
     wait: float | None = None
     lines: bool = False
     isTraced: bool = False
+    whenLate: WhenLate | None = None
     leave: Callable[[], None] = lambda: None
     url: str = ""
     stage: Callable[[], str] | None = None
@@ -216,6 +222,18 @@ class _NotAnswered(Exception):
 
 class _CutShort(_NotAnswered):
     """The beginning of an answer has come, or no HTTP."""
+
+
+class _Away(Exception):
+    """
+    The server says that it can't do its work.
+
+    :ivar response: what it says.
+    """
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status)
+        self.response = response
 
 
 class _TookTooLong(_NotAnswered):
@@ -243,8 +261,9 @@ class JSONTransport:
 
     A server that can't be reached, or says that it can't do its work, is left for the next one, and one that works is
     stayed with (:class:`~txserviceregistry.failover.Servers`). A request that was sent but not answered is sent again
-    only when it may have its effect twice. Of several servers each has a share of the deadline. Requests that a server
-    is to hold back are taken from one that was left, for it may hold them back for ever.
+    only when it may have its effect twice. Of several servers each has a share of the deadline. When it is over, the
+    next server is asked beside the late one, and the first answer counts. Requests that a server is to hold back are
+    taken from one that was left, for it may hold them back for ever.
 
     :param agent: does the requests: a :class:`~txserviceregistry.agents.QueueingAgent`, or an agent over one.
     :param clock: for the deadlines.
@@ -340,6 +359,7 @@ class JSONTransport:
         wait: float | None = None,
         lines: bool = False,
         isTraced: bool = False,
+        whenLate: WhenLate | None = None,
     ) -> Exchange:
         """
         A request and its deadline, for :meth:`send`. The parameters are those of :meth:`request`.
@@ -347,8 +367,14 @@ class JSONTransport:
         :param wait: seconds for which the server is asked to hold its answer back; they are added to the *timeout*.
         :param isTraced: whether the caller finds out what came of a request that may not be repeated. Then a server has
             its share of the deadline for it, and no more, so that there is time left for that.
+        :param whenLate: called when the *timeout* is over, with what the request would fail with. The request runs on
+            for as many seconds as it gives, and fails only then.
         """
         timeout = (self._timeout if timeout is None else timeout) + (wait or 0.0)
+        if isTraced and whenLate is not None:
+            # It is late when its share is over: what came of it is found out while it runs on.
+            timeout = _shareOf(timeout, max(1, len(self._bases)))
+            isTraced = False
         return Exchange(
             method,
             pathOf(path, query),
@@ -359,6 +385,7 @@ class JSONTransport:
             wait,
             lines,
             isTraced,
+            whenLate,
         )
 
     def inTime(self, exchange: Exchange, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
@@ -367,9 +394,14 @@ class JSONTransport:
         if done.called:
             return done
         isTooLate = False
+        call: IDelayedCall
 
         def tooLate() -> None:
-            nonlocal isTooLate
+            nonlocal call, isTooLate
+            more = self._late(exchange)
+            if more > 0:
+                call = self._clock.callLater(more, tooLate)
+                return
             isTooLate = True
             done.cancel()
 
@@ -384,6 +416,15 @@ class JSONTransport:
             return result
 
         return done.addBoth(over)
+
+    def _late(self, exchange: Exchange) -> float:
+        """The time of a request is over: how many more seconds it has."""
+        whenLate, exchange.whenLate = exchange.whenLate, None
+        if whenLate is None:
+            return 0.0
+        more = whenLate(self._tooLate(exchange))
+        exchange.timeout += more
+        return more
 
     def _tooLate(self, exchange: Exchange) -> Failure:
         exchange.leave()
@@ -408,6 +449,7 @@ class JSONTransport:
         order = self._servers.order(mayTry=exchange.repeatable and exchange.wait is None)
         # What was held back has used the time in which another server could hold it back.
         isFinal = not exchange.repeatable or exchange.wait is not None
+        race: Race[Response] | None = Race(self._clock) if len(order) > 1 and not isFinal else None
         refusal: Response | None = None
         problem: ServiceRegistryError | None
         wasSent = False
@@ -415,23 +457,21 @@ class JSONTransport:
             exchange.leave = partial(self._left, server)
             exchange.url = self._bases[server].url + exchange.path
             last = tried == len(order) - 1
+            asking = self._answerOf(exchange, server, exchange.url, len(order) - tried)
             try:
-                answer = await self._ask(exchange, server, len(order) - tried)
-                if answer.code < 400:
-                    self._servers.worked(server)
-                    self._wasAnswered = True
-                    return self._response(exchange, answer)
-                refusal = self._response(exchange, answer)
-                if self._isWork(refusal):
-                    self._servers.worked(server)
-                    self._wasAnswered = True
-                    return refusal
+                if race is None:
+                    return await asking
+                # A server that is late is not given up: the next one is asked beside it.
+                share = None if last else self._shareOfNext(exchange, len(order) - tried)
+                return await race.run(Deferred.fromCoroutine(asking), share)
+            except _Away as error:
+                refusal = error.response
                 problem = None
                 last = last or isFinal
             except _NotSent as error:
                 failed = problem = ConnectionFailed(f"{exchange.asked} failed: can't connect to {self._name}{error}")
                 failed.wasSent = wasSent
-            except _TookTooLong:
+            except (_TookTooLong, TryIsLate):
                 stage = stageOf(self._clock, urlsplit(exchange.url).hostname or "")
                 problem = RequestTimedOut(
                     f"{exchange.asked} had no whole answer in its share of {exchange.timeout:g} s"
@@ -452,17 +492,43 @@ class JSONTransport:
                 last = last or isFinal
                 wasSent = True
             self._left(server)
-            if last and refusal is not None:
+            if not last:
+                continue
+            if race is not None:
+                try:
+                    # Servers that were late may answer yet, until the deadline.
+                    return await race.rest()
+                except NothingLeft:
+                    pass
+            if refusal is not None:
                 return refusal
-            if last and problem is not None:
+            if problem is not None:
                 raise problem
         raise AssertionError("unreachable")
+
+    async def _answerOf(self, exchange: Exchange, server: int, url: str, serversLeft: int) -> Response:
+        """
+        The answer of one server.
+
+        :raises _Away: if it has not done its work.
+        """
+        answer = await self._ask(exchange, server, url, serversLeft)
+        response = self._response(exchange, answer, url)
+        if answer.code >= 400 and not self._isWork(response):
+            raise _Away(response)
+        self._servers.worked(server)
+        self._wasAnswered = True
+        return response
 
     def _isWork(self, refusal: Response) -> bool:
         """Whether a server that refused a request has done its work with that."""
         if refusal.status in _AWAY:
             return False
         return refusal.status >= 500 or self._isFault is None or self._isFault(refusal)
+
+    def _shareOfNext(self, exchange: Exchange, serversLeft: int) -> float:
+        """Seconds after which the next server is asked beside this one."""
+        return max(0.0, _shareOf(exchange.deadline - self._clock.seconds(), serversLeft))
 
     def giveUp(self) -> None:
         """Whoever has asked lost patience with the server that is asked first: the next request goes to another."""
@@ -485,11 +551,11 @@ class JSONTransport:
         # Servers that want TLS hang up on what is none, most of them without a word.
         return ". If TLS is spoken at that port, its URL begins with https://"
 
-    async def _ask(self, exchange: Exchange, server: int, serversLeft: int) -> WholeResponse:
+    async def _ask(self, exchange: Exchange, server: int, url: str, serversLeft: int) -> WholeResponse:
         """Send it to one server, and once more when the connection turns out to be stale."""
         for attempt in range(1, _MOST_STALE + 1):
             try:
-                return await self._attempt(exchange, server, serversLeft)
+                return await self._attempt(exchange, server, url, serversLeft)
             except StaleConnection as error:
                 if not exchange.repeatable or attempt == _MOST_STALE:
                     raise _NotAnswered(_describe(error))
@@ -514,21 +580,21 @@ class JSONTransport:
                 raise _NotAnswered(_describe(error)) from error
         raise AssertionError("unreachable")
 
-    def _attempt(self, exchange: Exchange, server: int, serversLeft: int) -> Deferred[WholeResponse]:
+    def _attempt(self, exchange: Exchange, server: int, url: str, serversLeft: int) -> Deferred[WholeResponse]:
         body = exchange.body
         base = self._bases[server]
         agent = self._agent if exchange.wait is None else self._waitingAgent
         sent: Deferred[Any] = agent.request(
             exchange.method.encode("ascii"),
-            exchange.url.encode("ascii"),
+            url.encode("ascii"),
             base.withoutBody if body is None else base.withBody,
             None if body is None else BytesProducer(body),
         )
-        if serversLeft > 1 and (exchange.repeatable or exchange.isTraced):
+        isHeldBack = exchange.repeatable and exchange.wait is not None
+        if serversLeft > 1 and (isHeldBack or exchange.isTraced):
             # No server can be asked to wait for a shorter time than the others.
             wait = exchange.wait or 0.0
-            left = exchange.deadline - wait - self._clock.seconds()
-            share = wait + max(left / serversLeft, min(left / 2, _SHORTEST_SHARE))
+            share = wait + _shareOf(exchange.deadline - wait - self._clock.seconds(), serversLeft)
             sent.addTimeout(max(0.0, share), self._clock, lambda _, timeout: Failure(_TookTooLong()))
         if exchange.wait is not None:
             self._holdBack(server, sent)
@@ -549,7 +615,7 @@ class JSONTransport:
         self._heldBack[sent] = server, takeAway
         sent.addBoth(over)
 
-    def _response(self, exchange: Exchange, answer: WholeResponse) -> Response:
+    def _response(self, exchange: Exchange, answer: WholeResponse, url: str) -> Response:
         value = None
         if answer.body:
             try:
@@ -557,10 +623,15 @@ class JSONTransport:
             except (ValueError, RecursionError):
                 if answer.code < 300:
                     raise MalformedResponse(
-                        f"{exchange.asked} was answered with {answer.code}, but the body is no JSON: "
+                        f"{exchange.method} {url} was answered with {answer.code}, but the body is no JSON: "
                         f"is this the URL of {self._name}?"
                     )
-        return Response(answer.code, answer.headers, value, answer.body, exchange.method, exchange.url)
+        return Response(answer.code, answer.headers, value, answer.body, exchange.method, url)
+
+
+def _shareOf(left: float, serversLeft: int) -> float:
+    """What of the time that is *left* one of several servers has before the next one is asked."""
+    return left if serversLeft == 1 else max(left / serversLeft, min(left / 2, _SHORTEST_SHARE))
 
 
 def _originOf(url: str) -> tuple[str, str | None, int | None]:

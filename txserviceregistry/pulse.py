@@ -22,8 +22,9 @@ from twisted.python.failure import Failure
 from .backoff import Backoff
 from .batchsize import BatchSize, isRefusal
 from .errors import ServiceRegistryError
-from .jsontransport import ClientClosed
+from .jsontransport import ClientClosed, WhenLate
 from .stalls import StallWatch
+from .tries import LateTries, delayBefore, runOnAfter
 
 __all__ = ["Beating", "Pulse"]
 
@@ -52,7 +53,7 @@ class Beating(Protocol):
         """How long it has to live without an answer."""
 
     def tryTimeout(self) -> float:
-        """How many seconds its next heartbeat may take."""
+        """After how many seconds its next heartbeat is late."""
 
     def answered(self, sent: float, token: str) -> None:
         """The heartbeat that was sent at that time (of the clock) was answered with this token."""
@@ -99,8 +100,8 @@ class Pulse:
 
     A beat may go early by a tenth of its interval, to travel with one that is due; it is never late.
 
-    :param send: sends heartbeats, pairs of ids and tokens, within so many seconds. Fires with a token for each, or
-        ``None`` for one that was refused.
+    :param send: sends heartbeats, pairs of ids and tokens, within so many seconds, and tells when these are over and it
+        is given more. Fires with a token for each, or ``None`` for one that was refused.
     :param isOffered: whether the registry takes them together.
     :param clock: the time, which notices when it stood still.
     :param random: gives numbers from 0 to 1.
@@ -118,15 +119,14 @@ class Pulse:
     PATIENCE = 1.0
     #: The longest time that a request is given, in seconds: a third of the longest timeout.
     LONGEST_TRY = 40.0
-    #: The shortest pause between two tries after the first, and the longest, in seconds.
-    SHORTEST_PAUSE = 0.05
+    #: The longest pause between two tries, in seconds.
     LONGEST_PAUSE = 15.0
 
     _log = Logger()
 
     def __init__(
         self,
-        send: Callable[[Sequence[tuple[str, str]], float], Deferred[Sequence[str | None]]],
+        send: Callable[[Sequence[tuple[str, str]], float, WhenLate], Deferred[Sequence[str | None]]],
         isOffered: Callable[[], bool],
         clock: StallWatch,
         random: Callable[[], float] = randomModule.random,
@@ -140,6 +140,7 @@ class Pulse:
         self._due: list[int] = []
         self._call: IDelayedCall | None = None
         self._underWay: dict[Deferred[Sequence[str | None]], float] = {}
+        self._late = LateTries()
         self._backoff = Backoff(0.1, self.LONGEST_PAUSE, random)
         self._notBefore = 0.0
         self._size = BatchSize(self.MOST, clock.seconds)
@@ -198,6 +199,7 @@ class Pulse:
             call.cancel()
         for request in list(self._underWay):
             request.cancel()
+        self._late.end()
 
     # -- sending
 
@@ -252,10 +254,28 @@ class Pulse:
 
     def _request(self, services: list[Beating], now: float) -> None:
         timeout = min(self.LONGEST_TRY, *[service.tryTimeout() for service in services])
-        request = self._send([(service.serviceId, service.nextToken or "") for service in services], timeout)
+        beats = [(service.serviceId, service.nextToken or "") for service in services]
+
+        def late(failure: Failure) -> float:
+            # It runs on beside the next one.
+            more = runOnAfter(timeout)
+            if more:
+                del self._underWay[request]
+                self._clock.wasDue(now + timeout)
+                self._failed(failure, services)
+                self._late.add(request)
+                self._schedule()
+            return more
+
+        request = self._send(beats, timeout, late)
         self._underWay[request] = now
 
         def over(result: Sequence[str | None] | Failure) -> None:
+            if request not in self._underWay:
+                if not isinstance(result, Failure):
+                    self._answeredLate(services, beats, result, now)
+                    self._schedule()
+                return
             del self._underWay[request]
             self._clock.wasDue(now + timeout)
             # Who has left meanwhile, or come back, is not concerned.
@@ -267,15 +287,32 @@ class Pulse:
 
         request.addBoth(over).addErrback(self._broken)
 
-    def _answered(self, services: Sequence[Beating], tokens: Sequence[str | None], sent: float) -> None:
+    def _answeredLate(
+        self,
+        services: Sequence[Beating],
+        beats: Sequence[tuple[str, str]],
+        tokens: Sequence[str | None],
+        sent: float,
+    ) -> None:
+        """Whose token is another one by now was answered by another try. What is refused, the next try is told."""
+        self._isAnswered(len(services))
+        for service, (_, presented), token in zip(services, beats, tokens, strict=True):
+            if token is not None and service in self._services and service.nextToken == presented:
+                self._put(service, sent)
+                service.answered(sent, token)
+
+    def _isAnswered(self, count: int) -> None:
         self._backoff.reset()
         self._notBefore = 0.0
         if self._size.isLimited:
-            self._accepted(len(services))
+            self._accepted(count)
         if self._trouble is not None:
             (began, names), self._trouble = self._trouble, None
             seconds = self._clock.seconds() - began
             self._log.info("{names} heartbeated again, after {seconds:.1f} s", names=names, seconds=seconds)
+
+    def _answered(self, services: Sequence[Beating], tokens: Sequence[str | None], sent: float) -> None:
+        self._isAnswered(len(services))
         for service, token in zip(services, tokens, strict=True):
             if service.pulseSlot is not services:
                 continue
@@ -302,12 +339,8 @@ class Pulse:
         if not failure.check(ServiceRegistryError):
             self._log.failure("A request with heartbeats met an error of this library's own", failure)
         for service in waiting:
-            left = service.secondsLeft()
             # Whoever comes back meets each service again well within one interval.
-            delay = min(delay, service.interval / 2)
-            if left > 0:
-                # A quarter of what is left for the pause and a third for each try leave room for two of them.
-                delay = min(delay, max(left / 4, self.SHORTEST_PAUSE))
+            delay = delayBefore(min(delay, service.interval / 2), service.secondsLeft())
         self._notBefore = now + delay
         for service in waiting:
             if service.pulseSlot is services:

@@ -481,6 +481,7 @@ class RegisteredService(Service):
         self._failWaiting(self._ended())
         if self._creation.underWay is not None:
             await waitFor(self._creation.underWay).addErrback(lambda _: None)
+        self._creation.endLate()
         while self._creation.mayExist:
             try:
                 await self._client.services.remove(self.serviceId)

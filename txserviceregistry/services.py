@@ -26,6 +26,7 @@ from .errors import (
 from .fields import requestedId
 from .fleet import Fleet
 from .heartbeater import HeartBeater
+from .jsontransport import WhenLate
 from .listcache import ListCache
 from .pulse import Pulse
 from .shapes import readHeartbeats, readService, readServicePage, readToken
@@ -176,6 +177,7 @@ class ServicesClient:
         payload: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
+        whenLate: WhenLate | None = None,
     ) -> HeartbeatToken:
         """
         What :meth:`create` and :meth:`register` are made of: one request, to a server that can be reached, whatever
@@ -184,7 +186,9 @@ class ServicesClient:
         :return: fires with ``{"token": …}``. Fails as :meth:`create` does with one URL.
         """
         body = {**(payload or {}), "id": requestedId(id), "heartbeat_timeout": heartbeatTimeout}
-        response = await self._transport.request("POST", "/services", body=body, timeout=timeout, isTraced=True)
+        response = await self._transport.request(
+            "POST", "/services", body=body, timeout=timeout, isTraced=True, whenLate=whenLate
+        )
         return response.read(readToken)
 
     @returnsDeferred
@@ -233,13 +237,17 @@ class ServicesClient:
             else:
                 return body, self._heartBeater(desired, body, again)
 
-    def heartbeat(self, id: str, token: str, *, timeout: float | None = None) -> Deferred[HeartbeatToken]:
+    def heartbeat(
+        self, id: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
+    ) -> Deferred[HeartbeatToken]:
         """
         Keep a service alive for another heartbeat timeout. A HeartBeater does it regularly.
 
         :param id: the service.
         :param token: the token of the last heartbeat's answer, or of the registration's.
         :param timeout: seconds that the request may take, if not the client's own.
+        :param whenLate: called when the *timeout* is over, with the Failure of it. The request runs on for as many
+            seconds as it gives, and fails only then.
         :return: fires with ``{"token": …}``, the token for the next time. Fails with ``NotFound`` if the service is
             gone, or the token is not one of its.
         """
@@ -247,12 +255,18 @@ class ServicesClient:
             path = _path(id) + "/heartbeat"
         except BadRequest as error:
             return fail(error)
-        asked = self._transport.request("POST", path, body={"token": token}, timeout=timeout, repeatable=True)
+        asked = self._transport.request(
+            "POST", path, body={"token": token}, timeout=timeout, repeatable=True, whenLate=whenLate
+        )
         return asked.addCallback(_token)
 
     @returnsDeferred
     async def heartbeats(
-        self, beats: Sequence[tuple[str, str]], *, timeout: float | None = None
+        self,
+        beats: Sequence[tuple[str, str]],
+        *,
+        timeout: float | None = None,
+        whenLate: WhenLate | None = None,
     ) -> Sequence[HeartbeatToken | FaultBody]:
         """
         Keep several services alive with one request. The registry has to have the extension ``heartbeats``
@@ -260,11 +274,14 @@ class ServicesClient:
 
         :param beats: up to 1,000 pairs of a service's id and its token.
         :param timeout: seconds that the request may take, if not the client's own.
+        :param whenLate: see :meth:`heartbeat`.
         :return: fires with ``{"token": …}`` for each, in their order, or the fault (``{"type": …, "code": …, …}``) of
             one that was refused.
         """
         body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
-        response = await self._transport.request("POST", "/heartbeats", body=body, timeout=timeout, repeatable=True)
+        response = await self._transport.request(
+            "POST", "/heartbeats", body=body, timeout=timeout, repeatable=True, whenLate=whenLate
+        )
         return response.read(lambda value: readHeartbeats(value, [id for id, _ in beats]))
 
     @returnsDeferred
@@ -335,8 +352,10 @@ class ServicesClient:
             return None
 
     @returnsDeferred
-    async def _beatTogether(self, beats: Sequence[tuple[str, str]], timeout: float) -> Sequence[str | None]:
-        outcomes: Any = await self.heartbeats(beats, timeout=timeout)
+    async def _beatTogether(
+        self, beats: Sequence[tuple[str, str]], timeout: float, whenLate: WhenLate
+    ) -> Sequence[str | None]:
+        outcomes: Any = await self.heartbeats(beats, timeout=timeout, whenLate=whenLate)
         return [outcome.get("token") for outcome in outcomes]
 
     def _heartBeater(self, desired: DesiredState, body: HeartbeatToken, register: Any) -> HeartBeater:

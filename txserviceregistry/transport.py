@@ -20,7 +20,7 @@ from twisted.web.iweb import IAgent
 from .blanking import blanked
 from .errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
 from .faults import faultIn
-from .jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, pathOf, segment
+from .jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, WhenLate, pathOf, segment
 from .parsing import parseRetryAfter
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class Transport:
         repeatable: bool | None = None,
         wait: float | None = None,
         isTraced: bool = False,
+        whenLate: WhenLate | None = None,
     ) -> Deferred[Response]:
         """
         Ask the registry.
@@ -113,12 +114,22 @@ class Transport:
             Such a request takes nobody's place in the queue.
         :param isTraced: whether the caller finds out what came of a request that may not be repeated. Then the first of
             several servers has its share of the *timeout*, and no more.
+        :param whenLate: called when the *timeout* is over, with what the request would fail with. The request runs on
+            for as many seconds as it gives, and fails only then.
         :return: fires with the :class:`Response`, a 2xx. Fails with :class:`~txserviceregistry.errors.APIError` or a
             subclass for a fault of the API or any 5xx, and with ``ConnectionFailed``, ``RequestTimedOut``,
             ``MalformedResponse`` (``ForeignResponse`` for any other status) or ``AuthenticationFailed``.
         """
         exchange = self._json.exchange(
-            method, path, query=query, body=body, timeout=timeout, repeatable=repeatable, wait=wait, isTraced=isTraced
+            method,
+            path,
+            query=query,
+            body=body,
+            timeout=timeout,
+            repeatable=repeatable,
+            wait=wait,
+            isTraced=isTraced,
+            whenLate=whenLate,
         )
         return self._json.inTime(exchange, self._send(exchange, body))
 

@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of what is left to chance")
     parser.add_argument("--request-timeout", type=float, default=10.0, help="seconds that a request may take")
     parser.add_argument("--in-order", action="store_true", help="begin with the first of several servers")
+    parser.add_argument("--check", action="store_true", help="give them a check, so that each is heartbeated alone")
     parser.add_argument("--connections", type=int, default=2, help="to the registry, at most")
     options = parser.parse_args(arguments)
     useMonotonic()
@@ -72,7 +73,10 @@ async def _run(options: argparse.Namespace, reactor: Any) -> None:
     draw = (lambda: 0.0) if options.in_order else random
     client = Client(reactor=reactor, timeout=options.request_timeout, maxConnections=options.connections, random=draw)
     load = Load(client, reactor, options)
-    services = [_service(client, f"{options.prefix}{number}", options.timeout) for number in range(options.services)]
+    check = (lambda: True) if options.check else None
+    services = [
+        _service(client, f"{options.prefix}{number}", options.timeout, check) for number in range(options.services)
+    ]
     for service in services:
         service.startService()
     load.resume()
@@ -86,8 +90,8 @@ async def _run(options: argparse.Namespace, reactor: Any) -> None:
     note("stopped")
 
 
-def _service(client: Client, id: str, timeout: int) -> RegisteredService:
-    service = RegisteredService(client, id, timeout, tags=["faults"])
+def _service(client: Client, id: str, timeout: int, check: Callable[[], bool] | None) -> RegisteredService:
+    service = RegisteredService(client, id, timeout, tags=["faults"], check=check)
     service.onStateChange(lambda state: note("state", id=id, state=state))
     service.onRegistrationFailure(lambda error: note("trouble", id=id, error=type(error).__name__, text=str(error)))
     return service

@@ -60,17 +60,24 @@ class FaultCase(Figures, ProcessTestCase):
     #: Where the registry listens, from its first start on.
     port = 0
 
-    async def registry(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
-        """Start a registry, always on the same port and over the same data, and wait until it listens."""
-        listen = f"tcp:{self.port}:interface=127.0.0.1"
+    async def registry(
+        self, *arguments: str, environment: Mapping[str, str] | None = None, transport: str = "tcp"
+    ) -> Child:
+        """
+        Start a registry, always on the same port and over the same data, and wait until it listens.
+
+        :param transport: how it listens: ``tcp`` or ``ssl``, with a colon and options behind.
+        """
+        kind, _, options = transport.partition(":")
+        listen = f"{kind}:{self.port}:interface=127.0.0.1{options and ':'}{options}"
         registry = self.twistd("service-registry", "--listen", listen, *arguments, environment=environment)
         await registry.says("Credentials")
         self.port = int(self.client().settings.baseUrls[0].split(":")[2].split("/")[0])
         return registry
 
-    def proxy(self, random: Random | None = None) -> Proxy:
+    def proxy(self, random: Random | None = None, *, isTLS: bool = False) -> Proxy:
         """A proxy before the registry that has been started."""
-        proxy = Proxy(reactor, self.port, random)
+        proxy = Proxy(reactor, self.port, random, isTLS=isTLS)
         proxy.start()
         self.addCleanup(proxy.stop)
         return proxy

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["Messages", "answer"]
+__all__ = ["Bytes", "Messages", "answer"]
 
 _LENGTH = re.compile(rb"^content-length: *(\d+)", re.IGNORECASE | re.MULTILINE)
 _CHUNKED = re.compile(rb"^transfer-encoding: *chunked", re.IGNORECASE | re.MULTILINE)
@@ -36,6 +36,14 @@ class Messages:
         """What is there of a message that is not whole; it is not kept here any more."""
         rest, self._data = self._data, b""
         return rest
+
+
+class Bytes(Messages):
+    """Cuts nothing: what has come is a message."""
+
+    def take(self, data: bytes) -> list[bytes]:
+        """See Messages."""
+        return [data]
 
 
 def _endOf(data: bytes) -> int | None:

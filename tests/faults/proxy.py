@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from txserviceregistry.deferred import returnsDeferred
 
-from .messages import Messages, answer
+from .messages import Bytes, Messages, answer
 
 __all__ = ["BOTH", "TO_CLIENT", "TO_REGISTRY", "Proxy", "Way"]
 
@@ -81,12 +81,15 @@ class Proxy:
     :param reactor: connects, listens and keeps time.
     :param port: the registry's port on loopback. May be set anew, for the connections to come.
     :param random: draws what is left to chance.
+    :param isTLS: whether TLS goes through. Then there are no messages to spoil, and a delay holds for the handshake of
+        TCP as well.
     :ivar counts: how many ``connections`` there were, ``requests`` from clients, ``answers`` from the registry, and how
         often each fault was done to one.
     """
 
-    def __init__(self, reactor: Any, port: int, random: Random | None = None) -> None:
+    def __init__(self, reactor: Any, port: int, random: Random | None = None, *, isTLS: bool = False) -> None:
         self.reactor = reactor
+        self.isTLS = isTLS
         self.port = port
         self.random = Random(0) if random is None else random
         self.counts: Counter[str] = Counter()
@@ -112,7 +115,7 @@ class Proxy:
     @property
     def url(self) -> str:
         """The registry's URL by way of this proxy."""
-        return f"http://{_LOOPBACK}:{self._ownPort}/v1.0"
+        return f"{'https' if self.isTLS else 'http'}://{_LOOPBACK}:{self._ownPort}/v1.0"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -260,6 +263,10 @@ class _Pipe:
         self._latest = 0.0
         self._stopped = False
 
+    def wait(self, seconds: float) -> None:
+        """Nothing arrives before so many seconds have passed."""
+        self._latest = self._proxy.reactor.seconds() + seconds
+
     def connect(self, target: Any) -> None:
         """The other end is there."""
         self._target = target
@@ -315,8 +322,8 @@ class _Link:
         self.proxy = proxy
         self.toRegistry = _Pipe(proxy, TO_REGISTRY)
         self.toClient = _Pipe(proxy, TO_CLIENT)
-        self._requests = Messages()
-        self._answers = Messages()
+        self._requests = Bytes() if proxy.isTLS else Messages()
+        self._answers = Bytes() if proxy.isTLS else Messages()
         # Of these the two ends are made; each is there until its connection is lost.
         self._ends: set[Any] = set()
         self._connector: Any = None
@@ -330,6 +337,8 @@ class _Link:
             self.proxy.counts["connections"] += 1
             self.proxy.links.add(self)
             self.toClient.connect(end.transport)
+            if self.proxy.isTLS:
+                self.toRegistry.wait(sum(self.proxy.delays.values()))
             self._connector = self.proxy.reactor.connectTCP(_LOOPBACK, self.proxy.port, _Registries(self))
         else:
             self.toRegistry.connect(end.transport)

@@ -1,0 +1,170 @@
+"""
+Tries of what has a deadline: when the next one begins, and the late ones that run on beside it.
+
+Ending a late try would close its connection, and the next try would need a new handshake in even less time. So a late
+try runs on, and the first answer counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+__all__ = [
+    "SHORTEST_TRY",
+    "LateTries",
+    "NothingLeft",
+    "Race",
+    "TryIsLate",
+    "delayBefore",
+    "patienceFor",
+    "runOnAfter",
+]
+
+_T = TypeVar("_T")
+
+#: No try is late before so many seconds: it could not be answered over a real network.
+SHORTEST_TRY = 0.05
+
+# A try after the deadline, when there is nothing left to take a third of, is late after so many seconds.
+_LONGEST_AFTER = 10.0
+# A try is given so many seconds in all: connecting, a TLS handshake and a response over a slow network.
+_RUN = 3.0
+# Late tries of one thing that run on at once.
+_MOST_LATE = 5
+
+
+def patienceFor(left: float, heartbeatTimeout: float) -> float:
+    """
+    Seconds after which a try is late, and the next one may begin beside it: a third of those to the deadline.
+
+    :param left: seconds to the deadline.
+    :param heartbeatTimeout: seconds from one deadline to the next.
+    """
+    if left <= 0:
+        return min(_LONGEST_AFTER, heartbeatTimeout / 3)
+    return max(SHORTEST_TRY, left / 3)
+
+
+def delayBefore(delay: float, left: float, shortest: float = SHORTEST_TRY) -> float:
+    """
+    Seconds to wait before the next try: *delay*, but at most a quarter of those to the deadline. With a third for each
+    try, that leaves room for two tries.
+
+    :param left: seconds to the deadline; from the deadline on, *delay* is not shortened.
+    :param shortest: seconds that it is not shortened below.
+    """
+    return min(delay, max(left / 4, shortest)) if left > 0 else delay
+
+
+def runOnAfter(patience: float) -> float:
+    """Seconds for which a try that was late after so many seconds runs on; 0 if it has had time enough."""
+    return max(0.0, _RUN - patience)
+
+
+class LateTries:
+    """Tries of one thing that run on. When one more is late than may be, the oldest is cancelled."""
+
+    def __init__(self) -> None:
+        self._running: dict[Deferred[Any], None] = {}
+
+    def add(self, work: Deferred[Any]) -> None:
+        """Take in a try that is late. Its failures are its owner's to handle."""
+        self._running[work] = None
+        work.addBoth(self._over, work)
+        if len(self._running) > _MOST_LATE:
+            next(iter(self._running)).cancel()
+
+    def _over(self, result: Any, work: Deferred[Any]) -> Any:
+        self._running.pop(work, None)
+        return result
+
+    def end(self) -> None:
+        """Cancel all that run."""
+        running, self._running = self._running, {}
+        for work in running:
+            work.cancel()
+
+
+class TryIsLate(Exception):
+    """A try has no result yet, and runs on."""
+
+
+class NothingLeft(Exception):
+    """No try runs any more."""
+
+
+class Race(Generic[_T]):
+    """
+    Tries of one thing by one coroutine, which waits for one at a time: the first that succeeds counts, and ends the
+    others.
+
+    :param clock: for the patience.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._running: list[Deferred[_T]] = []
+        # What the coroutine waits for: its Deferred, and the try that may fail it.
+        self._waiter: Deferred[_T]
+        self._awaited: Deferred[_T] | None = None
+
+    def run(self, work: Deferred[_T], patience: float | None = None) -> Deferred[_T]:
+        """
+        Wait for a try, and for those that run on.
+
+        :param patience: seconds after which it is late; never if ``None``.
+        :return: fires with the first result of any. Fails as *work* does, or with :class:`TryIsLate`. Cancelling it
+            cancels all tries.
+        """
+        waiter = self._wait(work)
+        self._running.append(work)
+        work.addCallbacks(self._succeeded, self._failed, callbackArgs=(work,), errbackArgs=(work,))
+        if patience is None or waiter.called:
+            return waiter
+        call = self._clock.callLater(patience, lambda: waiter.errback(TryIsLate()))
+
+        def over(result: Any) -> Any:
+            if call.active():
+                call.cancel()
+            return result
+
+        return waiter.addBoth(over)
+
+    def rest(self) -> Deferred[_T]:
+        """
+        Wait for those that run on.
+
+        :return: fires with the first result. Fails with :class:`NothingLeft` when there is none.
+        """
+        return self._wait(None) if self._running else fail(NothingLeft())
+
+    def _wait(self, work: Deferred[_T] | None) -> Deferred[_T]:
+        waiter: Deferred[_T] = Deferred(lambda _: self._end())
+        self._waiter = waiter
+        self._awaited = work
+        return waiter
+
+    def _succeeded(self, result: _T, work: Deferred[_T]) -> None:
+        # One that is ended may succeed all the same.
+        if work in self._running:
+            self._running.remove(work)
+            self._end()
+            self._waiter.callback(result)
+
+    def _failed(self, failure: Failure, work: Deferred[_T]) -> None:
+        if work not in self._running:
+            return
+        self._running.remove(work)
+        if self._awaited is work:
+            self._waiter.errback(failure)
+        elif self._awaited is None and not self._running:
+            self._waiter.errback(NothingLeft())
+
+    def _end(self) -> None:
+        running, self._running = self._running, []
+        for work in running:
+            work.cancel()
