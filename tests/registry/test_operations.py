@@ -228,6 +228,12 @@ class MetricsPageTests(SynchronousTestCase):
         self.assertEqual((len(tenants), min(tenants.values())), (100, 901))
         self.assertEqual(self.value("services"), 500_500)
 
+    def test_tellsTheSizeOfTheLog(self) -> None:
+        """The size of the write-ahead log is there as soon as the store has one."""
+        self.assertNotIn(b"\nservice_registry_store_wal_bytes ", self.ask().raw)
+        self.api.store.statistics.walBytes = 4096
+        self.assertEqual(self.value("store_wal_bytes"), 4096)
+
     def test_histogramsAreWhatPrometheusExpects(self) -> None:
         """Each value is in every class whose end it does not exceed, and the last class has them all."""
         statistics = self.api.store.statistics

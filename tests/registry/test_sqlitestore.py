@@ -36,7 +36,8 @@ from txserviceregistry.registry.stores.interfaces import (
     TokenRecord,
 )
 from txserviceregistry.registry.stores.sqlite import SqliteStore
-from txserviceregistry.registry.stores.sqlitefile import APPLICATION_ID, MIGRATIONS, connect, prepare
+from txserviceregistry.registry.stores.sqlitefile import APPLICATION_ID, LOG_BYTES, MIGRATIONS, connect, prepare
+from txserviceregistry.registry.stores.sqlitelog import RETRY_SECONDS, TELLING_BYTES
 
 NOW = 1_700_000_000.0
 ROOT = os.path.dirname(os.path.dirname(tests.__file__))
@@ -546,6 +547,75 @@ class SqliteStoreTests(TestCase):
         await store.removeToken("none")
         self.assertEqual(len(self.flushLoggedErrors(OverflowError)), 1)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    # -- the size of the log
+
+    async def growLog(self, store: SqliteStore, size: int) -> None:
+        """Write until the log has more than *size* bytes."""
+        number = 0
+        while os.path.getsize(self.path + "-wal") <= size:
+            number += 1
+            await store.setValue("1", f"large{number}", "x" * 2_000_000, 1000)
+        self.reactor.advance(0.5)
+        await store.probe()
+
+    async def logIsSmall(self, store: SqliteStore) -> None:
+        """Wait until the log is cut; nothing is written meanwhile."""
+        for _ in range(10_000):
+            if os.path.getsize(self.path + "-wal") <= LOG_BYTES:
+                break
+            self.reactor.advance(0.1)
+            await store.secret()
+        self.assertLessEqual(os.path.getsize(self.path + "-wal"), LOG_BYTES)
+
+    async def test_theLogIsCutAfterALongRead(self):
+        """A log that grew while another program read is cut within seconds, also if nothing more is written."""
+        lines: list[Any] = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        store = await self.opened()
+        other = self.elsewhere()
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM meta").fetchone()
+        await self.growLog(store, TELLING_BYTES)
+        for _ in range(3):
+            self.reactor.advance(RETRY_SECONDS)
+            await store.probe()
+        self.assertGreater(store.statistics.walBytes, TELLING_BYTES)
+        self.assertGreater(os.path.getsize(self.path + "-wal"), TELLING_BYTES)
+        other.execute("COMMIT")
+        await self.logIsSmall(store)
+        await store.probe()
+        self.assertLessEqual(store.statistics.walBytes, LOG_BYTES)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(len(await store.listValues("1", None, 100, None)), await countValues(store))
+        texts = [formatEvent(event) for event in lines if event["log_namespace"].startswith("txserviceregistry")]
+        self.assertEqual(len(texts), 2, texts)
+        self.assertTrue(texts[0].startswith(f"The write-ahead log {self.path}-wal has grown to 6"), texts)
+        self.assertIn("small again", texts[1])
+
+    async def test_aLargeChangeLeavesASmallLog(self):
+        """After a change that alone is larger than the log may stay, it is cut, though nobody reads."""
+        store = await self.opened()
+        await store.setValue("1", "large", "x" * (LOG_BYTES + 1), 10)
+        self.assertGreater(os.path.getsize(self.path + "-wal"), LOG_BYTES)
+        self.reactor.advance(0.5)
+        await store.removeToken("what is written next finds it")
+        await self.logIsSmall(store)
+
+    async def test_closingWhileTheLogIsLarge(self):
+        """A store can be closed while somebody reads what makes the log large; nothing stays on the reactor."""
+        threads = set(threading.enumerate())
+        store = await self.opened()
+        other = self.elsewhere()
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM meta").fetchone()
+        await self.growLog(store, LOG_BYTES)
+        self.reactor.advance(RETRY_SECONDS)
+        other.execute("COMMIT")
+        await store.close()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(set(threading.enumerate()) - threads, set())
 
     async def test_aFileThatVanishesIsNotMadeAnew(self):
         """A store whose file is taken away does not go on with an empty one."""

@@ -134,6 +134,10 @@ def _store(statistics: StoreStatistics) -> Iterator[Metric]:
     commits = HistogramMetricFamily(_PREFIX + "store_commit_operations", "Operations that shared a commit.")
     commits.add_metric([], _buckets(statistics.commits), statistics.commits.total)
     yield commits
+    wal = GaugeMetricFamily(_PREFIX + "store_wal_bytes", "Size of the write-ahead log of the sqlite store.")
+    if statistics.walBytes is not None:
+        wal.add_metric([], statistics.walBytes)
+    yield wal
 
 
 def _certificates(certificates: Mapping[str, x509.Certificate]) -> Metric:

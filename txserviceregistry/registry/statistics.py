@@ -88,6 +88,7 @@ class StoreStatistics:
     :ivar commits: how many operations shared a commit.
     :ivar isReadable: whether it could be read the last time.
     :ivar isWritable: whether it could be written the last time.
+    :ivar walBytes: the size of its write-ahead log.
     """
 
     reads: Histogram = attrs.field(factory=lambda: Histogram(STORE_SECONDS))
@@ -95,3 +96,4 @@ class StoreStatistics:
     commits: Histogram = attrs.field(factory=lambda: Histogram(COMMIT_OPERATIONS))
     isReadable: bool = True
     isWritable: bool = True
+    walBytes: int | None = None

@@ -37,8 +37,9 @@ from .interfaces import (
     TokenRecord,
     UserRecord,
 )
+from .sqlitelog import LogSize
 from .sqlitetables import LastSeen, NewService, NewValue, Tables
-from .sqlitethreads import Reader, ThreadedReactor, Writer
+from .sqlitethreads import Checkpointer, Reader, ThreadedReactor, Writer
 
 __all__ = ["SqliteStore"]
 
@@ -95,6 +96,9 @@ class SqliteStore:
         self._reader = Reader(reactor, self._connectToRead, self.statistics)
         self._files = sqlitefile.OpenFiles(self._path, guard)
         self._writer = Writer(reactor, self._connectToWrite, self.statistics, self._reader, self._files)
+        self._checkpointer = Checkpointer(reactor, self._connect)
+        self._logSize = LogSize(self._path, reactor, self._writer, self._checkpointer, self.statistics)
+        self._writer.logSeen = self._logSize.seen
         self._isPrepared = False
         self._lastSeen: dict[tuple[str, str, str], int] = {}
         self._lastSeenCall: IDelayedCall | None = None
@@ -141,7 +145,8 @@ class SqliteStore:
     async def close(self) -> None:
         """See :meth:`IStore.close`."""
         self._writeLastSeen()
-        ends = [self._reader.stop(), self._writer.stop()]
+        self._logSize.stop()
+        ends = [self._checkpointer.stop(), self._reader.stop(), self._writer.stop()]
         for end in ends:
             await end
         self._lastSeen.clear()

@@ -18,7 +18,17 @@ from urllib.parse import quote
 from .. import eventids
 from .interfaces import StoreRefused
 
-__all__ = ["APPLICATION_ID", "MIGRATIONS", "FileLost", "OpenFiles", "connect", "isThere", "prepare"]
+__all__ = [
+    "APPLICATION_ID",
+    "BUSY_SECONDS",
+    "LOG_BYTES",
+    "MIGRATIONS",
+    "FileLost",
+    "OpenFiles",
+    "connect",
+    "isThere",
+    "prepare",
+]
 
 APPLICATION_ID = 0x74785352
 """``txSR``: what sets our files apart from other programs' databases (bytes 68 to 71 of the file)."""
@@ -53,7 +63,7 @@ MIGRATIONS: Sequence[Sequence[str]] = (
 )
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` says how many have been done."""
 
-_BUSY_SECONDS = 5.0
+BUSY_SECONDS = 5.0
 """How long to wait for another process that writes."""
 
 _CHECKED_WHOLE = 32 * 1024 * 1024
@@ -61,6 +71,9 @@ _CHECKED_WHOLE = 32 * 1024 * 1024
 
 _CHECK_SECONDS = 0.5
 """How long a larger file is checked, table by table; the events, which make it large, are left out."""
+
+LOG_BYTES = 16 * 1024 * 1024
+"""What the write-ahead log is cut to. SQLite begins it anew after 4 MB, unless somebody reads."""
 
 _CACHE_KIBIBYTES = 16_384
 
@@ -88,7 +101,7 @@ def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
     It never makes a file, so that one that has vanished is not taken for one that is empty.
     """
     connection = sqlite3.connect(
-        _uri(path, "mode=rw"), uri=True, isolation_level=None, timeout=_BUSY_SECONDS, cached_statements=256
+        _uri(path, "mode=rw"), uri=True, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=256
     )
     try:
         if readOnly:
@@ -96,6 +109,7 @@ def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
         else:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
         connection.execute(_SECRET).fetchone()
     except BaseException:
@@ -146,27 +160,30 @@ class OpenFiles:
         """The connection is going to be closed: SQLite may remove the log, and make another one."""
         self._beside = {}
 
-    def check(self) -> None:
+    def check(self) -> int:
         """
         See that the files are those under their names.
 
+        :return: how many bytes the log has.
         :raises FileLost: if one is not.
         """
         if self._main is not None:
             self._checkOne(self._path, self._main)
-        for path, known in self._beside.items():
-            self._checkOne(path, known)
+        sizes = {path: self._checkOne(path, known) for path, known in self._beside.items()}
+        return next((size for path, size in sizes.items() if path.endswith("-wal")), 0)
 
-    def checkToWrite(self) -> None:
+    def checkToWrite(self) -> int:
         """
         See that what is written is not going to be lost.
 
+        :return: how many bytes the log has.
         :raises Exception: if it would be; see :meth:`check` and the guard.
         """
-        self.check()
+        size = self.check()
         self._guard()
+        return size
 
-    def _checkOne(self, path: str, known: os.stat_result) -> None:
+    def _checkOne(self, path: str, known: os.stat_result) -> int:
         try:
             found = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -175,7 +192,7 @@ class OpenFiles:
             what = f"{path} can't be reached ({error.strerror})"
         else:
             if os.path.samestat(found, known):
-                return
+                return found.st_size
             what = f"{path} was replaced by another file"
         raise FileLost(f"{what} while the registry uses it; put the same file back, or restart the registry")
 
@@ -331,7 +348,7 @@ def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
     # An empty one may be another process's, which is about to write to it.
     companions = any(os.path.exists(os.path.realpath(path) + ending) for ending in _LOGS)
     options = "mode=ro" if companions else _IMMUTABLE
-    connection = sqlite3.connect(_uri(path, options), uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
+    connection = sqlite3.connect(_uri(path, options), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
     try:
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         if version <= len(migrations):

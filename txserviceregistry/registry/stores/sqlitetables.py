@@ -36,6 +36,7 @@ from .interfaces import (
     ServiceRecord,
     StoreError,
 )
+from .sqlitefile import BUSY_SECONDS
 from .sqliteusers import Users, asBytes, asText
 
 __all__ = ["LastSeen", "NewService", "NewValue", "Tables"]
@@ -153,6 +154,7 @@ class Tables:
         self.users = Users(connection, wallClock)
         self._ids = eventids.EventIds(wallClock, self._meta("tail"))
         self._lastWritten = 0
+        self._checkpointsByItself = True
 
     # -- transactions
 
@@ -199,8 +201,24 @@ class Tables:
             self._connection.close()
 
     def checkpoint(self) -> None:
-        """Move what is in the write-ahead log into the file, as far as nobody reads it."""
+        """Copy what is in the write-ahead log into the file, as far as nobody reads it, while others write."""
+        self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def cutLog(self, seconds: float) -> None:
+        """
+        Copy what is in the write-ahead log into the file, and cut it off, unless somebody reads it.
+
+        :param seconds: how long to wait for those who read.
+        """
+        self._execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
         self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
+
+    def checkpointByItself(self, doesIt: bool) -> None:
+        """Whether SQLite copies the log into the file after a commit, as part of it, when the log has 4 MB."""
+        if doesIt is not self._checkpointsByItself:
+            self._execute(f"PRAGMA wal_autocheckpoint = {1000 if doesIt else 0}")
+            self._checkpointsByItself = doesIt
 
     # -- what many need
 

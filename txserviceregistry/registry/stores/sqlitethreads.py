@@ -27,10 +27,10 @@ from twisted.logger import Logger
 
 from ..statistics import Histogram, StoreStatistics
 from .interfaces import StoreError, StoreUnavailable
-from .sqlitefile import OpenFiles
+from .sqlitefile import BUSY_SECONDS, LOG_BYTES, OpenFiles
 from .sqlitetables import Tables
 
-__all__ = ["Reader", "ThreadedReactor", "Writer"]
+__all__ = ["Checkpointer", "Reader", "ThreadedReactor", "Writer"]
 
 _T = TypeVar("_T")
 _C = TypeVar("_C")
@@ -45,6 +45,9 @@ _GATHERING_SECONDS = 0.01
 
 _CHECK_SECONDS = 0.2
 """How old the last look at the files may be when something is written to them: a look costs some microseconds."""
+
+_CUT_SECONDS = 0.1
+"""How long writes wait for those who read when the log is to be cut."""
 
 _READS_PER_GROUP = 16
 """Reads that wait for each other at most before they are answered: few, because a page takes a millisecond."""
@@ -318,8 +321,22 @@ class Reader(_Worker):
         return outcomes, cause
 
 
+class Checkpointer(Reader):
+    """A thread that copies the write-ahead log into the file, and has a connection only while it does."""
+
+    _doing = "checkpointed"
+    _isKeeping = False
+
+    def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables]) -> None:
+        super().__init__(reactor, connect, StoreStatistics())  # which nobody asks for
+
+
 class Writer(_Worker):
-    """The thread that writes: the only one in this process."""
+    """
+    The thread that writes: the only one in this process.
+
+    :ivar logSeen: is called with the bytes of the write-ahead log, several times a second while there are writes.
+    """
 
     _doing = "written"
     _isEnding = False
@@ -341,6 +358,9 @@ class Writer(_Worker):
         self._files = files
         self._checked = -math.inf
         self._isLost = False
+        self._logBytes = 0
+        self._isToCut = False
+        self.logSeen: Callable[[int], None] = lambda size: None
         self._background: deque[_Job] = deque()
         self._gathered = 0
 
@@ -372,7 +392,17 @@ class Writer(_Worker):
 
         return self._take(_Job(alone, self._reactor.seconds(), together=together, change=change))
 
+    def cutLog(self) -> Deferred[None]:
+        """
+        Cut off the write-ahead log, unless somebody reads it.
+
+        :return: fires when that has been tried, and :attr:`logSeen` has been called.
+        """
+        self._isToCut = True
+        return self.submit(lambda tables: None, background=True)
+
     def _settle(self, outcomes: Sequence[_Outcome], cause: Exception | None) -> None:
+        self.logSeen(self._logBytes)
         # Of a file that is lost there is no other connection to be had; those that are open have all that was written.
         self._reader.keepConnection(cause is None or isinstance(cause, _Lost))
         self._statistics.isWritable = cause is None
@@ -412,7 +442,11 @@ class Writer(_Worker):
                 tables.begin()
                 outcomes, cause = self._runEach(tables, jobs)
             self._checkFiles()
+            # A large log is copied elsewhere: here it would make this group wait.
+            tables.checkpointByItself(self._logBytes <= LOG_BYTES)
             tables.commit()
+            if self._isToCut:
+                self._cutLog(tables)
         except Exception as error:
             cause = self._explained(error)
             outcomes = [_Outcome(job, StoreUnavailable(f"the store can't be written: {cause}")) for job in jobs]
@@ -428,12 +462,20 @@ class Writer(_Worker):
         if not self._isLost and 0 <= now - self._checked < _CHECK_SECONDS:
             return
         try:
-            self._files.checkToWrite()
+            self._logBytes = self._files.checkToWrite()
         except Exception as error:
             self._isLost = True
             raise _Lost(str(error)) from None
         self._isLost = False
         self._checked = now
+
+    def _cutLog(self, tables: Tables) -> None:
+        self._isToCut = False
+        try:
+            tables.cutLog(_CUT_SECONDS)
+            self._logBytes = self._files.checkToWrite()
+        except Exception as error:
+            self._log.warn("The write-ahead log can't be cut: {error}", error=error)  # what was written is kept
 
     def _explained(self, error: Exception) -> Exception:
         """What is wrong: that the file is lost, if it is, else the error that there was."""
@@ -504,7 +546,7 @@ class Writer(_Worker):
             try:
                 # The log of a file that was taken away stays as it is: it is needed when the file is put back.
                 self._checkFiles()
-                self._tables.checkpoint()
+                self._tables.cutLog(BUSY_SECONDS)
             except (sqlite3.Error, _Lost):
                 pass  # another process uses the file, or there is trouble: the log is read at the next start
         super()._finish()

@@ -1,0 +1,102 @@
+"""
+The size of the write-ahead log of a SQLite file.
+
+SQLite copies the log into the file, and begins it again, only while no program has an older transaction open. A program
+that keeps one open, a backup for example, makes the log grow. Afterwards the log keeps its size, and the next commit
+takes long because it copies all of it. So a log that has grown is copied in a thread of its own, and then cut.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..statistics import StoreStatistics
+from .interfaces import StoreUnavailable
+from .sqlitefile import LOG_BYTES
+from .sqlitethreads import Checkpointer, ThreadedReactor, Writer
+
+__all__ = ["RETRY_SECONDS", "TELLING_BYTES", "LogSize"]
+
+#: Seconds until it is tried again to cut a log that somebody reads.
+RETRY_SECONDS = 5.0
+#: A log of this size is worth a warning.
+TELLING_BYTES = 4 * LOG_BYTES
+
+
+class LogSize:
+    """
+    Keeps the log small.
+
+    :param path: the file, for the operations log.
+    :param statistics: where the size is told.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        path: str,
+        reactor: ThreadedReactor,
+        writer: Writer,
+        checkpointer: Checkpointer,
+        statistics: StoreStatistics,
+    ) -> None:
+        self._path = path
+        self._reactor = reactor
+        self._writer = writer
+        self._checkpointer = checkpointer
+        self._statistics = statistics
+        self._isCutting = False
+        self._next: IDelayedCall | None = None
+        self._hasTold = False
+
+    def seen(self, size: int) -> None:
+        """The log has *size* bytes."""
+        self._statistics.walBytes = size
+        if size > LOG_BYTES:
+            if not self._isCutting and self._next is None:
+                self._cut()
+        elif self._next is not None:
+            self.stop()
+        if size > TELLING_BYTES and not self._hasTold:
+            self._hasTold = True
+            self._log.warn(
+                "The write-ahead log {path}-wal has grown to {size} MB, and grows on as long as another program keeps "
+                "reading the store in one transaction",
+                path=self._path,
+                size=round(size / 1e6),
+            )
+        elif size <= LOG_BYTES and self._hasTold:
+            self._hasTold = False
+            self._log.info("The write-ahead log {path}-wal is small again", path=self._path)
+
+    def stop(self) -> None:
+        """Try no more, until it is seen again."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    def _cut(self) -> None:
+        self._next = None
+        self._isCutting = True
+        Deferred.fromCoroutine(self._copyAndCut()).addBoth(self._ended)
+
+    async def _copyAndCut(self) -> None:
+        # Most of the work is done while others write. What they write meanwhile is little, and is left for the writer.
+        if not self._checkpointer.isRunning:
+            await self._checkpointer.start()
+        await self._checkpointer.submit(lambda tables: tables.checkpoint())
+        await self._writer.cutLog()
+
+    def _ended(self, outcome: object) -> None:
+        self._isCutting = False
+        if (self._statistics.walBytes or 0) > LOG_BYTES and self._writer.isRunning:
+            self._next = self._reactor.callLater(RETRY_SECONDS, self._cut)
+        if isinstance(outcome, Failure) and not outcome.check(StoreUnavailable, sqlite3.Error, OSError):
+            # Those are trouble with the file, which the writer meets and logs.
+            self._log.failure("The write-ahead log could not be cut", outcome)
