@@ -55,17 +55,18 @@ class ConfigurationClient:
         """
         return self._list("/configuration", marker, limit)
 
-    def listForNamespace(
+    @returnsDeferred
+    async def listForNamespace(
         self, namespace: str, marker: str | None = None, limit: int | None = None
-    ) -> Deferred[ConfigurationPage]:
+    ) -> ConfigurationPage:
         """
         One page of the values below a namespace, those of the namespaces in it included. For the rest see :meth:`list`.
 
         :param namespace: such as ``/production/cassandra``; ``/`` for all values that have one.
         """
-        return self._list(_namespacePath(namespace), marker, limit)
+        return await self._list(_namespacePath(namespace), marker, limit)
 
-    def iterate(self, namespace: str | None = None) -> AsyncIterator[ConfigurationValue]:
+    async def iterate(self, namespace: str | None = None) -> AsyncIterator[ConfigurationValue]:
         """
         All values, or all below a *namespace*, page by page as they are asked for::
 
@@ -73,7 +74,8 @@ class ConfigurationClient:
                 print(value["id"], value["value"])
         """
         path = "/configuration" if namespace is None else _namespacePath(namespace)
-        return pages(self._transport, path, readConfigurationPage)
+        async for value in pages(self._transport, path, readConfigurationPage):
+            yield value
 
     @returnsDeferred
     async def get(self, id: str) -> ConfigurationValue:
