@@ -409,6 +409,29 @@ class ConstructionTests(SynchronousTestCase):
         self.assertEqual(keys[-1][1], "second")
         self.assertEqual({url for url, _ in keys}, {"http://a/v2.0/tokens"})
 
+    def test_theNextAuthApiWhenAGatewayAnswers(self) -> None:
+        """A page of a gateway leads to the next URL of the Auth API; refused credentials do not."""
+        for page, kind in ((answer(403, b"<html>"), None), (authFault(), AuthenticationFailed)):
+
+            def handle(sent: Sent, page: Any = page) -> Any:
+                if not sent.url.endswith("/tokens"):
+                    return answer(200, WEB1)
+                return page if sent.url.startswith("http://a/") else answer(200, access())
+
+            client = Client(
+                "joe",
+                API_KEY,
+                baseUrl="http://registry/v1.0",
+                authUrl=["http://a/v2.0", "http://b/v2.0"],
+                agent=FakeAgent(handle),
+                reactor=Clock(),
+                random=lambda: 0.0,
+            )
+            if kind is None:
+                self.successResultOf(client.services.get("web1"))
+            else:
+                self.failureResultOf(client.services.get("web1"), kind)
+
     def test_aKeyThatWasGivenStays(self) -> None:
         """A key that is an argument, or in the environment, is not looked for in files."""
         for arguments, environ in (

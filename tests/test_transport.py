@@ -178,14 +178,18 @@ class TransportTests(SynchronousTestCase):
 
     def test_theNextServerIsAskedWhenAGatewayAnswers(self) -> None:
         """A gateway without its registry is passed over like a server that is down; a registry that refuses is not."""
-        self.authenticator = FakeAuthenticator()
-        self.agent = FakeAgent(lambda sent: answer(404, b"<html>") if "//a/" in sent.url else answer(200, {}))
-        transport = Transport(
-            self.agent, self.clock, self.authenticator, lambda _: ["http://a/v1.0", "http://b/v1.0"], random=lambda: 0.0
-        )
-        self.assertEqual(self.successResultOf(transport.request("GET", "/x")).url, "http://b/v1.0/7/x")
-        self.successResultOf(transport.request("GET", "/x"))
-        self.assertEqual(self.agent.asked, [f"GET http://{one}/v1.0/7/x" for one in "abb"])
+        for page in (answer(404, b"<html>"), answer(401), answer(302, Location="http://login")):
+            self.agent = FakeAgent(lambda sent, page=page: page if "//a/" in sent.url else answer(200, {}))
+            transport = Transport(
+                self.agent,
+                self.clock,
+                self.authenticator,
+                lambda _: ["http://a/v1.0", "http://b/v1.0"],
+                random=lambda: 0.0,
+            )
+            self.assertEqual(self.successResultOf(transport.request("GET", "/x")).url, "http://b/v1.0/7/x")
+            self.successResultOf(transport.request("GET", "/x"))
+            self.assertEqual(self.agent.asked, [f"GET http://{one}/v1.0/7/x" for one in "abb"])
         self.agent.handler = lambda sent: fault("notFoundError")
         self.failureResultOf(transport.request("GET", "/x"), NotFound)
         self.assertEqual(len(self.agent.asked), 4)

@@ -45,7 +45,15 @@ from .jsontransport import ClientClosed, JSONTransport, Response
 from .shapes import objectsIn, readAccess
 from .tries import LateTries
 
-__all__ = ["Credentials", "IAuthenticator", "KeystoneAuthenticator", "RetryingAuthAgent", "Session", "parseTime"]
+__all__ = [
+    "Credentials",
+    "IAuthenticator",
+    "KeystoneAuthenticator",
+    "RetryingAuthAgent",
+    "Session",
+    "isAuthFault",
+    "parseTime",
+]
 
 #: A token is renewed when so much of its life is over.
 RENEW_AT = 0.9
@@ -185,6 +193,11 @@ def _faultIn(response: Response) -> str | None:
         if _FAULTS.get(name) == response.status and isinstance(fault, dict) and fault.get("code") == response.status:
             return fault["message"] if isinstance(fault.get("message"), str) else None
     return None
+
+
+def isAuthFault(response: Response) -> bool:
+    """Whether a response that is an error is a fault of the Auth API, and not the page of a gateway before it."""
+    return _faultIn(response) is not None
 
 
 @implementer(IAuthenticator)

@@ -20,7 +20,7 @@ from twisted.web.iweb import IAgent
 
 from .account import AccountClient
 from .agents import ConnectionPool, QueueingAgent
-from .auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session
+from .auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session, isAuthFault
 from .configuration import ConfigurationClient
 from .connecting import httpAgent
 from .deferred import returnsDeferred, waitFor
@@ -143,7 +143,15 @@ class Client:
         self._agent = agent
         self._queue = QueueingAgent(agent, maxConnections, _isUrgent, reactor)
         authenticator = KeystoneAuthenticator(
-            JSONTransport(self._queue, reactor, settings.authUrls, timeout=timeout, name="the Auth API", random=random),
+            JSONTransport(
+                self._queue,
+                reactor,
+                settings.authUrls,
+                timeout=timeout,
+                name="the Auth API",
+                random=random,
+                isFault=isAuthFault,
+            ),
             Credentials(settings.username, settings.apiKey),
             clock=reactor,
             lookUp=self._currentCredentials,

@@ -272,7 +272,7 @@ class JSONTransport:
     :param name: what it is that answers there, for texts.
     :param waitingAgent: does the requests that the server is asked to hold back; the *agent* if not given.
     :param random: gives numbers from 0 to 1; draws the server to begin with.
-    :param isFault: whether a response with an error status (4xx) is the server's own. If not, it is that of a gateway
+    :param isFault: whether a response with a 3xx or 4xx is the server's own. If not, it is that of a gateway
         without the server, and the next server is asked. All are the server's own without it.
     """
 
