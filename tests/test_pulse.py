@@ -383,6 +383,20 @@ class PulseTests(SynchronousTestCase):
         tokens = [service.nextToken for service in (gone, here, new)]
         self.assertEqual(tokens, ["gone's first", "2", "of another registration"])
 
+    def test_aLateRefusalIsOfTheSizeToo(self) -> None:
+        """A refusal that comes when the next try is under way makes those after it smaller."""
+        self.answersAtOnce = False
+        for name in "abcd":
+            self.service(name, timeout=1.2)
+        self.passes(0.05)
+        self.tooLate(0)
+        self.passes(0.05)
+        self.refuse(0)
+        self.requests[1][2].errback(ConnectionFailed("lost"))
+        self.answersAtOnce = True
+        self.passes(1)
+        self.assertEqual([len(ids) for ids in self.ids()], [4, 4, 2, 2])
+
     def test_whenAllHaveLeftNothingIsUnderWay(self) -> None:
         """Requests that are late end as well."""
         self.answersAtOnce = False

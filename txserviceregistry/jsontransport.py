@@ -514,7 +514,7 @@ class JSONTransport:
         """
         answer = await self._ask(exchange, server, url, serversLeft)
         response = self._response(exchange, answer, url)
-        if answer.code >= 400 and not self._isWork(response):
+        if answer.code >= 300 and not self._isWork(response):
             raise _Away(response)
         self._servers.worked(server)
         self._wasAnswered = True

@@ -275,6 +275,9 @@ class Pulse:
                 if not isinstance(result, Failure):
                     self._answeredLate(services, beats, result, now)
                     self._schedule()
+                elif isRefusal(result.value) and not self._dismissed:
+                    # The next try is under way; the one after it is smaller.
+                    self._refused(result, len(services))
                 return
             del self._underWay[request]
             self._clock.wasDue(now + timeout)
@@ -360,13 +363,7 @@ class Pulse:
 
         :return: false if it is not known whether single heartbeats are accepted.
         """
-        if not self._size.isLimited:
-            self._log.warn(
-                "A batch of {count} heartbeats was refused, and smaller ones are sent: {reason}",
-                count=count,
-                reason=failure.getErrorMessage(),
-            )
-        self._size.refused(count)
+        self._refused(failure, count)
         if count == 1 and not self._onlyAlone:
             return False
         if count == 1:
@@ -378,6 +375,15 @@ class Pulse:
             self._put(service, now - service.interval)
             service.missed()
         return True
+
+    def _refused(self, failure: Failure, count: int) -> None:
+        if not self._size.isLimited:
+            self._log.warn(
+                "A batch of {count} heartbeats was refused, and smaller ones are sent: {reason}",
+                count=count,
+                reason=failure.getErrorMessage(),
+            )
+        self._size.refused(count)
 
     def _accepted(self, count: int) -> None:
         self._size.accepted(count)
