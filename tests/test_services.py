@@ -16,6 +16,7 @@ from txserviceregistry.client import Client
 from txserviceregistry.errors import (
     BadRequest,
     ConnectionFailed,
+    ForeignResponse,
     MalformedResponse,
     NotFound,
     RequestTimedOut,
@@ -23,6 +24,7 @@ from txserviceregistry.errors import (
     ServiceExists,
 )
 from txserviceregistry.listcache import ListCache
+from txserviceregistry.testing import FakeRegistry
 
 from .fakeagent import API_KEY, WEB1, FakeApi, Sent, answer, fault
 
@@ -169,6 +171,58 @@ class IterateTests(ServicesTestCase):
         self.successResultOf(client.services.list())
         self.agent.handler = lambda sent: ConnectionRefusedError()
         self.failureResultOf(self.collect(client.services.iterate()), ConnectionFailed)
+
+
+class BatchTests(SynchronousTestCase):
+    """Batches of heartbeats that an application sends by itself."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.client = self.fake.client(cache=None)
+        ids = [f"web{number}" for number in range(20)]
+        made = [self.successResultOf(self.client.services.create(id, 30)) for id in ids]
+        self.beats = [(id, body["token"]) for id, (body, _) in zip(ids, made, strict=True)]
+        self.fake.requests.clear()
+
+    def send(self) -> tuple[list[Any], list[str]]:
+        """The outcomes, and what was requested."""
+        self.fake.requests.clear()
+        outcomes = self.successResultOf(self.client.services.heartbeats(self.beats))
+        return outcomes, [request.path.rpartition("/")[2] for request in self.fake.requests]
+
+    def test_oneRequest(self) -> None:
+        """It is one request, as long as it is accepted."""
+        outcomes, asked = self.send()
+        self.assertEqual((len(outcomes), asked), (20, ["heartbeats"]))
+
+    def test_aRefusedBatchIsSplit(self) -> None:
+        """A batch that is refused is halved until it is accepted, and the size is remembered."""
+        self.fake.answerNext(403, b"<html>", count=None, when=lambda request: len(request.body) > 600)
+        self.beats[3] = ("web3", self.beats[4][1])
+        for requests in (1 + 1 + 4, 4):
+            outcomes, asked = self.send()
+            self.assertEqual(asked, ["heartbeats"] * requests)
+            self.assertEqual([number for number, each in enumerate(outcomes) if "token" not in each], [3])
+            self.assertEqual(outcomes[3]["type"], "notFoundError")
+
+    def test_heartbeatsByThemselves(self) -> None:
+        """Where no batch is accepted at all, each heartbeat is a request; the outcomes are the same."""
+        self.fake.answerNext(404, count=None, when=lambda request: request.path.endswith("/heartbeats"))
+        self.beats[3] = ("web3", self.beats[4][1])
+        for batches in (5, 0):
+            outcomes, asked = self.send()
+            self.assertEqual(asked, ["heartbeats"] * batches + ["heartbeat"] * 20)
+            self.assertEqual([number for number, each in enumerate(outcomes) if "token" not in each], [3])
+            self.assertEqual(outcomes[3]["type"], "notFoundError")
+
+    def test_anOutage(self) -> None:
+        """When the heartbeat by itself is refused too, all of it fails, and the next batch is tried as before."""
+        self.fake.answerNext(404, count=None)
+        self.failureResultOf(self.client.services.heartbeats(self.beats), ForeignResponse)
+        self.fake.answerNormally()
+        outcomes, asked = self.send()
+        self.assertEqual(asked, ["heartbeats", "heartbeats"])
+        self.assertEqual({"token" in each for each in outcomes}, {True})
 
 
 class CacheTests(ServicesTestCase):

@@ -11,6 +11,7 @@ from weakref import WeakSet
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime
 
+from .batchsize import BatchSize, isRefusal
 from .creation import Creation
 from .deferred import returnsDeferred
 from .desired import DesiredState, DesiredStates
@@ -18,6 +19,7 @@ from .errors import (
     BadRequest,
     ConnectionFailed,
     MalformedResponse,
+    NotFound,
     RequestTimedOut,
     ServerError,
     ServiceExists,
@@ -79,6 +81,8 @@ class ServicesClient:
         pulse = Pulse(self._beatTogether, lambda: HEARTBEATS in transport.extensions, stalls)
         # A registration takes a store's time, and gives up after a time of its own, not to be spent on waiting for
         # many others. One behind each that is under way keeps the connections busy.
+        # Of the batches that an application sends by itself; the pulse has its own.
+        self._batchSize = BatchSize(Pulse.MOST, clock.seconds)
         self.fleet = Fleet(stalls, Turns(), Turns(2 * connections), pulse)
         self.desired = DesiredStates(self._put, self.fleet.registrations, transport.pause)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
@@ -262,22 +266,53 @@ class ServicesClient:
 
     @returnsDeferred
     async def heartbeats(
-        self,
-        beats: Sequence[tuple[str, str]],
-        *,
-        timeout: float | None = None,
-        whenLate: WhenLate | None = None,
+        self, beats: Sequence[tuple[str, str]], *, timeout: float | None = None
     ) -> Sequence[HeartbeatToken | FaultBody]:
         """
-        Keep several services alive with one request. The registry has to have the extension ``heartbeats``
-        (``client.extensions``).
+        Keep several services alive with one request, or with as few as are accepted: if something on the way refuses a
+        batch with a 4xx other than 401, it is halved, down to single heartbeats, and the size is remembered. The
+        registry has to have the extension ``heartbeats`` (``client.extensions``).
 
-        :param beats: up to 1,000 pairs of a service's id and its token.
-        :param timeout: seconds that the request may take, if not the client's own.
-        :param whenLate: see :meth:`heartbeat`.
+        :param beats: pairs of a service's id and its token.
+        :param timeout: seconds that each request may take, if not the client's own.
         :return: fires with ``{"token": …}`` for each, in their order, or the fault (``{"type": …, "code": …, …}``) of
-            one that was refused.
+            one that was refused. Fails as a whole if one of the requests does.
         """
+        outcomes: list[HeartbeatToken | FaultBody] = []
+        while len(outcomes) < len(beats):
+            part = beats[len(outcomes) : len(outcomes) + max(1, self._batchSize.most)]
+            if self._batchSize.most or self._batchSize.mayTry:
+                try:
+                    outcomes += await self._inOneRequest(part, timeout)
+                    self._batchSize.accepted(len(part))
+                    continue
+                except ServiceRegistryError as error:
+                    if not isRefusal(error):
+                        raise
+                    self._batchSize.refused(len(part))
+                    if len(part) > 1:
+                        continue
+            outcomes.append(await self._alone(*part[0], timeout))
+            self._batchSize.close()
+        return outcomes
+
+    @returnsDeferred
+    async def _alone(self, id: str, token: str, timeout: float | None) -> HeartbeatToken | FaultBody:
+        try:
+            return await self.heartbeat(id, token, timeout=timeout)
+        except (BadRequest, NotFound) as error:
+            return {
+                "type": error.type,
+                "code": error.status,
+                "message": error.message,
+                "details": error.details,
+                "txnId": error.txnId,
+            }
+
+    @returnsDeferred
+    async def _inOneRequest(
+        self, beats: Sequence[tuple[str, str]], timeout: float | None, whenLate: WhenLate | None = None
+    ) -> Sequence[HeartbeatToken | FaultBody]:
         body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
         response = await self._transport.request(
             "POST", "/heartbeats", body=body, timeout=timeout, repeatable=True, whenLate=whenLate
@@ -355,7 +390,7 @@ class ServicesClient:
     async def _beatTogether(
         self, beats: Sequence[tuple[str, str]], timeout: float, whenLate: WhenLate
     ) -> Sequence[str | None]:
-        outcomes: Any = await self.heartbeats(beats, timeout=timeout, whenLate=whenLate)
+        outcomes: Any = await self._inOneRequest(beats, timeout, whenLate)
         return [outcome.get("token") for outcome in outcomes]
 
     def _heartBeater(self, desired: DesiredState, body: HeartbeatToken, register: Any) -> HeartBeater:
