@@ -22,7 +22,6 @@ from typing import Any
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
@@ -42,6 +41,7 @@ from .errors import (
 )
 from .faults import faultIn
 from .jsontransport import ClientClosed, JSONTransport, Response
+from .logs import Logger
 from .shapes import objectsIn, readAccess
 from .tries import LateTries
 

@@ -11,7 +11,6 @@ from weakref import ReferenceType, WeakValueDictionary, ref
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .backoff import Backoff
@@ -19,6 +18,7 @@ from .deferred import returnsDeferred
 from .errors import APIError, BadRequest, Forbidden, NotFound, ServerError, ServiceRegistryError
 from .fields import checkedMetadata, checkedTags, checkedTimeout
 from .jsontransport import ClientClosed
+from .logs import Logger
 from .turns import Turns
 
 __all__ = ["DesiredState", "DesiredStates", "wantsHost"]

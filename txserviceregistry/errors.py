@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from .escaping import escaped
+
 __all__ = [
     "APIError",
     "AuthenticationFailed",
@@ -35,7 +37,17 @@ __all__ = [
 
 
 class ServiceRegistryError(Exception):
-    """What all errors of this library have in common: catch it to catch them all."""
+    """
+    What all errors of this library have in common: catch it to catch them all.
+
+    ``str()`` of one is a line for people: what a server or a file has put into it is escaped. Attributes are exact.
+    """
+
+    def __str__(self) -> str:
+        return escaped(self._text())
+
+    def _text(self) -> str:
+        return super().__str__()
 
 
 class InvalidSettings(ServiceRegistryError):
@@ -79,7 +91,7 @@ class ForeignResponse(MalformedResponse):
         self.url = url
         self.doubt = doubt
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         asked = f"{self.method} {self.url} was answered with " if self.url else ""
         advice = self.doubt or "Check the proxies in between"
         if self.status < 400:
@@ -121,7 +133,7 @@ class NoServiceAvailable(ServiceRegistryError):
         self.reasons = dict(reasons or {})
         self.unusable = unusable
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         if math.isinf(self.stale):
             return f"No service with the tag {self.tag!r} is known: the registry has not been heard of yet"
         age = f" (as of {self.stale:.1f} s ago)" if self.stale else ""
@@ -174,7 +186,7 @@ class APIError(ServiceRegistryError):
         self.url = url
         self.doubt = doubt
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         asked = f"{self.method} {self.url} was answered with " if self.url else ""
         said = ": ".join(dict.fromkeys(part for part in (self.message, self.details) if part))
         kind = f" {self.type}" if self.type else ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import tempfile
 
-from twisted.logger import Logger
+from .logs import Logger
 
 __all__ = ["WriteOutage", "absolutePath", "replaceFile"]
 

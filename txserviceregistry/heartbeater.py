@@ -19,7 +19,6 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .backoff import Backoff
@@ -28,6 +27,7 @@ from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
 from .fleet import Fleet
 from .jsontransport import ClientClosed, WhenLate
+from .logs import Logger
 from .tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
 from .types import HeartbeatToken
 

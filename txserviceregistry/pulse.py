@@ -16,13 +16,13 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .backoff import Backoff
 from .batchsize import BatchSize, isRefusal
 from .errors import ServiceRegistryError
 from .jsontransport import ClientClosed, WhenLate
+from .logs import Logger
 from .stalls import StallWatch
 from .tries import LateTries, delayBefore, runOnAfter
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail, succeed
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .creation import UNKNOWN_OUTCOME, Creation
@@ -26,6 +25,7 @@ from .fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
 from .files import WriteOutage
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
 from .jsontransport import ClientClosed
+from .logs import Logger
 from .tokenfile import Kept, TokenFile
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from twisted.logger import Logger
+from .logs import Logger
 
 __all__ = ["RETRY_SECONDS", "Reloaded", "stampOf"]
 

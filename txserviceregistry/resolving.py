@@ -19,9 +19,10 @@ from twisted.internet._resolver import GAIResolver  # what reactors have by defa
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolution, IResolutionReceiver
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from .logs import Logger
 
 __all__ = ["PATIENCE", "RESOLVING", "HostNames", "ResolvingTimedOut", "hostNames", "stageOf"]
 

@@ -17,7 +17,6 @@ from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
-from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -28,6 +27,7 @@ from ..clock import useMonotonic
 from ..deferred import returnsDeferred
 from ..errors import InvalidSettings, ServiceRegistryError
 from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
+from ..logs import Logger
 from ..parsing import parseMetadata, parseTags
 from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed

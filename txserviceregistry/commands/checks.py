@@ -11,7 +11,6 @@ from urllib.parse import SplitResult, urlsplit
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
@@ -19,6 +18,7 @@ from .._version import __version__
 from ..agents import QueueingAgent
 from ..connecting import endpointTo, httpAgent
 from ..deferred import returnsDeferred
+from ..logs import Logger
 from ..resolving import stageOf
 from ..tls import tlsPolicy
 

@@ -19,7 +19,6 @@ import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..backoff import Backoff
@@ -35,6 +34,7 @@ from ..errors import (
     Unauthorized,
 )
 from ..heartbeater import REGISTERED, STOPPED
+from ..logs import Logger
 from ..ownership import checkPath
 from ..registration import RegisteredService
 from ..settings import Settings

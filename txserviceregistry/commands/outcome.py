@@ -4,6 +4,8 @@ The ways in which a command ends other than well.
 
 from __future__ import annotations
 
+from ..escaping import escaped
+
 __all__ = ["CommandFailed", "Interrupted", "UsageError", "oneLine", "printable"]
 
 
@@ -28,13 +30,8 @@ class Interrupted(Exception):
 
 
 def printable(text: str) -> str:
-    """*text* for a terminal: what could move its cursor or change its colours is escaped, but for the ends of lines."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
-        for character in text
-    )
+    """*text* for a terminal, with its lines."""
+    return escaped(text, keep="\n")
 
 
 def oneLine(text: str) -> str:

@@ -10,12 +10,14 @@ import os
 import sys
 from typing import Any, NoReturn, TextIO
 
-from twisted.logger import Logger
 from twisted.python import usage
 
 from .._version import __version__
 from ..errors import InvalidSettings
+from ..escaping import escaped
+from ..logs import Logger
 from .console import dropOutput, holdDescriptors, show, whyNotWritten
+from .outcome import printable
 
 __all__ = ["OneLineOptions", "collectSeldom", "endProcess", "say"]
 
@@ -44,7 +46,7 @@ def say(text: str) -> None:
     Tell the person at the terminal something: as it stands, so that it can be copied, and not as lines of the log,
     into which twistd turns what is printed.
     """
-    _print(text, sys.__stdout__)
+    _print(printable(text), sys.__stdout__)
 
 
 def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
@@ -64,7 +66,7 @@ def endProcess(reactor: Any, line: str) -> None:
     show only when the reactor runs; before it does, ``SystemExit(line)`` is all that is needed.
     """
     _log.error("{line}", line=line)
-    _print(line, sys.__stderr__)
+    _print(escaped(line), sys.__stderr__)
     # twistd has no way to give an exit code once its reactor has run. The last thing that happens in the process has.
     atexit.register(_exitCode, 1)
     # What fails at once fails before the reactor runs.
@@ -95,7 +97,8 @@ class OneLineOptions(usage.Options):
         try:
             usage.Options.parseOptions(self, options)
         except (usage.UsageError, InvalidSettings) as error:
-            raise SystemExit(f"twistd {self.command}: {error} (see: twistd {self.command} --help)") from None
+            line = f"twistd {self.command}: {error} (see: twistd {self.command} --help)"
+            raise SystemExit(escaped(line)) from None
 
     def opt_help(self) -> None:
         """Display this help and exit."""

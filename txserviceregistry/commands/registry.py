@@ -10,12 +10,12 @@ from typing import Any
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
-from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
 from ..files import absolutePath
+from ..logs import Logger
 from ..parsing import parseCount, parseDuration, parseRate
 from ..registry.accesslog import STDOUT
 from ..registry.connections import ConnectionLimits, raiseFileLimit

@@ -22,6 +22,7 @@ from twisted.python.usage import UsageError as WrongOptions
 from .._version import __version__
 from ..clock import useMonotonic
 from ..errors import InvalidSettings
+from ..escaping import escaped
 from ..registry.apikeys import keyMatches, newKey
 from ..registry.datadir import DataDirectory, DataDirectoryError
 from ..registry.identity import Identity, InvalidUser, checkUser
@@ -291,7 +292,7 @@ async def _list(users: _Users, options: argparse.Namespace) -> None:
         return
     width = max(len("name"), *(len(user.name) for user in found))
     for name, tenant in [("name", "tenant"), *((user.name, user.tenant) for user in found)]:
-        print(f"{name:{width}}  {tenant}")
+        print(escaped(f"{name:{width}}  {tenant}"))
 
 
 async def _remove(users: _Users, options: argparse.Namespace) -> None:

@@ -14,10 +14,10 @@ from typing import Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..errors import NoServiceAvailable
+from ..logs import Logger
 from ..types import Service
 from .instances import Instance, Key, Unusable, readInstance
 from .strategies import IStrategy, strategyNamed

@@ -29,7 +29,6 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
@@ -38,6 +37,7 @@ from ..connecting import endpointTo
 from ..deferred import returnsDeferred, waitFor
 from ..errors import RegistrationEnded
 from ..fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
+from ..logs import Logger
 from ..registration import RegisteredService
 from .balancing import Balancer, TryNext, View, tryEach
 from .instances import HOST_KEYS, PORT_KEYS, Instance

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, cast
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 
 from ..backoff import Backoff
 from ..deferred import returnsDeferred
 from ..errors import BadRequest, MalformedResponse, ServiceRegistryError
 from ..files import WriteOutage, replaceFile
+from ..logs import Logger
 from ..ownership import checkPath
 from ..parsing import LATEST, boundedNumber
 from ..types import Event

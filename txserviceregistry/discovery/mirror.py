@@ -21,12 +21,12 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 
 from ..backoff import Backoff
 from ..deferred import returnsDeferred
 from ..errors import BadRequest, NotRunning, RateLimited, ServiceRegistryError
 from ..files import WriteOutage, replaceFile
+from ..logs import Logger
 from ..ownership import checkPath
 from ..parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from ..types import Event

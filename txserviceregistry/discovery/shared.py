@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorCore
-from twisted.logger import Logger
 
 from ..client import Client
 from ..deferred import returnsDeferred, waitFor
+from ..logs import Logger
 from ..settings import Settings, readSettings
 from .directory import Directory
 

@@ -17,12 +17,12 @@ from weakref import finalize
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import InvalidSettings, ServiceRegistryError
 from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
+from ..logs import Logger
 from ..parsing import LONGEST_INTERVAL, boundedNumber, parseMetadata, parseTags
 from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint
 from .shared import Loan, borrow

@@ -20,10 +20,10 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.threads import deferToThreadPool
-from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from ..deferred import returnsDeferred, waitFor
+from ..logs import Logger
 from ..ownership import checkPath
 
 __all__ = ["STDOUT", "Access", "AccessLog", "ILogThread", "LogThread", "line"]

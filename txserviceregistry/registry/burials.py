@@ -10,9 +10,9 @@ from itertools import islice
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..logs import Logger
 from .faults import Fault, systemFailure
 from .stores.interfaces import Death
 from .work import Work

@@ -19,7 +19,8 @@ from typing import Protocol
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
-from twisted.logger import Logger
+
+from ..logs import Logger
 
 __all__ = [
     "ConnectionLimits",

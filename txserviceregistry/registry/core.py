@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .. import types
 from ..deferred import returnsDeferred
+from ..logs import Logger
 from .deadlines import Life
 from .eventids import position, positionOf
 from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExists, systemFailure

@@ -11,7 +11,8 @@ from heapq import heappop, heappush, heapreplace
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
+
+from ..logs import Logger
 
 __all__ = ["Deadlines", "Life", "LifeClock"]
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
 from .._version import __version__
 from ..deferred import returnsDeferred
+from ..logs import Logger
 from .remembered import Shared
 from .stores.interfaces import IStore, StoreUnavailable
 

@@ -31,10 +31,10 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.internet.ssl import CertificateOptions
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from ..certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
+from ..logs import Logger
 from ..reloading import Reloaded
 
 __all__ = [

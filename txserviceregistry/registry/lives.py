@@ -10,8 +10,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
 
+from ..logs import Logger
 from .burials import Burials
 from .deadlines import Deadlines, Life, LifeClock
 from .outbreaks import Outbreaks

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
+
+from ..logs import Logger
 
 __all__ = ["Outbreaks"]
 

@@ -16,11 +16,11 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IListeningPort, IStreamServerEndpoint
 from twisted.internet.threads import deferToThreadPool
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .._version import __version__
 from ..deferred import returnsDeferred
+from ..logs import Logger
 from .accesslog import AccessLog, LogThread
 from .apikeys import newKey
 from .connections import ConnectionLimits, availableFiles

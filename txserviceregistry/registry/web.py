@@ -15,11 +15,11 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
+from ..logs import Logger
 from . import routes, validation
 from .apikeys import Overloaded
 from .core import Page, Registry

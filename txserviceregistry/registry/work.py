@@ -12,9 +12,9 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..logs import Logger
 from .faults import Fault
 
 __all__ = ["Lanes", "Work"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -82,6 +84,45 @@ class ConfigurationTests(RaxsrTestCase):
         self.assertIn(f'- {space}/version: "1.10"', dry.out)
         with open(out) as file:
             self.assertEqual(json.load(file), expected)
+
+    async def test_valuesThatATerminalObeys(self) -> None:
+        """Whatever is for people is escaped; what is for programs is exact, and in CSV no spreadsheet computes it."""
+        evil = "\x1b]0;owned\x07\x9b2J\u202e\x7f\r\nraxsr: a second line"
+        key = f"/{self.prefix}/evil"
+        said = await self.good("configuration", "set", key, evil)
+        self.assertTrue(said.out.removesuffix("\n").isprintable(), said.out)
+        for words in (("get", key), ("list", "--namespace", f"/{self.prefix}")):
+            shown = await self.good("configuration", *words)
+            self.assertTrue(shown.out.replace("\n", "").isprintable(), shown.out)
+            found = (await self.good("configuration", *words, "-f", "json")).json
+            self.assertEqual((found[0] if isinstance(found, list) else found)["Value"], evil)
+        exact = await self.good("configuration", "get", key, "-f", "value", "-c", "Value")
+        self.assertEqual(exact.out, f"{evil}\n")
+        dry = await self.good("configuration", "export", "-", "--dry-run")
+        self.assertTrue(dry.out.replace("\n", "").isprintable(), dry.out)
+        for error in (
+            await self.refused("configuration", "get", f"/{self.prefix}/none\x1b[31m"),
+            await self.refused("configuration", "set", f"/{self.prefix}/x\x1b[31m", "value"),
+            await self.refused("services", "get", "web\x9b1"),
+            await self.refused("events", "list", "--typ\x1be", code=2),
+        ):
+            self.assertTrue(error.removesuffix("\n").isprintable(), error)
+
+    async def test_valuesThatASpreadsheetComputes(self) -> None:
+        """A cell of CSV that begins like a formula is marked as text; other cells and formats are exact."""
+        values = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "a=b", "'quoted", "1-1")
+        client = self.client()
+        for number, value in enumerate(values):
+            await client.configuration.set(f"/{self.prefix}/value{number}", value)
+        listed = ("configuration", "list", "--namespace", f"/{self.prefix}", "-c", "Value")
+        shown = await self.good(*listed, "-f", "csv")
+        rows = list(csv.reader(io.StringIO(shown.out, newline="")))
+        self.assertEqual(
+            [row[0] for row in rows[1:]], [f"'{value}" if value[0] in "=+-@\t\r" else value for value in values]
+        )
+        self.assertEqual([each["Value"] for each in (await self.good(*listed, "-f", "json")).json], list(values))
+        exact = await self.good(*listed, "-f", "value")
+        self.assertEqual(exact.out, "".join(f"{value}\n" for value in values))
 
     async def test_brokenFiles(self) -> None:
         """A file with anything wrong in it changes nothing, and the line that is wrong is told."""

@@ -15,6 +15,7 @@ from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from ...errors import MalformedResponse
+from ...escaping import escaped
 from ..outcome import UsageError
 from .output import FORMATS, Lines
 from .parser import Parser, didYouMean
@@ -101,7 +102,7 @@ class RaxsrCommand(Command):
     def say(self, text: str) -> None:
         """Confirm what was done."""
         if not self.app.options.quiet:
-            print(text, file=self.app.stdout)
+            print(escaped(text), file=self.app.stdout)
 
 
 class _Displaying(DisplayCommandBase[Any], RaxsrCommand):

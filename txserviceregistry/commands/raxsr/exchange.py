@@ -18,10 +18,10 @@ from zope.interface import implementer
 from ...agents import BytesProducer, ConnectionPool, WholeResponse
 from ...blanking import blanked, spellings
 from ...connecting import httpAgent
+from ...escaping import escaped
 from ...jsontransport import TIMEOUT
 from ...settings import Settings
 from ...tls import tlsPolicy
-from ..outcome import printable
 
 __all__ = ["ExchangeShown", "shownAgent"]
 
@@ -88,7 +88,7 @@ class ExchangeShown:
         except (ValueError, RecursionError):
             text = body.decode("utf-8", "replace")
         for shown in filter(None, (line, text)):
-            print(f"{mark} {printable(blanked(shown, self._secrets, _BLANK))}", file=self._stream, flush=True)
+            print(f"{mark} {escaped(blanked(shown, self._secrets, _BLANK))}", file=self._stream, flush=True)
 
     def _withoutSecrets(self, value: Any, secret: bool = False) -> Any:
         """*value* without secrets. What was found to be one is remembered, for it may come back elsewhere."""

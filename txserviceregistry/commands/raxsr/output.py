@@ -34,6 +34,9 @@ _T = TypeVar("_T")
 # No column of a table is made narrower than this to fit the terminal.
 _NARROWEST = 12
 
+# What formulas of spreadsheets begin with; they skip the white space.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
 
 class Cell(FormattableColumn[_T]):
     """
@@ -211,10 +214,15 @@ class _CSV(CSVLister, SingleFormatter):
         # cliff's own doubles each backslash, which few readers of CSV undo.
         writer = csv.writer(stdout, quoting=self.QUOTE_MODES[parsed_args.quote_mode], lineterminator="\n")
         writer.writerow(column_names)
-        writer.writerows(map(_flat, data))
+        writer.writerows([_asText(cell) for cell in _flat(row)] for row in data)
 
     def emit_one(self, column_names: Sequence[str], data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
         self.emit_list(column_names, [data], stdout, parsed_args)
+
+
+def _asText(cell: Any) -> Any:
+    # What begins like this, a spreadsheet takes for a formula and computes, which may send what is in other cells away.
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 class _Value(ValueFormatter):

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ...errors import ServiceRegistryError
-from ..outcome import CommandFailed, printable
+from ...escaping import escaped
+from ..outcome import CommandFailed
 from .base import Progress, RaxsrCommand
 from .configuration import addNamespace, allValues
 from .parser import Parser
@@ -39,7 +40,7 @@ class _Transfer(RaxsrCommand):
     def show(self, old: Mapping[str, str], new: Mapping[str, str], *, removing: bool) -> None:
         """Show what would change."""
         for line in _differences(old, new, removing):
-            print(printable(line), file=self.app.stdout)
+            print(escaped(line), file=self.app.stdout)
         self.say(f"Without --dry-run: {_summary(old, new, removing)}")
 
 

@@ -32,7 +32,6 @@ from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.logger import Logger
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
@@ -40,6 +39,7 @@ from ...agents import ConnectionPool, QueueingAgent
 from ...connecting import httpAgent
 from ...deferred import returnsDeferred
 from ...jsontransport import JSONTransport
+from ...logs import Logger
 from ...tls import tlsPolicy
 from ...turns import Turns
 from ..eventids import EventIds, newTail

@@ -14,7 +14,8 @@ from itertools import count
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
+
+from ...logs import Logger
 
 __all__ = ["Backlog"]
 

@@ -15,10 +15,10 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent
 
+from ...logs import Logger
 from .etcdapi import Etcd, EtcdError, put
 from .etcdbacklog import Backlog
 from .etcdleases import newLease

@@ -19,11 +19,11 @@ from typing import TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ...deferred import returnsDeferred
+from ...logs import Logger
 from ..statistics import StoreStatistics
 from . import sqlitefile
 from .interfaces import (

@@ -12,9 +12,9 @@ import sqlite3
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ...logs import Logger
 from ..statistics import StoreStatistics
 from .interfaces import StoreUnavailable
 from .sqlitefile import LOG_BYTES

@@ -23,8 +23,8 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 
+from ...logs import Logger
 from ..statistics import Histogram, StoreStatistics
 from .interfaces import StoreError, StoreUnavailable
 from .sqlitefile import BUSY_SECONDS, LOG_BYTES, OpenFiles
