@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.server import Request
 
 from txserviceregistry.registry.connections import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
+from txserviceregistry.registry.fairness import Origin
 
 from .wire import Api, Connection, Reply, requestBytes
 
@@ -301,7 +302,7 @@ class UnfinishedTests(LimitsCase):
 
     def test_whatWaitsInTheLineCounts(self) -> None:
         """What has come from who stands in line is kept as well."""
-        self.api.site.line.spend(lambda: self.api.clock.advance(1))
+        self.api.site.line.spend(Origin(), lambda: self.api.clock.advance(1))
         self.assertTrue(self.api.site.line.isBusy)
         strangers = [self.connect() for _ in range(9)]
         for stranger in strangers:

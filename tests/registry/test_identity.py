@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.apikeys import Overloaded
+from txserviceregistry.registry.fairness import Origin
 from txserviceregistry.registry.identity import Identity, InvalidCredentials, InvalidToken, InvalidUser
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
@@ -303,14 +304,48 @@ class AuthenticationTests(IdentityCase):
         ]:
             self.refuse(name, key)
 
-    def test_unknownUsersCostAsMuchAsWrongKeys(self) -> None:
+    def test_unknownUsersTakeAsLongAsWrongKeys(self) -> None:
         """
-        How long a refusal takes does not tell whether there is such a user.
+        How long a refusal takes does not tell whether there is such a user, though only a user's key costs an scrypt.
         """
-        for name in ("joe", "ann", "no user has this name"):
-            before = self.checks.count
+        _, key = self.successResultOf(self.identity.addUser("ann"))
+        self.checks.held = []
+        right = self.identity.authenticate("ann", key)
+        self.clock.advance(0.25)
+        self.checks.release()
+        self.successResultOf(right)
+        count = self.checks.count
+        for name in ("bob", "no user has this name"):
+            refused = self.identity.authenticate(name, "wrong")
+            self.clock.advance(0.24)
+            self.assertNoResult(refused)
+            self.clock.advance(0.02)
+            self.failureResultOf(refused, InvalidCredentials)
+        self.assertEqual(self.checks.count, count)
+
+    def test_unknownUsersWaitForTheirTurn(self) -> None:
+        """
+        While keys of users are checked, an unknown name waits as they do, and many tries of it follow one another.
+        """
+        self.refuse()  # so that it is known how long a check takes
+        self.checks.held = []
+        first = self.identity.authenticate("joe", "another")
+        unknown = [self.identity.authenticate("bob", f"wrong{number}") for number in range(2)]
+        self.clock.advance(1)
+        for each in unknown:
+            self.assertNoResult(each)
+        self.checks.release()
+        self.clock.pump([0.5] * 10)
+        for each in (first, *unknown):
+            self.failureResultOf(each, InvalidCredentials)
+
+    def test_theFirstUnknownUser(self) -> None:
+        """
+        A registry that has checked no key so far finds out with the first one how long that takes.
+        """
+        for name in ("ann", "bob"):
             self.refuse(name)
-            self.assertEqual(self.checks.count - before, 1)
+        self.assertEqual(self.checks.count, 1)
 
     def test_theSecondTimeIsCheap(self) -> None:
         """
@@ -324,13 +359,18 @@ class AuthenticationTests(IdentityCase):
             self.advance(0.9)
         self.assertEqual((self.checks.count, len(tokens), writes), (1, 1, 1))
 
-    def test_aWrongKeyIsCheckedEachTime(self) -> None:
+    def test_aWrongKeyIsCheckedOnce(self) -> None:
         """
-        What is recognised without an scrypt are right keys only.
+        A key that was found to be wrong costs no other scrypt, until the user has another key.
         """
         for _ in range(3):
             self.refuse()
+        self.assertEqual(self.checks.count, 1)
+        _, key = self.successResultOf(self.identity.rotate("joe"))
+        self.refuse(key=self.key)
+        self.refuse(key=self.key)
         self.assertEqual(self.checks.count, 3)
+        self.authenticate(key=key)
 
     def test_aFleetCostsOneScrypt(self) -> None:
         """
@@ -389,11 +429,11 @@ class AuthenticationTests(IdentityCase):
 
     def test_checksAreBounded(self) -> None:
         """
-        Two keys are checked at a time and two hundred wait; who comes then is told so at once.
+        Five hundred keys wait to be checked; of more the one goes that would be checked last.
         """
         self.checks.held = []
-        waiting = [self.identity.authenticate("joe", f"wrong{number}") for number in range(203)]
-        self.assertEqual(self.checks.running, 2)
+        waiting = [self.identity.authenticate("joe", f"wrong{number}") for number in range(502)]
+        self.assertEqual(self.checks.running, 1)
         self.failureResultOf(waiting.pop(), Overloaded)
         self.identity.stop()
         self.checks.release()
@@ -406,12 +446,85 @@ class AuthenticationTests(IdentityCase):
         """
         self.authenticate()
         self.checks.held = []
-        waiting = [self.identity.authenticate("joe", f"wrong{number}") for number in range(300)]
+        waiting = [self.identity.authenticate("joe", f"wrong{number}") for number in range(600)]
         self.authenticate()
         self.identity.stop()
         self.checks.release()
         for answer in waiting:
             self.failureResultOf(answer, InvalidCredentials, Overloaded)
+
+    def flood(self, count: int, **origin: Any) -> None:
+        """Many wrong keys for *joe*, one of which is being checked."""
+        self.checks.held = []
+        for number in range(count):
+            refused = self.identity.authenticate("joe", f"wrong{number}", Origin(**{"connection": number, **origin}))
+            refused.addErrback(lambda _: None)
+
+    def checksUntil(self, answer: Deferred[Any]) -> int:
+        """How many checks have to end until there is an answer."""
+        assert self.checks.held is not None
+        count = 0
+        while not answer.called:
+            self.checks.held.pop(0)()
+            count += 1
+        self.successResultOf(answer)
+        return count
+
+    def test_anotherNameDoesNotWaitForAFlood(self) -> None:
+        """
+        However many keys of one user are tried, another user's is checked soon, also from the same address.
+        """
+        _, key = self.successResultOf(self.identity.addUser("ann"))
+        self.flood(400)
+        self.assertLessEqual(self.checksUntil(self.identity.authenticate("ann", key)), 3)
+
+    def test_anotherAddressDoesNotWaitForAFlood(self) -> None:
+        """
+        However many keys come from one address, that from another is checked soon, also of the same user.
+        """
+        self.flood(400, peer="10.0.0.1")
+        valid = self.identity.authenticate("joe", self.key, Origin("10.0.0.2"))
+        self.assertLessEqual(self.checksUntil(valid), 3)
+
+    def test_aNewConnectionDoesNotWaitForAFlood(self) -> None:
+        """
+        Connections that have tried keys before wait for one that has not.
+        """
+        for number in range(10):
+            self.refuse(key=f"first{number}")
+        self.flood(10)
+        for number in range(5):
+            assert self.checks.held is not None
+            self.checks.held.pop(0)()
+            self.identity.authenticate("joe", f"again{number}", Origin(connection=number)).addErrback(lambda _: None)
+        valid = self.identity.authenticate("joe", self.key, Origin(connection=99))
+        self.assertLess(self.checksUntil(valid), 8)
+
+    def test_knownAddressesHaveAShare(self) -> None:
+        """
+        A flood from thousands of addresses leaves a lane to those at which clients have authenticated before.
+        """
+        users = [self.successResultOf(self.identity.addUser(f"user{number}")) for number in range(20)]
+        self.checks.held = []
+        for number, (user, _) in enumerate(users):
+            self.identity.authenticate(user.name, "wrong", Origin(f"10.0.0.{number}")).addErrback(lambda _: None)
+        self.assertEqual(self.checks.running, 1)
+        valid = self.identity.authenticate("joe", self.key, Origin("10.0.1.1", isKnown=True))
+        self.assertEqual(self.checks.running, 2)
+        self.checks.held.pop()()
+        self.successResultOf(valid)
+
+    def test_aFloodOfUnknownNamesCostsNothing(self) -> None:
+        """
+        Thousands of names that no user has are refused without an scrypt, and hold up nobody's.
+        """
+        _, key = self.successResultOf(self.identity.addUser("ann"))
+        self.refuse()
+        count = self.checks.count
+        for number in range(5000):
+            self.identity.authenticate(f"name{number}", "wrong").addErrback(lambda _: None)
+        self.authenticate("ann", key)
+        self.assertEqual(self.checks.count, count + 1)
 
     def test_repeatedFailuresWait(self) -> None:
         """

@@ -164,12 +164,13 @@ class IdentityTests(ApiCase):
         """
         When too many keys wait to be checked the next one is 503.
         """
-        connections = [Connection(self.api) for _ in range(300)]
+        connections = [Connection(self.api) for _ in range(502)]
         self.api.hashesHang = True
         for number, connection in enumerate(connections):
             credentials = {"username": USER, "apiKey": f"wrong{number}"}
             body = json.dumps({"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}}).encode()
             connection.send(requestBytes("POST", "/v2.0/tokens", body))
+        self.api.clock.advance(0)
         (reply,) = connections[-1].replies()
         self.assertFault(reply, 503, "systemFailureError", "Service unavailable")
 

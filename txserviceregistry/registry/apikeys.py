@@ -1,8 +1,10 @@
 """
 API keys: how they are kept, and what checking one costs.
 
-Of a key only its scrypt hash is kept. A wrong key costs whoever tries it an scrypt and, again and again with one name,
-a growing wait. A right one costs an scrypt the first time; after that it is recognised in memory.
+Of a key only its scrypt hash is kept. A right key costs an scrypt the first time; after that it is recognised in
+memory. A wrong key of a user costs an scrypt too, the first time that it is tried. A key of an unknown user costs none,
+but its answer takes as long. Each further wrong key for one name waits longer. Checks run one at a time for each user
+name, in an order that is fair to addresses, names and connections (:mod:`~txserviceregistry.registry.fairness`).
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ import base64
 import hashlib
 import hmac
 import os
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from ..deferred import returnsDeferred
+from .fairness import FairQueue, Origin
 from .remembered import Memory, Shared
 
 __all__ = ["SCRYPT_COST", "Hasher", "KeyChecks", "Overloaded", "hashKey", "keyMatches", "newKey"]
@@ -32,9 +38,10 @@ _SCRYPT_LANES = 1
 _SALT_BYTES = 16
 _HASH_BYTES = 32
 
-#: How many checks of a key run at the same time, and how many may wait for their turn.
-_CHECKS_AT_ONCE = 2
-_CHECKS_WAITING = 200
+#: How many checks may wait for their turn.
+_CHECKS_WAITING = 500
+#: The durations of so many checks are remembered: the answers that cost no scrypt take as long as one of these.
+_DURATIONS = 32
 #: A name's failures are forgotten when so many seconds have passed without another one.
 _FAILURES_FORGOTTEN = 60.0
 _FIRST_WAIT = 0.1
@@ -91,6 +98,157 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+@attrs.define(eq=False)
+class _Check(Generic[_T]):
+    """
+    A check that waits.
+
+    :ivar name: whose key it is said to be; checks of one name run one after the other.
+    :ivar work: does it; ``None`` if it is only to take as long.
+    :ivar done: fires with its outcome.
+    """
+
+    name: str
+    origin: Origin
+    work: Callable[[], _T] | None
+    done: Deferred[_T | None] = attrs.field(factory=Deferred)
+
+
+class _Lanes:
+    """
+    Runs checks in two lanes. One is for all, and serves unknown addresses first; the other is for known addresses only.
+    So a flood takes no more than one processor, and leaves a lane to the clients that have authenticated before.
+
+    :param clock: measures how long checks take.
+    :param hasher: where they are run.
+    :param randomBytes: chooses how long a check takes that does nothing.
+    :ivar waited: how many checks had to wait since the start.
+    :ivar refused: how many had to go because too many waited.
+    """
+
+    def __init__(self, clock: IReactorTime, hasher: Hasher, randomBytes: Callable[[int], bytes]) -> None:
+        self._clock = clock
+        self._hasher = hasher
+        self._randomBytes = randomBytes
+        self._queues: dict[bool, FairQueue[_Check[Any]]] = {False: FairQueue(), True: FairQueue()}
+        self._parked: dict[str, list[_Check[Any]]] = {}
+        self._isFree = {False: True, True: True}
+        self._took: deque[float] = deque(maxlen=_DURATIONS)
+        self._pausing: set[Deferred[None]] = set()
+        self._count = 0
+        self._isServing = False
+        self._isStopped = False
+        self.waited = 0
+        self.refused = 0
+
+    @property
+    def hasMeasured(self) -> bool:
+        """Whether it is known how long a check takes."""
+        return bool(self._took)
+
+    def stop(self) -> None:
+        """Nothing takes time any more that does nothing."""
+        self._isStopped = True
+        for pause in list(self._pausing):
+            pause.cancel()
+
+    def run(self, name: str, origin: Origin, work: Callable[[], _T] | None) -> Deferred[_T | None]:
+        """
+        :param work: is run by the hasher; ``None`` for a check that takes as long as one, and does nothing.
+        :return: fires with what it returns.
+        :raises Overloaded: if too many wait, and this is the one that would be served last.
+        """
+        check: _Check[_T] = _Check(name, origin, work)
+        self._count += 1
+        self._add(check)
+        self._serve()
+        if not check.done.called:
+            self.waited += 1
+        if self._count > _CHECKS_WAITING:
+            self._dropLast()
+        return check.done
+
+    def _add(self, check: _Check[Any]) -> None:
+        origin = check.origin
+        self._queues[origin.isKnown].add((origin.peer, check.name, origin.connection), check)
+
+    def _serve(self) -> None:
+        # What is done at once ends in here again. A loop, because hundreds that did so would overflow the stack.
+        if self._isServing:
+            return
+        self._isServing = True
+        try:
+            while self._serveSome():
+                pass
+        finally:
+            self._isServing = False
+
+    def _serveSome(self) -> bool:
+        """Fill the lanes; whether some checks were begun, and may have made room already."""
+        hasBegun = False
+        for lane, queues in ((False, (False, True)), (True, (True,))):
+            for isKnown in queues:
+                queue = self._queues[isKnown]
+                while queue and self._isFree[lane]:
+                    path, check = queue.pop()
+                    if check.name in self._parked:
+                        self._parked[check.name].append(check)
+                        continue
+                    hasBegun = True
+                    queue.charge(path, 1)
+                    self._count -= 1
+                    self._parked[check.name] = []
+                    if check.work is None:
+                        self._pause(check)
+                    else:
+                        self._isFree[lane] = False
+                        self._work(check, lane)
+        return hasBegun
+
+    def _work(self, check: _Check[Any], lane: bool) -> None:
+        began = self._clock.seconds()
+
+        def done(outcome: Any) -> None:
+            self._took.append(self._clock.seconds() - began)
+            self._isFree[lane] = True
+            self._end(check, outcome)
+
+        assert check.work is not None
+        self._hasher(check.work).addBoth(done)
+
+    def _pause(self, check: _Check[Any]) -> None:
+        seconds = self._took[self._randomBytes(1)[0] % len(self._took)] if self._took else 0.0
+        if not seconds or self._isStopped:
+            self._end(check, None)
+            return
+        pause: Deferred[None] = deferLater(self._clock, seconds)
+        self._pausing.add(pause)
+
+        def done(_: object) -> None:
+            self._pausing.discard(pause)
+            self._end(check, None)
+
+        pause.addBoth(done)
+
+    def _end(self, check: _Check[Any], outcome: Any) -> None:
+        for each in self._parked.pop(check.name):
+            self._add(each)
+        check.done.callback(outcome)
+        self._serve()
+
+    def _dropLast(self) -> None:
+        for isKnown in (False, True):
+            queue = self._queues[isKnown]
+            if queue:
+                _, victim = queue.dropLast()
+                break
+        else:
+            victim = max(self._parked.values(), key=len).pop()
+        self._count -= 1
+        self.refused += 1
+        victim.done.errback(Overloaded())
+
+
 class KeyChecks:
     """
     Hashes API keys and checks them, a few at a time.
@@ -106,20 +264,33 @@ class KeyChecks:
         self._hasher = hasher
         self._cost = cost
         self._randomBytes = randomBytes
-        # Which stored hash a name and key were found to match, by a digest that means nothing outside this process.
+        # Which stored hash a name and key were found to match, and not to match, by a digest that means nothing outside
+        # this process. In two tables, so that no number of wrong keys drives a right one out.
         self._digestKey = randomBytes(32)
         self._known: Memory[bytes, str] = Memory()
+        self._wrong: Memory[bytes, str] = Memory()
         self._checking: Shared[tuple[bytes, str], bool] = Shared()
-        self._turns = DeferredSemaphore(_CHECKS_AT_ONCE)
+        self._lanes = _Lanes(clock, hasher, randomBytes)
         self._failures: Memory[bytes, tuple[int, float]] = Memory()
         self._penalties: set[Deferred[None]] = set()
         self._isStopped = False
-        # What the keys of unknown users are checked against, so that they take as long as wrong ones.
+        # What the key of an unknown user is checked against while it is not known how long a check takes.
         self._decoy = _keyHash(cost, randomBytes(_SALT_BYTES), randomBytes(_HASH_BYTES))
+
+    @property
+    def waited(self) -> int:
+        """How many checks had to wait for their turn since the start."""
+        return self._lanes.waited
+
+    @property
+    def overloaded(self) -> int:
+        """How many were refused because too many waited."""
+        return self._lanes.refused
 
     def stop(self) -> None:
         """Let those go at once who wait for the answer that their key is wrong, and leave nothing on the reactor."""
         self._isStopped = True
+        self._lanes.stop()
         for penalty in list(self._penalties):
             penalty.cancel()
 
@@ -127,39 +298,42 @@ class KeyChecks:
         """
         :return: fires with the hash of a key, for :meth:`check`.
         """
-        return self._turns.run(self._hasher, partial(hashKey, key, cost=self._cost, randomBytes=self._randomBytes))
+        return self._hasher(partial(hashKey, key, cost=self._cost, randomBytes=self._randomBytes))
 
     def knows(self, username: str, apiKey: str, keyHash: str) -> bool:
         """Whether it has been found out before that a key is right, so that :meth:`check` takes no time."""
         return self._known.get(self._digest(username, apiKey)) == keyHash
 
-    async def check(self, username: str, apiKey: str, keyHash: str | None) -> bool:
+    async def check(self, username: str, apiKey: str, keyHash: str | None, origin: Origin) -> bool:
         """
         Whether a key is right. That it is not is told after a while, and after a longer one with each time.
 
         :param username: whose key it is said to be; any text.
         :param keyHash: the hash of the user's key; ``None`` if there is no such user, whose keys are all wrong.
+        :param origin: where the key comes from.
         :raises Overloaded: if too many keys wait to be checked already.
         """
-        right = await self._matches(self._digest(username, apiKey), apiKey, keyHash or self._decoy)
-        if right and keyHash is not None:
+        digest = self._digest(username, apiKey)
+        if keyHash is not None and self._known.get(digest) == keyHash:
+            return True
+        # A fleet that comes back after a restart of the registry has one key to check, not a thousand.
+        key = digest, keyHash or self._decoy
+        if await self._checking.do(key, lambda: self._check(username, apiKey, keyHash, digest, origin)):
             return True
         await self._penalty(username)
         return False
 
-    async def _matches(self, digest: bytes, apiKey: str, keyHash: str) -> bool:
-        if self._known.get(digest) == keyHash:
-            return True
-        # A fleet that comes back after a restart of the registry has one key to check, not a thousand.
-        right = await self._checking.do((digest, keyHash), lambda: self._scrypt(apiKey, keyHash))
-        if right:
-            self._known.put(digest, keyHash)
+    @returnsDeferred
+    async def _check(self, username: str, apiKey: str, keyHash: str | None, digest: bytes, origin: Origin) -> bool:
+        """Find out whether a key is right. Whatever it costs, how long it takes does not tell why a key is wrong."""
+        isWrong = keyHash is None or self._wrong.get(digest) == keyHash
+        work = None
+        if not isWrong or not self._lanes.hasMeasured:
+            work = partial(keyMatches, apiKey, keyHash or self._decoy)
+        right = bool(await self._lanes.run(username, origin, work)) and not isWrong
+        if keyHash is not None:
+            (self._known if right else self._wrong).put(digest, keyHash)
         return right
-
-    def _scrypt(self, apiKey: str, keyHash: str) -> Deferred[bool]:
-        if len(self._checking) > _CHECKS_AT_ONCE + _CHECKS_WAITING:
-            return fail(Overloaded())
-        return self._turns.run(self._hasher, partial(keyMatches, apiKey, keyHash))
 
     def _digest(self, username: str, apiKey: str) -> bytes:
         name = _encode(username)

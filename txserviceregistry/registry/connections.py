@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import ipaddress
 import resource
-from collections import Counter, deque
-from collections.abc import Callable
-from itertools import takewhile
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from itertools import islice, takewhile
 from typing import Protocol
 
 import attrs
@@ -22,10 +22,14 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
 from ..logs import Logger
 
+from .fairness import FairQueue, Origin
+from .remembered import Memory
+
 __all__ = [
     "ConnectionLimits",
     "Connections",
     "Evictable",
+    "KnownAddresses",
     "Line",
     "Silence",
     "Silent",
@@ -37,6 +41,8 @@ __all__ = [
 #: File descriptors that are not for connections: the store, the log, listeners, and those that are accepted in the turn
 #: of the reactor in which others are closed.
 RESERVED_FILES = 200
+#: How many connections that could be closed are looked at for one on which nothing has come.
+CANDIDATES = 100
 #: Seconds from one line in the log about a limit to the next.
 LOG_INTERVAL = 60.0
 
@@ -116,10 +122,14 @@ class Evictable(Protocol):
 
     :ivar peer: the address that it comes from.
     :ivar isKnown: whether it has brought a request with a token that counts, or credentials that do.
+    :ivar hasUnread: whether something has come on it that has not been read so far.
     """
 
     peer: str
     isKnown: bool
+
+    @property
+    def hasUnread(self) -> bool: ...
 
     def evict(self) -> None:
         """Close at once."""
@@ -142,10 +152,13 @@ class _Waiting:
         self.strangers.pop(connection, None)
         self.known.pop(connection, None)
 
-    def first(self) -> Evictable | None:
-        """Who has to go before all others."""
-        for waiting in (self.strangers, self.known):
-            for connection in waiting:
+    def __bool__(self) -> bool:
+        return bool(self.strangers or self.known)
+
+    def victim(self) -> Evictable | None:
+        """The connection that has to go before all others; one on which something has come just now, never."""
+        for connection in islice(self.strangers or self.known, CANDIDATES):
+            if not connection.hasUnread:
                 return connection
         return None
 
@@ -212,12 +225,12 @@ class Connections:
         ofPeer.add(connection)
 
     def answers(self, connection: Evictable) -> None:
-        """A request has come in whole, and is being answered."""
+        """A request has come in whole and is being answered, or what has come waits for its turn."""
         self._waiting.discard(connection)
         ofPeer = self._waitingByPeer.get(connection.peer)
         if ofPeer is not None:
             ofPeer.discard(connection)
-            if ofPeer.first() is None:
+            if not ofPeer:
                 del self._waitingByPeer[connection.peer]
 
     def keeps(self, connection: Evictable, size: int) -> None:
@@ -238,7 +251,7 @@ class Connections:
             )
 
     def _makeRoom(self, waiting: _Waiting | None, newcomer: Evictable) -> None:
-        victim = None if waiting is None else waiting.first()
+        victim = None if waiting is None else waiting.victim()
         if victim is None:
             victim = newcomer
         else:
@@ -318,34 +331,64 @@ class Silence:
             break
 
 
-class Line:
+class KnownAddresses:
     """
-    Where those stand in line who have never shown a token, when there is much that they want: so that those who have
-    are served in every turn of the reactor, however many others there are.
+    The addresses at which a client has authenticated recently. A flood from elsewhere leaves them a share.
 
-    :param clock: the reactor.
+    :param clock: how recently.
     """
 
-    #: How much of a turn of the reactor all of them together get, in seconds, before the rest has to wait for the next.
-    SECONDS = 0.01
+    #: Seconds for which an address stays known after the last connection of an authenticated client.
+    SECONDS = 86_400.0
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._line: deque[Callable[[], None]] = deque()
+        self._seen: Memory[str, float] = Memory()
+
+    def add(self, peer: str) -> None:
+        """A client at this address has authenticated."""
+        self._seen.put(peer, self._clock.seconds())
+
+    def has(self, peer: str) -> bool:
+        """Whether the address is known."""
+        seen = self._seen.get(peer)
+        return seen is not None and self._clock.seconds() - seen < self.SECONDS
+
+
+class Line:
+    """
+    Where the work for unauthenticated clients waits when there is much of it, so that those that have shown a token are
+    served in every turn of the reactor, however many others there are. The order is fair: half of the time is for known
+    addresses, each half is divided between its addresses, and what an address gets, between its connections. A client
+    that has had little so far is served before those that have had much.
+
+    :param clock: the reactor.
+    :param newestFirst: of new connections from the same address, serve the newest first. Each counts as new then.
+    """
+
+    #: How much of a turn of the reactor all of them together get, in seconds, before the rest has to wait for the next.
+    SECONDS = 0.005
+
+    def __init__(self, clock: IReactorTime, *, newestFirst: bool = False) -> None:
+        self._clock = clock
+        self._newestFirst = newestFirst
+        self._line: FairQueue[Callable[[], None]] = FairQueue(newestFirst=newestFirst)
         self._spent = 0.0
         self._next: IDelayedCall | None = None
+        self.delayed = 0
 
     @property
     def isBusy(self) -> bool:
-        """Whether who comes now has to enter the line."""
+        """Whether new work has to enter the line."""
         return bool(self._line) or self._spent >= self.SECONDS
 
-    def enter(self, go: Callable[[], None]) -> None:
-        """Have *go* called in one of the next turns."""
-        self._line.append(go)
+    def enter(self, origin: Origin, go: Callable[[], None]) -> None:
+        """Have *go* called in one of the next turns. It does its work by :meth:`spend`."""
+        self.delayed += 1
+        self._line.add(self._path(origin), go)
         self._schedule()
 
-    def spend(self, work: Callable[[], None]) -> None:
+    def spend(self, origin: Origin, work: Callable[[], None]) -> None:
         """Do something for one of them."""
         began = self._clock.seconds()
         try:
@@ -354,7 +397,13 @@ class Line:
             took = self._clock.seconds() - began
             if took > 0:
                 self._spent += took
+                self._line.charge(self._path(origin), took)
                 self._schedule()
+
+    def _path(self, origin: Origin) -> Sequence[Hashable]:
+        if self._newestFirst:
+            return origin.isKnown, origin.peer
+        return origin.isKnown, origin.peer, origin.connection
 
     def _schedule(self) -> None:
         if self._next is None:
@@ -363,10 +412,10 @@ class Line:
     def _turn(self) -> None:
         self._next = None
         self._spent = 0.0
-        # Whoever enters again meanwhile waits for the next turn.
+        # Work that enters again meanwhile waits for the next turn.
         for _ in range(len(self._line)):
             if self._spent >= self.SECONDS:
                 break
-            self._line.popleft()()
+            self._line.pop()[1]()
         if self._line:
             self._schedule()

@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ..deferred import returnsDeferred
 from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
+from .fairness import Origin
 from .remembered import Believed, Memory, Shared
 from .stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 
@@ -221,10 +222,11 @@ class Identity:
     # -- tokens
 
     @returnsDeferred
-    async def authenticate(self, username: str, apiKey: str) -> IssuedToken:
+    async def authenticate(self, username: str, apiKey: str, origin: Origin = Origin()) -> IssuedToken:  # noqa: B008 (it is immutable)
         """
         Give a user an auth token.
 
+        :param origin: where the request comes from; keys are checked in an order that is fair to all.
         :return: fires with the token. It takes a while when the credentials are wrong, and longer with each time.
         :raises InvalidCredentials: if there is no such user or the key is wrong.
         :raises Overloaded: if too many keys wait to be checked already.
@@ -239,7 +241,7 @@ class Identity:
                     user = await self._users.get(username)
                 except NoSuchObject:
                     user = None
-        right = await self._keys.check(username, apiKey, None if user is None else user.keyHash)
+        right = await self._keys.check(username, apiKey, None if user is None else user.keyHash, origin)
         if user is None or not right:
             self.refused += 1
             raise InvalidCredentials()
@@ -249,6 +251,14 @@ class Identity:
         """Whose objects an auth token opens, if it was asked for within the last second, and counts."""
         known = self._tokens.recent(_tokenHash(token))
         return None if known is None or known.expires <= self._wallClock() else known.tenant
+
+    def isFamiliar(self, token: str) -> bool:
+        """
+        Whether an auth token counted when the store was last asked for it, however long ago. That is no proof: it may
+        have ended since.
+        """
+        known = self._tokens.last(_tokenHash(token))
+        return known is not None and known.expires > self._wallClock()
 
     def tenantOf(self, token: str) -> Deferred[str]:
         """

@@ -23,7 +23,7 @@ from OpenSSL.SSL import Connection
 from OpenSSL.SSL import Error as TLSError
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, serverFromString
 from twisted.internet.interfaces import (
     IListeningPort,
     IOpenSSLServerConnectionCreator,
@@ -36,6 +36,7 @@ from zope.interface import implementer
 from ..certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
 from ..logs import Logger
 from ..reloading import Reloaded
+from .handshakes import handshakingFactory
 
 __all__ = [
     "CertificateFiles",
@@ -123,6 +124,8 @@ class CertificateFiles:
             privateKey=load_privatekey(FILETYPE_PEM, text),
             certificate=X509.from_cryptography(own),
             extraCertChain=[X509.from_cryptography(each) for each in between] or None,
+            # A client that resumes its session needs no signature.
+            enableSessionTickets=True,
         )
         try:
             options.getContext()
@@ -160,7 +163,10 @@ class TLSEndpoint(SSL4ServerEndpoint):
     def __init__(self, reactor: Any, port: int, files: CertificateFiles, backlog: int, interface: str) -> None:
         self._loaded = files.load()
         self._loaded.onChange = self._changed
-        super().__init__(reactor, port, _Current(self._loaded), backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
+        current = _Current(self._loaded)
+        super().__init__(reactor, port, current, backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
+        self._plain = TCP4ServerEndpoint(reactor, port, backlog, interface)
+        self._current = current
         self.onChange: Callable[[], object] = lambda: None
         self.path = files.certificate
         self._keyPath = files.key
@@ -186,7 +192,7 @@ class TLSEndpoint(SSL4ServerEndpoint):
         :return: fires with the port.
         """
         self._warn()
-        listening: Deferred[IListeningPort] = super().listen(protocolFactory)  # type: ignore[no-untyped-call]
+        listening: Deferred[IListeningPort] = self._plain.listen(handshakingFactory(self._current, protocolFactory))
         return listening
 
     def _warn(self) -> None:

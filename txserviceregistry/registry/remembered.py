@@ -108,6 +108,11 @@ class Believed(Generic[_T]):
         said = self._said.get(key)
         return said[0] if said is not None and 0 <= self._clock.seconds() - said[1] < BELIEF else None
 
+    def last(self, key: str) -> _T | None:
+        """What the store said last, however long ago that was, without asking it."""
+        said = self._said.get(key)
+        return None if said is None else said[0]
+
     async def get(self, key: str) -> _T:
         """
         What the store says now; while it is in trouble or takes long, what it said last.

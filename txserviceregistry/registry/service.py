@@ -237,7 +237,7 @@ class RegistryService(Service):
         accessLog = self._openAccessLog()
         exchanges = Exchanges(accessLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
         resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, exchanges=exchanges)
-        site = apiSite(resource, self._reactor, connectionLimits, exchanges)
+        site = apiSite(resource, self._reactor, connectionLimits, exchanges, identity.isFamiliar)
         sources = Sources(
             store=store.name,
             requests=exchanges.statistics,
@@ -380,6 +380,7 @@ class RegistryService(Service):
             # An endpoint may be anybody's.
             raise StartFailed(f"can't listen: {error}")
         self._endings.append(("a listener", port.stopListening))
+        site.pace(port)
         return port
 
     def _explained(self, failure: Failure) -> StartFailed:

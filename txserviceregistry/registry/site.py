@@ -8,12 +8,15 @@ kept when there are too many :mod:`txserviceregistry.registry.connections`'s.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from itertools import count
+from socket import MSG_PEEK
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web import server
 
@@ -23,12 +26,15 @@ from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import IResource
 
 from . import routes
-from .connections import ConnectionLimits, Connections, Line, Silence, peerOf
+from .connections import ConnectionLimits, Connections, KnownAddresses, Line, Silence, peerOf
 from .exchanges import Exchanges, newTxnId
+from .fairness import Origin
 from .faults import badRequest, requestTooLarge
 from .http import FramedRequest, bodyLimit, closeAfterwards, faultAnswer, inBytes, write
 
-__all__ = ["ApiSite", "apiSite", "recognized"]
+__all__ = ["ApiSite", "apiSite", "inTurn", "originOf", "recognized"]
+
+_T = TypeVar("_T")
 
 #: How much of a body that was refused is read and thrown away, in bytes and seconds, before the connection is closed. A
 #: connection that is closed with bytes unread is reset, and the client may never see the answer.
@@ -40,9 +46,16 @@ AHEAD_BYTES = 2**14
 AT_ONCE = 10
 #: Seconds after which a connection that is being closed is cut, whether or not its last answer has been read.
 CLOSE_SECONDS = 15.0
+#: How many connections a listener accepts in one turn of the reactor.
+ACCEPTS = 10
 
 # What a client begins with that wants TLS where there is none: the type of the record, and the major version.
 _TLS_HANDSHAKE = b"\x16\x03"
+# The token of a request, wherever it stands in what has come.
+_TOKEN = re.compile(rb"\r\nX-Auth-Token:[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IGNORECASE)
+
+# Connections are told apart by numbers: what remembers them keeps none of them alive.
+_numbers = count(1)
 
 
 class ApiRequest(FramedRequest):
@@ -136,8 +149,31 @@ class ApiRequest(FramedRequest):
 def recognized(request: server.Request) -> None:
     """A request has shown a token or credentials that count: its connection is one to keep."""
     channel = request.channel
-    if isinstance(channel, ApiChannel):
+    if isinstance(channel, ApiChannel) and not channel.isKnown:
         channel.isKnown = True
+        channel.site.addresses.add(channel.peer)
+
+
+def originOf(request: server.Request) -> Origin:
+    """Where a request comes from."""
+    channel = request.channel
+    return channel.origin if isinstance(channel, ApiChannel) else Origin()
+
+
+def inTurn(outcome: _T, request: server.Request) -> _T | Deferred[_T]:
+    """
+    Go on with a request that had to wait for something. What is still to be done for it, and for the requests behind
+    it, is work for an unauthenticated client, unless its connection has shown a token meanwhile.
+
+    :param outcome: what it has waited for.
+    :return: the outcome at once, or a Deferred that fires with it when it is the connection's turn.
+    """
+    channel = request.channel
+    if not isinstance(channel, ApiChannel) or channel.isKnown:
+        return outcome
+    turn: Deferred[_T] = Deferred()
+    channel.site.line.enter(channel.origin, partial(channel.spend, partial(turn.callback, outcome)))
+    return turn
 
 
 class ApiChannel(HTTPChannel):
@@ -154,6 +190,7 @@ class ApiChannel(HTTPChannel):
     _isNew = True
     peer = ""
     isKnown = False
+    number = 0
     _isAnswering = False
     # Requests that have come in whole, and the bytes that have come while one was answered.
     _whole = 0
@@ -177,12 +214,20 @@ class ApiChannel(HTTPChannel):
         """Called when a client has connected."""
         HTTPChannel.connectionMade(self)
         self.peer = peerOf(self.transport.getPeer())
+        self.number = next(_numbers)
         self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
         self.site.opened(self)
+
+    @property
+    def origin(self) -> Origin:
+        """Where the requests on it come from."""
+        return Origin(self.peer, self.number, self.site.addresses.has(self.peer))
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
         """Called when the connection is gone."""
         self._isGone = True
+        if self.isKnown:
+            self.site.addresses.add(self.peer)
         self._isAnswering = False
         self._inTime()
         HTTPChannel.connectionLost(self, reason)
@@ -196,21 +241,35 @@ class ApiChannel(HTTPChannel):
             self.keeps(self._body)
         elif self.isKnown:
             self._take(data)
-        elif self.site.line.isBusy:
+        elif self.site.line.isBusy and not self.site.vouchesFor(data):
             self._held = data
             self.transport.pauseProducing()
             self.keeps(self._body)
-            self.site.line.enter(self._takeHeld)
+            self._standInLine(self._takeHeld)
         else:
-            self.site.line.spend(partial(self._take, data))
+            self.spend(partial(self._take, data))
+
+    def spend(self, work: Callable[[], None]) -> None:
+        """Do something that counts as work for an unauthenticated client."""
+        self.site.line.spend(self.origin, work)
+
+    def _standInLine(self, go: Callable[[], None]) -> None:
+        # What waits may be a whole request, and a request that has come in is not closed upon.
+        self.site.connections.answers(self)
+        self.site.line.enter(self.origin, partial(self._served, go))
+
+    def _served(self, go: Callable[[], None]) -> None:
+        if not self._isGone:
+            if not self._isAnswering:
+                self.site.connections.waits(self)
+            self.spend(go)
 
     def _takeHeld(self) -> None:
         held, self._held = self._held or b"", None
         self.keeps(self._body)
-        if not self._isGone:
-            if not self._isClogged:
-                self.transport.resumeProducing()
-            self.site.line.spend(partial(self._take, held))
+        if not self._isClogged:
+            self.transport.resumeProducing()
+        self._take(held)
 
     def _take(self, data: bytes) -> None:
         if self._isTaking:
@@ -265,10 +324,10 @@ class ApiChannel(HTTPChannel):
             self.transport.pauseProducing()
             if hasEnough:
                 self._answered = 0
-                self.site.line.enter(self._goOn)
+                self._standInLine(self._goOn)
 
     def _goOn(self) -> None:
-        if self.paused and not self._isGone and not self._isClogged:
+        if self.paused and not self._isClogged:
             self.resumeProducing()
 
     def pauseProducing(self) -> None:
@@ -335,6 +394,20 @@ class ApiChannel(HTTPChannel):
     def evict(self) -> None:
         """Close at once."""
         self.transport.abortConnection()
+
+    @property
+    def hasUnread(self) -> bool:
+        """Whether something has come that has not been read so far, though the connection is being read."""
+        transport = self.transport
+        while hasattr(transport, "transport"):
+            transport = transport.transport  # below TLS
+        socket = getattr(transport, "socket", None)
+        if self._isClogged or socket is None:
+            return False
+        try:
+            return bool(socket.recv(1, MSG_PEEK))
+        except OSError:
+            return False
 
     def _endAfter(self, seconds: float, end: Callable[[], None]) -> None:
         self._inTime()
@@ -409,7 +482,9 @@ class ApiSite(server.Site):
     :ivar connections: sees to it that there are not too many.
     :ivar silence: ends those from which nothing comes.
     :ivar exchanges: is told of what is refused before it gets to the resource.
-    :ivar line: where those wait who have never shown a token.
+    :ivar line: where requests of clients wait that have never shown a token.
+    :ivar handshakes: where TLS handshakes wait.
+    :ivar addresses: those at which clients have authenticated.
     """
 
     protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
@@ -418,7 +493,12 @@ class ApiSite(server.Site):
     noisy = False
 
     def __init__(
-        self, resource: IResource, reactor: IReactorTime, limits: ConnectionLimits, exchanges: Exchanges
+        self,
+        resource: IResource,
+        reactor: IReactorTime,
+        limits: ConnectionLimits,
+        exchanges: Exchanges,
+        isFamiliar: Callable[[str], bool],
     ) -> None:
         server.Site.__init__(self, resource, reactor=reactor, timeout=limits.idleSeconds, parsePOSTFormSubmission=False)
         self.limits = limits
@@ -426,6 +506,11 @@ class ApiSite(server.Site):
         self.silence = Silence(limits.idleSeconds, reactor)
         self.exchanges = exchanges
         self.line = Line(reactor)
+        self.handshakes = Line(reactor, newestFirst=True)
+        self.addresses = KnownAddresses(reactor)
+        self._isFamiliar = isFamiliar
+        self._ports: list[Any] = []
+        self._isPaced = False
         self._channels: set[ApiChannel] = set()
         self._drained: list[Deferred[None]] = []
 
@@ -436,8 +521,31 @@ class ApiSite(server.Site):
         """HTTP/1.1 is what the API's framing is about."""
         return [b"http/1.1"]
 
+    def vouchesFor(self, data: bytes) -> bool:
+        """
+        Whether what has come holds a token that counted when it was last asked for. Such a request does not wait for
+        those without one; its token is checked all the same.
+        """
+        found = _TOKEN.search(data)
+        return found is not None and self._isFamiliar(found[1].decode("latin-1"))
+
+    def pace(self, port: IListeningPort) -> None:
+        """Let a listener of this site accept few connections in a turn of the reactor."""
+        if hasattr(port, "numberAccepts"):
+            self._ports.append(port)
+            self._slowDown()
+
+    def _slowDown(self) -> None:
+        self._isPaced = False
+        for port in self._ports:
+            # Twisted begins with 100, and accepts 20 more each time that there were so many.
+            port.numberAccepts = ACCEPTS
+
     def opened(self, channel: ApiChannel) -> None:
         """A client has connected."""
+        if self._ports and not self._isPaced:
+            self._isPaced = True
+            self.reactor.callLater(0, self._slowDown)
         self._channels.add(channel)
         self.connections.opened(channel)
 
@@ -477,11 +585,16 @@ class ApiSite(server.Site):
             channel.transport.abortConnection()
 
 
+def _isNever(token: str) -> bool:
+    return False
+
+
 def apiSite(
     resource: IResource,
     reactor: IReactorTime,
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
     exchanges: Exchanges | None = None,
+    isFamiliar: Callable[[str], bool] = _isNever,
 ) -> ApiSite:
     """
     A factory that serves the API to real connections.
@@ -490,5 +603,6 @@ def apiSite(
     :param reactor: for timeouts.
     :param limits: what clients may take.
     :param exchanges: the same that the *resource* has.
+    :param isFamiliar: whether a token counted when the store was last asked for it, found out in memory.
     """
-    return ApiSite(resource, reactor, limits, exchanges or Exchanges())
+    return ApiSite(resource, reactor, limits, exchanges or Exchanges(), isFamiliar)

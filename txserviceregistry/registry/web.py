@@ -40,7 +40,7 @@ from .http import (
 from .identity import Identity, InvalidCredentials, InvalidToken, isTenant
 from .limits import RateLimiter, ResourceLimits
 from .operations import NO_PAGES, Pages
-from .site import apiSite, recognized
+from .site import apiSite, inTurn, originOf, recognized
 from .stores.interfaces import StoreUnavailable
 
 __all__ = ["ApiResource", "apiSite"]
@@ -181,6 +181,7 @@ class ApiResource(Resource):
         answered = Deferred.fromCoroutine(self._answer(exchange))
         if not answered.called:
             whenGone(request, partial(self._gone, exchange, answered))
+            answered.addBoth(inTurn, request)
         answered.addBoth(self._finish, exchange)
         return NOT_DONE_YET
 
@@ -250,7 +251,7 @@ class ApiResource(Resource):
         except Fault as fault:
             return _identityFault("badRequest", fault.code, fault.message)
         try:
-            token = await self._identity.authenticate(username, key)
+            token = await self._identity.authenticate(username, key, originOf(request))
         except InvalidCredentials:
             return _identityFault("unauthorized", 401, "Username or api key is invalid")
         recognized(request)

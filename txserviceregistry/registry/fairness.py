@@ -1,0 +1,175 @@
+"""
+Fair order for work that unauthenticated clients ask for: how much a client has had so far decides how soon it is served
+again.
+
+The order is start-time fair queueing, on several levels. On each level every party (an address, a connection) has a
+start tag, which is the amount of work done for it so far. The party with the lowest tag is served next. A party that is
+new on a level starts at the level's virtual time, which is behind nearly all parties that have been served before it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Generic, TypeAlias, TypeVar
+
+import attrs
+
+__all__ = ["FairQueue", "Origin"]
+
+_T = TypeVar("_T")
+_Path: TypeAlias = Sequence[Hashable]
+
+#: For how many parties of one level the work is remembered that was done for them. Beyond, all start anew.
+REMEMBERED_PARTIES = 10_000
+
+
+@attrs.frozen
+class Origin:
+    """
+    Where a request or a handshake comes from.
+
+    :ivar peer: the client's address (:func:`~txserviceregistry.registry.connections.peerOf`).
+    :ivar connection: the number of the connection; 0 if it does not matter.
+    :ivar isKnown: whether a client at this address has authenticated recently.
+    """
+
+    peer: str = "local sockets"
+    connection: int = 0
+    isKnown: bool = False
+
+
+class FairQueue(Generic[_T]):
+    """
+    A queue that serves parties in turn, however many items each of them has in it.
+
+    An item's path names its party on each level, the outermost first: ``(address, connection)`` divides the work evenly
+    between addresses, and what an address gets, evenly between its connections. All paths have the same length.
+
+    :param newestFirst: of the items with the same path, serve the newest first. Under overload those that came last are
+        then served in time, where else all would be served too late.
+    """
+
+    def __init__(self, *, newestFirst: bool = False) -> None:
+        self._newestFirst = newestFirst
+        self._root: _Level[_T] = _Level(newestFirst)
+        self._count = 0
+
+    def __len__(self) -> int:
+        """How many items wait."""
+        return self._count
+
+    def add(self, path: _Path, item: _T) -> None:
+        """Let an item wait."""
+        self._count += 1
+        self._root.add(path, item)
+
+    def pop(self) -> tuple[_Path, _T]:
+        """
+        Take the item whose turn it is.
+
+        :raises IndexError: if none waits.
+        """
+        return self._take(last=False)
+
+    def dropLast(self) -> tuple[_Path, _T]:
+        """
+        Take the item that would be served last.
+
+        :raises IndexError: if none waits.
+        """
+        return self._take(last=True)
+
+    def charge(self, path: _Path, cost: float) -> None:
+        """Some work has been done for *path*, be it for an item that waited here or not."""
+        if self._count and cost > 0:
+            self._root.charge(path, cost)
+
+    def _take(self, *, last: bool) -> tuple[_Path, _T]:
+        if not self._count:
+            raise IndexError("nothing waits")
+        path: list[Hashable] = []
+        item = self._root.take(path, last)
+        self._count -= 1
+        if not self._count:
+            # Nobody waits, so there is no order to keep; and what was remembered of clients that are gone, goes.
+            self._root = _Level(self._newestFirst)
+        return path, item
+
+
+class _Level(Generic[_T]):
+    """The parties of one level, of which each has a level of its own, or items on the innermost level."""
+
+    def __init__(self, newestFirst: bool) -> None:
+        self._newestFirst = newestFirst
+        self._now = 0.0
+        # Up to where the parties have been served that have been served further than the virtual time.
+        self._ends: dict[Hashable, float] = {}
+        self._pruneAt = 64
+        # The parties for which something waits, by start tag; and what waits.
+        self._heap: list[tuple[float, int, Hashable]] = []
+        self._order = count()
+        self._waiting: dict[Hashable, _Level[_T] | deque[_T]] = {}
+
+    def add(self, path: _Path, item: _T) -> None:
+        party, rest = path[0], path[1:]
+        inside = self._waiting.get(party)
+        if inside is None:
+            inside = self._waiting[party] = _Level(self._newestFirst) if rest else deque()
+            self._push(party)
+        if isinstance(inside, deque):
+            inside.append(item)
+        else:
+            inside.add(rest, item)
+
+    def take(self, path: list[Hashable], last: bool) -> _T:
+        if last:
+            entry = max(self._heap)
+            self._heap.remove(entry)
+            heapify(self._heap)
+        else:
+            entry = self._popHeap()
+            self._now = max(self._now, entry[0])
+        party = entry[2]
+        path.append(party)
+        inside = self._waiting[party]
+        if isinstance(inside, deque):
+            item = inside.pop() if last is not self._newestFirst else inside.popleft()
+            isEmpty = not inside
+        else:
+            item = inside.take(path, last)
+            isEmpty = not inside._waiting
+        if isEmpty:
+            del self._waiting[party]
+        else:
+            heappush(self._heap, entry)
+        return item
+
+    def charge(self, path: _Path, cost: float) -> None:
+        party = path[0]
+        self._ends[party] = max(self._now, self._ends.get(party, 0.0)) + cost
+        # Time goes on for those that wait as well: else a party that has been served would wait while new ones come.
+        # (Half as fast as each of them is served, so that what each is owed is not forgotten before its turn.)
+        self._now += cost / (2 * (len(self._waiting) + 1))
+        inside = self._waiting.get(party)
+        if inside is not None and not isinstance(inside, deque):
+            inside.charge(path[1:], cost)
+        if len(self._ends) > self._pruneAt:
+            self._ends = {name: end for name, end in self._ends.items() if end > self._now}
+            if len(self._ends) > REMEMBERED_PARTIES:
+                self._ends.clear()
+            self._pruneAt = 2 * len(self._ends) + 64
+
+    def _popHeap(self) -> tuple[float, int, Hashable]:
+        while True:
+            entry = heappop(self._heap)
+            # Work that was done since counts: it is looked up here, and not at each charge for thousands.
+            end = self._ends.get(entry[2], 0.0)
+            if end <= entry[0]:
+                return entry
+            heappush(self._heap, (end, next(self._order), entry[2]))
+
+    def _push(self, party: Hashable) -> None:
+        heappush(self._heap, (max(self._now, self._ends.get(party, 0.0)), next(self._order), party))

@@ -1,0 +1,93 @@
+"""
+TLS handshakes, of which a server signs each one: with a key of 4,096 bits that takes as long as some thirty requests.
+
+They are work for unauthenticated clients, so they wait in a line of their own
+(:class:`~txserviceregistry.registry.connections.Line`) until it is their turn.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from twisted.internet.interfaces import IProtocolFactory, ITransport
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+
+from .connections import Line, peerOf
+from .fairness import Origin
+from .site import ApiSite
+
+__all__ = ["handshakingFactory"]
+
+
+class _Handshaking(TLSMemoryBIOProtocol):
+    """A connection with TLS, whose handshake goes on when it is its turn. After that nothing waits."""
+
+    transport: Any
+    _origin: Origin
+    _held = b""
+    _isHeld = False
+    _isDone = False
+
+    @property
+    def _line(self) -> Line:
+        site: ApiSite = self.factory.wrappedFactory
+        return site.handshakes
+
+    def makeConnection(self, transport: ITransport) -> None:
+        """Called when a client has connected."""
+        site: ApiSite = self.factory.wrappedFactory
+        peer = peerOf(transport.getPeer())
+        self._origin = Origin(peer, isKnown=site.addresses.has(peer))
+        self._line.spend(self._origin, partial(super().makeConnection, transport))
+
+    def dataReceived(self, data: bytes) -> None:
+        """Called with what the client sends."""
+        if self._isDone:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's own
+        elif self._isHeld:
+            self._held += data
+        elif self._line.isBusy:
+            self._held = data
+            self._isHeld = True
+            self.transport.pauseProducing()
+            self._line.enter(self._origin, self._goOn)
+        else:
+            self._line.spend(self._origin, partial(self._shake, data))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Called when the connection is gone."""
+        self._isHeld = False
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]  # as above
+
+    def _goOn(self) -> None:
+        if self._isHeld:
+            self._isHeld = False
+            held, self._held = self._held, b""
+            self.transport.resumeProducing()
+            self._line.spend(self._origin, partial(self._shake, held))
+
+    def _shake(self, data: bytes) -> None:
+        super().dataReceived(data)  # type: ignore[no-untyped-call]  # as above
+        # What comes behind the client's last message of the handshake costs no signature.
+        handle: Any = self.getHandle()  # type: ignore[no-untyped-call]  # as above
+        self._isDone = handle.get_peer_finished() is not None
+
+
+class _HandshakingFactory(TLSMemoryBIOFactory):
+    protocol = _Handshaking
+    noisy = False
+
+
+def handshakingFactory(contextFactory: Any, factory: IProtocolFactory) -> IProtocolFactory:
+    """
+    What a TLS listener serves.
+
+    :param contextFactory: key and certificate, as Twisted's ``listenSSL`` takes them.
+    :param factory: what is served over TLS. Only the handshakes of an
+        :class:`~txserviceregistry.registry.site.ApiSite` wait.
+    """
+    make = _HandshakingFactory if isinstance(factory, ApiSite) else TLSMemoryBIOFactory
+    return make(contextFactory, False, factory)
