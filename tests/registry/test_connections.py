@@ -17,6 +17,7 @@ from twisted.web.server import Request
 
 from txserviceregistry.registry.connections import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
 from txserviceregistry.registry.fairness import Origin
+from txserviceregistry.registry.identity import InvalidToken
 
 from .wire import Api, Connection, Reply, requestBytes
 
@@ -219,6 +220,10 @@ class LineTests(LimitsCase):
         self.api.clock.advance(0)
         self.assertEqual(self.codes(stranger), [401] * 14)
 
+    def later(self) -> None:
+        """Let some time pass, in small steps."""
+        self.api.clock.pump([0.01] * 20)
+
     def test_whoIsKnownDoesNotWait(self) -> None:
         """However many strangers ask, who is known is answered at once; the strangers one after the other."""
         known = self.known()
@@ -230,7 +235,7 @@ class LineTests(LimitsCase):
         known.send(self.request())
         self.assertEqual(self.codes(known), [200])
         self.assertEqual([self.codes(each) for each in strangers], [[404], [], []])
-        self.api.clock.advance(0)
+        self.later()
         self.assertEqual([self.codes(each) for each in strangers], [[], [404], [404]])
 
     def test_waitingIsNotReading(self) -> None:
@@ -241,9 +246,106 @@ class LineTests(LimitsCase):
             each.send(requestBytes("GET", "/"))
         self.assertEqual(second.transport.producerState, "paused")
         second.transport.loseConnection()
-        self.api.clock.advance(0)
+        self.later()
         self.assertEqual(self.codes(third), [404])
         self.assertEqual(third.transport.producerState, "producing")
+
+    def test_theyHaveAThirdOfTheTime(self) -> None:
+        """While strangers are refused, they are served no more than a third of the time."""
+        strangers = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        self.api.site.line.spend(Origin(), lambda: None)
+        self.slow()
+        for _ in range(400):
+            strangers[0].send(requestBytes("GET", "/"))
+            self.api.clock.advance(1)
+        strangers[0].replies()
+        began = self.api.clock.seconds()
+        answered = 0
+        for _ in range(200):
+            for each in strangers:
+                if each.transport.producerState == "producing":
+                    each.send(requestBytes("GET", "/"))
+            self.api.clock.advance(0.005)
+            answered += sum(len(self.codes(each)) for each in strangers)
+        self.assertLess(answered * 0.02 / (self.api.clock.seconds() - began), 0.4)
+
+    def test_aFleetIsNotKeptBack(self) -> None:
+        """Clients that all show a token, as after a restart, are served without a pause."""
+        self.slow()
+        fleet = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        for each in fleet:
+            each.send(self.request())
+        self.assertEqual([self.codes(each) for each in fleet], [[200]] * 3)
+
+    def crowd(self) -> list[Connection]:
+        """Strangers of one address, of which one has been answered and the others wait."""
+        self.slow()
+        strangers = [self.connect() for _ in range(3)]
+        for each in strangers:
+            each.send(requestBytes("GET", "/"))
+        self.assertEqual(self.codes(strangers[0]), [404])
+        return strangers[1:]
+
+    def test_aTokenThatIsRememberedPasses(self) -> None:
+        """A new connection with a token that was seen before does not wait for strangers, from whatever address."""
+        self.known("10.0.0.2")
+        waiting = self.crowd()
+        self.known()
+        self.assertEqual([self.codes(each) for each in waiting], [[], []])
+
+    def login(self, **credentials: str) -> Connection:
+        """A new connection that brings credentials, the body behind the head."""
+        body = json.dumps({"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}}).encode()
+        request = requestBytes("POST", "/v2.0/tokens", body)
+        connection = self.connect("10.0.0.3")
+        connection.send(request[: -len(body)])
+        connection.send(request[-len(body) :])
+        return connection
+
+    def test_credentialsThatAreRememberedPass(self) -> None:
+        """Nor does one that brings credentials which were right before."""
+        waiting = self.crowd()
+        self.assertEqual(self.codes(self.login(username="joe", apiKey="the-key-of-joe")), [200])
+        self.assertEqual([self.codes(each) for each in waiting], [[], []])
+
+    def test_credentialsThatAreNotRememberedWait(self) -> None:
+        """Other credentials wait for their turn."""
+        self.crowd()
+        for credentials in ({"username": "joe", "apiKey": "wrong"}, {"username": "joe"}):
+            login = self.login(**credentials)
+            self.assertEqual(self.codes(login), [])
+        self.later()
+        self.assertEqual(self.codes(login), [400])
+
+    def test_whatIsAnsweredLaterWaitsToo(self) -> None:
+        """What is left to do for strangers whose token the store had to be asked for is done in their turn as well."""
+        slow: list[Deferred[str]] = [Deferred() for _ in range(3)]
+        strangers = [self.connect() for _ in range(3)]
+        self.patch(self.api.identity, "tenantOf", lambda token: slow[int(token)])
+        for number, each in enumerate(strangers):
+            each.send(requestBytes("GET", SERVICES, None, {"X-Auth-Token": str(number)}))
+        send = self.api.exchanges.end
+
+        def slowly(*args: Any) -> None:
+            self.api.clock.rightNow += 0.02
+            send(*args)
+
+        self.patch(self.api.exchanges, "end", slowly)
+        for each in slow:
+            each.errback(InvalidToken())
+        self.api.clock.advance(0)
+        self.assertEqual([self.codes(each) for each in strangers], [[401], [], []])
+        self.later()
+        self.assertEqual([self.codes(each) for each in strangers], [[], [401], [401]])
+
+    def test_aWholeRequestIsNotClosedUpon(self) -> None:
+        """A request that waits for its turn is answered, however many connections come meanwhile."""
+        waiting = self.crowd()
+        for n in range(20):
+            self.connect(f"10.0.2.{n}")
+        self.assertOpen(*waiting)
+        self.later()
+        self.assertEqual([self.codes(each) for each in waiting], [[404], [404]])
 
 
 class UnfinishedTests(LimitsCase):

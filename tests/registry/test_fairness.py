@@ -35,14 +35,6 @@ class FairQueueTests(SynchronousTestCase):
             self.queue.add(("10.0.0.1",), item)
         self.assertEqual(self.served(3), ["a", "b", "c"])
 
-    def test_newestFirst(self) -> None:
-        """A queue may serve the newest item of a party first."""
-        self.queue = FairQueue(newestFirst=True)
-        for item in "abc":
-            self.queue.add(("10.0.0.1",), item)
-        self.assertEqual(self.queue.dropLast()[1], "a")
-        self.assertEqual(self.served(2), ["c", "b"])
-
     def test_partiesTakeTurns(self) -> None:
         """A party with many items gets no more than one with few."""
         for number in range(100):

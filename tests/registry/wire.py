@@ -156,7 +156,7 @@ class Api:
         self.resource = ApiResource(
             self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits, exchanges=self.exchanges
         )
-        self.site = apiSite(self.resource, self.clock, connectionLimits, self.exchanges)
+        self.site = apiSite(self.resource, self.clock, connectionLimits, self.exchanges, self.resource.vouchesFor)
         self.token = fired(self.identity.authenticate(USER, KEY)).id
 
     def _hash(self, work: Callable[[], T], /) -> Deferred[T]:

@@ -363,19 +363,26 @@ class Line:
     that has had little so far is served before those that have had much.
 
     :param clock: the reactor.
-    :param newestFirst: of new connections from the same address, serve the newest first. Each counts as new then.
+    :ivar waited: how often something had to wait since the start.
+    :param pause: how many times as long as some were served none is served after that, while all are refused.
     """
 
-    #: How much of a turn of the reactor all of them together get, in seconds, before the rest has to wait for the next.
-    SECONDS = 0.005
+    #: How long all of them together are served at a time, in seconds.
+    SECONDS = 0.002
+    #: Of so many that were served last it counts how many were refused.
+    RECENT = 100
 
-    def __init__(self, clock: IReactorTime, *, newestFirst: bool = False) -> None:
+    def __init__(self, clock: IReactorTime, pause: float) -> None:
         self._clock = clock
-        self._newestFirst = newestFirst
-        self._line: FairQueue[Callable[[], None]] = FairQueue(newestFirst=newestFirst)
+        self._pause = pause
+        self._line: FairQueue[Callable[[], None]] = FairQueue()
         self._spent = 0.0
         self._next: IDelayedCall | None = None
-        self.delayed = 0
+        self._isServing = False
+        # Of those that were served recently, all, and those that have shown a token; at first, all are expected to.
+        self._served = self._welcomed = float(self.RECENT)
+        self._isForgiven = False
+        self.waited = 0
 
     @property
     def isBusy(self) -> bool:
@@ -384,38 +391,59 @@ class Line:
 
     def enter(self, origin: Origin, go: Callable[[], None]) -> None:
         """Have *go* called in one of the next turns. It does its work by :meth:`spend`."""
-        self.delayed += 1
-        self._line.add(self._path(origin), go)
+        self.waited += 1
+        self._line.add(_path(origin), go)
         self._schedule()
 
     def spend(self, origin: Origin, work: Callable[[], None]) -> None:
         """Do something for one of them."""
         began = self._clock.seconds()
+        self._isForgiven = False
         try:
             work()
         finally:
+            self._served += 1 - self._served / self.RECENT
+            self._welcomed -= self._welcomed / self.RECENT
             took = self._clock.seconds() - began
-            if took > 0:
+            if took > 0 and not self._isForgiven:
                 self._spent += took
-                self._line.charge(self._path(origin), took)
+                self._line.charge(_path(origin), took)
                 self._schedule()
 
-    def _path(self, origin: Origin) -> Sequence[Hashable]:
-        if self._newestFirst:
-            return origin.isKnown, origin.peer
-        return origin.isKnown, origin.peer, origin.connection
+    def welcome(self) -> None:
+        """
+        One of them has shown a token: what is being done for it counts no longer. While most of them do, as the clients
+        of a registry that was restarted, nobody has to be kept back.
+        """
+        self._isForgiven = True
+        self._welcomed += 1
 
     def _schedule(self) -> None:
+        if self._isServing:
+            return
+        delay = 0.0
+        if self._spent >= self.SECONDS:
+            delay = self._spent * self._pause * max(0.0, 1 - self._welcomed / self._served)
         if self._next is None:
-            self._next = self._clock.callLater(0, self._turn)
+            self._next = self._clock.callLater(delay, self._turn)
+        elif delay:
+            self._next.reset(delay)
 
     def _turn(self) -> None:
         self._next = None
         self._spent = 0.0
-        # Work that enters again meanwhile waits for the next turn.
-        for _ in range(len(self._line)):
-            if self._spent >= self.SECONDS:
-                break
-            self._line.pop()[1]()
-        if self._line:
+        self._isServing = True
+        try:
+            # Work that enters again meanwhile waits for the next turn.
+            for _ in range(len(self._line)):
+                if self._spent >= self.SECONDS:
+                    break
+                self._line.pop()[1]()
+        finally:
+            self._isServing = False
+        if self.isBusy:
             self._schedule()
+
+
+def _path(origin: Origin) -> Sequence[Hashable]:
+    return origin.isKnown, origin.peer, origin.connection

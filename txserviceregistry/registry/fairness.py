@@ -46,15 +46,12 @@ class FairQueue(Generic[_T]):
     A queue that serves parties in turn, however many items each of them has in it.
 
     An item's path names its party on each level, the outermost first: ``(address, connection)`` divides the work evenly
-    between addresses, and what an address gets, evenly between its connections. All paths have the same length.
-
-    :param newestFirst: of the items with the same path, serve the newest first. Under overload those that came last are
-        then served in time, where else all would be served too late.
+    between addresses, and what an address gets, evenly between its connections. Items with the same path are served as
+    they came. All paths have the same length.
     """
 
-    def __init__(self, *, newestFirst: bool = False) -> None:
-        self._newestFirst = newestFirst
-        self._root: _Level[_T] = _Level(newestFirst)
+    def __init__(self) -> None:
+        self._root: _Level[_T] = _Level()
         self._count = 0
 
     def __len__(self) -> int:
@@ -95,15 +92,14 @@ class FairQueue(Generic[_T]):
         self._count -= 1
         if not self._count:
             # Nobody waits, so there is no order to keep; and what was remembered of clients that are gone, goes.
-            self._root = _Level(self._newestFirst)
+            self._root = _Level()
         return path, item
 
 
 class _Level(Generic[_T]):
     """The parties of one level, of which each has a level of its own, or items on the innermost level."""
 
-    def __init__(self, newestFirst: bool) -> None:
-        self._newestFirst = newestFirst
+    def __init__(self) -> None:
         self._now = 0.0
         # Up to where the parties have been served that have been served further than the virtual time.
         self._ends: dict[Hashable, float] = {}
@@ -117,7 +113,7 @@ class _Level(Generic[_T]):
         party, rest = path[0], path[1:]
         inside = self._waiting.get(party)
         if inside is None:
-            inside = self._waiting[party] = _Level(self._newestFirst) if rest else deque()
+            inside = self._waiting[party] = _Level() if rest else deque()
             self._push(party)
         if isinstance(inside, deque):
             inside.append(item)
@@ -136,7 +132,7 @@ class _Level(Generic[_T]):
         path.append(party)
         inside = self._waiting[party]
         if isinstance(inside, deque):
-            item = inside.pop() if last is not self._newestFirst else inside.popleft()
+            item = inside.pop() if last else inside.popleft()
             isEmpty = not inside
         else:
             item = inside.take(path, last)

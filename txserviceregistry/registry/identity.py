@@ -252,6 +252,11 @@ class Identity:
         known = self._tokens.recent(_tokenHash(token))
         return None if known is None or known.expires <= self._wallClock() else known.tenant
 
+    def remembers(self, username: str, apiKey: str) -> bool:
+        """Whether a key was found to be right, and the user had it when the store was last asked. That is no proof."""
+        user = self._users.last(username)
+        return user is not None and self._keys.knows(username, apiKey, user.keyHash)
+
     def isFamiliar(self, token: str) -> bool:
         """
         Whether an auth token counted when the store was last asked for it, however long ago. That is no proof: it may

@@ -237,7 +237,7 @@ class RegistryService(Service):
         accessLog = self._openAccessLog()
         exchanges = Exchanges(accessLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
         resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, exchanges=exchanges)
-        site = apiSite(resource, self._reactor, connectionLimits, exchanges, identity.isFamiliar)
+        site = apiSite(resource, self._reactor, connectionLimits, exchanges, resource.vouchesFor)
         sources = Sources(
             store=store.name,
             requests=exchanges.statistics,

@@ -8,7 +8,6 @@ kept when there are too many :mod:`txserviceregistry.registry.connections`'s.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -51,8 +50,8 @@ ACCEPTS = 10
 
 # What a client begins with that wants TLS where there is none: the type of the record, and the major version.
 _TLS_HANDSHAKE = b"\x16\x03"
-# The token of a request, wherever it stands in what has come.
-_TOKEN = re.compile(rb"\r\nX-Auth-Token:[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IGNORECASE)
+# What a client begins with that sends credentials; they come behind the head, often a moment later.
+_LOGIN = b"POST " + routes.AUTH.encode()
 
 # Connections are told apart by numbers: what remembers them keeps none of them alive.
 _numbers = count(1)
@@ -152,6 +151,8 @@ def recognized(request: server.Request) -> None:
     if isinstance(channel, ApiChannel) and not channel.isKnown:
         channel.isKnown = True
         channel.site.addresses.add(channel.peer)
+        channel.site.line.welcome()
+        channel.site.handshakes.welcome()
 
 
 def originOf(request: server.Request) -> Origin:
@@ -237,13 +238,17 @@ class ApiChannel(HTTPChannel):
         """Called with what the client sends."""
         if self._held is not None:
             self._held += data
-            self.transport.pauseProducing()
-            self.keeps(self._body)
+            if self.site.vouchesFor(self._held):
+                self.spend(self._takeHeld)
+            else:
+                self.transport.pauseProducing()
+                self.keeps(self._body)
         elif self.isKnown:
             self._take(data)
         elif self.site.line.isBusy and not self.site.vouchesFor(data):
             self._held = data
-            self.transport.pauseProducing()
+            if not data.startswith(_LOGIN):
+                self.transport.pauseProducing()
             self.keeps(self._body)
             self._standInLine(self._takeHeld)
         else:
@@ -265,7 +270,9 @@ class ApiChannel(HTTPChannel):
             self.spend(go)
 
     def _takeHeld(self) -> None:
-        held, self._held = self._held or b"", None
+        held, self._held = self._held, None
+        if held is None:
+            return
         self.keeps(self._body)
         if not self._isClogged:
             self.transport.resumeProducing()
@@ -485,6 +492,7 @@ class ApiSite(server.Site):
     :ivar line: where requests of clients wait that have never shown a token.
     :ivar handshakes: where TLS handshakes wait.
     :ivar addresses: those at which clients have authenticated.
+    :ivar vouchesFor: see :func:`apiSite`.
     """
 
     protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
@@ -498,17 +506,18 @@ class ApiSite(server.Site):
         reactor: IReactorTime,
         limits: ConnectionLimits,
         exchanges: Exchanges,
-        isFamiliar: Callable[[str], bool],
+        vouchesFor: Callable[[bytes], bool],
     ) -> None:
         server.Site.__init__(self, resource, reactor=reactor, timeout=limits.idleSeconds, parsePOSTFormSubmission=False)
         self.limits = limits
         self.connections = Connections(limits, reactor)
         self.silence = Silence(limits.idleSeconds, reactor)
         self.exchanges = exchanges
-        self.line = Line(reactor)
-        self.handshakes = Line(reactor, newestFirst=True)
+        # Of the work for a request, about half can be measured: not the reading, nor what the store does.
+        self.line = Line(reactor, 2)
+        self.handshakes = Line(reactor, 0.5)
         self.addresses = KnownAddresses(reactor)
-        self._isFamiliar = isFamiliar
+        self.vouchesFor = vouchesFor
         self._ports: list[Any] = []
         self._isPaced = False
         self._channels: set[ApiChannel] = set()
@@ -520,14 +529,6 @@ class ApiSite(server.Site):
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 is what the API's framing is about."""
         return [b"http/1.1"]
-
-    def vouchesFor(self, data: bytes) -> bool:
-        """
-        Whether what has come holds a token that counted when it was last asked for. Such a request does not wait for
-        those without one; its token is checked all the same.
-        """
-        found = _TOKEN.search(data)
-        return found is not None and self._isFamiliar(found[1].decode("latin-1"))
 
     def pace(self, port: IListeningPort) -> None:
         """Let a listener of this site accept few connections in a turn of the reactor."""
@@ -585,7 +586,7 @@ class ApiSite(server.Site):
             channel.transport.abortConnection()
 
 
-def _isNever(token: str) -> bool:
+def _forNone(data: bytes) -> bool:
     return False
 
 
@@ -594,7 +595,7 @@ def apiSite(
     reactor: IReactorTime,
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
     exchanges: Exchanges | None = None,
-    isFamiliar: Callable[[str], bool] = _isNever,
+    vouchesFor: Callable[[bytes], bool] = _forNone,
 ) -> ApiSite:
     """
     A factory that serves the API to real connections.
@@ -603,6 +604,8 @@ def apiSite(
     :param reactor: for timeouts.
     :param limits: what clients may take.
     :param exchanges: the same that the *resource* has.
-    :param isFamiliar: whether a token counted when the store was last asked for it, found out in memory.
+    :param vouchesFor: whether what has come shows a token or credentials that counted when the store was last asked
+        for them. Such a request does not wait for those without. It has to be found out in memory; the request is
+        checked all the same.
     """
-    return ApiSite(resource, reactor, limits, exchanges or Exchanges(), isFamiliar)
+    return ApiSite(resource, reactor, limits, exchanges or Exchanges(), vouchesFor)

@@ -8,6 +8,8 @@ How requests and answers are framed is in :mod:`txserviceregistry.registry.http`
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, TypeAlias, TypeVar
@@ -50,6 +52,10 @@ _Parameters: TypeAlias = tuple[tuple[str, str], ...]
 
 # In bytes; clients need no longer ones, but for some with markers.
 _SHORT_QUERY = 512
+
+# The token of a request, wherever it stands in what has come; and how a request begins that brings credentials.
+_TOKEN = re.compile(rb"\r\nX-Auth-Token:[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IGNORECASE)
+_LOGIN = b"POST " + routes.AUTH.encode()
 
 _API = routes.API
 _AUTH = routes.AUTH
@@ -170,6 +176,22 @@ class ApiResource(Resource):
         self.pages = pages
         self._exchanges = exchanges or Exchanges()
         self._told: tuple[Page, int, Answer] | None = None
+
+    def vouchesFor(self, data: bytes) -> bool:
+        """
+        Whether the beginning of a request, as it came, shows a token or credentials that counted when the store was
+        last asked for them.
+        """
+        found = _TOKEN.search(data)
+        if found is not None:
+            return self._identity.isFamiliar(found[1].decode("latin-1"))
+        if not data.startswith(_LOGIN):
+            return False
+        try:
+            username, key = credentials(json.loads(data.partition(b"\r\n\r\n")[2]))
+        except (Fault, ValueError, RecursionError, AttributeError):
+            return False
+        return self._identity.remembers(username, key)
 
     def render(self, request: Request) -> int:
         """
