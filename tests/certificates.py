@@ -49,6 +49,7 @@ class Holder:
     :param names: the host names and addresses that it is for.
     :param issuer: who signs it; itself if not given.
     :param days: from when until when it counts, from now.
+    :param private: its key; a new one on an elliptic curve if not given.
     """
 
     def __init__(
@@ -58,8 +59,9 @@ class Holder:
         issuer: Holder | None = None,
         days: tuple[float, float] = (-1, 1),
         ca: bool = True,
+        private: Any = None,
     ) -> None:
-        self._private = ec.generate_private_key(ec.SECP256R1())
+        self._private = private or ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, owner)])
         self.chain: tuple[Holder, ...] = () if issuer is None else (issuer, *issuer.chain)
         signer = issuer or self

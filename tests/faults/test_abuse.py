@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,13 @@ from twisted.internet.task import deferLater
 from tests.processes import Child, reactor
 from txserviceregistry import Client
 
-from .audit import Audit
-from .faultcase import FaultCase
+from .attackcase import AttackCase, told
 from .journal import Outcome
 
-_ROOT = Path(__file__).parents[2]
 _MEGABYTE = 2**20
 
 
-class AbuseTests(FaultCase):
+class AbuseTests(AttackCase):
     """
     A well-behaved application has services with timeouts of three seconds, and shares its address with the attackers.
     """
@@ -58,16 +54,6 @@ class AbuseTests(FaultCase):
         self.assertLess(memory(registry, peak=True), 400 if self.isFull else 200)
         return registry
 
-    def attack(self, kind: str, count: int, *arguments: str, token: str = "") -> Child:
-        return self.spawn(
-            *("python", "-m", "tests.faults.attackers", kind, f"--port={self.port}", f"--count={count}", *arguments),
-            environment={"PYTHONPATH": str(_ROOT), "ATTACKERS_TOKEN": token},
-        )
-
-    async def areAtWork(self, attackers: list[Child]) -> bool:
-        """Whether all of them have got somewhere."""
-        return all(told(each)["open"] or told(each)["cut"] for each in attackers)
-
     async def haveBeenCutOff(self, attackers: Child, count: int) -> bool:
         """Whether more than so many connections were cut off."""
         cut: int = told(attackers)["cut"]
@@ -85,23 +71,11 @@ class AbuseTests(FaultCase):
         self.assertLess(max(took), 2_500)
         return took
 
-    def tellLatencies(self, what: str, latencies: list[float]) -> None:
-        median = statistics.median(latencies)
-        self.tell(f"{what}: a GET took, median and worst, in ms", f"{median:.1f}, {max(latencies):.0f}")
-
     async def endAll(self) -> None:
         """End all processes, the last one first."""
         for child in reversed(self.children):
             child.kill("TERM")
             await child.ended
-
-    async def stillThere(self, client: Client, application: Any) -> None:
-        """No service of the application has timed out, and none of its registrations was ever lost."""
-        audit = Audit(client)
-        self.assertKept(await audit.look())
-        self.assertEqual(audit.count("service.timeout"), 0)
-        self.assertEqual(audit.services.keys(), application.states.keys())
-        self.assertEqual({states[-1][1] for states in application.states.values()}, {"registered"})
 
     async def test_aByteASecond(self) -> None:
         """Thousands of connections that bring their request byte by byte keep nobody out, and are cut off."""
@@ -184,9 +158,3 @@ def memory(registry: Child, *, peak: bool = False) -> int:
     status = Path(f"/proc/{transport.pid}/status").read_text()
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)" if peak else r"VmRSS:\s+(\d+)", status)
     return int(kilobytes) * 1024 // _MEGABYTE
-
-
-def told(attackers: Child) -> dict[str, Any]:
-    """What attackers have told last."""
-    lines = attackers.output[: attackers.output.rfind("\n") + 1].splitlines()
-    return json.loads(lines[-1]) if lines else {"open": 0, "cut": 0, "codes": {}}
