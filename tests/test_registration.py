@@ -561,6 +561,32 @@ class RegisteredServiceTests(SynchronousTestCase):
         self.assertNotEqual(first["token"], last["token"])
         self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
 
+    def test_aRegistrationThatGotTheTokenOfAnotherService(self) -> None:
+        """The service that was created has no token that works: it is removed and created again, and never expires."""
+        self.fake.foreignTokenNext()
+        service = self.service(10)
+        service.startService()
+        self.fake.advance(60)
+        self.assertTrue(service.healthy)
+        events = self.successResultOf(self.other.events.list())["values"]
+        types = [event["type"] for event in events]
+        self.assertEqual(types, ["service.join", "service.remove", "service.join"])
+
+    def test_aTokenThatIsRefusedWhileAnotherHasTheId(self) -> None:
+        """A service of someone else, which took the id meanwhile, is left alone."""
+        service = self.service(10)
+        service.startService()
+        self.fake.advance(20)
+        self.successResultOf(self.other.services.remove("web1"))
+        _, heartBeater = self.successResultOf(self.other.services.create("web1", 10))
+        heartBeater.start()
+        self.addCleanup(heartBeater.stop)
+        self.fake.advance(60)
+        self.assertFalse(service.healthy)
+        events = self.successResultOf(self.other.events.list())["values"]
+        types = [event["type"] for event in events]
+        self.assertEqual(types, ["service.join", "service.remove", "service.join"])
+
     def test_theStateFileSurvivesATokenOfAnotherService(self) -> None:
         """An application that was killed after a response of another service goes on as the same service."""
         for heartbeats in (1, 2):

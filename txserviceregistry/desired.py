@@ -111,6 +111,7 @@ class DesiredState:
         "_isTangled",
         "_known",
         "_posted",
+        "_registeredAs",
         "_registrations",
         "_sent",
         "_states",
@@ -146,6 +147,8 @@ class DesiredState:
         self._posted: tuple[Mapping[str, Any], Mapping[str, Any], tuple[Deferred[None], ...]] = self.fields, {}, ()
         # All that was sent since the first registration whose outcome is unknown.
         self._sent: list[Mapping[str, Any]] = []
+        # What the last registration sent that had its effect.
+        self._registeredAs: Mapping[str, Any] = {}
         # Updates under way, and whether two requests that may overtake each other were.
         self._flying = 0
         self._isTangled = False
@@ -221,6 +224,7 @@ class DesiredState:
         """
         if isFirst:
             self._sent.clear()
+            self._registeredAs = {}
         wire = self.wire()
         self._posted = self.fields, wire, self._waiters
         self._sent.append({**_DEFAULTS, **{name: value for name, value in wire.items() if value is not None}})
@@ -229,6 +233,7 @@ class DesiredState:
     def registered(self) -> None:
         """The registration that was sent last had its effect."""
         self._good, wire, covered = self._posted
+        self._registeredAs = self._sent[-1] if self._sent else {}
         self._sent.clear()
         self._has(wire)
         self._fire(covered)
@@ -272,7 +277,8 @@ class DesiredState:
         each field is as it was sent, by the registration or by an update since.
         """
         return found["last_seen"] is None and all(
-            any(name in sent and _plain(sent[name]) == found[name] for sent in self._sent) for name in _FIELDS
+            any(name in sent and _plain(sent[name]) == found[name] for sent in (*self._sent, self._registeredAs))
+            for name in _FIELDS
         )
 
     # -- updates

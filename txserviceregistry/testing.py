@@ -194,13 +194,13 @@ class FakeRegistry:
 
     def foreignTokenNext(self, count: int | None = 1) -> None:
         """
-        The registry acts on the next *count* requests with heartbeats, but where it accepts one, the response is that
-        of another service: it has a well-formed heartbeat token that this registry never issued. Faults stay as they
-        are.
+        The registry acts on the next *count* registrations and requests with heartbeats, but where it accepts one, the
+        response is that of another service: it has a well-formed heartbeat token that this registry never issued.
+        Faults stay as they are.
 
         :param count: how many requests; ``None`` for all, until :meth:`answerNormally`.
         """
-        self._agent.script(self._foreignTokens, count, _isHeartbeat)
+        self._agent.script(self._foreignTokens, count, _givesToken)
 
     def answerNormally(self) -> None:
         """Forget every fault that was scripted for a request which has not come yet."""
@@ -497,8 +497,8 @@ def _isForEvents(request: Request) -> bool:
     return request.path.partition("?")[0].endswith("/events")
 
 
-def _isHeartbeat(request: Request) -> bool:
-    return request.method == "POST" and request.path.rstrip("/").endswith(("/heartbeat", "/heartbeats"))
+def _givesToken(request: Request) -> bool:
+    return request.method == "POST" and request.path.rstrip("/").endswith(("/heartbeat", "/heartbeats", "/services"))
 
 
 def _answer(
