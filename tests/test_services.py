@@ -225,6 +225,24 @@ class BatchTests(SynchronousTestCase):
         self.assertEqual({"token" in each for each in outcomes}, {True})
 
 
+class ForeignTokenTests(SynchronousTestCase):
+    """A registration that is answered with the token of another service."""
+
+    def test_itIsMadeAnew(self) -> None:
+        """The service of register() is removed and created again, and does not expire."""
+        fake = FakeRegistry()
+        client = fake.client(cache=None)
+        self.successResultOf(client.account.getLimits())
+        fake.foreignTokenNext()
+        _, heartBeater = self.successResultOf(client.services.register("web1", 10))
+        heartBeater.start()
+        self.addCleanup(heartBeater.stop)
+        fake.advance(60)
+        self.assertTrue(heartBeater.healthy)
+        events = self.successResultOf(client.events.list())["values"]
+        self.assertEqual([event["type"] for event in events], ["service.join", "service.remove", "service.join"])
+
+
 class CacheTests(ServicesTestCase):
     """Listings while the registry is away."""
 

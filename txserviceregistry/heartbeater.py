@@ -114,6 +114,8 @@ class HeartBeater(_EachTime):
         so that a fleet does not beat in step.
     :ivar interval: the seconds that were drawn.
     :ivar nextToken: the token that the next heartbeat presents; ``None`` while the service is not registered.
+    :ivar hadNoToken: whether the registry refused the token of the last registration, and has never accepted one
+        since. That token may be another service's, and the registered service may be there.
     :ivar lastSeen: when the last beat that was answered had been sent, in seconds of the clock; ``None`` before the
         first.
     """
@@ -138,6 +140,7 @@ class HeartBeater(_EachTime):
         "_stopped",
         "_unheardUntil",
         "desired",
+        "hadNoToken",
         "heartbeatInterval",
     )
 
@@ -193,6 +196,7 @@ class HeartBeater(_EachTime):
         self._keep = keep
         # The last token that was accepted. Tried when the next one is refused, which may be another service's.
         self._provenToken: str | None = None
+        self.hadNoToken = False
         self._random = random
         # When the registry has heard of it, at the earliest.
         self._heard = clock.seconds()
@@ -470,6 +474,8 @@ class HeartBeater(_EachTime):
                     if self._register is None or self.nextToken is None:
                         raise error
                     self._endLate()
+                    # The registry has last heard of it by a heartbeat, or by the registration.
+                    self.hadNoToken = refusesToken(error) and self.lastSeen != self._heard
                     self.nextToken = None
                     self._setState(REGISTERING)
                     met("the registry no longer has it, and it is being registered again", certain=True)

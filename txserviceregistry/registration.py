@@ -107,7 +107,6 @@ class RegisteredService(Service):
         self._creation = Creation(client.services, self._desired)
         self._leaving: Deferred[None] = succeed(None)
         self._wasRegistered = False
-        self._registeredAt = 0.0
         self._hasSaidWhere = False
         self._hasToldOfOwner = False
         self._refusal: Failure | None = None
@@ -320,7 +319,7 @@ class RegisteredService(Service):
             # The registry has said that ours is gone. Whoever holds the id from now on, it is somebody else. But if it
             # has never accepted our token, that may be another service's, and the one that is there may be ours.
             self._wasRegistered = False
-            self._creation.mayExist = self._isUnheard
+            self._creation.mayExist = self._heartBeater is not None and self._heartBeater.hadNoToken
         kept = self._kept()
         if kept is not None:
             self._restore(kept)
@@ -331,15 +330,8 @@ class RegisteredService(Service):
             self._keep(token)
         else:
             self._save()
-        self._registeredAt = self._clock.seconds()
         self._wasRegistered = self._creation.mayExist = True
         return token
-
-    @property
-    def _isUnheard(self) -> bool:
-        """Whether no heartbeat was accepted since the last registration."""
-        lastSeen = None if self._heartBeater is None else self._heartBeater.lastSeen
-        return lastSeen is None or lastSeen < self._registeredAt
 
     def _restore(self, kept: Kept) -> None:
         """Take up the updates of an earlier process, but of what is given differently now."""

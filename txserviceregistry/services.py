@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime
@@ -216,9 +216,13 @@ class ServicesClient:
         """
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
         creation = Creation(self, desired)
+        made: list[ref[HeartBeater]] = []
 
         @returnsDeferred
         async def again() -> str:
+            heartBeater = made[0]()
+            if heartBeater is not None and heartBeater.hadNoToken:
+                creation.mayExist = True
             token = await creation.create()
             # When this one is lost too, whoever holds the id then is somebody else.
             creation.mayExist = False
@@ -239,7 +243,9 @@ class ServicesClient:
                 # The last try is made just when the old service is surely gone.
                 await self._transport.pause(min(retryDelay, left))
             else:
-                return body, self._heartBeater(desired, body, again)
+                heartBeater = self._heartBeater(desired, body, again)
+                made.append(ref(heartBeater))
+                return body, heartBeater
 
     def heartbeat(
         self, id: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
