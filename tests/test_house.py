@@ -172,6 +172,17 @@ class HouseTests(SynchronousTestCase):
         above = {"registry.core", "registry.http", "registry.site", "registry.web", "registry.service"}
         self.assertEqual({name: HOUSE.reached(name) & above for name in stores if HOUSE.reached(name) & above}, {})
 
+    def test_everyLogEscapesWhatComesFromOutside(self) -> None:
+        """Nothing logs but with the logger of ``logs``."""
+        wrong = [
+            name
+            for name, file in HOUSE.modules.items()
+            for node in ast.walk(ast.parse(file.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module == "twisted.logger" and name != "logs"
+            if "Logger" in [alias.name for alias in node.names]
+        ]
+        self.assertEqual(wrong, [])
+
     def test_thePluginsImportNothing(self) -> None:
         """Every twistd on a machine reads them, so what they need is imported when they are asked."""
         for file in (ROOT / "twisted" / "plugins").glob("*.py"):

@@ -16,6 +16,7 @@ from tests.commands.raxsr.raxsrcase import RaxsrTestCase
 from txserviceregistry.commands.outcome import CommandFailed
 from txserviceregistry.commands.raxsr.execute import environmentOf
 from txserviceregistry.commands.raxsr.loaders import NAMES, PREFIXES, decidesWhatRuns
+from txserviceregistry.commands.raxsr.valuefile import parseValues
 
 
 class ConfigurationTests(RaxsrTestCase):
@@ -98,8 +99,11 @@ class ConfigurationTests(RaxsrTestCase):
             self.assertEqual((found[0] if isinstance(found, list) else found)["Value"], evil)
         exact = await self.good("configuration", "get", key, "-f", "value", "-c", "Value")
         self.assertEqual(exact.out, f"{evil}\n")
-        dry = await self.good("configuration", "export", "-", "--dry-run")
-        self.assertTrue(dry.out.replace("\n", "").isprintable(), dry.out)
+        for options in (["--dry-run"], ["--format", "json"], ["--format", "yaml"]):
+            exported = await self.good("configuration", "export", "-", "--namespace", f"/{self.prefix}", *options)
+            self.assertTrue(exported.out.replace("\n", "").isprintable(), exported.out)
+            if options != ["--dry-run"]:
+                self.assertEqual(parseValues(exported.out, options[1], "-", None), {key: evil})
         for error in (
             await self.refused("configuration", "get", f"/{self.prefix}/none\x1b[31m"),
             await self.refused("configuration", "set", f"/{self.prefix}/x\x1b[31m", "value"),

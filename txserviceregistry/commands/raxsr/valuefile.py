@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
+from ...escaping import escaped
 from ..outcome import CommandFailed, UsageError
 
 __all__ = ["FORMATS", "formatOf", "formatValues", "parseValues", "problemOf", "readText", "writeText"]
@@ -83,13 +84,14 @@ def writeText(path: str, text: str) -> None:
 
 
 def formatValues(values: dict[str, str], format: str) -> str:
-    """A file's text."""
+    """A file's text. It is exact, and a terminal obeys nothing in it."""
+    isPlain = all(escaped(value, keep="\n\t") == value for value in values.values())
     if format == "json":
-        return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+        return json.dumps(values, ensure_ascii=not isPlain, indent=2) + "\n"
     # The import is slow.
     import yaml
 
-    return str(yaml.safe_dump(values, allow_unicode=True, default_flow_style=False, sort_keys=False, width=10_000))
+    return str(yaml.safe_dump(values, allow_unicode=isPlain, default_flow_style=False, sort_keys=False, width=10_000))
 
 
 def parseValues(text: str, format: str, path: str, namespace: str | None) -> dict[str, str]:
