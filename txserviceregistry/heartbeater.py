@@ -474,8 +474,7 @@ class HeartBeater(_EachTime):
                     if self._register is None or self.nextToken is None:
                         raise error
                     self._endLate()
-                    # The registry has last heard of it by a heartbeat, or by the registration.
-                    self.hadNoToken = refusesToken(error) and self.lastSeen != self._heard
+                    self.hadNoToken = refusesToken(error) and self._provenToken is None
                     self.nextToken = None
                     self._setState(REGISTERING)
                     met("the registry no longer has it, and it is being registered again", certain=True)
@@ -540,10 +539,8 @@ class HeartBeater(_EachTime):
 
     def _fellBack(self, error: Exception) -> bool:
         """Whether it is the token that was refused, and there is one that was accepted before, which is next now."""
-        if self.nextToken is None or not refusesToken(error):
-            return False
-        proven, self._provenToken = self._provenToken, None
-        if proven is None or proven == self.nextToken:
+        proven = self._provenToken
+        if self.nextToken is None or proven is None or proven == self.nextToken or not refusesToken(error):
             return False
         self.nextToken = proven
         return True
