@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-__all__ = ["checkOutput", "dropOutput", "holdDescriptors", "runConsole", "show", "tell", "whyNotWritten"]
+__all__ = ["checkOutput", "dropOutput", "holdDescriptors", "runConsole", "show", "tell", "useUTF8", "whyNotWritten"]
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -79,6 +79,12 @@ def _prepareStreams() -> None:
         # What the terminal's encoding has no character for is still told.
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(errors="backslashreplace")
+
+
+def useUTF8() -> None:
+    """Write UTF-8 to the standard output, whatever the locale is: programs read what comes there."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def checkOutput() -> None:

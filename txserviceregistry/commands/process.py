@@ -17,7 +17,7 @@ from ..errors import InvalidSettings
 from ..escaping import escaped
 from ..logs import Logger
 from .console import dropOutput, holdDescriptors, show, whyNotWritten
-from .outcome import printable
+from .outcome import printable, undecodable
 
 __all__ = ["OneLineOptions", "collectSeldom", "endProcess", "say"]
 
@@ -94,8 +94,12 @@ class OneLineOptions(usage.Options):
         :raises SystemExit: if they can't be used.
         """
         holdDescriptors()
+        words = sys.argv[1:] if options is None else options
         try:
-            usage.Options.parseOptions(self, options)
+            problem = undecodable(words)
+            if problem is not None:
+                raise usage.UsageError(problem)
+            usage.Options.parseOptions(self, words)
         except (usage.UsageError, InvalidSettings) as error:
             line = f"twistd {self.command}: {error} (see: twistd {self.command} --help)"
             raise SystemExit(escaped(line)) from None

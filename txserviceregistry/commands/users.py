@@ -38,7 +38,7 @@ from ..registry.stores.sqlite import SqliteStore
 from ..settings import defaultDataDir
 from .console import checkOutput, dropOutput, runConsole, show, tell, whyNotWritten
 from .options import Option
-from .outcome import CommandFailed, Interrupted, UsageError, oneLine, printable
+from .outcome import CommandFailed, Interrupted, UsageError, oneLine, printable, undecodable
 from .privileges import becomeOwner
 from .running import runReactor
 from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
@@ -79,6 +79,9 @@ def main() -> int:
 
 def _run() -> int:
     try:
+        problem = undecodable(sys.argv[1:])
+        if problem is not None:
+            raise UsageError(problem)
         _perform(_parser().parse_args())
     except CommandFailed as error:
         return _complain(str(error), 1)

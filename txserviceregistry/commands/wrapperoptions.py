@@ -4,7 +4,9 @@ The options of ``service-registry-wrapper``, and where they end: at the first wo
 
 from __future__ import annotations
 
+import getopt
 import re
+import sys
 from typing import Any
 
 from twisted.python import usage
@@ -13,6 +15,7 @@ from .._version import __version__
 from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
 from ..parsing import parseMetadata, parseTags
 from .checks import makeProbe
+from .outcome import undecodable
 
 __all__ = ["Options"]
 
@@ -100,7 +103,16 @@ class Options(usage.Options):
         :param options: the words; those of the command line if they are not given.
         :raises twisted.python.usage.UsageError: if they can't be used.
         """
-        super().parseOptions(options)  # type: ignore[no-untyped-call] # as above
+        words = sys.argv[1:] if options is None else options
+        try:
+            command = getopt.getopt(words, self.shortOpt, self.longOpt)[1]
+        except getopt.error:
+            command = []
+        # What the command gets may be in any encoding.
+        problem = undecodable(words[: len(words) - len(command)])
+        if problem is not None:
+            raise usage.UsageError(problem)
+        super().parseOptions(words)  # type: ignore[no-untyped-call] # as above
 
     def getUsage(self, width: int | None = None) -> str:
         """The help, with an example that can be copied."""

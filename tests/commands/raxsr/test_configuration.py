@@ -22,6 +22,25 @@ from txserviceregistry.commands.raxsr.valuefile import parseValues
 class ConfigurationTests(RaxsrTestCase):
     """Values one by one, as files and as an environment."""
 
+    async def test_keysAtTheTop(self) -> None:
+        """An import that would set keys outside of all namespaces changes nothing, unless --root says that it may."""
+        names = {f"top-{self.prefix}"[:40]: "1", f"/{self.prefix}/low": "2"}
+        top = next(iter(names))
+        for suffix, text in (("json", json.dumps(names)), ("yaml", "".join(f"{k}: '{v}'\n" for k, v in names.items()))):
+            path = os.path.join(self.home, f"values.{suffix}")
+            Path(path).write_text(text)
+            line = await self.refused("configuration", "import", path)
+            self.assertIn(f"'{top}': it is not in a namespace: give --namespace, or --root to set it at the top", line)
+            self.assertIn("Nothing has been changed", line)
+        self.assertIn(
+            "not allowed with",
+            await self.refused("configuration", "import", path, "--root", "--namespace", "/x", code=2),
+        )
+        self.assertIn("no configuration value", await self.refused("configuration", "get", f"/{self.prefix}/low"))
+        done = await self.good("configuration", "import", path, "--root")
+        self.assertEqual(done.out, "Configuration values: 2 added, 0 changed, 0 unchanged\n")
+        await self.good("configuration", "remove", top)
+
     async def test_oneByOne(self) -> None:
         """set, get, list and remove, with options and without."""
         key = f"/{self.prefix}/listen_ip"
@@ -128,6 +147,27 @@ class ConfigurationTests(RaxsrTestCase):
         exact = await self.good(*listed, "-f", "value")
         self.assertEqual(exact.out, "".join(f"{value}\n" for value in values))
 
+    async def test_localesThatAreNotUTF8(self) -> None:
+        """What programs read is UTF-8 in every locale, and import reads what export wrote."""
+        space = f"/{self.prefix}"
+        value = "é ü \u20ac \U0001f600"
+        await self.client().configuration.set(f"{space}/value", value)
+        for encoding in ("latin-1", "ascii"):
+            locale = {"PYTHONIOENCODING": encoding}
+            for format in ("yaml", "json"):
+                export = ("configuration", "export", "-", "--namespace", space, "--format", format)
+                shown = await self.raxsr(*export, environment=locale)
+                self.assertIn(value, shown.out)
+                again = ("configuration", "import", "-", "--namespace", space, "--format", format)
+                done = await self.raxsr(*again, stdin=shown.out.encode(), environment=locale)
+                self.assertEqual(done.out, "Configuration values: 0 added, 0 changed, 1 unchanged\n")
+            for format in ("value", "csv"):
+                listing = ("configuration", "list", "--namespace", space, "-f", format)
+                self.assertIn(value, (await self.raxsr(*listing, environment=locale)).out)
+        # A table is for people, and so in the encoding of their terminal.
+        table = await self.raxsr("configuration", "list", "--namespace", space, environment=locale)
+        self.assertIn(r"\xe9 \xfc \u20ac", table.out)
+
     async def test_brokenFiles(self) -> None:
         """A file with anything wrong in it changes nothing, and the line that is wrong is told."""
         space = f"/{self.prefix}"
@@ -190,6 +230,9 @@ class ConfigurationTests(RaxsrTestCase):
         self.assertEqual((ended.code, len(ended.err.splitlines())), (127, 1))
         empty = await self.raxsr("configuration", "exec", "--namespace", f"{space}/none", "--", "echo", "ran")
         self.assertEqual((empty.out, empty.code, len(empty.err.splitlines())), ("ran\n", 0, 1))
+        self.assertIn(f"there are no configuration values below {space}/none", empty.err)
+        required = ("configuration", "exec", "--require", "--namespace", f"{space}/none", "--", "echo", "ran")
+        self.assertIn(f"there are no configuration values below {space}/none", await self.refused(*required))
 
     async def test_executeRefusesWhatDecidesWhichCodeRuns(self) -> None:
         """A value runs no other program, and loads no code into this one, unless the variable is allowed by name."""

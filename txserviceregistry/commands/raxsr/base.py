@@ -16,6 +16,7 @@ from cliff.show import ShowOne
 
 from ...errors import MalformedResponse
 from ...escaping import escaped
+from ..console import useUTF8
 from ..outcome import UsageError
 from .output import FORMATS, Lines
 from .parser import Parser, didYouMean
@@ -127,6 +128,8 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
 
         :raises UsageError: if a column is asked for that there is not.
         """
+        if parsed_args.formatter != "table":
+            useUTF8()
         # Not every cliff knows columns by other words than their own.
         for asked in ("columns", "sort_columns"):
             if hasattr(parsed_args, asked):

@@ -24,7 +24,7 @@ __all__ = ["Get", "List", "Remove", "Set", "addNamespace", "allValues"]
 _COLUMNS = ("ID", "Value")
 
 
-def addNamespace(parser: Parser, *, required: bool = False) -> None:
+def addNamespace(parser: argparse._ActionsContainer, *, required: bool = False) -> None:
     """Add ``--namespace``."""
     parser.add_argument(
         "--namespace",

@@ -71,7 +71,7 @@ class Execute(RaxsrCommand):
 
     def addArguments(self, parser: Parser) -> None:
         """What the command takes."""
-        parser.usage = "%(prog)s --namespace NAMESPACE [--allow VARIABLE]… -- COMMAND [ARGUMENT]…"
+        parser.usage = "%(prog)s --namespace NAMESPACE [--allow VARIABLE]… [--require] -- COMMAND [ARGUMENT]…"
         parser.takesCommand = True
         addNamespace(parser, required=True)
         parser.add_argument(
@@ -80,6 +80,9 @@ class Execute(RaxsrCommand):
             default=[],
             metavar="VARIABLE",
             help="set this environment variable although it decides which code runs; may be given several times",
+        )
+        parser.add_argument(
+            "--require", action="store_true", help="run nothing if there are no values below the namespace"
         )
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
@@ -107,7 +110,10 @@ class Execute(RaxsrCommand):
 
         environment = environmentOf(namespace, self.ask(values), parsed_args.allow)
         if not environment:
-            self.app.note(f"there are no configuration values below {namespace}")
+            nothing = f"there are no configuration values below {namespace}"
+            if parsed_args.require:
+                raise CommandFailed(f"{nothing}. Nothing has been run (--require)")
+            self.app.note(f"{nothing}: the command runs without them")
         return self._become(program, command, {**os.environ, **environment})
 
     def _become(self, program: str, command: list[str], environment: Mapping[str, str]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from ..outcome import UsageError
+from ..outcome import UsageError, undecodable
 
 __all__ = ["GlobalParser", "Parser", "didYouMean"]
 
@@ -40,12 +40,21 @@ class Parser(argparse.ArgumentParser):
         if self.takesCommand and "--" in args:
             end = args.index("--")
             args, command = args[:end], args[end + 1 :]
+        self.checkText(args)
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.refuse(unknown)
         if self.takesCommand:
             parsed.command = command
         return parsed
+
+    def checkText(self, words: Sequence[str]) -> None:
+        """
+        :raises UsageError: if one of the words is not text.
+        """
+        problem = undecodable(words)
+        if problem is not None:
+            self.error(problem)
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """
@@ -74,5 +83,6 @@ class GlobalParser(Parser):
         """See argparse."""
         args = list(args)
         end = args.index("--") if "--" in args else len(args)
+        self.checkText(args[:end])
         parsed, left = super().parse_known_args(args[:end], namespace)
         return parsed, left + args[end:]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ServiceRegistryError
 from ...escaping import escaped
+from ..console import useUTF8
 from ..outcome import CommandFailed
 from .base import Progress, RaxsrCommand
 from .configuration import addNamespace, allValues
@@ -30,8 +31,12 @@ class _Transfer(RaxsrCommand):
         """What the command takes."""
         parser.add_argument("file", metavar="FILE", help="a file of YAML or JSON; - for stdin or stdout")
         parser.add_argument("--format", choices=FORMATS, help="its format, if its name does not say it")
-        addNamespace(parser)
+        self.addPlace(parser)
         parser.add_argument("--dry-run", dest="dryRun", action="store_true", help="only show what would change")
+
+    def addPlace(self, parser: Parser) -> None:
+        """Add what says which keys it is about."""
+        addNamespace(parser)
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
         """See :class:`~.base.RaxsrCommand`."""
@@ -48,17 +53,24 @@ class Import(_Transfer):
     """
     Set all the configuration values of a file.
 
-    The file is an object of keys and values. With --namespace, keys that do not begin with a slash are put below it.
+    The file is an object of keys and values. With --namespace, keys that do not begin with a slash are put below it;
+    without it they are refused, unless --root allows to set them at the top.
     Everything is checked before anything is set; values that the file does not have stay as they are.
     """
 
     example = "raxsr configuration import production.yaml --namespace /production --dry-run"
 
+    def addPlace(self, parser: Parser) -> None:
+        """See :class:`_Transfer`."""
+        place = parser.add_mutually_exclusive_group()
+        addNamespace(place)
+        place.add_argument("--root", action="store_true", help="set keys without a slash at the top, in no namespace")
+
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Do it."""
         path = parsed_args.file
         format = formatOf(path, parsed_args.format)
-        new = parseValues(readText(path), format, path, parsed_args.namespace)
+        new = parseValues(readText(path), format, path, parsed_args.namespace, root=parsed_args.root)
 
         async def transfer(client: Client, progress: Progress) -> dict[str, str]:
             old = await allValues(client, progress, parsed_args.namespace)
@@ -104,6 +116,7 @@ class Export(_Transfer):
         if parsed_args.dryRun:
             self.show(self._present(path, format), new, removing=True)
         elif path == STANDARD:
+            useUTF8()
             self.app.stdout.write(formatValues(new, format))
         else:
             writeText(path, formatValues(new, format))

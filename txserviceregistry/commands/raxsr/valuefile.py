@@ -33,6 +33,16 @@ _KEY = re.compile(r"(/[a-z0-9_\-]{3,50}/?){0,10}([a-z0-9_\-.]{3,170})?", re.IGNO
 _KEY_LENGTHS = range(3, 501)
 _LONGEST_VALUE = 1024
 
+# UTF-8, with the byte order mark that some editors put first, or without.
+_ENCODING = "utf-8-sig"
+
+# What YAML may take for the end of a line besides the usual one. Only as escapes, in double quotes, are they kept.
+_LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
+_YAML_TEXT = "tag:yaml.org,2002:str"
+_YAML_OBJECT = "tag:yaml.org,2002:map"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 class _Object(list[tuple[str, Any]]):
     """A JSON object with all the members that it has, also those that are there twice."""
@@ -60,14 +70,14 @@ def readText(path: str) -> str:
     name = "the standard input" if path == STANDARD else path
     try:
         if path == STANDARD:
-            return sys.stdin.buffer.read().decode("utf-8")
-        with open(path, encoding="utf-8") as file:
+            return sys.stdin.buffer.read().decode(_ENCODING)
+        with open(path, encoding=_ENCODING) as file:
             return file.read()
     except OSError as error:
         reason = "it is closed" if error.errno == errno.EBADF else error.strerror
         raise CommandFailed(f"{name} can't be read: {reason}") from None
     except UnicodeDecodeError:
-        raise CommandFailed(f"{name} can't be read: it is no UTF-8 text") from None
+        raise CommandFailed(f"{name} can't be read: it is not UTF-8 text") from None
 
 
 def writeText(path: str, text: str) -> None:
@@ -91,10 +101,16 @@ def formatValues(values: dict[str, str], format: str) -> str:
     # The import is slow.
     import yaml
 
-    return str(yaml.safe_dump(values, allow_unicode=isPlain, default_flow_style=False, sort_keys=False, width=10_000))
+    def scalar(text: str) -> yaml.ScalarNode:
+        return yaml.ScalarNode(_YAML_TEXT, text, style='"' if _LINE_ENDS.search(text) else None)
+
+    node = yaml.MappingNode(
+        _YAML_OBJECT, [(scalar(key), scalar(value)) for key, value in values.items()], flow_style=False
+    )
+    return str(yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=isPlain, width=10_000))
 
 
-def parseValues(text: str, format: str, path: str, namespace: str | None) -> dict[str, str]:
+def parseValues(text: str, format: str, path: str, namespace: str | None, *, root: bool = True) -> dict[str, str]:
     """
     Read and check a file.
 
@@ -102,6 +118,7 @@ def parseValues(text: str, format: str, path: str, namespace: str | None) -> dic
     :param format: ``yaml`` or ``json``.
     :param path: its name, for texts.
     :param namespace: where keys without a slash at the beginning belong, and all others have to be.
+    :param root: whether keys without a slash at the beginning are good without a *namespace*.
     :return: the values by their keys.
     :raises CommandFailed: if anything in it can't be a configuration value; it tells of the first such thing, and how
         many more there are.
@@ -112,6 +129,8 @@ def parseValues(text: str, format: str, path: str, namespace: str | None) -> dic
     for where, key, value in members:
         qualified = _qualified(key, namespace)
         problem = problemOf(qualified, value, namespace)
+        if problem is None and not root and not qualified.startswith("/"):
+            problem = "it is not in a namespace: give --namespace, or --root to set it at the top"
         if problem is None and qualified in values:
             problem = "it is there twice"
         if problem is None:
@@ -141,6 +160,8 @@ def problemOf(key: str, value: object, namespace: str | None = None) -> str | No
         return "its value is no text"
     if not 1 <= len(value) <= _LONGEST_VALUE:
         return f"its value has {len(value)} characters, and 1 to {_LONGEST_VALUE} are allowed"
+    if _SURROGATE.search(value):
+        return "its value holds half of a surrogate pair, which is not a character"
     return None
 
 

@@ -1,0 +1,81 @@
+"""Files of configuration values: what is written is what is read."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.commands.outcome import CommandFailed
+from txserviceregistry.commands.raxsr.valuefile import (
+    FORMATS,
+    formatValues,
+    parseValues,
+    problemOf,
+    readText,
+    writeText,
+)
+
+# All that the protocol allows: 1 to 1,024 characters of Unicode, in which halves of surrogate pairs are none.
+VALUES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+KEYS = st.from_regex(r"(/[a-z0-9_\-]{3,8}){0,3}/?[a-z0-9_\-.]{3,9}", fullmatch=True).filter(
+    lambda key: problemOf(key, "x") is None
+)
+
+# What one of the formats takes for the end of a line, for a sign of its own, or for no character at all.
+TROUBLESOME = [
+    *("\n", "\r", "\r\n", "\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x00", "\x07", "\x1b", "\x7f", "\x9b"),
+    *("\t", " ", "\ufeff", "\ufffe", "\uffff", "\ufffd", "\U0001f600", "\U0010ffff", "\xa0", "\u202e", "\xad"),
+    *("~", "null", "no", "1.10", "1_000", "0x1f", "2026-11-24", "=", "<<", "---", "...", "- a", "a: b", "#", "%", "@"),
+    *("&a", "*a", "!!str", "|", ">", "'", '"', "\\", "\\n", "{", "[", "`", "?", ":"),
+]
+
+
+class ValueFileTests(SynchronousTestCase):
+    """Writing and reading."""
+
+    def assertSurvives(self, values: dict[str, str]) -> None:
+        """Assert that *values* are the same after they were in a file, in each format."""
+        for format in FORMATS:
+            path = os.path.join(os.path.abspath("."), f"values.{format}")
+            writeText(path, formatValues(values, format))
+            self.assertEqual(parseValues(readText(path), format, path, None), values, format)
+
+    def test_troublesomeCharactersSurvive(self) -> None:
+        """Each is kept in every place of a value: alone, first, last, within, doubled, beside spaces and line ends."""
+        for each in TROUBLESOME:
+            for value in (each, f"{each}b", f"a{each}", f"a{each}b", f"a{each}{each}b", f"a {each} b", f"\n{each}\nb"):
+                self.assertSurvives({"key": value})
+
+    def test_unprintableCharactersSurvive(self) -> None:
+        """Each that Unicode calls a control, a format or a separator, by itself between two others."""
+        characters = [chr(code) for code in range(sys.maxunicode + 1)]
+        found = [each for each in characters if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp", "Zs")]
+        self.assertSurvives({f"key{number}": f"a{each}b" for number, each in enumerate(found)})
+
+    @given(st.dictionaries(KEYS, VALUES, max_size=4))
+    @settings(max_examples=200, deadline=None, database=None)
+    @example({"key": "a\x85b"})
+    def test_allTheProtocolAllowsSurvives(self, values: dict[str, str]) -> None:
+        """Whatever the values of a namespace are."""
+        self.assertSurvives(values)
+
+    def test_theMarkThatWindowsPutsFirst(self) -> None:
+        """A byte order mark at the beginning of a file is no part of what the file says."""
+        for format, text in (("json", '{"key": "value"}'), ("yaml", "key: value\n")):
+            with open("marked", "w", encoding="utf-8-sig") as file:
+                file.write(text)
+            self.assertEqual(parseValues(readText("marked"), format, "marked", None), {"key": "value"})
+
+    def test_halvesOfSurrogatePairs(self) -> None:
+        """An escape that stands for no character is refused with its key, and so is a file in another encoding."""
+        for format in FORMATS:
+            refused = self.assertRaises(CommandFailed, parseValues, '{"key": "a\\ud800"}', format, "f", None)
+            self.assertIn("'key': its value holds half of a surrogate pair", str(refused))
+        with open("latin", "wb") as file:
+            file.write(b"key: caf\xe9\n")
+        self.assertIn("not UTF-8", str(self.assertRaises(CommandFailed, readText, "latin")))
