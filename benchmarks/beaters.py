@@ -32,7 +32,7 @@ async def beating(
     useMonotonic()
     left, done = 0, Deferred[None]()
 
-    def count(token: str) -> None:
+    def count(token: str, proven: str) -> None:
         nonlocal left
         left -= 1
         if left == 0:

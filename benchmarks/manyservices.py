@@ -127,7 +127,7 @@ def fleet(home: str, tokens: str, rounds: str, seconds: str) -> None:
             # Who has registered something knows what the registry can do.
             await client.account.getLimits()
             requests = beats = 0
-            beatTogether = services.heartbeats
+            beatTogether = services.heartbeatsOnce
 
             def counted(together: Any, **options: Any) -> Any:
                 nonlocal requests, beats
@@ -135,7 +135,7 @@ def fleet(home: str, tokens: str, rounds: str, seconds: str) -> None:
                 beats += len(together)
                 return beatTogether(together, **options)
 
-            services.heartbeats = counted  # type: ignore[method-assign] # it is only looked at
+            services.heartbeatsOnce = counted  # type: ignore[method-assign] # it is only looked at
             before = _resident()
             registered = json.loads(Path(tokens).read_text())
             beaters = [

@@ -289,7 +289,7 @@ class ServicesClient:
             part = beats[len(outcomes) : len(outcomes) + max(1, self._batchSize.most)]
             if self._batchSize.most or self._batchSize.mayTry:
                 try:
-                    outcomes += await self._inOneRequest(part, timeout)
+                    outcomes += await self.heartbeatsOnce(part, timeout=timeout)
                     self._batchSize.accepted(len(part))
                     continue
                 except ServiceRegistryError as error:
@@ -316,9 +316,21 @@ class ServicesClient:
             }
 
     @returnsDeferred
-    async def _inOneRequest(
-        self, beats: Sequence[tuple[str, str]], timeout: float | None, whenLate: WhenLate | None = None
+    async def heartbeatsOnce(
+        self,
+        beats: Sequence[tuple[str, str]],
+        *,
+        timeout: float | None = None,
+        whenLate: WhenLate | None = None,
     ) -> Sequence[HeartbeatToken | FaultBody]:
+        """
+        What :meth:`heartbeats` and the HeartBeaters are made of: one request, whatever comes of it.
+
+        :param beats: up to 1,000 pairs of a service's id and its token.
+        :param timeout: seconds that the request may take, if not the client's own.
+        :param whenLate: see :meth:`heartbeat`.
+        :return: fires as :meth:`heartbeats` does.
+        """
         body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
         response = await self._transport.request(
             "POST", "/heartbeats", body=body, timeout=timeout, repeatable=True, whenLate=whenLate
@@ -396,7 +408,7 @@ class ServicesClient:
     async def _beatTogether(
         self, beats: Sequence[tuple[str, str]], timeout: float, whenLate: WhenLate
     ) -> Sequence[str | None]:
-        outcomes: Any = await self._inOneRequest(beats, timeout, whenLate)
+        outcomes: Any = await self.heartbeatsOnce(beats, timeout=timeout, whenLate=whenLate)
         return [outcome.get("token") for outcome in outcomes]
 
     def _heartBeater(self, desired: DesiredState, body: HeartbeatToken, register: Any) -> HeartBeater:
