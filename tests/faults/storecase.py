@@ -4,10 +4,15 @@ What rows have in common in which the registry can't write to its sqlite store f
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
 import time
+from pathlib import Path
 
 import treq
 from twisted.internet.task import deferLater
+from twisted.trial.unittest import SkipTest
 
 from tests.processes import Child, reactor
 from txserviceregistry.errors import ServerError
@@ -15,7 +20,14 @@ from txserviceregistry.errors import ServerError
 from .faultcase import FaultCase
 from .journal import Application, Outcome
 
-__all__ = ["StoreFaultCase"]
+__all__ = ["StoreFaultCase", "run"]
+
+_SIZE = "16m"
+
+
+def run(*command: str) -> int:
+    """Run a command to its end; its exit code."""
+    return subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
 
 
 class StoreFaultCase(FaultCase):
@@ -26,9 +38,33 @@ class StoreFaultCase(FaultCase):
 
     def setUp(self) -> None:
         super().setUp()
+        self.ballast = Path(self.dataDir, "ballast")
         self.refused = 0
         self.acknowledged = 0
         self.longest = 0.0
+
+    def mount(self) -> None:
+        """Put a disk of 16 MB under the data directory."""
+        os.makedirs(self.dataDir)
+        if run("mount", "-t", "tmpfs", "-o", f"size={_SIZE},mode=700", "tmpfs", self.dataDir):
+            raise SkipTest("mounting a small disk needs root (CAP_SYS_ADMIN)")
+        self.addCleanup(run, "umount", "--lazy", self.dataDir)
+        # Cleanups are run in the opposite order: first the processes end.
+        self.addCleanup(self._endAll)
+
+    def fill(self) -> None:
+        """Use up all of the disk, to the last byte."""
+        with self.ballast.open("ab", buffering=0) as file:
+            for size in (2**16, 2**12, 1):
+                while True:
+                    try:
+                        file.write(b"x" * size)
+                    except OSError as error:
+                        self.assertEqual(error.errno, errno.ENOSPC)
+                        break
+
+    def free(self) -> None:
+        self.ballast.unlink()
 
     async def begin(self) -> tuple[Child, Application]:
         registry = await self.registry()

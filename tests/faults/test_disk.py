@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from twisted.trial.unittest import SkipTest
-
-from .storecase import StoreFaultCase
-
-_SIZE = "16m"
+from .storecase import StoreFaultCase, run
 
 
 class DiskTests(StoreFaultCase):
@@ -25,33 +18,6 @@ class DiskTests(StoreFaultCase):
 
     row = 7
     fault = "The disk under sqlite is full, read-only, or refuses every write; the registry is killed meanwhile"
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.ballast = Path(self.dataDir, "ballast")
-
-    def mount(self) -> None:
-        """Put a disk of 16 MB under the data directory."""
-        os.makedirs(self.dataDir)
-        if _run("mount", "-t", "tmpfs", "-o", f"size={_SIZE},mode=700", "tmpfs", self.dataDir):
-            raise SkipTest("mounting a small disk needs root (CAP_SYS_ADMIN)")
-        self.addCleanup(_run, "umount", "--lazy", self.dataDir)
-        # Cleanups are run in the opposite order: first the processes end.
-        self.addCleanup(self._endAll)
-
-    def fill(self) -> None:
-        """Use up all of the disk, to the last byte."""
-        with self.ballast.open("ab", buffering=0) as file:
-            for size in (2**16, 2**12, 1):
-                while True:
-                    try:
-                        file.write(b"x" * size)
-                    except OSError as error:
-                        self.assertEqual(error.errno, errno.ENOSPC)
-                        break
-
-    def free(self) -> None:
-        self.ballast.unlink()
 
     async def test_full(self) -> None:
         """A disk that is full while groups of writes are under way: 503, and over when there is room."""
@@ -105,14 +71,14 @@ class DiskTests(StoreFaultCase):
             # shown another mount of it, which is.
             folder = os.open(self.dataDir, os.O_RDONLY)
             try:
-                self.assertEqual(_run("mount", "--bind", "-o", "ro", self.dataDir, self.dataDir), 0)
+                self.assertEqual(run("mount", "--bind", "-o", "ro", self.dataDir, self.dataDir), 0)
                 try:
                     # What the registry opened before can still write; from this refusal on, nothing that it opens can.
                     await self.until(self.isRefused, 0.01)
                     os.unlink(self.ballast.name, dir_fd=folder)
                     await self.trouble(application)
                 finally:
-                    _run("umount", "--lazy", self.dataDir)
+                    run("umount", "--lazy", self.dataDir)
             finally:
                 os.close(folder)
             await self.recovers(application)
@@ -124,8 +90,8 @@ class DiskTests(StoreFaultCase):
         steps: list[tuple[Callable[[], object], Callable[[], object], str]] = [
             (self.fill, self.free, "No space left"),
             (
-                lambda: _run("mount", "-o", "remount,ro", self.dataDir),
-                lambda: _run("mount", "-o", "remount,rw", self.dataDir),
+                lambda: run("mount", "-o", "remount,ro", self.dataDir),
+                lambda: run("mount", "-o", "remount,rw", self.dataDir),
                 "Read-only",
             ),
         ]
@@ -153,7 +119,3 @@ class DiskTests(StoreFaultCase):
             resource.prlimit(transport.pid, resource.RLIMIT_FSIZE, before)
             await self.recovers(application)
         await self.end(application, "every write refused", rounds)
-
-
-def _run(*command: str) -> int:
-    return subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode

@@ -77,10 +77,10 @@ class VanishedTests(StoreFaultCase):
             await self.isNoticed(application, vanish)
             back()
             await self.recovers(application)
-        refusals = registry.output.count("The store can't be written") + registry.errors.count(
-            "The store can't be written"
-        )
-        self.assertEqual(refusals, len(steps), registry.output)
+        # What comes back within a minute is not told each time.
+        said = registry.output + registry.errors
+        for text in ("The store can't be written: ", "The store can be written again"):
+            self.assertTrue(1 <= said.count(text) <= len(steps), said)
         await self.end(application, ", ".join(steps) + " away and back", len(steps))
         self.tell("writes acknowledged between the removal and the first refusal, none of them lost", self.late)
         self.tell("longest time after the removal at which such a write began, in s", round(self.noticed, 3))

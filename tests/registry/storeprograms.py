@@ -6,18 +6,20 @@ Each is called with its name and the path of a store, and prints what it did.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
 import sys
 import tempfile
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.registry.storesuite import countValues
+from tests.registry.test_stores import HandReactor
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.sqlite import SqliteStore
 
@@ -81,6 +83,36 @@ async def fillDisk(path: str) -> None:
     print(json.dumps({"done": done, "found": found, "events": events, "count": count}))
 
 
+async def almostFillDisk(path: str) -> None:
+    """
+    Leave files room for so many pages; print what becomes of writes of some size and of probes, then and afterwards.
+    """
+    clock = HandReactor()
+    store = SqliteStore(path, reactor=clock)
+    await store.open()
+    await gatherResults([store.setValue("1", f"key{n}", "x" * 1000, 100_000) for n in range(200)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    keys = itertools.count()
+
+    async def tries(pages: int, sizes: Sequence[int]) -> list[str]:
+        """Write values of these sizes while there is room for so many pages; 0 is a probe, -1 lets time pass."""
+        size = max(os.path.getsize(path), os.path.getsize(path + "-wal"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + pages * 4120, hard))
+        found = []
+        for size in sizes:
+            if size < 0:
+                clock.advance(10)
+            elif size:
+                found.append(await outcome(store.setValue("1", f"{next(keys)}", "x" * size, 100_000)))
+            else:
+                found.append(await outcome(store.probe()))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        return found
+
+    print(json.dumps([await tries(pages, sizes) for pages, sizes in json.loads(os.environ["TRIES"])]))
+    await store.close()
+
+
 async def writeProtected(_: str) -> None:
     """Open a file that may only be read, then allow writing; print what could be done."""
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +140,13 @@ async def writeProtected(_: str) -> None:
 
 
 def main() -> None:
-    program = {"writeStream": writeStream, "editUsers": editUsers, "fillDisk": fillDisk, "protect": writeProtected}
+    program = {
+        "writeStream": writeStream,
+        "editUsers": editUsers,
+        "fillDisk": fillDisk,
+        "almostFillDisk": almostFillDisk,
+        "protect": writeProtected,
+    }
     name, path = sys.argv[1:]
     task.react(lambda _: Deferred.fromCoroutine(program[name](path)))
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import attrs
 from twisted.internet import reactor
@@ -437,6 +438,37 @@ class SqliteStoreTests(TestCase):
         store = await self.opened()
         self.assertEqual([key for key, _ in await store.listValues("1", None, 100, None)], ["after", "before"])
 
+    async def almostFull(self, *tries: tuple[int, list[int]]) -> list[list[str]]:
+        """What becomes of writes and probes; see ``almostFillDisk`` in storeprograms."""
+        with mock.patch.dict(os.environ, {"TRIES": json.dumps(tries)}):
+            found: list[list[str]] = json.loads(await run("almostFillDisk", self.path))
+        return found
+
+    async def test_aProbeMeetsWhatAChangeMeets(self):
+        """Where only a page has room, the probe fails as changes of 1 KB do; with room again both succeed at once."""
+        found = await self.almostFull((2, [1000, 0, 1000, 0, 1000, 0]), (1000, [1000, 0]))
+        self.assertEqual(found, [["unavailable"] * 6, ["done"] * 2])
+
+    async def test_oneOddChangeSaysNothingOfTheStore(self):
+        """One change that has no room is refused, and the probe succeeds; so it does where others have room."""
+        large = 5_000_000
+        found = await self.almostFull((100, [large, 0, 1000, 0]), (100, [large, large, 1000, 0]))
+        self.assertEqual(
+            found, [["unavailable", "done", "done", "done"], ["unavailable", "unavailable", "done", "done"]]
+        )
+
+    async def test_aProbeKnowsOfRefusedChanges(self):
+        """While all changes are refused the probe fails, whatever has room; and some seconds after the last of them."""
+        large = 5_000_000
+        found = await self.almostFull((100, [large, large, 0, large, 0, -1, 0]))
+        self.assertEqual(found, [["unavailable"] * 5 + ["done"]])
+
+    async def test_aProbeSucceedsWhenTheTroubleItMetIsOver(self):
+        """What changes and probes met is over with the first probe that succeeds, though nobody asks for a change."""
+        large = 5_000_000
+        found = await self.almostFull((0, [large, large, 0, large, 0]), (1000, [0]))
+        self.assertEqual(found, [["unavailable"] * 5, ["done"]])
+
     async def test_aWriteProtectedFileIsOverByItself(self):
         """From a file that may only be read is read; as soon as it may be written it is."""
         self.assertEqual(
@@ -490,6 +522,33 @@ class SqliteStoreTests(TestCase):
             (LogLevel.info, "read"),
         ]
         self.assertEqual(lines, expected)
+
+    async def test_troubleThatComesAndGoesIsNotLoggedEachTime(self):
+        """What fails and succeeds in turn is logged once, until a minute has passed without a failure."""
+        texts: list[str] = []
+
+        def observe(event: Any) -> None:
+            if str(event.get("log_namespace")).startswith("txserviceregistry.registry.stores"):
+                texts.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        store = await self.opened()
+        self.elsewhere().execute("ALTER TABLE configuration_values RENAME TO away")
+        for number in range(5):
+            await self.raises(StoreUnavailable, store.setValue("1", "key", "v", 10))
+            await self.raises(StoreUnavailable, store.getValue("1", "key"))
+            await store.account(str(number))
+            await store.secret()
+            self.reactor.advance(1)
+        self.elsewhere().execute("ALTER TABLE away RENAME TO configuration_values")
+        for seconds in (50, 10, 10):
+            self.reactor.advance(seconds)
+            await store.setValue("1", "key", "v", 10)
+            await store.getValue("1", "key")
+        written = [text for text in texts if "written" in text]
+        self.assertEqual(["again" in text for text in written], [False, True, False, True])
+        self.assertEqual(len(texts), 8, texts)
 
     async def test_troubleOfOneOperationIsItsOwn(self):
         """A table that can't be written fails those that need it; the others of the group are kept."""

@@ -164,8 +164,10 @@ class SqliteStore:
     @returnsDeferred
     async def probe(self) -> None:
         """See :meth:`IStore.probe`."""
-        await self._writer.submit(lambda tables: tables.probe())
+        await self._writer.submit(lambda tables: tables.probe(), probe=True)
         await self._reader.submit(lambda tables: tables.secret())
+        if self._writer.refusesChanges:
+            raise StoreUnavailable("the store takes a probe, but none of the changes that were asked for lately")
 
     def secret(self) -> Deferred[bytes]:
         """See :meth:`IStore.secret`."""

@@ -36,7 +36,7 @@ APPLICATION_ID = 0x74785352
 MIGRATIONS: Sequence[Sequence[str]] = (
     # Version 1. In this order the tables of a large file are checked.
     (
-        # secret, tail (of event ids), last_position (the last event's), probes (how often one was made)
+        # secret, tail (of event ids), last_position (the last event's), probes (how often one was made), probe_filling
         "CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
         "CREATE TABLE users (name BLOB PRIMARY KEY, tenant TEXT NOT NULL, key_hash TEXT NOT NULL) WITHOUT ROWID",
         "CREATE TABLE tokens (hash TEXT PRIMARY KEY, user BLOB NOT NULL, tenant TEXT NOT NULL, expires REAL NOT NULL)"

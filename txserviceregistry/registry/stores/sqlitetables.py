@@ -46,6 +46,9 @@ _Rows = Sequence[Sequence[Any]]
 _MOST_ROWS = 64
 """How many rows a statement is given at most; older versions of SQLite take no more than 999 values at once."""
 
+_PROBE_BYTES = 32 * 1024
+"""What a probe writes: where this has room, the changes that clients make have room too."""
+
 _EVENT_TYPES = {
     "service.join": 1,
     "service.remove": 2,
@@ -163,6 +166,11 @@ class Tables:
         """Whether the transaction that was begun is there still; SQLite ends it by itself after some errors."""
         return self._connection.in_transaction
 
+    @property
+    def changes(self) -> int:
+        """How many rows have been changed through this connection."""
+        return self._connection.total_changes
+
     def begin(self) -> None:
         """Begin a transaction that writes. Event ids go on from the last one in the file."""
         self._execute("BEGIN IMMEDIATE")
@@ -268,11 +276,13 @@ class Tables:
     # -- the secret and accounts
 
     def probe(self) -> None:
-        """See :meth:`IStore.probe`."""
+        """See :meth:`IStore.probe`. It takes as many pages as a change of some size with its event."""
         # A row that is written as it was costs SQLite no write, and would prove nothing.
         self._execute(
             "INSERT INTO meta (name, value) VALUES ('probes', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
         )
+        filling = self._meta("probes").to_bytes(8, "big") * (_PROBE_BYTES // 8)
+        self._execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('probe_filling', ?)", (filling,))
 
     def secret(self) -> bytes:
         """See :meth:`IStore.secret`."""

@@ -46,6 +46,15 @@ _GATHERING_SECONDS = 0.01
 _CHECK_SECONDS = 0.2
 """How old the last look at the files may be when something is written to them: a look costs some microseconds."""
 
+_CALM_SECONDS = 60.0
+"""How long nothing may have failed before the log tells that trouble is over which came back within that time."""
+
+_REFUSALS = 2
+"""How many groups of changes are refused one after the other before it is more than an odd one that has no room."""
+
+_REFUSAL_SECONDS = 5.0
+"""How long that counts when no more changes come."""
+
 _CUT_SECONDS = 0.1
 """How long writes wait for those who read when the log is to be cut."""
 
@@ -74,12 +83,14 @@ class _Job:
     """
     Something to do in the thread.
 
+    :ivar isProbe: whether it only finds out how the store is.
     :ivar together: does the same for many at once, each described by its *change*; ``None`` if nothing does.
     """
 
     function: Callable[[Tables], Any]
     submitted: float
     isBackground: bool = False
+    isProbe: bool = False
     together: _Together[Any, Any] | None = None
     change: Any = None
     deferred: Deferred[Any] = attrs.Factory(Deferred)
@@ -91,6 +102,37 @@ class _Outcome:
 
     job: _Job
     result: Any
+
+
+class _Trouble:
+    """
+    Whether there is trouble, for the log: trouble that comes back soon is not told each time.
+
+    That is how a disk is on which only small changes have room, and a file of which a part is damaged.
+    """
+
+    def __init__(self) -> None:
+        self._isThere = False
+        self._last = -math.inf
+        self._ended = -math.inf
+        self._calm = 0.0
+
+    def begins(self, now: float) -> bool:
+        """Something failed: whether to tell of it."""
+        self._last = now
+        if self._isThere:
+            return False
+        self._isThere = True
+        self._calm = _CALM_SECONDS if now - self._ended < _CALM_SECONDS else 0.0
+        return True
+
+    def ends(self, now: float) -> bool:
+        """Something succeeded: whether to tell that the trouble is over."""
+        if not self._isThere or now - self._last < self._calm:
+            return False
+        self._isThere = False
+        self._ended = now
+        return True
 
 
 class _Lost(Exception):
@@ -126,7 +168,7 @@ class _Worker(ABC):
         self._thread: threading.Thread | None = None
         self._isStopped = False
         self._ending: list[Deferred[None]] = []
-        self._inTrouble = False
+        self._trouble = _Trouble()
         self._tables: Tables | None = None
 
     # -- in the reactor's thread
@@ -151,14 +193,17 @@ class _Worker(ABC):
         self._thread.start()
         return opened
 
-    def submit(self, function: Callable[[Tables], _T], *, background: bool = False) -> Deferred[_T]:
+    def submit(
+        self, function: Callable[[Tables], _T], *, background: bool = False, probe: bool = False
+    ) -> Deferred[_T]:
         """
         Have *function* called in the thread.
 
         :param background: whether it may wait for others: of such jobs only one goes into a group.
+        :param probe: whether it only finds out how the store is.
         :return: fires with what it returned, after the commit where there is one.
         """
-        return self._take(_Job(function, self._reactor.seconds(), background))
+        return self._take(_Job(function, self._reactor.seconds(), background, probe))
 
     def _take(self, job: _Job) -> Deferred[Any]:
         if not self.isRunning:
@@ -206,12 +251,11 @@ class _Worker(ABC):
         opened.errback(error)
 
     def _settle(self, outcomes: Sequence[_Outcome], cause: Exception | None) -> None:
-        if cause is not None and not self._inTrouble:
-            self._log.error("The store can't be {doing}: {cause}", doing=self._doing, cause=cause)
-        elif cause is None and self._inTrouble:
-            self._log.info("The store can be {doing} again", doing=self._doing)
-        self._inTrouble = cause is not None
         now = self._reactor.seconds()
+        if cause is not None and self._trouble.begins(now):
+            self._log.error("The store can't be {doing}: {cause}", doing=self._doing, cause=cause)
+        elif cause is None and self._trouble.ends(now):
+            self._log.info("The store can be {doing} again", doing=self._doing)
         for outcome in outcomes:
             job = outcome.job
             if not job.isBackground:
@@ -359,6 +403,10 @@ class Writer(_Worker):
         self._checked = -math.inf
         self._isLost = False
         self._logBytes = 0
+        # How many groups were refused since the last one that was kept, and when the last one was.
+        self._refusals = 0
+        self._refused = -math.inf
+        self._hasProbeFailed = False
         self._isToCut = False
         self.logSeen: Callable[[int], None] = lambda size: None
         self._background: deque[_Job] = deque()
@@ -391,6 +439,11 @@ class Writer(_Worker):
             return outcome
 
         return self._take(_Job(alone, self._reactor.seconds(), together=together, change=change))
+
+    @property
+    def refusesChanges(self) -> bool:
+        """Whether changes that were asked for lately were all refused, whatever becomes of a probe."""
+        return self._refusals >= _REFUSALS and self._reactor.seconds() - self._refused < _REFUSAL_SECONDS
 
     def cutLog(self) -> Deferred[None]:
         """
@@ -429,9 +482,11 @@ class Writer(_Worker):
 
     def _runGroup(self, jobs: Sequence[_Job]) -> tuple[list[_Outcome], Exception | None]:
         cause: Exception | None
+        hasChanged = False
         try:
             tables = self._connected()
             tables.begin()
+            changes = tables.changes
             try:
                 outcomes, cause = self._runTogether(tables, jobs)
             except Exception:
@@ -441,10 +496,12 @@ class Writer(_Worker):
                 tables.undo()
                 tables.begin()
                 outcomes, cause = self._runEach(tables, jobs)
+            changed = tables.changes > changes
             self._checkFiles()
             # A large log is copied elsewhere: here it would make this group wait.
             tables.checkpointByItself(self._logBytes <= LOG_BYTES)
             tables.commit()
+            hasChanged = changed
             if self._isToCut:
                 self._cutLog(tables)
         except Exception as error:
@@ -454,6 +511,7 @@ class Writer(_Worker):
             self._undo()
         elif cause is not None:
             self._disconnect()
+        self._count(outcomes, hasChanged)
         return outcomes, cause
 
     def _checkFiles(self) -> None:
@@ -468,6 +526,22 @@ class Writer(_Worker):
             raise _Lost(str(error)) from None
         self._isLost = False
         self._checked = now
+
+    def _count(self, outcomes: Sequence[_Outcome], hasChanged: bool) -> None:
+        """Note what became of changes. The times of heartbeats are too small to show anything."""
+        if self._isLost:
+            return  # a probe is refused as well, and as long
+        for each in outcomes:
+            if each.job.isProbe:
+                hasFailed, self._hasProbeFailed = self._hasProbeFailed, isinstance(each.result, Exception)
+                if hasFailed and not self._hasProbeFailed:
+                    self._refusals = 0  # it has met what the changes met, and that is over
+        results = [each.result for each in outcomes if not each.job.isBackground and not each.job.isProbe]
+        if hasChanged and not all(isinstance(result, Exception) for result in results):
+            self._refusals = 0
+        elif any(isinstance(result, StoreUnavailable) for result in results):
+            self._refusals += 1
+            self._refused = self._reactor.seconds()
 
     def _cutLog(self, tables: Tables) -> None:
         self._isToCut = False
