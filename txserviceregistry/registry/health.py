@@ -1,8 +1,8 @@
 """
 Health: whether the registry can do its work now.
 
-It can when its store can be written and read. That is found out by doing both, once for all who ask at the same time,
-and believed for a second: so the answer is true, and nobody can wear out a disk by asking.
+It can when its store can be written and read. The store's probe finds that out, once for all requests at the same time,
+and the result counts for a second: so the answer is true, and asking can't wear out a disk.
 """
 
 from __future__ import annotations

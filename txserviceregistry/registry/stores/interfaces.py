@@ -176,10 +176,10 @@ class IStore(Interface):
 
     def probe() -> Deferred[None]:
         """
-        Write something small, durably, and read it: nothing that any other operation would notice.
+        Write as much as an operation does, durably, and read it: nothing that any other operation would notice.
 
         :return: fires when that has been done.
-        :raises StoreUnavailable: if the store can't be written and read now.
+        :raises StoreUnavailable: if the store can't be written and read now, or refuses what others write.
         """
 
     def secret() -> Deferred[bytes]:
