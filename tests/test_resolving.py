@@ -184,17 +184,17 @@ class UnknownTests(SlowNamesTestCase):
             told: list[str] = []
 
             def observe(event: Any, told: list[str] = told) -> None:
-                if "trouble" in event:
-                    told.append(event["trouble"])
+                if "reason" in event:
+                    told.append(event["reason"])
 
             globalLogPublisher.addObserver(observe)
             self.addCleanup(globalLogPublisher.removeObserver, observe)
             probe = makeProbe(self.reactor, check)
-            checker = Checker(check, probe, interval=5, timeout=5, clock=clock, passed=lambda: None)
+            checker = Checker("web1", check, probe, interval=5, timeout=5, clock=clock, passed=lambda: None)
             checker.start()
             clock.pump([1.0] * 30)
             checker.stop()
-            self.assertEqual(told, ["no answer after 5 s, resolving the host name name.test"])
+            self.assertEqual(told, ["timed out after 5 s, resolving the host name name.test"])
 
 
 class ThreadTests(TestCase):

@@ -11,6 +11,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLookupError
+from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import (
     IAddress,
     IHostnameResolver,
@@ -32,8 +34,9 @@ from zope.interface import implementer
 from .agents import BytesProducer, FixedHeaders
 from .deferred import then
 from .resolving import ResolvingTimedOut, hostNames
+from .tls import describeTLS
 
-__all__ = ["ATTEMPT_DELAY", "endpointTo", "httpAgent"]
+__all__ = ["ATTEMPT_DELAY", "describeFailure", "endpointTo", "httpAgent"]
 
 #: Seconds that each address of a name has before the next one is tried beside it. Twisted looks only then whether all
 #: have refused, so that its own default of 0.3 s is also the least that a refusal would take.
@@ -277,3 +280,28 @@ def httpAgent(reactor: Any, policy: IPolicyForHTTPS, timeout: float, pool: HTTPC
     """
     endpoints = _Endpoints(reactor, policy, timeout)
     return _LeanAgent(Agent.usingEndpointFactory(reactor, endpoints, pool), endpoints, pool)
+
+
+def describeFailure(error: BaseException) -> str:
+    """
+    Why a connection failed or ended, in a few words: ``connection refused``. Of another error, its type and message.
+    """
+    reasons = getattr(error, "reasons", None)
+    # Other errors may have an attribute of this name too.
+    cause = reasons[0].value if isinstance(reasons, list) and reasons else error
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(cause, ResolvingTimedOut):
+        return str(cause)
+    if isinstance(cause, ConnectTimeout):
+        return "nobody answers at that address"
+    if isinstance(cause, DNSLookupError):
+        return "no such host"
+    if isinstance(cause, ConnectionDone):
+        return "the connection was closed"
+    # An agent that was given from outside may have connections that are not ours.
+    explained = describeTLS(cause)
+    if explained is not None:
+        return explained
+    text = str(cause)[:200]
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
@@ -26,6 +26,7 @@ from .creation import isUnknown
 from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
 from .fleet import Fleet
+from .healthcheck import HealthCheck
 from .jsontransport import ClientClosed, WhenLate
 from .logs import Logger
 from .tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
@@ -42,6 +43,8 @@ STOPPED = "stopped"
 # Below this timeout (seconds) beats go more often for their length: a delay costs the same few hundred milliseconds
 # whatever the timeout is.
 _SHORT_TIMEOUT = 15
+# A health check is given so many seconds at least.
+_SHORTEST_CHECK = 1.0
 # While a service may live whose registration had no answer, the waits are not shorter than this part of its timeout.
 _SHORTEST_UNHEARD = 1 / 30
 # No matter how long the registry has been away, it is asked again this often (seconds).
@@ -125,8 +128,8 @@ class HeartBeater(_EachTime):
         "__weakref__",
         "_backoff",
         "_beat",
-        "_check",
         "_fleet",
+        "_health",
         "_isPulsing",
         "_late",
         "_lateOutcome",
@@ -166,7 +169,8 @@ class HeartBeater(_EachTime):
         :param clock: the clock; the global reactor if it is not given.
         :param register: registers the service again and fires with its token; called when the registry no longer has
             the service, and tried until it succeeds. Without it such a loss ends the HeartBeater.
-        :param check: returns (a Deferred of) true while the application is well; nothing is sent while it is not.
+        :param check: returns true, or a Deferred or coroutine of it, while the application is healthy. While it returns
+            anything else, raises or takes too long, nothing is sent.
         :param fleet: what it shares with the other HeartBeaters of a client, whose clock is this one. The fleet's pulse
             does not beat for a service with a *check*.
         :param keep: is called with each token that a heartbeat brings, before anybody else sees it, and with the one
@@ -190,7 +194,7 @@ class HeartBeater(_EachTime):
         self._services = services
         self._clock: IReactorTime = clock
         self._register = register
-        self._check = check
+        self._health = None if check is None else HealthCheck(check, serviceId, clock, random)
         self._fleet = fleet = fleet or Fleet.ofOne(clock)
         self._pulse = fleet.pulse if check is None else None
         self._keep = keep
@@ -253,6 +257,8 @@ class HeartBeater(_EachTime):
             return
         self._lost = None
         self._backoff.reset()
+        if self._health is not None:
+            self._health.reset()
         if self.lastSeen is None:
             # The token is as good as new; when its registration was sent is not known here.
             self._heard = self._clock.seconds()
@@ -401,7 +407,7 @@ class HeartBeater(_EachTime):
 
     def _isSimple(self) -> bool:
         """Whether there is nothing to do but to send a heartbeat, as nearly always."""
-        return self._check is None and self.nextToken is not None and self._fleet.turns.takeNow()
+        return self._health is None and self.nextToken is not None and self._fleet.turns.takeNow()
 
     def _simply(self) -> Deferred[None]:
         """What :meth:`_untilAnswered` does when all goes well, and nothing that is there for when it does not."""
@@ -433,13 +439,13 @@ class HeartBeater(_EachTime):
         :param began: when the first try was made, and
         :param failure: what came of it, if one was made already.
         """
-        began = self._clock.seconds() if began is None else began
+        since = self._clock.seconds() if began is None else began
         trouble: _Trouble | None = None
 
         def met(reason: str, certain: bool = False) -> None:
             nonlocal trouble
             if trouble is None:
-                trouble = _Trouble(self._log, self.serviceId, self._clock, began)
+                trouble = _Trouble(self._log, self.serviceId, self._clock, since)
             trouble.met(reason, certain)
 
         delay: float | None = None
@@ -451,11 +457,12 @@ class HeartBeater(_EachTime):
                 if delay is not None:
                     wait, delay = delay, None
                     await deferLater(self._fleet.stalls, wait, lambda: None)
-                if self._check is None or await self._isWell(self._check):
+                if self._health is None or await self._passes(self._health):
                     await self._oneTry()
                     break
-                delay = self._nextDelay()
-                met("its check fails, so that its heartbeats are held back")
+                delay = self._health.nextDelay(self.interval, 0.0 if self.nextToken is None else self.secondsLeft())
+                # What the heartbeat meets afterwards begins afterwards.
+                since = self._clock.seconds()
             except Exception as raised:
                 error: Exception = raised
                 # A CancelledError is an Exception too; stop()'s own must end this.
@@ -649,15 +656,10 @@ class HeartBeater(_EachTime):
                 self._unheardUntil = sent + self.heartbeatTimeout
             raise
 
-    async def _isWell(self, check: Callable[[], Any]) -> bool:
-        try:
-            checked: Deferred[Any] = maybeDeferred(check)
-            return bool(await checked.addTimeout(max(1.0, self.tryTimeout()), self._clock))
-        except CancelledError:
-            raise
-        except Exception as error:
-            self._log.debug("The check of service {serviceId} failed: {error}", serviceId=self.serviceId, error=error)
-            return False
+    def _passes(self, health: HealthCheck) -> Deferred[bool]:
+        # A third of the seconds that are left when a heartbeat is due, as for the heartbeat itself.
+        timeout = max(_SHORTEST_CHECK, (self.heartbeatTimeout - self.heartbeatInterval) / 3)
+        return health.passes(timeout, "registration" if self.nextToken is None else "heartbeats")
 
     def tryTimeout(self) -> float:
         """After how many seconds the next try is late."""

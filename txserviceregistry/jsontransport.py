@@ -16,8 +16,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectError, ConnectionDone, ConnectionRefusedError, DNSLookupError
-from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
@@ -34,6 +33,7 @@ from .agents import (
     StaleConnection,
     WholeResponse,
 )
+from .connecting import describeFailure
 from .errors import (
     ConnectionFailed,
     MalformedResponse,
@@ -42,7 +42,6 @@ from .errors import (
 )
 from .failover import Servers
 from .resolving import RESOLVING, ResolvingTimedOut, stageOf
-from .tls import describeTLS
 from .tries import NothingLeft, Race, TryIsLate
 
 __all__ = ["TIMEOUT", "ClientClosed", "Exchange", "JSONTransport", "Response", "WhenLate", "pathOf", "segment"]
@@ -558,26 +557,26 @@ class JSONTransport:
                 return await self._attempt(exchange, server, url, serversLeft)
             except StaleConnection as error:
                 if not exchange.repeatable or attempt == _MOST_STALE:
-                    raise _NotAnswered(_describe(error))
+                    raise _NotAnswered(describeFailure(error))
             except (CancelledError, ServiceRegistryError, _NotAnswered):
                 raise
             except AgentClosed:
                 raise ClientClosed(f"{exchange.asked} was not done: this client has been closed")
             except ResolvingTimedOut as error:
-                raise _NotSent(f" ({_describe(error)}). {_NAME_SERVER}")
+                raise _NotSent(f" ({describeFailure(error)}). {_NAME_SERVER}")
             except (ConnectError, DNSLookupError) as error:
-                raise _NotSent(f" ({_describe(error)}). Check that it runs, and the URL")
+                raise _NotSent(f" ({describeFailure(error)}). Check that it runs, and the URL")
             except InsecureConnection as error:
                 raise _NotSent(f": {error}")
             except ResponseTooLarge as error:
                 raise MalformedResponse(f"The answer to {exchange.asked} is too long ({error})")
             except ResponseFailed as error:
                 if isinstance(error, ResponseNeverReceived):
-                    raise _NotAnswered(_describe(error))
-                raise _CutShort(_describe(error))
+                    raise _NotAnswered(describeFailure(error))
+                raise _CutShort(describeFailure(error))
             except Exception as error:
                 # An agent that was given from outside may fail in ways of its own.
-                raise _NotAnswered(_describe(error)) from error
+                raise _NotAnswered(describeFailure(error)) from error
         raise AssertionError("unreachable")
 
     def _attempt(self, exchange: Exchange, server: int, url: str, serversLeft: int) -> Deferred[WholeResponse]:
@@ -641,25 +640,3 @@ def _originOf(url: str) -> tuple[str, str | None, int | None]:
 
 def _linesOf(body: bytes) -> list[Any]:
     return [json.loads(line) for line in body.splitlines() if line.strip()]
-
-
-def _describe(error: Exception) -> str:
-    """What happened to a connection, in a few words."""
-    reasons = getattr(error, "reasons", None)
-    cause = reasons[0].value if reasons else error
-    if isinstance(cause, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(cause, ResolvingTimedOut):
-        return str(cause)
-    if isinstance(cause, ConnectTimeout):
-        return "nobody answers at that address"
-    if isinstance(cause, DNSLookupError):
-        return "no such host"
-    if isinstance(cause, ConnectionDone):
-        return "the connection was closed"
-    # An agent that was given from outside may have connections that are not ours.
-    explained = describeTLS(cause)
-    if explained is not None:
-        return explained
-    text = str(cause)[:200]
-    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__

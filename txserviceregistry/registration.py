@@ -74,8 +74,9 @@ class RegisteredService(Service):
         :param tags: what others find the service by.
         :param metadata: what others should know of it. With a ``port`` and no ``host`` in it, the registry gets a
             ``host`` as well: the local address of a connection to it, also when that changes.
-        :param check: returns (a Deferred of) true while the application is well. Only then heartbeats go out, and the
-            registration waits for the first time.
+        :param check: the health check: returns true, or a Deferred or coroutine of it, while the application is
+            healthy. While it returns anything else, raises or takes too long, neither a heartbeat nor a registration is
+            sent. The log has the reason, which is the message of what it raised.
         :param state: a file that keeps the last heartbeat token and updates of the service. With it an application that
             was killed and is started again within the timeout goes on as the same service at once. It belongs to one
             living process: another one with the same file does without it until the first has ended.

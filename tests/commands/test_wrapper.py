@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTCP
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.utils import getProcessOutputAndValue
 
 from tests.processes import Child, ProcessTestCase, reactor, sharedRegistry, together
@@ -476,6 +478,31 @@ class WrapperTests(WrapperTestCase):
         out, err2, code = await self.run_("--id=refused", "sh", "-c", "echo started; exit 4", environment=wrong)
         self.assertEqual((out, code), (b"started\n", 4))
         self.assertNotIn("not-the-key", err + err2)
+
+    # -- the health check
+
+    async def test_theLogOfAFailingCheck(self) -> None:
+        """One line with the reason when it begins to fail, and one when it passes again, however long that takes."""
+        number = freePort()
+
+        def listen() -> Any:
+            return IReactorTCP(reactor).listenTCP(number, Factory.forProtocol(Protocol), interface="127.0.0.1")
+
+        port = listen()
+        wrapper = self.wrapper(
+            *("--id=checked", "--interval=3", f"--check=tcp:{number}", "--check-interval=0.1"),
+            *("sh", "-c", "exec sleep 60"),
+        )
+        await self.untilRegistered("checked")
+        await port.stopListening()
+        reason = f"Service checked: health check tcp:{number} failed: connection refused; heartbeats suspended"
+        await wrapper.says(reason)
+        await self.untilRegistered("checked", present=False)
+        port = listen()
+        await wrapper.says(f"Service checked: health check tcp:{number} passed after ")
+        await self.untilRegistered("checked")
+        self.assertEqual(wrapper.errors.count("health check"), 2, wrapper.errors)
+        await port.stopListening()
 
     # -- what it costs
 

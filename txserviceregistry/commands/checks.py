@@ -16,32 +16,26 @@ from twisted.web.http_headers import Headers
 
 from .._version import __version__
 from ..agents import QueueingAgent
-from ..connecting import endpointTo, httpAgent
+from ..connecting import describeFailure, endpointTo, httpAgent
 from ..deferred import returnsDeferred
-from ..logs import Logger
+from ..healthcheck import HealthCheck, HealthCheckFailed
 from ..resolving import stageOf
 from ..tls import tlsPolicy
 
 __all__ = ["Checker", "Probe", "makeProbe"]
 
-#: Looks once: fires with ``None`` if all is well, and fails if not.
-Probe = Callable[[], Deferred[None]]
+#: Looks once: fires with ``True`` if all is well, and fails with the reason if not.
+Probe = Callable[[], Deferred[bool]]
 
 _LOCAL = "127.0.0.1"
 # Seconds to connect, at most: a check gives up long before.
 _CONNECT_TIMEOUT = 30.0
-# Until the first pass it is looked at least this often (seconds), so that a program that starts fast is known fast.
+# Seconds to the second look, so that the registration of a program that starts fast follows soon. Until the first pass
+# the seconds from one look to the next grow to this part of those since the start.
 _FIRST_INTERVAL = 0.5
-# A program takes its time to start: nothing is said of a check that fails in its first seconds.
+_FIRST_SHARE = 0.1
+# A program takes its time to start: a check that fails in its first seconds is not logged.
 _START = 10.0
-
-
-class _Failed(Exception):
-    """The answer was not one of somebody who is well."""
-
-
-class _StillResolving(Exception):
-    """The time was over before there was an address to look at; the text is the stage."""
 
 
 class _Knock(Protocol):
@@ -78,19 +72,22 @@ def _tcpProbe(reactor: Any, text: str) -> Probe:
     endpoint = endpointTo(reactor, parts.hostname, parts.port, _CONNECT_TIMEOUT)
 
     @returnsDeferred
-    async def probe() -> None:
+    async def probe() -> bool:
         try:
             await endpoint.connect(Factory.forProtocol(_Knock))
-        except CancelledError:
-            raise _stillResolving(reactor, parts)
+        except Exception as error:
+            raise _reasonFor(error, reactor, parts)
+        return True
 
     return probe
 
 
-def _stillResolving(reactor: Any, parts: SplitResult) -> Exception:
-    """What a look fails with that was ended: most likely it took too long."""
+def _reasonFor(error: Exception, reactor: Any, parts: SplitResult) -> Exception:
+    """What a look fails with. One that was ended took too long, most likely; the reason is what it was waiting for."""
+    if not isinstance(error, CancelledError):
+        return HealthCheckFailed(describeFailure(error))
     stage = stageOf(reactor, parts.hostname or "")
-    return _StillResolving(stage) if stage else CancelledError()
+    return HealthCheckFailed(stage) if stage else error
 
 
 def _httpProbe(reactor: Any, text: str) -> Probe:
@@ -104,98 +101,76 @@ def _httpProbe(reactor: Any, text: str) -> Probe:
     headers = Headers({"User-Agent": [f"service-registry-wrapper/{__version__}"]})
 
     @returnsDeferred
-    async def probe() -> None:
+    async def probe() -> bool:
         # The whole body is here then, and the connection at its end.
         try:
             response = await agent.request(b"GET", url, headers)
-        except CancelledError:
-            raise _stillResolving(reactor, parts)
+        except Exception as error:
+            raise _reasonFor(error, reactor, parts)
         if not 200 <= response.code < 400:
-            raise _Failed(f"it was answered with {response.code}")
+            raise HealthCheckFailed(f"HTTP status {response.code}")
+        return True
 
     return probe
 
 
-class Checker:
+class Checker(HealthCheck):
     """
     Looks regularly, and remembers what it saw last.
 
     :ivar passing: whether it was well.
     """
 
-    _log = Logger()
-
     def __init__(
-        self, name: str, probe: Probe, *, interval: float, timeout: float, clock: Any, passed: Callable[[], None]
+        self,
+        serviceId: str,
+        name: str,
+        probe: Probe,
+        *,
+        interval: float,
+        timeout: float,
+        clock: Any,
+        passed: Callable[[], None],
     ) -> None:
         """
-        :param name: what is looked at, for texts.
+        :param serviceId: the service, for the log.
+        :param name: what is looked at, for the log.
         :param probe: looks.
-        :param interval: seconds from one look to the next. Before the first pass they are shorter.
+        :param interval: seconds from one look to the next. Before the first pass they may be shorter.
         :param timeout: seconds that one look may take.
         :param clock: the reactor.
         :param passed: called when it passes for the first time.
         """
+        super().__init__(probe, serviceId, clock, name=f"health check {name}")
         self.passing = False
-        self._name = name
-        self._probe = probe
         self._interval = interval
         self._timeout = timeout
-        self._clock = clock
         self._firstPass: Callable[[], None] | None = passed
-        self._told = False
-        self._running = False
+        self._isLooking = False
         self._looking: Deferred[None] = succeed(None)
 
     def start(self) -> None:
         """Begin to look."""
-        self._running = True
+        self._isLooking = True
         self._looking = self._lookAgainAndAgain().addErrback(lambda failure: failure.trap(CancelledError))
 
     def stop(self) -> None:
         """Look no more."""
-        self._running = False
+        self._isLooking = False
         self._looking.cancel()
 
     @returnsDeferred
     async def _lookAgainAndAgain(self) -> None:
         began = self._clock.seconds()
-        while self._running:
+        while self._isLooking:
             looked = self._clock.seconds()
-            trouble = await self._look()
-            if not self._running:
-                # A look that is cancelled fails in ways of its own.
-                return
-            self.passing = trouble is None
-            if trouble is None:
-                self._passed()
-            elif not self._told and (self._firstPass is None or looked - began >= _START):
-                self._told = True
-                self._log.warn("The check {name} fails: {trouble}", name=self._name, trouble=trouble)
-            interval = self._interval if self._firstPass is None else min(self._interval, _FIRST_INTERVAL)
+            interval, suspended, isStarting = self._interval, "heartbeats", False
+            if self._firstPass is not None:
+                interval = min(interval, max(_FIRST_INTERVAL, _FIRST_SHARE * (looked - began)))
+                suspended, isStarting = "registration", looked - began < _START
+            self.passing = await self.passes(self._timeout, suspended, isStarting=isStarting)
+            if self.passing and self._firstPass is not None:
+                passed, self._firstPass = self._firstPass, None
+                passed()
+                interval = self._interval
             await deferLater(self._clock, max(0.0, looked + interval - self._clock.seconds()), lambda: None)
-
-    def _passed(self) -> None:
-        if self._told:
-            self._told = False
-            self._log.info("The check {name} passes", name=self._name)
-        passed, self._firstPass = self._firstPass, None
-        if passed is not None:
-            passed()
-
-    async def _look(self) -> str | None:
-        """What is wrong, if anything is."""
-        late: list[float] = []
-
-        def tooLate(result: Any, timeout: float) -> Any:
-            late.append(timeout)
-            return result
-
-        try:
-            await self._probe().addTimeout(self._timeout, self._clock, tooLate)
-        except Exception as error:
-            if late:
-                stage = f", {error}" if isinstance(error, _StillResolving) else ""
-                return f"no answer after {late[0]:g} s{stage}"
-            return str(error) or type(error).__name__
-        return None

@@ -102,7 +102,8 @@ class Wrapper:
         self._checker: Checker | None = None
         if options.check is not None:
             self._checker = Checker(
-                options.check,
+                options.serviceId,
+                options.check.partition("?")[0],
                 makeProbe(clock, options.check),
                 interval=options.checkInterval,
                 timeout=options.checkTimeout,
@@ -268,6 +269,9 @@ class _Lines:
             return
         if event.get("log_format") == REGISTERED_AT:
             # That all is well goes without saying.
+            return
+        if namespace.startswith("txserviceregistry.healthcheck."):
+            # The Checker has said so, earlier and with the reason.
             return
         if self.silent or level < (LogLevel.info if ours else LogLevel.warn):
             return

@@ -1,0 +1,343 @@
+"""The health check of a service: when it is called, what a failing one does, and what the log says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.errors import ConnectionFailed, NoServiceAvailable
+from txserviceregistry.heartbeater import HeartBeater
+
+
+class Services:
+    """Stands in for a client's services: every heartbeat is accepted."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.beats: list[float] = []
+        self.failing = False
+
+    def heartbeat(self, id: str, token: str, *, timeout: float | None = None, whenLate: Any = None) -> Deferred[Any]:
+        self.beats.append(self.clock.seconds())
+        return fail(ConnectionFailed("refused")) if self.failing else succeed({"token": f"t{len(self.beats)}"})
+
+
+class Unprintable(Exception):
+    """Its message can't be made."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Ambiguous:
+    """Neither true nor false."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("ambiguous")
+
+
+class Unhealthy:
+    """False, and with more to say of itself than a log should have."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class HealthCheckTests(SynchronousTestCase):
+    """A HeartBeater with a check, on a clock of the test's own."""
+
+    def setUp(self) -> None:
+        self.renew()
+
+        def observe(event: Any) -> None:
+            if event["log_namespace"].startswith("txserviceregistry"):
+                self.events.append((event["log_level"].name, formatEvent(event)))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    def renew(self) -> None:
+        self.clock = Clock()
+        self.services = Services(self.clock)
+        self.calls: list[float] = []
+        self.result: Any = True
+        self.events: list[tuple[str, str]] = []
+
+    def check(self) -> Any:
+        self.calls.append(self.clock.seconds())
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result() if callable(self.result) else self.result
+
+    def beater(self, timeout: int = 30, check: Callable[[], Any] | None = None, **options: Any) -> HeartBeater:
+        options.setdefault("token", "t0")
+        options.setdefault("random", lambda: 1.0)
+        beater = HeartBeater(self.services, "web1", timeout, clock=self.clock, check=check or self.check, **options)
+        self.addCleanup(beater.stop)
+        beater.start()
+        return beater
+
+    def pass_(self, seconds: float) -> None:
+        self.clock.pump([0.01] * round(seconds / 0.01))
+
+    def lines(self, *levels: str) -> list[str]:
+        return [text for level, text in self.events if level in (levels or ("warn", "info"))]
+
+    # -- when it is called
+
+    def test_aPassingCheckIsCalledOncePerHeartbeat(self) -> None:
+        """Not more often, and nothing is logged."""
+        self.beater()
+        self.pass_(300)
+        self.assertEqual(self.calls, self.services.beats)
+        self.assertEqual(len(self.calls), 13)
+        self.assertEqual(self.events, [])
+
+    def test_aFailingCheckIsCalledWithBackoff(self) -> None:
+        """The delays grow to half an interval, and to five seconds at most; the log has one line."""
+        for timeout, most in ((3, 0.81), (30, 5), (120, 5)):
+            self.renew()
+            self.result = False
+            self.beater(timeout, random=lambda: 0.0)
+            self.pass_(600)
+            delays = [after - before for before, after in pairwise(self.calls)]
+            self.assertGreater(min(delays), 0.04)
+            self.assertApproximates(delays[-1], most, 0.02)
+            self.assertLess(len(self.calls), 600 / delays[-1] + 40)
+            self.assertEqual(self.services.beats, [])
+            self.assertEqual(len(self.events), 1, self.events)
+
+    def test_aRecoveryBeforeTheDeadlineIsInTime(self) -> None:
+        """A check that passes again when a third of the time to the deadline is left does not cost the service."""
+        for timeout in (3, 5, 10, 14, 15, 30, 60, 120):
+            for chance in (0.0, 0.5, 1.0):
+                self.renew()
+                beater = self.beater(timeout, random=lambda chance=chance: chance)
+                due = beater.interval
+                self.pass_(due - 0.1)
+                self.result = False
+                self.pass_(0.1 + (timeout - due) * 2 / 3)
+                self.assertGreater(len(self.calls), 3)
+                self.result = True
+                self.pass_((timeout - due) / 3 - 0.02)
+                self.assertEqual(beater.state, "registered")
+                self.assertEqual(len(self.services.beats), 2, (timeout, chance))
+                beater.stop()
+
+    def test_aRecoveryAfterwardsIsNoticedSoon(self) -> None:
+        """However long the check has failed, five seconds later heartbeats go out."""
+        self.result = False
+        self.beater(120, random=lambda: 0.0)
+        self.pass_(1000)
+        self.result = True
+        self.pass_(5.1)
+        self.assertEqual(len(self.services.beats), 1)
+
+    def test_aCheckThatHangs(self) -> None:
+        """It is cancelled, and counts as failed; it is called again, and when it passes heartbeats go on."""
+        cancelled: list[Any] = []
+        self.result = lambda: Deferred(cancelled.append)
+        self.beater(30)
+        self.pass_(100)
+        self.assertEqual(self.services.beats, [])
+        self.assertEqual(self.lines(), ["Service web1: health check failed: timed out after 2 s; heartbeats suspended"])
+        self.assertGreater(len(self.calls), 10)
+        self.assertApproximates(len(cancelled), len(self.calls), 1)
+        self.result = True
+        self.pass_(10)
+        self.assertEqual(len(self.services.beats), 1)
+
+    def test_aCheckThatIgnoresItsCancellation(self) -> None:
+        """It is not called again before it has ended, and the log says why nothing goes on."""
+        rounds: list[Deferred[bool]] = []
+
+        async def stubborn() -> bool:
+            while True:
+                rounds.append(Deferred())
+                try:
+                    return await rounds[-1]
+                except CancelledError:
+                    pass
+
+        self.result = stubborn
+        beater = self.beater(30)
+        self.pass_(200)
+        self.assertEqual((len(self.calls), self.services.beats), (1, []))
+        self.assertEqual(
+            self.lines(),
+            [
+                "Service web1: health check failed: timed out after 2 s; heartbeats suspended",
+                "Service web1: health check still fails, now: an earlier call has not ended, although it was cancelled",
+            ],
+        )
+        rounds[-1].callback(True)
+        self.result = True
+        self.pass_(10)
+        self.assertEqual((len(self.calls), len(self.services.beats)), (2, 1))
+        self.assertTrue(beater.healthy)
+
+    def test_coroutinesAndDeferreds(self) -> None:
+        """A check may be a coroutine function, or return a Deferred that fires later."""
+
+        async def well() -> bool:
+            return True
+
+        later: Deferred[bool] = Deferred()
+        for result in (well, lambda: later):
+            self.result = result
+            beater = self.beater()
+            if not later.called:
+                later.callback(True)
+            self.assertTrue(self.services.beats.pop() == self.clock.seconds())
+            beater.stop()
+
+    def test_stoppedDuringACheck(self) -> None:
+        """The check is cancelled, nothing is left behind and nothing is logged."""
+        cancelled: list[Any] = []
+        self.result = lambda: Deferred(cancelled.append)
+        beater = self.beater()
+        beater.stop()
+        self.assertEqual((len(cancelled), self.clock.getDelayedCalls(), self.events), (1, [], []))
+        self.pass_(100)
+        self.assertEqual(len(self.calls), 1)
+
+    # -- what the log says
+
+    def test_oneLineWhenItBeginsAndOneWhenItEnds(self) -> None:
+        """The first has the reason, the second how long it lasted."""
+        beater = self.beater(30)
+        self.result = False
+        self.pass_(29.9)
+        self.assertEqual(
+            self.lines("warn"), ["Service web1: health check failed: returned False; heartbeats suspended"]
+        )
+        self.pass_(95)
+        self.result = True
+        self.pass_(5)
+        self.assertEqual(len(self.events), 2, self.events)
+        self.assertRegex(
+            self.lines("info")[0], r"^Service web1: health check passed after 10\d\.\d s; heartbeats resumed$"
+        )
+        self.assertTrue(beater.healthy)
+
+    def test_aSingleFailureIsTwoLines(self) -> None:
+        """It has suspended a heartbeat, so it is logged."""
+        self.result = False
+        self.beater()
+        self.result = True
+        self.pass_(2)
+        self.assertEqual([level for level, _ in self.events], ["warn", "info"])
+
+    def test_beforeTheRegistration(self) -> None:
+        """What waits is the registration."""
+        self.result = None
+        self.beater(token=None, register=lambda: succeed("t"))
+        self.pass_(20)
+        self.result = True
+        self.pass_(6)
+        self.assertEqual(
+            self.lines("warn"), ["Service web1: health check failed: returned None; registration suspended"]
+        )
+        self.assertRegex(self.lines("info")[0], "; registration resumed$")
+
+    def test_reasons(self) -> None:
+        """The reason is the message of an exception, what was returned, or that it took too long; always one line."""
+        reasons: list[tuple[Any, str]] = [
+            (ValueError("queue is full"), "ValueError: queue is full"),
+            (KeyError(), "KeyError"),
+            (Unprintable(), "Unprintable"),
+            (SystemExit(3), "SystemExit: 3"),
+            (CancelledError(), "CancelledError"),
+            (lambda: fail(RuntimeError("later")), "RuntimeError: later"),
+            (ConnectionRefusedError(), "connection refused"),
+            (NoServiceAvailable("db", 0.0, {"db1": ValueError()}), "NoServiceAvailable: "),
+            (ValueError("one\n  two\x1b[31m"), r"ValueError: one two\x1b[31m"),
+            (ValueError("https://joe:hidden@db.test/ refused"), "ValueError: https://…@db.test/ refused"),
+            (ValueError("x" * 1000), "ValueError: xxx"),
+            (False, "returned False"),
+            (None, "returned None"),
+            ("", "returned ''"),
+            ({}, "returned {}"),
+            (Unhealthy(), "returned a false Unhealthy"),
+            (Ambiguous(), "ValueError: ambiguous"),
+            (lambda: Deferred(), "timed out after 2 s"),
+        ]
+        for result, reason in reasons:
+            self.events.clear()
+            self.result = result
+            beater = self.beater()
+            self.pass_(3)
+            (line,) = self.lines()
+            self.assertIn(f"health check failed: {reason}", line)
+            self.assertLess(len(line), 280)
+            self.assertNotIn("hidden", line)
+            self.assertEqual(self.flushLoggedErrors(), [])
+            self.result = True
+            beater.stop()
+
+    def test_otherReasonsMeanwhile(self) -> None:
+        """Another reason is a warning after a minute at the earliest, each once, and never more than five in all."""
+        self.result = ValueError("starting")
+        self.beater()
+        self.pass_(20)
+        self.result = ValueError("no database")
+        self.pass_(30)
+        self.assertEqual(len(self.lines()), 1)
+        self.pass_(20)
+        self.result = ValueError("no queue")
+        self.pass_(100)
+        self.assertEqual(
+            self.lines(),
+            [
+                "Service web1: health check failed: ValueError: starting; heartbeats suspended",
+                "Service web1: health check still fails, now: ValueError: no database",
+                "Service web1: health check still fails, now: ValueError: no queue",
+            ],
+        )
+        self.result = ValueError("starting")
+        self.pass_(100)
+        self.assertEqual(len(self.lines()), 3)
+        for number in range(10):
+            self.result = ValueError(str(number))
+            self.pass_(100)
+        self.assertEqual(len(self.lines()), 5)
+
+    def test_anOutageOfTheRegistryIsNotTheChecks(self) -> None:
+        """A heartbeat that fails after the check has passed again is logged with the time of its own outage."""
+        self.result = False
+        self.beater()
+        self.pass_(1000)
+        self.services.failing = True
+        self.result = True
+        self.pass_(20)
+        self.services.failing = False
+        self.pass_(20)
+        suspended, resumed, away, again = self.lines()
+        self.assertIn("health check failed", suspended)
+        self.assertIn("heartbeats resumed", resumed)
+        self.assertIn("refused", away)
+        self.assertRegex(again, r" after [12]\d\.\d s")
+
+    def test_aNewStartIsANewBeginning(self) -> None:
+        """Stopped and started again while the check fails, it says so again."""
+        self.result = False
+        beater = self.beater()
+        beater.stop()
+        beater.start()
+        self.assertEqual(len(self.lines("warn")), 2)
+
+    def test_anotherTimeoutIsNoNewBeginning(self) -> None:
+        """While the check fails the heartbeat timeout may change: nothing more is logged."""
+        self.result = False
+        beater = self.beater()
+        self.pass_(5)
+        beater.setTimeout(10)
+        self.pass_(50)
+        self.assertEqual(len(self.events), 1)

@@ -1,0 +1,204 @@
+"""
+The health check of an application: calls it, limits its time, and logs when it begins to fail and when it passes again.
+"""
+
+from __future__ import annotations
+
+import random as randomModule
+import re
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from .backoff import Backoff
+from .connecting import describeFailure
+from .logs import Logger
+from .tries import delayBefore
+
+__all__ = ["HealthCheck", "HealthCheckFailed"]
+
+# A check that fails is called at least this often (seconds), so that its recovery is noticed soon.
+_LONGEST_DELAY = 5.0
+# While a check fails, another reason is logged so many seconds after the last one at the earliest, and so many in all.
+_REASON_SECONDS = 60.0
+_MOST_REASONS = 5
+_LONGEST_REASON = 200
+# User and password of a URL, which an exception may quote.
+_USER_INFO = re.compile(r"(?<=://)[^\s/@]*@")
+
+
+class HealthCheckFailed(Exception):
+    """What a check may raise whose reason is to be logged as it is: the text is the reason."""
+
+
+class HealthCheck:
+    """
+    Calls the health check of a service: once before each heartbeat while it passes, with backoff while it fails.
+
+    :param check: returns a true value, or a Deferred or coroutine of one, while the application is healthy.
+    :param serviceId: the service, for the log.
+    :param clock: the clock.
+    :param random: gives numbers from 0 to 1.
+    :param name: the check, for the log.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        check: Callable[[], Any],
+        serviceId: str,
+        clock: IReactorTime,
+        random: Callable[[], float] = randomModule.random,
+        name: str = "health check",
+    ) -> None:
+        self._check = check
+        self._serviceId = serviceId
+        self._clock = clock
+        self._random = random
+        self._name = name
+        # The call that has not ended: one at a time, also of a check that ignores being cancelled.
+        self._running: Deferred[Any] | None = None
+        # While it fails: since when, the last reason, those that are logged as warnings, and when the last of them was.
+        self._began: float | None = None
+        self._reason = ""
+        self._logged: list[str] = []
+        self._loggedAt = 0.0
+        self._backoff: Backoff | None = None
+
+    def reset(self) -> None:
+        """Forget whether it failed."""
+        self._began = None
+        self._backoff = None
+
+    def passes(self, timeout: float, suspended: str, *, isStarting: bool = False) -> Deferred[bool]:
+        """
+        Call the check.
+
+        :param timeout: seconds after which it is cancelled, and counts as failed.
+        :param suspended: what waits for it to pass, for the log: ``heartbeats`` or ``registration``.
+        :param isStarting: whether it may still fail without a line in the log.
+        :return: fires with whether it passes. Never fails, except by being cancelled.
+        """
+
+        def ended(reason: str | None) -> bool:
+            if reason is None:
+                self._passed(suspended)
+            elif not isStarting:
+                self._failed(reason, suspended)
+            return reason is None
+
+        return self._call(timeout).addCallback(ended)
+
+    def nextDelay(self, interval: float, left: float) -> float:
+        """
+        Seconds until the check that has failed should be called again. They grow from a thirty-second of *interval* to
+        half of it, and to five seconds at most. Shortly before the deadline they are shorter.
+
+        :param interval: seconds from one heartbeat to the next.
+        :param left: seconds to the deadline; 0 if there is none.
+        """
+        shortest = interval / 32
+        if self._backoff is None:
+            self._backoff = Backoff(shortest, min(_LONGEST_DELAY, interval / 2), self._random)
+            # Its first delay is zero, which is no use here.
+            self._backoff.next()
+        return delayBefore(self._backoff.next(), left, shortest)
+
+    # -- one call
+
+    def _call(self, timeout: float) -> Deferred[str | None]:
+        """Fires with the reason why the check fails, or with ``None`` if it passes."""
+        if self._running is not None:
+            return succeed("an earlier call has not ended, although it was cancelled")
+
+        def stop(outcome: Deferred[str | None]) -> None:
+            outcome.errback(CancelledError())
+            if late.active():
+                late.cancel()
+            checked.cancel()
+
+        def tooLate() -> None:
+            checked.cancel()
+            if not outcome.called:
+                outcome.callback(timedOut)
+
+        def ended(result: Any) -> None:
+            self._running = None
+            if outcome.called:
+                return
+            if late.active():
+                late.cancel()
+                outcome.callback(_reasonIn(result))
+                return
+            # It was cancelled, and may know what it was waiting for.
+            stage = result.value if isinstance(result, Failure) else None
+            outcome.callback(f"{timedOut}, {stage}" if isinstance(stage, HealthCheckFailed) else timedOut)
+
+        timedOut = f"timed out after {timeout:.3g} s"
+
+        outcome: Deferred[str | None] = Deferred(stop)
+        checked = self._running = maybeDeferred(self._check)
+        late = self._clock.callLater(timeout, tooLate)
+        checked.addBoth(ended)
+        return outcome
+
+    # -- the log
+
+    def _failed(self, reason: str, suspended: str) -> None:
+        now = self._clock.seconds()
+        isOther, self._reason = reason != self._reason, reason
+        if self._began is None:
+            self._began = now
+            self._logged = []
+            text = "Service {serviceId}: {name} failed: {reason}; {suspended} suspended"
+        else:
+            text = "Service {serviceId}: {name} still fails, now: {reason}"
+            isDue = now - self._loggedAt >= _REASON_SECONDS and len(self._logged) < _MOST_REASONS
+            if reason in self._logged or not isDue:
+                if isOther:
+                    self._log.debug(text, serviceId=self._serviceId, name=self._name, reason=reason)
+                return
+        self._logged.append(reason)
+        self._loggedAt = now
+        self._log.warn(text, serviceId=self._serviceId, name=self._name, reason=reason, suspended=suspended)
+
+    def _passed(self, suspended: str) -> None:
+        began, self._began = self._began, None
+        self._backoff = None
+        if began is not None:
+            self._log.info(
+                "Service {serviceId}: {name} passed after {seconds:.1f} s; {suspended} resumed",
+                serviceId=self._serviceId,
+                name=self._name,
+                seconds=self._clock.seconds() - began,
+                suspended=suspended,
+            )
+
+
+def _reasonIn(result: Any) -> str | None:
+    """Why a check with this result has failed; ``None`` if it has passed."""
+    if not isinstance(result, Failure):
+        try:
+            if result:
+                return None
+        except Exception as error:
+            result = Failure(error)
+    if isinstance(result, Failure):
+        assert result.value is not None
+        try:
+            isReason = isinstance(result.value, HealthCheckFailed)
+            text = str(result.value) if isReason else describeFailure(result.value)
+        except Exception:
+            # Its message can't be made.
+            text = type(result.value).__name__
+    elif type(result).__module__ == "builtins":
+        # What is false is short: False, None, 0, '', [].
+        text = f"returned {result!r}"
+    else:
+        text = f"returned a false {type(result).__name__}"
+    text = _USER_INFO.sub("…@", " ".join(text.split()))
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
