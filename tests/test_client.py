@@ -27,6 +27,7 @@ from txserviceregistry.errors import (
     Unauthorized,
 )
 from txserviceregistry.settings import readSettings
+from txserviceregistry.suspend import SuspendWatch
 
 from .fakeagent import API_KEY, TOKEN, WEB1, FakeAgent, FakeApi, Sent, access, answer, authFault, fault
 from .loopback import Call, LoopbackTestCase, Server
@@ -93,6 +94,22 @@ class ConnectionTests(ClientTestCase):
         await client.services.heartbeat("web1", BEAT)
         beats = [client.services.heartbeat(id, BEAT) for id in ("web1", "web2")]
         self.assertEqual(await gatherResults(beats), [{"token": BEAT}] * 2)
+
+    async def test_idleConnectionsAreClosedAfterASuspend(self) -> None:
+        """A request would hang on one. A new request has a new connection."""
+        self.patch(SuspendWatch, "TICK", 0.01)
+        slept = [0.0]
+        server = self.registry(lambda call: call.answer(200, WEB1))
+        client = self.client(server, suspended=lambda: slept[0])
+        resumed: Deferred[float] = Deferred()
+        client.services.fleet.suspends.add(resumed.callback)
+        await client.services.get("web1")
+        self.assertEqual(len(server.open), 1)
+        slept[0] = 60.0
+        await resumed
+        client.services.fleet.suspends.discard(resumed.callback)
+        await client.services.get("web1")
+        self.assertEqual(server.opened, 2)
 
     async def test_aCreateThatWasNotAnsweredIsNotRepeated(self) -> None:
         """A create whose answer is lost fails: it may have happened."""

@@ -29,6 +29,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from .suspend import SuspendWatch
 from .tls import describeTLS
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "InsecureConnection",
     "QueueingAgent",
     "ResponseTooLarge",
+    "ResumingAgent",
     "StaleConnection",
     "WholeResponse",
     "readWhole",
@@ -636,3 +638,44 @@ class QueueingAgent:
             # The waiting first: a slot that becomes free must not start one of them.
             for job in [*origin.waiting, *origin.active]:
                 job.end(AgentClosed())
+
+
+@implementer(IAgent)
+class ResumingAgent:
+    """
+    When the machine was suspended, fails what is under way with :class:`StaleConnection`: its connection is most likely
+    dead, and an answer would be waited for in vain.
+
+    :param agent: does the requests.
+    :param suspends: notices it.
+    """
+
+    def __init__(self, agent: IAgent, suspends: SuspendWatch) -> None:
+        self._agent = agent
+        self._suspends = suspends
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """See :class:`~twisted.web.iweb.IAgent`."""
+        asked = self._agent.request(method, uri, headers, bodyProducer)
+        answered: Deferred[IResponse] = Deferred(lambda _: asked.cancel())
+
+        def resumed(stoodStill: float) -> None:
+            stale = StaleConnection([])  # type: ignore[no-untyped-call] # Twisted has no types there
+            self._suspends.discard(resumed)
+            answered.errback(stale)
+            asked.cancel()
+
+        def over(result: Any) -> None:
+            self._suspends.discard(resumed)
+            if not answered.called:
+                answered.callback(result)
+
+        self._suspends.add(resumed)
+        asked.addBoth(over)
+        return answered

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
 from .account import AccountClient
-from .agents import ConnectionPool, QueueingAgent
+from .agents import ConnectionPool, QueueingAgent, ResumingAgent
 from .auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session, isAuthFault
 from .configuration import ConfigurationClient
 from .connecting import httpAgent
@@ -32,6 +32,7 @@ from .listcache import ListCache
 from .parsing import LONGEST_INTERVAL, boundedNumber
 from .services import ServicesClient
 from .settings import Settings, parseUrls, readSettings
+from .suspend import SuspendWatch, machineSuspended
 from .tls import tlsPolicy
 from .transport import Transport
 
@@ -95,6 +96,7 @@ class Client:
         cache: ListCache | EllipsisType | None = ...,
         settings: Settings | None = None,
         random: Callable[[], float] = randomModule.random,
+        suspended: Callable[[], float] = machineSuspended,
     ) -> None:
         """
         :param username: the user's name.
@@ -113,6 +115,8 @@ class Client:
         :param cache: keeps the good pages of ``services.list``; one of its own by default, ``None`` for no such thing.
         :param settings: what :func:`~txserviceregistry.settings.readSettings` found, instead of the arguments above.
         :param random: gives numbers from 0 to 1; draws which of several URLs to begin with.
+        :param suspended: tells for how many seconds in all this machine has been suspended. When it was, heartbeats are
+            sent at once.
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
         """
         if reactor is None:
@@ -141,6 +145,7 @@ class Client:
             connectTimeout = timeout / max(1, len(settings.baseUrls))
             agent = httpAgent(reactor, policy, connectTimeout, self._pool)
         self._agent = agent
+        suspends = SuspendWatch(reactor, suspended, self._resumed)
         self._queue = QueueingAgent(agent, maxConnections, _isUrgent, reactor)
         authenticator = KeystoneAuthenticator(
             JSONTransport(
@@ -165,11 +170,15 @@ class Client:
             authenticator,
             self._basesFor,
             timeout=timeout,
-            waitingAgent=RetryingAuthAgent(self._waitingQueue, authenticator),
+            waitingAgent=RetryingAuthAgent(ResumingAgent(self._waitingQueue, suspends), authenticator),
             random=random,
         )
         self.services = ServicesClient(
-            self._transport, reactor, ListCache() if cache is ... else cache, connections=maxConnections
+            self._transport,
+            reactor,
+            ListCache() if cache is ... else cache,
+            connections=maxConnections,
+            suspends=suspends,
         )
         self.configuration = ConfigurationClient(self._transport)
         self.events = EventsClient(self._transport)
@@ -273,6 +282,11 @@ class Client:
         await stopped
         if self._pool is not None:
             await self._pool.close()
+
+    def _resumed(self) -> None:
+        """The machine was suspended: idle connections are dead, most likely, and a request would hang on one."""
+        if self._pool is not None:
+            self._pool.closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
 
     def _currentCredentials(self) -> Credentials:
         known = self.settings

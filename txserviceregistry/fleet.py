@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from .pulse import Pulse
 from .stalls import StallWatch
+from .suspend import SuspendWatch
 from .turns import Turns
 
 __all__ = ["Fleet"]
@@ -20,12 +21,14 @@ class Fleet:
     A value that is handed to each HeartBeater.
 
     :ivar stalls: notices that the reactor stood still, once for all of them.
+    :ivar suspends: notices that the machine was suspended.
     :ivar turns: lets only so many ask at once.
     :ivar registrations: the same for their registrations.
     :ivar pulse: beats for all of them that need nothing but heartbeats; ``None`` if each beats for itself.
     """
 
     stalls: StallWatch
+    suspends: SuspendWatch
     turns: Turns
     registrations: Turns
     pulse: Pulse | None = None
@@ -34,4 +37,4 @@ class Fleet:
     def ofOne(cls, clock: IReactorTime) -> Fleet:
         """For a HeartBeater that is alone."""
         turns = Turns()
-        return cls(StallWatch(clock), turns, turns)
+        return cls(StallWatch(clock), SuspendWatch(clock), turns, turns)

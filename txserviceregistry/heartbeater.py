@@ -268,6 +268,7 @@ class HeartBeater(_EachTime):
 
     def _beatAlone(self) -> None:
         # A new one each time: a LoopingCall that is started again while its call is in flight runs twice.
+        self._fleet.suspends.add(self._resumed)
         self._loop = loop = LoopingCall(self._turn)
         loop.clock = self._fleet.stalls
         loop.start(self.interval, now=True)
@@ -307,7 +308,18 @@ class HeartBeater(_EachTime):
             self._endLoop()
             self._beatAlone()
 
+    def _resumed(self, stoodStill: float) -> None:
+        """The machine was suspended, and the clock stood still for so many seconds of it."""
+        self.slept(stoodStill)
+        self.beatNow()
+
+    def slept(self, seconds: float) -> None:
+        """The deadline is nearer than the clock says: it stood still for so many seconds."""
+        self._heard -= seconds
+        self._unheardUntil -= seconds
+
     def _endLoop(self) -> None:
+        self._fleet.suspends.discard(self._resumed)
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.stop()
@@ -394,6 +406,7 @@ class HeartBeater(_EachTime):
         if self._loop is None:
             # stop() has cancelled it.
             return
+        self._fleet.suspends.discard(self._resumed)
         loop, self._loop = self._loop, None
         loop.stop()
         self._endLate()
@@ -503,6 +516,7 @@ class HeartBeater(_EachTime):
         """All is well: let the pulse do it, if there is one."""
         loop = self._loop
         if loop is not None and self._joinPulse(self._heard + self.interval):
+            self._fleet.suspends.discard(self._resumed)
             self._loop = None
             loop.stop()
 

@@ -24,6 +24,7 @@ from .errors import ServiceRegistryError
 from .jsontransport import ClientClosed, WhenLate
 from .logs import Logger
 from .stalls import StallWatch
+from .suspend import SuspendWatch
 from .tries import LateTries, delayBefore, runOnAfter
 
 __all__ = ["Beating", "Pulse"]
@@ -57,6 +58,9 @@ class Beating(Protocol):
 
     def answered(self, sent: float, token: str) -> None:
         """The heartbeat that was sent at that time (of the clock) was answered with this token."""
+
+    def slept(self, seconds: float) -> None:
+        """The clock stood still for so many seconds: it has less to live."""
 
     def missed(self) -> None:
         """A heartbeat had no answer; there will be another try."""
@@ -105,6 +109,7 @@ class Pulse:
     :param isOffered: whether the registry takes them together.
     :param clock: the time, which notices when it stood still.
     :param random: gives numbers from 0 to 1.
+    :param suspends: notices that the machine was suspended; one of its own by default.
     """
 
     #: The part of its interval by which a beat may go early.
@@ -130,7 +135,9 @@ class Pulse:
         isOffered: Callable[[], bool],
         clock: StallWatch,
         random: Callable[[], float] = randomModule.random,
+        suspends: SuspendWatch | None = None,
     ) -> None:
+        self._suspends = SuspendWatch(clock) if suspends is None else suspends
         self._send = send
         self._isOffered = isOffered
         self._clock = clock
@@ -166,6 +173,8 @@ class Pulse:
             self._dismissed.clear()
             self._onlyAlone = True
             self._notBefore = 0.0
+        if not self._services:
+            self._suspends.add(self._resumed)
         self._services[service] = None
         self._put(service, due - service.interval)
         self._schedule()
@@ -191,12 +200,28 @@ class Pulse:
             heappush(self._due, number)
         slot.add(service, due)
 
+    def _resumed(self, stoodStill: float) -> None:
+        """The machine was suspended: all heartbeats are due, and what is under way hangs on dead connections."""
+        self._due.clear()
+        self._slots.clear()
+        self._notBefore = 0.0
+        now = self._clock.seconds()
+        for service in self._services:
+            service.slept(stoodStill)
+            self._put(service, now - service.interval)
+        self._endRequests()
+        self._schedule()
+
     def _stop(self) -> None:
+        self._suspends.discard(self._resumed)
         self._due.clear()
         self._slots.clear()
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
+        self._endRequests()
+
+    def _endRequests(self) -> None:
         for request in list(self._underWay):
             request.cancel()
         self._late.end()

@@ -33,6 +33,7 @@ from .listcache import ListCache
 from .pulse import Pulse
 from .shapes import readHeartbeats, readService, readServicePage, readToken
 from .stalls import StallWatch
+from .suspend import SuspendWatch
 from .transport import HEARTBEATS, ClientClosed, Response, Transport, pages, pathOf
 from .turns import Turns
 from .types import FaultBody, HeartbeatToken, Service, ServicePage
@@ -67,23 +68,31 @@ class ServicesClient:
     :param clock: the time of the heartbeats.
     :param cache: where the good pages of listings are kept; ``None`` for nowhere.
     :param connections: how many requests to one server are under way at once.
+    :param suspends: notices that the machine was suspended; one of its own by default.
     :ivar fleet: what all HeartBeaters of the client share.
     :ivar desired: what the services should be that were registered by the client.
     """
 
     def __init__(
-        self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None, *, connections: int = 2
+        self,
+        transport: Transport,
+        clock: IReactorTime,
+        cache: ListCache | None = None,
+        *,
+        connections: int = 2,
+        suspends: SuspendWatch | None = None,
     ) -> None:
         self._transport = transport
         self._clock = clock
         self._cache = cache
         stalls = StallWatch(clock)
-        pulse = Pulse(self._beatTogether, lambda: HEARTBEATS in transport.extensions, stalls)
+        suspends = SuspendWatch(clock) if suspends is None else suspends
+        pulse = Pulse(self._beatTogether, lambda: HEARTBEATS in transport.extensions, stalls, suspends=suspends)
         # A registration takes a store's time, and gives up after a time of its own, not to be spent on waiting for
         # many others. One behind each that is under way keeps the connections busy.
         # Of the batches that an application sends by itself; the pulse has its own.
         self._batchSize = BatchSize(Pulse.MOST, clock.seconds)
-        self.fleet = Fleet(stalls, Turns(), Turns(2 * connections), pulse)
+        self.fleet = Fleet(stalls, suspends, Turns(), Turns(2 * connections), pulse)
         self.desired = DesiredStates(self._put, self.fleet.registrations, transport.pause)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
 

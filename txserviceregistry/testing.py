@@ -99,6 +99,8 @@ class FakeRegistry:
         self._eventRetention = eventRetention
         self._limits = limits or ResourceLimits()
         self._registryClock = Clock()
+        # For how many seconds the clients' machine was suspended: by so much their clock is behind the registry's.
+        self._slept = 0.0
         self._agent = _ScriptedAgent(self)
         self.agent: IAgent = self._agent
         self._clients: list[Client] = []
@@ -121,7 +123,7 @@ class FakeRegistry:
             baseUrl=self.url,
             agent=self.agent,
             reactor=self.clock,
-            **options,
+            **{"suspended": self.suspended, **options},
         )
         self._clients.append(client)
         return client
@@ -142,7 +144,7 @@ class FakeRegistry:
             # A call that is due now takes a step of nothing; after it the time moves on.
             self.clock.advance(max(step, 0.0))
             if not self._agent.paused:
-                self._registryClock.advance(self.clock.seconds() - self._registryClock.seconds())
+                self._registryClock.advance(self._behind)
 
     def flush(self) -> None:
         """Let every answer that is under way arrive, without letting time go by."""
@@ -254,9 +256,8 @@ class FakeRegistry:
 
     def resume(self) -> None:
         """Let the registry's process go on: first it meets all the time that went by at once, then what waited."""
-        behind = self.clock.seconds() - self._registryClock.seconds()
-        if behind > 0:
-            self._registryClock.advance(behind)
+        if self._behind > 0:
+            self._registryClock.advance(self._behind)
         self._agent.resume()
 
     def block(self, seconds: float) -> None:
@@ -264,11 +265,33 @@ class FakeRegistry:
         Block the reactor of the application, as a call that does not return would: the registry's time goes by, and
         nothing of the clients' happens until the end; then all that fell due meanwhile happens at once.
         """
-        end = self.clock.seconds() + seconds
-        while not self._agent.paused and (left := end - self._registryClock.seconds()) > 0:
-            self._registryClock.advance(min(left, _STEP))
+        self._letPass(seconds)
         self.clock.advance(seconds)
         self.flush()
+
+    def suspend(self, seconds: float) -> None:
+        """
+        Suspend the machine of the clients: the registry's time goes by, and the clients' clock stands still, as
+        monotonic time does. What their connections were waiting for is lost.
+        """
+        self._agent.connections += 1
+        self._slept += seconds
+        self._letPass(0.0)
+
+    def suspended(self) -> float:
+        """For how many seconds in all the machine of the clients has been suspended, as a Client wants to know it."""
+        return self._slept
+
+    def _letPass(self, seconds: float) -> None:
+        """Let the registry's time go by alone, until the clients' are so many seconds further."""
+        end = self.clock.seconds() + self._slept + seconds
+        while not self._agent.paused and (left := end - self._registryClock.seconds()) > 0:
+            self._registryClock.advance(min(left, _STEP))
+
+    @property
+    def _behind(self) -> float:
+        """By how many seconds the registry's clock is behind."""
+        return self.clock.seconds() + self._slept - self._registryClock.seconds()
 
     def stop(self) -> None:
         """Stop the registry: connections are refused, until :meth:`start`."""
@@ -376,6 +399,8 @@ class _ScriptedAgent:
         self._agent: RequestTraversalAgent | None = None
         self.partitioned = False
         self.paused = False
+        # Counts how often all connections were lost.
+        self.connections = 0
         self._address = "127.0.0.1"
         self._addressListeners: list[Callable[[str, str], object]] = []
 
@@ -462,13 +487,15 @@ class _ScriptedAgent:
         return self._unlessCutOff(go() if fault is None else fault(go))
 
     def _unlessCutOff(self, response: Deferred[IResponse]) -> Deferred[IResponse]:
-        """A response that gets lost when it comes while the network is cut."""
+        """A response that gets lost when it comes while the network is cut, or after the connection was lost."""
+        connection = self.connections
         answer: Deferred[IResponse] = Deferred(lambda _: response.cancel())
 
         def relay(result: Any) -> None:
             if answer.called:
                 return
-            if self.partitioned and not (isinstance(result, Failure) and result.check(ResponseNeverReceived)):
+            isLost = self.partitioned or connection != self.connections
+            if isLost and not (isinstance(result, Failure) and result.check(ResponseNeverReceived)):
                 return
             answer.callback(result)
 

@@ -119,6 +119,7 @@ class SimulatedCase(Figures, SynchronousTestCase):
             baseUrl=self.fake.url,
             agent=self.network,
             reactor=self.fake.clock,
+            suspended=self.fake.suspended,
         )
         # Without a process of its own: only what it did is kept here.
         self.application = Application()
