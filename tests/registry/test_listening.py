@@ -303,6 +303,23 @@ class ListeningTests(FilesCase):
                     self.assertEqual(await deferToThread(ask, secure), b"HTTP/1.1 200")
                     self.assertEqual(ownerIn(secure), owner)
 
+    async def test_sessionsAreResumed(self) -> None:
+        """A client that connects again with its session needs no signature of the registry."""
+        registry = await self.started(self.endpoint(commonHolder()))
+
+        def connect(context: ssl.SSLContext, session: ssl.SSLSession | None) -> tuple[bool, ssl.SSLSession | None]:
+            with self.connect(registry, context, session=session) as secure:
+                secure.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                self.assertEqual(secure.recv(1000)[:12], b"HTTP/1.1 200")
+                return bool(secure.session_reused), secure.session
+
+        for version in ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3:
+            context = ssl.create_default_context(cadata=commonHolder().certificate.decode())
+            context.maximum_version = version
+            isReused, session = await deferToThread(connect, context, None)
+            self.assertFalse(isReused)
+            self.assertTrue((await deferToThread(connect, context, session))[0])
+
     async def test_anExpiredCertificateReplacesNoGoodOne(self) -> None:
         """A new certificate that has expired, or is not valid yet, is not taken instead of one that is valid."""
         root = Holder("Root", names=())

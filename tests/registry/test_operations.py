@@ -35,6 +35,8 @@ def sourcesOf(api: Api) -> Sources:
         authenticationsFailed=lambda: api.identity.refused,
         connections=lambda: api.site.connections.count,
         evictions=lambda: api.site.connections.evictions,
+        waited=lambda: {"request": 3, "handshake": 2, "login": api.identity.loginsWaited},
+        loginsRefused=lambda: api.identity.loginsRefused,
         accessLogLost=lambda: 0,
         certificates=lambda: {"/cert.pem": commonHolder().x509},
     )

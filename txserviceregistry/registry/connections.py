@@ -363,17 +363,18 @@ class Line:
 
     :param clock: the reactor.
     :ivar waited: how often something had to wait since the start.
-    :param pause: how many times as long as some were served none is served after that, while all are refused.
     """
 
     #: How long all of them together are served at a time, in seconds.
     SECONDS = 0.002
+    #: How many times as long none of them is served after that, while all are refused. (Of the work for a request only
+    #: about half can be measured: neither the reading from sockets, nor what the store does.)
+    PAUSE = 2.0
     #: Of so many that were served last it counts how many were refused.
     RECENT = 100
 
-    def __init__(self, clock: IReactorTime, pause: float) -> None:
+    def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._pause = pause
         self._line: FairQueue[Callable[[], None]] = FairQueue()
         self._spent = 0.0
         self._next: IDelayedCall | None = None
@@ -422,7 +423,7 @@ class Line:
             return
         delay = 0.0
         if self._spent >= self.SECONDS:
-            delay = self._spent * self._pause * max(0.0, 1 - self._welcomed / self._served)
+            delay = self._spent * self.PAUSE * max(0.0, 1 - self._welcomed / self._served)
         if self._next is None:
             self._next = self._clock.callLater(delay, self._turn)
         elif delay:

@@ -146,6 +146,16 @@ class Identity:
         self.issued = 0
         self.refused = 0
 
+    @property
+    def loginsWaited(self) -> int:
+        """How many checks of an API key had to wait for their turn since the start."""
+        return self._keys.waited
+
+    @property
+    def loginsRefused(self) -> int:
+        """How many API keys were not checked, because too many waited."""
+        return self._keys.overloaded
+
     def stop(self) -> None:
         """Let those go at once who wait for the answer that their key is wrong, and leave nothing on the reactor."""
         self._keys.stop()

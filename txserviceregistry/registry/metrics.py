@@ -72,12 +72,25 @@ class _RegistryCollector(Collector):
         yield from _requests(sources.requests)
         yield _gauge("connections", "Connections that are open.", sources.connections())
         yield _counter("evictions", "Connections that were closed to make room for others.", sources.evictions())
+        yield _waited(sources.waited())
+        yield _counter("logins_refused", "Logins refused because too many waited.", sources.loginsRefused())
         yield from _figures(sources.figures())
         yield from _store(sources.storeStatistics)
         yield _counter("tokens_issued", "New auth tokens.", sources.tokensIssued())
         yield _counter("authentications_failed", "Wrong users or API keys.", sources.authenticationsFailed())
         yield _counter("access_log_lost", "Lines that the access log could not write.", sources.accessLogLost())
         yield _certificates(sources.certificates())
+
+
+def _waited(waited: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(
+        _PREFIX + "unauthenticated_waits",
+        "Times that work for clients without a valid token had to wait for its turn.",
+        labels=["kind"],
+    )
+    for kind, count in waited.items():
+        family.add_metric([kind], count)
+    return family
 
 
 def _requests(statistics: RequestStatistics) -> Iterator[Metric]:

@@ -247,6 +247,12 @@ class RegistryService(Service):
             authenticationsFailed=lambda: identity.refused,
             connections=lambda: site.connections.count,
             evictions=lambda: site.connections.evictions,
+            waited=lambda: {
+                "request": site.line.waited,
+                "handshake": site.handshakes.waited,
+                "login": identity.loginsWaited,
+            },
+            loginsRefused=lambda: identity.loginsRefused,
             accessLogLost=lambda: 0 if accessLog is None else accessLog.lost,
             certificates=lambda: {each.path: each.certificate for each in self._secureEndpoints()},
         )

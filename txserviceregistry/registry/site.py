@@ -513,9 +513,8 @@ class ApiSite(server.Site):
         self.connections = Connections(limits, reactor)
         self.silence = Silence(limits.idleSeconds, reactor)
         self.exchanges = exchanges
-        # Of the work for a request, about half can be measured: not the reading, nor what the store does.
-        self.line = Line(reactor, 2)
-        self.handshakes = Line(reactor, 0.5)
+        self.line = Line(reactor)
+        self.handshakes = Line(reactor)
         self.addresses = KnownAddresses(reactor)
         self.vouchesFor = vouchesFor
         self._ports: list[Any] = []

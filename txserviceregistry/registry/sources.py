@@ -26,6 +26,9 @@ class Sources:
     :ivar authenticationsFailed: how many authentications were refused.
     :ivar connections: how many are open.
     :ivar evictions: how many were closed to make room.
+    :ivar waited: how often work for clients without a valid token had to wait, by kind: ``request``, ``handshake``,
+        ``login``.
+    :ivar loginsRefused: how many API keys were not checked because too many waited.
     :ivar accessLogLost: how many lines the access log has lost.
     :ivar certificates: those that the listeners show, by their files.
     """
@@ -38,5 +41,7 @@ class Sources:
     authenticationsFailed: Callable[[], int]
     connections: Callable[[], int]
     evictions: Callable[[], int]
+    waited: Callable[[], Mapping[str, int]]
+    loginsRefused: Callable[[], int]
     accessLogLost: Callable[[], int]
     certificates: Callable[[], Mapping[str, x509.Certificate]]
