@@ -146,6 +146,9 @@ class WrapperTests(WrapperTestCase):
             (["--id=web1", "--interval=2", *command], "3 to 120"),
             (["--id=web1", "--interval=20.5", *command], "whole number"),
             (["--id=web1", "--interval=soon", *command], "soon"),
+            (["--id=web1", "--heartbeat-timeout=soon", *command], "soon"),
+            (["-i", "20", *command], "3 to 65"),
+            (["--id=web1", "--api-key=", *command], "--api-key: there is no value"),
             (["--id=web1", "--retries=-1", *command], "--retries"),
             (["--id=web1", "--retries=1.5", *command], "--retries"),
             (["--id=web1", "--metadata=novalue", *command], "novalue"),
@@ -200,6 +203,35 @@ class WrapperTests(WrapperTestCase):
         self.assertEqual(
             service["metadata"], {"port": "8000", "host": "localhost", "is_public": "true", "url": "http://h/?a=b,c"}
         )
+
+    async def test_theOriginalsOptions(self) -> None:
+        """The command line of Rackspace's wrapper, which had credentials nowhere else, works as it stands."""
+        found = readSettings(environ={"HOME": self.home, **self.settings})
+        where = {"RAXSR_API_URL": ",".join(found.baseUrls), "RAXSR_AUTH_URL": ",".join(found.authUrls)}
+        client = Client(reactor=reactor, settings=found)
+        self.addCleanup(client.close)
+        self.settings = {"RAXSR_DATA_DIR": os.path.join(self.home, "nothing")}
+        words = ["--username", found.username, "--api-key", found.apiKey, "-i", "original", "-t", "api,www"]
+        words += [
+            "-m",
+            "port=8000,host=h",
+            "--heartbeat-timeout",
+            "21",
+            "--session-metadata",
+            "a=b",
+            "--abort-on-failure",
+        ]
+        out, err, code = await self.run_(*words, "echo", "ran", environment=where)
+        self.assertEqual((out, code, len(err.splitlines())), (b"ran\n", 0, 1), err)
+        self.assertIn("--session-metadata is ignored", err)
+        service = await client.services.get("original")
+        self.assertEqual((service["tags"], service["metadata"]), (["api", "www"], {"port": "8000", "host": "h"}))
+        self.assertEqual(service["heartbeat_timeout"], 21)
+        without = ["--id=nocredentials", "--abort-on-failure", "--username=joe"]
+        out, err, code = await self.run_(*without, "echo", "ran", environment=where)
+        self.assertEqual((out, code, len(err.splitlines())), (b"", 100, 1), err)
+        self.assertIn("no API key", err)
+        self.assertIn("Give --username and --api-key", err)
 
     # -- what the command has
 

@@ -26,11 +26,12 @@ from ..clock import useMonotonic
 from ..deferred import returnsDeferred
 from ..errors import InvalidSettings
 from ..registration import REGISTERED_AT
-from ..settings import Settings, defaultDataDir, readSettings
+from ..settings import Settings, defaultDataDir
 from . import console
 from .checks import Checker, makeProbe
 from .children import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
 from .enrolment import Enrolment, NotRegistered, Registrant, claimTokenFile
+from .optionsettings import settingsOf
 from .outcome import oneLine
 from .signals import Signals, stopAsThePersonAskedFor
 from .wrapperoptions import Options
@@ -73,7 +74,7 @@ class Wrapper:
         options: Options,
         *,
         start: Callable[[], Child],
-        read: Callable[[], Settings] = readSettings,
+        read: Callable[[], Settings] | None = None,
         connect: Callable[[Settings], Client] | None = None,
         state: Path | None = None,
         tell: Callable[[str], None] = tell,
@@ -83,7 +84,7 @@ class Wrapper:
         :param clock: the reactor.
         :param options: what was asked for.
         :param start: starts the command; raises :class:`~.children.CantStart`.
-        :param read: reads the settings of the registry.
+        :param read: reads the settings of the registry; by default, those of the options first.
         :param connect: makes a client of them.
         :param state: the file for the heartbeat token.
         :param tell: says a line to the person.
@@ -114,7 +115,7 @@ class Wrapper:
         self._enrolment = Enrolment(
             clock,
             Registrant(options.serviceId, options.interval, options.tags, options.metadata),
-            read=read,
+            read=read or (lambda: settingsOf(options.credentials)),
             connect=connect or (lambda settings: Client(reactor=clock, settings=settings, timeout=_TIMEOUT)),
             retries=options.retries,
             lost=self._lost,
@@ -309,6 +310,8 @@ def _run() -> int:
     except usage.UsageError as error:
         tell(f"{error} (see: {_NAME} --help)")
         return WRONG_USE
+    for warning in options.warnings:
+        tell(warning)
     signals = Signals()
 
     from twisted.internet import reactor as installed

@@ -39,6 +39,8 @@ class Options(usage.Options):
     :ivar tags: its tags.
     :ivar metadata: its metadata.
     :ivar retries: how many more tries to register there are at the start, after the first.
+    :ivar credentials: the user's name and API key, as far as they are given, by the names that the settings have.
+    :ivar warnings: what is to be told about options that have no effect.
     :ivar check: where to look whether the command is well, if anywhere.
     :ivar checkInterval: seconds from one look to the next.
     :ivar checkTimeout: seconds that a look may take.
@@ -51,7 +53,14 @@ class Options(usage.Options):
         "is no option on is the command's. Its id is in its environment as SERVICE_REGISTRY_ID."
     )
     optParameters = [
-        ["id", None, None, "The service's id: 3 to 65 characters of a-z A-Z 0-9 _ - ."],
+        ["id", "i", None, "The service's id: 3 to 65 characters of a-z A-Z 0-9 _ - ."],
+        ["username", None, None, "The user's name (default: as the settings say)."],
+        [
+            "api-key",
+            None,
+            None,
+            "The user's API key; every user of this machine can see it in ps: prefer RAXSR_API_KEY or ~/.raxrc.",
+        ],
         ["interval", None, "30", "Heartbeat timeout: seconds, 3 to 120, after which a silent service expires."],
         ["retries", None, "2", "How many more tries to register there are at the start, after the first."],
         [
@@ -81,10 +90,21 @@ class Options(usage.Options):
         self.tags: list[str] = []
         self.metadata: dict[str, str] = {}
         self.command: list[str] = []
+        self.warnings: list[str] = []
+
+    def opt_heartbeat_timeout(self, seconds: str) -> None:
+        """Another name of --interval."""
+        self["interval"] = seconds
+
+    def opt_session_metadata(self, text: str) -> None:
+        """Ignored: services have no sessions any more."""
+        self.warnings.append("--session-metadata is ignored, because services have no sessions: use --metadata")
 
     def opt_tags(self, text: str) -> None:
         """Tags, separated by commas; may be given several times."""
         self.tags += [tag for tag in parseTags(text) if tag not in self.tags]
+
+    opt_t = opt_tags
 
     def opt_metadata(self, text: str) -> None:
         """key=value pairs, separated by commas (a comma in a value is written \\,); may be given several times."""
@@ -92,6 +112,8 @@ class Options(usage.Options):
             self.metadata.update(parseMetadata(text))
         except ValueError as error:
             raise usage.UsageError(f"--metadata: {error}")
+
+    opt_m = opt_metadata
 
     def opt_version(self) -> None:
         """Show the version."""
@@ -135,7 +157,11 @@ class Options(usage.Options):
         self.serviceId: str = self["id"]
         self.interval = int(self._number("interval"))
         if self["interval"] != str(self.interval) or self.interval not in HEARTBEAT_TIMEOUTS:
-            raise usage.UsageError("--interval has to be a whole number of seconds from 3 to 120")
+            raise usage.UsageError("--interval (--heartbeat-timeout) has to be a whole number of seconds from 3 to 120")
+        for option in ("username", "api-key"):
+            if self[option] == "":
+                raise usage.UsageError(f"--{option}: there is no value")
+        self.credentials: dict[str, str | None] = {"username": self["username"], "apiKey": self["api-key"]}
         self.retries = int(self._number("retries"))
         if self["retries"] != str(self.retries):
             raise usage.UsageError("--retries has to be a whole number from 0 on")

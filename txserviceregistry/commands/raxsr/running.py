@@ -20,7 +20,8 @@ from ...errors import (
     MalformedResponse,
     RequestTimedOut,
 )
-from ...settings import Settings, readSettings
+from ...settings import Settings
+from ..optionsettings import inOptions, settingsOf
 from ..outcome import CommandFailed, UsageError
 from ..running import runReactor
 from .exchange import shownAgent
@@ -28,15 +29,6 @@ from .exchange import shownAgent
 __all__ = ["findSettings", "withClient"]
 
 _T = TypeVar("_T")
-
-# Our options, by the names that the settings have for them.
-_OPTIONS = {
-    "username": "--username",
-    "apiKey": "--api-key",
-    "baseUrl": "--api-url",
-    "authUrl": "--auth-url",
-    "region": "--region",
-}
 
 
 def withClient(options: argparse.Namespace, stderr: TextIO, work: Callable[[Client], Awaitable[_T]]) -> _T:
@@ -86,17 +78,17 @@ def findSettings(options: argparse.Namespace) -> Settings:
     :raises InvalidSettings: if another setting can't, or there are no credentials.
     """
     try:
-        return readSettings(**{name: getattr(options, name) for name in _OPTIONS})
+        return settingsOf(vars(options))
     except InvalidSettings as error:
-        text = _inOptions(str(error)).replace("Give username and apiKey", "Give --username and --api-key")
-        kind = UsageError if text.startswith("--") else InvalidSettings
-        raise kind(text) from None
+        if str(error).startswith("--"):
+            raise UsageError(str(error)) from None
+        raise
 
 
 def whereFrom(settings: Settings) -> str:
     """Which URL it is that was tried, and who said so."""
     said = [
-        f"{', '.join(urls)} is what {_inOptions(settings.sources[name])} says"
+        f"{', '.join(urls)} is what {inOptions(settings.sources[name])} says"
         for name, urls in (("baseUrl", settings.baseUrls), ("authUrl", settings.authUrls))
         if name in settings.sources
     ]
@@ -106,7 +98,7 @@ def whereFrom(settings: Settings) -> str:
 def whoseCredentials(settings: Settings) -> str:
     """Who said as whom to ask. The user's name is in the error, and the key is nobody's business."""
     said = [
-        f"{what} is what {_inOptions(settings.sources[name])} says"
+        f"{what} is what {inOptions(settings.sources[name])} says"
         for name, what in (("username", "the username"), ("apiKey", "the API key"))
         if name in settings.sources
     ]
@@ -116,9 +108,3 @@ def whoseCredentials(settings: Settings) -> str:
 
 def _sentences(first: str, second: str) -> str:
     return f"{first}{' ' if first.endswith('?') else '. '}{second}"
-
-
-def _inOptions(text: str) -> str:
-    for name, option in _OPTIONS.items():
-        text = text.replace(f"the argument {name}", option)
-    return text
