@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,25 @@ class BesideARegistryTests(UsersCase):
         await program.ended
         self.assertEqual(program.exitCode, 1, program.errors)
         self.assertIn("Broken pipe. The user has not been changed", program.errors)
+        await self.client().account.getLimits()
+
+    async def test_aKeyThatCantBeStored(self) -> None:
+        """A key that was shown, and could not be stored, is said to be of no use; the old one goes on to count."""
+        await self.registry()
+        before = self.raxrc()
+        await self.client().account.getLimits()
+        other = sqlite3.connect(os.path.join(self.dataDir, "registry.sqlite"), isolation_level=None)
+        self.addCleanup(other.close)
+        # For as long as it lasts, nobody else can write.
+        other.execute("BEGIN IMMEDIATE")
+        program = self.spawn(
+            "python", "-m", "txserviceregistry.commands.users", "--data-dir", self.dataDir, "rotate", "local"
+        )
+        await program.ended
+        other.execute("ROLLBACK")
+        self.assertEqual(program.exitCode, 1)
+        self.assertIn('the API key of user "local" that was printed is not valid', program.errors)
+        self.assertEqual(self.raxrc(), before)
         await self.client().account.getLimits()
 
     async def test_nothingIsMadeForAKeyThatCantBeWritten(self) -> None:
