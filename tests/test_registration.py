@@ -130,7 +130,7 @@ class RegisteredServiceTests(SynchronousTestCase):
         self.assertEqual(lines, said)
         self.settle(service.stopService)
         service.startService()
-        self.assertEqual(lines, 2 * said)
+        self.assertEqual(lines, [*said, "Service web1 deregistered", *said])
 
     def test_theLogSaysWhichAuthAPIItWas(self) -> None:
         """The registry's URL comes from the Auth API's catalog, where the settings have none."""
@@ -226,14 +226,25 @@ class RegisteredServiceTests(SynchronousTestCase):
         service = self.service()
         service.startService()
         self.fake.advance(5)
+        lines = self.logged("info", "warn")
         self.settle(service.stopService)
         self.assertEqual(self.listed(), [])
+        self.assertEqual(lines, ["Service web1 deregistered"])
         self.settle(self.client.close)
         self.settle(self.other.close)
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
         asked = len(self.fake.requests)
         self.fake.advance(300)
         self.assertEqual(len(self.fake.requests), asked)
+
+    def test_stoppingWhatIsNotThere(self) -> None:
+        """If the registry has lost the service meanwhile, the log does not say that it was deregistered."""
+        service = self.service()
+        service.startService()
+        self.fake.restart(keepData=False)
+        lines = self.logged("info", "warn")
+        self.settle(service.stopService)
+        self.assertEqual(lines, ["Service web1 was no longer registered when it stopped"])
 
     def test_stoppingTwiceIsStoppingOnce(self) -> None:
         """The second stop waits for the first, and asks nothing of its own."""

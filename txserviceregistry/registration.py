@@ -489,8 +489,10 @@ class RegisteredService(Service):
             try:
                 await self._client.services.remove(self.serviceId)
                 self._creation.mayExist = False
+                self._log.info("Service {serviceId} deregistered", serviceId=self.serviceId)
             except NotFound:
                 self._creation.mayExist = False
+                self._log.info("Service {serviceId} was no longer registered when it stopped", serviceId=self.serviceId)
             except (CancelledError, ClientClosed, AuthenticationFailed):
                 raise
             except Exception as error:

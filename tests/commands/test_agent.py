@@ -76,6 +76,9 @@ class AgentProcessTests(ProcessTestCase):
             await agent.ended
             self.assertLess(reactor.seconds() - before, 5)
             self.assertEqual(agent.signal, number)
+            # What the service says, and what the registry says of it.
+            self.assertIn("Service web1 deregistered", agent.output)
+            self.assertRegex(agent.output, r"Services registered: \w+/web1\n(.*\n)*.*Services deregistered: \w+/web1\n")
         registry = self.twistd("service-registry", "--listen", ANY_PORT)
         await registry.says("listens on")
         types = [event["type"] for event in (await self.client().events.list())["values"]]

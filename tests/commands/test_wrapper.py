@@ -452,7 +452,8 @@ class WrapperTests(WrapperTestCase):
 
     async def test_deregisters(self) -> None:
         """With --deregister an end with 0, or on a signal that was passed on, removes it; any other does not."""
-        await self.run_("--id=removed0", "--deregister", "true")
+        _, err, _ = await self.run_("--id=removed0", "--deregister", "true")
+        self.assertEqual(err, "service-registry-wrapper: Service removed0 deregistered\n")
         self.assertEqual(await self.events("removed0"), ["service.join", "service.remove"])
         wrapper = self.wrapper("--id=removed15", "--deregister", "sh", "-c", "echo ready; exec sleep 60")
         await wrapper.says("ready")

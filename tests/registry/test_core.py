@@ -388,10 +388,10 @@ class DeadlinesTests(RegistryCase):
 
     def test_singleDeathsAreLogged(self) -> None:
         """One line for a service that timed out."""
+        self.create(timeout=3)
         with capturedLogs() as logs:
-            self.create(timeout=3)
             self.pass_(4)
-        self.assertEqual([formatEvent(event) for event in logs], ["Timed out: web1"])
+        self.assertEqual([formatEvent(event) for event in logs], ["Services expired: 1234/web1"])
 
     def test_deathsThatFollowEachOtherShareLines(self) -> None:
         """Services that time out one by one are told in one line a second, and those that are left at the end."""
@@ -403,14 +403,54 @@ class DeadlinesTests(RegistryCase):
             self.successResultOf(self.registry.stop())
         lines = [formatEvent(event) for event in logs]
         self.assertEqual(
-            lines,
+            [line for line in lines if "expired" in line],
             [
-                "Timed out: web0",
-                "Timed out: web1, web2, web3",
-                "Timed out: web4, web5, web6, web7",
-                "Timed out: web8, web9, web10",
+                "Services expired: 1234/web0",
+                "Services expired: 1234/web1, 1234/web2, 1234/web3",
+                "Services expired: 1234/web4, 1234/web5, 1234/web6, 1234/web7",
+                "Services expired: 1234/web8, 1234/web9, 1234/web10",
             ],
         )
+
+    def test_registrationsAndDeregistrationsAreLogged(self) -> None:
+        """Each with its tenant and id, once it has succeeded; what is refused is not there."""
+        with capturedLogs() as logs:
+            self.create()
+            self.fault(self.registry.create(TENANT, NewService("web1", 30)))
+            self.fault(self.registry.remove(TENANT, "web2"))
+            self.pass_(2)
+            self.create("web2", tenant="other\n\x1b[2J")
+            self.successResultOf(self.registry.remove(TENANT, "web1"))
+            self.pass_(2)
+        self.assertEqual(
+            [formatEvent(event) for event in logs],
+            [
+                "Services registered: 1234/web1",
+                r"Services registered: other\n\x1b[2J/web2",
+                "Services deregistered: 1234/web1",
+            ],
+        )
+
+    def test_manyRegistrationsAreFewLines(self) -> None:
+        """However many there are: a line a second at most, which counts those that it does not name."""
+        with capturedLogs() as logs:
+            for number in range(600):
+                self.create(f"web{number}")
+                if number % 100 == 99:
+                    self.pass_(0.25)
+            for number in range(600):
+                self.successResultOf(self.registry.remove(TENANT, f"web{number}"))
+            self.pass_(0.25)
+            self.successResultOf(self.registry.stop())
+        lines = [formatEvent(event) for event in logs]
+        for what in ("registered", "deregistered"):
+            told = [event["count"] for event in logs if event["log_format"].startswith(f"Services {what}: ")]
+            self.assertEqual(sum(told), 600)
+            self.assertLess(len(told), 5)
+        self.assertEqual(lines[0], "Services registered: 1234/web0")
+        self.assertRegex(lines[1], r"^Services registered: (1234/web\d, ){4}1234/web5 and \d+ more$")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertRegex(lines[-1], "^Services deregistered: .* more$")
 
 
 class ManyDeathsTests(RegistryCase):
@@ -471,7 +511,7 @@ class ManyDeathsTests(RegistryCase):
         with capturedLogs() as logs:
             self.pass_(1)
         event, warning = logs
-        self.assertRegex(formatEvent(event), r"^Timed out: (s\d{4}, ){4}s\d{4} and 2995 more$")
+        self.assertRegex(formatEvent(event), r"^Services expired: (1234/s\d{4}, ){4}1234/s\d{4} and 2995 more$")
         self.assertRegex(formatEvent(warning), r"^3000 of 3000 services have timed out within 1 s\. ")
 
     def test_doNotHoldUpACreateForLong(self) -> None:

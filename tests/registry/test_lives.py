@@ -235,7 +235,8 @@ class SlowStoreTests(RegistryCase):
             self.release(held)
             self.successResultOf(removing)
             self.pass_(1)
-        self.assertEqual(logs, [])
+        lines = [formatEvent(event) for event in logs]
+        self.assertEqual(lines, ["Services registered: 1234/web1", "Services deregistered: 1234/web1"])
 
     def test_theDeadlinePassesDuringAnUpdate(self) -> None:
         """An update that is made after the deadline does not bring the service back; it is a 404."""
@@ -457,15 +458,18 @@ class StoreTroubleTests(RegistryCase):
 
     def test_troubleIsLoggedOnce(self) -> None:
         """An outage is one line, and the deaths in it another when it is over."""
+        self.create(timeout=10)
         with capturedLogs() as logs:
-            self.create(timeout=10)
             self.memory.unavailable = True
             self.pass_(50)
             self.memory.unavailable = False
             self.pass_(1)
         self.assertEqual(
             [formatEvent(event) for event in logs],
-            ["The store can't keep that services timed out (1 by now); it will be tried again", "Timed out: web1"],
+            [
+                "The store can't keep that services timed out (1 by now); it will be tried again",
+                "Services expired: 1234/web1",
+            ],
         )
 
     def test_aDefectDoesNotEndBurials(self) -> None:

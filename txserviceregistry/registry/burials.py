@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from ..logs import Logger
 from .faults import Fault, systemFailure
+from .servicelog import ServiceLog
 from .stores.interfaces import Death
 from .work import Work
 
@@ -32,10 +33,6 @@ class Burials:
 
     #: How many deaths are kept together: enough to share a commit, and few enough for one turn of the reactor.
     GROUP = 500
-    #: How many are named in a line of the log.
-    _NAMED = 5
-    #: Seconds from one such line to the next: services that are cut off die one by one, over the length of a timeout.
-    _INTERVAL = 1.0
 
     _log = Logger()
 
@@ -58,10 +55,8 @@ class Burials:
         self._waiting: list[tuple[int, Deferred[None]]] = []
         self._added = self._done = 0
         self._kept = 0
-        self._named: list[str] = []
-        self._untold = 0
-        self._told = float("-inf")
-        self._telling: IDelayedCall | None = None
+        # Services that are cut off expire one by one, over the length of a timeout.
+        self._expired = ServiceLog(clock, "expired")
         self._troubled = False
         self._stopped = False
 
@@ -103,9 +98,7 @@ class Burials:
         call, self._next = self._next, None
         if call is not None:
             call.cancel()
-        if self._telling is not None:
-            self._telling.cancel()
-            self._tell()
+        self._expired.stop()
         self._refuse(Failure(_stopping()))
 
     async def _buryGroup(self) -> None:
@@ -154,26 +147,16 @@ class Burials:
     def _note(self, deaths: Sequence[Death]) -> None:
         self._troubled = False
         self._kept += len(deaths)
-        self._untold += len(deaths)
-        self._named += [death.id for death in deaths[: self._NAMED - len(self._named)]]
+        for death in deaths:
+            self._expired.add(death.tenant, death.id)
         if self._queue or not self._kept:
             return
         kept, self._kept = self._kept, 0
-        wait = self._told + self._INTERVAL - self._clock.seconds()
-        if wait <= 0 or self._stopped:
-            self._tell()
-        elif self._telling is None:
-            self._telling = self._clock.callLater(wait, self._tell)
+        if self._stopped:
+            self._expired.stop()
+        else:
+            self._expired.tell()
         self._onKept(kept)
-
-    def _tell(self) -> None:
-        """Name those who have died since the last time."""
-        self._telling = None
-        self._told = self._clock.seconds()
-        more = self._untold - len(self._named)
-        names = ", ".join(self._named) + (f" and {more} more" if more else "")
-        self._log.info("Timed out: {names}", names=names, count=self._untold)
-        self._named, self._untold = [], 0
 
 
 def _stopping() -> Fault:

@@ -26,6 +26,7 @@ from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExi
 from .followers import Followers, Place
 from .limits import ResourceLimits
 from .lives import Lives
+from .servicelog import ServiceLog
 from .sharing import Sharing
 from .stores.interfaces import (
     Account,
@@ -149,6 +150,8 @@ class Registry:
         )
         self._sharing = None if shared is None else Sharing(shared, self._lives, self._followers)
         self._dropping: IDelayedCall | None = None
+        self._registered = ServiceLog(clock, "registered")
+        self._deregistered = ServiceLog(clock, "deregistered")
         self._heartbeats = 0
         self._expirations = 0
 
@@ -181,7 +184,13 @@ class Registry:
         call, self._dropping = self._dropping, None
         if call is not None:
             call.cancel()
+        self._endLogs()
         await self._work.whenIdle()
+        self._endLogs()
+
+    def _endLogs(self) -> None:
+        self._registered.stop()
+        self._deregistered.stop()
 
     def figures(self) -> Figures:
         """What there is to be counted."""
@@ -233,6 +242,8 @@ class Registry:
         while record is None:
             record = await self._tryToCreate(tenant, service)
         self._lives.meet(LivingService(tenant, record.id, record.incarnation, record.heartbeatTimeout, record.lastSeen))
+        self._registered.add(tenant, record.id)
+        self._registered.tell()
         return self._tokens.first(tenant, record.id, record.incarnation)
 
     async def _tryToCreate(self, tenant: str, service: NewService) -> ServiceRecord | None:
@@ -330,6 +341,8 @@ class Registry:
         answer = self._store.removeService(tenant, id, life.incarnation)
         await self._aboutLife(life, self._changed((tenant,), answer))
         self._lives.forget(tenant, id, life.incarnation)
+        self._deregistered.add(tenant, id)
+        self._deregistered.tell()
 
     async def _aboutLife(self, life: Life, answer: Awaitable[object]) -> None:
         """What the store says to a change of *life*; the store is right about what is there."""

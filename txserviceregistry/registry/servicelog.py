@@ -1,0 +1,68 @@
+"""
+What happens to services, in a bounded number of log lines.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from ..logs import Logger
+
+__all__ = ["ServiceLog"]
+
+
+class ServiceLog:
+    """
+    Logs one kind of event, in one line a second at most: ``Services registered: 123456/web1, 123456/web2 and 7 more``.
+
+    :param clock: the reactor.
+    :param what: what happened to the services.
+    """
+
+    #: How many services are named in a line.
+    NAMED = 5
+    #: Seconds from one line to the next.
+    INTERVAL = 1.0
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, what: str) -> None:
+        self._clock = clock
+        self._text = f"Services {what}: {{names}}"
+        self._named: list[str] = []
+        self._count = 0
+        self._told = float("-inf")
+        self._telling: IDelayedCall | None = None
+        self._stopped = False
+
+    def add(self, tenant: str, id: str) -> None:
+        """It happened to this service. The line follows after :meth:`tell`."""
+        self._count += 1
+        if len(self._named) < self.NAMED:
+            self._named.append(f"{tenant}/{id}")
+
+    def tell(self) -> None:
+        """Log what was added, as soon as a second has passed since the last line."""
+        if self._telling is not None or self._stopped or not self._count:
+            return
+        wait = self._told + self.INTERVAL - self._clock.seconds()
+        if wait > 0:
+            self._telling = self._clock.callLater(wait, self._tell)
+        else:
+            self._tell()
+
+    def stop(self) -> None:
+        """Log the rest now. What is added later is logged when this is called again."""
+        self._stopped = True
+        if self._telling is not None:
+            self._telling.cancel()
+        if self._count:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._telling = None
+        self._told = self._clock.seconds()
+        more = self._count - len(self._named)
+        names = ", ".join(self._named) + (f" and {more} more" if more else "")
+        self._log.info(self._text, names=names, count=self._count)
+        self._named, self._count = [], 0
