@@ -16,8 +16,9 @@ from tests.fakeagent import answer
 from txserviceregistry import Client
 from txserviceregistry.testing import FakeRegistry
 
-#: What a node may do. One that is DEAF acts on what it is asked, and nobody ever gets its answers.
-UP, REFUSES, HANGS, DEAF, CUT_OFF = "up", "refuses", "hangs", "deaf", "cut off"
+#: What a node may do. One that is DEAF acts on what it is asked, and nobody ever gets its answers. One that is HIDDEN
+#: has a gateway before it, which answers each request itself.
+UP, REFUSES, HANGS, DEAF, CUT_OFF, HIDDEN = "up", "refuses", "hangs", "deaf", "cut off", "hidden"
 
 
 @implementer(IAgent)
@@ -27,11 +28,13 @@ class Nodes:
 
     :param fake: the registry.
     :ivar states: what each does: one of the words above.
+    :ivar page: the status and the body with which the gateways answer.
     :ivar asked: ``METHOD /path`` of what each was asked, authentication left out.
     """
 
     def __init__(self, fake: FakeRegistry, names: str = "abc") -> None:
         self.states = dict.fromkeys(names, UP)
+        self.page = (404, b"<html>")
         self.asked: dict[str, list[str]] = {name: [] for name in names}
         self.authentications: Counter[str] = Counter()
         self._fake = fake
@@ -63,10 +66,11 @@ class Nodes:
         state = self.states[name]
         if state == REFUSES:
             return fail(ConnectionRefusedError())
-        if state == CUT_OFF:
+        if state in (CUT_OFF, HIDDEN):
             fault = {"type": "systemFailureError", "code": 503, "message": "", "details": "", "txnId": "x"}
+            response = answer(503, fault) if state == CUT_OFF else answer(*self.page)
             later: Deferred[IResponse] = Deferred()
-            self._fake.clock.callLater(0, later.callback, answer(503, fault))
+            self._fake.clock.callLater(0, later.callback, response)
             return later
         if state == HANGS:
             return Deferred()

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.nodes import CUT_OFF, DEAF, HANGS, REFUSES, UP, Nodes
+from tests.nodes import CUT_OFF, DEAF, HANGS, HIDDEN, REFUSES, UP, Nodes
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.discovery import ConfigurationWatcher, Directory, EventsFeed
 from txserviceregistry.errors import ConnectionFailed, NotFound, RequestTimedOut, ServerError, ServiceExists
@@ -18,6 +18,12 @@ from txserviceregistry.testing import FakeRegistry
 
 #: Every way in which a node may be of no use.
 TROUBLES = (REFUSES, HANGS, DEAF, CUT_OFF)
+
+#: What a gateway may answer in a node's place: pages that look like success, JSON of another shape, errors of its own.
+PAGES = (
+    *((200, body) for body in (b"<html>", b"{}", b"[]", b'{"values": []}', b'{"token": 5}')),
+    *((status, b"") for status in (200, 204, 301, 401, 404, 407, 429, 500, 501, 502, 505, 521, 599)),
+)
 
 
 class SeveralServersTestCase(SynchronousTestCase):
@@ -226,6 +232,29 @@ class HeartbeatTests(SeveralServersTestCase):
             self.assertEqual((trouble, states), (trouble, []))
             self.assertNotIn("timeout", self.eventTypes())
             self.assertEqual(self.eventTypes().count("join"), 40)
+
+    def test_surviveAGatewayWithoutItsNode(self) -> None:
+        """Whatever page a gateway answers with in the place of their node, the other nodes keep them."""
+        for page in PAGES:
+            self.begin()
+            services = [self.service(f"web{number}") for number in range(3)]
+            services += [self.service("checked", check=lambda: True)]
+            self.fake.advance(10)
+            self.nodes.page = page
+            self.nodes.states["a"] = HIDDEN
+            self.fake.advance(20)
+            self.assertEqual((page, self.eventTypes()), (page, ["join"] * 4))
+            self.assertTrue(all(service.healthy for service in services))
+
+    def test_areRegisteredBesideAGatewayWithoutItsNode(self) -> None:
+        """Services that start while a gateway answers for their first node, at the Auth API too, are registered."""
+        for page in PAGES:
+            self.begin()
+            self.nodes.page = page
+            self.nodes.states["a"] = HIDDEN
+            services = [self.service(f"web{number}") for number in range(3)]
+            self.fake.advance(5)
+            self.assertTrue(all(service.healthy for service in services), page)
 
     def test_surviveTwoOfThree(self) -> None:
         """Also when two nodes hang at the same moment."""

@@ -178,7 +178,14 @@ class TransportTests(SynchronousTestCase):
 
     def test_theNextServerIsAskedWhenAGatewayAnswers(self) -> None:
         """A gateway without its registry is passed over like a server that is down; a registry that refuses is not."""
-        for page in (answer(404, b"<html>"), answer(401), answer(302, Location="http://login")):
+        for page in (
+            answer(404, b"<html>"),
+            answer(401),
+            answer(302, Location="http://login"),
+            answer(200, b"<html>"),
+            answer(501, b"<html>"),
+            answer(521),
+        ):
             self.agent = FakeAgent(lambda sent, page=page: page if "//a/" in sent.url else answer(200, {}))
             transport = Transport(
                 self.agent,
@@ -190,9 +197,11 @@ class TransportTests(SynchronousTestCase):
             self.assertEqual(self.successResultOf(transport.request("GET", "/x")).url, "http://b/v1.0/7/x")
             self.successResultOf(transport.request("GET", "/x"))
             self.assertEqual(self.agent.asked, [f"GET http://{one}/v1.0/7/x" for one in "abb"])
-        self.agent.handler = lambda sent: fault("notFoundError")
-        self.failureResultOf(transport.request("GET", "/x"), NotFound)
-        self.assertEqual(len(self.agent.asked), 4)
+        for type, kind in (("notFoundError", NotFound), ("notImplementedError", ServerError)):
+            self.agent.sent.clear()
+            self.agent.handler = lambda sent, type=type: fault(type)
+            self.failureResultOf(transport.request("GET", "/x"), kind)
+            self.assertEqual(len(self.agent.asked), 1)
 
     def test_urlsThatAreNoRegistrys(self) -> None:
         """Where something else answers, or the URL lacks its end, the error doubts the URL."""

@@ -327,7 +327,7 @@ class KeystoneAuthenticator:
         response = await self._transport.request(
             "POST", "/tokens", body={"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}}, repeatable=True
         )
-        if response.status in (200, 203):
+        if response.status < 300:
             return self._read(response)
         raise self._refused(response)
 

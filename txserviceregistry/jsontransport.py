@@ -130,6 +130,7 @@ class Response:
     :ivar body: the body's bytes.
     :ivar method: what was asked,
     :ivar url: and where, for texts.
+    :ivar leave: called when the body has another shape than it should: another server is asked first from then on.
     """
 
     status: int
@@ -138,6 +139,7 @@ class Response:
     body: bytes = attrs.field(repr=False)
     method: str
     url: str
+    leave: Callable[[], object] = attrs.field(default=lambda: None, repr=False, eq=False)
 
     @property
     def doubt(self) -> str:
@@ -178,6 +180,7 @@ class Response:
         try:
             return reader(self.json)
         except ValueError as error:
+            self.leave()
             raise MalformedResponse(
                 f"{self.method} {self.url} was answered with {self.status}, but {error}: "
                 "is this the URL of a service registry?"
@@ -271,7 +274,7 @@ class JSONTransport:
     :param name: what it is that answers there, for texts.
     :param waitingAgent: does the requests that the server is asked to hold back; the *agent* if not given.
     :param random: gives numbers from 0 to 1; draws the server to begin with.
-    :param isFault: whether a response with a 3xx or 4xx is the server's own. If not, it is that of a gateway
+    :param isFault: whether a response that is an error is the server's own. If not, it is that of a gateway
         without the server, and the next server is asked. All are the server's own without it.
     """
 
@@ -490,6 +493,10 @@ class JSONTransport:
                 )
                 last = last or isFinal
                 wasSent = True
+            except MalformedResponse as error:
+                problem = error
+                last = last or isFinal
+                wasSent = True
             self._left(server)
             if not last:
                 continue
@@ -512,7 +519,7 @@ class JSONTransport:
         :raises _Away: if it has not done its work.
         """
         answer = await self._ask(exchange, server, url, serversLeft)
-        response = self._response(exchange, answer, url)
+        response = self._response(exchange, answer, url, partial(self._left, server))
         if answer.code >= 300 and not self._isWork(response):
             raise _Away(response)
         self._servers.worked(server)
@@ -521,9 +528,7 @@ class JSONTransport:
 
     def _isWork(self, refusal: Response) -> bool:
         """Whether a server that refused a request has done its work with that."""
-        if refusal.status in _AWAY:
-            return False
-        return refusal.status >= 500 or self._isFault is None or self._isFault(refusal)
+        return refusal.status not in _AWAY and (self._isFault is None or self._isFault(refusal))
 
     def _shareOfNext(self, exchange: Exchange, serversLeft: int) -> float:
         """Seconds after which the next server is asked beside this one."""
@@ -614,7 +619,7 @@ class JSONTransport:
         self._heldBack[sent] = server, takeAway
         sent.addBoth(over)
 
-    def _response(self, exchange: Exchange, answer: WholeResponse, url: str) -> Response:
+    def _response(self, exchange: Exchange, answer: WholeResponse, url: str, leave: Callable[[], object]) -> Response:
         value = None
         if answer.body:
             try:
@@ -625,7 +630,7 @@ class JSONTransport:
                         f"{exchange.method} {url} was answered with {answer.code}, but the body is no JSON: "
                         f"is this the URL of {self._name}?"
                     )
-        return Response(answer.code, answer.headers, value, answer.body, exchange.method, url)
+        return Response(answer.code, answer.headers, value, answer.body, exchange.method, url, leave)
 
 
 def _shareOf(left: float, serversLeft: int) -> float:
