@@ -50,9 +50,9 @@ class ConfigurationTests(RaxsrTestCase):
             (await self.good("configuration", "set", key, "::1")).out, f'Value for key "{key}" set to "::1"\n'
         )
         self.assertEqual((await self.good("configuration", "set", key, "::2", "-q")).out, "")
-        self.assertEqual((await self.good("configuration", "get", key, "-f", "value", "-c", "Value")).out, "::2\n")
+        self.assertEqual((await self.good("configuration", "get", key, "-f", "value")).out, "::2\n")
         found = await self.good("configuration", "list", "--namespace", f"/{self.prefix}", "-f", "json")
-        self.assertEqual(found.json, [{"ID": key, "Value": "::2"}])
+        self.assertEqual(found.json, [{"id": key, "value": "::2"}])
         removed = await self.good("configuration", "remove", "--id", key)
         self.assertEqual(removed.out, f'Configuration value "{key}" has been removed\n')
         for action in ("get", "remove"):
@@ -115,7 +115,7 @@ class ConfigurationTests(RaxsrTestCase):
             shown = await self.good("configuration", *words)
             self.assertTrue(shown.out.replace("\n", "").isprintable(), shown.out)
             found = (await self.good("configuration", *words, "-f", "json")).json
-            self.assertEqual((found[0] if isinstance(found, list) else found)["Value"], evil)
+            self.assertEqual((found[0] if isinstance(found, list) else found)["value"], evil)
         exact = await self.good("configuration", "get", key, "-f", "value", "-c", "Value")
         self.assertEqual(exact.out, f"{evil}\n")
         for options in (["--dry-run"], ["--format", "json"], ["--format", "yaml"]):
@@ -143,7 +143,7 @@ class ConfigurationTests(RaxsrTestCase):
         self.assertEqual(
             [row[0] for row in rows[1:]], [f"'{value}" if value[0] in "=+-@\t\r" else value for value in values]
         )
-        self.assertEqual([each["Value"] for each in (await self.good(*listed, "-f", "json")).json], list(values))
+        self.assertEqual([each["value"] for each in (await self.good(*listed, "-f", "json")).json], list(values))
         exact = await self.good(*listed, "-f", "value")
         self.assertEqual(exact.out, "".join(f"{value}\n" for value in values))
 

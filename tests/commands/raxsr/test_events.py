@@ -14,7 +14,7 @@ from tests.processes import reactor
 from txserviceregistry import Client
 from txserviceregistry.settings import readSettings
 
-COLUMNS = ["Event ID", "Timestamp", "Event Type", "Payload"]
+COLUMNS = ["id", "timestamp", "type", "payload"]
 
 
 class EventsTests(RaxsrTestCase):
@@ -27,22 +27,28 @@ class EventsTests(RaxsrTestCase):
         for key in keys:
             await client.configuration.set(key, "1")
         await client.configuration.remove(keys[0])
-        rows = (await self.good("events", "list", "--limit", "4", "-f", "json")).json
+        newest = await self.raxsr("events", "list", "--limit", "4", "-f", "json")
+        rows = newest.json
+        # Of older ones, if other tests have made some.
+        self.assertRegex(newest.err, r"\A(raxsr: there are \d+ older events in the last hour: --all shows all\n)?\Z")
         self.assertEqual(list(rows[0]), COLUMNS)
         self.assertEqual(
-            [row["Event Type"] for row in rows], ["configuration_value.remove", *["configuration_value.update"] * 3]
+            [row["type"] for row in rows], ["configuration_value.remove", *["configuration_value.update"] * 3]
         )
-        self.assertIn(keys[0], json.dumps(rows[0]["Payload"]))
-        updates = await self.good(
+        self.assertIn(keys[0], json.dumps(rows[0]["payload"]))
+        updates = await self.raxsr(
             "events", "list", "--type", "configuration_value.update", "--limit", "2", "-f", "json"
         )
-        self.assertEqual([row["Event ID"] for row in updates.json], [row["Event ID"] for row in rows[1:3]])
-        oldest = rows[-1]["Event ID"]
+        self.assertRegex(updates.err, r"there are \d+ older events")
+        self.assertEqual([row["id"] for row in updates.json], [row["id"] for row in rows[1:3]])
+        oldest = rows[-1]["id"]
         since = await self.good("events", "list", "--marker", oldest, "-f", "json")
-        self.assertEqual([row["Event ID"] for row in since.json[-4:]], [row["Event ID"] for row in rows])
+        self.assertEqual([row["id"] for row in since.json[-4:]], [row["id"] for row in rows])
+        page = await self.raxsr("events", "list", "--marker", oldest, "--limit", "2", "-f", "json")
+        self.assertRegex(page.err, r"\Araxsr: there are more events: .*--marker \S+ goes on from here\n\Z")
         everything = await self.good("events", "list", "--all", "-f", "json")
         self.assertEqual(everything.json[:4], rows)
-        self.assertIn("configuration_value.remove", (await self.good("events", "list", "--limit", "1")).out)
+        self.assertIn("configuration_value.remove", (await self.good("events", "list", "--limit", "1", "-q")).out)
         self.assertIn("service.join", await self.refused("events", "list", "--type", "service.jion", code=2))
         await self.refused("events", "list", "--marker", "nonsense")
 
@@ -51,11 +57,11 @@ class EventsTests(RaxsrTestCase):
         client = self.client(maxConnections=8)
         key = f"/{self.prefix}/value"
         await client.configuration.set(key, "first")
-        [first] = (await self.good("events", "list", "--limit", "1", "-f", "json")).json
+        [first] = (await self.good("events", "list", "--limit", "1", "-f", "json", "-q")).json
         await gatherResults([client.configuration.set(key, str(number)) for number in range(1000)])
-        page = await self.good("events", "list", "--marker", first["Event ID"], "--limit", "1000", "-f", "json", "-q")
+        page = await self.good("events", "list", "--marker", first["id"], "--limit", "1000", "-f", "json", "-q")
         self.assertEqual(len(page.json), 1000)
-        everything = await self.good("events", "list", "--marker", first["Event ID"], "--all", "-f", "json")
+        everything = await self.good("events", "list", "--marker", first["id"], "--all", "-f", "json")
         self.assertEqual((len(everything.json), everything.json[-1]), (1001, first))
 
     async def test_follow(self) -> None:
@@ -63,8 +69,8 @@ class EventsTests(RaxsrTestCase):
         client = self.client()
         key = f"/{self.prefix}/value"
         await client.configuration.set(key, "before")
-        [last] = (await self.good("events", "list", "--limit", "1", "-f", "json")).json
-        since = ("events", "follow", "--since", last["Event ID"])
+        [last] = (await self.good("events", "list", "--limit", "1", "-f", "json", "-q")).json
+        since = ("events", "follow", "--since", last["id"])
         asJSON = self.started(*since, "--type", "configuration_value.update", "-f", "json")
         asTable = self.started(*since)
         asCSV = self.started(*since, "-f", "csv", "-c", "Event Type", "-c", "Payload")
@@ -89,11 +95,11 @@ class EventsTests(RaxsrTestCase):
             self.assertEqual((child.exitCode, child.errors), (130, ""))
         rows = [json.loads(line) for line in asJSON.output.splitlines()]
         self.assertEqual(rows[0], last)
-        self.assertEqual({row["Event Type"] for row in rows}, {"configuration_value.update"})
-        self.assertEqual(len({row["Event ID"] for row in rows}), len(rows))
+        self.assertEqual({row["type"] for row in rows}, {"configuration_value.update"})
+        self.assertEqual(len({row["id"] for row in rows}), len(rows))
         self.assertIn("configuration_value.remove", asTable.output)
         self.assertEqual(asTable.output.splitlines()[0].split("  ")[0], "Event ID")
-        self.assertEqual(asCSV.output.splitlines()[0], '"Event Type","Payload"')
+        self.assertEqual(asCSV.output.splitlines()[0], '"type","payload"')
         self.assertNotIn('"new_value": "before"', new.output)
 
     async def test_followsThroughARestart(self) -> None:
@@ -106,7 +112,7 @@ class EventsTests(RaxsrTestCase):
         client = self.client()
         await client.configuration.set("first", "1")
         [event] = (await self.good("events", "list", "-f", "json")).json
-        follower = self.started("events", "follow", "--since", event["Event ID"], "-f", "json")
+        follower = self.started("events", "follow", "--since", event["id"], "-f", "json")
         await follower.says("first")
         registry.kill("KILL")
         await registry.ended
@@ -120,7 +126,7 @@ class EventsTests(RaxsrTestCase):
         follower.kill("TERM")
         await follower.ended
         self.assertEqual(follower.exitCode, 143)
-        keys = [json.loads(line)["Payload"]["configuration_value_id"] for line in follower.output.splitlines()]
+        keys = [json.loads(line)["payload"]["configuration_value_id"] for line in follower.output.splitlines()]
         self.assertEqual(keys, ["first", "second"])
         self.assertEqual(len(follower.errors.splitlines()), 2, follower.errors)
 
@@ -134,7 +140,7 @@ class EventsTests(RaxsrTestCase):
         self.settings = {"RAXSR_RAXRC": own}
         await self.client().configuration.set("first", "1")
         [event] = (await self.good("events", "list", "-f", "json")).json
-        follower = self.started("events", "follow", "--since", event["Event ID"], "-f", "json")
+        follower = self.started("events", "follow", "--since", event["id"], "-f", "json")
         await follower.says("first")
         users = self.spawn("service-registry-users", "--data-dir", self.dataDir, "rotate", "local")
         await users.ended

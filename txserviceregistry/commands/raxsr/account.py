@@ -24,20 +24,20 @@ class RateLimits(ListCommand):
     """Show how many requests the account may make, and has made."""
 
     example = "raxsr account rate-limits"
-    columns = ("Rate", "Window", "Used", "Limit")
+    columns = {"rate": "Rate", "window": "Window", "used": "Used", "limit": "Limit"}
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
         """Do it."""
         rates = self.ask(_limits)["rate"]
-        return self.columns, [(path, rate["window"], rate["used"], rate["limit"]) for path, rate in rates.items()]
+        return list(self.columns), [(path, rate["window"], rate["used"], rate["limit"]) for path, rate in rates.items()]
 
 
 class ResourceLimits(ListCommand):
     """Show how many objects of each kind the account may have."""
 
     example = "raxsr account resource-limits -f json"
-    columns = ("Resource", "Limit")
+    columns = {"resource": "Resource", "limit": "Limit"}
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
         """Do it."""
-        return self.columns, list(self.ask(_limits)["resource"].items())
+        return list(self.columns), list(self.ask(_limits)["resource"].items())

@@ -18,7 +18,7 @@ from ...errors import MalformedResponse
 from ...escaping import escaped
 from ..console import useUTF8
 from ..outcome import UsageError
-from .output import FORMATS, Lines
+from .output import FOLLOWED_FORMATS, FOR_PEOPLE, FORMATS, Lines
 from .parser import Parser, didYouMean
 
 if TYPE_CHECKING:
@@ -110,10 +110,12 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
     """
     A command whose result has columns.
 
-    :ivar columns: their names.
+    :ivar columns: their names in the API, which the formats for programs have, and the headings of tables for these.
+    :ivar alone: the column that ``-f value`` shows if none are chosen; ``None`` for all.
     """
 
-    columns: Sequence[str] = ()
+    columns: Mapping[str, str] = {}
+    alone: str | None = None
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
         """See :class:`RaxsrCommand`."""
@@ -130,6 +132,8 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
         """
         if parsed_args.formatter != "table":
             useUTF8()
+        if self.alone is not None and parsed_args.formatter == "value" and not parsed_args.columns:
+            parsed_args.columns = [self.alone]
         # Not every cliff knows columns by other words than their own.
         for asked in ("columns", "sort_columns"):
             if hasattr(parsed_args, asked):
@@ -137,13 +141,17 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
         return super().run(parsed_args)
 
     def _column(self, word: str) -> str:
-        """The name of the column that somebody means by *word*: ``heartbeat_timeout`` is as good as the name itself."""
-        for column in self.columns:
-            if _simplified(column) == _simplified(word):
+        """The name of the column that is meant by *word*, which may be the heading too, in any case."""
+        for column, heading in self.columns.items():
+            if _simplified(word) in (column, _simplified(heading)):
                 return column
-        raise UsageError(
-            f"there is no column {word!r}{didYouMean(word, self.columns) or '.'} There are: {', '.join(self.columns)}"
-        )
+        hint = didYouMean(word.lower(), self.columns) or "."
+        raise UsageError(f"there is no column {word!r}{hint} There are: {', '.join(self.columns)}")
+
+    def _generate_columns_and_selector(self, parsed_args: Any, column_names: Any) -> Any:
+        """The names of the chosen columns as the format has them, and which these are."""
+        names, selector = super()._generate_columns_and_selector(parsed_args, column_names)
+        return [self.columns[name] for name in names] if parsed_args.formatter in FOR_PEOPLE else names, selector
 
 
 def _simplified(column: str) -> str:
@@ -173,8 +181,11 @@ class FollowCommand(_Displaying):
     formatter_namespace = ""
     formatter_default = "table"
 
-    #: How wide the columns of a table are, but for the last.
+    #: How wide the columns of a table are, but for the last, by their headings.
     widths: Mapping[str, int] = {}
+
+    def _load_formatter_plugins(self) -> Any:
+        return FOLLOWED_FORMATS
 
     def lines(self, parsed: argparse.Namespace) -> Callable[[Sequence[Any]], None]:
         """
@@ -182,7 +193,7 @@ class FollowCommand(_Displaying):
 
         :return: writes a row.
         """
-        columns, selector = self._generate_columns_and_selector(parsed, self.columns)
+        columns, selector = self._generate_columns_and_selector(parsed, list(self.columns))
         lines = Lines(parsed.formatter, columns, self.widths, self.app.stdout, parsed)
         lines.begin()
         return lambda row: lines.write(row if selector is None else list(self._compress_iterable(row, selector)))
@@ -274,7 +285,7 @@ async def collect(
     if not parsed.all:
         one = await page(parsed.marker, parsed.limit)
         following = one["metadata"]["next_marker"]
-        if following is not None and parsed.limit is None:
+        if following is not None:
             command.app.note(f"there are more {what}: --all shows all, --marker {following} goes on from here")
         return list(one["values"])
     return [value async for value in turnPages(progress, parsed.marker, what, page)]

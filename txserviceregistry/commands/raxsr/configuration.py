@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Get", "List", "Remove", "Set", "addNamespace", "allValues"]
 
-_COLUMNS = ("ID", "Value")
+_COLUMNS = {"id": "ID", "value": "Value"}
 
 
 def addNamespace(parser: argparse._ActionsContainer, *, required: bool = False) -> None:
@@ -78,14 +78,15 @@ class List(ListCommand):
 
             return await collect(self, progress, parsed_args, "values", page)
 
-        return self.columns, list(map(_row, self.ask(values)))
+        return list(self.columns), list(map(_row, self.ask(values)))
 
 
 class Get(ShowCommand):
     """Show one configuration value."""
 
-    example = "raxsr configuration get /production/cassandra/listen_ip -f value -c Value"
+    example = "raxsr configuration get /production/cassandra/listen_ip -f value"
     columns = _COLUMNS
+    alone = "value"
 
     def addArguments(self, parser: Parser) -> None:
         """What the command takes."""
@@ -99,7 +100,7 @@ class Get(ShowCommand):
             return await client.configuration.get(id)
 
         try:
-            return self.columns, _row(self.ask(value))
+            return list(self.columns), _row(self.ask(value))
         except NotFound:
             raise _notThere(id) from None
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "List", "addType", "row"]
 
-COLUMNS = ("Event ID", "Timestamp", "Event Type", "Payload")
+COLUMNS = {"id": "Event ID", "timestamp": "Timestamp", "type": "Event Type", "payload": "Payload"}
 
 # How many events a list shows when nobody says: the protocol's own number.
 _DEFAULT_LIMIT = 100
@@ -65,8 +65,8 @@ class List(ListCommand):
             async for event in turnPages(progress, None, "events", page):
                 newest.append(event)
                 count += 1
-            if count > len(newest) and parsed_args.limit is None:
+            if count > len(newest):
                 self.app.note(f"there are {count - len(newest)} older events in the last hour: --all shows all")
             return list(newest)
 
-        return self.columns, [row(event) for event in reversed(self.ask(events))]
+        return list(self.columns), [row(event) for event in reversed(self.ask(events))]

@@ -49,4 +49,4 @@ class Follow(FollowCommand):
                     write(row(event))
 
         self.ask(follow)
-        return self.columns, ()
+        return list(self.columns), ()

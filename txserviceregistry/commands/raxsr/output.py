@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import html
 import io
 import json
 import os
@@ -27,7 +28,19 @@ from cliff.formatters.yaml_format import YAMLFormatter
 from ..outcome import printable
 from ..parsing import formatMetadata, formatTags
 
-__all__ = ["FORMATS", "Cell", "Formats", "Lines", "Metadata", "Payload", "Tags", "Text", "Timestamp"]
+__all__ = [
+    "FOLLOWED_FORMATS",
+    "FORMATS",
+    "FOR_PEOPLE",
+    "Cell",
+    "Formats",
+    "Lines",
+    "Metadata",
+    "Payload",
+    "Tags",
+    "Text",
+    "Timestamp",
+]
 
 _T = TypeVar("_T")
 
@@ -52,6 +65,10 @@ class Cell(FormattableColumn[_T]):
         value = self.machine_readable()
         return None if value is None else str(value)
 
+    def plain(self) -> str:
+        """The value for ``-f value``."""
+        return str(self.flat())
+
     def human_readable(self) -> str:
         """The value for people."""
         return self.flat() or ""
@@ -73,9 +90,15 @@ class Timestamp(Cell[Any]):
         moment = datetime.fromtimestamp(self._value / 1000, timezone.utc)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
+    def plain(self) -> str:
+        """As programs read it, and in a word for never."""
+        return self.machine_readable() or "never"
+
     def human_readable(self) -> str:
         """Local time."""
-        return "" if self._value is None else f"{datetime.fromtimestamp(self._value / 1000):%Y-%m-%d %H:%M:%S}"
+        return (
+            self.plain() if self._value is None else f"{datetime.fromtimestamp(self._value / 1000):%Y-%m-%d %H:%M:%S}"
+        )
 
 
 class Text(Cell[Any]):
@@ -124,6 +147,10 @@ class Payload(Cell[Mapping[str, Any]]):
 
 def _flat(row: Iterable[Any]) -> list[Any]:
     return [cell.flat() if isinstance(cell, Cell) else cell for cell in row]
+
+
+def _plain(row: Iterable[Any]) -> list[Any]:
+    return [cell.plain() if isinstance(cell, Cell) else cell for cell in row]
 
 
 class _Table(ListFormatter, SingleFormatter):
@@ -229,10 +256,34 @@ class _Value(ValueFormatter):
     def emit_list(
         self, column_names: Sequence[str], data: Iterable[Sequence[Any]], stdout: TextIO, parsed_args: Any
     ) -> None:
-        super().emit_list(column_names, map(_flat, data), stdout, parsed_args)
+        super().emit_list(column_names, map(_plain, data), stdout, parsed_args)
 
     def emit_one(self, column_names: Sequence[str], data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
-        super().emit_one(column_names, _flat(data), stdout, parsed_args)
+        super().emit_one(column_names, _plain(data), stdout, parsed_args)
+
+
+class _HTML(ListFormatter, SingleFormatter):
+    """A table for a browser, with what tables have."""
+
+    def add_argument_group(self, parser: argparse.ArgumentParser) -> None:
+        pass
+
+    def emit_list(
+        self, column_names: Sequence[str], data: Iterable[Sequence[Any]], stdout: TextIO, parsed_args: Any
+    ) -> None:
+        print("<table>\n<thead>", file=stdout)
+        print(self._row("th", column_names), file=stdout)
+        print("</thead>\n<tbody>", file=stdout)
+        for row in data:
+            print(self._row("td", row), file=stdout)
+        print("</tbody>\n</table>", file=stdout)
+
+    def emit_one(self, column_names: Sequence[str], data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
+        self.emit_list(("Field", "Value"), zip(column_names, data, strict=True), stdout, parsed_args)
+
+    @staticmethod
+    def _row(tag: str, cells: Iterable[Any]) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(_Table.text(cell))}</{tag}>' for cell in cells)}</tr>"
 
 
 class Lines:
@@ -322,5 +373,16 @@ class Formats:
 #: What ``-f`` takes. cliff's format for shells is not among them: what it prints does not survive an ``eval`` of values
 #: that hold a ``$(…)``.
 FORMATS = Formats(
-    {"table": _Table(), "csv": _CSV(), "json": JSONFormatter(), "yaml": YAMLFormatter(), "value": _Value()}
+    {
+        "table": _Table(),
+        "csv": _CSV(),
+        "json": JSONFormatter(),
+        "yaml": YAMLFormatter(),
+        "value": _Value(),
+        "html": _HTML(),
+    }
 )
+#: What ``-f`` takes where there is no end, which a table of HTML has to have.
+FOLLOWED_FORMATS = Formats({name: FORMATS[name].obj for name in FORMATS.names() if name != "html"})
+#: The formats in which columns have headings; in all others they have the names of the API.
+FOR_PEOPLE = ("table", "html")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from ...errors import NotFound, ServiceExists
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Create", "Get", "Heartbeat", "List", "Remove", "Update"]
 
-_COLUMNS = ("Service ID", "Heartbeat Timeout", "Last Seen", "Tags", "Metadata")
+_COLUMNS = {
+    "id": "Service ID",
+    "heartbeat_timeout": "Heartbeat Timeout",
+    "last_seen": "Last Seen",
+    "tags": "Tags",
+    "metadata": "Metadata",
+}
 
 
 def _row(service: Service) -> tuple[Any, ...]:
@@ -61,16 +68,67 @@ def _fields(parsed: argparse.Namespace) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {}
     if parsed.tags is not None:
-        fields["tags"] = [tag for text in parsed.tags for tag in parseTags(text)]
+        fields["tags"] = _words(parsed.tags)
     if parsed.metadata is not None:
-        metadata: dict[str, str] = {}
-        for text in parsed.metadata:
-            try:
-                metadata.update(parseMetadata(text))
-            except ValueError as error:
-                raise UsageError(f"--metadata: {error}") from None
-        fields["metadata"] = metadata
+        fields["metadata"] = _pairs("--metadata", parsed.metadata)
     return fields
+
+
+def _words(texts: list[str]) -> list[str]:
+    return [word for text in texts for word in parseTags(text)]
+
+
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+    """
+    :raises UsageError: if they can't be read.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        try:
+            pairs.update(parseMetadata(text))
+        except ValueError as error:
+            raise UsageError(f"{option}: {error}") from None
+    return pairs
+
+
+_Amendment = Callable[["Service"], dict[str, Any]]
+
+
+def _tagAmendment(parsed: argparse.Namespace) -> _Amendment | None:
+    """
+    :return: makes the tags that a service is to have of those that it has; ``None`` if that was not asked for.
+    :raises UsageError: if that can't be done.
+    """
+    added, removed = _words(parsed.add_tags), _words(parsed.remove_tags)
+    if not added and not removed:
+        return None
+    _checkAmendment("tags", parsed.tags, set(added) & set(removed))
+
+    def amend(service: Service) -> dict[str, Any]:
+        return {"tags": [tag for tag in dict.fromkeys([*service["tags"], *added]) if tag not in removed]}
+
+    return amend
+
+
+def _metadataAmendment(parsed: argparse.Namespace) -> _Amendment | None:
+    """As :func:`_tagAmendment`, for metadata."""
+    added, removed = _pairs("--add-metadata", parsed.add_metadata), _words(parsed.remove_metadata)
+    if not added and not removed:
+        return None
+    _checkAmendment("metadata", parsed.metadata, set(added) & set(removed))
+
+    def amend(service: Service) -> dict[str, Any]:
+        pairs = {**service["metadata"], **added}
+        return {"metadata": {key: value for key, value in pairs.items() if key not in removed}}
+
+    return amend
+
+
+def _checkAmendment(name: str, replaced: object, both: Collection[str]) -> None:
+    if replaced is not None:
+        raise UsageError(f"--{name} replaces all: it can't be given with --add-{name} or --remove-{name}")
+    if both:
+        raise UsageError(f"--add-{name} and --remove-{name} both name {sorted(both)[0]!r}")
 
 
 class List(ListCommand):
@@ -95,7 +153,7 @@ class List(ListCommand):
 
             return await collect(self, progress, parsed_args, "services", page)
 
-        return self.columns, list(map(_row, self.ask(services)))
+        return list(self.columns), list(map(_row, self.ask(services)))
 
 
 class Get(ShowCommand):
@@ -116,7 +174,7 @@ class Get(ShowCommand):
             return await client.services.get(id)
 
         try:
-            return self.columns, _row(self.ask(service))
+            return list(self.columns), _row(self.ask(service))
         except NotFound:
             raise _notThere(id) from None
 
@@ -130,7 +188,7 @@ class Create(ShowCommand):
     """
 
     example = "raxsr services create web1 --heartbeat-timeout 60 --tags www,api --metadata port=8000,host=10.0.0.1"
-    columns = ("Service ID", "Heartbeat Timeout", "Token")
+    columns = {"id": "Service ID", "heartbeat_timeout": "Heartbeat Timeout", "token": "Token"}
 
     def addArguments(self, parser: Parser) -> None:
         """What the command takes."""
@@ -146,7 +204,7 @@ class Create(ShowCommand):
             return body
 
         try:
-            return self.columns, (id, timeout, self.ask(token)["token"])
+            return list(self.columns), (id, timeout, self.ask(token)["token"])
         except ServiceExists:
             raise CommandFailed(
                 f'the service "{id}" is there already, and alive. Choose another id, remove it, or wait until its '
@@ -161,8 +219,8 @@ class Heartbeat(ShowCommand):
     The token that is shown is for the next time.
     """
 
-    example = "raxsr services heartbeat web1 --token 2d7ff6e8-c8e9-11f0-8de9-0242ac120002 -f value -c Token"
-    columns = ("Service ID", "Token")
+    example = "raxsr services heartbeat web1 --token 2d7ff6e8-c8e9-11f0-8de9-0242ac120002 -f value -c token"
+    columns = {"id": "Service ID", "token": "Token"}
 
     def addArguments(self, parser: Parser) -> None:
         """What the command takes."""
@@ -179,7 +237,7 @@ class Heartbeat(ShowCommand):
             return await client.services.heartbeat(id, parsed_args.token)
 
         try:
-            return self.columns, (id, self.ask(token)["token"])
+            return list(self.columns), (id, self.ask(token)["token"])
         except NotFound as error:
             if "HeartbeatMarker" in error.details:
                 raise CommandFailed(f'this token is none of the service "{id}"') from None
@@ -190,7 +248,9 @@ class Update(RaxsrCommand):
     """
     Change a service.
 
-    What is given replaces the old value as a whole, and what is not given stays.
+    What is given with --heartbeat-timeout, --tags and --metadata replaces the old value as a whole, and what is not
+    given stays. The other options add to the tags and metadata that the service has, or remove some of them: they are
+    read and then written, so that another client's change in between is lost.
     """
 
     example = r"raxsr services update web1 --tags www --metadata status=disabled,note=down\, for now"
@@ -199,16 +259,28 @@ class Update(RaxsrCommand):
         """What the command takes."""
         addId(parser, "service's id")
         _addFields(parser, None)
+        for option, metavar, what in (
+            ("--add-tags", "TAG,…", "tags to add"),
+            ("--remove-tags", "TAG,…", "tags to remove"),
+            ("--add-metadata", "KEY=VALUE,…", "metadata to add, or to give another value"),
+            ("--remove-metadata", "KEY,…", "keys of metadata to remove"),
+        ):
+            parser.add_argument(option, action="append", default=[], metavar=metavar, help=what)
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Do it."""
         id, changes = idOf(parsed_args), _fields(parsed_args)
+        amendments = [_tagAmendment(parsed_args), _metadataAmendment(parsed_args)]
         if parsed_args.heartbeatTimeout is not None:
             changes["heartbeat_timeout"] = parsed_args.heartbeatTimeout
-        if not changes:
+        if not changes and not any(amendments):
             raise UsageError("there is nothing to change: give --heartbeat-timeout, --tags or --metadata")
 
         async def update(client: Client, progress: Progress) -> bool:
+            if any(amendments):
+                service = await client.services.get(id)
+                for amend in filter(None, amendments):
+                    changes.update(amend(service))
             return await client.services.update(id, changes)
 
         try:
