@@ -11,13 +11,21 @@ from select import select
 from types import MappingProxyType
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.processes import PATIENCE
 from txserviceregistry import Client, RegisteredService
-from txserviceregistry.errors import BadRequest, ConnectionFailed, NotFound, RegistrationEnded, RequestTimedOut
+from txserviceregistry.errors import (
+    BadRequest,
+    ConnectionFailed,
+    NotFound,
+    NotRunning,
+    RegistrationEnded,
+    RequestTimedOut,
+)
 from txserviceregistry.testing import FakeRegistry
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +124,20 @@ class RegisteredServiceTests(SynchronousTestCase):
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
         return lines
+
+    def test_waitingForWhatWasNotStarted(self) -> None:
+        """Before the first start and after a stop it fails at once, unless there is a parent that will start it."""
+        service = self.service()
+        error = self.failureResultOf(service.whenRegistered(), NotRunning).value
+        self.assertEqual(str(error), "RegisteredService is not running; call startService()")
+        parent = MultiService()
+        service.setServiceParent(parent)
+        waiting = service.whenRegistered()
+        self.assertNoResult(waiting)
+        parent.startService()
+        self.successResultOf(waiting)
+        self.successResultOf(maybeDeferred(service.disownServiceParent))
+        self.failureResultOf(service.whenRegistered(), NotRunning)
 
     def test_theLogSaysWhereItIsRegistered(self) -> None:
         """In one line for each start, and in none when it only comes back."""
@@ -426,6 +448,14 @@ class RegisteredServiceTests(SynchronousTestCase):
             service = self.service(**options)
             service.startService()
             self.failureResultOf(service.whenRegistered(), BadRequest)
+
+    def test_drainForATimeThatIsNone(self) -> None:
+        """It is an error where it is written, and the service stays registered."""
+        service = self.service()
+        service.startService()
+        for seconds in (float("nan"), float("inf"), -1.0):
+            self.assertRaises(ValueError, service.drain, seconds)
+        self.assertEqual(self.listed(), ["web1"])
 
     def test_drainRemovesItFirst(self) -> None:
         """It leaves the registry at once, and the rest of the time is for those who still know it."""

@@ -326,6 +326,13 @@ class RegisterTests(ServicesTestCase):
         self.assertEqual((body, heartBeater.nextToken), ({"token": "t1"}, "t1"))
         self.assertEqual(len(self.asked), 1)
 
+    def test_aDelayThatIsNone(self) -> None:
+        """It is refused before anything is asked."""
+        client = self.client(self.registry(0))
+        for delay in (float("nan"), float("inf"), -1.0):
+            self.failureResultOf(client.services.register("web1", 15, retryDelay=delay), ValueError)
+        self.assertEqual(self.asked, [])
+
     def test_waitsForTheOldOneToDie(self) -> None:
         """It tries again every retryDelay seconds until the id is free."""
         client = self.client(self.registry(gone=7))

@@ -109,8 +109,8 @@ class RegistrationEnded(ServiceRegistryError):
 
 class NotRunning(ServiceRegistryError, RuntimeError):
     """
-    A ``Directory``, ``EventsFeed`` or ``ConfigurationWatcher`` was used before it was started: it knows nothing, and a
-    wait for it would not end.
+    A ``Directory``, ``EventsFeed``, ``ConfigurationWatcher`` or ``RegisteredService`` was used before it was started:
+    it knows nothing, and a wait for it would not end.
     """
 
 

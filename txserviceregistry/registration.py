@@ -20,12 +20,14 @@ from twisted.python.failure import Failure
 from .creation import UNKNOWN_OUTCOME, Creation
 from .deferred import returnsDeferred, waitFor
 from .desired import DesiredState, wantsHost
-from .errors import AuthenticationFailed, NotFound, RegistrationEnded, ServiceRegistryError
+from .errors import AuthenticationFailed, NotFound, NotRunning, RegistrationEnded, ServiceRegistryError
 from .fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
 from .files import WriteOutage
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
 from .jsontransport import ClientClosed
 from .logs import Logger
+from .parsing import LONGEST_INTERVAL, boundedNumber
+from .started import checkRunning
 from .tokenfile import Kept, TokenFile
 
 if TYPE_CHECKING:
@@ -167,12 +169,18 @@ class RegisteredService(Service):
 
         :return: fires with ``None`` as soon as it is (at once if it is so already). Fails with
             :class:`~txserviceregistry.errors.BadRequest` if the registry will never take it as it is, and with
-            :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before.
+            :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before. Fails with
+            :class:`~txserviceregistry.errors.NotRunning` if it is not running, and is not the child of a service that
+            will start it.
         """
         if self.state == REGISTERED:
             return succeed(None)
         if self._refusal is not None:
             return fail(self._refusal)
+        try:
+            checkRunning(self, bool(self.running))
+        except NotRunning as error:
+            return fail(error)
         waiter: Deferred[None] = Deferred(self._waiting.remove)
         self._waiting.append(waiter)
         return waiter
@@ -265,7 +273,9 @@ class RegisteredService(Service):
         called before the port is closed.
 
         :return: fires with ``None`` when the time is over.
+        :raises ValueError: if *seconds* is not a number from 0 on; nothing is removed then.
         """
+        seconds = boundedNumber(seconds, 0.0, LONGEST_INTERVAL)
         return self._leave().addCallback(lambda _: deferLater(self._clock, seconds, lambda: None))
 
     # -- states

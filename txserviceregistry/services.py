@@ -30,6 +30,7 @@ from .fleet import Fleet
 from .heartbeater import HeartBeater
 from .jsontransport import WhenLate
 from .listcache import ListCache
+from .parsing import LONGEST_INTERVAL, boundedNumber
 from .pulse import Pulse
 from .shapes import readHeartbeats, readService, readServicePage, readToken
 from .stalls import StallWatch
@@ -221,8 +222,10 @@ class ServicesClient:
         :param payload: see :meth:`create`.
         :param retryDelay: seconds between two tries.
         :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` when the id stays alive:
-            somebody else keeps it so. Cancelling it ends the tries.
+            somebody else keeps it so, and with ``ValueError`` if *retryDelay* is not a number from 0 on. Cancelling it
+            ends the tries.
         """
+        retryDelay = boundedNumber(retryDelay, 0.0, LONGEST_INTERVAL)
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
         creation = Creation(self, desired)
         made: list[ref[HeartBeater]] = []

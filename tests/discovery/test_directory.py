@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery import ConfigurationWatcher, EventsFeed, RegistryEndpoint
+from txserviceregistry.discovery import ConfigurationWatcher, EventsFeed, RegistryAgent, RegistryEndpoint
 from txserviceregistry.discovery.directory import Directory
 from txserviceregistry.errors import NotRunning
 from txserviceregistry.testing import FakeRegistry
@@ -389,6 +389,16 @@ class DirectoryTests(SynchronousTestCase):
         """An interval that is not a number is refused where it is given."""
         for refresh in (float("nan"), float("inf"), -1.0):
             self.assertRaises(ValueError, Directory, self.client, refresh=refresh)
+
+    def test_timeoutsThatAreNone(self) -> None:
+        """What connects through a directory refuses such a timeout too, and says which argument it is."""
+        directory = Directory(self.client)
+        for timeout in (float("nan"), float("inf"), -1.0, 0.0, 1e300):
+            for make in (
+                lambda timeout=timeout: RegistryEndpoint(self.fake.clock, directory, "www", timeout=timeout),
+                lambda timeout=timeout: RegistryAgent(self.fake.clock, directory, timeout=timeout),
+            ):
+                self.assertIn("timeout: ", str(self.assertRaises(ValueError, make)))
 
     def test_anUpdateAfterALongAbsence(self) -> None:
         """What a listing has is newer than what had happened before it, a service that was made anew included."""

@@ -36,7 +36,7 @@ from ..agents import BytesProducer, Collector
 from ..connecting import endpointTo, httpAgent
 from ..tls import tlsPolicy
 from .balancing import Balancer, TryNext, View, tryEach
-from .endpoints import CONNECT_TIMEOUT
+from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout
 from .instances import Instance
 
 __all__ = ["RegistryAgent"]
@@ -94,13 +94,14 @@ class RegistryAgent:
         :param directory: a :class:`~txserviceregistry.discovery.Directory` that runs. It stays the caller's.
         :param pool: keeps the connections, and stays the caller's; one of its own by default.
         :param strategy: ``round-robin``, ``random`` or ``least-connections``.
-        :param timeout: seconds that each instance is given to accept a connection; also for how long the directory's
-            first listing is waited for.
+        :param timeout: seconds that each instance is given to accept a connection, 0.001 at least; also for how long
+            the directory's first listing is waited for.
         :param near: our own ``region`` and ``zone``, to prefer what is near.
         :param policy: whose certificates are trusted; by default those that browsers trust.
         :param random: gives numbers from 0 to 1 to the strategy.
-        :raises ValueError: if there is no such strategy, or *near* has other keys.
+        :raises ValueError: if there is no such strategy, *near* has other keys, or *timeout* is not such a number.
         """
+        timeout = checkedConnectTimeout(timeout)
         self._reactor = reactor
         self._directory = directory
         self._options: dict[str, Any] = {"strategy": strategy, "near": near, "random": random}

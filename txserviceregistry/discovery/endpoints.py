@@ -38,15 +38,35 @@ from ..deferred import returnsDeferred, waitFor
 from ..errors import RegistrationEnded
 from ..fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
 from ..logs import Logger
+from ..parsing import LONGEST_INTERVAL, boundedNumber
 from ..registration import RegisteredService
 from .balancing import Balancer, TryNext, View, tryEach
 from .instances import HOST_KEYS, PORT_KEYS, Instance
 from .strategies import IStrategy
 
-__all__ = ["CONNECT_TIMEOUT", "RegisteredEndpoint", "RegisteredPort", "RegistryEndpoint"]
+__all__ = [
+    "CONNECT_TIMEOUT",
+    "RegisteredEndpoint",
+    "RegisteredPort",
+    "RegistryEndpoint",
+    "checkedConnectTimeout",
+]
 
 #: Seconds that each instance is given to accept a connection, unless somebody says otherwise.
 CONNECT_TIMEOUT = 5.0
+_SHORTEST_TIMEOUT = 0.001
+
+
+def checkedConnectTimeout(timeout: object) -> float:
+    """
+    Seconds that each instance is given, as an argument or an endpoint string has them.
+
+    :raises ValueError: if it is not a number from 0.001 to a hundred years.
+    """
+    try:
+        return boundedNumber(timeout, _SHORTEST_TIMEOUT, LONGEST_INTERVAL)
+    except ValueError as error:
+        raise ValueError(f"timeout: {error}") from None
 
 
 class _Watched(Protocol):
@@ -134,14 +154,14 @@ class RegistryEndpoint:
         :param directory: a :class:`~txserviceregistry.discovery.Directory` that runs. It stays the caller's.
         :param tag: which services.
         :param strategy: ``round-robin``, ``random``, ``least-connections``, or one of its own.
-        :param timeout: seconds that each instance is given; also for how long the directory's first listing is waited
-            for.
+        :param timeout: seconds that each instance is given, 0.001 at least; also for how long the directory's first
+            listing is waited for.
         :param near: our own ``region`` and ``zone``, to prefer what is near.
         :param random: gives numbers from 0 to 1 to a strategy that is given by name.
-        :raises ValueError: if there is no such strategy, or *near* has other keys.
+        :raises ValueError: if there is no such strategy, *near* has other keys, or *timeout* is not such a number.
         """
         self._reactor = reactor
-        self._timeout = timeout
+        self._timeout = checkedConnectTimeout(timeout)
         self._balancer = Balancer(directory, tag, clock=reactor, strategy=strategy, near=near, random=random)
 
     def __repr__(self) -> str:

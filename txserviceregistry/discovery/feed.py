@@ -24,10 +24,11 @@ from ..files import WriteOutage, replaceFile
 from ..logs import Logger
 from ..ownership import checkPath
 from ..parsing import LATEST, boundedNumber
+from ..started import checkRunning
 from ..types import Event
 from .following import PAGE, Position, followingOf, isMarkerRefused, markerAt, ticksOf
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
-from .running import Run, checkRunning
+from .running import Run
 
 if TYPE_CHECKING:
     from ..client import Client

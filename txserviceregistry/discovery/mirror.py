@@ -29,9 +29,10 @@ from ..files import WriteOutage, replaceFile
 from ..logs import Logger
 from ..ownership import checkPath
 from ..parsing import LATEST, LONGEST_INTERVAL, boundedNumber
+from ..started import checkRunning, notRunning
 from ..types import Event
 from .following import PAGE, Following, Position, followingOf, isMarkerRefused
-from .running import Run, checkRunning, notRunning
+from .running import Run
 
 if TYPE_CHECKING:
     from ..client import Client

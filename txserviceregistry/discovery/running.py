@@ -8,29 +8,12 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from ..deferred import waitFor
-from ..errors import NotRunning
 
-__all__ = ["Run", "checkRunning", "notRunning"]
-
-
-def notRunning(service: Service) -> NotRunning:
-    """The error that says of a service that it has to be started."""
-    return NotRunning(f"{type(service).__name__} is not running; call startService()")
-
-
-def checkRunning(service: Service, isRunning: bool) -> None:
-    """
-    Check, before something waits for a service, that it is running or the child of a service that will start it.
-
-    :raises NotRunning: if it is neither.
-    """
-    if not isRunning and service.parent is None:
-        raise notRunning(service)
+__all__ = ["Run"]
 
 
 class Run:

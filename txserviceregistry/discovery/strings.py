@@ -23,8 +23,8 @@ from zope.interface import implementer
 from ..errors import InvalidSettings, ServiceRegistryError
 from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
 from ..logs import Logger
-from ..parsing import LONGEST_INTERVAL, boundedNumber, parseMetadata, parseTags
-from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint
+from ..parsing import parseMetadata, parseTags
+from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, checkedConnectTimeout
 from .shared import Loan, borrow
 from .strategies import strategyNamed
 
@@ -144,16 +144,12 @@ def registryFromString(reactor: Any, *args: str, **kwargs: str) -> SharedRegistr
     if "strategy" in given:
         strategyNamed(given["strategy"])
         options["strategy"] = given["strategy"]
-    options["timeout"] = _seconds(given["timeout"]) if "timeout" in given else CONNECT_TIMEOUT
+    try:
+        options["timeout"] = checkedConnectTimeout(given.get("timeout", CONNECT_TIMEOUT))
+    except ValueError as error:
+        raise ValueError(f"registry: {error}") from None
     options["near"] = {area: given[area] for area in ("region", "zone") if area in given}
     return SharedRegistryEndpoint(reactor, tags[0], options)
-
-
-def _seconds(text: str) -> float:
-    try:
-        return boundedNumber(text, 0.001, LONGEST_INTERVAL)
-    except ValueError as error:
-        raise ValueError(f"registry: timeout: {error}")
 
 
 def registeredFromString(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoint:

@@ -15,9 +15,9 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from ..shapes import readConfigurationValue
+from ..started import checkRunning
 from ..types import Event
 from .mirror import Mirror
-from .running import checkRunning
 
 if TYPE_CHECKING:
     from ..client import Client
