@@ -111,10 +111,12 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
     A command whose result has columns.
 
     :ivar columns: their names in the API, which the formats for programs have, and the headings of tables for these.
+    :ivar important: the columns that a table may leave out if the terminal is too narrow, the most important one first.
     :ivar alone: the column that ``-f value`` shows if none are chosen; ``None`` for all.
     """
 
     columns: Mapping[str, str] = {}
+    important: Sequence[str] = ()
     alone: str | None = None
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
@@ -138,6 +140,9 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
         for asked in ("columns", "sort_columns"):
             if hasattr(parsed_args, asked):
                 setattr(parsed_args, asked, [self._column(word) for word in getattr(parsed_args, asked)])
+        # What is asked for by name is not left out.
+        parsed_args.importance = [] if parsed_args.columns else [self.columns[name] for name in self.important]
+        parsed_args.note = self.app.note
         return super().run(parsed_args)
 
     def _column(self, word: str) -> str:

@@ -44,6 +44,7 @@ class List(ListCommand):
 
     example = "raxsr events list --type service.timeout --limit 10"
     columns = COLUMNS
+    important = ("payload", "id")
 
     def addArguments(self, parser: Parser) -> None:
         """What the command takes."""

@@ -14,10 +14,12 @@ import io
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, TextIO, TypeVar
 
+import attrs
 from cliff.columns import FormattableColumn
 from cliff.formatters.base import ListFormatter, SingleFormatter
 from cliff.formatters.commaseparated import CSVLister
@@ -154,7 +156,10 @@ def _plain(row: Iterable[Any]) -> list[Any]:
 
 
 class _Table(ListFormatter, SingleFormatter):
-    """Tables. On a terminal their wide columns are broken into lines that fit; in a pipe nothing is."""
+    """
+    Tables. On a terminal they are made to fit: texts are broken between words, then columns are left out, and only
+    where that is not enough, words are broken. In a pipe nothing is.
+    """
 
     def add_argument_group(self, parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group("table formatter")
@@ -178,26 +183,30 @@ class _Table(ListFormatter, SingleFormatter):
         # The import is slow, and not needed for any other format.
         from prettytable import PrettyTable
 
-        table = PrettyTable(list(names))
-        table.align = "l"
-        for column in numeric:
-            if rows and all(isinstance(row[column], int) for row in rows):
-                table.align[names[column]] = "r"
         texts = [[self.text(cell) for cell in row] for row in rows]
-        table.add_rows(texts)
+        kept = list(range(len(names)))
         width = options.max_width if options.max_width > 0 else self._terminalWidth(options.fit_width)
         if width:
-            wrapping = [
-                column
-                for column in range(len(names))
-                if any(isinstance(row[column], Cell) and row[column].wraps for row in rows)
-            ]
-            widths = [
-                max([len(name), *(len(line) for row in texts for line in row[column].split("\n"))])
+            columns = [
+                _Width.of(name, [row[column] for row in rows], [row[column] for row in texts])
                 for column, name in enumerate(names)
             ]
-            for column in _fit(widths, wrapping, width - 3 * len(names) - 1):
-                table.max_width[names[column]] = widths[column]
+            important = [names.index(name) for name in options.importance]
+            kept = _keep(columns, important, width)
+            for column in _fit(columns, kept, width):
+                for row in texts:
+                    row[column] = _broken(row[column], columns[column].now)
+            leftOut = [name for column, name in enumerate(names) if column not in kept]
+            if leftOut:
+                options.note(
+                    f"the terminal is too narrow for {', '.join(leftOut)}: choose columns with -c, or use -f json"
+                )
+        table = PrettyTable([names[column] for column in kept])
+        table.align = "l"
+        for column in kept:
+            if column in numeric and rows and all(isinstance(row[column], int) for row in rows):
+                table.align[names[column]] = "r"
+        table.add_rows([[row[column] for column in kept] for row in texts])
         print(table.get_string(), file=stdout)
 
     @staticmethod
@@ -218,20 +227,77 @@ class _Table(ListFormatter, SingleFormatter):
         return 0
 
 
-def _fit(widths: list[int], wrapping: Sequence[int], available: int) -> list[int]:
+@attrs.define
+class _Width:
     """
-    Make the wrapping columns narrower, the widest one first, until all fit or none can give any more.
+    How wide a column is.
+
+    :ivar now: with what has been broken so far.
+    :ivar whole: the least that breaks no word.
+    :ivar least: the least at all.
+    """
+
+    now: int
+    whole: int
+    least: int
+
+    @classmethod
+    def of(cls, name: str, cells: Sequence[Any], texts: Sequence[str]) -> _Width:
+        """The width of a column of these *cells* and what is to be written for them."""
+        now = max([len(name), *(len(line) for text in texts for line in text.split("\n"))])
+        if not any(isinstance(cell, Cell) and cell.wraps for cell in cells):
+            return cls(now, now, now)
+        least = min(now, max(len(name), _NARROWEST))
+        return cls(now, max([least, *(len(word) for text in texts for word in text.split())]), least)
+
+    def bound(self, breaksWords: bool) -> int:
+        """How narrow it can become."""
+        return self.least if breaksWords else self.whole
+
+
+def _space(columns: int, width: int) -> int:
+    """What a table of this *width* has for the texts of so many columns."""
+    return width - 3 * columns - 1
+
+
+def _keep(columns: Sequence[_Width], important: Sequence[int], width: int) -> list[int]:
+    """
+    Choose the columns for which there is room without a broken word.
+
+    :param important: those that may be left out, the most important one first.
+    :return: the chosen ones in their order.
+    """
+    kept = [column for column in range(len(columns)) if column not in important]
+    for column in important:
+        more = [*kept, column]
+        if sum(columns[each].whole for each in more) <= _space(len(more), width):
+            kept = more
+    return sorted(kept)
+
+
+def _fit(columns: Sequence[_Width], kept: Sequence[int], width: int) -> list[int]:
+    """
+    Make columns narrower, the widest one first, until all fit or none can give any more: first between words, and then
+    within them.
 
     :return: the columns that have become narrower.
     """
     narrowed = set()
-    while sum(widths) > available:
-        widest = max(wrapping, key=lambda column: widths[column], default=None)
-        if widest is None or widths[widest] <= _NARROWEST:
-            break
-        widths[widest] -= 1
-        narrowed.add(widest)
+    for breaksWords in (False, True):
+        while sum(columns[column].now for column in kept) > _space(len(kept), width):
+            wide = [column for column in kept if columns[column].now > columns[column].bound(breaksWords)]
+            if not wide:
+                break
+            widest = max(wide, key=lambda column: columns[column].now)
+            columns[widest].now -= 1
+            narrowed.add(widest)
     return sorted(narrowed)
+
+
+def _broken(text: str, width: int) -> str:
+    """*text* in lines that are not longer than *width*, broken between words where that is possible."""
+    lines = (textwrap.wrap(line, width, break_on_hyphens=False) or [""] for line in text.split("\n"))
+    return "\n".join(part for parts in lines for part in parts)
 
 
 class _CSV(CSVLister, SingleFormatter):

@@ -136,6 +136,7 @@ class List(ListCommand):
 
     example = "raxsr services list --tag www -f json"
     columns = _COLUMNS
+    important = ("metadata", "tags", "last_seen", "heartbeat_timeout")
 
     def addArguments(self, parser: Parser) -> None:
         """What the command takes."""

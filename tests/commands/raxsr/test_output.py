@@ -1,0 +1,77 @@
+"""Tables, and how they are made to fit a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.commands.raxsr.output import FORMATS, Metadata, Tags, Text
+
+NAMES = ("Service ID", "Seconds", "Tags", "Metadata")
+IMPORTANCE = ("Metadata", "Tags", "Seconds")
+
+
+class TableTests(SynchronousTestCase):
+    """Tables of a given width."""
+
+    def table(self, rows: Sequence[Sequence[Any]], width: int, names: Sequence[str] = NAMES) -> list[str]:
+        """The lines of a table; what is told beside it is in :attr:`notes`."""
+        self.notes: list[str] = []
+        stdout = io.StringIO()
+        importance = [name for name in IMPORTANCE if name in names]
+        options = argparse.Namespace(max_width=width, fit_width=False, importance=importance, note=self.notes.append)
+        FORMATS["table"].obj.emit_list(names, rows, stdout, options)
+        return stdout.getvalue().splitlines()
+
+    def row(self, tags: Sequence[str], **metadata: str) -> Sequence[Any]:
+        return ("web-server-1", 30, Tags(tags), Metadata(metadata))
+
+    def test_breaksBetweenWords(self) -> None:
+        """Where that is enough, all columns stay and all words are whole, those with hyphens too."""
+        lines = self.table([self.row(["first-tag", "second-tag"], host="web-1.example.com", port="8000")], 75)
+        self.assertEqual(self.notes, [])
+        self.assertLessEqual(max(map(len, lines)), 75)
+        for word in (*NAMES, "web-server-1", "first-tag", "second-tag", "host=web-1.example.com", "port=8000"):
+            self.assertTrue(any(word in line for line in lines), word)
+
+    def test_leavesColumnsOut(self) -> None:
+        """Where no word can be left whole, the least important columns are left out, which is told."""
+        row = self.row(["first-tag", "second-tag"], host="web-1.example.com", port="8000")
+        for width, leftOut in ((60, ["Seconds"]), (50, ["Seconds", "Tags"]), (40, ["Seconds", "Metadata"])):
+            lines = self.table([row], width)
+            self.assertLessEqual(max(map(len, lines)), width)
+            self.assertEqual([name for name in NAMES if name not in lines[1]], leftOut)
+            [note] = self.notes
+            self.assertIn(f"too narrow for {', '.join(leftOut)}:", note)
+            self.assertTrue(any("web-server-1" in line for line in lines))
+
+    def test_aLongWordTakesNoOthersPlace(self) -> None:
+        """A column for whose words there is never room does not push others out."""
+        self.table([self.row(["www"], token="x" * 200)], 80)
+        self.assertEqual(len(self.notes), 1)
+        self.assertIn("too narrow for Metadata:", self.notes[0])
+
+    def test_breaksWordsAtTheEnd(self) -> None:
+        """Where nothing can be left out, words are broken rather than lines of the table; ids never are."""
+        lines = self.table([("/some/long/key", Text("x" * 200))], 60, ("ID", "Value"))
+        self.assertEqual((self.notes, {len(line) for line in lines}), ([], {60}))
+        self.assertEqual("".join(lines).count("x"), 200)
+        self.assertTrue(any("/some/long/key" in line for line in lines))
+
+    def test_lineEndsStay(self) -> None:
+        """What has several lines has them in a narrow table too, the empty ones included."""
+        lines = self.table([("key", Text("one\n\ntwo " + "three " * 20))], 40, ("ID", "Value"))
+        self.assertEqual(
+            [line.split("|")[2].strip() for line in lines[3:6]], ["one", "", lines[5].split("|")[2].strip()]
+        )
+        self.assertTrue(lines[5].split("|")[2].strip().startswith("two three"))
+
+    def test_whatFitsStaysWhole(self) -> None:
+        """A table that fits, or for which no width is known, is written as it is."""
+        row = self.row(["a"], b="c")
+        self.assertEqual(self.table([row], 80), self.table([row], 0))
+        self.assertEqual(self.notes, [])
