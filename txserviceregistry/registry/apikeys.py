@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -104,13 +104,15 @@ class _Check(Generic[_T]):
     A check that waits.
 
     :ivar name: whose key it is said to be; checks of one name run one after the other.
-    :ivar work: does it; ``None`` if it is only to take as long.
+    :ivar work: does it.
+    :ivar isVain: whether it is known that the key is wrong, so that the check has only to take as long as one.
     :ivar done: fires with its outcome.
     """
 
     name: str
     origin: Origin
-    work: Callable[[], _T] | None
+    work: Callable[[], _T]
+    isVain: bool
     done: Deferred[_T | None] = attrs.field(factory=Deferred)
 
 
@@ -131,7 +133,7 @@ class _Lanes:
         self._hasher = hasher
         self._randomBytes = randomBytes
         self._queues: dict[bool, FairQueue[_Check[Any]]] = {False: FairQueue(), True: FairQueue()}
-        self._parked: dict[str, list[_Check[Any]]] = {}
+        self._running: set[str] = set()
         self._isFree = {False: True, True: True}
         self._took: deque[float] = deque(maxlen=_DURATIONS)
         self._pausing: set[Deferred[None]] = set()
@@ -141,26 +143,22 @@ class _Lanes:
         self.waited = 0
         self.refused = 0
 
-    @property
-    def hasMeasured(self) -> bool:
-        """Whether it is known how long a check takes."""
-        return bool(self._took)
-
     def stop(self) -> None:
         """Nothing takes time any more that does nothing."""
         self._isStopped = True
         for pause in list(self._pausing):
             pause.cancel()
 
-    def run(self, name: str, origin: Origin, work: Callable[[], _T] | None) -> Deferred[_T | None]:
+    def run(self, name: str, origin: Origin, work: Callable[[], _T], isVain: bool) -> Deferred[_T | None]:
         """
-        :param work: is run by the hasher; ``None`` for a check that takes as long as one, and does nothing.
-        :return: fires with what it returns.
+        :param work: is run by the hasher.
+        :param isVain: only take as long as that does, once it is known how long.
+        :return: fires with what *work* returns, or with ``None``.
         :raises Overloaded: if too many wait, and this is the one that would be served last.
         """
-        check: _Check[_T] = _Check(name, origin, work)
+        check: _Check[_T] = _Check(name, origin, work, isVain)
         self._count += 1
-        self._add(check)
+        self._queues[origin.isKnown].add((origin.peer, name, origin.connection), check)
         self._serve()
         if not check.done.called:
             self.waited += 1
@@ -168,9 +166,8 @@ class _Lanes:
             self._dropLast()
         return check.done
 
-    def _add(self, check: _Check[Any]) -> None:
-        origin = check.origin
-        self._queues[origin.isKnown].add((origin.peer, check.name, origin.connection), check)
+    def _mayGo(self, path: Sequence[Hashable]) -> bool:
+        return len(path) != 2 or path[1] not in self._running
 
     def _serve(self) -> None:
         # What is done at once ends in here again. A loop, because hundreds that did so would overflow the stack.
@@ -189,16 +186,16 @@ class _Lanes:
         for lane, queues in ((False, (False, True)), (True, (True,))):
             for isKnown in queues:
                 queue = self._queues[isKnown]
-                while queue and self._isFree[lane]:
-                    path, check = queue.pop()
-                    if check.name in self._parked:
-                        self._parked[check.name].append(check)
-                        continue
+                while self._isFree[lane]:
+                    next_ = queue.pop(self._mayGo)
+                    if next_ is None:
+                        break
+                    path, check = next_
                     hasBegun = True
                     queue.charge(path, 1)
                     self._count -= 1
-                    self._parked[check.name] = []
-                    if check.work is None:
+                    self._running.add(check.name)
+                    if check.isVain and self._took:
                         self._pause(check)
                     else:
                         self._isFree[lane] = False
@@ -213,11 +210,10 @@ class _Lanes:
             self._isFree[lane] = True
             self._end(check, outcome)
 
-        assert check.work is not None
         self._hasher(check.work).addBoth(done)
 
     def _pause(self, check: _Check[Any]) -> None:
-        seconds = self._took[self._randomBytes(1)[0] % len(self._took)] if self._took else 0.0
+        seconds = self._took[self._randomBytes(1)[0] % len(self._took)]
         if not seconds or self._isStopped:
             self._end(check, None)
             return
@@ -231,19 +227,14 @@ class _Lanes:
         pause.addBoth(done)
 
     def _end(self, check: _Check[Any], outcome: Any) -> None:
-        for each in self._parked.pop(check.name):
-            self._add(each)
+        self._running.discard(check.name)
         check.done.callback(outcome)
         self._serve()
 
     def _dropLast(self) -> None:
-        for isKnown in (False, True):
-            queue = self._queues[isKnown]
-            if queue:
-                _, victim = queue.dropLast()
-                break
-        else:
-            victim = max(self._parked.values(), key=len).pop()
+        last = self._queues[False].dropLast() or self._queues[True].dropLast()
+        assert last is not None
+        _, victim = last
         self._count -= 1
         self.refused += 1
         victim.done.errback(Overloaded())
@@ -327,10 +318,8 @@ class KeyChecks:
     async def _check(self, username: str, apiKey: str, keyHash: str | None, digest: bytes, origin: Origin) -> bool:
         """Find out whether a key is right. Whatever it costs, how long it takes does not tell why a key is wrong."""
         isWrong = keyHash is None or self._wrong.get(digest) == keyHash
-        work = None
-        if not isWrong or not self._lanes.hasMeasured:
-            work = partial(keyMatches, apiKey, keyHash or self._decoy)
-        right = bool(await self._lanes.run(username, origin, work)) and not isWrong
+        work = partial(keyMatches, apiKey, keyHash or self._decoy)
+        right = bool(await self._lanes.run(username, origin, work, isWrong)) and not isWrong
         if keyHash is not None:
             (self._known if right else self._wrong).put(digest, keyHash)
         return right

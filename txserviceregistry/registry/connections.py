@@ -438,7 +438,9 @@ class Line:
             for _ in range(len(self._line)):
                 if self._spent >= self.SECONDS:
                     break
-                self._line.pop()[1]()
+                served = self._line.pop()
+                assert served is not None
+                served[1]()
         finally:
             self._isServing = False
         if self.isBusy:

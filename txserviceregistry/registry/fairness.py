@@ -10,7 +10,7 @@ new on a level starts at the level's virtual time, which is behind nearly all pa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Generic, TypeAlias, TypeVar
@@ -41,6 +41,10 @@ class Origin:
     isKnown: bool = False
 
 
+def _always(path: _Path) -> bool:
+    return True
+
+
 class FairQueue(Generic[_T]):
     """
     A queue that serves parties in turn, however many items each of them has in it.
@@ -63,37 +67,34 @@ class FairQueue(Generic[_T]):
         self._count += 1
         self._root.add(path, item)
 
-    def pop(self) -> tuple[_Path, _T]:
+    def pop(self, mayGo: Callable[[_Path], bool] = _always) -> tuple[_Path, _T] | None:
         """
         Take the item whose turn it is.
 
-        :raises IndexError: if none waits.
+        :param mayGo: is called with the beginning of a path, and says whether anything of it may be taken now.
+        :return: the item with its path; ``None`` if there is none that may be taken.
         """
-        return self._take(last=False)
+        return self._take(mayGo, last=False)
 
-    def dropLast(self) -> tuple[_Path, _T]:
+    def dropLast(self) -> tuple[_Path, _T] | None:
         """
-        Take the item that would be served last.
-
-        :raises IndexError: if none waits.
+        Take the item that would be served last; ``None`` if there is none.
         """
-        return self._take(last=True)
+        return self._take(_always, last=True)
 
     def charge(self, path: _Path, cost: float) -> None:
         """Some work has been done for *path*, be it for an item that waited here or not."""
         if self._count and cost > 0:
             self._root.charge(path, cost)
 
-    def _take(self, *, last: bool) -> tuple[_Path, _T]:
-        if not self._count:
-            raise IndexError("nothing waits")
-        path: list[Hashable] = []
-        item = self._root.take(path, last)
-        self._count -= 1
-        if not self._count:
-            # Nobody waits, so there is no order to keep; and what was remembered of clients that are gone, goes.
-            self._root = _Level()
-        return path, item
+    def _take(self, mayGo: Callable[[_Path], bool], *, last: bool) -> tuple[_Path, _T] | None:
+        taken = self._root.take((), mayGo, last) if self._count else None
+        if taken is not None:
+            self._count -= 1
+            if not self._count:
+                # Nobody waits, so there is no order to keep; and what was remembered of clients that are gone, goes.
+                self._root = _Level()
+        return taken
 
 
 class _Level(Generic[_T]):
@@ -120,28 +121,41 @@ class _Level(Generic[_T]):
         else:
             inside.add(rest, item)
 
-    def take(self, path: list[Hashable], last: bool) -> _T:
-        if last:
-            entry = max(self._heap)
-            self._heap.remove(entry)
-            heapify(self._heap)
-        else:
-            entry = self._popHeap()
-            self._now = max(self._now, entry[0])
-        party = entry[2]
-        path.append(party)
+    def take(
+        self, above: tuple[Hashable, ...], mayGo: Callable[[_Path], bool], last: bool
+    ) -> tuple[tuple[Hashable, ...], _T] | None:
+        kept: list[tuple[float, int, Hashable]] = []
+        taken = None
+        while self._heap and taken is None:
+            entry = self._popLast() if last else self._popFirst()
+            taken = self._takeOf(entry[2], above, mayGo, last)
+            if entry[2] in self._waiting:
+                kept.append(entry)
+            if taken is not None and not last:
+                self._now = max(self._now, entry[0])
+        for entry in kept:
+            heappush(self._heap, entry)
+        return taken
+
+    def _takeOf(
+        self, party: Hashable, above: tuple[Hashable, ...], mayGo: Callable[[_Path], bool], last: bool
+    ) -> tuple[tuple[Hashable, ...], _T] | None:
+        path = (*above, party)
+        if not mayGo(path):
+            return None
         inside = self._waiting[party]
         if isinstance(inside, deque):
-            item = inside.pop() if last else inside.popleft()
+            taken = path, inside.pop() if last else inside.popleft()
             isEmpty = not inside
         else:
-            item = inside.take(path, last)
+            found = inside.take(path, mayGo, last)
+            if found is None:
+                return None
+            taken = found
             isEmpty = not inside._waiting
         if isEmpty:
             del self._waiting[party]
-        else:
-            heappush(self._heap, entry)
-        return item
+        return taken
 
     def charge(self, path: _Path, cost: float) -> None:
         party = path[0]
@@ -158,7 +172,7 @@ class _Level(Generic[_T]):
                 self._ends.clear()
             self._pruneAt = 2 * len(self._ends) + 64
 
-    def _popHeap(self) -> tuple[float, int, Hashable]:
+    def _popFirst(self) -> tuple[float, int, Hashable]:
         while True:
             entry = heappop(self._heap)
             # Work that was done since counts: it is looked up here, and not at each charge for thousands.
@@ -166,6 +180,12 @@ class _Level(Generic[_T]):
             if end <= entry[0]:
                 return entry
             heappush(self._heap, (end, next(self._order), entry[2]))
+
+    def _popLast(self) -> tuple[float, int, Hashable]:
+        entry = max(self._heap)
+        self._heap.remove(entry)
+        heapify(self._heap)
+        return entry
 
     def _push(self, party: Hashable) -> None:
         heappush(self._heap, (max(self._now, self._ends.get(party, 0.0)), next(self._order), party))
