@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import socket
 import tempfile
 from typing import Any
 
@@ -23,6 +24,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import directlyProvides, providedBy
 
+from txserviceregistry.registry.connections import ConnectionLimits
 from txserviceregistry.registry.http import Answer, inBytes
 from txserviceregistry.registry.web import apiSite
 
@@ -615,6 +617,25 @@ class SocketTests(TestCase):
         client.transport.write(self.request(100))  # type: ignore[union-attr]
         await client.ended
         self.assertEqual([reply.code for reply in parseReplies(client.data)], [201])
+
+    async def test_whatHasArrivedIsAnswered(self) -> None:
+        """
+        A request that has come in, and has not been read, is answered, though newcomers need its connection's place.
+        """
+        site = apiSite(self.api.resource, reactor, ConnectionLimits(connections=2))  # type: ignore[arg-type]
+        self.addCleanup(site.drain, 1)
+        self.port = reactor.listenTCP(0, site, interface="127.0.0.1")  # type: ignore[attr-defined]
+        self.addCleanup(self.port.stopListening)
+        clients = [await self.connect() for _ in range(2)]
+        newcomers = [socket.create_connection(("127.0.0.1", self.port.getHost().port)) for _ in range(2)]
+        for each in newcomers:
+            self.addCleanup(each.close)
+        for each in clients:
+            # Both have come before the registry looks at either.
+            each.transport.writeSomeData(requestBytes("GET", "/", None, {"Connection": "close"}))  # type: ignore[union-attr]
+        for each in clients:
+            await each.ended
+            self.assertEqual([reply.code for reply in parseReplies(each.data)], [404])
 
     async def test_drain(self) -> None:
         """
