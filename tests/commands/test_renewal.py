@@ -151,6 +151,24 @@ class RenewalTests(RenewalCase):
         self.assertEqual((await self.types(self.client())).count("service.timeout"), 0)
         self.assertNoTraceback()
 
+    async def test_theRegistryOfAnAgent(self) -> None:
+        """SIGHUP lets an agent's own registry read its certificate again; its service stays registered."""
+        root = Holder("Root", names=())
+        self.trusted.write_bytes(root.certificate)
+        self.write(Holder("first", issuer=root, ca=False))
+        agent = self.twistd(
+            *("service-registry-agent", "--id=web1", "--registry-listen"),
+            f"ssl:{self.port}:privateKey=registry-key.pem:certKey=registry-cert.pem:interface={LOOPBACK}",
+            environment=self.trusting,
+        )
+        await agent.says("is registered")
+        self.write(Holder("second", issuer=root, ca=False))
+        agent.kill("HUP")
+        await agent.says("SIGHUP received: certificates are read again")
+        await agent.says("TLS certificate registry-cert.pem reloaded")
+        self.assertEqual((await self.client().services.get("web1"))["id"], "web1")
+        self.assertNoTraceback()
+
     async def test_aClosedTerminal(self) -> None:
         """A registry in a terminal that is closed stops in good order, though SIGHUP is what it gets then."""
         registry = self.spawn(

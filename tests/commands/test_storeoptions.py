@@ -74,6 +74,23 @@ class EtcdOptionsTests(SynchronousTestCase):
             said = self.refused(**given)
             self.assertTrue(any(path in said for path in given.values()), said)
 
+    def test_thePasswordIsReadAgain(self) -> None:
+        """The file is looked at again; one that can't be used keeps the password that there was."""
+        path = self.file(b"old\n")
+        values: dict[str, Any] = {option.name: option.default for option in ETCD_OPTIONS}
+        values.update({"etcd": ["http://h1:2379"], "etcd-user": "joe", "etcd-password-file": path})
+        password = etcdStore(values, Clock()).password
+        assert password is not None
+        self.assertEqual(password.current(), "old")
+        for content, current in (
+            (b"newer\nrest", "newer"),
+            (b"\n", "newer"),
+            (b"\xff\xfe", "newer"),
+            (b"last", "last"),
+        ):
+            Path(path).write_bytes(content)
+            self.assertEqual(password.current(), current)
+
     def test_valuesThatAreNone(self) -> None:
         """A URL or a prefix that can't be one is repeated, with what is wrong with it."""
         self.assertTrue(self.refused(etcd="nonsense").startswith("'nonsense' is no URL"))

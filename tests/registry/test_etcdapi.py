@@ -39,6 +39,7 @@ from txserviceregistry.registry.stores.etcdapi import (
 )
 from txserviceregistry.registry.stores.etcdleases import newLease
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.reloading import Reloaded
 from txserviceregistry.tls import tlsPolicy
 from txserviceregistry.turns import Turns
 
@@ -57,7 +58,7 @@ class EtcdCase(LoopbackTestCase):
     def etcd(
         self,
         *urls: str,
-        credentials: tuple[str, str] | None = None,
+        credentials: tuple[str, str | Reloaded[str, str]] | None = None,
         policy: IPolicyForHTTPS | None = None,
         timeout: float = 1.0,
         **options: Any,
@@ -360,6 +361,70 @@ class UserTests(EtcdCase):
         self.assertIn("check the name and the password", wrong)
         self.assertNotIn("wrong-pass", wrong)
         await self.refuses(EtcdError, self.etcd(url).get("/1"))
+        # A new password ends all tokens too.
+        path = Path(self.mktemp())
+        path.write_text(password)
+        file = Reloaded("Password file", [str(path)], path.read_text, lambda text: text)
+        etcd = self.etcd(url, credentials=("root", file))
+        await etcd.get("/1")
+        changed = {"name": "root", "password": "new-" + password}
+        await JSONTransport(root, CLOCK, [url]).request("POST", "/v3/auth/user/changepw", body=changed)
+        path.write_text("new-" + password)
+        self.assertEqual(len((await etcd.range("/", "0"))[0]), 20)
+
+    async def test_aPasswordThatChanges(self) -> None:
+        """
+        One from a file is read again when the file has changed: before the next authentication, and after one that was
+        refused. While the file has the old one, or none, the old one is tried.
+        """
+        path = Path(self.mktemp())
+        path.write_text("old")
+        state = {"password": "old", "token": "t0"}
+        tried: list[str] = []
+
+        def handle(call: Call) -> None:
+            if call.path.endswith("/authenticate"):
+                tried.append(json.loads(call.body)["password"])
+                if tried[-1] != state["password"]:
+                    call.answer(400, refusal(3, "etcdserver: authentication failed, invalid user ID or password"))
+                    if state["password"] == "late":
+                        path.write_text("late")
+                else:
+                    call.answer(200, {"token": state["token"]})
+            elif call.headers.get("authorization") == state["token"]:
+                call.answer(200, DONE)
+            else:
+                call.answer(401, refusal(16, "invalid auth token"))
+
+        def changeTo(password: str) -> None:
+            tried.clear()
+            state.update(password=password, token=f"of {password}")
+
+        def read() -> str:
+            if not path.read_text():
+                raise ValueError("has no password")
+            return path.read_text()
+
+        file = Reloaded("Password file", [str(path)], read, lambda password: password)
+        etcd = self.etcd(self.serve(handle).url, credentials=("joe", file))
+        await etcd.txn((), ())
+        self.assertEqual(tried, ["old"])
+        changeTo("new")
+        path.write_text("new")
+        await etcd.txn((), ())
+        self.assertEqual(tried, ["new"])
+        changeTo("newer")
+        for content in ("new", ""):
+            path.write_text(content)
+            said = await self.refuses(StoreUnavailable, etcd.txn((), ()))
+            self.assertIn("check the name and the password", said)
+        self.assertEqual(tried, ["new", "new"])
+        path.write_text("newer")
+        await etcd.txn((), ())
+        # The file changes while the old password is refused.
+        changeTo("late")
+        await etcd.txn((), ())
+        self.assertEqual(tried, ["newer", "late"])
 
     async def test_anEndedTokenIsReplacedOnce(self) -> None:
         """However many requests meet its end together; so is one from before a change of etcd's users."""

@@ -32,6 +32,7 @@ from ..parsing import parseMetadata, parseTags
 from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
+from .hangup import Hangup
 from .process import OneLineOptions, endProcess, say
 from .registry import checkEndpoint, sayWhere
 
@@ -114,7 +115,8 @@ class Options(OneLineOptions):
 class AgentProcess(Service):
     """
     The dummy service, and (if *registry* is given) the registry it is in. What it starts it also stops, in this
-    order: the service leaves the registry, its port is closed, then the client, then the registry.
+    order: the service leaves the registry, its port is closed, then the client, then the registry. At SIGHUP the
+    registry reads its certificates again.
     """
 
     name = "service-registry-agent"
@@ -128,10 +130,13 @@ class AgentProcess(Service):
         self._service: RegisteredService | None = None
         self._port: IListeningPort | None = None
         self._starting: Deferred[None] | None = None
+        self._hangup = None if registry is None else Hangup(reactor, registry.reloadCertificates)
 
     def startService(self) -> None:
         """Start in the background; a start that fails ends the process with one line."""
         Service.startService(self)
+        if self._hangup is not None:
+            self._hangup.start()
         self._starting = self._start().addErrback(self._failed)
 
     def stopService(self) -> Deferred[None]:
@@ -139,6 +144,8 @@ class AgentProcess(Service):
         :return: fires when everything is down.
         """
         Service.stopService(self)
+        if self._hangup is not None:
+            self._hangup.stop()
         return self._stop()
 
     @returnsDeferred

@@ -9,6 +9,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from ..logs import Logger
+
 __all__ = ["Hangup"]
 
 _STREAMS = (0, 1, 2)
@@ -21,6 +23,8 @@ class Hangup:
     :param reactor: calls *reload* in its thread, and is stopped when the process's terminal was closed.
     :param reload: called at each SIGHUP.
     """
+
+    _log = Logger()
 
     def __init__(self, reactor: Any, reload: Callable[[], object]) -> None:
         self._reactor = reactor
@@ -44,4 +48,5 @@ class Hangup:
         if self._terminal is not None and not os.isatty(self._terminal):
             self._reactor.stop()
         else:
+            self._log.info("SIGHUP received: certificates are read again")
             self._reload()

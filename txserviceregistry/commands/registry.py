@@ -15,7 +15,6 @@ from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
 from ..files import absolutePath
-from ..logs import Logger
 from ..parsing import parseCount, parseDuration, parseRate
 from ..registry.accesslog import STDOUT
 from ..registry.connections import ConnectionLimits, raiseFileLimit
@@ -141,7 +140,6 @@ class RegistryProcess(Service):
     """
 
     name = "service-registry"
-    _log = Logger()
 
     def __init__(self, reactor: Any, registry: RegistryService, etcd: EtcdFactory | None = None) -> None:
         self.registry = registry
@@ -165,10 +163,9 @@ class RegistryProcess(Service):
         return self.registry.stopService()
 
     def _reload(self) -> None:
-        self._log.info("SIGHUP received: certificates are read again")
         self.registry.reloadCertificates()
         if self._etcd is not None:
-            self._etcd.policy.reload()
+            self._etcd.reload()
 
     def _listening(self, ports: list[IListeningPort]) -> None:
         sayWhere(self.registry)

@@ -13,7 +13,9 @@ import attrs
 from twisted.python import usage
 
 from ..errors import InvalidSettings
+from ..files import absolutePath
 from ..registry.stores.etcd import DEFAULT_PREFIX, EtcdStore
+from ..reloading import Reloaded
 from ..settings import parseUrls
 from ..tls import TLSPolicy, tlsPolicy
 from .options import Option
@@ -70,13 +72,21 @@ class EtcdFactory:
 
     :ivar make: makes it.
     :ivar policy: how its connections use TLS.
+    :ivar password: the file with the password of its user, if it has one.
     """
 
     make: Callable[[], EtcdStore]
     policy: TLSPolicy
+    password: Reloaded[str, str] | None = None
 
     def __call__(self) -> EtcdStore:
         return self.make()
+
+    def reload(self) -> None:
+        """Read the files with certificates, key and password again."""
+        self.policy.reload()
+        if self.password is not None:
+            self.password.reload()
 
 
 def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
@@ -91,7 +101,7 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
         raise usage.UsageError("--etcd-user and --etcd-password-file go together")
     if (values["etcd-cert-file"] is None) is not (values["etcd-key-file"] is None):
         raise usage.UsageError("--etcd-cert-file and --etcd-key-file go together")
-    credentials = None if user is None else (user, _password(passwordFile))
+    password = None if user is None else _passwordIn(passwordFile)
     try:
         policy = tlsPolicy(
             caFile=values["etcd-ca-file"], certFile=values["etcd-cert-file"], keyFile=values["etcd-key-file"]
@@ -99,17 +109,31 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
     except InvalidSettings as error:
         raise usage.UsageError(str(error)) from None
     make = partial(
-        EtcdStore, reactor, values["etcd"], prefix=values["etcd-prefix"], credentials=credentials, policy=policy
+        EtcdStore,
+        reactor,
+        values["etcd"],
+        prefix=values["etcd-prefix"],
+        credentials=None if password is None else (user, password),
+        policy=policy,
     )
-    return EtcdFactory(make, policy)
+    return EtcdFactory(make, policy, password)
 
 
-def _password(path: str) -> str:
+def _passwordIn(path: str) -> Reloaded[str, str]:
+    # Where the person who typed it is, and not where a process in the background will be.
+    absolute = absolutePath(path)
+
+    def read() -> str:
+        try:
+            lines = Path(absolute).read_text("utf-8").splitlines()
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ValueError(f"can't be read: {reason}") from None
+        if not lines or not lines[0]:
+            raise ValueError("has no password in its first line")
+        return lines[0]
+
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise usage.UsageError(f"--etcd-password-file {path} can't be read: {reason}") from None
-    if not lines or not lines[0]:
-        raise usage.UsageError(f"--etcd-password-file {path} has no password in its first line")
-    return lines[0]
+        return Reloaded(f"Password file {path}", [absolute], read, lambda password: password)
+    except ValueError as error:
+        raise usage.UsageError(f"--etcd-password-file {path} {error}") from None

@@ -40,6 +40,7 @@ from ...connecting import httpAgent
 from ...deferred import returnsDeferred
 from ...jsontransport import JSONTransport
 from ...logs import Logger
+from ...reloading import Reloaded
 from ...tls import tlsPolicy
 from ...turns import Turns
 from ..eventids import EventIds, newTail
@@ -142,7 +143,8 @@ class EtcdStore:
     :param reactor: the reactor.
     :param urls: of etcd's members, without a path.
     :param prefix: what all keys begin with, a slash at its end.
-    :param credentials: name and password of a user of etcd's; ``None`` where it asks for none.
+    :param credentials: name and password of a user of etcd's, or the file that has the password; ``None`` where it asks
+        for none.
     :param policy: whom to trust behind an ``https`` URL, and who to be there; the platform decides if not given.
     :param agent: does the requests, instead of connections of its own; it must hand over bodies as they come.
     :param wallClock: seconds since the epoch.
@@ -157,7 +159,7 @@ class EtcdStore:
         urls: Sequence[str],
         *,
         prefix: str = DEFAULT_PREFIX,
-        credentials: tuple[str, str] | None = None,
+        credentials: tuple[str, str | Reloaded[str, str]] | None = None,
         policy: IPolicyForHTTPS | None = None,
         agent: IAgent | None = None,
         wallClock: Callable[[], float] = time.time,

@@ -25,6 +25,7 @@ from zope.interface import implementer
 from ...deferred import returnsDeferred
 from ...errors import ServiceRegistryError
 from ...jsontransport import JSONTransport
+from ...reloading import Reloaded
 from ...shapes import readToken
 from ...turns import Turns
 from ..remembered import Shared
@@ -196,12 +197,24 @@ class User:
     """
     A user of etcd's.
 
+    :ivar password: the password, or the file that has it, which is read again when it has changed.
     :ivar token: what etcd has given for name and password; ``None`` while there is none.
     """
 
     name: str
-    password: str = attrs.field(repr=False)
+    password: str | Reloaded[str, str] = attrs.field(repr=False)
     token: str | None = attrs.field(default=None, repr=False)
+
+    def currentPassword(self) -> str:
+        """The password as it is now."""
+        return self.password if isinstance(self.password, str) else self.password.current()
+
+    def otherPassword(self, refused: str) -> str | None:
+        """The password that has taken the place of one that was *refused*; ``None`` if there is no other."""
+        if not isinstance(self.password, str):
+            self.password.suspect()
+        password = self.currentPassword()
+        return None if password == refused else password
 
     def over(self, agent: IAgent) -> IAgent:
         """An agent that does requests in the name of this user."""
@@ -472,11 +485,14 @@ class Etcd:
     async def _authenticate(self) -> None:
         user = self._user
         assert user is not None
-        response = await self._transport.request(
-            "POST", "/v3/auth/authenticate", body={"name": user.name, "password": user.password}, repeatable=True
-        )
-        if response.status >= 500:
-            raise EtcdError(_UNAVAILABLE, f"it can't authenticate anybody now ({response.status})")
-        if response.status != 200:
-            raise StoreUnavailable(f"etcd refuses its user {user.name!r}: check the name and the password")
-        user.token = response.read(readToken)["token"]
+        password: str | None = user.currentPassword()
+        while password is not None:
+            body = {"name": user.name, "password": password}
+            response = await self._transport.request("POST", "/v3/auth/authenticate", body=body, repeatable=True)
+            if response.status >= 500:
+                raise EtcdError(_UNAVAILABLE, f"it can't authenticate anybody now ({response.status})")
+            if response.status == 200:
+                user.token = response.read(readToken)["token"]
+                return
+            password = user.otherPassword(password)
+        raise StoreUnavailable(f"etcd refuses its user {user.name!r}: check the name and the password")
