@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
@@ -36,7 +38,16 @@ class ProgramTests(RaxsrTestCase):
             self.assertIn("Example: ", help.out)
             self.assertEqual(other.out, help.out)
         self.assertIn("services remove", (await self.good("help", "services")).out)
-        for option in ("--username", "--api-key", "--api-url", "--auth-url", "--region", "--debug"):
+        for option in (
+            "--username",
+            "--api-key",
+            "--api-url",
+            "--auth-url",
+            "--region",
+            "--debug",
+            "--verbose",
+            "--log-file",
+        ):
             self.assertIn(option, overview)
         self.assertEqual((await self.good("--version")).out, f"raxsr {__version__}\n")
 
@@ -103,6 +114,42 @@ class ProgramTests(RaxsrTestCase):
         down = await self.raxsr("services", "list", "--debug", "--api-url", "http://127.0.0.1:9/v1.0")
         self.assertEqual(down.code, 1)
         self.assertIn("no answer after", down.err)
+
+    async def test_verbose(self) -> None:
+        """-v shows one line for each request and each response, and -vv what --debug shows."""
+        shown = await self.raxsr("services", "list", "-v", "-f", "json")
+        self.assertEqual(shown.code, 0)
+        lines = shown.err.splitlines()
+        self.assertEqual([line[0] for line in lines], [">", "<", ">", "<"])
+        self.assertRegex(lines[3], r"^< 200 after \d+ ms, GET http://.*/services$")
+        more = await self.raxsr("services", "list", "-vv", "-f", "json")
+        self.assertIn('"apiKey": "***"', more.err)
+
+    async def test_logFile(self) -> None:
+        """--log-file keeps what a command asks and tells, with the time and without secrets, after what was there."""
+        settings = readSettings(environ={"HOME": self.home, **self.settings})
+        path = Path(self.home, "raxsr.log")
+        created = (await self.good("--log-file", str(path), "services", "create", self.prefix, "-f", "json")).json
+        self.assertEqual(path.stat().st_mode & 0o777, 0o600)
+        await self.refused("services", "get", "not-there", "--log-file", str(path), "-q")
+        lines = path.read_text().splitlines()
+        for line in lines:
+            self.assertRegex(line, r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} ")
+        text = "\n".join(lines)
+        self.assertIn(f" raxsr {__version__}: services create\n", text)
+        self.assertIn("> POST http://", text)
+        self.assertIn('raxsr: there is no service "not-there"', text)
+        for secret in (settings.apiKey, created["token"]):
+            self.assertNotIn(secret, text)
+        for bad in (self.home, os.path.join(self.home, "none", "raxsr.log")):
+            self.assertIn(
+                f"the log file {bad} can't be written", await self.refused("services", "list", "--log-file", bad)
+            )
+        ended = await self.good("services", "get", self.prefix, "-f", "value", "-c", "id", "--log-file", os.devnull)
+        self.assertEqual(ended.out, f"{self.prefix}\n")
+        full = await self.raxsr("services", "get", self.prefix, "-f", "value", "-c", "id", "--log-file", "/dev/full")
+        self.assertEqual((full.out, full.code, len(full.err.splitlines())), (f"{self.prefix}\n", 0, 1))
+        self.assertIn("can't be written any more", full.err)
 
     async def test_debugLeavesWordsWhole(self) -> None:
         """A token or key that is a piece of other words is blanked where it stands by itself, and nowhere else."""

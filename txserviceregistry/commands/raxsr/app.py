@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import traceback
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,7 @@ from ..._version import __version__
 from ...errors import ServiceRegistryError
 from ..console import checkOutput, tell
 from ..outcome import CommandFailed, Interrupted, UsageError, oneLine
+from .logfile import LogFile
 from .parser import GlobalParser, didYouMean
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ class Raxsr(App):
 
     NAME = "raxsr"
 
+    #: Takes lines for ``--log-file``, if it is given.
+    log: Callable[[str], None] | None = None
+
     def __init__(self) -> None:
         super().__init__("Ask a service registry, and change what is in it.", __version__, _commandManager())
         # cliff has put commands of its own over two of ours.
@@ -93,6 +98,19 @@ class Raxsr(App):
         options.add_argument(
             "--debug", action="store_true", help="show the HTTP exchange on stderr, with secrets blanked"
         )
+        options.add_argument(
+            "-v",
+            "--verbose",
+            action="count",
+            default=0,
+            help="show each request and its status on stderr; -vv is the same as --debug",
+        )
+        options.add_argument(
+            "--log-file",
+            metavar="FILE",
+            dest="logFile",
+            help="append notes, errors and the HTTP exchange to this file, with secrets blanked",
+        )
         return parser
 
     def run(self, argv: list[str]) -> int:
@@ -121,11 +139,15 @@ class Raxsr(App):
     def complain(self, text: str) -> None:
         """Tell what went wrong, in one line."""
         tell(f"{self.NAME}: {oneLine(text)}")
+        if self.log is not None:
+            self.log(f"{self.NAME}: {oneLine(text)}")
 
     def note(self, text: str) -> None:
         """Tell what is good to know and no result."""
         if not self.options.quiet:
             tell(f"{self.NAME}: {oneLine(text)}")
+        if self.log is not None:
+            self.log(f"{self.NAME}: {oneLine(text)}")
 
     def _run(self, argv: list[str]) -> int:
         self.options, words = self.parser.parse_known_args(argv)
@@ -147,6 +169,9 @@ class Raxsr(App):
             factory, name, arguments = self.command_manager.find_command(argv)
         except ValueError:
             raise UsageError(self.unknownCommand(argv)) from None
+        if self.options.logFile is not None and self.log is None:
+            self.log = LogFile(self.options.logFile).write
+            self.log(f"{self.NAME} {__version__}: {name}")
         command = cast("RaxsrCommand", factory(self, self.options))
         parsed = command.get_parser(f"{self.NAME} {name}").parse_args(arguments)
         if command.hasOutput(parsed):

@@ -96,7 +96,7 @@ class RaxsrCommand(Command):
             return await work(client, progress)
 
         try:
-            return withClient(self.app.options, self.app.stderr, working)
+            return withClient(self.app.options, self.app.stderr, working, self.app.log)
         finally:
             progress.done()
 

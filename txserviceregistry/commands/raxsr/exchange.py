@@ -1,13 +1,15 @@
 """
-``--debug``: what goes to the registry and what comes back, without the secrets in it.
+What goes to the registry and what comes back, without the secrets in it, for ``--debug``, ``-v`` and ``--log-file``.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
@@ -23,7 +25,7 @@ from ...jsontransport import TIMEOUT
 from ...settings import Settings
 from ...tls import tlsPolicy
 
-__all__ = ["ExchangeShown", "shownAgent"]
+__all__ = ["ExchangeShown", "View", "shownAgent"]
 
 _BLANK = "***"
 
@@ -33,6 +35,19 @@ _SECRET_MEMBERS = {"apikey", "api_key", "password", "token"}
 _MAX_CONNECTIONS = 2
 
 
+@attrs.frozen
+class View:
+    """
+    Where an exchange is shown.
+
+    :ivar write: takes a line.
+    :ivar hasBodies: whether the bodies are shown too.
+    """
+
+    write: Callable[[str], None]
+    hasBodies: bool
+
+
 @implementer(IAgent)
 class ExchangeShown:
     """
@@ -40,14 +55,14 @@ class ExchangeShown:
 
     :param agent: does the requests, and gives whole responses.
     :param pool: the agent's connections.
-    :param stream: where it is shown.
+    :param views: where it is shown.
     :param apiKey: the user's key, which is not.
     """
 
-    def __init__(self, agent: IAgent, pool: ConnectionPool, stream: TextIO, apiKey: str) -> None:
+    def __init__(self, agent: IAgent, pool: ConnectionPool, views: Sequence[View], apiKey: str) -> None:
         self._agent = agent
         self._pool = pool
-        self._stream = stream
+        self._views = views
         self._secrets = spellings(apiKey)
 
     def request(
@@ -87,8 +102,11 @@ class ExchangeShown:
             text = json.dumps(self._withoutSecrets(json.loads(body)), ensure_ascii=False) if body else ""
         except (ValueError, RecursionError):
             text = body.decode("utf-8", "replace")
-        for shown in filter(None, (line, text)):
-            print(f"{mark} {escaped(blanked(shown, self._secrets, _BLANK))}", file=self._stream, flush=True)
+        for index, shown in enumerate(filter(None, (line, text))):
+            hidden = f"{mark} {escaped(blanked(shown, self._secrets, _BLANK))}"
+            for view in self._views:
+                if index == 0 or view.hasBodies:
+                    view.write(hidden)
 
     def _withoutSecrets(self, value: Any, secret: bool = False) -> Any:
         """*value* without secrets. What was found to be one is remembered, for it may come back elsewhere."""
@@ -106,17 +124,17 @@ class ExchangeShown:
         return value
 
 
-def shownAgent(reactor: Any, settings: Settings, stream: TextIO) -> ExchangeShown:
+def shownAgent(reactor: Any, settings: Settings, views: Sequence[View]) -> ExchangeShown:
     """
     An agent like the client's own, but with nothing hidden except secrets.
 
     :param reactor: connects.
     :param settings: what is known about TLS, and the key.
-    :param stream: where the exchange is shown.
+    :param views: where the exchange is shown.
     """
     clock: IReactorTime = reactor
     pool = ConnectionPool(clock, _MAX_CONNECTIONS)
     policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
     connectTimeout = TIMEOUT / max(1, len(settings.baseUrls))
     agent = httpAgent(reactor, policy, connectTimeout, pool)
-    return ExchangeShown(agent, pool, stream, settings.apiKey)
+    return ExchangeShown(agent, pool, views, settings.apiKey)

@@ -24,20 +24,26 @@ from ...settings import Settings
 from ..optionsettings import inOptions, settingsOf
 from ..outcome import CommandFailed, UsageError
 from ..running import runReactor
-from .exchange import shownAgent
+from .exchange import View, shownAgent
 
 __all__ = ["findSettings", "withClient"]
 
 _T = TypeVar("_T")
 
 
-def withClient(options: argparse.Namespace, stderr: TextIO, work: Callable[[Client], Awaitable[_T]]) -> _T:
+def withClient(
+    options: argparse.Namespace,
+    stderr: TextIO,
+    work: Callable[[Client], Awaitable[_T]],
+    log: Callable[[str], None] | None = None,
+) -> _T:
     """
     Run the reactor for as long as *work* takes. A process can do that once.
 
     :param options: the options that every command has.
-    :param stderr: where ``--debug`` writes.
+    :param stderr: where ``--debug`` and ``-v`` write.
     :param work: gets the client, which is closed after it.
+    :param log: takes the lines for ``--log-file``.
     :return: what *work* gives.
     :raises CommandFailed: if there is no registry to be reached; or whatever *work* raises.
     :raises Interrupted: if a signal ended it.
@@ -45,12 +51,15 @@ def withClient(options: argparse.Namespace, stderr: TextIO, work: Callable[[Clie
     from twisted.internet import reactor
 
     settings = findSettings(options)
+    views = [View(log, True)] if log is not None else []
+    if options.debug or options.verbose:
+        views.append(View(lambda line: print(line, file=stderr, flush=True), options.debug or options.verbose > 1))
     useMonotonic(reactor)
     # Nobody reads a log here, and what is wrong is told otherwise.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
 
     async def working() -> _T:
-        agent = shownAgent(reactor, settings, stderr) if options.debug else None
+        agent = shownAgent(reactor, settings, views) if views else None
         try:
             async with Client(reactor=reactor, settings=settings, agent=agent) as client:
                 return await work(client)
