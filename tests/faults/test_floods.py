@@ -90,6 +90,8 @@ class FloodCase(AttackCase):
         for port in (self.control, self.port):
             attackers = self.attack(kind, count, *arguments, port=port)
             await self.until(lambda: self.areAtWork([attackers]))  # noqa: B023 (it is called in the loop)
+            # What they do at first, all at once, is over.
+            await deferLater(reactor, 2 if self.isFull else 1, lambda: None)
             for name, request in requests.items():
                 all_[name].append(await self.took(request, 0 if name.startswith("some") else self.seconds))
             answers = told(attackers)
