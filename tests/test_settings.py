@@ -264,6 +264,14 @@ class ReadSettingsTests(SynchronousTestCase):
         self.assertIn("the argument baseUrl", self.refused(baseUrl="nonsense", **who))
         self.assertIn("the argument authUrl", self.refused(authUrl=[], **who))
 
+    def test_variablesThatAreNotTextAreNamed(self) -> None:
+        """A variable with a byte that the locale's encoding can't decode is refused, and its value is not shown."""
+        good = {"RAXSR_USERNAME": "joe", "RAXSR_API_KEY": KEY}
+        for variable in ("RAXSR_USERNAME", "RAXSR_API_KEY", "RAXSR_API_URL", "RAXSR_CA_FILE"):
+            refused = self.refused({**good, variable: "caf\udce9"})
+            self.assertIn(f"the environment variable {variable} is not text", refused)
+            self.assertNotIn("caf", refused)
+
     def test_filesAreReadOnlyWhenNeeded(self) -> None:
         """A broken file disturbs nobody who gives everything himself."""
         self.raxrc("nonsense")

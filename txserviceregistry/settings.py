@@ -308,6 +308,14 @@ class _Lookup:
     def _fromEnvironment(self, name: str) -> Setting | None:
         variable = _NAMES[name][0]
         value = self._environ.get(variable, "").strip()
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            # Python puts half of a surrogate pair in place of a byte that it can't decode. It may be in a secret.
+            raise InvalidSettings(
+                f"the environment variable {variable} is not text in the encoding of the locale: write it in UTF-8, in "
+                "a UTF-8 locale such as LC_ALL=C.UTF-8"
+            ) from None
         return Setting(value, f"the environment variable {variable}") if value else None
 
     def isLocal(self, setting: Setting) -> bool:
