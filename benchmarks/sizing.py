@@ -19,8 +19,8 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import react
 
 from txserviceregistry import Client
-from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.settings import readSettings
+from txserviceregistry.util.deferred import returnsDeferred
 
 _AT_ONCE = 100
 

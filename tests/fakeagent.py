@@ -15,7 +15,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from txserviceregistry.agents import BytesProducer, WholeResponse
-from txserviceregistry.faults import FAULT_TYPES
+from txserviceregistry.util.faults import FAULT_TYPES
 
 TOKEN = "the-auth-token"
 API_KEY = "the-api-key"

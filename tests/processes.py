@@ -26,8 +26,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from txserviceregistry import Client
-from txserviceregistry.deferred import returnsDeferred, waitFor
 from txserviceregistry.settings import readSettings
+from txserviceregistry.util.deferred import returnsDeferred, waitFor
 
 # Far more than anything here takes; a test that waits for it has failed.
 PATIENCE = 60.0

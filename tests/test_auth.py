@@ -26,7 +26,6 @@ from txserviceregistry.auth import (
     Session,
     parseTime,
 )
-from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.errors import (
     APIError,
     AuthenticationFailed,
@@ -39,6 +38,7 @@ from txserviceregistry.errors import (
     ServerError,
 )
 from txserviceregistry.jsontransport import JSONTransport
+from txserviceregistry.util.deferred import returnsDeferred
 
 from .fakeagent import API_KEY, TOKEN, FakeAgent, access, answer, authFault, fault
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.blanking import blanked, spellings
+from txserviceregistry.util.redaction import blanked, spellings
 
 LONG = "2d7ff6e8-c8e9-11f0-8de9-0242ac120002"
 

@@ -27,7 +27,7 @@ from txserviceregistry.errors import (
     Unauthorized,
 )
 from txserviceregistry.settings import readSettings
-from txserviceregistry.suspend import SuspendWatch
+from txserviceregistry.util.suspend import SuspendWatch
 
 from .fakeagent import API_KEY, TOKEN, WEB1, FakeAgent, FakeApi, Sent, access, answer, authFault, fault
 from .loopback import Call, LoopbackTestCase, Server

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.deferred import then
+from txserviceregistry.util.deferred import then
 
 
 class ThenTests(SynchronousTestCase):

@@ -25,10 +25,10 @@ from tests.docblocks import DOCS, PageTestCase, blocksOf
 from tests.processes import withoutSettings
 from txserviceregistry import Client, errors
 from txserviceregistry.commands.configfile import readConfigFile
-from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.discovery import Directory, RegistryAgent, closeShared
 from txserviceregistry.discovery.endpoints import RegisteredPort
 from txserviceregistry.registry.faults import FAULT_TYPES
+from txserviceregistry.util.deferred import returnsDeferred
 
 
 class PagesTests(SynchronousTestCase):

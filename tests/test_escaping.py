@@ -8,8 +8,8 @@ from twisted.logger import formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import errors
-from txserviceregistry.escaping import escaped
-from txserviceregistry.logs import Logger
+from txserviceregistry.util.escaping import escaped
+from txserviceregistry.util.logs import Logger
 
 #: What a terminal obeys: colours, titles, the cursor; the same in one byte; lines; and what turns the direction.
 EVIL = "\x1b[31m \x1b]0;title\x07 \x9b2J \x7f \r\n \u202eabc\u2066 \u200b"

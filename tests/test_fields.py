@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.fields`.
+Tests for :mod:`txserviceregistry.util.fields`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.fields import KEY, SERVICE_ID
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.validation import configurationKey, serviceId
+from txserviceregistry.util.fields import KEY, SERVICE_ID
 
 
 class AgreementTests(SynchronousTestCase):

@@ -12,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import RegisteredService
 from txserviceregistry.discovery import ConfigurationWatcher, Directory, EventsFeed
-from txserviceregistry.files import replaceFile
 from txserviceregistry.testing import FakeRegistry
+from txserviceregistry.util.files import replaceFile
 
 
 class ReplaceFileTests(SynchronousTestCase):

@@ -15,11 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from txserviceregistry.agents import AgentClosed, ResponseTooLarge, StaleConnection
-from txserviceregistry.errors import (
-    ConnectionFailed,
-    MalformedResponse,
-    RequestTimedOut,
-)
+from txserviceregistry.errors import ConnectionFailed, MalformedResponse, RequestTimedOut
 from txserviceregistry.jsontransport import ClientClosed, JSONTransport, segment
 
 from .fakeagent import FakeAgent, answer

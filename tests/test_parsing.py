@@ -1,4 +1,4 @@
-"""Tests for :mod:`txserviceregistry.parsing`."""
+"""Tests for :mod:`txserviceregistry.util.parsing`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.parsing import (
+from txserviceregistry.util.parsing import (
     LONGEST_RETRY_AFTER,
     boundedNumber,
     formatMetadata,

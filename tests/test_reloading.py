@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.reloading import RETRY_SECONDS, Reloaded
+from txserviceregistry.util.reloading import RETRY_SECONDS, Reloaded
 
 
 class ReloadedTests(SynchronousTestCase):

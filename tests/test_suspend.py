@@ -10,8 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import HeartBeater, RegisteredService
 from txserviceregistry.discovery import Directory
-from txserviceregistry.suspend import SuspendWatch, machineSuspended
 from txserviceregistry.testing import FakeRegistry
+from txserviceregistry.util.suspend import SuspendWatch, machineSuspended
 
 
 class WatchTests(SynchronousTestCase):

@@ -13,7 +13,7 @@ from zope.interface import implementer
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.testing import FakeRegistry
-from txserviceregistry.turns import Turns
+from txserviceregistry.util.concurrency import Turns
 
 
 class TurnsTests(SynchronousTestCase):

@@ -28,22 +28,15 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import Interface, implementer
 
 from .agents import BytesProducer, Collector, FixedHeaders, WholeResponse, readWhole
-from .backoff import Backoff
-from .blanking import blanked
-from .deferred import returnsDeferred, then
-from .errors import (
-    APIError,
-    AuthenticationFailed,
-    ForeignResponse,
-    InvalidSettings,
-    ServerError,
-    ServiceRegistryError,
-)
-from .faults import faultIn
+from .errors import APIError, AuthenticationFailed, ForeignResponse, InvalidSettings, ServerError, ServiceRegistryError
 from .jsontransport import ClientClosed, JSONTransport, Response
-from .logs import Logger
 from .shapes import objectsIn, readAccess
-from .tries import LateTries
+from .util.backoff import Backoff
+from .util.deferred import returnsDeferred, then
+from .util.faults import faultIn
+from .util.logs import Logger
+from .util.redaction import blanked
+from .util.tries import LateTries
 
 __all__ = [
     "Credentials",

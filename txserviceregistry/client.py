@@ -23,18 +23,18 @@ from .agents import ConnectionPool, QueueingAgent, ResumingAgent
 from .auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session, isAuthFault
 from .configuration import ConfigurationClient
 from .connecting import httpAgent
-from .deferred import returnsDeferred, waitFor
 from .errors import APIError, ConnectionFailed, InvalidSettings
 from .events import EventsClient
 from .heartbeater import HeartBeater
 from .jsontransport import TIMEOUT, JSONTransport
 from .listcache import ListCache
-from .parsing import LONGEST_INTERVAL, boundedNumber
 from .services import ServicesClient
 from .settings import Settings, parseUrls, readSettings
-from .suspend import SuspendWatch, machineSuspended
 from .tls import tlsPolicy
 from .transport import Transport
+from .util.deferred import returnsDeferred, waitFor
+from .util.parsing import LONGEST_INTERVAL, boundedNumber
+from .util.suspend import SuspendWatch, machineSuspended
 
 __all__ = ["APIError", "Client", "HeartBeater"]
 

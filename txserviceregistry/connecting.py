@@ -32,9 +32,9 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClie
 from zope.interface import implementer
 
 from .agents import BytesProducer, FixedHeaders
-from .deferred import then
 from .resolving import ResolvingTimedOut, hostNames
 from .tls import describeTLS
+from .util.deferred import then
 
 __all__ = ["ATTEMPT_DELAY", "describeFailure", "endpointTo", "httpAgent"]
 

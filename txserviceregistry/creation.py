@@ -11,7 +11,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from .deferred import returnsDeferred, waitFor
 from .desired import DesiredState
 from .errors import (
     BadRequest,
@@ -23,8 +22,9 @@ from .errors import (
     ServiceExists,
 )
 from .jsontransport import ClientClosed
-from .tries import NothingLeft, Race, TryIsLate, runOnAfter
 from .types import HeartbeatToken, Service
+from .util.deferred import returnsDeferred, waitFor
+from .util.tries import NothingLeft, Race, TryIsLate, runOnAfter
 
 if TYPE_CHECKING:
     from .services import ServicesClient

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from .escaping import escaped
+from .util.escaping import escaped
 
 __all__ = [
     "APIError",

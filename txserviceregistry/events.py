@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from .deferred import returnsDeferred
 from .errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
 from .shapes import readEventPage
 from .transport import EVENTS_WAIT, Transport, pages
 from .types import Event, EventPage
+from .util.deferred import returnsDeferred
 
 __all__ = ["EventsClient"]
 

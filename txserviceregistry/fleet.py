@@ -9,8 +9,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from .pulse import Pulse
 from .stalls import StallWatch
-from .suspend import SuspendWatch
-from .turns import Turns
+from .util.concurrency import Turns
+from .util.suspend import SuspendWatch
 
 __all__ = ["Fleet"]
 

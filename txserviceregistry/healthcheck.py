@@ -13,10 +13,10 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succ
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from .backoff import Backoff
 from .connecting import describeFailure
-from .logs import Logger
-from .tries import delayBefore
+from .util.backoff import Backoff
+from .util.logs import Logger
+from .util.tries import delayBefore
 
 __all__ = ["HealthCheck", "HealthCheckFailed"]
 

@@ -21,16 +21,16 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
-from .backoff import Backoff
 from .creation import isUnknown
-from .deferred import returnsDeferred
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
 from .fleet import Fleet
 from .healthcheck import HealthCheck
 from .jsontransport import ClientClosed, WhenLate
-from .logs import Logger
-from .tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
 from .types import HeartbeatToken
+from .util.backoff import Backoff
+from .util.deferred import returnsDeferred
+from .util.logs import Logger
+from .util.tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
 
 __all__ = ["HeartBeater", "heartbeatIntervalFor", "refusesToken"]
 

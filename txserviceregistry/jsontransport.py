@@ -34,15 +34,10 @@ from .agents import (
     WholeResponse,
 )
 from .connecting import describeFailure
-from .errors import (
-    ConnectionFailed,
-    MalformedResponse,
-    RequestTimedOut,
-    ServiceRegistryError,
-)
+from .errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServiceRegistryError
 from .failover import Servers
 from .resolving import RESOLVING, ResolvingTimedOut, stageOf
-from .tries import NothingLeft, Race, TryIsLate
+from .util.tries import NothingLeft, Race, TryIsLate
 
 __all__ = ["TIMEOUT", "ClientClosed", "Exchange", "JSONTransport", "Response", "WhenLate", "pathOf", "segment"]
 

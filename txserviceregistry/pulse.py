@@ -18,14 +18,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from .backoff import Backoff
 from .batchsize import BatchSize, isRefusal
 from .errors import ServiceRegistryError
 from .jsontransport import ClientClosed, WhenLate
-from .logs import Logger
 from .stalls import StallWatch
-from .suspend import SuspendWatch
-from .tries import LateTries, delayBefore, runOnAfter
+from .util.backoff import Backoff
+from .util.logs import Logger
+from .util.suspend import SuspendWatch
+from .util.tries import LateTries, delayBefore, runOnAfter
 
 __all__ = ["Beating", "Pulse"]
 

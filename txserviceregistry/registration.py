@@ -18,17 +18,17 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from .creation import UNKNOWN_OUTCOME, Creation
-from .deferred import returnsDeferred, waitFor
 from .desired import DesiredState, wantsHost
 from .errors import AuthenticationFailed, NotFound, NotRunning, RegistrationEnded, ServiceRegistryError
-from .fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
-from .files import WriteOutage
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
 from .jsontransport import ClientClosed
-from .logs import Logger
-from .parsing import LONGEST_INTERVAL, boundedNumber
 from .started import checkRunning
 from .tokenfile import Kept, TokenFile
+from .util.deferred import returnsDeferred, waitFor
+from .util.fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
+from .util.files import WriteOutage
+from .util.logs import Logger
+from .util.parsing import LONGEST_INTERVAL, boundedNumber
 
 if TYPE_CHECKING:
     from .client import Client

@@ -13,7 +13,6 @@ from twisted.internet.interfaces import IReactorTime
 
 from .batchsize import BatchSize, isRefusal
 from .creation import Creation
-from .deferred import returnsDeferred
 from .desired import DesiredState, DesiredStates
 from .errors import (
     BadRequest,
@@ -25,19 +24,20 @@ from .errors import (
     ServiceExists,
     ServiceRegistryError,
 )
-from .fields import requestedId
 from .fleet import Fleet
 from .heartbeater import HeartBeater
 from .jsontransport import WhenLate
 from .listcache import ListCache
-from .parsing import LONGEST_INTERVAL, boundedNumber
 from .pulse import Pulse
 from .shapes import readHeartbeats, readService, readServicePage, readToken
 from .stalls import StallWatch
-from .suspend import SuspendWatch
 from .transport import HEARTBEATS, ClientClosed, Response, Transport, pages, pathOf
-from .turns import Turns
 from .types import FaultBody, HeartbeatToken, Service, ServicePage
+from .util.concurrency import Turns
+from .util.deferred import returnsDeferred
+from .util.fields import requestedId
+from .util.parsing import LONGEST_INTERVAL, boundedNumber
+from .util.suspend import SuspendWatch
 
 __all__ = ["ServicesClient"]
 

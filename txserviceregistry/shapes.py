@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from .faults import faultIn
 from .types import (
     ConfigurationPage,
     ConfigurationValue,
@@ -26,6 +25,7 @@ from .types import (
     Service,
     ServicePage,
 )
+from .util.faults import faultIn
 
 __all__ = [
     "Access",

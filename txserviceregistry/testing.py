@@ -39,13 +39,13 @@ from zope.interface import implementer
 
 from .agents import BytesProducer, WholeResponse, readWhole
 from .client import Client
-from .deferred import returnsDeferred
-from .faults import FAULT_TYPES
 from .registry.core import EVENT_RETENTION, Registry
 from .registry.identity import Identity
 from .registry.limits import RateLimiter, ResourceLimits
 from .registry.stores.memory import MemoryStore
 from .registry.web import ApiResource
+from .util.deferred import returnsDeferred
+from .util.faults import FAULT_TYPES
 
 __all__ = ["FakeRegistry", "Request"]
 

@@ -35,8 +35,8 @@ from zope.interface import implementer
 
 from .certificates import namesOf, ownerOf, whyNotNow
 from .errors import InvalidSettings
-from .files import absolutePath
-from .reloading import Reloaded, stampOf
+from .util.files import absolutePath
+from .util.reloading import Reloaded, stampOf
 
 __all__ = ["CertificateRefused", "TLSPolicy", "describeTLS", "tlsPolicy"]
 

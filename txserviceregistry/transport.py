@@ -17,11 +17,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
-from .blanking import blanked
 from .errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
-from .faults import faultIn
 from .jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, WhenLate, pathOf, segment
-from .parsing import parseRetryAfter
+from .util.faults import faultIn
+from .util.parsing import parseRetryAfter
+from .util.redaction import blanked
 
 if TYPE_CHECKING:
     from .auth import IAuthenticator, Session

@@ -30,10 +30,10 @@ from tests.needs import SENTENCE
 from tests.processes import PATIENCE, Child, reactor
 from tests.registry.etcds import etcdCommand
 from txserviceregistry import Client
-from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.discovery import EventsFeed
 from txserviceregistry.discovery.feed import FeedEvent
 from txserviceregistry.settings import readSettings
+from txserviceregistry.util.deferred import returnsDeferred
 
 __all__ = ["ClusterCase", "Follower", "Member", "Node", "ask", "started", "unusedPorts"]
 

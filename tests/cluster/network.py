@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from tests.registry.relay import Relay
-from txserviceregistry.deferred import returnsDeferred
+from txserviceregistry.util.deferred import returnsDeferred
 
 __all__ = ["Network", "PeerRelay"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from unittest import skipUnless
 
 from tests.commands.test_users import UsersCase
-from txserviceregistry.ownership import UnsafePath, checkPath, controllingUser, isPrivileged
 from txserviceregistry.tokenfile import TokenFile
+from txserviceregistry.util.ownership import UnsafePath, checkPath, controllingUser, isPrivileged
 
 #: Two users that are not root. They need no passwd entry.
 JOE, ANN = 64001, 64002

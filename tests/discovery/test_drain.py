@@ -17,13 +17,13 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from txserviceregistry import Client
-from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.discovery import RegisteredEndpoint, RegistryAgent
 from txserviceregistry.discovery.balancing import PassiveHealth
 from txserviceregistry.discovery.directory import Directory
 from txserviceregistry.discovery.endpoints import RegisteredPort
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
+from txserviceregistry.util.deferred import returnsDeferred
 
 
 class Page(Resource):

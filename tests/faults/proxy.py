@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from txserviceregistry.deferred import returnsDeferred
+from txserviceregistry.util.deferred import returnsDeferred
 
 from .messages import Bytes, Messages, answer
 

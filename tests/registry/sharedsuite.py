@@ -11,7 +11,6 @@ from twisted.internet.defer import Deferred, gatherResults
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.registry.stores.interfaces import (
     Death,
     ISharedStore,
@@ -21,6 +20,7 @@ from txserviceregistry.registry.stores.interfaces import (
     ServiceRecord,
     StoreUnavailable,
 )
+from txserviceregistry.util.deferred import returnsDeferred
 
 __all__ = ["Listener", "SharedSuite"]
 

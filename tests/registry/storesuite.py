@@ -10,7 +10,6 @@ from typing import Any
 from twisted.internet.defer import gatherResults
 from zope.interface.verify import verifyObject
 
-from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.stores.interfaces import (
     Account,
@@ -26,6 +25,7 @@ from txserviceregistry.registry.stores.interfaces import (
     TokenRecord,
     UserRecord,
 )
+from txserviceregistry.util.deferred import returnsDeferred
 
 NOW = 1_700_000_000.5
 

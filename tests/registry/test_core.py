@@ -14,7 +14,6 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.registry.registrycase import NOW, TENANT, RegistryCase
-from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.eventids import positionOf
 from txserviceregistry.registry.faults import Fault
@@ -23,6 +22,7 @@ from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite import SqliteStore
 from txserviceregistry.registry.validation import NewService, ServiceChanges
+from txserviceregistry.util.deferred import returnsDeferred
 
 
 def markerAt(seconds: float) -> str:

@@ -39,9 +39,9 @@ from txserviceregistry.registry.stores.etcdapi import (
 )
 from txserviceregistry.registry.stores.etcdleases import newLease
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
-from txserviceregistry.reloading import Reloaded
 from txserviceregistry.tls import tlsPolicy
-from txserviceregistry.turns import Turns
+from txserviceregistry.util.concurrency import Turns
+from txserviceregistry.util.reloading import Reloaded
 
 CLOCK: IReactorTime = reactor  # type: ignore[assignment]  # which it is
 DONE = {"header": {"revision": "7"}, "succeeded": True}

@@ -27,7 +27,6 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 import tests
 from tests.registry.storesuite import countServices, countValues
 from tests.registry.test_stores import HandReactor
-from txserviceregistry.deferred import returnsDeferred
 from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.stores.interfaces import (
     Death,
@@ -39,6 +38,7 @@ from txserviceregistry.registry.stores.interfaces import (
 from txserviceregistry.registry.stores.sqlite import SqliteStore
 from txserviceregistry.registry.stores.sqlitefile import APPLICATION_ID, LOG_BYTES, MIGRATIONS, connect, prepare
 from txserviceregistry.registry.stores.sqlitelog import RETRY_SECONDS, TELLING_BYTES
+from txserviceregistry.util.deferred import returnsDeferred
 
 NOW = 1_700_000_000.0
 ROOT = os.path.dirname(os.path.dirname(tests.__file__))

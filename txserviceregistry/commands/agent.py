@@ -24,14 +24,14 @@ from twisted.web.server import Request, Site
 
 from ..client import Client
 from ..clock import useMonotonic
-from ..deferred import returnsDeferred
 from ..errors import InvalidSettings, ServiceRegistryError
-from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
-from ..logs import Logger
-from ..parsing import parseMetadata, parseTags
 from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
+from ..util.deferred import returnsDeferred
+from ..util.fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
+from ..util.logs import Logger
+from ..util.parsing import parseMetadata, parseTags
 from .hangup import Hangup
 from .process import OneLineOptions, endProcess, say
 from .registry import checkEndpoint, sayWhere

@@ -17,10 +17,10 @@ from twisted.web.http_headers import Headers
 from .._version import __version__
 from ..agents import QueueingAgent
 from ..connecting import describeFailure, endpointTo, httpAgent
-from ..deferred import returnsDeferred
 from ..healthcheck import HealthCheck, HealthCheckFailed
 from ..resolving import stageOf
 from ..tls import tlsPolicy
+from ..util.deferred import returnsDeferred
 
 __all__ = ["Checker", "Probe", "makeProbe"]
 

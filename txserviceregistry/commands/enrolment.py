@@ -21,9 +21,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
-from ..backoff import Backoff
 from ..client import Client
-from ..deferred import returnsDeferred
 from ..errors import (
     AuthenticationFailed,
     BadRequest,
@@ -34,10 +32,12 @@ from ..errors import (
     Unauthorized,
 )
 from ..heartbeater import REGISTERED, STOPPED
-from ..logs import Logger
-from ..ownership import checkPath
 from ..registration import RegisteredService
 from ..settings import Settings
+from ..util.backoff import Backoff
+from ..util.deferred import returnsDeferred
+from ..util.logs import Logger
+from ..util.ownership import checkPath
 
 __all__ = ["Enrolment", "NotRegistered", "Registrant", "claimTokenFile"]
 

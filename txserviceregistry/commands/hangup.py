@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from ..logs import Logger
+from ..util.logs import Logger
 
 __all__ = ["Hangup"]
 

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from ..escaping import escaped
+from ..util.escaping import escaped
 
 __all__ = ["CommandFailed", "Interrupted", "UsageError", "oneLine", "printable", "undecodable"]
 

@@ -1,5 +1,5 @@
-"""Where the commands have :mod:`txserviceregistry.parsing` from, until they import it from its own place."""
+"""Where the commands have :mod:`txserviceregistry.util.parsing` from, until they import it from its own place."""
 
-from ..parsing import formatMetadata, formatTags, parseMetadata, parseTags
+from ..util.parsing import formatMetadata, formatTags, parseMetadata, parseTags
 
 __all__ = ["formatMetadata", "formatTags", "parseMetadata", "parseTags"]

@@ -8,7 +8,7 @@ import os
 import pwd
 from pathlib import Path
 
-from ..ownership import UnsafePath, controllingUser, isPrivileged
+from ..util.ownership import UnsafePath, controllingUser, isPrivileged
 from .outcome import CommandFailed
 
 __all__ = ["becomeOwner"]

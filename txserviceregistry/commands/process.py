@@ -14,8 +14,8 @@ from twisted.python import usage
 
 from .._version import __version__
 from ..errors import InvalidSettings
-from ..escaping import escaped
-from ..logs import Logger
+from ..util.escaping import escaped
+from ..util.logs import Logger
 from .console import dropOutput, holdDescriptors, show, whyNotWritten
 from .outcome import printable, undecodable
 

@@ -14,8 +14,6 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
-from ..files import absolutePath
-from ..parsing import parseCount, parseDuration, parseRate
 from ..registry.accesslog import STDOUT
 from ..registry.connections import ConnectionLimits, raiseFileLimit
 from ..registry.limits import ResourceLimits
@@ -23,6 +21,8 @@ from ..registry.listening import EndpointError, parseEndpoint
 from ..registry.operations import ANYWHERE, LOOPBACK, OFF
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
+from ..util.files import absolutePath
+from ..util.parsing import parseCount, parseDuration, parseRate
 from .hangup import Hangup
 from .options import Option, TableOptions, oneOf
 from .process import collectSeldom, endProcess, say

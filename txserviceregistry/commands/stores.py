@@ -13,11 +13,11 @@ import attrs
 from twisted.python import usage
 
 from ..errors import InvalidSettings
-from ..files import absolutePath
 from ..registry.stores.etcd import DEFAULT_PREFIX, EtcdStore
-from ..reloading import Reloaded
 from ..settings import parseUrls
 from ..tls import TLSPolicy, tlsPolicy
+from ..util.files import absolutePath
+from ..util.reloading import Reloaded
 from .options import Option
 
 __all__ = ["ETCD", "ETCD_OPTIONS", "EtcdFactory", "checkStore", "etcdStore"]

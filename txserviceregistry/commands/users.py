@@ -22,20 +22,13 @@ from twisted.python.usage import UsageError as WrongOptions
 from .._version import __version__
 from ..clock import useMonotonic
 from ..errors import InvalidSettings
-from ..escaping import escaped
 from ..registry.apikeys import keyMatches, newKey
 from ..registry.datadir import DataDirectory, DataDirectoryError
 from ..registry.identity import Identity, InvalidUser, checkUser
-from ..registry.stores.interfaces import (
-    IStore,
-    NoSuchObject,
-    ObjectExists,
-    StoreError,
-    StoreRefused,
-    StoreUnavailable,
-)
+from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite import SqliteStore
 from ..settings import defaultDataDir
+from ..util.escaping import escaped
 from .console import checkOutput, dropOutput, runConsole, show, tell, whyNotWritten
 from .options import Option
 from .outcome import CommandFailed, Interrupted, UsageError, oneLine, printable, undecodable

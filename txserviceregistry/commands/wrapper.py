@@ -23,10 +23,10 @@ from zope.interface import implementer
 
 from ..client import Client
 from ..clock import useMonotonic
-from ..deferred import returnsDeferred
 from ..errors import InvalidSettings
 from ..registration import REGISTERED_AT
 from ..settings import Settings, defaultDataDir
+from ..util.deferred import returnsDeferred
 from . import console
 from .checks import Checker, makeProbe
 from .children import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment

@@ -12,8 +12,8 @@ from typing import Any
 from twisted.python import usage
 
 from .._version import __version__
-from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
-from ..parsing import parseMetadata, parseTags
+from ..util.fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
+from ..util.parsing import parseMetadata, parseTags
 from .checks import makeProbe
 from .outcome import undecodable
 

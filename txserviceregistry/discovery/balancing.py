@@ -17,8 +17,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..errors import NoServiceAvailable
-from ..logs import Logger
 from ..types import Service
+from ..util.logs import Logger
 from .instances import Instance, Key, Unusable, readInstance
 from .strategies import IStrategy, strategyNamed
 

@@ -34,12 +34,12 @@ from zope.interface import alsoProvides, implementer
 
 from ..client import Client
 from ..connecting import endpointTo
-from ..deferred import returnsDeferred, waitFor
 from ..errors import RegistrationEnded
-from ..fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
-from ..logs import Logger
-from ..parsing import LONGEST_INTERVAL, boundedNumber
 from ..registration import RegisteredService
+from ..util.deferred import returnsDeferred, waitFor
+from ..util.fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
+from ..util.logs import Logger
+from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from .balancing import Balancer, TryNext, View, tryEach
 from .instances import HOST_KEYS, PORT_KEYS, Instance
 from .strategies import IStrategy

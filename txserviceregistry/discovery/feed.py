@@ -17,15 +17,15 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.internet.task import deferLater
 
-from ..backoff import Backoff
-from ..deferred import returnsDeferred
 from ..errors import BadRequest, MalformedResponse, ServiceRegistryError
-from ..files import WriteOutage, replaceFile
-from ..logs import Logger
-from ..ownership import checkPath
-from ..parsing import LATEST, boundedNumber
 from ..started import checkRunning
 from ..types import Event
+from ..util.backoff import Backoff
+from ..util.deferred import returnsDeferred
+from ..util.files import WriteOutage, replaceFile
+from ..util.logs import Logger
+from ..util.ownership import checkPath
+from ..util.parsing import LATEST, boundedNumber
 from .following import PAGE, Position, followingOf, isMarkerRefused, markerAt, ticksOf
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
 from .running import Run

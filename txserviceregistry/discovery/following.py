@@ -18,10 +18,10 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ..deferred import returnsDeferred
 from ..errors import BadRequest, MalformedResponse
 from ..transport import EVENTS_WAIT
 from ..types import Event
+from ..util.deferred import returnsDeferred
 
 if TYPE_CHECKING:
     from ..client import Client

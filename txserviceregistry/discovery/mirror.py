@@ -22,15 +22,15 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 
-from ..backoff import Backoff
-from ..deferred import returnsDeferred
 from ..errors import BadRequest, NotRunning, RateLimited, ServiceRegistryError
-from ..files import WriteOutage, replaceFile
-from ..logs import Logger
-from ..ownership import checkPath
-from ..parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from ..started import checkRunning, notRunning
 from ..types import Event
+from ..util.backoff import Backoff
+from ..util.deferred import returnsDeferred
+from ..util.files import WriteOutage, replaceFile
+from ..util.logs import Logger
+from ..util.ownership import checkPath
+from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from .following import PAGE, Following, Position, followingOf, isMarkerRefused
 from .running import Run
 

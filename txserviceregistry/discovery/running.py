@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from ..deferred import waitFor
+from ..util.deferred import waitFor
 
 __all__ = ["Run"]
 

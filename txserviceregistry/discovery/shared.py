@@ -13,9 +13,9 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succe
 from twisted.internet.interfaces import IReactorCore
 
 from ..client import Client
-from ..deferred import returnsDeferred, waitFor
-from ..logs import Logger
 from ..settings import Settings, readSettings
+from ..util.deferred import returnsDeferred, waitFor
+from ..util.logs import Logger
 from .directory import Directory
 
 __all__ = ["Loan", "borrow", "closeShared"]

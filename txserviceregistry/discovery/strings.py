@@ -21,9 +21,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import InvalidSettings, ServiceRegistryError
-from ..fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
-from ..logs import Logger
-from ..parsing import parseMetadata, parseTags
+from ..util.fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
+from ..util.logs import Logger
+from ..util.parsing import parseMetadata, parseTags
 from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, checkedConnectTimeout
 from .shared import Loan, borrow
 from .strategies import strategyNamed

@@ -23,7 +23,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from ..deferred import returnsDeferred
+from ..util.deferred import returnsDeferred
 from .fairness import FairQueue, Origin
 from .remembered import Memory, Shared
 

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from ..logs import Logger
+from ..util.logs import Logger
 from .faults import Fault, systemFailure
 from .servicelog import ServiceLog
 from .stores.interfaces import Death

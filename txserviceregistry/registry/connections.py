@@ -20,7 +20,7 @@ import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
-from ..logs import Logger
+from ..util.logs import Logger
 from .fairness import FairQueue, Origin
 from .remembered import Memory
 

@@ -18,8 +18,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from .. import types
-from ..deferred import returnsDeferred
-from ..logs import Logger
+from ..util.deferred import returnsDeferred
+from ..util.logs import Logger
 from .deadlines import Life
 from .eventids import position, positionOf
 from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExists, systemFailure

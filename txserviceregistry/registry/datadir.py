@@ -14,8 +14,8 @@ from pathlib import Path
 
 import attrs
 
-from ..files import replaceFile
-from ..ownership import UnsafePath, checkPath
+from ..util.files import replaceFile
+from ..util.ownership import UnsafePath, checkPath
 from .stores import sqlitefile
 
 __all__ = ["DataDirectory", "DataDirectoryError"]

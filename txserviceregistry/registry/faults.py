@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ..faults import FAULT_TYPES
+from ..util.faults import FAULT_TYPES
 
 __all__ = [
     "FAULT_TYPES",

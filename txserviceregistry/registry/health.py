@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from .._version import __version__
-from ..deferred import returnsDeferred
-from ..logs import Logger
+from ..util.deferred import returnsDeferred
+from ..util.logs import Logger
 from .remembered import Shared
 from .stores.interfaces import IStore, StoreUnavailable
 

@@ -23,7 +23,7 @@ from twisted.internet import threads
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from ..deferred import returnsDeferred
+from ..util.deferred import returnsDeferred
 from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
 from .fairness import Origin
 from .remembered import Believed, Memory, Shared

@@ -34,8 +34,8 @@ from twisted.internet.ssl import CertificateOptions
 from zope.interface import implementer
 
 from ..certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
-from ..logs import Logger
-from ..reloading import Reloaded
+from ..util.logs import Logger
+from ..util.reloading import Reloaded
 from .handshakes import handshakingFactory
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from ..logs import Logger
+from ..util.logs import Logger
 from .burials import Burials
 from .deadlines import Deadlines, Life, LifeClock
 from .outbreaks import Outbreaks

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from ..deferred import returnsDeferred
+from ..util.deferred import returnsDeferred
 from .stores.interfaces import NoSuchObject, StoreUnavailable
 
 __all__ = ["Believed", "Memory", "Shared"]

@@ -19,8 +19,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from .._version import __version__
-from ..deferred import returnsDeferred
-from ..logs import Logger
+from ..util.deferred import returnsDeferred
+from ..util.logs import Logger
 from .accesslog import AccessLog, LogThread
 from .apikeys import newKey
 from .connections import ConnectionLimits, availableFiles

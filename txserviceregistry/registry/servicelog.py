@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from ..logs import Logger
+from ..util.logs import Logger
 
 __all__ = ["ServiceLog"]
 

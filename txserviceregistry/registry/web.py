@@ -21,24 +21,14 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from ..logs import Logger
+from ..util.logs import Logger
 from . import routes, validation
 from .apikeys import Overloaded
 from .core import Page, Registry
 from .credentials import access, credentials
 from .exchanges import GONE, WAITING, Exchange, Exchanges
 from .faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
-from .http import (
-    Answer,
-    baseUrl,
-    checkSize,
-    faultAnswer,
-    faultBody,
-    inJSON,
-    parseBody,
-    send,
-    whenGone,
-)
+from .http import Answer, baseUrl, checkSize, faultAnswer, faultBody, inJSON, parseBody, send, whenGone
 from .identity import Identity, InvalidCredentials, InvalidToken, isTenant
 from .limits import RateLimiter, ResourceLimits
 from .operations import NO_PAGES, Pages

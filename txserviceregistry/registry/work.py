@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ..logs import Logger
+from ..util.logs import Logger
 from .faults import Fault
 
 __all__ = ["Lanes", "Work"]

@@ -15,7 +15,7 @@ from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from ...errors import MalformedResponse
-from ...escaping import escaped
+from ...util.escaping import escaped
 from ..console import useUTF8
 from ..outcome import UsageError
 from .output import FOLLOWED_FORMATS, FOR_PEOPLE, FORMATS, Lines

@@ -18,12 +18,12 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ...agents import BytesProducer, ConnectionPool, WholeResponse
-from ...blanking import blanked, spellings
 from ...connecting import httpAgent
-from ...escaping import escaped
 from ...jsontransport import TIMEOUT
 from ...settings import Settings
 from ...tls import tlsPolicy
+from ...util.escaping import escaped
+from ...util.redaction import blanked, spellings
 
 __all__ = ["ExchangeShown", "View", "shownAgent"]
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from twisted.internet.task import deferLater
 
-from ...backoff import Backoff
 from ...client import Client
 from ...discovery.following import Position, isMarkerRefused
 from ...errors import (
@@ -22,6 +21,7 @@ from ...errors import (
     ServiceRegistryError,
 )
 from ...types import Event, EventPage
+from ...util.backoff import Backoff
 
 __all__ = ["Feed"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ...errors import ServiceRegistryError
-from ...escaping import escaped
+from ...util.escaping import escaped
 from ..console import useUTF8
 from ..outcome import CommandFailed
 from .base import Progress, RaxsrCommand

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
-from ...escaping import escaped
+from ...util.escaping import escaped
 from ..outcome import CommandFailed, UsageError
 
 __all__ = ["FORMATS", "formatOf", "formatValues", "parseValues", "problemOf", "readText", "writeText"]

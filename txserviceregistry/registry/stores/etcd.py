@@ -37,28 +37,16 @@ from zope.interface import implementer
 
 from ...agents import ConnectionPool, QueueingAgent
 from ...connecting import httpAgent
-from ...deferred import returnsDeferred
 from ...jsontransport import JSONTransport
-from ...logs import Logger
-from ...reloading import Reloaded
 from ...tls import tlsPolicy
-from ...turns import Turns
+from ...util.concurrency import Turns
+from ...util.deferred import returnsDeferred
+from ...util.logs import Logger
+from ...util.reloading import Reloaded
 from ..eventids import EventIds, newTail
 from ..statistics import StoreStatistics
 from . import payloads
-from .etcdapi import (
-    PAGE,
-    TRY,
-    Compare,
-    Etcd,
-    EtcdError,
-    KeyValue,
-    Urgency,
-    User,
-    endOf,
-    put,
-    reading,
-)
+from .etcdapi import PAGE, TRY, Compare, Etcd, EtcdError, KeyValue, Urgency, User, endOf, put, reading
 from .etcdbacklog import Backlog
 from .etcdevents import EtcdEvents
 from .etcdgroups import Draft, Groups

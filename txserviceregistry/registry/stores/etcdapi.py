@@ -22,12 +22,12 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from ...deferred import returnsDeferred
 from ...errors import ServiceRegistryError
 from ...jsontransport import JSONTransport
-from ...reloading import Reloaded
 from ...shapes import readToken
-from ...turns import Turns
+from ...util.concurrency import Turns
+from ...util.deferred import returnsDeferred
+from ...util.reloading import Reloaded
 from ..remembered import Shared
 from ..statistics import StoreStatistics
 from .interfaces import StoreUnavailable

@@ -19,16 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from ..eventids import positionOf
-from .etcdapi import (
-    Compare,
-    Etcd,
-    EtcdError,
-    KeyValue,
-    Urgency,
-    deletion,
-    put,
-    reading,
-)
+from .etcdapi import Compare, Etcd, EtcdError, KeyValue, Urgency, deletion, put, reading
 from .interfaces import StoreUnavailable
 
 __all__ = ["Draft", "Groups", "Step"]

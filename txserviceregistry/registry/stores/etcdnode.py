@@ -18,7 +18,7 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent
 
-from ...logs import Logger
+from ...util.logs import Logger
 from .etcdapi import Etcd, EtcdError, put
 from .etcdbacklog import Backlog
 from .etcdleases import newLease

@@ -22,8 +22,8 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ...deferred import returnsDeferred
-from ...logs import Logger
+from ...util.deferred import returnsDeferred
+from ...util.logs import Logger
 from ..statistics import StoreStatistics
 from . import sqlitefile
 from .interfaces import (

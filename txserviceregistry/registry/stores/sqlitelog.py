@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from ...logs import Logger
+from ...util.logs import Logger
 from ..statistics import StoreStatistics
 from .interfaces import StoreUnavailable
 from .sqlitefile import LOG_BYTES

@@ -24,7 +24,7 @@ import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 
-from ...logs import Logger
+from ...util.logs import Logger
 from ..statistics import Histogram, StoreStatistics
 from .interfaces import StoreError, StoreUnavailable
 from .sqlitefile import BUSY_SECONDS, LOG_BYTES, OpenFiles

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .errors import BadRequest
+from ..errors import BadRequest
 
 __all__ = [
     "HEARTBEAT_TIMEOUTS",
