@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from twisted.web.iweb import IPolicyForHTTPS
 
-from txserviceregistry.tls import tlsPolicy
+from txserviceregistry.http.tls import tlsPolicy
 
 # A condition that does not come true in so many seconds never will.
 PATIENCE = 10.0

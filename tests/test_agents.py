@@ -17,8 +17,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, ResponseFailed, ResponseNeverReceived, readBody
 
-from txserviceregistry import agents
-from txserviceregistry.agents import (
+from txserviceregistry.http import pool as agents
+from txserviceregistry.http.pool import (
     HANGING,
     MOST_BESIDE,
     AgentClosed,

@@ -17,7 +17,6 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.http_headers import Headers
 from zope.interface.verify import verifyObject
 
-from txserviceregistry.agents import AgentClosed
 from txserviceregistry.auth import (
     Credentials,
     IAuthenticator,
@@ -37,7 +36,8 @@ from txserviceregistry.errors import (
     RequestTimedOut,
     ServerError,
 )
-from txserviceregistry.jsontransport import JSONTransport
+from txserviceregistry.http.jsontransport import JSONTransport
+from txserviceregistry.http.pool import AgentClosed
 from txserviceregistry.util.deferred import returnsDeferred
 
 from .fakeagent import API_KEY, TOKEN, FakeAgent, access, answer, authFault, fault

@@ -20,8 +20,8 @@ from twisted.web.error import SchemeNotSupported
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
-from txserviceregistry.agents import BytesProducer, ConnectionPool, FixedHeaders
-from txserviceregistry.connecting import ATTEMPT_DELAY, endpointTo, httpAgent
+from txserviceregistry.http.agent import ATTEMPT_DELAY, endpointTo, httpAgent
+from txserviceregistry.http.pool import BytesProducer, ConnectionPool, FixedHeaders
 
 from .loopback import LoopbackTestCase
 

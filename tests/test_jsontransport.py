@@ -14,9 +14,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
-from txserviceregistry.agents import AgentClosed, ResponseTooLarge, StaleConnection
 from txserviceregistry.errors import ConnectionFailed, MalformedResponse, RequestTimedOut
-from txserviceregistry.jsontransport import ClientClosed, JSONTransport, segment
+from txserviceregistry.http.jsontransport import ClientClosed, JSONTransport, segment
+from txserviceregistry.http.pool import AgentClosed, ResponseTooLarge, StaleConnection
 
 from .fakeagent import FakeAgent, answer
 

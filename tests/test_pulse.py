@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.batchsize import BatchSize
 from txserviceregistry.errors import ConnectionFailed, ForeignResponse
-from txserviceregistry.jsontransport import ClientClosed, WhenLate
+from txserviceregistry.http.jsontransport import ClientClosed, WhenLate
 from txserviceregistry.pulse import Pulse
 from txserviceregistry.stalls import StallWatch
 

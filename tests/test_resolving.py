@@ -23,9 +23,9 @@ from zope.interface import implementer
 
 from txserviceregistry import Client
 from txserviceregistry.commands.checks import Checker, makeProbe
-from txserviceregistry.connecting import endpointTo
 from txserviceregistry.errors import ConnectionFailed, RequestTimedOut
-from txserviceregistry.resolving import PATIENCE, ResolvingTimedOut, hostNames
+from txserviceregistry.http.agent import endpointTo
+from txserviceregistry.http.resolving import PATIENCE, ResolvingTimedOut, hostNames
 
 ONE, OTHER = IPv4Address("TCP", "192.0.2.1", 80), IPv4Address("TCP", "192.0.2.2", 80)
 

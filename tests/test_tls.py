@@ -21,9 +21,9 @@ from twisted.web.client import Agent, ResponseNeverReceived
 
 from txserviceregistry.client import Client
 from txserviceregistry.errors import ConnectionFailed, InvalidSettings, MalformedResponse, ServiceRegistryError
+from txserviceregistry.http.tls import CertificateRefused, describeTLS, tlsPolicy
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
-from txserviceregistry.tls import CertificateRefused, describeTLS, tlsPolicy
 
 from .certificates import Holder, commonHolder, selfSigned
 from .fakeagent import API_KEY, WEB1, access

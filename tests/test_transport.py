@@ -28,7 +28,7 @@ from txserviceregistry.errors import (
     ServiceExists,
     Unauthorized,
 )
-from txserviceregistry.jsontransport import ClientClosed
+from txserviceregistry.http.jsontransport import ClientClosed
 from txserviceregistry.shapes import readToken
 from txserviceregistry.transport import Transport
 

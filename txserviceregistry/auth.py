@@ -27,9 +27,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import Interface, implementer
 
-from .agents import BytesProducer, Collector, FixedHeaders, WholeResponse, readWhole
 from .errors import APIError, AuthenticationFailed, ForeignResponse, InvalidSettings, ServerError, ServiceRegistryError
-from .jsontransport import ClientClosed, JSONTransport, Response
+from .http.jsontransport import ClientClosed, JSONTransport, Response
+from .http.pool import BytesProducer, Collector, FixedHeaders, WholeResponse, readWhole
 from .shapes import objectsIn, readAccess
 from .util.backoff import Backoff
 from .util.deferred import returnsDeferred, then

@@ -19,18 +19,18 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
 from .account import AccountClient
-from .agents import ConnectionPool, QueueingAgent, ResumingAgent
 from .auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session, isAuthFault
 from .configuration import ConfigurationClient
-from .connecting import httpAgent
 from .errors import APIError, ConnectionFailed, InvalidSettings
 from .events import EventsClient
 from .heartbeater import HeartBeater
-from .jsontransport import TIMEOUT, JSONTransport
+from .http.agent import httpAgent
+from .http.jsontransport import TIMEOUT, JSONTransport
+from .http.pool import ConnectionPool, QueueingAgent, ResumingAgent
+from .http.tls import tlsPolicy
 from .listcache import ListCache
 from .services import ServicesClient
 from .settings import Settings, parseUrls, readSettings
-from .tls import tlsPolicy
 from .transport import Transport
 from .util.deferred import returnsDeferred, waitFor
 from .util.parsing import LONGEST_INTERVAL, boundedNumber

@@ -21,7 +21,7 @@ from .errors import (
     ServerError,
     ServiceExists,
 )
-from .jsontransport import ClientClosed
+from .http.jsontransport import ClientClosed
 from .types import HeartbeatToken, Service
 from .util.deferred import returnsDeferred, waitFor
 from .util.tries import NothingLeft, Race, TryIsLate, runOnAfter

@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
 
 from .errors import APIError, BadRequest, Forbidden, NotFound, ServerError, ServiceRegistryError
-from .jsontransport import ClientClosed
+from .http.jsontransport import ClientClosed
 from .util.backoff import Backoff
 from .util.concurrency import Turns
 from .util.deferred import returnsDeferred

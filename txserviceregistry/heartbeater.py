@@ -25,7 +25,7 @@ from .creation import isUnknown
 from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
 from .fleet import Fleet
 from .healthcheck import HealthCheck
-from .jsontransport import ClientClosed, WhenLate
+from .http.jsontransport import ClientClosed, WhenLate
 from .types import HeartbeatToken
 from .util.backoff import Backoff
 from .util.deferred import returnsDeferred

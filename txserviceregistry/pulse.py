@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from .batchsize import BatchSize, isRefusal
 from .errors import ServiceRegistryError
-from .jsontransport import ClientClosed, WhenLate
+from .http.jsontransport import ClientClosed, WhenLate
 from .stalls import StallWatch
 from .util.backoff import Backoff
 from .util.logs import Logger

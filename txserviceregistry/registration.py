@@ -21,7 +21,7 @@ from .creation import UNKNOWN_OUTCOME, Creation
 from .desired import DesiredState, wantsHost
 from .errors import AuthenticationFailed, NotFound, NotRunning, RegistrationEnded, ServiceRegistryError
 from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
-from .jsontransport import ClientClosed
+from .http.jsontransport import ClientClosed
 from .started import checkRunning
 from .tokenfile import Kept, TokenFile
 from .util.deferred import returnsDeferred, waitFor

@@ -26,7 +26,7 @@ from .errors import (
 )
 from .fleet import Fleet
 from .heartbeater import HeartBeater
-from .jsontransport import WhenLate
+from .http.jsontransport import WhenLate
 from .listcache import ListCache
 from .pulse import Pulse
 from .shapes import readHeartbeats, readService, readServicePage, readToken

@@ -37,8 +37,8 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from twisted.web.resource import Resource
 from zope.interface import implementer
 
-from .agents import BytesProducer, WholeResponse, readWhole
 from .client import Client
+from .http.pool import BytesProducer, WholeResponse, readWhole
 from .registry.core import EVENT_RETENTION, Registry
 from .registry.identity import Identity
 from .registry.limits import RateLimiter, ResourceLimits
@@ -419,7 +419,7 @@ class _ScriptedAgent:
         return self._address
 
     def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
-        """See :meth:`txserviceregistry.agents.ConnectionPool.onLocalAddress`."""
+        """See :meth:`txserviceregistry.http.pool.ConnectionPool.onLocalAddress`."""
         self._addressListeners.append(listener)
         return lambda: self._addressListeners.remove(listener)
 

@@ -1,8 +1,8 @@
 """
 The registry's API as paths: a tenant in the URLs, extensions, faults for errors, lists page by page.
 
-How a request gets there and back is :mod:`~txserviceregistry.jsontransport`'s business; what it means, that of the API
-classes above.
+How a request gets there and back is :mod:`~txserviceregistry.http.jsontransport`'s business; what it means, that of the
+API classes above.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
 from .errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
-from .jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, WhenLate, pathOf, segment
+from .http.jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, WhenLate, pathOf, segment
 from .util.faults import faultIn
 from .util.parsing import parseRetryAfter
 from .util.redaction import blanked

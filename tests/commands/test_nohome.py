@@ -26,7 +26,7 @@ from txserviceregistry import Client
 from txserviceregistry.errors import InvalidSettings
 from txserviceregistry.settings import namesRegistry
 from txserviceregistry.testing import FakeRegistry
-from txserviceregistry.tls import tlsPolicy
+from txserviceregistry.http.tls import tlsPolicy
 
 try:
     os.path.expanduser("~") != "~" and sys.exit("there is a home directory")

@@ -26,7 +26,7 @@ from zope.interface import implementer
 from tests.fakeagent import answer
 from tests.fuzz.nodes import Backing, Turns
 from tests.registry.etcds import newPrefix, sharedEtcd
-from txserviceregistry.agents import BytesProducer
+from txserviceregistry.http.pool import BytesProducer
 from txserviceregistry.registry.stores.etcd import EtcdStore
 from txserviceregistry.registry.stores.etcdapi import endOf
 from txserviceregistry.registry.stores.interfaces import IStore

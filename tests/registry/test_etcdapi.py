@@ -24,8 +24,9 @@ from tests.certificates import Holder
 from tests.faults.proxy import Proxy
 from tests.loopback import Call, LoopbackTestCase
 from tests.registry.etcds import newPrefix, sharedEtcd, startEtcd
-from txserviceregistry.agents import ConnectionPool, QueueingAgent
-from txserviceregistry.jsontransport import JSONTransport
+from txserviceregistry.http.jsontransport import JSONTransport
+from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
+from txserviceregistry.http.tls import tlsPolicy
 from txserviceregistry.registry.stores.etcdapi import (
     QUEUE,
     Compare,
@@ -39,7 +40,6 @@ from txserviceregistry.registry.stores.etcdapi import (
 )
 from txserviceregistry.registry.stores.etcdleases import newLease
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
-from txserviceregistry.tls import tlsPolicy
 from txserviceregistry.util.concurrency import Turns
 from txserviceregistry.util.reloading import Reloaded
 

@@ -19,7 +19,7 @@ from tests.registry.etcds import newPrefix, sharedEtcd
 from tests.registry.relay import Relay
 from tests.registry.sharedsuite import Listener
 from tests.registry.test_etcdapi import CLOCK, EtcdCase
-from txserviceregistry.agents import BytesProducer
+from txserviceregistry.http.pool import BytesProducer
 from txserviceregistry.registry.eventids import position
 from txserviceregistry.registry.stores.etcd import EtcdStore
 from txserviceregistry.registry.stores.etcdapi import KeyValue, endOf, put

@@ -15,8 +15,8 @@ from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase, Server
 from tests.registry.etcds import newPrefix, sharedEtcd
-from txserviceregistry.agents import ConnectionPool, QueueingAgent
-from txserviceregistry.jsontransport import JSONTransport
+from txserviceregistry.http.jsontransport import JSONTransport
+from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
 from txserviceregistry.registry.stores.etcdapi import Etcd, encode, put
 from txserviceregistry.registry.stores.etcdwatch import Change, Watch, WatchEnded, watchingAgent
 

@@ -15,11 +15,11 @@ from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
 from .._version import __version__
-from ..agents import QueueingAgent
-from ..connecting import describeFailure, endpointTo, httpAgent
 from ..healthcheck import HealthCheck, HealthCheckFailed
-from ..resolving import stageOf
-from ..tls import tlsPolicy
+from ..http.agent import describeFailure, endpointTo, httpAgent
+from ..http.pool import QueueingAgent
+from ..http.resolving import stageOf
+from ..http.tls import tlsPolicy
 from ..util.deferred import returnsDeferred
 
 __all__ = ["Checker", "Probe", "makeProbe"]

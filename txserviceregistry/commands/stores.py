@@ -13,9 +13,9 @@ import attrs
 from twisted.python import usage
 
 from ..errors import InvalidSettings
+from ..http.tls import TLSPolicy, tlsPolicy
 from ..registry.stores.etcd import DEFAULT_PREFIX, EtcdStore
 from ..settings import parseUrls
-from ..tls import TLSPolicy, tlsPolicy
 from ..util.files import absolutePath
 from ..util.reloading import Reloaded
 from .options import Option

@@ -32,9 +32,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from ..agents import BytesProducer, Collector
-from ..connecting import endpointTo, httpAgent
-from ..tls import tlsPolicy
+from ..http.agent import endpointTo, httpAgent
+from ..http.pool import BytesProducer, Collector
+from ..http.tls import tlsPolicy
 from .balancing import Balancer, TryNext, View, tryEach
 from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout
 from .instances import Instance

@@ -33,8 +33,8 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
 from ..client import Client
-from ..connecting import endpointTo
 from ..errors import RegistrationEnded
+from ..http.agent import endpointTo
 from ..registration import RegisteredService
 from ..util.deferred import returnsDeferred, waitFor
 from ..util.fields import checkedId, checkedMetadata, checkedTags, checkedTimeout

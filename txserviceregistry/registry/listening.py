@@ -33,7 +33,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.ssl import CertificateOptions
 from zope.interface import implementer
 
-from ..certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
+from ..http.certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
 from ..util.logs import Logger
 from ..util.reloading import Reloaded
 from .handshakes import handshakingFactory

@@ -17,11 +17,11 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from ...agents import BytesProducer, ConnectionPool, WholeResponse
-from ...connecting import httpAgent
-from ...jsontransport import TIMEOUT
+from ...http.agent import httpAgent
+from ...http.jsontransport import TIMEOUT
+from ...http.pool import BytesProducer, ConnectionPool, WholeResponse
+from ...http.tls import tlsPolicy
 from ...settings import Settings
-from ...tls import tlsPolicy
 from ...util.escaping import escaped
 from ...util.redaction import blanked, spellings
 

@@ -35,10 +35,10 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
-from ...agents import ConnectionPool, QueueingAgent
-from ...connecting import httpAgent
-from ...jsontransport import JSONTransport
-from ...tls import tlsPolicy
+from ...http.agent import httpAgent
+from ...http.jsontransport import JSONTransport
+from ...http.pool import ConnectionPool, QueueingAgent
+from ...http.tls import tlsPolicy
 from ...util.concurrency import Turns
 from ...util.deferred import returnsDeferred
 from ...util.logs import Logger

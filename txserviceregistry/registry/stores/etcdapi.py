@@ -23,7 +23,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ...errors import ServiceRegistryError
-from ...jsontransport import JSONTransport
+from ...http.jsontransport import JSONTransport
 from ...shapes import readToken
 from ...util.concurrency import Turns
 from ...util.deferred import returnsDeferred

@@ -31,10 +31,10 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClientRequest, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from .agents import BytesProducer, FixedHeaders
+from ..util.deferred import then
+from .pool import BytesProducer, FixedHeaders
 from .resolving import ResolvingTimedOut, hostNames
 from .tls import describeTLS
-from .util.deferred import then
 
 __all__ = ["ATTEMPT_DELAY", "describeFailure", "endpointTo", "httpAgent"]
 
@@ -106,7 +106,9 @@ class _Resolved:
 
 @implementer(IStreamClientEndpoint)
 class _NamedHost:
-    """A host by its name: Twisted's endpoint, with the addresses that :mod:`~txserviceregistry.resolving` finds."""
+    """
+    A host by its name: Twisted's endpoint, with the addresses that :mod:`~txserviceregistry.http.resolving` finds.
+    """
 
     def __init__(self, reactor: Any, host: str, port: int, timeout: float) -> None:
         self._reactor = reactor

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
-from .util.backoff import Backoff
+from ..util.backoff import Backoff
 
 __all__ = ["Servers"]
 

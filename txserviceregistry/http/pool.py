@@ -29,8 +29,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from ..util.suspend import SuspendWatch
 from .tls import describeTLS
-from .util.suspend import SuspendWatch
 
 __all__ = [
     "AgentClosed",

@@ -23,8 +23,12 @@ from twisted.web.client import ResponseFailed, ResponseNeverReceived
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
-from ._version import __version__
-from .agents import (
+from .._version import __version__
+from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServiceRegistryError
+from ..util.tries import NothingLeft, Race, TryIsLate
+from .agent import describeFailure
+from .failover import Servers
+from .pool import (
     AgentClosed,
     BytesProducer,
     FixedHeaders,
@@ -33,11 +37,7 @@ from .agents import (
     StaleConnection,
     WholeResponse,
 )
-from .connecting import describeFailure
-from .errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServiceRegistryError
-from .failover import Servers
 from .resolving import RESOLVING, ResolvingTimedOut, stageOf
-from .util.tries import NothingLeft, Race, TryIsLate
 
 __all__ = ["TIMEOUT", "ClientClosed", "Exchange", "JSONTransport", "Response", "WhenLate", "pathOf", "segment"]
 
@@ -257,12 +257,12 @@ class JSONTransport:
     JSON over HTTP to one server, or to several that are one service.
 
     A server that can't be reached, or says that it can't do its work, is left for the next one, and one that works is
-    stayed with (:class:`~txserviceregistry.failover.Servers`). A request that was sent but not answered is sent again
-    only when it may have its effect twice. Of several servers each has a share of the deadline. When it is over, the
-    next server is asked beside the late one, and the first answer counts. Requests that a server is to hold back are
-    taken from one that was left, for it may hold them back for ever.
+    stayed with (:class:`~txserviceregistry.http.failover.Servers`). A request that was sent but not answered is sent
+    again only when it may have its effect twice. Of several servers each has a share of the deadline. When it is over,
+    the next server is asked beside the late one, and the first answer counts. Requests that a server is to hold back
+    are taken from one that was left, for it may hold them back for ever.
 
-    :param agent: does the requests: a :class:`~txserviceregistry.agents.QueueingAgent`, or an agent over one.
+    :param agent: does the requests: a :class:`~txserviceregistry.http.pool.QueueingAgent`, or an agent over one.
     :param clock: for the deadlines.
     :param baseUrls: what the paths are put behind; without a slash at the end.
     :param timeout: seconds that a request may take, unless it says otherwise.

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolu
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .util.logs import Logger
+from ..util.logs import Logger
 
 __all__ = ["PATIENCE", "RESOLVING", "HostNames", "ResolvingTimedOut", "hostNames", "stageOf"]
 

@@ -33,10 +33,10 @@ from twisted.web.client import HostnameCachingHTTPSPolicy
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
+from ..errors import InvalidSettings
+from ..util.files import absolutePath
+from ..util.reloading import Reloaded, stampOf
 from .certificates import namesOf, ownerOf, whyNotNow
-from .errors import InvalidSettings
-from .util.files import absolutePath
-from .util.reloading import Reloaded, stampOf
 
 __all__ = ["CertificateRefused", "TLSPolicy", "describeTLS", "tlsPolicy"]
 
