@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.http_headers import Headers
 from zope.interface.verify import verifyObject
 
-from txserviceregistry.auth import (
+from txserviceregistry.api.auth import (
     Credentials,
     IAuthenticator,
     KeystoneAuthenticator,

@@ -9,7 +9,7 @@ import json
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.listcache import ListCache
+from txserviceregistry.api.listcache import ListCache
 
 
 def page(*ids: str) -> bytes:

@@ -12,6 +12,7 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from txserviceregistry.api.listcache import ListCache
 from txserviceregistry.client import Client
 from txserviceregistry.errors import (
     BadRequest,
@@ -23,7 +24,6 @@ from txserviceregistry.errors import (
     ServerError,
     ServiceExists,
 )
-from txserviceregistry.listcache import ListCache
 from txserviceregistry.testing import FakeRegistry
 
 from .fakeagent import API_KEY, WEB1, FakeApi, Sent, answer, fault

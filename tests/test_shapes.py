@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.shapes import (
+from txserviceregistry.api.shapes import (
     readAccess,
     readConfigurationPage,
     readConfigurationValue,

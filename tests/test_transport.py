@@ -13,7 +13,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseNeverReceived
 
-from txserviceregistry.auth import Session
+from txserviceregistry.api.auth import Session
+from txserviceregistry.api.shapes import readToken
+from txserviceregistry.api.transport import Transport
 from txserviceregistry.errors import (
     APIError,
     BadRequest,
@@ -29,8 +31,6 @@ from txserviceregistry.errors import (
     Unauthorized,
 )
 from txserviceregistry.http.jsontransport import ClientClosed
-from txserviceregistry.shapes import readToken
-from txserviceregistry.transport import Transport
 
 from .fakeagent import FakeAgent, answer, fault
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .auth import Credentials
+    from .api.auth import Credentials
     from .client import Client
     from .clock import useMonotonic
     from .errors import ServiceRegistryError

@@ -18,20 +18,20 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
-from .account import AccountClient
-from .auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session, isAuthFault
-from .configuration import ConfigurationClient
+from .api.account import AccountClient
+from .api.auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session, isAuthFault
+from .api.configuration import ConfigurationClient
+from .api.events import EventsClient
+from .api.listcache import ListCache
+from .api.transport import Transport
 from .errors import APIError, ConnectionFailed, InvalidSettings
-from .events import EventsClient
 from .heartbeater import HeartBeater
 from .http.agent import httpAgent
 from .http.jsontransport import TIMEOUT, JSONTransport
 from .http.pool import ConnectionPool, QueueingAgent, ResumingAgent
 from .http.tls import tlsPolicy
-from .listcache import ListCache
 from .services import ServicesClient
 from .settings import Settings, parseUrls, readSettings
-from .transport import Transport
 from .util.deferred import returnsDeferred, waitFor
 from .util.parsing import LONGEST_INTERVAL, boundedNumber
 from .util.suspend import SuspendWatch, machineSuspended
@@ -71,9 +71,9 @@ class Client:
     before the first call.
 
     :ivar services: :class:`~txserviceregistry.services.ServicesClient`.
-    :ivar configuration: :class:`~txserviceregistry.configuration.ConfigurationClient`.
-    :ivar events: :class:`~txserviceregistry.events.EventsClient`.
-    :ivar account: :class:`~txserviceregistry.account.AccountClient`.
+    :ivar configuration: :class:`~txserviceregistry.api.configuration.ConfigurationClient`.
+    :ivar events: :class:`~txserviceregistry.api.events.EventsClient`.
+    :ivar account: :class:`~txserviceregistry.api.account.AccountClient`.
     :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections and with the same auth token on each
         request, for what this client has no method for. The token goes to whatever URL is asked: ask the registry only.
     :ivar clock: the reactor, or the clock that was given instead.

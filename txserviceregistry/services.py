@@ -11,6 +11,9 @@ from weakref import WeakSet, ref
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime
 
+from .api.listcache import ListCache
+from .api.shapes import readHeartbeats, readService, readServicePage, readToken
+from .api.transport import HEARTBEATS, ClientClosed, Response, Transport, pages, pathOf
 from .batchsize import BatchSize, isRefusal
 from .creation import Creation
 from .desired import DesiredState, DesiredStates
@@ -27,11 +30,8 @@ from .errors import (
 from .fleet import Fleet
 from .heartbeater import HeartBeater
 from .http.jsontransport import WhenLate
-from .listcache import ListCache
 from .pulse import Pulse
-from .shapes import readHeartbeats, readService, readServicePage, readToken
 from .stalls import StallWatch
-from .transport import HEARTBEATS, ClientClosed, Response, Transport, pages, pathOf
 from .types import FaultBody, HeartbeatToken, Service, ServicePage
 from .util.concurrency import Turns
 from .util.deferred import returnsDeferred

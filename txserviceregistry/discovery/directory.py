@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from ..shapes import readService
+from ..api.shapes import readService
 from ..types import Event, Service
 from .mirror import Mirror
 

@@ -18,8 +18,8 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from ..api.transport import EVENTS_WAIT
 from ..errors import BadRequest, MalformedResponse
-from ..transport import EVENTS_WAIT
 from ..types import Event
 from ..util.deferred import returnsDeferred
 
@@ -167,8 +167,8 @@ class Following:
 
         :param onQuiet: called whenever the registry has answered that there is nothing newer yet.
         :return: fires with a page as it came, the event of the *position* included; also with one that shows that the
-            place is lost. Fails as :meth:`EventsClient.list <txserviceregistry.events.EventsClient.list>` does. It may
-            be cancelled.
+            place is lost. Fails as :meth:`EventsClient.list <txserviceregistry.api.events.EventsClient.list>` does. It
+            may be cancelled.
         """
         while True:
             if self._asking is not None and self._position != position:

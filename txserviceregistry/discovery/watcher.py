@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from twisted.internet.defer import Deferred
 
-from ..shapes import readConfigurationValue
+from ..api.shapes import readConfigurationValue
 from ..started import checkRunning
 from ..types import Event
 from .mirror import Mirror

@@ -169,7 +169,7 @@ class Response:
         The body's value, validated.
 
         :param reader: takes the JSON value and returns it, or raises ``ValueError`` if it has another shape than it
-            should: a function of :mod:`~txserviceregistry.shapes`.
+            should: a function of :mod:`~txserviceregistry.api.shapes`.
         :raises MalformedResponse: if it has another shape.
         """
         try:

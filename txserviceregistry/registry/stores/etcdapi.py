@@ -22,9 +22,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from ...api.shapes import readToken
 from ...errors import ServiceRegistryError
 from ...http.jsontransport import JSONTransport
-from ...shapes import readToken
 from ...util.concurrency import Turns
 from ...util.deferred import returnsDeferred
 from ...util.reloading import Reloaded

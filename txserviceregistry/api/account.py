@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
+from ..types import Limits
+from ..util.deferred import returnsDeferred
 from .shapes import readLimits
 from .transport import Transport
-from .types import Limits
-from .util.deferred import returnsDeferred
 
 __all__ = ["AccountClient"]
 

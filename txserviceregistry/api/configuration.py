@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 
 from twisted.internet.defer import Deferred
 
+from ..types import ConfigurationPage, ConfigurationValue
+from ..util.deferred import returnsDeferred
+from ..util.fields import requestedKey
 from .shapes import readConfigurationPage, readConfigurationValue
 from .transport import Transport, pages, segment
-from .types import ConfigurationPage, ConfigurationValue
-from .util.deferred import returnsDeferred
-from .util.fields import requestedKey
 
 __all__ = ["ConfigurationClient"]
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from .types import (
+from ..types import (
     ConfigurationPage,
     ConfigurationValue,
     Event,
@@ -25,7 +25,7 @@ from .types import (
     Service,
     ServicePage,
 )
-from .util.faults import faultIn
+from ..util.faults import faultIn
 
 __all__ = [
     "Access",

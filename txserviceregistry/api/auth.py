@@ -27,16 +27,16 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import Interface, implementer
 
-from .errors import APIError, AuthenticationFailed, ForeignResponse, InvalidSettings, ServerError, ServiceRegistryError
-from .http.jsontransport import ClientClosed, JSONTransport, Response
-from .http.pool import BytesProducer, Collector, FixedHeaders, WholeResponse, readWhole
+from ..errors import APIError, AuthenticationFailed, ForeignResponse, InvalidSettings, ServerError, ServiceRegistryError
+from ..http.jsontransport import ClientClosed, JSONTransport, Response
+from ..http.pool import BytesProducer, Collector, FixedHeaders, WholeResponse, readWhole
+from ..util.backoff import Backoff
+from ..util.deferred import returnsDeferred, then
+from ..util.faults import faultIn
+from ..util.logs import Logger
+from ..util.redaction import blanked
+from ..util.tries import LateTries
 from .shapes import objectsIn, readAccess
-from .util.backoff import Backoff
-from .util.deferred import returnsDeferred, then
-from .util.faults import faultIn
-from .util.logs import Logger
-from .util.redaction import blanked
-from .util.tries import LateTries
 
 __all__ = [
     "Credentials",

@@ -17,11 +17,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
-from .errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
-from .http.jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, WhenLate, pathOf, segment
-from .util.faults import faultIn
-from .util.parsing import parseRetryAfter
-from .util.redaction import blanked
+from ..errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
+from ..http.jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, WhenLate, pathOf, segment
+from ..util.faults import faultIn
+from ..util.parsing import parseRetryAfter
+from ..util.redaction import blanked
 
 if TYPE_CHECKING:
     from .auth import IAuthenticator, Session
@@ -286,7 +286,7 @@ async def pages(
     The values of a collection, page by page as they are asked for.
 
     :param path: the collection's.
-    :param reader: validates a page: a function of :mod:`~txserviceregistry.shapes`.
+    :param reader: validates a page: a function of :mod:`~txserviceregistry.api.shapes`.
     :param query: what belongs to each page's query.
     :param marker: where to begin.
     :raises MalformedResponse: if a page has another shape than it should, or the pages lead in a circle.

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from .errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
+from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
+from ..types import Event, EventPage
+from ..util.deferred import returnsDeferred
 from .shapes import readEventPage
 from .transport import EVENTS_WAIT, Transport, pages
-from .types import Event, EventPage
-from .util.deferred import returnsDeferred
 
 __all__ = ["EventsClient"]
 
