@@ -5,7 +5,6 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.batchsize import BatchSize, isRefusal
 from txserviceregistry.errors import (
     BadRequest,
     ConnectionFailed,
@@ -19,6 +18,7 @@ from txserviceregistry.errors import (
     ServerError,
     Unauthorized,
 )
+from txserviceregistry.heartbeats.batchsize import BatchSize, isRefusal
 
 
 class BatchSizeTests(SynchronousTestCase):

@@ -13,7 +13,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.errors import ConnectionFailed, NoServiceAvailable
-from txserviceregistry.heartbeater import HeartBeater
+from txserviceregistry.heartbeats.heartbeater import HeartBeater
 
 
 class Services:

@@ -20,7 +20,7 @@ from txserviceregistry.errors import (
     ServerError,
     ServiceExists,
 )
-from txserviceregistry.heartbeater import HeartBeater, heartbeatIntervalFor
+from txserviceregistry.heartbeats.heartbeater import HeartBeater, heartbeatIntervalFor
 
 GONE = NotFound(404, "notFoundError", "object does not exist", 'Object "Service" with key "web1" does not exist')
 MARKER = NotFound(

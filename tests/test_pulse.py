@@ -13,11 +13,11 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.batchsize import BatchSize
 from txserviceregistry.errors import ConnectionFailed, ForeignResponse
+from txserviceregistry.heartbeats.batching import Pulse
+from txserviceregistry.heartbeats.batchsize import BatchSize
+from txserviceregistry.heartbeats.stalls import StallWatch
 from txserviceregistry.http.jsontransport import ClientClosed, WhenLate
-from txserviceregistry.pulse import Pulse
-from txserviceregistry.stalls import StallWatch
 
 
 class Service:

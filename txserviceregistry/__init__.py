@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .client import Client
     from .clock import useMonotonic
     from .errors import ServiceRegistryError
-    from .heartbeater import HeartBeater
+    from .heartbeats.heartbeater import HeartBeater
     from .registration import RegisteredService
 
 __all__ = [

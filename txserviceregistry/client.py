@@ -25,12 +25,12 @@ from .api.events import EventsClient
 from .api.listcache import ListCache
 from .api.transport import Transport
 from .errors import APIError, ConnectionFailed, InvalidSettings
-from .heartbeater import HeartBeater
+from .heartbeats.heartbeater import HeartBeater
+from .heartbeats.services import ServicesClient
 from .http.agent import httpAgent
 from .http.jsontransport import TIMEOUT, JSONTransport
 from .http.pool import ConnectionPool, QueueingAgent, ResumingAgent
 from .http.tls import tlsPolicy
-from .services import ServicesClient
 from .settings import Settings, parseUrls, readSettings
 from .util.deferred import returnsDeferred, waitFor
 from .util.parsing import LONGEST_INTERVAL, boundedNumber
@@ -70,7 +70,7 @@ class Client:
     What is not given is looked up: see :func:`~txserviceregistry.settings.readSettings`. Nothing is asked of anybody
     before the first call.
 
-    :ivar services: :class:`~txserviceregistry.services.ServicesClient`.
+    :ivar services: :class:`~txserviceregistry.heartbeats.services.ServicesClient`.
     :ivar configuration: :class:`~txserviceregistry.api.configuration.ConfigurationClient`.
     :ivar events: :class:`~txserviceregistry.api.events.EventsClient`.
     :ivar account: :class:`~txserviceregistry.api.account.AccountClient`.

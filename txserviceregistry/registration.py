@@ -17,13 +17,13 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail,
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from .creation import UNKNOWN_OUTCOME, Creation
-from .desired import DesiredState, wantsHost
 from .errors import AuthenticationFailed, NotFound, NotRunning, RegistrationEnded, ServiceRegistryError
-from .heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
+from .heartbeats.creation import UNKNOWN_OUTCOME, Creation
+from .heartbeats.desired import DesiredState, wantsHost
+from .heartbeats.heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
+from .heartbeats.tokenfile import Kept, TokenFile
 from .http.jsontransport import ClientClosed
 from .started import checkRunning
-from .tokenfile import Kept, TokenFile
 from .util.deferred import returnsDeferred, waitFor
 from .util.fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
 from .util.files import WriteOutage

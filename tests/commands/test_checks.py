@@ -16,7 +16,7 @@ from twisted.web.server import Site
 
 from tests.processes import reactor
 from txserviceregistry.commands.checks import Checker, makeProbe
-from txserviceregistry.healthcheck import HealthCheckFailed
+from txserviceregistry.heartbeats.healthcheck import HealthCheckFailed
 
 
 class CheckerTests(SynchronousTestCase):

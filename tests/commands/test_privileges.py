@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import skipUnless
 
 from tests.commands.test_users import UsersCase
-from txserviceregistry.tokenfile import TokenFile
+from txserviceregistry.heartbeats.tokenfile import TokenFile
 from txserviceregistry.util.ownership import UnsafePath, checkPath, controllingUser, isPrivileged
 
 #: Two users that are not root. They need no passwd entry.

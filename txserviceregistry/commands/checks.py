@@ -15,7 +15,7 @@ from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
 from .._version import __version__
-from ..healthcheck import HealthCheck, HealthCheckFailed
+from ..heartbeats.healthcheck import HealthCheck, HealthCheckFailed
 from ..http.agent import describeFailure, endpointTo, httpAgent
 from ..http.pool import QueueingAgent
 from ..http.resolving import stageOf

@@ -31,7 +31,7 @@ from ..errors import (
     ServiceRegistryError,
     Unauthorized,
 )
-from ..heartbeater import REGISTERED, STOPPED
+from ..heartbeats.heartbeater import REGISTERED, STOPPED
 from ..registration import RegisteredService
 from ..settings import Settings
 from ..util.backoff import Backoff

@@ -266,12 +266,16 @@ class _Lines:
         level = event.get("log_level", LogLevel.info)
         namespace = str(event.get("log_namespace", ""))
         ours = namespace.startswith("txserviceregistry.")
-        if self._isTrying and namespace.startswith("txserviceregistry.heartbeater.") and level >= LogLevel.warn:
+        if (
+            self._isTrying
+            and namespace.startswith("txserviceregistry.heartbeats.heartbeater.")
+            and level >= LogLevel.warn
+        ):
             return
         if event.get("log_format") == REGISTERED_AT:
             # That all is well goes without saying.
             return
-        if namespace.startswith("txserviceregistry.healthcheck."):
+        if namespace.startswith("txserviceregistry.heartbeats.healthcheck."):
             # The Checker has said so, earlier and with the reason.
             return
         if self.silent or level < (LogLevel.info if ours else LogLevel.warn):

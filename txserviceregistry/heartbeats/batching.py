@@ -18,14 +18,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from ..errors import ServiceRegistryError
+from ..http.jsontransport import ClientClosed, WhenLate
+from ..util.backoff import Backoff
+from ..util.logs import Logger
+from ..util.suspend import SuspendWatch
+from ..util.tries import LateTries, delayBefore, runOnAfter
 from .batchsize import BatchSize, isRefusal
-from .errors import ServiceRegistryError
-from .http.jsontransport import ClientClosed, WhenLate
 from .stalls import StallWatch
-from .util.backoff import Backoff
-from .util.logs import Logger
-from .util.suspend import SuspendWatch
-from .util.tries import LateTries, delayBefore, runOnAfter
 
 __all__ = ["Beating", "Pulse"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
-from .util.logs import Logger
+from ..util.logs import Logger
 
 __all__ = ["StallWatch"]
 

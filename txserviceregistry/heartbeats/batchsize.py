@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .errors import BadRequest, Forbidden, ForeignResponse, NotFound
+from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound
 
 __all__ = ["BatchSize", "isRefusal"]
 

@@ -5,7 +5,7 @@ A LoopingCall beats once an interval. A beat that fails is tried again, soon and
 deadline comes. A try that is late runs on beside the next one, and the first answer counts. A beat that is answered
 with 404 means that the registry has lost the service, which is then registered again where the HeartBeater was given a
 way to. While all is well, and the registry takes heartbeats together, the beats are left to the
-:mod:`~txserviceregistry.pulse` of the client.
+:mod:`~txserviceregistry.heartbeats.batching` of the client.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
+from ..errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
+from ..http.jsontransport import ClientClosed, WhenLate
+from ..types import HeartbeatToken
+from ..util.backoff import Backoff
+from ..util.deferred import returnsDeferred
+from ..util.logs import Logger
+from ..util.tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
+from .context import Fleet
 from .creation import isUnknown
-from .errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
-from .fleet import Fleet
 from .healthcheck import HealthCheck
-from .http.jsontransport import ClientClosed, WhenLate
-from .types import HeartbeatToken
-from .util.backoff import Backoff
-from .util.deferred import returnsDeferred
-from .util.logs import Logger
-from .util.tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
 
 __all__ = ["HeartBeater", "heartbeatIntervalFor", "refusesToken"]
 
@@ -54,7 +54,7 @@ _GHOST_DELAY = 2.0
 
 
 class _Services(Protocol):
-    """What a HeartBeater needs of :class:`~txserviceregistry.services.ServicesClient`."""
+    """What a HeartBeater needs of :class:`~txserviceregistry.heartbeats.services.ServicesClient`."""
 
     def heartbeat(
         self, id: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
@@ -510,7 +510,7 @@ class HeartBeater(_EachTime):
             trouble.over()
         self._isWellAgain()
 
-    # -- beats of the pulse (:class:`~txserviceregistry.pulse.Beating`)
+    # -- beats of the pulse (:class:`~txserviceregistry.heartbeats.batching.Beating`)
 
     def _handOver(self) -> None:
         """All is well: let the pulse do it, if there is one."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 import attrs
 from twisted.internet.interfaces import IReactorTime
 
-from .pulse import Pulse
+from ..util.concurrency import Turns
+from ..util.suspend import SuspendWatch
+from .batching import Pulse
 from .stalls import StallWatch
-from .util.concurrency import Turns
-from .util.suspend import SuspendWatch
 
 __all__ = ["Fleet"]
 

@@ -13,13 +13,13 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
 
-from .errors import APIError, BadRequest, Forbidden, NotFound, ServerError, ServiceRegistryError
-from .http.jsontransport import ClientClosed
-from .util.backoff import Backoff
-from .util.concurrency import Turns
-from .util.deferred import returnsDeferred
-from .util.fields import checkedMetadata, checkedTags, checkedTimeout
-from .util.logs import Logger
+from ..errors import APIError, BadRequest, Forbidden, NotFound, ServerError, ServiceRegistryError
+from ..http.jsontransport import ClientClosed
+from ..util.backoff import Backoff
+from ..util.concurrency import Turns
+from ..util.deferred import returnsDeferred
+from ..util.fields import checkedMetadata, checkedTags, checkedTimeout
+from ..util.logs import Logger
 
 __all__ = ["DesiredState", "DesiredStates", "wantsHost"]
 

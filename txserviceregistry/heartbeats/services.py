@@ -11,13 +11,10 @@ from weakref import WeakSet, ref
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime
 
-from .api.listcache import ListCache
-from .api.shapes import readHeartbeats, readService, readServicePage, readToken
-from .api.transport import HEARTBEATS, ClientClosed, Response, Transport, pages, pathOf
-from .batchsize import BatchSize, isRefusal
-from .creation import Creation
-from .desired import DesiredState, DesiredStates
-from .errors import (
+from ..api.listcache import ListCache
+from ..api.shapes import readHeartbeats, readService, readServicePage, readToken
+from ..api.transport import HEARTBEATS, ClientClosed, Response, Transport, pages, pathOf
+from ..errors import (
     BadRequest,
     ConnectionFailed,
     MalformedResponse,
@@ -27,17 +24,20 @@ from .errors import (
     ServiceExists,
     ServiceRegistryError,
 )
-from .fleet import Fleet
+from ..http.jsontransport import WhenLate
+from ..types import FaultBody, HeartbeatToken, Service, ServicePage
+from ..util.concurrency import Turns
+from ..util.deferred import returnsDeferred
+from ..util.fields import requestedId
+from ..util.parsing import LONGEST_INTERVAL, boundedNumber
+from ..util.suspend import SuspendWatch
+from .batching import Pulse
+from .batchsize import BatchSize, isRefusal
+from .context import Fleet
+from .creation import Creation
+from .desired import DesiredState, DesiredStates
 from .heartbeater import HeartBeater
-from .http.jsontransport import WhenLate
-from .pulse import Pulse
 from .stalls import StallWatch
-from .types import FaultBody, HeartbeatToken, Service, ServicePage
-from .util.concurrency import Turns
-from .util.deferred import returnsDeferred
-from .util.fields import requestedId
-from .util.parsing import LONGEST_INTERVAL, boundedNumber
-from .util.suspend import SuspendWatch
 
 __all__ = ["ServicesClient"]
 

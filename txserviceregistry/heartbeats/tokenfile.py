@@ -13,8 +13,8 @@ from weakref import WeakSet
 
 import attrs
 
-from .util.files import replaceFile
-from .util.ownership import checkPath
+from ..util.files import replaceFile
+from ..util.ownership import checkPath
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock

@@ -11,8 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from .desired import DesiredState
-from .errors import (
+from ..errors import (
     BadRequest,
     ConnectionFailed,
     MalformedResponse,
@@ -21,10 +20,11 @@ from .errors import (
     ServerError,
     ServiceExists,
 )
-from .http.jsontransport import ClientClosed
-from .types import HeartbeatToken, Service
-from .util.deferred import returnsDeferred, waitFor
-from .util.tries import NothingLeft, Race, TryIsLate, runOnAfter
+from ..http.jsontransport import ClientClosed
+from ..types import HeartbeatToken, Service
+from ..util.deferred import returnsDeferred, waitFor
+from ..util.tries import NothingLeft, Race, TryIsLate, runOnAfter
+from .desired import DesiredState
 
 if TYPE_CHECKING:
     from .services import ServicesClient

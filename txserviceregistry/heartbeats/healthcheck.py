@@ -13,10 +13,10 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succ
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from .http.agent import describeFailure
-from .util.backoff import Backoff
-from .util.logs import Logger
-from .util.tries import delayBefore
+from ..http.agent import describeFailure
+from ..util.backoff import Backoff
+from ..util.logs import Logger
+from ..util.tries import delayBefore
 
 __all__ = ["HealthCheck", "HealthCheckFailed"]
 
