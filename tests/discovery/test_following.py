@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.following import Position, followingOf
+from txserviceregistry.discovery.poller import Position, followingOf
 from txserviceregistry.errors import BadRequest, ConnectionFailed
 from txserviceregistry.testing import FakeRegistry
 

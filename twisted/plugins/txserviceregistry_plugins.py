@@ -29,24 +29,24 @@ serviceRegistryAgent = ServiceMaker(
 
 @implementer(IPlugin, IStreamClientEndpointStringParserWithReactor)
 class _RegistryParser:
-    """``registry:TAG``: see txserviceregistry.discovery.strings."""
+    """``registry:TAG``: see txserviceregistry.discovery.endpointstrings."""
 
     prefix = "registry"
 
     def parseStreamClient(self, reactor, *args, **kwargs):
-        from txserviceregistry.discovery.strings import parseRegistry
+        from txserviceregistry.discovery.endpointstrings import parseRegistry
 
         return parseRegistry(reactor, *args, **kwargs)
 
 
 @implementer(IPlugin, IStreamServerEndpointStringParser)
 class _RegisteredParser:
-    """``registered:id=…:endpoint=…``: see txserviceregistry.discovery.strings."""
+    """``registered:id=…:endpoint=…``: see txserviceregistry.discovery.endpointstrings."""
 
     prefix = "registered"
 
     def parseStreamServer(self, reactor, *args, **kwargs):
-        from txserviceregistry.discovery.strings import parseRegistered
+        from txserviceregistry.discovery.endpointstrings import parseRegistered
 
         return parseRegistered(reactor, *args, **kwargs)
 

@@ -39,7 +39,7 @@ class Directory(Mirror[Service]):
         directory.forTag("www")
 
     A service that joins, is removed or times out is seen within milliseconds (within
-    :data:`~txserviceregistry.discovery.following.POLL` seconds of a registry that can't wait for events). An *update*
+    :data:`~txserviceregistry.discovery.poller.POLL` seconds of a registry that can't wait for events). An *update*
     of a service's tags, metadata or timeout leaves no event in this API: it is seen when all are listed again, which is
     every *refresh* seconds at the latest, or, where a listing takes longer than a hundredth of that, after a hundred
     times as long as the listing.

@@ -1,7 +1,7 @@
 """
 Endpoints: connect to a tag instead of an address, and listen as a registered service.
 
-How both are written as strings is in :mod:`~txserviceregistry.discovery.strings`; what those share, in
+How both are written as strings is in :mod:`~txserviceregistry.discovery.endpointstrings`; what those share, in
 :mod:`~txserviceregistry.discovery.shared`.
 """
 

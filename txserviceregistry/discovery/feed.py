@@ -26,9 +26,9 @@ from ..util.files import WriteOutage, replaceFile
 from ..util.logs import Logger
 from ..util.ownership import checkPath
 from ..util.parsing import LATEST, boundedNumber
-from .following import PAGE, Position, followingOf, isMarkerRefused, markerAt, ticksOf
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
-from .running import Run
+from .poller import PAGE, Position, followingOf, isMarkerRefused, markerAt, ticksOf
+from .task import Run
 
 if TYPE_CHECKING:
     from ..client import Client

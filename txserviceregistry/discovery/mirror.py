@@ -31,8 +31,8 @@ from ..util.files import WriteOutage, replaceFile
 from ..util.logs import Logger
 from ..util.ownership import checkPath
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
-from .following import PAGE, Following, Position, followingOf, isMarkerRefused
-from .running import Run
+from .poller import PAGE, Following, Position, followingOf, isMarkerRefused
+from .task import Run
 
 if TYPE_CHECKING:
     from ..client import Client

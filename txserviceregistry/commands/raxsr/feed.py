@@ -10,7 +10,7 @@ from collections.abc import Callable
 from twisted.internet.task import deferLater
 
 from ...client import Client
-from ...discovery.following import Position, isMarkerRefused
+from ...discovery.poller import Position, isMarkerRefused
 from ...errors import (
     AuthenticationFailed,
     ConnectionFailed,
