@@ -22,7 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
 from txserviceregistry import Client
-from txserviceregistry.commands.checks import Checker, makeProbe
+from txserviceregistry.commands.wrapper.checks import Checker, makeProbe
 from txserviceregistry.errors import ConnectionFailed, RequestTimedOut
 from txserviceregistry.http.agent import endpointTo
 from txserviceregistry.http.resolving import PATIENCE, ResolvingTimedOut, hostNames

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import Client
-from txserviceregistry.commands.enrolment import Enrolment, NotRegistered, Registrant, claimTokenFile
+from txserviceregistry.commands.wrapper.registration import Enrolment, NotRegistered, Registrant, claimTokenFile
 from txserviceregistry.errors import InvalidSettings
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.settings import Settings

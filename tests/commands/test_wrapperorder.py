@@ -9,9 +9,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.commands.children import CantStart, Child
-from txserviceregistry.commands.wrapper import Wrapper
-from txserviceregistry.commands.wrapperoptions import Options
+from txserviceregistry.commands.wrapper.main import Wrapper
+from txserviceregistry.commands.wrapper.options import Options
+from txserviceregistry.commands.wrapper.process import CantStart, Child
 from txserviceregistry.errors import InvalidSettings
 from txserviceregistry.settings import Settings
 from txserviceregistry.testing import FakeRegistry

@@ -96,7 +96,7 @@ class Execute(RaxsrCommand):
             raise UsageError("say which command to run, after --, and its arguments after it")
 
         # Only now: it brings Twisted, which help does not need.
-        from ..children import CantStart, findProgram
+        from ..wrapper.process import CantStart, findProgram
 
         try:
             # Here, so that it is the person's own PATH in which it is found.

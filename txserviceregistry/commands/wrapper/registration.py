@@ -21,8 +21,8 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
-from ..client import Client
-from ..errors import (
+from ...client import Client
+from ...errors import (
     AuthenticationFailed,
     BadRequest,
     Forbidden,
@@ -31,13 +31,13 @@ from ..errors import (
     ServiceRegistryError,
     Unauthorized,
 )
-from ..heartbeats.heartbeater import REGISTERED, STOPPED
-from ..registration import RegisteredService
-from ..settings import Settings
-from ..util.backoff import Backoff
-from ..util.deferred import returnsDeferred
-from ..util.logs import Logger
-from ..util.ownership import checkPath
+from ...heartbeats.heartbeater import REGISTERED, STOPPED
+from ...registration import RegisteredService
+from ...settings import Settings
+from ...util.backoff import Backoff
+from ...util.deferred import returnsDeferred
+from ...util.logs import Logger
+from ...util.ownership import checkPath
 
 __all__ = ["Enrolment", "NotRegistered", "Registrant", "claimTokenFile"]
 

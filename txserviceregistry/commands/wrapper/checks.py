@@ -14,13 +14,13 @@ from twisted.internet.task import deferLater
 from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
-from .._version import __version__
-from ..heartbeats.healthcheck import HealthCheck, HealthCheckFailed
-from ..http.agent import describeFailure, endpointTo, httpAgent
-from ..http.pool import QueueingAgent
-from ..http.resolving import stageOf
-from ..http.tls import tlsPolicy
-from ..util.deferred import returnsDeferred
+from ..._version import __version__
+from ...heartbeats.healthcheck import HealthCheck, HealthCheckFailed
+from ...http.agent import describeFailure, endpointTo, httpAgent
+from ...http.pool import QueueingAgent
+from ...http.resolving import stageOf
+from ...http.tls import tlsPolicy
+from ...util.deferred import returnsDeferred
 
 __all__ = ["Checker", "Probe", "makeProbe"]
 

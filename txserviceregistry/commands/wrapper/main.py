@@ -21,20 +21,20 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..client import Client
-from ..clock import useMonotonic
-from ..errors import InvalidSettings
-from ..registration import REGISTERED_AT
-from ..settings import Settings, defaultDataDir
-from ..util.deferred import returnsDeferred
-from . import console
+from ...client import Client
+from ...clock import useMonotonic
+from ...errors import InvalidSettings
+from ...registration import REGISTERED_AT
+from ...settings import Settings, defaultDataDir
+from ...util.deferred import returnsDeferred
+from .. import console
+from ..optionsettings import settingsOf
+from ..outcome import oneLine
 from .checks import Checker, makeProbe
-from .children import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
-from .enrolment import Enrolment, NotRegistered, Registrant, claimTokenFile
-from .optionsettings import settingsOf
-from .outcome import oneLine
+from .options import Options
+from .process import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
+from .registration import Enrolment, NotRegistered, Registrant, claimTokenFile
 from .signals import Signals, stopAsThePersonAskedFor
-from .wrapperoptions import Options
 
 __all__ = ["Wrapper", "main"]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from twisted.python import usage
 
-from .._version import __version__
-from ..util.fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
-from ..util.parsing import parseMetadata, parseTags
+from ..._version import __version__
+from ...util.fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
+from ...util.parsing import parseMetadata, parseTags
+from ..outcome import undecodable
 from .checks import makeProbe
-from .outcome import undecodable
 
 __all__ = ["Options"]
 
