@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.deadlines import Deadlines, LifeClock
+from txserviceregistry.registry.expiry.deadlines import Deadlines, LifeClock
 
 
 class LifeClockTests(SynchronousTestCase):

@@ -18,9 +18,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.registry.heldstore import HeldCall, HeldStore
 from tests.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.expiry.livetable import Lives
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
-from txserviceregistry.registry.lives import Lives
 from txserviceregistry.registry.stores.interfaces import Death, LivingService, ServiceRecord, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.validation import NewService, ServiceChanges

@@ -20,12 +20,12 @@ from twisted.python.failure import Failure
 from .. import types
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
-from .deadlines import Life
 from .eventids import position, positionOf
+from .expiry.deadlines import Life
+from .expiry.livetable import Lives
 from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExists, systemFailure
 from .followers import Followers, Place
 from .limits import ResourceLimits
-from .lives import Lives
 from .servicelog import ServiceLog
 from .sharing import Sharing
 from .stores.interfaces import (

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from zope.interface import implementer
 
-from .deadlines import Life
+from .expiry.deadlines import Life
+from .expiry.livetable import Lives
 from .faults import notFound, systemFailure
 from .followers import Followers
-from .lives import Lives
 from .remembered import Shared
 from .stores.interfaces import ISharedStore, IStoreListener, LivingService, NoSuchObject, StoreUnavailable
 from .tokens import HeartbeatTokens

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
-from ..util.logs import Logger
+from ...util.logs import Logger
 
 __all__ = ["Outbreaks"]
 

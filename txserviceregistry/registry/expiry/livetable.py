@@ -11,12 +11,12 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from ..util.logs import Logger
-from .burials import Burials
+from ...util.logs import Logger
+from ..stores.interfaces import Death, IStore, LivingService, NoSuchObject, StoreUnavailable
+from ..work import Work
 from .deadlines import Deadlines, Life, LifeClock
-from .outbreaks import Outbreaks
-from .stores.interfaces import Death, IStore, LivingService, NoSuchObject, StoreUnavailable
-from .work import Work
+from .expirations import Burials
+from .massexpiry import Outbreaks
 
 __all__ = ["Lives"]
 

@@ -12,11 +12,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from ..util.logs import Logger
-from .faults import Fault, systemFailure
-from .servicelog import ServiceLog
-from .stores.interfaces import Death
-from .work import Work
+from ...util.logs import Logger
+from ..faults import Fault, systemFailure
+from ..servicelog import ServiceLog
+from ..stores.interfaces import Death
+from ..work import Work
 
 __all__ = ["Burials"]
 

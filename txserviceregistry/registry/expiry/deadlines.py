@@ -12,7 +12,7 @@ from heapq import heappop, heappush, heapreplace
 import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from ..util.logs import Logger
+from ...util.logs import Logger
 
 __all__ = ["Deadlines", "Life", "LifeClock"]
 
