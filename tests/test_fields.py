@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.validation import configurationKey, serviceId
+from txserviceregistry.registry.http.validation import configurationKey, serviceId
 from txserviceregistry.util.fields import KEY, SERVICE_ID
 
 

@@ -40,10 +40,10 @@ from zope.interface import implementer
 from .client import Client
 from .http.pool import BytesProducer, WholeResponse, readWhole
 from .registry.core import EVENT_RETENTION, Registry
+from .registry.http.resource import ApiResource
 from .registry.identity import Identity
 from .registry.limits import RateLimiter, ResourceLimits
 from .registry.stores.memory import MemoryStore
-from .registry.web import ApiResource
 from .util.deferred import returnsDeferred
 from .util.faults import FAULT_TYPES
 

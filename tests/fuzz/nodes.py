@@ -17,12 +17,12 @@ from twisted.python.failure import Failure
 from tests.fuzz.model import Request
 from tests.registry.wire import CHEAP, Connection, Reply, requestBytes
 from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.http.resource import ApiResource, apiSite
 from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite import SqliteStore
-from txserviceregistry.registry.web import ApiResource, apiSite
 
 #: Seconds of the real clock within which a thread has to have done what it was asked for.
 PATIENCE = 60.0

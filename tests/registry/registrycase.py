@@ -13,9 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.registry.heldstore import HeldStore
 from txserviceregistry.registry.core import Page, Registry
 from txserviceregistry.registry.faults import Fault
+from txserviceregistry.registry.http.validation import NewService
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.validation import NewService
 
 NOW = 1_700_000_000.0
 TENANT = "1234"

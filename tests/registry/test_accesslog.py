@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from txserviceregistry.registry.accesslog import MOST_WAITING, Access, AccessLog, LogThread, line
+from txserviceregistry.registry.http.accesslog import MOST_WAITING, Access, AccessLog, LogThread, line
 
 NOW = 1_767_225_600.0625
 

@@ -1,5 +1,6 @@
 """
-Tests for the limits of :mod:`txserviceregistry.registry.connections`, on the wire: what clients may take of a registry.
+Tests for the limits of :mod:`txserviceregistry.registry.http.admission`, on the wire: what clients may take of a
+registry.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.server import Request
 
-from txserviceregistry.registry.connections import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
 from txserviceregistry.registry.fairness import Origin
+from txserviceregistry.registry.http.admission import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
 from txserviceregistry.registry.identity import InvalidToken
 
 from .wire import Api, Connection, Reply, requestBytes

@@ -12,12 +12,12 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.registry.wire import KEY, USER, Api, Connection, requestBytes
-from txserviceregistry.registry.accesslog import Access
-from txserviceregistry.registry.exchanges import GONE, OTHER, WAITING, newTxnId
+from txserviceregistry.registry.http.accesslog import Access
+from txserviceregistry.registry.http.requestlog import GONE, OTHER, WAITING, newTxnId
 
 _FORKS = """
 import os
-from txserviceregistry.registry.exchanges import newTxnId
+from txserviceregistry.registry.http.requestlog import newTxnId
 newTxnId()
 os.fork()
 os.write(1, (newTxnId() + "\\n").encode())

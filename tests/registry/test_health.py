@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.registry.heldstore import HeldStore
 from txserviceregistry._version import __version__
-from txserviceregistry.registry.health import OK, SILENT, UNAVAILABLE, Health, Report
+from txserviceregistry.registry.http.health import OK, SILENT, UNAVAILABLE, Health, Report
 from txserviceregistry.registry.stores.memory import MemoryStore
 
 

@@ -1,6 +1,6 @@
 """
-Tests for :mod:`txserviceregistry.registry.http` and :mod:`txserviceregistry.registry.site`: the framing of requests and
-answers, byte by byte.
+Tests for :mod:`txserviceregistry.registry.http.messages` and :mod:`txserviceregistry.registry.http.server`: the framing
+of requests and answers, byte by byte.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import directlyProvides, providedBy
 
-from txserviceregistry.registry.connections import ConnectionLimits
-from txserviceregistry.registry.http import Answer, inBytes
-from txserviceregistry.registry.web import apiSite
+from txserviceregistry.registry.http.admission import ConnectionLimits
+from txserviceregistry.registry.http.messages import Answer, inBytes
+from txserviceregistry.registry.http.resource import apiSite
 
 from .wire import Api, Connection, Reply, parseReplies, requestBytes
 

@@ -23,7 +23,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.certificates import Holder, commonHolder
 from txserviceregistry.client import Client
-from txserviceregistry.registry.listening import EndpointError, TLSEndpoint, parseEndpoint
+from txserviceregistry.registry.http.listening import EndpointError, TLSEndpoint, parseEndpoint
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
 

@@ -20,10 +20,10 @@ from tests.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.expiry.livetable import Lives
 from txserviceregistry.registry.faults import Fault
+from txserviceregistry.registry.http.validation import NewService, ServiceChanges
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.stores.interfaces import Death, LivingService, ServiceRecord, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.validation import NewService, ServiceChanges
 from txserviceregistry.registry.work import Work
 
 JOIN, REMOVE, TIMEOUT = "service.join", "service.remove", "service.timeout"

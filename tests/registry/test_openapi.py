@@ -17,12 +17,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.registry.test_operations import sourcesOf
 from tests.registry.wire import KEY, USER, Api
-from txserviceregistry.registry import faults, openapi, rules, schemas, validation
+from txserviceregistry.registry import faults
 from txserviceregistry.registry.faults import FAULT_TYPES, Fault
-from txserviceregistry.registry.health import Health
-from txserviceregistry.registry.http import EXTENSIONS
-from txserviceregistry.registry.operations import Operations
-from txserviceregistry.registry.routes import API, ROUTES
+from txserviceregistry.registry.http import openapi, rules, schemas, validation
+from txserviceregistry.registry.http.health import Health
+from txserviceregistry.registry.http.messages import EXTENSIONS
+from txserviceregistry.registry.http.routes import API, ROUTES
+from txserviceregistry.registry.http.statuspages import Operations
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.document("http://registry.example:8880"))
 OFTEN = settings(max_examples=200, deadline=None, database=None, derandomize=True)

@@ -18,8 +18,8 @@ from tests.certificates import commonHolder
 from tests.registry.wire import KEY, USER, Api, Connection, Reply, requestBytes
 from txserviceregistry._version import __version__
 from txserviceregistry.registry.core import Figures
-from txserviceregistry.registry.health import Health
-from txserviceregistry.registry.operations import ANYWHERE, LOOPBACK, OFF, Operations
+from txserviceregistry.registry.http.health import Health
+from txserviceregistry.registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, Operations
 from txserviceregistry.registry.sources import Sources
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "metrics.rst"
@@ -147,7 +147,7 @@ class MetricsPageTests(SynchronousTestCase):
         """Where the package is not installed, a text says what to install."""
         self.ask()
         with patch.dict(sys.modules, {"prometheus_client": None}):
-            del sys.modules["txserviceregistry.registry.metrics"]
+            del sys.modules["txserviceregistry.registry.http.metrics"]
             reply = self.ask()
         self.assertEqual((reply.code, reply.header("Content-Type")), (501, "text/plain; charset=utf-8"))
         self.assertIn(b"pip install 'twisted-service-registry[metrics]'", reply.raw)

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.routes`.
+Tests for :mod:`txserviceregistry.registry.http.routes`.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.routes import Match, decodePath, isTokensPath, match, splitTenant
+from txserviceregistry.registry.http.routes import Match, decodePath, isTokensPath, match, splitTenant
 
 
 class DecodePathTests(SynchronousTestCase):

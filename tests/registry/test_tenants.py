@@ -11,14 +11,14 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.http.resource import ApiResource, apiSite
+from txserviceregistry.registry.http.routes import ROUTES
 from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
-from txserviceregistry.registry.routes import ROUTES
 from txserviceregistry.registry.stores.etcd import EtcdStore
 from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite import SqliteStore
-from txserviceregistry.registry.web import ApiResource, apiSite
 
 from .etcds import newPrefix, sharedEtcd
 from .wire import CHEAP, Connection, Reply, requestBytes

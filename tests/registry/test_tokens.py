@@ -8,7 +8,7 @@ import uuid
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry import validation
+from txserviceregistry.registry.http import validation
 from txserviceregistry.registry.tokens import HeartbeatTokens
 
 SECRET = b"s" * 32

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry import validation
 from txserviceregistry.registry.faults import Fault
+from txserviceregistry.registry.http import validation
 
 TOKEN = "a56b7c00-f7c2-11e1-a0d7-8d4d1d0b7f2e"
 QUICKLY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.web`: the API, as what a client sends and gets.
+Tests for :mod:`txserviceregistry.registry.http.resource`: the API, as what a client sends and gets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry import validation
+from txserviceregistry.registry.http import validation
 from txserviceregistry.registry.limits import RATE_HEADERS, ResourceLimits
 
 from .wire import KEY, USER, Api, Connection, Reply, requestBytes

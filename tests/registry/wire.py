@@ -15,15 +15,15 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
-from txserviceregistry.registry.accesslog import AccessLog
-from txserviceregistry.registry.connections import ConnectionLimits
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.exchanges import Exchanges
 from txserviceregistry.registry.followers import Followers
+from txserviceregistry.registry.http.accesslog import AccessLog
+from txserviceregistry.registry.http.admission import ConnectionLimits
+from txserviceregistry.registry.http.requestlog import Exchanges
+from txserviceregistry.registry.http.resource import ApiResource, apiSite
 from txserviceregistry.registry.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.web import ApiResource, apiSite
 
 T = TypeVar("T")
 

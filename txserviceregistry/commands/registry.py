@@ -14,11 +14,11 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
-from ..registry.accesslog import STDOUT
-from ..registry.connections import ConnectionLimits, raiseFileLimit
+from ..registry.http.accesslog import STDOUT
+from ..registry.http.admission import ConnectionLimits, raiseFileLimit
+from ..registry.http.listening import EndpointError, parseEndpoint
+from ..registry.http.statuspages import ANYWHERE, LOOPBACK, OFF
 from ..registry.limits import ResourceLimits
-from ..registry.listening import EndpointError, parseEndpoint
-from ..registry.operations import ANYWHERE, LOOPBACK, OFF
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from ..util.files import absolutePath

@@ -3,7 +3,7 @@ The rules of the API: what may be done to services, configuration and events, an
 
 A :class:`Registry` knows neither HTTP nor how a store keeps things. It decides; the store makes each decision atomic
 and durable; the deadlines live here, in memory. Values that come in have been through
-:mod:`~txserviceregistry.registry.validation`.
+:mod:`~txserviceregistry.registry.http.validation`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .expiry.deadlines import Life
 from .expiry.livetable import Lives
 from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExists, systemFailure
 from .followers import Followers, Place
+from .http.validation import NewService, ServiceChanges
 from .limits import ResourceLimits
 from .servicelog import ServiceLog
 from .sharing import Sharing
@@ -42,7 +43,6 @@ from .stores.interfaces import (
     StoreUnavailable,
 )
 from .tokens import HeartbeatTokens
-from .validation import NewService, ServiceChanges
 from .work import Work
 
 __all__ = ["EVENT_RETENTION", "Figures", "Page", "Registry"]

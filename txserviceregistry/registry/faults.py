@@ -1,7 +1,7 @@
 """
 The faults of the API: what a rule that is broken answers.
 
-A fault knows its type, status and words; :mod:`txserviceregistry.registry.web` puts it on the wire.
+A fault knows its type, status and words; :mod:`txserviceregistry.registry.http.resource` puts it on the wire.
 """
 
 from __future__ import annotations

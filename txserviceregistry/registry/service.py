@@ -21,24 +21,24 @@ from twisted.python.failure import Failure
 from .._version import __version__
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
-from .accesslog import AccessLog, LogThread
 from .apikeys import newKey
-from .connections import ConnectionLimits, availableFiles
 from .core import EVENT_RETENTION, Registry
 from .datadir import DataDirectory, DataDirectoryError
-from .exchanges import Exchanges
 from .followers import Followers
-from .health import Health
+from .http.accesslog import AccessLog, LogThread
+from .http.admission import ConnectionLimits, availableFiles
+from .http.health import Health
+from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
+from .http.requestlog import Exchanges
+from .http.resource import ApiResource, apiSite
+from .http.server import ApiSite
+from .http.statuspages import LOOPBACK, Operations
 from .identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
-from .listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
-from .operations import LOOPBACK, Operations
-from .site import ApiSite
 from .sources import Sources
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore
-from .web import ApiResource, apiSite
 
 __all__ = ["DEFAULT_LISTEN", "FIRST_USER", "RegistryService", "StartFailed"]
 

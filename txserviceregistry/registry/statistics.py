@@ -1,7 +1,7 @@
 """
 What a registry counts while it works: plain numbers, because counting comes with every heartbeat.
 
-Nothing here knows who reads the numbers; :mod:`txserviceregistry.registry.metrics` does, when it is asked.
+Nothing here knows who reads the numbers; :mod:`txserviceregistry.registry.http.metrics` does, when it is asked.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class HeartbeatTokens:
         The token that answers a heartbeat.
 
         :param presented: the token that the heartbeat came with, the text of a version-1 UUID in any case
-            (:func:`~txserviceregistry.registry.validation.heartbeatToken` sees to that).
+            (:func:`~txserviceregistry.registry.http.validation.heartbeatToken` sees to that).
         :return: ``None`` if it was never given out for this life of the service.
         """
         return self.following()(self.proof(tenant, id, incarnation), presented)

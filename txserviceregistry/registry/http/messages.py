@@ -2,8 +2,8 @@
 The framing: requests as bytes come in, answers as bytes go out.
 
 What belongs here is true of every request, whatever it asks for: how a body is bounded and parsed, and what an answer
-looks like on the wire. What the answers say is :mod:`txserviceregistry.registry.web`'s business, how connections come,
-wait and end :mod:`txserviceregistry.registry.site`'s.
+looks like on the wire. What the answers say is :mod:`txserviceregistry.registry.http.resource`'s business, how
+connections come, wait and end :mod:`txserviceregistry.registry.http.server`'s.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from twisted.web import server
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
 from twisted.web.http import NO_CONTENT, datetimeToString
 
+from ..faults import Fault, invalidBody, requestTooLarge, unsupportedContentType
 from . import routes
-from .faults import Fault, invalidBody, requestTooLarge, unsupportedContentType
 
 __all__ = [
     "EXTENSIONS",
@@ -252,8 +252,8 @@ def _hostIn(header: bytes) -> str | None:
 
 def checkSize(request: server.Request) -> None:
     """
-    Refuse what a :class:`~txserviceregistry.registry.site.ApiSite` refuses while it comes in, for a request that was
-    read whole (by a plain Site).
+    Refuse what a :class:`~txserviceregistry.registry.http.server.ApiSite` refuses while it comes in, for a request that
+    was read whole (by a plain Site).
 
     :raises Fault: if the body is too large.
     """

@@ -2,7 +2,7 @@
 The pages beside the API: what an operator, or a program that looks after the registry, asks it.
 
 They need no token, and are outside ``/v1.0`` and ``/v2.0``: the protocol knows nothing of them. They are framed as all
-answers are (:mod:`txserviceregistry.registry.http`), and answer ``GET`` and ``HEAD``.
+answers are (:mod:`txserviceregistry.registry.http.messages`), and answer ``GET`` and ``HEAD``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.web.server import Request
 
-from .._version import installCommand
+from ..._version import installCommand
+from ..faults import forbidden
+from ..sources import Sources
 from . import openapi
-from .faults import forbidden
 from .health import Health
-from .http import Answer, baseUrl
-from .sources import Sources
+from .messages import Answer, baseUrl
 
 if TYPE_CHECKING:
     from .metrics import Metrics

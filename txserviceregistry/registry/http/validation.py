@@ -1,10 +1,10 @@
 """
 The rules for what clients send: which values a field, a path or a query may have.
 
-The tables say it in the rules of :mod:`~txserviceregistry.registry.rules`: what checks, here, and what describes the
-API (:mod:`~txserviceregistry.registry.openapi`) both go by them. The functions return the value that was meant, or
-raise the :class:`~txserviceregistry.registry.faults.Fault` that tells the client what is wrong. Nothing here knows what
-is stored.
+The tables say it in the rules of :mod:`~txserviceregistry.registry.http.rules`: what checks, here, and what describes
+the API (:mod:`~txserviceregistry.registry.http.openapi`) both go by them. The functions return the value that was
+meant, or raise the :class:`~txserviceregistry.registry.faults.Fault` that tells the client what is wrong. Nothing here
+knows what is stored.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 import attrs
 
-from ..types import EventType
-from .faults import badParameter, invalidEventQuery, invalidLimit, notFound, validationError
+from ...types import EventType
+from ..faults import badParameter, invalidEventQuery, invalidLimit, notFound, validationError
 from .rules import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID, Unfit, bounded
 
 __all__ = [

@@ -2,8 +2,8 @@
 Connections of clients, and requests while they come in: how much of one's time and memory they may take, in which order
 they are answered, what is refused before it is there whole, and how connections end.
 
-How a body is read and an answer framed is :mod:`txserviceregistry.registry.http`'s business, which connections are
-kept when there are too many :mod:`txserviceregistry.registry.connections`'s.
+How a body is read and an answer framed is :mod:`txserviceregistry.registry.http.messages`'s business, which connections
+are kept when there are too many :mod:`txserviceregistry.registry.http.admission`'s.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from twisted.web.http import HTTPChannel
 from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import IResource
 
+from ..fairness import Origin
+from ..faults import badRequest, requestTooLarge
 from . import routes
-from .connections import ConnectionLimits, Connections, KnownAddresses, Line, Silence, peerOf
-from .exchanges import Exchanges, newTxnId
-from .fairness import Origin
-from .faults import badRequest, requestTooLarge
-from .http import FramedRequest, bodyLimit, closeAfterwards, faultAnswer, inBytes, write
+from .admission import ConnectionLimits, Connections, KnownAddresses, Line, Silence, peerOf
+from .messages import FramedRequest, bodyLimit, closeAfterwards, faultAnswer, inBytes, write
+from .requestlog import Exchanges, newTxnId
 
 __all__ = ["ApiSite", "apiSite", "inTurn", "originOf", "recognized"]
 
@@ -599,7 +599,7 @@ def apiSite(
     """
     A factory that serves the API to real connections.
 
-    :param resource: :class:`~txserviceregistry.registry.web.ApiResource`.
+    :param resource: :class:`~txserviceregistry.registry.http.resource.ApiResource`.
     :param reactor: for timeouts.
     :param limits: what clients may take.
     :param exchanges: the same that the *resource* has.

@@ -1,9 +1,9 @@
 """
 ``GET /openapi.json``: the API as OpenAPI 3.1 tells it.
 
-What may come in is told by the tables that check it (:mod:`~txserviceregistry.registry.validation`), which paths there
-are by the table of routes, what goes out by the types of the API's JSON. Only words are written down here, and which
-answers each operation has.
+What may come in is told by the tables that check it (:mod:`~txserviceregistry.registry.http.validation`), which paths
+there are by the table of routes, what goes out by the types of the API's JSON. Only words are written down here, and
+which answers each operation has.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from functools import lru_cache
 
 import attrs
 
-from .. import types
-from .._version import __version__
+from ... import types
+from ..._version import __version__
+from ..faults import FAULT_TYPES
+from ..identity import TENANT
+from ..limits import PATHS, RATE_HEADERS
 from . import schemas, validation
-from .credentials import CATALOG, CREDENTIALS, REGION
-from .faults import FAULT_TYPES
-from .http import EXTENSIONS
-from .identity import TENANT
-from .limits import PATHS, RATE_HEADERS
+from .keystone import CATALOG, CREDENTIALS, REGION
+from .messages import EXTENSIONS
 from .routes import API, AUTH, BODY_LIMITS, MAXIMUM_BODY, ROUTES
 from .rules import TimeUUID
 from .schemas import Schema

@@ -22,9 +22,9 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
-from ..util.deferred import returnsDeferred, waitFor
-from ..util.logs import Logger
-from ..util.ownership import checkPath
+from ...util.deferred import returnsDeferred, waitFor
+from ...util.logs import Logger
+from ...util.ownership import checkPath
 
 __all__ = ["STDOUT", "Access", "AccessLog", "ILogThread", "LogThread", "line"]
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import attrs
 
-from .faults import Fault, badRequest, pageNotFound
+from ..faults import Fault, badRequest, pageNotFound
 
 __all__ = [
     "API",

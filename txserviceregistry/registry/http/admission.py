@@ -4,7 +4,7 @@ How many connections there may be, and which one has to go when there are too ma
 A registry is for those who keep services alive, and they are known by what they do: they bring whole requests with a
 token that counts. A connection that does so stays, and one that was opened and brings nothing makes room, however many
 of that kind there are and wherever they come from. What a connection is on the wire is
-:mod:`txserviceregistry.registry.site`'s business.
+:mod:`txserviceregistry.registry.http.server`'s business.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
-from ..util.logs import Logger
-from .fairness import FairQueue, Origin
-from .remembered import Memory
+from ...util.logs import Logger
+from ..fairness import FairQueue, Origin
+from ..remembered import Memory
 
 __all__ = [
     "ConnectionLimits",

@@ -11,11 +11,11 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from .._version import __version__
-from ..util.deferred import returnsDeferred
-from ..util.logs import Logger
-from .remembered import Shared
-from .stores.interfaces import IStore, StoreUnavailable
+from ..._version import __version__
+from ...util.deferred import returnsDeferred
+from ...util.logs import Logger
+from ..remembered import Shared
+from ..stores.interfaces import IStore, StoreUnavailable
 
 __all__ = ["OK", "SILENT", "UNAVAILABLE", "Health", "Report"]
 

@@ -33,9 +33,9 @@ from twisted.internet.interfaces import (
 from twisted.internet.ssl import CertificateOptions
 from zope.interface import implementer
 
-from ..http.certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
-from ..util.logs import Logger
-from ..util.reloading import Reloaded
+from ...http.certificates import daysLeft, isSelfSigned, namesOf, whyNotNow
+from ...util.logs import Logger
+from ...util.reloading import Reloaded
 from .handshakes import handshakingFactory
 
 __all__ = [

@@ -2,7 +2,7 @@
 TLS handshakes, of which a server signs each one: with a key of 4,096 bits that takes as long as some thirty requests.
 
 They are work for unauthenticated clients, so they wait in a line of their own
-(:class:`~txserviceregistry.registry.connections.Line`) until it is their turn.
+(:class:`~txserviceregistry.registry.http.admission.Line`) until it is their turn.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from twisted.internet.protocol import connectionDone
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
-from .connections import Line, peerOf
-from .fairness import Origin
-from .site import ApiSite
+from ..fairness import Origin
+from .admission import Line, peerOf
+from .server import ApiSite
 
 __all__ = ["handshakingFactory"]
 
@@ -87,7 +87,7 @@ def handshakingFactory(contextFactory: Any, factory: IProtocolFactory) -> IProto
 
     :param contextFactory: key and certificate, as Twisted's ``listenSSL`` takes them.
     :param factory: what is served over TLS. Only the handshakes of an
-        :class:`~txserviceregistry.registry.site.ApiSite` wait.
+        :class:`~txserviceregistry.registry.http.server.ApiSite` wait.
     """
     make = _HandshakingFactory if isinstance(factory, ApiSite) else TLSMemoryBIOFactory
     return make(contextFactory, False, factory)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from .faults import Fault
-from .identity import IssuedToken
+from ..faults import Fault
+from ..identity import IssuedToken
 
 __all__ = ["CATALOG", "CREDENTIALS", "REGION", "access", "credentials"]
 

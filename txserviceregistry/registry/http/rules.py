@@ -1,8 +1,8 @@
 """
 What rules are made of: strings, numbers, lists, pairs, each with its bounds, and the reasons why a value does not fit.
 
-A rule is data, so that a description of the API can be made (:mod:`~txserviceregistry.registry.schemas`) from the same
-rules that check it. Which field has which rule is in :mod:`~txserviceregistry.registry.validation`.
+A rule is data, so that a description of the API can be made (:mod:`~txserviceregistry.registry.http.schemas`) from the
+same rules that check it. Which field has which rule is in :mod:`~txserviceregistry.registry.http.validation`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import attrs
 
-from .faults import validationError
+from ..faults import validationError
 
 __all__ = [
     "Apart",

@@ -2,8 +2,8 @@
 The API as a resource of twisted.web: what requests ask for goes to the registry's rules and to identity, what these
 answer goes back as JSON, and what they refuse as faults.
 
-How requests and answers are framed is in :mod:`txserviceregistry.registry.http`, how connections are served in
-:mod:`txserviceregistry.registry.site`, which path means what in :mod:`txserviceregistry.registry.routes`.
+How requests and answers are framed is in :mod:`txserviceregistry.registry.http.messages`, how connections are served in
+:mod:`txserviceregistry.registry.http.server`, which path means what in :mod:`txserviceregistry.registry.http.routes`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from ..util.logs import Logger
+from ...util.logs import Logger
+from ..apikeys import Overloaded
+from ..core import Page, Registry
+from ..faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
+from ..identity import Identity, InvalidCredentials, InvalidToken, isTenant
+from ..limits import RateLimiter, ResourceLimits
+from ..stores.interfaces import StoreUnavailable
 from . import routes, validation
-from .apikeys import Overloaded
-from .core import Page, Registry
-from .credentials import access, credentials
-from .exchanges import GONE, WAITING, Exchange, Exchanges
-from .faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
-from .http import Answer, baseUrl, checkSize, faultAnswer, faultBody, inJSON, parseBody, send, whenGone
-from .identity import Identity, InvalidCredentials, InvalidToken, isTenant
-from .limits import RateLimiter, ResourceLimits
-from .operations import NO_PAGES, Pages
-from .site import apiSite, inTurn, originOf, recognized
-from .stores.interfaces import StoreUnavailable
+from .keystone import access, credentials
+from .messages import Answer, baseUrl, checkSize, faultAnswer, faultBody, inJSON, parseBody, send, whenGone
+from .requestlog import GONE, WAITING, Exchange, Exchanges
+from .server import apiSite, inTurn, originOf, recognized
+from .statuspages import NO_PAGES, Pages
 
 __all__ = ["ApiResource", "apiSite"]
 
@@ -142,7 +142,7 @@ class ApiResource(Resource):
     :param rateLimiter: counts GETs.
     :param limits: what ``GET /limits`` says of resources; the same that the *registry* goes by.
     :param exchanges: notices every request and its answer.
-    :ivar pages: what is beside the API (:mod:`txserviceregistry.registry.operations`).
+    :ivar pages: what is beside the API (:mod:`txserviceregistry.registry.http.statuspages`).
     """
 
     isLeaf = True

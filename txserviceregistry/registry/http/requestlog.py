@@ -15,10 +15,10 @@ import attrs
 from twisted.internet.interfaces import IAddress
 from twisted.web.server import Request
 
+from ..limits import NO_HEADERS
+from ..statistics import RequestStatistics
 from . import routes
 from .accesslog import Access, AccessLog
-from .limits import NO_HEADERS
-from .statistics import RequestStatistics
 
 __all__ = ["GONE", "OTHER", "WAITING", "Exchange", "Exchanges", "newTxnId"]
 
