@@ -41,7 +41,7 @@ from .client import Client
 from .http.pool import BytesProducer, WholeResponse, readWhole
 from .registry.core import EVENT_RETENTION, Registry
 from .registry.http.resource import ApiResource
-from .registry.identity import Identity
+from .registry.identity.identity import Identity
 from .registry.limits import RateLimiter, ResourceLimits
 from .registry.stores.memory import MemoryStore
 from .util.deferred import returnsDeferred

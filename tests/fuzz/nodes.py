@@ -18,7 +18,7 @@ from tests.fuzz.model import Request
 from tests.registry.wire import CHEAP, Connection, Reply, requestBytes
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.resource import ApiResource, apiSite
-from txserviceregistry.registry.identity import Identity
+from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore

@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.apikeys`: the hashes of keys. What checking a key costs is tested as
+Tests for :mod:`txserviceregistry.registry.identity.apikeys`: the hashes of keys. What checking a key costs is tested as
 authentications show it, in :mod:`tests.registry.test_identity`.
 """
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.apikeys import hashKey, keyMatches
+from txserviceregistry.registry.identity.apikeys import hashKey, keyMatches
 
 from .wire import CHEAP
 

@@ -18,7 +18,7 @@ from twisted.web.server import Request
 
 from txserviceregistry.registry.fairness import Origin
 from txserviceregistry.registry.http.admission import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
-from txserviceregistry.registry.identity import InvalidToken
+from txserviceregistry.registry.identity.identity import InvalidToken
 
 from .wire import Api, Connection, Reply, requestBytes
 

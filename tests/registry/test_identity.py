@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.registry.identity`.
+Tests for :mod:`txserviceregistry.registry.identity.identity`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.apikeys import Overloaded
 from txserviceregistry.registry.fairness import Origin
-from txserviceregistry.registry.identity import Identity, InvalidCredentials, InvalidToken, InvalidUser
+from txserviceregistry.registry.identity.apikeys import Overloaded
+from txserviceregistry.registry.identity.identity import Identity, InvalidCredentials, InvalidToken, InvalidUser
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, ObjectExists, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 

@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.resource import ApiResource, apiSite
 from txserviceregistry.registry.http.routes import ROUTES
-from txserviceregistry.registry.identity import Identity
+from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.etcd import EtcdStore
 from txserviceregistry.registry.stores.interfaces import IStore

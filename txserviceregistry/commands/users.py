@@ -22,9 +22,9 @@ from twisted.python.usage import UsageError as WrongOptions
 from .._version import __version__
 from ..clock import useMonotonic
 from ..errors import InvalidSettings
-from ..registry.apikeys import keyMatches, newKey
 from ..registry.datadir import DataDirectory, DataDirectoryError
-from ..registry.identity import Identity, InvalidUser, checkUser
+from ..registry.identity.apikeys import keyMatches, newKey
+from ..registry.identity.identity import Identity, InvalidUser, checkUser
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite import SqliteStore
 from ..settings import defaultDataDir

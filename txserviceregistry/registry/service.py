@@ -21,7 +21,6 @@ from twisted.python.failure import Failure
 from .._version import __version__
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
-from .apikeys import newKey
 from .core import EVENT_RETENTION, Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .followers import Followers
@@ -33,7 +32,8 @@ from .http.requestlog import Exchanges
 from .http.resource import ApiResource, apiSite
 from .http.server import ApiSite
 from .http.statuspages import LOOPBACK, Operations
-from .identity import Identity, InvalidUser
+from .identity.apikeys import newKey
+from .identity.identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
 from .sources import Sources
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable

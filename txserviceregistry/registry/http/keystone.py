@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from ..faults import Fault
-from ..identity import IssuedToken
+from ..identity.identity import IssuedToken
 
 __all__ = ["CATALOG", "CREDENTIALS", "REGION", "access", "credentials"]
 

@@ -17,7 +17,7 @@ import attrs
 from ... import types
 from ..._version import __version__
 from ..faults import FAULT_TYPES
-from ..identity import TENANT
+from ..identity.identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
 from . import schemas, validation
 from .keystone import CATALOG, CREDENTIALS, REGION

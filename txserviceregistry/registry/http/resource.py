@@ -22,10 +22,10 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from ...util.logs import Logger
-from ..apikeys import Overloaded
 from ..core import Page, Registry
 from ..faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
-from ..identity import Identity, InvalidCredentials, InvalidToken, isTenant
+from ..identity.apikeys import Overloaded
+from ..identity.identity import Identity, InvalidCredentials, InvalidToken, isTenant
 from ..limits import RateLimiter, ResourceLimits
 from ..stores.interfaces import StoreUnavailable
 from . import routes, validation

@@ -130,7 +130,7 @@ class Account:
 class UserRecord:
     """
     A user. *keyHash* is the scrypt hash of the API key, in the form that
-    :mod:`txserviceregistry.registry.identity` writes.
+    :mod:`txserviceregistry.registry.identity.identity` writes.
     """
 
     name: str

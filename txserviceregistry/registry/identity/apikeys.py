@@ -23,9 +23,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from ..util.deferred import returnsDeferred
-from .fairness import FairQueue, Origin
-from .remembered import Memory, Shared
+from ...util.deferred import returnsDeferred
+from ..fairness import FairQueue, Origin
+from ..remembered import Memory, Shared
 
 __all__ = ["SCRYPT_COST", "Hasher", "KeyChecks", "Overloaded", "hashKey", "keyMatches", "newKey"]
 

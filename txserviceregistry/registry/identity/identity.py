@@ -6,7 +6,7 @@ store. Tokens are opaque random texts, so that they can be ended one by one, and
 survive a restart and work on every node. What the store said of a user or a token is believed for a second: a key
 that is rotated, or a token that is ended, by another process is refused within that second. While the store can't be
 reached, those that were seen before go on to be accepted. What checking a key costs, and whom, is in
-:mod:`~txserviceregistry.registry.apikeys`.
+:mod:`~txserviceregistry.registry.identity.apikeys`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from twisted.internet import threads
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from ..util.deferred import returnsDeferred
+from ...util.deferred import returnsDeferred
+from ..fairness import Origin
+from ..remembered import Believed, Memory, Shared
+from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
-from .fairness import Origin
-from .remembered import Believed, Memory, Shared
-from .stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 
 __all__ = [
     "TENANT",
