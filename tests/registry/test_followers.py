@@ -18,8 +18,8 @@ from twisted.internet.task import Clock, LoopingCall
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool
 
-from txserviceregistry.registry.followers import Followers, Place
 from txserviceregistry.registry.service import RegistryService
+from txserviceregistry.registry.subscribers import Followers, Place
 
 from .wire import Api, Connection, Reply, fired, requestBytes
 

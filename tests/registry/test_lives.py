@@ -24,7 +24,7 @@ from txserviceregistry.registry.http.validation import NewService, ServiceChange
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.stores.interfaces import Death, LivingService, ServiceRecord, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.work import Work
+from txserviceregistry.registry.tasks import Work
 
 JOIN, REMOVE, TIMEOUT = "service.join", "service.remove", "service.timeout"
 

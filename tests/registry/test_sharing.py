@@ -12,10 +12,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tests.registry.sharedmemory import SharedMemory, SharedMemoryStore
+from txserviceregistry.registry.cluster import Sharing
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.http.validation import NewService, ServiceChanges
-from txserviceregistry.registry.sharing import Sharing
 from txserviceregistry.registry.stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, StoreUnavailable
 
 NOW = 1_700_000_000.0

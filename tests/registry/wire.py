@@ -16,7 +16,6 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.followers import Followers
 from txserviceregistry.registry.http.accesslog import AccessLog
 from txserviceregistry.registry.http.admission import ConnectionLimits
 from txserviceregistry.registry.http.requestlog import Exchanges
@@ -24,6 +23,7 @@ from txserviceregistry.registry.http.resource import ApiResource, apiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore
+from txserviceregistry.registry.subscribers import Followers
 
 T = TypeVar("T")
 

@@ -20,15 +20,14 @@ from twisted.python.failure import Failure
 from .. import types
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
+from .cluster import Sharing
 from .eventids import position, positionOf
 from .expiry.deadlines import Life
 from .expiry.livetable import Lives
 from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExists, systemFailure
-from .followers import Followers, Place
 from .http.validation import NewService, ServiceChanges
 from .limits import ResourceLimits
 from .servicelog import ServiceLog
-from .sharing import Sharing
 from .stores.interfaces import (
     Account,
     Death,
@@ -42,8 +41,9 @@ from .stores.interfaces import (
     ServiceRecord,
     StoreUnavailable,
 )
+from .subscribers import Followers, Place
+from .tasks import Work
 from .tokens import HeartbeatTokens
-from .work import Work
 
 __all__ = ["EVENT_RETENTION", "Figures", "Page", "Registry"]
 

@@ -23,7 +23,6 @@ from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
 from .core import EVENT_RETENTION, Registry
 from .datadir import DataDirectory, DataDirectoryError
-from .followers import Followers
 from .http.accesslog import AccessLog, LogThread
 from .http.admission import ConnectionLimits, availableFiles
 from .http.health import Health
@@ -39,6 +38,7 @@ from .sources import Sources
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore
+from .subscribers import Followers
 
 __all__ = ["DEFAULT_LISTEN", "FIRST_USER", "RegistryService", "StartFailed"]
 

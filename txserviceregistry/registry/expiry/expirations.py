@@ -16,7 +16,7 @@ from ...util.logs import Logger
 from ..faults import Fault, systemFailure
 from ..servicelog import ServiceLog
 from ..stores.interfaces import Death
-from ..work import Work
+from ..tasks import Work
 
 __all__ = ["Burials"]
 

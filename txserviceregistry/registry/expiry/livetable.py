@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
 from ..stores.interfaces import Death, IStore, LivingService, NoSuchObject, StoreUnavailable
-from ..work import Work
+from ..tasks import Work
 from .deadlines import Deadlines, Life, LifeClock
 from .expirations import Burials
 from .massexpiry import Outbreaks

@@ -12,11 +12,11 @@ from zope.interface import implementer
 from .expiry.deadlines import Life
 from .expiry.livetable import Lives
 from .faults import notFound, systemFailure
-from .followers import Followers
 from .remembered import Shared
 from .stores.interfaces import ISharedStore, IStoreListener, LivingService, NoSuchObject, StoreUnavailable
+from .subscribers import Followers
+from .tasks import Lanes
 from .tokens import HeartbeatTokens
-from .work import Lanes
 
 __all__ = ["Sharing"]
 
