@@ -256,7 +256,7 @@ collectSeldom()
 options = {"store": "sqlite", "rateLimit": 10**9, **json.loads(sys.argv[2])}
 etcd = options.pop("etcd", None)
 if etcd is not None:
-    from txserviceregistry.registry.stores.etcd import EtcdStore
+    from txserviceregistry.registry.stores.etcd.store import EtcdStore
     options["store"] = partial(EtcdStore, reactor, **etcd)
 registry = RegistryService(
     reactor,

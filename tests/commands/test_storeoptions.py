@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.certificates import selfSigned
 from txserviceregistry.commands.stores import ETCD_OPTIONS, etcdStore
-from txserviceregistry.registry.stores.etcd import EtcdStore
+from txserviceregistry.registry.stores.etcd.store import EtcdStore
 
 
 class EtcdOptionsTests(SynchronousTestCase):

@@ -27,8 +27,8 @@ from tests.fakeagent import answer
 from tests.fuzz.nodes import Backing, Turns
 from tests.registry.etcds import newPrefix, sharedEtcd
 from txserviceregistry.http.pool import BytesProducer
-from txserviceregistry.registry.stores.etcd import EtcdStore
-from txserviceregistry.registry.stores.etcdapi import endOf
+from txserviceregistry.registry.stores.etcd.gateway import endOf
+from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import IStore
 
 __all__ = ["TwoNodes"]

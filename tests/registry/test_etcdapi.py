@@ -27,7 +27,7 @@ from tests.registry.etcds import newPrefix, sharedEtcd, startEtcd
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
 from txserviceregistry.http.tls import tlsPolicy
-from txserviceregistry.registry.stores.etcdapi import (
+from txserviceregistry.registry.stores.etcd.gateway import (
     QUEUE,
     Compare,
     Etcd,
@@ -38,7 +38,7 @@ from txserviceregistry.registry.stores.etcdapi import (
     put,
     reading,
 )
-from txserviceregistry.registry.stores.etcdleases import newLease
+from txserviceregistry.registry.stores.etcd.leases import newLease
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.util.concurrency import Turns
 from txserviceregistry.util.reloading import Reloaded

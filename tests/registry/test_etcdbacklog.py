@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.stores.etcdbacklog import Backlog
+from txserviceregistry.registry.stores.etcd.backlog import Backlog
 
 
 class BacklogTests(SynchronousTestCase):

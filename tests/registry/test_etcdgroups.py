@@ -12,9 +12,9 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from tests.faults.proxy import Proxy
 from tests.registry.etcds import newPrefix, sharedEtcd
 from tests.registry.test_etcdapi import CLOCK, EtcdCase
-from txserviceregistry.registry.stores.etcdapi import Etcd, endOf, put
-from txserviceregistry.registry.stores.etcdgroups import GROUP, Draft, Groups
-from txserviceregistry.registry.stores.etcdleases import newLease
+from txserviceregistry.registry.stores.etcd.batches import GROUP, Draft, Groups
+from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
+from txserviceregistry.registry.stores.etcd.leases import newLease
 from txserviceregistry.registry.stores.interfaces import LimitExceeded, StoreUnavailable
 
 NOW = 1_700_000_000.0

@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.stores.etcdapi import KEEP_ALIVES
-from txserviceregistry.registry.stores.etcdleases import KeepAlives, secondsLeft
+from txserviceregistry.registry.stores.etcd.gateway import KEEP_ALIVES
+from txserviceregistry.registry.stores.etcd.leases import KeepAlives, secondsLeft
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 

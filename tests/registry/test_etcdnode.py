@@ -13,9 +13,9 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.stores.etcdapi import EtcdError
-from txserviceregistry.registry.stores.etcdbacklog import Backlog
-from txserviceregistry.registry.stores.etcdnode import Node
+from txserviceregistry.registry.stores.etcd.backlog import Backlog
+from txserviceregistry.registry.stores.etcd.gateway import EtcdError
+from txserviceregistry.registry.stores.etcd.node import Node
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 

@@ -21,9 +21,9 @@ from tests.registry.sharedsuite import Listener
 from tests.registry.test_etcdapi import CLOCK, EtcdCase
 from txserviceregistry.http.pool import BytesProducer
 from txserviceregistry.registry.eventids import position
-from txserviceregistry.registry.stores.etcd import EtcdStore
-from txserviceregistry.registry.stores.etcdapi import KeyValue, endOf, put
-from txserviceregistry.registry.stores.etcdwatch import watchingAgent
+from txserviceregistry.registry.stores.etcd.gateway import KeyValue, endOf, put
+from txserviceregistry.registry.stores.etcd.store import EtcdStore
+from txserviceregistry.registry.stores.etcd.watch import watchingAgent
 from txserviceregistry.registry.stores.interfaces import (
     Death,
     NoSuchObject,

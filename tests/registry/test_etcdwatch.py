@@ -17,8 +17,8 @@ from tests.loopback import Call, LoopbackTestCase, Server
 from tests.registry.etcds import newPrefix, sharedEtcd
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
-from txserviceregistry.registry.stores.etcdapi import Etcd, encode, put
-from txserviceregistry.registry.stores.etcdwatch import Change, Watch, WatchEnded, watchingAgent
+from txserviceregistry.registry.stores.etcd.gateway import Etcd, encode, put
+from txserviceregistry.registry.stores.etcd.watch import Change, Watch, WatchEnded, watchingAgent
 
 HEAD = b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 

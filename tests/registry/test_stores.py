@@ -17,7 +17,7 @@ from tests.registry.etcds import newPrefix, sharedEtcd
 from tests.registry.sharedmemory import SharedMemory, SharedMemoryStore
 from tests.registry.sharedsuite import SharedSuite
 from tests.registry.storesuite import NOW, StoreSuite
-from txserviceregistry.registry.stores.etcd import EtcdStore
+from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite import SqliteStore

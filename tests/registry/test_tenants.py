@@ -15,7 +15,7 @@ from txserviceregistry.registry.http.resource import ApiResource, apiSite
 from txserviceregistry.registry.http.routes import ROUTES
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
-from txserviceregistry.registry.stores.etcd import EtcdStore
+from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite import SqliteStore

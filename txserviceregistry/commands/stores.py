@@ -14,7 +14,7 @@ from twisted.python import usage
 
 from ..errors import InvalidSettings
 from ..http.tls import TLSPolicy, tlsPolicy
-from ..registry.stores.etcd import DEFAULT_PREFIX, EtcdStore
+from ..registry.stores.etcd.store import DEFAULT_PREFIX, EtcdStore
 from ..settings import parseUrls
 from ..util.files import absolutePath
 from ..util.reloading import Reloaded

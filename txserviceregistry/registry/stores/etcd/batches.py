@@ -18,9 +18,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from ..eventids import positionOf
-from .etcdapi import Compare, Etcd, EtcdError, KeyValue, Urgency, deletion, put, reading
-from .interfaces import StoreUnavailable
+from ...eventids import positionOf
+from ..interfaces import StoreUnavailable
+from .gateway import Compare, Etcd, EtcdError, KeyValue, Urgency, deletion, put, reading
 
 __all__ = ["Draft", "Groups", "Step"]
 

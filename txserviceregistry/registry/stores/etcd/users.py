@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable
 from itertools import count as naturals
 
-from .etcdapi import Compare, Etcd, KeyValue, deletion, endOf, put, reading
-from .etcdleases import newLease
-from .interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
+from ..interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
+from .gateway import Compare, Etcd, KeyValue, deletion, endOf, put, reading
+from .leases import newLease
 
 __all__ = ["EtcdUsers"]
 

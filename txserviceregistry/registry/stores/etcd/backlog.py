@@ -15,7 +15,7 @@ from itertools import count
 import attrs
 from twisted.internet.interfaces import IReactorTime
 
-from ...util.logs import Logger
+from ....util.logs import Logger
 
 __all__ = ["Backlog"]
 

@@ -1,6 +1,6 @@
 """
 The feeds in etcd: events by their positions, which are made with the changes that they tell of
-(:mod:`~txserviceregistry.registry.stores.etcdgroups`), read here, and dropped when they are old.
+(:mod:`~txserviceregistry.registry.stores.etcd.batches`), read here, and dropped when they are old.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from ..eventids import EventIds
-from .etcdapi import PAGE, Compare, Etcd, deletion, endOf
-from .interfaces import EventRecord
+from ...eventids import EventIds
+from ..interfaces import EventRecord
+from .gateway import PAGE, Compare, Etcd, deletion, endOf
 
 __all__ = ["EtcdEvents"]
 

@@ -6,15 +6,15 @@ What the keys below the prefix are:
 ==============================  =======================================================================================
 ``meta``                        the registry's secret, and the tail of its event ids
 ``accounts/T``                  when the account came into being
-``clocks/T``                    the tenant's clock: :mod:`~txserviceregistry.registry.stores.etcdgroups`
+``clocks/T``                    the tenant's clock: :mod:`~txserviceregistry.registry.stores.etcd.batches`
 ``commits/T/NODE``              the number of a node's last group for this tenant
 ``services/T/ID``               a service's record; no lease
 ``alive/T/ID``                  goes with the service's lease; every heartbeat lets that begin anew, without a write
 ``seen/T/ID``                   the time of a heartbeat, written now and then; goes with the same lease
 ``values/T/KEY``                a configuration value
 ``events/T/POSITION``           an event
-``users/NAME`` ``tokens/HASH``  :mod:`~txserviceregistry.registry.stores.etcdusers`
-``nodes/NODE``                  who is there: :mod:`~txserviceregistry.registry.stores.etcdnode`
+``users/NAME`` ``tokens/HASH``  :mod:`~txserviceregistry.registry.stores.etcd.users`
+``nodes/NODE``                  who is there: :mod:`~txserviceregistry.registry.stores.etcd.node`
 ==============================  =======================================================================================
 
 Values are JSON with a version, ``v``. The lease is evidence, never the verdict: a service is dead when a registry has
@@ -35,27 +35,18 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
 from zope.interface import implementer
 
-from ...http.agent import httpAgent
-from ...http.jsontransport import JSONTransport
-from ...http.pool import ConnectionPool, QueueingAgent
-from ...http.tls import tlsPolicy
-from ...util.concurrency import Turns
-from ...util.deferred import returnsDeferred
-from ...util.logs import Logger
-from ...util.reloading import Reloaded
-from ..eventids import EventIds, newTail
-from ..statistics import StoreStatistics
-from . import payloads
-from .etcdapi import PAGE, TRY, Compare, Etcd, EtcdError, KeyValue, Urgency, User, endOf, put, reading
-from .etcdbacklog import Backlog
-from .etcdevents import EtcdEvents
-from .etcdgroups import Draft, Groups
-from .etcdleases import MARGIN, KeepAlives, newLease, secondsLeft
-from .etcdnode import Node
-from .etcdusers import EtcdUsers
-from .etcdvalues import EtcdValues
-from .etcdwatch import Change, watchingAgent
-from .interfaces import (
+from ....http.agent import httpAgent
+from ....http.jsontransport import JSONTransport
+from ....http.pool import ConnectionPool, QueueingAgent
+from ....http.tls import tlsPolicy
+from ....util.concurrency import Turns
+from ....util.deferred import returnsDeferred
+from ....util.logs import Logger
+from ....util.reloading import Reloaded
+from ...eventids import EventIds, newTail
+from ...statistics import StoreStatistics
+from .. import payloads
+from ..interfaces import (
     Account,
     Death,
     EventRecord,
@@ -71,6 +62,15 @@ from .interfaces import (
     TokenRecord,
     UserRecord,
 )
+from .backlog import Backlog
+from .batches import Draft, Groups
+from .events import EtcdEvents
+from .gateway import PAGE, TRY, Compare, Etcd, EtcdError, KeyValue, Urgency, User, endOf, put, reading
+from .leases import MARGIN, KeepAlives, newLease, secondsLeft
+from .node import Node
+from .users import EtcdUsers
+from .values import EtcdValues
+from .watch import Change, watchingAgent
 
 __all__ = ["DEFAULT_PREFIX", "EtcdStore"]
 

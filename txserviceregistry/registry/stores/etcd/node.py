@@ -18,12 +18,12 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent
 
-from ...util.logs import Logger
-from .etcdapi import Etcd, EtcdError, put
-from .etcdbacklog import Backlog
-from .etcdleases import newLease
-from .etcdwatch import Change, Watch, WatchEnded
-from .interfaces import StoreUnavailable
+from ....util.logs import Logger
+from ..interfaces import StoreUnavailable
+from .backlog import Backlog
+from .gateway import Etcd, EtcdError, put
+from .leases import newLease
+from .watch import Change, Watch, WatchEnded
 
 __all__ = ["Node"]
 

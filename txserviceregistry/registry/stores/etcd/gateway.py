@@ -2,7 +2,7 @@
 etcd as a JSON API over HTTP: what the etcd store asks of it, through its own v3 gateway.
 
 Here keys and values are text and bytes, numbers are numbers, and what a leader's death or a dropped connection costs
-is a second try that nobody sees. What the keys mean is :mod:`~txserviceregistry.registry.stores.etcd`'s business.
+is a second try that nobody sees. What the keys mean is :mod:`~txserviceregistry.registry.stores.etcd.store`'s business.
 
 The facts are etcd's own: its API reference of 3.4 and 3.5, ``rpc.proto`` and ``kv.proto``.
 """
@@ -22,15 +22,15 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from ...api.shapes import readToken
-from ...errors import ServiceRegistryError
-from ...http.jsontransport import JSONTransport
-from ...util.concurrency import Turns
-from ...util.deferred import returnsDeferred
-from ...util.reloading import Reloaded
-from ..remembered import Shared
-from ..statistics import StoreStatistics
-from .interfaces import StoreUnavailable
+from ....api.shapes import readToken
+from ....errors import ServiceRegistryError
+from ....http.jsontransport import JSONTransport
+from ....util.concurrency import Turns
+from ....util.deferred import returnsDeferred
+from ....util.reloading import Reloaded
+from ...remembered import Shared
+from ...statistics import StoreStatistics
+from ..interfaces import StoreUnavailable
 
 __all__ = [
     "Compare",

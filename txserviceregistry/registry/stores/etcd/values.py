@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import json
 
-from . import payloads
-from .etcdapi import Etcd, endOf, reading
-from .etcdgroups import Draft, Groups
-from .interfaces import LimitExceeded, NoSuchObject
+from .. import payloads
+from ..interfaces import LimitExceeded, NoSuchObject
+from .batches import Draft, Groups
+from .gateway import Etcd, endOf, reading
 
 __all__ = ["EtcdValues"]
 

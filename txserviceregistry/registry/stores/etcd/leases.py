@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from .etcdapi import KEEP_ALIVES, Etcd
+from .gateway import KEEP_ALIVES, Etcd
 
 __all__ = ["MARGIN", "KeepAlives", "newLease", "secondsLeft"]
 

@@ -21,9 +21,9 @@ from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IPolicyForHTTPS, IResponse
 
-from ...http.agent import httpAgent
-from ...http.pool import BytesProducer
-from .etcdapi import KeyValue, encode, endOf, keyValue
+from ....http.agent import httpAgent
+from ....http.pool import BytesProducer
+from .gateway import KeyValue, encode, endOf, keyValue
 
 __all__ = ["Change", "Watch", "WatchEnded", "watchingAgent"]
 
