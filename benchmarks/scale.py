@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 import attrs
 
 from txserviceregistry.registry.eventids import EventIds, position, positionOf
-from txserviceregistry.registry.stores import sqlitefile
-from txserviceregistry.registry.stores.sqlitetables import NewService, Tables
+from txserviceregistry.registry.stores.sqlite import file as sqlitefile
+from txserviceregistry.registry.stores.sqlite.tables import NewService, Tables
 from txserviceregistry.registry.tokens import HeartbeatTokens
 
 from .harness import Api, Figure, registry, run

@@ -11,7 +11,7 @@ import treq
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.processes import reactor
-from txserviceregistry.registry.stores.sqlitefile import LOG_BYTES
+from txserviceregistry.registry.stores.sqlite.file import LOG_BYTES
 
 from .faultcase import FaultCase
 

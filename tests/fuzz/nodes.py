@@ -22,7 +22,7 @@ from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.stores.sqlite import SqliteStore
+from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
 #: Seconds of the real clock within which a thread has to have done what it was asked for.
 PATIENCE = 60.0

@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from tests.registry.storesuite import countValues
 from tests.registry.test_stores import HandReactor
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
-from txserviceregistry.registry.stores.sqlite import SqliteStore
+from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
 NOBODY = 65534
 

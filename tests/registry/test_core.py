@@ -21,7 +21,7 @@ from txserviceregistry.registry.http.validation import NewService, ServiceChange
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.stores.sqlite import SqliteStore
+from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 from txserviceregistry.util.deferred import returnsDeferred
 
 

@@ -35,9 +35,9 @@ from txserviceregistry.registry.stores.interfaces import (
     StoreUnavailable,
     TokenRecord,
 )
-from txserviceregistry.registry.stores.sqlite import SqliteStore
-from txserviceregistry.registry.stores.sqlitefile import APPLICATION_ID, LOG_BYTES, MIGRATIONS, connect, prepare
-from txserviceregistry.registry.stores.sqlitelog import RETRY_SECONDS, TELLING_BYTES
+from txserviceregistry.registry.stores.sqlite.file import APPLICATION_ID, LOG_BYTES, MIGRATIONS, connect, prepare
+from txserviceregistry.registry.stores.sqlite.log import RETRY_SECONDS, TELLING_BYTES
+from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 from txserviceregistry.util.deferred import returnsDeferred
 
 NOW = 1_700_000_000.0

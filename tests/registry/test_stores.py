@@ -20,7 +20,7 @@ from tests.registry.storesuite import NOW, StoreSuite
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.stores.sqlite import SqliteStore
+from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
 
 class HandReactor(Clock):

@@ -18,7 +18,7 @@ from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.stores.sqlite import SqliteStore
+from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
 from .etcds import newPrefix, sharedEtcd
 from .wire import CHEAP, Connection, Reply, requestBytes

@@ -26,7 +26,7 @@ from ..registry.datadir import DataDirectory, DataDirectoryError
 from ..registry.identity.apikeys import keyMatches, newKey
 from ..registry.identity.identity import Identity, InvalidUser, checkUser
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
-from ..registry.stores.sqlite import SqliteStore
+from ..registry.stores.sqlite.store import SqliteStore
 from ..settings import defaultDataDir
 from ..util.escaping import escaped
 from .console import checkOutput, dropOutput, runConsole, show, tell, whyNotWritten

@@ -16,7 +16,7 @@ import attrs
 
 from ..util.files import replaceFile
 from ..util.ownership import UnsafePath, checkPath
-from .stores import sqlitefile
+from .stores.sqlite import file as sqlitefile
 
 __all__ = ["DataDirectory", "DataDirectoryError"]
 

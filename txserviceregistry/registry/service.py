@@ -37,7 +37,7 @@ from .limits import RateLimiter, ResourceLimits
 from .sources import Sources
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
-from .stores.sqlite import SqliteStore
+from .stores.sqlite.store import SqliteStore
 from .subscribers import Followers
 
 __all__ = ["DEFAULT_LISTEN", "FIRST_USER", "RegistryService", "StartFailed"]

@@ -1,6 +1,6 @@
 """
 What the operations of a store do to the tables of the SQLite file (those of users and tokens:
-:mod:`~txserviceregistry.registry.stores.sqliteusers`).
+:mod:`~txserviceregistry.registry.stores.sqlite.users`).
 
 Plain functions that block and are called in the store's threads, each inside a transaction that somebody else begins
 and ends. The text of a statement never changes, so that it is compiled once.
@@ -23,9 +23,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 
-from .. import eventids
-from . import payloads
-from .interfaces import (
+from ... import eventids
+from .. import payloads
+from ..interfaces import (
     Account,
     Death,
     EventRecord,
@@ -36,8 +36,8 @@ from .interfaces import (
     ServiceRecord,
     StoreError,
 )
-from .sqlitefile import BUSY_SECONDS
-from .sqliteusers import Users, asBytes, asText
+from .file import BUSY_SECONDS
+from .users import Users, asBytes, asText
 
 __all__ = ["LastSeen", "NewService", "NewValue", "Tables"]
 
@@ -147,7 +147,7 @@ class Tables:
 
     def __init__(self, connection: sqlite3.Connection, wallClock: Callable[[], float]) -> None:
         """
-        :param connection: one from :func:`txserviceregistry.registry.stores.sqlitefile.connect`.
+        :param connection: one from :func:`txserviceregistry.registry.stores.sqlite.file.connect`.
         :param wallClock: seconds since 1970.
         """
         self._connection = connection

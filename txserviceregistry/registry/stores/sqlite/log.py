@@ -14,11 +14,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from ...util.logs import Logger
-from ..statistics import StoreStatistics
-from .interfaces import StoreUnavailable
-from .sqlitefile import LOG_BYTES
-from .sqlitethreads import Checkpointer, ThreadedReactor, Writer
+from ....util.logs import Logger
+from ...statistics import StoreStatistics
+from ..interfaces import StoreUnavailable
+from .file import LOG_BYTES
+from .threads import Checkpointer, ThreadedReactor, Writer
 
 __all__ = ["RETRY_SECONDS", "TELLING_BYTES", "LogSize"]
 

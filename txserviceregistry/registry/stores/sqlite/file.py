@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
-from .. import eventids
-from .interfaces import StoreRefused
+from ... import eventids
+from ..interfaces import StoreRefused
 
 __all__ = [
     "APPLICATION_ID",
@@ -136,7 +136,7 @@ class OpenFiles:
 
     def __init__(self, path: str, guard: Callable[[], None]) -> None:
         """
-        :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.SqliteStore`.
+        :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.store.SqliteStore`.
         """
         self._path = path
         self._guard = guard

@@ -24,11 +24,11 @@ import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 
-from ...util.logs import Logger
-from ..statistics import Histogram, StoreStatistics
-from .interfaces import StoreError, StoreUnavailable
-from .sqlitefile import BUSY_SECONDS, LOG_BYTES, OpenFiles
-from .sqlitetables import Tables
+from ....util.logs import Logger
+from ...statistics import Histogram, StoreStatistics
+from ..interfaces import StoreError, StoreUnavailable
+from .file import BUSY_SECONDS, LOG_BYTES, OpenFiles
+from .tables import Tables
 
 __all__ = ["Checkpointer", "Reader", "ThreadedReactor", "Writer"]
 

@@ -1,7 +1,7 @@
 """
 What the operations of a store do to the tables of users and auth tokens in the SQLite file.
 
-As in :mod:`~txserviceregistry.registry.stores.sqlitetables`: plain functions that block, inside a transaction that
+As in :mod:`~txserviceregistry.registry.stores.sqlite.tables`: plain functions that block, inside a transaction that
 somebody else begins and ends. The two share a file, and nothing that is in it.
 """
 
@@ -13,7 +13,7 @@ from itertools import count as naturals
 
 import attrs
 
-from .interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
+from ..interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
 
 __all__ = ["Users", "asBytes", "asText"]
 
@@ -37,7 +37,7 @@ class Users:
 
     def __init__(self, connection: sqlite3.Connection, wallClock: Callable[[], float]) -> None:
         """
-        :param connection: one from :func:`txserviceregistry.registry.stores.sqlitefile.connect`.
+        :param connection: one from :func:`txserviceregistry.registry.stores.sqlite.file.connect`.
         :param wallClock: seconds since 1970.
         """
         self._execute = connection.execute

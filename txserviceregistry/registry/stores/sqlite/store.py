@@ -2,10 +2,10 @@
 The store that keeps everything in one SQLite file: the default.
 
 Here the operations of a store are handed to the thread that reads or the thread that writes
-(:mod:`~txserviceregistry.registry.stores.sqlitethreads`). What they do to the tables is in
-:mod:`~txserviceregistry.registry.stores.sqlitetables` and
-:mod:`~txserviceregistry.registry.stores.sqliteusers`, what the file is in
-:mod:`~txserviceregistry.registry.stores.sqlitefile`.
+(:mod:`~txserviceregistry.registry.stores.sqlite.threads`). What they do to the tables is in
+:mod:`~txserviceregistry.registry.stores.sqlite.tables` and
+:mod:`~txserviceregistry.registry.stores.sqlite.users`, what the file is in
+:mod:`~txserviceregistry.registry.stores.sqlite.file`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ...util.deferred import returnsDeferred
-from ...util.logs import Logger
-from ..statistics import StoreStatistics
-from . import sqlitefile
-from .interfaces import (
+from ....util.deferred import returnsDeferred
+from ....util.logs import Logger
+from ...statistics import StoreStatistics
+from ..interfaces import (
     Account,
     Death,
     EventRecord,
@@ -37,9 +36,10 @@ from .interfaces import (
     TokenRecord,
     UserRecord,
 )
-from .sqlitelog import LogSize
-from .sqlitetables import LastSeen, NewService, NewValue, Tables
-from .sqlitethreads import Checkpointer, Reader, ThreadedReactor, Writer
+from . import file as sqlitefile
+from .log import LogSize
+from .tables import LastSeen, NewService, NewValue, Tables
+from .threads import Checkpointer, Reader, ThreadedReactor, Writer
 
 __all__ = ["SqliteStore"]
 
