@@ -44,6 +44,18 @@ class PackageTests(SynchronousTestCase):
         self.assertEqual(subprocess.check_output([sys.executable, "-c", program]), b"False\n")
 
 
+class PluginTests(SynchronousTestCase):
+    """``twisted.plugins``, which every twistd on a machine imports."""
+
+    def test_importsNothingOfOurs(self) -> None:
+        """The module names things; what they need is imported when they are used."""
+        program = (
+            "import sys, twisted.plugins.txserviceregistry_plugins;"
+            "print([name for name in sys.modules if name.split('.')[0] == 'txserviceregistry'])"
+        )
+        self.assertEqual(subprocess.check_output([sys.executable, "-c", program]), b"[]\n")
+
+
 class DistributionTests(SynchronousTestCase):
     """What pip calls the package: on PyPI, the import name belongs to another one."""
 

@@ -32,8 +32,8 @@ __all__ = [
 # treq below them, which takes most of a program's start.
 _HOMES = {
     "Client": "client",
-    "Credentials": "auth",
-    "HeartBeater": "heartbeater",
+    "Credentials": "api.auth",
+    "HeartBeater": "heartbeats.heartbeater",
     "RegisteredService": "registration",
     "ServiceRegistryError": "errors",
     "useMonotonic": "clock",

@@ -23,12 +23,12 @@ from .heartbeats.desired import DesiredState, wantsHost
 from .heartbeats.heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
 from .heartbeats.tokenfile import Kept, TokenFile
 from .http.jsontransport import ClientClosed
-from .started import checkRunning
 from .util.deferred import returnsDeferred, waitFor
 from .util.fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
 from .util.files import WriteOutage
 from .util.logs import Logger
 from .util.parsing import LONGEST_INTERVAL, boundedNumber
+from .util.started import checkRunning
 
 if TYPE_CHECKING:
     from .client import Client

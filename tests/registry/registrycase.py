@@ -11,10 +11,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.registry.heldstore import HeldStore
-from txserviceregistry.registry.core import Page, Registry
+from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.http.validation import NewService
 from txserviceregistry.registry.limits import ResourceLimits
+from txserviceregistry.registry.model import NewService, Page
 from txserviceregistry.registry.stores.memory import MemoryStore
 
 NOW = 1_700_000_000.0

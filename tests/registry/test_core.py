@@ -17,8 +17,8 @@ from tests.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.eventids import positionOf
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.http.validation import NewService, ServiceChanges
 from txserviceregistry.registry.limits import ResourceLimits
+from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore

@@ -20,8 +20,8 @@ from tests.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.expiry.livetable import Lives
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.http.validation import NewService, ServiceChanges
 from txserviceregistry.registry.limits import ResourceLimits
+from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.interfaces import Death, LivingService, ServiceRecord, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.tasks import Work

@@ -17,9 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.certificates import commonHolder
 from tests.registry.wire import KEY, USER, Api, Connection, Reply, requestBytes
 from txserviceregistry._version import __version__
-from txserviceregistry.registry.core import Figures
 from txserviceregistry.registry.http.health import Health
 from txserviceregistry.registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, Operations
+from txserviceregistry.registry.model import Figures
 from txserviceregistry.registry.sources import Sources
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "metrics.rst"

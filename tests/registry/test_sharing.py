@@ -15,7 +15,7 @@ from tests.registry.sharedmemory import SharedMemory, SharedMemoryStore
 from txserviceregistry.registry.cluster import Sharing
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.http.validation import NewService, ServiceChanges
+from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, StoreUnavailable
 
 NOW = 1_700_000_000.0

@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.http import validation
+from txserviceregistry.registry.model import NewService, ServiceChanges
 
 TOKEN = "a56b7c00-f7c2-11e1-a0d7-8d4d1d0b7f2e"
 QUICKLY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
@@ -75,11 +76,11 @@ class NewServiceTests(ValidationTestCase):
     def test_takesAllFields(self) -> None:
         """All fields come out as they were sent."""
         made = validation.newService(body(tags=["a", "b"], metadata={"k": "v"}))
-        self.assertEqual(made, validation.NewService("web1", 30, ("a", "b"), {"k": "v"}))
+        self.assertEqual(made, NewService("web1", 30, ("a", "b"), {"k": "v"}))
 
     def test_fillsInDefaults(self) -> None:
         """Absent tags and metadata, and those that are null, are empty."""
-        plain = validation.NewService("web1", 30, (), {})
+        plain = NewService("web1", 30, (), {})
         self.assertEqual(validation.newService(body()), plain)
         self.assertEqual(validation.newService(body(tags=None, metadata=None)), plain)
 
@@ -202,14 +203,14 @@ class ServiceChangesTests(ValidationTestCase):
 
     def test_absentFieldsStay(self) -> None:
         """A field that is not there is not changed."""
-        self.assertEqual(validation.serviceChanges({}, "web1"), validation.ServiceChanges())
+        self.assertEqual(validation.serviceChanges({}, "web1"), ServiceChanges())
         changes = validation.serviceChanges({"tags": ["a"]}, "web1")
-        self.assertEqual(changes, validation.ServiceChanges(tags=("a",)))
+        self.assertEqual(changes, ServiceChanges(tags=("a",)))
 
     def test_nullSetsTheDefault(self) -> None:
         """Null tags and metadata become empty ones; that is a change."""
         changes = validation.serviceChanges({"tags": None, "metadata": None}, "web1")
-        self.assertEqual(changes, validation.ServiceChanges(tags=(), metadata={}))
+        self.assertEqual(changes, ServiceChanges(tags=(), metadata={}))
 
     def test_nullIsNoTimeout(self) -> None:
         """The timeout has no default."""
@@ -220,11 +221,11 @@ class ServiceChangesTests(ValidationTestCase):
     def test_takesEachField(self) -> None:
         """All that can be changed can be changed at once."""
         changes = validation.serviceChanges({"heartbeat_timeout": "5", "tags": [], "metadata": {"a": "b"}}, "web1")
-        self.assertEqual(changes, validation.ServiceChanges(5, (), {"a": "b"}))
+        self.assertEqual(changes, ServiceChanges(5, (), {"a": "b"}))
 
     def test_takesItsOwnIdOnly(self) -> None:
         """The id may be said again, but not changed, not even in case."""
-        self.assertEqual(validation.serviceChanges({"id": "web1"}, "web1"), validation.ServiceChanges())
+        self.assertEqual(validation.serviceChanges({"id": "web1"}, "web1"), ServiceChanges())
         for other in ("web2", "WEB1", "web1\n", "", "x" * 100):
             self.assertField(
                 "id", "Attempted to mutate immutable field", validation.serviceChanges, {"id": other}, "web1"

@@ -18,7 +18,6 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybe
 from twisted.internet.task import deferLater
 
 from ..errors import BadRequest, MalformedResponse, ServiceRegistryError
-from ..started import checkRunning
 from ..types import Event
 from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred
@@ -26,6 +25,7 @@ from ..util.files import WriteOutage, replaceFile
 from ..util.logs import Logger
 from ..util.ownership import checkPath
 from ..util.parsing import LATEST, boundedNumber
+from ..util.started import checkRunning
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
 from .poller import PAGE, Position, followingOf, isMarkerRefused, markerAt, ticksOf
 from .task import Run

@@ -23,7 +23,6 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 
 from ..errors import BadRequest, NotRunning, RateLimited, ServiceRegistryError
-from ..started import checkRunning, notRunning
 from ..types import Event
 from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred
@@ -31,6 +30,7 @@ from ..util.files import WriteOutage, replaceFile
 from ..util.logs import Logger
 from ..util.ownership import checkPath
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
+from ..util.started import checkRunning, notRunning
 from .poller import PAGE, Following, Position, followingOf, isMarkerRefused
 from .task import Run
 

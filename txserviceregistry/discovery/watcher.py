@@ -15,8 +15,8 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from ..api.shapes import readConfigurationValue
-from ..started import checkRunning
 from ..types import Event
+from ..util.started import checkRunning
 from .mirror import Mirror
 
 if TYPE_CHECKING:

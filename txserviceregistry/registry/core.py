@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
@@ -25,8 +24,8 @@ from .eventids import position, positionOf
 from .expiry.deadlines import Life
 from .expiry.livetable import Lives
 from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExists, systemFailure
-from .http.validation import NewService, ServiceChanges
 from .limits import ResourceLimits
+from .model import Figures, NewService, Page, ServiceChanges
 from .servicelog import ServiceLog
 from .stores.interfaces import (
     Account,
@@ -45,7 +44,7 @@ from .subscribers import Followers, Place
 from .tasks import Work
 from .tokens import HeartbeatTokens
 
-__all__ = ["EVENT_RETENTION", "Figures", "Page", "Registry"]
+__all__ = ["EVENT_RETENTION", "Registry"]
 
 _T = TypeVar("_T")
 
@@ -53,40 +52,6 @@ _HOUR = 3600.0
 
 #: How long events are kept unless told otherwise, in seconds.
 EVENT_RETENTION = 30 * 24 * _HOUR
-
-
-@attrs.frozen
-class Page:
-    """
-    A part of a collection.
-
-    :ivar values: as in the API's JSON.
-    :ivar nextMarker: the id that the next page begins at; ``None`` if this one is the last.
-    """
-
-    values: Sequence[Mapping[str, Any]]
-    nextMarker: str | None
-
-
-@attrs.frozen
-class Figures:
-    """
-    What a registry has done since it started, and what it has now.
-
-    :ivar services: how many are alive, by tenant.
-    :ivar followers: how many wait for events.
-    :ivar heartbeats: how many were taken, those of batches among them.
-    :ivar expirations: how many services timed out.
-    :ivar stalls: how often the process stood still.
-    :ivar stalledSeconds: for how long, all together.
-    """
-
-    services: Mapping[str, int]
-    followers: int
-    heartbeats: int
-    expirations: int
-    stalls: int
-    stalledSeconds: float
 
 
 class Registry:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import attrs
 from cryptography import x509
 
-from .core import Figures
+from .model import Figures
 from .statistics import RequestStatistics, StoreStatistics
 
 __all__ = ["Sources"]

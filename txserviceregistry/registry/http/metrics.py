@@ -23,7 +23,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from ..._version import __version__
-from ..core import Figures
+from ..model import Figures
 from ..sources import Sources
 from ..statistics import Histogram, RequestStatistics, StoreStatistics
 

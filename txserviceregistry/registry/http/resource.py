@@ -22,11 +22,12 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from ...util.logs import Logger
-from ..core import Page, Registry
+from ..core import Registry
 from ..faults import Fault, internalError, pageNotFound, systemFailure, unauthorized
 from ..identity.apikeys import Overloaded
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken, isTenant
 from ..limits import RateLimiter, ResourceLimits
+from ..model import Page
 from ..stores.interfaces import StoreUnavailable
 from . import routes, validation
 from .keystone import access, credentials

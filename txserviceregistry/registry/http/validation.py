@@ -13,10 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-import attrs
-
 from ...types import EventType
 from ..faults import badParameter, invalidEventQuery, invalidLimit, notFound, validationError
+from ..model import NewService, ServiceChanges
 from .rules import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID, Unfit, bounded
 
 __all__ = [
@@ -30,8 +29,6 @@ __all__ = [
     "QUERIES",
     "SERVICE_FIELDS",
     "VALUE_FIELDS",
-    "NewService",
-    "ServiceChanges",
     "configurationKey",
     "configurationMarker",
     "configurationValue",
@@ -106,33 +103,6 @@ BODIES: Mapping[str, tuple[Field, ...]] = {
     "heartbeats": BATCH_FIELDS,
     "setValue": VALUE_FIELDS,
 }
-
-
-@attrs.frozen
-class NewService:
-    """
-    A service to be made.
-
-    :ivar heartbeatTimeout: in seconds.
-    """
-
-    id: str
-    heartbeatTimeout: int
-    tags: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = attrs.field(factory=dict)
-
-
-@attrs.frozen
-class ServiceChanges:
-    """
-    What is to change of a service; what is ``None`` stays.
-
-    :ivar heartbeatTimeout: in seconds.
-    """
-
-    heartbeatTimeout: int | None = None
-    tags: tuple[str, ...] | None = None
-    metadata: Mapping[str, str] | None = None
 
 
 def newService(body: Mapping[str, object]) -> NewService:

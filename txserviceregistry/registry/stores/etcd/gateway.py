@@ -22,7 +22,6 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from ....api.shapes import readToken
 from ....errors import ServiceRegistryError
 from ....http.jsontransport import JSONTransport
 from ....util.concurrency import Turns
@@ -492,7 +491,14 @@ class Etcd:
             if response.status >= 500:
                 raise EtcdError(_UNAVAILABLE, f"it can't authenticate anybody now ({response.status})")
             if response.status == 200:
-                user.token = response.read(readToken)["token"]
+                user.token = response.read(_readToken)
                 return
             password = user.otherPassword(password)
         raise StoreUnavailable(f"etcd refuses its user {user.name!r}: check the name and the password")
+
+
+def _readToken(value: Any) -> str:
+    token = value.get("token") if isinstance(value, dict) else None
+    if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+        raise ValueError("it holds no token")
+    return token

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from twisted.application.service import Service
 
-from .errors import NotRunning
+from ..errors import NotRunning
 
 __all__ = ["checkRunning", "notRunning"]
 

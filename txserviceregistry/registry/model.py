@@ -1,0 +1,73 @@
+"""
+What :mod:`~txserviceregistry.registry.core` takes and returns: requests after they were checked, and their results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+__all__ = ["Figures", "NewService", "Page", "ServiceChanges"]
+
+
+@attrs.frozen
+class NewService:
+    """
+    A service to be made.
+
+    :ivar heartbeatTimeout: in seconds.
+    """
+
+    id: str
+    heartbeatTimeout: int
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class ServiceChanges:
+    """
+    What is to change of a service; what is ``None`` stays.
+
+    :ivar heartbeatTimeout: in seconds.
+    """
+
+    heartbeatTimeout: int | None = None
+    tags: tuple[str, ...] | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@attrs.frozen
+class Page:
+    """
+    A part of a collection.
+
+    :ivar values: as in the API's JSON.
+    :ivar nextMarker: the id that the next page begins at; ``None`` if this one is the last.
+    """
+
+    values: Sequence[Mapping[str, Any]]
+    nextMarker: str | None
+
+
+@attrs.frozen
+class Figures:
+    """
+    What a registry has done since it started, and what it has now.
+
+    :ivar services: how many are alive, by tenant.
+    :ivar followers: how many wait for events.
+    :ivar heartbeats: how many were taken, those of batches among them.
+    :ivar expirations: how many services timed out.
+    :ivar stalls: how often the process stood still.
+    :ivar stalledSeconds: for how long, all together.
+    """
+
+    services: Mapping[str, int]
+    followers: int
+    heartbeats: int
+    expirations: int
+    stalls: int
+    stalledSeconds: float
