@@ -138,6 +138,25 @@ class RootTests(UsersCase):
         self.assertIn("Run this as the directory's owner", registry.errors)
         self.assertFalse(Path(self.base, "made").exists())
 
+    async def test_aStoreInADirectoryOfAnotherUser(self) -> None:
+        """A link from a directory of root's to a store in another user's leads root there no more than a path would."""
+        own = os.path.join(self.base, "own")
+        os.mkdir(own, 0o700)
+        await self.users("add", "joe", dataDir=own)
+        store, link = Path(self.dataDir, "registry.sqlite"), Path(own, "registry.sqlite")
+        os.rename(link, store)
+        os.chown(store, JOE, JOE)
+        link.symlink_to(store)
+        for name in ("registry.sqlite-wal", "registry.sqlite-shm"):
+            os.link(self.precious, Path(self.dataDir, name))
+        self.before = self.precious.stat()
+        self.assertIn("Run this as the directory's owner", await self.refused("add", "ann", dataDir=own))
+        registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1", "--data-dir", own)
+        await registry.ended
+        self.assertEqual(registry.exitCode, 1)
+        self.assertIn("Run this as the directory's owner", registry.errors)
+        self.assertUntouched()
+
     async def test_theAccessLog(self) -> None:
         """A registry run by root goes on without its access log rather than follow a link to a file of root's."""
         log = Path(self.dataDir, "access.log")

@@ -523,6 +523,16 @@ class RegistryServiceTests(TestCase):
         await service.stopService()
         self.assertFalse(RegistryService.runsOver(self.dataDir))
 
+    async def test_aLinkToTheStoreOfAnotherRegistry(self) -> None:
+        """
+        Two data directories can't share a store: each registry would expire services that are alive at the other one.
+        """
+        await self.started(store="sqlite")
+        other = self.dataDir.with_name("other")
+        other.mkdir()
+        os.symlink((self.dataDir / "registry.sqlite").absolute(), other / "registry.sqlite")
+        self.assertIn("another registry uses the file", await self.refusal(dataDir=other, store="sqlite"))
+
     async def test_badDirectory(self) -> None:
         """
         A data directory that can't be made, and a raxrc that can't be read, are one line.

@@ -35,7 +35,14 @@ from txserviceregistry.registry.stores.interfaces import (
     StoreUnavailable,
     TokenRecord,
 )
-from txserviceregistry.registry.stores.sqlite.file import APPLICATION_ID, LOG_BYTES, MIGRATIONS, connect, prepare
+from txserviceregistry.registry.stores.sqlite.file import (
+    APPLICATION_ID,
+    LOG_BYTES,
+    MIGRATIONS,
+    connect,
+    isThere,
+    prepare,
+)
 from txserviceregistry.registry.stores.sqlite.log import RETRY_SECONDS, TELLING_BYTES
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 from txserviceregistry.util.deferred import returnsDeferred
@@ -742,6 +749,55 @@ class SqliteStoreTests(TestCase):
         await store.setValue("1", "key", "after", 10)
         self.assertEqual(await store.getValue("1", "key"), "after")
 
+    async def test_aFileThatIsOverwrittenIsNoticed(self):
+        """
+        A file of a registry that is emptied, or gets another content in its place, is not written. The log, which may
+        be all that is left, stays when the store is closed.
+        """
+        for content in (b"", b"x" * 60_000):
+            store = await self.exclusive()
+            await store.setValue("1", "key", "before", 10)
+            with open(self.path, "rb") as file:
+                whole = file.read()
+            with open(self.path, "wb") as file:
+                file.write(content)
+            self.reactor.advance(1)
+            await self.refusesWrites(store, f"{self.path} was overwritten", "restore a backup")
+            await store.close()
+            with open(self.path, "rb") as file:
+                self.assertEqual(file.read(), content)
+            await self.raises(StoreRefused, SqliteStore(self.path, reactor=self.reactor).open())
+            with open(self.path, "wb") as file:
+                file.write(whole)
+            store = await self.exclusive()
+            self.assertEqual(await store.getValue("1", "key"), "before")
+            await store.close()
+
+    async def exclusive(self, path: str | None = None) -> SqliteStore:
+        """A store as a registry opens it."""
+        store = SqliteStore(path or self.path, reactor=self.reactor, exclusive=True)
+        await store.open()
+        self.addCleanup(store.close)
+        return store
+
+    async def test_oneRegistryAtATimeWhateverTheName(self):
+        """
+        Symbolic and hard links to a registry's file are no way for a second one. What is not a registry's may open it,
+        and an end of the first lets the second have it.
+        """
+        names = {"symbolic": os.symlink, "hard": os.link}
+        for name, makeLink in names.items():
+            first = await self.exclusive()
+            makeLink(os.path.abspath(self.path), name)
+            text = await self.raises(StoreRefused, SqliteStore(name, reactor=self.reactor, exclusive=True).open())
+            self.assertIn("another registry uses the file", text)
+            self.assertIn("symbolic or hard link", text)
+            await (await self.opened()).setValue("1", "key", name, 10)
+            await first.close()
+            second = await self.exclusive(name)
+            await second.close()
+            os.unlink(name)
+
     async def test_aFolderThatIsMovedAwayIsNoticed(self):
         """A folder in the place of the one that the store was opened in is left empty."""
         folder = self.mktemp()
@@ -965,6 +1021,25 @@ class RefusedFileTests(TestCase):
         await self.crash(key="ours")
         os.rename(self.path + ".kept", self.path + "-wal")
         await self.isRefused(f"{self.path}-wal belongs to another database", "move the log away")
+
+    async def test_aSymbolicLinkToNothing(self):
+        """A link whose file is not there, because nothing is mounted there now, stays a link: no store is begun."""
+        target = os.path.join(self.folder, "volume", "store")
+        os.symlink(os.path.abspath(target), self.path)
+        for _ in range(2):
+            with self.assertRaises(StoreRefused) as caught:
+                await SqliteStore(self.path, reactor=reactor).open()
+            for word in (self.path, target, "does not exist", "remove the link"):
+                self.assertIn(word, str(caught.exception))
+            self.assertTrue(os.path.islink(self.path))
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            self.assertEqual(os.listdir(os.path.dirname(target)), [])
+        self.assertTrue(isThere(self.path))
+        with open(target, "wb"):
+            pass
+        await self.fill()
+        self.assertTrue(os.path.islink(self.path))
+        self.assertEqual(stat.S_IMODE(os.stat(target).st_mode), 0o600)
 
     async def test_noRegularFile(self):
         """A named pipe, from which reading would never end, is refused."""

@@ -227,6 +227,7 @@ def _perform(options: argparse.Namespace) -> None:
         # Its files may be readable by root alone.
         makeShared = etcdStore(etcd, reactor) if isShared else None
         becomeOwner(directory.path)
+        directory.checkOwners()
         isNew = not isShared and _findStore(directory, mayMake="tenant" in options)
         store: IStore = SqliteStore(directory.storePath, reactor=reactor) if makeShared is None else makeShared()
         await store.open()

@@ -58,21 +58,34 @@ class DataDirectory:
         """
         Make the directory if it is not there, for its owner only.
 
-        :raises DataDirectoryError: if that can't be, or if this process is root's and another user controls the
-            directory: root would follow the symbolic links that this user puts there.
+        :raises DataDirectoryError: if that can't be, or see :meth:`checkOwners`.
+        """
+        try:
+            self.checkOwners()
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Another user may have been quicker.
+            self.checkOwners()
+        except FileExistsError:
+            raise DataDirectoryError(f"the data directory {self.path} is a file; name a folder")
+        except OSError as error:
+            raise self._unwritable(error)
+
+    def checkOwners(self) -> None:
+        """
+        See that root can work in the directory.
+
+        :raises DataDirectoryError: if this process is root's and another user controls the directory, or the one to
+            which the store's file is a symbolic link: root would follow the links that this user puts there.
         """
         try:
             checkPath(self.path)
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Another user may have been quicker.
-            checkPath(self.path)
+            if self.storePath.is_symlink():
+                checkPath(self.storePath)
         except UnsafePath as error:
             raise DataDirectoryError(
                 f"root can't use the data directory {self.path} safely: {error.filename}: {error.strerror}. Run this "
                 "as the directory's owner"
             )
-        except FileExistsError:
-            raise DataDirectoryError(f"the data directory {self.path} is a file; name a folder")
         except OSError as error:
             raise self._unwritable(error)
 

@@ -335,7 +335,11 @@ class RegistryService(Service):
         if self._store == "memory":
             return MemoryStore(wallClock=self._wallClock)
         return SqliteStore(
-            self._directory.storePath, reactor=self._reactor, wallClock=self._wallClock, guard=self._directory.hold
+            self._directory.storePath,
+            reactor=self._reactor,
+            wallClock=self._wallClock,
+            guard=self._directory.hold,
+            exclusive=True,
         )
 
     def _inThread(self, work: Callable[[], _T], /) -> Deferred[_T]:

@@ -25,9 +25,11 @@ __all__ = [
     "MIGRATIONS",
     "FileLost",
     "OpenFiles",
+    "applicationIdIn",
     "connect",
     "isThere",
     "prepare",
+    "readHeader",
 ]
 
 APPLICATION_ID = 0x74785352
@@ -94,6 +96,17 @@ def _uri(path: str, options: str) -> str:
     return f"file:{quote(os.path.abspath(path))}?{options}"
 
 
+def readHeader(descriptor: int) -> bytes:
+    """The header of an open file: its first 100 bytes, or as many as there are."""
+    return os.pread(descriptor, _HEADER, 0)
+
+
+def applicationIdIn(header: bytes) -> int | None:
+    """Which program's SQLite database it is, :data:`APPLICATION_ID` if ours; ``None`` if it is no database."""
+    isDatabase = header.startswith(_MAGIC) and len(header) == _HEADER
+    return int.from_bytes(header[_APPLICATION_BYTES], "big") if isDatabase else None
+
+
 def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
     """
     A connection to a file that has been prepared; transactions are left to the caller.
@@ -119,7 +132,10 @@ def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
 
 
 class FileLost(OSError):
-    """A file that is open is not under its name any more: it was removed, moved away, or replaced by another one."""
+    """
+    A file that is open is not under its name any more, because it was removed, moved away, or replaced by another one;
+    or it has another content.
+    """
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -134,12 +150,14 @@ class OpenFiles:
     log and its index may be others with another connection.
     """
 
-    def __init__(self, path: str, guard: Callable[[], None]) -> None:
+    def __init__(self, path: str, guard: Callable[[], None], checkContent: Callable[[], None]) -> None:
         """
         :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.store.SqliteStore`.
+        :param checkContent: raises :class:`FileLost` if another content is in the file.
         """
         self._path = path
         self._guard = guard
+        self._checkContent = checkContent
         self._main: os.stat_result | None = None
         self._beside: dict[str, os.stat_result] = {}
 
@@ -162,13 +180,14 @@ class OpenFiles:
 
     def check(self) -> int:
         """
-        See that the files are those under their names.
+        See that the files are those under their names, and the main one has the store's content.
 
         :return: how many bytes the log has.
         :raises FileLost: if one is not.
         """
         if self._main is not None:
             self._checkOne(self._path, self._main)
+        self._checkContent()
         sizes = {path: self._checkOne(path, known) for path, known in self._beside.items()}
         return next((size for path, size in sizes.items() if path.endswith("-wal")), 0)
 
@@ -201,22 +220,31 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
     """
     See that *path* is a file of ours with the newest schema; make it (mode 0600) if there is none.
 
-    :raises StoreRefused: if it is another kind of file, damaged, or of a newer release; or if it is missing, empty or
-        cut short and a log with changes lies beside it. All files are left as they were.
+    :raises StoreRefused: if it is another kind of file, damaged, or of a newer release; if it is missing, empty or cut
+        short and a log with changes lies beside it; or if it is a symbolic link to a file that is missing. All files
+        are left as they were.
     :raises OSError: if it can't be made or read.
     :raises sqlite3.Error: if it can't be made or read.
     """
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise StoreRefused(f"{path} is not a regular file; move it away, or choose another path")
+    if _leadsNowhere(path):
+        # A file made in place of the link would be an empty store, and hide the one that is elsewhere.
+        raise StoreRefused(
+            f"{path} is a symbolic link to {os.path.realpath(path)}, which does not exist; mount or restore what is"
+            " there, or remove the link to begin with an empty store"
+        )
     if _isMissing(path):
-        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        # A symbolic link to an empty file stays one.
+        file = os.path.realpath(path)
+        folder = os.open(os.path.dirname(file), os.O_RDONLY)
         try:
             # Of several processes that find no file at the same time, one makes it.
             fcntl.flock(folder, fcntl.LOCK_EX)
             if _isMissing(path):
                 # Only here: until another process has given the lock back, its log may be there before its file.
                 _refuseLoneLog(path)
-                _create(path, migrations)
+                _create(file, migrations)
                 os.fsync(folder)
         finally:
             os.close(folder)
@@ -230,11 +258,16 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
 
 def isThere(path: str) -> bool:
     """
-    Whether there is anything of a store under this name: the file with something in it, or a log that has changes.
+    Whether there is anything of a store under this name: the file with something in it, a log that has changes, or a
+    symbolic link to a file that is missing.
 
     :raises OSError: if that can't be found out.
     """
-    return _sizeOf(path) > 0 or _findLog(path) is not None
+    return _sizeOf(path) > 0 or _leadsNowhere(path) or _findLog(path) is not None
+
+
+def _leadsNowhere(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _sizeOf(path: str) -> int:
@@ -313,12 +346,13 @@ def _check(path: str, migrations: Sequence[Sequence[str]]) -> int:
     :return: the version of its schema.
     """
     with open(path, "rb") as file:
-        header = file.read(_HEADER)
+        header = readHeader(file.fileno())
     if len(header) < _HEADER:
         _refuseLoneLog(path)
-    if not header.startswith(_MAGIC) or len(header) < _HEADER:
+    application = applicationIdIn(header)
+    if application is None:
         raise StoreRefused(f"{path} is no SQLite database; move it away, or choose another file")
-    if int.from_bytes(header[_APPLICATION_BYTES], "big") != APPLICATION_ID:
+    if application != APPLICATION_ID:
         raise StoreRefused(f"{path} is a database of another program, or damaged; move it away, or choose another file")
     newest = len(migrations)
     version = int.from_bytes(header[_VERSION_BYTES], "big")

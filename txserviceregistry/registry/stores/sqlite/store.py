@@ -37,6 +37,7 @@ from ..interfaces import (
     UserRecord,
 )
 from . import file as sqlitefile
+from .claim import FileClaim
 from .log import LogSize
 from .tables import LastSeen, NewService, NewValue, Tables
 from .threads import Checkpointer, Reader, ThreadedReactor, Writer
@@ -79,6 +80,7 @@ class SqliteStore:
         reactor: ThreadedReactor,
         wallClock: Callable[[], float] = time.time,
         guard: Callable[[], None] = lambda: None,
+        exclusive: bool = False,
     ) -> None:
         """
         Nothing is opened or started here.
@@ -88,13 +90,16 @@ class SqliteStore:
         :param wallClock: seconds since 1970; called in a thread.
         :param guard: is called several times a second while there are writes, in a thread; when it raises an exception,
             nothing is written until it no longer does.
+        :param exclusive: whether this store is a registry's, of which a file has one at a time.
         """
         self._path = os.fspath(path)
         self._reactor = reactor
         self._wallClock = wallClock
         self.statistics = StoreStatistics()
         self._reader = Reader(reactor, self._connectToRead, self.statistics)
-        self._files = sqlitefile.OpenFiles(self._path, guard)
+        self._claim = FileClaim(self._path) if exclusive else None
+        checkContent = (lambda: None) if self._claim is None else self._claim.check
+        self._files = sqlitefile.OpenFiles(self._path, guard, checkContent)
         self._writer = Writer(reactor, self._connectToWrite, self.statistics, self._reader, self._files)
         self._checkpointer = Checkpointer(reactor, self._connect)
         self._logSize = LogSize(self._path, reactor, self._writer, self._checkpointer, self.statistics)
@@ -122,6 +127,8 @@ class SqliteStore:
     def _connectToWrite(self) -> Tables:
         if not self._isPrepared:
             sqlitefile.prepare(self._path)
+            if self._claim is not None:
+                self._claim.take()
             self._isPrepared = True
         tables = self._connect()
         self._files.opened()
@@ -149,6 +156,8 @@ class SqliteStore:
         ends = [self._checkpointer.stop(), self._reader.stop(), self._writer.stop()]
         for end in ends:
             await end
+        if self._claim is not None:
+            self._claim.release()
         self._lastSeen.clear()
 
     # -- services
