@@ -177,6 +177,18 @@ class ClientTests(SynchronousTestCase):
         self.fake.advance(130)
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
 
+    def test_nothingIsLeftAfterALoss(self) -> None:
+        """A service that the batch has given up, and that is stopped before it is registered again, leaves nothing."""
+        service = self.register("web1", 10)
+        self.fake.advance(30)
+        self.successResultOf(self.watcher.services.remove("web1"))
+        self.successResultOf(self.watcher.services.create("web1", 120))
+        self.fake.advance(10)
+        self.assertFalse(service.healthy)
+        self.stop(service)
+        self.successResultOf(self.client.close())
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])
+
     def test_aHeartBeaterOfItsOwn(self) -> None:
         """One that was made without a client's fleet looks for itself, and stops when it does."""
         clock = Clock()

@@ -189,6 +189,8 @@ class Pulse:
         if service in self._services:
             del self._services[service]
             service.pulseSlot = None
+            if not self._services:
+                self._suspends.discard(self._resumed)
 
     def _put(self, service: Beating, since: float) -> None:
         service.pulseSince = since
@@ -213,7 +215,6 @@ class Pulse:
         self._schedule()
 
     def _stop(self) -> None:
-        self._suspends.discard(self._resumed)
         self._due.clear()
         self._slots.clear()
         call, self._call = self._call, None
