@@ -117,6 +117,45 @@ class ReloadedTests(SynchronousTestCase):
             self.assertEqual(reloaded.current(), (2, "m"))
         self.assertIsNone(reloaded.problem)
 
+    def countingReads(self) -> Reloaded[int, int]:
+        """One whose reading can't wait."""
+
+        def read() -> int:
+            self.reads += 1
+            return self.reads
+
+        return Reloaded("Count", [str(self.number)], read, int, seconds=self.clock.seconds)
+
+    def test_aPipeInPlaceOfAFile(self) -> None:
+        """A pipe from which nothing comes, or a device without an end, is not read, also when a reload is forced."""
+        reloaded = self.countingReads()
+        self.number.unlink()
+        os.mkfifo(self.number)
+        with self.logged(
+            f"Count can't be reloaded: {self.number} can't be read again, because it is not a regular file "
+            "(the previous content stays in use)"
+        ):
+            self.assertEqual(reloaded.current(), 1)
+            reloaded.reload()
+            self.number.unlink()
+            self.number.symlink_to("/dev/zero")
+            self.assertEqual(reloaded.current(), 1)
+        with self.logged("Count reloaded"):
+            self.number.unlink()
+            self.number.write_text("2")
+            self.assertEqual(reloaded.current(), 2)
+
+    def test_aPipeAtTheStart(self) -> None:
+        """What came out of a pipe at the start, as a shell's process substitution hands it over, stays in use."""
+        self.number.unlink()
+        os.mkfifo(self.number)
+        reloaded = self.countingReads()
+        pipe = os.open(self.number, os.O_RDWR)
+        self.addCleanup(os.close, pipe)
+        with self.logged():
+            os.write(pipe, b"2")
+            self.assertEqual(reloaded.current(), 1)
+
     def test_theSameAgain(self) -> None:
         """A file that is written with what it had changes nothing; after a fault, the log says that this is over."""
         reloaded = self.reloaded()

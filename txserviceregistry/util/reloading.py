@@ -6,6 +6,7 @@ program runs.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -31,8 +32,21 @@ def stampOf(path: str) -> tuple[int, ...] | None:
         found = os.stat(path)
     except OSError:
         return None
+    if _isStream(found):
+        # Its times change while it is read.
+        return found.st_dev, found.st_ino
     # The last one also shows a file that was written with its old date, and a changed permission.
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _isStream(found: os.stat_result) -> bool:
+    """
+    Whether it is a pipe, a socket or a device other than the null device: to read it can take forever, and may give
+    each byte only once.
+    """
+    if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
+        return False
+    return not os.path.samestat(found, os.stat(os.devnull))
 
 
 class Reloaded(Generic[_Text, _Made]):
@@ -41,7 +55,7 @@ class Reloaded(Generic[_Text, _Made]):
     value stays in use; the log says so once, and once more when the files are good again.
 
     :param name: what the files are, as the subject of log lines.
-    :param paths: the files to look at.
+    :param paths: the files to look at. The first time, they may be pipes.
     :param read: reads them. When it returns the same as before, nothing has changed.
     :param make: makes the value of what *read* has returned.
     :param whyNot: why a value is of no use at this time. Such a value replaces none that is of use.
@@ -96,6 +110,7 @@ class Reloaded(Generic[_Text, _Made]):
         self._stamps = self._look()
         self._readAt = self._seconds()
         try:
+            self._refuseStreams()
             text = self._read()
             made = self._made if text == self._text else self._make(text)
             whyNot = self._whyNot(made)
@@ -118,6 +133,11 @@ class Reloaded(Generic[_Text, _Made]):
             self.onChange()
         elif hadProblem:
             self._log.info("{name} can be used again, and has not changed", name=self.name)
+
+    def _refuseStreams(self) -> None:
+        for path in filter(os.path.exists, self._paths):
+            if _isStream(os.stat(path)):
+                raise ValueError(f"{path} can't be read again, because it is not a regular file")
 
     def _look(self) -> list[tuple[int, ...] | None]:
         return [stampOf(path) for path in self._paths]
