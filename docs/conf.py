@@ -70,8 +70,8 @@ FOREIGN = re.compile(
 # The modules that programs use, by the page of the reference that has them. All others are the registry's own, or the
 # inside of the client.
 USED = {
-    "client": "client heartbeats.services api.configuration api.events api.account registration heartbeats.heartbeater"
-    " errors types settings api.auth clock",
+    "client": "client heartbeats.services api.services api.configuration api.events api.account registration"
+    " heartbeats.heartbeater errors types settings api.auth clock",
     "discovery": "discovery.directory discovery.feed discovery.watcher discovery.endpoints discovery.agent"
     " discovery.strategies discovery.instances discovery.shared",
     "testing": "testing",

@@ -275,3 +275,12 @@ def apiErrorFor(status: int, type: str) -> type[APIError]:
     if status >= 500:
         return ServerError
     return _BY_STATUS.get(status, APIError)
+
+
+#: No response, or none that says anything about the request.
+UNKNOWN_OUTCOME = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
+
+
+def isUnknown(error: BaseException | None) -> bool:
+    """Whether it is unknown, after this *error*, if the registry has done what it was asked."""
+    return isinstance(error, UNKNOWN_OUTCOME) and getattr(error, "wasSent", True)

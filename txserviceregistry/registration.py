@@ -17,8 +17,8 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail,
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from .errors import AuthenticationFailed, NotFound, NotRunning, RegistrationEnded, ServiceRegistryError
-from .heartbeats.creation import UNKNOWN_OUTCOME, Creation
+from .errors import UNKNOWN_OUTCOME, AuthenticationFailed, NotFound, NotRunning, RegistrationEnded, ServiceRegistryError
+from .heartbeats.creation import Creation
 from .heartbeats.desired import DesiredState, wantsHost
 from .heartbeats.heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
 from .heartbeats.tokenfile import Kept, TokenFile
@@ -107,7 +107,7 @@ class RegisteredService(Service):
         # The fields that neither an update nor another argument has changed since an earlier process.
         self._unchanged: frozenset[str] = frozenset()
         self._ignoreAddress: Callable[[], None] = lambda: None
-        self._creation = Creation(client.services, self._desired)
+        self._creation = Creation(client.services, self._desired, client.services.fleet.stalls)
         self._leaving: Deferred[None] = succeed(None)
         self._wasRegistered = False
         self._hasSaidWhere = False

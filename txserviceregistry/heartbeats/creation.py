@@ -5,20 +5,22 @@ Creating one service for sure, over a network that loses answers: whose is the s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from ..api.services import ServicesAPI
 from ..errors import (
+    UNKNOWN_OUTCOME,
     BadRequest,
     ConnectionFailed,
-    MalformedResponse,
     NotFound,
     RequestTimedOut,
-    ServerError,
     ServiceExists,
+    isUnknown,
 )
 from ..http.jsontransport import ClientClosed
 from ..types import HeartbeatToken, Service
@@ -26,24 +28,13 @@ from ..util.deferred import returnsDeferred, waitFor
 from ..util.tries import NothingLeft, Race, TryIsLate, runOnAfter
 from .desired import DesiredState
 
-if TYPE_CHECKING:
-    from .services import ServicesClient
-
-__all__ = ["UNKNOWN_OUTCOME", "Creation", "isUnknown"]
-
-#: No answer, or none that says anything about the request.
-UNKNOWN_OUTCOME = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
+__all__ = ["Creation"]
 
 # How often it is looked, at once, for what was created without an answer, when these answers are lost too.
 _LOOKS = 3
 
 # Whatever a service's timeout is, a request may take so many seconds.
 _SHORTEST_TRY = 1.0
-
-
-def isUnknown(error: BaseException | None) -> bool:
-    """Whether nobody knows, after this *error*, if the registry has done what it was asked."""
-    return isinstance(error, UNKNOWN_OUTCOME) and getattr(error, "wasSent", True)
 
 
 class Creation:
@@ -55,6 +46,7 @@ class Creation:
 
     :param services: asks the registry.
     :param desired: what the service is to be, each time.
+    :param clock: times the pauses; notices when it stood still.
     :param timeout: tells how many seconds a request may take; by default as many as are good for a service that is to
         be registered again and again until it is.
     :ivar mayExist: whether the registry may hold a service that this has created.
@@ -65,8 +57,9 @@ class Creation:
 
     def __init__(
         self,
-        services: ServicesClient,
+        services: ServicesAPI,
         desired: DesiredState,
+        clock: IReactorTime,
         *,
         timeout: Callable[[], float] | None = None,
     ) -> None:
@@ -77,6 +70,7 @@ class Creation:
         # How many have been sent, and which of them is late.
         self._begun = self._lateNumber = 0
         self._services = services
+        self._clock = clock
         self._id = desired.serviceId
         self._desired = desired
         self._limit = timeout
@@ -181,7 +175,7 @@ class Creation:
             return
         if self._late is not None:
             # It has had its effect, and its answer is on the way, unless that is lost.
-            await deferLater(self._services.fleet.stalls, self._timeout / 2, lambda: None)
+            await deferLater(self._clock, self._timeout / 2, lambda: None)
         # From now on its token would be one of a service that is gone.
         self.endLate()
         try:
@@ -239,7 +233,7 @@ class Creation:
 
     async def _look(self) -> Service | None:
         # Its life is short and hangs on this answer. One that is late runs on beside the next.
-        race: Race[Service | None] = Race(self._services.fleet.stalls)
+        race: Race[Service | None] = Race(self._clock)
         for look in range(1, _LOOKS + 1):
             timeout = self._timeout
             try:

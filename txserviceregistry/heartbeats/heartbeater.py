@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
-from ..errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
+from ..errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError, isUnknown
 from ..http.jsontransport import ClientClosed, WhenLate
 from ..types import HeartbeatToken
 from ..util.backoff import Backoff
@@ -29,7 +29,6 @@ from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
 from ..util.tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
 from .context import Fleet
-from .creation import isUnknown
 from .healthcheck import HealthCheck
 
 __all__ = ["HeartBeater", "heartbeatIntervalFor", "refusesToken"]

@@ -4,31 +4,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 from weakref import WeakSet, ref
 
-from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.internet.defer import gatherResults
 from twisted.internet.interfaces import IReactorTime
 
 from ..api.listcache import ListCache
-from ..api.shapes import readHeartbeats, readService, readServicePage, readToken
-from ..api.transport import HEARTBEATS, ClientClosed, Response, Transport, pages, pathOf
+from ..api.services import ServicesAPI
+from ..api.transport import HEARTBEATS, Transport
 from ..errors import (
     BadRequest,
-    ConnectionFailed,
-    MalformedResponse,
     NotFound,
-    RequestTimedOut,
-    ServerError,
     ServiceExists,
     ServiceRegistryError,
 )
 from ..http.jsontransport import WhenLate
-from ..types import FaultBody, HeartbeatToken, Service, ServicePage
+from ..types import FaultBody, HeartbeatToken
 from ..util.concurrency import Turns
 from ..util.deferred import returnsDeferred
-from ..util.fields import requestedId
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from ..util.suspend import SuspendWatch
 from .batching import Pulse
@@ -48,18 +43,9 @@ _LONGEST_TIMEOUT = 120
 _DEATH_MARGIN = 2.0
 
 
-def _token(response: Response) -> HeartbeatToken:
-    return response.read(readToken)
-
-
-def _path(id: str) -> str:
-    # No id that is one holds anything that has to be escaped in a path.
-    return f"/services/{requestedId(id)}"
-
-
-class ServicesClient:
+class ServicesClient(ServicesAPI):
     """
-    The services of the account.
+    The services of the account: their requests, and what keeps services registered.
 
     Every method returns a Deferred, which fails with a :class:`~txserviceregistry.errors.ServiceRegistryError`: an
     ``APIError`` such as ``NotFound`` or ``BadRequest`` when the registry refuses, else ``ConnectionFailed``,
@@ -83,9 +69,7 @@ class ServicesClient:
         connections: int = 2,
         suspends: SuspendWatch | None = None,
     ) -> None:
-        self._transport = transport
-        self._clock = clock
-        self._cache = cache
+        super().__init__(transport, clock, cache)
         stalls = StallWatch(clock)
         suspends = SuspendWatch(clock) if suspends is None else suspends
         pulse = Pulse(self._beatTogether, lambda: HEARTBEATS in transport.extensions, stalls, suspends=suspends)
@@ -94,62 +78,8 @@ class ServicesClient:
         # Of the batches that an application sends by itself; the pulse has its own.
         self._batchSize = BatchSize(Pulse.MOST, clock.seconds)
         self.fleet = Fleet(stalls, suspends, Turns(), Turns(2 * connections), pulse)
-        self.desired = DesiredStates(self._put, self.fleet.registrations, transport.pause)
+        self.desired = DesiredStates(self.updateOnce, self.fleet.registrations, transport.pause)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
-
-    def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
-        """
-        One page of the services, sorted by id.
-
-        When the registry can't be reached or is in trouble, this is the last good page of the same listing, if there is
-        one in the cache: then ``page["metadata"]["stale"]`` says how many seconds old it is.
-
-        :param marker: the id to begin at; ``page["metadata"]["next_marker"]`` of the page before.
-        :param limit: how many at most, 1 to 1000; 100 if it is not given.
-        :return: fires with ``{"values": [service, …], "metadata": {…}}``.
-        """
-        return self._list({"marker": marker, "limit": limit})
-
-    def listForTag(self, tag: str, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
-        """
-        One page of the services that bear a tag. For the rest see :meth:`list`.
-
-        :param tag: the tag.
-        """
-        return self._list({"tag": tag, "marker": marker, "limit": limit})
-
-    def iterate(self, tag: str | None = None) -> AsyncIterator[Service]:
-        """
-        All services, or all that bear a *tag*, page by page as they are asked for::
-
-            async for service in client.services.iterate("www"):
-                print(service["id"])
-
-        It never takes a page out of the cache: an iteration that the registry can't finish fails.
-        """
-        return pages(self._transport, "/services", readServicePage, {"tag": tag})
-
-    @property
-    def servers(self) -> int:
-        """How many servers the registry has, by its URLs; 0 before the first authentication."""
-        return self._transport.servers
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that a request may take, unless it says otherwise."""
-        return self._transport.timeout
-
-    @returnsDeferred
-    async def get(self, id: str, *, timeout: float | None = None) -> Service:
-        """
-        One service.
-
-        :param id: the service.
-        :param timeout: seconds that the request may take, if not the client's own.
-        :return: fires with the service; fails with ``NotFound`` if there is none with this *id*.
-        """
-        response = await self._transport.request("GET", _path(id), timeout=timeout)
-        return response.read(readService)
 
     @returnsDeferred
     async def create(
@@ -180,30 +110,8 @@ class ServicesClient:
 
     async def _create(self, desired: DesiredState, timeout: float) -> HeartbeatToken:
         end = self._clock.seconds() + timeout
-        creation = Creation(self, desired, timeout=lambda: max(0.0, end - self._clock.seconds()))
+        creation = Creation(self, desired, self.fleet.stalls, timeout=lambda: max(0.0, end - self._clock.seconds()))
         return {"token": await creation.createAcross()}
-
-    @returnsDeferred
-    async def createOnce(
-        self,
-        id: str,
-        heartbeatTimeout: int,
-        payload: Mapping[str, Any] | None = None,
-        *,
-        timeout: float | None = None,
-        whenLate: WhenLate | None = None,
-    ) -> HeartbeatToken:
-        """
-        What :meth:`create` and :meth:`register` are made of: one request, to a server that can be reached, whatever
-        comes of it. For the parameters see there.
-
-        :return: fires with ``{"token": …}``. Fails as :meth:`create` does with one URL.
-        """
-        body = {**(payload or {}), "id": requestedId(id), "heartbeat_timeout": heartbeatTimeout}
-        response = await self._transport.request(
-            "POST", "/services", body=body, timeout=timeout, isTraced=True, whenLate=whenLate
-        )
-        return response.read(readToken)
 
     @returnsDeferred
     async def register(
@@ -227,7 +135,7 @@ class ServicesClient:
         """
         retryDelay = boundedNumber(retryDelay, 0.0, LONGEST_INTERVAL)
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
-        creation = Creation(self, desired)
+        creation = Creation(self, desired, self.fleet.stalls)
         made: list[ref[HeartBeater]] = []
 
         @returnsDeferred
@@ -258,29 +166,6 @@ class ServicesClient:
                 heartBeater = self._heartBeater(desired, body, again)
                 made.append(ref(heartBeater))
                 return body, heartBeater
-
-    def heartbeat(
-        self, id: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
-    ) -> Deferred[HeartbeatToken]:
-        """
-        Keep a service alive for another heartbeat timeout. A HeartBeater does it regularly.
-
-        :param id: the service.
-        :param token: the token of the last heartbeat's answer, or of the registration's.
-        :param timeout: seconds that the request may take, if not the client's own.
-        :param whenLate: called when the *timeout* is over, with the Failure of it. The request runs on for as many
-            seconds as it gives, and fails only then.
-        :return: fires with ``{"token": …}``, the token for the next time. Fails with ``NotFound`` if the service is
-            gone, or the token is not one of its.
-        """
-        try:
-            path = _path(id) + "/heartbeat"
-        except BadRequest as error:
-            return fail(error)
-        asked = self._transport.request(
-            "POST", path, body={"token": token}, timeout=timeout, repeatable=True, whenLate=whenLate
-        )
-        return asked.addCallback(_token)
 
     @returnsDeferred
     async def heartbeats(
@@ -328,28 +213,6 @@ class ServicesClient:
             }
 
     @returnsDeferred
-    async def heartbeatsOnce(
-        self,
-        beats: Sequence[tuple[str, str]],
-        *,
-        timeout: float | None = None,
-        whenLate: WhenLate | None = None,
-    ) -> Sequence[HeartbeatToken | FaultBody]:
-        """
-        What :meth:`heartbeats` and the HeartBeaters are made of: one request, whatever comes of it.
-
-        :param beats: up to 1,000 pairs of a service's id and its token.
-        :param timeout: seconds that the request may take, if not the client's own.
-        :param whenLate: see :meth:`heartbeat`.
-        :return: fires as :meth:`heartbeats` does.
-        """
-        body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
-        response = await self._transport.request(
-            "POST", "/heartbeats", body=body, timeout=timeout, repeatable=True, whenLate=whenLate
-        )
-        return response.read(lambda value: readHeartbeats(value, [id for id, _ in beats]))
-
-    @returnsDeferred
     async def update(self, id: str, payload: Mapping[str, Any]) -> bool:
         """
         Change a service.
@@ -366,25 +229,9 @@ class ServicesClient:
         """
         desired = self.desired.find(id)
         if desired is None:
-            await self._put(id, payload)
+            await self.updateOnce(id, payload)
         else:
             await desired.update(payload)
-        return True
-
-    @returnsDeferred
-    async def _put(self, id: str, payload: Mapping[str, Any]) -> None:
-        await self._transport.request("PUT", _path(id), body=dict(payload))
-
-    @returnsDeferred
-    async def remove(self, id: str, *, timeout: float | None = None) -> bool:
-        """
-        Remove a service now.
-
-        :param id: the service.
-        :param timeout: seconds that the request may take, if not the client's own.
-        :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
-        """
-        await self._transport.request("DELETE", _path(id), timeout=timeout)
         return True
 
     @returnsDeferred
@@ -393,21 +240,6 @@ class ServicesClient:
         await gatherResults([heartBeater.stop() for heartBeater in list(self._heartBeaters)], consumeErrors=True)
 
     # -- inside
-
-    @returnsDeferred
-    async def _list(self, query: dict[str, object]) -> ServicePage:
-        key = pathOf("/services", query)
-        try:
-            response = await self._transport.request("GET", "/services", query=query)
-            page = response.read(readServicePage)
-        except (ConnectionFailed, RequestTimedOut, ServerError, MalformedResponse) as error:
-            stale = None if self._cache is None else self._cache.stale(key, self._clock)
-            if stale is None or isinstance(error, ClientClosed):
-                raise
-            return cast(ServicePage, stale)
-        if self._cache is not None:
-            self._cache.keep(key, response.body, self._clock)
-        return page
 
     async def _timeoutOf(self, id: str) -> int | None:
         try:

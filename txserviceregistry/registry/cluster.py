@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from zope.interface import implementer
 
+from ..util.singleflight import SingleFlight
 from .expiry.deadlines import Life
 from .expiry.livetable import Lives
 from .faults import notFound, systemFailure
-from .remembered import Shared
 from .stores.interfaces import ISharedStore, IStoreListener, LivingService, NoSuchObject, StoreUnavailable
 from .subscribers import Followers
 from .tasks import Lanes
@@ -40,7 +40,7 @@ class Sharing:
         self._store = store
         self._lives = lives
         self._followers = followers
-        self._looking: Shared[tuple[str, str], None] = Shared()
+        self._looking: SingleFlight[tuple[str, str], None] = SingleFlight()
         self._looks = Lanes(_LOOKS)
 
     def start(self) -> None:

@@ -13,8 +13,8 @@ import attrs
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from ..util.singleflight import SingleFlight
 from .faults import tooManyFollowers
-from .remembered import Shared
 
 __all__ = ["Followers", "Place"]
 
@@ -31,7 +31,7 @@ class _Stillness:
         self.seen: dict[Hashable, Any] = {}
         #: What looks at it again.
         self.looks: dict[Hashable, Callable[[], Deferred[Any]]] = {}
-        self.looking: Shared[Hashable, Any] = Shared()
+        self.looking: SingleFlight[Hashable, Any] = SingleFlight()
 
     def keep(self, what: Hashable, seen: Any, look: Callable[[], Deferred[Any]]) -> None:
         if len(self.seen) >= self.MOST:

@@ -8,7 +8,7 @@ import argparse
 import traceback
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 from cliff.app import App
 from cliff.commandmanager import CommandManager
@@ -19,9 +19,6 @@ from ..console import checkOutput, tell
 from ..outcome import CommandFailed, Interrupted, UsageError, oneLine
 from .logfile import LogFile
 from .parser import GlobalParser, didYouMean
-
-if TYPE_CHECKING:
-    from .base import RaxsrCommand
 
 __all__ = ["COMMANDS", "Raxsr"]
 
@@ -55,6 +52,16 @@ def _commandManager() -> CommandManager:
     for name, place in COMMANDS.items():
         manager.commands[name] = EntryPoint(name, f"{package}.{place}", "raxsr")
     return manager
+
+
+class _Command(Protocol):
+    """What is done with a command here: see :class:`~txserviceregistry.commands.raxsr.base.RaxsrCommand`."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser: ...
+
+    def hasOutput(self, parsed: argparse.Namespace) -> bool: ...
+
+    def run(self, parsed: argparse.Namespace) -> int: ...
 
 
 class Raxsr(App):
@@ -172,7 +179,7 @@ class Raxsr(App):
         if self.options.logFile is not None and self.log is None:
             self.log = LogFile(self.options.logFile).write
             self.log(f"{self.NAME} {__version__}: {name}")
-        command = cast("RaxsrCommand", factory(self, self.options))
+        command = cast(_Command, factory(self, self.options))
         parsed = command.get_parser(f"{self.NAME} {name}").parse_args(arguments)
         if command.hasOutput(parsed):
             # Before anything is done: what comes of it could not be shown.

@@ -21,8 +21,8 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
+from ...util.singleflight import BoundedCache
 from ..fairness import FairQueue, Origin
-from ..remembered import Memory
 
 __all__ = [
     "ConnectionLimits",
@@ -342,7 +342,7 @@ class KnownAddresses:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._seen: Memory[str, float] = Memory()
+        self._seen: BoundedCache[str, float] = BoundedCache()
 
     def add(self, peer: str) -> None:
         """A client at this address has authenticated."""

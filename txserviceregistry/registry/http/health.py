@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from ..._version import __version__
 from ...util.deferred import returnsDeferred
 from ...util.logs import Logger
-from ..remembered import Shared
+from ...util.singleflight import SingleFlight
 from ..stores.interfaces import IStore, StoreUnavailable
 
 __all__ = ["OK", "SILENT", "UNAVAILABLE", "Health", "Report"]
@@ -67,7 +67,7 @@ class Health:
         self._store = store
         self._clock = clock
         self._started = clock.seconds()
-        self._probing: Shared[str, str] = Shared()
+        self._probing: SingleFlight[str, str] = SingleFlight()
         self._found: tuple[str, float] | None = None
 
     def report(self) -> Deferred[Report]:

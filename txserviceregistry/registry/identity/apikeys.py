@@ -24,8 +24,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from ...util.deferred import returnsDeferred
+from ...util.singleflight import BoundedCache, SingleFlight
 from ..fairness import FairQueue, Origin
-from ..remembered import Memory, Shared
 
 __all__ = ["SCRYPT_COST", "Hasher", "KeyChecks", "Overloaded", "hashKey", "keyMatches", "newKey"]
 
@@ -258,11 +258,11 @@ class KeyChecks:
         # Which stored hash a name and key were found to match, and not to match, by a digest that means nothing outside
         # this process. In two tables, so that no number of wrong keys drives a right one out.
         self._digestKey = randomBytes(32)
-        self._known: Memory[bytes, str] = Memory()
-        self._wrong: Memory[bytes, str] = Memory()
-        self._checking: Shared[tuple[bytes, str], bool] = Shared()
+        self._known: BoundedCache[bytes, str] = BoundedCache()
+        self._wrong: BoundedCache[bytes, str] = BoundedCache()
+        self._checking: SingleFlight[tuple[bytes, str], bool] = SingleFlight()
         self._lanes = _Lanes(clock, hasher, randomBytes)
-        self._failures: Memory[bytes, tuple[int, float]] = Memory()
+        self._failures: BoundedCache[bytes, tuple[int, float]] = BoundedCache()
         self._penalties: set[Deferred[None]] = set()
         self._isStopped = False
         # What the key of an unknown user is checked against while it is not known how long a check takes.

@@ -24,10 +24,11 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from ...util.deferred import returnsDeferred
+from ...util.singleflight import BoundedCache, SingleFlight
 from ..fairness import Origin
-from ..remembered import Believed, Memory, Shared
 from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
+from .storecache import StoreCache
 
 __all__ = [
     "TENANT",
@@ -137,12 +138,12 @@ class Identity:
         self._lifetime = tokenLifetime
         self._randomBytes = randomBytes
         self._keys = KeyChecks(clock, hasher, cost, randomBytes)
-        self._users: Believed[UserRecord] = Believed(store.getUser, clock)
-        self._tokens: Believed[TokenRecord] = Believed(store.getToken, clock)
-        self._issued: Memory[str, IssuedToken] = Memory()
-        self._issuing: Shared[str, IssuedToken] = Shared()
+        self._users: StoreCache[UserRecord] = StoreCache(store.getUser, clock)
+        self._tokens: StoreCache[TokenRecord] = StoreCache(store.getToken, clock)
+        self._issued: BoundedCache[str, IssuedToken] = BoundedCache()
+        self._issuing: SingleFlight[str, IssuedToken] = SingleFlight()
         # A thousand who have waited for the same news have one token, and show it in the same moment.
-        self._asking: Shared[str, str] = Shared()
+        self._asking: SingleFlight[str, str] = SingleFlight()
         self.issued = 0
         self.refused = 0
 

@@ -27,7 +27,7 @@ from ....http.jsontransport import JSONTransport
 from ....util.concurrency import Turns
 from ....util.deferred import returnsDeferred
 from ....util.reloading import Reloaded
-from ...remembered import Shared
+from ....util.singleflight import SingleFlight
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
 
@@ -273,7 +273,7 @@ class Etcd:
         self._onContact = onContact
         self.statistics = statistics or StoreStatistics()
         self._turns = turns
-        self._authenticating: Shared[None, None] = Shared()
+        self._authenticating: SingleFlight[None, None] = SingleFlight()
 
     @returnsDeferred
     async def txn(

@@ -1,5 +1,5 @@
 """
-What a process remembers of its store: bounded in size and time, asked for once however many want it.
+What the store said about users and tokens: believed for a second, and longer while the store does not answer.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from typing import Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
-from ..util.deferred import returnsDeferred
-from .stores.interfaces import NoSuchObject, StoreUnavailable
+from ...util.deferred import returnsDeferred
+from ...util.singleflight import BoundedCache, SingleFlight
+from ..stores.interfaces import NoSuchObject, StoreUnavailable
 
-__all__ = ["Believed", "Memory", "Shared"]
+__all__ = ["StoreCache"]
 
-_K = TypeVar("_K")
 _T = TypeVar("_T")
 
 #: What the store said is believed for so many seconds,
@@ -24,72 +23,9 @@ BELIEF = 1.0
 #: and if it does not answer within so many, what it said before: a disk that hangs must not cost a service that lives
 #: for three seconds its heartbeat.
 PATIENCE = 0.1
-#: How many things a table in memory may hold.
-REMEMBERED = 10_000
 
 
-class Memory(Generic[_K, _T]):
-    """
-    A table of bounded size that forgets what was put into it longest ago.
-    """
-
-    def __init__(self) -> None:
-        self._items: dict[_K, _T] = {}
-
-    def get(self, key: _K) -> _T | None:
-        """What is remembered under *key*, or ``None``."""
-        return self._items.get(key)
-
-    def put(self, key: _K, value: _T) -> None:
-        """Remember *value*, as the newest."""
-        self._items.pop(key, None)
-        self._items[key] = value
-        if len(self._items) > REMEMBERED:
-            del self._items[next(iter(self._items))]
-
-    def drop(self, key: _K) -> None:
-        """Forget *key*, if it is there."""
-        self._items.pop(key, None)
-
-    def items(self) -> list[tuple[_K, _T]]:
-        """All that is remembered, oldest first."""
-        return list(self._items.items())
-
-
-class Shared(Generic[_K, _T]):
-    """
-    Work that several callers want at the same time and that is done once. Each gets a Deferred of its own, so that
-    one who cancels takes nothing away from the others.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[_K, list[Deferred[_T]]] = {}
-
-    def __len__(self) -> int:
-        """How many works are under way."""
-        return len(self._waiting)
-
-    def do(self, key: _K, work: Callable[[], Deferred[_T]]) -> Deferred[_T]:
-        """
-        :param key: works of the same key are one.
-        :param work: begins the work, unless it is under way.
-        :return: fires with what the work brings.
-        """
-        waiter: Deferred[_T] = Deferred()
-        if key in self._waiting:
-            self._waiting[key].append(waiter)
-            return waiter
-        self._waiting[key] = [waiter]
-
-        def done(result: _T | Failure) -> None:
-            for each in self._waiting.pop(key):
-                each.callback(result)
-
-        work().addBoth(done)
-        return waiter
-
-
-class Believed(Generic[_T]):
+class StoreCache(Generic[_T]):
     """
     What the store said, by key, for as long as it is to be believed.
 
@@ -100,8 +36,8 @@ class Believed(Generic[_T]):
     def __init__(self, read: Callable[[str], Deferred[_T]], clock: IReactorTime) -> None:
         self._read = read
         self._clock = clock
-        self._said: Memory[str, tuple[_T, float]] = Memory()
-        self._reading: Shared[str, _T] = Shared()
+        self._said: BoundedCache[str, tuple[_T, float]] = BoundedCache()
+        self._reading: SingleFlight[str, _T] = SingleFlight()
 
     def recent(self, key: str) -> _T | None:
         """What the store said within the last second, without asking it."""

@@ -1,0 +1,209 @@
+"""
+The requests about services: one method is one request.
+
+What keeps a service registered, over as many requests as that takes, is in
+:mod:`txserviceregistry.heartbeats.services`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+
+from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
+from ..http.jsontransport import WhenLate
+from ..types import FaultBody, HeartbeatToken, Service, ServicePage
+from ..util.deferred import returnsDeferred
+from ..util.fields import requestedId
+from .listcache import ListCache
+from .shapes import readHeartbeats, readService, readServicePage, readToken
+from .transport import ClientClosed, Response, Transport, pages, pathOf
+
+__all__ = ["ServicesAPI"]
+
+
+def _token(response: Response) -> HeartbeatToken:
+    return response.read(readToken)
+
+
+def _path(id: str) -> str:
+    # No id that is one holds anything that has to be escaped in a path.
+    return f"/services/{requestedId(id)}"
+
+
+class ServicesAPI:
+    """
+    The services of the account, request by request.
+
+    Every method returns a Deferred, which fails with a :class:`~txserviceregistry.errors.ServiceRegistryError`: an
+    ``APIError`` such as ``NotFound`` or ``BadRequest`` when the registry refuses, else ``ConnectionFailed``,
+    ``RequestTimedOut``, ``MalformedResponse`` or ``AuthenticationFailed``.
+
+    :param transport: sends the requests.
+    :param clock: tells the age of cached pages.
+    :param cache: where the good pages of listings are kept; ``None`` for nowhere.
+    """
+
+    def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._cache = cache
+
+    def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
+        """
+        One page of the services, sorted by id.
+
+        When the registry can't be reached or is in trouble, this is the last good page of the same listing, if there is
+        one in the cache: then ``page["metadata"]["stale"]`` says how many seconds old it is.
+
+        :param marker: the id to begin at; ``page["metadata"]["next_marker"]`` of the page before.
+        :param limit: how many at most, 1 to 1000; 100 if it is not given.
+        :return: fires with ``{"values": [service, …], "metadata": {…}}``.
+        """
+        return self._list({"marker": marker, "limit": limit})
+
+    def listForTag(self, tag: str, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
+        """
+        One page of the services that bear a tag. For the rest see :meth:`list`.
+
+        :param tag: the tag.
+        """
+        return self._list({"tag": tag, "marker": marker, "limit": limit})
+
+    def iterate(self, tag: str | None = None) -> AsyncIterator[Service]:
+        """
+        All services, or all that bear a *tag*, page by page as they are asked for::
+
+            async for service in client.services.iterate("www"):
+                print(service["id"])
+
+        It never takes a page out of the cache: an iteration that the registry can't finish fails.
+        """
+        return pages(self._transport, "/services", readServicePage, {"tag": tag})
+
+    @property
+    def servers(self) -> int:
+        """How many servers the registry has, by its URLs; 0 before the first authentication."""
+        return self._transport.servers
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a request may take, unless it says otherwise."""
+        return self._transport.timeout
+
+    @returnsDeferred
+    async def get(self, id: str, *, timeout: float | None = None) -> Service:
+        """
+        One service.
+
+        :param id: the service.
+        :param timeout: seconds that the request may take, if not the client's own.
+        :return: fires with the service; fails with ``NotFound`` if there is none with this *id*.
+        """
+        response = await self._transport.request("GET", _path(id), timeout=timeout)
+        return response.read(readService)
+
+    @returnsDeferred
+    async def createOnce(
+        self,
+        id: str,
+        heartbeatTimeout: int,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        whenLate: WhenLate | None = None,
+    ) -> HeartbeatToken:
+        """
+        What ``create()`` and ``register()`` are made of: one request, to a server that can be reached, whatever
+        comes of it. For the parameters see there.
+
+        :return: fires with ``{"token": …}``. Fails as ``create()`` does with one URL.
+        """
+        body = {**(payload or {}), "id": requestedId(id), "heartbeat_timeout": heartbeatTimeout}
+        response = await self._transport.request(
+            "POST", "/services", body=body, timeout=timeout, isTraced=True, whenLate=whenLate
+        )
+        return response.read(readToken)
+
+    def heartbeat(
+        self, id: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
+    ) -> Deferred[HeartbeatToken]:
+        """
+        Keep a service alive for another heartbeat timeout. A HeartBeater does it regularly.
+
+        :param id: the service.
+        :param token: the token of the last heartbeat's answer, or of the registration's.
+        :param timeout: seconds that the request may take, if not the client's own.
+        :param whenLate: called when the *timeout* is over, with the Failure of it. The request runs on for as many
+            seconds as it gives, and fails only then.
+        :return: fires with ``{"token": …}``, the token for the next time. Fails with ``NotFound`` if the service is
+            gone, or the token is not one of its.
+        """
+        try:
+            path = _path(id) + "/heartbeat"
+        except BadRequest as error:
+            return fail(error)
+        asked = self._transport.request(
+            "POST", path, body={"token": token}, timeout=timeout, repeatable=True, whenLate=whenLate
+        )
+        return asked.addCallback(_token)
+
+    @returnsDeferred
+    async def heartbeatsOnce(
+        self,
+        beats: Sequence[tuple[str, str]],
+        *,
+        timeout: float | None = None,
+        whenLate: WhenLate | None = None,
+    ) -> Sequence[HeartbeatToken | FaultBody]:
+        """
+        What ``heartbeats()`` and the HeartBeaters are made of: one request, whatever comes of it.
+
+        :param beats: up to 1,000 pairs of a service's id and its token.
+        :param timeout: seconds that the request may take, if not the client's own.
+        :param whenLate: see :meth:`heartbeat`.
+        :return: fires with ``{"token": …}`` for each, in their order, or the fault (``{"type": …, "code": …, …}``) of
+            one that was refused. Fails as a whole if the request does.
+        """
+        body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
+        response = await self._transport.request(
+            "POST", "/heartbeats", body=body, timeout=timeout, repeatable=True, whenLate=whenLate
+        )
+        return response.read(lambda value: readHeartbeats(value, [id for id, _ in beats]))
+
+    @returnsDeferred
+    async def updateOnce(self, id: str, payload: Mapping[str, Any]) -> None:
+        """
+        What ``update()`` is made of: one request, whatever comes of it. For the parameters and the errors see there.
+        """
+        await self._transport.request("PUT", _path(id), body=dict(payload))
+
+    @returnsDeferred
+    async def remove(self, id: str, *, timeout: float | None = None) -> bool:
+        """
+        Remove a service now.
+
+        :param id: the service.
+        :param timeout: seconds that the request may take, if not the client's own.
+        :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
+        """
+        await self._transport.request("DELETE", _path(id), timeout=timeout)
+        return True
+
+    @returnsDeferred
+    async def _list(self, query: dict[str, object]) -> ServicePage:
+        key = pathOf("/services", query)
+        try:
+            response = await self._transport.request("GET", "/services", query=query)
+            page = response.read(readServicePage)
+        except (ConnectionFailed, RequestTimedOut, ServerError, MalformedResponse) as error:
+            stale = None if self._cache is None else self._cache.stale(key, self._clock)
+            if stale is None or isinstance(error, ClientClosed):
+                raise
+            return cast(ServicePage, stale)
+        if self._cache is not None:
+            self._cache.keep(key, response.body, self._clock)
+        return page

@@ -1,0 +1,80 @@
+"""
+Work that several callers want at the same time and that is done once, and a table of bounded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+__all__ = ["BoundedCache", "SingleFlight"]
+
+_K = TypeVar("_K")
+_T = TypeVar("_T")
+
+#: How many items a BoundedCache may hold.
+CAPACITY = 10_000
+
+
+class BoundedCache(Generic[_K, _T]):
+    """
+    A table of bounded size that forgets what was put into it longest ago.
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[_K, _T] = {}
+
+    def get(self, key: _K) -> _T | None:
+        """What is remembered under *key*, or ``None``."""
+        return self._items.get(key)
+
+    def put(self, key: _K, value: _T) -> None:
+        """Remember *value*, as the newest."""
+        self._items.pop(key, None)
+        self._items[key] = value
+        if len(self._items) > CAPACITY:
+            del self._items[next(iter(self._items))]
+
+    def drop(self, key: _K) -> None:
+        """Forget *key*, if it is there."""
+        self._items.pop(key, None)
+
+    def items(self) -> list[tuple[_K, _T]]:
+        """All that is remembered, oldest first."""
+        return list(self._items.items())
+
+
+class SingleFlight(Generic[_K, _T]):
+    """
+    Work that several callers want at the same time and that is done once. Each gets a Deferred of its own, so that
+    one who cancels takes nothing away from the others.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[_K, list[Deferred[_T]]] = {}
+
+    def __len__(self) -> int:
+        """How many works are under way."""
+        return len(self._waiting)
+
+    def do(self, key: _K, work: Callable[[], Deferred[_T]]) -> Deferred[_T]:
+        """
+        :param key: works of the same key are one.
+        :param work: begins the work, unless it is under way.
+        :return: fires with what the work brings.
+        """
+        waiter: Deferred[_T] = Deferred()
+        if key in self._waiting:
+            self._waiting[key].append(waiter)
+            return waiter
+        self._waiting[key] = [waiter]
+
+        def done(result: _T | Failure) -> None:
+            for each in self._waiting.pop(key):
+                each.callback(result)
+
+        work().addBoth(done)
+        return waiter
