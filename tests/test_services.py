@@ -103,6 +103,21 @@ class RequestTests(ServicesTestCase):
         self.clock.advance(0.5)
         self.failureResultOf(beat, RequestTimedOut)
 
+    def test_timeoutsAreBounded(self) -> None:
+        """A timeout that is not a number from 0 on fails each request at once, and nothing is sent."""
+        client = self.client(lambda sent: answer(204))
+        services = client.services
+        for timeout in (float("inf"), float("nan"), -1.0, 1e300):
+            for asked in (
+                services.get("web1", timeout=timeout),
+                services.create("web1", 10, timeout=timeout),
+                services.heartbeat("web1", "t", timeout=timeout),
+                services.heartbeats([("web1", "t")], timeout=timeout),
+                services.remove("web1", timeout=timeout),
+            ):
+                self.failureResultOf(asked, ValueError)
+        self.assertEqual(self.asked, [])
+
     def test_updateAndRemove(self) -> None:
         """update() and remove() fire with True."""
         client = self.client(lambda sent: answer(204))

@@ -100,15 +100,21 @@ class ShapeTests(SynchronousTestCase):
                     self.assertNotIn("JUNK", str(caught.exception))
 
     def test_numbersAreBounded(self) -> None:
-        """A number that arithmetic, or a date, could not bear is refused."""
+        """A number that arithmetic or a date can't represent is refused."""
         for read, value in GOOD:
             for at, now in places(value):
                 if isinstance(now, int):
                     for junk in (-1, 10**400, True, 1.5):
                         self.assertRaises(ValueError, read, changed(value, at, junk))
 
+    def test_integersWithAFraction(self) -> None:
+        """An integer that is written ``30.0``, as some languages do, becomes an ``int``."""
+        service = readService({**WEB1, "heartbeat_timeout": 30.0, "last_seen": 1767225600000.0})
+        self.assertEqual((service["heartbeat_timeout"], service["last_seen"]), (30, 1767225600000))
+        self.assertIs(type(service["heartbeat_timeout"]), int)
+
     def test_whatIsMissing(self) -> None:
-        """What is not there is refused, and named."""
+        """A missing member is refused, and named."""
         for read, value, at in (
             (readService, WEB1, ("metadata",)),
             (readService, WEB1, ("last_seen",)),

@@ -135,6 +135,16 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual([event for event, _ in self.events()].count("join"), 4)
         self.assertTrue(all(service.healthy for service in services))
 
+    def test_aRegistrationThatFailedBeforeIsTriedAtOnce(self) -> None:
+        """The wait before its next try, of up to 15 s, ends."""
+        self.fake.partition()
+        service = self.register("web1", 120)
+        self.fake.advance(300)
+        self.fake.suspend(60)
+        self.fake.heal()
+        self.fake.advance(1.1)
+        self.assertEqual(service.state, "registered")
+
     def test_aHeartbeatThatWasUnderWayIsSentAnew(self) -> None:
         """It hangs on a connection that is dead."""
         for options in ({}, {"check": lambda: True}):

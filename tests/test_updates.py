@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import HeartBeater, RegisteredService
-from txserviceregistry.errors import BadRequest, NotFound, RegistrationEnded, RequestTimedOut
+from txserviceregistry.errors import BadRequest, NotFound, NotRunning, RegistrationEnded, RequestTimedOut
 from txserviceregistry.testing import FakeRegistry
 
 GIVEN = {"port": "80", "host": "10.0.0.1"}
@@ -101,6 +101,28 @@ class ReregistrationTests(UpdateCase):
         self.fake.restart(keepData=False)
         self.fake.advance(10)
         self.assertEqual(self.metadata(), UPDATED)
+
+    def test_beforeTheStart(self) -> None:
+        """The change counts for the start, but the Deferred does not wait for a start that may never come."""
+        service = RegisteredService(self.client, "web1", 10)
+        self.failureResultOf(service.update(metadata=UPDATED), NotRunning)
+        self.addCleanup(self.end, service)
+        service.startService()
+        self.assertEqual(self.metadata(), UPDATED)
+
+    def test_afterARefusal(self) -> None:
+        """Neither an update of the time before nor a later one waits for a service that the registry refused."""
+        self.fake.partition()
+        service = self.service(tags=["x" * 56])
+        before = service.update(metadata=UPDATED)
+        self.fake.heal()
+        self.fake.advance(10)
+        self.failureResultOf(before, BadRequest)
+        self.failureResultOf(service.whenRegistered(), BadRequest)
+        self.failureResultOf(service.update(tags=["good"]), BadRequest)
+        self.successResultOf(service.stopService())
+        service.startService()
+        self.assertEqual(self.found()["tags"], ["good"])
 
     def test_aNewStartOfTheSameService(self) -> None:
         """A service that is stopped and started again is what it was updated to."""

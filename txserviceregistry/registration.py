@@ -175,15 +175,22 @@ class RegisteredService(Service):
         """
         if self.state == REGISTERED:
             return succeed(None)
-        if self._refusal is not None:
-            return fail(self._refusal)
-        try:
-            checkRunning(self, bool(self.running))
-        except NotRunning as error:
-            return fail(error)
+        never = self._whyNever()
+        if never is not None:
+            return fail(never)
         waiter: Deferred[None] = Deferred(self._waiting.remove)
         self._waiting.append(waiter)
         return waiter
+
+    def _whyNever(self) -> Failure | NotRunning | None:
+        """Why it will not be registered without another start; ``None`` if it is, or may be."""
+        if self._refusal is not None:
+            return self._refusal
+        try:
+            checkRunning(self, bool(self.running))
+        except NotRunning as error:
+            return error
+        return None
 
     def update(self, tags: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None) -> Deferred[None]:
         """
@@ -200,8 +207,9 @@ class RegisteredService(Service):
         :return: fires with ``None`` when the registry has the change. Fails with
             :class:`~txserviceregistry.errors.BadRequest` or :class:`~txserviceregistry.errors.Forbidden` if the
             registry refuses it: then it is taken back, together with other changes that waited. Fails with
-            :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before; the change counts
-            for the next start. To cancel it only ends the waiting.
+            :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before, and as
+            :meth:`whenRegistered` does if it will not be registered without another start; then the change counts for
+            the next start. Cancelling it only ends the wait.
         :raises TypeError: if a tag, or a key or value of the metadata is not a string.
         """
         changes: dict[str, Any] = {}
@@ -209,6 +217,10 @@ class RegisteredService(Service):
             changes["tags"] = checkedTags(tags)
         if metadata is not None:
             changes["metadata"] = checkedMetadata(metadata)
+        never = self._whyNever()
+        if never is not None:
+            self._desired.change(changes)
+            return fail(never)
         return self._desired.set(changes)
 
     # -- IService
@@ -306,6 +318,7 @@ class RegisteredService(Service):
     def _refused(self, failure: Failure) -> None:
         self._refusal = failure
         self._failWaiting(failure)
+        self._desired.close(failure)
 
     def _failWaiting(self, failure: Failure) -> None:
         waiting, self._waiting = self._waiting, []

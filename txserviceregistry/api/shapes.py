@@ -2,10 +2,11 @@
 Validation of responses: what the JSON of each response of the API has to look like.
 
 Every method of the client passes what it received through one of these functions before anything else reads it. Each
-takes a JSON value, and returns it as it is when it has the right shape. Otherwise it raises ``ValueError``, whose text
-names the member and what it should be, and never holds a value: a value may be a secret.
+takes a JSON value, and returns it when it has the right shape, with ``30`` in place of an integer that is written
+``30.0``. Otherwise it raises ``ValueError``, whose text names the member and what it should be. The text never contains
+a value, which may be a secret.
 
-Members that are not known are ignored. Numbers have bounds, so that arithmetic and dates work with whatever passes.
+Unknown members are ignored. Numbers have bounds, so that arithmetic and dates work with every value that passes.
 """
 
 from __future__ import annotations
@@ -311,6 +312,9 @@ def _printable(holder: dict[str, Any], name: str) -> str:
 
 def _integer(holder: dict[str, Any], name: str, least: int, most: int) -> int:
     value = holder.get(name)
+    if isinstance(value, float) and value.is_integer():
+        # JSON has one kind of numbers: 30.0 is 30.
+        value = holder[name] = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ValueError(f"{name} is not an integer from {least} to {most}")
     return value

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
@@ -118,19 +118,23 @@ class Transport:
             for as many seconds as it gives, and fails only then.
         :return: fires with the :class:`Response`, a 2xx. Fails with :class:`~txserviceregistry.errors.APIError` or a
             subclass for a fault of the API or any 5xx, and with ``ConnectionFailed``, ``RequestTimedOut``,
-            ``MalformedResponse`` (``ForeignResponse`` for any other status) or ``AuthenticationFailed``.
+            ``MalformedResponse`` (``ForeignResponse`` for any other status) or ``AuthenticationFailed``, and with
+            ``ValueError`` if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
         """
-        exchange = self._json.exchange(
-            method,
-            path,
-            query=query,
-            body=body,
-            timeout=timeout,
-            repeatable=repeatable,
-            wait=wait,
-            isTraced=isTraced,
-            whenLate=whenLate,
-        )
+        try:
+            exchange = self._json.exchange(
+                method,
+                path,
+                query=query,
+                body=body,
+                timeout=timeout,
+                repeatable=repeatable,
+                wait=wait,
+                isTraced=isTraced,
+                whenLate=whenLate,
+            )
+        except ValueError:
+            return fail()
         return self._json.inTime(exchange, self._send(exchange, body))
 
     async def _send(self, exchange: Exchange, body: object) -> Response:

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from ..errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError, isUnknown
@@ -141,6 +141,7 @@ class HeartBeater(_EachTime):
         "_services",
         "_stopped",
         "_unheardUntil",
+        "_waiting",
         "desired",
         "hadNoToken",
         "heartbeatInterval",
@@ -208,6 +209,8 @@ class HeartBeater(_EachTime):
         self._loop: LoopingCall | None = None
         self._isPulsing = False
         self._beat: Deferred[None] | None = None
+        # Ends the wait before the next try.
+        self._waiting: IDelayedCall | None = None
         # Tries that are late, once there are any, and what one of them has brought for the beat to end with.
         self._late: LateTries | None = None
         self._lateOutcome: _LateOutcome | None = None
@@ -310,7 +313,11 @@ class HeartBeater(_EachTime):
     def _resumed(self, stoodStill: float) -> None:
         """The machine was suspended, and the clock stood still for so many seconds of it."""
         self.slept(stoodStill)
+        self._backoff.reset()
         self.beatNow()
+        if self._waiting is not None and self._waiting.active():
+            # A registration, whose last try failed before.
+            self._waiting.reset(0)
 
     def slept(self, seconds: float) -> None:
         """The deadline is nearer than the clock says: it stood still for so many seconds."""
@@ -468,7 +475,7 @@ class HeartBeater(_EachTime):
                     tried.raiseException()
                 if delay is not None:
                     wait, delay = delay, None
-                    await deferLater(self._fleet.stalls, wait, lambda: None)
+                    await self._wait(wait)
                 if self._health is None or await self._passes(self._health):
                     await self._oneTry()
                     break
@@ -564,6 +571,12 @@ class HeartBeater(_EachTime):
             return False
         self.nextToken = proven
         return True
+
+    def _wait(self, seconds: float) -> Deferred[None]:
+        """Wait before the next try, unless the machine is suspended meanwhile."""
+        wait: Deferred[None] = Deferred(lambda _: call.cancel())
+        self._waiting = call = self._fleet.stalls.callLater(seconds, wait.callback, None)
+        return wait
 
     async def _oneTry(self) -> None:
         turns = self._fleet.registrations if self.nextToken is None else self._fleet.turns

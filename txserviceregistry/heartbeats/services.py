@@ -105,7 +105,8 @@ class ServicesClient(ServicesAPI):
             its token, and created anew. Then these errors mean that none of them could tell.
         """
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
-        body = await self._create(desired, self.timeout if timeout is None else timeout)
+        timeout = self.timeout if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
+        body = await self._create(desired, timeout)
         return body, self._heartBeater(desired, body, None)
 
     async def _create(self, desired: DesiredState, timeout: float) -> HeartbeatToken:

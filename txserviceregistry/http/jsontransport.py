@@ -25,6 +25,7 @@ from twisted.web.iweb import IAgent
 
 from .._version import __version__
 from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServiceRegistryError
+from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from ..util.tries import NothingLeft, Race, TryIsLate
 from .agent import describeFailure
 from .failover import Servers
@@ -366,8 +367,11 @@ class JSONTransport:
             its share of the deadline for it, and no more, so that there is time left for that.
         :param whenLate: called when the *timeout* is over, with what the request would fail with. The request runs on
             for as many seconds as it gives, and fails only then.
+        :raises ValueError: if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
         """
-        timeout = (self._timeout if timeout is None else timeout) + (wait or 0.0)
+        timeout = self._timeout if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
+        if wait is not None:
+            timeout += boundedNumber(wait, 0.0, LONGEST_INTERVAL)
         if isTraced and whenLate is not None:
             # It is late when its share is over: what came of it is found out while it runs on.
             timeout = _shareOf(timeout, max(1, len(self._bases)))
