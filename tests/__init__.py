@@ -1,0 +1,10 @@
+"""
+``tests.unit`` starts no process and needs no etcd; ``tests.system`` has everything else. What both use is beside them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: The folder of the project.
+ROOT = Path(__file__).parents[1]

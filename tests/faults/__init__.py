@@ -1,7 +1,0 @@
-"""
-Proof under faults: real processes (applications, registries, and a proxy of ours between them) to which everything is
-done that a bad night does, and what has to be true all the same.
-
-``trial tests.faults`` runs each row small, ``python -m tests.faults.report`` at full length, and writes the table of
-``docs/reliability.rst``.
-"""

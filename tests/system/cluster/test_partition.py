@@ -1,0 +1,123 @@
+"""Row 13: a member of etcd is cut off, with the registry next to it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+from twisted.internet.task import deferLater
+
+from tests.system.faults.journal import Outcome
+from tests.system.processes import reactor
+from txserviceregistry.errors import ServerError
+
+from .clustercase import ClusterCase, Node, unusedPorts
+from .network import Network
+
+#: The site that is cut off.
+FAR = 2
+
+
+class PartitionTests(ClusterCase):
+    """Applications reach all three nodes; one of these, and the member of etcd beside it, reach none of the others."""
+
+    row = 13
+    fault = "One of three members of etcd is cut off together with the node next to it, which applications still reach"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.numbers = itertools.count()
+
+    async def startSites(self) -> Network:
+        """Start all of it, with a network in between."""
+        ports = unusedPorts(6)
+        network = Network(reactor, ports[3:], ports[:3], FAR)
+        self.addCleanup(network.stop)
+        self.addMembers(ports[:3], ports[3:], [relay.url for relay in network.peers])
+        for member in self.members:
+            await member.start()
+        await self.until(self.areHealthy)
+        for number, port in enumerate(unusedPorts(3)):
+            self.addNode(number, port, network.etcdOf(number))
+        await self.startAll()
+        return network
+
+    async def test_clientsMoveOn(self) -> None:
+        """The node that is cut off says so; those who asked it go on with another, and nobody has died of it."""
+        cuts, length, services = (5, 20.0, 100) if self.isFull else (1, 6.0, 10)
+        network = await self.startSites()
+        far, *near = self.nodes[FAR], *self.nodes[:FAR]
+        # They begin with the node that is to be cut off.
+        order = self.environmentOf(far, *near)
+        applications = [
+            await self.application(
+                *("--in-order", f"--prefix={name}-", f"--services={services}", f"--timeout={timeout}", *load),
+                environment=order,
+            )
+            for name, timeout, load in (("hasty", 3, ()), ("steady", 10, ("--writers=3", "--creators=2")))
+        ]
+        for each in applications:
+            await self.registered(each, services)
+        status = await self.members[FAR].status()
+        id = f"{int(status['header']['member_id']):x}"
+        done, noticed, longest = [], 0.0, 0.0
+        for _ in range(cuts):
+            began = time.monotonic()
+            network.cutOff(id)
+            await self.until(lambda: self.says(far, 503))
+            noticed = max(noticed, time.monotonic() - began)
+            for node in near:
+                # It may have been the leader that went.
+                await self.until(lambda node=node: self.says(node, 200))
+            await deferLater(reactor, max(0.0, length - (time.monotonic() - began)), lambda: None)
+            self.assertNotEqual(await far.health(), 200)
+            network.heal()
+            healed = time.monotonic()
+            await self.until(lambda: self.says(far, 200))
+            longest = max(longest, time.monotonic() - healed)
+            # All nodes are one registry again.
+            await self.until(self.agree, 0.5)
+            done += [operation for each in applications for operation in each.take()]
+        for each in applications:
+            await self.registered(each, services)
+        done += await self.pause(*applications)
+        audit = self.audit()
+        # What was made to see whether the nodes agree, and not removed because one of them could not.
+        mayTimeOut = {*self.stalled(*applications), *(f"agreed{number}" for number in range(next(self.numbers)))}
+        self.assertKept(await audit.look(done, mayTimeOut=mayTimeOut))
+        self.assertKept(await audit.whole())
+        self.assertNobodyDied(audit, *applications)
+        withoutLeader = self.longestLoss(*near)
+        if withoutLeader <= 1:
+            # Else etcd's election took so long that no node could do its work, and said so.
+            self.assertAnswered(done)
+        self.assertNoTraceback()
+        self.tell("cuts", cuts)
+        self.tell("their length, in s", length)
+        self.tell("services reported dead", 0)
+        self.tell("requests of applications that failed", sum(each.outcome is Outcome.unknown for each in done))
+        self.tell("longest time for which the other nodes could not reach etcd either, in s", withoutLeader)
+        self.tell("longest time until the node said that it is cut off, in s", round(noticed, 1))
+        self.tell("longest time until it was one of them again, in s", round(longest, 1))
+        self.tellOfWrites(done)
+
+    async def says(self, node: Node, status: int) -> bool:
+        """Whether this is a node's health."""
+        return await node.health() == status
+
+    async def agree(self) -> bool:
+        """
+        Whether what one node is told all know at once. (A member that comes back may make etcd elect a leader again,
+        and as long as that takes a node may have to say that it can't reach its store.)
+        """
+        clients = [self.client(node) for node in self.nodes]
+        for client in clients:
+            id = f"agreed{next(self.numbers)}"
+            try:
+                await client.services.create(id, 60)
+                found = [(await other.services.get(id))["id"] for other in clients]
+                await client.services.remove(id)
+            except ServerError:
+                return False
+            self.assertEqual(found, [id] * len(clients))
+        return True

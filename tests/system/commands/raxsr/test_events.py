@@ -1,0 +1,159 @@
+"""``raxsr events``, as installed, beside a real registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from itertools import count
+
+from twisted.internet.defer import gatherResults
+
+from tests.system.commands.raxsr.raxsrcase import RaxsrTestCase
+from tests.system.processes import reactor
+from txserviceregistry import Client
+from txserviceregistry.settings import readSettings
+
+COLUMNS = ["id", "timestamp", "type", "payload"]
+
+
+class EventsTests(RaxsrTestCase):
+    """What has happened, and what happens."""
+
+    async def test_list(self) -> None:
+        """The newest events come first; a type, a limit, a marker and all of them can be asked for."""
+        client = self.client()
+        keys = [f"/{self.prefix}/value-{number}" for number in range(3)]
+        for key in keys:
+            await client.configuration.set(key, "1")
+        await client.configuration.remove(keys[0])
+        newest = await self.raxsr("events", "list", "--limit", "4", "-f", "json")
+        rows = newest.json
+        # Of older ones, if other tests have made some.
+        self.assertRegex(newest.err, r"\A(raxsr: there are \d+ older events in the last hour: --all shows all\n)?\Z")
+        self.assertEqual(list(rows[0]), COLUMNS)
+        self.assertEqual(
+            [row["type"] for row in rows], ["configuration_value.remove", *["configuration_value.update"] * 3]
+        )
+        self.assertIn(keys[0], json.dumps(rows[0]["payload"]))
+        updates = await self.raxsr(
+            "events", "list", "--type", "configuration_value.update", "--limit", "2", "-f", "json"
+        )
+        self.assertRegex(updates.err, r"there are \d+ older events")
+        self.assertEqual([row["id"] for row in updates.json], [row["id"] for row in rows[1:3]])
+        oldest = rows[-1]["id"]
+        since = await self.good("events", "list", "--marker", oldest, "-f", "json")
+        self.assertEqual([row["id"] for row in since.json[-4:]], [row["id"] for row in rows])
+        page = await self.raxsr("events", "list", "--marker", oldest, "--limit", "2", "-f", "json")
+        self.assertRegex(page.err, r"\Araxsr: there are more events: .*--marker \S+ goes on from here\n\Z")
+        everything = await self.good("events", "list", "--all", "-f", "json")
+        self.assertEqual(everything.json[:4], rows)
+        self.assertIn("configuration_value.remove", (await self.good("events", "list", "--limit", "1", "-q")).out)
+        self.assertIn("service.join", await self.refused("events", "list", "--type", "service.jion", code=2))
+        await self.refused("events", "list", "--marker", "nonsense")
+
+    async def test_allTurnsPages(self) -> None:
+        """--all goes on to the last of more events than a page can hold."""
+        client = self.client(maxConnections=8)
+        key = f"/{self.prefix}/value"
+        await client.configuration.set(key, "first")
+        [first] = (await self.good("events", "list", "--limit", "1", "-f", "json", "-q")).json
+        await gatherResults([client.configuration.set(key, str(number)) for number in range(1000)])
+        page = await self.good("events", "list", "--marker", first["id"], "--limit", "1000", "-f", "json", "-q")
+        self.assertEqual(len(page.json), 1000)
+        everything = await self.good("events", "list", "--marker", first["id"], "--all", "-f", "json")
+        self.assertEqual((len(everything.json), everything.json[-1]), (1001, first))
+
+    async def test_follow(self) -> None:
+        """Events are printed as they come, in every format, until Ctrl-C; --since tells of what was before."""
+        client = self.client()
+        key = f"/{self.prefix}/value"
+        await client.configuration.set(key, "before")
+        [last] = (await self.good("events", "list", "--limit", "1", "-f", "json", "-q")).json
+        since = ("events", "follow", "--since", last["id"])
+        asJSON = self.started(*since, "--type", "configuration_value.update", "-f", "json")
+        asTable = self.started(*since)
+        asCSV = self.started(*since, "-f", "csv", "-c", "Event Type", "-c", "Payload")
+        new = self.started("events", "follow", "-f", "value", "-c", "Payload")
+        for child in (asJSON, asTable, asCSV):
+            await child.says("before")
+        await client.configuration.remove(key)
+
+        numbers = count()
+
+        async def changedUntilHeard() -> bool:
+            # A follower of what is new has nothing to say of its beginning. The same value again is no change.
+            await client.configuration.set(key, f"after {next(numbers)}")
+            return "after" in new.output
+
+        await self.until(changedUntilHeard)
+        for child in (asJSON, asTable, asCSV):
+            await child.says("after")
+        for child in self.children:
+            child.kill("INT")
+            await child.ended
+            self.assertEqual((child.exitCode, child.errors), (130, ""))
+        rows = [json.loads(line) for line in asJSON.output.splitlines()]
+        self.assertEqual(rows[0], last)
+        self.assertEqual({row["type"] for row in rows}, {"configuration_value.update"})
+        self.assertEqual(len({row["id"] for row in rows}), len(rows))
+        self.assertIn("configuration_value.remove", asTable.output)
+        self.assertEqual(asTable.output.splitlines()[0].split("  ")[0], "Event ID")
+        self.assertEqual(asCSV.output.splitlines()[0], '"type","payload"')
+        self.assertNotIn('"new_value": "before"', new.output)
+
+    async def test_followsThroughARestart(self) -> None:
+        """A registry that goes away and comes back is one line each, and no event is lost or told twice."""
+        registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1")
+        await registry.says("Credentials")
+        self.settings = {"RAXSR_RAXRC": os.path.join(self.dataDir, "raxrc")}
+        settings = readSettings(environ={"HOME": self.home, **self.settings})
+        port = settings.baseUrls[0].split(":")[2].split("/")[0]
+        client = self.client()
+        await client.configuration.set("first", "1")
+        [event] = (await self.good("events", "list", "-f", "json")).json
+        follower = self.started("events", "follow", "--since", event["id"], "-f", "json")
+        await follower.says("first")
+        registry.kill("KILL")
+        await registry.ended
+        await follower.says("lost the registry")
+        registry = self.twistd("service-registry", "--listen", f"tcp:{port}:interface=127.0.0.1")
+        await follower.says("the registry is back")
+        again = Client(reactor=reactor, settings=settings)
+        self.addCleanup(again.close)
+        await again.configuration.set("second", "2")
+        await follower.says("second")
+        follower.kill("TERM")
+        await follower.ended
+        self.assertEqual(follower.exitCode, 143)
+        keys = [json.loads(line)["payload"]["configuration_value_id"] for line in follower.output.splitlines()]
+        self.assertEqual(keys, ["first", "second"])
+        self.assertEqual(len(follower.errors.splitlines()), 2, follower.errors)
+
+    async def test_followsThroughAChangedKey(self) -> None:
+        """A key that is changed ends nothing, also when the file with the new one comes later."""
+        registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1")
+        await registry.says("Credentials")
+        new = os.path.join(self.dataDir, "raxrc")
+        own = os.path.join(self.home, "raxrc")
+        shutil.copy(new, own)
+        self.settings = {"RAXSR_RAXRC": own}
+        await self.client().configuration.set("first", "1")
+        [event] = (await self.good("events", "list", "-f", "json")).json
+        follower = self.started("events", "follow", "--since", event["id"], "-f", "json")
+        await follower.says("first")
+        users = self.spawn("service-registry-users", "--data-dir", self.dataDir, "rotate", "local")
+        await users.ended
+        self.assertEqual(users.exitCode, 0, users.errors)
+        self.settings = {"RAXSR_RAXRC": new}
+        client = self.client()
+
+        async def lost() -> bool:
+            # Its request ends with the next event, and then its token is looked at.
+            await client.configuration.set("second", "2")
+            return "lost the registry" in follower.errors
+
+        await self.until(lost)
+        shutil.copy(new, own)
+        await follower.says("the registry is back")
+        await follower.says("second")

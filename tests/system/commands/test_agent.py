@@ -1,0 +1,170 @@
+"""``twistd -n service-registry-agent``: the real process, as a newcomer meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+
+import treq
+from twisted.internet.utils import getProcessOutputAndValue
+
+from tests.needs import needs
+from tests.system.commands.printed import printedScripts
+from tests.system.processes import Child, ProcessTestCase, reactor
+from txserviceregistry.commands.agent import defaultServiceId
+
+ANY_PORT = "tcp:0:interface=127.0.0.1"
+
+
+class AgentProcessTests(ProcessTestCase):
+    """From nothing to a registered service, and back."""
+
+    def agent(self, *arguments: str, environment: dict[str, str] | None = None) -> Child:
+        return self.twistd("service-registry-agent", "--registry-listen", ANY_PORT, *arguments, environment=environment)
+
+    async def test_runsARegistryAndRegistersAService(self) -> None:
+        """With nothing configured it brings its own registry, and a service that is kept alive in it."""
+        agent = self.agent("--id", "web1", "--tags", "www,x", "--metadata", "a=b=c,d=e", "--heartbeat-timeout", "3")
+        await agent.says("is registered")
+        client = self.client()
+        service = await client.services.get("web1")
+        self.assertEqual((service["tags"], service["metadata"]), (["www", "x"], {"a": "b=c", "d": "e"}))
+        seen = set()
+
+        async def beaten() -> bool:
+            seen.add((await client.services.get("web1"))["last_seen"])
+            return len(seen) >= 3
+
+        await self.until(beaten)
+        self.assertNoTraceback()
+
+    async def test_theLinesThatItPrintsWork(self) -> None:
+        """What it says to type next shows the service: the curl lines in a shell, and the Python lines."""
+        needs("curl")
+        agent = self.agent("--id", "web1")
+        await agent.says("\nEND")
+        for script in printedScripts(agent.output):
+            out, err, code = await getProcessOutputAndValue(
+                "/bin/bash", ["-c", script], env=self.environment(), path=self.home
+            )
+            self.assertEqual(code, 0, err)
+            self.assertIn(b"web1", out)
+
+    async def test_saysWhereTheCredentialsAreAndNotWhatTheyAre(self) -> None:
+        """The file is its owner's only, and no key is printed or logged."""
+        agent = self.agent()
+        await agent.says("is registered")
+        raxrc = os.path.join(self.dataDir, "raxrc")
+        self.assertIn(raxrc, agent.output)
+        self.assertEqual(os.stat(raxrc).st_mode & 0o777, 0o600)
+        with open(raxrc) as file:
+            key = re.search(r"api_key *= *(\S+)", file.read())
+        assert key is not None
+        agent.kill("TERM")
+        await agent.ended
+        self.assertNotIn(key[1], agent.output + agent.errors)
+
+    async def test_endsCleanlyOnSignals(self) -> None:
+        """SIGTERM and SIGINT deregister, then end the process by that signal, within five seconds."""
+        for name, number in (("TERM", 15), ("INT", 2)):
+            agent = self.agent("--id", "web1")
+            await agent.says("is registered")
+            before = reactor.seconds()
+            agent.kill(name)
+            await agent.ended
+            self.assertLess(reactor.seconds() - before, 5)
+            self.assertEqual(agent.signal, number)
+            # What the service says, and what the registry says of it.
+            self.assertIn("Service web1 deregistered", agent.output)
+            self.assertRegex(agent.output, r"Services registered: \w+/web1\n(.*\n)*.*Services deregistered: \w+/web1\n")
+        registry = self.twistd("service-registry", "--listen", ANY_PORT)
+        await registry.says("listens on")
+        types = [event["type"] for event in (await self.client().events.list())["values"]]
+        self.assertEqual(types, ["service.join", "service.remove"] * 2)
+        self.assertNoTraceback()
+
+    async def test_usesTheRegistryThatRunsHere(self) -> None:
+        """Next to a registry over the same data directory it is a client of that one."""
+        registry = self.twistd("service-registry", "--listen", ANY_PORT)
+        await registry.says("listens on")
+        agents = [self.agent("--id", f"web{i}") for i in range(2)]
+        for agent in agents:
+            await agent.says("is registered")
+            self.assertNotIn("listens on", agent.output)
+        page = await self.client().services.list()
+        self.assertEqual([service["id"] for service in page["values"]], ["web0", "web1"])
+
+    async def test_usesTheRegistryThatIsConfigured(self) -> None:
+        """What the environment names is used, and no registry is started, even if that one is not up yet."""
+        registry = self.twistd("service-registry", "--listen", ANY_PORT)
+        await registry.says("listens on")
+        other = os.path.join(self.home, "elsewhere")
+        configured = {"RAXSR_RAXRC": os.path.join(self.dataDir, "raxrc")}
+        agent = self.agent("--id", "web1", "--data-dir", other, environment=configured)
+        await agent.says("is registered")
+        self.assertFalse(os.path.exists(other))
+        self.assertEqual((await self.client().services.get("web1"))["id"], "web1")
+
+    async def test_theDummyShowsItsState(self) -> None:
+        """With --listen it answers HTTP with its own state, and the registry knows its address."""
+        agent = self.agent("--id", "web1", "--listen", ANY_PORT)
+        await agent.says("is registered")
+        metadata = (await self.client().services.get("web1"))["metadata"]
+        self.assertEqual(metadata["host"], "127.0.0.1")
+        response = await treq.get(f"http://127.0.0.1:{metadata['port']}/", persistent=False)
+        state = json.loads(await response.text())
+        self.assertEqual((state["id"], state["state"], state["healthy"]), ("web1", "registered", True))
+
+    async def test_wrongOptionsAreOneLine(self) -> None:
+        """A mistake is told in one line on stderr, with exit code 1, and nothing is started."""
+        for arguments in (
+            ["--heartbeat-timeout", "2"],
+            ["--heartbeat-timeout", "soon"],
+            ["--id", "a/b"],
+            ["--id", "ab"],
+            ["--metadata", "novalue"],
+            ["--listen", "no such:endpoint"],
+            ["--unknown"],
+            ["argument"],
+        ):
+            self.agent(*arguments)
+        for agent in self.children:
+            await agent.ended
+            self.assertEqual(agent.exitCode, 1, agent.errors)
+            self.assertEqual(len(agent.errors.splitlines()), 1, agent.errors)
+            self.assertEqual(agent.output, "")
+            self.assertFalse(os.path.exists(self.dataDir))
+
+    async def test_whatPreventsAStartIsOneLine(self) -> None:
+        """A folder that can't be written, a port in use, a broken raxrc: one line, exit code 1, no traceback."""
+        taken = socket.socket()
+        self.addCleanup(taken.close)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        broken = os.path.join(self.home, "broken")
+        with open(broken, "w") as file:
+            file.write("this is [no ini file\n")
+        blocked = os.path.join(broken, "below-a-file")
+        for arguments, environment, expected in (
+            (["--data-dir", blocked], {}, blocked),
+            (["--registry-listen", f"tcp:{port}:interface=127.0.0.1"], {}, str(port)),
+            (["--listen", f"tcp:{port}:interface=127.0.0.1"], {}, str(port)),
+            ([], {"RAXSR_RAXRC": broken}, broken),
+            ([], {"RAXSR_API_URL": "not a url"}, "RAXSR_API_URL"),
+        ):
+            agent = self.agent(*arguments, environment=environment)
+            await agent.ended
+            self.assertEqual(agent.exitCode, 1, agent.output + agent.errors)
+            self.assertEqual(len(agent.errors.strip().splitlines()), 1, agent.errors)
+            self.assertIn(expected, agent.errors)
+        self.assertNoTraceback()
+
+    def test_defaultIdComesFromTheHostName(self) -> None:
+        """Whatever the machine is called, the id is one that the registry takes."""
+        self.assertEqual(defaultServiceId("my.host_1"), "agent-my.host_1")
+        self.assertEqual(defaultServiceId("ho st/ü"), "agent-ho-st")
+        self.assertLessEqual(len(defaultServiceId("x" * 200)), 65)
+        self.assertEqual(defaultServiceId(""), "agent")

@@ -1,0 +1,267 @@
+"""``twistd -n service-registry``: the real process, killed, stopped, and with the clock moved under it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+
+from tests.needs import fakeTime
+from tests.system.processes import Child, ProcessTestCase, reactor
+from txserviceregistry import Client
+from txserviceregistry.errors import ServiceRegistryError
+from txserviceregistry.settings import readSettings
+
+ANY_PORT = "tcp:0:interface=127.0.0.1"
+
+WITH_FEW_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class RegistryProcessTests(ProcessTestCase):
+    """What an operator does to a registry, and what it does then."""
+
+    def registry(self, *arguments: str, **options: Any) -> Child:
+        return self.twistd("service-registry", *arguments, **options)
+
+    async def started(self, listen: str = ANY_PORT) -> tuple[Child, Client, str]:
+        registry = self.registry("--listen", listen)
+        await registry.says("Credentials")
+        client = self.client(timeout=3.0)
+        port = client.settings.baseUrls[0].split(":")[2].split("/")[0]
+        return registry, client, f"tcp:{port}:interface=127.0.0.1"
+
+    async def types(self, client: Client) -> list[str]:
+        return [event["type"] for event in (await client.events.list(limit=1000))["values"]]
+
+    async def beats(self, client: Client, id: str, count: int) -> None:
+        """Wait until the registry has seen so many more heartbeats of a service."""
+        seen: set[int | None] = set()
+
+        async def enough() -> bool:
+            seen.add((await client.services.get(id))["last_seen"])
+            return len(seen) > count
+
+        await self.until(enough)
+
+    async def test_keepsWhatItAcknowledgedThroughKill(self) -> None:
+        """After kill -9 in the middle of writes, all that was acknowledged is there, and living services go on."""
+        registry, client, where = await self.started()
+        body, _ = await client.services.create("web1", 30, {"tags": ["a"]})
+        token = (await client.services.heartbeat("web1", body["token"]))["token"]
+        kept: dict[str, str] = {}
+
+        async def write(worker: int) -> None:
+            number = 0
+            while True:
+                key, value = f"key_{worker}_{number}", str(number)
+                await client.configuration.set(key, value)
+                kept[key] = value
+                number += 1
+
+        async def writeUntilKilled(worker: int) -> None:
+            try:
+                await write(worker)
+            except ServiceRegistryError:
+                pass
+
+        writers = gatherResults([Deferred.fromCoroutine(writeUntilKilled(worker)) for worker in range(4)])
+
+        async def some() -> bool:
+            return len(kept) > 100
+
+        await self.until(some)
+        registry.kill("KILL")
+        await registry.ended
+        await writers
+        again = self.registry("--listen", where)
+        await again.says("Credentials")
+        found = {value["id"]: value["value"] async for value in client.configuration.iterate()}
+        self.assertEqual({key: found.get(key) for key in kept}, kept)
+        # At most the one request that each writer had under way was kept without being acknowledged.
+        self.assertLessEqual(len(found) - len(kept), 4)
+        # Any token of the service's life counts: the one before the last one too.
+        await client.services.heartbeat("web1", token)
+        await client.services.heartbeat("web1", body["token"])
+        self.assertEqual((await self.types(client)).count("service.timeout"), 0)
+
+    async def test_itsAbsenceKillsNobody(self) -> None:
+        """Services whose application lives are not reported dead because the registry was away for longer than that."""
+        registry, client, where = await self.started()
+        agent = self.twistd("service-registry-agent", "--id", "web1", "--heartbeat-timeout", "3")
+        await agent.says("is registered")
+        registry.kill("KILL")
+        await registry.ended
+        await agent.says("is not heartbeated")
+        again = self.registry("--listen", where)
+        await again.says("Credentials")
+        await agent.says("is heartbeated again")
+        await self.beats(client, "web1", 1)
+        self.assertEqual(await self.types(client), ["service.join"])
+
+    async def test_aStopForLongKillsNobody(self) -> None:
+        """Stopped with SIGSTOP for longer than a timeout and continued, it gives everybody the time back."""
+        registry, client, _ = await self.started()
+        agent = self.twistd("service-registry-agent", "--id", "web1", "--heartbeat-timeout", "3")
+        await agent.says("is registered")
+        registry.kill("STOP")
+        # A request that begins now and is given up after 3.2 s: that is longer than the timeout.
+        unanswered = self.client(cache=None, timeout=3.2).account.getLimits().addErrback(lambda _: None)
+        # The agent's own log shows that its deadline has passed while nothing answered.
+        await agent.says("is not heartbeated")
+        await unanswered
+        registry.kill("CONT")
+        await agent.says("is heartbeated again")
+        await self.beats(client, "web1", 1)
+        self.assertEqual(await self.types(client), ["service.join"])
+
+    async def test_theWallClockMayStep(self) -> None:
+        """With the wall clock of all processes stepped by an hour, both ways, no heartbeat is missed, nobody dies."""
+        stepped = Path(self.home, "faketime")
+        fake = fakeTime(stepped)
+        registry = self.registry("--listen", ANY_PORT, environment=fake)
+        await registry.says("Credentials")
+        agent = self.twistd("service-registry-agent", "--id", "web1", "--heartbeat-timeout", "3", environment=fake)
+        await agent.says("is registered")
+        client = self.client()
+        for step in ("+3600", "-3600"):
+            stepped.write_text(step + "\n")
+            await self.beats(client, "web1", 1)
+        self.assertNotIn("is not heartbeated", agent.output)
+        stepped.write_text("-3600\n")
+        events = (await client.events.list(limit=1000))["values"]
+        self.assertEqual([event["type"] for event in events], ["service.join"])
+
+    async def test_memoryIsLostAtTheEnd(self) -> None:
+        """The memory store is for throw-away use: a restart begins anew, with the same credentials."""
+        registry = self.registry("--store", "memory", "--listen", ANY_PORT)
+        await registry.says("Credentials")
+        client = self.client()
+        await client.configuration.set("abc", "1")
+        await client.close()
+        registry.kill("TERM")
+        await registry.ended
+        again = self.registry("--store", "memory", "--listen", ANY_PORT)
+        await again.says("Credentials")
+        self.assertEqual((await self.client().configuration.list())["values"], [])
+
+    async def test_listensOnSeveralEndpoints(self) -> None:
+        """``--listen`` may be given more than once; all of them answer."""
+        registry = self.registry("--listen", ANY_PORT, "--listen", ANY_PORT)
+        await registry.says("Credentials")
+        line = next(line for line in registry.output.splitlines() if line.startswith("The registry listens on"))
+        urls = line.removeprefix("The registry listens on ").split(", ")
+        self.assertEqual(len(set(urls)), 2)
+        settings = self.client().settings
+        for url in urls:
+            client = Client(settings.username, settings.apiKey, baseUrl=url)
+            self.addCleanup(client.close)
+            await client.account.getLimits()
+
+    async def test_whatPreventsAStartIsOneLine(self) -> None:
+        """A port in use, a second registry over the same folder, a file that is no database, a wrong option."""
+        taken = socket.socket()
+        self.addCleanup(taken.close)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        damaged = os.path.join(self.home, "damaged")
+        os.makedirs(damaged)
+        Path(damaged, "registry.sqlite").write_text("this is no database, and never was one")
+        registry, _, _ = await self.started()
+        cases: list[tuple[list[str], str]] = [
+            (
+                ["--data-dir", os.path.join(self.home, "other"), "--listen", f"tcp:{port}:interface=127.0.0.1"],
+                str(port),
+            ),
+            ([], "another registry runs over"),
+            (["--data-dir", damaged], "registry.sqlite"),
+            (["--store", "paper"], "--store"),
+            (["--listen", "tcp:none"], "--listen"),
+            (["--listen", "nonsense:1"], "--listen"),
+            (["--what"], "--what"),
+            (["argument"], "argument"),
+        ]
+        children = [self.registry(*arguments) for arguments, _ in cases]
+        for failed, (_, expected) in zip(children, cases, strict=True):
+            await failed.ended
+            self.assertEqual(failed.exitCode, 1, failed.output + failed.errors)
+            self.assertEqual(len(failed.errors.strip().splitlines()), 1, failed.errors)
+            self.assertIn(expected, failed.errors)
+        self.assertEqual(Path(damaged, "registry.sqlite").read_text(), "this is no database, and never was one")
+        self.assertNoTraceback()
+        self.assertTrue(registry.running)
+
+    async def test_fewFiles(self) -> None:
+        """Where there are hardly any files, as many connections as use them all up keep nobody out, then or later."""
+        twistd = str(Path(sys.executable).with_name("twistd"))
+        registry = self.spawn(
+            *(Path(sys.executable).name, "-c", WITH_FEW_FILES, twistd, "-n", "--pidfile="),
+            *("service-registry", "--listen", ANY_PORT),
+        )
+        await registry.says("Credentials")
+        self.assertIn("There can be no more than 32 connections", registry.output)
+        client = self.client(timeout=3.0)
+        port = int(client.settings.baseUrls[0].split(":")[2].split("/")[0])
+
+        async def isServed() -> bool:
+            try:
+                await client.account.getLimits()
+            except ServiceRegistryError:
+                return False
+            return True
+
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+        await self.until(isServed)
+        for one in crowd:
+            one.close()
+        await self.until(isServed)
+        self.assertNotIn("Traceback", registry.output)
+
+    async def test_inTheBackground(self) -> None:
+        """Without -n it serves in the background; what keeps another one from starting there is in that one's log."""
+        pid = Path(self.home, "pid")
+        self.addCleanup(lambda: pid.exists() and os.kill(int(pid.read_text()), signal.SIGKILL))
+
+        async def started(name: str, listen: str, line: str) -> None:
+            log = Path(self.home, name)
+            files = (f"--pidfile={pid if name == 'first' else ''}", f"--logfile={log}")
+            data = os.path.join(self.home, f"data-{name}")
+            twistd = await self.spawn("twistd", *files, "service-registry", "-d", data, "--listen", listen).ended
+            self.assertEqual((twistd.exitCode, twistd.errors), (0, ""))
+
+            async def isSaid() -> bool:
+                return log.exists() and line in log.read_text()
+
+            await self.until(isSaid)
+            self.assertNotIn("Traceback", log.read_text())
+
+        await started("first", ANY_PORT, "The registry listens on")
+        settings = readSettings(environ={"RAXSR_DATA_DIR": os.path.join(self.home, "data-first")}, home=Path(self.home))
+        async with Client(reactor=reactor, settings=settings) as client:
+            await client.account.getLimits()
+        port = settings.baseUrls[0].split(":")[2].split("/")[0]
+        await started("second", f"tcp:{port}:interface=127.0.0.1", f"can't listen on 127.0.0.1:{port}: Address already")
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+
+        async def isGone() -> bool:
+            return not pid.exists()
+
+        await self.until(isGone)
+
+    async def test_helpHasAnExample(self) -> None:
+        """``--help`` names every option and shows how to use them."""
+        for command in ("service-registry", "service-registry-agent"):
+            shown = self.twistd(command, "--help")
+            await shown.ended
+            self.assertEqual(shown.exitCode, 0)
+            self.assertIn("Example:", shown.output)
+            self.assertIn("--data-dir", shown.output)

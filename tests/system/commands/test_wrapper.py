@@ -1,0 +1,566 @@
+"""``service-registry-wrapper``: the real process, with real commands in it and a real registry beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTCP
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.utils import getProcessOutputAndValue
+
+from tests.system.processes import Child, ProcessTestCase, reactor, sharedRegistry, together
+from txserviceregistry import Client
+from txserviceregistry.errors import NotFound, ServiceRegistryError
+from txserviceregistry.settings import readSettings
+
+WRAPPER = os.path.join(os.path.dirname(sys.executable), "service-registry-wrapper")
+WRAPPED = [sys.executable, "-S", "-E", os.path.join(os.path.dirname(__file__), "wrapped.py")]
+# Signals whose default is to end a process, or nothing.
+SIGNALS = [
+    *("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGALRM", "SIGABRT", "SIGURG"),
+    *("SIGCONT", "SIGPWR", "SIGIO", "SIGVTALRM", "SIGPROF", "SIGRTMIN", "SIGRTMAX"),
+]
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def freePort() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def processesIn(home: str) -> Iterator[int]:
+    """The ids of the processes whose home this is: those that a test has started, and what they have."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if b"\0HOME=" + home.encode() + b"\0" in b"\0" + file.read() + b"\0":
+                        yield int(name)
+            except OSError:
+                continue
+
+
+class WrapperTestCase(ProcessTestCase):
+    """Wrappers of this test's own home; what they leave behind ends with the test."""
+
+    settings: dict[str, str] = {}
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.addCleanup(self.endLeftovers)
+
+    def endLeftovers(self) -> None:
+        for pid in processesIn(self.home):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def environment(self, extra: Any = None) -> dict[str, str]:
+        return super().environment({**self.settings, **(extra or {})})
+
+    def client(self, **options: Any) -> Client:
+        environ = {"HOME": self.home, "RAXSR_DATA_DIR": self.dataDir, **self.settings}
+        client = Client(reactor=reactor, settings=readSettings(environ=environ), **options)
+        self.addCleanup(client.close)
+        return client
+
+    def wrapper(self, *words: str, environment: dict[str, str] | None = None) -> Child:
+        return self.spawn("service-registry-wrapper", *words, environment=environment)
+
+    async def run_(
+        self, *words: str, stdin: bytes | None = None, environment: dict[str, str] | None = None
+    ) -> tuple[bytes, str, int]:
+        """Run the wrapper to its end: what it said on stdout and stderr, and its exit code (minus N: a signal's)."""
+        try:
+            out, err, code = await getProcessOutputAndValue(
+                WRAPPER, words, env=self.environment(environment), path=self.home, stdinBytes=stdin
+            )
+        except Exception as error:
+            out, err, number = error.args
+            code = -number
+        self.assertNotIn(b"Traceback", err)
+        return out, err.decode(), code
+
+    async def events(self, serviceId: str) -> list[str]:
+        events = self.client().events.iterate()
+        return [event["type"] async for event in events if event["payload"].get("id") == serviceId]
+
+    async def untilRegistered(self, serviceId: str, present: bool = True) -> None:
+        async def isThere() -> bool:
+            try:
+                await self.client().services.get(serviceId)
+            except NotFound:
+                return not present
+            except ServiceRegistryError:
+                return False
+            return present
+
+        await self.until(isThere)
+
+    def pidOf(self, child: Child) -> int:
+        pid: int = child.transport.pid  # type: ignore[union-attr] # IProcessTransport
+        return pid
+
+    def childrenOf(self, pid: int) -> list[int]:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+
+    def end(self, child: Child) -> Deferred[Child]:
+        """Close its stdin, on which the programs of ``wrapped.py`` end."""
+        child.transport.closeStdin()  # type: ignore[union-attr] # IProcessTransport
+        return child.ended
+
+
+class WrapperTests(WrapperTestCase):
+    """Beside one registry, which is there all the time."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.settings = sharedRegistry()
+
+    # -- options
+
+    async def test_wrongUse(self) -> None:
+        """One line that says what is wrong and where to read on, and exit code 2; nothing is started."""
+        command = ["touch", "started"]
+        cases: list[tuple[list[str], str]] = [
+            ([], "--id is missing"),
+            (["--id=web1"], "no command"),
+            (["--id=web1", "--"], "no command"),
+            (["--id=a/b", *command], "a/b"),
+            (["--id=ab", *command], "3 to 65"),
+            (["--id=web1", "--interval=2", *command], "3 to 120"),
+            (["--id=web1", "--interval=20.5", *command], "whole number"),
+            (["--id=web1", "--interval=soon", *command], "soon"),
+            (["--id=web1", "--heartbeat-timeout=soon", *command], "soon"),
+            (["-i", "20", *command], "3 to 65"),
+            (["--id=web1", "--api-key=", *command], "--api-key: there is no value"),
+            (["--id=web1", "--retries=-1", *command], "--retries"),
+            (["--id=web1", "--retries=1.5", *command], "--retries"),
+            (["--id=web1", "--metadata=novalue", *command], "novalue"),
+            (["--id=web1", "--check=udp:8000", *command], "udp:8000"),
+            (["--id=web1", "--check-interval=0", *command], "more than 0"),
+            (["--id=web1", "--no-such-option", *command], "no-such-option"),
+        ]
+        ends = await together(self.run_(*words) for words, _ in cases)
+        for (out, err, code), (words, expected) in zip(ends, cases, strict=True):
+            self.assertEqual((out, code, len(err.splitlines())), (b"", 2, 1), words)
+            self.assertIn(expected, err)
+            self.assertIn("service-registry-wrapper --help", err)
+        self.assertFalse(os.path.exists(os.path.join(self.home, "started")))
+
+    async def test_help(self) -> None:
+        """The help names every option and has an example; the version is one line."""
+        out, err, code = await self.run_("--help")
+        self.assertEqual((err, code), ("", 0))
+        for option in ("id", "tags", "metadata", "interval", "retries", "abort-on-failure", "deregister", "check"):
+            self.assertIn(f"--{option}".encode(), out)
+        self.assertIn(b"Example:\n  service-registry-wrapper --id=", out)
+        out, err, code = await self.run_("--version")
+        self.assertEqual((len(out.splitlines()), err, code), (1, "", 0))
+
+    async def test_theCommandIsUntouched(self) -> None:
+        """From the first word that is no option on all words are the command's, whatever they look like."""
+        rest = ["--id=other", "-n", "--", "", "a b", "--help", "*", "ü", "\udcff"]
+        code = "import sys; sys.stdout.buffer.write('|'.join(sys.argv[1:]).encode('utf-8', 'surrogateescape'))"
+        program = [sys.executable, "-S", "-E", "-X", "utf8", "-c", code]
+        for options in (["--id=words", "--interval=20"], ["--id", "words", "--interval", "20", "--"]):
+            out, err, result = await self.run_(*options, *program, *rest)
+            self.assertEqual((out.decode("utf-8", "surrogateescape").split("|"), result), (rest, 0), err)
+
+    async def test_registersWhatItWasGiven(self) -> None:
+        """Tags, metadata and interval are as others see them, and it is registered before the command starts."""
+        look = (
+            "import json, os\n"
+            "from twisted.internet.defer import ensureDeferred\n"
+            "from twisted.internet.task import react\n"
+            "from txserviceregistry import Client\n"
+            "async def main(reactor):\n"
+            "    async with Client.fromSettings(reactor) as client:\n"
+            "        print(json.dumps(await client.services.get(os.environ['SERVICE_REGISTRY_ID'])))\n"
+            "react(lambda reactor: ensureDeferred(main(reactor)))\n"
+        )
+        words = ["--id=given", "--tags=api,www", "--tags=x", "--interval=20"]
+        words += ["--metadata=port=8000,host=localhost,is_public=true", r"--metadata=url=http://h/?a=b\,c"]
+        out, err, code = await self.run_(*words, sys.executable, "-c", look)
+        self.assertEqual((err, code), ("", 0))
+        service = json.loads(out)
+        self.assertEqual((service["tags"], service["heartbeat_timeout"]), (["api", "www", "x"], 20))
+        self.assertEqual(
+            service["metadata"], {"port": "8000", "host": "localhost", "is_public": "true", "url": "http://h/?a=b,c"}
+        )
+
+    async def test_theOriginalsOptions(self) -> None:
+        """The command line of Rackspace's wrapper, which had credentials nowhere else, works as it stands."""
+        found = readSettings(environ={"HOME": self.home, **self.settings})
+        where = {"RAXSR_API_URL": ",".join(found.baseUrls), "RAXSR_AUTH_URL": ",".join(found.authUrls)}
+        client = Client(reactor=reactor, settings=found)
+        self.addCleanup(client.close)
+        self.settings = {"RAXSR_DATA_DIR": os.path.join(self.home, "nothing")}
+        words = ["--username", found.username, "--api-key", found.apiKey, "-i", "original", "-t", "api,www"]
+        words += [
+            "-m",
+            "port=8000,host=h",
+            "--heartbeat-timeout",
+            "21",
+            "--session-metadata",
+            "a=b",
+            "--abort-on-failure",
+        ]
+        out, err, code = await self.run_(*words, "echo", "ran", environment=where)
+        self.assertEqual((out, code, len(err.splitlines())), (b"ran\n", 0, 1), err)
+        self.assertIn("--session-metadata is ignored", err)
+        service = await client.services.get("original")
+        self.assertEqual((service["tags"], service["metadata"]), (["api", "www"], {"port": "8000", "host": "h"}))
+        self.assertEqual(service["heartbeat_timeout"], 21)
+        without = ["--id=nocredentials", "--abort-on-failure", "--username=joe"]
+        out, err, code = await self.run_(*without, "echo", "ran", environment=where)
+        self.assertEqual((out, code, len(err.splitlines())), (b"", 100, 1), err)
+        self.assertIn("no API key", err)
+        self.assertIn("Give --username and --api-key", err)
+
+    # -- what the command has
+
+    async def test_exitCodes(self) -> None:
+        """The command's own, 128 + N after signal N, 127 when there is none, 126 when it can't be run."""
+        scripts = {"plain": "echo\n", "noshebang": "echo\n", "lost": "#!/no/such/interpreter\n"}
+        scripts["alien"] = "\x7fELF\0"
+        for name, text in scripts.items():
+            with open(os.path.join(self.home, name), "w") as file:
+                file.write(text)
+            os.chmod(file.name, 0o644 if name == "plain" else 0o755)
+        cases: list[tuple[list[str], int]] = [
+            (["true"], 0),
+            (["sh", "-c", "exit 7"], 7),
+            (["sh", "-c", "exit 255"], 255),
+            (["sh", "-c", "kill -KILL $$"], 128 + 9),
+            (["sh", "-c", "kill -SEGV $$"], 128 + 11),
+            (["no-such-program"], 127),
+            (["/no/such/program"], 127),
+            (["./plain"], 126),
+            (["./noshebang"], 126),
+            (["./lost"], 126),
+            (["./alien"], 126),
+            (["/"], 126),
+        ]
+        ends = await together(self.run_(f"--id=codes{number}", *command) for number, (command, _) in enumerate(cases))
+        for (out, err, code), (command, expected) in zip(ends, cases, strict=True):
+            self.assertEqual((out, code), (b"", expected), command)
+            lines = [line for line in err.splitlines() if not line.endswith(("goes on as before", " deregistered"))]
+            self.assertEqual(len(lines), int(expected in (126, 127)), err)
+            if command == ["./noshebang"]:
+                self.assertIn("./noshebang: can't be run: it is a script without #! in its first line", err)
+            if command == ["./alien"]:
+                self.assertIn("./alien: can't be run: it is not a program for this machine", err)
+
+    async def test_theChildsStateIsClean(self) -> None:
+        """No signal is blocked or ignored, the standard streams block, and no file of the wrapper's is open."""
+        out, _err, _code = await self.run_("--id=clean", *WRAPPED, "state")
+        self.assertEqual(out.decode(), "blocking True True True\nfiles 0 1 2\n")
+        # A Python program ignores signals of its own accord; this one tells what it has been given.
+        given = ["grep", "-E", "^Sig(Blk|Ign):", "/proc/self/status"]
+        out, _err, _code = await self.run_("--id=clean", *given)
+        self.assertEqual(self.masks(out), {"SigBlk": 0, "SigIgn": 0})
+        script = f"trap '' HUP; exec {WRAPPER} --id=clean {shlex.join(given)}"
+        out, _err, _code = await getProcessOutputAndValue("/bin/sh", ["-c", script], env=self.environment())
+        self.assertEqual(self.masks(out), {"SigBlk": 0, "SigIgn": 1})
+
+    @staticmethod
+    def masks(out: bytes) -> dict[str, int]:
+        """The signals of each mask, without two that are glibc's own: no program sees them."""
+        lines = [line.split() for line in out.decode().splitlines()]
+        return {name.rstrip(":"): int(mask, 16) & ~0x180000000 for name, mask in lines}
+
+    async def test_theEnvironmentIsAsItWas(self) -> None:
+        """All of it, nothing added by Python, and the service's id."""
+        given = {**self.environment(), "ODD": "a=b\n\udcff", "LC_ALL": "", "LANG": "C"}
+        out, _err, _code = await getProcessOutputAndValue(WRAPPER, ["--id=environ", "env", "-0"], env=given)
+        found = dict(entry.split(b"=", 1) for entry in out.split(b"\0") if entry)
+        expected = {os.fsencode(key): os.fsencode(value) for key, value in given.items()}
+        self.assertEqual(found, {**expected, b"SERVICE_REGISTRY_ID": b"environ"})
+
+    async def test_passesEveryByte(self) -> None:
+        """10 MB of anything go in through a pipe and come out as they were; stderr is its own."""
+        data = os.urandom(10 * 1024 * 1024)
+        out, err, code = await self.run_("--id=bytes", "sh", "-c", "cat; echo done >&2", stdin=data)
+        self.assertEqual((len(out), code), (len(data), 0), err)
+        self.assertEqual(hashlib.sha256(out).digest(), hashlib.sha256(data).digest())
+        self.assertEqual(err, "done\n")
+
+    # -- signals
+
+    async def test_passesOnSignals(self) -> None:
+        """Each that reaches the wrapper reaches the command; the exit code is still the command's."""
+        wrapper = self.wrapper("--id=signals", *WRAPPED, "signals")
+        await wrapper.says("ready")
+        for name in SIGNALS:
+            os.kill(self.pidOf(wrapper), getattr(signal, name))
+            await wrapper.says(f"got {name}.")
+        await self.end(wrapper)
+        self.assertEqual(wrapper.exitCode, 5)
+        self.assertEqual(wrapper.errors, "")
+
+    async def test_endsWithTheSignalThatEndsTheCommand(self) -> None:
+        """128 + N, and the service expires."""
+        for name in ("TERM", "INT", "HUP", "QUIT", "USR1"):
+            number = int(getattr(signal, f"SIG{name}"))
+            wrapper = self.wrapper("--id=ends", "sh", "-c", "echo ready; exec sleep 60")
+            await wrapper.says("ready")
+            os.kill(self.pidOf(wrapper), number)
+            await wrapper.ended
+            self.assertEqual(wrapper.exitCode, 128 + number)
+        self.assertEqual(await self.events("ends"), ["service.join"])
+
+    async def test_aCommandMayIgnoreSIGTERM(self) -> None:
+        """It goes on, registered, for as long as it likes."""
+        wrapper = self.wrapper("--id=stubborn", "--interval=3", *WRAPPED, "stubborn")
+        await wrapper.says("ready")
+        wrapper.kill("TERM")
+        seen = set()
+
+        async def beaten() -> bool:
+            seen.add((await self.client().services.get("stubborn"))["last_seen"])
+            return len(seen) >= 3
+
+        await self.until(beaten)
+        await self.end(wrapper)
+        self.assertEqual(wrapper.exitCode, 3)
+
+    async def test_stopsAndGoesOnWithTheCommand(self) -> None:
+        """SIGTSTP stops both, SIGCONT continues both."""
+        # Its parent has to be one that could continue it, as a shell is: the system stops nobody else.
+        shell = self.spawn(
+            os.path.basename(sys.executable),
+            *("-c", "import os, subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], preexec_fn=os.setpgrp))"),
+            *(WRAPPER, "--id=stops", "sh", "-c", "echo ready; exec sleep 60"),
+        )
+        await shell.says("ready")
+        (pid,) = self.childrenOf(self.pidOf(shell))
+        (command,) = self.childrenOf(pid)
+        for number, states in ((signal.SIGTSTP, "T"), (signal.SIGCONT, "SDR")):
+            os.kill(pid, number)
+
+            async def bothAre(states: str = states) -> bool:
+                return all(self.stateOf(each) in states for each in (pid, command))
+
+            await self.until(bothAre)
+        os.kill(pid, signal.SIGTERM)
+        await shell.ended
+        self.assertEqual(shell.exitCode, 143)
+
+    def stateOf(self, pid: int) -> str:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+
+    def onTerminal(self, program: str, *words: str) -> Child:
+        child = Child()
+        reactor.spawnProcess(child, program, [program, *words], env=self.environment(), path=self.home, usePTY=True)
+        self.children.append(child)
+        return child
+
+    async def test_whatIsTypedReachesTheCommandOnce(self) -> None:
+        """Ctrl-C and Ctrl-backslash are the terminal's to deliver; what is sent to the wrapper alone is passed on."""
+        wrapper = self.onTerminal(
+            WRAPPER, "--id=terminal", "sh", "-c", f"test -t 0 && exec {' '.join(WRAPPED)} signals"
+        )
+        await wrapper.says("ready")
+        pid = self.pidOf(wrapper)
+        for typed, name in ((b"\x03", "SIGINT"), (b"\x1c", "SIGQUIT")):
+            wrapper.output = ""
+            wrapper.transport.write(typed)  # type: ignore[union-attr] # IProcessTransport
+            await wrapper.says(f"got {name}.")
+            os.kill(pid, signal.SIGUSR1)
+            await wrapper.says("got SIGUSR1.")
+            os.kill(pid, getattr(signal, name))
+            await wrapper.says(f"got SIGUSR1.\r\ngot {name}.")
+            os.kill(pid, signal.SIGUSR2)
+            await wrapper.says("got SIGUSR2.")
+            self.assertEqual(re.findall(r"got (\w+)\.", wrapper.output).count(name), 2, wrapper.output)
+
+    async def test_jobControl(self) -> None:
+        """In a shell on a terminal Ctrl-Z gives the prompt back, and fg goes on."""
+        shell = self.onTerminal("/bin/bash", "--norc", "--noprofile", "-i")
+        write = shell.transport.write  # type: ignore[union-attr] # IProcessTransport
+        write(f"{WRAPPER} --id=jobs sh -c 'echo rea''dy; read line; echo \"go\"t $line; exit 9'\n".encode())
+        await shell.says("ready")
+        write(b"\x1a")
+        await shell.says("Stopped")
+        write(b"fg\n")
+        await shell.says("fg\r\n")
+        write(b"hello\n")
+        await shell.says("got hello")
+        write(b'echo "co"de $?\n')
+        await shell.says("code 9")
+
+    # -- processes of processes
+
+    async def test_reapsOrphans(self) -> None:
+        """As the one to whom orphans are handed it leaves no zombie, and the exit code is the command's."""
+        launch = (
+            "import ctypes, os, sys\n"
+            f"ctypes.CDLL(None).prctl({PR_SET_CHILD_SUBREAPER}, 1, 0, 0, 0)\n"
+            "os.execv(sys.argv[1], sys.argv[1:])\n"
+        )
+        wrapper = self.spawn("python", "-S", "-c", launch, WRAPPER, "--id=reaper", *WRAPPED, "orphans")
+        await wrapper.says("ready")
+
+        async def onlyTheCommandIsLeft() -> bool:
+            return len(self.childrenOf(self.pidOf(wrapper))) == 1
+
+        await self.until(onlyTheCommandIsLeft)
+        await self.end(wrapper)
+        self.assertEqual(wrapper.exitCode, 6)
+
+    async def test_aCommandThatForks(self) -> None:
+        """When the command ends the wrapper does, whatever it leaves behind, and however long that holds the pipes."""
+        wrapper = self.wrapper("--id=forks", *WRAPPED, "forks")
+        await wrapper.says("ready")
+        exited: Deferred[None] = Deferred()
+        wrapper.processExited = lambda reason: exited.callback(None)  # type: ignore[method-assign] # once is enough
+        await exited
+        self.endLeftovers()
+        await wrapper.ended
+        self.assertEqual(wrapper.exitCode, 4)
+
+    # -- the end of the service
+
+    async def test_expires(self) -> None:
+        """When the command has died nobody beats any more, and followers hear of a timeout."""
+        _, _, code = await self.run_("--id=expires", "--interval=3", "sh", "-c", "sleep 0.2; exit 1")
+        self.assertEqual(code, 1)
+        self.assertEqual(await self.events("expires"), ["service.join"])
+        await self.untilRegistered("expires", present=False)
+
+        async def isToldOf() -> bool:
+            return await self.events("expires") == ["service.join", "service.timeout"]
+
+        await self.until(isToldOf)
+
+    async def test_deregisters(self) -> None:
+        """With --deregister an end with 0, or on a signal that was passed on, removes it; any other does not."""
+        _, err, _ = await self.run_("--id=removed0", "--deregister", "true")
+        self.assertEqual(err, "service-registry-wrapper: Service removed0 deregistered\n")
+        self.assertEqual(await self.events("removed0"), ["service.join", "service.remove"])
+        wrapper = self.wrapper("--id=removed15", "--deregister", "sh", "-c", "echo ready; exec sleep 60")
+        await wrapper.says("ready")
+        wrapper.kill("TERM")
+        await wrapper.ended
+        self.assertEqual(wrapper.exitCode, 143)
+        self.assertEqual(await self.events("removed15"), ["service.join", "service.remove"])
+        await self.run_("--id=left1", "--deregister", "false")
+        self.assertEqual(await self.events("left1"), ["service.join"])
+
+    async def test_goesOnAsTheSameService(self) -> None:
+        """Killed and started again within the interval, it is one service that has never gone."""
+        words = ["--id=restarted", "--interval=20", "sh", "-c", "echo ready; exec sleep 60"]
+        first = self.wrapper(*words)
+        await first.says("ready")
+        first.kill("KILL")
+        self.endLeftovers()
+        await first.ended
+        again = self.wrapper(*words)
+        await again.says("ready")
+        self.assertIn("goes on as before", again.errors)
+        self.assertEqual(await self.events("restarted"), ["service.join"])
+
+    async def test_anotherWrapperIsAnotherService(self) -> None:
+        """A second one with an id that lives here does not take it over."""
+        first = self.wrapper("--id=twice", "sh", "-c", "echo ready; exec sleep 60")
+        await first.says("ready")
+        out, err, code = await self.run_("--id=twice", "--abort-on-failure", "--retries=0", "echo", "started")
+        self.assertEqual((out, code), (b"", 100))
+        self.assertIn("another service-registry-wrapper", err)
+        self.assertIn("already exists", err)
+
+    async def test_aDataDirThatCantBeWritten(self) -> None:
+        """It is told in one line, and is no reason not to run."""
+        with open(os.path.join(self.home, "state"), "w"):
+            pass
+        out, err, code = await self.run_("--id=nodir", "echo", "started")
+        self.assertEqual((out, code, len(err.splitlines())), (b"started\n", 0, 1))
+        self.assertIn(os.path.join(self.home, "state"), err)
+
+    async def test_noRegistry(self) -> None:
+        """It is told in one line, which says what is tried and what follows from it."""
+        away = {"RAXSR_API_URL": "http://127.0.0.1:9/v1.0", "RAXSR_AUTH_URL": "http://127.0.0.1:9/v2.0"}
+        out, err, code = await self.run_("--id=alone", "echo", "started", environment=away)
+        self.assertEqual((out, code, len(err.splitlines())), (b"started\n", 0, 1), err)
+        self.assertIn("http://127.0.0.1:9/", err)
+        self.assertIn("started unregistered", err)
+
+    async def test_refusedCredentials(self) -> None:
+        """A wrong key is told without the key; with --abort-on-failure nothing is started, and the exit code is 100."""
+        wrong = {"RAXSR_API_KEY": "not-the-key"}
+        out, err, code = await self.run_("--id=refused", "--abort-on-failure", "echo", "started", environment=wrong)
+        self.assertEqual((out, code, len(err.splitlines())), (b"", 100, 1))
+        self.assertIn("refused", err)
+        out, err2, code = await self.run_("--id=refused", "sh", "-c", "echo started; exit 4", environment=wrong)
+        self.assertEqual((out, code), (b"started\n", 4))
+        self.assertNotIn("not-the-key", err + err2)
+
+    # -- the health check
+
+    async def test_theLogOfAFailingCheck(self) -> None:
+        """One line with the reason when it begins to fail, and one when it passes again, however long that takes."""
+        number = freePort()
+
+        def listen() -> Any:
+            return IReactorTCP(reactor).listenTCP(number, Factory.forProtocol(Protocol), interface="127.0.0.1")
+
+        port = listen()
+        wrapper = self.wrapper(
+            *("--id=checked", "--interval=3", f"--check=tcp:{number}", "--check-interval=0.1"),
+            *("sh", "-c", "exec sleep 60"),
+        )
+        await self.untilRegistered("checked")
+        await port.stopListening()
+        reason = f"Service checked: health check tcp:{number} failed: connection refused; heartbeats suspended"
+        await wrapper.says(reason)
+        await self.untilRegistered("checked", present=False)
+        port = listen()
+        await wrapper.says(f"Service checked: health check tcp:{number} passed after ")
+        await self.untilRegistered("checked")
+        self.assertEqual(wrapper.errors.count("health check"), 2, wrapper.errors)
+        await port.stopListening()
+
+    # -- what it costs
+
+    async def test_costsLittle(self) -> None:
+        """Under 60 MB, and no CPU time that could be measured while nothing happens."""
+        # What measures coverage costs more than what is measured.
+        plain = {key: value for key, value in self.environment().items() if not key.startswith("COVERAGE_")}
+        wrapper = Child()
+        command = ["sh", "-c", "echo ready; exec sleep 60"]
+        reactor.spawnProcess(wrapper, WRAPPER, [WRAPPER, "--id=cheap", "--interval=20", *command], env=plain)
+        self.children.append(wrapper)
+        await wrapper.says("ready")
+        pid = self.pidOf(wrapper)
+        with open(f"/proc/{pid}/status") as file:
+            memory = re.search(r"VmHWM:\s*(\d+) kB", file.read())
+        assert memory is not None
+        self.assertLess(int(memory[1]), 60_000)
+        before = self.ticksOf(pid)
+        idle: Deferred[None] = Deferred()
+        reactor.callLater(2, idle.callback, None)
+        await idle
+        # One tick is 10 ms: what of a start is still to do when the command is ready already.
+        self.assertLessEqual(self.ticksOf(pid) - before, 1)
+
+    def ticksOf(self, pid: int) -> int:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])

@@ -1,0 +1,188 @@
+"""
+How changes are made in etcd: two nodes at one tenant, over a real etcd.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
+
+from tests.system.etcd.etcds import newPrefix, sharedEtcd
+from tests.system.etcd.test_gateway import CLOCK, EtcdCase
+from tests.system.faults.proxy import Proxy
+from txserviceregistry.registry.stores.etcd.batches import GROUP, Draft, Groups
+from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
+from txserviceregistry.registry.stores.etcd.leases import newLease
+from txserviceregistry.registry.stores.interfaces import LimitExceeded, StoreUnavailable
+
+NOW = 1_700_000_000.0
+T = "7"
+
+
+def _outcome(settled: Any) -> Any:
+    succeeded, result = settled
+    return result if succeeded else result.value
+
+
+class _Meddling:
+    """An etcd in which, after the first read, somebody else sets a key."""
+
+    def __init__(self, etcd: Etcd, key: str) -> None:
+        self._etcd = etcd
+        self.statistics = etcd.statistics
+        self._key = key
+        self._count = 0
+
+    async def txn(self, *arguments: Any, **options: Any) -> Any:
+        self._count += 1
+        done = await self._etcd.txn(*arguments, **options)
+        if self._count == 1:
+            await self._etcd.txn((), [put(self._key, b"1")])
+        return done
+
+
+class GroupsTests(EtcdCase):
+    """Nodes that make changes of one tenant."""
+
+    def setUp(self) -> None:
+        self.prefix = newPrefix()
+        self.asked = self.etcd(sharedEtcd())
+
+    def node(self, name: str, ahead: float = 0.0, etcd: Any = None) -> Groups:
+        """A node whose clock is so many seconds ahead."""
+        return Groups(etcd or self.etcd(sharedEtcd()), CLOCK, lambda: NOW + ahead, self.prefix, name)
+
+    def event(self, node: Groups, text: str) -> Deferred[int]:
+        """Let a node put an event; its position."""
+        return node.do(T, (), lambda draft: draft.addEvent("service.join", {"by": text}))
+
+    async def events(self) -> list[int]:
+        """The positions of all events."""
+        below = f"{self.prefix}events/{T}/"
+        found, _ = await self.asked.range(below, endOf(below))
+        return [int(each.key.rpartition("/")[2], 16) for each in found]
+
+    async def transactions(self) -> int:
+        """How many there have been; no other test runs beside this one."""
+        _, revision = await self.asked.range("/")
+        return revision
+
+    async def test_whatComesTogetherGoesTogether(self) -> None:
+        """Changes that wait at the same time share transactions, forty in each."""
+        node = self.node("a")
+        before = await self.transactions()
+        positions = await gatherResults([self.event(node, str(number)) for number in range(2 * GROUP + 1)])
+        self.assertEqual(positions, sorted(set(positions)))
+        self.assertEqual(await self.transactions() - before, 3)
+        self.assertEqual(await self.events(), positions)
+
+    async def test_nodesDoNotStarveEachOther(self) -> None:
+        """Two nodes that write all the time share the tenant, however their clocks differ; ids grow strictly."""
+        nodes = [self.node("a", ahead=3600.0), self.node("b", ahead=-3600.0)]
+        order: list[tuple[int, str]] = []
+
+        async def write(node: Groups, name: str) -> None:
+            for number in range(40):
+                order.append((await self.event(node, f"{name}{number}"), name))
+
+        await gatherResults(
+            [
+                Deferred.fromCoroutine(write(node, name))
+                for node, name in zip(nodes, "ab", strict=True)
+                for _ in range(5)
+            ]
+        )
+        self.assertEqual(len({position for position, _ in order}), 400)
+        self.assertEqual(await self.events(), sorted(position for position, _ in order))
+        # Neither had to wait for the end of the other.
+        for name in "ab":
+            self.assertGreater(sum(name == by for _, by in order[:200]), 40)
+
+    async def test_oneThatFailsHarmsNobody(self) -> None:
+        """A change that a rule forbids, and one that breaks, leave nothing behind, and their neighbours are made."""
+        node = self.node("a")
+
+        def forbidden(draft: Draft) -> None:
+            draft.put(f"{self.prefix}forbidden", b"x")
+            draft.addEvent("service.join", {})
+            draft.clock.services += 1
+            raise LimitExceeded(1)
+
+        def broken(draft: Draft) -> None:
+            draft.put(f"{self.prefix}broken", b"x")
+            raise RuntimeError("broken")
+
+        works: list[Deferred[Any]] = [
+            self.event(node, "1"),
+            node.do(T, (), forbidden),
+            node.do(T, (), broken),
+            self.event(node, "2"),
+        ]
+        outcomes: Any = [_outcome(each) for each in await DeferredList(works, consumeErrors=True)]
+        self.assertEqual([type(each) for each in outcomes], [int, LimitExceeded, RuntimeError, int])
+        self.assertEqual(await self.events(), [outcomes[0], outcomes[3]])
+        for key in ("forbidden", "broken"):
+            self.assertIsNone(await self.asked.get(self.prefix + key))
+        found = await self.asked.get(f"{self.prefix}clocks/{T}")
+        self.assertIn(b'"services":0', found.value if found else b"")
+
+    async def test_oneThatEtcdRefusesHarmsNobody(self) -> None:
+        """A key with a lease that is gone is refused by etcd: the others of its group are made all the same."""
+        node = self.node("a")
+        works: list[Deferred[Any]] = [
+            self.event(node, "1"),
+            node.do(T, (), lambda draft: draft.put(f"{self.prefix}leased", b"x", newLease())),
+            self.event(node, "2"),
+        ]
+        outcomes: Any = [_outcome(each) for each in await DeferredList(works, consumeErrors=True)]
+        self.assertIn("lease", str(outcomes[1]))
+        self.assertEqual(await self.events(), [outcomes[0], outcomes[2]])
+
+    async def test_aLostAnswerIsReadBack(self) -> None:
+        """Over a network that loses every second answer each change is made once, beside another node's changes."""
+        proxy = Proxy(reactor, int(sharedEtcd().rpartition(":")[2]))
+        proxy.start()
+        self.addCleanup(proxy.stop)
+        proxy.lose(2)
+        lossy, other = self.node("a", etcd=self.etcd(proxy.url.removesuffix("/v1.0"))), self.node("b")
+
+        async def write(node: Groups) -> list[int]:
+            return [await self.event(node, "x") for _ in range(12)]
+
+        made = await gatherResults([Deferred.fromCoroutine(write(lossy)), Deferred.fromCoroutine(write(other))])
+        self.assertGreater(proxy.counts["lost"], 5)
+        self.assertEqual(await self.events(), sorted(made[0] + made[1]))
+
+    async def test_aGuardedKeyIsLookedAtAgain(self) -> None:
+        """A change that depends on a key which others set beside the clock is worked out over what is there then."""
+        key = f"{self.prefix}alive"
+        seen: list[int] = []
+
+        def act(draft: Draft) -> None:
+            seen.append(draft.modified(key))
+            draft.guard(key)
+            draft.put(f"{self.prefix}done", b"x")
+
+        node = self.node("a", etcd=_Meddling(self.etcd(sharedEtcd()), key))
+        await node.do(T, [key], act)
+        self.assertEqual(len(seen), 2)
+        self.assertEqual(seen[0], 0)
+        found = await self.asked.get(key)
+        self.assertEqual(seen[1], found and found.modified)
+
+    async def test_afterTroubleItGoesOn(self) -> None:
+        """While etcd is away changes fail; then they are made again, and whoever waits for the end is told."""
+        etcd = self.etcd(sharedEtcd(), gate=self.gate)
+        self.isClosed = True
+        node = Groups(etcd, CLOCK, lambda: NOW, self.prefix, "a")
+        await self.refuses(StoreUnavailable, self.event(node, "1"))
+        self.isClosed = False
+        await gatherResults([self.event(node, "2"), node.whenIdle()])
+        await node.whenIdle()
+        self.assertEqual(len(await self.events()), 1)
+
+    def gate(self) -> None:
+        if self.isClosed:
+            raise StoreUnavailable("closed")

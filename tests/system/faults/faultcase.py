@@ -1,0 +1,122 @@
+"""
+What the rows of the fault table have in common: their length, and how they tell what they measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from random import Random
+
+from tests import ROOT
+from tests.system.processes import Child, ProcessTestCase, reactor
+
+from .audit import Audit, Findings
+from .journal import Application
+from .proxy import Proxy
+
+__all__ = ["FIGURES", "FULL", "ROOT", "FaultCase", "Figures"]
+
+#: Set in the environment when the rows run at full length.
+FULL = "FAULTS_FULL"
+#: Names, in the environment, the file that figures are added to: a line of JSON each.
+FIGURES = "FAULTS_FIGURES"
+
+#: Where the tests are imported from.
+
+
+class Figures:
+    """
+    Mixed into the test cases that are rows, with or without processes.
+
+    :cvar row: the row's number in the table.
+    :cvar fault: what is done, for the table.
+    """
+
+    row: int
+    fault: str
+
+    @property
+    def isFull(self) -> bool:
+        """Whether this run is at full length."""
+        return FULL in os.environ
+
+    def tell(self, what: str, figure: object) -> None:
+        """Keep a figure for the table, if one is being made: *what* was counted or measured, with its unit."""
+        path = os.environ.get(FIGURES)
+        if path:
+            line = {"row": self.row, "fault": self.fault, "what": what, "figure": figure}
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+class FaultCase(Figures, ProcessTestCase):
+    """A row that runs processes."""
+
+    # Of one test at full length, in seconds. What hangs is found out by each step's own patience.
+    timeout = 1800.0
+    #: Where the registry listens, from its first start on.
+    port = 0
+
+    async def registry(
+        self, *arguments: str, environment: Mapping[str, str] | None = None, transport: str = "tcp"
+    ) -> Child:
+        """
+        Start a registry, always on the same port and over the same data, and wait until it listens.
+
+        :param transport: how it listens: ``tcp`` or ``ssl``, with a colon and options behind.
+        """
+        kind, _, options = transport.partition(":")
+        listen = f"{kind}:{self.port}:interface=127.0.0.1{options and ':'}{options}"
+        registry = self.twistd("service-registry", "--listen", listen, *arguments, environment=environment)
+        await registry.says("Credentials")
+        self.port = int(self.client().settings.baseUrls[0].split(":")[2].split("/")[0])
+        return registry
+
+    def proxy(self, random: Random | None = None, *, isTLS: bool = False) -> Proxy:
+        """A proxy before the registry that has been started."""
+        proxy = Proxy(reactor, self.port, random, isTLS=isTLS)
+        proxy.start()
+        self.addCleanup(proxy.stop)
+        return proxy
+
+    async def application(
+        self, *arguments: object, by: Proxy | None = None, environment: Mapping[str, str] | None = None
+    ) -> Application:
+        """
+        Start an application (:mod:`tests.system.faults.application`) and wait until it runs.
+
+        :param by: the proxy by which it reaches the registry; directly if there is none.
+        """
+        where = {"PYTHONPATH": str(ROOT), **(by.environment if by else {}), **(environment or {})}
+        application = Application()
+        self.spawn(
+            "python",
+            "-m",
+            "tests.system.faults.application",
+            *map(str, arguments),
+            environment=where,
+            child=application,
+        )
+        await application.says("started")
+        return application
+
+    async def registered(self, application: Application, count: int) -> None:
+        """Wait until so many of the application's services are registered, as it sees it."""
+
+        async def all_() -> bool:
+            return sum(map(application.isRegistered, application.states)) == count
+
+        try:
+            await self.until(all_)
+        except AssertionError:
+            raise AssertionError(f"not registered: {application.troubles[-5:]} {application.log[-5:]}")
+
+    def audit(self) -> Audit:
+        """An audit of the registry that has been started."""
+        return Audit(self.client(cache=None))
+
+    def assertKept(self, findings: Findings) -> None:
+        """All three promises have been kept."""
+        self.assertEqual(findings, Findings(), f"{findings}")

@@ -1,0 +1,146 @@
+"""Row 8: a fleet of services in one application, for an hour."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import treq
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from tests.system.processes import PATIENCE, Child, reactor
+from txserviceregistry import Client
+
+from .faultcase import ROOT, FaultCase
+from .fleet import Count
+
+
+class Fleet(Child):
+    """The process of a fleet (:mod:`tests.system.faults.fleet`), from the test's side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked: list[Deferred[Count]] = []
+        self._line = ""
+
+    def count(self) -> Deferred[Count]:
+        """Ask how far it is."""
+        answer: Deferred[Count] = Deferred()
+        self._asked.append(answer)
+        transport: Any = self.transport
+        transport.write(b"\n")
+        return answer.addTimeout(PATIENCE, reactor)
+
+    def outReceived(self, data: bytes) -> None:
+        """See ProcessProtocol."""
+        *lines, self._line = (self._line + data.decode()).split("\n")
+        for line in lines:
+            self._asked.pop(0).callback(Count(**json.loads(line)))
+
+
+def memory(child: Child) -> int:
+    """The most memory that a process has had, in MiB."""
+    transport: Any = child.transport
+    status = Path(f"/proc/{transport.pid}/status").read_text("ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+
+
+def cpu(child: Child) -> float:
+    """The seconds of CPU that a process has had."""
+    transport: Any = child.transport
+    fields = Path(f"/proc/{transport.pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class FleetTests(FaultCase):
+    """
+    A registry over sqlite and an application, each a real process, with real sockets between them. Their time is
+    hurried (:mod:`tests.system.faults.hurried`) once all services are registered.
+
+    How far it can be hurried is a matter of arithmetic: 10,000 services with a timeout of 120 s beat every 91 s (0.8
+    of the timeout, less five per cent of jitter), which makes 110 heartbeats a second on average. They travel together,
+    about 1,000 in a request at the most, and cost the registry some 15 us each, so that *speed* times as many are far
+    from filling a core. What a hurried process can't do is to be kept waiting for the CPU by others.
+    """
+
+    row = 8
+    fault = "Many services of one application, for an hour; registry and application in one process each"
+
+    async def test_allLive(self) -> None:
+        """Nobody times out, and the application takes all of its services for registered, all the time."""
+        services, timeout, minutes, speed = (10_000, 120, 60, 8) if self.isFull else (300, 30, 1, 30)
+        registry = await self.hurried(speed, services)
+        fleet = Fleet()
+        self.spawn(
+            "python",
+            *["-m", "tests.system.faults.hurried", str(speed), "tests.system.faults.fleet"],
+            *[f"--services={services}", f"--timeout={timeout}"],
+            environment={"PYTHONPATH": str(ROOT)},
+            child=fleet,
+        )
+        began = time.monotonic()
+        await self.allRegistered(fleet, services)
+        took = time.monotonic() - began
+        client = self.client(cache=None)
+        marker = (await client.events.list(limit=1))["values"][0]["id"]
+        before, cpuBefore = await fleet.count(), (cpu(fleet), cpu(registry))
+        beatsBefore, began = await self.heartbeats(client), time.monotonic()
+        for child in (registry, fleet):
+            child.kill("USR1")
+        await deferLater(reactor, minutes * 60 / speed, lambda: None)
+        after, lasted = await fleet.count(), time.monotonic() - began
+        beats = await self.heartbeats(client) - beatsBefore
+        timedOut = [event async for event in client.events.iterate(marker) if event["type"] == "service.timeout"]
+        listed = [service["id"] async for service in client.services.iterate()]
+        self.assertEqual(timedOut, [])
+        self.assertEqual((len(listed), after.registered, after.losses), (services, services, 0))
+        self.assertGreaterEqual(after.seconds - before.seconds, minutes * 60)
+        self.assertNoTraceback()
+        self.tell("services", services)
+        self.tell("their heartbeat timeout, in s", timeout)
+        self.tell("simulated minutes", round((after.seconds - before.seconds) / 60, 1))
+        self.tell("simulated seconds to a real one", speed)
+        self.tell("heartbeats answered", beats)
+        self.tell("heartbeats a real second", round(beats / lasted))
+        self.tell("false timeouts", len(timedOut))
+        self.tell("real seconds to register all", round(took, 1))
+        for name, child, used in (("application", fleet, cpuBefore[0]), ("registry", registry, cpuBefore[1])):
+            self.tell(f"CPU of the {name}, in cores", round((cpu(child) - used) / lasted, 2))
+            self.tell(f"most memory of the {name}, in MiB", memory(child))
+        self.tell("stalls that the registry noticed", registry.output.count("stood still"))
+
+    async def heartbeats(self, client: Client) -> int:
+        """How many the registry has taken so far, as its metrics say."""
+        metrics = client.settings.baseUrls[0].removesuffix("/v1.0") + "/metrics"
+        text = await treq.text_content(await client.treq.get(metrics))
+        (found,) = re.findall(r"^\w*heartbeats_total (\S+)$", text, re.MULTILINE)
+        return int(float(found))
+
+    async def hurried(self, speed: float, services: int) -> Child:
+        """A registry over sqlite that has room for so many services."""
+        registry = self.spawn(
+            "python",
+            *["-m", "tests.system.faults.hurried", str(speed), "twistd", "-n", "--pidfile="],
+            *["service-registry", "--listen=tcp:0:interface=127.0.0.1", f"--max-services={services}"],
+            environment={"PYTHONPATH": str(ROOT)},
+        )
+        await registry.says("Credentials")
+        return registry
+
+    async def allRegistered(self, fleet: Fleet, services: int) -> Count:
+        """Wait for it, as long as there is progress."""
+        count = await fleet.count()
+        while count.registered < services:
+            before = count.registered
+
+            async def more(before: int = before) -> Count | None:
+                now = await fleet.count()
+                return now if now.registered > before else None
+
+            count = await self.until(more)
+        return count

@@ -1,0 +1,212 @@
+"""Rows 28 to 30: floods of clients that have no valid token."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Awaitable, Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import treq
+from cryptography.hazmat.primitives.asymmetric import rsa
+from twisted.internet.task import deferLater
+
+from tests.certificates import Holder
+from tests.system.processes import Child, reactor
+from txserviceregistry import Client
+
+from .attackcase import AttackCase, told
+
+#: How many times as long a valid request may take as it does while the same flood is at another registry.
+TIMES = 10
+#: How many valid requests of a kind are measured at most.
+AT_MOST = 200
+
+
+@cache
+def holder() -> Holder:
+    """A certificate whose key is as large as they come."""
+    return Holder("registry", private=rsa.generate_private_key(65537, 4096))
+
+
+class FloodCase(AttackCase):
+    """
+    Services with timeouts of three seconds, and clients that send valid requests, share their address with the
+    flood. The control is the same flood at a second registry on the same machine.
+    """
+
+    listen = "tcp:0:interface=127.0.0.1"
+
+    async def started(self) -> None:
+        """Start the registry, the control, and the application."""
+        for name, content in (("key.pem", holder().key), ("cert.pem", holder().fullChain)):
+            Path(self.home, name).write_bytes(content)
+        self.control = await self.listening("--store=memory", "--data-dir=control")
+        self.port = await self.listening()
+        count = 20 if self.isFull else 5
+        self.application_ = await self.application(f"--services={count}", "--timeout=3")
+        await self.registered(self.application_, count)
+        self.valid = self.client(cache=None)
+        await self.valid.services.list(limit=10)
+        self.settings = self.valid.settings
+
+    async def listening(self, *arguments: str) -> int:
+        """Start a registry; the port that it listens on."""
+        registry = self.twistd("service-registry", "--listen", self.listen, *arguments)
+        await registry.says("Credentials")
+        listens = re.search(r"listens on https?://127\.0\.0\.1:(\d+)", registry.output)
+        assert listens is not None
+        return int(listens[1])
+
+    @property
+    def seconds(self) -> float:
+        """How long each flood goes on."""
+        return 20 if self.isFull else 0.5
+
+    async def took(self, request: Callable[[], Awaitable[object]], seconds: float) -> list[float]:
+        """How long each of some requests takes, in milliseconds, one after the other. None may fail."""
+        took: list[float] = []
+        end = reactor.seconds() + seconds
+        while (not took or reactor.seconds() < end) and len(took) < AT_MOST:
+            began = reactor.seconds()
+            await request()
+            took.append((reactor.seconds() - began) * 1000)
+            await deferLater(reactor, 0.02, lambda: None)
+        return took
+
+    async def flooded(
+        self, kind: str, count: int, *arguments: str, **requests: Callable[[], Awaitable[object]]
+    ) -> dict[str, Any]:
+        """
+        Let a flood go to the control, then to the registry, and compare how long valid requests take meanwhile.
+
+        :param requests: valid requests, each under its name.
+        :return: what the attackers of the registry were answered.
+        """
+        all_: dict[str, list[list[float]]] = {name: [] for name in requests}
+        for port in (self.control, self.port):
+            attackers = self.attack(kind, count, *arguments, port=port)
+            await self.until(lambda: self.areAtWork([attackers]))  # noqa: B023 (it is called in the loop)
+            # What they do at first, all at once, is over.
+            await deferLater(reactor, 2 if self.isFull else 1, lambda: None)
+            for name, request in requests.items():
+                all_[name].append(await self.took(request, 0 if name.startswith("some") else self.seconds))
+            answers = told(attackers)
+            await self.ended(attackers)
+        for name, (elsewhere, here) in all_.items():
+            without, with_ = map(statistics.median, (elsewhere, here))
+            what = f"{count} {kind}: {name.replace('_', ' ')}"
+            self.tell(
+                f"{what} took, median with the flood elsewhere, median and worst with it here, in ms",
+                f"{without:.1f}, {with_:.1f}, {max(here):.0f}",
+            )
+            # A short run has few samples, and other tests beside it.
+            self.assertLess(with_, TIMES * max(without, 2.0 if self.isFull else 5.0), what)
+        self.tell(f"{count} {kind}: what came of it", json.dumps(answers["codes"]))
+        await self.stillThere(self.valid, self.application_)
+        return answers
+
+    async def ended(self, child: Child) -> None:
+        child.kill("TERM")
+        await child.ended
+
+    async def get(self) -> None:
+        """A GET over a connection that is there."""
+        await self.valid.services.list(limit=10)
+
+    async def login(self, username: str, key: str) -> str:
+        """Authenticate over a new connection; the token."""
+        response = await treq.post(
+            f"http://127.0.0.1:{self.port}/v2.0/tokens",
+            json={"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": username, "apiKey": key}}},
+            persistent=False,
+        )
+        self.assertEqual(response.code, 200)
+        token: str = (await response.json())["access"]["token"]["id"]
+        return token
+
+
+class HandshakeTests(FloodCase):
+    """TLS handshakes, each of which costs the registry a signature and the attacker next to nothing."""
+
+    row = 28
+    fault = "A flood of TLS handshakes, with a key of 4,096 bits"
+    listen = "ssl:0:privateKey=key.pem:certKey=cert.pem:interface=127.0.0.1"
+
+    async def test_handshakes(self) -> None:
+        """Clients that are connected are served as ever; from another address than the flood, new ones are too."""
+        await self.started()
+        count = 50 if self.isFull else 10
+        answers = await self.flooded("handshake", count, a_GET=self.get)
+        self.assertGreater(answers["codes"]["signed"], 10)
+        await self.flooded("handshake", count, "--addresses=1", a_new_client_from_another_address=self.newClient)
+
+    async def newClient(self) -> None:
+        client: Client = self.client(cache=None)
+        await client.services.list(limit=10)
+        await client.close()
+
+
+class LoginTests(FloodCase):
+    """Logins with wrong keys."""
+
+    row = 29
+    fault = "260 connections that each try a wrong API key a second"
+
+    async def users(self, count: int) -> list[tuple[str, str]]:
+        """Add users; their names and keys."""
+        users = []
+        for number in range(count):
+            name = f"user{number}"
+            child = await self.spawn("service-registry-users", "--data-dir", self.dataDir, "add", name).ended
+            (key,) = re.findall(r"\b[0-9a-f]{40}\b", child.output)
+            users.append((name, key))
+        return users
+
+    async def test_logins(self) -> None:
+        """Wrong keys of a user, and of users that there are not, hold up neither that user nor others."""
+        await self.started()
+        fresh = await self.users(40 if self.isFull else 4)
+        count = len(fresh) // 4
+
+        async def first() -> None:
+            """Authenticate some users that have not done so before."""
+            for _ in range(count):
+                await self.login(*fresh.pop())
+
+        async def again() -> None:
+            await self.login(self.settings.username or "", self.settings.apiKey or "")
+
+        await again()
+        for kind in ("login", "guess"):
+            await self.flooded(kind, 260, "--user=local", some_first_logins=first, a_login=again, a_GET=self.get)
+
+
+class RefusedTests(FloodCase):
+    """Requests with tokens that do not count."""
+
+    row = 30
+    fault = "Requests without a valid token: over 1,000 connections, pipelined, over ever new connections"
+
+    async def test_refused(self) -> None:
+        """However they come, requests that are refused do not hold up others, over old connections or new ones."""
+        await self.started()
+        token = await self.login(self.settings.username or "", self.settings.apiKey or "")
+
+        async def new() -> None:
+            response = await treq.get(
+                f"http://127.0.0.1:{self.port}/v1.0/1/limits", headers={"X-Auth-Token": token}, persistent=False
+            )
+            self.assertEqual(response.code, 200)
+            await response.content()
+
+        async def again() -> None:
+            await self.login(self.settings.username or "", self.settings.apiKey or "")
+
+        for kind, count in (("refused", 1000), ("pipeline", 50), ("reconnect", 300)):
+            count = count if self.isFull else min(count, 200)
+            path = "--path=/v1.0/1/services"
+            await self.flooded(kind, count, path, a_GET=self.get, a_GET_over_a_new_connection=new, a_login=again)

@@ -1,0 +1,90 @@
+"""Row 4: a network that loses every second answer, after the registry has done what it was asked."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection
+
+from twisted.internet.task import deferLater
+
+from tests.system.processes import reactor
+
+from .faultcase import FaultCase
+from .journal import Application, Outcome
+
+TIMEOUT = 3
+SERVICES = 5
+
+
+class LostAnswerTests(FaultCase):
+    """The application asks by way of a proxy that loses answers; the audit asks the registry itself."""
+
+    row = 4
+    fault = "Every second answer is lost after the registry has done what it was asked, with a reset or in silence"
+
+    async def test_everybodyLives(self) -> None:
+        """Nobody times out, nobody is there twice, and all that was acknowledged has happened, and nothing else."""
+        await self.registry()
+        self.proxy_ = self.proxy()
+        self.audit_ = self.audit()
+        self.outcomes: Counter[Outcome] = Counter()
+        await self.live("reset", inSilence=False)
+        if self.isFull:
+            await self.live("silence", inSilence=True)
+        self.assertKept(await self.audit_.whole())
+        counts = self.proxy_.counts
+        self.tell("answers lost, of all", f"{counts['lost']} of {counts['answers']}")
+        self.tell("writes acknowledged", self.outcomes[Outcome.acknowledged])
+        self.tell("writes left without an answer", self.outcomes[Outcome.unknown])
+        self.tell("acknowledged writes lost", 0)
+        self.tell("registered services reported dead", 0)
+
+    async def live(self, name: str, *, inSilence: bool) -> None:
+        """An application's life, from its registrations to its end."""
+        audit = self.audit_
+        # From the very beginning, so that registrations have to do with it too.
+        self.proxy_.lose(every=2, hang=inSilence)
+        application = await self.application(
+            f"--prefix={name}",
+            f"--services={SERVICES}",
+            f"--timeout={TIMEOUT}",
+            "--writers=2",
+            "--creators=2",
+            "--request-timeout=1",
+            # One for each that may wait in vain, so that writers get on as well.
+            "--connections=12",
+            by=self.proxy_,
+        )
+        began = time.monotonic()
+        await self.registered(application, SERVICES)
+        took = time.monotonic() - began
+        # An answer that is missed only after a second leaves little of a life of three: what was created then, and
+        # never acknowledged, may have died. Of who is told that an answer is lost, it may not.
+        await self.check(application, mayTimeOut=application.states if inSilence else ())
+        unheard = sum(audit.count("service.timeout", id) for id in application.states)
+        application.tell("resume")
+        for _ in range(4 if self.isFull else 1):
+            await deferLater(reactor, 20 if self.isFull else 1, lambda: None)
+            await self.check(application)
+            application.tell("resume")
+        for id, states in application.states.items():
+            self.assertEqual([state for _, state in states][:2], ["registering", "registered"])
+            self.assertEqual(audit.services[id]["tags"], ["faults"])
+        application.tell("stop")
+        await application.says("stopped")
+        self.assertKept(await audit.look(application.take(), dead=application.states))
+        self.assertEqual(application.lost, set())
+        # What a client can know to be its own does not stand in its way.
+        self.assertNotIn("ServiceExists", [error for _, error in application.troubles])
+        how = "in silence" if inSilence else "with a reset"
+        self.tell(f"lost {how}: time until {SERVICES} services were registered, in s", round(took, 1))
+        self.tell(f"lost {how}: registrations that nobody heard of, and that timed out", unheard)
+
+    async def check(self, application: Application, mayTimeOut: Collection[str] = ()) -> None:
+        """All is kept so far; the application pauses."""
+        application.tell("pause")
+        await application.says("paused")
+        operations = application.take()
+        self.outcomes.update(each.outcome for each in operations)
+        self.assertKept(await self.audit_.look(operations, mayTimeOut=mayTimeOut))

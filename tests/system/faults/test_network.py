@@ -1,0 +1,126 @@
+"""Row 3: a network that is cut, for a moment or for long, in one direction or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from tests.system.processes import reactor
+
+from .audit import Audit
+from .faultcase import FaultCase
+from .journal import Application
+from .proxy import BOTH, TO_CLIENT, TO_REGISTRY, Proxy, Way
+
+TIMEOUT = 3
+SERVICES = 5
+CUTS: list[Sequence[Way]] = [BOTH, (TO_REGISTRY,), (), (TO_CLIENT,)]
+# Cuts of so many seconds that nobody may notice, and that everybody must.
+SHORT = 1.0
+LONG = TIMEOUT + 0.5
+# A service is back so many seconds after the network, at the latest: one interval, and a round of requests.
+BACK = TIMEOUT * 0.6 + 1.0
+
+
+class NetworkTests(FaultCase):
+    """Between an application with several services and a registry there is a network."""
+
+    row = 3
+    fault = (
+        "The network is cut, for less and for more than a heartbeat timeout, in both directions and in each alone; "
+        "connections are reset and refused for as long"
+    )
+
+    async def test_aMomentIsNotNoticed(self) -> None:
+        """A cut of less than a timeout leaves no event, and no word in the application's log of worse than a retry."""
+        proxy, application, audit = await self.begun()
+        cuts = 0
+        for cut in CUTS if self.isFull else CUTS[-1:]:
+            for _ in range(10 if self.isFull else 1):
+                await self.cut(proxy, cut, SHORT)
+                cuts += 1
+                await self.wait(1.0 if self.isFull else 0.3)
+                self.assertKept(await audit.look())
+        self.assertEqual(len(audit.events), SERVICES)
+        self.assertEqual(
+            [[state for _, state in states] for states in application.states.values()],
+            [["registering", "registered"]] * SERVICES,
+        )
+        self.assertEqual(application.troubles, [])
+        self.assertEqual([line for line in application.log if " not heartbeated: " not in line], [])
+        await self.end(application, audit)
+        self.tell(f"cuts of {SHORT:g} s", cuts)
+        self.tell("events, or changes of state in the application, that these made", 0)
+
+    async def test_aLongCutEndsAndBegins(self) -> None:
+        """After more than a timeout each service times out once, and joins once when the network is back."""
+        proxy, application, audit = await self.begun()
+        longest = 0.0
+        cuts = 0
+        deaths = 0
+        for cut in CUTS if self.isFull else CUTS[:1]:
+            for _ in range(3 if self.isFull else 1):
+                # Where only the way back is cut, the registry goes on to hear of everybody.
+                mayTimeOut = () if cut == (TO_CLIENT,) else application.services
+                deaths += bool(mayTimeOut)
+                cuts += 1
+                await self.cut(proxy, cut, LONG)
+                longest = max(longest, await self.back(application, audit))
+                self.assertKept(await audit.look(mayTimeOut=mayTimeOut))
+                for id in application.services:
+                    counts = [audit.count(f"service.{what}", id) for what in ("timeout", "join", "remove")]
+                    self.assertEqual(counts, [deaths, deaths + 1, 0])
+        await self.end(application, audit)
+        self.tell(f"cuts of {LONG:g} s (heartbeat timeout {TIMEOUT} s)", cuts)
+        self.tell("of these, cuts in which the registry heard nobody", deaths)
+        self.tell("timeouts of each service in such a cut, and joins after it", 1)
+        self.tell("timeouts of services that the registry could hear", 0)
+        self.tell("longest time from the network's return until all were registered again, in s", round(longest, 1))
+
+    async def back(self, application: Application, audit: Audit) -> float:
+        """Wait until all are there again, as both sides see it; how long it took."""
+        clock: IReactorTime = reactor
+        healed = clock.seconds()
+
+        async def all_() -> bool:
+            services = (await audit.client.services.list())["values"]
+            return len(services) == SERVICES and all(map(application.isRegistered, application.states))
+
+        await self.until(all_)
+        took = clock.seconds() - healed
+        self.assertLess(took, BACK)
+        return took
+
+    async def begun(self) -> tuple[Proxy, Application, Audit]:
+        """All are registered, by way of a proxy."""
+        await self.registry()
+        proxy = self.proxy()
+        application = await self.application(f"--services={SERVICES}", f"--timeout={TIMEOUT}", by=proxy)
+        await self.registered(application, SERVICES)
+        audit = self.audit()
+        self.assertKept(await audit.look())
+        return proxy, application, audit
+
+    async def end(self, application: Application, audit: Audit) -> None:
+        """Whoever stops is gone, and nothing is left or there twice."""
+        application.tell("stop")
+        await application.says("stopped")
+        self.assertKept(await audit.look(dead=application.states))
+        self.assertEqual(audit.services, {})
+
+    async def cut(self, proxy: Proxy, cut: Sequence[Way], seconds: float) -> None:
+        """Cut the network in these directions; in none of them means that connections are reset and refused."""
+        if cut:
+            proxy.hang(*cut)
+        else:
+            await proxy.refuse()
+            proxy.reset()
+        await self.wait(seconds)
+        proxy.heal()
+
+    async def wait(self, seconds: float) -> None:
+        clock: Any = reactor
+        await deferLater(clock, seconds, lambda: None)

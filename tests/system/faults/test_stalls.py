@@ -1,0 +1,88 @@
+"""Row 10: an application whose reactor is blocked."""
+
+from __future__ import annotations
+
+import time
+
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
+
+from tests.system.processes import reactor
+
+from .faultcase import FaultCase
+from .journal import Application
+
+
+class StallTests(FaultCase):
+    """Something in the application does not return for longer than a heartbeat timeout, while it is under load."""
+
+    row = 10
+    fault = "The reactor of an application under load is blocked, for longer than some of its timeouts"
+
+    async def test_recovers(self) -> None:
+        """
+        Services with a longer timeout live on; the others have died, and are back at once; both say why in the log.
+        """
+        stalls, length = (5, 5.0) if self.isFull else (1, 3.2)
+        services = 20
+        await self.registry()
+        proxy = self.proxy()
+        options = (f"--services={services}", "--writers=4", "--pace=0.02")
+        short = await self.application("--prefix=short", "--timeout=3", *options, by=proxy)
+        long = await self.application("--prefix=long", "--timeout=20", "--creators=2", *options)
+        both = (short, long)
+        for each in both:
+            await self.registered(each, services)
+        audit = self.audit()
+        slowest, most, written = 0.0, 0, 0
+        for stall in range(1, stalls + 1):
+            if self.isFull:
+                # At another moment between two beats each time.
+                await deferLater(reactor, 2 + stall / 7, lambda: None)
+            for each in both:
+                each.tell("block", length)
+            await gatherResults([each.says("blocked") for each in both])
+            began, requests, operations = time.monotonic(), proxy.counts["requests"], len(short.operations)
+            await self.backAgain(short, stall)
+            slowest = max(slowest, time.monotonic() - began)
+            most = max(most, proxy.counts["requests"] - requests - (len(short.operations) - operations))
+            for each in both:
+                each.tell("pause")
+            await gatherResults([each.says("paused") for each in both])
+            done = short.take() + long.take()
+            written += len(done)
+            self.assertKept(await audit.look(done, mayTimeOut=short.states))
+            for each in both:
+                each.tell("resume")
+        for each in both:
+            each.tell("stop")
+        await gatherResults([each.says("stopped") for each in both])
+        self.assertKept(
+            await audit.look(short.take() + long.take(), mayTimeOut=short.states, dead={*short.states, *long.states})
+        )
+        self.assertEqual(audit.count("service.timeout"), services * stalls)
+        self.assertEqual(long.lost, set())
+        # A beat, a registration and another beat for each; what goes wrong is tried again once.
+        self.assertLess(most, 6 * services)
+        told = sum("reactor stood still" in line for line in short.log)
+        # On a machine that is busy enough there may have been more.
+        self.assertGreaterEqual(told, stalls)
+        self.tell("stalls", stalls)
+        self.tell("their length, in s", length)
+        self.tell("services with a timeout of 20 s that died", 0)
+        self.tell("services with a timeout of 3 s that died of a stall, rightly", services * stalls)
+        self.tell("longest time until all of them were back, in s", round(slowest, 2))
+        self.tell("requests until then for each of them, at most", round(most / services, 1))
+        self.tell("lines in the log for each stall", told / stalls)
+        self.tell("writes meanwhile, none of them lost", written)
+
+    async def backAgain(self, application: Application, stalls: int) -> None:
+        """Wait until all of its services are there once more, after so many stalls in all."""
+
+        async def all_() -> bool:
+            return all(
+                application.isRegistered(id) and [state for _, state in states].count("registered") > stalls
+                for id, states in application.states.items()
+            )
+
+        await self.until(all_, 0.02)

@@ -1,0 +1,42 @@
+"""Row 21: an application whose threads are busy, and a registry that is addressed by host name."""
+
+from __future__ import annotations
+
+from twisted.internet.task import deferLater
+
+from tests.system.processes import reactor
+
+from .faultcase import FaultCase
+
+TIMEOUT = 3
+SERVICES = 5
+
+
+class ThreadTests(FaultCase):
+    """All threads of the reactor's pool are busy while the registry restarts."""
+
+    row = 21
+    fault = "All threads of an application's reactor are busy, and the registry, addressed by host name, restarts"
+
+    async def test_staysRegistered(self) -> None:
+        """No service expires: neither resolving nor connecting waits for such a thread."""
+        restarts = 5 if self.isFull else 1
+        registry = await self.registry()
+        environment = {"RAXSR_API_URL": f"http://localhost:{self.port}/v1.0"}
+        application = await self.application(f"--services={SERVICES}", f"--timeout={TIMEOUT}", environment=environment)
+        await self.registered(application, SERVICES)
+        audit = self.audit()
+        for _ in range(restarts):
+            application.tell("occupy", 6)
+            await application.says("occupied")
+            registry.kill("KILL")
+            await registry.ended
+            await deferLater(reactor, 1.0, lambda: None)
+            registry = await self.registry()
+            await deferLater(reactor, TIMEOUT + 0.5, lambda: None)
+            self.assertKept(await audit.look())
+        self.assertEqual(audit.count("service.timeout"), 0)
+        self.assertEqual([state[-1][1] for state in application.states.values()], ["registered"] * SERVICES)
+        self.tell("threads that are busy for 6 s", 10)
+        self.tell("restarts of the registry, 1 s each", restarts)
+        self.tell(f"services with a timeout of {TIMEOUT} s that expired", 0)

@@ -1,0 +1,273 @@
+"""
+Two nodes over one etcd, on a clock that a program moves.
+
+The etcd is a real one, and keys, transactions and watches are its own. Only its leases live by the program's clock:
+the agent through which the nodes reach it keeps account of them, and ends one in etcd when its time has come.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from tests.fakeagent import answer
+from tests.system.etcd.etcds import newPrefix, sharedEtcd
+from tests.system.fuzz.nodes import Backing, Turns
+from txserviceregistry.http.pool import BytesProducer
+from txserviceregistry.registry.stores.etcd.gateway import endOf
+from txserviceregistry.registry.stores.etcd.store import EtcdStore
+from txserviceregistry.registry.stores.interfaces import IStore
+
+__all__ = ["TwoNodes"]
+
+#: Seconds of the real clock within which etcd has to tell of a change.
+_PATIENCE = 30.0
+#: Seconds that a lease has in etcd itself: it is never to end there by itself.
+_FOR_EVER = 1_000_000
+#: A lease ends, in etcd, when it is found at one of its rounds: so many seconds apart.
+_ROUND = 0.5
+
+
+@attrs.define
+class _Lease:
+    """:ivar end: when it runs out, by the program's clock."""
+
+    granted: int
+    end: float
+
+
+@implementer(IAgent)
+class Gateway:
+    """
+    An agent that asks etcd there and then, and answers in a turn of the program's clock.
+
+    :param url: etcd's.
+    :param turns: the clock.
+    """
+
+    def __init__(self, url: str, turns: Turns) -> None:
+        self._host = url.removeprefix("http://")
+        self._turns = turns
+        self._connection = http.client.HTTPConnection(self._host, timeout=_PATIENCE)
+        self._leases: dict[int, _Lease] = {}
+        self._watches: set[_Watching] = set()
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        """See IAgent."""
+        assert isinstance(bodyProducer, BytesProducer)
+        path = uri.decode("ascii").partition("/v3/")[2]
+        answered: Deferred[IResponse] = Deferred()
+        response: Any
+        revision = 0
+        if path == "watch":
+            response = _Watching(self._host, bodyProducer.body, self._turns.callFromThread, self._watches)
+        elif path.startswith("lease/"):
+            response, revision = self._leased(path.removeprefix("lease/"), bodyProducer.body)
+        else:
+            code, said = self._ask(path, bodyProducer.body)
+            response, revision = answer(code, said), _changed(said)
+        self._turns.callFromThread(self._deliver, answered, response)
+        self._tell(revision)
+        return answered
+
+    def _deliver(self, answered: Deferred[IResponse], response: IResponse) -> None:
+        if not answered.called:
+            answered.callback(response)
+
+    def close(self, prefix: str) -> None:
+        """Leave nothing of a program behind."""
+        for watch in list(self._watches):
+            watch.end()
+        key, end = (b64encode(text.encode()).decode() for text in (prefix, endOf(prefix)))
+        self._ask("kv/deleterange", json.dumps({"key": key, "range_end": end}).encode())
+        for id in self._leases:
+            self._ask("lease/revoke", _id(id))
+        self._connection.close()
+
+    # -- etcd
+
+    def _ask(self, path: str, body: bytes) -> tuple[int, Any]:
+        self._connection.request("POST", f"/v3/{path}", body, {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    def _tell(self, revision: int) -> None:
+        """Let the watches hear of all changes up to a revision."""
+        for watch in list(self._watches):
+            watch.readUntil(revision)
+
+    # -- leases
+
+    def _leased(self, what: str, body: bytes) -> tuple[Any, int]:
+        """The answer to a request about leases, and the revision that it made; 0 if it made none."""
+        asked = [json.loads(line) for line in body.splitlines()]
+        id = int(asked[0]["ID"])
+        now = self._turns.seconds()
+        if what == "keepalive":
+            lines = [json.dumps({"result": self._kept(int(each["ID"]))}).encode() for each in asked]
+            return answer(200, b"\n".join(lines)), 0
+        if what == "timetolive":
+            lease = self._leases.get(id)
+            left = -1 if lease is None else max(0, math.floor(lease.end - now))
+            granted = 0 if lease is None else lease.granted
+            return answer(200, {"ID": str(id), "TTL": str(left), "grantedTTL": str(granted)}), 0
+        if what == "revoke":
+            return self._revoked(id)
+        seconds = int(asked[0]["TTL"])
+        code, said = self._ask("lease/grant", json.dumps({"ID": str(id), "TTL": str(_FOR_EVER)}).encode())
+        if code == 200:
+            self._leases[id] = _Lease(seconds, now + seconds)
+            self._turns.callLater(seconds, self._lapse, id)
+        return answer(code, said), 0
+
+    def _kept(self, id: int) -> dict[str, str]:
+        lease = self._leases.get(id)
+        if lease is None:
+            return {"ID": str(id)}
+        lease.end = self._turns.seconds() + lease.granted
+        return {"ID": str(id), "TTL": str(lease.granted)}
+
+    def _lapse(self, id: int) -> None:
+        lease = self._leases.get(id)
+        if lease is None:
+            return
+        now = self._turns.seconds()
+        found = math.ceil(lease.end / _ROUND) * _ROUND
+        if found > now:
+            self._turns.callLater(found - now, self._lapse, id)
+            return
+        _, revision = self._revoked(id)
+        self._tell(revision)
+
+    def _revoked(self, id: int) -> tuple[Any, int]:
+        self._leases.pop(id, None)
+        _, lease = self._ask("lease/timetolive", json.dumps({"ID": str(id), "keys": True}).encode())
+        code, said = self._ask("lease/revoke", _id(id))
+        hadKeys = code == 200 and bool(lease.get("keys"))
+        return answer(code, said), int(said["header"]["revision"]) if hadKeys else 0
+
+
+def _id(id: int) -> bytes:
+    return json.dumps({"ID": str(id)}).encode()
+
+
+def _changed(said: Mapping[str, Any]) -> int:
+    """The revision that a transaction made; 0 if it made none."""
+    for response in said.get("responses", ()):
+        if "response_put" in response or int(response.get("response_delete_range", {}).get("deleted", 0)):
+            return int(said["header"]["revision"])
+    return 0
+
+
+@implementer(IResponse)
+class _Watching:
+    """
+    The answer of a watch, which has no end.
+
+    :param report: does something in a turn of the program's clock.
+    :param all_: those that are open.
+    """
+
+    version = (b"HTTP", 1, 1)
+    phrase = b"OK"
+    request = previousResponse = None
+    length = UNKNOWN_LENGTH
+
+    def __init__(self, host: str, body: bytes, report: Callable[..., None], all_: set[_Watching]) -> None:
+        self.headers = Headers()
+        self._report = report
+        self._all = all_
+        self._connection = http.client.HTTPConnection(host, timeout=_PATIENCE)
+        self._connection.request("POST", "/v3/watch", body, {"Content-Type": "application/json"})
+        self._response = self._connection.getresponse()
+        self.code = self._response.status
+        # Until it has begun to watch, nothing that happens is sure to be told.
+        self._early = [self._response.readline()]
+        self._protocol: Protocol | None = None
+        self._revision = 0
+        all_.add(self)
+
+    def setPreviousResponse(self, response: IResponse) -> None:
+        """See IResponse. There is none."""
+
+    def deliverBody(self, protocol: Any) -> None:
+        """See IResponse."""
+        protocol.makeConnection(self)
+        self._protocol = protocol
+        for line in self._early:
+            protocol.dataReceived(line)
+
+    def readUntil(self, revision: int) -> None:
+        """Hear from etcd of all changes up to a revision, and tell of them."""
+        while self._revision < revision and self in self._all:
+            line = self._response.readline()
+            if not line:
+                raise AssertionError("a watch has ended by itself")
+            result = json.loads(line)["result"]
+            for event in result.get("events", ()):
+                self._revision = max(self._revision, int(event["kv"]["mod_revision"]))
+            if result.get("canceled"):
+                self._revision = revision
+            self._report(self._hand, line)
+
+    def _hand(self, line: bytes) -> None:
+        if self._protocol is None:
+            self._early.append(line)
+        elif self in self._all:
+            self._protocol.dataReceived(line)
+
+    def abortConnection(self) -> None:
+        """The protocol wants no more."""
+        self.end()
+        self._report(self._lost)
+
+    def _lost(self, reason: Failure = connectionDone) -> None:
+        if self._protocol is not None:
+            self._protocol.connectionLost(Failure(ResponseDone()))
+
+    def end(self) -> None:
+        """Close it."""
+        self._all.discard(self)
+        self._connection.close()
+        self._response.close()
+
+
+class TwoNodes(Backing):
+    """
+    One etcd for two nodes.
+
+    What is left of a lease is told in whole seconds: of a service that another node heard last, a node may know a
+    second late that it is dead, and looks again some quarters of a second later.
+    """
+
+    nodes = 2
+    late = 1.5
+
+    def __init__(self, turns: Turns, wallClock: Callable[[], float]) -> None:
+        super().__init__(turns, wallClock)
+        self._url = sharedEtcd()
+        self._prefix = newPrefix()
+        self._gateway = Gateway(self._url, turns)
+
+    def store(self) -> IStore:
+        """See :meth:`Backing.store`."""
+        return EtcdStore(self.turns, [self._url], prefix=self._prefix, agent=self._gateway, wallClock=self.wallClock)
+
+    def close(self) -> None:
+        """See :meth:`Backing.close`."""
+        self._gateway.close(self._prefix)

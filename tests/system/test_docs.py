@@ -1,0 +1,273 @@
+"""The documentation: what it has to have. (That it can be built without a warning is shown by building it.)"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from configparser import ConfigParser, RawConfigParser
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import yaml
+from twisted.application.service import MultiService
+from twisted.internet import reactor
+from twisted.internet.interfaces import IReactorTCP
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import LoopingCall
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+from tests.certificates import selfSigned
+from tests.system.docblocks import DOCS, PageTestCase, blocksOf
+from tests.system.processes import withoutSettings
+from txserviceregistry import Client, errors
+from txserviceregistry.commands.configfile import readConfigFile
+from txserviceregistry.discovery import Directory, RegistryAgent, closeShared
+from txserviceregistry.discovery.endpoints import RegisteredPort
+from txserviceregistry.registry.faults import FAULT_TYPES
+from txserviceregistry.util.deferred import returnsDeferred
+
+
+class PagesTests(SynchronousTestCase):
+    """What holds for all pages."""
+
+    def test_codeSaysWhatItIs(self) -> None:
+        """Each block of code names its language."""
+        for page in DOCS.glob("**/*.rst"):
+            bare = [line for line in page.read_text().splitlines() if re.search(r"^(?!\.\. ).*::$", line)]
+            self.assertEqual((page.name, bare), (page.name, []))
+
+    def test_linksAreLinks(self) -> None:
+        """Pages are named by a role that is checked, not by their files' names."""
+        for page in DOCS.glob("**/*.rst"):
+            text = re.sub(r"\.\. include:: .*", "", page.read_text())
+            self.assertEqual((page.name, re.findall(r"[\w-]+\.rst\b", text)), (page.name, []))
+
+    def test_everythingIsRun(self) -> None:
+        """Each piece of code is on a page that a test runs, or says why it is not run; data can be read."""
+        ran = set(re.findall(r'DOCS / "([\w-]+\.rst)"', Path(__file__).read_text()))
+        for page in DOCS.glob("**/*.rst"):
+            if page.name == "cluster.rst":
+                continue  # tests/system/test_clusterpage.py has it.
+            for block in blocksOf(page):
+                where = f"{page.name}:{block.line}"
+                if block.kind in ("python", "sh", "console"):
+                    self.assertTrue(page.name in ran or block.reason, where)
+                elif block.kind == "ini":
+                    RawConfigParser(strict=False).read_string(block.text.replace("\\\n", ""))
+                elif block.kind == "toml":
+                    path = Path(self.mktemp()).with_suffix(".toml")
+                    path.write_text(block.text)
+                    self.assertTrue(readConfigFile(str(path), "service-registry"), where)
+                elif block.kind == "yaml":
+                    yaml.safe_load(block.text)
+                elif block.kind == "json":
+                    json.loads(block.text)
+                else:
+                    self.assertIn(block.kind, ("text", "docker", "file", "run"), where)
+
+    def test_errorsAreAllThere(self) -> None:
+        """The page on errors has every exception of the library, and every type of fault."""
+        page = (DOCS / "errors.rst").read_text()
+        named = set(re.findall(r"^   \* - ``(\w+)``$", page, re.MULTILINE))
+        exceptions = {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}
+        self.assertEqual(named, exceptions | set(FAULT_TYPES))
+        codes = dict(re.findall(r"^   \* - ``(\w+)``\n     - (\d+)$", page, re.MULTILINE))
+        self.assertEqual(codes, {name: str(code) for name, code in FAULT_TYPES.items()})
+
+    def test_dependenciesAreAllThere(self) -> None:
+        """The page on dependencies has each package that setup.cfg asks for, and each extra."""
+        setup = ConfigParser()
+        setup.read(DOCS.parent / "setup.cfg")
+        extras = dict(setup["options.extras_require"])
+        asked = "\n".join([setup["options"]["install_requires"], *extras.values()])
+        packages = set(re.findall(r"^([\w.-]+)", asked, re.MULTILINE))
+        named = set(re.findall(r"``([\w.-]+)(?:\[\w+\])?``", (DOCS / "dependencies.rst").read_text()))
+        self.assertEqual((packages | extras.keys()) - named, set())
+
+    def test_readmeHasEachPage(self) -> None:
+        """Who reads on from the README finds every page of the documentation."""
+        pages = {page.name for page in DOCS.glob("*.rst") if not page.stem.endswith("-figures")} - {"index.rst"}
+        linked = re.findall(r"^\.\. _docs/.*: docs/(.*)$", (DOCS.parent / "README.rst").read_text(), re.MULTILINE)
+        self.assertEqual(set(linked), pages)
+
+    def test_everyNameIsInTheReference(self) -> None:
+        """Each module that has public names is on a page, and each page is there."""
+        pages = {path.stem: path.read_text() for path in (DOCS / "api").glob("*.rst")}
+        for page, text in pages.items():
+            if page != "index":
+                self.assertIn(f".. modules:: {page}\n", text)
+                self.assertIn(f"   {page}\n", pages["index"])
+        self.assertEqual(set(pages), {"index", "client", "discovery", "testing", "inside", "registry"})
+
+
+class ShellTests(PageTestCase):
+    """What pages tell the reader to type: whoever does so sees what is shown."""
+
+    async def test_tutorial(self) -> None:
+        """The tutorial, from its first line to its last."""
+        await self.perform(DOCS / "tutorial.rst")
+
+    async def test_applications(self) -> None:
+        """Other frameworks."""
+        await self.perform(DOCS / "applications.rst")
+
+    async def test_httpApi(self) -> None:
+        """The API with curl."""
+        await self.perform(DOCS / "http-api.rst")
+
+    async def test_operating(self) -> None:
+        """What can be seen of a registry's health."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "operating.rst")
+
+    async def test_tls(self) -> None:
+        """An authority, a certificate, a registry with it, and a client that trusts it."""
+        await self.perform(DOCS / "tls.rst")
+
+    async def test_registry(self) -> None:
+        """A registry with two listeners, and its users."""
+        for name, content in zip(("fullchain.pem", "key.pem"), selfSigned("localhost"), strict=True):
+            Path(self.home, name).write_bytes(content)
+        await self.perform(DOCS / "registry.rst")
+
+    async def test_wrapper(self) -> None:
+        """A program that is wrapped, beside a registry and without one."""
+        program = Path(self.home, "my-app", "bin", "api")
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o700)
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "wrapper.rst")
+
+
+class CommandLineTests(PageTestCase):
+    """The page on raxsr."""
+
+    async def command(self, command: str, output: str) -> None:
+        """See PageTestCase; to those who follow, something happens."""
+        if "events follow" not in command:
+            await super().command(command, output)
+            return
+        following = self.shell("exec " + self.withFreePorts(command))
+        client = self.client()
+
+        async def seen() -> bool:
+            if self.expected(output.strip()).search(following.output):
+                return True
+            await client.services.create("web2", 30)
+            await client.services.remove("web2")
+            return False
+
+        await self.until(seen, interval=0.5)
+        following.kill("INT")
+        await following.ended
+
+    async def test_asItIsShown(self) -> None:
+        """All that is typed there prints what is shown there."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "raxsr.rst")
+
+
+class PythonTests(PageTestCase):
+    """The pieces of Python on the pages, with what they take for granted around them."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        # The pieces that run here find the page's registry as any program of this user's does.
+        self.patch(os, "environ", {**withoutSettings(), "HOME": self.home, "RAXSR_DATA_DIR": self.dataDir})
+        self.numbers = count(1)
+        self.port: int | None = None
+        self.clients: list[Client] = []
+        make = Client.fromSettings
+
+        def remembered(*arguments: Any) -> Client:
+            self.clients.append(make(*arguments))
+            return self.clients[-1]
+
+        self.patch(Client, "fromSettings", remembered)
+        self.application = MultiService()
+        self.application.startService()
+        self.root = Resource()
+        self.names: dict[str, Any] = {
+            "application": self.application,
+            "reactor": reactor,
+            "root": self.root,
+            "site": Site(self.root),
+            "factory": Factory.forProtocol(Protocol),
+            "pool": Pool(),
+            "print": lambda *words: None,
+            "TestCase": TestCase,
+        }
+        self.addCleanup(self.end)
+
+    @returnsDeferred
+    async def end(self) -> None:
+        """Stop all that the pieces have left running."""
+        for name in ("port", "directory", "agent", "protocol"):
+            left = self.names.get(name)
+            if isinstance(left, Directory):
+                await left.stopService()
+            elif isinstance(left, RegistryAgent):
+                await left.close()
+            elif isinstance(left, RegisteredPort):
+                await left.stopListening()
+            elif isinstance(left, Protocol):
+                left.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+        await self.application.stopService()
+        await closeShared()
+        for client in self.clients:
+            await client.close()
+
+    async def test_stayingRegistered(self) -> None:
+        """Time."""
+        await self.perform(DOCS / "staying-registered.rst", self.names)
+
+    async def test_index(self) -> None:
+        """The lines that an application needs; and from the README, those of a program of old."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "index.rst", self.names)
+        await self.names["service"].whenRegistered()
+        (old,) = [block for block in blocksOf(DOCS.parent / "README.rst") if "was: from" in block.text]
+        await self.python(old.text, self.names)
+        self.clients.append(self.names["client"])
+
+    async def test_migrating(self) -> None:
+        """The import."""
+        await self.perform(DOCS / "migrating.rst", self.names)
+
+    async def test_consistency(self) -> None:
+        """The election is one."""
+        await self.perform(DOCS / "consistency.rst", self.names)
+
+    async def test_testing(self) -> None:
+        """The test is one."""
+        await self.perform(DOCS / "testing.rst", self.names)
+
+    async def test_findingServices(self) -> None:
+        """From the web server that registers itself to the end of a test, in the page's order."""
+        listening = IReactorTCP(reactor).listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
+        self.addCleanup(listening.stopListening)
+        self.port = listening.getHost().port
+        await self.perform(DOCS / "finding-services.rst", self.names)
+
+    async def stay(self, command: str) -> None:
+        """See PageTestCase; what happens in the registry while the page is read begins with the registry."""
+        await super().stay(command)
+        if self.port is not None and command.endswith(" service-registry"):
+            other = self.client()
+            metadata = {"host": "127.0.0.1", "port": str(self.port)}
+            await other.services.create("smtp1", 120, {"tags": ["smtp"], "metadata": metadata})
+            changes = LoopingCall(lambda: other.configuration.set("/production/www/workers", str(next(self.numbers))))
+            self.addCleanup(changes.stop)
+            changes.start(0.5)
+
+
+class Pool:
+    """Something that can be given another size."""
+
+    def resize(self, size: int) -> None:
+        self.size = size

@@ -1,0 +1,730 @@
+"""
+Tokens: getting, sharing, renewing and losing them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.task import Clock
+from twisted.internet.testing import EventLoggingObserver
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.http_headers import Headers
+from zope.interface.verify import verifyObject
+
+from txserviceregistry.api.auth import (
+    Credentials,
+    IAuthenticator,
+    KeystoneAuthenticator,
+    RetryingAuthAgent,
+    Session,
+    parseTime,
+)
+from txserviceregistry.errors import (
+    APIError,
+    AuthenticationFailed,
+    ConnectionFailed,
+    ForeignResponse,
+    InvalidSettings,
+    MalformedResponse,
+    NotFound,
+    RequestTimedOut,
+    ServerError,
+)
+from txserviceregistry.http.jsontransport import JSONTransport
+from txserviceregistry.http.pool import AgentClosed
+from txserviceregistry.util.deferred import returnsDeferred
+
+from ...fakeagent import API_KEY, TOKEN, FakeAgent, access, answer, authFault, fault
+
+AUTH = "http://registry:8880/v2.0"
+NOW = 1_800_000_000.0
+
+
+def at(seconds: float) -> str:
+    """How the Auth API writes an instant so many seconds after NOW."""
+    return datetime.fromtimestamp(NOW + seconds, timezone.utc).isoformat()
+
+
+class ParseTimeTests(SynchronousTestCase):
+    """Instants in any common form."""
+
+    def test_anyFormOfISO8601(self) -> None:
+        """One instant, however it is written."""
+        instant = datetime(2026, 11, 24, 12, 0, 0, tzinfo=timezone.utc)
+        for text in (
+            "2026-11-24T06:00:00.000-06:00",
+            "2026-11-24T12:00:00Z",
+            "2026-11-24t12:00:00z",
+            "2026-11-24T12:00:00+00:00",
+            "2026-11-24T12:00:00.000000000Z",
+            "2026-11-24T12:00:00,0+0000",
+            "2026-11-24 12:00:00",
+            "2026-11-24T12:00Z",
+            "20261124T120000Z",
+            "2026-11-24T13:30:00+0130",
+            "2026-11-24T13:00:00+01",
+        ):
+            self.assertEqual(parseTime(text), instant, text)
+        self.assertEqual(parseTime("2026-11-24T12:00:00.25Z"), instant.replace(microsecond=250_000))
+        self.assertEqual(parseTime("2026-11-24T12:00:60Z"), instant.replace(second=59))
+
+    def test_whatIsNoneOfThemIsUnknown(self) -> None:
+        """Nonsense is None and no error."""
+        for value in (
+            None,
+            5,
+            "",
+            "tomorrow",
+            "2026-13-01T00:00:00Z",
+            "2026-11-24",
+            "2026-11-24T12:00:00+99:00",
+            "²026",
+        ):
+            self.assertIsNone(parseTime(value), value)
+
+
+class SessionTests(SynchronousTestCase):
+    """What the Auth API's answer says."""
+
+    def session(self, body: Any, status: int = 200) -> Deferred[Session]:
+        return authenticatorOver(FakeAgent(lambda sent: answer(status, body)))[0].session()
+
+    def test_asksForATokenWithTheKey(self) -> None:
+        """The request is the one of API.md, to /tokens below the Auth API's URL."""
+        agent = FakeAgent(lambda sent: answer(200, access()))
+        authenticator, _ = authenticatorOver(agent)
+        self.assertTrue(verifyObject(IAuthenticator, authenticator))
+        session = self.successResultOf(authenticator.session())
+        self.assertEqual(agent.asked, [f"POST {AUTH}/tokens"])
+        credentials = {"username": "joe", "apiKey": API_KEY}
+        self.assertEqual(agent.sent[0].body, {"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}})
+        self.assertEqual((session.token, session.tenantId, session.expires), (TOKEN, "7", None))
+
+    def test_takes203(self) -> None:
+        """Some deployments answer 203."""
+        self.assertEqual(self.successResultOf(self.session(access(), 203)).token, TOKEN)
+
+    def test_findsTheTenantWhereverItStands(self) -> None:
+        """Without token.tenant, the catalog says the tenant, in the order in which old clients looked."""
+        found = {"publicURL": "http://registry/v1.0/42/"}
+        catalogs = [
+            [{"name": "cloudServersOpenStack", "endpoints": [{"tenantId": "42"}]}, {"name": "cloudServers"}],
+            [{"name": "cloudServersOpenStack", "endpoints": [found]}],
+            [
+                {"name": "cloudServersOpenStack", "endpoints": [{}]},
+                {"name": "cloudServers", "endpoints": [found]},
+            ],
+            ["?", {"name": "cloudMonitoring", "endpoints": [None, found]}],
+            [{"name": "whatever", "type": "rax:service-registry", "endpoints": [found]}],
+        ]
+        for catalog in catalogs:
+            body = access(tenant=None)
+            body["access"]["serviceCatalog"] = catalog
+            self.assertEqual(self.successResultOf(self.session(body)).tenantId, "42")
+        self.assertEqual(self.successResultOf(self.session(access(tenant={"id": 43}))).tenantId, "43")
+
+    def test_answersWithoutTheEssentialsAreMalformed(self) -> None:
+        """No token, or nobody's token, is a MalformedResponse."""
+        nobody = access(tenant={})
+        for body in ({}, {"access": []}, {"access": {}}, {"access": {"token": {"id": ""}}}, nobody):
+            self.failureResultOf(self.session(body), MalformedResponse)
+
+    def test_knowsTheRegistriesOfTheCatalog(self) -> None:
+        """registryUrls() has the URL of each region's registry, without the tenant."""
+        body = access()
+        body["access"]["serviceCatalog"] = [
+            {"type": "compute", "endpoints": [{"publicURL": "http://compute/7"}]},
+            {
+                "type": "rax:service-registry",
+                "endpoints": [
+                    {"region": "DFW", "publicURL": "http://dfw/v1.0/7"},
+                    {"publicURL": "http://any/v1.0/7/"},
+                    {"region": "LON"},
+                ],
+            },
+        ]
+        session = self.successResultOf(self.session(body))
+        self.assertEqual(session.registryUrls(), {"DFW": "http://dfw/v1.0", "": "http://any/v1.0"})
+
+    def test_secretsAreNotShown(self) -> None:
+        """Neither the key nor the token is in the repr of what holds them."""
+        session = self.successResultOf(self.session(access()))
+        shown = f"{session!r} {Credentials('joe', API_KEY)!r}"
+        self.assertNotIn(TOKEN, shown)
+        self.assertNotIn(API_KEY, shown)
+
+
+def authenticatorOver(agent: FakeAgent, **options: Any) -> tuple[KeystoneAuthenticator, Clock]:
+    clock = Clock()
+    transport = JSONTransport(agent, clock, [AUTH], name="the Auth API")
+    authenticator = KeystoneAuthenticator(
+        transport,
+        Credentials("joe", API_KEY),
+        clock=clock,
+        wallClock=lambda: NOW + clock.seconds(),
+        random=lambda: 0.0,
+        **options,
+    )
+    return authenticator, clock
+
+
+class AuthenticatorTests(SynchronousTestCase):
+    """One authenticator over time."""
+
+    def setUp(self) -> None:
+        self.tokens = 0
+        self.problem: Any = None
+        self.life: float | None = 1000.0
+        self.agent = FakeAgent(self.issue)
+        self.authenticator, self.clock = authenticatorOver(self.agent)
+        self.log = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
+
+    def issue(self, sent: Any) -> Any:
+        if self.problem is not None:
+            return self.problem
+        self.tokens += 1
+        expires = {} if self.life is None else {"expires": at(self.clock.seconds() + self.life)}
+        return answer(200, access(f"token-{self.tokens}", **expires))
+
+    def token(self) -> str:
+        return self.successResultOf(self.authenticator.session()).token
+
+    def test_aRedirect(self) -> None:
+        """A redirect is not followed; the error says where it leads, and which settings say where the Auth API is."""
+        self.problem = answer(301, Location="https://elsewhere/v2.0/tokens")
+        error = self.failureResultOf(self.authenticator.session(), ForeignResponse).value
+        self.assertIn("It redirects to https://elsewhere/v2.0/tokens, which is not followed", str(error))
+        self.assertIn(
+            "Change the URL: RAXSR_AUTH_URL ([auth_api] url) or, if there is none, RAXSR_API_URL ([api] url)",
+            str(error),
+        )
+
+    # -- sharing
+
+    def test_oneAuthenticationForAll(self) -> None:
+        """However many ask at the same time and later, one authentication serves them."""
+        self.agent.handler = None
+        waiting = [self.authenticator.session() for _ in range(1000)]
+        self.agent.pending[0].callback(answer(200, access()))
+        self.assertEqual({self.successResultOf(session).token for session in waiting}, {TOKEN})
+        self.assertEqual(self.token(), TOKEN)
+        self.assertEqual(len(self.agent.sent), 1)
+
+    def test_cancellingOneWaiterLeavesTheOthers(self) -> None:
+        """Each waiter has a Deferred of its own."""
+        self.agent.handler = None
+        one, other = self.authenticator.session(), self.authenticator.session()
+        one.cancel()
+        self.failureResultOf(one, CancelledError)
+        self.agent.pending[0].callback(answer(200, access()))
+        self.assertEqual(self.successResultOf(other).token, TOKEN)
+
+    def leaveWithout(self) -> None:
+        """Somebody asks for a token, and gives up before there is one."""
+        session = self.authenticator.session()
+        session.cancel()
+        self.failureResultOf(session, CancelledError)
+
+    def test_aLateAuthenticationRunsOn(self) -> None:
+        """When nobody waits any more, the authentication runs on, and its token is there for those that come later."""
+        self.agent.handler = None
+        self.leaveWithout()
+        self.agent.pending[0].callback(answer(200, access()))
+        self.assertEqual(self.token(), TOKEN)
+        self.assertEqual(len(self.agent.sent), 1)
+
+    def test_theNextOneBeginsBesideALateOne(self) -> None:
+        """The first token counts, whichever of them brings it, and ends the others."""
+        for winner in (0, 1):
+            self.authenticator, self.clock = authenticatorOver(agent := FakeAgent())
+            ended: list[Deferred[Any]] = []
+            pending: list[Deferred[Any]] = []
+
+            def hang(
+                sent: Any, pending: list[Deferred[Any]] = pending, ended: list[Deferred[Any]] = ended
+            ) -> Deferred[Any]:
+                pending.append(Deferred(ended.append))
+                return pending[-1]
+
+            agent.handler = hang
+            for _ in range(5):
+                self.leaveWithout()
+            self.assertEqual((len(pending), ended), (5, []))
+            session = self.authenticator.session()
+            self.assertEqual(len(pending), 6)
+            pending[-winner].callback(answer(200, access()))
+            self.assertEqual(self.successResultOf(session).token, TOKEN)
+            self.assertEqual(len(ended), 5)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_aLateAuthenticationIsRefused(self) -> None:
+        """Those that come later are told, and the credentials are not sent again."""
+        self.agent.handler = None
+        self.leaveWithout()
+        self.agent.pending[0].callback(answer(401, {"unauthorized": {"code": 401, "message": "no"}}))
+        self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
+        self.assertEqual(len(self.agent.sent), 1)
+
+    def test_fewAuthenticationsRunOn(self) -> None:
+        """However many give up, a few authentications run on; the oldest ends for one more, and all end in time."""
+        ended: list[object] = []
+        self.agent.handler = lambda sent: Deferred(ended.append)
+        for _ in range(20):
+            self.leaveWithout()
+        self.assertEqual(len(ended), 15)
+        self.clock.advance(11)
+        self.assertEqual(len(ended), 20)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_waitersMayCancelEachOther(self) -> None:
+        """A waiter that gives up another one when it has its own answer does no harm."""
+        for result in (answer(200, access()), ConnectionRefusedError()):
+            authenticator, _ = authenticatorOver(agent := FakeAgent())
+            first, second = authenticator.session(), authenticator.session()
+            first.addBoth(lambda result, second=second: second.cancel())
+            if isinstance(result, Exception):
+                agent.pending[0].errback(result)
+            else:
+                agent.pending[0].callback(result)
+            self.successResultOf(first)
+            self.failureResultOf(second, CancelledError)
+
+    # -- renewing
+
+    def test_renewsAheadOfTheEndWithoutAPause(self) -> None:
+        """At nine tenths of its life the token is renewed in the background; the old one serves meanwhile."""
+        self.assertEqual(self.token(), "token-1")
+        self.clock.advance(899)
+        self.assertEqual((self.token(), self.tokens), ("token-1", 1))
+        self.clock.advance(2)
+        self.agent.handler = None
+        self.assertEqual((self.token(), self.token()), ("token-1", "token-1"))
+        self.assertEqual(len(self.agent.sent), 2)
+        self.agent.pending[0].callback(answer(200, access("token-2")))
+        self.assertEqual(self.token(), "token-2")
+
+    def test_nothingIsOnTheClockWhileNobodyAsks(self) -> None:
+        """An authenticator that is not used does nothing: there is no timer."""
+        self.token()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_unknownEndMeansUntilRefused(self) -> None:
+        """A token whose end is not known, or is past already (clocks differ), is used until it is refused."""
+        for life in (None, -3600.0):
+            self.life = life
+            self.authenticator.invalidate(f"token-{self.tokens}")
+            first = self.token()
+            self.clock.advance(100_000)
+            self.assertEqual(self.token(), first)
+
+    def test_oldTokenServesWhileTheAuthApiIsDown(self) -> None:
+        """When it can't be renewed the token stays in use, also past its end, and the API is asked ever less often."""
+        self.token()
+        self.problem = ConnectionRefusedError()
+        self.clock.advance(950)
+        for _ in range(100):
+            self.assertEqual(self.token(), "token-1")
+        self.assertEqual(len(self.agent.sent), 2)
+        for _ in range(3600):
+            self.clock.advance(1)
+            self.assertEqual(self.token(), "token-1")
+        self.assertLess(len(self.agent.sent), 25)
+        self.assertIn("could not be renewed", str([event["log_format"] for event in self.log]))
+        self.problem = None
+        self.clock.advance(300)
+        self.token()
+        self.assertEqual(self.token(), "token-2")
+
+    def test_aTokenThatHasEndedIsRenewedFirst(self) -> None:
+        """When the client slept past the token's end, the next request waits for the new one."""
+        self.token()
+        self.clock.advance(2000)
+        self.assertEqual(self.token(), "token-2")
+
+    def test_renewalThatIsCancelledByClosingIsNoWarning(self) -> None:
+        """A renewal that ends because the client is closed is nothing to log."""
+        self.token()
+        self.clock.advance(950)
+        self.problem = AgentClosed()
+        self.token()
+        self.assertEqual([event for event in self.log if "renewed" in str(event.get("log_format"))], [])
+
+    # -- losing
+
+    def test_onlyTheTokenThatIsNamedIsDropped(self) -> None:
+        """A late complaint about an old token does not cost the new one."""
+        first = self.token()
+        self.authenticator.invalidate(first)
+        self.assertEqual(self.token(), "token-2")
+        self.authenticator.invalidate(first)
+        self.assertEqual((self.token(), self.tokens), ("token-2", 2))
+
+    def test_refusedCredentialsFailAtOnceAndAreRemembered(self) -> None:
+        """One request, AuthenticationFailed for all; after a minute the credentials have another chance."""
+        self.problem = answer(401, {"unauthorized": {"code": 401, "message": f"Username or {API_KEY} is invalid"}})
+        for _ in range(50):
+            error = self.failureResultOf(self.authenticator.session(), AuthenticationFailed).value
+            self.assertIn("'joe'", str(error))
+            self.assertIn(f"{AUTH}/tokens", str(error))
+            self.assertIn("Check the username and the API key", str(error))
+            self.assertNotIn(API_KEY, f"{error} {error!r}")
+        self.assertEqual(len(self.agent.sent), 1)
+        self.clock.advance(60)
+        self.problem = None
+        self.assertEqual(self.token(), "token-1")
+
+    def test_refusalDuringRenewalKeepsTheToken(self) -> None:
+        """A user whose key was changed goes on with the token until that one is refused."""
+        self.token()
+        self.clock.advance(950)
+        self.problem = authFault(403)
+        self.assertEqual((self.token(), self.token()), ("token-1", "token-1"))
+        self.assertEqual(len(self.agent.sent), 2)
+        self.authenticator.invalidate("token-1")
+        self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
+
+    def test_anAuthApiThatIsDownIsNotHammered(self) -> None:
+        """Without a token it is asked again at once, then about once a second, however many want one."""
+        self.problem = ConnectionRefusedError()
+        for _ in range(100):
+            for _ in range(20):
+                failure = self.failureResultOf(self.authenticator.session(), ConnectionFailed)
+                self.assertIn(f"{AUTH}/tokens", str(failure.value))
+            self.clock.advance(0.1)
+        self.assertTrue(10 <= len(self.agent.sent) <= 20, len(self.agent.sent))
+        self.problem = None
+        self.clock.advance(1)
+        self.assertEqual(self.token(), "token-1")
+        # The next trouble is a new one, and met with a second try at once.
+        self.authenticator.invalidate("token-1")
+        self.problem = ConnectionRefusedError()
+        self.failureResultOf(self.authenticator.session(), ConnectionFailed)
+        self.problem = None
+        self.assertEqual(self.token(), "token-2")
+
+    def test_failuresAreTyped(self) -> None:
+        """What the Auth API does wrong is what it would be of the registry, but never NotFound: no service is gone."""
+        for problem, kind in (
+            (ConnectionRefusedError(), ConnectionFailed),
+            (answer(503, {"fault": {"message": "down"}}), ServerError),
+            (answer(200, b"<html>"), MalformedResponse),
+        ):
+            self.problem = problem
+            self.clock.advance(1)
+            self.assertIn(f"{AUTH}/tokens", str(self.failureResultOf(self.authenticator.session(), kind).value))
+        self.problem = ConnectionRefusedError()
+        self.clock.advance(1)
+        self.assertIn("the Auth API", str(self.failureResultOf(self.authenticator.session()).value))
+        for status in (400, 404):
+            self.problem = authFault(status, "Who are you?")
+            self.clock.advance(1)
+            failure = self.failureResultOf(self.authenticator.session(), APIError)
+            self.assertFalse(failure.check(NotFound))
+            self.assertIn("Who are you?", str(failure.value))
+        for status, kind in ((404, ForeignResponse), (405, ForeignResponse), (501, ServerError)):
+            self.problem = answer(status, b"<html>")
+            self.clock.advance(1)
+            failure = self.failureResultOf(self.authenticator.session(), kind)
+            self.assertTrue(str(failure.value).endswith(". Is there a service registry at this URL?"))
+
+    def test_aProxysRefusalIsNotTheAuthApis(self) -> None:
+        """Credentials count as refused only after a fault of the Auth API, and are sent again soon otherwise."""
+        for status in (401, 403):
+            for body in (b"<html>", {"message": "no"}, {"unauthorized": {"code": 402, "message": "no"}}, {"x": []}):
+                self.problem = answer(status, body)
+                self.clock.advance(1)
+                self.failureResultOf(self.authenticator.session(), ForeignResponse)
+        self.problem = None
+        self.clock.advance(1)
+        self.token()
+
+    def test_eachWaiterHasItsOwnException(self) -> None:
+        """A failure that goes to many is an object of its own for each."""
+        self.agent.handler = None
+        waiting = [self.authenticator.session() for _ in range(2)]
+        self.agent.pending[0].errback(ConnectionRefusedError())
+        one, other = (self.failureResultOf(session, ConnectionFailed).value for session in waiting)
+        self.assertEqual(str(one), str(other))
+        self.assertIsNot(one, other)
+
+    def test_aHangingAuthApiIsATimeout(self) -> None:
+        """An authentication ends, however long the Auth API takes."""
+        self.agent.handler = None
+        session = self.authenticator.session()
+        self.clock.advance(10)
+        self.failureResultOf(session, RequestTimedOut)
+
+
+class ChangedKeyTests(SynchronousTestCase):
+    """An API key that is changed at the registry, and in the settings."""
+
+    def setUp(self) -> None:
+        self.key = self.settings = API_KEY
+        self.looked = 0
+        self.agent = FakeAgent(self.issue)
+        self.authenticator, self.clock = authenticatorOver(self.agent, lookUp=self.lookUp)
+
+    def issue(self, sent: Any) -> Any:
+        if sent.body["auth"]["RAX-KSKEY:apiKeyCredentials"] == {"username": "joe", "apiKey": self.key}:
+            return answer(200, access(f"token of {self.key}", expires=at(self.clock.seconds() + 1000)))
+        return authFault()
+
+    def lookUp(self) -> Credentials:
+        self.looked += 1
+        return Credentials("joe", self.settings)
+
+    def token(self) -> str:
+        return self.successResultOf(self.authenticator.session()).token
+
+    def refused(self) -> None:
+        self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
+
+    def test_theOldKeyIsNotSentAgain(self) -> None:
+        """When a token is refused, the next one is asked for with the key that the settings have by then."""
+        self.assertEqual(self.token(), f"token of {API_KEY}")
+        self.key = self.settings = "the new key"
+        self.authenticator.invalidate(f"token of {API_KEY}")
+        self.assertEqual(self.token(), "token of the new key")
+        self.assertEqual(len(self.agent.sent), 2)
+
+    def test_whoIsRefusedHearsNothingOfIt(self) -> None:
+        """
+        When the key is refused and the settings have another one by then, all who wait get a token for that one; and so
+        do those who ask while it is under way.
+        """
+        self.agent.handler = None
+        waiting = [self.authenticator.session() for _ in range(10)]
+        self.key = self.settings = "the new key"
+        self.agent.pending[0].callback(authFault())
+        waiting.append(self.authenticator.session())
+        self.agent.pending[1].callback(self.issue(self.agent.sent[1]))
+        self.assertEqual({self.successResultOf(each).token for each in waiting}, {"token of the new key"})
+        self.assertEqual(len(self.agent.sent), 2)
+
+    def test_aRefusalThatTakesLongerThanAnybodyWaits(self) -> None:
+        """
+        The registry delays what it says to those who try a wrong key again and again. Nobody has to hear it: the next
+        one who asks gets a token for the new key.
+        """
+        self.token()
+        self.authenticator.invalidate(f"token of {API_KEY}")
+        self.agent.handler = None
+        self.authenticator.session().addTimeout(1, self.clock).addErrback(lambda _: None)
+        self.clock.advance(1)
+        self.key = self.settings = "the new key"
+        self.agent.handler = self.issue
+        self.assertEqual(self.token(), "token of the new key")
+
+    def test_theSettingsAreNotReadWithoutNeed(self) -> None:
+        """They are looked up once for each token."""
+        for looked in range(1, 6):
+            for _ in range(10):
+                self.token()
+            self.assertEqual(self.looked, looked)
+            self.clock.advance(2000)
+
+    def test_aKeyThatComesLater(self) -> None:
+        """While the key is refused, those who ask have the settings looked at once a second, and nothing sent."""
+        self.key = "the new key"
+        for _ in range(100):
+            self.refused()
+            self.clock.advance(0.1)
+        self.assertEqual(len(self.agent.sent), 1)
+        self.assertTrue(9 <= self.looked <= 11, self.looked)
+        self.clock.advance(51)
+        self.refused()
+        self.assertEqual(len(self.agent.sent), 2)
+        self.settings = "the new key"
+        self.clock.advance(1)
+        self.assertEqual(self.token(), "token of the new key")
+
+    def test_keysThatAreAllWrong(self) -> None:
+        """Settings with another wrong key each time do not make anybody hammer the Auth API."""
+        self.key = "another one"
+
+        def lookUp() -> Credentials:
+            self.looked += 1
+            return Credentials("joe", f"wrong key {self.looked}")
+
+        self.authenticator, self.clock = authenticatorOver(self.agent, lookUp=lookUp)
+        for _ in range(100):
+            self.refused()
+            self.clock.advance(0.1)
+        self.assertTrue(len(self.agent.sent) <= 22, len(self.agent.sent))
+
+    def test_renewingWithTheOldKey(self) -> None:
+        """A renewal that is refused is done again with the new key, while the old token serves."""
+        self.token()
+        self.key = self.settings = "the new key"
+        self.clock.advance(950)
+        self.assertEqual(self.token(), f"token of {API_KEY}")
+        self.assertEqual(self.token(), "token of the new key")
+
+    def test_settingsThatCannotBeRead(self) -> None:
+        """Why there is no other key is told to those who are refused, for as long as it is so."""
+        trouble: Exception = InvalidSettings("raxrc can't be read")
+
+        def lookUp() -> Credentials:
+            raise trouble
+
+        self.authenticator, self.clock = authenticatorOver(self.agent, lookUp=lookUp)
+        self.key = "the new key"
+        for _ in range(2):
+            failure = self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
+            self.assertIn("Check the username and the API key", str(failure.value))
+            self.assertTrue(str(failure.value).endswith("(raxrc can't be read)"), failure.value)
+        # A fault of whoever looks is one for the log, and nobody waits for ever because of it.
+        trouble = ValueError("nonsense")
+        self.clock.advance(60)
+        failure = self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
+        self.assertNotIn("raxrc", str(failure.value))
+        self.assertNotEqual(self.flushLoggedErrors(ValueError), [])
+
+
+class RetryingAuthAgentTests(SynchronousTestCase):
+    """The agent that puts tokens on requests."""
+
+    def setUp(self) -> None:
+        self.valid = {"token-1"}
+        self.issued = 0
+        self.agent = FakeAgent(self.serve)
+        transport = JSONTransport(self.agent, Clock(), [AUTH])
+        self.authenticator = KeystoneAuthenticator(transport, Credentials("joe", API_KEY), clock=Clock())
+        self.authenticated = RetryingAuthAgent(self.agent, self.authenticator)
+
+    def serve(self, sent: Any) -> Any:
+        if sent.url.startswith(AUTH):
+            self.issued += 1
+            return answer(200, access(f"token-{self.issued}"))
+        return answer(200, {"token": sent.token}) if sent.token in self.valid else fault("unauthorizedError")
+
+    def get(self) -> Deferred[Any]:
+        return self.authenticated.request(b"GET", b"http://registry/x")
+
+    def test_putsTheTokenOn(self) -> None:
+        """Each request bears the token, in headers of its own."""
+        headers = Headers({"X-Other": ["1"]})
+        response = self.successResultOf(self.authenticated.request(b"GET", b"http://registry/x", headers))
+        self.assertEqual(response.code, 200)
+        self.assertEqual(self.agent.sent[-1].headers.getRawHeaders("X-Other"), ["1"])
+        self.assertFalse(headers.hasHeader("X-Auth-Token"))
+
+    def test_aDeadTokenIsReplacedUnnoticed(self) -> None:
+        """On 401 a new token is fetched and the request sent once more."""
+        self.successResultOf(self.get())
+        self.valid = {"token-2"}
+        self.assertEqual(self.successResultOf(self.get()).code, 200)
+        self.assertEqual(self.issued, 2)
+
+    def test_aThousandDeadRequestsCostOneAuthentication(self) -> None:
+        """1,000 requests in flight when the token is purged: one authentication, and all succeed."""
+        self.successResultOf(self.get())
+        self.agent.handler = None
+        waiting = [self.get() for _ in range(1000)]
+        purged, self.agent.pending = self.agent.pending, []
+        self.valid = {"token-2"}
+        # The first complaint asks for a token; half of the others come before it is there.
+        for request in purged[:500]:
+            request.callback(fault("unauthorizedError"))
+        tokens = list(self.agent.pending)
+        self.assertEqual(len(tokens), 1)
+        self.agent.handler = self.serve
+        tokens[0].callback(answer(200, access("token-2")))
+        for request in purged[500:]:
+            request.callback(fault("unauthorizedError"))
+        self.assertEqual({self.successResultOf(request).code for request in waiting}, {200})
+        self.assertEqual(len([sent for sent in self.agent.sent if sent.url.startswith(AUTH)]), 2)
+
+    def test_aFreshTokenThatIsRefusedIsTheAnswer(self) -> None:
+        """A second 401 goes to the caller: there is no loop."""
+        self.valid = set()
+        self.assertEqual(self.successResultOf(self.get()).code, 401)
+        self.assertEqual(self.issued, 2)
+
+    def test_aKeystoneChallengeCounts(self) -> None:
+        """A 401 that asks for a token of Keystone is about the token, whatever its body."""
+        self.successResultOf(self.get())
+        self.valid = {"token-2"}
+        challenge = 'Keystone uri="http://auth/v2.0"'
+        serve = self.serve
+
+        def challenging(sent: Any) -> Any:
+            response = serve(sent)
+            return answer(401, b"<html>", WWW_Authenticate=challenge) if response.code == 401 else response
+
+        self.agent.handler = challenging
+        self.assertEqual(self.successResultOf(self.get()).code, 200)
+
+    def test_aProxys401DoesNotEndTheToken(self) -> None:
+        """
+        A 401 that is not the registry's goes to the caller, and the token stays in use, also while the Auth API is
+        down. A new one is fetched beside it, once a minute at most.
+        """
+        self.successResultOf(self.get())
+        for page in (answer(401), answer(401, b"<html>", WWW_Authenticate="Basic realm=p"), answer(401, {"error": 1})):
+            self.agent.handler = lambda sent, page=page: answer(503) if sent.url.startswith(AUTH) else page
+            for _ in range(10):
+                self.assertEqual(self.successResultOf(self.get()).code, 401)
+        self.assertEqual(len([sent for sent in self.agent.sent if sent.url.startswith(AUTH)]), 2)
+        self.agent.handler = self.serve
+        response = self.successResultOf(self.get())
+        self.assertEqual((response.code, self.agent.sent[-1].token), (200, "token-1"))
+
+    def test_aProxys401IsNotBelievedForever(self) -> None:
+        """A registry whose 401 is not a fault of the API gets a new token at the second try after it."""
+        self.successResultOf(self.get())
+        self.valid = {"token-2"}
+        serve = self.serve
+        self.agent.handler = lambda sent: response if (response := serve(sent)).code == 200 else answer(401)
+        codes = [self.successResultOf(self.get()).code for _ in range(3)]
+        self.assertEqual(codes, [401, 401, 200])
+
+    def test_cancellingReachesWhatIsUnderWay(self) -> None:
+        """Cancelling cancels the request itself."""
+        self.successResultOf(self.get())
+        ended: list[object] = []
+        self.agent.handler = lambda sent: Deferred(ended.append)
+        request = self.get()
+        request.cancel()
+        self.failureResultOf(request, CancelledError)
+        self.assertEqual(len(ended), 1)
+
+
+class TreqTests(TestCase):
+    """The agent under treq, without the rest of the client. (treq sends bodies through the reactor.)"""
+
+    async def test_worksUnderTreqAlone(self) -> None:
+        """With treq and any agent, bodies included: they are sent again whole after a 401."""
+        bodies: list[bytes] = []
+
+        class Consumer:
+            data = b""
+
+            def write(self, data: bytes) -> None:
+                self.data += data
+
+        class Plain:
+            @returnsDeferred
+            async def request(self, method: bytes, uri: bytes, headers: Headers, body: Any) -> Any:
+                consumer = Consumer()
+                await body.startProducing(consumer)
+                bodies.append(consumer.data)
+                [token] = headers.getRawHeaders("X-Auth-Token")
+                original = answer(200, {"token": token}) if token == "token-2" else fault("unauthorizedError")
+                # Not the kind of response that our own queue gives.
+                return type("Plain", (), {**vars(original), "deliverBody": lambda _, p: original.deliverBody(p)})()
+
+        tokens = iter(["token-1", "token-2"])
+        transport = JSONTransport(FakeAgent(lambda sent: answer(200, access(next(tokens)))), Clock(), [AUTH])
+        authenticator = KeystoneAuthenticator(transport, Credentials("joe", API_KEY), clock=Clock())
+        client = HTTPClient(RetryingAuthAgent(Plain(), authenticator))
+        response = await client.post("http://registry/x", json={"a": 1})
+        self.assertEqual(response.code, 200)
+        self.assertEqual(bodies, [b'{"a":1}'] * 2)
+        self.assertEqual(await response.json(), {"token": "token-2"})

@@ -1,0 +1,279 @@
+"""
+The registry's API: the tenant in the URLs, sessions, faults, pauses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import ResponseNeverReceived
+
+from txserviceregistry.api.auth import Session
+from txserviceregistry.api.shapes import readToken
+from txserviceregistry.api.transport import Transport
+from txserviceregistry.errors import (
+    APIError,
+    BadRequest,
+    Forbidden,
+    ForeignResponse,
+    LimitReached,
+    MalformedResponse,
+    NotFound,
+    RateLimited,
+    RequestTimedOut,
+    ServerError,
+    ServiceExists,
+    Unauthorized,
+)
+from txserviceregistry.http.jsontransport import ClientClosed
+
+from ...fakeagent import FakeAgent, answer, fault
+
+SERVER = "http://registry:8880/v1.0"
+OTHER = "http://other:8880/v1.0"
+
+
+def lost(kind: Any = ResponseNeverReceived, reason: Exception | None = None) -> Exception:
+    return kind([Failure(reason or ConnectionDone())])
+
+
+class FakeAuthenticator:
+    """Gives the sessions that a test puts in."""
+
+    def __init__(self) -> None:
+        self.tenant = "7"
+        self.waiting: Deferred[Session] | None = None
+
+    def session(self) -> Deferred[Session]:
+        waiting = self.waiting or Deferred()
+        if self.waiting is None:
+            waiting.callback(Session("token", self.tenant))
+        return waiting
+
+    def invalidate(self, token: str) -> None:
+        """Never called by a Transport."""
+
+    def suspect(self, token: str) -> None:
+        """Never called by a Transport."""
+
+
+class TransportTests(SynchronousTestCase):
+    """The registry's API."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.authenticator = FakeAuthenticator()
+        self.base = SERVER
+
+    def transport(self, handler: Any) -> Transport:
+        self.agent = FakeAgent(handler)
+        return Transport(self.agent, self.clock, self.authenticator, lambda session: [self.base])
+
+    def fault(self, response: Any, body: Any = None) -> Any:
+        transport = self.transport(lambda sent: response)
+        return self.failureResultOf(transport.request("POST", "/x", body=body)).value
+
+    def test_pathsAreBelowTheTenant(self) -> None:
+        """Every request goes below the tenant's URL, also when the tenant changes."""
+        transport = self.transport(lambda sent: answer(200, {}))
+        self.successResultOf(transport.request("GET", "/services"))
+        self.authenticator.tenant = "8"
+        self.successResultOf(transport.request("GET", "/services"))
+        self.assertEqual(self.agent.asked, [f"GET {SERVER}/7/services", f"GET {SERVER}/8/services"])
+        self.assertEqual(transport.baseUrl, f"{SERVER}/8")
+
+    def test_theDeadlineCoversAuthentication(self) -> None:
+        """A request that waits for its token too long says what it waited for."""
+        transport = self.transport(lambda sent: answer(200, {}))
+        self.authenticator.waiting = Deferred()
+        request = transport.request("GET", "/services", timeout=3)
+        self.clock.advance(3)
+        self.assertIn("waiting for the Auth API", str(self.failureResultOf(request, RequestTimedOut).value))
+
+    def test_faultsAreTyped(self) -> None:
+        """Each fault of the API is an exception of its own, with all that the registry said."""
+        kinds: list[tuple[int, str, type[APIError]]] = [
+            (400, "badRequest", BadRequest),
+            (400, "invalidLimit", BadRequest),
+            (400, "serviceWithThisIdExists", ServiceExists),
+            (400, "limitReached", LimitReached),
+            (401, "unauthorizedError", Unauthorized),
+            (403, "forbiddenError", Forbidden),
+            (404, "notFoundError", NotFound),
+            (413, "requestTooLargeError", BadRequest),
+            (500, "internalError", ServerError),
+            (503, "systemFailureError", ServerError),
+        ]
+        for status, type, kind in kinds:
+            body = {"type": type, "code": status, "message": "m", "details": "d", "txnId": "t"}
+            error = self.fault(answer(status, body))
+            self.assertIs(error.__class__, kind)
+            self.assertEqual(
+                (error.status, error.type, error.message, error.details, error.txnId), (status, type, "m", "d", "t")
+            )
+            self.assertIn(f"POST {SERVER}/7/x was answered with {status} {type}: m: d (txnId t)", str(error))
+
+    def test_aTakenIdIsExplainedToAll(self) -> None:
+        """What is said of an id that is taken holds for who has to wait, and for who waits already."""
+        body = {"type": "serviceWithThisIdExists", "code": 400, "message": "Service with id web1 already exists."}
+        said = str(self.fault(answer(400, body)))
+        self.assertIn("free when its heartbeat timeout has passed", said)
+        self.assertIn("(register(), RegisteredService, the wrapper) gets it then", said)
+        self.assertIn("If it is another service, choose another id", said)
+
+    def test_errorsThatAreNoFaultsAreTypedByTheirStatus(self) -> None:
+        """A proxy's error page, or JSON of another kind, is an error all the same."""
+        for body in (b"<html>Bad Gateway", [1], {"message": 5, "type": None}):
+            error = self.fault(answer(502, body, X_Response_Id="abc"))
+            self.assertIs(type(error), ServerError)
+            self.assertEqual((error.type, error.txnId), ("", "abc"))
+
+    def test_onlyAFaultOfTheApiIsTheRegistrysAnswer(self) -> None:
+        """
+        A 4xx that is not a fault of the API is a ForeignResponse, which is neither NotFound nor a refusal: HTML, a
+        problem of RFC 9457, a type that the API does not have, and a code of another type or of another status.
+        """
+        good = {"type": "notFoundError", "code": 404, "message": "object does not exist"}
+        self.assertIs(type(self.fault(answer(404, good))), NotFound)
+        problem = {"type": "about:blank", "title": "Not Found"}
+        for status in (400, 401, 403, 404, 405, 408, 410, 413, 418, 429, 451):
+            for body in (
+                b"",
+                b"<html>",
+                b"null",
+                [],
+                problem,
+                {**good, **problem},
+                {**good, "type": "teapot", "code": status},
+                {**good, "type": ["notFoundError"]},
+                {**good, "code": None},
+                {**good, "code": 400},
+                {**good, "code": "404"},
+                {"type": "notFoundError", "code": 404},
+                {**good, "message": None},
+                *([good] if status != 404 else []),
+            ):
+                error = self.fault(answer(status, body))
+                self.assertIs(type(error), ForeignResponse, (status, body))
+                self.assertEqual((error.status, error.method), (status, "POST"))
+                self.assertIn(f"POST {SERVER}/7/x was answered with {status}, but not by the registry", str(error))
+
+    def test_extensionsEndWithTheRegistryThatHadThem(self) -> None:
+        """A fault of a registry without extensions says that it has none; a gateway's page says nothing."""
+        transport = self.transport(lambda sent: answer(200, {}, X_Service_Registry_Extensions="heartbeats"))
+        self.successResultOf(transport.request("GET", "/x"))
+        for response, extensions in (
+            (answer(404, b"<html>"), {"heartbeats"}),
+            (answer(503, b"<html>"), {"heartbeats"}),
+            (fault("notFoundError"), set()),
+        ):
+            self.agent.handler = lambda sent, response=response: response
+            self.failureResultOf(transport.request("GET", "/x"))
+            self.assertEqual(transport.extensions, extensions)
+
+    def test_theNextServerIsAskedWhenAGatewayAnswers(self) -> None:
+        """A gateway without its registry is passed over like a server that is down; a registry that refuses is not."""
+        for page in (
+            answer(404, b"<html>"),
+            answer(401),
+            answer(302, Location="http://login"),
+            answer(200, b"<html>"),
+            answer(501, b"<html>"),
+            answer(521),
+        ):
+            self.agent = FakeAgent(lambda sent, page=page: page if "//a/" in sent.url else answer(200, {}))
+            transport = Transport(
+                self.agent,
+                self.clock,
+                self.authenticator,
+                lambda _: ["http://a/v1.0", "http://b/v1.0"],
+                random=lambda: 0.0,
+            )
+            self.assertEqual(self.successResultOf(transport.request("GET", "/x")).url, "http://b/v1.0/7/x")
+            self.successResultOf(transport.request("GET", "/x"))
+            self.assertEqual(self.agent.asked, [f"GET http://{one}/v1.0/7/x" for one in "abb"])
+        for type, kind in (("notFoundError", NotFound), ("notImplementedError", ServerError)):
+            self.agent.sent.clear()
+            self.agent.handler = lambda sent, type=type: fault(type)
+            self.failureResultOf(transport.request("GET", "/x"), kind)
+            self.assertEqual(len(self.agent.asked), 1)
+
+    def test_urlsThatAreNoRegistrys(self) -> None:
+        """Where something else answers, or the URL lacks its end, the error doubts the URL."""
+        page = {"type": "notFoundError", "code": 404, "message": "The page cannot be found."}
+        gone = {"type": "notFoundError", "code": 404, "message": "object does not exist"}
+        ask, short = "Is there a service registry at this URL?", "The URL of a registry ends in /v1.0"
+        for response, base, kind, doubt in (
+            (answer(404, b"<html>"), SERVER, ForeignResponse, ask),
+            (answer(501, b"<html>"), SERVER, ServerError, ask),
+            (answer(503, b"<html>"), SERVER, ServerError, ""),
+            (fault("notImplementedError"), SERVER, ServerError, ""),
+            (answer(404, page), SERVER, NotFound, ""),
+            (answer(404, gone), SERVER, NotFound, ""),
+            (answer(404, page), "http://registry:8880", NotFound, short),
+            (answer(404, gone), "http://registry:8880", NotFound, ""),
+        ):
+            self.base = base
+            error = self.fault(response)
+            self.assertIs(type(error), kind)
+            self.assertTrue(error.doubt.startswith(doubt) if doubt else error.doubt == "", (response.code, base))
+            self.assertIn(error.doubt, str(error))
+            self.assertNotIn("may be tried again later" if doubt else ask, str(error))
+
+    def test_rateLimitsSayWhenToComeBack(self) -> None:
+        """retryAfter is what the registry says in seconds, None if it says nothing that is a number."""
+        limited = self.fault(fault("rateLimitReached", Retry_After="12"))
+        self.assertIsInstance(limited, RateLimited)
+        self.assertEqual(limited.retryAfter, 12.0)
+        self.assertIsNone(self.fault(fault("rateLimitReached", Retry_After="soon")).retryAfter)
+
+    def test_headersThatAreNoText(self) -> None:
+        """What stands before a registry may send any bytes; they make no other error than the answer does."""
+        response = fault("rateLimitReached")
+        for name in (b"Retry-After", b"X-Response-Id", b"X-Service-Registry-Extensions"):
+            response.headers.setRawHeaders(name, [b"\xff\xfe"])
+        self.assertIsInstance(self.fault(response), RateLimited)
+
+    def test_redirectsAreNotFollowed(self) -> None:
+        """A redirect is not followed; the error says where it leads, and which setting to change."""
+        for location, shown in (
+            ("https://elsewhere/v1.0", "https://elsewhere/v1.0"),
+            ("/other", "http://registry:8880/other"),
+            ("https://else\x1bwhere", "https://else?where"),
+            ("http://[elsewhere", "http://[elsewhere"),
+        ):
+            error = self.fault(answer(308, Location=location))
+            self.assertIsInstance(error, MalformedResponse)
+            self.assertIn(f"was answered with 308. It redirects to {shown}, which is not followed", str(error))
+            self.assertIn("Change the URL: RAXSR_API_URL ([api] url)", str(error))
+        self.assertIn("answered with 304. No registry does that: check the URL", str(self.fault(answer(304))))
+
+    def test_aTokenThatComesBackInAFaultIsHidden(self) -> None:
+        """A fault that quotes the token which was sent does not show it, in its text or its attributes."""
+        details = 'Object "HeartbeatMarker" with key "s3cret" does not exist'
+        error = self.fault(fault("notFoundError", "object does not exist", details), {"token": "s3cret"})
+        self.assertNotIn("s3cret", f"{error} {error!r} {error.details}")
+
+    def test_responsesAreValidated(self) -> None:
+        """A response of another shape is a MalformedResponse that names the request and what is wrong."""
+        transport = self.transport(lambda sent: answer(200, {"token": 5}))
+        response = self.successResultOf(transport.request("GET", "/x"))
+        error = self.assertRaises(MalformedResponse, response.read, readToken)
+        self.assertIn("GET http://registry:8880/v1.0/7/x was answered with 200, but token is not a string", str(error))
+
+    def test_pausesEndWithTheTransport(self) -> None:
+        """A pause fires in its time, can be cancelled, and does not outlive the transport."""
+        transport = self.transport(lambda sent: answer(200, {}))
+        done, cancelled, ended = transport.pause(1), transport.pause(5), transport.pause(5)
+        self.clock.advance(1)
+        self.successResultOf(done)
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        transport.close()
+        self.failureResultOf(ended, ClientClosed)
+        self.assertEqual(self.clock.getDelayedCalls(), [])

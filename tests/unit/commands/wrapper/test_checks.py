@@ -1,0 +1,170 @@
+"""The wrapper's checks: when they look, what they find, and what the log says of it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTCP
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+from tests.system.processes import reactor
+from txserviceregistry.commands.wrapper.checks import Checker, makeProbe
+from txserviceregistry.heartbeats.healthcheck import HealthCheckFailed
+
+
+class CheckerTests(SynchronousTestCase):
+    """A Checker on a clock of the test's own, and a probe that does as the test says."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.looks: list[float] = []
+        self.result: Any = True
+        self.passes = 0
+        self.lines: list[str] = []
+
+        def observe(event: Any) -> None:
+            if event["log_namespace"].startswith("txserviceregistry") and event["log_level"].name != "debug":
+                self.lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    def probe(self) -> Deferred[bool]:
+        self.looks.append(self.clock.seconds())
+        if self.result is None:
+            return Deferred()
+        return succeed(True) if self.result is True else fail(HealthCheckFailed(self.result))
+
+    def passed(self) -> None:
+        self.passes += 1
+
+    def checker(self, interval: float = 5) -> Checker:
+        checker = Checker(
+            "web1", "tcp:8000", self.probe, interval=interval, timeout=2, clock=self.clock, passed=self.passed
+        )
+        self.addCleanup(checker.stop)
+        checker.start()
+        return checker
+
+    def pass_(self, seconds: float) -> None:
+        self.clock.pump([0.05] * round(seconds / 0.05))
+
+    def test_looksLessOftenTheLongerAProgramStarts(self) -> None:
+        """From half a second to --check-interval, and at --check-interval from the first pass on, passing or not."""
+        self.result = "connection refused"
+        checker = self.checker()
+        self.pass_(120)
+        gaps = [after - before for before, after in pairwise(self.looks)]
+        self.assertApproximates(gaps[0], 0.5, 0.06)
+        self.assertApproximates(gaps[-1], 5, 0.06)
+        self.assertLess(len(gaps), 60)
+        self.result = True
+        self.pass_(5.1)
+        self.assertEqual((checker.passing, self.passes), (True, 1))
+        for result in (True, "connection refused"):
+            self.result = result
+            self.looks.clear()
+            self.pass_(50)
+            self.assertEqual(len(self.looks), 10)
+        self.assertEqual((checker.passing, self.passes), (False, 1))
+
+    def test_aShortIntervalIsKept(self) -> None:
+        """An interval of less than half a second is not made longer."""
+        self.result = "connection refused"
+        self.checker(0.2)
+        self.pass_(10)
+        self.assertGreater(len(self.looks), 40)
+
+    def test_aProgramMayTakeItsTimeToStart(self) -> None:
+        """What fails in the first ten seconds only is not logged."""
+        self.result = "connection refused"
+        self.checker()
+        self.pass_(9)
+        self.result = True
+        self.pass_(60)
+        self.assertEqual((self.passes, self.lines), (1, []))
+
+    def test_oneLineWhenItBeginsAndOneWhenItEnds(self) -> None:
+        """The first has the reason; at the start what waits is the registration, afterwards the heartbeats."""
+        self.result = "connection refused"
+        self.checker()
+        self.pass_(100)
+        self.result = True
+        self.pass_(10)
+        self.result = "HTTP status 503"
+        self.pass_(300)
+        self.result = True
+        self.pass_(10)
+        refused, registered, unavailable, well = self.lines
+        self.assertEqual(
+            refused, "Service web1: health check tcp:8000 failed: connection refused; registration suspended"
+        )
+        self.assertRegex(registered, r"health check tcp:8000 passed after \d+\.\d s; registration resumed$")
+        self.assertEqual(
+            unavailable, "Service web1: health check tcp:8000 failed: HTTP status 503; heartbeats suspended"
+        )
+        self.assertRegex(well, r"passed after 300\.\d s; heartbeats resumed$")
+
+    def test_aLookThatHangs(self) -> None:
+        """It counts as failed after --check-timeout, and the next look follows."""
+        self.checker()
+        self.result = None
+        self.pass_(60)
+        self.assertGreater(len(self.looks), 10)
+        self.assertEqual(
+            self.lines, ["Service web1: health check tcp:8000 failed: timed out after 2 s; heartbeats suspended"]
+        )
+
+    def test_stopLeavesNothing(self) -> None:
+        """Stopped during a look or between two, nothing is left on the reactor, and nothing logged."""
+        for result in (None, True):
+            self.result = result
+            self.checker().stop()
+            self.assertEqual((self.clock.getDelayedCalls(), self.lines), ([], []))
+
+
+class ProbeTests(TestCase):
+    """Probes of a real port."""
+
+    def listen(self, factory: Any) -> int:
+        port = IReactorTCP(reactor).listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        number: int = port.getHost().port
+        return number
+
+    async def reasonFor(self, check: str) -> str:
+        try:
+            await makeProbe(reactor, check)()
+        except HealthCheckFailed as failed:
+            return str(failed)
+        return ""
+
+    async def test_reasons(self) -> None:
+        """A refused connection, an HTTP status, a connection that ends early: each in standard words."""
+        unused = IReactorTCP(reactor).listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
+        free = unused.getHost().port
+        await unused.stopListening()
+        site = Resource()
+        site.putChild(b"", Resource())
+        web = self.listen(Site(site))
+        closing = self.listen(Factory.forProtocol(_Closing))
+        self.assertEqual(await self.reasonFor(f"tcp:{free}"), "connection refused")
+        self.assertEqual(await self.reasonFor(f"http://127.0.0.1:{free}/"), "connection refused")
+        self.assertEqual(await self.reasonFor(f"http://127.0.0.1:{web}/health"), "HTTP status 404")
+        self.assertEqual(await self.reasonFor(f"http://127.0.0.1:{closing}/"), "the connection was closed")
+        self.assertEqual(await self.reasonFor(f"tcp:{web}"), "")
+
+
+class _Closing(Protocol):
+    """Closes each connection at once."""
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.loseConnection()

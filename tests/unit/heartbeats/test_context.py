@@ -1,0 +1,199 @@
+"""Many services of one Client: few connections, and none of them dies of another's trouble."""
+
+from __future__ import annotations
+
+import random
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import ResponseNeverReceived
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from txserviceregistry import Client, RegisteredService
+from txserviceregistry.http.pool import MOST_BESIDE
+from txserviceregistry.testing import FakeRegistry
+
+from ...fakeagent import asOfAPlainRegistry
+
+# Seconds that an answer takes on a connection that is well.
+LATENCY = 0.02
+
+
+@implementer(IAgent)
+class Lines:
+    """
+    Stands between a client and a fake, as a pool with two connections would: a request takes the first one if that is
+    idle, else the second. Counts what is under way, and can let the second one hang.
+
+    :param isPlain: whether the registry behind it has no extensions.
+    """
+
+    def __init__(self, fake: FakeRegistry, isPlain: bool) -> None:
+        self._fake = fake
+        self.isPlain = isPlain
+        self._firstIsBusy = False
+        self.underWay = 0
+        self.most = 0
+        self.secondHangs = False
+        self.hung = 0
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        """See IAgent."""
+        self.underWay += 1
+        self.most = max(self.most, self.underWay)
+        if not self._firstIsBusy:
+            self._firstIsBusy = True
+            answer = deferLater(
+                self._fake.clock, LATENCY, self._fake.agent.request, method, uri, headers, bodyProducer
+            ).addBoth(self._idle)
+        elif self.secondHangs:
+            self.hung += 1
+            answer = Deferred(lambda it: it.errback(ResponseNeverReceived([Failure(CancelledError())])))
+        else:
+            answer = self._fake.agent.request(method, uri, headers, bodyProducer)
+        if self.isPlain:
+            answer.addCallback(asOfAPlainRegistry)
+        return answer.addBoth(self._done)
+
+    def _idle(self, result: object) -> object:
+        self._firstIsBusy = False
+        return result
+
+    def _done(self, result: object) -> object:
+        self.underWay -= 1
+        return result
+
+
+class FleetTests(SynchronousTestCase):
+    """A hundred services of one application, of a registry that takes each heartbeat alone."""
+
+    isPlain = True
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.watcher = self.fake.client()
+        self.lines = Lines(self.fake, self.isPlain)
+        self.client = Client(
+            self.fake.username,
+            self.fake.apiKey,
+            baseUrl=self.fake.url,
+            agent=self.lines,
+            reactor=self.fake.clock,
+        )
+        draw = random.Random(20261123).random
+        self.services = [RegisteredService(self.client, f"service{number}", 6, random=draw) for number in range(100)]
+        for service in self.services:
+            service.startService()
+        self.fake.advance(10)
+
+    def assertAllLived(self) -> None:
+        events = self.successResultOf(self.watcher.events.list(limit=1000))["values"]
+        self.assertEqual({event["type"] for event in events}, {"service.join"})
+        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), 100)
+
+    def test_useTwoConnections(self) -> None:
+        """However many fall due at once, at most two requests are under way."""
+        self.fake.advance(60)
+        self.assertLessEqual(self.lines.most, 2)
+        self.assertAllLived()
+
+    def test_surviveAConnectionThatHangs(self) -> None:
+        """While one of the two connections answers nothing for ten seconds, no six-second service dies."""
+        self.lines.secondHangs = True
+        self.fake.advance(10)
+        self.lines.secondHangs = False
+        self.assertGreater(self.lines.hung, 5)
+        self.fake.advance(30)
+        self.assertLessEqual(self.lines.most, 2 + MOST_BESIDE)
+        self.assertAllLived()
+
+    def test_stopAllAtOnce(self) -> None:
+        """Stopped together, all of them leave the registry, within the time that stopping may take."""
+        stops = [service.stopService() for service in self.services]
+        self.fake.advance(3.1)
+        for stop in stops:
+            self.successResultOf(stop)
+        self.assertEqual(self.successResultOf(self.watcher.services.list())["values"], [])
+
+
+class PulseTests(FleetTests):
+    """A hundred services of one application, of a registry that takes heartbeats together."""
+
+    isPlain = False
+
+    def test_beatTogether(self) -> None:
+        """Heartbeats that fall due close together travel in one request, over one connection."""
+        self.fake.advance(60)
+        before = len(self.fake.requests)
+        self.lines.most = 0
+        self.fake.advance(60)
+        beats = [request.path for request in self.fake.requests[before:]]
+        self.assertEqual({path.rpartition("/")[2] for path in beats}, {"heartbeats"})
+        # A service beats every 3.24 to 3.6 seconds: alone, each of these paths would stand there a hundred times.
+        self.assertLess(len(beats), 60)
+        self.assertEqual(self.lines.most, 1)
+        self.assertAllLived()
+
+    def test_beginTogether(self) -> None:
+        """Those that start when it is known what the registry takes send their first heartbeats in one request."""
+        made = [self.successResultOf(self.watcher.services.create(f"more{number}", 60)) for number in range(50)]
+        before = len(self.fake.requests)
+        for _, heartBeater in made:
+            heartBeater.start()
+        self.fake.advance(0.1)
+        asked = [request.path.rpartition("/")[2] for request in self.fake.requests[before:]]
+        self.assertEqual(set(asked), {"heartbeats"})
+        self.assertLessEqual(len(asked), 2)
+        self.assertTrue(all(heartBeater.lastSeen is not None for _, heartBeater in made))
+        self.successResultOf(self.watcher.services.close())
+
+    def test_surviveAConnectionThatHangs(self) -> None:
+        """While one request in two is never answered no six-second service dies."""
+        for _ in range(20):
+            self.fake.hangNext()
+            self.fake.advance(3)
+        self.fake.advance(30)
+        self.assertAllLived()
+
+    def test_eachHasItsOwnFault(self) -> None:
+        """A service that somebody has removed is registered again; the others do not notice."""
+        self.successResultOf(self.watcher.services.remove("service7"))
+        self.fake.advance(10)
+        types = [event["type"] for event in self.successResultOf(self.watcher.events.list(limit=1000))["values"]]
+        self.assertEqual(types.count("service.join"), 101)
+        self.assertEqual(types.count("service.remove"), 1)
+        self.assertNotIn("service.timeout", types)
+        self.assertEqual({service.state for service in self.services}, {"registered"})
+
+    def test_comeBackAfterALoss(self) -> None:
+        """When the registry was away for long all are registered again, and the loss is told in a few lines."""
+        self.fake.stop()
+        self.fake.advance(60)
+        self.assertEqual({service.state for service in self.services}, {"unreachable"})
+        self.fake.start(keepData=False)
+        self.fake.advance(10)
+        self.assertEqual({service.state for service in self.services}, {"registered"})
+        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), 100)
+
+    def test_oneThatStopsIsLeftOut(self) -> None:
+        """Nothing is sent for a service that has stopped, also when its heartbeat was under way."""
+        self.fake.advance(20)
+        self.fake.hangNext()
+        self.fake.advance(2)
+        self.services[3].stopService()
+        self.fake.advance(30)
+        self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), 99)
+        self.assertEqual(self.services[3].state, "stopped")
+
+    def test_goesOnAloneWhenTheRegistryTakesNoneTogetherAnyMore(self) -> None:
+        """Behind the same URL there may be an older registry tomorrow: nobody dies of it."""
+        self.fake.advance(20)
+        self.lines.isPlain = True
+        self.fake.advance(60)
+        self.assertAllLived()

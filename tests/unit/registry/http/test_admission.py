@@ -1,0 +1,605 @@
+"""
+Tests for the limits of :mod:`txserviceregistry.registry.http.admission`, on the wire: what clients may take of a
+registry.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.server import Request
+
+from txserviceregistry.registry.fairness import Origin
+from txserviceregistry.registry.http.admission import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
+from txserviceregistry.registry.identity.identity import InvalidToken
+
+from ..wire import Api, Connection, Reply, requestBytes
+
+SERVICES = "/v1.0/1234/services"
+EVENTS = "/v1.0/1234/events"
+
+
+class LimitsCase(SynchronousTestCase):
+    """A registry that has small limits."""
+
+    limits = ConnectionLimits(connections=4, perClient=3, followers=3, followersPerTenant=2)
+
+    def setUp(self) -> None:
+        self.api = Api(connectionLimits=self.limits)
+        self.warnings: list[dict[str, Any]] = []
+        globalLogPublisher.addObserver(self.warnings.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.warnings.append)
+
+    def connect(self, host: str = "10.0.0.1") -> Connection:
+        return Connection(self.api, IPv4Address("TCP", host, 50_000))
+
+    def request(self, method: str = "GET", path: str = SERVICES, body: bytes | None = None) -> bytes:
+        return requestBytes(method, path, body, {"X-Auth-Token": self.api.token})
+
+    def known(self, host: str = "10.0.0.1") -> Connection:
+        """A connection that has brought a request with a token."""
+        connection = self.connect(host)
+        connection.send(self.request())
+        self.assertEqual(self.codes(connection), [200])
+        return connection
+
+    def busy(self, host: str = "10.0.0.1") -> Connection:
+        """A connection on which a request is being answered for a long time."""
+        connection = self.connect(host)
+        with_ = self.patch(self.api.registry, "get", lambda *args: Deferred())
+        connection.send(self.request("GET", SERVICES + "/web1"))
+        with_.restore()
+        return connection
+
+    def codes(self, connection: Connection) -> list[int]:
+        return [reply.code for reply in connection.replies()]
+
+    def assertOpen(self, *connections: Connection) -> None:
+        self.assertEqual([connection.isOpen for connection in connections], [True] * len(connections))
+
+    def assertClosed(self, *connections: Connection) -> None:
+        self.assertEqual([connection.isOpen for connection in connections], [False] * len(connections))
+
+
+class SlowTests(LimitsCase):
+    """Clients that take their time."""
+
+    def drip(self, connection: Connection, data: bytes, seconds: int) -> None:
+        """Send a byte a second."""
+        for second in range(seconds):
+            connection.send(data[second : second + 1])
+            self.api.clock.advance(1)
+
+    def test_bytesDoNotKeepAConnection(self) -> None:
+        """A request has half a minute to come in whole, however busily its bytes come."""
+        for data in (self.request(), self.request("POST", SERVICES, b"{" + b" " * 100)[-90:]):
+            for connection in (self.connect(), self.known()):
+                self.drip(connection, data, 29)
+                self.assertOpen(connection)
+                self.drip(connection, data[29:], 2)
+                self.assertClosed(connection)
+
+    def test_aBodyIsPartOfIt(self) -> None:
+        """A body that comes slowly is no better than a head that does."""
+        connection = self.connect()
+        connection.send(self.request("POST", SERVICES, b"x" * 1000)[:-1000])
+        self.drip(connection, b"x" * 30, 30)
+        self.assertClosed(connection)
+
+    def test_aNewConnectionHasToBringSomething(self) -> None:
+        """A connection without a request is closed after half a minute."""
+        connection = self.connect()
+        self.api.clock.advance(29)
+        self.assertOpen(connection)
+        self.api.clock.advance(2)
+        self.assertClosed(connection)
+
+    def test_eachRequestHasItsTime(self) -> None:
+        """What counts is the time of one request, not of all on a connection."""
+        connection = self.connect()
+        for _ in range(4):
+            data = self.request()
+            self.drip(connection, data, 20)
+            connection.send(data[20:])
+            self.assertEqual(self.codes(connection), [200])
+            self.api.clock.advance(100)
+        self.assertOpen(connection)
+
+    def test_anAnswerTakesTheTimeThatItTakes(self) -> None:
+        """A request that is there is not hurried, also when the next one has begun."""
+        connection = self.busy()
+        connection.send(b"GET / HT")
+        self.api.clock.advance(300)
+        self.assertOpen(connection)
+
+    def test_nothingIsLeft(self) -> None:
+        """Connections that are closed leave nothing on the reactor."""
+        before = len(self.api.clock.getDelayedCalls())
+        for connection in (self.connect(), self.known()):
+            connection.send(b"GET /")
+            connection.transport.loseConnection()
+        self.assertEqual(len(self.api.clock.getDelayedCalls()), before)
+
+
+class UnreadTests(LimitsCase):
+    """Clients that do not read what they are sent."""
+
+    def test_noAnswersForWhoDoesNotRead(self) -> None:
+        """Requests that come after what is not read wait; they are answered in order when it is."""
+        connection = self.connect()
+        connection.protocol.pauseProducing()
+        connection.send(self.request() + self.request("GET", "/nowhere"))
+        self.assertEqual(connection.replies(), [])
+        connection.protocol.resumeProducing()
+        self.assertEqual(self.codes(connection), [200, 404])
+
+    def test_oneAnswerAtATime(self) -> None:
+        """An answer that is too much to send at once stops those after it, and the reading, until it is read."""
+        connection = self.connect()
+        slow: Deferred[Any] = Deferred()
+        with_ = self.patch(self.api.registry, "get", lambda *args: slow)
+        connection.send(self.request("GET", SERVICES + "/web1") + self.request("GET", "/nowhere"))
+        with_.restore()
+        connection.protocol.pauseProducing()
+        connection.send(self.request("GET", "/v1.0/1234/limits"))
+        slow.callback({"id": "web1"})
+        self.assertEqual(self.codes(connection), [200])
+        self.assertEqual(connection.transport.producerState, "paused")
+        connection.protocol.resumeProducing()
+        self.assertEqual(connection.transport.producerState, "producing")
+        self.assertEqual(self.codes(connection), [404, 200])
+
+    def test_readsNoFurtherAhead(self) -> None:
+        """While a request is answered, so much is read of what comes after it and no more."""
+        for isRead in (True, False):
+            connection = self.busy()
+            if not isRead:
+                connection.protocol.pauseProducing()
+            connection.send(b"x" * 10_000)
+            self.assertEqual(connection.transport.producerState, "producing")
+            connection.send(b"x" * 10_000)
+            self.assertEqual(connection.transport.producerState, "paused")
+            connection.transport.loseConnection()
+
+    def test_theLastAnswerIsNotWaitedForForEver(self) -> None:
+        """A connection whose last answer is not read is cut."""
+        connection = self.connect()
+        self.patch(connection.transport, "loseConnection", lambda: None)
+        connection.send(requestBytes("GET", SERVICES, None, {"Connection": "close"}))
+        self.api.clock.advance(14)
+        self.assertOpen(connection)
+        self.api.clock.advance(2)
+        self.assertClosed(connection)
+
+    def test_anAnswerBetweenOthersNeither(self) -> None:
+        """Nor is one kept whose client neither reads nor sends any more."""
+        connection = self.known()
+        self.patch(connection.transport, "loseConnection", lambda: None)
+        self.api.clock.advance(121)
+        self.assertOpen(connection)
+        self.api.clock.advance(16)
+        self.assertClosed(connection)
+
+
+class LineTests(LimitsCase):
+    """Who has shown no token stands in line."""
+
+    def slow(self) -> None:
+        """Every request takes a fiftieth of a second from now on."""
+        render = self.api.resource.render
+
+        def slowly(request: Request) -> int:
+            self.api.clock.rightNow += 0.02
+            return render(request)
+
+        self.patch(self.api.resource, "render", slowly)
+
+    def test_manyRequestsAtOnce(self) -> None:
+        """Of many requests that come at once, some are answered before others have their turn; all of who is known."""
+        known, stranger = self.known(), self.connect()
+        for connection in (known, stranger):
+            connection.send(requestBytes("GET", "/") * 24 + b"GET")
+        self.assertEqual(self.codes(known), [404] * 24)
+        self.assertEqual(self.codes(stranger), [404] * 10)
+        self.api.clock.advance(0)
+        self.assertEqual(self.codes(stranger), [404] * 14)
+        stranger.send(b" / HTTP/1.1\r\n\r\n")
+        self.assertEqual(self.codes(stranger), [404])
+
+    def test_manyRequestsWithBodies(self) -> None:
+        """A body in between makes no difference."""
+        stranger = self.connect()
+        stranger.send(requestBytes("POST", SERVICES, b"{}") * 24)
+        self.assertEqual(self.codes(stranger), [401] * 10)
+        self.api.clock.advance(0)
+        self.assertEqual(self.codes(stranger), [401] * 14)
+
+    def later(self) -> None:
+        """Let some time pass, in small steps."""
+        self.api.clock.pump([0.01] * 20)
+
+    def test_whoIsKnownDoesNotWait(self) -> None:
+        """However many strangers ask, who is known is answered at once; the strangers one after the other."""
+        known = self.known()
+        strangers = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        self.slow()
+        for stranger in strangers:
+            stranger.send(requestBytes("GET", "/")[:10])
+            stranger.send(requestBytes("GET", "/")[10:])
+        known.send(self.request())
+        self.assertEqual(self.codes(known), [200])
+        self.assertEqual([self.codes(each) for each in strangers], [[404], [], []])
+        self.later()
+        self.assertEqual([self.codes(each) for each in strangers], [[], [404], [404]])
+
+    def test_waitingIsNotReading(self) -> None:
+        """Of who stands in line nothing more is read; who hangs up leaves the line."""
+        first, second, third = (self.connect(f"10.0.1.{n}") for n in range(3))
+        self.slow()
+        for each in (first, second, third):
+            each.send(requestBytes("GET", "/"))
+        self.assertEqual(second.transport.producerState, "paused")
+        second.transport.loseConnection()
+        self.later()
+        self.assertEqual(self.codes(third), [404])
+        self.assertEqual(third.transport.producerState, "producing")
+
+    def test_theyHaveAThirdOfTheTime(self) -> None:
+        """While strangers are refused, they are served no more than a third of the time."""
+        self.slow()
+        refused = self.connect()
+        for _ in range(400):
+            refused.send(requestBytes("GET", "/"))
+            self.api.clock.advance(1)
+        strangers = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        began = self.api.clock.seconds()
+        answered = 0
+        for _ in range(200):
+            for each in strangers:
+                if each.transport.producerState == "producing":
+                    each.send(requestBytes("GET", "/"))
+            self.api.clock.advance(0.005)
+            answered += sum(len(self.codes(each)) for each in strangers)
+        self.assertLess(answered * 0.02 / (self.api.clock.seconds() - began), 0.4)
+
+    def test_aFleetIsNotKeptBack(self) -> None:
+        """Clients that all show a token, as after a restart, are served without a pause."""
+        self.slow()
+        fleet = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        for each in fleet:
+            each.send(self.request())
+        self.assertEqual([self.codes(each) for each in fleet], [[200]] * 3)
+
+    def crowd(self) -> list[Connection]:
+        """Strangers of one address, of which one has been answered and the others wait."""
+        self.slow()
+        strangers = [self.connect() for _ in range(3)]
+        for each in strangers:
+            each.send(requestBytes("GET", "/"))
+        self.assertEqual(self.codes(strangers[0]), [404])
+        return strangers[1:]
+
+    def test_aTokenThatIsRememberedPasses(self) -> None:
+        """A new connection with a token that was seen before does not wait for strangers, from whatever address."""
+        self.known("10.0.0.2")
+        waiting = self.crowd()
+        self.known()
+        self.assertEqual([self.codes(each) for each in waiting], [[], []])
+
+    def login(self, **credentials: str) -> Connection:
+        """A new connection that brings credentials, the body behind the head."""
+        body = json.dumps({"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}}).encode()
+        request = requestBytes("POST", "/v2.0/tokens", body)
+        connection = self.connect("10.0.0.3")
+        connection.send(request[: -len(body)])
+        connection.send(request[-len(body) :])
+        return connection
+
+    def test_credentialsThatAreRememberedPass(self) -> None:
+        """Nor does one that brings credentials which were right before."""
+        waiting = self.crowd()
+        self.assertEqual(self.codes(self.login(username="joe", apiKey="the-key-of-joe")), [200])
+        self.assertEqual([self.codes(each) for each in waiting], [[], []])
+
+    def test_credentialsThatAreNotRememberedWait(self) -> None:
+        """Other credentials wait for their turn."""
+        self.crowd()
+        for credentials in ({"username": "joe", "apiKey": "wrong"}, {"username": "joe"}):
+            login = self.login(**credentials)
+            self.assertEqual(self.codes(login), [])
+        self.later()
+        self.assertEqual(self.codes(login), [400])
+
+    def test_whatIsAnsweredLaterWaitsToo(self) -> None:
+        """What is left to do for strangers whose token the store had to be asked for is done in their turn as well."""
+        slow: list[Deferred[str]] = [Deferred() for _ in range(3)]
+        strangers = [self.connect() for _ in range(3)]
+        self.patch(self.api.identity, "tenantOf", lambda token: slow[int(token)])
+        for number, each in enumerate(strangers):
+            each.send(requestBytes("GET", SERVICES, None, {"X-Auth-Token": str(number)}))
+        send = self.api.exchanges.end
+
+        def slowly(*args: Any) -> None:
+            self.api.clock.rightNow += 0.02
+            send(*args)
+
+        self.patch(self.api.exchanges, "end", slowly)
+        for each in slow:
+            each.errback(InvalidToken())
+        self.api.clock.advance(0)
+        self.assertEqual([self.codes(each) for each in strangers], [[401], [], []])
+        self.later()
+        self.assertEqual([self.codes(each) for each in strangers], [[], [401], [401]])
+
+    def test_aWholeRequestIsNotClosedUpon(self) -> None:
+        """A request that waits for its turn is answered, however many connections come meanwhile."""
+        waiting = self.crowd()
+        for n in range(20):
+            self.connect(f"10.0.2.{n}")
+        self.assertOpen(*waiting)
+        self.later()
+        self.assertEqual([self.codes(each) for each in waiting], [[404], [404]])
+
+
+class UnfinishedTests(LimitsCase):
+    """Much that is sent by who has shown no token, and that is no whole request."""
+
+    limits = ConnectionLimits(connections=100, perClient=100, unfinishedBytes=500_000)
+
+    def head(self, **headers: str) -> bytes:
+        """What a batch of 200,000 bytes begins with."""
+        headers["Content-Length"] = "200000"
+        return requestBytes("POST", "/v1.0/1234/heartbeats", None, headers)
+
+    def test_theLongestUnderWayGoes(self) -> None:
+        """Where all together are too large, the one has to go that was begun first; the others go on."""
+        first, second, third = (self.connect() for _ in range(3))
+        for each in (first, second, third):
+            each.send(self.head() + b" " * 150_000)
+        self.assertOpen(first, second, third)
+        second.send(b" " * 49_999)
+        self.assertOpen(first, second, third)
+        third.send(b" " * 49_999)
+        self.assertClosed(first)
+        for each in (second, third):
+            each.send(b" ")
+            self.assertEqual(self.codes(each), [400])
+        self.assertEqual(self.api.site.connections.evictions, 1)
+        self.assertIn("requests without a token", self.warnings[-1]["log_format"])
+
+    def test_whoIsKnownIsNotAmongThem(self) -> None:
+        """However much strangers send, a request from who has shown a token comes in."""
+        known = self.known()
+        known.send(self.head(**{"X-Auth-Token": self.api.token}) + b" " * 150_000)
+        strangers = [self.connect() for _ in range(9)]
+        for stranger in strangers:
+            stranger.send(self.head() + b" " * 190_000)
+        self.assertClosed(*strangers[:7])
+        self.assertOpen(known, *strangers[7:])
+        known.send(b" " * 49_999 + b"{")
+        self.assertEqual(self.codes(known), [400])
+
+    def test_whatIsAnsweredIsKeptNoLonger(self) -> None:
+        """A request that has been answered or refused, and a connection that is gone, count for nothing."""
+        first = self.connect()
+        first.send(self.head() + b" " * 150_000)
+        for _ in range(5):
+            answered, refused, gone = (self.connect() for _ in range(3))
+            answered.send(self.head() + b" " * 200_000)
+            self.assertEqual(self.codes(answered), [400])
+            gone.send(self.head() + b" " * 199_000)
+            gone.transport.loseConnection()
+            head = requestBytes("POST", "/v1.0/1234/heartbeats", None, {"Transfer-Encoding": "chunked"})
+            refused.send(head + b"40000\r\n" + b" " * 200_000)
+            refused.send(b" " * 62_144)
+            self.assertEqual(self.codes(refused), [413])
+            self.assertOpen(first, answered)
+
+    def test_whatWaitsInTheLineCounts(self) -> None:
+        """What has come from who stands in line is kept as well."""
+        self.api.site.line.spend(Origin(), lambda: self.api.clock.advance(1))
+        self.assertTrue(self.api.site.line.isBusy)
+        strangers = [self.connect() for _ in range(9)]
+        for stranger in strangers:
+            stranger.send(self.head() + b" " * 60_000)
+        self.assertClosed(strangers[0])
+        self.assertOpen(*strangers[1:])
+
+
+class CrowdTests(LimitsCase):
+    """More connections than may be."""
+
+    def test_theOldestStrangerGoes(self) -> None:
+        """Of those that never showed a token, the one that has waited longest makes room."""
+        known = self.known("10.0.0.1")
+        strangers = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        strangers[0].send(b"GET / HTTP/1.1\r\nX: y")
+        strangers[1].send(requestBytes("GET", SERVICES))  # 401: it has brought a request just now
+        more = [self.connect(f"10.0.2.{n}") for n in range(2)]
+        self.assertClosed(strangers[0], strangers[2])
+        self.assertOpen(known, strangers[1], *more)
+
+    def test_whoIsKnownStays(self) -> None:
+        """However many strangers come, those that have shown a token stay, and so do those that are being answered."""
+        known, busy = self.known("10.0.0.1"), self.busy("10.0.0.1")
+        for n in range(100):
+            self.connect(f"10.0.1.{n}").send(b"G")
+        self.assertOpen(known, busy)
+        known.send(self.request())
+        self.assertEqual(self.codes(known), [200])
+        self.assertOpen(self.known("10.0.0.1"))
+
+    def test_whoHasAuthenticatedIsKnown(self) -> None:
+        """Credentials count as a token does."""
+        known = self.connect("10.0.0.1")
+        body = {"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": "joe", "apiKey": "the-key-of-joe"}}}
+        known.send(requestBytes("POST", "/v2.0/tokens", json.dumps(body).encode()))
+        self.assertEqual(self.codes(known), [200])
+        for n in range(10):
+            self.connect(f"10.0.1.{n}")
+        self.assertOpen(known)
+
+    def test_theLongestIdleGoes(self) -> None:
+        """Where all are known, the one that has been idle for longest goes."""
+        first, *others = [self.known(f"10.0.0.{n}") for n in range(4)]
+        first.send(self.request())
+        self.known("10.0.0.9")
+        self.assertClosed(others[0])
+        self.assertOpen(first, *others[1:])
+
+    def test_noRequestIsCutOff(self) -> None:
+        """Where all are being answered, the newcomer goes."""
+        busy = [self.busy(f"10.0.0.{n}") for n in range(4)]
+        self.assertClosed(self.connect("10.0.0.9"))
+        self.assertOpen(*busy)
+
+    def test_oneAddressIsNotAll(self) -> None:
+        """An address has its own limit, which costs no other address anything."""
+        others = [self.connect("10.0.0.1")]
+        mine = [self.connect("10.0.0.2") for _ in range(3)]
+        more = [self.connect("10.0.0.2") for _ in range(2)]
+        self.assertOpen(*others, mine[2], *more)
+        self.assertClosed(*mine[:2])
+        mine[2].transport.loseConnection()
+        self.assertOpen(self.connect("10.0.0.2"), *more)
+
+    def test_oneAddressThatIsBusy(self) -> None:
+        """An address on whose connections all are being answered gets no further one."""
+        busy = [self.busy("10.0.0.2") for _ in range(3)]
+        self.assertClosed(self.connect("10.0.0.2"))
+        self.assertOpen(self.connect("10.0.0.1"), *busy)
+
+    def test_saysSoNowAndThen(self) -> None:
+        """The log has one line a minute about it, with the number."""
+        for n in range(100):
+            self.connect(f"10.0.0.{n % 50}")
+        self.api.clock.advance(20)
+        self.connect()
+        lines = [event for event in self.warnings if "too many connections" in event["log_format"]]
+        self.assertEqual([line["evicted"] for line in lines], [1])
+        self.api.clock.advance(41)
+        for n in range(10):
+            self.connect(f"10.0.1.{n}")
+        lines = [event for event in self.warnings if "too many connections" in event["log_format"]]
+        self.assertEqual([line["evicted"] for line in lines][:1], [1])
+        self.assertEqual(lines[1]["evicted"] > 90, True)
+        self.assertEqual(len(lines), 2)
+
+
+class PeerTests(SynchronousTestCase):
+    """For whom connections are counted."""
+
+    def test_addresses(self) -> None:
+        """An IPv4 address, the network of an IPv6 address, and all local sockets together."""
+        addresses: list[tuple[IAddress, str]] = [
+            (IPv4Address("TCP", "10.0.0.1", 1), "10.0.0.1"),
+            (IPv6Address("TCP", "2001:db8:1:2:3:4:5:6", 1), "2001:db8:1:2::/64"),
+            (IPv6Address("TCP", "fe80::1%eth0", 1), "fe80::/64"),
+            (IPv6Address("TCP", "::ffff:10.0.0.1", 1), "10.0.0.1"),
+            (UNIXAddress(b"/tmp/socket"), "local sockets"),
+        ]
+        for address, peer in addresses:
+            self.assertEqual(peerOf(address), peer)
+
+
+class FollowerLimitTests(LimitsCase):
+    """More who wait for events than may."""
+
+    limits = ConnectionLimits(followers=3, followersPerTenant=2)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.api.create("web1")
+        self.marker = self.api.ask("GET", "/events").json["values"][-1]["id"]
+
+    def follow(self, marker: str | None = None) -> Connection:
+        connection = self.connect()
+        connection.send(self.request("GET", f"{EVENTS}?wait=60&marker={marker or self.marker}"))
+        return connection
+
+    def reply(self, connection: Connection) -> Reply:
+        (reply,) = connection.replies()
+        return reply
+
+    def test_oneTooMany(self) -> None:
+        """One for whom there is no place is told so, and when to come again; the connection stays."""
+        waiting = [self.follow() for _ in range(2)]
+        late = self.follow()
+        reply = self.reply(late)
+        self.assertEqual((reply.code, reply.json["type"]), (503, "systemFailureError"))
+        self.assertEqual(reply.header("Retry-After"), "5")
+        self.assertIn("wait for events", reply.json["details"])
+        self.assertOpen(late)
+        self.api.create("web2")
+        self.api.clock.advance(0)
+        self.assertEqual([self.codes(each) for each in waiting], [[200], [200]])
+
+    def test_newsIsForAll(self) -> None:
+        """Who need not wait needs no place."""
+        first = self.marker
+        self.api.create("web2")
+        self.marker = self.api.ask("GET", "/events").json["values"][-1]["id"]
+        for _ in range(2):
+            self.follow()
+        self.assertEqual(self.reply(self.follow(first)).code, 200)
+        self.assertEqual(self.api.ask("GET", f"/events?marker={self.marker}").code, 200)
+
+    def test_placesAreGivenBack(self) -> None:
+        """Whoever has been answered, or has hung up, leaves a place."""
+        for _ in range(3):
+            answered, gone = self.follow(), self.follow()
+            gone.transport.loseConnection()
+            self.follow().transport.loseConnection()
+            self.api.advance(61)
+            self.assertEqual(self.codes(answered), [200])
+
+    def test_inAll(self) -> None:
+        """There is a limit for all tenants together."""
+        for tenant in ("1", "2", "3"):
+            self.api.registry.account(tenant)
+        waiting = [
+            Deferred.fromCoroutine(self.api.registry.news(tenant, None, 10, None, 60))
+            for tenant in ("1", "2", "3", "3")
+        ]
+        for each in waiting[:3]:
+            self.assertNoResult(each)
+        self.assertEqual(self.failureResultOf(waiting[3]).value.code, 503)  # type: ignore[attr-defined]
+        self.api.advance(61)
+        for each in waiting[:3]:
+            self.successResultOf(each)
+
+
+class FilesTests(SynchronousTestCase):
+    """How many files a process may open, and what follows from it."""
+
+    def test_fewerWhereThereAreNoMoreFiles(self) -> None:
+        """There are never more connections than the process may open, and some are left for those who do not wait."""
+        limits = ConnectionLimits(connections=10_000, followers=9_000)
+        self.assertEqual(limits.within(1024).connections, 824)
+        self.assertEqual(limits.within(1024).followers, 659)
+        self.assertEqual(limits.within(100_000).connections, 10_000)
+        self.assertEqual(limits.within(100_000).followers, 8_000)
+        self.assertEqual(ConnectionLimits().within(100_000), ConnectionLimits())
+        self.assertEqual(limits.within(64).connections, 32)
+        self.assertEqual(limits.within(1).connections, 1)
+
+    def test_raisesTheLimit(self) -> None:
+        """A process takes what it needs, as far as it may, and never less than it has."""
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        hard = before[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
+        raiseFileLimit(ConnectionLimits(connections=1200))
+        self.assertEqual(availableFiles(), 1400)
+        raiseFileLimit(ConnectionLimits(connections=10))
+        self.assertEqual(availableFiles(), 1400)
+        if hard != resource.RLIM_INFINITY:
+            raiseFileLimit(ConnectionLimits(connections=hard))
+            self.assertEqual(availableFiles(), hard)

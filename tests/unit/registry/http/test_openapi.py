@@ -1,0 +1,325 @@
+"""
+``GET /openapi.json``, and that it tells the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema_rs import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.unit.registry.http.test_statuspages import sourcesOf
+from tests.unit.registry.wire import KEY, USER, Api
+from txserviceregistry.registry import faults
+from txserviceregistry.registry.faults import FAULT_TYPES, Fault
+from txserviceregistry.registry.http import openapi, rules, schemas, validation
+from txserviceregistry.registry.http.health import Health
+from txserviceregistry.registry.http.messages import EXTENSIONS
+from txserviceregistry.registry.http.routes import API, ROUTES
+from txserviceregistry.registry.http.statuspages import Operations
+
+DOCUMENT: dict[str, Any] = json.loads(openapi.document("http://registry.example:8880"))
+OFTEN = settings(max_examples=200, deadline=None, database=None, derandomize=True)
+CREDENTIALS = {"auth": {"passwordCredentials": {"username": USER, "password": KEY}}}
+
+
+def texts(alphabet: str, longest: int) -> st.SearchStrategy[str]:
+    """Texts that are often right, and often wrong by a little."""
+    return st.text(st.sampled_from(alphabet), max_size=longest) | st.text(max_size=longest)
+
+
+def values(document: Any, key: str) -> Iterator[Any]:
+    """All that stands anywhere under *key*."""
+    if isinstance(document, dict):
+        for name, value in document.items():
+            if name == key:
+                yield value
+            yield from values(value, key)
+    elif isinstance(document, list):
+        for value in document:
+            yield from values(value, key)
+
+
+class DocumentTests(SynchronousTestCase):
+    """
+    The document as such.
+    """
+
+    def test_isOpenAPI(self) -> None:
+        """
+        It is what OpenAPI 3.1 asks for.
+        """
+        errors = [error.message for error in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()]
+        self.assertEqual(errors, [])
+
+    def test_describesEveryRoute(self) -> None:
+        """
+        Every route is described, and no other; so is every page beside the API.
+        """
+        described = {
+            (path, method.upper(), operation["operationId"])
+            for path, operations in DOCUMENT["paths"].items()
+            if path.startswith(API)
+            for method, operation in operations.items()
+            if method != "parameters"
+        }
+        routes = {
+            (API + "/{tenant}" + pattern, method, name)
+            for pattern, methods in ROUTES.items()
+            for method, name in methods.items()
+        }
+        self.assertEqual(described, routes)
+        api = Api()
+        pages = set(Operations(Health(api.store, api.clock), sourcesOf(api)).pages)
+        self.assertEqual({path for path in DOCUMENT["paths"] if not path.startswith((API, "/v2.0"))}, pages)
+        self.assertEqual(set(DOCUMENT["paths"]["/v2.0/tokens"]), {"post"})
+
+    def test_describesEveryQueryAndBody(self) -> None:
+        """
+        The tables of queries and bodies know no operation that there is none of.
+        """
+        names = {name for methods in ROUTES.values() for name in methods.values()}
+        self.assertEqual(names, set(openapi.OPERATIONS))
+        self.assertLessEqual({*validation.QUERIES, *validation.BODIES}, names)
+
+    def test_tellsTheExtensions(self) -> None:
+        """
+        It names the extensions, and describes what they add.
+        """
+        for name in EXTENSIONS:
+            self.assertIn(name, DOCUMENT["info"]["description"])
+        parameters = DOCUMENT["paths"]["/v1.0/{tenant}/events"]["get"]["parameters"]
+        (wait,) = (parameter["schema"] for parameter in parameters if parameter["name"] == "wait")
+        self.assertEqual(wait, {"type": "integer", "minimum": 1, "maximum": 60})
+        operation = DOCUMENT["paths"]["/v1.0/{tenant}/heartbeats"]["post"]
+        self.assertIn("262144", operation["responses"]["413"]["description"])
+
+    def test_tellsWhatIsInEveryEvent(self) -> None:
+        """
+        For each type of event there is one description of its payload, and what lacks a field of it does not fit.
+        """
+        event = DOCUMENT["components"]["schemas"]["Event"]
+        described = [name for each in event["oneOf"] for name in each["properties"]["type"]["enum"]]
+        self.assertEqual(sorted(described), sorted(validation.EVENT_TYPES))
+        validator = Draft202012Validator({"components": DOCUMENT["components"], **event})
+        service = {"id": "web1", "heartbeat_timeout": 30, "tags": ["www"], "metadata": {"port": "80"}}
+        value = {"configuration_value_id": "key", "old_value": "a"}
+        for type, payload in [
+            ("service.join", service),
+            ("service.remove", service),
+            ("service.timeout", service),
+            ("configuration_value.update", {**value, "new_value": "b"}),
+            ("configuration_value.remove", value),
+        ]:
+            whole = {"id": "11111111-1111-1111-8111-111111111111", "timestamp": 1, "type": type, "payload": payload}
+            self.assertEqual([error.message for error in validator.iter_errors(whole)], [], type)
+            for name in payload:
+                less = {key: value for key, value in payload.items() if key != name}
+                self.assertFalse(validator.is_valid({**whole, "payload": less}), (type, name))
+        self.assertFalse(validator.is_valid({**whole, "payload": {**value, "new_value": "b"}}))
+
+    def test_patternsAreOfBothDialects(self) -> None:
+        """
+        No pattern says what Python and ECMAScript understand differently, or only one of them.
+        """
+        patterns = list(values(DOCUMENT, "pattern"))
+        self.assertGreater(len(patterns), 10)
+        for pattern in patterns:
+            self.assertTrue(pattern.startswith("^(?:") and pattern.endswith(")$"), pattern)
+            inside = pattern[4:-2]
+            self.assertIsNone(
+                re.search(r"\(\?<|\(\?P|\(\?[aiLmsux]|\(\?\(|\\[AZzdDwWsSbB]|[*+?}][+]|\\u", inside), pattern
+            )
+            # With ECMAScript's flag "u" nothing else may be escaped, and "-" in a class only.
+            self.assertLessEqual(set(re.findall(r"\\(.)", inside)), set("^$\\.*+?()[]{}|/-"), pattern)
+
+    def test_faultTypes(self) -> None:
+        """
+        Every fault that there is has the code that the table has for its type.
+        """
+        made = [
+            faults.badRequest("m", "d"),
+            faults.invalidLimit("d"),
+            faults.serviceExists("web1"),
+            faults.limitReached("service", 1),
+            faults.rateLimitReached("d", 1),
+            faults.unauthorized("d", "http://x/v2.0"),
+            faults.forbidden("d"),
+            faults.notFound("Service", "web1"),
+            faults.pageNotFound(),
+            faults.requestTooLarge(1),
+            faults.internalError(),
+            faults.systemFailure(),
+        ]
+        for fault in made:
+            self.assertEqual(fault.code, FAULT_TYPES[fault.type])
+        # The protocol has one that this registry never says.
+        self.assertEqual(set(FAULT_TYPES) - {fault.type for fault in made}, {"notImplementedError"})
+
+    def test_unknownTypes(self) -> None:
+        """
+        A type that JSON has nothing for is told, not guessed at.
+        """
+        self.assertRaises(TypeError, schemas.ofType, bytes)
+
+
+class ServedTests(SynchronousTestCase):
+    """
+    The page.
+    """
+
+    def setUp(self) -> None:
+        self.api = Api()
+        self.api.resource.pages = Operations(Health(self.api.store, self.api.clock), sourcesOf(self.api)).pages
+
+    def test_servers(self) -> None:
+        """
+        It needs no token, and tells the registry's URL by the name that the client has for it.
+        """
+        for host in ("registry.example:8880", "[::1]:81", "registry.example:8880"):
+            reply = self.api.ask("GET", b"/openapi.json", headers={"Host": host}, token=None)
+            self.assertEqual((reply.code, reply.header("Content-Type")), (200, "application/json; charset=UTF-8"))
+            self.assertEqual(reply.json["servers"], [{"url": f"http://{host}"}])
+            self.assertEqual({**reply.json, "servers": None}, {**DOCUMENT, "servers": None})
+
+    def test_answersConform(self) -> None:
+        """
+        What the registry answers, well or not, is what is described.
+        """
+        token = self.api.create("web1", tags=["www"], metadata={"port": "80"})
+        entries = [{"id": "web1", "token": token}, {"id": "gone", "token": token}]
+        for method, path, body, code in [
+            ("GET", "/limits", None, 200),
+            ("GET", "/services", None, 200),
+            ("GET", "/services?limit=x", None, 400),
+            ("POST", "/services", {"id": "web2", "heartbeat_timeout": "30"}, 201),
+            ("POST", "/services", {"id": "web2", "heartbeat_timeout": "30"}, 400),
+            ("GET", "/services/{serviceId}", None, 200),
+            ("PUT", "/services/{serviceId}", {"tags": None}, 204),
+            ("POST", "/services/{serviceId}/heartbeat", {"token": token}, 200),
+            ("POST", "/heartbeats", {"heartbeats": entries}, 200),
+            ("DELETE", "/services/{serviceId}", None, 204),
+            ("DELETE", "/services/{serviceId}", None, 404),
+            ("PUT", "/configuration/{configurationId}", {"value": "x"}, 204),
+            ("GET", "/configuration/{configurationId}", None, 200),
+            ("GET", "/configuration", None, 200),
+            ("GET", "/configuration/{namespace}/", None, 200),
+            ("DELETE", "/configuration/{configurationId}", None, 204),
+            ("GET", "/events", None, 200),
+        ]:
+            sent = path.format(serviceId="web1", configurationId="some/key", namespace="some") if "{" in path else path
+            reply = self.api.ask(method, sent, body)
+            self.assertEqual(reply.code, code, (method, path, reply))
+            self.assertConforms(f"/v1.0/{{tenant}}{path.partition('?')[0]}", method, reply)
+        self.assertConforms("/v1.0/{tenant}/limits", "GET", self.api.ask("GET", "/limits", token=None))
+        self.assertConforms("/v2.0/tokens", "POST", self.api.ask("POST", b"/v2.0/tokens", CREDENTIALS))
+        self.assertConforms("/v2.0/tokens", "POST", self.api.ask("POST", b"/v2.0/tokens", {}))
+        for path in openapi.PAGES:
+            self.assertConforms(path, "GET", self.api.ask("GET", path.encode(), token=None))
+
+    def assertConforms(self, path: str, method: str, reply: Any) -> None:
+        described = DOCUMENT["paths"][path][method.lower()]["responses"][str(reply.code)]
+        for name, header in described["headers"].items():
+            component = DOCUMENT["components"]["headers"][header["$ref"].rpartition("/")[2]]
+            if component["required"]:
+                self.assertTrue(reply.header(name), (path, method, name))
+        if reply.code == 204:
+            self.assertEqual(("content" in described, reply.raw), (False, b""))
+            return
+        mediaType = str(reply.header("Content-Type")).partition(";")[0]
+        schema = described["content"][mediaType]["schema"]
+        if mediaType != "application/json":
+            self.assertEqual(schema, {"type": "string"})
+            return
+        whole = {"components": DOCUMENT["components"], **schema}
+        errors = [error.message for error in Draft202012Validator(whole).iter_errors(reply.json)]
+        self.assertEqual(errors, [], (path, method))
+
+    def test_declaredQueriesAreChecked(self) -> None:
+        """
+        Every parameter of a query that is described is looked at.
+        """
+        paths = {name: pattern for pattern, methods in ROUTES.items() for name in methods.values()}
+        for name, query in validation.QUERIES.items():
+            for parameter in query:
+                path = paths[name].replace("{namespace}", "some")
+                reply = self.api.ask("GET", f"{path}?{parameter}=%F0%9F%92%A9")
+                self.assertEqual(reply.code, 400, (name, parameter))
+
+
+class SchemaTests(SynchronousTestCase):
+    """
+    What a schema takes is what its rule takes. (The validator reads patterns as ECMAScript does; Python's own would let
+    a line feed at the end pass.)
+    """
+
+    def agrees(self, rule: rules.Rule, value: Any, schema: schemas.Schema | None = None) -> None:
+        fits = Draft202012Validator(schema or schemas.ofRule(rule)).is_valid(value)
+        try:
+            rule.check(value)
+        except rules.Unfit:
+            self.assertFalse(fits, value)
+        else:
+            self.assertTrue(fits, value)
+
+    @OFTEN
+    @given(texts("aZ0/_-.~\n", 60) | st.from_regex(r"(/[a-z]{3,4}/?){1,11}[a-z]{0,3}", fullmatch=True))
+    def test_texts(self, text: str) -> None:
+        """
+        Ids, keys, tags and markers.
+        """
+        for rule in validation.PARAMETERS.values():
+            self.agrees(rule, text)
+        for rule in validation.QUERIES["listValues"]["marker"], validation.QUERIES["listEvents"]["type"]:
+            self.agrees(rule, text)
+
+    @OFTEN
+    @given(st.integers() | st.integers(0, 130) | st.floats() | st.integers(-1, 130).map(str) | texts("0123 +.-e", 4))
+    def test_numbers(self, value: Any) -> None:
+        """
+        The timeout of a service, in all the ways that a number can be written.
+        """
+        if isinstance(value, str) and "e" in value:
+            # A pattern can't tell what such a number is: the schema leaves it out.
+            self.assertFalse(Draft202012Validator(schemas.ofRule(rules.Number(3, 120))).is_valid(value))
+        elif value == value and value not in (float("inf"), float("-inf")):
+            self.agrees(rules.Number(3, 120), value)
+
+    @OFTEN
+    @given(st.uuids(version=1).map(str) | st.uuids().map(str).map(str.upper) | texts("0123456789abcdefg-", 36))
+    def test_tokens(self, text: str) -> None:
+        """
+        Version-1 UUIDs.
+        """
+        self.agrees(rules.TimeUUID(), text)
+
+    @OFTEN
+    @given(
+        st.dictionaries(
+            st.sampled_from(["id", "heartbeat_timeout", "tags", "metadata", "token", "value", "heartbeats"]),
+            st.none() | st.booleans() | st.just("web1") | st.integers(0, 150)
+            | st.lists(st.text(max_size=57), max_size=12)
+            | st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=22),
+            max_size=5,
+        )
+    )  # fmt: skip
+    def test_bodies(self, body: dict[str, Any]) -> None:
+        """
+        Whole bodies: what has to be there, and what may be ``null``.
+        """
+        for fields in (validation.SERVICE_FIELDS, validation.HEARTBEAT_FIELDS, validation.VALUE_FIELDS):
+            fits = Draft202012Validator(schemas.ofFields(fields)).is_valid(body)
+            try:
+                for field in fields:
+                    field.value(body)
+            except Fault:
+                self.assertFalse(fits, body)
+            else:
+                self.assertTrue(fits, body)

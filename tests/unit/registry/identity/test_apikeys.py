@@ -1,0 +1,55 @@
+"""
+Tests for :mod:`txserviceregistry.registry.identity.apikeys`: the hashes of keys. What checking a key costs is tested as
+authentications show it, in :mod:`tests.unit.registry.identity.test_identity`.
+"""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.registry.identity.apikeys import hashKey, keyMatches
+
+from ..wire import CHEAP
+
+
+class KeyHashTests(SynchronousTestCase):
+    """
+    API keys are kept as hashes.
+    """
+
+    def test_matchesItsOwnKeyOnly(self) -> None:
+        """
+        A hash is of one key, and says nothing of it.
+        """
+        kept = hashKey("s3cret", cost=CHEAP)
+        self.assertTrue(keyMatches("s3cret", kept))
+        self.assertFalse(keyMatches("s3creT", kept))
+        self.assertNotIn("s3cret", kept)
+
+    def test_isSalted(self) -> None:
+        """
+        Two users with one key don't share a hash.
+        """
+        self.assertNotEqual(hashKey("k", cost=CHEAP), hashKey("k", cost=CHEAP))
+
+    def test_carriesItsCost(self) -> None:
+        """
+        A hash is checked at the cost that it was made with, whatever is usual later.
+        """
+        kept = hashKey("k", cost=16)
+        self.assertTrue(kept.startswith("scrypt$16$8$1$"))
+        self.assertTrue(keyMatches("k", kept))
+
+    def test_takesTheDefaultCost(self) -> None:
+        """
+        Unless told otherwise a hash costs 16 MiB.
+        """
+        kept = hashKey("k")
+        self.assertTrue(kept.startswith("scrypt$16384$8$1$"))
+        self.assertTrue(keyMatches("k", kept))
+
+    def test_takesAnyText(self) -> None:
+        """
+        Whatever JSON can spell can be tried as a key.
+        """
+        self.assertFalse(keyMatches("\ud800\0\xe4", hashKey("k", cost=CHEAP)))

@@ -1,0 +1,1187 @@
+"""
+What the SQLite store promises of its file: across restarts, crashes, other processes, and trouble with the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import attrs
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.error import ProcessTerminated
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
+from twisted.internet.utils import getProcessOutputAndValue
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tests import ROOT
+from tests.unit.registry.stores.storesuite import countServices, countValues
+from tests.unit.registry.stores.test_stores import HandReactor
+from txserviceregistry.registry.eventids import position, positionOf
+from txserviceregistry.registry.stores.interfaces import (
+    Death,
+    ServiceRecord,
+    StoreRefused,
+    StoreUnavailable,
+    TokenRecord,
+)
+from txserviceregistry.registry.stores.sqlite.file import (
+    APPLICATION_ID,
+    LOG_BYTES,
+    MIGRATIONS,
+    connect,
+    isThere,
+    prepare,
+)
+from txserviceregistry.registry.stores.sqlite.log import RETRY_SECONDS, TELLING_BYTES
+from txserviceregistry.registry.stores.sqlite.store import SqliteStore
+from txserviceregistry.util.deferred import returnsDeferred
+
+NOW = 1_700_000_000.0
+PROGRAM = ["-m", "tests.unit.registry.stores.sqlite.storeprograms"]
+
+
+@returnsDeferred
+async def run(name: str, path: str) -> str:
+    """Run a program of storeprograms to its end; what it printed."""
+    arguments = [*PROGRAM, name, os.path.abspath(path)]
+    output, errors, code = await getProcessOutputAndValue(sys.executable, arguments, os.environ, ROOT)
+    if code != 0:
+        raise AssertionError(errors.decode())
+    return output.decode()
+
+
+class KilledWhileItPrints(ProcessProtocol):
+    """Kills a process after it has printed a number of lines. Complete lines only are kept."""
+
+    def __init__(self, lines: int) -> None:
+        self.ended: Deferred[list[str]] = Deferred()
+        self._lines = lines
+        self._output = b""
+        self._errors = b""
+
+    def outReceived(self, data: bytes) -> None:
+        self._output += data
+        if self._output.count(b"\n") >= self._lines and self.transport.pid:
+            self.transport.signalProcess("KILL")
+            self._lines = sys.maxsize
+
+    def errReceived(self, data: bytes) -> None:
+        self._errors += data
+
+    def processEnded(self, reason: Any) -> None:
+        if reason.check(ProcessTerminated) and reason.value.signal == 9:
+            self.ended.callback(self._output.decode().split("\n")[:-1])
+        else:
+            self.ended.errback(AssertionError(self._errors.decode()))
+
+
+class SqliteStoreTests(TestCase):
+    """A store that is opened, and opened again."""
+
+    timeout = 60
+    now = NOW
+
+    def setUp(self):
+        self.path = self.mktemp()
+        self.reactor = HandReactor()
+
+    async def opened(self, path: str | None = None) -> SqliteStore:
+        store = SqliteStore(path or self.path, reactor=self.reactor, wallClock=lambda: self.now)
+        await store.open()
+        self.addCleanup(store.close)
+        return store
+
+    async def raises(self, kind: type[Exception], operation: Any) -> str:
+        try:
+            result = await operation
+        except kind as error:
+            return str(error)
+        self.fail(f"{kind.__name__} was expected, but it returned {result!r}")
+
+    def elsewhere(self) -> sqlite3.Connection:
+        """The file as another process has it open."""
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(connection.close)
+        return connection
+
+    # -- from one life to the next
+
+    async def test_everythingIsThereAfterARestart(self):
+        """A store that is opened again is what it was."""
+
+        async def content(store: SqliteStore) -> list[Any]:
+            return [
+                await store.secret(),
+                await store.account("1"),
+                await store.listServices("1", None, 100, None, ()),
+                await store.listServices("1", None, 100, "t", ()),
+                await store.livingServices(),
+                await store.listValues("1", None, 100, None),
+                await store.listEvents("1", 0, 100, None),
+                await store.listUsers(),
+                await store.getToken("token"),
+            ]
+
+        store = await self.opened()
+        await store.account("1")
+        made = await store.createService("1", "web", 30, ("t",), {"k": "v"}, 10)
+        gone = await store.createService("1", "gone", 30, ("t",), {}, 10)
+        await store.expireServices([Death("1", "gone", gone.incarnation, 5)])
+        store.recordLastSeen("1", "web", made.incarnation, 1234)
+        await store.setValue("1", "key", "value", 10)
+        await store.addUser("joe", "hash", None)
+        await store.addToken(TokenRecord("token", "joe", "1", NOW + 60))
+        self.reactor.advance(5)
+        await store.removeToken("none")
+        before = await content(store)
+        await store.close()
+        self.now += 3600
+        again = await self.opened()
+        self.assertEqual(await content(again), before)
+        self.assertEqual(before[2][0].lastSeen, 1234)
+        self.assertEqual((await countServices(again), await countValues(again)), (1, 1))
+
+    async def test_closeWritesHeartbeatTimes(self):
+        """The times of heartbeats that wait to be written are written by close(), and nothing stays on the reactor."""
+        store = await self.opened()
+        made = await store.createService("1", "web", 30, (), {}, 10)
+        store.recordLastSeen("1", "web", made.incarnation, 1234)
+        await store.close()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        store = await self.opened()
+        self.assertEqual((await store.getService("1", "web")).lastSeen, 1234)
+
+    async def test_heartbeatTimesAreWrittenAfterFiveSeconds(self):
+        """A thousand heartbeats of a service are one write, at the latest five seconds after the first."""
+        store = await self.opened()
+        made = await store.createService("1", "web", 30, (), {}, 10)
+        for n in range(1000):
+            store.recordLastSeen("1", "web", made.incarnation, n)
+        self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
+        self.reactor.advance(4.9)
+        await store.removeToken("none")
+        self.assertEqual((await store.getService("1", "web")).lastSeen, None)
+        self.reactor.advance(0.1)
+        await store.removeToken("none")
+        self.assertEqual((await store.getService("1", "web")).lastSeen, 999)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    async def test_eventIdsGoOnAfterARestart(self):
+        """Ids grow across a restart, when the clock has stepped back and all events have been dropped."""
+        store = await self.opened()
+        made = await store.createService("1", "web", 30, (), {}, 10)
+        await store.dropEvents(positionOf(NOW + 60))
+        await store.close()
+        self.now = NOW - 3600
+        store = await self.opened()
+        again = await store.createService("1", "api", 30, (), {}, 10)
+        self.assertEqual(position(again.incarnation), position(made.incarnation) + 1)
+
+    async def test_dropsManyEvents(self):
+        """More events than fit into one part are dropped, and those of every tenant."""
+        store = await self.opened()
+        await gatherResults([store.setValue(str(n % 3), "key", str(n), 10) for n in range(2100)])
+        self.assertEqual(await store.dropEvents(positionOf(NOW) + 2000), 2000)
+        self.assertEqual(await store.dropEvents(positionOf(NOW + 60)), 100)
+
+    async def test_closeFinishesWhatIsUnderWay(self):
+        """What was asked for before close() is done; nothing is left beside the file, and no thread."""
+        threads = set(threading.enumerate())
+        store = await self.opened()
+        writes = [store.setValue("1", f"k{n}", "v", 1000) for n in range(100)]
+        reads = [store.listValues("1", None, 1, None) for _ in range(100)]
+        first, second = store.close(), store.close()
+        await first
+        await second
+        await gatherResults(writes + reads)
+        self.assertEqual(set(threading.enumerate()) - threads, set())
+        self.assertFalse(os.path.exists(self.path + "-wal"))
+        self.assertEqual(await countValues(await self.opened()), 100)
+
+    async def test_closingWhileItOpens(self):
+        """A store that is closed before it has opened does not open, and leaves no thread."""
+        threads = set(threading.enumerate())
+        store = SqliteStore(self.path, reactor=self.reactor)
+        opening = store.open()
+        closing = store.close()
+        await self.raises(StoreUnavailable, opening)
+        await closing
+        self.assertEqual(set(threading.enumerate()) - threads, set())
+
+    def test_nothingIsStartedByMakingIt(self):
+        """A store that has not been opened has no file and no thread: a daemon forks between the two."""
+        threads = threading.enumerate()
+        SqliteStore(self.path, reactor=self.reactor)
+        self.assertEqual(threading.enumerate(), threads)
+        self.assertFalse(os.path.exists(self.path))
+
+    async def test_fileIsTheOwnersOnly(self):
+        """The file, and what SQLite keeps beside it, can be read by nobody else, whatever the umask."""
+        mask = os.umask(0)
+        self.addCleanup(os.umask, mask)
+        store = await self.opened()
+        await store.setValue("1", "key", "value", 10)
+        folder = os.path.dirname(self.path)
+        names = [name for name in os.listdir(folder) if name.startswith(os.path.basename(self.path))]
+        self.assertEqual(len(names), 3)
+        modes = {stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) for name in names}
+        self.assertEqual(modes, {0o600})
+
+    async def test_survivesKill(self):
+        """Whatever a process printed as acknowledged before it was killed is there, and the store is in order."""
+        killed = KilledWhileItPrints(500)
+        environment = dict(os.environ)
+        path = os.path.abspath(self.path)
+        reactor.spawnProcess(killed, sys.executable, [sys.executable, *PROGRAM, "writeStream", path], environment, ROOT)
+        lines = [line.split() for line in await killed.ended]
+        self.assertGreaterEqual(len(lines), 500)
+        store = await self.opened()
+        removed = {rest[0] for what, *rest in lines if what == "removed"}
+        joined = {event.id for event in await store.listEvents("1", 0, 100_000, "service.join")}
+        living = {one.id: one for one in await store.listServices("1", None, 100_000, None, ())}
+        under = {f"s{n}" for n in range(10**4)} - removed  # those of which a removal may have been under way
+        for what, *rest in lines:
+            if what == "service":
+                id, incarnation = rest
+                self.assertIn(incarnation, joined)
+                if id in living:
+                    self.assertEqual(living[id].incarnation, incarnation)
+                elif id in under:
+                    self.assertTrue(int(id[1:]) % 30 < 10, f"{id} is lost")
+            elif what == "value":
+                self.assertEqual(await store.getValue("1", rest[0]), rest[0][1:])
+        self.assertTrue(removed)
+        self.assertEqual(removed & set(living), set())
+        self.assertEqual(await countServices(store), len(living))
+        verdict = self.elsewhere().execute("PRAGMA integrity_check").fetchall()
+        self.assertEqual(verdict, [("ok",)])
+
+    # -- other processes
+
+    async def test_seesWhatAnotherProcessWrites(self):
+        """Users that another process edits are as that process left them, at once."""
+        store = await self.opened()
+        await store.addUser("joe", "old", None)
+        await store.addToken(TokenRecord("token", "joe", "1", NOW * 2))
+        await run("editUsers", self.path)
+        self.assertEqual([user.name for user in await store.listUsers()], ["ann", "joe"])
+        self.assertEqual((await store.getUser("joe")).keyHash, "new")
+        self.assertEqual((await store.addUser("bob", "hash", None)).tenant, "3")
+
+    async def test_twoStoresOnOneFileAreOne(self):
+        """Two that open a new file together have one secret, see each other's changes, and one row of event ids."""
+        one, two = await gatherResults([Deferred.fromCoroutine(self.opened()) for _ in range(2)])
+        self.assertEqual(await one.secret(), await two.secret())
+        made = []
+        for n in range(4):
+            made.append(await (one, two)[n % 2].createService("1", f"s{n}", 30, (), {}, 4))
+        positions = [position(service.incarnation) for service in made]
+        self.assertEqual(positions, [positions[0] + n for n in range(4)])
+        self.assertEqual(await one.listServices("1", None, 9, None, ()), made)
+        self.assertEqual(await countServices(one), 4)
+
+    # -- groups
+
+    async def test_oneThatFailsLeavesTheOthersWhole(self):
+        """An operation that fails half-way undoes what it did, and only that."""
+        store = await self.opened()
+        good = [store.setValue("1", f"k{n}", "v", 100) for n in range(5)]
+        bad = store.setValue("1", "bad", 5, 100)  # type: ignore[arg-type]  # a defect of the caller
+        more = [store.setValue("1", f"l{n}", "v", 100) for n in range(5)]
+        await self.raises(AttributeError, bad)
+        await gatherResults(good + more)
+        self.assertEqual(len(await store.listEvents("1", 0, 100, None)), 10)
+        self.assertEqual(await countValues(store), 10)
+
+    async def test_togetherIsAsOneAfterTheOther(self):
+        """What comes at once, of one kind or of several, has the outcomes and the events of what comes one by one."""
+
+        def operations(store: SqliteStore) -> Iterator[Deferred[Any]]:
+            for n in range(150):
+                yield store.createService(f"{n % 2 + 1}", f"s{n}", 30, ("t", f"t{n}", "t", "\0"), {"n": f"{n}"}, 999)
+            for tenant, id, maximum in (("1", "s0", 999), ("1", "s1", 999), ("2", "s1", 76), ("2", "s2", 76)):
+                yield store.createService(tenant, id, 40, (), {}, maximum)
+            for tenant, id, maximum in (("2", "s3", 76), ("2", "s5", 75), ("2", "new", 76), ("3", "new", 0)):
+                yield store.createService(tenant, id, 50, (), {}, maximum)
+            for n in range(80):
+                yield store.setValue("1", f"key{n % 70}", f"value{n % 2}", 60)
+            for value in ("a", "a", "b", "\ud800", "a"):
+                yield store.setValue("2", "key", value, 1)
+            yield store.removeValue("2", "key")
+            yield store.setValue("2", "other", "", 1)
+            yield store.setValue("2", "key", "", 1)
+            yield store.createService("1", "last", 30, (), {}, 999)
+
+        async def outcome(operation: Deferred[Any]) -> Any:
+            try:
+                result = await operation
+            except Exception as error:
+                return repr(error)
+            return attrs.evolve(result, incarnation="") if isinstance(result, ServiceRecord) else result
+
+        async def state(store: SqliteStore, tenant: str) -> Any:
+            return (
+                [event.payload for event in await store.listEvents(tenant, 0, 999, None)],
+                [attrs.evolve(one, incarnation="") for one in await store.listServices(tenant, None, 999, None, ())],
+                [one.id for one in await store.listServices(tenant, None, 999, "t", ())],
+                await store.listValues(tenant, None, 999, None),
+            )
+
+        patient, hurried = await self.opened(), await self.opened(self.mktemp())
+        waiting = [Deferred.fromCoroutine(outcome(each)) for each in operations(hurried)]
+        outcomes = [await outcome(each) for each in operations(patient)]
+        self.assertEqual(await gatherResults(waiting), outcomes)
+        for kind in ("ObjectExists", "LimitExceeded", "ServiceRecord", "None"):
+            self.assertIn(kind, str(outcomes))
+        for tenant in ("1", "2", "3"):
+            self.assertEqual(await state(hurried, tenant), await state(patient, tenant))
+        for count in (countServices, countValues):
+            self.assertEqual(await count(hurried), await count(patient))
+        self.assertLess(hurried.statistics.commits.counts[0], patient.statistics.commits.counts[0])
+
+    def everyTurn(self, store: SqliteStore, until: Callable[[int], bool]) -> list[Deferred[Any]]:
+        """Write something in one turn of the reactor after the other; what comes of each."""
+        writing: list[Deferred[Any]] = []
+
+        def write() -> None:
+            writing.append(store.setValue("1", f"key{len(writing)}", "value", 100_000))
+            if not until(len(writing)):
+                reactor.callLater(0, write)
+
+        write()
+        return writing
+
+    async def test_whatComesTurnAfterTurnSharesACommit(self):
+        """While each turn of the reactor brings another change, all of them wait for the last, and for one commit."""
+        store = await self.opened()
+        writing = self.everyTurn(store, lambda count: count == 5)
+        await writing[0]
+        await gatherResults(writing)
+        self.assertEqual((len(writing), store.statistics.commits.total), (5, 5))
+        self.assertEqual(sum(store.statistics.commits.counts), 1)
+
+    async def test_nobodyWaitsLongForOthers(self):
+        """A change is kept soon, however long each turn of the reactor goes on to bring another."""
+        store = await self.opened()
+        kept: list[int] = []
+
+        def isKept(count: int) -> bool:
+            self.reactor.advance(0.005)
+            return bool(kept)
+
+        writing = self.everyTurn(store, isKept)
+        await writing[0]
+        kept.append(1)
+        await deferLater(reactor, 0)
+        await gatherResults(writing)
+
+    async def test_writesAValueOnceHoweverOftenItIsSet(self):
+        """What a key is set to several times at once is written once: in which order rows come, SQLite leaves open."""
+        store = await self.opened()
+        elsewhere = self.elsewhere()
+        elsewhere.execute("CREATE TABLE written (value)")
+        for change in ("INSERT", "UPDATE"):
+            elsewhere.execute(
+                f"CREATE TRIGGER on_{change} AFTER {change} ON configuration_values"
+                " BEGIN INSERT INTO written VALUES (CAST(new.value AS TEXT)); END"
+            )
+        await gatherResults([store.setValue("1", "key", f"{n}", 10) for n in range(20)])
+        self.assertEqual(elsewhere.execute("SELECT value FROM written").fetchall(), [("19",)])
+        self.assertEqual(len(await store.listEvents("1", 0, 100, None)), 20)
+
+    async def test_aCreateThatFailsLeavesTheOthersWhole(self):
+        """A registration that can't be kept at all harms none that comes with it."""
+        store = await self.opened()
+        good = [store.createService("1", f"s{n}", 30, ("t",), {}, 100) for n in range(5)]
+        bad = store.createService("1", "\ud800", 30, ("t",), {}, 100)
+        more = [store.createService("1", f"t{n}", 30, ("t",), {}, 100) for n in range(5)]
+        await self.raises(UnicodeEncodeError, bad)
+        made = await gatherResults(good + more)
+        self.assertEqual(await store.listServices("1", None, 100, "t", ()), made)
+        self.assertEqual(len(await store.listEvents("1", 0, 100, None)), 10)
+        self.assertEqual(await countServices(store), 10)
+
+    async def test_aReadThatFailsLeavesTheOthersWhole(self):
+        """A read that can't be done fails alone."""
+        store = await self.opened()
+        await store.setValue("1", "key", "value", 10)
+        bad = store.getValue("1", "\ud800")
+        good = store.getValue("1", "key")
+        await self.raises(UnicodeEncodeError, bad)
+        self.assertEqual(await good, "value")
+
+    async def test_othersHaveTheirTurnWhileManyDie(self):
+        """An operation that comes while thousands of deaths are written does not wait for the last of them."""
+        store = await self.opened()
+        made = await gatherResults([store.createService("1", f"s{n}", 30, ("t",), {}, 9999) for n in range(3000)])
+        order: list[str] = []
+        dying = store.expireServices([Death("1", one.id, one.incarnation, 1) for one in made])
+        dying.addCallback(lambda _: order.append("dead"))
+        created = store.createService("1", "new", 30, (), {}, 9999)
+        created.addCallback(lambda _: order.append("created"))
+        await gatherResults([dying, created])
+        self.assertEqual(order, ["created", "dead"])
+        self.assertEqual(await countServices(store), 1)
+
+    # -- trouble
+
+    async def test_aFullDiskIsOverByItself(self):
+        """While the disk is full writes fail and change nothing, reads go on; with room again all works."""
+        seen = json.loads(await run("fillDisk", self.path))
+        self.assertEqual(seen["done"], ["done", "unavailable", "done"])
+        self.assertEqual((seen["found"], seen["events"], seen["count"]), (["before"], 1, 2))
+        store = await self.opened()
+        self.assertEqual([key for key, _ in await store.listValues("1", None, 100, None)], ["after", "before"])
+
+    async def almostFull(self, *tries: tuple[int, list[int]]) -> list[list[str]]:
+        """What becomes of writes and probes; see ``almostFillDisk`` in storeprograms."""
+        with mock.patch.dict(os.environ, {"TRIES": json.dumps(tries)}):
+            found: list[list[str]] = json.loads(await run("almostFillDisk", self.path))
+        return found
+
+    async def test_aProbeMeetsWhatAChangeMeets(self):
+        """Where only a page has room, the probe fails as changes of 1 KB do; with room again both succeed at once."""
+        found = await self.almostFull((2, [1000, 0, 1000, 0, 1000, 0]), (1000, [1000, 0]))
+        self.assertEqual(found, [["unavailable"] * 6, ["done"] * 2])
+
+    async def test_oneOddChangeSaysNothingOfTheStore(self):
+        """One change that has no room is refused, and the probe succeeds; so it does where others have room."""
+        large = 5_000_000
+        found = await self.almostFull((100, [large, 0, 1000, 0]), (100, [large, large, 1000, 0]))
+        self.assertEqual(
+            found, [["unavailable", "done", "done", "done"], ["unavailable", "unavailable", "done", "done"]]
+        )
+
+    async def test_aProbeKnowsOfRefusedChanges(self):
+        """While all changes are refused the probe fails, whatever has room; and some seconds after the last of them."""
+        large = 5_000_000
+        found = await self.almostFull((100, [large, large, 0, large, 0, -1, 0]))
+        self.assertEqual(found, [["unavailable"] * 5 + ["done"]])
+
+    async def test_aProbeSucceedsWhenTheTroubleItMetIsOver(self):
+        """What changes and probes met is over with the first probe that succeeds, though nobody asks for a change."""
+        large = 5_000_000
+        found = await self.almostFull((0, [large, large, 0, large, 0]), (1000, [0]))
+        self.assertEqual(found, [["unavailable"] * 5, ["done"]])
+
+    async def test_aWriteProtectedFileIsOverByItself(self):
+        """From a file that may only be read is read; as soon as it may be written it is."""
+        self.assertEqual(
+            json.loads(await run("protect", "-")), ["unavailable", "value", "unavailable", "done", "done", "other"]
+        )
+
+    async def test_countsItsWork(self):
+        """Reads, writes, the operations of each commit, and trouble are counted."""
+        store = await self.opened()
+        await gatherResults([store.setValue("1", f"key{n}", "value", 1000) for n in range(100)])
+        await store.getValue("1", "key1")
+        statistics = store.statistics
+        self.assertEqual((sum(statistics.writes.counts), sum(statistics.reads.counts)), (100, 1))
+        self.assertEqual(statistics.commits.total, 100)
+        self.assertLess(sum(statistics.commits.counts), 100)
+        self.assertTrue(statistics.isReadable and statistics.isWritable)
+        self.elsewhere().execute("ALTER TABLE meta RENAME TO meta_away")
+        await self.raises(StoreUnavailable, store.probe())
+        self.assertTrue(statistics.isReadable and not statistics.isWritable)
+
+    async def test_troubleIsLoggedWhenItBeginsAndEnds(self):
+        """However many operations fail, there is one line when trouble begins and one when it ends, for each thread."""
+        lines: list[tuple[Any, str]] = []
+
+        def observe(event: Any) -> None:
+            if str(event.get("log_namespace")).startswith("txserviceregistry.registry.stores"):
+                lines.append((event["log_level"], event["doing"]))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        store = await self.opened()
+        await store.setValue("1", "key", "value", 10)
+        elsewhere = self.elsewhere()
+        for table in ("meta", "configuration_values", "events"):
+            elsewhere.execute(f"ALTER TABLE {table} RENAME TO {table}_away")
+        for _ in range(3):
+            self.assertIn("no such table", await self.raises(StoreUnavailable, store.setValue("1", "key", "v", 10)))
+            self.assertIn("no such table", await self.raises(StoreUnavailable, store.getValue("1", "key")))
+        await self.raises(StoreUnavailable, store.dropEvents(positionOf(NOW)))
+        deaths = [Death("1", str(n), "x", 1) for n in range(500)]
+        await self.raises(StoreUnavailable, store.expireServices(deaths))
+        for table in ("meta", "configuration_values", "events"):
+            elsewhere.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
+        for _ in range(3):
+            await store.setValue("1", "key", "other", 10)
+            self.assertEqual(await store.getValue("1", "key"), "other")
+        expected = [
+            (LogLevel.error, "written"),
+            (LogLevel.error, "read"),
+            (LogLevel.info, "written"),
+            (LogLevel.info, "read"),
+        ]
+        self.assertEqual(lines, expected)
+
+    async def test_troubleThatComesAndGoesIsNotLoggedEachTime(self):
+        """What fails and succeeds in turn is logged once, until a minute has passed without a failure."""
+        texts: list[str] = []
+
+        def observe(event: Any) -> None:
+            if str(event.get("log_namespace")).startswith("txserviceregistry.registry.stores"):
+                texts.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        store = await self.opened()
+        self.elsewhere().execute("ALTER TABLE configuration_values RENAME TO away")
+        for number in range(5):
+            await self.raises(StoreUnavailable, store.setValue("1", "key", "v", 10))
+            await self.raises(StoreUnavailable, store.getValue("1", "key"))
+            await store.account(str(number))
+            await store.secret()
+            self.reactor.advance(1)
+        self.elsewhere().execute("ALTER TABLE away RENAME TO configuration_values")
+        for seconds in (50, 10, 10):
+            self.reactor.advance(seconds)
+            await store.setValue("1", "key", "v", 10)
+            await store.getValue("1", "key")
+        written = [text for text in texts if "written" in text]
+        self.assertEqual(["again" in text for text in written], [False, True, False, True])
+        self.assertEqual(len(texts), 8, texts)
+
+    async def test_troubleOfOneOperationIsItsOwn(self):
+        """A table that can't be written fails those that need it; the others of the group are kept."""
+        store = await self.opened()
+        elsewhere = self.elsewhere()
+        elsewhere.execute("ALTER TABLE users RENAME TO users_away")
+        good = [store.setValue("1", f"k{n}", "v", 10) for n in range(3)]
+        bad = store.addUser("joe", "hash", None)
+        more = store.setValue("1", "key", "v", 10)
+        self.assertIn("no such table", await self.raises(StoreUnavailable, bad))
+        await gatherResults([*good, more])
+        self.assertEqual(await countValues(store), 4)
+
+    async def test_heartbeatTimesOutlastTrouble(self):
+        """Times of heartbeats that could not be written are tried again, unless there are newer ones."""
+        store = await self.opened()
+        one = await store.createService("1", "one", 30, (), {}, 10)
+        two = await store.createService("1", "two", 30, (), {}, 10)
+        elsewhere = self.elsewhere()
+        elsewhere.execute("ALTER TABLE meta RENAME TO meta_away")
+        store.recordLastSeen("1", "one", one.incarnation, 1)
+        store.recordLastSeen("1", "two", two.incarnation, 1)
+        self.reactor.advance(5)
+        store.recordLastSeen("1", "two", two.incarnation, 2)
+        await self.raises(StoreUnavailable, store.removeToken("none"))
+        elsewhere.execute("ALTER TABLE meta_away RENAME TO meta")
+        self.reactor.advance(5)
+        await store.removeToken("none")
+        self.assertEqual((await store.getService("1", "one")).lastSeen, 1)
+        self.assertEqual((await store.getService("1", "two")).lastSeen, 2)
+
+    async def test_heartbeatTimesDoNotPileUp(self):
+        """While a write takes long, however often a service is heard, one more waits, which brings the last time."""
+        store = await self.opened()
+        made = await store.createService("1", "web", 30, (), {}, 10)
+        elsewhere = self.elsewhere()
+        elsewhere.execute("BEGIN IMMEDIATE")
+        before = store.statistics.commits.total
+        for n in range(10):
+            store.recordLastSeen("1", "web", made.incarnation, n)
+            self.reactor.advance(5)
+        elsewhere.execute("COMMIT")
+        await store.removeToken("none")
+        self.reactor.advance(5)
+        await store.removeToken("none")
+        self.assertEqual((await store.getService("1", "web")).lastSeen, 9)
+        self.assertLessEqual(store.statistics.commits.total - before, 4)
+
+    async def test_aDefectInHeartbeatTimesIsLogged(self):
+        """A time that is none is a defect: it is logged, and dropped."""
+        store = await self.opened()
+        made = await store.createService("1", "web", 30, (), {}, 10)
+        store.recordLastSeen("1", "web", made.incarnation, 2**70)
+        self.reactor.advance(5)
+        await store.removeToken("none")
+        self.assertEqual(len(self.flushLoggedErrors(OverflowError)), 1)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    # -- the size of the log
+
+    async def growLog(self, store: SqliteStore, size: int) -> None:
+        """Write until the log has more than *size* bytes."""
+        number = 0
+        while os.path.getsize(self.path + "-wal") <= size:
+            number += 1
+            await store.setValue("1", f"large{number}", "x" * 2_000_000, 1000)
+        self.reactor.advance(0.5)
+        await store.probe()
+
+    async def logIsSmall(self, store: SqliteStore) -> None:
+        """Wait until the log is cut; nothing is written meanwhile."""
+        for _ in range(10_000):
+            if os.path.getsize(self.path + "-wal") <= LOG_BYTES:
+                break
+            self.reactor.advance(0.1)
+            await store.secret()
+        self.assertLessEqual(os.path.getsize(self.path + "-wal"), LOG_BYTES)
+
+    async def test_theLogIsCutAfterALongRead(self):
+        """A log that grew while another program read is cut within seconds, also if nothing more is written."""
+        lines: list[Any] = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        store = await self.opened()
+        other = self.elsewhere()
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM meta").fetchone()
+        await self.growLog(store, TELLING_BYTES)
+        for _ in range(3):
+            self.reactor.advance(RETRY_SECONDS)
+            await store.probe()
+        self.assertGreater(store.statistics.walBytes, TELLING_BYTES)
+        self.assertGreater(os.path.getsize(self.path + "-wal"), TELLING_BYTES)
+        other.execute("COMMIT")
+        await self.logIsSmall(store)
+        await store.probe()
+        self.assertLessEqual(store.statistics.walBytes, LOG_BYTES)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(len(await store.listValues("1", None, 100, None)), await countValues(store))
+        texts = [formatEvent(event) for event in lines if event["log_namespace"].startswith("txserviceregistry")]
+        self.assertEqual(len(texts), 2, texts)
+        self.assertTrue(texts[0].startswith(f"The write-ahead log {self.path}-wal has grown to 6"), texts)
+        self.assertIn("small again", texts[1])
+
+    async def test_aLargeChangeLeavesASmallLog(self):
+        """After a change that alone is larger than the log may stay, it is cut, though nobody reads."""
+        store = await self.opened()
+        await store.setValue("1", "large", "x" * (LOG_BYTES + 1), 10)
+        self.assertGreater(os.path.getsize(self.path + "-wal"), LOG_BYTES)
+        self.reactor.advance(0.5)
+        await store.removeToken("what is written next finds it")
+        await self.logIsSmall(store)
+
+    async def test_closingWhileTheLogIsLarge(self):
+        """A store can be closed while somebody reads what makes the log large; nothing stays on the reactor."""
+        threads = set(threading.enumerate())
+        store = await self.opened()
+        other = self.elsewhere()
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM meta").fetchone()
+        await self.growLog(store, LOG_BYTES)
+        self.reactor.advance(RETRY_SECONDS)
+        other.execute("COMMIT")
+        await store.close()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(set(threading.enumerate()) - threads, set())
+
+    async def test_aFileThatVanishesIsNotMadeAnew(self):
+        """A store whose file is taken away does not go on with an empty one."""
+        store = await self.opened()
+        await store.addUser("joe", "hash", None)
+        elsewhere = self.elsewhere()
+        elsewhere.execute("ALTER TABLE meta RENAME TO away")
+        for ending in ("", "-wal", "-shm"):
+            os.rename(self.path + ending, self.path + ".away" + ending)
+        await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 10))
+        await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 10))
+        self.assertFalse(os.path.exists(self.path))
+
+    def moved(self, *endings: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        """What moves these files of the store away, and what puts them back."""
+
+        def move(source: str, target: str) -> None:
+            for ending in endings:
+                os.rename(source + ending, target + ending)
+
+        away = self.path + ".away"
+        return lambda: move(self.path, away), lambda: move(away, self.path)
+
+    async def refusesWrites(self, store: SqliteStore, *words: str) -> None:
+        for operation in (store.setValue("1", "key", "refused", 10), store.probe()):
+            text = await self.raises(StoreUnavailable, operation)
+            for word in words:
+                self.assertIn(word, text)
+
+    async def test_aFileThatIsMovedAwayIsNoticed(self):
+        """Whichever file is moved away, nothing is written until it is back; what was written is read meanwhile."""
+        for endings in (("",), ("-wal",), ("-shm",), ("", "-wal", "-shm")):
+            store = await self.opened()
+            await store.setValue("1", "key", f"before{endings}", 10)
+            take, back = self.moved(*endings)
+            take()
+            self.reactor.advance(1)
+            await self.refusesWrites(
+                store, f"{self.path}{endings[0]} was removed or moved away", "put the same file back"
+            )
+            self.assertEqual(await store.getValue("1", "key"), f"before{endings}")
+            back()
+            await store.setValue("1", "key", f"after{endings}", 10)
+            await store.probe()
+            await store.close()
+            store = await self.opened()
+            self.assertEqual(await store.getValue("1", "key"), f"after{endings}")
+            await store.close()
+
+    async def test_aFileThatIsReplacedIsNoticed(self):
+        """Another file under the name, even another store with the same content, is neither written nor read."""
+        store = await self.opened()
+        await store.setValue("1", "key", "before", 10)
+        copy = self.mktemp()
+        self.elsewhere().execute("VACUUM INTO ?", (copy,))
+        take, back = self.moved("", "-wal", "-shm")
+        take()
+        os.rename(copy, self.path)
+        self.reactor.advance(1)
+        await self.refusesWrites(store, f"{self.path} was replaced by another file")
+        with open(self.path, "rb") as file:
+            self.assertNotIn(b"refused", file.read())
+        self.assertEqual(sorted(name for name in os.listdir() if name.startswith(self.path + "-")), [])
+        back()
+        await store.setValue("1", "key", "after", 10)
+        self.assertEqual(await store.getValue("1", "key"), "after")
+
+    async def test_aFileThatIsOverwrittenIsNoticed(self):
+        """
+        A file of a registry that is emptied, or gets another content in its place, is not written. The log, which may
+        be all that is left, stays when the store is closed.
+        """
+        for content in (b"", b"x" * 60_000):
+            store = await self.exclusive()
+            await store.setValue("1", "key", "before", 10)
+            with open(self.path, "rb") as file:
+                whole = file.read()
+            with open(self.path, "wb") as file:
+                file.write(content)
+            self.reactor.advance(1)
+            await self.refusesWrites(store, f"{self.path} was overwritten", "restore a backup")
+            await store.close()
+            with open(self.path, "rb") as file:
+                self.assertEqual(file.read(), content)
+            await self.raises(StoreRefused, SqliteStore(self.path, reactor=self.reactor).open())
+            with open(self.path, "wb") as file:
+                file.write(whole)
+            store = await self.exclusive()
+            self.assertEqual(await store.getValue("1", "key"), "before")
+            await store.close()
+
+    async def exclusive(self, path: str | None = None) -> SqliteStore:
+        """A store as a registry opens it."""
+        store = SqliteStore(path or self.path, reactor=self.reactor, exclusive=True)
+        await store.open()
+        self.addCleanup(store.close)
+        return store
+
+    async def test_oneRegistryAtATimeWhateverTheName(self):
+        """
+        Symbolic and hard links to a registry's file are no way for a second one. What is not a registry's may open it,
+        and an end of the first lets the second have it.
+        """
+        names = {"symbolic": os.symlink, "hard": os.link}
+        for name, makeLink in names.items():
+            first = await self.exclusive()
+            makeLink(os.path.abspath(self.path), name)
+            text = await self.raises(StoreRefused, SqliteStore(name, reactor=self.reactor, exclusive=True).open())
+            self.assertIn("another registry uses the file", text)
+            self.assertIn("symbolic or hard link", text)
+            await (await self.opened()).setValue("1", "key", name, 10)
+            await first.close()
+            second = await self.exclusive(name)
+            await second.close()
+            os.unlink(name)
+
+    async def test_aFolderThatIsMovedAwayIsNoticed(self):
+        """A folder in the place of the one that the store was opened in is left empty."""
+        folder = self.mktemp()
+        os.mkdir(folder)
+        store = await self.opened(os.path.join(folder, "store"))
+        await store.setValue("1", "key", "before", 10)
+        os.rename(folder, folder + ".away")
+        self.reactor.advance(1)
+        await self.refusesWrites(store, "was removed or moved away")
+        os.mkdir(folder)
+        await self.refusesWrites(store, "was removed or moved away")
+        self.assertEqual(os.listdir(folder), [])
+        os.rmdir(folder)
+        os.rename(folder + ".away", folder)
+        await store.setValue("1", "key", "after", 10)
+        self.assertEqual(await store.getValue("1", "key"), "after")
+
+    async def test_looksAtTheFilesSeveralTimesASecond(self):
+        """Less than a second after a file has vanished no write is acknowledged, however many there are."""
+        store = await self.opened()
+        await store.setValue("1", "key", "before", 10)
+        os.unlink(self.path)
+        for _ in range(9):
+            self.reactor.advance(0.1)
+            failed = await DeferredList([store.setValue("1", "key", "late", 10)], consumeErrors=True)
+        ((succeeded, _),) = failed
+        self.assertFalse(succeeded)
+
+    async def test_closingAStoreWhoseFileVanished(self):
+        """A file that is moved away and its log are left as they are: put back together they have everything."""
+        for endings in (("",), ("", "-wal", "-shm")):
+            store = await self.opened()
+            await store.setValue("1", "key", f"before{endings}", 10)
+            take, back = self.moved(*endings)
+            take()
+            await store.close()
+            back()
+            store = await self.opened()
+            self.assertEqual(await store.getValue("1", "key"), f"before{endings}")
+            await store.close()
+
+    async def test_closingAStoreWhoseLogVanished(self):
+        """What was written to a log that is gone is moved into the file when the store is closed."""
+        store = await self.opened()
+        await store.setValue("1", "key", "before", 10)
+        os.unlink(self.path + "-wal")
+        await store.close()
+        self.assertEqual(await (await self.opened()).getValue("1", "key"), "before")
+
+    async def test_aVanishedFileIsLoggedOnce(self):
+        """There is one line when a file vanishes and one when it is back, however many writes fail meanwhile."""
+        lines: list[Any] = []
+        store = await self.opened()
+        await store.setValue("1", "key", "before", 10)
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        take, back = self.moved("")
+        take()
+        self.reactor.advance(1)
+        for _ in range(3):
+            await self.refusesWrites(store)
+            self.assertEqual(await store.getValue("1", "key"), "before")
+        back()
+        await store.probe()
+        await store.probe()
+        texts = [formatEvent(event) for event in lines if event["log_namespace"].startswith("txserviceregistry")]
+        self.assertEqual(len(texts), 2, texts)
+        self.assertTrue(texts[0].startswith(f"The store can't be written: {self.path} was removed"), texts)
+        self.assertEqual(texts[1], "The store can be written again")
+
+    async def test_aGuardThatRefuses(self):
+        """While the guard raises an exception, writes fail with its text, and reads go on."""
+        troubles: list[str] = []
+
+        def guard() -> None:
+            if troubles:
+                raise ValueError(troubles[0])
+
+        store = SqliteStore(self.path, reactor=self.reactor, guard=guard)
+        await store.open()
+        self.addCleanup(store.close)
+        await store.setValue("1", "key", "before", 10)
+        troubles.append("taken by another")
+        self.reactor.advance(1)
+        await self.refusesWrites(store, "taken by another")
+        self.assertEqual(await store.getValue("1", "key"), "before")
+        troubles.clear()
+        await store.setValue("1", "key", "after", 10)
+
+    async def test_saysWhichFileCantBeOpened(self):
+        """A path where no file can be is named, with the reason, in one line; no thread stays."""
+        threads = set(threading.enumerate())
+        os.mkdir(self.path)
+        for path, reason in ((self.path, "directory"), (os.path.join(self.path, "no", "such"), "No such file")):
+            text = await self.raises(StoreUnavailable, SqliteStore(path, reactor=self.reactor).open())
+            self.assertTrue(text.startswith(path + " can't be opened: "), text)
+            self.assertIn(reason, text)
+            self.assertNotIn("\n", text)
+        self.assertEqual(set(threading.enumerate()) - threads, set())
+
+
+class RefusedFileTests(TestCase):
+    """Files that are not ours, or not in order, are refused and left untouched."""
+
+    def setUp(self):
+        self.folder = self.mktemp()
+        os.mkdir(self.folder)
+        self.path = os.path.join(self.folder, "store")
+
+    def content(self) -> dict[str, bytes]:
+        """All that is in the folder, but for the index of the log, which has nothing of its own."""
+        found = {}
+        for name in os.listdir(self.folder):
+            if not name.endswith("-shm"):
+                with open(os.path.join(self.folder, name), "rb") as file:
+                    found[name] = file.read()
+        return found
+
+    async def isRefused(self, *words: str) -> None:
+        before = self.content()
+        try:
+            await SqliteStore(self.path, reactor=reactor).open()
+        except StoreRefused as error:
+            text = str(error)
+        else:
+            self.fail("the file was taken")
+        self.assertEqual(self.content(), before)
+        for word in (self.path, *words):
+            self.assertIn(word, text)
+        self.assertNotIn("\n", text)
+
+    @returnsDeferred
+    async def fill(self) -> None:
+        """Make a store of some size."""
+        store = SqliteStore(self.path, reactor=reactor)
+        await store.open()
+        metadata = {"key": "value" * 20}
+        await gatherResults([store.createService("1", f"s{n}", 30, ("t",), metadata, 9999) for n in range(1000)])
+        await store.close()
+
+    def change(self, start: int, data: bytes) -> None:
+        with open(self.path, "r+b") as file:
+            file.seek(start)
+            file.write(data)
+
+    async def test_noDatabase(self):
+        """Some other file is refused."""
+        for data in (b"hello\n", b"x" * 10_000, b"SQLite format 3\0", b"\0" * 4096):
+            with open(self.path, "wb") as file:
+                file.write(data)
+            await self.isRefused("no SQLite database")
+
+    async def crash(self, **values: str) -> None:
+        """Leave the file and a log with these values, as a registry does that is killed."""
+        store = SqliteStore(self.path, reactor=reactor)
+        await store.open()
+        for key, value in values.items():
+            await store.setValue("1", key, value, 100)
+        left = self.content()
+        await store.close()
+        for name, data in left.items():
+            with open(os.path.join(self.folder, name), "wb") as file:
+                file.write(data)
+
+    async def test_aLogWithoutItsFile(self):
+        """A log with changes whose file is missing, empty or cut short is refused, and is there still."""
+        await self.crash(key="acknowledged")
+        with open(self.path, "rb") as file:
+            whole = file.read()
+        for length, state in ((50, "cut short"), (0, "empty"), (None, "missing")):
+            if length is None:
+                os.unlink(self.path)
+            else:
+                os.truncate(self.path, length)
+            await self.isRefused(state, f"{self.path}-wal", "acknowledged", "restore", "move the log away")
+        # What the line says helps: the file is put back, ...
+        with open(self.path, "wb") as file:
+            file.write(whole)
+        store = SqliteStore(self.path, reactor=reactor)
+        await store.open()
+        self.assertEqual(await store.getValue("1", "key"), "acknowledged")
+        await store.close()
+
+    async def test_aLogThatIsMovedAwayIsGoneWithout(self):
+        """Without the log a store whose file is missing is a new one."""
+        await self.crash(key="acknowledged")
+        os.unlink(self.path)
+        os.rename(self.path + "-wal", self.path + ".kept")
+        store = SqliteStore(self.path, reactor=reactor)
+        await store.open()
+        self.assertEqual(await countValues(store), 0)
+        await store.close()
+
+    async def test_aRollbackLogWithoutItsFile(self):
+        """A rollback journal is a log too: SQLite would apply it to whatever file has the name."""
+        with open(self.path + "-journal", "wb") as file:
+            file.write(b"x" * 512)
+        await self.isRefused("missing", f"{self.path}-journal")
+
+    async def test_aLogBehindASymbolicLink(self):
+        """SQLite keeps the log beside the file that a link leads to, so it is looked for there."""
+        await self.crash(key="acknowledged")
+        os.mkdir(os.path.join(self.folder, "links"))
+        link = os.path.join(self.folder, "links", "link")
+        os.symlink(os.path.abspath(self.path), link)
+        os.truncate(self.path, 0)
+        before = os.path.getsize(self.path + "-wal")
+        try:
+            await SqliteStore(link, reactor=reactor).open()
+        except StoreRefused as error:
+            self.assertIn(f"{self.path}-wal", str(error))
+        else:
+            self.fail("the file was taken")
+        self.assertEqual(os.path.getsize(self.path + "-wal"), before)
+
+    async def test_anotherDatabasesLog(self):
+        """A log that another registry's file has left is refused, and neither is changed."""
+        await self.crash(key="theirs")
+        os.rename(self.path + "-wal", self.path + ".kept")
+        os.unlink(self.path)
+        await self.crash(key="ours")
+        os.rename(self.path + ".kept", self.path + "-wal")
+        await self.isRefused(f"{self.path}-wal belongs to another database", "move the log away")
+
+    async def test_aSymbolicLinkToNothing(self):
+        """A link whose file is not there, because nothing is mounted there now, stays a link: no store is begun."""
+        target = os.path.join(self.folder, "volume", "store")
+        os.symlink(os.path.abspath(target), self.path)
+        for _ in range(2):
+            with self.assertRaises(StoreRefused) as caught:
+                await SqliteStore(self.path, reactor=reactor).open()
+            for word in (self.path, target, "does not exist", "remove the link"):
+                self.assertIn(word, str(caught.exception))
+            self.assertTrue(os.path.islink(self.path))
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            self.assertEqual(os.listdir(os.path.dirname(target)), [])
+        self.assertTrue(isThere(self.path))
+        with open(target, "wb"):
+            pass
+        await self.fill()
+        self.assertTrue(os.path.islink(self.path))
+        self.assertEqual(stat.S_IMODE(os.stat(target).st_mode), 0o600)
+
+    async def test_noRegularFile(self):
+        """A named pipe, from which reading would never end, is refused."""
+        os.mkfifo(self.path)
+        try:
+            await SqliteStore(self.path, reactor=reactor).open()
+        except StoreRefused as error:
+            self.assertIn("not a regular file", str(error))
+        else:
+            self.fail("the file was taken")
+
+    async def test_anotherProgramsDatabase(self):
+        """A database that some other program has made is refused."""
+        connection = sqlite3.connect(self.path)
+        connection.execute("CREATE TABLE services (id)")
+        connection.close()
+        await self.isRefused("another program")
+
+    async def test_fromTheFuture(self):
+        """A file whose schema is newer than this release is refused, and the text says what helps."""
+        prepare(self.path, (*MIGRATIONS, ("CREATE TABLE more (x)",)))
+        await self.isRefused("newer release", f"version {len(MIGRATIONS) + 1}", "upgrade")
+
+    async def test_fromTheFutureInTheLog(self):
+        """A newer schema is noticed also where it is in the write-ahead log still."""
+        prepare(self.path)
+        connection = connect(self.path)
+        self.addCleanup(connection.close)
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA user_version = 99")
+        await self.isRefused("newer release", "version 99")
+
+    async def test_damaged(self):
+        """A file with overwritten pages is refused, wherever they are."""
+        await self.fill()
+        with open(self.path, "rb") as file:
+            whole = file.read()
+        for start in (100, 4096 * 2, len(whole) // 8192 * 4096, len(whole) - 4096):
+            self.change(0, whole)
+            self.change(start, b"\xa5" * 4000)
+            await self.isRefused("damaged", "backup")
+
+    async def test_aTableOrAnIndexIsMissing(self):
+        """What somebody has dropped is named, and not made again without what was in it."""
+        await self.fill()
+        with open(self.path, "rb") as file:
+            whole = file.read()
+        for kind, name in (("TABLE", "last_seen"), ("INDEX", "events_by_type")):
+            self.change(0, whole)
+            connection = connect(self.path)
+            connection.execute(f"DROP {kind} {name}")
+            connection.close()
+            await self.isRefused("damaged", f"the {kind.lower()} {name} is missing", "backup")
+
+    async def test_damagedAndLarge(self):
+        """In a large file the tables that hold what is now are checked, and the events are not."""
+        await self.fill()
+        small = os.path.getsize(self.path)
+        connection = connect(self.path)
+        connection.executemany(
+            "INSERT INTO events (tenant, position, timestamp, type, payload) VALUES ('2', ?, 1, 1, zeroblob(?))",
+            [(n, 1024 * 1024) for n in range(33)],
+        )
+        connection.close()
+        self.change(small + 4096 * 5, b"\xa5" * 4096 * 100)
+        store = SqliteStore(self.path, reactor=reactor)
+        await store.open()
+        self.assertEqual(len(await store.listServices("1", None, 9999, None, ())), 1000)
+        await store.close()
+        connection = connect(self.path)
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'services'").fetchone()
+        connection.close()
+        self.change((page - 1) * 4096, b"\xa5" * 4096)
+        await self.isRefused("damaged", "backup")
+
+    async def test_cutShort(self):
+        """A file that has lost its end is refused."""
+        await self.fill()
+        with open(self.path, "r+b") as file:
+            file.truncate(os.path.getsize(self.path) // 8192 * 4096)
+        await self.isRefused("damaged", "backup")
+
+    async def test_damagedWithALog(self):
+        """A damaged file with a log beside it is refused, and the log is not written into it."""
+        await self.fill()
+        connection = connect(self.path)
+        self.addCleanup(connection.close)
+        connection.execute("UPDATE tenants SET services = 5")
+        self.change(os.path.getsize(self.path) // 8192 * 4096, b"\xa5" * 4000)
+        await self.isRefused("damaged", "backup")
+
+
+class PreparedFileTests(SynchronousTestCase):
+    """How a file comes into being, and from one schema to the next."""
+
+    def setUp(self):
+        self.path = self.mktemp()
+
+    def ask(self, sql: str) -> Any:
+        connection = sqlite3.connect(self.path)
+        try:
+            return connection.execute(sql).fetchall()
+        finally:
+            connection.close()
+
+    def test_bearsMarkAndVersion(self):
+        """A new file says whose it is, which schema it has, and that it keeps a write-ahead log."""
+        prepare(self.path)
+        self.assertEqual(self.ask("PRAGMA application_id"), [(APPLICATION_ID,)])
+        self.assertEqual(self.ask("PRAGMA user_version"), [(len(MIGRATIONS),)])
+        self.assertEqual(self.ask("PRAGMA journal_mode"), [("wal",)])
+
+    def test_takesAnEmptyFileForANewOne(self):
+        """A file without a byte in it becomes a store; a log that lies beside it is of another file."""
+        for name in (self.path, self.path + "-wal"):
+            with open(name, "wb"):
+                pass
+        prepare(self.path)
+        self.assertEqual(self.ask("SELECT count(*) FROM services"), [(0,)])
+        self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
+
+    def test_olderSchemaIsBroughtUpToDate(self):
+        """Migrations that a file has not seen are done once, and what was in it stays."""
+        prepare(self.path)
+        secret = self.ask("SELECT value FROM meta WHERE name = 'secret'")
+        newer = (*MIGRATIONS, ("CREATE TABLE more (x)", "INSERT INTO more VALUES (5)"))
+        prepare(self.path, newer)
+        prepare(self.path, newer)
+        self.assertEqual(self.ask("SELECT x FROM more"), [(5,)])
+        self.assertEqual(self.ask("PRAGMA user_version"), [(len(newer),)])
+        self.assertEqual(self.ask("SELECT value FROM meta WHERE name = 'secret'"), secret)
+
+    def test_failedMigrationLeavesTheFileAsItWas(self):
+        """A migration that fails is undone whole, and the older release can go on with the file."""
+        prepare(self.path)
+        newer = (*MIGRATIONS, ("CREATE TABLE more (x)", "no SQL"))
+        self.assertRaises(sqlite3.OperationalError, prepare, self.path, newer)
+        self.assertEqual(self.ask("SELECT name FROM sqlite_master WHERE name = 'more'"), [])
+        prepare(self.path)
+
+    def test_nothingIsLeftWhenItCantBeMade(self):
+        """A file that can't be made whole is not there at all."""
+        os.mkdir(self.path)
+        path = os.path.join(self.path, "store")
+        self.assertRaises(sqlite3.OperationalError, prepare, path, (("no SQL",),))
+        self.assertEqual(os.listdir(self.path), [])

@@ -1,0 +1,128 @@
+"""
+The stores: each passes the suite that all of them pass. What only one of them promises has tests of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tests.loopback import LoopbackTestCase
+from tests.system.etcd.etcds import newPrefix, sharedEtcd
+from tests.unit.registry.sharedmemory import SharedMemory, SharedMemoryStore
+from tests.unit.registry.stores.sharedsuite import SharedSuite
+from tests.unit.registry.stores.storesuite import NOW, StoreSuite
+from txserviceregistry.registry.stores.etcd.store import EtcdStore
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.registry.stores.memory import MemoryStore
+from txserviceregistry.registry.stores.sqlite.store import SqliteStore
+
+
+class HandReactor(Clock):
+    """The real reactor where threads report to it, and a clock that only the test moves."""
+
+    def callFromThread(self, callable: Any, *args: Any) -> None:
+        reactor.callFromThread(callable, *args)
+
+
+class MemoryStoreSuiteTests(StoreSuite, TestCase):
+    """The memory store passes the suite."""
+
+    def makeStore(self) -> MemoryStore:
+        return MemoryStore(wallClock=self.wallClock)
+
+
+class SqliteStoreSuiteTests(StoreSuite, TestCase):
+    """The SQLite store passes the suite."""
+
+    def makeStore(self) -> SqliteStore:
+        self.reactor = HandReactor()
+        return SqliteStore(self.mktemp(), reactor=self.reactor, wallClock=self.wallClock)
+
+    async def lastSeenIsWritten(self) -> None:
+        self.reactor.advance(5)
+        await self.store.removeToken("whatever was written before this is written now")
+
+
+class EtcdStoreSuiteTests(StoreSuite, TestCase):
+    """The etcd store passes the suite, over a real etcd."""
+
+    def makeStore(self) -> EtcdStore:
+        return EtcdStore(reactor, [sharedEtcd()], prefix=newPrefix(), wallClock=self.wallClock)
+
+
+class SharedMemorySuiteTests(SharedSuite, TestCase):
+    """The fake that stands for a shared store passes the suite of those."""
+
+    def makeStore(self) -> SharedMemoryStore:
+        if not hasattr(self, "shared"):
+            self.clock = Clock()
+            self.shared = SharedMemory(self.clock, lambda: NOW + self.clock.seconds())
+            self.successResultOf(self.shared.memory.open())
+        return self.shared.store()
+
+    def seconds(self) -> float:
+        return self.clock.seconds()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        for _ in range(10_000):
+            if condition():
+                return
+            self.clock.advance(0.01)
+        raise AssertionError("waited in vain")
+
+
+class EtcdStoreSharedSuiteTests(SharedSuite, LoopbackTestCase):
+    """The etcd store passes the suite of shared stores, over a real etcd."""
+
+    def makeStore(self) -> EtcdStore:
+        if not hasattr(self, "prefix"):
+            self.prefix = newPrefix()
+        return EtcdStore(reactor, [sharedEtcd()], prefix=self.prefix)
+
+    def seconds(self) -> float:
+        return time.monotonic()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        await LoopbackTestCase.until(self, condition)
+
+
+class MemoryStoreTests(SynchronousTestCase):
+    """What the memory store does beside the suite."""
+
+    def test_answersAtOnce(self):
+        """Every Deferred has fired when it is returned."""
+        store = MemoryStore()
+        self.successResultOf(store.open())
+        self.successResultOf(store.setValue("1", "key", "value", 10))
+        self.assertEqual(self.successResultOf(store.getValue("1", "key")), "value")
+
+    def test_canBeMadeUnavailable(self):
+        """While the switch is on every operation fails and nothing changes; then all is as before."""
+        store = MemoryStore()
+        store.unavailable = True
+        self.failureResultOf(store.open(), StoreUnavailable)
+        store.unavailable = False
+        self.successResultOf(store.open())
+        made = self.successResultOf(store.createService("1", "web", 30, (), {}, 10))
+        store.unavailable = True
+        self.failureResultOf(store.getService("1", "web"), StoreUnavailable)
+        self.failureResultOf(store.removeService("1", "web", made.incarnation), StoreUnavailable)
+        store.recordLastSeen("1", "web", made.incarnation, 5)
+        store.unavailable = False
+        self.assertEqual(self.successResultOf(store.getService("1", "web")), made)
+
+    def test_keepsItsContentWhileItIsClosed(self):
+        """A store that is closed and opened again has what it had."""
+        store = MemoryStore()
+        self.successResultOf(store.open())
+        made = self.successResultOf(store.createService("1", "web", 30, (), {}, 10))
+        self.successResultOf(store.close())
+        self.failureResultOf(store.getService("1", "web"), StoreUnavailable)
+        self.successResultOf(store.open())
+        self.assertEqual(self.successResultOf(store.getService("1", "web")), made)

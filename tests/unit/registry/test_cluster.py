@@ -1,0 +1,272 @@
+"""
+Several registries over one store: each takes everything, and together they are one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from tests.unit.registry.sharedmemory import SharedMemory, SharedMemoryStore
+from txserviceregistry.registry.cluster import Sharing
+from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.faults import Fault
+from txserviceregistry.registry.model import NewService, ServiceChanges
+from txserviceregistry.registry.stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, StoreUnavailable
+
+NOW = 1_700_000_000.0
+T = "1234"
+
+
+class SharingTests(SynchronousTestCase):
+    """Two registries, A and B, on one clock."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.shared = SharedMemory(self.clock, self.wallClock)
+        self.successResultOf(self.shared.memory.open())
+        self.stores: list[SharedMemoryStore] = []
+        self.a = self.node()
+        self.b = self.node()
+
+    def wallClock(self) -> float:
+        return NOW + self.clock.seconds()
+
+    def node(self) -> Registry:
+        store = self.shared.store()
+        self.stores.append(store)
+        registry = Registry(store, clock=self.clock, wallClock=self.wallClock)
+        self.successResultOf(registry.start())
+        self.addCleanup(registry.stop)
+        return registry
+
+    def passes(self, seconds: float) -> None:
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end:
+            self.clock.advance(min(0.05, end - self.clock.seconds()))
+
+    def create(self, node: Registry, id: str = "web1", timeout: int = 10) -> str:
+        token: str = self.successResultOf(node.create(T, NewService(id, timeout)))
+        return token
+
+    def beat(self, node: Registry, token: str, id: str = "web1") -> str:
+        following: str = self.successResultOf(node.heartbeat(T, id, token))
+        return following
+
+    def ids(self, node: Registry) -> list[str]:
+        return [each["id"] for each in self.successResultOf(node.list(T, None, 1000, None)).values]
+
+    def events(self, node: Registry) -> list[str]:
+        return [each["type"] for each in self.successResultOf(node.listEvents(T, None, 1000, None)).values]
+
+    def fault(self, deferred: Deferred[Any]) -> tuple[int, str]:
+        fault = self.failureResultOf(deferred, Fault).value
+        assert isinstance(fault, Fault)
+        return fault.code, fault.details
+
+    def test_theFakeAndTheListenerAreWhatTheySay(self) -> None:
+        """The store in memory has all operations of a shared one, and a registry listens with all that it may hear."""
+        verifyObject(ISharedStore, self.stores[0])
+        self.assertTrue(IStoreListener.implementedBy(Sharing))
+
+    def test_whatOneDoesTheOtherSeesAtOnce(self) -> None:
+        """Created on A, a service is heartbeated, changed and removed on B in the same moment."""
+        token = self.create(self.a)
+        token = self.beat(self.b, token)
+        self.successResultOf(self.b.update(T, "web1", ServiceChanges(tags=("x",))))
+        self.assertEqual(self.successResultOf(self.a.get(T, "web1"))["tags"], ["x"])
+        self.successResultOf(self.b.remove(T, "web1"))
+        self.assertEqual(self.fault(self.a.heartbeat(T, "web1", token))[0], 404)
+        self.assertEqual(self.ids(self.a), [])
+
+    def test_anyTakesAnyHeartbeat(self) -> None:
+        """A service that is heartbeated on B alone lives on A too, and the other way round."""
+        token = self.create(self.a)
+        for node in (self.b, self.a):
+            for _ in range(6):
+                self.passes(8)
+                token = self.beat(node, token)
+        self.assertEqual(self.ids(self.a), ["web1"])
+        self.assertEqual(self.events(self.b), ["service.join"])
+
+    def test_manyHeartbeatsAtOnce(self) -> None:
+        """A batch is answered in its order, whoever registered the services."""
+        tokens = {id: self.create(self.a, id) for id in ("web1", "web2")}
+        beats = [("web2", tokens["web2"]), ("nobody", tokens["web1"]), ("web1", tokens["web1"])]
+        answers = self.successResultOf(self.b.heartbeats(T, beats))
+        self.assertIsInstance(answers[0], str)
+        self.assertEqual(answers[1].code, 404)
+        self.assertIsInstance(answers[2], str)
+
+    def test_aDeathIsToldOnce(self) -> None:
+        """When nobody heartbeats it any more a service is gone everywhere, at most a second late, with one event."""
+        token = self.create(self.a)
+        self.passes(5)
+        self.beat(self.b, token)
+        self.passes(9.9)
+        self.assertEqual((self.ids(self.a), self.ids(self.b)), (["web1"], ["web1"]))
+        self.passes(1.1)
+        self.assertEqual((self.ids(self.a), self.ids(self.b)), ([], []))
+        self.passes(30)
+        for node in (self.a, self.b):
+            self.assertEqual(self.events(node), ["service.join", "service.timeout"])
+
+    def test_aDeathIsFoundByWhoeverIsThere(self) -> None:
+        """With A gone, B finds that a service of A's has died."""
+        self.create(self.a)
+        self.passes(1)
+        self.successResultOf(self.a.stop())
+        self.passes(11)
+        self.assertEqual(self.ids(self.b), [])
+        self.assertEqual(self.events(self.b), ["service.join", "service.timeout"])
+
+    def test_whoStartsLaterKillsNobody(self) -> None:
+        """A registry that starts while services live knows them, and asks before it calls one dead."""
+        token = self.create(self.a)
+        self.passes(1)
+        late = self.node()
+        for _ in range(5):
+            self.passes(8)
+            token = self.beat(self.a, token)
+        self.assertEqual(self.ids(late), ["web1"])
+        self.beat(late, token)
+
+    def test_afterAnAbsenceOfAllEverybodyHasAFullTimeout(self) -> None:
+        """With no registry there for long, services live on for a timeout after the next start, and are told once."""
+        token = self.create(self.a, "lives")
+        self.create(self.a, "died")
+        for node in (self.a, self.b):
+            self.successResultOf(node.stop())
+        self.shared.beats.clear()  # what leases do in such a time
+        self.passes(60)
+        again = self.node()
+        self.passes(9.5)
+        self.shared.beats[T, "lives", self.incarnation("lives")] = self.clock.seconds()
+        self.beat(again, token, "lives")
+        self.passes(2)
+        self.assertEqual(self.ids(again), ["lives"])
+        self.assertEqual(self.events(again), ["service.join", "service.join", "service.timeout"])
+
+    def incarnation(self, id: str) -> str:
+        incarnation: str = self.successResultOf(self.shared.memory.getService(T, id)).incarnation
+        return incarnation
+
+    def test_whoIsCutOffAnswersThatItIsAndKillsNobody(self) -> None:
+        """Without its store A answers 503; what it did not hear meanwhile is nobody's fault."""
+        token = self.create(self.a)
+        self.passes(1)
+        self.stores[0].cutOff()
+        self.assertEqual(self.fault(self.a.heartbeat(T, "web1", token))[0], 503)
+        for _ in range(4):
+            self.passes(8)
+            token = self.beat(self.b, token)
+        self.stores[0].reconnect()
+        self.assertEqual(self.ids(self.a), ["web1"])
+        self.passes(5)
+        self.beat(self.a, token)
+        self.assertEqual(self.events(self.a), ["service.join"])
+
+    def test_whoFollowsOneThatIsCutOffIsTold(self) -> None:
+        """A request that waits for events, which A can't hear of any more, is answered at once, with 503."""
+        self.create(self.a)
+        marker = self.successResultOf(self.a.listEvents(T, None, 1, None)).values[-1]["id"]
+        waiting = [Deferred.fromCoroutine(node.news(T, marker, 100, None, 30)) for node in (self.a, self.b)]
+        self.passes(1)
+        self.stores[0].cutOff()
+        self.passes(0.1)
+        self.assertEqual(self.fault(waiting[0])[0], 503)
+        self.assertNoResult(waiting[1])
+        waiting[1].cancel()
+        self.failureResultOf(waiting[1])
+
+    def test_whenAllAreCutOffDeadlinesWait(self) -> None:
+        """The time without a store is given back: after it every service has a full timeout."""
+        token = self.create(self.a)
+        self.passes(9)
+        for store in self.stores:
+            store.cutOff()
+        self.passes(60)
+        for store in self.stores:
+            store.reconnect()
+        self.passes(9)
+        self.assertEqual(self.ids(self.b), ["web1"])
+        self.shared.beats[T, "web1", self.incarnation("web1")] = self.clock.seconds()
+        self.beat(self.b, token)
+        self.passes(5)
+        self.assertEqual(self.events(self.a), ["service.join"])
+
+    def test_whatWasMissedIsMadeUpFor(self) -> None:
+        """What came and went while A was cut off, it knows when it is back."""
+        gone = self.create(self.a, "gone")
+        self.passes(1)
+        self.stores[0].cutOff()
+        came = self.create(self.b, "came")
+        self.successResultOf(self.b.remove(T, "gone"))
+        self.stores[0].reconnect()
+        self.beat(self.a, came, "came")
+        self.assertEqual(self.fault(self.a.heartbeat(T, "gone", gone))[0], 404)
+
+    def test_tokensOfAnEarlierLifeAreRefused(self) -> None:
+        """Removed and created again on B, a service does not take the tokens of its life on A, on neither of them."""
+        old = self.create(self.a)
+        self.passes(1)
+        self.successResultOf(self.b.remove(T, "web1"))
+        new = self.create(self.b)
+        for node in (self.a, self.b):
+            self.assertIn("HeartbeatMarker", self.fault(node.heartbeat(T, "web1", old))[1])
+            new = self.beat(node, new)
+
+    def test_anIdIsTakenForAll(self) -> None:
+        """An id that lives on A can't be created on B, in the same moment or later."""
+        self.create(self.a)
+        self.assertEqual(self.fault(self.b.create(T, NewService("web1", 10)))[0], 400)
+        self.passes(1)
+        self.assertEqual(self.fault(self.b.create(T, NewService("web1", 10)))[0], 400)
+
+    def test_anotherTimeoutCountsForAll(self) -> None:
+        """A timeout that was changed on A is the one that B goes by."""
+        self.create(self.a, timeout=60)
+        self.passes(1)
+        self.successResultOf(self.a.update(T, "web1", ServiceChanges(heartbeatTimeout=3)))
+        self.passes(4.1)
+        self.assertEqual((self.ids(self.a), self.ids(self.b)), ([], []))
+
+    def test_followersHearOfOthers(self) -> None:
+        """Who waits on B for events hears of one that A has made."""
+        waiting = Deferred.fromCoroutine(self.b.news(T, None, 100, None, 30))
+        self.passes(1)
+        self.create(self.a)
+        self.passes(0.1)
+        self.assertEqual([each["type"] for each in self.successResultOf(waiting).values], ["service.join"])
+
+    def test_manyLookUpsWhenTheStoreGoesAway(self) -> None:
+        """However many wait to be looked up when the store can't be asked any more, each of them is answered."""
+        token = self.create(self.a)
+        asked: list[Deferred[Any]] = []
+        store: Any = self.stores[1]
+        store.getService = lambda tenant, id: asked.append(Deferred()) or asked[-1]
+        beats = [self.b.heartbeat(T, f"made-up{number}", token) for number in range(400)]
+        store.getService = lambda tenant, id: fail(StoreUnavailable("away"))
+        for each in asked:
+            each.errback(StoreUnavailable("away"))
+        self.passes(1)
+        self.assertEqual({self.fault(beat)[0] for beat in beats}, {503})
+        self.assertEqual(self.fault(self.b.heartbeat(T, "another", token))[0], 503)
+
+    def test_unknownTokensAreLookedUpAFewAtATime(self) -> None:
+        """Who makes up ids and tokens keeps the store busy with a few questions at a time, and is refused beyond."""
+        token = self.create(self.a)
+        asked: list[Deferred[Any]] = []
+        self.stores[1].getService = lambda tenant, id: asked.append(Deferred()) or asked[-1]  # type: ignore[method-assign]  # a store that takes its time
+        beats = [self.b.heartbeat(T, f"made-up{number}", token) for number in range(500)]
+        self.assertLessEqual(len(asked), 4)
+        refused = [beat for beat in beats if beat.called]
+        self.assertEqual(len(refused), 100)
+        self.assertEqual({self.fault(beat)[0] for beat in refused}, {503})
+        while asked:
+            asked.pop().errback(NoSuchObject("made up"))
+        self.assertEqual({self.fault(beat)[0] for beat in beats if beat not in refused}, {404})
