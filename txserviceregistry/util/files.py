@@ -5,6 +5,7 @@ Files that are replaced whole, that their owner alone may read, and that a progr
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 
 from .logs import Logger
@@ -24,12 +25,15 @@ def absolutePath(path: str) -> str:
     return os.path.abspath(expanded)
 
 
-def replaceFile(path: str | os.PathLike[str], text: str, *, isDurable: bool = False) -> None:
+def replaceFile(
+    path: str | os.PathLike[str], text: str, *, isDurable: bool = False, like: os.stat_result | None = None
+) -> None:
     """
     Give a file a new content. A reader sees the old content or the new one, and the mode is 0600.
 
     :param text: the new content; it is written as UTF-8.
     :param isDurable: whether the content is on the disk before it takes the place of the old one.
+    :param like: gives the file this mode instead, and this owner and group where the process may do that.
     :raises OSError: if the file can't be written; the old content is there then.
     """
     name = os.fspath(path)
@@ -37,6 +41,8 @@ def replaceFile(path: str | os.PathLike[str], text: str, *, isDurable: bool = Fa
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(name)}-", dir=os.path.dirname(name) or ".")
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
+            if like is not None:
+                _resemble(descriptor, like)
             file.write(text)
             file.flush()
             if isDurable:
@@ -45,6 +51,14 @@ def replaceFile(path: str | os.PathLike[str], text: str, *, isDurable: bool = Fa
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _resemble(descriptor: int, like: os.stat_result) -> None:
+    try:
+        os.fchown(descriptor, like.st_uid, like.st_gid)
+    except PermissionError:
+        pass  # only root may give files away
+    os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
 
 
 class WriteOutage:

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterable
 from pathlib import PurePath
@@ -82,15 +83,34 @@ def readText(path: str) -> str:
 
 def writeText(path: str, text: str) -> None:
     """
-    Write a file. A new one has mode 0600; one that exists, a device among them, stays what it is.
+    Write a file. A new one has mode 0600; one that exists keeps its mode, and its content if the new one can't be
+    written, as on a full disk. A device stays what it is, and so does a file in a folder that this user can't write to.
 
     :raises CommandFailed: if the file can't be written.
     """
+    # Not above: it brings Twisted, which help does not need.
+    from ...util.files import replaceFile
+
     try:
-        with open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        found = _statusOf(path)
+        if found is None or (stat.S_ISREG(found.st_mode) and os.access(path, os.W_OK)):
+            try:
+                replaceFile(os.path.realpath(path), text, isDurable=True, like=found)
+                return
+            except PermissionError:
+                if found is None:
+                    raise
+        with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise CommandFailed(f"{path} can't be written: {error.strerror}") from None
+
+
+def _statusOf(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
 
 
 def formatValues(values: dict[str, str], format: str) -> str:

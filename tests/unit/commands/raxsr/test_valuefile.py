@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import stat
 import sys
 import unicodedata
 
@@ -48,8 +50,41 @@ class ValueFileTests(SynchronousTestCase):
     def test_troublesomeCharactersSurvive(self) -> None:
         """Each is kept in every place of a value: alone, first, last, within, doubled, beside spaces and line ends."""
         for each in TROUBLESOME:
-            for value in (each, f"{each}b", f"a{each}", f"a{each}b", f"a{each}{each}b", f"a {each} b", f"\n{each}\nb"):
-                self.assertSurvives({"key": value})
+            texts = (each, f"{each}b", f"a{each}", f"a{each}b", f"a{each}{each}b", f"a {each} b", f"\n{each}\nb")
+            self.assertSurvives({f"key{number}": text for number, text in enumerate(texts)})
+
+    def test_aFileThatCantBeWrittenKeepsItsContent(self) -> None:
+        """An export that fails, as on a full disk, leaves the earlier one whole, and nothing beside it."""
+        folder = self.mktemp()
+        os.mkdir(folder)
+        path = os.path.join(folder, "values.json")
+        writeText(path, "earlier")
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # Python ignores the signal that comes with it.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, most))
+        try:
+            self.assertRaises(CommandFailed, writeText, path, "x" * 100)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        self.assertEqual(readText(path), "earlier")
+        self.assertEqual(os.listdir(folder), ["values.json"])
+
+    def test_aFileStaysWhatItIs(self) -> None:
+        """It keeps its mode and the links that lead to it; a pipe stays a pipe."""
+        path, link, pipe = (os.path.abspath(self.mktemp()) for _ in range(3))
+        writeText(path, "first")
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+        os.chmod(path, 0o644)
+        os.symlink(path, link)
+        writeText(link, "second")
+        self.assertEqual(readText(path), "second")
+        self.assertTrue(os.path.islink(link))
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o644)
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        writeText(pipe, "third")
+        self.assertEqual(os.read(reader, 100), b"third")
 
     def test_unprintableCharactersSurvive(self) -> None:
         """Each that Unicode calls a control, a format or a separator, by itself between two others."""
