@@ -135,7 +135,7 @@ class Modules(SphinxDirective):
         lines: list[str] = []
         for module in modulesOf(self.arguments[0]):
             lines += ["", module, "-" * len(module), "", f".. automodule:: {module}", "   :no-members:", ""]
-            names = import_module(module).__all__
+            names = getattr(import_module(module), "__all__", ())
             for name in sorted(names, key=list(vars(import_module(module))).index):
                 lines += described(module, name)
         parent = nodes.section()

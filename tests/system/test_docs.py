@@ -27,8 +27,8 @@ from txserviceregistry import Client, errors
 from txserviceregistry.commands.configfile import readConfigFile
 from txserviceregistry.discovery import Directory, RegistryAgent, closeShared
 from txserviceregistry.discovery.endpoints import RegisteredPort
-from txserviceregistry.registry.faults import FAULT_TYPES
 from txserviceregistry.util.deferred import returnsDeferred
+from txserviceregistry.util.faults import FAULT_TYPES
 
 
 class PagesTests(SynchronousTestCase):

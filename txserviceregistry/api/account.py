@@ -9,8 +9,6 @@ from ..util.deferred import returnsDeferred
 from .shapes import readLimits
 from .transport import Transport
 
-__all__ = ["AccountClient"]
-
 
 class AccountClient:
     """

@@ -38,16 +38,6 @@ from ..util.redaction import blanked
 from ..util.tries import LateTries
 from .shapes import objectsIn, readAccess
 
-__all__ = [
-    "Credentials",
-    "IAuthenticator",
-    "KeystoneAuthenticator",
-    "RetryingAuthAgent",
-    "Session",
-    "isAuthFault",
-    "parseTime",
-]
-
 #: A token is renewed when so much of its life is over.
 RENEW_AT = 0.9
 

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator
 
 from twisted.internet.defer import Deferred
 
+from ..http.jsontransport import segment
 from ..types import ConfigurationPage, ConfigurationValue
 from ..util.deferred import returnsDeferred
 from ..util.fields import requestedKey
 from .shapes import readConfigurationPage, readConfigurationValue
-from .transport import Transport, pages, segment
-
-__all__ = ["ConfigurationClient"]
+from .transport import Transport, pages
 
 
 def _path(key: str) -> str:

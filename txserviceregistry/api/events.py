@@ -12,8 +12,6 @@ from ..util.deferred import returnsDeferred
 from .shapes import readEventPage
 from .transport import EVENTS_WAIT, Transport, pages
 
-__all__ = ["EventsClient"]
-
 
 class EventsClient:
     """

@@ -10,8 +10,6 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-__all__ = ["ListCache"]
-
 
 class ListCache:
     """

@@ -14,15 +14,13 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
 from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
-from ..http.jsontransport import WhenLate
+from ..http.jsontransport import ClientClosed, Response, WhenLate, pathOf
 from ..types import FaultBody, HeartbeatToken, Service, ServicePage
 from ..util.deferred import returnsDeferred
 from ..util.fields import requestedId
 from .listcache import ListCache
 from .shapes import readHeartbeats, readService, readServicePage, readToken
-from .transport import ClientClosed, Response, Transport, pages, pathOf
-
-__all__ = ["ServicesAPI"]
+from .transport import Transport, pages
 
 
 def _token(response: Response) -> HeartbeatToken:

@@ -28,20 +28,6 @@ from ..types import (
 )
 from ..util.faults import faultIn
 
-__all__ = [
-    "Access",
-    "objectsIn",
-    "readAccess",
-    "readConfigurationPage",
-    "readConfigurationValue",
-    "readEventPage",
-    "readHeartbeats",
-    "readLimits",
-    "readService",
-    "readServicePage",
-    "readToken",
-]
-
 # Characters of any text that the protocol limits to fewer.
 _LONGEST = 4096
 # The last millisecond of the year 9999: later ones have no date.

@@ -18,24 +18,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
 from ..errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
-from ..http.jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, WhenLate, pathOf, segment
+from ..http.jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, WhenLate, segment
 from ..util.faults import faultIn
 from ..util.parsing import parseRetryAfter
 from ..util.redaction import blanked
 
 if TYPE_CHECKING:
     from .auth import IAuthenticator, Session
-
-__all__ = [
-    "EVENTS_WAIT",
-    "HEARTBEATS",
-    "ClientClosed",
-    "Response",
-    "Transport",
-    "pages",
-    "pathOf",
-    "segment",
-]
 
 #: The extension with which the registry answers a query of the feed as soon as there is something new.
 EVENTS_WAIT = "events-wait"

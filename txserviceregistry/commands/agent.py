@@ -36,8 +36,6 @@ from .hangup import Hangup
 from .process import OneLineOptions, endProcess, say
 from .registry import checkEndpoint, sayWhere
 
-__all__ = ["AgentProcess", "Options", "makeService"]
-
 _ID_CHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]+")
 _LONGEST_ID = 65
 

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["readConfigFile"]
-
 
 def readConfigFile(path: str, section: str) -> dict[str, list[str]]:
     """

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-__all__ = ["checkOutput", "dropOutput", "holdDescriptors", "runConsole", "show", "tell", "useUTF8", "whyNotWritten"]
-
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 

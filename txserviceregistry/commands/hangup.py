@@ -11,8 +11,6 @@ from typing import Any
 
 from ..util.logs import Logger
 
-__all__ = ["Hangup"]
-
 _STREAMS = (0, 1, 2)
 
 

@@ -14,8 +14,6 @@ from twisted.python import usage
 from .configfile import readConfigFile
 from .process import OneLineOptions
 
-__all__ = ["Option", "TableOptions", "oneOf"]
-
 
 @attrs.frozen
 class Option:

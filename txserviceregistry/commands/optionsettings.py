@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from ..errors import InvalidSettings
 from ..settings import Settings, readSettings
 
-__all__ = ["inOptions", "settingsOf"]
-
 # The options, by the names that the settings have for them.
 _OPTIONS = {
     "username": "--username",

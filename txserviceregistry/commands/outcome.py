@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 from ..util.escaping import escaped
 
-__all__ = ["CommandFailed", "Interrupted", "UsageError", "oneLine", "printable", "undecodable"]
-
 # What Python makes of a byte of the command line that the locale's encoding can't decode: 0xDC00 and the byte.
 _UNDECODED = re.compile("[\udc80-\udcff]")
 

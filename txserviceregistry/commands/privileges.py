@@ -11,8 +11,6 @@ from pathlib import Path
 from ..util.ownership import UnsafePath, controllingUser, isPrivileged
 from .outcome import CommandFailed
 
-__all__ = ["becomeOwner"]
-
 # "nogroup", for a user that no passwd entry gives a group. The directory's own group may be one that root has given it,
 # and that its owner is not in.
 _NO_GROUP = 65534

@@ -19,8 +19,6 @@ from ..util.logs import Logger
 from .console import dropOutput, holdDescriptors, show, whyNotWritten
 from .outcome import printable, undecodable
 
-__all__ = ["OneLineOptions", "collectSeldom", "endProcess", "say"]
-
 _log = Logger()
 
 _NEW_OBJECTS = 50_000

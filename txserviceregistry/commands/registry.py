@@ -28,8 +28,6 @@ from .options import Option, TableOptions, oneOf
 from .process import collectSeldom, endProcess, say
 from .stores import ETCD, ETCD_OPTIONS, EtcdFactory, checkStore, etcdStore
 
-__all__ = ["Options", "RegistryProcess", "checkEndpoint", "makeService", "sayWhere"]
-
 # Tokens end in whole seconds. A feed without a marker shows the last hour, and so much has to be there.
 _TOKEN_LIFETIME = partial(parseDuration, least="1s", most="3650d")
 _RETENTION = partial(parseDuration, least="1h")

@@ -13,8 +13,6 @@ from twisted.python.failure import Failure
 
 from .outcome import Interrupted
 
-__all__ = ["runReactor"]
-
 _T = TypeVar("_T")
 
 

@@ -20,8 +20,6 @@ from ..util.files import absolutePath
 from ..util.reloading import Reloaded
 from .options import Option
 
-__all__ = ["ETCD", "ETCD_OPTIONS", "EtcdFactory", "checkStore", "etcdStore"]
-
 #: What ``--store`` calls it.
 ETCD = "etcd"
 _DEFAULT_URL = "http://127.0.0.1:2379"

@@ -36,8 +36,6 @@ from .privileges import becomeOwner
 from .running import runReactor
 from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
 
-__all__ = ["main"]
-
 _NAME = "service-registry-users"
 
 _DESCRIPTION = """\

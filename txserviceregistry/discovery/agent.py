@@ -39,8 +39,6 @@ from .balancing import Balancer, TryNext, View, tryEach
 from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout
 from .instances import Instance
 
-__all__ = ["RegistryAgent"]
-
 _SCHEMES = {b"registry": b"http", b"registrys": b"https"}
 # urljoin takes these schemes for opaque otherwise, and Twisted's RedirectAgent makes nothing at all of their URLs.
 for _scheme in _SCHEMES:

@@ -22,8 +22,6 @@ from ..util.logs import Logger
 from .instances import Instance, Key, Unusable, readInstance
 from .strategies import IStrategy, strategyNamed
 
-__all__ = ["Balancer", "PassiveHealth", "TryNext", "View", "tryEach"]
-
 _T = TypeVar("_T")
 
 #: Seconds that an instance is passed over after its first failure, and at most.

@@ -17,8 +17,6 @@ from .mirror import Mirror
 if TYPE_CHECKING:
     from ..client import Client
 
-__all__ = ["REFRESH", "Change", "Directory"]
-
 #: What can happen to a service.
 Change = Literal["join", "update", "remove", "timeout"]
 

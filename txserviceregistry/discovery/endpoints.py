@@ -44,14 +44,6 @@ from .balancing import Balancer, TryNext, View, tryEach
 from .instances import HOST_KEYS, PORT_KEYS, Instance
 from .strategies import IStrategy
 
-__all__ = [
-    "CONNECT_TIMEOUT",
-    "RegisteredEndpoint",
-    "RegisteredPort",
-    "RegistryEndpoint",
-    "checkedConnectTimeout",
-]
-
 #: Seconds that each instance is given to accept a connection, unless somebody says otherwise.
 CONNECT_TIMEOUT = 5.0
 _SHORTEST_TIMEOUT = 0.001

@@ -28,8 +28,6 @@ from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, ch
 from .shared import Loan, borrow
 from .strategies import strategyNamed
 
-__all__ = ["SharedRegistryEndpoint", "parseRegistered", "parseRegistry", "registeredFromString", "registryFromString"]
-
 _CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone")
 _SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
 _log = Logger()

@@ -33,8 +33,6 @@ from .task import Run
 if TYPE_CHECKING:
     from ..client import Client
 
-__all__ = ["EventsFeed", "FeedEvent"]
-
 # Seconds that a listener may still take when the feed is stopped.
 _GRACE = 3.0
 

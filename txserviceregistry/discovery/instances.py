@@ -13,8 +13,6 @@ import attrs
 
 from ..types import Service
 
-__all__ = ["HOST_KEYS", "PORT_KEYS", "TLS_NAME_KEY", "Instance", "Key", "Unusable", "instanceOf", "readInstance"]
-
 #: The metadata keys that may hold the host, and the port: the first that is there and not empty counts.
 HOST_KEYS = ("host", "address", "ip", "service.host")
 PORT_KEYS = ("port", "service.port")

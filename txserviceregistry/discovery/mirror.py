@@ -37,8 +37,6 @@ from .task import Run
 if TYPE_CHECKING:
     from ..client import Client
 
-__all__ = ["Mirror", "retryDelay"]
-
 _T = TypeVar("_T")
 
 # Seconds between two tries to reach a registry that is away: the first try comes at once.

@@ -26,18 +26,6 @@ from ..util.deferred import returnsDeferred
 if TYPE_CHECKING:
     from ..client import Client
 
-__all__ = [
-    "PAGE",
-    "POLL",
-    "WAIT",
-    "Following",
-    "Position",
-    "followingOf",
-    "isMarkerRefused",
-    "markerAt",
-    "ticksOf",
-]
-
 #: Seconds for which the registry is asked to hold its answer back. Every one of them that is added is a second more
 #: until a line that hangs is noticed; every one less means more requests.
 WAIT = 30

@@ -18,8 +18,6 @@ from ..util.deferred import returnsDeferred, waitFor
 from ..util.logs import Logger
 from .directory import Directory
 
-__all__ = ["Loan", "borrow", "closeShared"]
-
 _Key = tuple[object, ...]
 _log = Logger()
 

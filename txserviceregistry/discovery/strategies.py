@@ -15,8 +15,6 @@ from zope.interface import Interface, implementer
 
 from .instances import Instance, Key
 
-__all__ = ["STRATEGIES", "IStrategy", "LeastConnections", "RandomChoice", "RoundRobin", "strategyNamed"]
-
 
 class IStrategy(Interface):
     """

@@ -13,8 +13,6 @@ from twisted.python.failure import Failure
 
 from ..util.deferred import waitFor
 
-__all__ = ["Run"]
-
 
 class Run:
     """

@@ -22,8 +22,6 @@ from .mirror import Mirror
 if TYPE_CHECKING:
     from ..client import Client
 
-__all__ = ["ConfigurationChange", "ConfigurationWatcher"]
-
 
 @attrs.frozen
 class ConfigurationChange:

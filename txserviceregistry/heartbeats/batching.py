@@ -27,8 +27,6 @@ from ..util.tries import LateTries, delayBefore, runOnAfter
 from .batchsize import BatchSize, isRefusal
 from .stalls import StallWatch
 
-__all__ = ["Beating", "Pulse"]
-
 # How many services are named in a line of the log.
 _NAMED = 5
 

@@ -9,8 +9,6 @@ from collections.abc import Callable
 
 from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound
 
-__all__ = ["BatchSize", "isRefusal"]
-
 
 def isRefusal(error: object) -> bool:
     """Whether a batch met an *error* that a smaller one may not meet: a 4xx other than 401 to the batch as a whole."""

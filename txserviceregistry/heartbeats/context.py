@@ -12,8 +12,6 @@ from ..util.suspend import SuspendWatch
 from .batching import Pulse
 from .stalls import StallWatch
 
-__all__ = ["Fleet"]
-
 
 @attrs.frozen
 class Fleet:

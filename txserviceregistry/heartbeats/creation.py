@@ -28,8 +28,6 @@ from ..util.deferred import returnsDeferred, waitFor
 from ..util.tries import NothingLeft, Race, TryIsLate, runOnAfter
 from .desired import DesiredState
 
-__all__ = ["Creation"]
-
 # How often it is looked, at once, for what was created without an answer, when these answers are lost too.
 _LOOKS = 3
 

@@ -21,8 +21,6 @@ from ..util.deferred import returnsDeferred
 from ..util.fields import checkedMetadata, checkedTags, checkedTimeout
 from ..util.logs import Logger
 
-__all__ = ["DesiredState", "DesiredStates", "wantsHost"]
-
 _ADDRESS_KEYS = ("host", "address", "ip", "service.host")
 _PORT_KEYS = ("port", "service.port")
 _FIELDS = ("heartbeat_timeout", "tags", "metadata")

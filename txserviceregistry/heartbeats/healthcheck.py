@@ -18,8 +18,6 @@ from ..util.backoff import Backoff
 from ..util.logs import Logger
 from ..util.tries import delayBefore
 
-__all__ = ["HealthCheck", "HealthCheckFailed"]
-
 # A check that fails is called at least this often (seconds), so that its recovery is noticed soon.
 _LONGEST_DELAY = 5.0
 # While a check fails, another reason is logged so many seconds after the last one at the earliest, and so many in all.

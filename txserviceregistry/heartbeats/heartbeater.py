@@ -31,8 +31,6 @@ from ..util.tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runO
 from .context import Fleet
 from .healthcheck import HealthCheck
 
-__all__ = ["HeartBeater", "heartbeatIntervalFor", "refusesToken"]
-
 #: What a listener of a HeartBeater hears; see :meth:`HeartBeater.onStateChange`.
 REGISTERING = "registering"
 REGISTERED = "registered"

@@ -34,8 +34,6 @@ from .desired import DesiredState, DesiredStates
 from .heartbeater import HeartBeater
 from .stalls import StallWatch
 
-__all__ = ["ServicesClient"]
-
 # The protocol's longest heartbeat timeout, in seconds.
 _LONGEST_TIMEOUT = 120
 

@@ -12,8 +12,6 @@ from zope.interface import implementer
 
 from ..util.logs import Logger
 
-__all__ = ["StallWatch"]
-
 
 @implementer(IReactorTime)
 class StallWatch:

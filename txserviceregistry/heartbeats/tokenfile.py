@@ -29,8 +29,6 @@ else:
         flock(descriptor, LOCK_EX | LOCK_NB)
 
 
-__all__ = ["Kept", "TokenFile"]
-
 # Windows has no such flag.
 _NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 

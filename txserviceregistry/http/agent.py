@@ -36,8 +36,6 @@ from .pool import BytesProducer, FixedHeaders
 from .resolving import ResolvingTimedOut, hostNames
 from .tls import describeTLS
 
-__all__ = ["ATTEMPT_DELAY", "describeFailure", "endpointTo", "httpAgent"]
-
 #: Seconds that each address of a name has before the next one is tried beside it. Twisted looks only then whether all
 #: have refused, so that its own default of 0.3 s is also the least that a refusal would take.
 ATTEMPT_DELAY = 0.05

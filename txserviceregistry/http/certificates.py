@@ -9,8 +9,6 @@ import datetime
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-__all__ = ["daysLeft", "isSelfSigned", "namesOf", "ownerOf", "whyNotNow"]
-
 
 def namesOf(certificate: x509.Certificate) -> list[str]:
     """The host names and IP addresses that a certificate is for, as verification sees them."""

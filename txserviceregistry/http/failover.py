@@ -11,8 +11,6 @@ from twisted.internet.interfaces import IReactorTime
 
 from ..util.backoff import Backoff
 
-__all__ = ["Servers"]
-
 # Seconds that a server which has failed is asked last: longer with each failure.
 _FIRST_PENALTY = 2.0
 _LONGEST_PENALTY = 60.0

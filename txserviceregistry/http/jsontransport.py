@@ -40,8 +40,6 @@ from .pool import (
 )
 from .resolving import RESOLVING, ResolvingTimedOut, stageOf
 
-__all__ = ["TIMEOUT", "ClientClosed", "Exchange", "JSONTransport", "Response", "WhenLate", "pathOf", "segment"]
-
 _T = TypeVar("_T")
 
 #: Seconds that a request may take, unless it says otherwise.

@@ -32,21 +32,6 @@ from zope.interface import implementer
 from ..util.suspend import SuspendWatch
 from .tls import describeTLS
 
-__all__ = [
-    "AgentClosed",
-    "BytesProducer",
-    "Collector",
-    "ConnectionPool",
-    "FixedHeaders",
-    "InsecureConnection",
-    "QueueingAgent",
-    "ResponseTooLarge",
-    "ResumingAgent",
-    "StaleConnection",
-    "WholeResponse",
-    "readWhole",
-]
-
 #: No answer of the API comes near this many bytes. It bounds what a broken server can make a client hold.
 MAX_BODY = 16 * 1024 * 1024
 

@@ -24,8 +24,6 @@ from zope.interface import implementer
 
 from ..util.logs import Logger
 
-__all__ = ["PATIENCE", "RESOLVING", "HostNames", "ResolvingTimedOut", "hostNames", "stageOf"]
-
 #: Seconds that a lookup may take before the last known addresses are used instead.
 PATIENCE = 0.25
 

@@ -38,8 +38,6 @@ from ..util.files import absolutePath
 from ..util.reloading import Reloaded, stampOf
 from .certificates import namesOf, ownerOf, whyNotNow
 
-__all__ = ["CertificateRefused", "TLSPolicy", "describeTLS", "tlsPolicy"]
-
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
 # Where pyOpenSSL looks for the system's CA certificates, beside what OpenSSL itself was built with.

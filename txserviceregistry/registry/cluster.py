@@ -18,8 +18,6 @@ from .subscribers import Followers
 from .tasks import Lanes
 from .tokens import HeartbeatTokens
 
-__all__ = ["Sharing"]
-
 #: How many services are looked up in the store at once because a heartbeat named something unknown, and how many may
 #: wait for that: whoever makes up ids and tokens must not keep the store from its work.
 _LOOKS = 4

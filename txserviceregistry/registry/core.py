@@ -44,8 +44,6 @@ from .subscribers import Followers, Place
 from .tasks import Work
 from .tokens import HeartbeatTokens
 
-__all__ = ["EVENT_RETENTION", "Registry"]
-
 _T = TypeVar("_T")
 
 _HOUR = 3600.0

@@ -18,8 +18,6 @@ from ..util.files import replaceFile
 from ..util.ownership import UnsafePath, checkPath
 from .stores.sqlite import file as sqlitefile
 
-__all__ = ["DataDirectory", "DataDirectoryError"]
-
 
 class DataDirectoryError(Exception):
     """The data directory can't be used; the text, one line, says why."""

@@ -11,8 +11,6 @@ import secrets
 import uuid
 from collections.abc import Callable
 
-__all__ = ["EventIds", "newTail", "position", "positionOf"]
-
 _UNIX_EPOCH = 0x01B21DD213814000
 """The position of 1970-01-01."""
 

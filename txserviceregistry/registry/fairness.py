@@ -17,8 +17,6 @@ from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
-__all__ = ["FairQueue", "Origin"]
-
 _T = TypeVar("_T")
 _Path: TypeAlias = Sequence[Hashable]
 

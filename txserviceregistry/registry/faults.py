@@ -9,31 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ..util.faults import FAULT_TYPES
-
-__all__ = [
-    "FAULT_TYPES",
-    "Fault",
-    "badParameter",
-    "badRequest",
-    "forbidden",
-    "internalError",
-    "invalidBody",
-    "invalidEventQuery",
-    "invalidLimit",
-    "limitReached",
-    "notFound",
-    "pageNotFound",
-    "rateLimitReached",
-    "requestTooLarge",
-    "serviceExists",
-    "systemFailure",
-    "tooManyFollowers",
-    "unauthorized",
-    "unsupportedContentType",
-    "validationError",
-]
-
 
 class Fault(Exception):
     """

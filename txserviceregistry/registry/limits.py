@@ -14,8 +14,6 @@ import attrs
 
 from .faults import rateLimitReached
 
-__all__ = ["NO_HEADERS", "PATHS", "RATE_HEADERS", "RateLimiter", "ResourceLimits"]
-
 #: The pattern of paths that the rate limit counts: all of them.
 PATHS = "/.*"
 #: The names of the headers that tell a client about its rate.

@@ -9,8 +9,6 @@ from typing import Any
 
 import attrs
 
-__all__ = ["Figures", "NewService", "Page", "ServiceChanges"]
-
 
 @attrs.frozen
 class NewService:

@@ -28,8 +28,8 @@ from .http.admission import ConnectionLimits, availableFiles
 from .http.health import Health
 from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
 from .http.requestlog import Exchanges
-from .http.resource import ApiResource, apiSite
-from .http.server import ApiSite
+from .http.resource import ApiResource
+from .http.server import ApiSite, apiSite
 from .http.statuspages import LOOPBACK, Operations
 from .identity.apikeys import newKey
 from .identity.identity import Identity, InvalidUser
@@ -39,8 +39,6 @@ from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused,
 from .stores.memory import MemoryStore
 from .stores.sqlite.store import SqliteStore
 from .subscribers import Followers
-
-__all__ = ["DEFAULT_LISTEN", "FIRST_USER", "RegistryService", "StartFailed"]
 
 _T = TypeVar("_T")
 

@@ -8,8 +8,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..util.logs import Logger
 
-__all__ = ["ServiceLog"]
-
 
 class ServiceLog:
     """

@@ -12,8 +12,6 @@ from cryptography import x509
 from .model import Figures
 from .statistics import RequestStatistics, StoreStatistics
 
-__all__ = ["Sources"]
-
 
 @attrs.frozen
 class Sources:

@@ -10,8 +10,6 @@ from bisect import bisect_left
 
 import attrs
 
-__all__ = ["Histogram", "RequestStatistics", "RouteStatistics", "StoreStatistics"]
-
 #: The upper ends, in seconds, of the classes into which the time is sorted that an answer takes: from a heartbeat
 #: (0.2 ms) up to what only a store in trouble needs.
 REQUEST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -16,8 +16,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from ..util.singleflight import SingleFlight
 from .faults import tooManyFollowers
 
-__all__ = ["Followers", "Place"]
-
 _T = TypeVar("_T")
 
 

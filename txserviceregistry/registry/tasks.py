@@ -17,8 +17,6 @@ from twisted.python.failure import Failure
 from ..util.logs import Logger
 from .faults import Fault
 
-__all__ = ["Lanes", "Work"]
-
 _T = TypeVar("_T")
 _Steps: TypeAlias = Coroutine[Deferred[Any], Any, _T]
 

@@ -10,8 +10,6 @@ from hmac import compare_digest
 
 from .eventids import positionOf
 
-__all__ = ["HeartbeatTokens"]
-
 _LATEST = (1 << 60) - 1
 # The first digit of a tail: of the four bits of the MAC's two are the variant of the UUID (RFC 4122).
 _FIRST_DIGITS = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Backoff"]
-
 
 class Backoff:
     """

@@ -10,8 +10,6 @@ from itertools import count
 
 from twisted.internet.defer import Deferred, succeed
 
-__all__ = ["Turns"]
-
 
 class Turns:
     """

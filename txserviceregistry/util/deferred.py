@@ -11,8 +11,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
-__all__ = ["returnsDeferred", "then", "waitFor"]
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _U = TypeVar("_U")

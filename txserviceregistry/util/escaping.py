@@ -4,8 +4,6 @@ Text from outside (what a registry or a client sends, names, values, error messa
 
 from __future__ import annotations
 
-__all__ = ["escaped"]
-
 
 def escaped(text: str, keep: str = "") -> str:
     """

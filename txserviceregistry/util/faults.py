@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["FAULT_TYPES", "faultIn"]
-
 #: The types of faults that the API has, with the status code of each.
 FAULT_TYPES: Mapping[str, int] = MappingProxyType(
     {

@@ -13,18 +13,6 @@ from typing import Any
 
 from ..errors import BadRequest
 
-__all__ = [
-    "HEARTBEAT_TIMEOUTS",
-    "KEY",
-    "SERVICE_ID",
-    "checkedId",
-    "checkedMetadata",
-    "checkedTags",
-    "checkedTimeout",
-    "requestedId",
-    "requestedKey",
-]
-
 #: What the id of a service is made of.
 SERVICE_ID = re.compile(r"[A-Za-z0-9_.\-]{3,65}", re.ASCII)
 #: What a configuration key of 3 to 500 characters is made of: the protocol's own pattern.

@@ -10,8 +10,6 @@ import tempfile
 
 from .logs import Logger
 
-__all__ = ["WriteOutage", "absolutePath", "replaceFile"]
-
 
 def absolutePath(path: str) -> str:
     """

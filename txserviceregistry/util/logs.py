@@ -11,8 +11,6 @@ from twisted.logger import LogLevel
 
 from .escaping import escaped
 
-__all__ = ["Logger"]
-
 
 class Logger(_Logger):
     """A logger that escapes the texts in its events, which may come from outside: none adds lines or is obeyed."""

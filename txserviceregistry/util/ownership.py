@@ -10,8 +10,6 @@ import stat
 from collections import deque
 from collections.abc import Iterator
 
-__all__ = ["UnsafePath", "checkPath", "controllingUser", "isPrivileged"]
-
 # As many as Linux follows.
 _MOST_LINKS = 40
 _ROOT = 0

@@ -11,21 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-__all__ = [
-    "LATEST",
-    "LONGEST_INTERVAL",
-    "LONGEST_RETRY_AFTER",
-    "boundedNumber",
-    "formatMetadata",
-    "formatTags",
-    "parseCount",
-    "parseDuration",
-    "parseMetadata",
-    "parseRate",
-    "parseRetryAfter",
-    "parseTags",
-]
-
 _PIECE = re.compile(r"(?:\\[\\,]|[^,])+")
 _ESCAPE = re.compile(r"\\([\\,])")
 

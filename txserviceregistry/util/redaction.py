@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-__all__ = ["blanked", "spellings"]
-
 # So long a secret is no piece of any ordinary word: it is one wherever it stands.
 _NO_WORD = 16
 

@@ -13,8 +13,6 @@ from typing import Generic, TypeVar
 
 from .logs import Logger
 
-__all__ = ["RETRY_SECONDS", "Reloaded", "stampOf"]
-
 #: How often files are read again that have not changed: because they can't be used, or because a handshake failed.
 RETRY_SECONDS = 1.0
 

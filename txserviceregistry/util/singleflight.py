@@ -10,8 +10,6 @@ from typing import Generic, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-__all__ = ["BoundedCache", "SingleFlight"]
-
 _K = TypeVar("_K")
 _T = TypeVar("_T")
 

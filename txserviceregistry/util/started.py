@@ -8,8 +8,6 @@ from twisted.application.service import Service
 
 from ..errors import NotRunning
 
-__all__ = ["checkRunning", "notRunning"]
-
 
 def notRunning(service: Service) -> NotRunning:
     """The error that says of a service that it has to be started."""

@@ -12,8 +12,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from .logs import Logger
 
-__all__ = ["SuspendWatch", "machineSuspended"]
-
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 

@@ -13,17 +13,6 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-__all__ = [
-    "SHORTEST_TRY",
-    "LateTries",
-    "NothingLeft",
-    "Race",
-    "TryIsLate",
-    "delayBefore",
-    "patienceFor",
-    "runOnAfter",
-]
-
 _T = TypeVar("_T")
 
 #: No try is late before so many seconds: it could not be answered over a real network.

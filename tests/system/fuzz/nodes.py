@@ -17,7 +17,8 @@ from twisted.python.failure import Failure
 from tests.system.fuzz.model import Request
 from tests.unit.registry.wire import CHEAP, Connection, Reply, requestBytes
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.http.resource import ApiResource, apiSite
+from txserviceregistry.registry.http.resource import ApiResource
+from txserviceregistry.registry.http.server import apiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.interfaces import IStore

@@ -11,8 +11,9 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.http.resource import ApiResource, apiSite
+from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.routes import ROUTES
+from txserviceregistry.registry.http.server import apiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.etcd.store import EtcdStore

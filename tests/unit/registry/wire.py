@@ -19,7 +19,8 @@ from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.accesslog import AccessLog
 from txserviceregistry.registry.http.admission import ConnectionLimits
 from txserviceregistry.registry.http.requestlog import Exchanges
-from txserviceregistry.registry.http.resource import ApiResource, apiSite
+from txserviceregistry.registry.http.resource import ApiResource
+from txserviceregistry.registry.http.server import apiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from ...client import Client
     from ...types import Limits
 
-__all__ = ["RateLimits", "ResourceLimits"]
-
 
 async def _limits(client: Client, progress: Progress) -> Limits:
     return await client.account.getLimits()

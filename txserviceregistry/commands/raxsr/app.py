@@ -20,8 +20,6 @@ from ..outcome import CommandFailed, Interrupted, UsageError, oneLine
 from .logfile import LogFile
 from .parser import GlobalParser, didYouMean
 
-__all__ = ["COMMANDS", "Raxsr"]
-
 #: Each command, and the class of this package that does it. It is imported when it is needed.
 COMMANDS = {
     "account rate-limits": "account:RateLimits",

@@ -25,19 +25,6 @@ if TYPE_CHECKING:
     from ...client import Client
     from .app import Raxsr
 
-__all__ = [
-    "FollowCommand",
-    "ListCommand",
-    "Progress",
-    "RaxsrCommand",
-    "ShowCommand",
-    "addId",
-    "addPaging",
-    "collect",
-    "idOf",
-    "turnPages",
-]
-
 _T = TypeVar("_T")
 
 # The most that a page may hold: what is turned through page by page goes fastest so.

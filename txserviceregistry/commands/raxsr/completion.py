@@ -13,8 +13,6 @@ from .app import COMMANDS
 from .base import RaxsrCommand
 from .parser import Parser
 
-__all__ = ["Complete"]
-
 _SCRIPT = r"""_raxsr() {
     local current="${COMP_WORDS[COMP_CWORD]}" previous="" command="" word="" candidates="" index
     local skip=0 known="

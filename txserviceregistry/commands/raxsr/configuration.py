@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ...client import Client
     from ...types import ConfigurationPage, ConfigurationValue
 
-__all__ = ["Get", "List", "Remove", "Set", "addNamespace", "allValues"]
-
 _COLUMNS = {"id": "ID", "value": "Value"}
 
 

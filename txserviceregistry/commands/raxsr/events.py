@@ -16,8 +16,6 @@ from .parser import Parser
 if TYPE_CHECKING:
     from ...client import Client
 
-__all__ = ["COLUMNS", "List", "addType", "row"]
-
 COLUMNS = {"id": "Event ID", "timestamp": "Timestamp", "type": "Event Type", "payload": "Payload"}
 
 # How many events a list shows when nobody says: the protocol's own number.

@@ -25,8 +25,6 @@ from ...settings import Settings
 from ...util.escaping import escaped
 from ...util.redaction import blanked, spellings
 
-__all__ = ["ExchangeShown", "View", "shownAgent"]
-
 _BLANK = "***"
 
 # What the values of these members are is nobody's business, whatever object they are members of.

@@ -21,8 +21,6 @@ from .parser import Parser
 if TYPE_CHECKING:
     from ...client import Client
 
-__all__ = ["Execute", "environmentOf"]
-
 _NOT_EXECUTABLE = 126
 
 

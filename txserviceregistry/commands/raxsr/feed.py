@@ -23,8 +23,6 @@ from ...errors import (
 from ...types import Event, EventPage
 from ...util.backoff import Backoff
 
-__all__ = ["Feed"]
-
 # Seconds for which the registry is asked to hold its answer back until there is something new. A line that hangs is
 # noticed that much later.
 _WAIT = 30

@@ -14,8 +14,6 @@ from .parser import Parser
 if TYPE_CHECKING:
     from ...client import Client
 
-__all__ = ["Follow"]
-
 
 class Follow(FollowCommand):
     """

@@ -11,8 +11,6 @@ from .app import COMMANDS
 from .base import RaxsrCommand
 from .parser import Parser
 
-__all__ = ["Help"]
-
 
 class Help(RaxsrCommand):
     """Show what there is, or how one command is used."""

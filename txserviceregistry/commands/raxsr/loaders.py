@@ -8,8 +8,6 @@ are not among them.
 
 from __future__ import annotations
 
-__all__ = ["NAMES", "PREFIXES", "decidesWhatRuns"]
-
 #: What the names of such variables begin with.
 PREFIXES = (
     # The system's loaders: Linux and BSD, macOS, IRIX and Tru64, AIX.

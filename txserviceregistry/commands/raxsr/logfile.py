@@ -10,8 +10,6 @@ import time
 from ..console import tell
 from ..outcome import CommandFailed
 
-__all__ = ["LogFile"]
-
 
 class LogFile:
     """

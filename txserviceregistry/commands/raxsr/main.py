@@ -9,8 +9,6 @@ import sys
 from ..._version import installCommand
 from ..console import runConsole
 
-__all__ = ["main"]
-
 
 def main() -> int:
     """

@@ -27,22 +27,8 @@ from cliff.formatters.json_format import JSONFormatter
 from cliff.formatters.value import ValueFormatter
 from cliff.formatters.yaml_format import YAMLFormatter
 
+from ...util.parsing import formatMetadata, formatTags
 from ..outcome import printable
-from ..parsing import formatMetadata, formatTags
-
-__all__ = [
-    "FOLLOWED_FORMATS",
-    "FORMATS",
-    "FOR_PEOPLE",
-    "Cell",
-    "Formats",
-    "Lines",
-    "Metadata",
-    "Payload",
-    "Tags",
-    "Text",
-    "Timestamp",
-]
 
 _T = TypeVar("_T")
 

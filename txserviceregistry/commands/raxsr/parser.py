@@ -11,8 +11,6 @@ from typing import Any, NoReturn
 
 from ..outcome import UsageError, undecodable
 
-__all__ = ["GlobalParser", "Parser", "didYouMean"]
-
 
 def didYouMean(word: str, known: Iterable[str]) -> str:
     """A sentence that suggests what could have been meant by *word*, or nothing."""

@@ -26,8 +26,6 @@ from ..outcome import CommandFailed, UsageError
 from ..running import runReactor
 from .exchange import View, shownAgent
 
-__all__ = ["findSettings", "withClient"]
-
 _T = TypeVar("_T")
 
 

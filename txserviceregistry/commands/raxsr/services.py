@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from ...errors import NotFound, ServiceExists
+from ...util.parsing import parseMetadata, parseTags
 from ..outcome import CommandFailed, UsageError
-from ..parsing import parseMetadata, parseTags
 from .base import ListCommand, Progress, RaxsrCommand, ShowCommand, addId, addPaging, collect, idOf
 from .output import Metadata, Tags, Timestamp
 from .parser import Parser
@@ -18,8 +18,6 @@ from .parser import Parser
 if TYPE_CHECKING:
     from ...client import Client
     from ...types import HeartbeatToken, Service
-
-__all__ = ["Create", "Get", "Heartbeat", "List", "Remove", "Update"]
 
 _COLUMNS = {
     "id": "Service ID",

@@ -21,8 +21,6 @@ from .valuefile import FORMATS, STANDARD, formatOf, formatValues, parseValues, r
 if TYPE_CHECKING:
     from ...client import Client
 
-__all__ = ["Export", "Import"]
-
 
 class _Transfer(RaxsrCommand):
     """What the two directions have in common."""

@@ -20,8 +20,6 @@ from typing import Any
 from ...util.escaping import escaped
 from ..outcome import CommandFailed, UsageError
 
-__all__ = ["FORMATS", "formatOf", "formatValues", "parseValues", "problemOf", "readText", "writeText"]
-
 FORMATS = ("yaml", "json")
 
 #: The name that stands for stdin and stdout.

@@ -22,8 +22,6 @@ from ...http.resolving import stageOf
 from ...http.tls import tlsPolicy
 from ...util.deferred import returnsDeferred
 
-__all__ = ["Checker", "Probe", "makeProbe"]
-
 #: Looks once: fires with ``True`` if all is well, and fails with the reason if not.
 Probe = Callable[[], Deferred[bool]]
 

@@ -36,8 +36,6 @@ from .process import CantStart, Child, exitCode, findProgram, reap, startChild, 
 from .registration import Enrolment, NotRegistered, Registrant, claimTokenFile
 from .signals import Signals, stopAsThePersonAskedFor
 
-__all__ = ["Wrapper", "main"]
-
 _NAME = "service-registry-wrapper"
 
 #: The exit code of --abort-on-failure.

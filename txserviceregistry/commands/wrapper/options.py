@@ -17,8 +17,6 @@ from ...util.parsing import parseMetadata, parseTags
 from ..outcome import undecodable
 from .checks import makeProbe
 
-__all__ = ["Options"]
-
 _EXAMPLE = """
 Example:
   service-registry-wrapper --id=my-host1-api0 --tags=api,www \\

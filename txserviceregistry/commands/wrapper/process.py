@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from twisted.internet.defer import Deferred
 
-__all__ = ["CantStart", "Child", "exitCode", "findProgram", "reap", "startChild", "startEnvironment"]
-
 _NOT_FOUND = 127
 _NOT_RUNNABLE = 126
 

@@ -39,8 +39,6 @@ from ...util.deferred import returnsDeferred
 from ...util.logs import Logger
 from ...util.ownership import checkPath
 
-__all__ = ["Enrolment", "NotRegistered", "Registrant", "claimTokenFile"]
-
 # A try that comes soon after can't end otherwise than these did.
 _REFUSALS = (AuthenticationFailed, BadRequest, Forbidden, InvalidSettings, LimitReached, Unauthorized)
 # While nothing is registered, the settings are read so often (seconds): they may have been wrong, or not there yet.

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
-__all__ = ["FORWARDABLE", "Signals", "stopAsThePersonAskedFor"]
-
 #: All but those that can't be caught, that tell of a fault or a limit of this very process, and that stop a whole
 #: process group, us included, for reading or writing in the background.
 FORWARDABLE = frozenset(

@@ -14,8 +14,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
 
-__all__ = ["Deadlines", "Life", "LifeClock"]
-
 # No entry of the queue has this deadline: it stands for a life that the queue holds no more.
 _NOWHERE = float("-inf")
 

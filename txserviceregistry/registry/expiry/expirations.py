@@ -18,8 +18,6 @@ from ..servicelog import ServiceLog
 from ..stores.interfaces import Death
 from ..tasks import Work
 
-__all__ = ["Burials"]
-
 
 class Burials:
     """

@@ -18,8 +18,6 @@ from .deadlines import Deadlines, Life, LifeClock
 from .expirations import Burials
 from .massexpiry import Outbreaks
 
-__all__ = ["Lives"]
-
 
 class Lives:
     """

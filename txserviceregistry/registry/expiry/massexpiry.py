@@ -10,8 +10,6 @@ from twisted.internet.interfaces import IReactorTime
 
 from ...util.logs import Logger
 
-__all__ = ["Outbreaks"]
-
 
 class Outbreaks:
     """

@@ -26,8 +26,6 @@ from ...util.deferred import returnsDeferred, waitFor
 from ...util.logs import Logger
 from ...util.ownership import checkPath
 
-__all__ = ["STDOUT", "Access", "AccessLog", "ILogThread", "LogThread", "line"]
-
 #: The target that stands for the standard output.
 STDOUT = "-"
 

@@ -24,19 +24,6 @@ from ...util.logs import Logger
 from ...util.singleflight import BoundedCache
 from ..fairness import FairQueue, Origin
 
-__all__ = [
-    "ConnectionLimits",
-    "Connections",
-    "Evictable",
-    "KnownAddresses",
-    "Line",
-    "Silence",
-    "Silent",
-    "availableFiles",
-    "peerOf",
-    "raiseFileLimit",
-]
-
 #: File descriptors that are not for connections: the store, the log, listeners, and those that are accepted in the turn
 #: of the reactor in which others are closed.
 RESERVED_FILES = 200

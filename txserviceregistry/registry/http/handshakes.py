@@ -19,8 +19,6 @@ from ..fairness import Origin
 from .admission import Line, peerOf
 from .server import ApiSite
 
-__all__ = ["handshakingFactory"]
-
 
 class _Handshaking(TLSMemoryBIOProtocol):
     """A connection with TLS, whose handshake goes on when it is its turn. After that nothing waits."""

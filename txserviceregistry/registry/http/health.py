@@ -17,8 +17,6 @@ from ...util.logs import Logger
 from ...util.singleflight import SingleFlight
 from ..stores.interfaces import IStore, StoreUnavailable
 
-__all__ = ["OK", "SILENT", "UNAVAILABLE", "Health", "Report"]
-
 #: The states of a store: it works; it says that it can't be written or read; it does not answer.
 OK = "ok"
 UNAVAILABLE = "unavailable"

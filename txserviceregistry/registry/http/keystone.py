@@ -11,8 +11,6 @@ from typing import Any
 from ..faults import Fault
 from ..identity.identity import IssuedToken
 
-__all__ = ["CATALOG", "CREDENTIALS", "REGION", "access", "credentials"]
-
 #: How credentials can come, and under which name the API key does. The key is the only password that there is.
 CREDENTIALS = {"RAX-KSKEY:apiKeyCredentials": "apiKey", "passwordCredentials": "password"}
 #: The region that the registry says it is in.

@@ -38,17 +38,6 @@ from ...util.logs import Logger
 from ...util.reloading import Reloaded
 from .handshakes import handshakingFactory
 
-__all__ = [
-    "CertificateFiles",
-    "EndpointError",
-    "Listener",
-    "ServerCertificate",
-    "TLSEndpoint",
-    "listenerOf",
-    "nearest",
-    "parseEndpoint",
-]
-
 #: So many days before its certificate expires, a registry that starts says so.
 WARNING_DAYS = 14.0
 

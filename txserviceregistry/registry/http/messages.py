@@ -26,23 +26,6 @@ from twisted.web.http import NO_CONTENT, datetimeToString
 from ..faults import Fault, invalidBody, requestTooLarge, unsupportedContentType
 from . import routes
 
-__all__ = [
-    "EXTENSIONS",
-    "Answer",
-    "baseUrl",
-    "bodyLimit",
-    "checkSize",
-    "closeAfterwards",
-    "faultAnswer",
-    "faultBody",
-    "inBytes",
-    "inJSON",
-    "parseBody",
-    "send",
-    "whenGone",
-    "write",
-]
-
 #: The extensions of the API that this registry has.
 EXTENSIONS: tuple[str, ...] = ("events-wait", "heartbeats")
 _EXTENSIONS = ", ".join(EXTENSIONS).encode("ascii")

@@ -27,8 +27,6 @@ from ..model import Figures
 from ..sources import Sources
 from ..statistics import Histogram, RequestStatistics, StoreStatistics
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
-
 #: The type of what :meth:`Metrics.text` returns.
 CONTENT_TYPE: str = CONTENT_TYPE_LATEST
 #: So many tenants, those with the most services, have a line of their own: there may be any number of them.

@@ -16,7 +16,7 @@ import attrs
 
 from ... import types
 from ..._version import __version__
-from ..faults import FAULT_TYPES
+from ...util.faults import FAULT_TYPES
 from ..identity.identity import TENANT
 from ..limits import PATHS, RATE_HEADERS
 from . import schemas, validation
@@ -25,8 +25,6 @@ from .messages import EXTENSIONS
 from .routes import API, AUTH, BODY_LIMITS, MAXIMUM_BODY, ROUTES
 from .rules import TimeUUID
 from .schemas import Schema
-
-__all__ = ["OPERATIONS", "PAGES", "PATH", "Operation", "Page", "description", "document"]
 
 #: Where it is served.
 PATH = "/openapi.json"

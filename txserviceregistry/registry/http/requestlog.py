@@ -20,8 +20,6 @@ from ..statistics import RequestStatistics
 from . import routes
 from .accesslog import Access, AccessLog
 
-__all__ = ["GONE", "OTHER", "WAITING", "Exchange", "Exchanges", "newTxnId"]
-
 #: What stands for every route that is none.
 OTHER = "other"
 #: The route of those who wait for events: they are answered when there are some, which says nothing of how fast the

@@ -33,10 +33,8 @@ from . import routes, validation
 from .keystone import access, credentials
 from .messages import Answer, baseUrl, checkSize, faultAnswer, faultBody, inJSON, parseBody, send, whenGone
 from .requestlog import GONE, WAITING, Exchange, Exchanges
-from .server import apiSite, inTurn, originOf, recognized
+from .server import inTurn, originOf, recognized
 from .statuspages import NO_PAGES, Pages
-
-__all__ = ["ApiResource", "apiSite"]
 
 _T = TypeVar("_T")
 _Parameters: TypeAlias = tuple[tuple[str, str], ...]

@@ -14,24 +14,6 @@ import attrs
 
 from ..faults import Fault, badRequest, pageNotFound
 
-__all__ = [
-    "API",
-    "AUTH",
-    "BODY_LIMITS",
-    "MAXIMUM_BODY",
-    "PATTERNS",
-    "ROUTES",
-    "TOKENS",
-    "Match",
-    "bodyLimit",
-    "decodePath",
-    "isTokensPath",
-    "match",
-    "originForm",
-    "patternOf",
-    "splitTenant",
-]
-
 #: Where the registry and the Auth API are.
 API = "/v1.0"
 AUTH = "/v2.0"

@@ -16,21 +16,6 @@ import attrs
 
 from ..faults import validationError
 
-__all__ = [
-    "Apart",
-    "Choice",
-    "Either",
-    "Field",
-    "Items",
-    "Number",
-    "Pairs",
-    "Rule",
-    "Text",
-    "TimeUUID",
-    "Unfit",
-    "bounded",
-]
-
 
 class Unfit(Exception):
     """A value breaks a rule; the text is the reason, in the API's own words."""

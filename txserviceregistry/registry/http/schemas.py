@@ -11,8 +11,6 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from .rules import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID
 
-__all__ = ["Schema", "ofFields", "ofPattern", "ofRule", "ofText", "ofType"]
-
 Schema: TypeAlias = dict[str, Any]
 
 

@@ -31,8 +31,6 @@ from .admission import ConnectionLimits, Connections, KnownAddresses, Line, Sile
 from .messages import FramedRequest, bodyLimit, closeAfterwards, faultAnswer, inBytes, write
 from .requestlog import Exchanges, newTxnId
 
-__all__ = ["ApiSite", "apiSite", "inTurn", "originOf", "recognized"]
-
 _T = TypeVar("_T")
 
 #: How much of a body that was refused is read and thrown away, in bytes and seconds, before the connection is closed. A

@@ -27,8 +27,6 @@ from .messages import Answer, baseUrl
 if TYPE_CHECKING:
     from .metrics import Metrics
 
-__all__ = ["ANYWHERE", "LOOPBACK", "NO_PAGES", "OFF", "Operations", "Pages"]
-
 #: By path, what answers a request for it.
 Pages: TypeAlias = Mapping[str, Callable[[Request], Awaitable[Answer]]]
 

@@ -18,35 +18,6 @@ from ..faults import badParameter, invalidEventQuery, invalidLimit, notFound, va
 from ..model import NewService, ServiceChanges
 from .rules import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID, Unfit, bounded
 
-__all__ = [
-    "BATCH_FIELDS",
-    "BODIES",
-    "DEFAULT_LIMIT",
-    "EVENT_TYPES",
-    "HEARTBEAT_FIELDS",
-    "MAXIMUM_LIMIT",
-    "PARAMETERS",
-    "QUERIES",
-    "SERVICE_FIELDS",
-    "VALUE_FIELDS",
-    "configurationKey",
-    "configurationMarker",
-    "configurationValue",
-    "eventMarker",
-    "eventType",
-    "heartbeatId",
-    "heartbeatOfBatch",
-    "heartbeatToken",
-    "heartbeats",
-    "limit",
-    "marker",
-    "newService",
-    "serviceChanges",
-    "serviceId",
-    "tag",
-    "wait",
-]
-
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 DEFAULT_LIMIT = 100
 MAXIMUM_LIMIT = 1000

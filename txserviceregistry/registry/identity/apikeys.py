@@ -27,8 +27,6 @@ from ...util.deferred import returnsDeferred
 from ...util.singleflight import BoundedCache, SingleFlight
 from ..fairness import FairQueue, Origin
 
-__all__ = ["SCRYPT_COST", "Hasher", "KeyChecks", "Overloaded", "hashKey", "keyMatches", "newKey"]
-
 _T = TypeVar("_T")
 
 #: scrypt's cost (its *n*): 16 MiB and some 50 ms a hash. Keys are random, 160 bits, so this need not be more.

@@ -30,17 +30,6 @@ from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
 from .storecache import StoreCache
 
-__all__ = [
-    "TENANT",
-    "Identity",
-    "InvalidCredentials",
-    "InvalidToken",
-    "InvalidUser",
-    "IssuedToken",
-    "checkUser",
-    "isTenant",
-]
-
 #: A user who asks for a token gets the same one again as long as this part of its life is left.
 _YOUNG = 0.9
 

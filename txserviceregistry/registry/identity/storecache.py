@@ -14,8 +14,6 @@ from ...util.deferred import returnsDeferred
 from ...util.singleflight import BoundedCache, SingleFlight
 from ..stores.interfaces import NoSuchObject, StoreUnavailable
 
-__all__ = ["StoreCache"]
-
 _T = TypeVar("_T")
 
 #: What the store said is believed for so many seconds,

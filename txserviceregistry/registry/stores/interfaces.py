@@ -21,25 +21,6 @@ from zope.interface import Attribute, Interface
 
 from ..statistics import StoreStatistics
 
-__all__ = [
-    "Account",
-    "Death",
-    "EventRecord",
-    "ISharedStore",
-    "IStore",
-    "IStoreListener",
-    "LimitExceeded",
-    "LivingService",
-    "NoSuchObject",
-    "ObjectExists",
-    "ServiceRecord",
-    "StoreError",
-    "StoreRefused",
-    "StoreUnavailable",
-    "TokenRecord",
-    "UserRecord",
-]
-
 
 class StoreError(Exception):
     """What the outcomes below have in common."""

@@ -41,8 +41,6 @@ from .interfaces import (
     UserRecord,
 )
 
-__all__ = ["MemoryStore"]
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 

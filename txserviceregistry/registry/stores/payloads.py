@@ -8,8 +8,6 @@ from typing import Any
 
 from .interfaces import ServiceRecord
 
-__all__ = ["removedValue", "serviceState", "serviceStateInJson", "updatedValue"]
-
 
 def serviceState(service: ServiceRecord) -> dict[str, Any]:
     """The payload of ``service.join``, ``service.remove`` and ``service.timeout``."""

@@ -26,7 +26,7 @@ from zope.interface import directlyProvides, providedBy
 
 from txserviceregistry.registry.http.admission import ConnectionLimits
 from txserviceregistry.registry.http.messages import Answer, inBytes
-from txserviceregistry.registry.http.resource import apiSite
+from txserviceregistry.registry.http.server import apiSite
 
 from ..wire import Api, Connection, Reply, parseReplies, requestBytes
 

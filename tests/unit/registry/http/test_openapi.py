@@ -18,12 +18,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.unit.registry.http.test_statuspages import sourcesOf
 from tests.unit.registry.wire import KEY, USER, Api
 from txserviceregistry.registry import faults
-from txserviceregistry.registry.faults import FAULT_TYPES, Fault
+from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.http import openapi, rules, schemas, validation
 from txserviceregistry.registry.http.health import Health
 from txserviceregistry.registry.http.messages import EXTENSIONS
 from txserviceregistry.registry.http.routes import API, ROUTES
 from txserviceregistry.registry.http.statuspages import Operations
+from txserviceregistry.util.faults import FAULT_TYPES
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.document("http://registry.example:8880"))
 OFTEN = settings(max_examples=200, deadline=None, database=None, derandomize=True)

@@ -17,8 +17,6 @@ from twisted.internet.interfaces import IReactorTime
 
 from ....util.logs import Logger
 
-__all__ = ["Backlog"]
-
 
 @attrs.frozen
 class _Word:

@@ -22,8 +22,6 @@ from ...eventids import positionOf
 from ..interfaces import StoreUnavailable
 from .gateway import Compare, Etcd, EtcdError, KeyValue, Urgency, deletion, put, reading
 
-__all__ = ["Draft", "Groups", "Step"]
-
 _T = TypeVar("_T")
 
 #: Changes in one transaction at most. Each reads two keys and sets three at the most; etcd takes 128 operations.

@@ -12,8 +12,6 @@ from ...eventids import EventIds
 from ..interfaces import EventRecord
 from .gateway import PAGE, Compare, Etcd, deletion, endOf
 
-__all__ = ["EtcdEvents"]
-
 
 class EtcdEvents:
     """

@@ -31,22 +31,6 @@ from ....util.singleflight import SingleFlight
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
 
-__all__ = [
-    "Compare",
-    "Etcd",
-    "EtcdError",
-    "KeyValue",
-    "Txn",
-    "Urgency",
-    "User",
-    "deletion",
-    "encode",
-    "endOf",
-    "keyValue",
-    "put",
-    "reading",
-]
-
 #: Seconds after which the first answer is not waited for any longer: a leader's death leaves requests hanging.
 TRY = 1.0
 #: Seconds that a request may take with all its tries; clients wait for ten.

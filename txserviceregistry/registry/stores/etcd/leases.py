@@ -17,8 +17,6 @@ from twisted.python.failure import Failure
 
 from .gateway import KEEP_ALIVES, Etcd
 
-__all__ = ["MARGIN", "KeepAlives", "newLease", "secondsLeft"]
-
 #: Seconds that a lease is granted beyond the heartbeat timeout. Two, so that what etcd tells in whole seconds tells the
 #: second after the deadline from the lease's end.
 MARGIN = 2

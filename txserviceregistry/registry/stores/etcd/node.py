@@ -25,8 +25,6 @@ from .gateway import Etcd, EtcdError, put
 from .leases import newLease
 from .watch import Change, Watch, WatchEnded
 
-__all__ = ["Node"]
-
 
 class Node:
     """

@@ -72,8 +72,6 @@ from .users import EtcdUsers
 from .values import EtcdValues
 from .watch import Change, watchingAgent
 
-__all__ = ["DEFAULT_PREFIX", "EtcdStore"]
-
 _T = TypeVar("_T")
 
 #: What all keys begin with unless told otherwise.

@@ -17,8 +17,6 @@ from ..interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
 from .gateway import Compare, Etcd, KeyValue, deletion, endOf, put, reading
 from .leases import newLease
 
-__all__ = ["EtcdUsers"]
-
 
 class EtcdUsers:
     """

@@ -11,8 +11,6 @@ from ..interfaces import LimitExceeded, NoSuchObject
 from .batches import Draft, Groups
 from .gateway import Etcd, endOf, reading
 
-__all__ = ["EtcdValues"]
-
 
 class EtcdValues:
     """

@@ -25,8 +25,6 @@ from ....http.agent import httpAgent
 from ....http.pool import BytesProducer
 from .gateway import KeyValue, encode, endOf, keyValue
 
-__all__ = ["Change", "Watch", "WatchEnded", "watchingAgent"]
-
 # No change, and no group of changes of one revision, is this large; it bounds what a broken server can make us hold.
 _LONGEST_LINE = 64 * 1024 * 1024
 _HEADERS = Headers({b"Content-Type": [b"application/json"]})

@@ -17,8 +17,6 @@ import sys
 from ..interfaces import StoreRefused
 from .file import APPLICATION_ID, FileLost, applicationIdIn, readHeader
 
-__all__ = ["FileClaim"]
-
 # The lock is one of the open file, not of the process as SQLite's own: those end when the process closes any
 # descriptor of the file. It is on a byte that no file reaches and SQLite does not lock.
 _CLAIMED = (1 << 62, 1)

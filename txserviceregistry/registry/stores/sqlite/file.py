@@ -18,20 +18,6 @@ from urllib.parse import quote
 from ... import eventids
 from ..interfaces import StoreRefused
 
-__all__ = [
-    "APPLICATION_ID",
-    "BUSY_SECONDS",
-    "LOG_BYTES",
-    "MIGRATIONS",
-    "FileLost",
-    "OpenFiles",
-    "applicationIdIn",
-    "connect",
-    "isThere",
-    "prepare",
-    "readHeader",
-]
-
 APPLICATION_ID = 0x74785352
 """``txSR``: what sets our files apart from other programs' databases (bytes 68 to 71 of the file)."""
 

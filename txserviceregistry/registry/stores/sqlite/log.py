@@ -20,8 +20,6 @@ from ..interfaces import StoreUnavailable
 from .file import LOG_BYTES
 from .threads import Checkpointer, ThreadedReactor, Writer
 
-__all__ = ["RETRY_SECONDS", "TELLING_BYTES", "LogSize"]
-
 #: Seconds until it is tried again to cut a log that somebody reads.
 RETRY_SECONDS = 5.0
 #: A log of this size is worth a warning.

@@ -42,8 +42,6 @@ from .log import LogSize
 from .tables import LastSeen, NewService, NewValue, Tables
 from .threads import Checkpointer, Reader, ThreadedReactor, Writer
 
-__all__ = ["SqliteStore"]
-
 _T = TypeVar("_T")
 
 _LAST_SEEN_DELAY = 5.0

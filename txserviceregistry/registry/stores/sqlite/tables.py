@@ -39,8 +39,6 @@ from ..interfaces import (
 from .file import BUSY_SECONDS
 from .users import Users, asBytes, asText
 
-__all__ = ["LastSeen", "NewService", "NewValue", "Tables"]
-
 _Rows = Sequence[Sequence[Any]]
 
 _MOST_ROWS = 64

@@ -30,8 +30,6 @@ from ..interfaces import StoreError, StoreUnavailable
 from .file import BUSY_SECONDS, LOG_BYTES, OpenFiles
 from .tables import Tables
 
-__all__ = ["Checkpointer", "Reader", "ThreadedReactor", "Writer"]
-
 _T = TypeVar("_T")
 _C = TypeVar("_C")
 

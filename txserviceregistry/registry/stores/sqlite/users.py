@@ -15,8 +15,6 @@ import attrs
 
 from ..interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
 
-__all__ = ["Users", "asBytes", "asText"]
-
 
 def asBytes(text: str) -> bytes:
     """
