@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from ..errors import ServiceRegistryError
+from ..errors import RequestTimedOut, ServiceRegistryError, isUnknown
 from ..http.jsontransport import ClientClosed, WhenLate
 from ..util.backoff import Backoff
 from ..util.logs import Logger
@@ -29,6 +29,10 @@ from .stalls import StallWatch
 
 # How many services are named in a line of the log.
 _NAMED = 5
+# After so many failures in a row a batch that is refused is split although one of its size was accepted before, and
+# after so many one that fails in another way.
+_MANY_REFUSALS = 2
+_MANY_FAILURES = 5
 
 
 class Beating(Protocol):
@@ -149,10 +153,14 @@ class Pulse:
         self._backoff = Backoff(0.1, self.LONGEST_PAUSE, random)
         self._notBefore = 0.0
         self._size = BatchSize(self.MOST, clock.seconds)
-        # Services that were dismissed because the smallest batch was refused. When one of them is back, the registry
-        # takes heartbeats, and it may be the batch that is refused. Until then it is an outage.
+        # Services that were dismissed because batches fail. When one of them is back, the registry takes heartbeats,
+        # and it may be the batch that fails. Until then it is an outage.
         self._dismissed: set[Beating] = set()
-        self._onlyAlone = False
+        # How many of them came back since a batch was accepted.
+        self._backAlone = 0
+        # How many heartbeats the last batch had that failed, and why it did.
+        self._failedCount = 0
+        self._failedFor = ""
         # When the services began to have no answer, and which ones, for the log.
         self._trouble: tuple[float, str] | None = None
 
@@ -168,8 +176,8 @@ class Pulse:
         :param due: when its next heartbeat has to go, at the latest, in seconds of the clock.
         """
         if service in self._dismissed:
-            self._dismissed.clear()
-            self._onlyAlone = True
+            self._dismissed.discard(service)
+            self._backAlone += 1
             self._notBefore = 0.0
         if not self._services:
             self._suspends.add(self._resumed)
@@ -179,6 +187,7 @@ class Pulse:
 
     def leave(self, service: Beating) -> None:
         """Let a service go; nothing is sent for it any more. One that is not here is no error."""
+        self._dismissed.discard(service)
         self._remove(service)
         if not self._services:
             self._stop()
@@ -254,7 +263,8 @@ class Pulse:
 
     def _take(self, now: float) -> list[Beating]:
         """Take out those who are due first, and who may go with them."""
-        most = self.MOST if self._dismissed else max(1, self._size.most)
+        # A size of one is that of an outage, as long as none that was dismissed is back.
+        most = self.MOST if self._dismissed and self._size.most <= 1 else max(1, self._size.most)
         taken: list[Beating] = []
         while self._due:
             slot = self._slots[self._due[0]]
@@ -301,7 +311,7 @@ class Pulse:
                     self._schedule()
                 elif isRefusal(result.value) and not self._dismissed:
                     # The next try is under way; the one after it is smaller.
-                    self._refused(result, len(services))
+                    self._refused(len(services), result.getErrorMessage())
                 return
             del self._underWay[request]
             self._clock.wasDue(now + timeout)
@@ -329,10 +339,19 @@ class Pulse:
                 service.answered(sent, token)
 
     def _isAnswered(self, count: int) -> None:
+        failures = self._backoff.failures
         self._backoff.reset()
         self._notBefore = 0.0
-        if self._size.isLimited:
-            self._accepted(count)
+        if self._backAlone and failures > _MANY_REFUSALS and count < self._failedCount:
+            # A smaller one is accepted, and single ones are.
+            self._refused(self._failedCount, self._failedFor)
+        self._backAlone = 0
+        if count >= self._failedCount or self._size.isLimited:
+            self._dismissed.clear()
+        wasLimited = self._size.isLimited
+        self._size.accepted(count)
+        if wasLimited and not self._size.isLimited:
+            self._log.info("A batch of {count} heartbeats is accepted again", count=count)
         if self._trouble is not None:
             (began, names), self._trouble = self._trouble, None
             seconds = self._clock.seconds() - began
@@ -355,14 +374,21 @@ class Pulse:
         if failure.check(ClientClosed) or not waiting:
             return
         now = self._clock.seconds()
+        self._failedCount = count = len(services)
+        self._failedFor = failure.getErrorMessage()
         isRefused = isRefusal(failure.value)
-        if isRefused and not self._dismissed and self._split(failure, waiting, len(services)):
+        mayBeBatch = isRefused or isUnknown(failure.value)
+        if mayBeBatch and self._isItsSize(isRefused, count) and self._split(waiting, count):
             return
         delay = self._backoff.next()
-        if self._backoff.failures > 1 and self._trouble is None:
+        isOutage = self._backoff.failures > 1
+        mayFindOut = isRefused or self._backAlone > 0 or not self._dismissed
+        findOut = mayBeBatch and mayFindOut and (isOutage or (isRefused and not self._size.isProven(count)))
+        # One that goes on alone logs that by itself.
+        if isOutage and self._trouble is None and not (findOut and count == 1):
             names = _named([service.serviceId for service in waiting])
             self._trouble = now, names
-            self._log.warn("{names} not heartbeated: {reason}", names=names, reason=failure.getErrorMessage())
+            self._log.warn("{names} not heartbeated: {reason}", names=names, reason=self._failedFor)
         if not failure.check(ServiceRegistryError):
             self._log.failure("A request with heartbeats met an error of this library's own", failure)
         for service in waiting:
@@ -373,22 +399,39 @@ class Pulse:
             if service.pulseSlot is services:
                 self._put(service, now + delay - service.interval)
                 service.missed()
-        if isRefused:
-            # It is an outage, as far as is known. One service finds out.
-            alone = waiting[0]
-            self._remove(alone)
-            self._dismissed.add(alone)
-            alone.dismissed()
+        if findOut:
+            # It is an outage, as far as is known. One service finds out whether single heartbeats are accepted, and
+            # more go alone when that is so. What was told above may have stopped some of them.
+            # After another try that takes as long as one that hangs it would be too late for them.
+            more = count if failure.check(RequestTimedOut) else 4
+            alone = [service for service in waiting if service in self._services][: max(1, more * self._backAlone)]
+            for service in alone:
+                self._remove(service)
+            self._dismissed.update(alone)
+            for service in alone:
+                service.dismissed()
 
-    def _split(self, failure: Failure, waiting: Sequence[Beating], count: int) -> bool:
+    def _isItsSize(self, isRefused: bool, count: int) -> bool:
+        """Whether a batch that failed may have been too large, rather than met an outage."""
+        failures = self._backoff.failures
+        if self._backAlone and failures >= _MANY_FAILURES:
+            # Single heartbeats are accepted meanwhile.
+            return True
+        if self._dismissed and not self._backAlone:
+            return False
+        if isRefused and (not self._size.isProven(count) or failures >= _MANY_REFUSALS):
+            return True
+        return self._size.isTrial(count)
+
+    def _split(self, waiting: Sequence[Beating], count: int) -> bool:
         """
-        A batch was refused as a whole: send it again in halves, and heartbeats by themselves when not even one is
-        accepted in a batch.
+        A batch failed as a whole: send it again in halves, and heartbeats by themselves when not even one is accepted
+        in a batch.
 
         :return: false if it is not known whether single heartbeats are accepted.
         """
-        self._refused(failure, count)
-        if count == 1 and not self._onlyAlone:
+        self._refused(count, self._failedFor)
+        if count == 1 and not self._backAlone and not self._size.isClosed:
             return False
         if count == 1:
             self._size.close()
@@ -400,21 +443,14 @@ class Pulse:
             service.missed()
         return True
 
-    def _refused(self, failure: Failure, count: int) -> None:
+    def _refused(self, count: int, reason: str) -> None:
         if not self._size.isLimited:
             self._log.warn(
-                "A batch of {count} heartbeats was refused, and smaller ones are sent: {reason}",
+                "A batch of {count} heartbeats was not accepted, and smaller ones are sent: {reason}",
                 count=count,
-                reason=failure.getErrorMessage(),
+                reason=reason,
             )
         self._size.refused(count)
-
-    def _accepted(self, count: int) -> None:
-        self._size.accepted(count)
-        self._onlyAlone = False
-        self._dismissed.clear()
-        if not self._size.isLimited:
-            self._log.info("A batch of {count} heartbeats is accepted again", count=count)
 
     def _dismissAll(self) -> None:
         services = list(self._services)

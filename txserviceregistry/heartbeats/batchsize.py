@@ -34,14 +34,28 @@ class BatchSize:
         self.most = largest
         self._largest = largest
         self._seconds = seconds
-        # The smallest that was refused.
+        # The smallest that was refused, and the largest that was accepted since. Before any was refused, just that.
         self._refused = math.inf
+        self._proven = 0
         self._heldUntil = 0.0
 
     @property
     def isLimited(self) -> bool:
         """Whether a batch was refused, and none of its size was accepted since."""
         return self._refused <= self._largest
+
+    @property
+    def isClosed(self) -> bool:
+        """Whether not even a batch of one was accepted."""
+        return self.most == 0
+
+    def isProven(self, count: int) -> bool:
+        """Whether a batch of *count* heartbeats was accepted, so that its size is not what one is refused for."""
+        return count <= self._proven
+
+    def isTrial(self, count: int) -> bool:
+        """Whether a batch of *count* heartbeats is larger than those that are known to be accepted."""
+        return self.isLimited and (self.isClosed or 0 < self._proven < count)
 
     @property
     def mayTry(self) -> bool:
@@ -51,17 +65,24 @@ class BatchSize:
     def refused(self, count: int) -> None:
         """A batch of *count* heartbeats was refused as a whole."""
         self._refused = min(self._refused, count)
-        self.most = max(1, int(self._refused) // 2)
+        if self.isProven(count):
+            # What was accepted before the limit came, or became lower, may be refused now.
+            self._proven = 0
+        if not self.isClosed:
+            self.most = max(1, int(self._refused) // 2)
         self._heldUntil = self._seconds() + self.HOLD
 
     def close(self) -> None:
         """Not even a batch of one is accepted."""
-        self.most = 0
+        self.most = self._proven = 0
 
     def accepted(self, count: int) -> None:
         """A batch of *count* heartbeats was accepted."""
         if count >= self._refused:
             self.most = self._largest
             self._refused = math.inf
-        elif count >= self.most and self.mayTry:
+            self._proven = count
+            return
+        self._proven = max(self._proven, count)
+        if self.isLimited and count >= self.most and self.mayTry:
             self.most = min(self._largest, 2 * count)

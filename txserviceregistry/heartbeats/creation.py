@@ -203,7 +203,9 @@ class Creation:
             if more > 0:
                 self.endLate()
                 self._late, self._lateNumber = creating, number
-                outcome.errback(failure)
+                # Another one was cancelled, and its connection may have been what this one waited for.
+                if not outcome.called:
+                    outcome.errback(failure)
             return more
 
         def over(result: HeartbeatToken | Failure) -> str | None:

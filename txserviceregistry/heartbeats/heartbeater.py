@@ -341,9 +341,7 @@ class HeartBeater(_EachTime):
         """
         wasRunning = self.running
         self._endLoop()
-        if self._pulse is not None and self._isPulsing:
-            self._isPulsing = False
-            self._pulse.leave(self)
+        self._isPulsing = False
         if wasRunning:
             self._end(None)
         return _succeeded()
@@ -370,6 +368,8 @@ class HeartBeater(_EachTime):
 
     def _end(self, lost: Failure | None) -> None:
         self._lost = lost
+        if self._pulse is not None:
+            self._pulse.leave(self)
         self._setState(STOPPED)
         waiters, self._stopped = self._stopped, []
         for waiter in waiters:
@@ -548,8 +548,9 @@ class HeartBeater(_EachTime):
 
     def dismissed(self) -> None:
         """The pulse beats no more for this service: its heartbeat was refused, or the registry takes none together."""
-        self._isPulsing = False
-        self._beatAlone()
+        if self._isPulsing:
+            self._isPulsing = False
+            self._beatAlone()
 
     def _isGone(self, error: Exception) -> bool:
         """
@@ -618,7 +619,9 @@ class HeartBeater(_EachTime):
                 if self._late is None:
                     self._late = LateTries()
                 self._late.add(asked)
-                outcome.errback(failure)
+                # Another one was cancelled to make room, and its connection may have been what this one waited for.
+                if not outcome.called:
+                    outcome.errback(failure)
             return more
 
         def answered(answer: HeartbeatToken) -> None:

@@ -398,6 +398,8 @@ class JSONTransport:
         def tooLate() -> None:
             nonlocal call, isTooLate
             more = self._late(exchange)
+            if done.called:
+                return
             if more > 0:
                 call = self._clock.callLater(more, tooLate)
                 return

@@ -13,7 +13,13 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.errors import ConnectionFailed, ForeignResponse
+from txserviceregistry.errors import (
+    ConnectionFailed,
+    ForeignResponse,
+    MalformedResponse,
+    RequestTimedOut,
+    ServerError,
+)
 from txserviceregistry.heartbeats.batching import Pulse
 from txserviceregistry.heartbeats.batchsize import BatchSize
 from txserviceregistry.heartbeats.stalls import StallWatch
@@ -181,7 +187,7 @@ class PulseTests(SynchronousTestCase):
         service = self.service("a", due=1, timeout=5)
         self.passes(1.1)
         for _ in range(6):
-            self.requests[-1][2].errback(ConnectionFailed("away"))
+            self.requests[-1][2].errback(self.unreachable())
             self.passes(0.6)
         self.assertEqual(service.misses, 6)
         self.assertEqual(len(self.requests), 7)
@@ -204,7 +210,7 @@ class PulseTests(SynchronousTestCase):
         while self.clock.seconds() < end:
             for _, _, answer in self.requests:
                 if not answer.called:
-                    answer.errback(ConnectionFailed("away"))
+                    answer.errback(self.unreachable())
             self.passes(1)
         self.answersAtOnce = True
         self.assertIn("Services s0, s1, s2, s3, s4 and 995 more are not heartbeated: away", log)
@@ -244,6 +250,13 @@ class PulseTests(SynchronousTestCase):
         self.assertTrue(self.requests[0][2].called)
         self.assertEqual(service.misses, 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    @staticmethod
+    def unreachable() -> ConnectionFailed:
+        """What a single heartbeat would meet as well."""
+        error = ConnectionFailed("away")
+        error.wasSent = False
+        return error
 
     def refuse(self, request: int = -1) -> None:
         self.requests[request][2].errback(Failure(ForeignResponse(413)))
@@ -293,6 +306,59 @@ class PulseTests(SynchronousTestCase):
         self.answersAtOnce = True
         self.passes(0.1)
         self.assertTrue(self.pulse.isOffered)
+
+    def test_whereBatchesFailServicesGoOnAlone(self) -> None:
+        """
+        Batches may fail in other ways than by a refusal, while single heartbeats are accepted. One service finds that
+        out when the second batch in a row has failed, and more follow when it is back.
+        """
+        for error, numbers in (
+            (MalformedResponse("no JSON"), [0, 1, 5, 20]),
+            (ServerError(502), [0, 1, 5, 20]),
+            (ConnectionFailed("lost"), [0, 1, 5, 20]),
+            # Whoever waits for one more of these may expire.
+            (RequestTimedOut(), [0, 1, 20]),
+        ):
+            self.setUp()
+            self.answersAtOnce = False
+            services = [self.service(f"s{number}", due=1, timeout=100) for number in range(20)]
+            self.passes(1.1)
+            alone = []
+            for _ in numbers:
+                self.requests[-1][2].errback(Failure(error))
+                for service in services:
+                    if service.pulseSlot is None:
+                        self.pulse.join(service, self.clock.seconds() + 50)
+                alone.append(sum(service.dismissals for service in services))
+                self.passes(0.5)
+            self.assertEqual(alone, numbers, error)
+
+    def test_aLineThatIsBadForAllIsNoReasonToSplit(self) -> None:
+        """When a batch is accepted after two that had no response, the next ones are not halved."""
+        self.answersAtOnce = False
+        services = [self.service(f"s{number}", due=1, timeout=100) for number in range(20)]
+        for _ in range(5):
+            self.passes(1.1)
+            for _ in range(2):
+                self.requests[-1][2].errback(Failure(ConnectionFailed("lost")))
+                self.passes(0.2)
+            for service in services:
+                if service.pulseSlot is None:
+                    self.pulse.join(service, service.pulseSince + service.interval)
+            self.requests[-1][2].callback([f"{id}'s next" for id, _ in self.requests[-1][0]])
+            self.passes(10)
+        self.assertGreater(len(self.ids()[-1]), 10)
+
+    def test_aFailureMayStopServices(self) -> None:
+        """Those that are stopped when they hear of a failure are not among those that go on alone."""
+        self.answersAtOnce = False
+        first, second = self.service("a", due=1), self.service("b", due=1)
+        second.missed = lambda: self.pulse.leave(first)  # type: ignore[method-assign] # the service's own reaction
+        self.passes(1.1)
+        for _ in range(2):
+            self.requests[-1][2].errback(Failure(ServerError(502)))
+            self.passes(0.2)
+        self.assertEqual((first.dismissals, second.dismissals), (0, 1))
 
     def test_aGatewayInAnOutageIsNotSplitForEver(self) -> None:
         """While single heartbeats are refused too, all others are tried together, and none is lost sight of."""
@@ -346,7 +412,7 @@ class PulseTests(SynchronousTestCase):
 
     def tooLate(self, number: int) -> float:
         """The time of a request is over; for how many seconds it runs on."""
-        return self.whenLate[number](Failure(ConnectionFailed("too slow")))
+        return self.whenLate[number](Failure(self.unreachable()))
 
     def test_theAnswerToALateRequestCounts(self) -> None:
         """The next one goes beside it; what was answered first is not changed by what comes later."""
@@ -392,7 +458,7 @@ class PulseTests(SynchronousTestCase):
         self.tooLate(0)
         self.passes(0.05)
         self.refuse(0)
-        self.requests[1][2].errback(ConnectionFailed("lost"))
+        self.requests[1][2].errback(self.unreachable())
         self.answersAtOnce = True
         self.passes(1)
         self.assertEqual([len(ids) for ids in self.ids()], [4, 4, 2, 2])

@@ -42,6 +42,8 @@ class Services:
         self.inFlight = 0
         self.mostInFlight = 0
         self.hanging: list[Deferred[Any]] = []
+        # Whether each try that is cancelled makes room for the newest one, which is answered at once then.
+        self.isCrowded = False
 
     def heartbeat(self, id: str, token: str, *, timeout: float | None = None, whenLate: Any = None) -> Deferred[Any]:
         self.beats.append(self.clock.seconds())
@@ -60,6 +62,8 @@ class Services:
 
         def cancel(_: Deferred[Any]) -> None:
             self.cancelled += 1
+            if self.isCrowded and self.hanging[-1] is not waiting:
+                self.hanging[-1].callback({"token": "newest"})
 
         waiting: Deferred[Any] = Deferred(cancel)
         self.hanging.append(waiting)
@@ -211,6 +215,25 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual(self.services.inFlight, 1)
         self.services.hanging[0].callback({"token": "t2"})
         self.assertEqual(beater.nextToken, "t2")
+
+    def test_aTryMayBeAnsweredWhenRoomIsMadeForIt(self) -> None:
+        """When one more is late than may be, the oldest is cancelled; that may be what the newest has waited for."""
+        self.services.answer = "hang"
+        beater = self.beater(timeout=3)
+        beater.start()
+        self.services.isCrowded = True
+        while not self.services.cancelled:
+            self.pass_(0.1)
+        self.assertEqual(beater.nextToken, "newest")
+        self.services.isCrowded = False
+        self.assertEqual(beater.state, "registered")
+
+    def test_oneThatIsStoppedIsNotDismissed(self) -> None:
+        """A listener may have stopped it just before: it does not begin again."""
+        beater = self.beater()
+        beater.dismissed()
+        self.assertFalse(beater.running)
+        self.assertEqual(self.services.beats, [])
 
     def test_stopEndsLateTries(self) -> None:
         """Nothing is under way after stop()."""
