@@ -48,8 +48,8 @@ def environmentOf(namespace: str, values: Mapping[str, str], allowed: Collection
             raise CommandFailed(f"the value of {key} holds a NUL character, which no environment variable can")
         if decidesWhatRuns(name) and name not in allowed:
             raise CommandFailed(
-                f"{key} would be the environment variable {name}, which decides which programs or code run. Nothing "
-                f"has been run. If that is wanted, give --allow {name}"
+                f"{key} would be the environment variable {name}, which decides which code runs or where API keys "
+                f"are sent. Nothing has been run. If that is wanted, give --allow {name}"
             )
         keys[name], environment[name] = key, value
     return environment
@@ -62,7 +62,8 @@ class Execute(RaxsrCommand):
     The value of /production/cassandra/listen_ip is LISTEN_IP for --namespace /production/cassandra, and
     CASSANDRA_LISTEN_IP for --namespace /production. The command takes the place of raxsr: its exit code is its own.
     It is looked up in raxsr's own PATH. Variables that decide which programs or code run (PATH, LD_PRELOAD, BASH_ENV,
-    PYTHONPATH, NODE_OPTIONS and others) are refused unless they are named with --allow.
+    PYTHONPATH, NODE_OPTIONS and others), or where API keys are sent (RAXSR_AUTH_URL), are refused unless they are named
+    with --allow.
     """
 
     example = "raxsr configuration exec --namespace /production/cassandra -- /opt/cassandra/bin/cassandra -f"

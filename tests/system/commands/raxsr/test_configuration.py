@@ -262,6 +262,15 @@ class ConfigurationTests(RaxsrTestCase):
         ended = await self.raxsr(*run, "--allow", "PATH", "--allow", "LD_PRELOAD", "--", "/usr/bin/env")
         self.assertIn("LD_PRELOAD=/tmp/evil.so\n", ended.out)
 
+    async def test_executeSendsNoKeyElsewhere(self) -> None:
+        """A value gives the programs here no other server, to which they would send the API key."""
+        space = f"/{self.prefix}"
+        await self.client().configuration.set(f"{space}/raxsr_auth_url", "http://127.0.0.1:1/v2.0")
+        run = ("configuration", "exec", "--namespace", space)
+        line = await self.refused(*run, "--", "env")
+        self.assertIn(f"{space}/raxsr_auth_url would be the environment variable RAXSR_AUTH_URL", line)
+        self.assertIn("where API keys are sent", line)
+
 
 class LoadersTests(SynchronousTestCase):
     """Which variables decide what runs."""
