@@ -30,7 +30,7 @@ class Origin:
     Where a request or a handshake comes from.
 
     :ivar peer: the client's address (:func:`~txserviceregistry.registry.http.admission.peerOf`).
-    :ivar connection: the number of the connection; 0 if it does not matter.
+    :ivar connection: the number of the connection, or what else divides the work for one address.
     :ivar isKnown: whether a client at this address has authenticated recently.
     """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import attrs
 from twisted.internet.interfaces import IProtocolFactory, ITransport
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
@@ -18,6 +19,10 @@ from twisted.python.failure import Failure
 from ..fairness import Origin
 from .admission import Line, peerOf
 from .server import ApiSite
+
+# What an address gets is divided evenly between the first steps of handshakes and the later ones. Later steps usually
+# cost little, so a client that the server has signed for does not wait for all that have just connected.
+_FIRST, _LATER = range(2)
 
 
 class _Handshaking(TLSMemoryBIOProtocol):
@@ -38,7 +43,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
         """Called when a client has connected."""
         site: ApiSite = self.factory.wrappedFactory
         peer = peerOf(transport.getPeer())
-        self._origin = Origin(peer, isKnown=site.addresses.has(peer))
+        self._origin = Origin(peer, _FIRST, site.addresses.has(peer))
         self._line.spend(self._origin, partial(super().makeConnection, transport))
 
     def dataReceived(self, data: bytes) -> None:
@@ -72,6 +77,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
         # What comes behind the client's last message of the handshake costs no signature.
         handle: Any = self.getHandle()  # type: ignore[no-untyped-call]  # as above
         self._isDone = handle.get_peer_finished() is not None
+        self._origin = attrs.evolve(self._origin, connection=_LATER)
 
 
 class _HandshakingFactory(TLSMemoryBIOFactory):

@@ -146,6 +146,31 @@ class HandshakeTests(SynchronousTestCase):
         self.assertTrue(victim.isShaken)
         self.assertLess(sum(each.isShaken for each in crowd), 10)
 
+    def test_theSecondStepIsSoon(self) -> None:
+        """Once the server has signed, a client's handshake ends before the first steps of others at its address."""
+        *crowd, client = (self.client() for _ in range(50))
+        for each in (client, *crowd):
+            each.begin()
+        client.goOn()
+        self.api.clock.pump([0.01] * 20)
+        request = requestBytes("GET", "/v1.0/1234/limits", None, {"X-Auth-Token": self.api.token})
+        client.ask(request)
+        self.assertEqual([reply.code for reply in parseReplies(client.received)], [200])
+        self.assertLess(sum(each.isShaken for each in crowd), 10)
+
+    def test_secondStepsTakeNoMoreThanTheirShare(self) -> None:
+        """Clients that send the second step of a handshake do not keep others from beginning theirs."""
+        crowd = [self.client() for _ in range(20)]
+        for each in crowd:
+            each.begin()
+        self.api.clock.pump([0.01] * 200)
+        victim = self.client()
+        for each in crowd:
+            each.goOn()
+        victim.begin()
+        self.api.clock.pump([0.01] * 20)
+        self.assertTrue(victim.isShaken)
+
     def test_afterwardsNothingWaits(self) -> None:
         """What comes over a connection with TLS does not wait for handshakes."""
         client, *others = (self.client() for _ in range(3))
