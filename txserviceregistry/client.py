@@ -67,7 +67,7 @@ class Client:
         client = Client("joe", "the key", baseUrl="https://registry.example.org/v1.0")
         service = await client.services.get("web1")
 
-    What is not given is looked up: see :func:`~txserviceregistry.settings.readSettings`. Nothing is asked of anybody
+    Arguments that are not given are looked up: see :func:`~txserviceregistry.settings.readSettings`. No request is sent
     before the first call.
 
     :ivar services: :class:`~txserviceregistry.heartbeats.services.ServicesClient`.
@@ -108,15 +108,15 @@ class Client:
         :param authUrl: the Auth API's URL, or several; by default beside the registry, at ``/v2.0``.
         :param reactor: connects and keeps time; the global reactor if it is not given.
         :param timeout: seconds that a request may take in all.
-        :param maxConnections: how many requests to one server are under way at once. What is more waits. (Requests that
-            wait for events are not counted: each has a connection of its own, and all followers share one. Heartbeats,
-            and what registers a service, need not wait: one goes beside requests of other kinds, and up to six go
-            beside requests that have had no answer for 0.3 s.)
+        :param maxConnections: the most requests to one server at once; others wait. (Requests that wait for events are
+            not counted: each has a connection of its own, and all subscribers share one. Heartbeats and registrations
+            are urgent: one is sent beside requests of other kinds, and up to six are sent beside requests that have had
+            no response for 0.3 s.)
         :param cache: keeps the good pages of ``services.list``; one of its own by default, ``None`` for no such thing.
         :param settings: what :func:`~txserviceregistry.settings.readSettings` found, instead of the arguments above.
         :param random: gives numbers from 0 to 1; draws which of several URLs to begin with.
-        :param suspended: tells for how many seconds in all this machine has been suspended. When it was, heartbeats are
-            sent at once.
+        :param suspended: returns the seconds for which this machine has been suspended in all. After a suspend,
+            heartbeats are sent at once.
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
         """
         if reactor is None:
@@ -217,10 +217,10 @@ class Client:
     @returnsDeferred
     async def localAddress(self) -> str:
         """
-        Under which address this machine reaches the registry: the local one of a connection to it, opened if need be.
+        The local address of a connection to the registry, which is opened if need be.
 
-        :return: fires with the address. Fails as any request does, and with ``InvalidSettings`` when the client was
-            given an agent that can't tell.
+        :return: fires with the address. Fails as any request does, and with ``InvalidSettings`` if the client was given
+            an agent that does not know it.
         """
         known = self._pool if self._pool is not None else self._agent
         find = getattr(known, "localAddress", None)
@@ -242,8 +242,8 @@ class Client:
         Call *listener* with the new address whenever a connection to the registry has another local address than the
         one before: the machine has moved to another network.
 
-        :return: a function that ends it. An agent that was given to the client may not be able to tell; then nothing
-            is called.
+        :return: a function that removes the listener. It is never called if the client was given an agent that does not
+            know its local address.
         """
         known = self._pool if self._pool is not None else self._agent
         watch = getattr(known, "onLocalAddress", None)
@@ -284,7 +284,7 @@ class Client:
             await self._pool.close()
 
     def _resumed(self) -> None:
-        """The machine was suspended: idle connections are dead, most likely, and a request would hang on one."""
+        """The machine was suspended: idle connections are most likely dead, and a request would hang on one."""
         if self._pool is not None:
             self._pool.closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
 

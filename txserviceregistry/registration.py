@@ -1,8 +1,8 @@
 """
-RegisteredService: keeps a service registered for an application's life.
+RegisteredService: keeps a service registered while an application runs.
 
-It is the application's side of the matter: registering in the background, going on as the same service after a
-restart, leaving cleanly. The beats themselves are the :class:`~txserviceregistry.HeartBeater`'s.
+It registers in the background, continues the same service after a restart, and deregisters it. A
+:class:`~txserviceregistry.HeartBeater` sends the heartbeats.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class RegisteredService(Service):
 
         RegisteredService(Client.fromSettings(), "web1", 30, tags=["www"]).setServiceParent(application)
 
-    The registry may come up later than the application, go away and come back, or lose its data: the service is
-    registered again as soon as that can be. Stopping it removes the service from the registry.
+    The registry may start later than the application, be unreachable for a while, or lose its data: the service is
+    registered again as soon as possible. Stopping it deregisters the service.
     """
 
     _log = Logger()
@@ -70,22 +70,23 @@ class RegisteredService(Service):
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
-        :param client: speaks to the registry. It stays the caller's, to be closed after this service has stopped.
+        :param client: sends the requests. The caller closes it, after this service has stopped.
         :param serviceId: 3 to 65 characters of ``a-z A-Z 0-9 _ - .``
-        :param heartbeatTimeout: seconds, 3 to 120, after which the registry gives up a service that is not heard of.
-        :param tags: what others find the service by.
-        :param metadata: what others should know of it. With a ``port`` and no ``host`` in it, the registry gets a
-            ``host`` as well: the local address of a connection to it, also when that changes.
+        :param heartbeatTimeout: seconds without a heartbeat, 3 to 120, after which the service expires.
+        :param tags: the tags by which other clients find the service.
+        :param metadata: anything else that other clients should know. If it has a ``port`` and no ``host``, a ``host``
+            is added: the local address of a connection to the registry, also when that changes.
         :param check: the health check: returns true, or a Deferred or coroutine of it, while the application is
             healthy. While it returns anything else, raises or takes too long, neither a heartbeat nor a registration is
             sent. The log has the reason, which is the message of what it raised.
         :param state: a file that keeps the last heartbeat token and updates of the service. With it an application that
-            was killed and is started again within the timeout goes on as the same service at once. It belongs to one
-            living process: another one with the same file does without it until the first has ended.
+            was killed and is started again within the timeout continues the same service at once. It belongs to one
+            running process: another one with the same file runs without it until the first has ended.
         :param random: gives numbers from 0 to 1.
-        :raises TypeError: if the id, a tag, or a key or value of the metadata is no string, or the timeout no number.
-        :raises ValueError: if the id's length or the timeout is one that no registry takes. What else it does not take,
-            the registry says: see :meth:`whenRegistered`.
+        :raises TypeError: if the id, a tag, or a key or value of the metadata is not a string, or the timeout is not a
+            number.
+        :raises ValueError: if the id or the timeout is not valid. The registry checks the rest: see
+            :meth:`whenRegistered`.
         """
         self.serviceId = checkedId(serviceId)
         heartbeatTimeout = checkedTimeout(heartbeatTimeout)
@@ -120,7 +121,7 @@ class RegisteredService(Service):
     def __repr__(self) -> str:
         return f"<RegisteredService {self.serviceId!r}: {self.state}>"
 
-    # -- what is so
+    # -- state
 
     @property
     def heartbeatTimeout(self) -> int:
@@ -152,14 +153,14 @@ class RegisteredService(Service):
 
     def onStateChange(self, listener: Callable[[str], None]) -> None:
         """
-        Call *listener* with the new :attr:`state` whenever it changes. What a listener raises is logged.
+        Call *listener* with the new :attr:`state` whenever it changes. Exceptions of a listener are logged.
         """
         self._listeners.append(listener)
 
     def onRegistrationFailure(self, listener: Callable[[Exception], None]) -> None:
         """
-        Call *listener* with the reason whenever a try to register has failed; most often another one follows. What a
-        listener raises is logged.
+        Call *listener* with the reason whenever a try to register has failed; most often another one follows.
+        Exceptions of a listener are logged.
         """
         self._failureListeners.append(listener)
 
@@ -167,8 +168,8 @@ class RegisteredService(Service):
         """
         Wait until the service is registered.
 
-        :return: fires with ``None`` as soon as it is (at once if it is so already). Fails with
-            :class:`~txserviceregistry.errors.BadRequest` if the registry will never take it as it is, and with
+        :return: fires with ``None`` when the service is registered. Fails with
+            :class:`~txserviceregistry.errors.BadRequest` if the registry does not accept it as it is, and with
             :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before. Fails with
             :class:`~txserviceregistry.errors.NotRunning` if it is not running, and is not the child of a service that
             will start it.
@@ -206,11 +207,11 @@ class RegisteredService(Service):
             that was determined automatically stays, unless there is one here.
         :return: fires with ``None`` when the registry has the change. Fails with
             :class:`~txserviceregistry.errors.BadRequest` or :class:`~txserviceregistry.errors.Forbidden` if the
-            registry refuses it: then it is taken back, together with other changes that waited. Fails with
+            registry refuses it: then it is undone, together with other changes that waited. Fails with
             :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before, and as
             :meth:`whenRegistered` does if it will not be registered without another start; then the change counts for
             the next start. Cancelling it only ends the wait.
-        :raises TypeError: if a tag, or a key or value of the metadata is not a string.
+        :raises TypeError: if a tag, or a key or value of the metadata, is not a string.
         """
         changes: dict[str, Any] = {}
         if tags is not None:
@@ -252,7 +253,7 @@ class RegisteredService(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Stop beating, and remove the service from the registry.
+        Stop sending heartbeats, and deregister the service.
 
         :return: fires with ``None`` when that is done, or after three seconds if the registry does not answer. Never
             fails.
@@ -262,9 +263,9 @@ class RegisteredService(Service):
 
     def abandon(self) -> None:
         """
-        Stop beating, and leave the service in the registry until its timeout, as if the application had been killed:
-        whoever follows the registry hears that it timed out. The token stays in the state file, so that an application
-        that is started again within the timeout goes on as the same service.
+        Stop sending heartbeats, and leave the service in the registry until it expires, as if the application had been
+        killed. The token stays in the state file, so that an application that is started again within the timeout
+        continues the same service.
 
         A registration that is under way is cancelled, but may have its effect.
         """
@@ -281,8 +282,8 @@ class RegisteredService(Service):
 
     def drain(self, seconds: float) -> Deferred[None]:
         """
-        Remove the service from the registry now, and give those who still know it *seconds* to go elsewhere; to be
-        called before the port is closed.
+        Deregister the service now, and wait *seconds*, in which clients that still know it are served. Call it before
+        the port is closed.
 
         :return: fires with ``None`` when the time is over.
         :raises ValueError: if *seconds* is not a number from 0 on; nothing is removed then.
@@ -340,8 +341,9 @@ class RegisteredService(Service):
 
     async def _registerOnce(self) -> str:
         if self._wasRegistered:
-            # The registry has said that ours is gone. Whoever holds the id from now on, it is somebody else. But if it
-            # has never accepted our token, that may be another service's, and the one that is there may be ours.
+            # The registry has lost our service, so one that holds the id from now on is another client's. But if the
+            # registry has never accepted our token, that may be another service's, and the one that is there may be
+            # ours.
             self._wasRegistered = False
             self._creation.mayExist = self._heartBeater is not None and self._heartBeater.hadNoToken
         kept = self._kept()
@@ -358,7 +360,7 @@ class RegisteredService(Service):
         return token
 
     def _restore(self, kept: Kept) -> None:
-        """Take up the updates of an earlier process, but of what is given differently now."""
+        """Adopt the updates of an earlier process, except of fields whose arguments have changed since."""
         if self._desired.fields is not self._given:
             return
         same = {name for name, value in self._given.items() if kept.given.get(name) == value}
@@ -368,7 +370,7 @@ class RegisteredService(Service):
         )
 
     def _adopt(self, found: Mapping[str, Any]) -> None:
-        """Take up the updates that the service has by now: of fields that this program has left alone."""
+        """Adopt the updates that the service has in the registry, of fields that this program did not change."""
         metadata = found["metadata"]
         if wantsHost(self._given["metadata"]):
             metadata = {name: value for name, value in metadata.items() if name != "host"}
@@ -379,7 +381,7 @@ class RegisteredService(Service):
         self._unchanged = frozenset()
 
     async def _resume(self, kept: Kept | None) -> str | None:
-        """Go on as the service that an earlier process has left, if it still lives."""
+        """Continue the service of an earlier process, if it has not expired."""
         if kept is None or not kept.tokens:
             return None
         for presented in kept.tokens:
@@ -406,7 +408,7 @@ class RegisteredService(Service):
         self._desired.resumed(found)
         while self._desired.isDirty:
             await self._desired.push()
-        self._log.info("Service {serviceId} goes on as before", serviceId=self.serviceId)
+        self._log.info("Service {serviceId} continued with the token of its state file", serviceId=self.serviceId)
         return token
 
     async def _findHost(self) -> None:
@@ -432,9 +434,9 @@ class RegisteredService(Service):
 
     def _claimed(self) -> TokenFile | None:
         """
-        The state file, if there is one and it is ours.
+        The state file, if there is one and this process owns it.
 
-        :raises OSError: if it can't be had.
+        :raises OSError: if it can't be locked or created.
         """
         if self._tokens is None or self._heartBeater is None:
             return None
@@ -443,9 +445,8 @@ class RegisteredService(Service):
         if not self._hasToldOfOwner:
             self._hasToldOfOwner = True
             self._log.warn(
-                "Service {serviceId} does without its state file, {path}, as long as somebody else who lives has it: a "
-                "process that is to take its place waits until the id is free, and those that run side by side need a "
-                "file each",
+                "Service {serviceId} runs without its state file {path} while another process uses it: a process that "
+                "replaces that one waits until the id is free; processes that run side by side need a file each",
                 serviceId=self.serviceId,
                 path=self._tokens.path,
             )
@@ -455,7 +456,7 @@ class RegisteredService(Service):
         try:
             tokens = self._claimed()
         except OSError:
-            # When there is a token to keep, it is told.
+            # Logged when there is a token to keep.
             return None
         return None if tokens is None else tokens.load()
 
@@ -535,7 +536,7 @@ class RegisteredService(Service):
         failure.trap(TimeoutError, CancelledError, ClientClosed, AuthenticationFailed)
         self._creation.mayExist = False
         self._log.warn(
-            "The registry could not be told that service {serviceId} has ended: it will notice after {timeout} s",
+            "Service {serviceId} could not be deregistered: the registry does not answer. It expires after {timeout} s",
             serviceId=self.serviceId,
             timeout=self.heartbeatTimeout,
         )

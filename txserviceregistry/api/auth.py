@@ -188,25 +188,23 @@ class KeystoneAuthenticator:
     """
     Gets tokens from the Auth API, and keeps them fresh.
 
-    - A token is renewed when nine tenths of its life are over, by the first request that comes then, while that request
-      and others go on with the old one. There is no timer: an authenticator that nobody uses does nothing.
-    - An authentication that takes longer than those that asked for it can wait runs on; the next one begins beside it,
-      and the first token counts.
-    - While the Auth API is down, a token that may still work stays in use. Without one, the Auth API is tried again
-      about once a second, however many ask: those that ask in between fail as the last try did.
-    - Credentials that are refused are not sent again for :data:`REFUSAL` seconds; whoever asks meanwhile gets
-      ``AuthenticationFailed`` at once.
-    - The credentials are looked up before each authentication, for they may have changed: who sends an old key first is
-      refused, and slowly, if many do. While they are refused they are looked up too, once a second at most, if anybody
-      asks.
+    - A token is renewed when nine tenths of its lifetime are over, by the first request after that. This request and
+      others use the old token meanwhile. There is no timer: an authenticator that is not used does nothing.
+    - An authentication that is late runs on beside the next one, and the first token counts.
+    - While the Auth API is unreachable, a token that may still work stays in use. Without one, the Auth API is retried
+      about once a second, however many requests need a token: requests in between fail as the last try did.
+    - Credentials that are refused are not sent again for :data:`REFUSAL` seconds; requests fail with
+      ``AuthenticationFailed`` at once meanwhile.
+    - The credentials are looked up before each authentication, because they may have changed, and a registry answers
+      many wrong keys slowly. While they are refused they are looked up once a second at most, when there are requests.
 
     :param transport: the Auth API, at its URL that ends in ``/v2.0``.
-    :param credentials: who one is.
-    :param lookUp: gives the credentials that hold by now; raises ``InvalidSettings`` if that can't be found out, which
-        is told when those that were known last are refused. Without it they never change.
+    :param credentials: the credentials to begin with.
+    :param lookUp: returns the current credentials. It raises ``InvalidSettings`` if it can't find them; the error is
+        reported when the last known ones are refused. Without it the credentials never change.
     :param clock: for lifetimes.
     :param wallClock: seconds since the epoch, for what ``expires`` means.
-    :param random: gives numbers from 0 to 1, so that a fleet does not renew in step.
+    :param random: gives numbers from 0 to 1, so that the clients of a fleet do not renew at the same time.
     """
 
     _log = Logger()
@@ -267,7 +265,7 @@ class KeystoneAuthenticator:
 
     @property
     def stage(self) -> str:
-        """What those that need a token wait for, in words."""
+        """What requests that need a token wait for, for error messages."""
         return self._transport.stage
 
     def invalidate(self, token: str) -> None:
@@ -288,10 +286,10 @@ class KeystoneAuthenticator:
     def _leave(self, waiter: Deferred[Session]) -> None:
         if waiter in self._waiting:
             self._waiting.remove(waiter)
-        # Nobody wants the token any more. A renewal goes on: its beneficiaries do not wait.
+        # No request waits for the token any more. A renewal runs on: no request waits for that.
         if not self._waiting and self._working is not None and self._session is None:
-            # Those who have left may come again in no more time than they had. This try runs on beside the next one,
-            # which goes to another server if there is one.
+            # The requests may be retried, with no more time than they had. This try runs on beside the next one, which
+            # goes to another server if there is one.
             late, self._working = self._working, None
             self._late.add(late)
             self._transport.giveUp()
@@ -321,7 +319,7 @@ class KeystoneAuthenticator:
     def _refused(self, response: Response) -> ServiceRegistryError:
         said = _faultIn(response)
         if said is None and response.status < 500:
-            # Nor is it a refusal: with the same credentials the Auth API may still give a token.
+            # It does not refuse the credentials: with the same ones the Auth API may give a token later.
             doubt = response.redirection(_URL_SETTINGS) or response.doubt
             return ForeignResponse(response.status, method=response.method, url=response.url, doubt=doubt)
         message = blanked(said or "", [self._credentials.apiKey])
@@ -358,7 +356,7 @@ class KeystoneAuthenticator:
 
     def _failed(self, failure: Failure, working: Deferred[Session]) -> None:
         if working is not self._working:
-            # It was late. The next one tells, but credentials that are refused need no other.
+            # It was late. The result of the next one counts, unless the credentials were refused.
             if self._working is not None or self._session is not None or not failure.check(AuthenticationFailed):
                 return
             self._late.end()
@@ -379,7 +377,7 @@ class KeystoneAuthenticator:
                 # One exception for each: raising one a thousand times makes a traceback of a thousand pieces.
                 waiter.errback(copy.copy(failure.value))
             return
-        # The first delay of a backoff is none, but whoever fails here has a token and time.
+        # Not at once, as the first delay of a backoff is: the old token still works.
         self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)
         if not failure.check(CancelledError, ClientClosed):
             self._log.warn(
@@ -389,7 +387,7 @@ class KeystoneAuthenticator:
             waiter.callback(self._session)
 
     def _foundOthers(self) -> bool:
-        """Whether others have taken the place of credentials that are refused, as far as it is time to look."""
+        """Whether there are other credentials in place of those that were refused, if it is time to look."""
         now = self._clock.seconds()
         if now < self._lookUpFrom:
             return False
@@ -397,7 +395,7 @@ class KeystoneAuthenticator:
         return self._takeUpOthers()
 
     def _takeUpOthers(self) -> bool:
-        """Use the credentials that hold by now; whether they are others."""
+        """Use the current credentials; whether they have changed."""
         if self._lookUp is None:
             return False
         self._whyNoOthers = ""
@@ -407,7 +405,7 @@ class KeystoneAuthenticator:
             self._whyNoOthers = str(error)
             return False
         except Exception:
-            # Whoever waits for a token is not to wait for ever because of it.
+            # Requests that wait for a token must not wait without end because of it.
             self._log.failure("The credentials can't be looked up")
             return False
         if found == self._credentials:
@@ -418,7 +416,7 @@ class KeystoneAuthenticator:
         return True
 
     def _takeWaiting(self) -> Iterator[Deferred[Session]]:
-        # Those who come while these are told are not among them, and one of these may cancel another.
+        # Not those that begin to wait while these are called, and one of these may cancel another.
         waiting, self._waiting = self._waiting, []
         return (waiter for waiter in waiting if not waiter.called)
 
@@ -445,10 +443,10 @@ async def _repeatable(body: IBodyProducer) -> BytesProducer:
 @implementer(IAgent)
 class RetryingAuthAgent:
     """
-    Puts ``X-Auth-Token`` on each request; on a 401 of the registry drops that token, gets a new one, and sends the
-    request once more. A 401 of a proxy is handed on, and the token stays in use.
+    Adds ``X-Auth-Token`` to each request. On a 401 of the registry it discards that token, gets a new one, and sends
+    the request once more. A 401 of a proxy is the response, and the token stays in use.
 
-    :param agent: does the requests.
+    :param agent: sends the requests.
     :param authenticator: an :class:`IAuthenticator`.
     """
 

@@ -28,7 +28,7 @@ def _token(response: Response) -> HeartbeatToken:
 
 
 def _path(id: str) -> str:
-    # No id that is one holds anything that has to be escaped in a path.
+    # A valid id contains nothing that has to be escaped in a path.
     return f"/services/{requestedId(id)}"
 
 
@@ -65,7 +65,7 @@ class ServicesAPI:
 
     def listForTag(self, tag: str, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
         """
-        One page of the services that bear a tag. For the rest see :meth:`list`.
+        One page of the services with a tag. For the rest see :meth:`list`.
 
         :param tag: the tag.
         """
@@ -73,7 +73,7 @@ class ServicesAPI:
 
     def iterate(self, tag: str | None = None) -> AsyncIterator[Service]:
         """
-        All services, or all that bear a *tag*, page by page as they are asked for::
+        All services, or all with a *tag*, page by page as they are needed::
 
             async for service in client.services.iterate("www"):
                 print(service["id"])
@@ -115,8 +115,8 @@ class ServicesAPI:
         whenLate: WhenLate | None = None,
     ) -> HeartbeatToken:
         """
-        What ``create()`` and ``register()`` are made of: one request, to a server that can be reached, whatever
-        comes of it. For the parameters see there.
+        One request that creates a service, without the retries of ``create()`` and ``register()``. For the parameters
+        see there.
 
         :return: fires with ``{"token": …}``. Fails as ``create()`` does with one URL.
         """
@@ -130,15 +130,16 @@ class ServicesAPI:
         self, id: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
     ) -> Deferred[HeartbeatToken]:
         """
-        Keep a service alive for another heartbeat timeout. A HeartBeater does it regularly.
+        Send a heartbeat, so that the service expires no earlier than a heartbeat timeout from now. A HeartBeater does
+        it regularly.
 
         :param id: the service.
-        :param token: the token of the last heartbeat's answer, or of the registration's.
+        :param token: the token of the last heartbeat's response, or of the registration's.
         :param timeout: seconds that the request may take, if not the client's own.
-        :param whenLate: called when the *timeout* is over, with the Failure of it. The request runs on for as many
-            seconds as it gives, and fails only then.
-        :return: fires with ``{"token": …}``, the token for the next time. Fails with ``NotFound`` if the service is
-            gone, or the token is not one of its.
+        :param whenLate: called when the *timeout* is over, with its Failure. The request runs on for as many seconds as
+            it returns, and fails only then.
+        :return: fires with ``{"token": …}``, the token for the next heartbeat. Fails with ``NotFound`` if the service
+            is gone, or the token is not one of its tokens.
         """
         try:
             path = _path(id) + "/heartbeat"
@@ -158,7 +159,7 @@ class ServicesAPI:
         whenLate: WhenLate | None = None,
     ) -> Sequence[HeartbeatToken | FaultBody]:
         """
-        What ``heartbeats()`` and the HeartBeaters are made of: one request, whatever comes of it.
+        One batch of heartbeats, without the halving of ``heartbeats()``.
 
         :param beats: up to 1,000 pairs of a service's id and its token.
         :param timeout: seconds that the request may take, if not the client's own.
@@ -175,7 +176,8 @@ class ServicesAPI:
     @returnsDeferred
     async def updateOnce(self, id: str, payload: Mapping[str, Any]) -> None:
         """
-        What ``update()`` is made of: one request, whatever comes of it. For the parameters and the errors see there.
+        One request that updates a service, without the retries of ``update()``. For the parameters and errors see
+        there.
         """
         await self._transport.request("PUT", _path(id), body=dict(payload))
 

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 # Seconds that a listener may still take when the feed is stopped.
 _GRACE = 3.0
 
-# Without a marker the feed shows its last hour, in seconds. A place that is half as old needs one.
+# Without a marker the feed shows its last hour, in seconds. A position that is half as old needs a marker.
 _SHOWN = 3600.0
 
-# Where nothing had happened for an hour, any moment of that hour is a place to go on from. These are tried, in seconds:
-# the first leaves the most room for clocks that disagree, the others are for accounts that were as young.
+# If nothing had happened for an hour, the feed can continue from any moment of that hour. These are tried, in seconds
+# before its end: the first tolerates the largest difference of clocks, the others are for young accounts.
 _MOMENTS = (1800.0, 60.0, 0.0)
 
 # For how long the protocol promises to keep events, in seconds.
@@ -106,7 +106,7 @@ class EventsFeed(Service):
         self._savedAt = -math.inf
         # The marker's own event is wanted as long as nothing has been given.
         self._wantsMarker = marker is not None
-        # Up to the time of this event they may have been given before.
+        # Events up to the time of this one may have been delivered before.
         self._redelivering: str | None = None
         self._listeners: list[Callable[[FeedEvent], Any]] = []
         self._gapListeners: list[Callable[[], None]] = []
@@ -216,7 +216,7 @@ class EventsFeed(Service):
                         self._isLost = True
                         self._log.warn("Event feed unreachable (retrying): {reason}", reason=str(error))
             except Exception:
-                # A defect of ours must not end it for good.
+                # A defect of this library must not end it.
                 delay = backoff.next()
                 if not self._isLost:
                     self._isLost = True
@@ -248,9 +248,9 @@ class EventsFeed(Service):
 
     async def _afterAbsence(self, run: Run, position: Position, quietAt: float) -> Position:
         """
-        Where to go on from a place that no event marks.
+        The position to continue from, when there is no last event.
 
-        :param quietAt: when there was nothing newer.
+        :param quietAt: when the feed was last known to have nothing newer.
         """
         now = self._wallClock()
         away = now - quietAt
@@ -307,7 +307,7 @@ class EventsFeed(Service):
             self._quietAt = received
             return
         self._save(events[-1]["id"])
-        # What they may have had, but are not known to be done with.
+        # The event that listeners may have received without finishing.
         begun: str | None = None
         try:
             for event in events:
@@ -330,15 +330,15 @@ class EventsFeed(Service):
             self._save(begun)
 
     def _quiet(self) -> None:
-        """There is nothing newer yet."""
+        """The registry has answered that there is nothing newer yet."""
         self._quietAt = self._wallClock()
         if self._path is not None and not 0 <= self._quietAt - self._savedAt < _SAVE_INTERVAL:
             self._save(None)
 
     def _hasExpired(self, position: Position) -> bool:
         """
-        Whether an event that the feed no longer has was only too old to be kept, and nothing newer has been missed: it
-        was the last one not long ago, and all that has happened since is kept.
+        Whether an event that the feed no longer has was removed because of its age, and nothing is missing: it was the
+        last one not long ago, and everything newer is kept.
         """
         if self._quietAt is None or position.time is None:
             return False
@@ -351,7 +351,7 @@ class EventsFeed(Service):
     def _gap(self) -> None:
         self._log.warn("The event feed no longer has the last event: events may be missing")
         if self._position is not None and self._position.seen:
-            # What comes next may begin before it.
+            # The next page may begin before it.
             self._redelivering = _later(self._redelivering, self._position.marker)
         for listener in list(self._gapListeners):
             try:

@@ -114,8 +114,8 @@ class Mirror(Service, Generic[_T]):
     ) -> None:
         """
         :param client: asks the registry.
-        :param refresh: seconds after which all is listed again although nothing calls for it; ``None`` where the feed
-            tells everything. Raises ValueError if it is not a finite number of 0 or more.
+        :param refresh: seconds after which everything is listed again; ``None`` if every change has an event. Raises
+            ValueError if it is not a finite number of 0 or more.
         :param path: a file that keeps the copy across restarts.
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch, for the age of the file.
@@ -207,7 +207,7 @@ class Mirror(Service, Generic[_T]):
         return ready
 
     def _known(self) -> dict[str, _T]:
-        """What is known; raises NotRunning if that is nothing because this was never started."""
+        """The items; raises NotRunning if this was never started."""
         if not self._wasStarted:
             raise notRunning(self)
         return self._items
@@ -277,7 +277,7 @@ class Mirror(Service, Generic[_T]):
                 # Not every cancellation is ours: closing the client ends what is under way.
                 pass
             except Exception as caught:
-                # A defect of ours must not end it for good.
+                # A defect of this library must not end it.
                 if self._lostAt is None:
                     self._log.failure("Updating the {what} failed (retrying)", what=self.what)
                 error = caught
@@ -509,5 +509,5 @@ class Mirror(Service, Generic[_T]):
         self._makeReady()
 
     def _checked(self, key: str, value: Any) -> _T:
-        """What a file has kept, if it is what it should be; raises ValueError if not."""
+        """An item of the file, validated; raises ValueError if it is not valid."""
         raise NotImplementedError

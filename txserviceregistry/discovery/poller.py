@@ -40,7 +40,7 @@ PAGE = 1000
 _UUID_EPOCH = 0x01B21DD213814000
 _TICKS = 10_000_000
 
-# How the API says that a marker of the event feed is not accepted: not a UUID of its kind, or a time out of range.
+# The API's messages for a marker of the event feed that it refuses: not a version-1 UUID, or a time out of range.
 _MARKER_REFUSED = (
     "Invalid value for 'marker'",
     "Invalid UUID",
@@ -86,7 +86,7 @@ class Position:
 
 def ticksOf(id: str | None) -> int | None:
     """
-    What the ids of events are ordered by: the time of a version-1 UUID, in units of 100 nanoseconds.
+    The time in the id of an event, a version-1 UUID, in units of 100 nanoseconds: ids are ordered by it.
 
     :return: ``None`` for anything else.
     """
@@ -99,7 +99,7 @@ def ticksOf(id: str | None) -> int | None:
 
 def markerAt(seconds: float) -> str:
     """
-    The id that an event at a moment could have, the first one of that moment.
+    The smallest id that an event at a moment can have.
 
     :param seconds: the moment, since the epoch.
     """
@@ -112,8 +112,8 @@ def isMarkerRefused(error: BaseException | None, position: Position) -> bool:
     """
     Whether an error says that the registry does not accept the marker of *position*.
 
-    Only the API's own faults about markers say so. Any other response with the same status (the page of a proxy, a
-    fault about another parameter) says nothing about the place in the feed.
+    Only the API's own faults about markers count. Any other response with the same status (the page of a proxy, a fault
+    about another parameter) says nothing about the position in the feed.
     """
     return (
         position.marker is not None
@@ -184,7 +184,7 @@ class Following:
     def _noted(self, position: Position, events: list[Event]) -> list[Event]:
         marker = ticksOf(position.marker)
         if events and marker is not None and (ticksOf(events[0]["id"]) or 0) < marker:
-            # Otherwise one page that comes again and again would pass for news each time.
+            # Otherwise the same page, sent again and again, would count as new events each time.
             raise MalformedResponse("A page of events begins before the marker that it was requested with")
         self.heard = self._client.clock.seconds()
         return events

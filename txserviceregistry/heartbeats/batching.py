@@ -1,10 +1,10 @@
 """
-One pulse for many services: heartbeats that fall due close together travel in one request.
+Heartbeat batching: heartbeats of several services that are due close together are sent in one request.
 
-It needs a registry with the extension ``heartbeats``. A service comes here when it begins to beat, or when a heartbeat
-of its own has been answered, and leaves, to be looked after by its :class:`~txserviceregistry.HeartBeater` alone, as
-soon as there is anything particular about it. So what is done here is what is done nearly always, for all alike, and
-costs next to nothing for each.
+It needs a registry with the extension ``heartbeats``. A service joins when its
+:class:`~txserviceregistry.HeartBeater` starts, or when a heartbeat of its own has been answered. It leaves, so that its
+HeartBeater sends single heartbeats, as soon as its heartbeat is refused. So this module contains the common case only,
+which costs next to nothing for each service.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..util.tries import LateTries, delayBefore, runOnAfter
 from .batchsize import BatchSize, isRefusal
 from .stalls import StallWatch
 
-# How many services are named in a line of the log.
+# How many services a log line names.
 _NAMED = 5
 # After so many failures in a row a batch that is refused is split although one of its size was accepted before, and
 # after so many one that fails in another way.
@@ -37,7 +37,7 @@ _MANY_FAILURES = 5
 
 class Beating(Protocol):
     """
-    A service as its pulse sees it.
+    A service as :class:`Pulse` needs it.
 
     :ivar serviceId: its id.
     :ivar nextToken: the token that its next heartbeat presents.
@@ -53,7 +53,7 @@ class Beating(Protocol):
     pulseSince: float
 
     def secondsLeft(self) -> float:
-        """How long it has to live without an answer."""
+        """Seconds to its deadline."""
 
     def tryTimeout(self) -> float:
         """After how many seconds its next heartbeat is late."""
@@ -62,23 +62,23 @@ class Beating(Protocol):
         """The heartbeat that was sent at that time (of the clock) was answered with this token."""
 
     def slept(self, seconds: float) -> None:
-        """The clock stood still for so many seconds: it has less to live."""
+        """The clock stood still for so many seconds: its deadline is nearer than it seems."""
 
     def missed(self) -> None:
-        """A heartbeat had no answer; there will be another try."""
+        """A heartbeat had no response; it is retried."""
 
     def dismissed(self) -> None:
-        """It is left alone from now on: its heartbeat was refused, or there is no pulse any more."""
+        """It sends single heartbeats from now on: its heartbeat was refused, or batching has ended."""
 
 
 class _Slot:
     """
-    Those whose beats are due close together, in no order among themselves, which is made only where it matters, when
-    they are too many to go together: a heap of single beats would be looked through at every one of them.
+    Services whose heartbeats are due close together. They are sorted only if they are too many for one request: a heap
+    of single heartbeats would be sifted for each of them.
 
-    Of ten thousand services, most is in no cache when their time comes, so that everything that is touched for a beat
-    is felt. So a service is kept here as it is, and carries what its pulse has to know of it. One that has left, or is
-    somewhere else by now, names another slot.
+    With ten thousand services, few are in the CPU's cache when they are due, so that every object that a heartbeat
+    touches costs time. So the service itself is kept here, and has attributes for the :class:`Pulse`. A service that
+    has left, or has moved to another slot, names that one.
 
     :ivar due: when the first of them is due.
     """
@@ -104,25 +104,25 @@ class Pulse:
     """
     The heartbeats of all services of one client that need nothing but heartbeats.
 
-    A beat may go early by a tenth of its interval, to travel with one that is due; it is never late.
+    A heartbeat may be sent early by a tenth of its interval, together with one that is due; it is never sent late.
 
-    :param send: sends heartbeats, pairs of ids and tokens, within so many seconds, and tells when these are over and it
-        is given more. Fires with a token for each, or ``None`` for one that was refused.
-    :param isOffered: whether the registry takes them together.
+    :param send: sends heartbeats, pairs of ids and tokens. It is late after so many seconds, and calls the third
+        argument then. Fires with a token for each, or ``None`` for one that was refused.
+    :param isOffered: whether the registry accepts batches.
     :param clock: the time, which notices when it stood still.
     :param random: gives numbers from 0 to 1.
     :param suspends: notices that the machine was suspended; one of its own by default.
     """
 
-    #: The part of its interval by which a beat may go early.
+    #: The part of its interval by which a heartbeat may be early.
     EARLY = 0.1
-    #: How far apart beats may be due, in seconds, that are kept together until then.
+    #: Heartbeats that are due within so many seconds of each other share a slot.
     SLOT = 0.02
     #: Heartbeats in one request at most: the extension's limit.
     MOST = 1000
-    #: Requests at once at most, while something on the way refuses large ones.
+    #: The most requests at once while large batches are refused.
     AT_ONCE = 2
-    #: Seconds after which a request that has no answer is not waited for by those that fall due behind it.
+    #: After so many seconds without a response, the next request does not wait for this one.
     PATIENCE = 1.0
     #: The longest time that a request is given, in seconds: a third of the longest timeout.
     LONGEST_TRY = 40.0
@@ -153,8 +153,8 @@ class Pulse:
         self._backoff = Backoff(0.1, self.LONGEST_PAUSE, random)
         self._notBefore = 0.0
         self._size = BatchSize(self.MOST, clock.seconds)
-        # Services that were dismissed because batches fail. When one of them is back, the registry takes heartbeats,
-        # and it may be the batch that fails. Until then it is an outage.
+        # Services that were dismissed because batches fail. When one of them is back, its single heartbeat was
+        # accepted, and it may be the batch that fails. Until then it is an outage.
         self._dismissed: set[Beating] = set()
         # How many of them came back since a batch was accepted.
         self._backAlone = 0
@@ -166,14 +166,14 @@ class Pulse:
 
     @property
     def isOffered(self) -> bool:
-        """Whether services can come here. Where batches were refused altogether, one service tries them."""
+        """Whether services can join. If even the smallest batch was refused, one service at a time tries again."""
         return self._isOffered() and (self._size.most > 0 or (self._size.mayTry and not self._services))
 
     def join(self, service: Beating, due: float) -> None:
         """
         Take a service in.
 
-        :param due: when its next heartbeat has to go, at the latest, in seconds of the clock.
+        :param due: the latest time for its next heartbeat, in seconds of the clock.
         """
         if service in self._dismissed:
             self._dismissed.discard(service)
@@ -210,7 +210,7 @@ class Pulse:
         slot.add(service, due)
 
     def _resumed(self, stoodStill: float) -> None:
-        """The machine was suspended: all heartbeats are due, and what is under way hangs on dead connections."""
+        """The machine was suspended: all heartbeats are due, and requests under way hang on dead connections."""
         self._due.clear()
         self._slots.clear()
         self._notBefore = 0.0
@@ -237,7 +237,7 @@ class Pulse:
     # -- sending
 
     def _schedule(self) -> None:
-        """See to it that what is due next goes in time."""
+        """Set the timer for the service that is due next."""
         if not self._due:
             return
         now = self._clock.seconds()
@@ -262,7 +262,7 @@ class Pulse:
         self._schedule()
 
     def _take(self, now: float) -> list[Beating]:
-        """Take out those who are due first, and who may go with them."""
+        """Take out the services that are due, and those that may be early."""
         # A size of one is that of an outage, as long as none that was dismissed is back.
         most = self.MOST if self._dismissed and self._size.most <= 1 else max(1, self._size.most)
         taken: list[Beating] = []
@@ -315,7 +315,7 @@ class Pulse:
                 return
             del self._underWay[request]
             self._clock.wasDue(now + timeout)
-            # Who has left meanwhile, or come back, is not concerned.
+            # A service that has left meanwhile, or joined again, is not concerned.
             if isinstance(result, Failure):
                 self._failed(result, services)
             else:
@@ -331,7 +331,7 @@ class Pulse:
         tokens: Sequence[str | None],
         sent: float,
     ) -> None:
-        """Whose token is another one by now was answered by another try. What is refused, the next try is told."""
+        """A service with another token by now was answered by another try. The next try reports refusals."""
         self._isAnswered(len(services))
         for service, (_, presented), token in zip(services, beats, tokens, strict=True):
             if token is not None and service in self._services and service.nextToken == presented:
@@ -390,9 +390,9 @@ class Pulse:
             self._trouble = now, names
             self._log.warn("{names} not heartbeated: {reason}", names=names, reason=self._failedFor)
         if not failure.check(ServiceRegistryError):
-            self._log.failure("A request with heartbeats met an error of this library's own", failure)
+            self._log.failure("A batch of heartbeats failed unexpectedly (retrying)", failure)
         for service in waiting:
-            # Whoever comes back meets each service again well within one interval.
+            # A registry that is back gets each heartbeat well within one interval.
             delay = delayBefore(min(delay, service.interval / 2), service.secondsLeft())
         self._notBefore = now + delay
         for service in waiting:
@@ -400,9 +400,9 @@ class Pulse:
                 self._put(service, now + delay - service.interval)
                 service.missed()
         if findOut:
-            # It is an outage, as far as is known. One service finds out whether single heartbeats are accepted, and
-            # more go alone when that is so. What was told above may have stopped some of them.
-            # After another try that takes as long as one that hangs it would be too late for them.
+            # It looks like an outage. The single heartbeat of one service shows whether it is one; if it is accepted,
+            # more services send single heartbeats. After another try that takes as long as one that hangs it would be
+            # too late for them. The listeners that were called above may have stopped some of them.
             more = count if failure.check(RequestTimedOut) else 4
             alone = [service for service in waiting if service in self._services][: max(1, more * self._backAlone)]
             for service in alone:
@@ -425,8 +425,8 @@ class Pulse:
 
     def _split(self, waiting: Sequence[Beating], count: int) -> bool:
         """
-        A batch failed as a whole: send it again in halves, and heartbeats by themselves when not even one is accepted
-        in a batch.
+        A batch failed as a whole: send it again in halves, and single heartbeats if not even a batch of one is
+        accepted.
 
         :return: false if it is not known whether single heartbeats are accepted.
         """
@@ -461,12 +461,12 @@ class Pulse:
             service.dismissed()
 
     def _broken(self, failure: Failure) -> None:
-        self._log.failure("The pulse met an error of its own; its services go on alone", failure)
+        self._log.failure("Heartbeat batching failed unexpectedly; single heartbeats are sent", failure)
         self._dismissAll()
 
 
 def _named(ids: Sequence[str]) -> str:
-    """Services, and the verb that goes with them."""
+    """The subject of a log line about these services."""
     if len(ids) == 1:
         return f"Service {ids[0]} is"
     more = len(ids) - _NAMED

@@ -1,5 +1,5 @@
 """
-How many heartbeats one request may have, where something on the way refuses larger ones.
+The size of heartbeat batches, where a proxy or the registry refuses larger ones.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def isRefusal(error: object) -> bool:
 
 class BatchSize:
     """
-    Halves what is refused, down to single heartbeats and to none at all, and remembers what is accepted. Once in a
-    while it tries twice of that.
+    Halves the size of a batch that is refused, down to one heartbeat and then to none, and remembers the size that is
+    accepted. It tries twice that size after each :data:`HOLD`.
 
     :param largest: heartbeats in a batch at most.
     :param seconds: the time.

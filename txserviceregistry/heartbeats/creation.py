@@ -1,5 +1,5 @@
 """
-Creating one service for sure, over a network that loses answers: whose is the service that holds the id?
+Creating a service reliably, over a network that loses responses: is the service that holds the id our own?
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..util.deferred import returnsDeferred, waitFor
 from ..util.tries import NothingLeft, Race, TryIsLate, runOnAfter
 from .desired import DesiredState
 
-# How often it is looked, at once, for what was created without an answer, when these answers are lost too.
+# Requests that look for a service whose creation had no response, in a row, when their responses are lost too.
 _LOOKS = 3
 
 # Whatever a service's timeout is, a request may take so many seconds.
@@ -37,20 +37,20 @@ _SHORTEST_TRY = 1.0
 
 class Creation:
     """
-    Creates one service, as often as it has to be.
+    Creates one service, and creates it again when the registry loses it.
 
-    A creation whose answer was lost may have had its effect: then the id is taken by a service of our own, of which
-    nobody has the token, and which would die of that. It is found out, removed, and created anew.
+    A creation whose response was lost may have had its effect. Then a service of our own holds the id, and would
+    expire, because its token is lost too. So the client looks for it, removes it, and creates it again.
 
     :param services: asks the registry.
     :param desired: what the service is to be, each time.
     :param clock: times the pauses; notices when it stood still.
-    :param timeout: tells how many seconds a request may take; by default as many as are good for a service that is to
-        be registered again and again until it is.
+    :param timeout: returns how many seconds a request may take; by default a part of the heartbeat timeout, as suits a
+        registration that is retried until it succeeds.
     :ivar mayExist: whether the registry may hold a service that this has created.
-    :ivar underWay: the creation that is being asked for now. It goes on when whoever waits for it is cancelled, so that
-        its outcome becomes known. One that is late runs on beside what finds out what came of it, and if it is answered
-        before that, the answer counts.
+    :ivar underWay: the request under way that creates the service. It runs on when the Deferred of its caller is
+        cancelled, so that its outcome becomes known. A late one runs on beside the requests that look for the service,
+        and its response counts if it arrives before theirs.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Creation:
     def _timeout(self) -> float:
         if self._limit is not None:
             return self._limit()
-        # A third of the service's life: what was created without an answer is to be found before it has died.
+        # A third of the heartbeat timeout: a service whose creation had no response is found before it expires.
         return min(self._services.timeout, max(_SHORTEST_TRY, self._desired.heartbeatTimeout / 3))
 
     async def create(self) -> str:
         """
         :return: the token of the service.
-        :raises ServiceExists: if somebody else holds the id.
+        :raises ServiceExists: if another client's service holds the id.
         """
         late = self._late
         token = await (self._createOrReplace() if late is None else self._firstOf(late))
@@ -91,7 +91,7 @@ class Creation:
         return token
 
     def _firstOf(self, late: Deferred[str | None]) -> Deferred[str]:
-        """The token that the *late* creation brings, or what creating it again comes to before."""
+        """The token of the *late* creation, or the outcome of creating the service again, whichever is first."""
         number = self._lateNumber
         work: Deferred[str] | None = None
         first: Deferred[str] = Deferred(lambda _: work.cancel() if work is not None else None)
@@ -123,13 +123,13 @@ class Creation:
         except ServiceExists:
             if not self.mayExist:
                 raise
-        # One of ours that reached the registry only now, or somebody else: looking tells.
+        # A late creation of our own has just had its effect, or another client holds the id: looking shows which.
         return await self._createAfresh()
 
     async def createAcross(self) -> str:
         """
-        :meth:`create`, of a registry with several servers: when the outcome with one is unknown, another one tells. So
-        it is with a server that dies, hangs or loses its store in the middle of it. Cancelling ends the request.
+        :meth:`create` at a registry with several servers: when one server ends, hangs or loses its store during the
+        request, so that the outcome is unknown, another server is asked. Cancelling ends the request.
         """
         try:
             try:
@@ -137,7 +137,7 @@ class Creation:
             except UNKNOWN_OUTCOME as error:
                 if not isUnknown(error) or isinstance(error, ClientClosed) or self._services.servers < 2:
                     raise
-            # Looking comes first, and finds a server that works.
+            # The request that looks for the service finds a server that works.
             return await self.create()
         except CancelledError:
             self.abandon()
@@ -146,7 +146,7 @@ class Creation:
             self.endLate()
 
     def abandon(self) -> None:
-        """Cancel the creation that is under way; whether it has its effect, nobody will know."""
+        """Cancel the creation that is under way. Its outcome stays unknown."""
         if self.underWay is not None:
             self.underWay.addErrback(lambda _: None)
             self.underWay.cancel()
@@ -164,7 +164,7 @@ class Creation:
         return await self._create()
 
     async def _clearAway(self) -> None:
-        """Remove what was created without an answer, if it is there; somebody else's stays."""
+        """Remove a service whose creation had no response, if there is one. Another client's service stays."""
         found = await self._look()
         if found is None:
             return
@@ -172,14 +172,14 @@ class Creation:
             self.mayExist = False
             return
         if self._late is not None:
-            # It has had its effect, and its answer is on the way, unless that is lost.
+            # It has had its effect, and its response may be on the way.
             await deferLater(self._clock, self._timeout / 2, lambda: None)
-        # From now on its token would be one of a service that is gone.
+        # From now on its token would be that of a service that is gone.
         self.endLate()
         try:
             await self._services.remove(self._id, timeout=self._timeInAll(self._timeout))
         except (NotFound, *UNKNOWN_OUTCOME):
-            # Most likely it is gone now. If not, creating it is refused, and all of this is done once more.
+            # Most likely it is gone now. If not, the creation is refused, and this is repeated.
             pass
 
     async def _create(self) -> str:
@@ -187,7 +187,7 @@ class Creation:
             try:
                 return await self._createOnce()
             except BadRequest as error:
-                # What an update has changed is no reason never to register the service again.
+                # An update that the registry refuses does not end the registration.
                 if not self._desired.refusedRegistration(error):
                     raise
 
@@ -211,7 +211,7 @@ class Creation:
         def over(result: HeartbeatToken | Failure) -> str | None:
             if not outcome.called:
                 outcome.callback(result if isinstance(result, Failure) else result["token"])
-            # Of the failure of a late one all is known.
+            # The failure of a late creation says nothing new.
             return None if isinstance(result, Failure) else result["token"]
 
         creating = self._services.createOnce(
@@ -219,7 +219,7 @@ class Creation:
         ).addBoth(over)
         self.underWay = outcome.addBoth(self._created)
         token = waitFor(outcome)
-        # Nobody may wait for it any more.
+        # Its caller may have been cancelled.
         outcome.addErrback(lambda _: None)
         return await token
 
@@ -232,7 +232,7 @@ class Creation:
         return result
 
     async def _look(self) -> Service | None:
-        # Its life is short and hangs on this answer. One that is late runs on beside the next.
+        # The service expires soon unless this succeeds. A late request runs on beside the next one.
         race: Race[Service | None] = Race(self._clock)
         for look in range(1, _LOOKS + 1):
             timeout = self._timeout
@@ -246,7 +246,7 @@ class Creation:
         try:
             return await race.rest()
         except NothingLeft:
-            raise RequestTimedOut(f"It could not be found out in time whether service {self._id} was created")
+            raise RequestTimedOut(f"No response in time to whether service {self._id} was created. It may exist")
 
     @returnsDeferred
     async def _lookOnce(self, timeout: float) -> Service | None:
@@ -256,5 +256,5 @@ class Creation:
             return None
 
     def _timeInAll(self, patience: float) -> float:
-        """How many seconds a request has that is late after so many."""
+        """Seconds after which a request fails that is late after *patience* seconds."""
         return patience if self._limit is not None else patience + runOnAfter(patience)

@@ -29,7 +29,7 @@ _USER_INFO = re.compile(r"(?<=://)[^\s/@]*@")
 
 
 class HealthCheckFailed(Exception):
-    """What a check may raise whose reason is to be logged as it is: the text is the reason."""
+    """A check may raise this, so that the log has its message without a type."""
 
 
 class HealthCheck:
@@ -102,7 +102,7 @@ class HealthCheck:
         shortest = interval / 32
         if self._backoff is None:
             self._backoff = Backoff(shortest, min(_LONGEST_DELAY, interval / 2), self._random)
-            # Its first delay is zero, which is no use here.
+            # Skip the first delay, which is zero.
             self._backoff.next()
         return delayBefore(self._backoff.next(), left, shortest)
 
@@ -132,7 +132,7 @@ class HealthCheck:
                 late.cancel()
                 outcome.callback(_reasonIn(result))
                 return
-            # It was cancelled, and may know what it was waiting for.
+            # It was cancelled, and its exception may say what it was waiting for.
             stage = result.value if isinstance(result, Failure) else None
             outcome.callback(f"{timedOut}, {stage}" if isinstance(stage, HealthCheckFailed) else timedOut)
 
@@ -191,10 +191,10 @@ def _reasonIn(result: Any) -> str | None:
             isReason = isinstance(result.value, HealthCheckFailed)
             text = str(result.value) if isReason else describeFailure(result.value)
         except Exception:
-            # Its message can't be made.
+            # str() of the exception failed.
             text = type(result.value).__name__
     elif type(result).__module__ == "builtins":
-        # What is false is short: False, None, 0, '', [].
+        # Its repr is short: False, None, 0, '', [].
         text = f"returned {result!r}"
     else:
         text = f"returned a false {type(result).__name__}"

@@ -1,11 +1,11 @@
 """
-HeartBeater: keeps one registered service alive.
+HeartBeater: sends the heartbeats of one registered service.
 
-A LoopingCall beats once an interval. A beat that fails is tried again, soon and ever more hurriedly the nearer the
-deadline comes. A try that is late runs on beside the next one, and the first answer counts. A beat that is answered
-with 404 means that the registry has lost the service, which is then registered again where the HeartBeater was given a
-way to. While all is well, and the registry takes heartbeats together, the beats are left to the
-:mod:`~txserviceregistry.heartbeats.batching` of the client.
+A LoopingCall sends a heartbeat once an interval. A heartbeat that fails is retried, with shorter delays the nearer the
+deadline is. A try that is late runs on beside the next one, and the first response counts. A 404 means that the
+registry has lost the service. Then it is registered again, if the HeartBeater was given a way to do so. While
+heartbeats succeed, and the registry accepts batches, the :mod:`~txserviceregistry.heartbeats.batching` of the client
+sends them.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ from ..util.tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runO
 from .context import Fleet
 from .healthcheck import HealthCheck
 
-#: What a listener of a HeartBeater hears; see :meth:`HeartBeater.onStateChange`.
+#: The states that a listener is called with; see :meth:`HeartBeater.onStateChange`.
 REGISTERING = "registering"
 REGISTERED = "registered"
 UNREACHABLE = "unreachable"
 STOPPED = "stopped"
 
-# Below this timeout (seconds) beats go more often for their length: a delay costs the same few hundred milliseconds
-# whatever the timeout is.
+# Below this timeout (seconds) heartbeats are relatively more frequent: a delay of a few hundred milliseconds is a
+# larger part of a short timeout.
 _SHORT_TIMEOUT = 15
-# A health check is given so many seconds at least.
+# The shortest time limit of a health check, in seconds.
 _SHORTEST_CHECK = 1.0
-# While a service may live whose registration had no answer, the waits are not shorter than this part of its timeout.
+# While a service may exist whose registration had no response, the delays are not shorter than this part of its
+# timeout.
 _SHORTEST_UNHEARD = 1 / 30
-# No matter how long the registry has been away, it is asked again this often (seconds).
+# The longest delay between two tries (seconds), however long the registry has been unreachable.
 _LONGEST_DELAY = 15.0
-# While an earlier life of the id is still alive, the registration is tried again this often (seconds).
+# While another service holds the id, the registration is retried this often (seconds).
 _GHOST_DELAY = 2.0
 
 
@@ -69,20 +70,20 @@ def heartbeatIntervalFor(heartbeatTimeout: float) -> float:
 
 
 def refusesToken(error: BaseException) -> bool:
-    """Whether a heartbeat met an *error* of its token, and not of its service, which may well be there."""
+    """Whether the registry refused the token of a heartbeat. Its service may still be registered."""
     return isinstance(error, BadRequest) or (isinstance(error, NotFound) and "HeartbeatMarker" in error.details)
 
 
 @lru_cache(maxsize=4096)
 def _drawn(nominal: float, chance: float) -> float:
-    # So many that have the same interval also have it in the same place in memory.
+    # Services with the same interval then share one object in memory.
     return nominal * (0.9 + 0.1 * chance)
 
 
 class _EachTime:
     """
-    What a heartbeat touches of a HeartBeater. Of ten thousand, most is in no cache when their time comes; so it is kept
-    side by side (what comes from a base class comes first in memory).
+    The attributes that every heartbeat uses, side by side in memory (those of a base class come first): with ten
+    thousand HeartBeaters, few are in the CPU's cache when they are due.
     """
 
     __slots__ = (
@@ -103,21 +104,21 @@ class _EachTime:
 
 class HeartBeater(_EachTime):
     """
-    Keeps one service alive, from :meth:`start` to :meth:`stop`.
+    Sends the heartbeats of one service, from :meth:`start` to :meth:`stop`.
 
-    One is made by ``client.services.create()`` and ``register()``; most applications rather use a
-    :class:`~txserviceregistry.RegisteredService`.
+    ``client.services.create()`` and ``register()`` make one; most applications use a
+    :class:`~txserviceregistry.RegisteredService` instead.
 
     :ivar serviceId: the service's id.
-    :ivar heartbeatTimeout: seconds without a heartbeat after which the registry gives the service up.
-    :ivar heartbeatInterval: nominal seconds between two beats. The actual ones are drawn once from 0.9 to 1.0 of it,
-        so that a fleet does not beat in step.
+    :ivar heartbeatTimeout: seconds without a heartbeat after which the service expires.
+    :ivar heartbeatInterval: nominal seconds between two heartbeats. The actual interval is drawn once from 0.9 to 1.0
+        of it, so that the services of a fleet do not send at the same time.
     :ivar interval: the seconds that were drawn.
     :ivar nextToken: the token that the next heartbeat presents; ``None`` while the service is not registered.
-    :ivar hadNoToken: whether the registry refused the token of the last registration, and has never accepted one
-        since. That token may be another service's, and the registered service may be there.
-    :ivar lastSeen: when the last beat that was answered had been sent, in seconds of the clock; ``None`` before the
-        first.
+    :ivar hadNoToken: whether the registry refused the token of the last registration, and accepted none since. That
+        token may be another service's, so the service may still be registered.
+    :ivar lastSeen: when the last heartbeat that was answered had been sent, in seconds of the clock; ``None`` before
+        the first.
     """
 
     __slots__ = (
@@ -163,16 +164,16 @@ class HeartBeater(_EachTime):
     ) -> None:
         """
         :param services: sends the heartbeats: a client's ``services``.
-        :param token: the token that the registration gave; without one, *register* is called first.
+        :param token: the token of the registration; without one, *register* is called first.
         :param clock: the clock; the global reactor if it is not given.
         :param register: registers the service again and fires with its token; called when the registry no longer has
             the service, and tried until it succeeds. Without it such a loss ends the HeartBeater.
         :param check: returns true, or a Deferred or coroutine of it, while the application is healthy. While it returns
             anything else, raises or takes too long, nothing is sent.
-        :param fleet: what it shares with the other HeartBeaters of a client, whose clock is this one. The fleet's pulse
-            does not beat for a service with a *check*.
-        :param keep: is called with each token that a heartbeat brings, before anybody else sees it, and with the one
-            that this heartbeat has presented.
+        :param fleet: what it shares with the other HeartBeaters of a client, which have the same clock. A service with
+            a *check* is not batched.
+        :param keep: called with each token that a heartbeat returns, before it is used, and with the token that this
+            heartbeat has presented.
         :param random: gives numbers from 0 to 1.
         """
         if token is None and register is None:
@@ -182,7 +183,7 @@ class HeartBeater(_EachTime):
 
             clock = reactor
         self.serviceId = serviceId
-        # What a client knows the service by, kept alive with this.
+        # Referenced here only: the client has a weak reference to it.
         self.desired: object = None
         self.heartbeatTimeout = heartbeatTimeout
         self.nextToken = token
@@ -200,16 +201,16 @@ class HeartBeater(_EachTime):
         self._provenToken: str | None = None
         self.hadNoToken = False
         self._random = random
-        # When the registry has heard of it, at the earliest.
+        # The earliest time at which the registry can have received the last heartbeat.
         self._heard = clock.seconds()
-        # Until when a service may live whose registration had no answer: nobody but the next try can save it.
+        # When a service expires whose registration had no response, if it exists.
         self._unheardUntil = float("-inf")
         self._loop: LoopingCall | None = None
         self._isPulsing = False
         self._beat: Deferred[None] | None = None
         # Ends the wait before the next try.
         self._waiting: IDelayedCall | None = None
-        # Tries that are late, once there are any, and what one of them has brought for the beat to end with.
+        # Late tries, once there are any, and the outcome of one of them, with which the turn ends.
         self._late: LateTries | None = None
         self._lateOutcome: _LateOutcome | None = None
         self._lost: Failure | None = None
@@ -221,11 +222,11 @@ class HeartBeater(_EachTime):
     def __repr__(self) -> str:
         return f"<HeartBeater of {self.serviceId!r}: {'running' if self.running else 'stopped'}, {self._state}>"
 
-    # -- what is so
+    # -- state
 
     @property
     def running(self) -> bool:
-        """Whether it beats: from :meth:`start` until :meth:`stop`, or until the service is lost for good."""
+        """Whether it sends heartbeats: from :meth:`start` until :meth:`stop`, or until the service is lost for good."""
         return self._loop is not None or self._isPulsing
 
     @property
@@ -251,7 +252,7 @@ class HeartBeater(_EachTime):
 
     def start(self) -> None:
         """
-        Begin to beat; the first beat goes at once. Does nothing if it beats already.
+        Begin to send heartbeats, the first one at once. Does nothing if it is running.
         """
         if self.running:
             return
@@ -260,7 +261,7 @@ class HeartBeater(_EachTime):
         if self._health is not None:
             self._health.reset()
         if self.lastSeen is None:
-            # The token is as good as new; when its registration was sent is not known here.
+            # It is not known here when the registration was sent: just now, most likely.
             self._heard = self._clock.seconds()
         self._setState(REGISTERED if self.nextToken is not None else REGISTERING)
         if self.nextToken is None or not self._joinPulse(self._clock.seconds()):
@@ -292,12 +293,12 @@ class HeartBeater(_EachTime):
         """How often heartbeats go out with the timeout."""
         self.heartbeatInterval = heartbeatIntervalFor(self.heartbeatTimeout)
         self.interval = _drawn(self.heartbeatInterval, round(self._random(), 3))
-        # The waits after the first are at most half an interval, so that a registry that comes back meets each of its
-        # services again well within one interval.
+        # The delays are at most half an interval, so that a registry that is back gets each heartbeat well within one
+        # interval.
         self._backoff = Backoff(0.1, min(_LONGEST_DELAY, self.interval / 2), self._random)
 
     def beatNow(self) -> None:
-        """Send a heartbeat at once, instead of one that is under way. Does nothing while it does not beat."""
+        """Send a heartbeat at once, instead of one that is under way. Does nothing if it is not running."""
         if self._pulse is not None and self._isPulsing:
             self._pulse.leave(self)
             self._pulse.join(self, self._clock.seconds())
@@ -334,10 +335,9 @@ class HeartBeater(_EachTime):
 
     def stop(self) -> Deferred[None]:
         """
-        Stop beating. A heartbeat that is under way is cancelled, and no other follows. The service stays registered
-        until its timeout.
+        Stop sending heartbeats. One that is under way is cancelled. The service stays registered until it expires.
 
-        :return: fires with ``None`` when nothing is left. Never fails.
+        :return: fires with ``None`` when nothing is left on the reactor. Never fails.
         """
         wasRunning = self.running
         self._endLoop()
@@ -388,10 +388,10 @@ class HeartBeater(_EachTime):
             except Exception:
                 self._log.failure("A listener to the state of service {serviceId} failed", serviceId=self.serviceId)
 
-    # -- one beat
+    # -- one heartbeat
 
     def _turn(self) -> Deferred[None]:
-        """What the LoopingCall calls: its Deferred never fails, which would end the loop in silence."""
+        """Called by the LoopingCall. The Deferred never fails: that would end the loop silently."""
         turn = self._simply() if self._isSimple() else self._untilAnswered(self._loop)
         self._beat = turn
 
@@ -423,11 +423,11 @@ class HeartBeater(_EachTime):
         self._end(failure)
 
     def _isSimple(self) -> bool:
-        """Whether there is nothing to do but to send a heartbeat, as nearly always."""
+        """Whether there is nothing to do but to send a heartbeat: nearly always."""
         return self._health is None and self.nextToken is not None and self._fleet.turns.takeNow()
 
     def _simply(self) -> Deferred[None]:
-        """What :meth:`_untilAnswered` does when all goes well, and nothing that is there for when it does not."""
+        """The common case of :meth:`_untilAnswered`, without its cost."""
         loop, began = self._loop, self._clock.seconds()
         asked = self._heartbeat(began)
 
@@ -450,11 +450,11 @@ class HeartBeater(_EachTime):
         self, loop: LoopingCall | None, began: float | None = None, failure: Failure | None = None
     ) -> None:
         """
-        Try until there is an answer.
+        Try until there is a response.
 
-        :param loop: what the beat belongs to.
-        :param began: when the first try was made, and
-        :param failure: what came of it, if one was made already.
+        :param loop: the loop that this turn belongs to.
+        :param began: when the first try began, if one was made.
+        :param failure: why that one failed.
         """
         since = self._clock.seconds() if began is None else began
         trouble: _Trouble | None = None
@@ -478,7 +478,7 @@ class HeartBeater(_EachTime):
                     await self._oneTry()
                     break
                 delay = self._health.nextDelay(self.interval, 0.0 if self.nextToken is None else self.secondsLeft())
-                # What the heartbeat meets afterwards begins afterwards.
+                # A heartbeat that fails after the check has passed begins another outage.
                 since = self._clock.seconds()
             except Exception as raised:
                 error: Exception = raised
@@ -487,7 +487,7 @@ class HeartBeater(_EachTime):
                     raise
                 late, self._lateOutcome = self._lateOutcome, None
                 if late is not None:
-                    # That one has ended what was under way.
+                    # That one has cancelled the try that was under way.
                     if late.error is None:
                         break
                     error = late.error
@@ -514,10 +514,10 @@ class HeartBeater(_EachTime):
             trouble.over()
         self._isWellAgain()
 
-    # -- beats of the pulse (:class:`~txserviceregistry.heartbeats.batching.Beating`)
+    # -- batched heartbeats (:class:`~txserviceregistry.heartbeats.batching.Beating`)
 
     def _handOver(self) -> None:
-        """All is well: let the pulse do it, if there is one."""
+        """Heartbeats succeed: have them batched, if the registry accepts batches."""
         loop = self._loop
         if loop is not None and self._joinPulse(self._heard + self.interval):
             self._fleet.suspends.discard(self._resumed)
@@ -536,26 +536,26 @@ class HeartBeater(_EachTime):
         return self._heard + self.heartbeatTimeout - self._clock.seconds()
 
     def answered(self, sent: float, token: str) -> None:
-        """The pulse's heartbeat, sent at that time, was answered with this token."""
+        """A batched heartbeat, sent at that time, was answered with this token."""
         self._accept(sent, token)
         if self._state is not REGISTERED:
             self._setState(REGISTERED)
 
     def missed(self) -> None:
-        """A heartbeat of the pulse had no answer; another try follows."""
+        """A batched heartbeat had no response; it is retried."""
         if self.secondsLeft() <= 0:
             self._setState(UNREACHABLE)
 
     def dismissed(self) -> None:
-        """The pulse beats no more for this service: its heartbeat was refused, or the registry takes none together."""
+        """This service is not batched any more: its heartbeat was refused, or the registry accepts no batches."""
         if self._isPulsing:
             self._isPulsing = False
             self._beatAlone()
 
     def _isGone(self, error: Exception) -> bool:
         """
-        Whether the registry has spoken for good: it has no such service, or (to a registration) never will. An error
-        that is not a fault of the API is none of these classes.
+        Whether the registry has no such service or, after a registration, never accepts it. Errors of these classes are
+        faults of the API.
         """
         return isinstance(error, BadRequest if self.nextToken is None else (NotFound, BadRequest))
 
@@ -564,7 +564,7 @@ class HeartBeater(_EachTime):
         self._provenToken = token
 
     def _fellBack(self, error: Exception) -> bool:
-        """Whether it is the token that was refused, and there is one that was accepted before, which is next now."""
+        """Present the last token that was accepted, if it is the current one that was refused; whether that is so."""
         proven = self._provenToken
         if self.nextToken is None or proven is None or proven == self.nextToken or not refusesToken(error):
             return False
@@ -586,7 +586,7 @@ class HeartBeater(_EachTime):
             turns.give()
 
     def _urgency(self) -> float:
-        """Until when there has to be an answer."""
+        """When the response is needed."""
         if self.nextToken is not None:
             return self._heard + self.heartbeatTimeout
         return self._unheardUntil if self._unheardUntil > self._clock.seconds() else float("inf")
@@ -604,8 +604,8 @@ class HeartBeater(_EachTime):
         """
         Send a heartbeat.
 
-        :return: fires when it is answered, and fails when it is late. A late one runs on, and ends the beat when it is
-            answered after all.
+        :return: fires when there is a response, and fails when the heartbeat is late. A late one runs on, and ends the
+            turn if it gets a response after all.
         """
         token = self.nextToken
         assert token is not None
@@ -644,7 +644,7 @@ class HeartBeater(_EachTime):
         return outcome
 
     def _answeredLate(self, sent: float, presented: str, token: str) -> None:
-        # With another token, another try was answered before, or the service was registered again.
+        # The token is another one if another try was answered first, or the service was registered again.
         if self._beat is not None and self.nextToken == presented:
             self._accept(sent, token)
             self._endBeat(_LateOutcome())
@@ -696,7 +696,7 @@ class HeartBeater(_EachTime):
         delay = self._backoff.next()
         if self.nextToken is not None:
             return delayBefore(delay, self.secondsLeft())
-        # A registry that can't register anybody is not to be asked all too often for it.
+        # A registry that can't register services must not be flooded with registrations.
         shortest = max(SHORTEST_TRY, self.heartbeatTimeout * _SHORTEST_UNHEARD)
         return delayBefore(delay, self._unheardUntil - self._clock.seconds(), shortest)
 
@@ -704,9 +704,9 @@ class HeartBeater(_EachTime):
 @attrs.frozen
 class _LateOutcome:
     """
-    What a late try has brought.
+    The outcome of a late try that ends the turn.
 
-    :ivar error: why there will never be an answer; ``None`` if there was one.
+    :ivar error: the refusal; ``None`` if the heartbeat was accepted.
     """
 
     error: Exception | None = None
@@ -714,9 +714,9 @@ class _LateOutcome:
 
 class _Trouble:
     """
-    One loss, from its beginning to its end, with a line in the log for each of the two.
+    One outage, with a log line when it begins and one when it ends.
 
-    A first failure that the immediate second try makes good is no loss.
+    A first failure after which the immediate second try succeeds is not an outage.
     """
 
     def __init__(self, log: Logger, serviceId: str, clock: IReactorTime, began: float) -> None:
@@ -728,7 +728,7 @@ class _Trouble:
         self._told = False
 
     def met(self, reason: str, certain: bool = False) -> None:
-        """Something went wrong, and why; *certain* if a second try could not make it good."""
+        """A try failed for this reason; *certain* if a second try can't succeed."""
         self._failures += 1
         if not self._told and (certain or self._failures > 1):
             self._told = True

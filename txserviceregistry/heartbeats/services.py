@@ -49,8 +49,8 @@ class ServicesClient(ServicesAPI):
     ``APIError`` such as ``NotFound`` or ``BadRequest`` when the registry refuses, else ``ConnectionFailed``,
     ``RequestTimedOut``, ``MalformedResponse`` or ``AuthenticationFailed``.
 
-    :param transport: how to ask the registry.
-    :param clock: the time of the heartbeats.
+    :param transport: sends the requests.
+    :param clock: times the heartbeats.
     :param cache: where the good pages of listings are kept; ``None`` for nowhere.
     :param connections: how many requests to one server are under way at once.
     :param suspends: notices that the machine was suspended; one of its own by default.
@@ -71,10 +71,10 @@ class ServicesClient(ServicesAPI):
         stalls = StallWatch(clock)
         suspends = SuspendWatch(clock) if suspends is None else suspends
         pulse = Pulse(self._beatTogether, lambda: HEARTBEATS in transport.extensions, stalls, suspends=suspends)
-        # A registration takes a store's time, and gives up after a time of its own, not to be spent on waiting for
-        # many others. One behind each that is under way keeps the connections busy.
-        # Of the batches that an application sends by itself; the pulse has its own.
+        # For heartbeats(); the batching of the HeartBeaters has its own.
         self._batchSize = BatchSize(Pulse.MOST, clock.seconds)
+        # The time limit of a registration must not pass while it waits for many others. One that waits behind each one
+        # under way keeps the connections busy.
         self.fleet = Fleet(stalls, suspends, Turns(), Turns(2 * connections), pulse)
         self.desired = DesiredStates(self.updateOnce, self.fleet.registrations, transport.pause)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
@@ -89,18 +89,18 @@ class ServicesClient(ServicesAPI):
         timeout: float | None = None,
     ) -> tuple[HeartbeatToken, HeartBeater]:
         """
-        Register a service. It lives as long as it is heartbeated, which the HeartBeater does once it is started.
+        Register a service. It expires unless heartbeats are sent for it: start the HeartBeater.
 
         :param id: 3 to 65 characters of ``a-z A-Z 0-9 _ - .``.
         :param heartbeatTimeout: seconds without a heartbeat after which the registry removes it, 3 to 120.
         :param payload: ``tags`` (a list of strings) and ``metadata`` (a dict of strings), both optional.
         :param timeout: seconds that the request may take, if not the client's own.
-        :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if the id is alive. After a
-            ``ConnectionFailed`` (if it ``wasSent``), ``RequestTimedOut``, ``MalformedResponse`` or ``ServerError`` it
-            is not known whether the service was registered: with one URL, that is left to the caller (a
-            :class:`~txserviceregistry.RegisteredService` finds it out). Of a registry with several URLs, another server
-            is asked: a service that is just what was sent, and has never been heartbeated, is removed, since nobody has
-            its token, and created anew. Then these errors mean that none of them could tell.
+        :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if a service holds the id.
+            After a ``ConnectionFailed`` (if it ``wasSent``), ``RequestTimedOut``, ``MalformedResponse`` or
+            ``ServerError`` it is not known whether the service was registered. With one URL, the caller has to find
+            out (a :class:`~txserviceregistry.RegisteredService` does). With several URLs, another server is asked. A
+            service that is just what was sent, and for which no heartbeat was ever sent, is removed, because its token
+            is lost, and created again. Then these errors mean that no server could tell.
         """
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
         timeout = self.timeout if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
@@ -121,15 +121,15 @@ class ServicesClient(ServicesAPI):
         retryDelay: float = 2,
     ) -> tuple[HeartbeatToken, HeartBeater]:
         """
-        :meth:`create`, but when the id is still alive, most likely by an earlier run of the same program, try again
-        until that one has surely timed out. The HeartBeater registers the service again whenever the registry loses it.
+        :meth:`create`, but while a service holds the id, most likely of an earlier run of the same program, retry until
+        that one must have expired. The HeartBeater registers the service again whenever the registry loses it.
 
         :param id: see :meth:`create`.
         :param heartbeatTimeout: see :meth:`create`.
         :param payload: see :meth:`create`.
         :param retryDelay: seconds between two tries.
-        :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` when the id stays alive:
-            somebody else keeps it so, and with ``ValueError`` if *retryDelay* is not a number from 0 on. Cancelling it
+        :return: fires with ``({"token": …}, heartBeater)``. Fails with ``ServiceExists`` if the other
+            service does not expire, and with ``ValueError`` if *retryDelay* is not a number from 0 on. Cancelling it
             ends the tries.
         """
         retryDelay = boundedNumber(retryDelay, 0.0, LONGEST_INTERVAL)
@@ -143,7 +143,7 @@ class ServicesClient(ServicesAPI):
             if heartBeater is not None and heartBeater.hadNoToken:
                 creation.mayExist = True
             token = await creation.create()
-            # When this one is lost too, whoever holds the id then is somebody else.
+            # When this one is lost too, a service that holds the id then is another client's.
             creation.mayExist = False
             return token
 
@@ -159,7 +159,7 @@ class ServicesClient(ServicesAPI):
                 left = patience - self._clock.seconds()
                 if left <= 0:
                     raise
-                # The last try is made just when the old service is surely gone.
+                # The last try is made when the old service must have expired.
                 await self._transport.pause(min(retryDelay, left))
             else:
                 heartBeater = self._heartBeater(desired, body, again)
@@ -171,9 +171,9 @@ class ServicesClient(ServicesAPI):
         self, beats: Sequence[tuple[str, str]], *, timeout: float | None = None
     ) -> Sequence[HeartbeatToken | FaultBody]:
         """
-        Keep several services alive with one request, or with as few as are accepted: if something on the way refuses a
-        batch with a 4xx other than 401, it is halved, down to single heartbeats, and the size is remembered. The
-        registry has to have the extension ``heartbeats`` (``client.extensions``).
+        Send heartbeats for several services with one request, or with as few as possible: a batch that is refused with
+        a 4xx other than 401 is halved, down to single heartbeats, and the size is remembered. The registry has to have
+        the extension ``heartbeats`` (``client.extensions``).
 
         :param beats: pairs of a service's id and its token.
         :param timeout: seconds that each request may take, if not the client's own.
@@ -222,8 +222,8 @@ class ServicesClient(ServicesAPI):
         registered again when the registry loses it is updated until the registry has it.
 
         :param id: the service.
-        :param payload: any of ``heartbeat_timeout``, ``tags`` and ``metadata``. What is given replaces the old value as
-            a whole; what is not stays. A ``host`` that a RegisteredService determined automatically stays as well.
+        :param payload: any of ``heartbeat_timeout``, ``tags`` and ``metadata``. A field that is given replaces the old
+            value as a whole; the others stay. So does a ``host`` that a RegisteredService determined automatically.
         :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
         """
         desired = self.desired.find(id)
@@ -244,7 +244,7 @@ class ServicesClient(ServicesAPI):
         try:
             return min((await self.get(id))["heartbeat_timeout"], _LONGEST_TIMEOUT)
         except ServiceRegistryError:
-            # Gone in this very moment, or not to be had just now: the next try tells.
+            # It has just expired, or the request failed: the next try shows which.
             return None
 
     @returnsDeferred

@@ -1,5 +1,5 @@
 """
-The file that keeps a service's last heartbeat token and its updates. One living process has it at a time.
+The file that keeps a service's last heartbeat token and its updates. One running process owns it at a time.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ if hasattr(os, "register_at_fork"):
 @attrs.frozen
 class Kept:
     """
-    What outlives a process.
+    The content of the file.
 
     :ivar token: the service's last heartbeat token; ``None`` before it has one.
-    :ivar given: the fields of the service as the program gave them.
-    :ivar updated: those that updates have changed since.
+    :ivar given: the fields of the service as the program's arguments had them.
+    :ivar updated: the fields that updates have changed since.
     :ivar provenToken: the last heartbeat token that the registry accepted, if there is one.
     """
 
@@ -120,7 +120,7 @@ class TokenFile:
             claim.close()
 
     def load(self) -> Kept | None:
-        """What is kept, or ``None`` if there is nothing of this service or the file can't be read."""
+        """The content, or ``None`` if it is of another service or the file can't be read."""
         try:
             with open(self.path, encoding="utf-8") as file:
                 kept = json.load(file)
@@ -138,7 +138,7 @@ class TokenFile:
         )
 
     def save(self, kept: Kept) -> None:
-        """:raises OSError: if it can't be written; the old content is there then."""
+        """:raises OSError: if it can't be written; it keeps its old content then."""
         replaceFile(self.path, json.dumps({"id": self._serviceId, **attrs.asdict(kept, recurse=False)}))
 
     def remove(self) -> None:

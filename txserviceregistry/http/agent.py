@@ -67,7 +67,7 @@ def endpointTo(reactor: Any, host: str, port: int, timeout: float) -> IStreamCli
 
 @implementer(IHostResolution)
 class _Over:
-    """A lookup that has ended."""
+    """A lookup that has ended, for Twisted's endpoint."""
 
     name = ""
 
@@ -77,7 +77,7 @@ class _Over:
 
 @implementer(IReactorPluggableNameResolver, IHostnameResolver)
 class _Resolved:
-    """A reactor that knows the addresses of the one host that is connected to."""
+    """A reactor whose name resolver returns given addresses."""
 
     def __init__(self, reactor: Any, addresses: Sequence[IAddress]) -> None:
         self.nameResolver = self
@@ -294,7 +294,7 @@ def describeFailure(error: BaseException) -> str:
     if isinstance(cause, ResolvingTimedOut):
         return str(cause)
     if isinstance(cause, ConnectTimeout):
-        return "nobody answers at that address"
+        return "no response to the connection attempt"
     if isinstance(cause, DNSLookupError):
         return "no such host"
     if isinstance(cause, ConnectionDone):

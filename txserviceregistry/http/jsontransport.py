@@ -55,7 +55,7 @@ _NO_SUCH_PAGE = frozenset({404, 405, 501})
 # answer takes its time, however short the deadline and many the servers.
 _SHORTEST_SHARE = 0.25
 
-# What to do about a host name whose addresses are not found in time.
+# The advice for a host name that does not resolve in time.
 _NAME_SERVER = "Check this machine's name server"
 
 # A pool may hold more than one stale connection. Each repetition uses one up; a new connection is never stale.
@@ -70,7 +70,7 @@ _HEADERS = {
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
-#: Called with what a request would fail with when its time is over: gives the seconds for which it runs on instead.
+#: Called when a request is late, with the Failure of that: returns for how many seconds it runs on instead.
 WhenLate = Callable[[Failure], float]
 
 
@@ -116,15 +116,15 @@ def encodeJSON(body: object) -> bytes:
 @attrs.frozen
 class Response:
     """
-    An answer, whole.
+    A response with its body.
 
     :ivar status: the HTTP status code.
     :ivar headers: the headers.
-    :ivar json: the body's value; ``None`` if there is none, or the body of an error is no JSON.
+    :ivar json: the body's value; ``None`` if there is none, or the body of an error is not JSON.
     :ivar body: the body's bytes.
-    :ivar method: what was asked,
-    :ivar url: and where, for texts.
-    :ivar leave: called when the body has another shape than it should: another server is asked first from then on.
+    :ivar method: the request's method, for error messages.
+    :ivar url: the request's URL, for error messages.
+    :ivar leave: called when the body has the wrong shape: later requests go to another server first.
     """
 
     status: int
@@ -137,15 +137,15 @@ class Response:
 
     @property
     def doubt(self) -> str:
-        """What to ask about the URL when there is no such page at it, or none that takes such a request."""
+        """A question about the URL, if there is no such page or it does not accept such a request."""
         return "Is there a service registry at this URL?" if self.status in _NO_SUCH_PAGE else ""
 
     def redirection(self, setting: str) -> str | None:
         """
-        Where a redirect leads, which is not followed, and what to do about it, in sentences.
+        The target of a redirect, which is not followed, and what to do about it, in sentences.
 
-        :param setting: what to change.
-        :return: ``None`` if this is no redirect, or does not say where it leads.
+        :param setting: the setting to change.
+        :return: ``None`` if this is not a redirect, or has no target.
         """
         location = self.header("Location")
         if not 300 <= self.status < 400 or not location:
@@ -167,9 +167,9 @@ class Response:
         """
         The body's value, validated.
 
-        :param reader: takes the JSON value and returns it, or raises ``ValueError`` if it has another shape than it
-            should: a function of :mod:`~txserviceregistry.api.shapes`.
-        :raises MalformedResponse: if it has another shape.
+        :param reader: takes the JSON value and returns it, or raises ``ValueError`` if it has the wrong shape: a
+            function of :mod:`~txserviceregistry.api.shapes`.
+        :raises MalformedResponse: if it has the wrong shape.
         """
         try:
             return reader(self.json)
@@ -186,7 +186,7 @@ class Exchange:
     """
     A request under way, over however many tries.
 
-    :ivar stage: says what it is waiting for, for texts; the server if ``None``.
+    :ivar stage: returns what it is waiting for, for error messages; ``None`` if it waits for the server.
     """
 
     method: str
@@ -255,21 +255,21 @@ class JSONTransport:
     """
     JSON over HTTP to one server, or to several that are one service.
 
-    A server that can't be reached, or says that it can't do its work, is left for the next one, and one that works is
-    stayed with (:class:`~txserviceregistry.http.failover.Servers`). A request that was sent but not answered is sent
-    again only when it may have its effect twice. Of several servers each has a share of the deadline. When it is over,
-    the next server is asked beside the late one, and the first answer counts. Requests that a server is to hold back
-    are taken from one that was left, for it may hold them back for ever.
+    When a server can't be reached, or answers that it can't do its work, requests go to the next one, and stay with one
+    that works (:class:`~txserviceregistry.http.failover.Servers`). A request that had no response is sent again only if
+    it may have its effect twice. Each of several servers has a share of the request's time. When it is over, the
+    request is sent to the next server too, and the first response counts. A request that waits for events is cancelled
+    when its server fails, because that one may never answer.
 
-    :param agent: does the requests: a :class:`~txserviceregistry.http.pool.QueueingAgent`, or an agent over one.
+    :param agent: sends the requests: a :class:`~txserviceregistry.http.pool.QueueingAgent`, or an agent over one.
     :param clock: for the deadlines.
-    :param baseUrls: what the paths are put behind; without a slash at the end.
-    :param timeout: seconds that a request may take, unless it says otherwise.
-    :param name: what it is that answers there, for texts.
-    :param waitingAgent: does the requests that the server is asked to hold back; the *agent* if not given.
+    :param baseUrls: the URLs before the paths, without a slash at the end.
+    :param timeout: seconds that a request may take, unless it has a timeout of its own.
+    :param name: the name of the server for error messages.
+    :param waitingAgent: sends the requests that wait for events; the *agent* if not given.
     :param random: gives numbers from 0 to 1; draws the server to begin with.
-    :param isFault: whether a response that is an error is the server's own. If not, it is that of a gateway
-        without the server, and the next server is asked. All are the server's own without it.
+    :param isFault: whether a response that is an error is the server's own. If not, it comes from a gateway that does
+        not reach the server, and the request goes to the next server. Without it every response is the server's own.
     """
 
     def __init__(
@@ -361,17 +361,17 @@ class JSONTransport:
         A request and its deadline, for :meth:`send`. The parameters are those of :meth:`request`.
 
         :param wait: seconds for which the server is asked to hold its answer back; they are added to the *timeout*.
-        :param isTraced: whether the caller finds out what came of a request that may not be repeated. Then a server has
-            its share of the deadline for it, and no more, so that there is time left for that.
-        :param whenLate: called when the *timeout* is over, with what the request would fail with. The request runs on
-            for as many seconds as it gives, and fails only then.
+        :param isTraced: whether the caller finds out the outcome of a request that may not be repeated. Then a server
+            has only its share of the time for the request, so that there is time left for that.
+        :param whenLate: called when the *timeout* is over, with its Failure. The request runs on for as many seconds as
+            it returns, and fails only then.
         :raises ValueError: if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
         """
         timeout = self._timeout if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
         if wait is not None:
             timeout += boundedNumber(wait, 0.0, LONGEST_INTERVAL)
         if isTraced and whenLate is not None:
-            # It is late when its share is over: what came of it is found out while it runs on.
+            # It is late when its share is over: the caller finds out the outcome while it runs on.
             timeout = _shareOf(timeout, max(1, len(self._bases)))
             isTraced = False
         return Exchange(
@@ -437,7 +437,7 @@ class JSONTransport:
 
     @property
     def stage(self) -> str:
-        """What a request to the server that is asked first waits for."""
+        """What a request to the first server waits for, for error messages."""
         return self._stageOf(self.baseUrl)
 
     def _stageOf(self, url: str) -> str:
@@ -448,7 +448,7 @@ class JSONTransport:
         exchange.stage = None
         # An answer that is held back would tell too late whether a server is back.
         order = self._servers.order(mayTry=exchange.repeatable and exchange.wait is None)
-        # What was held back has used the time in which another server could hold it back.
+        # After a wait for events there is no time left for another server to wait.
         isFinal = not exchange.repeatable or exchange.wait is not None
         race: Race[Response] | None = Race(self._clock) if len(order) > 1 and not isFinal else None
         refusal: Response | None = None
@@ -462,7 +462,7 @@ class JSONTransport:
             try:
                 if race is None:
                     return await asking
-                # A server that is late is not given up: the next one is asked beside it.
+                # The request to a server that is late runs on beside the one to the next.
                 share = None if last else self._shareOfNext(exchange, len(order) - tried)
                 return await race.run(Deferred.fromCoroutine(asking), share)
             except _Away as error:
@@ -501,7 +501,7 @@ class JSONTransport:
                 continue
             if race is not None:
                 try:
-                    # Servers that were late may answer yet, until the deadline.
+                    # Late servers may still answer, until the deadline.
                     return await race.rest()
                 except NothingLeft:
                     pass
@@ -513,9 +513,9 @@ class JSONTransport:
 
     async def _answerOf(self, exchange: Exchange, server: int, url: str, serversLeft: int) -> Response:
         """
-        The answer of one server.
+        The response of one server.
 
-        :raises _Away: if it has not done its work.
+        :raises _Away: if it could not do its work.
         """
         answer = await self._ask(exchange, server, url, serversLeft)
         response = self._response(exchange, answer, url, partial(self._left, server))
@@ -526,11 +526,11 @@ class JSONTransport:
         return response
 
     def _isWork(self, refusal: Response) -> bool:
-        """Whether a server that refused a request has done its work with that."""
+        """Whether a response that is an error is the answer to the request, and not a sign of an outage."""
         return refusal.status not in _AWAY and (self._isFault is None or self._isFault(refusal))
 
     def _shareOfNext(self, exchange: Exchange, serversLeft: int) -> float:
-        """Seconds after which the next server is asked beside this one."""
+        """Seconds after which the request goes to the next server too."""
         return max(0.0, _shareOf(exchange.deadline - self._clock.seconds(), serversLeft))
 
     def giveUp(self) -> None:
@@ -626,14 +626,14 @@ class JSONTransport:
             except (ValueError, RecursionError):
                 if answer.code < 300:
                     raise MalformedResponse(
-                        f"{exchange.method} {url} was answered with {answer.code}, but the body is no JSON: "
+                        f"{exchange.method} {url} was answered with {answer.code}, but the body is not JSON: "
                         f"is this the URL of {self._name}?"
                     )
         return Response(answer.code, answer.headers, value, answer.body, exchange.method, url, leave)
 
 
 def _shareOf(left: float, serversLeft: int) -> float:
-    """What of the time that is *left* one of several servers has before the next one is asked."""
+    """Seconds of those that are *left* that one of several servers has before the request goes to the next one."""
     return left if serversLeft == 1 else max(left / serversLeft, min(left / 2, _SHORTEST_SHARE))
 
 

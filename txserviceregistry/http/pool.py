@@ -43,12 +43,12 @@ IDLE_TIMEOUT = 45.0
 CLOSE_GRACE = 1.0
 
 
-#: A request that has been under way for so many seconds may hang. Urgent ones wait no longer for its slot.
+#: A request that has had no response for so many seconds may hang: urgent requests do not wait for its slot any longer.
 HANGING = 0.3
 
 _TICK = 0.001
 
-#: So many urgent requests at once may go beside those that may hang.
+#: The most urgent requests that are sent beside requests that may hang.
 MOST_BESIDE = 6
 
 
@@ -482,7 +482,7 @@ class _Origin:
         self._starting = False
         self.active: set[_Job] = set()
         self.waiting: OrderedDict[_Job, None] = OrderedDict()
-        # Those of the waiting that are urgent, and what looks at them again when more of the active may hang.
+        # The waiting requests that are urgent, and the timer that looks at them again when more of the active may hang.
         self._urgent: OrderedDict[_Job, None] = OrderedDict()
         self._look: IDelayedCall | None = None
 
@@ -519,23 +519,23 @@ class _Origin:
             return next(iter(self.waiting), None)
         if not self._urgent:
             return None
-        # Slots that hang must not hold up what is urgent: one of these at a time needs none, and more of them need
-        # none when the others have had none for a while.
+        # Requests that hang must not delay urgent ones. One urgent request at a time needs no slot. Further ones need
+        # none if the active requests may hang.
         if not any(job.isUrgent for job in self.active) or self._hangs():
             return next(iter(self._urgent))
         return None
 
     def _hangs(self) -> bool:
-        """Whether so many of the active may hang that one more can go beside them. If not, it looks again in time."""
+        """Whether so many of the active may hang that one more is sent beside them. If not, it looks again in time."""
         if self._clock is None or len(self.active) >= self._slots + MOST_BESIDE:
             return False
         now = self._clock.seconds()
-        # How long the others, which do not hang, will be waited for.
+        # Seconds until each of the others may hang too.
         patience = [left for job in self.active if (left := job.began + HANGING - now) > 0]
         if len(patience) < self._slots:
             return True
         if self._look is None:
-            # A clock adds up to a little less than it should now and then.
+            # Sums of floating-point seconds may be slightly too small.
             self._look = self._clock.callLater(min(patience) + _TICK, self._lookAgain)
         return False
 
@@ -571,10 +571,10 @@ class QueueingAgent:
 
     :param agent: what does the requests.
     :param maxConnections: how many at once, for each scheme, host and port.
-    :param isUrgent: tells by method and URL which requests can't wait for others that hang. When all slots are taken by
-        requests that are not urgent, one that is goes beside them. With a *clock*, up to :data:`MOST_BESIDE` go beside
-        requests that have been under way for :data:`HANGING` seconds.
-    :param clock: tells how long a request has been under way.
+    :param isUrgent: whether a request, given by method and URL, must not wait for others that hang. When requests that
+        are not urgent have all slots, one urgent request is sent beside them. With a *clock*, up to :data:`MOST_BESIDE`
+        are sent beside requests that have had no response for :data:`HANGING` seconds.
+    :param clock: times the requests.
     """
 
     def __init__(
@@ -628,11 +628,11 @@ class QueueingAgent:
 @implementer(IAgent)
 class ResumingAgent:
     """
-    When the machine was suspended, fails what is under way with :class:`StaleConnection`: its connection is most likely
-    dead, and an answer would be waited for in vain.
+    When the machine was suspended, fails the requests under way with :class:`StaleConnection`: their connections are
+    most likely dead, and no response would come.
 
-    :param agent: does the requests.
-    :param suspends: notices it.
+    :param agent: sends the requests.
+    :param suspends: notices that the machine was suspended.
     """
 
     def __init__(self, agent: IAgent, suspends: SuspendWatch) -> None:

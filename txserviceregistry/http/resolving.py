@@ -1,9 +1,8 @@
 """
-Host names: their addresses, looked up in threads of this module's own, and the last known ones while a lookup is slow
-or fails.
+Name resolution in threads of its own, with the last known addresses while a lookup is slow or fails.
 
-Twisted resolves on the reactor's thread pool. An application that keeps these threads busy would stop every connection
-to a host name, heartbeats included.
+Twisted resolves host names in the reactor's thread pool. An application that keeps these threads busy would delay every
+connection to a host name, and so heartbeats.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from ..util.logs import Logger
 #: Seconds that a lookup may take before the last known addresses are used instead.
 PATIENCE = 0.25
 
-# A lookup is worth a line in the log after so many seconds: a name server that is merely slow would fill it.
+# A slow lookup is logged after so many seconds, so that a name server that is merely slow does not fill the log.
 _SLOW = 2.0
 
-# Host names whose addresses are remembered, at most: more than a client connects to.
+# The most host names whose addresses are remembered: more than a client connects to.
 _MOST_NAMES = 1000
-# Lookups under way at once, in a thread each.
+# The most lookups under way at once, in a thread each.
 _MOST_THREADS = 20
 
-#: What the stage of a request begins with that waits for addresses.
+#: The beginning of the stage of a request that waits for addresses.
 RESOLVING = "resolving the host name"
 
 #: A host name and a port.
@@ -54,8 +53,8 @@ class ResolvingTimedOut(ConnectTimeout):
 
 class _Threads:
     """
-    Runs lookups, in a daemon thread each that ends with its lookup: one that hangs keeps nothing else waiting, and does
-    not delay the end of the process.
+    Runs lookups in a daemon thread each, which ends with its lookup. A lookup that hangs delays neither others nor the
+    end of the process.
     """
 
     def __init__(self) -> None:
@@ -72,7 +71,8 @@ class _Threads:
             try:
                 result = function(*arguments)
             except Exception as error:
-                # Twisted expects this one only, and would wait forever after any other (a name that can't be encoded).
+                # Twisted handles only gaierror, and would never end the lookup after another (of a name that can't be
+                # encoded).
                 onResult(False, Failure(error if isinstance(error, gaierror) else gaierror(str(error))))
             else:
                 onResult(True, result)
@@ -99,7 +99,7 @@ _threads = _Threads()
 
 @implementer(IResolutionReceiver)
 class _Lookup:
-    """One lookup of one host name, and those that wait for it."""
+    """One lookup of one host name, and the Deferreds that wait for it."""
 
     def __init__(self, began: float, done: Callable[[Sequence[IAddress]], None]) -> None:
         self.began = began
@@ -123,7 +123,7 @@ class HostNames:
     """
     The host names that are connected to over one reactor.
 
-    Every connection asks anew, so that changed addresses are noticed. The last known addresses are used when the
+    Every connection starts a lookup, so that changed addresses are noticed. The last known addresses are used when the
     lookup takes longer than :data:`PATIENCE`, or finds none.
     """
 
@@ -216,12 +216,12 @@ class HostNames:
             )
 
 
-# By reactor: what is known is of use to all clients in a process.
+# By reactor: all clients in a process share the addresses.
 _of: WeakKeyDictionary[Any, HostNames] = WeakKeyDictionary()
 
 
 def hostNames(reactor: Any) -> HostNames:
-    """What is known of host names over this *reactor*."""
+    """The :class:`HostNames` of this *reactor*."""
     names = _of.get(reactor)
     if names is None:
         names = _of[reactor] = HostNames()
@@ -229,7 +229,7 @@ def hostNames(reactor: Any) -> HostNames:
 
 
 def stageOf(reactor: Any, host: str) -> str:
-    """That a request to *host* waits for its addresses, in words; empty if it does not."""
+    """The stage of a request to *host* that waits for its addresses, for error messages; empty if it does not wait."""
     names = _of.get(reactor)
     return f"{RESOLVING} {host}" if names is not None and names.isResolving(host) else ""
 

@@ -1,5 +1,5 @@
 """
-Files that are replaced whole, that their owner alone may read, and that a program can do without for a while.
+Files that are replaced as a whole, that only their owner may read, and without which a program can run for a while.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .logs import Logger
 
 def absolutePath(path: str) -> str:
     """
-    A path that means the same when the working directory is another one, with the home directory for a ``~``.
+    A path that does not depend on the working directory, with the home directory for a ``~``.
 
     :raises ValueError: if there is no such home directory; the text says so.
     """
@@ -27,15 +27,15 @@ def replaceFile(
     path: str | os.PathLike[str], text: str, *, isDurable: bool = False, like: os.stat_result | None = None
 ) -> None:
     """
-    Give a file a new content. A reader sees the old content or the new one, and the mode is 0600.
+    Replace the content of a file. A reader sees either the old content or the new one. The mode is 0600.
 
     :param text: the new content; it is written as UTF-8.
-    :param isDurable: whether the content is on the disk before it takes the place of the old one.
+    :param isDurable: whether to sync the content to the disk before it replaces the old one.
     :param like: gives the file this mode instead, and this owner and group where the process may do that.
-    :raises OSError: if the file can't be written; the old content is there then.
+    :raises OSError: if the file can't be written; it keeps its old content then.
     """
     name = os.fspath(path)
-    # mkstemp makes a file that did not exist, with mode 0600: nothing that lies there already can weaken that.
+    # mkstemp creates a new file with mode 0600, whatever the mode of the old file is.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(name)}-", dir=os.path.dirname(name) or ".")
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
@@ -61,11 +61,11 @@ def _resemble(descriptor: int, like: os.stat_result) -> None:
 
 class WriteOutage:
     """
-    The time during which a file can't be written: one line in the log when it begins, and one when it ends.
+    Logs once when a file can't be written any more, and once when it can.
 
     :param path: the file.
-    :param log: where the lines go.
-    :param loss: what the program does without meanwhile, as a clause.
+    :param log: the log.
+    :param loss: the consequence, as a clause.
     """
 
     def __init__(self, path: str, log: Logger, loss: str) -> None:
@@ -79,7 +79,7 @@ class WriteOutage:
         if not self._isOn:
             self._isOn = True
             self._log.warn(
-                "{path} can't be written: {reason}. Until it can be, {loss}",
+                "File {path} can't be written: {reason}. Until it can, {loss}",
                 path=self._path,
                 reason=error.strerror or type(error).__name__,
                 loss=self._loss,
@@ -89,4 +89,4 @@ class WriteOutage:
         """The file has been written."""
         if self._isOn:
             self._isOn = False
-            self._log.info("{path} is written again", path=self._path)
+            self._log.info("File {path} is written again", path=self._path)

@@ -1,6 +1,6 @@
 """
-Noticing that the machine was suspended. Monotonic time stands still meanwhile, so that a heartbeat that fell due in
-that time would be sent much too late.
+Detection of a suspended machine. Monotonic time stands still while it sleeps, so that a heartbeat that was due would be
+sent much too late.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 def machineSuspended() -> float:
     """
-    For how many seconds in all this machine has been suspended since it was started: CLOCK_BOOTTIME less
-    CLOCK_MONOTONIC. 0 on a platform without CLOCK_BOOTTIME.
+    The seconds for which this machine has been suspended since it was started: CLOCK_BOOTTIME minus CLOCK_MONOTONIC. 0
+    on a platform without CLOCK_BOOTTIME.
     """
     if _BOOTTIME is None:
         return 0.0
@@ -27,15 +27,14 @@ def machineSuspended() -> float:
 
 class SuspendWatch:
     """
-    Looks once in :data:`TICK` seconds whether the machine was suspended, while there is a listener.
+    Checks every :data:`TICK` seconds whether the machine was suspended, while there is a listener.
 
     :param clock: the reactor.
-    :param suspended: tells for how many seconds in all the machine has been suspended.
-    :param resumed: is called before the listeners when it was.
+    :param suspended: returns the seconds for which the machine has been suspended in all.
+    :param resumed: called before the listeners.
     """
 
-    #: Seconds between two looks. The shortest heartbeat interval is 1.6 s, so that a service with any timeout is heard
-    #: of soon. A look takes some microseconds.
+    #: Seconds between two checks: less than the shortest heartbeat interval, 1.6 s. A check takes some microseconds.
     TICK = 1.0
 
     #: The shortest suspend that counts, in seconds: the two clocks are not read at the same moment.
@@ -54,20 +53,20 @@ class SuspendWatch:
         self._resumed = resumed
         self._listeners: dict[Callable[[float], object], None] = {}
         self._call: IDelayedCall | None = None
-        # What the last look has seen, and when, in seconds of the clock.
+        # What *suspended* returned last, and when, in seconds of the clock.
         self._total = 0.0
         self._at = 0.0
 
     def add(self, listener: Callable[[float], object]) -> None:
         """
-        Call *listener* each time when the machine was suspended, with the seconds by which the clock has stood still.
+        Call *listener* whenever the machine was suspended, with the seconds for which the clock stood still.
         """
         self._listeners[listener] = None
         if self._call is None:
             self._see()
 
     def discard(self, listener: Callable[[float], object]) -> None:
-        """Call *listener* no more. One that is not called is no error."""
+        """Stop calling *listener*. Does nothing if it is not a listener."""
         self._listeners.pop(listener, None)
         if not self._listeners and self._call is not None:
             call, self._call = self._call, None
@@ -83,8 +82,8 @@ class SuspendWatch:
         slept, passed = self._total - total, self._at - at
         if slept < self.SHORTEST:
             return
-        self._log.info("The machine was suspended for {seconds:.1f} s, and heartbeats are sent at once", seconds=slept)
-        # A reactor whose clock is the wall clock has counted it.
+        self._log.info("Machine was suspended for {seconds:.1f} s: heartbeats are sent at once", seconds=slept)
+        # The clock of a reactor that counts wall-clock time did not stand still.
         stoodStill = 0.0 if passed >= max(slept, 2 * self.TICK) else slept
         self._resumed()
         for listener in list(self._listeners):

@@ -1,8 +1,8 @@
 """
-Tries of what has a deadline: when the next one begins, and the late ones that run on beside it.
+Tries before a deadline: when the next one begins, and the late ones that run on beside it.
 
-Ending a late try would close its connection, and the next try would need a new handshake in even less time. So a late
-try runs on, and the first answer counts.
+Cancelling a late try would close its connection, and the next try would need a new handshake in even less time. So a
+late try runs on, and the first response counts.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from twisted.python.failure import Failure
 
 _T = TypeVar("_T")
 
-#: No try is late before so many seconds: it could not be answered over a real network.
+#: The shortest time after which a try is late, in seconds: a real network needs as much.
 SHORTEST_TRY = 0.05
 
-# A try after the deadline, when there is nothing left to take a third of, is late after so many seconds.
+# The longest time after which a try is late that began after the deadline, in seconds.
 _LONGEST_AFTER = 10.0
-# A try is given so many seconds in all: connecting, a TLS handshake and a response over a slow network.
+# The seconds that a try has in all: connecting, a TLS handshake and a response over a slow network.
 _RUN = 3.0
-# Late tries of one thing that run on at once.
+# The most late tries of one thing at once.
 _MOST_LATE = 5
 
 
@@ -55,13 +55,13 @@ def runOnAfter(patience: float) -> float:
 
 
 class LateTries:
-    """Tries of one thing that run on. When one more is late than may be, the oldest is cancelled."""
+    """The late tries of one thing. When there are too many, the oldest is cancelled."""
 
     def __init__(self) -> None:
         self._running: dict[Deferred[Any], None] = {}
 
     def add(self, work: Deferred[Any]) -> None:
-        """Take in a try that is late. Its failures are its owner's to handle."""
+        """Add a try that is late. Its owner handles its failures."""
         self._running[work] = None
         work.addBoth(self._over, work)
         if len(self._running) > _MOST_LATE:
@@ -72,7 +72,7 @@ class LateTries:
         return result
 
     def end(self) -> None:
-        """Cancel all that run."""
+        """Cancel all of them."""
         running, self._running = self._running, {}
         for work in running:
             work.cancel()
@@ -88,10 +88,10 @@ class NothingLeft(Exception):
 
 class Race(Generic[_T]):
     """
-    Tries of one thing by one coroutine, which waits for one at a time: the first that succeeds counts, and ends the
-    others.
+    Tries of one thing by one coroutine, which waits for one at a time: the first that succeeds counts, and the others
+    are cancelled.
 
-    :param clock: for the patience.
+    :param clock: times the tries.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -138,7 +138,7 @@ class Race(Generic[_T]):
         return waiter
 
     def _succeeded(self, result: _T, work: Deferred[_T]) -> None:
-        # One that is ended may succeed all the same.
+        # One that was cancelled may still succeed.
         if work in self._running:
             self._running.remove(work)
             self._end()

@@ -260,7 +260,7 @@ class WrapperTests(WrapperTestCase):
         ends = await together(self.run_(f"--id=codes{number}", *command) for number, (command, _) in enumerate(cases))
         for (out, err, code), (command, expected) in zip(ends, cases, strict=True):
             self.assertEqual((out, code), (b"", expected), command)
-            lines = [line for line in err.splitlines() if not line.endswith(("goes on as before", " deregistered"))]
+            lines = [line for line in err.splitlines() if not line.endswith((" of its state file", " deregistered"))]
             self.assertEqual(len(lines), int(expected in (126, 127)), err)
             if command == ["./noshebang"]:
                 self.assertIn("./noshebang: can't be run: it is a script without #! in its first line", err)
@@ -474,7 +474,7 @@ class WrapperTests(WrapperTestCase):
         await first.ended
         again = self.wrapper(*words)
         await again.says("ready")
-        self.assertIn("goes on as before", again.errors)
+        self.assertIn("continued with the token", again.errors)
         self.assertEqual(await self.events("restarted"), ["service.join"])
 
     async def test_anotherWrapperIsAnotherService(self) -> None:

@@ -162,7 +162,7 @@ class JSONTransportTests(SynchronousTestCase):
         """Whatever keeps a request from being answered is a ConnectionFailed with the URL and the cause in words."""
         causes = {
             "connection refused": ConnectionRefusedError(),
-            "nobody answers at that address": TimeoutError(),
+            "no response to the connection attempt": TimeoutError(),
             "no such host": DNSLookupError(),
             "the connection was closed": lost(),
             "TLS failed: ": lost(reason=TLSError("certificate verify failed")),

@@ -83,12 +83,12 @@ class UnwritableFileTests(SynchronousTestCase):
         self.change(100)
         began = (
             "warn",
-            f"{self.path} can't be written: No such file or directory. Until it can be, {loss}",
+            f"File {self.path} can't be written: No such file or directory. Until it can, {loss}",
         )
         self.assertEqual(self.lines, [began])
         self.folder.mkdir(0o700)
         self.change(100)
-        ended = ("info", f"{self.path} is written again")
+        ended = ("info", f"File {self.path} is written again")
         self.assertEqual(self.lines, [began, ended])
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
         self.path.unlink()

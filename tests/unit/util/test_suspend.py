@@ -1,4 +1,4 @@
-"""A machine that was suspended: its services are heard of at once, although no clock has moved."""
+"""A machine that was suspended: heartbeats are sent at once, although no clock has moved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from txserviceregistry.util.suspend import SuspendWatch, machineSuspended
 
 
 class WatchTests(SynchronousTestCase):
-    """The watch, on clocks of the test's own."""
+    """SuspendWatch, with simulated clocks."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -32,24 +32,24 @@ class WatchTests(SynchronousTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observe)
 
     def test_tellsOfASuspend(self) -> None:
-        """Within a tick, once, with one line in the log."""
+        """The listeners are called within a tick, once, and the log has one line."""
         self.watch.add(self.heard.append)
         self.clock.pump([1.0] * 10)
         self.assertEqual(self.heard, [])
         self.total += 60
         self.clock.pump([1.0] * 10)
         self.assertEqual(self.heard, [-1.0, 60.0])
-        self.assertEqual(self.logged, ["The machine was suspended for 60.0 s, and heartbeats are sent at once"])
+        self.assertEqual(self.logged, ["Machine was suspended for 60.0 s: heartbeats are sent at once"])
 
     def test_aClockThatHasCountedIt(self) -> None:
-        """With a reactor that counts wall-clock time no deadline is nearer than it says."""
+        """With a reactor that counts wall-clock time, the clock did not stand still."""
         self.watch.add(self.heard.append)
         self.total += 60
         self.clock.advance(60.3)
         self.assertEqual(self.heard, [-1.0, 0.0])
 
     def test_readingTwoClocksIsNoSuspend(self) -> None:
-        """What lies between two readings does not count."""
+        """The time between the two readings does not count."""
         self.watch.add(self.heard.append)
         for drift in (0.001, -0.001, 0.3):
             self.total += drift
@@ -57,7 +57,7 @@ class WatchTests(SynchronousTestCase):
         self.assertEqual(self.heard, [])
 
     def test_whileNobodyListensNothingIsOnTheClock(self) -> None:
-        """What was slept then is nobody's business later."""
+        """Without listeners there is no timer, and a suspend of that time is not reported later."""
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.watch.add(self.heard.append)
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
@@ -70,13 +70,13 @@ class WatchTests(SynchronousTestCase):
         self.assertEqual(self.heard, [])
 
     def test_theMachineTells(self) -> None:
-        """The total never shrinks."""
+        """The total is not negative, and stays the same between two readings."""
         self.assertLessEqual(0.0, machineSuspended() + 0.001)
         self.assertLess(abs(machineSuspended() - machineSuspended()), SuspendWatch.SHORTEST)
 
 
 class ClientTests(SynchronousTestCase):
-    """A client whose machine sleeps."""
+    """A client whose machine is suspended."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
@@ -100,14 +100,14 @@ class ClientTests(SynchronousTestCase):
         return [(event["type"].partition(".")[2], event["payload"].get("id", "")) for event in page["values"]]
 
     def beats(self, within: float) -> set[str]:
-        """What is heartbeated within so many seconds, by the last parts of the paths."""
+        """The heartbeat requests within so many seconds, by the last parts of their paths."""
         before = len(self.fake.requests)
         self.fake.advance(within)
         asked = self.fake.requests[before:]
         return {request.path.split("/", 4)[-1] for request in asked if "heartbeat" in request.path}
 
     def test_heartbeatsAreSentAtOnce(self) -> None:
-        """Those of all services, alone and together, and once: what lives after that is not disturbed."""
+        """Single and batched heartbeats are sent at once, and only once."""
         self.register("alone", 100, check=lambda: True)
         for number in range(3):
             self.register(f"together{number}", 100)
@@ -118,7 +118,7 @@ class ClientTests(SynchronousTestCase):
         self.assertNotIn("timeout", dict(self.events()))
 
     def test_aShortSleepExpiresNothing(self) -> None:
-        """A service that had time left when the machine slept lives on, though its heartbeat was due only later."""
+        """A service whose deadline is after the suspend does not expire, even if its heartbeat was due much later."""
         services = [self.register("alone", 20, check=lambda: True), self.register("together", 20)]
         self.fake.advance(5)
         self.fake.suspend(12)
@@ -127,7 +127,7 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual({service.state for service in services}, {"registered"})
 
     def test_aLongSleepIsFollowedByARegistration(self) -> None:
-        """Services that have expired meanwhile are back within seconds."""
+        """Services that expired meanwhile are registered again within seconds."""
         services = [self.register("alone", 20, check=lambda: True), self.register("together", 20)]
         self.fake.suspend(600)
         self.assertEqual([event for event, _ in self.events()].count("timeout"), 2)
@@ -146,7 +146,7 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual(service.state, "registered")
 
     def test_aHeartbeatThatWasUnderWayIsSentAnew(self) -> None:
-        """It hangs on a connection that is dead."""
+        """It hangs on a dead connection."""
         for options in ({}, {"check": lambda: True}):
             service = self.register("web1", 20, **options)
             self.fake.pause()
@@ -158,7 +158,7 @@ class ClientTests(SynchronousTestCase):
             self.stop(service)
 
     def test_theDeadlineIsNearer(self) -> None:
-        """While the registry does not answer after a sleep, the service knows how long it can have lived."""
+        """While the registry does not answer after a suspend, the service is not healthy past its real deadline."""
         service = self.register("web1", 20)
         self.fake.suspend(30)
         self.fake.partition()
@@ -169,7 +169,7 @@ class ClientTests(SynchronousTestCase):
         self.assertTrue(service.healthy)
 
     def test_subscribersReconnect(self) -> None:
-        """A Directory knows within seconds what has happened, and does not wait out its request for events."""
+        """A Directory is current within seconds, and does not wait for its old request for events."""
         directory = Directory(self.client)
         directory.startService()
         self.fake.advance(1)
@@ -180,7 +180,7 @@ class ClientTests(SynchronousTestCase):
         self.addCleanup(directory.stopService)
 
     def test_nothingIsLeftOnTheClock(self) -> None:
-        """When the services have stopped, nobody looks any more."""
+        """When the services have stopped, there is no timer any more."""
         service = self.register("web1", 20)
         self.stop(service)
         self.successResultOf(self.client.close())
@@ -200,7 +200,7 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
 
     def test_aHeartBeaterOfItsOwn(self) -> None:
-        """One that was made without a client's fleet looks for itself, and stops when it does."""
+        """One without a client's fleet has a watch of its own, which stops with it."""
         clock = Clock()
         beater = HeartBeater(self.client.services, "web1", 20, "token", clock=clock)
         beater.start()
