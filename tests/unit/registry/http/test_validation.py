@@ -142,6 +142,14 @@ class NewServiceTests(ValidationTestCase):
         ):  # fmt: skip
             self.assertBad("heartbeat_timeout", value, "Invalid integer")
 
+    def test_integersAreCheckedQuickly(self) -> None:
+        """Long text that is nearly an integer is refused in a moment, in a body as in a query."""
+        begun = time.process_time()
+        for text in ("1" * 4900 + "x", "1" * 4900 + ".x", "1e" + "1" * 4900 + "x", "\n" * 4900 + "x"):
+            self.assertBad("heartbeat_timeout", text, "Invalid integer")
+            self.assertParameter("wait", "Invalid integer", validation.wait, text)
+        self.assertLess(time.process_time() - begun, 0.5)
+
     def test_refusesIntegersOutOfRange(self) -> None:
         """From 3 to 120 seconds, however large a number may be."""
         for value in (
