@@ -91,7 +91,7 @@ class RateLimiter:
         usage = self._usageOf(tenant)
         if usage.total >= self._limit:
             raise rateLimitReached(
-                f'Limit of {self._limit} requests in {self._window:g} seconds for path "{PATHS}" has been reached',
+                f'Limit of {self._limit} requests in {self._window:.15g} seconds for path "{PATHS}" has been reached',
                 self._retryAfter(usage),
             )
         if usage.buckets and usage.buckets[-1][0] == self._current:
@@ -128,7 +128,7 @@ class RateLimiter:
             "X-Ratelimit-Path-Regex": PATHS,
             "X-Ratelimit-Limit": str(self._limit),
             "X-Ratelimit-Used": str(usage.total),
-            "X-Ratelimit-Window": f"{self._window:g} seconds",
+            "X-Ratelimit-Window": f"{self._window:.15g} seconds",
             # The original's spelling. Of a window that slides, this is when the oldest counted request leaves it.
             "Reply-After": str(math.ceil(self._wallClock() + self._retryAfter(usage))),
         }

@@ -136,6 +136,18 @@ class RateLimiterTests(SynchronousTestCase):
             limiter = RateLimiter(self.clock.seconds, window=window)
             self.assertEqual(limiter.usage(0)["/.*"]["window"], f"{told} hours")
 
+    def test_theWindowIsToldInSeconds(self) -> None:
+        """Headers and refusals have all digits of the window, however long it is."""
+        for window, told in [
+            (86_400.0, "86400"),
+            (366 * 86_400.0, "31622400"),
+            (1.5, "1.5"),
+            (2_592_000.5, "2592000.5"),
+        ]:
+            self.limiter = RateLimiter(self.clock.seconds, limit=0, window=window)
+            self.assertEqual(self.limiter.headers("1")["X-Ratelimit-Window"], f"{told} seconds")
+            self.assertIn(f" in {told} seconds for ", self.refusal().details)
+
     def test_retryAfterIsTheTruthForEveryWindow(self) -> None:
         """
         In windows of a second, of ten and of a minute too there is room after the seconds that were named.

@@ -154,7 +154,7 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "listEvents": Operation(
         "List events, oldest first; with wait (the extension events-wait), wait for one that is newer than the marker",
-        "A page of events, oldest first; empty if nothing happened while it waited.",
+        "A page of events, oldest first, with the one that the marker names.",
         _schema("EventPage"),
         refusals=["invalidLimit"],
     ),
@@ -178,16 +178,16 @@ _HEALTH: Schema = {
 PAGES: Mapping[str, Page] = {
     "/health": Page(
         "Check whether the registry can serve requests",
-        "It can.",
+        "The registry can serve requests.",
         _HEALTH,
-        others={503: ("It can't: its store can't be used.", _HEALTH)},
+        others={503: ("The registry can't serve all requests: its store can't be used.", _HEALTH)},
     ),
     "/metrics": Page(
         "Get the metrics for Prometheus; by default only clients on the registry's machine may",
         "The metrics in Prometheus's text format.",
         {"type": "string"},
         "text/plain",
-        {501: ("What makes the text is not installed.", {"type": "string"})},
+        {501: ("The package prometheus_client is not installed.", {"type": "string"})},
         ["forbiddenError", "notFoundError"],
     ),
     PATH: Page("Get this description", "The API as an OpenAPI 3.1 document.", {"type": "object"}),
@@ -199,18 +199,18 @@ _ANYWHERE = ("badRequest", "requestTooLargeError", "internalError")
 
 _PARAMETER_TEXTS = {
     "limit": f"How many values the page has at most; {validation.DEFAULT_LIMIT} if it is not given.",
-    "marker": "Where the page begins, this one included.",
-    "tag": "Only services that bear this tag.",
+    "marker": "The id of the first value of the page, or what it would come after.",
+    "tag": "Only services with this tag.",
     "type": "Only events of this type.",
-    "wait": "How many seconds to wait for something new.",
+    "wait": "How many seconds to wait for an event that is newer than the marker.",
 }
 _FAULT_TEXTS = {
-    400: "The request is not valid, or not at the moment.",
-    401: "The auth token is missing or does not count here.",
-    403: "It is there, but not for this client.",
+    400: "The request is not valid, or a limit is reached.",
+    401: "The auth token is missing, unknown, expired or another tenant's.",
+    403: "This client may not read it.",
     404: "It does not exist.",
     413: "The body is too large.",
-    500: "Something broke inside.",
+    500: "An internal error of the registry.",
     503: "The store can't be reached, or the registry is overloaded.",
 }
 
@@ -246,7 +246,7 @@ def description() -> Schema:
         "info": {
             "title": "Service Registry API",
             "version": "1.0",
-            "description": "Services that tell that they are alive, configuration values, and events. "
+            "description": "Services, which are kept registered by heartbeats, configuration values, and events. "
             f"Served by txserviceregistry {__version__}, with the extensions {', '.join(EXTENSIONS)}.",
         },
         "security": [{"token": []}],
@@ -331,7 +331,7 @@ def _linksOfAService() -> Schema:
     token = {"requestBody": {"token": "$response.body#/token"}}
     return {
         "get": {"operationId": "getService", "parameters": id},
-        "beat": {"operationId": "heartbeat", "parameters": id, **token},
+        "heartbeat": {"operationId": "heartbeat", "parameters": id, **token},
         "remove": {"operationId": "removeService", "parameters": id},
     }
 
@@ -396,7 +396,7 @@ def _headers() -> Schema:
     told: Mapping[str, tuple[str, bool, Schema]] = {
         "X-Response-Id": ("The request's own id, which a fault repeats as txnId.", True, {"type": "string"}),
         "X-Service-Registry-Extensions": ("The extensions that the registry has.", True, {"type": "string"}),
-        "Location": ("The URL of what was made or changed.", True, {"type": "string", "format": "uri"}),
+        "Location": ("The URL of the object that was created or changed.", True, {"type": "string", "format": "uri"}),
         "WWW-Authenticate": ("Where auth tokens come from.", True, schemas.ofPattern('Keystone uri="[^"]*"')),
         **_rateHeaders(),
         "Retry-After": (
@@ -414,10 +414,10 @@ def _headers() -> Schema:
 def _rateHeaders() -> dict[str, tuple[str, bool, Schema]]:
     """With ``--rate-limit off`` they are absent."""
     texts: dict[str, tuple[str, Schema]] = {
-        "X-Ratelimit-Path-Regex": ("Which paths the rate limit counts.", {"const": PATHS}),
+        "X-Ratelimit-Path-Regex": ("The paths that the rate limit counts, as a pattern.", {"const": PATHS}),
         "X-Ratelimit-Limit": ("How many GETs the account may make in a window.", {"type": "integer", "minimum": 0}),
         "X-Ratelimit-Used": ("How many of them it made before this one.", {"type": "integer", "minimum": 0}),
-        "X-Ratelimit-Window": ("How long the window is.", schemas.ofPattern(r"[0-9.e+]+ seconds")),
+        "X-Ratelimit-Window": ("How long the window is.", schemas.ofPattern(r"[0-9]+(?:\.[0-9]+)? seconds")),
         "Reply-After": ("When the window ends, in seconds since 1970.", {"type": "integer"}),
     }
     assert texts.keys() == set(RATE_HEADERS)
