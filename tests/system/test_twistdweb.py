@@ -81,3 +81,10 @@ class TwistdWebTests(ProcessTestCase):
             said = child.output + child.errors
             self.assertEqual((child.exitCode, said.count(expected)), (1, 1), said)
             self.assertNotIn("Traceback", said)
+
+    async def test_mistakesAreOneLineInTwistToo(self) -> None:
+        """The same in Twisted's other program, by each of its names."""
+        for words in (("twist",), ("python", "-m", "twisted")):
+            child = await self.spawn(*words, "web", "--listen", r"registered:id=x:endpoint=tcp\:0").ended
+            self.assertEqual((child.exitCode, len(child.errors.splitlines())), (1, 1), child.errors)
+            self.assertIn("id=x is not made of 3 to 65 characters", child.errors)

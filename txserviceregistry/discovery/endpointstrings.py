@@ -115,8 +115,9 @@ def parseRegistered(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoi
 
 def _orExit(reactor: Any, error: ServiceRegistryError | ValueError) -> BaseException:
     """The error itself, or while a twistd starts, what ends it with this error in one line instead of a traceback."""
-    program = os.path.basename(sys.argv[0]).removesuffix(".py")
-    if program in ("twist", "twistd") and not getattr(reactor, "running", False):
+    # "python -m twisted" is twist.
+    program = os.path.basename(sys.argv[0].removesuffix("/__main__.py")).removesuffix(".py")
+    if program in ("twist", "twistd", "twisted") and not getattr(reactor, "running", False):
         return SystemExit(f"{program}: {error}")
     return error
 
@@ -140,9 +141,9 @@ def registryFromString(reactor: Any, *args: str, **kwargs: str) -> SharedRegistr
         )
     options: dict[str, Any] = {}
     if "strategy" in given:
-        strategyNamed(given["strategy"])
         options["strategy"] = given["strategy"]
     try:
+        strategyNamed(given.get("strategy", "round-robin"))
         options["timeout"] = checkedConnectTimeout(given.get("timeout", CONNECT_TIMEOUT))
     except ValueError as error:
         raise ValueError(f"registry: {error}") from None
@@ -171,7 +172,7 @@ def registeredFromString(reactor: Any, *args: str, **kwargs: str) -> RegisteredE
         raise ValueError(f"registered: id={id} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
     timeout = kwargs.get("heartbeatTimeout", "30")
     if not re.fullmatch("[0-9]{1,3}", timeout) or int(timeout) not in HEARTBEAT_TIMEOUTS:
-        raise ValueError(f"registered: heartbeatTimeout={timeout} is no whole number of seconds from 3 to 120")
+        raise ValueError(f"registered: heartbeatTimeout={timeout} is not a whole number of seconds from 3 to 120")
     try:
         metadata = parseMetadata(kwargs.get("metadata", ""))
     except ValueError as error:
@@ -194,7 +195,7 @@ def _nested(reactor: Any, description: str) -> Any:
         # What Twisted's parser makes of a backslash with nothing behind it.
         raise ValueError(rf"registered: endpoint={description} ends in a backslash that escapes nothing")
     except (TypeError, ValueError, LookupError, OSError) as error:
-        raise ValueError(f"registered: endpoint={description} is no server endpoint: {error}")
+        raise ValueError(f"registered: endpoint={description} is not a server endpoint: {error}")
 
 
 def _unquoted(args: Sequence[str], unknown: Sequence[str], kwargs: Mapping[str, str]) -> str:

@@ -32,7 +32,7 @@ class ClientStringTests(SynchronousTestCase):
 
     def test_mistakes(self) -> None:
         """A mistake is a ValueError that says what there is."""
-        self.assertIn("there is no strategy 'best' (there are: round-robin", self.refusal("registry:web:strategy=best"))
+        self.assertIn("registry: there is no strategy 'best' (there are: round-robin", self.refusal("registry:web:strategy=best"))
         for timeout in ("soon", "0", "-1", "nan", "inf"):
             self.assertIn(f"timeout: '{timeout}' is not a number", self.refusal(f"registry:web:timeout={timeout}"))
         self.assertIn("there is no 'colour' (there are: tag, strategy", self.refusal("registry:web:colour=red"))
@@ -89,13 +89,13 @@ class ServerStringTests(SynchronousTestCase):
             ("registered:id=web1:endpoint=", "endpoint= is missing"),
             (f"registered:id=w:{good}", "id=w is not made of 3 to 65"),
             (f"registered:id=web 1:{good}", "id=web 1 is not made of"),
-            (f"registered:id=web1:heartbeatTimeout=2:{good}", "heartbeatTimeout=2 is no whole number"),
+            (f"registered:id=web1:heartbeatTimeout=2:{good}", "heartbeatTimeout=2 is not a whole number"),
             (f"registered:id=web1:heartbeatTimeout=121:{good}", "from 3 to 120"),
             (f"registered:id=web1:heartbeatTimeout=x:{good}", "heartbeatTimeout=x is no"),
             (f"registered:id=web1:metadata=a=b,c:{good}", "metadata: 'c' is no key=value pair"),
-            ("registered:id=web1:endpoint=tcp", "endpoint=tcp is no server endpoint"),
-            (r"registered:id=web1:endpoint=nonsense\:1", r"endpoint=nonsense:1 is no server endpoint"),
-            (r"registered:id=web1:endpoint=tcp\:x", "endpoint=tcp:x is no server endpoint"),
+            ("registered:id=web1:endpoint=tcp", "endpoint=tcp is not a server endpoint"),
+            (r"registered:id=web1:endpoint=nonsense\:1", r"endpoint=nonsense:1 is not a server endpoint"),
+            (r"registered:id=web1:endpoint=tcp\:x", "endpoint=tcp:x is not a server endpoint"),
             (r"registered:id=web1:endpoint=ssl\:443\:privateKey=k.pem", "No such file or directory: "),
             (r"registered:id=web1:endpoint=tcp\:80\\", "ends in a backslash"),
         ):
