@@ -1,6 +1,6 @@
 """
-The system programs that some tests need, which pip does not install. Without them these tests are skipped, all with the
-same sentence, so that trial prints it once.
+What some tests need that pip does not install: system programs, and in a few cases root. Without them these tests are
+skipped, all with the same sentence, so that trial prints it once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest
 
 #: Debian's packages; ``.ci/run`` installs them.
-PACKAGES = "curl etcd-server faketime graphviz openssl"
+PACKAGES = "curl etcd-server faketime openssl"
 #: The programs in them that tests start.
 PROGRAMS = frozenset({"curl", "etcd", "faketime", "openssl"})
-SENTENCE = f"needs: apt-get install {PACKAGES}"
+SENTENCE = f"needs: apt-get install {PACKAGES}, and root"
 
 
 def needs(*programs: str) -> None:

@@ -55,6 +55,20 @@ class PluginTests(SynchronousTestCase):
         self.assertEqual(subprocess.check_output([sys.executable, "-c", program]), b"[]\n")
 
 
+class SkipTests(SynchronousTestCase):
+    """Tests that are skipped."""
+
+    def test_allSayTheSameSentence(self) -> None:
+        """So trial prints once what to install, however many tests are skipped."""
+        for path in ROOT.glob("tests/**/*.py"):
+            for line in path.read_text().splitlines():
+                if (
+                    re.search(r"\b(SkipTest|skipIf|skipUnless)\(|\.skip = |^ +skip = ", line)
+                    and path.name != "test_package.py"
+                ):
+                    self.assertRegex(line, r"\bSENTENCE\)$", path.name)
+
+
 class DistributionTests(SynchronousTestCase):
     """What pip calls the package: on PyPI, the import name belongs to another one."""
 

@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Mapping
 from unittest import skipUnless
 
+from tests.needs import SENTENCE
 from tests.system.processes import Child, ProcessTestCase, sharedRegistry
 from txserviceregistry.settings import readSettings
 
-UID = 64077
+UID = next(iter(set(range(64077, 65000)) - {user.pw_uid for user in pwd.getpwall()}))
 # With the right to read what root can, or it could not read the tests' own Python. No right over HOME or passwd.
 AS_NOBODY = (
     *("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"),
@@ -39,15 +40,8 @@ except InvalidSettings as error:
 """
 
 
-def _isPossible() -> bool:
-    try:
-        pwd.getpwuid(UID)
-    except KeyError:
-        return os.geteuid() == 0 and shutil.which("setpriv") is not None
-    return False
-
-
-@skipUnless(_isPossible(), "only root can become a user without a passwd entry (setpriv): run the tests as root")
+# Only root can become a user without a passwd entry.
+@skipUnless(os.geteuid() == 0 and shutil.which("setpriv") is not None, SENTENCE)
 class NoHomeTests(ProcessTestCase):
     """What works there, and what is told where something is missing."""
 

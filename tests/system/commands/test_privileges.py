@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import skipUnless
 
 from tests.system.commands.test_users import UsersCase
+from tests.needs import SENTENCE
 from txserviceregistry.heartbeats.tokenfile import TokenFile
 from txserviceregistry.util.ownership import UnsafePath, checkPath, controllingUser, isPrivileged
 
@@ -41,7 +42,8 @@ for _ in range(rounds):
 """
 
 
-@skipUnless(isPrivileged(), "only root has something to lose in a directory of another user: run the tests as root")
+# Only root has something to lose in a directory of another user.
+@skipUnless(isPrivileged(), SENTENCE)
 class RootTests(UsersCase):
     """``service-registry-users`` and the library's state files, run by root."""
 

@@ -14,6 +14,7 @@ import treq
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SkipTest
 
+from tests.needs import SENTENCE
 from tests.system.processes import Child, reactor
 from txserviceregistry.errors import ServerError
 
@@ -46,8 +47,9 @@ class StoreFaultCase(FaultCase):
     def mount(self) -> None:
         """Put a disk of 16 MB under the data directory."""
         os.makedirs(self.dataDir)
+        # Only root (with CAP_SYS_ADMIN, in a container) may mount a small disk.
         if run("mount", "-t", "tmpfs", "-o", f"size={_SIZE},mode=700", "tmpfs", self.dataDir):
-            raise SkipTest("mounting a small disk needs root (CAP_SYS_ADMIN)")
+            raise SkipTest(SENTENCE)
         self.addCleanup(run, "umount", "--lazy", self.dataDir)
         # Cleanups are run in the opposite order: first the processes end.
         self.addCleanup(self._endAll)

@@ -32,7 +32,9 @@ class ClientStringTests(SynchronousTestCase):
 
     def test_mistakes(self) -> None:
         """A mistake is a ValueError that says what there is."""
-        self.assertIn("registry: there is no strategy 'best' (there are: round-robin", self.refusal("registry:web:strategy=best"))
+        self.assertIn(
+            "registry: there is no strategy 'best' (there are: round-robin", self.refusal("registry:web:strategy=best")
+        )
         for timeout in ("soon", "0", "-1", "nan", "inf"):
             self.assertIn(f"timeout: '{timeout}' is not a number", self.refusal(f"registry:web:timeout={timeout}"))
         self.assertIn("there is no 'colour' (there are: tag, strategy", self.refusal("registry:web:colour=red"))
