@@ -7,9 +7,5 @@ DISTRIBUTION = "twisted-service-registry"
 
 
 def installCommand(extra: str) -> str:
-    """
-    How to install an *extra*, for messages.
-
-    :return: a shell command; in a clone, ``pip install '.[EXTRA]'`` does the same.
-    """
-    return f"pip install '{DISTRIBUTION}[{extra}]' (in a clone: pip install '.[{extra}]')"
+    """How to install an *extra*, for messages: from a clone, and from PyPI once there is a release."""
+    return f"pip install '.[{extra}]' in a clone (after the first release: pip install '{DISTRIBUTION}[{extra}]')"

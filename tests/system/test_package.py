@@ -79,6 +79,15 @@ class DistributionTests(SynchronousTestCase):
             for path in filter(Path.is_file, ROOT.glob(pattern)):
                 self.assertNotRegex(path.read_text(), wrong, str(path))
 
+    def test_aCloneComesFirst(self) -> None:
+        """Until there is a release, pages and messages that name the distribution say first how to install a clone."""
+        pages = {path.name: path.read_text() for path in [*ROOT.glob("*.rst"), *ROOT.glob("docs/**/*.rst")]}
+        messages = {"message": installCommand("cli")}
+        for name, text in {**pages, **messages}.items():
+            released = text.find(f"{DISTRIBUTION}[" if f"{DISTRIBUTION}[" in text else f"install {DISTRIBUTION}")
+            if released != -1:
+                self.assertIn("clone", text[:released], name)
+
     def test_theNameIsOne(self) -> None:
         """Messages, the packages' metadata and the workflow that publishes them have the same name."""
         setup = ConfigParser()
