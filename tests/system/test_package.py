@@ -84,9 +84,9 @@ class DistributionTests(SynchronousTestCase):
         pages = {path.name: path.read_text() for path in [*ROOT.glob("*.rst"), *ROOT.glob("docs/**/*.rst")]}
         messages = {"message": installCommand("cli")}
         for name, text in {**pages, **messages}.items():
-            released = text.find(f"{DISTRIBUTION}[" if f"{DISTRIBUTION}[" in text else f"install {DISTRIBUTION}")
-            if released != -1:
-                self.assertIn("clone", text[:released], name)
+            released = re.search(rf"{DISTRIBUTION}\[|install {DISTRIBUTION}", text)
+            if released is not None:
+                self.assertIn("clone", text[: released.start()], name)
 
     def test_theNameIsOne(self) -> None:
         """Messages, the packages' metadata and the workflow that publishes them have the same name."""
