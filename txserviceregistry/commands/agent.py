@@ -29,7 +29,7 @@ from ..registration import RegisteredService
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import Settings, defaultDataDir, namesRegistry, readSettings
 from ..util.deferred import returnsDeferred
-from ..util.fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
+from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ..util.logs import Logger
 from ..util.parsing import parseMetadata, parseTags
 from .hangup import Hangup
@@ -78,7 +78,7 @@ class Options(OneLineOptions):
         """
         self["id"] = self["id"] or defaultServiceId(socket.gethostname())
         if not SERVICE_ID.fullmatch(self["id"]):
-            raise usage.UsageError(f"--id {self['id']!r} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
+            raise usage.UsageError(f"--id {self['id']!r} is not made of {ID_RULE}")
         for option, parse in (("tags", parseTags), ("metadata", parseMetadata)):
             try:
                 self[option] = parse(self[option])

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import InvalidSettings, ServiceRegistryError
-from ..util.fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
+from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ..util.logs import Logger
 from ..util.parsing import parseMetadata, parseTags
 from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, checkedConnectTimeout
@@ -169,7 +169,7 @@ def registeredFromString(reactor: Any, *args: str, **kwargs: str) -> RegisteredE
             raise ValueError(rf"registered: {name}= is missing, as in registered:id=web1:endpoint=tcp\:8080")
     id, nested = kwargs["id"], kwargs["endpoint"]
     if not SERVICE_ID.fullmatch(id):
-        raise ValueError(f"registered: id={id} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
+        raise ValueError(f"registered: id={id} is not made of {ID_RULE}")
     timeout = kwargs.get("heartbeatTimeout", "30")
     if not re.fullmatch("[0-9]{1,3}", timeout) or int(timeout) not in HEARTBEAT_TIMEOUTS:
         raise ValueError(f"registered: heartbeatTimeout={timeout} is not a whole number of seconds from 3 to 120")

@@ -20,11 +20,9 @@ KEY = re.compile(r"(?!.*/$)(?=.{3,500}$)(/[A-Za-z0-9_\-]{3,50}/?){0,10}([A-Za-z0
 #: The heartbeat timeouts, in seconds.
 HEARTBEAT_TIMEOUTS = range(3, 121)
 
-_ID_RULE = "3 to 65 characters of a-z A-Z 0-9 _ - ."
-_KEY_RULE = (
-    "a name of 3 to 170 characters of a-z A-Z 0-9 _ - ., or a qualified one such as /production/web/workers, whose "
-    "namespaces have 3 to 50 characters of a-z A-Z 0-9 _ -"
-)
+#: The rules for ids and keys in words, for messages.
+ID_RULE = "3 to 65 characters of a-z A-Z 0-9 _ - ."
+KEY_RULE = "3 to 170 characters of a-z A-Z 0-9 _ - ., after namespaces of 3 to 50 if any, as in /production/web/workers"
 
 
 def requestedId(serviceId: Any) -> str:
@@ -34,7 +32,7 @@ def requestedId(serviceId: Any) -> str:
     :raises BadRequest: what a registry would answer, if no service can have it.
     """
     if not isinstance(serviceId, str) or not SERVICE_ID.fullmatch(serviceId):
-        raise _invalid("serviceId", f"{serviceId!r} is not a service id: {_ID_RULE}")
+        raise _invalid("serviceId", f"{serviceId!r} is not a service id: {ID_RULE}")
     return serviceId
 
 
@@ -45,7 +43,7 @@ def requestedKey(key: Any) -> str:
     :raises BadRequest: what a registry would answer, if no value can have it.
     """
     if not isinstance(key, str) or not KEY.fullmatch(key):
-        raise _invalid("configurationId", f"{key!r} is not a configuration key: {_KEY_RULE}")
+        raise _invalid("configurationId", f"{key!r} is not a configuration key: {KEY_RULE}")
     return key
 
 
@@ -60,7 +58,7 @@ def checkedId(serviceId: Any) -> str:
     :raises TypeError: if it is no string.
     :raises ValueError: if no service can have it.
     """
-    right = f"a service's id is a string of {_ID_RULE}"
+    right = f"a service's id is a string of {ID_RULE}"
     if not isinstance(serviceId, str):
         raise TypeError(f"serviceId is {serviceId!r}, but {right}")
     if not SERVICE_ID.fullmatch(serviceId):

@@ -80,7 +80,7 @@ class ConfigurationTests(GroupTestCase):
             for call in (client.configuration.get, client.configuration.remove):
                 self.failureResultOf(call(key), BadRequest)
             refused = str(self.failureResultOf(client.configuration.set(key, "v"), BadRequest).value)
-            self.assertIn("is not a configuration key: a name of 3 to 170 characters", refused)
+            self.assertIn("is not a configuration key: 3 to 170 characters", refused)
         self.failureResultOf(client.configuration.listForNamespace("/a b"), BadRequest)
         self.assertEqual(self.asked, [])
 

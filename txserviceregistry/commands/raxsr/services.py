@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from ...errors import NotFound, ServiceExists
+from ...util.fields import ID_RULE
 from ...util.parsing import parseMetadata, parseTags
 from ..outcome import CommandFailed, UsageError
 from .base import ListCommand, Progress, RaxsrCommand, ShowCommand, addId, addPaging, collect, idOf
@@ -191,7 +192,7 @@ class Create(ShowCommand):
 
     def addArguments(self, parser: Parser) -> None:
         """What the command takes."""
-        addId(parser, "service's id, 3 to 65 characters of a-z A-Z 0-9 _ - .")
+        addId(parser, f"service's id, {ID_RULE}")
         _addFields(parser, 30)
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ...util.escaping import escaped
+from ...util.fields import KEY, KEY_RULE
 from ..outcome import CommandFailed, UsageError
 
 FORMATS = ("yaml", "json")
@@ -28,8 +29,6 @@ STANDARD = "-"
 _EXTENSIONS = {".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 
 # The protocol's own rules.
-_KEY = re.compile(r"(/[a-z0-9_\-]{3,50}/?){0,10}([a-z0-9_\-.]{3,170})?", re.IGNORECASE | re.ASCII)
-_KEY_LENGTHS = range(3, 501)
 _LONGEST_VALUE = 1024
 
 # UTF-8, with the byte order mark that some editors put first, or without.
@@ -170,8 +169,8 @@ def problemOf(key: str, value: object, namespace: str | None = None) -> str | No
     :param namespace: where the key has to be.
     :return: why these can't be a configuration value and its key; ``None`` if they can.
     """
-    if len(key) not in _KEY_LENGTHS or key.endswith("/") or not _KEY.fullmatch(key):
-        return "no key (a name of a-z 0-9 _ - . with 3 characters or more, or a path of them such as /production/port)"
+    if not KEY.fullmatch(key):
+        return f"not a configuration key: {KEY_RULE}"
     if namespace is not None and not key.startswith(f"/{namespace.strip('/')}/"):
         return f"not below {namespace}"
     if not isinstance(value, str):

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.python import usage
 
 from ..._version import __version__
-from ...util.fields import HEARTBEAT_TIMEOUTS, SERVICE_ID
+from ...util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ...util.parsing import parseMetadata, parseTags
 from ..outcome import undecodable
 from .checks import makeProbe
@@ -51,7 +51,7 @@ class Options(usage.Options):
         "is no option on is the command's. Its id is in its environment as SERVICE_REGISTRY_ID."
     )
     optParameters = [
-        ["id", "i", None, "The service's id: 3 to 65 characters of a-z A-Z 0-9 _ - ."],
+        ["id", "i", None, f"The service's id: {ID_RULE}"],
         ["username", None, None, "The user's name (default: as the settings say)."],
         [
             "api-key",
@@ -151,7 +151,7 @@ class Options(usage.Options):
         if self["id"] is None:
             raise usage.UsageError("--id is missing")
         if not SERVICE_ID.fullmatch(self["id"]):
-            raise usage.UsageError(f"--id {self['id']!r} is not made of 3 to 65 characters of a-z A-Z 0-9 _ - .")
+            raise usage.UsageError(f"--id {self['id']!r} is not made of {ID_RULE}")
         self.serviceId: str = self["id"]
         self.interval = int(self._number("interval"))
         if self["interval"] != str(self.interval) or self.interval not in HEARTBEAT_TIMEOUTS:

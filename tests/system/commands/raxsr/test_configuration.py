@@ -67,8 +67,8 @@ class ConfigurationTests(RaxsrTestCase):
             [
                 (("configuration", "set", *given, "--api-url", "http://127.0.0.1:9/v1.0"), text)
                 for given, text in (
-                    (("/own/sp", "x"), "'/own/sp': no key (a name of a-z 0-9 _ - . with 3 characters or more"),
-                    (("/own/space/", "x"), "'/own/space/': no key"),
+                    (("/own/sp", "x"), "'/own/sp': not a configuration key: 3 to 170 characters"),
+                    (("/own/space/", "x"), "'/own/space/': not a configuration key"),
                     ((key, ""), "its value has 0 characters, and 1 to 1024 are allowed"),
                 )
             ]
