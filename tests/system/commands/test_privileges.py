@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from unittest import skipUnless
 
-from tests.system.commands.test_users import UsersCase
 from tests.needs import SENTENCE
+from tests.system.commands.test_users import UsersCase
 from txserviceregistry.heartbeats.tokenfile import TokenFile
 from txserviceregistry.util.ownership import UnsafePath, checkPath, controllingUser, isPrivileged
 
