@@ -256,8 +256,7 @@ class FakeRegistry:
 
     def resume(self) -> None:
         """Let the registry's process go on: first it meets all the time that went by at once, then what waited."""
-        if self._behind > 0:
-            self._registryClock.advance(self._behind)
+        self._catchUp()
         self._agent.resume()
 
     def block(self, seconds: float) -> None:
@@ -317,6 +316,11 @@ class FakeRegistry:
         self._store.unavailable = not available
 
     # -- inside
+
+    def _catchUp(self) -> None:
+        """Let the registry's time be that of the clients, which is ahead of it while :meth:`advance` moves it."""
+        if self._behind > 0:
+            self._registryClock.advance(self._behind)
 
     @returnsDeferred
     async def _foreignTokens(self, go: _Next) -> IResponse:
@@ -478,6 +482,7 @@ class _ScriptedAgent:
         def go() -> Deferred[IResponse]:
             if self._agent is None:
                 return _failed(ConnectionRefusedError())
+            self._fake._catchUp()
             response: Deferred[IResponse] = self._agent.request(method, uri, headers, bodyProducer)
             return response
 

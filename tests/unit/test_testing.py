@@ -47,6 +47,15 @@ class FakeRegistryTests(SynchronousTestCase):
         self.fake.advance(0.2)
         self.assertEqual(self.ids(), [])
 
+    def test_itsTimeIsThatOfItsClients(self) -> None:
+        """A request that a client sends in the middle of a step of the time reaches it at that moment."""
+        token = self.successResultOf(self.create())[0]["token"]
+        self.fake.clock.callLater(0.2, lambda: self.client.services.heartbeat("web1", token))
+        self.fake.clock.advance(0.2)
+        self.fake.flush()
+        seen = self.successResultOf(self.client.services.get("web1"))["last_seen"]
+        self.assertEqual(seen % 1000, 200)
+
     def test_startsAHeartBeater(self) -> None:
         """A real HeartBeater on the fake's clock keeps it alive for as long as it runs."""
         _, heartBeater = self.successResultOf(self.create())
