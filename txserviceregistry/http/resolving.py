@@ -29,6 +29,10 @@ PATIENCE = 0.25
 # A slow lookup is logged after so many seconds, so that a name server that is merely slow does not fill the log.
 _SLOW = 2.0
 
+# A lookup that has no result after so many seconds may never have one: another one begins beside it. The time doubles
+# with each of these, so that the threads of a resolver that always hangs stay few.
+_LONGEST_LOOKUP = 30.0
+
 # The most host names whose addresses are remembered: more than a client connects to.
 _MOST_NAMES = 1000
 # The most lookups under way at once, in a thread each.
@@ -99,11 +103,19 @@ _threads = _Threads()
 
 @implementer(IResolutionReceiver)
 class _Lookup:
-    """One lookup of one host name, and the Deferreds that wait for it."""
+    """
+    One lookup of one host name, and the Deferreds that wait for it.
 
-    def __init__(self, began: float, done: Callable[[Sequence[IAddress]], None]) -> None:
+    :ivar seconds: another lookup may begin beside this one after so many.
+    :ivar waiting: the Deferreds that wait, shared by the lookups that run beside each other.
+    """
+
+    def __init__(
+        self, began: float, seconds: float, waiting: list[Deferred[None]], done: Callable[[Sequence[IAddress]], None]
+    ) -> None:
         self.began = began
-        self.waiting: list[Deferred[None]] = []
+        self.seconds = seconds
+        self.waiting = waiting
         self._done = done
         self._found: list[IAddress] = []
 
@@ -148,8 +160,8 @@ class HostNames:
         """
         key = (host, port)
         lookup = self._underWay.get(key)
-        if lookup is None:
-            lookup = self._lookUp(reactor, key)
+        if lookup is None or reactor.seconds() - lookup.began >= lookup.seconds:
+            lookup = self._lookUp(reactor, key, lookup)
         if key not in self._underWay:
             # It was answered at once.
             return succeed(self._known.get(key, ()))
@@ -180,18 +192,25 @@ class HostNames:
 
         waiter.addBoth(over)
 
-    def _lookUp(self, reactor: Any, key: _Key) -> _Lookup:
+    def _lookUp(self, reactor: Any, key: _Key, hanging: _Lookup | None) -> _Lookup:
         def done(found: Sequence[IAddress]) -> None:
+            current = self._underWay.get(key)
+            if current is None or current.waiting is not waiting:
+                # Another one that ran beside it was first.
+                return
             del self._underWay[key]
             if found:
                 self._keep(reactor, key, found)
             elif key in self._known:
                 self._tellStale(reactor, key)
-            waiting, lookup.waiting = lookup.waiting, []
-            for waiter in waiting:
+            ended = waiting[:]
+            waiting.clear()
+            for waiter in ended:
                 waiter.callback(None)
 
-        lookup = self._underWay[key] = _Lookup(reactor.seconds(), done)
+        waiting = [] if hanging is None else hanging.waiting
+        seconds = _LONGEST_LOOKUP if hanging is None else 2 * hanging.seconds
+        lookup = self._underWay[key] = _Lookup(reactor.seconds(), seconds, waiting, done)
         host, port = key
         _resolverOf(reactor).resolveHostName(lookup, host, portNumber=port)
         return lookup

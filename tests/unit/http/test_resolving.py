@@ -75,6 +75,44 @@ class SlowNamesTestCase(SynchronousTestCase):
         return [host for host, *_ in self.reactor.tcpClients]
 
 
+class HangingTests(SlowNamesTestCase):
+    """Lookups that never end."""
+
+    def test_anotherOneBeginsBesideIt(self) -> None:
+        """When a lookup has hung for long, the next connection looks the name up anew, and all get its addresses."""
+        first = self.connect(timeout=100)
+        self.reactor.advance(20)
+        self.connect(timeout=100)
+        self.assertEqual(len(self.names.asked), 1)
+        self.reactor.advance(20)
+        self.connect(timeout=100)
+        self.assertEqual(len(self.names.asked), 2)
+        self.names.asked.pop(0)
+        self.names.answer(ONE)
+        self.assertEqual(self.tried, ["192.0.2.1"] * 3)
+        self.assertNoResult(first)
+
+    def test_theFirstAnswerCounts(self) -> None:
+        """What a lookup finds that had hung, and was overtaken, changes nothing; nor does it disturb the next one."""
+        self.connect(timeout=100)
+        self.reactor.advance(40)
+        self.connect(timeout=100)
+        hanging = self.names.asked.pop(0)
+        self.names.answer(ONE)
+        hanging.addressResolved(OTHER)
+        self.connect(timeout=100)
+        hanging.resolutionComplete()
+        self.names.answer(ONE)
+        self.assertEqual(self.tried, ["192.0.2.1"] * 3)
+
+    def test_theyStayFew(self) -> None:
+        """A resolver that always hangs is asked ever more rarely."""
+        for _ in range(24 * 60):
+            self.connect(timeout=5).addErrback(lambda _: None)
+            self.reactor.advance(60)
+        self.assertLess(len(self.names.asked), 15)
+
+
 class LastKnownTests(SlowNamesTestCase):
     """The last known addresses."""
 
