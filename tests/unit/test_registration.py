@@ -655,6 +655,7 @@ class RegisteredServiceTests(SynchronousTestCase):
             '{"id": "other", "token": "x"}',
             "garbage",
             "[]",
+            "[" * 100_000,
         ):
             path = self.mktemp()
             with open(path, "w") as file:

@@ -424,8 +424,9 @@ class EventsFeed(Service):
                 kept = json.load(file)
             marker, begins, given = kept["marker"], kept["begins"] is True, kept["given"]
             quietAt = None if kept["quietAt"] is None else boundedNumber(kept["quietAt"], 0.0, LATEST)
-            if not all(one is None or isinstance(one, str) for one in (marker, given)):
-                raise ValueError("it holds no markers")
+            ids = [one for one in (marker, given) if one is not None]
+            if not all(isinstance(one, str) and ticksOf(one) is not None for one in ids):
+                raise ValueError("it does not hold ids of events")
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -124,7 +124,7 @@ class TokenFile:
         try:
             with open(self.path, encoding="utf-8") as file:
                 kept = json.load(file)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(kept, dict) or kept.get("id") != self._serviceId:
             return None

@@ -461,12 +461,16 @@ class FeedTests(SynchronousTestCase):
     def test_damagedFiles(self) -> None:
         """They are logged, and the feed begins as if there were none."""
         self.happen()
-        for text in ("", "[]", '{"marker": 1, "begins": false, "given": null, "emptyAt": null}', "{"):
+        texts = ["", "[]", "{", "[" * 100_000]
+        for marker in (1, [], "\ud800", "x" * 100_000):
+            texts.append(json.dumps({"marker": marker, "begins": False, "given": None, "quietAt": None}))
+            texts.append(json.dumps({"marker": None, "begins": False, "given": marker, "quietAt": None}))
+        for text in texts:
             path = Path(self.mktemp())
             path.write_text(text)
             self.feed(path=path)
         self.happen()
-        self.assertEqual(self.numbers(), [2] * 4)
+        self.assertEqual(self.numbers(), [2] * len(texts))
         self.feed(path="/proc/nothing/here")
         self.happen()
-        self.assertEqual(self.numbers(), [2] * 4 + [3] * 5)
+        self.assertEqual(self.numbers(), [2] * len(texts) + [3] * (len(texts) + 1))
