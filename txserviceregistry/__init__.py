@@ -5,10 +5,10 @@ Most programs need :class:`Client` and :class:`RegisteredService`; every excepti
 :mod:`txserviceregistry.errors`, and :mod:`txserviceregistry.testing` has a registry for your own tests.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._version import __version__
+from .util.lazynames import lazyNames
 
 if TYPE_CHECKING:
     from .api.auth import Credentials
@@ -28,30 +28,16 @@ __all__ = [
     "useMonotonic",
 ]
 
-# Where each name lives. They are imported when they are first used: the command line's help needs none of them, nor
-# treq below them, which takes most of a program's start.
-_HOMES = {
-    "Client": "client",
-    "Credentials": "api.auth",
-    "HeartBeater": "heartbeats.heartbeater",
-    "RegisteredService": "registration",
-    "ServiceRegistryError": "errors",
-    "useMonotonic": "clock",
-}
-
 if not TYPE_CHECKING:
-    # Type checkers know the names from above, and should tell of those that are not there.
-
-    def __getattr__(name: str) -> Any:
-        if name in _HOMES:
-            value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-        elif name in _HOMES.values():
-            value = import_module(f"{__name__}.{name}")
-        else:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # The command line's help needs none of the names, nor treq below them, which takes most of a program's start.
+    __getattr__, __dir__ = lazyNames(
+        __name__,
+        {
+            "Client": "client",
+            "Credentials": "api.auth",
+            "HeartBeater": "heartbeats.heartbeater",
+            "RegisteredService": "registration",
+            "ServiceRegistryError": "errors",
+            "useMonotonic": "clock",
+        },
+    )

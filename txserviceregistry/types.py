@@ -23,6 +23,7 @@ __all__ = [
     "ServicePage",
 ]
 
+#: What an event may be about.
 EventType = Literal[
     "service.join",
     "service.remove",

@@ -1,25 +1,30 @@
 """
 Live discovery: find services, connect to them, follow changes.
 
-What most programs need of it is named here, and imported when it is first used.
+The names are imported when they are first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..util.lazynames import lazyNames
 
 if TYPE_CHECKING:
     from .agent import RegistryAgent
     from .directory import Directory
     from .endpoints import RegisteredEndpoint, RegisteredPort, RegistryEndpoint
-    from .feed import EventsFeed
+    from .feed import EventsFeed, FeedEvent
     from .instances import Instance, instanceOf
     from .shared import closeShared
-    from .watcher import ConfigurationWatcher
+    from .strategies import IStrategy
+    from .watcher import ConfigurationChange, ConfigurationWatcher
 
 __all__ = [
+    "ConfigurationChange",
     "ConfigurationWatcher",
     "Directory",
     "EventsFeed",
+    "FeedEvent",
+    "IStrategy",
     "Instance",
     "RegisteredEndpoint",
     "RegisteredPort",
@@ -29,30 +34,22 @@ __all__ = [
     "instanceOf",
 ]
 
-# Where each name lives.
-_HOMES = {
-    "ConfigurationWatcher": "watcher",
-    "Directory": "directory",
-    "EventsFeed": "feed",
-    "Instance": "instances",
-    "RegisteredEndpoint": "endpoints",
-    "RegisteredPort": "endpoints",
-    "RegistryAgent": "agent",
-    "RegistryEndpoint": "endpoints",
-    "closeShared": "shared",
-    "instanceOf": "instances",
-}
-
 if not TYPE_CHECKING:
-    # Type checkers know the names from above, and should tell of those that are not there.
-
-    def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazyNames(
+        __name__,
+        {
+            "ConfigurationChange": "watcher",
+            "ConfigurationWatcher": "watcher",
+            "Directory": "directory",
+            "EventsFeed": "feed",
+            "FeedEvent": "feed",
+            "IStrategy": "strategies",
+            "Instance": "instances",
+            "RegisteredEndpoint": "endpoints",
+            "RegisteredPort": "endpoints",
+            "RegistryAgent": "agent",
+            "RegistryEndpoint": "endpoints",
+            "closeShared": "shared",
+            "instanceOf": "instances",
+        },
+    )

@@ -1,8 +1,28 @@
 """
-The registry: the other end of the API.
+The registry: the server side of the API.
 
-:mod:`~txserviceregistry.registry.core` has the rules, :mod:`~txserviceregistry.registry.http.resource` brings HTTP to
-them,
-:mod:`~txserviceregistry.registry.stores` keep what they decide, and :mod:`~txserviceregistry.registry.service` puts a
-registry together.
+``twistd service-registry`` runs it as a program; a :class:`RegistryService` runs it within one of your own. The names
+are imported when they are first used.
 """
+
+from typing import TYPE_CHECKING
+
+from ..util.lazynames import lazyNames
+
+if TYPE_CHECKING:
+    from .http.admission import ConnectionLimits
+    from .limits import ResourceLimits
+    from .service import RegistryService, StartFailed
+
+__all__ = ["ConnectionLimits", "RegistryService", "ResourceLimits", "StartFailed"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazyNames(
+        __name__,
+        {
+            "ConnectionLimits": "http.admission",
+            "RegistryService": "service",
+            "ResourceLimits": "limits",
+            "StartFailed": "service",
+        },
+    )
