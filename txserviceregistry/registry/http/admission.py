@@ -397,6 +397,15 @@ class Line:
                 self._line.charge(_path(origin), took)
                 self._schedule()
 
+    def stop(self) -> None:
+        """All connections are gone: end what waits for them, and leave nothing on the reactor."""
+        while (served := self._line.pop()) is not None:
+            served[1]()
+        # What has been spent still counts for those that come next.
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
     def welcome(self) -> None:
         """
         One of them has shown a token: what is being done for it counts no longer. While most of them do, as the clients

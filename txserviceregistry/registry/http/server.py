@@ -553,6 +553,8 @@ class ApiSite(server.Site):
         self.connections.closed(channel)
         if not self._channels:
             self.silence.stop()
+            self.line.stop()
+            self.handshakes.stop()
             waiting, self._drained = self._drained, []
             for each in waiting:
                 each.callback(None)

@@ -412,6 +412,23 @@ class UnfinishedTests(LimitsCase):
         self.assertClosed(strangers[0])
         self.assertOpen(*strangers[1:])
 
+    def test_nothingIsLeftWhenAllAreGone(self) -> None:
+        """When the last connection is gone, no work waits, and no delayed call is left for it."""
+        before = list(self.api.clock.getDelayedCalls())
+        connections = [self.connect() for _ in range(3)]
+
+        def work() -> None:
+            self.api.clock.rightNow += 1
+
+        for line in (self.api.site.line, self.api.site.handshakes):
+            line.spend(Origin(), work)
+        for each in connections:
+            each.send(requestBytes("GET", SERVICES))
+        self.assertEqual([self.codes(each) for each in connections], [[], [], []])
+        for each in connections:
+            each.transport.loseConnection()
+        self.assertEqual(self.api.clock.getDelayedCalls(), before)
+
 
 class CrowdTests(LimitsCase):
     """More connections than may be."""
