@@ -87,7 +87,8 @@ def useUTF8() -> None:
 
 def checkOutput() -> None:
     """
-    Find out before anything is done whether the standard output is closed, full, or read by nobody.
+    Find out before anything is done whether the standard output is closed, a device that takes nothing, or a pipe
+    without a reader. A file on a full disk is found only when it is written.
 
     :raises OSError: if it is.
     """
