@@ -22,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
+import txserviceregistry
 from tests.certificates import selfSigned
 from tests.system.docblocks import DOCS, PageTestCase, blocksOf
 from tests.system.processes import withoutSettings
@@ -32,6 +33,7 @@ from txserviceregistry.discovery.endpoints import RegisteredPort
 from txserviceregistry.util.deferred import returnsDeferred
 from txserviceregistry.util.faults import FAULT_TYPES
 
+PACKAGE = Path(str(txserviceregistry.__file__)).parent
 PUBLIC_MODULES = (
     "txserviceregistry",
     "txserviceregistry.client",
@@ -128,6 +130,12 @@ class PagesTests(SynchronousTestCase):
                 if f"{module}.{name}" not in documented and not any(value is each for each in values):
                     missing.append(f"{module}.{name}")
         self.assertEqual(missing, [])
+
+    def test_onlyPublicModulesHaveAll(self) -> None:
+        """The public modules have an ``__all__``, and no other module has one."""
+        files = [file for file in PACKAGE.rglob("*.py") if re.search(r"^__all__\b", file.read_text(), re.MULTILINE)]
+        public = [str(import_module(name).__file__) for name in PUBLIC_MODULES]
+        self.assertEqual({str(file) for file in files}, set(public))
 
     def test_constantsSayWhatTheyAre(self) -> None:
         """Each public constant has a comment for the reference, which leaves out those without one."""
