@@ -96,7 +96,7 @@ class EventsFeed(Service):
         self._clock = client.clock
         self._path = None if path is None else os.fspath(path)
         self._writing = WriteOutage(self._path or "", self._log, "a restart delivers again what came since")
-        self._random = random
+        self._backoff = Backoff(SHORTEST_RETRY, LONGEST_RETRY, random)
         self._wallClock = wallClock
         self._following = followingOf(client)
         self._position: Position | None = None if marker is None else Position(marker)
@@ -112,7 +112,8 @@ class EventsFeed(Service):
         self._gapListeners: list[Callable[[], None]] = []
         self._running: Run | None = None
         self._ending: Run | None = None
-        self._isLost = False
+        # When an outage was logged, by the client's clock; None when there is none.
+        self._lostAt: float | None = None
         self._isDelivering = False
 
     # -- listeners
@@ -194,7 +195,7 @@ class EventsFeed(Service):
     # -- following
 
     async def _follow(self, run: Run) -> None:
-        backoff = Backoff(SHORTEST_RETRY, LONGEST_RETRY, self._random)
+        backoff = self._backoff
         while not run.isStopping:
             try:
                 if self._position is None:
@@ -212,23 +213,27 @@ class EventsFeed(Service):
                     delay = backoff.next()
                 else:
                     delay = retryDelay(backoff, error)
-                    if backoff.failures > 1 and not self._isLost:
-                        self._isLost = True
+                    if backoff.failures > 1 and self._lostAt is None:
+                        self._lostAt = self._clock.seconds()
                         self._log.warn("Event feed unreachable (retrying): {reason}", reason=str(error))
             except Exception:
                 # A defect of this library must not end it.
                 delay = backoff.next()
-                if not self._isLost:
-                    self._isLost = True
+                if self._lostAt is None:
+                    self._lostAt = self._clock.seconds()
                     self._log.failure("Reading the event feed failed (retrying)")
             else:
-                backoff.reset()
-                if self._isLost:
-                    self._isLost = False
-                    self._log.info("Event feed reachable again")
+                self._reached()
                 continue
             if not run.isStopping:
                 await deferLater(self._clock, delay, lambda: None)
+
+    def _reached(self) -> None:
+        """The registry has answered: an outage is over."""
+        self._backoff.reset()
+        if self._lostAt is not None:
+            seconds, self._lostAt = self._clock.seconds() - self._lostAt, None
+            self._log.info("Event feed reachable again after {seconds:.1f} s", seconds=seconds)
 
     async def _begin(self) -> None:
         """Find the end of the feed, where new events will come."""
@@ -331,6 +336,8 @@ class EventsFeed(Service):
 
     def _quiet(self) -> None:
         """The registry has answered that there is nothing newer yet."""
+        # The outage is over, however long the next event takes.
+        self._reached()
         self._quietAt = self._wallClock()
         if self._path is not None and not 0 <= self._quietAt - self._savedAt < _SAVE_INTERVAL:
             self._save(None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.discovery.feed import EventsFeed
@@ -457,6 +458,26 @@ class FeedTests(SynchronousTestCase):
             self.successResultOf(client.close())
         self.fake.advance(70)
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
+
+    def test_theLogOfOutages(self) -> None:
+        """Each outage has one line when it begins and one when it ends, also if no event comes after it."""
+        self.feed()
+        with capturedLogs() as events:
+            for away in (60, 20):
+                self.fake.stop()
+                self.fake.advance(away)
+                self.fake.start()
+                self.fake.advance(50)
+        lines = [str(formatEvent(event)) for event in events]
+        lines = [line.split(": ")[0] for line in lines if line.startswith("Event feed")]
+        self.assertEqual(
+            [line.split(" after ")[0] for line in lines],
+            ["Event feed unreachable (retrying)", "Event feed reachable again"] * 2,
+        )
+        for line, away in zip(lines[1::2], (60, 20), strict=True):
+            seconds = float(line.split(" after ")[1].removesuffix(" s"))
+            self.assertTrue(away - 2 < seconds < away + 45, line)
+        self.assertEqual(self.heard, [])
 
     def test_damagedFiles(self) -> None:
         """They are logged, and the feed begins as if there were none."""
