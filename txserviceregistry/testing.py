@@ -132,7 +132,11 @@ class FakeRegistry:
         """
         Let time go by, in small steps: everything that falls due happens in its order, and every answer that is
         under way arrives.
+
+        :raises ValueError: if *seconds* is negative.
         """
+        if seconds < 0:
+            raise ValueError(f"seconds is {seconds:g}, but it has to be 0 or more")
         end = self.clock.seconds() + seconds
         while True:
             self.flush()
@@ -166,7 +170,11 @@ class FakeRegistry:
 
         The response is a fault of the API, or of the Auth API if it is that which was requested. A *status* that no
         fault of the API has, such as 502, comes as a page of a gateway.
+
+        :raises TypeError: if *status* or *count* is not an int.
+        :raises ValueError: if *status* is not from 200 to 599, or *count* is negative.
         """
+        _checkStatus(status)
         self._agent.script(lambda go: _fault(status, self.requests[-1])(go), count)
 
     def answerNext(
@@ -191,7 +199,12 @@ class FakeRegistry:
         :param headers: more headers of the response.
         :param count: how many requests; ``None`` for all, until :meth:`answerNormally`.
         :param when: is called with a request and returns whether it is one of these; all are, if not given.
+        :raises TypeError: if *status* or *count* is not an int, or *body* is not bytes.
+        :raises ValueError: if *status* is not from 200 to 599, or *count* is negative.
         """
+        _checkStatus(status)
+        if not isinstance(body, bytes):
+            raise TypeError(f"body is {body!r}, but it has to be bytes")
         self._agent.script(_answer(status, body, contentType, headers), count, when)
 
     def foreignTokenNext(self, count: int | None = 1) -> None:
@@ -435,7 +448,11 @@ class _ScriptedAgent:
 
     def script(self, fault: _Fault, count: int | None, when: Callable[[Request], bool] | None = None) -> None:
         """Let *fault* happen to the next *count* requests, of those that *when* accepts, that have none yet."""
-        if count is None or count > 0:
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
+            raise TypeError(f"count is {count!r}, but it has to be an int")
+        if count is not None and count < 0:
+            raise ValueError(f"count is {count}, but it has to be 0 or more")
+        if count != 0:
             self._scripts.append(_Script(fault, count, when))
 
     def forget(self) -> None:
@@ -531,6 +548,14 @@ def _isForEvents(request: Request) -> bool:
 
 def _givesToken(request: Request) -> bool:
     return request.method == "POST" and request.path.rstrip("/").endswith(("/heartbeat", "/heartbeats", "/services"))
+
+
+def _checkStatus(status: int) -> None:
+    """Refuse what is not an HTTP status now, not in the middle of the request that would get it."""
+    if isinstance(status, bool) or not isinstance(status, int):
+        raise TypeError(f"status is {status!r}, but it has to be an int")
+    if not 200 <= status <= 599:
+        raise ValueError(f"status is {status}, but it has to be from 200 to 599")
 
 
 def _answer(
