@@ -29,6 +29,8 @@ from .shared import Loan, borrow
 from .strategies import strategyNamed
 
 _CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone")
+# How the description of an endpoint begins: with the name of its type.
+_ENDPOINT_START = re.compile("[a-z][a-z0-9]*:")
 _SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
 _log = Logger()
 
@@ -207,9 +209,13 @@ def _unquoted(args: Sequence[str], unknown: Sequence[str], kwargs: Mapping[str, 
             f"registered: {':'.join(pieces)!r} belongs to nothing (there are: {', '.join(_SERVER_KEYS)}). "
             r"A colon within a value is written \:"
         )
+    values = {name: kwargs[name] for name in _SERVER_KEYS if name in kwargs}
+    wrong = "the colons of the wrapped endpoint have to be escaped, so that it is one value"
     whole = ":".join([nested, *pieces] if nested is not None else pieces)
-    known = [
-        f"{name}={quoteStringArgument(kwargs[name])}" for name in _SERVER_KEYS if name in kwargs and name != "endpoint"
-    ] or ["id=web1"]
-    right = ":".join(["registered", *known, f"endpoint={quoteStringArgument(whole)}"])
-    return rf"registered: the colons of the wrapped endpoint have to be escaped, so that it is one value. Write {right}"
+    if nested is None and len(pieces) <= (1 if "id" in values else 2) and _ENDPOINT_START.match(pieces[-1]):
+        # The endpoint was quoted. A value before it can only be the id.
+        wrong, whole = "each value needs its name", pieces[-1]
+        values.update({"id": pieces[0]} if len(pieces) == 2 else {})
+    values = {"id": "web1", **values, "endpoint": whole}
+    right = ":".join(f"{name}={quoteStringArgument(values[name])}" for name in _SERVER_KEYS if name in values)
+    return f"registered: {wrong}. Write registered:{right}"
