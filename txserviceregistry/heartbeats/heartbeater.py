@@ -37,6 +37,9 @@ REGISTERED = "registered"
 UNREACHABLE = "unreachable"
 STOPPED = "stopped"
 
+#: The warning when heartbeats, or registrations, begin to fail.
+NOT_HEARTBEATED = "Service {serviceId} is not heartbeated: {reason}"
+
 # Below this timeout (seconds) heartbeats are relatively more frequent: a delay of a few hundred milliseconds is a
 # larger part of a short timeout.
 _SHORT_TIMEOUT = 15
@@ -732,7 +735,7 @@ class _Trouble:
         self._failures += 1
         if not self._told and (certain or self._failures > 1):
             self._told = True
-            self._log.warn("Service {serviceId} is not heartbeated: {reason}", serviceId=self._serviceId, reason=reason)
+            self._log.warn(NOT_HEARTBEATED, serviceId=self._serviceId, reason=reason)
 
     def over(self) -> None:
         """All is well again."""

@@ -512,6 +512,13 @@ class WrapperTests(WrapperTestCase):
         self.assertEqual((out, code), (b"started\n", 4))
         self.assertNotIn("not-the-key", err + err2)
 
+    async def test_refusedCredentialsAreToldOnce(self) -> None:
+        """The line about the first tries is the only one, however long the key stays wrong."""
+        wrong = {"RAXSR_API_KEY": "not-the-key"}
+        _, err, code = await self.run_("--id=refused", "sleep", "2", environment=wrong)
+        self.assertEqual((code, len(err.splitlines())), (0, 1), err)
+        self.assertIn("started unregistered", err)
+
     # -- the health check
 
     async def test_theLogOfAFailingCheck(self) -> None:

@@ -24,6 +24,7 @@ from zope.interface import implementer
 from ...client import Client
 from ...clock import useMonotonic
 from ...errors import InvalidSettings
+from ...heartbeats.heartbeater import NOT_HEARTBEATED
 from ...registration import REGISTERED_AT
 from ...settings import Settings, defaultDataDir
 from ...util.deferred import returnsDeferred
@@ -255,6 +256,13 @@ class _Lines:
     def __init__(self) -> None:
         self.silent = False
         self._isTrying = True
+        self._isRegistered = False
+        self._told = ""
+
+    def tell(self, text: str) -> None:
+        """Print what the wrapper itself has to say."""
+        self._told = text
+        tell(text)
 
     def tryingIsOver(self) -> None:
         """What came of the first tries has been told: from now on, tell of heartbeats that fail."""
@@ -272,6 +280,10 @@ class _Lines:
             return
         if event.get("log_format") == REGISTERED_AT:
             # That all is well goes without saying.
+            self._isRegistered = True
+            return
+        if event.get("log_format") == NOT_HEARTBEATED and not self._isRegistered and event["reason"] in self._told:
+            # The line about the first tries has said so.
             return
         if namespace.startswith("txserviceregistry.heartbeats.healthcheck."):
             # The Checker has said so, earlier and with the reason.
@@ -329,6 +341,7 @@ def _run() -> int:
         start=lambda: startChild(options.command, environment, signals.kept),
         state=_tokenFile(options.serviceId),
         held=lines.tryingIsOver,
+        tell=lines.tell,
     )
     codes: list[int] = []
 

@@ -65,7 +65,8 @@ class Options(usage.Options):
             "check",
             None,
             None,
-            "Beat only while this passes, and register when it first does: tcp:PORT, tcp:HOST:PORT or an http URL.",
+            "Send heartbeats only while this passes, and register when it first does: tcp:PORT, tcp:HOST:PORT, or an "
+            "http or https URL.",
         ],
         ["check-interval", None, "5", "Seconds from one check to the next."],
         ["check-timeout", None, "2", "Seconds that a check may take."],
