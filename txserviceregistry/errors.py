@@ -208,8 +208,8 @@ class ServiceExists(APIError):
 
     # Read by who has called create(), and beside programs that wait already.
     advice = (
-        "If that is an earlier run of the same service, the id is free when its heartbeat timeout has passed, and who "
-        "waits (register(), RegisteredService, the wrapper) gets it then. If it is another service, choose another id"
+        "After a restart, the id is free when the earlier run's heartbeat timeout has passed; register(), "
+        "RegisteredService and the wrapper wait for that. If it is another service, choose another id"
     )
 
 

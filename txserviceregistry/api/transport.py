@@ -134,7 +134,7 @@ class Transport:
         response = await self._json.send(exchange)
         self._learn(response)
         if response.status >= 300:
-            raise faultOf(response, body)
+            raise faultOf(response, body, exchange.path)
         return response
 
     def _authStage(self) -> str:
@@ -220,11 +220,12 @@ def _tokensIn(sent: object) -> list[str]:
     return [token for token in tokens if isinstance(token, str) and token]
 
 
-def faultOf(response: Response, sent: object = None) -> Exception:
+def faultOf(response: Response, sent: object = None, path: str = "") -> Exception:
     """
     The exception that an answer which is no success stands for: an ``APIError`` for a fault of the API and any 5xx.
 
     :param sent: the request's body, whose tokens must not come back in a text.
+    :param path: the part of the response's URL that is below the tenant's.
     """
     if response.status < 400:
         advice = response.redirection("RAXSR_API_URL ([api] url)") or "No registry does that: check the URL"
@@ -247,7 +248,7 @@ def faultOf(response: Response, sent: object = None) -> Exception:
         text("txnId") or response.header("X-Response-Id") or "",
         method=response.method,
         url=response.url,
-        doubt=_doubt(response, text("type"), text("message")),
+        doubt=_doubt(response, path, text("type"), text("message")),
     )
     if isinstance(error, RateLimited):
         error.retryAfter = parseRetryAfter(response.header("Retry-After"))
@@ -258,11 +259,12 @@ def _isFault(response: Response) -> bool:
     return faultIn(response.json, response.status) is not None
 
 
-def _doubt(response: Response, type: str, message: str) -> str:
+def _doubt(response: Response, path: str, type: str, message: str) -> str:
     """What may be wrong with the URL of an answer that is no success."""
     if not type:
         return response.doubt
-    if response.status == 404 and message.startswith(_NO_PAGE) and "/v1.0/" not in response.url:
+    base = response.url.removesuffix(path).rpartition("/")[0]
+    if response.status == 404 and message.startswith(_NO_PAGE) and not base.endswith("/v1.0"):
         return "The URL of a registry ends in /v1.0 as a rule, and this one does not"
     return ""
 

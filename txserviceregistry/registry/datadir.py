@@ -120,7 +120,9 @@ class DataDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
-            raise DataDirectoryError(f"another registry runs over the data directory {self.path}")
+            raise DataDirectoryError(
+                f"another registry runs over the data directory {self.path}. Stop it, or give another --data-dir"
+            )
         return lock
 
     def _holds(self, lock: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from errno import EADDRINUSE
 from itertools import starmap
 from pathlib import Path
 from typing import Any, TypeVar
@@ -383,7 +384,10 @@ class RegistryService(Service):
             port: IListeningPort = await endpoint.listen(site)
         except CannotListenError as error:
             where = f"{error.interface}:{error.port}" if error.interface else f"port {error.port}"
-            raise StartFailed(f"can't listen on {where}: {getattr(error.socketError, 'strerror', error.socketError)}")
+            reason = getattr(error.socketError, "strerror", error.socketError)
+            inUse = getattr(error.socketError, "errno", None) == EADDRINUSE
+            advice = ". Stop the process that has the port, or choose another port" if inUse else ""
+            raise StartFailed(f"can't listen on {where}: {reason}{advice}")
         except Exception as error:
             # An endpoint may be anybody's.
             raise StartFailed(f"can't listen: {error}")

@@ -122,9 +122,26 @@ class TransportTests(SynchronousTestCase):
         """What is said of an id that is taken holds for who has to wait, and for who waits already."""
         body = {"type": "serviceWithThisIdExists", "code": 400, "message": "Service with id web1 already exists."}
         said = str(self.fault(answer(400, body)))
-        self.assertIn("free when its heartbeat timeout has passed", said)
-        self.assertIn("(register(), RegisteredService, the wrapper) gets it then", said)
+        self.assertIn("the id is free when the earlier run's heartbeat timeout has passed", said)
+        self.assertIn("register(), RegisteredService and the wrapper wait for that", said)
         self.assertIn("If it is another service, choose another id", said)
+
+    def test_aPageThatTheRegistryDoesNotHave(self) -> None:
+        """The text says when the registry's URL does not end in /v1.0, also if it has /v1.0 in the middle."""
+        page = fault("notFoundError", message="The page cannot be found.")
+        for base, doubted in (
+            ("http://a:8880", True),
+            ("http://a:8880/v2.0", True),
+            ("http://a:8880/v1.0/7", True),
+            ("http://a:8880/v1.0/services", True),
+            ("http://a:8880/v1.0", False),
+            ("http://a/behind/a/proxy/v1.0", False),
+        ):
+            self.agent = FakeAgent(lambda sent: page)
+            transport = Transport(self.agent, self.clock, self.authenticator, lambda _, base=base: [base])
+            for path, query in (("/services", None), ("/services/web1", {"limit": 5})):
+                error: Any = self.failureResultOf(transport.request("GET", path, query=query), NotFound).value
+                self.assertEqual("ends in /v1.0 as a rule" in str(error), doubted, str(error))
 
     def test_errorsThatAreNoFaultsAreTypedByTheirStatus(self) -> None:
         """A proxy's error page, or JSON of another kind, is an error all the same."""

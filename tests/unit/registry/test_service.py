@@ -31,6 +31,8 @@ from txserviceregistry.registry.stores.memory import MemoryStore
 
 from .wire import Reply, parseReplies, requestBytes
 
+PORT_ADVICE = ". Stop the process that has the port, or choose another port"
+DIRECTORY_ADVICE = ". Stop it, or give another --data-dir"
 ANY_PORT = "tcp:0:interface=127.0.0.1"
 
 
@@ -85,7 +87,8 @@ class DataDirectoryTests(SynchronousTestCase):
         self.directory.open()
         self.assertTrue(other.isTaken())
         self.assertEqual(
-            self.refusal(other.open), f"another registry runs over the data directory {self.directory.path}"
+            self.refusal(other.open),
+            f"another registry runs over the data directory {self.directory.path}{DIRECTORY_ADVICE}",
         )
         self.directory.close()
         self.directory.close()
@@ -487,7 +490,10 @@ class RegistryServiceTests(TestCase):
             [ANY_PORT, f"tcp:{port}:interface=127.0.0.1"],
         ):
             text = await self.refusal(dataDir=self.dataDir / "other", endpoints=endpoints)
-            self.assertEqual(text, f"can't listen on 127.0.0.1:{port}: Address already in use")
+            self.assertEqual(
+                text,
+                f"can't listen on 127.0.0.1:{port}: Address already in use{PORT_ADVICE}",
+            )
         self.assertFalse(RegistryService.runsOver(self.dataDir / "other"))
 
     async def test_portInUseOnAllInterfaces(self) -> None:
@@ -498,7 +504,10 @@ class RegistryServiceTests(TestCase):
         self.assertTrue(service.urls[0].startswith("http://127.0.0.1:"))
         port = int(service.urls[0].split(":")[2].split("/")[0])
         text = await self.refusal(dataDir=self.dataDir / "other", endpoints=[f"tcp:{port}"])
-        self.assertEqual(text, f"can't listen on port {port}: Address already in use")
+        self.assertEqual(
+            text,
+            f"can't listen on port {port}: Address already in use{PORT_ADVICE}",
+        )
 
     async def test_badEndpoint(self) -> None:
         """
@@ -518,7 +527,7 @@ class RegistryServiceTests(TestCase):
         service = await self.started()
         self.assertTrue(RegistryService.runsOver(self.dataDir))
         text = await self.refusal()
-        self.assertEqual(text, f"another registry runs over the data directory {self.dataDir}")
+        self.assertEqual(text, f"another registry runs over the data directory {self.dataDir}{DIRECTORY_ADVICE}")
         self.assertEqual((await self.ask(service, "GET", "/limits")).code, 200)
         await service.stopService()
         self.assertFalse(RegistryService.runsOver(self.dataDir))

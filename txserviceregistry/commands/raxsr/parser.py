@@ -58,12 +58,13 @@ class Parser(argparse.ArgumentParser):
         """
         :raises UsageError: about the first of the arguments that nobody knows.
         """
-        for argument in unknown:
+        hint = ": the command to run comes after --" if self.takesCommand else ""
+        # After the first word that is not an option, the options may be those of the command to run.
+        for argument in unknown[:1] if self.takesCommand else unknown:
             if argument.startswith("-") and argument != "--":
                 option = argument.partition("=")[0]
                 known = [*self._option_string_actions, *self.furtherOptions]
                 self.error(f"there is no option {option}{didYouMean(option, known)}")
-        hint = ": the command to run comes after --" if self.takesCommand else ""
         self.error(f"unexpected argument {unknown[0]!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
