@@ -1,4 +1,4 @@
-"""Tests for the package's own names."""
+"""What importing the package costs, seen from a new process."""
 
 from __future__ import annotations
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from select import select
 from types import MappingProxyType
 from typing import Any
 
@@ -16,8 +13,6 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests import ROOT
-from tests.system.processes import PATIENCE
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.errors import (
     BadRequest,
@@ -29,43 +24,14 @@ from txserviceregistry.errors import (
 )
 from txserviceregistry.testing import FakeRegistry
 
-# Has a state file, and a child that was forked and lives as long as our end of the pipe is open.
-HOLDER = """
-import os, sys
-from txserviceregistry import RegisteredService
-from txserviceregistry.testing import FakeRegistry
-
-service = RegisteredService(FakeRegistry().client(), "web1", 10, state=sys.argv[1])
-service.startService()
-if not os.fork():
-    print("forked", flush=True)
-sys.stdin.read()
-"""
-
-# Twisted needs the module here: it comes first.
-WITHOUT_LOCKS = """
-import sys
-import twisted.internet.reactor
-sys.modules["fcntl"] = None
-from txserviceregistry import RegisteredService
-from txserviceregistry.testing import FakeRegistry
-
-fake = FakeRegistry()
-for _ in range(2):
-    service = RegisteredService(fake.client(), "web1", 10, state=sys.argv[1])
-    service.startService()
-    service.abandon()
-print([event["type"] for event in fake.client().events.list().result["values"]])
-"""
-
 
 def openDescriptors() -> int:
     """How many this process has."""
     return len(os.listdir("/dev/fd"))
 
 
-class RegisteredServiceTests(SynchronousTestCase):
-    """What an application can count on, seen from the registry's side."""
+class RegistrationCase(SynchronousTestCase):
+    """Registered services of a registry in memory."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
@@ -94,6 +60,14 @@ class RegisteredServiceTests(SynchronousTestCase):
     def eventTypes(self) -> list[str]:
         page = self.successResultOf(self.other.events.list())
         return [event["type"] for event in page["values"]]
+
+    def heldBy(self, path: str) -> Any:
+        """What is in the state file."""
+        return json.loads(Path(path).read_text())["token"]
+
+
+class RegisteredServiceTests(RegistrationCase):
+    """What an application can count on, seen from the registry's side."""
 
     def test_registersWithWhatItWasGiven(self) -> None:
         """Tags, metadata and timeout are what others see."""
@@ -720,10 +694,6 @@ class RegisteredServiceTests(SynchronousTestCase):
 
     # -- the state file, and several who have it
 
-    def heldBy(self, path: str) -> Any:
-        """What is in the state file."""
-        return json.loads(Path(path).read_text())["token"]
-
     def test_twoWithOneStateFileAreTwoServices(self) -> None:
         """The second takes nothing of the first that lives: not its service, nor its token, nor the file."""
         path = self.mktemp()
@@ -816,40 +786,3 @@ class RegisteredServiceTests(SynchronousTestCase):
         run()
         run()
         self.assertEqual(openDescriptors(), before)
-
-    def test_anotherProcess(self) -> None:
-        """What another process has is taken over when it was killed, though a child that it has forked lives on."""
-        path = os.path.abspath(self.mktemp())
-        holder = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
-        )
-        assert holder.stdin is not None and holder.stdout is not None
-        self.addCleanup(holder.stdout.close)
-        self.addCleanup(holder.stdin.close)
-        self.addCleanup(holder.wait)
-        self.addCleanup(holder.kill)
-        # A line, or its end: but not for ever.
-        self.assertNotEqual(select([holder.stdout], [], [], PATIENCE)[0], [])
-        self.assertEqual(holder.stdout.readline(), b"forked\n")
-        theirs = self.heldBy(path)
-        # The registry is another one: only the file tells the two of each other.
-        service = self.service(10, state=path)
-        service.startService()
-        self.fake.advance(30)
-        self.assertEqual(service.state, "registered")
-        self.assertEqual(self.heldBy(path), theirs)
-        holder.kill()
-        holder.wait()
-        self.fake.advance(10)
-        self.assertNotEqual(self.heldBy(path), theirs)
-
-    def test_whereThereAreNoLocks(self) -> None:
-        """On a system without fcntl the library can be imported, and the state file works as for one process."""
-        done = subprocess.run(
-            [sys.executable, "-c", WITHOUT_LOCKS, os.path.abspath(self.mktemp())],
-            capture_output=True,
-            cwd=ROOT,
-            check=False,
-            timeout=PATIENCE,
-        )
-        self.assertEqual(done.stdout, b"['service.join']\n", done.stderr.decode())

@@ -6,10 +6,8 @@ import os
 import sys
 
 from twisted.internet.utils import getProcessOutputAndValue
-from twisted.trial.unittest import SynchronousTestCase
 
 from tests.system.processes import ProcessTestCase, sharedRegistry, together
-from txserviceregistry.commands.outcome import undecodable
 
 FOLDER = os.path.dirname(sys.executable)
 LATIN = b"caf\xe9"
@@ -67,18 +65,3 @@ class ProgramTests(ProcessTestCase):
         self.assertEqual(code, 2)
         self.assertIn(b"the value of --tag is not text in ASCII, the encoding of the locale", err)
         self.assertIn(b"C.UTF-8", err)
-
-
-class UndecodableTests(SynchronousTestCase):
-    """What is text and what is not."""
-
-    def test_text(self) -> None:
-        """All of Unicode is text; the first word that is not is named by its option, also by a short one."""
-        self.assertIsNone(undecodable(["--tags", "é\u20ac\U0001f600\x00"]))
-        for words, name in (
-            (["-t", "a\udce9"], "the value of -t"),
-            (["--tags=a\udce9"], "the value of --tags"),
-            (["x", "a\udce9"], "an argument"),
-            (["a=b\udce9"], "an argument"),
-        ):
-            self.assertIn(f"{name} is not text", undecodable(words) or "")

@@ -10,8 +10,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 
 from tests.system.etcd.etcds import newPrefix, sharedEtcd
-from tests.system.etcd.test_gateway import CLOCK, EtcdCase
 from tests.system.faults.proxy import Proxy
+from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from txserviceregistry.registry.stores.etcd.batches import GROUP, Draft, Groups
 from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
 from txserviceregistry.registry.stores.etcd.leases import newLease

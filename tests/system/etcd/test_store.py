@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.etcd.relay import Relay
-from tests.system.etcd.test_gateway import CLOCK, EtcdCase
+from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from tests.unit.registry.stores.sharedsuite import Listener
 from txserviceregistry.http.pool import BytesProducer
 from txserviceregistry.registry.eventids import position

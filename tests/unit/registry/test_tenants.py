@@ -16,12 +16,10 @@ from txserviceregistry.registry.http.routes import ROUTES
 from txserviceregistry.registry.http.server import apiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
-from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
-from ...system.etcd.etcds import newPrefix, sharedEtcd
 from .wire import CHEAP, Connection, Reply, requestBytes
 
 reactor: Any = globalReactor
@@ -236,13 +234,6 @@ class SqliteTenantsTests(TenantsTestsMixin, TestCase):
 
     def makeStore(self) -> IStore:
         return SqliteStore(self.mktemp(), reactor=reactor)
-
-
-class EtcdTenantsTests(TenantsTestsMixin, TestCase):
-    """Over etcd."""
-
-    def makeStore(self) -> IStore:
-        return EtcdStore(reactor, [sharedEtcd()], prefix=newPrefix())
 
 
 class RoutesTests(TestCase):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+from twisted.internet import reactor as globalReactor
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTCP
 from twisted.internet.protocol import Factory, Protocol
@@ -14,9 +15,10 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
-from tests.system.processes import reactor
 from txserviceregistry.commands.wrapper.checks import Checker, makeProbe
 from txserviceregistry.heartbeats.healthcheck import HealthCheckFailed
+
+reactor: Any = globalReactor
 
 
 class CheckerTests(SynchronousTestCase):

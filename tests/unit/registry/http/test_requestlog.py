@@ -5,8 +5,6 @@ What is noticed of requests: how they are counted, and what the access log tells
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,14 +12,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.unit.registry.wire import KEY, USER, Api, Connection, requestBytes
 from txserviceregistry.registry.http.accesslog import Access
 from txserviceregistry.registry.http.requestlog import GONE, OTHER, WAITING, newTxnId
-
-_FORKS = """
-import os
-from txserviceregistry.registry.http.requestlog import newTxnId
-newTxnId()
-os.fork()
-os.write(1, (newTxnId() + "\\n").encode())
-"""
 
 
 class _Log:
@@ -48,11 +38,6 @@ class TxnIdTests(SynchronousTestCase):
         self.assertEqual(first[1], second[1])
         self.assertEqual(random.Random(1).random(), first[1])
         self.assertRegex(first[0], "^[0-9a-f]{32}$")
-
-    def test_differInProcessesThatWereOne(self) -> None:
-        """After a fork, by which a process goes into the background, each of the two goes on with ids of its own."""
-        said = subprocess.run([sys.executable, "-c", _FORKS], stdout=subprocess.PIPE, check=True).stdout.split()
-        self.assertEqual(len(set(said)), 2)
 
 
 class ExchangesTests(SynchronousTestCase):

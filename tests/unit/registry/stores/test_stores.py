@@ -4,7 +4,6 @@ The stores: each passes the suite that all of them pass. What only one of them p
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,9 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tests.loopback import LoopbackTestCase
-from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.unit.registry.sharedmemory import SharedMemory, SharedMemoryStore
 from tests.unit.registry.stores.sharedsuite import SharedSuite
 from tests.unit.registry.stores.storesuite import NOW, StoreSuite
-from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
@@ -49,13 +45,6 @@ class SqliteStoreSuiteTests(StoreSuite, TestCase):
         await self.store.removeToken("whatever was written before this is written now")
 
 
-class EtcdStoreSuiteTests(StoreSuite, TestCase):
-    """The etcd store passes the suite, over a real etcd."""
-
-    def makeStore(self) -> EtcdStore:
-        return EtcdStore(reactor, [sharedEtcd()], prefix=newPrefix(), wallClock=self.wallClock)
-
-
 class SharedMemorySuiteTests(SharedSuite, TestCase):
     """The fake that stands for a shared store passes the suite of those."""
 
@@ -75,21 +64,6 @@ class SharedMemorySuiteTests(SharedSuite, TestCase):
                 return
             self.clock.advance(0.01)
         raise AssertionError("waited in vain")
-
-
-class EtcdStoreSharedSuiteTests(SharedSuite, LoopbackTestCase):
-    """The etcd store passes the suite of shared stores, over a real etcd."""
-
-    def makeStore(self) -> EtcdStore:
-        if not hasattr(self, "prefix"):
-            self.prefix = newPrefix()
-        return EtcdStore(reactor, [sharedEtcd()], prefix=self.prefix)
-
-    def seconds(self) -> float:
-        return time.monotonic()
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        await LoopbackTestCase.until(self, condition)
 
 
 class MemoryStoreTests(SynchronousTestCase):

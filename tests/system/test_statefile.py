@@ -1,0 +1,82 @@
+"""State files of RegisteredService among processes, and where files can't be locked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from select import select
+
+from tests import ROOT
+from tests.system.processes import PATIENCE
+from tests.unit.test_registration import RegistrationCase
+
+# Has a state file, and a child that was forked and lives as long as our end of the pipe is open.
+HOLDER = """
+import os, sys
+from txserviceregistry import RegisteredService
+from txserviceregistry.testing import FakeRegistry
+
+service = RegisteredService(FakeRegistry().client(), "web1", 10, state=sys.argv[1])
+service.startService()
+if not os.fork():
+    print("forked", flush=True)
+sys.stdin.read()
+"""
+
+# Twisted needs the module here: it comes first.
+WITHOUT_LOCKS = """
+import sys
+import twisted.internet.reactor
+sys.modules["fcntl"] = None
+from txserviceregistry import RegisteredService
+from txserviceregistry.testing import FakeRegistry
+
+fake = FakeRegistry()
+for _ in range(2):
+    service = RegisteredService(fake.client(), "web1", 10, state=sys.argv[1])
+    service.startService()
+    service.abandon()
+print([event["type"] for event in fake.client().events.list().result["values"]])
+"""
+
+
+class StateFileTests(RegistrationCase):
+    """Whose service it is."""
+
+    def test_anotherProcess(self) -> None:
+        """What another process has is taken over when it was killed, though a child that it has forked lives on."""
+        path = os.path.abspath(self.mktemp())
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        )
+        assert holder.stdin is not None and holder.stdout is not None
+        self.addCleanup(holder.stdout.close)
+        self.addCleanup(holder.stdin.close)
+        self.addCleanup(holder.wait)
+        self.addCleanup(holder.kill)
+        # A line, or its end: but not for ever.
+        self.assertNotEqual(select([holder.stdout], [], [], PATIENCE)[0], [])
+        self.assertEqual(holder.stdout.readline(), b"forked\n")
+        theirs = self.heldBy(path)
+        # The registry is another one: only the file tells the two of each other.
+        service = self.service(10, state=path)
+        service.startService()
+        self.fake.advance(30)
+        self.assertEqual(service.state, "registered")
+        self.assertEqual(self.heldBy(path), theirs)
+        holder.kill()
+        holder.wait()
+        self.fake.advance(10)
+        self.assertNotEqual(self.heldBy(path), theirs)
+
+    def test_whereThereAreNoLocks(self) -> None:
+        """On a system without fcntl the library can be imported, and the state file works as for one process."""
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_LOCKS, os.path.abspath(self.mktemp())],
+            capture_output=True,
+            cwd=ROOT,
+            check=False,
+            timeout=PATIENCE,
+        )
+        self.assertEqual(done.stdout, b"['service.join']\n", done.stderr.decode())

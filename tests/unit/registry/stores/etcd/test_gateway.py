@@ -1,0 +1,360 @@
+"""
+etcd as a JSON API, over servers that play a cluster in trouble.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
+from twisted.web.iweb import IAgent, IPolicyForHTTPS
+
+from tests.loopback import Call, LoopbackTestCase
+from txserviceregistry.http.jsontransport import JSONTransport
+from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
+from txserviceregistry.registry.stores.etcd.gateway import (
+    QUEUE,
+    Etcd,
+    EtcdError,
+    Urgency,
+    User,
+    put,
+)
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.util.concurrency import Turns
+from txserviceregistry.util.reloading import Reloaded
+
+CLOCK: IReactorTime = reactor  # type: ignore[assignment]  # which it is
+DONE = {"header": {"revision": "7"}, "succeeded": True}
+
+
+def refusal(code: int, message: str) -> dict[str, Any]:
+    """What etcd's gateway answers to what it refuses."""
+    return {"error": message, "message": message, "code": code}
+
+
+class EtcdCase(LoopbackTestCase):
+    """Tests with clients of etcds."""
+
+    def etcd(
+        self,
+        *urls: str,
+        credentials: tuple[str, str | Reloaded[str, str]] | None = None,
+        policy: IPolicyForHTTPS | None = None,
+        timeout: float = 1.0,
+        **options: Any,
+    ) -> Etcd:
+        """A client of some members, which ends with the test."""
+        pool = ConnectionPool(reactor, 8)
+        self.addCleanup(pool.close)
+        agent: IAgent = QueueingAgent(Agent(reactor, policy or BrowserLikePolicyForHTTPS(), pool=pool), 8)
+        user = None if credentials is None else User(*credentials)
+        if user is not None:
+            agent = user.over(agent)
+        transport = JSONTransport(agent, CLOCK, urls, timeout=timeout, name="etcd", random=lambda: 0.0)
+        return Etcd(transport, CLOCK, user=user, **options)
+
+    async def refuses(self, kind: type[Exception], work: Any) -> str:
+        """The text of what *work* fails with."""
+        try:
+            await work
+        except kind as error:
+            return str(error)
+        raise AssertionError(f"{kind.__name__} was expected")
+
+
+class TroubleTests(EtcdCase):
+    """A cluster that is in trouble, or away."""
+
+    def answering(self, *answers: Callable[[Call], None]) -> Any:
+        """A server that answers in these ways, one after the other, and then always in the last one."""
+        left = list(answers)
+        return self.serve(lambda call: (left.pop(0) if len(left) > 1 else left[0])(call))
+
+    async def test_whatALeadersDeathCostsIsTriedAgain(self) -> None:
+        """Refusals that pass, and connections that end, are not seen by who asks."""
+        for trouble in (
+            lambda call: call.answer(503, refusal(14, "etcdserver: leader changed")),
+            lambda call: call.answer(503, refusal(14, "etcdserver: request timed out")),
+            lambda call: call.answer(500, refusal(2, "raft: stopped")),
+            lambda call: call.answer(504, refusal(4, "context deadline exceeded")),
+            lambda call: call.answer(429, refusal(8, "etcdserver: too many requests")),
+            lambda call: call.answer(502, b"a balancer's page"),
+            Call.hangUp,
+            Call.reset,
+        ):
+            server = self.answering(trouble, lambda call: call.answer(200, DONE))
+            done = await self.etcd(server.url).txn((), [put("/a", b"")])
+            self.assertEqual((done.succeeded, done.revision), (True, 7))
+
+    async def test_aMemberThatHangsIsLeftForAnother(self) -> None:
+        """Within its share of the time, so that none of the patience is needed."""
+        hanging = self.serve(lambda call: None)
+        working = self.serve(lambda call: call.answer(200, DONE))
+        etcd = self.etcd(hanging.url, working.url, timeout=0.4)
+        await etcd.txn((), (), patience=0)
+        await etcd.txn((), (), patience=0)
+        self.assertEqual((len(hanging.calls), len(working.calls)), (1, 2))
+
+    async def test_patienceEnds(self) -> None:
+        """A cluster that is away for too long is unavailable; with no patience after one try."""
+        server = self.answering(lambda call: call.answer(503, refusal(14, "etcdserver: no leader")))
+        etcd = self.etcd(server.url)
+        self.assertIn("no leader", await self.refuses(StoreUnavailable, etcd.txn((), (), patience=0)))
+        self.assertEqual(len(server.calls), 1)
+        began = CLOCK.seconds()
+        await self.refuses(StoreUnavailable, etcd.txn((), (), patience=0.5))
+        self.assertTrue(0.3 < CLOCK.seconds() - began < 2.0)
+        self.assertGreater(len(server.calls), 3)
+
+    async def test_whatEtcdRefusesIsNotTriedAgain(self) -> None:
+        """An error of ours, or one that says how things are, comes back with its code."""
+        server = self.answering(lambda call: call.answer(400, refusal(3, "etcdserver: duplicate key given in txn")))
+        text = await self.refuses(EtcdError, self.etcd(server.url).txn((), [put("/a", b""), put("/a", b"")]))
+        self.assertIn("duplicate key", text)
+        self.assertEqual(len(server.calls), 1)
+
+    async def test_theGateIsAskedBeforeEachTry(self) -> None:
+        """When nothing may be asked any more, a request that is being tried again ends."""
+        asked: list[None] = []
+
+        def gate() -> None:
+            asked.append(None)
+            if len(asked) > 2:
+                raise StoreUnavailable("closed")
+
+        server = self.serve(lambda call: call.answer(503))
+        self.assertEqual(await self.refuses(StoreUnavailable, self.etcd(server.url, gate=gate).txn((), ())), "closed")
+        self.assertEqual(len(server.calls), 2)
+
+
+class TurnsTests(SynchronousTestCase):
+    """More is asked at once than there are connections."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.asked: list[tuple[str, Deferred[Any]]] = []
+        self.isOpen = True
+        transport: Any = SimpleNamespace(request=self.request)
+        self.etcd = Etcd(transport, self.clock, gate=self.gate, turns=Turns(2))
+
+    def request(self, method: str, path: str, **more: Any) -> Deferred[Any]:
+        answered: Deferred[Any] = Deferred()
+        self.asked.append((path.removeprefix("/v3/"), answered))
+        return answered
+
+    def gate(self) -> None:
+        if not self.isOpen:
+            raise StoreUnavailable("closed")
+
+    def answer(self) -> str:
+        """Answer what was asked first; what is asked then, if anything is."""
+        path, answered = self.asked.pop(0)
+        answer: Any = {"header": {"revision": "1"}, "responses": [{"response_range": {}}]}
+        if path == "lease/keepalive":
+            answer = [{"result": {"ID": "5", "TTL": "30"}}]
+        answered.callback(SimpleNamespace(status=200, json=answer))
+        return self.asked[-1][0] if self.asked else ""
+
+    def test_thePressingOnesFirst(self) -> None:
+        """Heartbeats overtake everything, what others wait for the rest, and what need not be done waits for all."""
+        works = [self.etcd.get("/a"), self.etcd.get("/b"), self.etcd.revoke(1), self.etcd.grant(2, 30)]
+        works += [self.etcd.get("/c"), self.etcd.timeToLive(3), self.etcd.txn((), (), urgency=Urgency.pressing)]
+        works += [self.etcd.grant(4, 30, urgency=Urgency.vital), self.etcd.keepAlive([5])]
+        self.assertEqual([path for path, _ in self.asked], ["kv/txn", "kv/txn"])
+        order = [self.answer() for _ in range(7)]
+        vital, rest = order[:2], order[2:]
+        self.assertEqual(vital, ["lease/grant", "lease/keepalive"])
+        self.assertEqual(rest, ["lease/timetolive", "kv/txn", "lease/grant", "kv/txn", "lease/revoke"])
+        while self.asked:
+            self.answer()
+        for work in works:
+            self.successResultOf(work)
+
+    def test_waitingIsNobodysFault(self) -> None:
+        """What waits has not been asked: it is, with its whole patience, when its turn has come."""
+        busy = [self.etcd.get("/a"), self.etcd.get("/b")]
+        late = self.etcd.get("/c")
+        self.clock.advance(QUEUE - 1)
+        self.assertEqual(len(self.asked), 2)
+        self.answer()
+        self.clock.advance(2)
+        self.answer()
+        self.answer()
+        for work in (*busy, late):
+            self.successResultOf(work)
+
+    def test_someWaitInVain(self) -> None:
+        """What has waited for too long is refused, and its turn goes to another; so it is with what is ended."""
+        busy = [self.etcd.get("/a"), self.etcd.get("/b")]
+        waiting = [self.etcd.get("/c"), self.etcd.get("/d")]
+        self.clock.advance(1)
+        last = self.etcd.grant(1, 30)
+        waiting[1].cancel()
+        self.failureResultOf(waiting[1], CancelledError)
+        self.clock.advance(QUEUE - 1)
+        self.failureResultOf(waiting[0], StoreUnavailable)
+        self.assertEqual(self.answer(), "lease/grant")
+        self.assertEqual(len(self.asked), 2)
+        self.isOpen = False
+        closed = self.etcd.get("/e")
+        self.failureResultOf(closed, StoreUnavailable)
+        while self.asked:
+            self.answer()
+        for work in (*busy, last):
+            self.successResultOf(work)
+
+    def test_theGateIsAskedAgainThen(self) -> None:
+        """Nothing is asked of an etcd that went away meanwhile, and the turns are all given back."""
+        busy = [self.etcd.get("/a"), self.etcd.get("/b")]
+        waiting = self.etcd.get("/c")
+        self.isOpen = False
+        self.answer()
+        self.failureResultOf(waiting, StoreUnavailable)
+        self.isOpen = True
+        self.assertEqual(len(self.asked), 1)
+        more = self.etcd.get("/d")
+        self.assertEqual(len(self.asked), 2)
+        while self.asked:
+            self.answer()
+        for work in (*busy, more):
+            self.successResultOf(work)
+
+
+class KeepAliveTests(EtcdCase):
+    """Several leases in one request, which is nothing that etcd promises."""
+
+    def keeping(self, answer: Callable[[Sequence[int]], list[Any]]) -> tuple[Any, Etcd]:
+        """A server that answers keep-alives with lines."""
+
+        def handle(call: Call) -> None:
+            asked = [int(json.loads(line)["ID"]) for line in call.body.splitlines()]
+            call.answer(200, b"\n".join(json.dumps(each).encode() for each in answer(asked)))
+
+        server = self.serve(handle)
+        return server, self.etcd(server.url, timeout=0.3)
+
+    async def test_missingAnswersAreAskedForAlone(self) -> None:
+        """Answers that vanish under a 200, come in another order, or are an error's, cost a request more."""
+        alive = {"TTL": "5"}
+        server, etcd = self.keeping(
+            lambda asked: (
+                [{"error": {"grpc_code": 14}}, {"result": {"ID": "3"}}, {"result": {"ID": "1", **alive}}]
+                if len(asked) > 1
+                else [{"result": {"ID": str(asked[0]), **alive}}]
+            )
+        )
+        self.assertEqual(await etcd.keepAlive([1, 2, 3, 4]), [True, True, False, True])
+        self.assertEqual(len(server.calls), 3)
+
+    async def test_noAnswerAtAllIsTrouble(self) -> None:
+        """What etcd says nothing about is not called gone."""
+        for lines in ([], [{"error": {"grpc_code": 14, "message": "no leader"}}]):
+            _, etcd = self.keeping(lambda asked, lines=lines: lines)  # type: ignore[misc]  # a loop's
+            await self.refuses(StoreUnavailable, etcd.keepAlive([1]))
+
+
+class UserTests(EtcdCase):
+    """An etcd that asks who is there."""
+
+    async def test_aPasswordThatChanges(self) -> None:
+        """
+        One from a file is read again when the file has changed: before the next authentication, and after one that was
+        refused. While the file has the old one, or none, the old one is tried.
+        """
+        path = Path(self.mktemp())
+        path.write_text("old")
+        state = {"password": "old", "token": "t0"}
+        tried: list[str] = []
+
+        def handle(call: Call) -> None:
+            if call.path.endswith("/authenticate"):
+                tried.append(json.loads(call.body)["password"])
+                if tried[-1] != state["password"]:
+                    call.answer(400, refusal(3, "etcdserver: authentication failed, invalid user ID or password"))
+                    if state["password"] == "late":
+                        path.write_text("late")
+                else:
+                    call.answer(200, {"token": state["token"]})
+            elif call.headers.get("authorization") == state["token"]:
+                call.answer(200, DONE)
+            else:
+                call.answer(401, refusal(16, "invalid auth token"))
+
+        def changeTo(password: str) -> None:
+            tried.clear()
+            state.update(password=password, token=f"of {password}")
+
+        def read() -> str:
+            if not path.read_text():
+                raise ValueError("has no password")
+            return path.read_text()
+
+        file = Reloaded("Password file", [str(path)], read, lambda password: password)
+        etcd = self.etcd(self.serve(handle).url, credentials=("joe", file))
+        await etcd.txn((), ())
+        self.assertEqual(tried, ["old"])
+        changeTo("new")
+        path.write_text("new")
+        await etcd.txn((), ())
+        self.assertEqual(tried, ["new"])
+        changeTo("newer")
+        for content in ("new", ""):
+            path.write_text(content)
+            said = await self.refuses(StoreUnavailable, etcd.txn((), ()))
+            self.assertIn("check the name and the password", said)
+        self.assertEqual(tried, ["new", "new"])
+        path.write_text("newer")
+        await etcd.txn((), ())
+        # The file changes while the old password is refused.
+        changeTo("late")
+        await etcd.txn((), ())
+        self.assertEqual(tried, ["newer", "late"])
+
+    async def test_anEndedTokenIsReplacedOnce(self) -> None:
+        """However many requests meet its end together; so is one from before a change of etcd's users."""
+        for ended in (refusal(16, "invalid auth token"), refusal(3, "etcdserver: revision of auth store is old")):
+            names: list[str] = []
+            held: list[Call] = []
+
+            def handle(call: Call, names: list[str] = names, held: list[Call] = held, ended: Any = ended) -> None:
+                if call.path.endswith("/authenticate"):
+                    names.append(json.loads(call.body)["name"])
+                    call.answer(200, {"token": f"token{len(names)}"})
+                elif call.headers["authorization"] == "token1":
+                    held.append(call)
+                    if len(held) == 5:
+                        for each in held:
+                            each.answer(401, ended)
+                else:
+                    call.answer(200, DONE)
+
+            etcd = self.etcd(self.serve(handle).url, credentials=("joe", "secret"))
+            await gatherResults([etcd.txn((), ()) for _ in range(5)])
+            self.assertEqual(names, ["joe", "joe"])
+
+    async def test_aTokenThatIsRefusedAgainIsTrouble(self) -> None:
+        """A member that refuses each token it has given out is not asked for ever."""
+
+        def handle(call: Call) -> None:
+            if call.path.endswith("/authenticate"):
+                call.answer(200, {"token": "t"})
+            else:
+                call.answer(401, refusal(16, "invalid auth token"))
+
+        server = self.serve(handle)
+        await self.refuses(EtcdError, self.etcd(server.url, credentials=("joe", "secret")).txn((), ()))
+        self.assertEqual(len(server.calls), 4)
+
+    def test_passwordsAreInNoText(self) -> None:
+        """What shows a user shows neither password nor token."""
+        self.assertEqual(repr(User("joe", "secret", "t0ken")), "User(name='joe')")

@@ -1,0 +1,206 @@
+"""
+Watches of etcd, against servers that say what etcd can't be made to say when a test wants it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from random import Random
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.task import Clock
+from twisted.web.client import BrowserLikePolicyForHTTPS
+
+from tests.loopback import Call, LoopbackTestCase, Server
+from txserviceregistry.registry.stores.etcd.gateway import encode
+from txserviceregistry.registry.stores.etcd.watch import Change, Watch, WatchEnded, watchingAgent
+
+HEAD = b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def message(*events: dict[str, Any], **more: Any) -> bytes:
+    """A line of a watch's answer."""
+    return json.dumps({"result": {"header": {}, "events": list(events), **more}}).encode("ascii") + b"\n"
+
+
+def event(key: str, value: str = "", revision: int = 1) -> dict[str, Any]:
+    """A change as etcd tells it."""
+    return {"kv": {"key": encode(key), "value": encode(value), "mod_revision": str(revision)}}
+
+
+def chunk(data: bytes) -> bytes:
+    """A part of a body."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+class WatchCase(LoopbackTestCase):
+    """Tests with watches over real connections."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.changes: list[Change] = []
+        self.why: list[str | None] = []
+
+    def watch(self, url: str, revision: int = 1, prefix: str = "/", onChange: Any = lambda watch: None) -> Watch:
+        """Begin a watch, which ends with the test; *onChange* is called with it at each change."""
+
+        def changed(change: Change) -> None:
+            self.changes.append(change)
+            onChange(watch)
+
+        agent = watchingAgent(reactor, BrowserLikePolicyForHTTPS(), 1.0)
+        watch = Watch(agent, self.clock, changed, silence=3.0)
+        watch.ended.addCallbacks(
+            self.why.append, lambda failure: self.why.append(str(failure.trap(WatchEnded) and failure.value))
+        )
+        watch.start(url, prefix, revision)
+        self.addCleanup(watch.stop)
+        return watch
+
+
+class WatchTests(WatchCase):
+    """A watch of a server that plays etcd."""
+
+    def serving(self, *parts: bytes) -> Server:
+        """A server that answers a watch with these parts of a body, and leaves it open."""
+
+        def handle(call: Call) -> None:
+            call.raw(HEAD)
+            for part in parts:
+                call.raw(chunk(part))
+
+        return self.serve(handle)
+
+    async def test_asksForWhatIsWanted(self) -> None:
+        """All keys below the prefix, from a revision on, each with what it was before."""
+        server = self.serving()
+        self.watch(server.url, 7, "/a/")
+        await self.until(lambda: server.calls)
+        self.assertEqual(server.calls[0].path, "/v3/watch")
+        self.assertEqual(
+            json.loads(server.calls[0].body),
+            {
+                "create_request": {
+                    "key": encode("/a/"),
+                    "range_end": encode("/a0"),
+                    "start_revision": "7",
+                    "prev_kv": True,
+                }
+            },
+        )
+
+    async def test_tellsChangesInTheirOrder(self) -> None:
+        """What is set and what is deleted, with what was there before where that is known."""
+        gone = {**event("/a", revision=3), "type": "DELETE", "prev_kv": event("/a", "x", 2)["kv"]}
+        server = self.serving(message(created=True), message(event("/a", "x", 2)), message(gone, event("/b", "y", 3)))
+        self.watch(server.url)
+        await self.until(lambda: len(self.changes) == 3)
+        self.assertEqual([each.now.key for each in self.changes], ["/a", "/a", "/b"])
+        self.assertEqual([each.isDeleted for each in self.changes], [False, True, False])
+        self.assertEqual(self.changes[1].before, self.changes[0].now)
+        self.assertIsNone(self.changes[2].before)
+        self.assertEqual(self.why, [])
+
+    async def test_linesMayBeCutAnywhere(self) -> None:
+        """However the network cuts it, and however long a line is, each change is told once and whole."""
+        lines = message(event("/long", "x" * 1_500_000)) + b"".join(message(event(f"/{n}", "é\n")) for n in range(50))
+        random = Random(6)
+        for size in (1, 3, 100_000):
+            self.changes.clear()
+            tail, parts = lines[-2000:] if size < 100 else lines, []
+            if size < 100:
+                # The long line goes in large parts, or this would take long.
+                parts = [lines[at : at + 65_536] for at in range(0, len(lines) - 2000, 65_536)]
+                parts[-1] = lines[(len(parts) - 1) * 65_536 : -2000]
+            at = 0
+            while at < len(tail):
+                length = random.randint(1, size)
+                parts.append(tail[at : at + length])
+                at += length
+            self.watch(self.serving(*parts).url)
+            await self.until(lambda: len(self.changes) == 51)
+            self.assertEqual(len(self.changes[0].now.value), 1_500_000)
+            self.assertEqual({each.now.value for each in self.changes[1:]}, {"é\n".encode()})
+
+    async def test_canceledIsTheEnd(self) -> None:
+        """A watch that etcd has canceled is over, with its reason, though the answer stays open."""
+        server = self.serving(message(canceled=True, cancel_reason="required revision has been compacted"))
+        self.watch(server.url)
+        await self.until(lambda: self.why)
+        self.assertEqual(self.why, ["required revision has been compacted"])
+        await self.until(lambda: not server.open)
+
+    async def test_silenceIsTheEnd(self) -> None:
+        """Without a change for long the watch counts as deaf; each change gives it the whole time again."""
+        server = self.serving(message(event("/a")))
+        self.watch(server.url)
+        await self.until(lambda: self.changes)
+        self.clock.advance(2.9)
+        server.calls[0].raw(chunk(message(event("/b"))))
+        await self.until(lambda: len(self.changes) == 2)
+        self.clock.advance(2.9)
+        # That it lives without a change, as etcd says now and then, is none.
+        server.calls[0].raw(chunk(message()))
+        self.assertEqual(self.why, [])
+        self.clock.advance(0.2)
+        self.assertEqual(self.why, ["it is silent"])
+        await self.until(lambda: not server.open)
+
+    async def test_silenceBeforeTheAnswer(self) -> None:
+        """A member that does not even answer is left as well."""
+        server = self.serve(lambda call: None)
+        self.watch(server.url)
+        await self.until(lambda: server.calls)
+        self.clock.advance(3.1)
+        self.assertEqual(self.why, ["it is silent"])
+        await self.until(lambda: not server.open)
+
+    async def test_aLostConnectionIsTheEnd(self) -> None:
+        """However the connection ends, in the middle of a line too, nothing of half a line is told."""
+        ends: Iterable[Any] = (Call.hangUp, Call.reset, lambda call: call.raw(b"0\r\n\r\n"))
+        for number, end in enumerate(ends, 1):
+            server = self.serving(message(event("/a")), message(event("/b"))[:-9])
+            self.watch(server.url)
+            await self.until(lambda expected=number: len(self.changes) == expected)  # type: ignore[misc]  # a loop's
+            end(server.calls[0])
+            await self.until(lambda expected=number: len(self.why) == expected)  # type: ignore[misc]  # as above
+        self.assertNotIn(None, self.why)
+        self.assertEqual({each.now.key for each in self.changes}, {"/a"})
+
+    async def test_whatIsNoWatchIsTheEnd(self) -> None:
+        """Another status, another thing than a watch's answer, and nobody there: each is the end, with a reason."""
+        wrong: list[Any] = [
+            self.serve(lambda call: call.answer(503, {"error": "no leader"})),
+            self.serving(b"no JSON\n"),
+            self.serving(b'{"error": {"grpc_code": 14}}\n'),
+            self.serving(b"[]\n"),
+        ]
+        for number, url in enumerate([*(each.url for each in wrong), await self.unusedUrl()], 1):
+            self.watch(url)
+            await self.until(lambda expected=number: len(self.why) == expected)  # type: ignore[misc]  # a loop's
+        self.assertIn("503", str(self.why[0]))
+        self.assertNotIn(None, self.why)
+        await self.until(lambda: not any(each.open for each in wrong))
+
+    async def test_stopLeavesNothing(self) -> None:
+        """At any moment: while it connects, before the answer, and after it."""
+        silent, talking = self.serve(lambda call: None), self.serving(message(event("/a")))
+        watches = [self.watch(await self.unusedUrl()), self.watch(silent.url), self.watch(talking.url)]
+        watches[0].stop()
+        await self.until(lambda: silent.calls and self.changes)
+        for watch in watches[1:]:
+            watch.stop()
+            watch.stop()
+        self.assertEqual(self.why, [None] * 3)
+        await self.until(lambda: not silent.open and not talking.open)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    async def test_whoStopsAtAChangeHearsOfNoOther(self) -> None:
+        """A watch that is stopped by who hears of a change tells nothing more of what has come with it."""
+        server = self.serving(message(event("/a"), event("/b")))
+        self.watch(server.url, onChange=Watch.stop)
+        await self.until(lambda: self.why)
+        self.assertEqual(len(self.changes), 1)
+        await self.until(lambda: not server.open)
