@@ -1,0 +1,52 @@
+"""Tests for the package's own names."""
+
+from __future__ import annotations
+
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import txserviceregistry
+from tests import ROOT
+from txserviceregistry._version import DISTRIBUTION, installCommand
+
+
+class PackageTests(SynchronousTestCase):
+    """``import txserviceregistry``."""
+
+    def test_givesTheNamesThatMostUsersNeed(self) -> None:
+        """Each promised name is there, and is the one of its module."""
+        from txserviceregistry.client import Client
+
+        self.assertIs(txserviceregistry.Client, Client)
+        for name in txserviceregistry.__all__:
+            self.assertIsNotNone(getattr(txserviceregistry, name))
+            self.assertIn(name, dir(txserviceregistry))
+
+    def test_saysWhatItDoesNotHave(self) -> None:
+        """An unknown name is an AttributeError like any module's."""
+        error = self.assertRaises(AttributeError, getattr, txserviceregistry, "Nothing")
+        self.assertEqual(str(error), "module 'txserviceregistry' has no attribute 'Nothing'")
+
+
+class DistributionTests(SynchronousTestCase):
+    """What pip calls the package: on PyPI, the import name belongs to another one."""
+
+    def test_nothingInstallsTheOtherPackage(self) -> None:
+        """No page, program or workflow tells anybody to install txserviceregistry by that name."""
+        wrong = re.compile(r"pip install[^\n`]*[ '\"]txserviceregistry\b(?!/)", re.IGNORECASE)
+        for pattern in ("*", "docs/**/*.rst", "txserviceregistry/**/*.py", ".github/**/*.yml"):
+            for path in filter(Path.is_file, ROOT.glob(pattern)):
+                self.assertNotRegex(path.read_text(), wrong, str(path))
+
+    def test_theNameIsOne(self) -> None:
+        """Messages, the packages' metadata and the workflow that publishes them have the same name."""
+        setup = ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        self.assertEqual(setup["metadata"]["name"], DISTRIBUTION)
+        self.assertIn(f"pip install '{DISTRIBUTION}[cli]'", installCommand("cli"))
+        workflow = (ROOT / ".github/workflows/publish.yml").read_text()
+        self.assertIn(f"https://pypi.org/project/{DISTRIBUTION}/", workflow)
+        self.assertIn(f"dist/{DISTRIBUTION.replace('-', '_')}-", workflow)
