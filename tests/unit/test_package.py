@@ -31,6 +31,20 @@ class PackageTests(SynchronousTestCase):
         self.assertEqual(str(error), "module 'txserviceregistry' has no attribute 'Nothing'")
 
 
+class SkipTests(SynchronousTestCase):
+    """Tests that are skipped."""
+
+    def test_allSayTheSameSentence(self) -> None:
+        """So trial prints once what to install, however many tests are skipped."""
+        for path in ROOT.glob("tests/**/*.py"):
+            for line in path.read_text().splitlines():
+                if (
+                    re.search(r"\b(SkipTest|skipIf|skipUnless)\(|\.skip = |^ +skip = ", line)
+                    and path.name != "test_package.py"
+                ):
+                    self.assertRegex(line, r"\bSENTENCE\)$", path.name)
+
+
 class DistributionTests(SynchronousTestCase):
     """What pip calls the package: on PyPI, the import name belongs to another one."""
 
@@ -40,6 +54,15 @@ class DistributionTests(SynchronousTestCase):
         for pattern in ("*", "docs/**/*.rst", "txserviceregistry/**/*.py", ".github/**/*.yml"):
             for path in filter(Path.is_file, ROOT.glob(pattern)):
                 self.assertNotRegex(path.read_text(), wrong, str(path))
+
+    def test_aCloneComesFirst(self) -> None:
+        """Until there is a release, pages and messages that name the distribution say first how to install a clone."""
+        pages = {path.name: path.read_text() for path in [*ROOT.glob("*.rst"), *ROOT.glob("docs/**/*.rst")]}
+        messages = {"message": installCommand("cli")}
+        for name, text in {**pages, **messages}.items():
+            released = re.search(rf"{DISTRIBUTION}\[|install {DISTRIBUTION}", text)
+            if released is not None:
+                self.assertIn("clone", text[: released.start()], name)
 
     def test_theNameIsOne(self) -> None:
         """Messages, the packages' metadata and the workflow that publishes them have the same name."""
