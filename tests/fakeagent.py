@@ -14,7 +14,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from txserviceregistry.http.pool import BytesProducer, WholeResponse
+from txserviceregistry.http.bodies import BytesProducer, WholeResponse
 from txserviceregistry.util.faults import FAULT_TYPES
 
 TOKEN = "the-auth-token"

@@ -29,7 +29,8 @@ from .heartbeats.heartbeater import HeartBeater
 from .heartbeats.services import ServicesClient
 from .http.agent import httpAgent
 from .http.jsontransport import TIMEOUT, JSONTransport
-from .http.pool import ConnectionPool, QueueingAgent, ResumingAgent
+from .http.pool import ConnectionPool
+from .http.queueing import QueueingAgent, ResumingAgent
 from .http.tls import tlsPolicy
 from .settings import Settings, parseUrls, readSettings
 from .util.deferred import returnsDeferred, waitFor

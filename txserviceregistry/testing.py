@@ -38,7 +38,7 @@ from twisted.web.resource import Resource
 from zope.interface import implementer
 
 from .client import Client
-from .http.pool import BytesProducer, WholeResponse, readWhole
+from .http.bodies import BytesProducer, WholeResponse, readWhole
 from .registry.core import EVENT_RETENTION, Registry
 from .registry.http.resource import ApiResource
 from .registry.identity.identity import Identity

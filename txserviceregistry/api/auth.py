@@ -28,8 +28,8 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import Interface, implementer
 
 from ..errors import APIError, AuthenticationFailed, ForeignResponse, InvalidSettings, ServerError, ServiceRegistryError
+from ..http.bodies import BytesProducer, Collector, FixedHeaders, WholeResponse, readWhole
 from ..http.jsontransport import ClientClosed, JSONTransport, Response
-from ..http.pool import BytesProducer, Collector, FixedHeaders, WholeResponse, readWhole
 from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred, then
 from ..util.faults import faultIn

@@ -33,7 +33,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBod
 from zope.interface import implementer
 
 from ..http.agent import endpointTo, httpAgent
-from ..http.pool import BytesProducer, Collector
+from ..http.bodies import BytesProducer, Collector
 from ..http.tls import tlsPolicy
 from .balancing import Balancer, TryNext, View, tryEach
 from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout

@@ -32,7 +32,7 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClie
 from zope.interface import implementer
 
 from ..util.deferred import then
-from .pool import BytesProducer, FixedHeaders
+from .bodies import BytesProducer, FixedHeaders
 from .resolving import ResolvingTimedOut, hostNames
 from .tls import describeTLS
 

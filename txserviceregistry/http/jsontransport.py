@@ -28,16 +28,10 @@ from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, Servi
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from ..util.tries import NothingLeft, Race, TryIsLate
 from .agent import describeFailure
+from .bodies import BytesProducer, FixedHeaders, ResponseTooLarge, WholeResponse
 from .failover import Servers
-from .pool import (
-    AgentClosed,
-    BytesProducer,
-    FixedHeaders,
-    InsecureConnection,
-    ResponseTooLarge,
-    StaleConnection,
-    WholeResponse,
-)
+from .pool import InsecureConnection, StaleConnection
+from .queueing import AgentClosed
 from .resolving import RESOLVING, ResolvingTimedOut, stageOf
 
 _T = TypeVar("_T")
@@ -261,7 +255,7 @@ class JSONTransport:
     request is sent to the next server too, and the first response counts. A request that waits for events is cancelled
     when its server fails, because that one may never answer.
 
-    :param agent: sends the requests: a :class:`~txserviceregistry.http.pool.QueueingAgent`, or an agent over one.
+    :param agent: sends the requests: a :class:`~txserviceregistry.http.queueing.QueueingAgent`, or an agent over one.
     :param clock: for the deadlines.
     :param baseUrls: the URLs before the paths, without a slash at the end.
     :param timeout: seconds that a request may take, unless it has a timeout of its own.

@@ -19,7 +19,7 @@ from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.etcd.relay import Relay
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from tests.unit.registry.stores.sharedsuite import Listener
-from txserviceregistry.http.pool import BytesProducer
+from txserviceregistry.http.bodies import BytesProducer
 from txserviceregistry.registry.eventids import position
 from txserviceregistry.registry.stores.etcd.gateway import KeyValue, endOf, put
 from txserviceregistry.registry.stores.etcd.store import EtcdStore

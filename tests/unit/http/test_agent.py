@@ -21,7 +21,8 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from txserviceregistry.http.agent import ATTEMPT_DELAY, endpointTo, httpAgent
-from txserviceregistry.http.pool import BytesProducer, ConnectionPool, FixedHeaders
+from txserviceregistry.http.bodies import BytesProducer, FixedHeaders
+from txserviceregistry.http.pool import ConnectionPool
 
 from ...loopback import LoopbackTestCase
 

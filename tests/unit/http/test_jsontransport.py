@@ -15,8 +15,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from txserviceregistry.errors import ConnectionFailed, MalformedResponse, RequestTimedOut
+from txserviceregistry.http.bodies import ResponseTooLarge
 from txserviceregistry.http.jsontransport import ClientClosed, JSONTransport, segment
-from txserviceregistry.http.pool import AgentClosed, ResponseTooLarge, StaleConnection
+from txserviceregistry.http.pool import StaleConnection
+from txserviceregistry.http.queueing import AgentClosed
 
 from ...fakeagent import FakeAgent, answer
 

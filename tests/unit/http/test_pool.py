@@ -17,18 +17,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, ResponseFailed, ResponseNeverReceived, readBody
 
-from txserviceregistry.http import pool as agents
-from txserviceregistry.http.pool import (
-    HANGING,
-    MOST_BESIDE,
-    AgentClosed,
-    BytesProducer,
-    ConnectionPool,
-    FixedHeaders,
-    QueueingAgent,
-    ResponseTooLarge,
-    StaleConnection,
-)
+from txserviceregistry.http import bodies
+from txserviceregistry.http.bodies import BytesProducer, FixedHeaders, ResponseTooLarge
+from txserviceregistry.http.pool import ConnectionPool, StaleConnection
+from txserviceregistry.http.queueing import HANGING, MOST_BESIDE, AgentClosed, QueueingAgent
 
 from ...fakeagent import FakeAgent, answer
 from ...loopback import Call, LoopbackTestCase, Server
@@ -97,8 +89,8 @@ class ConnectionTests(LoopbackTestCase):
             def request(self, *args: Any) -> Any:
                 return inner.request(*args)
 
-        original = agents._Body.connectionMade
-        self.patch(agents._Body, "connectionMade", lambda body: (seen.append(body), original(body))[1])
+        original = bodies._Body.connectionMade
+        self.patch(bodies._Body, "connectionMade", lambda body: (seen.append(body), original(body))[1])
         stalled = QueueingAgent(Watching()).request(b"GET", server.url.encode())
         await self.until(lambda: seen)
         stalled.cancel()
@@ -142,7 +134,7 @@ class ConnectionTests(LoopbackTestCase):
 
     async def test_tooLargeBodiesAreRefused(self) -> None:
         """A body longer than any answer of the API ends the request, announced or not, and the connection."""
-        self.patch(agents, "MAX_BODY", 10)
+        self.patch(bodies, "MAX_BODY", 10)
 
         def handler(call: Call) -> None:
             if call.path == "/announced":

@@ -18,8 +18,9 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ...http.agent import httpAgent
+from ...http.bodies import BytesProducer, WholeResponse
 from ...http.jsontransport import TIMEOUT
-from ...http.pool import BytesProducer, ConnectionPool, WholeResponse
+from ...http.pool import ConnectionPool
 from ...http.tls import tlsPolicy
 from ...settings import Settings
 from ...util.escaping import escaped

@@ -17,7 +17,7 @@ from twisted.web.http_headers import Headers
 from ..._version import __version__
 from ...heartbeats.healthcheck import HealthCheck, HealthCheckFailed
 from ...http.agent import describeFailure, endpointTo, httpAgent
-from ...http.pool import QueueingAgent
+from ...http.queueing import QueueingAgent
 from ...http.resolving import stageOf
 from ...http.tls import tlsPolicy
 from ...util.deferred import returnsDeferred

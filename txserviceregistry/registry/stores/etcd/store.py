@@ -37,7 +37,8 @@ from zope.interface import implementer
 
 from ....http.agent import httpAgent
 from ....http.jsontransport import JSONTransport
-from ....http.pool import ConnectionPool, QueueingAgent
+from ....http.pool import ConnectionPool
+from ....http.queueing import QueueingAgent
 from ....http.tls import tlsPolicy
 from ....util.concurrency import Turns
 from ....util.deferred import returnsDeferred

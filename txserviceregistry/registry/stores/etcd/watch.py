@@ -22,7 +22,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IPolicyForHTTPS, IResponse
 
 from ....http.agent import httpAgent
-from ....http.pool import BytesProducer
+from ....http.bodies import BytesProducer
 from .gateway import KeyValue, encode, endOf, keyValue
 
 # No change, and no group of changes of one revision, is this large; it bounds what a broken server can make us hold.

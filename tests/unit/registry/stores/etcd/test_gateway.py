@@ -20,7 +20,8 @@ from twisted.web.iweb import IAgent, IPolicyForHTTPS
 
 from tests.loopback import Call, LoopbackTestCase
 from txserviceregistry.http.jsontransport import JSONTransport
-from txserviceregistry.http.pool import ConnectionPool, QueueingAgent
+from txserviceregistry.http.pool import ConnectionPool
+from txserviceregistry.http.queueing import QueueingAgent
 from txserviceregistry.registry.stores.etcd.gateway import (
     QUEUE,
     Etcd,

@@ -1,0 +1,194 @@
+"""
+Bodies and headers of requests, and responses that are read whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import (
+    IConsumer,
+    IProtocol,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
+from zope.interface import implementer
+
+#: No answer of the API comes near this many bytes. It bounds what a broken server can make a client hold.
+MAX_BODY = 16 * 1024 * 1024
+
+
+class ResponseTooLarge(Exception):
+    """The body of an answer was longer than any that the API gives."""
+
+
+@implementer(IBodyProducer)
+class BytesProducer:
+    """
+    A request's body that is in memory, and can be sent more than once.
+
+    :param body: the body.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self.body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Everything is written at once; there is nothing to hold back."""
+
+    def resumeProducing(self) -> None:
+        """Everything is written at once; there is nothing to go on with."""
+
+    def stopProducing(self) -> None:
+        """Everything is written at once; there is nothing to stop."""
+
+
+class FixedHeaders(Headers):
+    """Headers that nobody changes, so that what is made of them can be kept: checking a header costs time."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self, rawHeaders: Mapping[bytes, Sequence[bytes]] | None = None) -> None:
+        super().__init__(rawHeaders)
+        self._last: tuple[bytes, bytes, Headers] | None = None
+
+    def having(self, name: bytes, value: bytes) -> Headers:
+        """These and one more, which are nobody's to change either. The last ones are kept."""
+        if self._last is None or self._last[:2] != (name, value):
+            more = self.copy()
+            more.setRawHeaders(name, [value])
+            self._last = name, value, more
+        return self._last[2]
+
+
+@implementer(IConsumer)
+class Collector:
+    """Keeps what a body's producer writes."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def registerProducer(self, producer: object, streaming: bool) -> None:
+        """A body's producer does not register, and nothing has to be held back."""
+
+    def unregisterProducer(self) -> None:
+        """Nothing is known of it."""
+
+    @property
+    def body(self) -> bytes:
+        """All of it so far."""
+        return b"".join(self._parts)
+
+
+class _Nowhere:
+    """The transport of a body that has arrived already: all that can be asked of it has happened."""
+
+    def pauseProducing(self) -> None:
+        pass
+
+    resumeProducing = stopProducing = loseConnection = abortConnection = pauseProducing
+
+
+@implementer(IResponse)
+class WholeResponse:
+    """
+    A response whose body is here.
+
+    :ivar body: the body's bytes.
+    """
+
+    def __init__(self, original: IResponse, body: bytes) -> None:
+        self.version = original.version
+        self.code = original.code
+        self.phrase = original.phrase
+        self.headers = original.headers
+        self.request = original.request
+        self.previousResponse = original.previousResponse
+        self.length = len(body)
+        self.body = body
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """Hand the whole body to *protocol*, at once. Can be done any number of times."""
+        protocol.makeConnection(_Nowhere())  # type: ignore[arg-type] # as little of a transport as a body's has
+        if self.body:
+            protocol.dataReceived(self.body)
+        protocol.connectionLost(Failure(ResponseDone("The body was here already")))
+
+    def setPreviousResponse(self, response: IResponse) -> None:
+        self.previousResponse = response
+
+
+class _Body(Protocol):
+    """Collects a body; cancelling :attr:`whole` ends the connection, which Twisted's ``readBody`` does not."""
+
+    def __init__(self, response: IResponse, abort: Callable[[], object] | None) -> None:
+        self._response = response
+        self._abort = abort
+        self._parts: list[bytes] = []
+        self._size = 0
+        self.whole: Deferred[WholeResponse] = Deferred(lambda _: self.abort())
+
+    def abort(self) -> None:
+        if self._abort is not None:
+            self._abort()
+            return
+        # A transport under an agent that is not ours: the hardest way of ending that it has.
+        for name in ("abortConnection", "loseConnection", "stopProducing"):
+            end = getattr(self.transport, name, None)
+            if end is not None:
+                end()
+                return
+
+    def connectionMade(self) -> None:
+        length = self._response.length
+        if length is not UNKNOWN_LENGTH and length > MAX_BODY:
+            self._refuse()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_BODY:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        self._parts.clear()
+        if not self.whole.called:
+            self.abort()
+            self.whole.errback(ResponseTooLarge(f"more than {MAX_BODY} bytes"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.whole.called:
+            return
+        # Without a length the end of the connection is the end of the body; whether it is whole, the JSON says.
+        if isinstance(reason.value, (ResponseDone, PotentialDataLoss)):
+            self.whole.callback(WholeResponse(self._response, b"".join(self._parts)))
+        else:
+            self.whole.errback(reason)
+
+
+def readWhole(
+    response: IResponse, abort: Callable[[], object] | None = None
+) -> WholeResponse | Deferred[WholeResponse]:
+    """
+    The response with its body.
+
+    :param abort: ends the connection, when the body is not wanted any more; the body's own transport if not given.
+    """
+    if type(response) is WholeResponse:
+        return response
+    body = _Body(response, abort)
+    response.deliverBody(body)
+    return body.whole
