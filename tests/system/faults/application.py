@@ -141,6 +141,11 @@ class Load:
         timeout: int = self._options.timeout
         return timeout
 
+    @property
+    def isPaused(self) -> bool:
+        """Whether nothing new is begun."""
+        return self._isPaused
+
     def nextNumber(self) -> int:
         """A number that nothing else has."""
         return next(self._numbers)
@@ -212,9 +217,14 @@ class _Creator:
         self._load = load
         self._name = name
         self._beating: list[tuple[str, HeartBeater]] = []
+        # Not surely removed when there was a pause.
+        self._left: list[str] = []
 
     async def step(self) -> None:
         load = self._load
+        await self._removeLeft()
+        if load.isPaused:
+            return
         isKept = load.random.random() < 0.3
         timeout = load.timeout if isKept else _LONGEST_TIMEOUT
         id = f"{self._name}-{load.nextNumber()}"
@@ -222,20 +232,30 @@ class _Creator:
         if outcome is Outcome.acknowledged and isKept:
             self._keep(id, created[1])
         elif outcome is not Outcome.refused:
-            await self._remove(id)
+            self._left.append(id)
+            await self._removeLeft()
         if len(self._beating) > _KEPT:
             await self._end()
 
     async def end(self) -> None:
-        while self._beating:
-            await self._end()
+        while self._left or self._beating:
+            await self._removeLeft()
+            if self._beating:
+                await self._end()
+
+    async def _removeLeft(self) -> None:
+        while self._left and await self._remove(self._left[0]):
+            self._left.pop(0)
 
     async def _end(self) -> None:
-        id, heartBeater = self._beating.pop(0)
+        id, heartBeater = self._beating[0]
         # It is heartbeated until it is surely gone, so that its timeout is never to blame for that.
         self._load.tell("resting", id=id)
-        await self._remove(id)
-        await heartBeater.stop()
+        if await self._remove(id):
+            self._beating.pop(0)
+            await heartBeater.stop()
+        else:
+            self._load.tell("beating", id=id)
 
     def _keep(self, id: str, heartBeater: HeartBeater) -> None:
         heartBeater.start()
@@ -243,12 +263,17 @@ class _Creator:
         heartBeater.whenStopped().addErrback(lambda _: self._load.tell("lost", id=id))
         self._beating.append((id, heartBeater))
 
-    async def _remove(self, id: str) -> None:
+    async def _remove(self, id: str) -> bool:
+        """
+        :return: whether it is surely gone; it is tried until a pause, during which nothing may be reached.
+        """
         while True:
             outcome, _ = await self._load.do("remove", id, lambda: self._load.client.services.remove(id))
             if outcome is not Outcome.unknown:
-                return
+                return True
             await self._load.rest()
+            if self._load.isPaused:
+                return False
 
 
 class _Commands(LineOnlyReceiver):
