@@ -28,7 +28,7 @@ def _below(key: str) -> str:
 def _namespacePath(namespace: str) -> str:
     namespace = namespace.rstrip("/")
     # All qualified keys are below the slash alone.
-    return _below((requestedKey(namespace) if namespace else "") + "/")
+    return _below((requestedKey(namespace, "namespace") if namespace else "") + "/")
 
 
 class ConfigurationClient:

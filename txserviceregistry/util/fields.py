@@ -36,14 +36,15 @@ def requestedId(serviceId: Any) -> str:
     return serviceId
 
 
-def requestedKey(key: Any) -> str:
+def requestedKey(key: Any, what: str = "configuration key") -> str:
     """
     A configuration key in a request, or a namespace, which is written in the same way.
 
+    :param what: which of the two, for the error.
     :raises BadRequest: what a registry would answer, if no value can have it.
     """
     if not isinstance(key, str) or not KEY.fullmatch(key):
-        raise _invalid("configurationId", f"{key!r} is not a configuration key: {KEY_RULE}")
+        raise _invalid("configurationId", f"{key!r} is not a {what}: {KEY_RULE}")
     return key
 
 

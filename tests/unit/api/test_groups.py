@@ -81,7 +81,8 @@ class ConfigurationTests(GroupTestCase):
                 self.failureResultOf(call(key), BadRequest)
             refused = str(self.failureResultOf(client.configuration.set(key, "v"), BadRequest).value)
             self.assertIn("is not a configuration key: 3 to 170 characters", refused)
-        self.failureResultOf(client.configuration.listForNamespace("/a b"), BadRequest)
+        refused = self.failureResultOf(client.configuration.listForNamespace("/a b"), BadRequest).getErrorMessage()
+        self.assertIn("'/a b' is not a namespace: ", refused)
         self.assertEqual(self.asked, [])
 
     def test_getSetRemove(self) -> None:
