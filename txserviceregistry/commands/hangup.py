@@ -1,5 +1,5 @@
 """
-SIGHUP as daemons have it: read files again. In a terminal that was closed it still ends the process.
+Handling of SIGHUP: it reloads files, as in other daemons. When the terminal was closed, it ends the process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _STREAMS = (0, 1, 2)
 
 class Hangup:
     """
-    Takes SIGHUP from :meth:`start` on, until :meth:`stop`. Both have to be called in the main thread.
+    Handles SIGHUP from :meth:`start` until :meth:`stop`. Both have to be called in the main thread.
 
     :param reactor: calls *reload* in its thread, and is stopped when the process's terminal was closed.
     :param reload: called at each SIGHUP.
@@ -31,14 +31,14 @@ class Hangup:
         self._terminal: int | None = None
 
     def start(self) -> None:
-        """Take the signal."""
+        """Handle the signal from now on."""
         self._previous = signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._taken))
         # What was started by nohup outlives its terminal.
         outlives = self._previous == signal.SIG_IGN
         self._terminal = None if outlives else next(filter(os.isatty, _STREAMS), None)
 
     def stop(self) -> None:
-        """Give it back to whoever had it before."""
+        """Restore the previous handler."""
         signal.signal(signal.SIGHUP, self._previous)
 
     def _taken(self) -> None:

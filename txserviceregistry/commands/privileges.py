@@ -1,5 +1,5 @@
 """
-What root gives up before it works in a directory of another user.
+Dropping root's privileges before work in a directory of another user.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _NO_GROUP = 65534
 
 def becomeOwner(path: Path) -> None:
     """
-    If this is root's process and another user controls *path*, become that user for good: whatever this user does to
-    the directory meanwhile, the process can do no more there than this user can. What is made there is this user's.
+    If root runs this process and another user controls *path*, become that user for good: whatever this user does to
+    the directory meanwhile, the process can do no more there than this user can. New files belong to this user.
 
     :raises CommandFailed: if several users control it, or all.
     """

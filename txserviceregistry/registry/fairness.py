@@ -1,10 +1,10 @@
 """
-Fair order for work that unauthenticated clients ask for: how much a client has had so far decides how soon it is served
-again.
+Fair queueing of the work for unauthenticated clients: the less work has been done for a client, the sooner it is
+served.
 
-The order is start-time fair queueing, on several levels. On each level every party (an address, a connection) has a
-start tag, which is the amount of work done for it so far. The party with the lowest tag is served next. A party that is
-new on a level starts at the level's virtual time, which is behind nearly all parties that have been served before it.
+The algorithm is start-time fair queueing, on several levels. On each level every party (an address, a connection) has a
+start tag: the amount of work done for it so far. The party with the lowest tag is served next. The tag of a new party
+is the level's virtual time, which is lower than the tags of nearly all parties that have been served before.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import attrs
 _T = TypeVar("_T")
 _Path: TypeAlias = Sequence[Hashable]
 
-#: For how many parties of one level the work is remembered that was done for them. Beyond, all start anew.
+#: For how many parties of one level the amount of work is remembered. With more, all start from the virtual time.
 REMEMBERED_PARTIES = 10_000
 
 
 @attrs.frozen
 class Origin:
     """
-    Where a request or a handshake comes from.
+    The source of a request or a handshake.
 
     :ivar peer: the client's address (:func:`~txserviceregistry.registry.http.admission.peerOf`).
     :ivar connection: the number of the connection, or what else divides the work for one address.
@@ -48,8 +48,8 @@ class FairQueue(Generic[_T]):
     A queue that serves parties in turn, however many items each of them has in it.
 
     An item's path names its party on each level, the outermost first: ``(address, connection)`` divides the work evenly
-    between addresses, and what an address gets, evenly between its connections. Items with the same path are served as
-    they came. All paths have the same length.
+    between addresses, and the share of an address evenly between its connections. Items with the same path are served
+    in the order of their arrival. All paths have the same length.
     """
 
     def __init__(self) -> None:
@@ -61,27 +61,27 @@ class FairQueue(Generic[_T]):
         return self._count
 
     def add(self, path: _Path, item: _T) -> None:
-        """Let an item wait."""
+        """Put an item into the queue."""
         self._count += 1
         self._root.add(path, item)
 
     def pop(self, mayGo: Callable[[_Path], bool] = _always) -> tuple[_Path, _T] | None:
         """
-        Take the item whose turn it is.
+        Remove the item that is served next.
 
-        :param mayGo: is called with the beginning of a path, and says whether anything of it may be taken now.
-        :return: the item with its path; ``None`` if there is none that may be taken.
+        :param mayGo: whether items whose paths begin with the given one may be taken now.
+        :return: the item with its path; ``None`` if no item may be taken.
         """
         return self._take(mayGo, last=False)
 
     def dropLast(self) -> tuple[_Path, _T] | None:
         """
-        Take the item that would be served last; ``None`` if there is none.
+        Remove the item that would be served last; ``None`` if the queue is empty.
         """
         return self._take(_always, last=True)
 
     def charge(self, path: _Path, cost: float) -> None:
-        """Some work has been done for *path*, be it for an item that waited here or not."""
+        """Account for work done for *path*, whether or not it was for an item of this queue."""
         if self._count and cost > 0:
             self._root.charge(path, cost)
 
@@ -90,20 +90,20 @@ class FairQueue(Generic[_T]):
         if taken is not None:
             self._count -= 1
             if not self._count:
-                # Nobody waits, so there is no order to keep; and what was remembered of clients that are gone, goes.
+                # With an empty queue there is no order to keep. This also forgets clients that are gone.
                 self._root = _Level()
         return taken
 
 
 class _Level(Generic[_T]):
-    """The parties of one level, of which each has a level of its own, or items on the innermost level."""
+    """The parties of one level. Each has a level of its own; on the innermost level each has items."""
 
     def __init__(self) -> None:
         self._now = 0.0
-        # Up to where the parties have been served that have been served further than the virtual time.
+        # The work done for each party that has had more than the virtual time.
         self._ends: dict[Hashable, float] = {}
         self._pruneAt = 64
-        # The parties for which something waits, by start tag; and what waits.
+        # The parties with items, by start tag; and their items.
         self._heap: list[tuple[float, int, Hashable]] = []
         self._order = count()
         self._waiting: dict[Hashable, _Level[_T] | deque[_T]] = {}
@@ -158,8 +158,9 @@ class _Level(Generic[_T]):
     def charge(self, path: _Path, cost: float) -> None:
         party = path[0]
         self._ends[party] = max(self._now, self._ends.get(party, 0.0)) + cost
-        # Time goes on for those that wait as well: else a party that has been served would wait while new ones come.
-        # (Half as fast as each of them is served, so that what each is owed is not forgotten before its turn.)
+        # The virtual time also advances for parties that wait: otherwise a party that has been served would wait as
+        # long as new ones arrive. It advances half as fast as each of them is served, so that the party that has had
+        # the least keeps its lead until its turn.
         self._now += cost / (2 * (len(self._waiting) + 1))
         inside = self._waiting.get(party)
         if inside is not None and not isinstance(inside, deque):
@@ -173,7 +174,7 @@ class _Level(Generic[_T]):
     def _popFirst(self) -> tuple[float, int, Hashable]:
         while True:
             entry = heappop(self._heap)
-            # Work that was done since counts: it is looked up here, and not at each charge for thousands.
+            # The tag may be out of date: it is corrected here, because doing so at each charge costs more.
             end = self._ends.get(entry[2], 0.0)
             if end <= entry[0]:
                 return entry

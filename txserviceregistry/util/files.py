@@ -75,7 +75,7 @@ class WriteOutage:
         self._isOn = False
 
     def failed(self, error: OSError) -> None:
-        """A try to write the file failed."""
+        """Writing the file failed."""
         if not self._isOn:
             self._isOn = True
             self._log.warn(
@@ -86,7 +86,7 @@ class WriteOutage:
             )
 
     def ended(self) -> None:
-        """The file has been written."""
+        """Writing the file succeeded."""
         if self._isOn:
             self._isOn = False
             self._log.info("File {path} is written again", path=self._path)

@@ -25,8 +25,8 @@ class UnsafePath(PermissionError):
 
 def isPrivileged() -> bool:
     """
-    Whether this process may act on the files of all users: it is root's, and not in a user namespace that knows no
-    other user.
+    Whether this process may act on the files of all users: root runs it, and not in a user namespace without other
+    users.
     """
     if not hasattr(os, "geteuid") or os.geteuid() != _ROOT:
         return False
@@ -57,7 +57,7 @@ def controllingUser(path: str | os.PathLike[str]) -> int:
 
 
 def _places(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Each directory and link that the system meets when it follows a path."""
+    """Each directory and symbolic link on a path, as the system resolves it."""
     ahead = deque(path.split(os.sep))
     here = os.sep
     links = 0
@@ -101,8 +101,8 @@ def _isOpenToOthers(status: os.stat_result) -> bool:
 
 def checkPath(path: str | os.PathLike[str]) -> None:
     """
-    Make sure that a privileged process can use *path*: that no other user can change where it leads meanwhile. To other
-    processes all paths are good, because those do nothing that their own user could not do.
+    Check that a privileged process can use *path*: no other user can change where it leads. For other processes every
+    path is safe, because they can do nothing that their own user could not do.
 
     :raises UnsafePath: if another user can.
     :raises OSError: if a directory on the way can't be read.

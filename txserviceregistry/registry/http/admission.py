@@ -128,22 +128,22 @@ class _Waiting:
 
     def __init__(self) -> None:
         # A dict keeps the order in which things came; and what comes again, comes last.
-        self.strangers: dict[Evictable, None] = {}
+        self.unauthenticated: dict[Evictable, None] = {}
         self.known: dict[Evictable, None] = {}
 
     def add(self, connection: Evictable) -> None:
-        (self.known if connection.isKnown else self.strangers)[connection] = None
+        (self.known if connection.isKnown else self.unauthenticated)[connection] = None
 
     def discard(self, connection: Evictable) -> None:
-        self.strangers.pop(connection, None)
+        self.unauthenticated.pop(connection, None)
         self.known.pop(connection, None)
 
     def __bool__(self) -> bool:
-        return bool(self.strangers or self.known)
+        return bool(self.unauthenticated or self.known)
 
     def victim(self) -> Evictable | None:
-        """The connection that has to go before all others; one on which something has come just now, never."""
-        for connection in islice(self.strangers or self.known, CANDIDATES):
+        """The connection to close first; never one with unread input."""
+        for connection in islice(self.unauthenticated or self.known, CANDIDATES):
             if not connection.hasUnread:
                 return connection
         return None
@@ -153,8 +153,8 @@ class Connections:
     """
     All connections of a registry. When there are as many as may be, a new one takes the place of one that waits: first
     of those that have never shown a token, then of the others, and each time of the one that has waited longest. If a
-    request is being answered on every one of them, the new one has to go. Another one has to go when too much is kept
-    of what strangers have begun to send: the one that has been at it longest, because who means it is done in a moment.
+    request is being answered on every one of them, the new one is closed. When the unfinished requests of
+    unauthenticated clients take too much memory, the connection is closed whose request has been under way longest.
 
     :param limits: how many there may be.
     :param clock: paces the log.
@@ -170,7 +170,7 @@ class Connections:
         self._byPeer: Counter[str] = Counter()
         self._waiting = _Waiting()
         self._waitingByPeer: dict[str, _Waiting] = {}
-        # The bytes that are kept of strangers' requests, those first that have been under way longest.
+        # The bytes of unfinished requests of unauthenticated clients, the oldest request first.
         self._kept: dict[Evictable, int] = {}
         self._allKept = 0
         self.evictions = 0
@@ -220,7 +220,7 @@ class Connections:
                 del self._waitingByPeer[connection.peer]
 
     def keeps(self, connection: Evictable, size: int) -> None:
-        """So many bytes are kept of a request that comes in on the connection of a stranger."""
+        """Note the size of the unfinished request on the connection of an unauthenticated client."""
         self._allKept += size - self._kept.get(connection, 0)
         if size:
             self._kept[connection] = size
@@ -319,9 +319,10 @@ class Silence:
 
 class KnownAddresses:
     """
-    The addresses at which a client has authenticated recently. A flood from elsewhere leaves them a share.
+    The addresses at which a client has authenticated recently. A share is reserved for them during a flood from
+    elsewhere.
 
-    :param clock: how recently.
+    :param clock: the reactor.
     """
 
     #: Seconds for which an address stays known after the last connection of an authenticated client.
@@ -343,21 +344,21 @@ class KnownAddresses:
 
 class Line:
     """
-    Where the work for unauthenticated clients waits when there is much of it, so that those that have shown a token are
-    served in every turn of the reactor, however many others there are. The order is fair: half of the time is for known
-    addresses, each half is divided between its addresses, and what an address gets, between its connections. A client
-    that has had little so far is served before those that have had much.
+    The queue of the work for unauthenticated clients. Only a slice of it is done in each turn of the reactor, so that
+    clients that have shown a token are served in every turn. The order is fair: half of the time is for known
+    addresses, each half is divided between its addresses, and the share of an address between its connections. A client
+    for which little work has been done is served before clients for which much has been done.
 
     :param clock: the reactor.
-    :ivar waited: how often something had to wait since the start.
+    :ivar waited: how many works had to wait since the start.
     """
 
-    #: How long all of them together are served at a time, in seconds.
+    #: The length of a slice, in seconds.
     SECONDS = 0.002
-    #: How many times as long none of them is served after that, while all are refused. (Of the work for a request only
-    #: about half can be measured: neither the reading from sockets, nor what the store does.)
+    #: How long the pause after a slice is, as a multiple of the slice, while all clients are refused. (Only about half
+    #: of the work for a request can be measured: not the reading from sockets, and not the work of the store.)
     PAUSE = 2.0
-    #: Of so many that were served last it counts how many were refused.
+    #: The share of refused clients is that among so many that were served last.
     RECENT = 100
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -366,7 +367,7 @@ class Line:
         self._spent = 0.0
         self._next: IDelayedCall | None = None
         self._isServing = False
-        # Of those that were served recently, all, and those that have shown a token; at first, all are expected to.
+        # How many were served recently, and how many of these have shown a token. At first all are expected to.
         self._served = self._welcomed = float(self.RECENT)
         self._isForgiven = False
         self.waited = 0
@@ -377,13 +378,13 @@ class Line:
         return bool(self._line) or self._spent >= self.SECONDS
 
     def enter(self, origin: Origin, go: Callable[[], None]) -> None:
-        """Have *go* called in one of the next turns. It does its work by :meth:`spend`."""
+        """Call *go* in one of the next turns. It has to do its work with :meth:`spend`."""
         self.waited += 1
         self._line.add(_path(origin), go)
         self._schedule()
 
     def spend(self, origin: Origin, work: Callable[[], None]) -> None:
-        """Do something for one of them."""
+        """Do work for an unauthenticated client, and account for the time that it takes."""
         began = self._clock.seconds()
         self._isForgiven = False
         try:
@@ -408,8 +409,8 @@ class Line:
 
     def welcome(self) -> None:
         """
-        One of them has shown a token: what is being done for it counts no longer. While most of them do, as the clients
-        of a registry that was restarted, nobody has to be kept back.
+        A client has shown a token, so the work in progress is not accounted for. While most clients do so, as after a
+        restart of the registry, there is no pause between slices.
         """
         self._isForgiven = True
         self._welcomed += 1
@@ -430,7 +431,7 @@ class Line:
         self._spent = 0.0
         self._isServing = True
         try:
-            # Work that enters again meanwhile waits for the next turn.
+            # Work that enters again during this turn waits for the next one.
             for _ in range(len(self._line)):
                 if self._spent >= self.SECONDS:
                     break

@@ -1,8 +1,8 @@
 """
-TLS handshakes, of which a server signs each one: with a key of 4,096 bits that takes as long as some thirty requests.
+TLS handshakes. The server signs each one, which with a key of 4,096 bits takes as long as some thirty requests.
 
-They are work for unauthenticated clients, so they wait in a line of their own
-(:class:`~txserviceregistry.registry.http.admission.Line`) until it is their turn.
+Handshakes are work for unauthenticated clients, so they wait in a line of their own
+(:class:`~txserviceregistry.registry.http.admission.Line`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FIRST, _LATER = range(2)
 
 
 class _Handshaking(TLSMemoryBIOProtocol):
-    """A connection with TLS, whose handshake goes on when it is its turn. After that nothing waits."""
+    """A TLS connection. The steps of its handshake may wait in the line; what follows the handshake does not."""
 
     transport: Any
     _origin: Origin
@@ -74,7 +74,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
 
     def _shake(self, data: bytes) -> None:
         super().dataReceived(data)  # type: ignore[no-untyped-call]  # as above
-        # What comes behind the client's last message of the handshake costs no signature.
+        # After the client's last message of the handshake nothing costs a signature.
         handle: Any = self.getHandle()  # type: ignore[no-untyped-call]  # as above
         self._isDone = handle.get_peer_finished() is not None
         self._origin = attrs.evolve(self._origin, connection=_LATER)
@@ -87,11 +87,11 @@ class _HandshakingFactory(TLSMemoryBIOFactory):
 
 def handshakingFactory(contextFactory: Any, factory: IProtocolFactory) -> IProtocolFactory:
     """
-    What a TLS listener serves.
+    The factory that a TLS listener serves.
 
     :param contextFactory: key and certificate, as Twisted's ``listenSSL`` takes them.
-    :param factory: what is served over TLS. Only the handshakes of an
-        :class:`~txserviceregistry.registry.http.server.ApiSite` wait.
+    :param factory: is served over TLS. Only handshakes of an
+        :class:`~txserviceregistry.registry.http.server.ApiSite` wait in a line.
     """
     make = _HandshakingFactory if isinstance(factory, ApiSite) else TLSMemoryBIOFactory
     return make(contextFactory, False, factory)

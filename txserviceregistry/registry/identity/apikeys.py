@@ -1,10 +1,10 @@
 """
-API keys: how they are kept, and what checking one costs.
+API keys: how they are stored, and how they are checked.
 
-Of a key only its scrypt hash is kept. A right key costs an scrypt the first time; after that it is recognised in
-memory. A wrong key of a user costs an scrypt too, the first time that it is tried. A key of an unknown user costs none,
-but its answer takes as long. Each further wrong key for one name waits longer. Checks run one at a time for each user
-name, in an order that is fair to addresses, names and connections (:mod:`~txserviceregistry.registry.fairness`).
+Only the scrypt hash of a key is stored. Each key of a user, valid or wrong, is checked with scrypt once; after that it
+is recognised in memory. A key of an unknown user is not checked, but the response takes as long. The response to each
+further wrong key for one name is delayed longer. Checks run one at a time for each user name, in an order that is fair
+to addresses, names and connections (:mod:`~txserviceregistry.registry.fairness`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HASH_BYTES = 32
 
 #: How many checks may wait for their turn.
 _CHECKS_WAITING = 500
-#: The durations of so many checks are remembered: the answers that cost no scrypt take as long as one of these.
+#: The durations of so many checks are remembered: a response without a check takes as long as one of these.
 _DURATIONS = 32
 #: A name's failures are forgotten when so many seconds have passed without another one.
 _FAILURES_FORGOTTEN = 60.0
@@ -101,10 +101,10 @@ class _Check(Generic[_T]):
     """
     A check that waits.
 
-    :ivar name: whose key it is said to be; checks of one name run one after the other.
-    :ivar work: does it.
-    :ivar isVain: whether it is known that the key is wrong, so that the check has only to take as long as one.
-    :ivar done: fires with its outcome.
+    :ivar name: the user name; checks of one name run one after the other.
+    :ivar work: checks the key.
+    :ivar isVain: whether the key is known to be wrong, so that only the duration of a check has to pass.
+    :ivar done: fires with the outcome.
     """
 
     name: str
@@ -116,14 +116,14 @@ class _Check(Generic[_T]):
 
 class _Lanes:
     """
-    Runs checks in two lanes. One is for all, and serves unknown addresses first; the other is for known addresses only.
-    So a flood takes no more than one processor, and leaves a lane to the clients that have authenticated before.
+    Runs checks in two lanes. One is for all addresses, unknown ones first; the other is for known addresses only. So a
+    flood takes no more than one processor, and leaves a lane to clients at addresses that have authenticated before.
 
     :param clock: measures how long checks take.
-    :param hasher: where they are run.
-    :param randomBytes: chooses how long a check takes that does nothing.
+    :param hasher: runs them.
+    :param randomBytes: chooses the duration of a response without a check.
     :ivar waited: how many checks had to wait since the start.
-    :ivar refused: how many had to go because too many waited.
+    :ivar refused: how many were refused because too many waited.
     """
 
     def __init__(self, clock: IReactorTime, hasher: Hasher, randomBytes: Callable[[int], bytes]) -> None:
@@ -142,7 +142,7 @@ class _Lanes:
         self.refused = 0
 
     def stop(self) -> None:
-        """Nothing takes time any more that does nothing."""
+        """End the delays that stand in for checks."""
         self._isStopped = True
         for pause in list(self._pausing):
             pause.cancel()
@@ -150,9 +150,9 @@ class _Lanes:
     def run(self, name: str, origin: Origin, work: Callable[[], _T], isVain: bool) -> Deferred[_T | None]:
         """
         :param work: is run by the hasher.
-        :param isVain: only take as long as that does, once it is known how long.
-        :return: fires with what *work* returns, or with ``None``.
-        :raises Overloaded: if too many wait, and this is the one that would be served last.
+        :param isVain: whether to wait for the duration of a check instead, once a duration is known.
+        :return: fires with the result of *work*, or with ``None`` if it was not run; fails with :exc:`Overloaded` if
+            too many checks wait and this is the one that would be served last.
         """
         check: _Check[_T] = _Check(name, origin, work, isVain)
         self._count += 1
@@ -168,7 +168,7 @@ class _Lanes:
         return len(path) != 2 or path[1] not in self._running
 
     def _serve(self) -> None:
-        # What is done at once ends in here again. A loop, because hundreds that did so would overflow the stack.
+        # A check that ends at once calls this again. A loop, because hundreds of such checks would overflow the stack.
         if self._isServing:
             return
         self._isServing = True
@@ -179,7 +179,7 @@ class _Lanes:
             self._isServing = False
 
     def _serveSome(self) -> bool:
-        """Fill the lanes; whether some checks were begun, and may have made room already."""
+        """Fill the lanes; returns whether some checks were begun, and may have left room already."""
         hasBegun = False
         for lane, queues in ((False, (False, True)), (True, (True,))):
             for isKnown in queues:
@@ -263,7 +263,7 @@ class KeyChecks:
         self._failures: BoundedCache[bytes, tuple[int, float]] = BoundedCache()
         self._penalties: set[Deferred[None]] = set()
         self._isStopped = False
-        # What the key of an unknown user is checked against while it is not known how long a check takes.
+        # The key of an unknown user is checked against this until the duration of a check is known.
         self._decoy = _keyHash(cost, randomBytes(_SALT_BYTES), randomBytes(_HASH_BYTES))
 
     @property
@@ -277,7 +277,7 @@ class KeyChecks:
         return self._lanes.refused
 
     def stop(self) -> None:
-        """Let those go at once who wait for the answer that their key is wrong, and leave nothing on the reactor."""
+        """End the delays of responses to wrong keys, and leave nothing on the reactor."""
         self._isStopped = True
         self._lanes.stop()
         for penalty in list(self._penalties):
@@ -295,7 +295,7 @@ class KeyChecks:
 
     async def check(self, username: str, apiKey: str, keyHash: str | None, origin: Origin) -> bool:
         """
-        Whether a key is right. That it is not is told after a while, and after a longer one with each time.
+        Whether a key is right. If it is wrong, the result is delayed, longer with each wrong key for the name.
 
         :param username: whose key it is said to be; any text.
         :param keyHash: the hash of the user's key; ``None`` if there is no such user, whose keys are all wrong.
@@ -314,7 +314,7 @@ class KeyChecks:
 
     @returnsDeferred
     async def _check(self, username: str, apiKey: str, keyHash: str | None, digest: bytes, origin: Origin) -> bool:
-        """Find out whether a key is right. Whatever it costs, how long it takes does not tell why a key is wrong."""
+        """Find out whether a key is right. The time that this takes does not tell why a key is wrong."""
         isWrong = keyHash is None or self._wrong.get(digest) == keyHash
         work = partial(keyMatches, apiKey, keyHash or self._decoy)
         right = bool(await self._lanes.run(username, origin, work, isWrong)) and not isWrong

@@ -147,7 +147,7 @@ class Identity:
         return self._keys.overloaded
 
     def stop(self) -> None:
-        """Let those go at once who wait for the answer that their key is wrong, and leave nothing on the reactor."""
+        """End the delays of responses to wrong keys, and leave nothing on the reactor."""
         self._keys.stop()
 
     # -- users

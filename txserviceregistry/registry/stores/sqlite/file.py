@@ -61,7 +61,7 @@ _CHECK_SECONDS = 0.5
 """How long a larger file is checked, table by table; the events, which make it large, are left out."""
 
 LOG_BYTES = 16 * 1024 * 1024
-"""What the write-ahead log is cut to. SQLite begins it anew after 4 MB, unless somebody reads."""
+"""The size to which the write-ahead log is cut. SQLite reuses it from 4 MB on, unless a reader needs it."""
 
 _CACHE_KIBIBYTES = 16_384
 
@@ -131,9 +131,9 @@ class OpenFiles:
     """
     The files of a store, by device and inode.
 
-    SQLite goes on writing to a file that was removed or replaced, says nothing of it, and all of that is lost when the
-    file is closed. Which file the store is, is settled by the first connection, and holds until the process ends; the
-    log and its index may be others with another connection.
+    SQLite continues to write to a file that was removed or replaced and reports no error, and all of that is lost when
+    the file is closed. The first connection decides which file is the store, until the process ends. The log and its
+    index may be other files after a new connection.
     """
 
     def __init__(self, path: str, guard: Callable[[], None], checkContent: Callable[[], None]) -> None:
@@ -148,7 +148,7 @@ class OpenFiles:
         self._beside: dict[str, os.stat_result] = {}
 
     def opened(self) -> None:
-        """Note which files the connection has that was opened just now; of all files that SQLite keeps."""
+        """Note the files of the connection that was just opened."""
         if self._main is None:
             self._main = os.stat(self._path)
         real = os.path.realpath(self._path)
@@ -161,7 +161,7 @@ class OpenFiles:
         self._beside = beside
 
     def closing(self) -> None:
-        """The connection is going to be closed: SQLite may remove the log, and make another one."""
+        """Note that the connection is about to be closed: SQLite may remove the log, and make another one."""
         self._beside = {}
 
     def check(self) -> int:
@@ -179,10 +179,10 @@ class OpenFiles:
 
     def checkToWrite(self) -> int:
         """
-        See that what is written is not going to be lost.
+        Check that a write would not be lost.
 
-        :return: how many bytes the log has.
-        :raises Exception: if it would be; see :meth:`check` and the guard.
+        :return: the size of the log in bytes.
+        :raises Exception: if it would be lost; see :meth:`check` and the guard.
         """
         size = self.check()
         self._guard()

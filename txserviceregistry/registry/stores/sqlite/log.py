@@ -20,7 +20,7 @@ from ..interfaces import StoreUnavailable
 from .file import LOG_BYTES
 from .threads import Checkpointer, ThreadedReactor, Writer
 
-#: Seconds until it is tried again to cut a log that somebody reads.
+#: Seconds until the next try to cut a log that a reader still needs.
 RETRY_SECONDS = 5.0
 #: A log of this size is worth a warning.
 TELLING_BYTES = 4 * LOG_BYTES
@@ -31,7 +31,7 @@ class LogSize:
     Keeps the log small.
 
     :param path: the file, for the operations log.
-    :param statistics: where the size is told.
+    :param statistics: get the size.
     """
 
     _log = Logger()
@@ -54,7 +54,7 @@ class LogSize:
         self._hasTold = False
 
     def seen(self, size: int) -> None:
-        """The log has *size* bytes."""
+        """Note that the log has *size* bytes, and cut it if that is too much."""
         self._statistics.walBytes = size
         if size > LOG_BYTES:
             if not self._isCutting and self._next is None:
@@ -74,7 +74,7 @@ class LogSize:
             self._log.info("The write-ahead log {path}-wal is small again", path=self._path)
 
     def stop(self) -> None:
-        """Try no more, until it is seen again."""
+        """Cancel the next try."""
         if self._next is not None:
             self._next.cancel()
             self._next = None
@@ -85,7 +85,8 @@ class LogSize:
         Deferred.fromCoroutine(self._copyAndCut()).addBoth(self._ended)
 
     async def _copyAndCut(self) -> None:
-        # Most of the work is done while others write. What they write meanwhile is little, and is left for the writer.
+        # Most of the log is copied while the writer goes on. The little that is written meanwhile is left to the
+        # writer.
         if not self._checkpointer.isRunning:
             await self._checkpointer.start()
         await self._checkpointer.submit(lambda tables: tables.checkpoint())
@@ -96,5 +97,5 @@ class LogSize:
         if (self._statistics.walBytes or 0) > LOG_BYTES and self._writer.isRunning:
             self._next = self._reactor.callLater(RETRY_SECONDS, self._cut)
         if isinstance(outcome, Failure) and not outcome.check(StoreUnavailable, sqlite3.Error, OSError):
-            # Those are trouble with the file, which the writer meets and logs.
+            # Errors of the file are logged by the writer, which meets them too.
             self._log.failure("The write-ahead log could not be cut", outcome)

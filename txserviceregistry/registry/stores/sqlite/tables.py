@@ -207,21 +207,21 @@ class Tables:
             self._connection.close()
 
     def checkpoint(self) -> None:
-        """Copy what is in the write-ahead log into the file, as far as nobody reads it, while others write."""
+        """Copy the write-ahead log into the file, as far as no reader needs it, while others may write."""
         self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def cutLog(self, seconds: float) -> None:
         """
-        Copy what is in the write-ahead log into the file, and cut it off, unless somebody reads it.
+        Copy the write-ahead log into the file and truncate it, unless a reader needs it.
 
-        :param seconds: how long to wait for those who read.
+        :param seconds: how long to wait for readers.
         """
         self._execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
         self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
 
     def checkpointByItself(self, doesIt: bool) -> None:
-        """Whether SQLite copies the log into the file after a commit, as part of it, when the log has 4 MB."""
+        """Set whether a commit also copies the log into the file once the log has 4 MB."""
         if doesIt is not self._checkpointsByItself:
             self._execute(f"PRAGMA wal_autocheckpoint = {1000 if doesIt else 0}")
             self._checkpointsByItself = doesIt

@@ -104,9 +104,9 @@ class _Outcome:
 
 class _Trouble:
     """
-    Whether there is trouble, for the log: trouble that comes back soon is not told each time.
+    Whether an outage is on, for the log: outages that follow each other closely are logged once.
 
-    That is how a disk is on which only small changes have room, and a file of which a part is damaged.
+    They do so on a disk that has room for small changes only, and with a file that is damaged in part.
     """
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class _Trouble:
         self._calm = 0.0
 
     def begins(self, now: float) -> bool:
-        """Something failed: whether to tell of it."""
+        """An operation failed; returns whether to log that."""
         self._last = now
         if self._isThere:
             return False
@@ -125,7 +125,7 @@ class _Trouble:
         return True
 
     def ends(self, now: float) -> bool:
-        """Something succeeded: whether to tell that the trouble is over."""
+        """An operation succeeded; returns whether to log the end of the outage."""
         if not self._isThere or now - self._last < self._calm:
             return False
         self._isThere = False
@@ -134,7 +134,7 @@ class _Trouble:
 
 
 class _Lost(Exception):
-    """What is written now is going to be lost; the text says why."""
+    """A write would be lost; the text says why."""
 
 
 class _Worker(ABC):
@@ -445,9 +445,9 @@ class Writer(_Worker):
 
     def cutLog(self) -> Deferred[None]:
         """
-        Cut off the write-ahead log, unless somebody reads it.
+        Truncate the write-ahead log, unless a reader needs it.
 
-        :return: fires when that has been tried, and :attr:`logSeen` has been called.
+        :return: fires after the try, when :attr:`logSeen` has been called.
         """
         self._isToCut = True
         return self.submit(lambda tables: None, background=True)
