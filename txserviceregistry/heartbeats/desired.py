@@ -1,10 +1,11 @@
 """
-The desired state of the services that a client registered: what an update has changed is registered again too.
+The desired state of the services that a client registered, so that updates outlive an expiration.
 """
 
 from __future__ import annotations
 
 import random as randomModule
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import ReferenceType, WeakValueDictionary, ref
@@ -25,6 +26,8 @@ _ADDRESS_KEYS = ("host", "address", "ip", "service.host")
 _PORT_KEYS = ("port", "service.port")
 _FIELDS = ("heartbeat_timeout", "tags", "metadata")
 _DEFAULTS: Mapping[str, Any] = {"tags": [], "metadata": {}}
+# So many registrations and updates are remembered while the outcome of a registration is unknown.
+_MOST_SENT = 100
 # Seconds between two tries to update a service: the shortest and the longest delay after the first try.
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 15.0
@@ -38,7 +41,7 @@ def wantsHost(metadata: Mapping[str, str] | None) -> bool:
 
 
 class _HeartBeater(Protocol):
-    """What changes with the heartbeat timeout, and who says that it has stopped."""
+    """The HeartBeater of a service, as :class:`DesiredState` needs it."""
 
     heartbeatTimeout: int
 
@@ -55,10 +58,10 @@ class _HeartBeater(Protocol):
 @attrs.frozen
 class DesiredStates:
     """
-    The desired states of one client, and how they are sent.
+    The desired states of one client's services, and how they are sent.
 
     :ivar put: sends an update of a service: its id and the fields.
-    :ivar turns: bounds how many requests for such services are under way.
+    :ivar turns: bounds the requests under way for them.
     :ivar pause: waits so many seconds, but no longer than the client is open.
     :ivar random: gives numbers from 0 to 1.
     """
@@ -78,18 +81,18 @@ class DesiredStates:
         self._byId[state.serviceId] = state
 
     def discard(self, state: DesiredState) -> None:
-        """Let updates of the service change it no more."""
+        """Stop that."""
         if self._byId.get(state.serviceId) is state:
             del self._byId[state.serviceId]
 
 
 class DesiredState:
     """
-    What one service should be, and what is known of what the registry has.
+    The fields that one service should have, and what is known of those that it has in the registry.
 
-    The fields that an update changes are desired at once. They stay so unless the registry refuses them: a registration
-    in the meantime sends them. Where the registry may have something else (an update without a response, an update and
-    a registration that were under way together), :meth:`open` services are updated until it has what is desired.
+    An update changes the desired fields at once, and a registration from then on sends them. They stay unless the
+    registry refuses them. If the registry may have other fields (after an update without a response, or an update and a
+    registration that were under way together), a service that is :meth:`open` is updated until it has the desired ones.
 
     :ivar serviceId: the service.
     :ivar fields: ``heartbeat_timeout``, and ``tags`` and ``metadata`` where they were given. Replaced, never changed.
@@ -139,15 +142,17 @@ class DesiredState:
         self.host: str | None = None
         self.onChange: Callable[[], object] | None = None
         self._states = states
-        # What the registry took last, to fall back on; what it has now (None: not known); what a registration sent.
+        # The fields that the registry accepted last, to fall back on; those that it has now (None: not known); those of
+        # the last registration: desired, as sent, and who waits for them.
         self._good: Mapping[str, Any] = self.fields
         self._known: Mapping[str, Any] | None = None
         self._posted: tuple[Mapping[str, Any], Mapping[str, Any], tuple[Deferred[None], ...]] = self.fields, {}, ()
-        # All that was sent since the first registration whose outcome is unknown.
-        self._sent: list[Mapping[str, Any]] = []
-        # What the last registration sent that had its effect.
+        # The fields that were sent last since the first registration whose outcome is unknown.
+        self._sent: deque[Mapping[str, Any]] = deque(maxlen=_MOST_SENT)
+        # The fields of the last registration that had its effect, as sent.
         self._registeredAs: Mapping[str, Any] = {}
-        # Updates under way, and whether two requests that may overtake each other were.
+        # How many updates are under way, and whether the last one began beside another, so that either may be the last
+        # to have its effect.
         self._flying = 0
         self._isTangled = False
         self._registrations = 0
@@ -159,7 +164,7 @@ class DesiredState:
         self._waiters: tuple[Deferred[None], ...] = ()
         self._worker: Deferred[None] | None = None
 
-    # -- what is desired
+    # -- desired fields
 
     @property
     def heartbeatTimeout(self) -> int:
@@ -168,7 +173,7 @@ class DesiredState:
         return timeout
 
     def wire(self) -> Mapping[str, Any]:
-        """The fields as they are sent: with the host that was determined automatically."""
+        """The fields to send: with the host that was determined automatically."""
         metadata = self.fields.get("metadata")
         if self.host is None or not wantsHost(metadata):
             return self.fields
@@ -176,7 +181,7 @@ class DesiredState:
 
     @property
     def isDirty(self) -> bool:
-        """Whether the registry may have something else."""
+        """Whether the registry may have other fields."""
         return self._known is None or _comparable(self._known) != _comparable(self.wire())
 
     def change(self, changes: Mapping[str, Any]) -> None:
@@ -194,9 +199,9 @@ class DesiredState:
 
     def _takeBack(self, refused: Mapping[str, Any]) -> bool:
         """
-        Desire again what the registry took last, instead of what it has *refused* now.
+        Undo the changes that the registry has *refused*: desire again what it accepted last.
 
-        :return: whether that is something else.
+        :return: whether that changes anything.
         """
         fields: dict[str, Any] = dict(self.fields)
         for name, value in refused.items():
@@ -225,20 +230,20 @@ class DesiredState:
             self._registeredAs = {}
         wire = self.wire()
         self._posted = self.fields, wire, self._waiters
-        self._sent.append({**_DEFAULTS, **{name: value for name, value in wire.items() if value is not None}})
+        self._sent.append(_comparable(wire))
         return wire
 
     def registered(self) -> None:
         """The registration that was sent last had its effect."""
         self._good, wire, covered = self._posted
-        self._registeredAs = self._sent[-1] if self._sent else {}
+        self._registeredAs = _comparable(wire)
         self._sent.clear()
         self._has(wire)
         self._fire(covered)
         self.converge()
 
     def registeredEarlier(self) -> None:
-        """A registration before the one that was sent last had its effect: what the registry has is not known."""
+        """A registration before the last one had its effect: the fields in the registry are not known."""
         self._sent.clear()
         self._has(self._posted[1])
         self._known = None
@@ -248,7 +253,7 @@ class DesiredState:
         """
         The registry refused the registration that was sent last.
 
-        :return: whether that may be the fault of an update, which is taken back then.
+        :return: whether an update may be the reason; it is undone then.
         """
         fields, _, covered = self._posted
         if not (_isFinal(error) and self._takeBack(fields)):
@@ -257,7 +262,7 @@ class DesiredState:
         return True
 
     def _has(self, fields: Mapping[str, Any]) -> None:
-        """The registry has a service of ours, with these *fields*."""
+        """The registry has our service, with these *fields*."""
         self._registrations += 1
         self._isRegistered = True
         # An update that is under way may have had its effect before or after.
@@ -271,8 +276,8 @@ class DesiredState:
 
     def isOurs(self, found: Mapping[str, Any]) -> bool:
         """
-        Whether a service may be one that was created without a response: no one has ever sent a heartbeat for it, and
-        each field is as it was sent, by the registration or by an update since.
+        Whether a service may be our own, created without a response: no heartbeat was ever sent for it, and each field
+        is as a registration or an update sent it.
         """
         return found["last_seen"] is None and all(
             any(name in sent and _plain(sent[name]) == found[name] for sent in (*self._sent, self._registeredAs))
@@ -285,7 +290,7 @@ class DesiredState:
         """
         Let updates through the client change this state.
 
-        :param heartBeater: sends the service's heartbeats. It is not kept alive by this.
+        :param heartBeater: sends the service's heartbeats. Only a weak reference is kept.
         :param isKept: whether the service is registered again when the registry loses it.
         """
         self._heartBeater = ref(heartBeater)
@@ -303,7 +308,7 @@ class DesiredState:
         self._fire(self._waiters, reason)
 
     async def update(self, payload: Mapping[str, Any]) -> None:
-        """Send one update, and desire what it says unless the registry refuses it."""
+        """Send one update, and desire its fields unless the registry refuses them."""
         changes = self.understood(payload)
         self.change(changes)
         wire = {**payload, **{name: self.wire()[name] for name in changes}}
@@ -343,7 +348,7 @@ class DesiredState:
         if not self._isListening:
             self._isListening = True
             heartBeater.onStateChange(lambda _: self._heartBeaterChanged())
-        # Another one must not begin while this one's first steps call someone back.
+        # No other worker may begin while the first steps of this one fire Deferreds.
         beginning: Deferred[None] = Deferred()
         self._worker = beginning
         worker = self._converge()
@@ -385,7 +390,7 @@ class DesiredState:
                 raise
             except ServiceRegistryError as error:
                 if isinstance(error, NotFound):
-                    # The next heartbeat finds it out as well. Then what is desired is registered.
+                    # The next heartbeat will get a 404 too. Then the desired fields are registered.
                     self._isRegistered = False
                     heartBeater = self._heartBeater and self._heartBeater()
                     if heartBeater:
@@ -406,8 +411,8 @@ class DesiredState:
         """
         Update the service once.
 
-        What the registry refuses is taken back, and fails those that wait for it; an error is raised only if there is
-        nothing to take back.
+        A change that the registry refuses is undone, and the Deferreds that wait for it fail. An error is raised only
+        if there is nothing to undo.
         """
         turns = self._states.turns
         await turns.take(float("inf"))
@@ -434,12 +439,12 @@ class DesiredState:
         """
         Send one update.
 
-        :return: whether the registry has it for certain: nothing that was under way beside it has another effect.
+        :return: whether the registry certainly has it: no other request under way can have overwritten it.
         """
         timeout = self.understood({"heartbeat_timeout": changes.get("heartbeat_timeout")}).get("heartbeat_timeout")
         timeoutsBefore = self._timeouts
         if timeout is not None:
-            # The registry may have either from now on.
+            # From now on the registry may have either timeout.
             self._setTimeouts((*self._timeouts, timeout))
         if self._sent:
             self._sent.append(changes)
@@ -475,7 +480,7 @@ class DesiredState:
             heartBeater.setTimeout(min(timeouts))
 
     def understood(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of an update's *payload*, if all are what a registry takes; else the registry says so."""
+        """The fields of an update's *payload*; none if one is not valid, which the registry will report."""
         changes: dict[str, Any] = {}
         try:
             if "tags" in payload:
@@ -491,14 +496,14 @@ class DesiredState:
 
     def _withoutOwnHost(self, metadata: dict[str, str]) -> dict[str, str]:
         """
-        Metadata that were read from the registry and are sent back changed have the host that was determined
-        automatically. It is not to be kept when the address changes.
+        Metadata without the host that was determined automatically, which they contain if they were read from the
+        registry. It must not stay when the address changes.
         """
         if self.host is None or metadata.get("host") != self.host or not wantsHost(self.fields.get("metadata")):
             return metadata
         return {key: value for key, value in metadata.items() if key != "host"}
 
-    # -- those that wait
+    # -- waiting Deferreds
 
     def _forget(self, waiter: Deferred[None]) -> None:
         self._waiters = tuple(other for other in self._waiters if other is not waiter)
@@ -514,12 +519,12 @@ class DesiredState:
 
 
 def _isFinal(error: APIError) -> bool:
-    """Whether the registry itself says that it does not take this, and will not."""
+    """Whether the registry refuses the request, now and later."""
     return isinstance(error, (BadRequest, Forbidden))
 
 
 def _plain(value: Any) -> Any:
-    """A field as it comes back from the registry."""
+    """A field as the registry returns it."""
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolu
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..util.deferred import cancelWith
 from ..util.logs import Logger
 
 #: Seconds that a lookup may take before the last known addresses are used instead.
@@ -183,14 +184,7 @@ class HostNames:
             lookup.waiting.remove(waiter)
             waiter.callback(None)
 
-        call = reactor.callLater(seconds, tooSlow)
-
-        def over(result: Any) -> Any:
-            if call.active():
-                call.cancel()
-            return result
-
-        waiter.addBoth(over)
+        cancelWith(reactor.callLater(seconds, tooSlow), waiter)
 
     def _lookUp(self, reactor: Any, key: _Key, hanging: _Lookup | None) -> _Lookup:
         def done(found: Sequence[IAddress]) -> None:

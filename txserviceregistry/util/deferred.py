@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 _P = ParamSpec("_P")
@@ -42,6 +43,17 @@ def then(work: Deferred[_T], next: Callable[[_T], Deferred[_U]]) -> Deferred[_U]
         return next(cast(_T, work.result))
     except Exception:
         return fail(Failure())
+
+
+def cancelWith(call: IDelayedCall, work: Deferred[_T]) -> Deferred[_T]:
+    """*work*, which cancels a delayed *call* when it is done."""
+
+    def over(result: Any) -> Any:
+        if call.active():
+            call.cancel()
+        return result
+
+    return work.addBoth(over)
 
 
 def waitFor(work: Deferred[_T]) -> Deferred[_T]:

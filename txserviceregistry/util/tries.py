@@ -13,6 +13,8 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from .deferred import cancelWith
+
 _T = TypeVar("_T")
 
 #: The shortest time after which a try is late, in seconds: a real network needs as much.
@@ -114,14 +116,7 @@ class Race(Generic[_T]):
         work.addCallbacks(self._succeeded, self._failed, callbackArgs=(work,), errbackArgs=(work,))
         if patience is None or waiter.called:
             return waiter
-        call = self._clock.callLater(patience, lambda: waiter.errback(TryIsLate()))
-
-        def over(result: Any) -> Any:
-            if call.active():
-                call.cancel()
-            return result
-
-        return waiter.addBoth(over)
+        return cancelWith(self._clock.callLater(patience, lambda: waiter.errback(TryIsLate())), waiter)
 
     def rest(self) -> Deferred[_T]:
         """
