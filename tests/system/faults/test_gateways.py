@@ -58,7 +58,7 @@ class GatewayCase(Figures, SynchronousTestCase):
             self.first = self.successResultOf(self.client.events.list(None, 1))["values"][0]["id"]
 
     def logged(self) -> list[str]:
-        """What is logged as a warning or worse from now on."""
+        """The warnings and errors that are logged from now on."""
         lines: list[str] = []
 
         def observe(event: LogEvent) -> None:
@@ -70,7 +70,7 @@ class GatewayCase(Figures, SynchronousTestCase):
         return lines
 
     def end(self) -> Counter[str]:
-        """Stop them, and count the events of the time before by their types."""
+        """Stop the services, and count the earlier events by type."""
         self.fake.answerNormally()
         events: list[Any] = []
         # Without a marker the feed begins an hour ago.
@@ -142,7 +142,7 @@ class LargeBodyTests(GatewayCase):
     fault = "a proxy refuses bodies over 8 KiB, or all batches of heartbeats, with a 4xx"
 
     def lives(self, seconds: float, count: int = 400) -> list[int]:
-        """Have services with a timeout of 10 s live so long behind the proxy; the numbers of requests a minute."""
+        """Run services with a timeout of 10 s behind the proxy; the numbers of requests per minute."""
         self.start([10] * count)
         requests = []
         for _ in range(round(seconds / 60)):
@@ -155,7 +155,7 @@ class LargeBodyTests(GatewayCase):
         self.fake.answerNext(status, body, contentType, count=None, when=lambda request: len(request.body) > size)
 
     def test_bodiesOver8KiB(self) -> None:
-        """Whatever its status, the proxy is told small batches, which are remembered, and the log has one line."""
+        """Whatever status the proxy answers, batches become small and stay so, and the log has one line."""
         for status in (403, 404, 413):
             self.setUp()
             log = self.logged()
@@ -172,14 +172,14 @@ class LargeBodyTests(GatewayCase):
         self.tell("expirations", 0)
 
     def test_theRegistrysOwnLimit(self) -> None:
-        """A fault of the registry that says that the body is too large is met with smaller batches too."""
+        """After a fault of the registry for a large body, batches become smaller too."""
         fault = b'{"type":"requestTooLargeError","code":413,"message":"Request body too large","details":""}'
         self.refuseOver(4999, 413, fault, "application/json")
         self.lives(60, 200)
         self.assertKept()
 
     def test_noBatchesAtAll(self) -> None:
-        """Where not even a batch of one passes, each service sends its own heartbeats; batches are tried rarely."""
+        """If not even a batch of one is accepted, each service sends its own heartbeats; batches are tried rarely."""
         isBatch = 0
 
         def refuses(request: Request) -> bool:
@@ -194,7 +194,7 @@ class LargeBodyTests(GatewayCase):
         self.tell("batches that were tried where none passes", isBatch)
 
     def test_anOutageOfTheGateway(self) -> None:
-        """A gateway that answers everything for a few seconds is an outage: afterwards all is as before."""
+        """A gateway that answers everything for a few seconds is an outage: heartbeats are batched again afterwards."""
         count = 400 if self.isFull else 40
         self.start([10] * count)
         self.fake.advance(60)
@@ -222,7 +222,7 @@ class ForeignTokenTests(GatewayCase):
     fault = "heartbeats are answered with the token of another service"
 
     def test_allStayRegistered(self) -> None:
-        """The last token that was accepted is not forgotten, for services that are heartbeated alone or in batches."""
+        """The client falls back to the last accepted token, for single and for batched heartbeats."""
         self.start([3, 10, 20, 60] * 3, check=lambda: True)
         self.start([3, 10, 20, 60] * 3)
         rounds = 300 if self.isFull else 30

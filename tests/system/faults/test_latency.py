@@ -18,13 +18,13 @@ SERVICES = 2
 
 
 class LatencyTests(FaultCase):
-    """Services with the shortest timeouts there are, over TLS."""
+    """Services with the shortest timeouts, over TLS."""
 
     row = 19
     fault = f"Connections are reset where a round trip takes {ROUND_TRIP:g} s, over TLS, with timeouts of 3 s and 4 s"
 
     async def test_staysRegistered(self) -> None:
-        """No service expires, whether it is heartbeated alone or with others."""
+        """No service expires, with single or with batched heartbeats."""
         resets = 20 if self.isFull else 3
         Path(self.home, "key.pem").write_bytes(commonHolder().key)
         Path(self.home, "cert.pem").write_bytes(commonHolder().certificate)

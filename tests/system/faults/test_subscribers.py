@@ -1,4 +1,4 @@
-"""Rows 24 to 27: responses that would mislead or stop those who follow the registry."""
+"""Rows 24 to 27: responses that could mislead or stop subscribers."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class SubscriberCase(Figures, SynchronousTestCase):
 
 
 class MalformedTests(SubscriberCase):
-    """Responses with status 200 that are not what was requested."""
+    """Malformed responses with status 200."""
 
     row = 24
     fault = "Responses with status 200 and malformed contents"
 
     def test_goOn(self) -> None:
-        """The three go on, and miss nothing."""
+        """The three retry, and miss nothing."""
         bodies: list[Any] = [
             {"values": [{"id": "x"}], "metadata": {"next_marker": None}},
             {"values": 7, "metadata": {}},
@@ -102,7 +102,7 @@ class ForeignRefusalTests(SubscriberCase):
     fault = "A proxy answers requests for events with a 400 of its own"
 
     def test_keepTheirPlace(self) -> None:
-        """There is no gap, and no event comes twice."""
+        """No gap is reported, and no event is delivered twice."""
         pages = [
             (b"<h1>Bad Request</h1>", "text/html"),
             (b'{"type": "about:blank", "title": "Bad Request"}', "application/problem+json"),
@@ -130,7 +130,7 @@ class QuietTests(SubscriberCase):
     retention = 5400.0
 
     def test_noGap(self) -> None:
-        """A subscriber that is connected is not told of a gap, and gets the next event."""
+        """No gap is reported to a connected subscriber, and it gets the next event."""
         self.start()
         times = 10 if self.isFull else 1
         for _ in range(times):
@@ -146,13 +146,13 @@ class QuietTests(SubscriberCase):
 
 
 class RetryAfterTests(SubscriberCase):
-    """A registry that asks to be left alone."""
+    """A registry that sends Retry-After."""
 
     row = 27
     fault = "A fault rateLimitReached with Retry-After: inf, nan, 1e308, 10^400, or negative"
 
     def test_tryAgain(self) -> None:
-        """The three try again within an hour."""
+        """The three retry within an hour."""
         self.start()
         fault = json.dumps({"type": "rateLimitReached", "code": 400, "message": "Rate limit has been reached."})
         longest = 0.0

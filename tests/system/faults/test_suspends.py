@@ -1,4 +1,4 @@
-"""Row 22: a machine that sleeps, on simulated clocks."""
+"""Row 22: a machine that is suspended, on simulated clocks."""
 
 from __future__ import annotations
 

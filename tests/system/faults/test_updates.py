@@ -34,7 +34,7 @@ class UpdateTests(Figures, SynchronousTestCase):
         ]
 
     def test_updatesOutliveExpirations(self) -> None:
-        """Whatever was updated, in whichever way and moment, is what the registry has afterwards."""
+        """The registry has every update afterwards, whenever and however it was made."""
         for service in self.services:
             service.startService()
         self.fake.advance(1)

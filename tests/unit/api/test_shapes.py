@@ -1,4 +1,4 @@
-"""What a response has to look like."""
+"""The validation of responses."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ShapeTests(SynchronousTestCase):
     """Each kind of response."""
 
     def test_whatIsRight(self) -> None:
-        """It comes back as it is, with whatever else it has."""
+        """A valid response is returned, with its unknown members."""
         for read, value in (*GOOD[:6], (readEventPage, page(NEW))):
             more = {**value, "new": [{}]}
             self.assertIs(read(more), more)
@@ -88,7 +88,7 @@ class ShapeTests(SynchronousTestCase):
         self.assertEqual(readAccess(access("a b")), ("a b", "7", None, []))
 
     def test_whatIsWrong(self) -> None:
-        """At any place, anything of another type or out of bounds is refused, and the text does not show it."""
+        """A value of a wrong type or out of range is refused at every place, and the error does not show it."""
         for read, value in GOOD:
             for at, now in places(value):
                 for junk in JUNK:
@@ -128,13 +128,13 @@ class ShapeTests(SynchronousTestCase):
             self.assertIn(at[-1], str(error))
 
     def test_pages(self) -> None:
-        """No id comes twice on a page, and only a page with something on it has a next one."""
+        """A page with an id twice, or an empty page with a next one, is refused."""
         self.assertRaises(ValueError, readServicePage, page(WEB1, WEB1))
         self.assertRaises(ValueError, readServicePage, page(next="web1"))
         self.assertRaises(ValueError, readEventPage, page({**SET, "id": "0" * 8 + "-0000-4000-8000-" + "0" * 12}))
 
     def test_authResponses(self) -> None:
-        """A token that could not stand in a header, or a tenant that could not stand in a path, is refused."""
+        """A token that is not valid in a header, or a tenant that is not valid in a path, is refused."""
         for junk in [*JUNK, "", "a\nb"]:
             self.assertRaises(ValueError, readAccess, access(junk))
             if junk != "":

@@ -1,4 +1,4 @@
-"""Whatever responses contain, a directory, a watcher and a feed go on, and end in the right state."""
+"""Malformed responses: a directory, a watcher and a feed retry, and end in the right state."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ plans = st.lists(
 
 
 class MalformedTests(SynchronousTestCase):
-    """Random programs, and random changes of what the registry answers."""
+    """Random programs, and random changes of the registry's responses."""
 
     @programs
     @given(st.lists(st.one_of(*changes, st.tuples(st.just("change"), plans)), max_size=15), plans)
     def test_recover(self, program: list[tuple[Any, ...]], first: list[Any]) -> None:
-        """At the end each has what the registry has, without having told of a gap, and each event came once."""
+        """At the end each has what the registry has. No gap was reported, and each event was delivered once."""
         network: Any = None
 
         def between(agent: Any) -> Any:
@@ -109,7 +109,7 @@ class MalformedTests(SynchronousTestCase):
         self.assertEqual(world.fake.clock.getDelayedCalls(), [])
 
     def test_aPageOfSomethingElse(self) -> None:
-        """The three go on after pages that are not pages of events, and say so once."""
+        """The three retry after pages that are not pages of events, and log that once."""
         world = World(self, 0.0, True)
         world.fake.malformedEventsNext(5)
         world.do(("create", "aaa", 120, []))

@@ -1,4 +1,4 @@
-"""How large a batch of heartbeats may be: what is remembered of those that were refused."""
+"""The size of heartbeat batches after refusals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BatchSizeTests(SynchronousTestCase):
         return sizes
 
     def test_halvesAndRemembers(self) -> None:
-        """What is refused is halved until it is accepted, and nothing larger is sent for a while."""
+        """A refused batch is halved until it is accepted, and no larger one is sent for a while."""
         self.accepted = 126
         self.assertEqual(self.send(), [1000, 500, 250, *[125] * 8])
         self.assertTrue(self.size.isLimited)
@@ -54,7 +54,7 @@ class BatchSizeTests(SynchronousTestCase):
         self.assertEqual(self.send(), [125] * 8)
 
     def test_triesLargerOnesOnceInAWhile(self) -> None:
-        """After the hold one larger batch is tried; if it is refused, that was all until the next hold is over."""
+        """After the hold one larger batch is tried; if it is refused, no other one until the next hold is over."""
         self.accepted = 126
         self.send()
         for _ in range(10):
@@ -64,7 +64,7 @@ class BatchSizeTests(SynchronousTestCase):
             self.assertEqual(self.send(), [125] * 8)
 
     def test_goesBackToTheLargest(self) -> None:
-        """When a size that was refused is accepted, there is no limit any more."""
+        """When a size that was refused before is accepted, the limit ends."""
         self.accepted = 126
         self.send()
         self.accepted = 1000
@@ -73,7 +73,7 @@ class BatchSizeTests(SynchronousTestCase):
         self.assertFalse(self.size.isLimited)
 
     def test_closes(self) -> None:
-        """Where not even one heartbeat is accepted in a batch, none is sent until the hold is over."""
+        """If not even a batch of one heartbeat is accepted, no batch is sent until the hold is over."""
         self.accepted = 0
         self.assertEqual(self.send()[-2:], [3, 1])
         self.assertEqual(self.size.most, 0)

@@ -1,4 +1,4 @@
-"""Creations whose answers are lost, and what is done about what they have created."""
+"""Creations without a response: the client finds, removes and replaces the services that they have created."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from txserviceregistry.testing import FakeRegistry
 
 @implementer(IAgent)
 class LosingAgent:
-    """The fake's own agent, over a network that loses the answers to some requests: those that *isLost* says."""
+    """The fake's own agent, over a network that loses the responses to the requests for which *isLost* is true."""
 
     def __init__(self, fake: FakeRegistry, isLost: Callable[[bytes, bytes], bool]) -> None:
         self._fake = fake
@@ -34,7 +34,7 @@ class LosingAgent:
 
 @implementer(IAgent)
 class SlowAgent:
-    """The fake's own agent, whose answers arrive after some seconds, unless the request is given up before."""
+    """The fake's own agent, whose responses arrive after some seconds, unless the request is cancelled before."""
 
     def __init__(self, fake: FakeRegistry) -> None:
         self._agent = fake.agent
@@ -47,10 +47,10 @@ class SlowAgent:
 
 
 class SlowNetworkTests(SynchronousTestCase):
-    """A network on which an answer takes longer than a third of the heartbeat timeout."""
+    """A network on which a response takes longer than a third of the heartbeat timeout."""
 
     def test_registers(self) -> None:
-        """What is late runs on, and its answer counts: the service joins once, and stays."""
+        """A late creation runs on, and its response counts: the service joins once, and does not expire."""
         for check in (None, lambda: True):
             fake = FakeRegistry()
             other = fake.client()
@@ -67,7 +67,7 @@ class SlowNetworkTests(SynchronousTestCase):
             self.successResultOf(stopped)
 
     def test_severalServers(self) -> None:
-        """With a third of the time for each of three URLs, it joins once as well."""
+        """It also joins once with a third of the time for each of three URLs."""
         fake = FakeRegistry()
         other = fake.client()
         fake.agent = slow = SlowAgent(fake)

@@ -1,4 +1,4 @@
-"""The health check of a service: when it is called, what a failing one does, and what the log says of it."""
+"""The health check of a service: when it is called, the effect of a failure, and its log lines."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ class Services:
 
 
 class Unprintable(Exception):
-    """Its message can't be made."""
+    """An exception whose str() fails."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
 
 class Ambiguous:
-    """Neither true nor false."""
+    """An object whose bool() fails."""
 
     def __bool__(self) -> bool:
         raise ValueError("ambiguous")
 
 
 class Unhealthy:
-    """False, and with more to say of itself than a log should have."""
+    """A false object with a long repr."""
 
     def __bool__(self) -> bool:
         return False
 
 
 class HealthCheckTests(SynchronousTestCase):
-    """A HeartBeater with a check, on a clock of the test's own."""
+    """A HeartBeater with a check, on a simulated clock."""
 
     def setUp(self) -> None:
         self.renew()
@@ -93,7 +93,7 @@ class HealthCheckTests(SynchronousTestCase):
     # -- when it is called
 
     def test_aPassingCheckIsCalledOncePerHeartbeat(self) -> None:
-        """Not more often, and nothing is logged."""
+        """It is called once before each heartbeat, and nothing is logged."""
         self.beater()
         self.pass_(300)
         self.assertEqual(self.calls, self.services.beats)
@@ -132,7 +132,7 @@ class HealthCheckTests(SynchronousTestCase):
                 beater.stop()
 
     def test_aRecoveryAfterwardsIsNoticedSoon(self) -> None:
-        """However long the check has failed, five seconds later heartbeats go out."""
+        """However long the check has failed, heartbeats are sent within five seconds after it passes."""
         self.result = False
         self.beater(120, random=lambda: 0.0)
         self.pass_(1000)
@@ -141,7 +141,7 @@ class HealthCheckTests(SynchronousTestCase):
         self.assertEqual(len(self.services.beats), 1)
 
     def test_aCheckThatHangs(self) -> None:
-        """It is cancelled, and counts as failed; it is called again, and when it passes heartbeats go on."""
+        """It is cancelled, counts as failed, and is called again; when it passes, heartbeats are sent."""
         cancelled: list[Any] = []
         self.result = lambda: Deferred(cancelled.append)
         self.beater(30)
@@ -155,7 +155,7 @@ class HealthCheckTests(SynchronousTestCase):
         self.assertEqual(len(self.services.beats), 1)
 
     def test_aCheckThatIgnoresItsCancellation(self) -> None:
-        """It is not called again before it has ended, and the log says why nothing goes on."""
+        """It is not called again before it has ended, and the log has the reason."""
         rounds: list[Deferred[bool]] = []
 
         async def stubborn() -> bool:
@@ -199,7 +199,7 @@ class HealthCheckTests(SynchronousTestCase):
             beater.stop()
 
     def test_stoppedDuringACheck(self) -> None:
-        """The check is cancelled, nothing is left behind and nothing is logged."""
+        """The check is cancelled, nothing is left on the clock, and nothing is logged."""
         cancelled: list[Any] = []
         self.result = lambda: Deferred(cancelled.append)
         beater = self.beater()
@@ -211,7 +211,7 @@ class HealthCheckTests(SynchronousTestCase):
     # -- what the log says
 
     def test_oneLineWhenItBeginsAndOneWhenItEnds(self) -> None:
-        """The first has the reason, the second how long it lasted."""
+        """The first line has the reason, the second one the duration."""
         beater = self.beater(30)
         self.result = False
         self.pass_(29.9)
@@ -228,7 +228,7 @@ class HealthCheckTests(SynchronousTestCase):
         self.assertTrue(beater.healthy)
 
     def test_aSingleFailureIsTwoLines(self) -> None:
-        """It has suspended a heartbeat, so it is logged."""
+        """A single failure is logged, because it has suspended a heartbeat."""
         self.result = False
         self.beater()
         self.result = True
@@ -236,7 +236,7 @@ class HealthCheckTests(SynchronousTestCase):
         self.assertEqual([level for level, _ in self.events], ["warn", "info"])
 
     def test_beforeTheRegistration(self) -> None:
-        """What waits is the registration."""
+        """The log says that the registration is suspended."""
         self.result = None
         self.beater(token=None, register=lambda: succeed("t"))
         self.pass_(20)
@@ -326,7 +326,7 @@ class HealthCheckTests(SynchronousTestCase):
         self.assertRegex(again, r" after [12]\d\.\d s")
 
     def test_aNewStartIsANewBeginning(self) -> None:
-        """Stopped and started again while the check fails, it says so again."""
+        """A service that is stopped and started again while the check fails logs the failure again."""
         self.result = False
         beater = self.beater()
         beater.stop()

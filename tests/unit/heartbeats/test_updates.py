@@ -1,4 +1,4 @@
-"""Updates of services that are kept registered: what is registered again, and when heartbeats go out."""
+"""Updates of registered services: the fields that are registered again, and the times of heartbeats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UPDATED = {**GIVEN, "status": "disabled"}
 
 
 class UpdateCase(SynchronousTestCase):
-    """A registry, the application's client, and another one that looks on."""
+    """A registry, the application's client, and another client."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
@@ -68,7 +68,7 @@ class UpdateCase(SynchronousTestCase):
 
 
 class ReregistrationTests(UpdateCase):
-    """What an update has changed is registered again."""
+    """Updates outlive an expiration."""
 
     def test_updateThroughTheClient(self) -> None:
         """An update of a RegisteredService by services.update() outlives a partition."""
@@ -79,7 +79,7 @@ class ReregistrationTests(UpdateCase):
         self.assertEqual((service.metadata, service.tags), (UPDATED, ["www"]))
 
     def test_updateOfTheService(self) -> None:
-        """So does one by RegisteredService.update(), which leaves alone what it does not name."""
+        """So does one by RegisteredService.update(), which keeps the fields that are not given."""
         service = self.service(tags=["www"])
         self.successResultOf(service.update(metadata=UPDATED))
         self.assertEqual(self.metadata(), UPDATED)
@@ -95,7 +95,7 @@ class ReregistrationTests(UpdateCase):
         self.assertRegisteredAgain(metadata=UPDATED, tags=["www"])
 
     def test_registryWithoutItsData(self) -> None:
-        """And a registry that has lost its data gets what was updated, not what was given."""
+        """A registry that has lost its data gets the updated fields, not the original ones."""
         service = self.service()
         self.successResultOf(service.update(metadata=UPDATED))
         self.fake.restart(keepData=False)
@@ -125,7 +125,7 @@ class ReregistrationTests(UpdateCase):
         self.assertEqual(self.found()["tags"], ["good"])
 
     def test_aNewStartOfTheSameService(self) -> None:
-        """A service that is stopped and started again is what it was updated to."""
+        """A service that is stopped and started again keeps its updates."""
         service = self.service()
         self.successResultOf(service.update(metadata=UPDATED))
         service.stopService()
@@ -135,14 +135,14 @@ class ReregistrationTests(UpdateCase):
         self.assertEqual(self.metadata(), UPDATED)
 
     def test_anotherClientsUpdate(self) -> None:
-        """What another client updates is not known here, and ends with the service."""
+        """An update by another client is lost when the service expires."""
         self.service()
         self.successResultOf(self.other.services.update("web1", {"metadata": UPDATED}))
         self.outage()
         self.assertRegisteredAgain(metadata=GIVEN)
 
     def test_aServiceThatWasRemovedIsNotUpdatedInSecret(self) -> None:
-        """After its end a service's updates are requests like any other."""
+        """After a service has stopped, updates of it are ordinary requests."""
         service = self.service()
         service.stopService()
         self.fake.advance(1)
@@ -154,7 +154,7 @@ class OutageTests(UpdateCase):
     """Updates while the registry can't be reached, or has lost the service."""
 
     def test_updateDuringAnOutage(self) -> None:
-        """It counts at once, and its Deferred fires when the registry has it."""
+        """An update changes the desired state at once, and its Deferred fires when the registry has it."""
         service = self.service()
         self.fake.partition()
         self.fake.advance(15)
@@ -181,7 +181,7 @@ class OutageTests(UpdateCase):
         self.assertEqual((self.metadata(), self.events()), (UPDATED, ["join"]))
 
     def test_updateBeforeTheFirstRegistration(self) -> None:
-        """It waits for the registration, which sends it."""
+        """An update waits for the registration, which sends it."""
         self.fake.stop()
         service = self.service()
         updated = service.update(metadata=UPDATED)
@@ -220,7 +220,7 @@ class OutageTests(UpdateCase):
         self.assertEqual(self.metadata(), UPDATED)
 
     def test_anUpdateFindsOutThatTheServiceIsGone(self) -> None:
-        """RegisteredService.update() does not wait for the next heartbeat to find it out."""
+        """After a 404, RegisteredService.update() does not wait for the next heartbeat: it registers at once."""
         service = self.service(120)
         self.fake.advance(10)
         self.fake.restart(keepData=False)
@@ -239,7 +239,7 @@ class OutageTests(UpdateCase):
         self.failureResultOf(updated, RegistrationEnded)
 
     def test_whoeverStopsWaiting(self) -> None:
-        """Cancelling an update's Deferred ends the waiting, not the update."""
+        """Cancelling an update's Deferred does not cancel the update."""
         service = self.service()
         self.fake.partition()
         updated = service.update(metadata=UPDATED)
@@ -256,7 +256,7 @@ class RefusalTests(UpdateCase):
     REFUSED = {"x": ""}
 
     def test_throughTheClient(self) -> None:
-        """The service is registered again as it was."""
+        """The service is registered again without the update."""
         self.service()
         self.failureResultOf(self.client.services.update("web1", {"metadata": self.REFUSED}), BadRequest)
         self.failureResultOf(self.client.services.update("web1", {"tags": "www"}), BadRequest)
@@ -285,7 +285,7 @@ class RefusalTests(UpdateCase):
         self.assertTrue(service.healthy)
 
     def test_whatNoRegistryTakes(self) -> None:
-        """A wrong type is an error where it is written."""
+        """A wrong type raises TypeError at once."""
         service = self.service()
         for wrong in ({"tags": "www"}, {"tags": [1]}, {"metadata": {"port": 80}}):
             arguments: Any = wrong
@@ -297,7 +297,7 @@ class RaceTests(UpdateCase):
     """Updates beside registrations and other updates: the last one counts."""
 
     def test_besideARegistration(self) -> None:
-        """An update that comes while an older state is being registered is made afterwards."""
+        """An update during a registration is sent after it."""
         for update in (
             lambda service: service.update(metadata=UPDATED),
             lambda service: self.client.services.update("web1", {"metadata": UPDATED}),
@@ -316,7 +316,7 @@ class RaceTests(UpdateCase):
             self.end(service)
 
     def test_twoAtOnce(self) -> None:
-        """Of two updates at once the later one is what the registry has in the end, even if the first one came last."""
+        """The registry has the later one of two simultaneous updates in the end, even if the first one arrives last."""
         self.service(60)
         self.fake.advance(1)
         self.fake.pause()
@@ -330,7 +330,7 @@ class RaceTests(UpdateCase):
         self.assertEqual(self.metadata(), {"n": "2"})
 
     def test_aLostRegistrationThatWasUpdatedMeanwhile(self) -> None:
-        """What was created without a response is recognised after an update, removed and created anew at once."""
+        """A service that was created without a response is removed and created again, also after an update."""
         for update in (
             lambda service: service.update(metadata=UPDATED),
             lambda service: self.client.services.update("web1", {"metadata": UPDATED}),
@@ -349,13 +349,13 @@ class RaceTests(UpdateCase):
 
 
 class TimeoutTests(UpdateCase):
-    """Another heartbeat timeout, by an update."""
+    """Updates of the heartbeat timeout."""
 
     def change(self, timeout: int) -> None:
         self.successResultOf(self.client.services.update("web1", {"heartbeat_timeout": timeout}))
 
     def test_heartbeatsFollow(self) -> None:
-        """The service lives with a shorter timeout and with a longer one, and costs no more requests than it must."""
+        """The service does not expire with a shorter or longer timeout, and the number of heartbeats fits it."""
         for keep in ("service", "registered", "created"):
             if keep == "created":
                 _, heartBeater = self.successResultOf(self.client.services.create("web1", 120))
@@ -379,7 +379,7 @@ class TimeoutTests(UpdateCase):
             self.fake.advance(4)
 
     def test_withoutTheExtension(self) -> None:
-        """A check lets the service send its heartbeats alone; it is the same then."""
+        """The same holds for single heartbeats, as with a check."""
         service = self.service(120, check=lambda: True)
         self.fake.advance(30)
         self.change(3)
@@ -387,7 +387,7 @@ class TimeoutTests(UpdateCase):
         self.assertEqual((self.events(), service.heartbeatTimeout), (["join"], 3))
 
     def test_withoutAResponse(self) -> None:
-        """The registry may have the shorter timeout: heartbeats go out for that."""
+        """While the registry may have the shorter timeout, heartbeats are sent for that one."""
         self.service(120)
         self.fake.advance(30)
         self.fake.loseNext(2)
@@ -396,7 +396,7 @@ class TimeoutTests(UpdateCase):
         self.assertEqual((self.events(), self.found()["heartbeat_timeout"]), (["join"], 3))
 
     def test_registersAgain(self) -> None:
-        """And with the new timeout."""
+        """A service that expires is registered again with the new timeout."""
         self.service(10)
         self.change(20)
         self.outage(25)
@@ -420,12 +420,12 @@ class HostTests(UpdateCase):
         return super().service(timeout, **{"metadata": {"port": "80"}, **options})
 
     def test_isNotStored(self) -> None:
-        """The registry has it; the metadata that the user gave stay what they were."""
+        """The registry has the host; the metadata that the user gave do not contain it."""
         service = self.service()
         self.assertEqual((self.metadata(), service.metadata), (self.automatic, {"port": "80"}))
 
     def test_staysWithAnUpdate(self) -> None:
-        """Metadata that are replaced whole have it too."""
+        """An update that replaces the metadata keeps the host."""
         service = self.service()
         self.successResultOf(self.client.services.update("web1", {"metadata": {"port": "80", "a": "b"}}))
         self.assertEqual(self.metadata(), {**self.automatic, "a": "b"})
@@ -433,7 +433,7 @@ class HostTests(UpdateCase):
         self.assertEqual(self.metadata(), {**self.automatic, "a": "b", "c": "d"})
 
     def test_followsTheAddress(self) -> None:
-        """A machine that moves to another network: the registry has its new address, and no update freezes the old."""
+        """After the machine has moved to another network, the registry has the new address, despite updates."""
         service = self.service(tags=["www"])
         read = self.metadata()
         self.successResultOf(self.client.services.update("web1", {"metadata": {**read, "a": "b"}}))
@@ -443,7 +443,7 @@ class HostTests(UpdateCase):
         self.assertEqual(service.metadata, {"port": "80", "a": "b"})
 
     def test_isDeterminedAnewAtEachRegistration(self) -> None:
-        """An address that has changed while the service was gone is what is registered."""
+        """An address that changed while the service was not registered is registered."""
         self.service()
         self.fake.partition()
         self.fake.advance(15)
@@ -466,7 +466,7 @@ class HostTests(UpdateCase):
         self.assertEqual(self.metadata(), {"port": "80", "host": "10.9.9.9"})
 
     def test_afterTheEnd(self) -> None:
-        """A service that was stopped is not touched by a change of the address."""
+        """A change of the address does not affect a service that was stopped."""
         service = self.service()
         self.end(service)
         self.fake.requests.clear()
@@ -476,7 +476,7 @@ class HostTests(UpdateCase):
 
 
 class StateFileTests(UpdateCase):
-    """What outlives the process."""
+    """The state file keeps updates across processes."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -490,7 +490,7 @@ class StateFileTests(UpdateCase):
         self.fake.advance(seconds)
 
     def test_updatesOutliveTheProcess(self) -> None:
-        """Whether the service has expired meanwhile or not."""
+        """An update outlives the process, whether the service has expired meanwhile or not."""
         for seconds in (1, 30):
             for where in ("client", "service"):
                 service = self.service()
@@ -505,7 +505,7 @@ class StateFileTests(UpdateCase):
                 self.end(again)
 
     def test_updatesOfOthers(self) -> None:
-        """A service that is continued stays as others have updated it."""
+        """A service that is continued keeps the updates of other clients."""
         service = self.service(tags=["www"])
         self.successResultOf(self.other.services.update("web1", {"metadata": UPDATED, "heartbeat_timeout": 60}))
         self.crash(service)
@@ -517,7 +517,7 @@ class StateFileTests(UpdateCase):
         self.assertEqual(self.events(), ["join"])
 
     def test_otherArgumentsWin(self) -> None:
-        """An argument that has changed since the last run wins; the others leave updates alone."""
+        """An argument that has changed since the last run wins; updates of other fields stay."""
         service = self.service(tags=["www"])
         self.successResultOf(service.update(metadata=UPDATED, tags=["updated"]))
         self.crash(service)
@@ -527,7 +527,7 @@ class StateFileTests(UpdateCase):
         self.assertEqual((found["tags"], found["metadata"]), (["new"], UPDATED))
 
     def test_anOrderlyEnd(self) -> None:
-        """After it the program's arguments count."""
+        """After stopService() the arguments of the program count."""
         service = self.service()
         self.successResultOf(service.update(metadata=UPDATED))
         self.end(service)
@@ -536,7 +536,7 @@ class StateFileTests(UpdateCase):
         self.assertEqual(self.metadata(), GIVEN)
 
     def test_theAutomaticHostIsNotStored(self) -> None:
-        """Neither beside what was given nor as an update, and the next run determines it anew."""
+        """The state file does not contain the automatic host, and the next run determines it anew."""
         service = self.service(metadata={"port": "80"})
         self.crash(service)
         self.assertNotIn("host", Path(self.path).read_text())
@@ -547,7 +547,7 @@ class StateFileTests(UpdateCase):
         self.assertEqual(again.metadata, {"port": "80"})
 
     def test_anUpdateThatNoRegistryTookIsStillThere(self) -> None:
-        """A process that is killed in the middle of an outage leaves its update to the next one."""
+        """The next process sends an update of a process that was killed during an outage."""
         service = self.service(60)
         self.fake.partition()
         service.update(metadata=UPDATED).addErrback(lambda _: None)
@@ -558,7 +558,7 @@ class StateFileTests(UpdateCase):
         self.assertEqual((self.metadata(), self.events()), (UPDATED, ["join"]))
 
     def test_aFileWithNonsense(self) -> None:
-        """What is in the file and no service could be is not used."""
+        """Invalid fields in the file are ignored."""
         for updated in ({"tags": "www"}, {"metadata": {"a": 1}}, {"heartbeat_timeout": "x"}, [], 3):
             kept = {"id": "web1", "token": "x", "given": {"metadata": GIVEN, "tags": []}, "updated": updated}
             Path(self.path).write_text(json.dumps(kept))

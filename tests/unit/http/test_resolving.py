@@ -32,7 +32,7 @@ ONE, OTHER = IPv4Address("TCP", "192.0.2.1", 80), IPv4Address("TCP", "192.0.2.2"
 
 @implementer(IHostnameResolver)
 class SlowNames:
-    """An application's own resolver, which answers when the test says so."""
+    """A resolver that the application has installed, controlled by the test."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -51,7 +51,7 @@ class SlowNames:
 
 
 class SlowNamesTestCase(SynchronousTestCase):
-    """A reactor in memory, whose resolver takes its time."""
+    """A reactor in memory, with that resolver."""
 
     def setUp(self) -> None:
         self.reactor = MemoryReactorClock()
@@ -71,7 +71,7 @@ class SlowNamesTestCase(SynchronousTestCase):
 
     @property
     def tried(self) -> list[str]:
-        """Where it has tried to connect to."""
+        """The addresses of its connection attempts."""
         return [host for host, *_ in self.reactor.tcpClients]
 
 
@@ -123,7 +123,7 @@ class LastKnownTests(SlowNamesTestCase):
         self.assertEqual(self.tried, ["192.0.2.1"])
 
     def test_aSlowLookup(self) -> None:
-        """After a moment they are used; the next connection does not even wait for that."""
+        """They are used after a short wait; the next connection does not wait at all."""
         self.connect()
         self.reactor.advance(PATIENCE - 0.01)
         self.assertEqual(self.tried, ["192.0.2.1"])
@@ -135,13 +135,13 @@ class LastKnownTests(SlowNamesTestCase):
         self.assertEqual(self.logged, [])
 
     def test_aFailedLookup(self) -> None:
-        """They are used at once."""
+        """When the lookup fails, they are used at once."""
         self.connect()
         self.names.answer()
         self.assertEqual(self.tried, ["192.0.2.1"] * 2)
 
     def test_newAddresses(self) -> None:
-        """A lookup that is answered in time, or late, replaces them."""
+        """The result of a lookup, in time or late, replaces them."""
         self.connect()
         self.reactor.advance(PATIENCE)
         self.names.answer(OTHER)
@@ -151,7 +151,7 @@ class LastKnownTests(SlowNamesTestCase):
         self.assertEqual(self.tried[2:], ["192.0.2.2"])
 
     def test_anOutageIsTwoLinesInTheLog(self) -> None:
-        """One when it begins, and one when it ends, however many connections are made."""
+        """The log has one line when it begins and one when it ends, however many connections are made."""
         for _ in range(5):
             self.connect()
             self.names.answer()
@@ -161,14 +161,14 @@ class LastKnownTests(SlowNamesTestCase):
         self.assertEqual(self.logged, [LogLevel.warn, LogLevel.info])
 
     def test_aLookupThatHangsIsLogged(self) -> None:
-        """Once, when it has taken much longer than a slow one."""
+        """A lookup that hangs is logged once, when it has taken much longer than a slow one."""
         for _ in range(5):
             self.connect()
             self.reactor.advance(1)
         self.assertEqual(self.logged, [LogLevel.warn])
 
     def test_nothingIsLeft(self) -> None:
-        """A connection that is cancelled while it waits leaves nothing on the reactor, and nobody is told."""
+        """A connection that is cancelled while it waits leaves nothing on the reactor, and nothing is logged."""
         connecting = self.connect()
         connecting.cancel()
         self.failureResultOf(connecting)
@@ -177,10 +177,10 @@ class LastKnownTests(SlowNamesTestCase):
 
 
 class UnknownTests(SlowNamesTestCase):
-    """A name of which no address is known yet."""
+    """A host name without known addresses."""
 
     def test_oneLookupForAll(self) -> None:
-        """However many connect, the name is looked up once; cancelling one does not disturb the others."""
+        """Simultaneous connections share one lookup; cancelling one does not affect the others."""
         connecting = [self.connect() for _ in range(3)]
         self.assertEqual(len(self.names.asked), 1)
         connecting[0].cancel()
@@ -205,7 +205,7 @@ class UnknownTests(SlowNamesTestCase):
         self.assertIn("after 2 s, resolving the host name registry.test. Check this machine's name server", str(error))
 
     def test_requestsThatFailNameTheStage(self) -> None:
-        """So does one whose time to connect is over first."""
+        """So does a request whose time to connect ends first."""
         urls = [f"http://registry{number}.test/v1.0" for number in range(2)]
         client = Client("joe", "key", baseUrl=urls, reactor=self.reactor, timeout=10)
         asking = client.services.get("web1")
@@ -256,7 +256,7 @@ class ThreadTests(TestCase):
                 await each
 
     async def test_namesThatCanNotBeEncoded(self) -> None:
-        """They have no address, like any name that does not exist."""
+        """Invalid names have no address, like names that do not exist."""
         for name in ("a" * 70 + ".test", ".test", "a..test"):
             self.assertEqual(list(await hostNames(reactor).resolve(reactor, name, 80)), [])
 

@@ -1,4 +1,4 @@
-"""Files that are replaced whole: who may read them, and what the log says when they can't be written."""
+"""Files that are replaced as a whole: their mode, and the log lines when they can't be written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from txserviceregistry.util.files import replaceFile
 
 
 class ReplaceFileTests(SynchronousTestCase):
-    """A file is replaced whole, and stays private."""
+    """replaceFile()."""
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp())
@@ -34,14 +34,14 @@ class ReplaceFileTests(SynchronousTestCase):
             self.path.chmod(0o644)
 
     def test_aFailureLeavesTheOldContent(self) -> None:
-        """And nothing beside it."""
+        """A failed write keeps the old content and leaves no other file."""
         self.path.write_text("old")
         self.assertRaises(UnicodeEncodeError, replaceFile, self.path, "new \udc80")
         self.assertEqual(self.path.read_text(), "old")
         self.assertEqual(os.listdir(self.folder), ["file"])
 
     def test_aLinkIsReplaced(self) -> None:
-        """A symbolic link gives way to the file; what it leads to stays."""
+        """A symbolic link is replaced by the file; its target stays."""
         target = self.folder / "target"
         target.write_text("stays")
         self.path.symlink_to("target")
@@ -59,7 +59,7 @@ class ReplaceFileTests(SynchronousTestCase):
 
 
 class UnwritableFileTests(SynchronousTestCase):
-    """Everything that keeps a file of its own goes on without it, and says so once."""
+    """Each object with a file runs without it, and logs that once."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
@@ -100,7 +100,7 @@ class UnwritableFileTests(SynchronousTestCase):
         self.fake.advance(1)
 
     def change(self, count: int) -> None:
-        """Let something happen that each of them keeps."""
+        """Change something that each of them writes to its file."""
         for number in range(count):
             self.successResultOf(self.client.services.create(f"other{number}", 3))
             self.client.configuration.set("/production/www/number", f"{number}")
@@ -112,7 +112,7 @@ class UnwritableFileTests(SynchronousTestCase):
         self.assertLogsOnce(directory, "a restart finds an older copy")
 
     def test_configurationWatcher(self) -> None:
-        """A ConfigurationWatcher: values, which are nobody else's business."""
+        """A ConfigurationWatcher: its values, which may be secrets."""
         watcher = ConfigurationWatcher(self.client, "/production", path=self.path)
         self.assertLogsOnce(watcher, "a restart finds an older copy")
 
