@@ -22,13 +22,26 @@ if TYPE_CHECKING:
 _COLUMNS = {"id": "ID", "value": "Value"}
 
 
-def addNamespace(parser: argparse._ActionsContainer, *, required: bool = False) -> None:
+def _namespace(text: str) -> str:
+    if not text:
+        # Of a script whose variable is not set, most likely. It must not stand for all namespaces.
+        raise argparse.ArgumentTypeError("the namespace is empty; give its name, such as /production/cassandra")
+    return text
+
+
+def addNamespace(
+    parser: argparse._ActionsContainer,
+    *,
+    required: bool = False,
+    help: str = "only values below this namespace, such as /production/cassandra",
+) -> None:
     """Add ``--namespace``."""
     parser.add_argument(
         "--namespace",
         metavar="NAMESPACE",
+        type=_namespace,
         required=required,
-        help="only what is below it, such as /production/cassandra",
+        help=help,
     )
 
 

@@ -61,7 +61,7 @@ class Import(_Transfer):
     def addPlace(self, parser: Parser) -> None:
         """See :class:`_Transfer`."""
         place = parser.add_mutually_exclusive_group()
-        addNamespace(place)
+        addNamespace(place, help="set keys without a leading slash below this namespace, such as /production/cassandra")
         place.add_argument("--root", action="store_true", help="set keys without a slash at the top, in no namespace")
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:

@@ -217,6 +217,12 @@ class ConfigurationTests(RaxsrTestCase):
         self.assertEqual((ended.code, len(ended.err.splitlines())), (126, 1))
         self.assertIn("which command", await self.refused("configuration", "exec", "--namespace", space, code=2))
         await self.refused("configuration", "exec", "--", "true", code=2)
+        for words in (
+            ("exec", "--namespace", "", "--", "env"),
+            ("list", "--namespace="),
+            ("export", "-", "--namespace="),
+        ):
+            self.assertIn("the namespace is empty", await self.refused("configuration", *words, code=2))
         told = await self.refused("configuration", "exec", "--namespace", space, "sh", "-c", "echo ran", code=2)
         self.assertIn("unexpected argument 'sh': the command to run comes after --", told)
         await client.configuration.set(f"{space}/listen-ip", "::2")
