@@ -33,7 +33,7 @@ class AttackCase(FaultCase):
         )
 
     async def areAtWork(self, attackers: list[Child]) -> bool:
-        """Whether all of them have got somewhere."""
+        """Whether each process of them has connected."""
         return all(told(each)["open"] or told(each)["cut"] for each in attackers)
 
     def tellLatencies(self, what: str, latencies: list[float]) -> None:
@@ -50,6 +50,6 @@ class AttackCase(FaultCase):
 
 
 def told(attackers: Child) -> dict[str, Any]:
-    """What attackers have told last."""
+    """The last report of attackers."""
     lines = attackers.output[: attackers.output.rfind("\n") + 1].splitlines()
     return json.loads(lines[-1]) if lines else {"open": 0, "cut": 0, "codes": {}}

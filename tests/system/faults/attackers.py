@@ -1,5 +1,5 @@
 """
-``python -m tests.system.faults.attackers KIND``: clients that mean harm, many of them, in a process of their own.
+``python -m tests.system.faults.attackers KIND``: many hostile clients, in a process of their own.
 
 =============  ===================================================================================
 ``drip``       send a byte a second of a head that never ends
@@ -15,8 +15,8 @@
 ``reconnect``  send a request with a wrong token, and another one over a new connection when it is answered
 =============  ===================================================================================
 
-Whoever is cut off comes again. Each second a line tells how many connections are open, how many were cut off, and what
-was answered how often.
+A client whose connection is closed connects again. Five times a second a line has the number of open connections, the
+number of closed ones, and the count of each status code.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--addresses", type=int, default=0, help="from how many addresses they come; by default one")
     options = parser.parse_args(arguments)
     request = f"GET {options.path} HTTP/1.1\r\nX-Auth-Token: {os.environ.get('ATTACKERS_TOKEN', '')}\r\n\r\n"
-    # Attackers bring their own processors along; here they share those of the registry.
+    # Real attackers have processors of their own; these share the registry's.
     os.nice(5)
     attackers = _Attackers(options.kind, options.port, options.count, request.encode(), options.user, options.addresses)
     LoopingCall(attackers.connect).start(0.01)
