@@ -118,7 +118,7 @@ class RenewalTests(RenewalCase):
         await registry.says("TLS certificate registry-cert.pem reloaded")
         client = self.client()
         await self.go(client, "renewed", follower)
-        self.assertEqual((await self.types(client)).count("services.timeout"), 0)
+        self.assertEqual((await self.types(client)).count("service.timeout"), 0)
         self.assertEqual((await self.types(client)).count("service.join"), 2)
         self.assertEqual(registry.output.count("can't be reloaded"), 1)
         self.assertNoTraceback()
