@@ -121,7 +121,7 @@ class ClientTests(SynchronousTestCase):
         """A service whose deadline is after the suspend does not expire, even if its heartbeat was due much later."""
         services = [self.register("alone", 20, check=lambda: True), self.register("together", 20)]
         self.fake.advance(5)
-        self.fake.suspend(12)
+        self.fake.suspend(11)
         self.fake.advance(60)
         self.assertEqual({event for event, _ in self.events()}, {"join"})
         self.assertEqual({service.state for service in services}, {"registered"})
