@@ -1,10 +1,9 @@
 """
 How many connections there may be, and which one has to go when there are too many.
 
-A registry is for those who keep services alive, and they are known by what they do: they bring whole requests with a
-token that counts. A connection that does so stays, and one that was opened and brings nothing makes room, however many
-of that kind there are and wherever they come from. What a connection is on the wire is
-:mod:`txserviceregistry.registry.http.server`'s business.
+A connection that has brought a whole request with a valid token is kept. A connection that was opened and brings
+nothing is closed first, whatever its address and however many such connections there are.
+:mod:`txserviceregistry.registry.http.server` has the connections themselves.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ LOG_INTERVAL = 60.0
 @attrs.frozen
 class ConnectionLimits:
     """
-    What clients may take of a registry. One connection costs about 15 KB of memory, and twice as much while somebody
+    What clients may take of a registry. One connection costs about 15 KB of memory, and twice as much while a request
     waits on it.
 
     :ivar connections: how many in all. It is fewer where the process may not open so many files.
@@ -67,7 +66,7 @@ class ConnectionLimits:
         """
         # Of very few, half: the store and the listeners need no more than some twenty.
         connections = max(1, min(self.connections, max(files - RESERVED_FILES, files // 2)))
-        # Those who wait hold their connections for a minute: some have to be left for the others.
+        # Requests that wait for events hold their connections for a minute: some have to be left for others.
         return attrs.evolve(self, connections=connections, followers=min(self.followers, connections * 4 // 5))
 
 

@@ -39,7 +39,7 @@ DISCARD_BYTES = 2**20
 DISCARD_SECONDS = 2.0
 #: How much is read of what comes after a request that is being answered, in bytes.
 AHEAD_BYTES = 2**14
-#: How many requests that come at once are answered in one turn of the reactor, for who has shown no token.
+#: How many requests that come at once are answered in one turn of the reactor, for unauthenticated clients.
 AT_ONCE = 10
 #: Seconds after which a connection that is being closed is cut, whether or not its last answer has been read.
 CLOSE_SECONDS = 15.0
@@ -75,7 +75,7 @@ class ApiRequest(FramedRequest):
         if length is None or length >= self._limit:
             self._limit = self.channel.bodyLimit()
         if length is not None and length >= self._limit:
-            # Nobody is invited to send what will be refused.
+            # No client is invited to send a body that will be refused.
             self.requestHeaders.removeHeader(b"Expect")
             self._refuse()
 
@@ -257,7 +257,7 @@ class ApiChannel(HTTPChannel):
         self.site.line.spend(self.origin, work)
 
     def _standInLine(self, go: Callable[[], None]) -> None:
-        # What waits may be a whole request, and a request that has come in is not closed upon.
+        # A whole request may be waiting, and the connection of such a request is never closed to make room.
         self.site.connections.answers(self)
         self.site.line.enter(self.origin, partial(self._served, go))
 
@@ -322,7 +322,7 @@ class ApiChannel(HTTPChannel):
         self.site.connections.waits(self)
         self._answered += 1
         hasEnough = self._answered >= AT_ONCE and not self.isKnown
-        # Whoever does not read answers is given no more of them.
+        # A client that does not read responses is sent no more of them.
         self.paused = hasEnough or self._isClogged
         HTTPChannel.requestDone(self, request)
         if self.paused and not self._isGone:
@@ -487,9 +487,9 @@ class ApiSite(server.Site):
     :ivar connections: sees to it that there are not too many.
     :ivar silence: ends those from which nothing comes.
     :ivar exchanges: is told of what is refused before it gets to the resource.
-    :ivar line: where requests of clients wait that have never shown a token.
-    :ivar handshakes: where TLS handshakes wait.
-    :ivar addresses: those at which clients have authenticated.
+    :ivar line: the queue of requests of unauthenticated clients.
+    :ivar handshakes: the queue of TLS handshakes.
+    :ivar addresses: the addresses at which clients have authenticated.
     :ivar vouchesFor: see :func:`apiSite`.
     """
 
@@ -603,8 +603,8 @@ def apiSite(
     :param reactor: for timeouts.
     :param limits: what clients may take.
     :param exchanges: the same that the *resource* has.
-    :param vouchesFor: whether what has come shows a token or credentials that counted when the store was last asked
-        for them. Such a request does not wait for those without. It has to be found out in memory; the request is
-        checked all the same.
+    :param vouchesFor: whether the data of a request shows a token or credentials that were valid when the store was
+        last asked for them. Such a request does not wait in the line. It must not ask the store; the request is
+        authenticated in any case.
     """
     return ApiSite(resource, reactor, limits, exchanges or Exchanges(), vouchesFor)

@@ -203,41 +203,41 @@ class LineTests(LimitsCase):
 
     def test_manyRequestsAtOnce(self) -> None:
         """Of many requests that come at once, some are answered before others have their turn; all of who is known."""
-        known, stranger = self.known(), self.connect()
-        for connection in (known, stranger):
+        known, guest = self.known(), self.connect()
+        for connection in (known, guest):
             connection.send(requestBytes("GET", "/") * 24 + b"GET")
         self.assertEqual(self.codes(known), [404] * 24)
-        self.assertEqual(self.codes(stranger), [404] * 10)
+        self.assertEqual(self.codes(guest), [404] * 10)
         self.api.clock.advance(0)
-        self.assertEqual(self.codes(stranger), [404] * 14)
-        stranger.send(b" / HTTP/1.1\r\n\r\n")
-        self.assertEqual(self.codes(stranger), [404])
+        self.assertEqual(self.codes(guest), [404] * 14)
+        guest.send(b" / HTTP/1.1\r\n\r\n")
+        self.assertEqual(self.codes(guest), [404])
 
     def test_manyRequestsWithBodies(self) -> None:
         """A body in between makes no difference."""
-        stranger = self.connect()
-        stranger.send(requestBytes("POST", SERVICES, b"{}") * 24)
-        self.assertEqual(self.codes(stranger), [401] * 10)
+        guest = self.connect()
+        guest.send(requestBytes("POST", SERVICES, b"{}") * 24)
+        self.assertEqual(self.codes(guest), [401] * 10)
         self.api.clock.advance(0)
-        self.assertEqual(self.codes(stranger), [401] * 14)
+        self.assertEqual(self.codes(guest), [401] * 14)
 
     def later(self) -> None:
         """Let some time pass, in small steps."""
         self.api.clock.pump([0.01] * 20)
 
     def test_whoIsKnownDoesNotWait(self) -> None:
-        """However many strangers ask, who is known is answered at once; the strangers one after the other."""
+        """However many unauthenticated clients send requests, a known client is answered at once."""
         known = self.known()
-        strangers = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        guests = [self.connect(f"10.0.1.{n}") for n in range(3)]
         self.slow()
-        for stranger in strangers:
-            stranger.send(requestBytes("GET", "/")[:10])
-            stranger.send(requestBytes("GET", "/")[10:])
+        for guest in guests:
+            guest.send(requestBytes("GET", "/")[:10])
+            guest.send(requestBytes("GET", "/")[10:])
         known.send(self.request())
         self.assertEqual(self.codes(known), [200])
-        self.assertEqual([self.codes(each) for each in strangers], [[404], [], []])
+        self.assertEqual([self.codes(each) for each in guests], [[404], [], []])
         self.later()
-        self.assertEqual([self.codes(each) for each in strangers], [[], [404], [404]])
+        self.assertEqual([self.codes(each) for each in guests], [[], [404], [404]])
 
     def test_waitingIsNotReading(self) -> None:
         """Of who stands in line nothing more is read; who hangs up leaves the line."""
@@ -252,21 +252,21 @@ class LineTests(LimitsCase):
         self.assertEqual(third.transport.producerState, "producing")
 
     def test_theyHaveAThirdOfTheTime(self) -> None:
-        """While strangers are refused, they are served no more than a third of the time."""
+        """While unauthenticated clients are refused, they are served no more than a third of the time."""
         self.slow()
         refused = self.connect()
         for _ in range(400):
             refused.send(requestBytes("GET", "/"))
             self.api.clock.advance(1)
-        strangers = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        guests = [self.connect(f"10.0.1.{n}") for n in range(3)]
         began = self.api.clock.seconds()
         answered = 0
         for _ in range(200):
-            for each in strangers:
+            for each in guests:
                 if each.transport.producerState == "producing":
                     each.send(requestBytes("GET", "/"))
             self.api.clock.advance(0.005)
-            answered += sum(len(self.codes(each)) for each in strangers)
+            answered += sum(len(self.codes(each)) for each in guests)
         self.assertLess(answered * 0.02 / (self.api.clock.seconds() - began), 0.4)
 
     def test_aFleetIsNotKeptBack(self) -> None:
@@ -278,16 +278,16 @@ class LineTests(LimitsCase):
         self.assertEqual([self.codes(each) for each in fleet], [[200]] * 3)
 
     def crowd(self) -> list[Connection]:
-        """Strangers of one address, of which one has been answered and the others wait."""
+        """Unauthenticated clients of one address, of which one has been answered and the others wait."""
         self.slow()
-        strangers = [self.connect() for _ in range(3)]
-        for each in strangers:
+        guests = [self.connect() for _ in range(3)]
+        for each in guests:
             each.send(requestBytes("GET", "/"))
-        self.assertEqual(self.codes(strangers[0]), [404])
-        return strangers[1:]
+        self.assertEqual(self.codes(guests[0]), [404])
+        return guests[1:]
 
     def test_aTokenThatIsRememberedPasses(self) -> None:
-        """A new connection with a token that was seen before does not wait for strangers, from whatever address."""
+        """A new connection with a token that was seen before does not wait for unauthenticated clients."""
         self.known("10.0.0.2")
         waiting = self.crowd()
         self.known()
@@ -318,11 +318,11 @@ class LineTests(LimitsCase):
         self.assertEqual(self.codes(login), [400])
 
     def test_whatIsAnsweredLaterWaitsToo(self) -> None:
-        """What is left to do for strangers whose token the store had to be asked for is done in their turn as well."""
+        """The work for a request after the store was asked for its token is done in the client's turn as well."""
         slow: list[Deferred[str]] = [Deferred() for _ in range(3)]
-        strangers = [self.connect() for _ in range(3)]
+        guests = [self.connect() for _ in range(3)]
         self.patch(self.api.identity, "tenantOf", lambda token: slow[int(token)])
-        for number, each in enumerate(strangers):
+        for number, each in enumerate(guests):
             each.send(requestBytes("GET", SERVICES, None, {"X-Auth-Token": str(number)}))
         send = self.api.exchanges.end
 
@@ -334,9 +334,9 @@ class LineTests(LimitsCase):
         for each in slow:
             each.errback(InvalidToken())
         self.api.clock.advance(0)
-        self.assertEqual([self.codes(each) for each in strangers], [[401], [], []])
+        self.assertEqual([self.codes(each) for each in guests], [[401], [], []])
         self.later()
-        self.assertEqual([self.codes(each) for each in strangers], [[], [401], [401]])
+        self.assertEqual([self.codes(each) for each in guests], [[], [401], [401]])
 
     def test_aWholeRequestIsNotClosedUpon(self) -> None:
         """A request that waits for its turn is answered, however many connections come meanwhile."""
@@ -375,14 +375,14 @@ class UnfinishedTests(LimitsCase):
         self.assertIn("requests without a token", self.warnings[-1]["log_format"])
 
     def test_whoIsKnownIsNotAmongThem(self) -> None:
-        """However much strangers send, a request from who has shown a token comes in."""
+        """However much unauthenticated clients send, a request of a client that has shown a token comes in."""
         known = self.known()
         known.send(self.head(**{"X-Auth-Token": self.api.token}) + b" " * 150_000)
-        strangers = [self.connect() for _ in range(9)]
-        for stranger in strangers:
-            stranger.send(self.head() + b" " * 190_000)
-        self.assertClosed(*strangers[:7])
-        self.assertOpen(known, *strangers[7:])
+        guests = [self.connect() for _ in range(9)]
+        for guest in guests:
+            guest.send(self.head() + b" " * 190_000)
+        self.assertClosed(*guests[:7])
+        self.assertOpen(known, *guests[7:])
         known.send(b" " * 49_999 + b"{")
         self.assertEqual(self.codes(known), [400])
 
@@ -406,11 +406,11 @@ class UnfinishedTests(LimitsCase):
         """What has come from who stands in line is kept as well."""
         self.api.site.line.spend(Origin(), lambda: self.api.clock.advance(1))
         self.assertTrue(self.api.site.line.isBusy)
-        strangers = [self.connect() for _ in range(9)]
-        for stranger in strangers:
-            stranger.send(self.head() + b" " * 60_000)
-        self.assertClosed(strangers[0])
-        self.assertOpen(*strangers[1:])
+        guests = [self.connect() for _ in range(9)]
+        for guest in guests:
+            guest.send(self.head() + b" " * 60_000)
+        self.assertClosed(guests[0])
+        self.assertOpen(*guests[1:])
 
     def test_nothingIsLeftWhenAllAreGone(self) -> None:
         """When the last connection is gone, no work waits, and no delayed call is left for it."""
@@ -433,18 +433,18 @@ class UnfinishedTests(LimitsCase):
 class CrowdTests(LimitsCase):
     """More connections than may be."""
 
-    def test_theOldestStrangerGoes(self) -> None:
+    def test_theOldestGuestGoes(self) -> None:
         """Of those that never showed a token, the one that has waited longest makes room."""
         known = self.known("10.0.0.1")
-        strangers = [self.connect(f"10.0.1.{n}") for n in range(3)]
-        strangers[0].send(b"GET / HTTP/1.1\r\nX: y")
-        strangers[1].send(requestBytes("GET", SERVICES))  # 401: it has brought a request just now
+        guests = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        guests[0].send(b"GET / HTTP/1.1\r\nX: y")
+        guests[1].send(requestBytes("GET", SERVICES))  # 401: it has brought a request just now
         more = [self.connect(f"10.0.2.{n}") for n in range(2)]
-        self.assertClosed(strangers[0], strangers[2])
-        self.assertOpen(known, strangers[1], *more)
+        self.assertClosed(guests[0], guests[2])
+        self.assertOpen(known, guests[1], *more)
 
     def test_whoIsKnownStays(self) -> None:
-        """However many strangers come, those that have shown a token stay, and so do those that are being answered."""
+        """However many unauthenticated clients connect, known connections and those being answered stay."""
         known, busy = self.known("10.0.0.1"), self.busy("10.0.0.1")
         for n in range(100):
             self.connect(f"10.0.1.{n}").send(b"G")

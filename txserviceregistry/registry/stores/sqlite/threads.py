@@ -251,7 +251,7 @@ class _Worker(ABC):
     def _settle(self, outcomes: Sequence[_Outcome], cause: Exception | None) -> None:
         now = self._reactor.seconds()
         if cause is not None and self._trouble.begins(now):
-            self._log.error("The store can't be {doing}: {cause}", doing=self._doing, cause=cause)
+            self._log.error("The store can't be {doing}: {cause}", doing=self._doing, cause=str(cause))
         elif cause is None and self._trouble.ends(now):
             self._log.info("The store can be {doing} again", doing=self._doing)
         for outcome in outcomes:
@@ -547,7 +547,7 @@ class Writer(_Worker):
             tables.cutLog(_CUT_SECONDS)
             self._logBytes = self._files.checkToWrite()
         except Exception as error:
-            self._log.warn("The write-ahead log can't be cut: {error}", error=error)  # what was written is kept
+            self._log.warn("The write-ahead log can't be cut: {error}", error=str(error))  # what was written is kept
 
     def _explained(self, error: Exception) -> Exception:
         """What is wrong: that the file is lost, if it is, else the error that there was."""
