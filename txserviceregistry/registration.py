@@ -24,7 +24,7 @@ from .heartbeats.heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeate
 from .heartbeats.tokenfile import Kept, TokenFile
 from .http.jsontransport import ClientClosed
 from .util.deferred import returnsDeferred, waitFor
-from .util.fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
+from .util.fields import checkedHealthCheck, checkedId, checkedMetadata, checkedTags, checkedTimeout
 from .util.files import WriteOutage
 from .util.logs import Logger
 from .util.parsing import LONGEST_INTERVAL, boundedNumber
@@ -83,8 +83,8 @@ class RegisteredService(Service):
             was killed and is started again within the timeout continues the same service at once. It belongs to one
             running process: another one with the same file runs without it until the first has ended.
         :param random: gives numbers from 0 to 1.
-        :raises TypeError: if the id, a tag, or a key or value of the metadata is not a string, or the timeout is not a
-            number.
+        :raises TypeError: if the id, a tag, or a key or value of the metadata is not a string, the timeout is not a
+            number, or *check* can't be called.
         :raises ValueError: if the id or the timeout is not valid. The registry checks the rest: see
             :meth:`whenRegistered`.
         """
@@ -93,7 +93,7 @@ class RegisteredService(Service):
         payload = {"tags": checkedTags(tags), "metadata": checkedMetadata(metadata)}
         self._client = client
         self._clock = client.clock
-        self._check = check
+        self._check = checkedHealthCheck(check)
         self._tokens = TokenFile(os.fspath(state), serviceId) if state is not None else None
         self._writing = WriteOutage(
             os.fspath(state or ""), self._log, f"a restart of the program does not go on as service {serviceId}"

@@ -386,6 +386,11 @@ class RegisteredServiceTests(RegistrationCase):
             ({"metadata": {"port": 8000}}, TypeError, r"metadata\['port'\] is 8000, but each value has to be a string"),
             ({"metadata": {8000: "port"}}, TypeError, "8000 is a key of metadata"),
             ({"metadata": "port=8000"}, TypeError, "mapping of strings to strings"),
+            (
+                {"check": True},
+                TypeError,
+                r"check is bool, but it has to be a function: check=healthy, not check=healthy\(\)",
+            ),
         ):
             with self.subTest(options=options):
                 self.assertRaisesRegex(error, text, self.service, **options)

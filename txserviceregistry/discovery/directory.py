@@ -66,7 +66,10 @@ class Directory(Mirror[Service]):
         :param refresh: seconds after which all are listed again, up to a fifth earlier.
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
+        :raises TypeError: if *tag* is not a string.
         """
+        if tag is not None and not isinstance(tag, str):
+            raise TypeError(f"tag is {tag!r}, but it has to be a string: a Directory has one tag, or all services")
         super().__init__(client, refresh=refresh, path=path, random=random, wallClock=wallClock)
         self.tag = tag
         self._listeners: list[Callable[[Change, Service], None]] = []

@@ -98,6 +98,19 @@ def checkedTags(tags: Any) -> list[str]:
     return checked
 
 
+def checkedHealthCheck(check: Any) -> Any:
+    """
+    A health check, or ``None``.
+
+    :raises TypeError: if it can't be called, such as the result of a call.
+    """
+    if check is not None and not callable(check):
+        raise TypeError(
+            f"check is {type(check).__name__}, but it has to be a function: check=healthy, not check=healthy()"
+        )
+    return check
+
+
 def checkedMetadata(metadata: Any) -> dict[str, str]:
     """
     Metadata; ``None`` stands for none.

@@ -18,6 +18,7 @@ _COUNT = re.compile(r"[0-9]{1,10}", re.ASCII)
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([smhd]?)", re.ASCII)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LARGEST_COUNT = 2**31 - 1
+_LONG_INTEGER = 10**20
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
 
 #: The longest timeout, interval or pause that makes sense in a program, in seconds.
@@ -117,7 +118,9 @@ def parseRetryAfter(text: str | None) -> float | None:
 
 
 def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, (float, str)) else type(value).__name__
+    # Python refuses to write integers of many digits.
+    isShort = isinstance(value, (float, str)) or (isinstance(value, int) and abs(value) < _LONG_INTEGER)
+    text = repr(value) if isShort else type(value).__name__
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 

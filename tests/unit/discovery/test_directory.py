@@ -69,6 +69,12 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual(directory.forTag("www"), ())
         self.assertEqual(self.changes, [("join", "web1"), ("join", "web2"), ("remove", "web1"), ("timeout", "web2")])
 
+    def test_aTagIsAString(self) -> None:
+        """Several tags, or something else, are a TypeError at once."""
+        wrong: Any
+        for wrong in (["www"], 5, b"www"):
+            self.assertRaises(TypeError, Directory, self.client, wrong)
+
     def test_ofOneTag(self) -> None:
         """With a tag, others are not there, and one that gets the tag or loses it comes and goes."""
         self.create("web1", tags=["www"])

@@ -53,6 +53,9 @@ class NumbersTests(SynchronousTestCase):
             self.assertEqual(boundedNumber(good, 0, 3), float(good))
         for bad in (-1, 3.1, "inf", "nan", float("inf"), float("nan"), 10**400, "1e308", "", "x", None, True, [1], {}):
             self.assertRaises(ValueError, boundedNumber, bad, 0, 3)
+        for bad, shown in ((-1, "-1"), (3.1, "3.1"), ("x", "'x'"), (None, "NoneType"), (10**5000, "int")):
+            error = self.assertRaises(ValueError, boundedNumber, bad, 0, 3)
+            self.assertEqual(str(error), f"{shown} is not a number from 0 to 3")
 
     def test_retryAfter(self) -> None:
         """Seconds, an hour at most; what is no decimal number says nothing."""
