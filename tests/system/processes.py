@@ -25,6 +25,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
+from tests.inprocess import withoutSettings
 from txserviceregistry import Client
 from txserviceregistry.settings import readSettings
 from txserviceregistry.util.deferred import returnsDeferred, waitFor
@@ -93,11 +94,6 @@ class Child(ProcessProtocol):
             if text in self.output or text in self.errors:
                 self._waiting.remove((text, waiter))
                 waiter.callback(None)
-
-
-def withoutSettings() -> dict[str, str]:
-    """This process's environment, without what configures this project's programs."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(("RAXSR_", "XDG_"))}
 
 
 @cache

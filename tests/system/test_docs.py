@@ -24,8 +24,8 @@ from twisted.web.server import Site
 
 import txserviceregistry
 from tests.certificates import selfSigned
+from tests.inprocess import withoutSettings
 from tests.system.docblocks import DOCS, PageTestCase, blocksOf
-from tests.system.processes import withoutSettings
 from txserviceregistry import Client, errors
 from txserviceregistry.commands.configfile import readConfigFile
 from txserviceregistry.discovery import Directory, RegistryAgent, closeShared

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import treq
 
-from tests.system.commands.raxsr.raxsrcase import RaxsrTestCase
+from tests.system.commands.raxsr.raxsrcase import RaxsrProcessTestCase
 from tests.system.processes import Child
 from txserviceregistry.settings import readSettings
 
@@ -16,7 +16,7 @@ CLOSED, FULL = ">&-", ">/dev/full"
 REASONS = {CLOSED: "it is closed", FULL: "No space left on device"}
 
 
-class StreamsTests(RaxsrTestCase):
+class StreamsTests(RaxsrProcessTestCase):
     """Output that can't be written is an error, which is found before anything is done."""
 
     def redirected(self, streams: str, program: str, *words: str) -> Child:

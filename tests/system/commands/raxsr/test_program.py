@@ -1,168 +1,21 @@
-"""``raxsr`` as a program: help, settings, streams, completion, and what it shows of its exchange."""
+"""``raxsr`` as a process: streams, signals, terminals, and the completion of shells."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
-from twisted.web.resource import Resource
-from twisted.web.server import Site
 
-from tests.system.commands.raxsr.raxsrcase import RAXSR, RaxsrTestCase
-from tests.system.processes import Child, reactor, together
-from txserviceregistry import __version__
-from txserviceregistry.settings import readSettings
+from tests.system.commands.raxsr.raxsrcase import RAXSR, RaxsrProcessTestCase
+from tests.system.processes import Child, reactor
 
 
-class ProgramTests(RaxsrTestCase):
-    """What all commands have in common."""
-
-    async def test_help(self) -> None:
-        """Every command is in the help with a line about it, and has a help of its own with an example."""
-        overview, same, again = [ended.out for ended in await together(map(self.good, ["--help", "help"]))] + [
-            (await self.good()).out
-        ]
-        self.assertEqual([same, again], [overview, overview])
-        commands = ["services list", "services create", "configuration import", "configuration exec", "events follow"]
-        helps = await together(self.good("help", *words.split()) for words in commands)
-        others = await together(self.good(*words.split(), "--help") for words in commands)
-        for words, help, other in zip(commands, helps, others, strict=True):
-            self.assertIn(f"  {words} ", overview)
-            self.assertIn(f"raxsr {words}", help.out)
-            self.assertIn("Example: ", help.out)
-            self.assertEqual(other.out, help.out)
-        self.assertIn("services remove", (await self.good("help", "services")).out)
-        for option in (
-            "--username",
-            "--api-key",
-            "--api-url",
-            "--auth-url",
-            "--region",
-            "--debug",
-            "--verbose",
-            "--log-file",
-        ):
-            self.assertIn(option, overview)
-        self.assertEqual((await self.good("--version")).out, f"raxsr {__version__}\n")
-
-    async def test_noRegistry(self) -> None:
-        """The line names the URL that was tried, and who said so."""
-        url = "http://127.0.0.1:9/v1.0"
-        self.settings = {}
-        credentials = ("--username", "joe", "--api-key", "wrong-key-0123456789")
-        self.assertRegex(
-            await self.refused("services", "list", "--api-url", url, *credentials),
-            "http://127.0.0.1:9.* is what --api-url says",
-        )
-        told = await self.refused("services", "list", *credentials, environment={"RAXSR_API_URL": url})
-        self.assertIn(f"{url} is what ", told)
-        self.assertIn("RAXSR_API_URL", told)
-        self.assertIn(".raxrc", await self.refused("services", "list"))
-
-    async def test_wrongKey(self) -> None:
-        """A key that is refused is told in a line without the key."""
-        told = await self.refused("services", "list", "--api-key", "wrong-key-0123456789")
-        self.assertNotIn("0123456789", told)
-
-    async def test_whoNamesCredentialsThatAreRefused(self) -> None:
-        """Where the name and the key come from is told, as it is of URLs."""
-        told = await self.refused("services", "list", "--username", "joe", environment={"RAXSR_API_KEY": "wrong-key"})
-        self.assertIn(
-            ". The username is what --username says, and the API key is what the environment variable RAXSR_API_KEY "
-            "says\n",
-            told,
-        )
-        self.assertNotIn("wrong-key", told)
-
-    async def test_urlsThatAreNoRegistrys(self) -> None:
-        """What answers there is no registry, or its URL is not whole: the line says so, and who named the URL."""
-        site = Site(Resource())
-        port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(site)
-        self.addCleanup(port.stopListening)
-        other = f"http://127.0.0.1:{port.getHost().port}/v1.0"
-        settings = readSettings(environ={"HOME": self.home, **self.settings})
-        short = settings.baseUrls[0].removesuffix("/v1.0")
-        credentials = ("--username", settings.username, "--api-key", settings.apiKey)
-        for url, doubt in (
-            (other, "Is there a service registry at this URL? "),
-            (short, "The URL of a registry ends in /v1.0 as a rule, and this one does not. "),
-        ):
-            for words in (("services", "list"), ("services", "get", self.prefix)):
-                told = await self.refused(*words, *credentials, environment={"RAXSR_API_URL": url})
-                self.assertIn(f"{doubt}{url} is what the environment variable RAXSR_API_URL says", told)
-        self.assertIn(f'there is no service "{self.prefix}"', await self.refused("services", "get", self.prefix))
-
-    async def test_debug(self) -> None:
-        """--debug shows what was asked and answered, and no key, no auth token and no heartbeat token."""
-        settings = readSettings(environ={"HOME": self.home, **self.settings})
-        shown = await self.raxsr("services", "create", self.prefix, "-f", "json", "--debug")
-        self.assertEqual(shown.code, 0)
-        self.assertIn("> POST http://", shown.err)
-        self.assertIn("/services", shown.err)
-        self.assertIn("< 201 after", shown.err)
-        self.assertNotIn(settings.apiKey, shown.err)
-        self.assertNotIn(shown.json["token"], shown.err)
-        beaten = await self.raxsr("services", "heartbeat", self.prefix, "--token", shown.json["token"], "--debug")
-        self.assertEqual(beaten.code, 0)
-        self.assertNotIn(shown.json["token"], beaten.err)
-        down = await self.raxsr("services", "list", "--debug", "--api-url", "http://127.0.0.1:9/v1.0")
-        self.assertEqual(down.code, 1)
-        self.assertIn("no answer after", down.err)
-
-    async def test_verbose(self) -> None:
-        """-v shows one line for each request and each response, and -vv what --debug shows."""
-        shown = await self.raxsr("services", "list", "-v", "-f", "json")
-        self.assertEqual(shown.code, 0)
-        lines = shown.err.splitlines()
-        self.assertEqual([line[0] for line in lines], [">", "<", ">", "<"])
-        self.assertRegex(lines[3], r"^< 200 after \d+ ms, GET http://.*/services$")
-        more = await self.raxsr("services", "list", "-vv", "-f", "json")
-        self.assertIn('"apiKey": "***"', more.err)
-
-    async def test_logFile(self) -> None:
-        """--log-file keeps what a command asks and tells, with the time and without secrets, after what was there."""
-        settings = readSettings(environ={"HOME": self.home, **self.settings})
-        path = Path(self.home, "raxsr.log")
-        created = (await self.good("--log-file", str(path), "services", "create", self.prefix, "-f", "json")).json
-        self.assertEqual(path.stat().st_mode & 0o777, 0o600)
-        await self.refused("services", "get", "not-there", "--log-file", str(path), "-q")
-        lines = path.read_text().splitlines()
-        for line in lines:
-            self.assertRegex(line, r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} ")
-        text = "\n".join(lines)
-        self.assertIn(f" raxsr {__version__}: services create\n", text)
-        self.assertIn("> POST http://", text)
-        self.assertIn('raxsr: there is no service "not-there"', text)
-        for secret in (settings.apiKey, created["token"]):
-            self.assertNotIn(secret, text)
-        for bad in (self.home, os.path.join(self.home, "none", "raxsr.log")):
-            self.assertIn(
-                f"the log file {bad} can't be written", await self.refused("services", "list", "--log-file", bad)
-            )
-        ended = await self.good("services", "get", self.prefix, "-f", "value", "-c", "id", "--log-file", os.devnull)
-        self.assertEqual(ended.out, f"{self.prefix}\n")
-        full = await self.raxsr("services", "get", self.prefix, "-f", "value", "-c", "id", "--log-file", "/dev/full")
-        self.assertEqual((full.out, full.code, len(full.err.splitlines())), (f"{self.prefix}\n", 0, 1))
-        self.assertIn("can't be written any more", full.err)
-
-    async def test_debugLeavesWordsWhole(self) -> None:
-        """A token or key that is a piece of other words is blanked where it stands by itself, and nowhere else."""
-        await self.clientWithServices(self.prefix)
-        for token in ("bad", "on"):
-            beaten = ("services", "heartbeat", self.prefix, "--token", token)
-            for shown in await together(self.raxsr(*words) for words in (beaten, (*beaten, "--debug"))):
-                self.assertEqual(shown.code, 1)
-                self.assertRegex(shown.err, "badRequest|notFoundError")
-                self.assertNotRegex(shown.err, rf"\b{token}\b")
-        shown = await self.raxsr("services", "list", "--api-key", "a", "--debug")
-        self.assertIn('"apiKey": "***"', shown.err)
-        self.assertIn('{"auth": {"RAX-KSKEY:apiKeyCredentials"', shown.err)
+class ProgramTests(RaxsrProcessTestCase):
+    """What only a process shows."""
 
     async def test_completion(self) -> None:
         """The script is good bash, and completes commands, options and choices."""

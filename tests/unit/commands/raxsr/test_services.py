@@ -1,4 +1,4 @@
-"""``raxsr services`` and ``raxsr account``, as installed, beside a real registry."""
+"""``raxsr services`` and ``raxsr account``, beside a registry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 
 from twisted.internet.defer import gatherResults
 
-from tests.system.commands.raxsr.raxsrcase import RaxsrTestCase
+from tests.unit.commands.raxsr.raxsrcase import RaxsrTestCase
 from txserviceregistry.errors import NotFound
 
 COLUMNS = ["id", "heartbeat_timeout", "last_seen", "tags", "metadata"]
