@@ -1,7 +1,7 @@
 """
 An asyncio application that registers itself, and hears of its neighbours.
 
-Start a registry first, with ``twistd -n service-registry``, and then, in two terminals::
+Start a registry first, with ``twistd -n --pidfile= service-registry``, and then, in two terminals::
 
     python examples/asyncioservice.py echo-1
     python examples/asyncioservice.py echo-2

@@ -1,7 +1,8 @@
 """
 A worker that reloads when its configuration changes.
 
-Start a registry first, with ``twistd -n service-registry``, then this, and change what it does while it runs::
+Start a registry first, with ``twistd -n --pidfile= service-registry``, then this, and change what it does while it
+runs::
 
     python examples/reloadingworker.py
     raxsr configuration set /worker/interval 0.5

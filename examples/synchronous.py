@@ -2,8 +2,8 @@
 A synchronous program, all of it ``time.sleep`` and ``print``, that is registered while it works, and reads its
 configuration from the registry: ``python examples/synchronous.py counter-1``.
 
-Start a registry first, with ``twistd -n service-registry``. crochet runs Twisted in a thread of its own, where
-heartbeats go out whatever the main thread is busy with. While it counts, change how::
+Start a registry first, with ``twistd -n --pidfile= service-registry``. crochet runs Twisted in a thread of its
+own, where heartbeats go out whatever the main thread is busy with. While it counts, change how::
 
     raxsr configuration set /counter/step 10
 """

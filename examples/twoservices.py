@@ -1,7 +1,7 @@
 """
 A web application of two services that find each other.
 
-Start a registry first, with ``twistd -n service-registry``, and then, in two terminals::
+Start a registry first, with ``twistd -n --pidfile= service-registry``, and then, in two terminals::
 
     python examples/twoservices.py greeter
     python examples/twoservices.py page

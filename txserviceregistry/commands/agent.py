@@ -1,5 +1,5 @@
 """
-``twistd -n service-registry-agent``: registers a dummy service and keeps it alive.
+``twistd -n --pidfile= service-registry-agent``: registers a dummy service and keeps it alive.
 
 With nothing configured it runs a registry in the same process, so that a newcomer sees the whole thing work at once.
 """
@@ -58,7 +58,7 @@ class Options(OneLineOptions):
         "Registers a dummy service and keeps it alive until it is stopped. The registry is the one that the "
         "environment (RAXSR_API_URL, …) or ~/.raxrc names, else the one that runs over the data directory; if there "
         "is none, the agent runs one itself. "
-        "Example: twistd -n service-registry-agent --id web1 --tags www,test"
+        "Example: twistd -n --pidfile= service-registry-agent --id web1 --tags www,test"
     )
     optParameters = [
         ["id", "i", None, "The service's id (default: made from this machine's name)."],

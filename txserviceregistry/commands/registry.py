@@ -1,5 +1,5 @@
 """
-``twistd -n service-registry``: runs the registry.
+``twistd -n --pidfile= service-registry``: runs the registry.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Options(TableOptions):
         "Runs a service registry. On its first start it makes a user and writes the user's credentials to a file "
         "'raxrc' in the data directory, where the tools and clients on this machine find them. "
         "A duration is 90s, 15m, 24h, 30d or plain seconds. "
-        "Example: twistd -n service-registry --listen tcp:8880:interface=127.0.0.1"
+        "Example: twistd -n --pidfile= service-registry --listen tcp:8880:interface=127.0.0.1"
     )
     table = (
         Option("listen", "l", DEFAULT_LISTEN, "Endpoint to listen on; may be given several times.", _endpoint, True),
