@@ -402,8 +402,8 @@ class _Reader:
             raise InvalidSettings(
                 f"There is {missing} for the service registry at {', '.join(base or auth)}. Give username and apiKey, "
                 "set RAXSR_USERNAME and RAXSR_API_KEY, or write them under [credentials] into ~/.raxrc. A registry "
-                "that runs on this machine (twistd -n --pidfile= service-registry-agent starts one) leaves them in a file of "
-                f"its own. Looked at: {found.paths()}{withheld}"
+                "that runs on this machine (twistd -n --pidfile= service-registry-agent starts one) leaves them in a "
+                f"file of its own. Looked at: {found.paths()}{withheld}"
             )
         # The certificate of this machine's registry says nothing about any other.
         isLocal = all(found.get(name, local=False) is None for name in ("baseUrl", "authUrl"))
