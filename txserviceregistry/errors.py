@@ -69,7 +69,7 @@ class RequestTimedOut(ServiceRegistryError):
 
 
 class MalformedResponse(ServiceRegistryError):
-    """An answer came, but it is not what the API promises: no JSON, cut short, or with parts missing."""
+    """The response is not what the API promises: it is not JSON, or it is cut short, or members are missing."""
 
 
 class ForeignResponse(MalformedResponse):

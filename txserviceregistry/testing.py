@@ -56,7 +56,7 @@ _STEP = 0.25
 # How often what arrives may lead to the next question without time going by: a client that asks for ever must not hang
 # a test.
 _MOST_ROUNDS = 1000
-# Nobody attacks the keys of a fake: the least that scrypt takes.
+# The keys of a fake need no protection: the smallest costs that scrypt accepts.
 _SCRYPT_COST = 2
 
 
@@ -159,7 +159,7 @@ class FakeRegistry:
                 self._registryClock.advance(0)
             self._agent.flush()
             if len(self.requests) == asked:
-                # Nobody has asked anything because of what arrived.
+                # No request was sent because of a response that arrived.
                 break
 
     # -- what can go wrong
@@ -222,7 +222,7 @@ class FakeRegistry:
         self._agent.forget()
 
     def garbageNext(self, count: int = 1) -> None:
-        """The next *count* requests are answered with 200 and a body that is no JSON."""
+        """The next *count* requests are answered with 200 and a body that is not JSON."""
         self._agent.script(_answer(200, b"<html>what is this?</html>"), count)
 
     def malformedEventsNext(self, count: int | None = 1) -> None:

@@ -72,7 +72,7 @@ class Transport:
         self.timeout = timeout
         self._random = random
         self._session: Session | None = None
-        # Before the first session nobody knows the tenant: this one makes exchanges, and sends none.
+        # Before the first session the tenant is not known: this one prepares requests, and sends none.
         self._json = JSONTransport(agent, clock, (), timeout=timeout)
         self._pauses: set[Deferred[None]] = set()
 
@@ -100,7 +100,7 @@ class Transport:
         :param repeatable: whether the request may be sent again when it is unknown whether it had its effect;
             by default a GET, PUT or DELETE may.
         :param wait: seconds for which the registry is asked to hold its answer back; they are added to the *timeout*.
-            Such a request takes nobody's place in the queue.
+            Such a request has a queue of its own.
         :param isTraced: whether the caller finds out what came of a request that may not be repeated. Then the first of
             several servers has its share of the *timeout*, and no more.
         :param whenLate: called when the *timeout* is over, with what the request would fail with. The request runs on
@@ -222,7 +222,7 @@ def _tokensIn(sent: object) -> list[str]:
 
 def faultOf(response: Response, sent: object = None, path: str = "") -> Exception:
     """
-    The exception that an answer which is no success stands for: an ``APIError`` for a fault of the API and any 5xx.
+    The exception for a response that is not a success: an ``APIError`` for a fault of the API and any 5xx.
 
     :param sent: the request's body, whose tokens must not come back in a text.
     :param path: the part of the response's URL that is below the tenant's.

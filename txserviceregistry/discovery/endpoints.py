@@ -44,7 +44,7 @@ from .balancing import Balancer, TryNext, View, tryEach
 from .instances import HOST_KEYS, PORT_KEYS, Instance
 from .strategies import IStrategy
 
-#: Seconds that each instance is given to accept a connection, unless somebody says otherwise.
+#: Seconds that each instance is given to accept a connection, if not given.
 CONNECT_TIMEOUT = 5.0
 _SHORTEST_TIMEOUT = 0.001
 
@@ -208,8 +208,8 @@ class RegisteredPort:
     """
     A port that listens, and the service that is registered while it does.
 
-    :ivar service: the :class:`~txserviceregistry.RegisteredService`; its ``drain(seconds)`` before
-        :meth:`stopListening` lets nobody be refused.
+    :ivar service: the :class:`~txserviceregistry.RegisteredService`. Call its ``drain(seconds)`` before
+        :meth:`stopListening`, so that clients that have just looked it up are not refused.
     """
 
     def __init__(self, port: IListeningPort, service: RegisteredService, loan: Loan | None) -> None:

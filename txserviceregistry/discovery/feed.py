@@ -150,7 +150,7 @@ class EventsFeed(Service):
     def __aiter__(self) -> AsyncIterator[FeedEvent]:
         """
         The events from now on, until the feed is stopped. An event is done with when the next one is asked for; an
-        iterator that is dropped, or closed with ``aclose()``, holds nobody up. It raises
+        iterator that is dropped, or closed with ``aclose()``, delays no listener. It raises
         :class:`~txserviceregistry.errors.NotRunning` if the feed is not running, and is not the child of a service that
         will start it.
         """

@@ -170,7 +170,7 @@ class Mirror(Service, Generic[_T]):
         return None if read is None else read[1]
 
     def _differ(self, old: _T, new: _T) -> bool:
-        """Whether somebody wants to hear of it."""
+        """Whether there are listeners."""
         return old != new
 
     def _changed(self, key: str, old: _T | None, new: _T | None, event: Event | None) -> None:

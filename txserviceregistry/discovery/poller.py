@@ -248,7 +248,7 @@ class Following:
 
     def _failed(self, reason: Failure, asking: object) -> None:
         if self._asking is not asking:
-            # Nobody waits for it any more.
+            # No subscriber waits for it any more.
             return
         self._troubled = True
         position = self._position

@@ -1,6 +1,6 @@
 """
 What the endpoints out of strings share: one client and one directory for each reactor and registry, which are there as
-long as somebody uses them.
+long as they are used.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Run:
 
     @contextmanager
     def callingOut(self) -> Iterator[None]:
-        """Within it somebody else's code is called, which may stop the run."""
+        """A context in which foreign code is called, which may stop the run."""
         self._callsOut += 1
         try:
             yield

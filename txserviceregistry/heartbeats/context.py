@@ -1,5 +1,5 @@
 """
-What the HeartBeaters of one client share, so that thousands of them get in nobody's way.
+Objects that the HeartBeaters of one client share, so that there can be thousands of them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Fleet:
 
     :ivar stalls: notices that the reactor stood still, once for all of them.
     :ivar suspends: notices that the machine was suspended.
-    :ivar turns: lets only so many ask at once.
-    :ivar registrations: the same for their registrations.
-    :ivar pulse: beats for all of them that need nothing but heartbeats; ``None`` if each beats for itself.
+    :ivar turns: bounds the heartbeat requests at once.
+    :ivar registrations: bounds the registrations at once.
+    :ivar pulse: batches heartbeats; ``None`` if each HeartBeater sends its own.
     """
 
     stalls: StallWatch
@@ -33,6 +33,6 @@ class Fleet:
 
     @classmethod
     def ofOne(cls, clock: IReactorTime) -> Fleet:
-        """For a HeartBeater that is alone."""
+        """For a single HeartBeater without a client."""
         turns = Turns()
         return cls(StallWatch(clock), SuspendWatch(clock), turns, turns)

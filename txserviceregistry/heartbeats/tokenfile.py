@@ -36,8 +36,8 @@ _claims: WeakSet[FileIO] = WeakSet()
 
 
 def _leaveThemToTheParent() -> None:
-    # A child that is forked, and executes nothing, has a copy of each descriptor, which would hold the claim beyond its
-    # parent's end. To close the copy ends no claim.
+    # A child that is forked, and executes nothing, has a copy of each descriptor, which would keep the claim beyond its
+    # parent's end. Closing the copy does not end the claim.
     for claim in list(_claims):
         claim.close()
 
@@ -70,12 +70,12 @@ class Kept:
 
 class TokenFile:
     """
-    A file that holds one service's last heartbeat token and its updates, replaced whole each time.
+    A file that holds one service's last heartbeat token and its updates, replaced as a whole each time.
 
-    It is not to be touched before :meth:`claim` has said that it is ours. The claim is a lock on a file beside it: the
-    system ends it with the process, however that ends.
+    Call :meth:`claim` before any other method. The claim is a lock on a file beside it, which the system releases when
+    the process ends.
 
-    :ivar path: where it is.
+    :ivar path: its path.
     """
 
     def __init__(self, path: str, serviceId: str) -> None:
@@ -92,8 +92,8 @@ class TokenFile:
         """
         Make it ours, until :meth:`release`.
 
-        :return: false if somebody else who lives has it, in this process or in another one.
-        :raises OSError: if nobody can have it, because nothing can be written there.
+        :return: false if another owner has it, in this process or in another one.
+        :raises OSError: if the lock file can't be created.
         """
         if self.isOurs:
             return True
@@ -114,7 +114,7 @@ class TokenFile:
         return True
 
     def release(self) -> None:
-        """Let somebody else have it; what is in it stays."""
+        """End the claim. The content stays."""
         claim, self._claim = self._claim, None
         if claim is not None:
             claim.close()

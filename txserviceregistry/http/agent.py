@@ -1,5 +1,5 @@
 """
-Connecting to a host: where nobody listens, that is known soon, so that whoever has somewhere else to go goes there.
+Connecting to a host. A refused connection fails at once, so that another server can be tried.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class BytesProducer:
 
 
 class FixedHeaders(Headers):
-    """Headers that nobody changes, so that what is made of them can be kept: checking a header costs time."""
+    """Headers that are never changed, so that derived headers can be kept: checking a header costs time."""
 
     __slots__ = ("_last",)
 
@@ -63,7 +63,7 @@ class FixedHeaders(Headers):
         self._last: tuple[bytes, bytes, Headers] | None = None
 
     def having(self, name: bytes, value: bytes) -> Headers:
-        """These and one more, which are nobody's to change either. The last ones are kept."""
+        """These headers and one more, which must not be changed either. The last result is kept."""
         if self._last is None or self._last[:2] != (name, value):
             more = self.copy()
             more.setRawHeaders(name, [value])

@@ -1,5 +1,5 @@
 """
-Whom to trust behind an ``https`` URL, and in words why somebody was not trusted.
+Verification of the server behind an ``https`` URL, and explanations of its failures.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class _Unverified:
 
 @implementer(IPolicyForHTTPS)
 class _TrustSome:
-    """For registries that somebody who is trusted vouches for."""
+    """For registries whose certificate a trusted CA has signed."""
 
     def __init__(self, trust: _TrustFiles, caFile: str | None, own: _OwnFiles | None) -> None:
         self._trust = trust
@@ -220,7 +220,7 @@ class _TrustSome:
 
 @implementer(IPolicyForHTTPS)
 class _TrustAnybody:
-    """For a registry whose certificate nobody vouches for, when its user says so."""
+    """Without verification of the certificate, when the user asks for it."""
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> _Unverified:
         return _Unverified(hostname)

@@ -58,7 +58,7 @@ def cancelWith(call: IDelayedCall, work: Deferred[_T]) -> Deferred[_T]:
 
 def waitFor(work: Deferred[_T]) -> Deferred[_T]:
     """
-    One waiter's own Deferred for *work* that somebody else owns: it fires as *work* does, and cancelling it leaves
+    One waiter's own Deferred for *work* with another owner: it fires as *work* does, and cancelling it leaves
     *work* alone. (When two coroutines await one Deferred, cancelling one gives the other ``None``.)
     """
     waiter: Deferred[_T] = Deferred()
@@ -67,7 +67,7 @@ def waitFor(work: Deferred[_T]) -> Deferred[_T]:
         if waiter.called:
             return result
         if isinstance(result, Failure):
-            # The waiter has the failure now; nobody else has to handle it.
+            # The waiter handles the failure.
             waiter.errback(result)
             return None
         waiter.callback(result)

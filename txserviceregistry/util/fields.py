@@ -87,7 +87,7 @@ def checkedTags(tags: Any) -> list[str]:
     """
     Tags.
 
-    :raises TypeError: if they are no strings, or a single one, whose characters nobody means.
+    :raises TypeError: if they are not strings, or are a single string.
     """
     if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
         raise TypeError(f"tags is {tags!r}, but it has to be a list of strings, such as ['www']")
