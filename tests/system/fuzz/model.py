@@ -357,7 +357,13 @@ class Model:
             used = self.used[request.tenant, node]
             # A request that waits was counted when it came.
             shown = text("[0-9]+") if request.parameter("wait") else str(used)
-            rate = {"x-ratelimit-limit": str(self.mostGets), "x-ratelimit-used": shown}
+            rate = {
+                "x-ratelimit-path-regex": "/.*",
+                "x-ratelimit-limit": str(self.mostGets),
+                "x-ratelimit-used": shown,
+                "x-ratelimit-window": "86400 seconds",
+                "reply-after": text("[0-9]+"),
+            }
             if used >= self.mostGets:
                 details = f'Limit of {self.mostGets} requests in 86400 seconds for path "/.*" has been reached'
                 headers = {"retry-after": text("[1-9][0-9]*"), **rate}
