@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random as randomModule
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Protocol
 
 import attrs
@@ -77,35 +76,7 @@ def refusesToken(error: BaseException) -> bool:
     return isinstance(error, BadRequest) or (isinstance(error, NotFound) and "HeartbeatMarker" in error.details)
 
 
-@lru_cache(maxsize=4096)
-def _drawn(nominal: float, chance: float) -> float:
-    # Services with the same interval then share one object in memory.
-    return nominal * (0.9 + 0.1 * chance)
-
-
-class _EachTime:
-    """
-    The attributes that every heartbeat uses, side by side in memory (those of a base class come first): with ten
-    thousand HeartBeaters, few are in the CPU's cache when they are due.
-    """
-
-    __slots__ = (
-        "_clock",
-        "_heard",
-        "_keep",
-        "_provenToken",
-        "_state",
-        "heartbeatTimeout",
-        "interval",
-        "lastSeen",
-        "nextToken",
-        "pulseSince",
-        "pulseSlot",
-        "serviceId",
-    )
-
-
-class HeartBeater(_EachTime):
+class HeartBeater:
     """
     Sends the heartbeats of one service, from :meth:`start` to :meth:`stop`.
 
@@ -129,24 +100,36 @@ class HeartBeater(_EachTime):
         "__weakref__",
         "_backoff",
         "_beat",
+        "_clock",
         "_fleet",
         "_health",
+        "_heard",
         "_isPulsing",
+        "_keep",
         "_late",
         "_lateOutcome",
         "_listeners",
         "_loop",
         "_lost",
+        "_provenToken",
         "_pulse",
         "_random",
         "_register",
         "_services",
+        "_state",
         "_stopped",
         "_unheardUntil",
         "_waiting",
         "desired",
         "hadNoToken",
         "heartbeatInterval",
+        "heartbeatTimeout",
+        "interval",
+        "lastSeen",
+        "nextToken",
+        "pulseSince",
+        "pulseSlot",
+        "serviceId",
     )
 
     _log = Logger()
@@ -295,7 +278,7 @@ class HeartBeater(_EachTime):
     def _schedule(self) -> None:
         """How often heartbeats go out with the timeout."""
         self.heartbeatInterval = heartbeatIntervalFor(self.heartbeatTimeout)
-        self.interval = _drawn(self.heartbeatInterval, round(self._random(), 3))
+        self.interval = self.heartbeatInterval * (0.9 + 0.1 * self._random())
         # The delays are at most half an interval, so that a registry that is back gets each heartbeat well within one
         # interval.
         self._backoff = Backoff(0.1, min(_LONGEST_DELAY, self.interval / 2), self._random)
@@ -395,7 +378,7 @@ class HeartBeater(_EachTime):
 
     def _turn(self) -> Deferred[None]:
         """Called by the LoopingCall. The Deferred never fails: that would end the loop silently."""
-        turn = self._simply() if self._isSimple() else self._untilAnswered(self._loop)
+        turn = self._untilAnswered(self._loop)
         self._beat = turn
 
         def ended(result: Any) -> None:
@@ -425,41 +408,18 @@ class HeartBeater(_EachTime):
         )
         self._end(failure)
 
-    def _isSimple(self) -> bool:
-        """Whether there is nothing to do but to send a heartbeat: nearly always."""
-        return self._health is None and self.nextToken is not None and self._fleet.turns.takeNow()
-
-    def _simply(self) -> Deferred[None]:
-        """The common case of :meth:`_untilAnswered`, without its cost."""
-        loop, began = self._loop, self._clock.seconds()
-        asked = self._heartbeat(began)
-
-        def answered(_: None) -> None:
-            self._fleet.turns.give()
-            self._isWellAgain()
-
-        def failed(failure: Failure) -> Deferred[None]:
-            self._fleet.turns.give()
-            return self._untilAnswered(loop, began, failure)
-
-        return asked.addCallbacks(answered, failed)
-
     def _isWellAgain(self) -> None:
         self._backoff.reset()
         self._setState(REGISTERED)
 
     @returnsDeferred
-    async def _untilAnswered(
-        self, loop: LoopingCall | None, began: float | None = None, failure: Failure | None = None
-    ) -> None:
+    async def _untilAnswered(self, loop: LoopingCall | None) -> None:
         """
         Try until there is a response.
 
         :param loop: the loop that this turn belongs to.
-        :param began: when the first try began, if one was made.
-        :param failure: why that one failed.
         """
-        since = self._clock.seconds() if began is None else began
+        since = self._clock.seconds()
         trouble: _Trouble | None = None
 
         def met(reason: str, certain: bool = False) -> None:
@@ -471,9 +431,6 @@ class HeartBeater(_EachTime):
         delay: float | None = None
         while True:
             try:
-                if failure is not None:
-                    tried, failure = failure, None
-                    tried.raiseException()
                 if delay is not None:
                     wait, delay = delay, None
                     await self._wait(wait)

@@ -43,13 +43,6 @@ class Turns:
         heappush(self._waiting, (deadline, next(self._order), turn))
         return turn
 
-    def takeNow(self) -> bool:
-        """Take a turn if there is one without waiting."""
-        if not self._free:
-            return False
-        self._free -= 1
-        return True
-
     def give(self) -> None:
         """End a turn."""
         self._free += 1

@@ -30,18 +30,6 @@ class TurnsTests(SynchronousTestCase):
         self.successResultOf(turns.take(1.0))
         self.assertNoResult(turns.take(1.0))
 
-    def test_takenNowOrNot(self) -> None:
-        """Who does not want to wait has one of the same turns, or none."""
-        turns = Turns(1)
-        self.assertTrue(turns.takeNow())
-        self.assertFalse(turns.takeNow())
-        waiting = turns.take(1.0)
-        turns.give()
-        self.successResultOf(waiting)
-        self.assertFalse(turns.takeNow())
-        turns.give()
-        self.assertTrue(turns.takeNow())
-
     def test_theNearestDeadlineFirst(self) -> None:
         """Who has the nearest deadline is next, whenever it came; among equals the first."""
         turns = Turns(1)
