@@ -59,6 +59,10 @@ def _isUrgent(method: bytes, uri: bytes) -> bool:
     return b"/services/" in uri or (method == b"POST" and uri.endswith((b"/heartbeats", b"/services", b"/tokens")))
 
 
+def _isHeartbeat(method: bytes, uri: bytes) -> bool:
+    return method == b"POST" and uri.endswith((b"/heartbeat", b"/heartbeats"))
+
+
 class Client:
     """
     A service registry, as one user of it.
@@ -162,7 +166,7 @@ class Client:
             clock=reactor,
             lookUp=self._currentCredentials,
         )
-        authenticated = RetryingAuthAgent(self._queue, authenticator)
+        authenticated = RetryingAuthAgent(ResumingAgent(self._queue, suspends, _isHeartbeat), authenticator)
         # Requests that the registry holds back must not keep heartbeats waiting.
         self._waitingQueue = QueueingAgent(agent, _MOST_WAITING)
         self._transport = Transport(

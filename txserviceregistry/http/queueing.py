@@ -234,11 +234,18 @@ class ResumingAgent:
 
     :param agent: sends the requests.
     :param suspends: notices that the machine was suspended.
+    :param isExempt: whether a request, given by method and URL, runs on, because its sender handles a suspend.
     """
 
-    def __init__(self, agent: IAgent, suspends: SuspendWatch) -> None:
+    def __init__(
+        self,
+        agent: IAgent,
+        suspends: SuspendWatch,
+        isExempt: Callable[[bytes, bytes], bool] = lambda method, uri: False,
+    ) -> None:
         self._agent = agent
         self._suspends = suspends
+        self._isExempt = isExempt
 
     def request(
         self,
@@ -249,6 +256,8 @@ class ResumingAgent:
     ) -> Deferred[IResponse]:
         """See :class:`~twisted.web.iweb.IAgent`."""
         asked = self._agent.request(method, uri, headers, bodyProducer)
+        if asked.called or self._isExempt(method, uri):
+            return asked
         answered: Deferred[IResponse] = Deferred(lambda _: asked.cancel())
 
         def resumed(stoodStill: float) -> None:

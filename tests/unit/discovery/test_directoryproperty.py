@@ -119,6 +119,8 @@ class World:
                 self.attempt(by.configuration.remove(key))
             case ("advance", seconds):
                 fake.advance(seconds)
+            case ("fault", "failNext", count):
+                fake.failNext(503, count)
             case ("fault", name, count):
                 getattr(fake, name)(count)
             case ("lose",):

@@ -145,6 +145,17 @@ class ClientTests(SynchronousTestCase):
         self.fake.advance(1.1)
         self.assertEqual(service.state, "registered")
 
+    def test_aRegistrationThatWasUnderWayIsSentAnew(self) -> None:
+        """It does not wait until its request has timed out, nor do other requests."""
+        self.register("other", 120)
+        self.fake.hangNext(2)
+        service = self.register("web1", 120)
+        found = self.client.configuration.list()
+        self.fake.suspend(1)
+        self.fake.advance(2)
+        self.assertEqual(service.state, "registered")
+        self.successResultOf(found)
+
     def test_aHeartbeatThatWasUnderWayIsSentAnew(self) -> None:
         """It hangs on a dead connection."""
         for options in ({}, {"check": lambda: True}):
