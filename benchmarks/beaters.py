@@ -48,17 +48,17 @@ async def beating(
         await beater.stop()
 
     async with Client(settings=settings, reactor=reactor) as client:
-        fleet = client.services.fleet if withPulse else None
-        beater = HeartBeater(client.services, id, timeout, token, clock=reactor, fleet=fleet, keep=count)
+        context = client.services.context if withPulse else None
+        beater = HeartBeater(client.services, id, timeout, token, clock=reactor, context=context, keep=count)
         beater.interval = 0
         yield beat
 
 
-def heartBeater(home: str, id: str, timeout: str, token: str, pulse: str = "") -> None:
+def heartBeater(home: str, id: str, timeout: str, token: str, batcher: str = "") -> None:
     """HeartBeater, see :func:`beating`."""
 
     async def main(reactor: Any) -> None:
-        async with beating(reactor, settingsOf(home), id, int(timeout), token, bool(pulse)) as beat:
+        async with beating(reactor, settingsOf(home), id, int(timeout), token, bool(batcher)) as beat:
             await answerRounds(beat)
 
     inReactor(main)

@@ -108,7 +108,7 @@ def _sockets() -> int:
     return count
 
 
-def fleet(home: str, tokens: str, rounds: str, seconds: str) -> None:
+def context(home: str, tokens: str, rounds: str, seconds: str) -> None:
     """A process whose services all beat. Prints what was found."""
     from twisted.internet.task import deferLater
     from twisted.internet.threads import deferToThread
@@ -139,7 +139,7 @@ def fleet(home: str, tokens: str, rounds: str, seconds: str) -> None:
             before = _resident()
             registered = json.loads(Path(tokens).read_text())
             beaters = [
-                HeartBeater(services, id, _TIMEOUT, token, clock=reactor, fleet=services.fleet)
+                HeartBeater(services, id, _TIMEOUT, token, clock=reactor, context=services.context)
                 for id, token in registered.items()
             ]
             del registered
@@ -201,7 +201,7 @@ def tick() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["fleet"]:
-        fleet(*sys.argv[2:])
+        context(*sys.argv[2:])
     elif sys.argv[1:2] == ["tick"]:
         tick()
     else:

@@ -63,7 +63,7 @@ def main() -> None:
             token = api.create("service", _TIMEOUT)["token"]
 
         async def work(reactor: object) -> None:
-            async with beating(reactor, measured.settings, "service", _TIMEOUT, token, options.pulse) as beat:
+            async with beating(reactor, measured.settings, "service", _TIMEOUT, token, options.batcher) as beat:
                 await beat(options.beats // 10)
                 began = time.process_time()
                 sampler.start()

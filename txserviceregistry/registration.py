@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from .errors import UNKNOWN_OUTCOME, AuthenticationFailed, NotFound, NotRunning, RegistrationEnded, ServiceRegistryError
-from .heartbeats.creation import Creation
+from .heartbeats.creation import ServiceCreator
 from .heartbeats.desired import DesiredState, wantsHost
 from .heartbeats.heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
 from .heartbeats.tokenfile import Kept, TokenFile
@@ -108,7 +108,7 @@ class RegisteredService(Service):
         # The fields that neither an update nor another argument has changed since an earlier process.
         self._unchanged: frozenset[str] = frozenset()
         self._ignoreAddress: Callable[[], None] = lambda: None
-        self._creation = Creation(client.services, self._desired, client.services.fleet.stalls)
+        self._creator = ServiceCreator(client.services, self._desired, client.services.context.stalls)
         self._leaving: Deferred[None] = succeed(None)
         self._wasRegistered = False
         self._hasSaidWhere = False
@@ -240,7 +240,7 @@ class RegisteredService(Service):
             clock=self._clock,
             register=self._register,
             check=self._check,
-            fleet=self._client.services.fleet,
+            context=self._client.services.context,
             keep=None if self._tokens is None else self._keep,
             random=self._random,
         )
@@ -274,8 +274,8 @@ class RegisteredService(Service):
         if heartBeater is None:
             return
         heartBeater.stop()
-        self._creation.abandon()
-        self._creation.mayExist = False
+        self._creator.abandon()
+        self._creator.mayExist = False
         self._endUpdates()
         self._releaseState()
         self._failWaiting(self._ended())
@@ -345,18 +345,18 @@ class RegisteredService(Service):
             # registry has never accepted our token, that may be another service's, and the one that is there may be
             # ours.
             self._wasRegistered = False
-            self._creation.mayExist = self._heartBeater is not None and self._heartBeater.hadNoToken
+            self._creator.mayExist = self._heartBeater is not None and self._heartBeater.hadNoToken
         kept = self._kept()
         if kept is not None:
             self._restore(kept)
         token = await self._resume(kept)
         if token is None:
             await self._findHost()
-            token = await self._creation.create()
+            token = await self._creator.create()
             self._keep(token)
         else:
             self._save()
-        self._wasRegistered = self._creation.mayExist = True
+        self._wasRegistered = self._creator.mayExist = True
         return token
 
     def _restore(self, kept: Kept) -> None:
@@ -398,7 +398,7 @@ class RegisteredService(Service):
             self._forgetToken()
             return None
         token: str = answer["token"]
-        self._creation.mayExist = True
+        self._creator.mayExist = True
         self._keep(token, presented)
         if self._heartBeater is not None:
             self._heartBeater.proveToken(presented)
@@ -506,16 +506,16 @@ class RegisteredService(Service):
         await heartBeater.stop()
         self._endUpdates()
         self._failWaiting(self._ended())
-        if self._creation.underWay is not None:
-            await waitFor(self._creation.underWay).addErrback(lambda _: None)
-        self._creation.endLate()
-        while self._creation.mayExist:
+        if self._creator.underWay is not None:
+            await waitFor(self._creator.underWay).addErrback(lambda _: None)
+        self._creator.endLate()
+        while self._creator.mayExist:
             try:
                 await self._client.services.remove(self.serviceId)
-                self._creation.mayExist = False
+                self._creator.mayExist = False
                 self._log.info("Service {serviceId} deregistered", serviceId=self.serviceId)
             except NotFound:
-                self._creation.mayExist = False
+                self._creator.mayExist = False
                 self._log.info("Service {serviceId} was no longer registered when it stopped", serviceId=self.serviceId)
             except (CancelledError, ClientClosed, AuthenticationFailed):
                 raise
@@ -534,7 +534,7 @@ class RegisteredService(Service):
 
     def _stayed(self, failure: Failure) -> None:
         failure.trap(TimeoutError, CancelledError, ClientClosed, AuthenticationFailed)
-        self._creation.mayExist = False
+        self._creator.mayExist = False
         self._log.warn(
             "Service {serviceId} could not be deregistered: the registry does not answer. It expires after {timeout} s",
             serviceId=self.serviceId,

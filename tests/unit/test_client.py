@@ -102,12 +102,12 @@ class ConnectionTests(ClientTestCase):
         server = self.registry(lambda call: call.answer(200, WEB1))
         client = self.client(server, suspended=lambda: slept[0])
         resumed: Deferred[float] = Deferred()
-        client.services.fleet.suspends.add(resumed.callback)
+        client.services.context.suspends.add(resumed.callback)
         await client.services.get("web1")
         self.assertEqual(len(server.open), 1)
         slept[0] = 60.0
         await resumed
-        client.services.fleet.suspends.discard(resumed.callback)
+        client.services.context.suspends.discard(resumed.callback)
         await client.services.get("web1")
         self.assertEqual(server.opened, 2)
 

@@ -34,7 +34,7 @@ from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred, then
 from ..util.faults import faultIn
 from ..util.logs import Logger
-from ..util.redaction import blanked
+from ..util.redaction import redacted
 from ..util.tries import LateTries
 from .shapes import objectsIn, readAccess
 
@@ -322,7 +322,7 @@ class KeystoneAuthenticator:
             # It does not refuse the credentials: with the same ones the Auth API may give a token later.
             doubt = response.redirection(_URL_SETTINGS) or response.doubt
             return ForeignResponse(response.status, method=response.method, url=response.url, doubt=doubt)
-        message = blanked(said or "", [self._credentials.apiKey])
+        message = redacted(said or "", [self._credentials.apiKey])
         if response.status in (401, 403):
             return AuthenticationFailed(
                 f"{response.method} {response.url} refused the credentials of user {self._credentials.username!r} with "

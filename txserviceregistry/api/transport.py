@@ -18,10 +18,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
 from ..errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
-from ..http.jsontransport import TIMEOUT, ClientClosed, Exchange, JSONTransport, Response, WhenLate, segment
+from ..http.jsontransport import TIMEOUT, ClientClosed, JSONTransport, PendingRequest, Response, WhenLate, segment
 from ..util.faults import faultIn
 from ..util.parsing import parseRetryAfter
-from ..util.redaction import blanked
+from ..util.redaction import redacted
 
 if TYPE_CHECKING:
     from .auth import IAuthenticator, Session
@@ -111,7 +111,7 @@ class Transport:
             ``ValueError`` if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
         """
         try:
-            exchange = self._json.exchange(
+            pending = self._json.pending(
                 method,
                 path,
                 query=query,
@@ -124,17 +124,17 @@ class Transport:
             )
         except ValueError:
             return fail()
-        return self._json.inTime(exchange, self._send(exchange, body))
+        return self._json.inTime(pending, self._send(pending, body))
 
-    async def _send(self, exchange: Exchange, body: object) -> Response:
-        exchange.stage = self._authStage
+    async def _send(self, pending: PendingRequest, body: object) -> Response:
+        pending.stage = self._authStage
         session = await self._authenticator.session()
         if session is not self._session:
             self._adopt(session)
-        response = await self._json.send(exchange)
+        response = await self._json.send(pending)
         self._learn(response)
         if response.status >= 300:
-            raise faultOf(response, body, exchange.path)
+            raise faultOf(response, body, pending.path)
         return response
 
     def _authStage(self) -> str:
@@ -237,7 +237,7 @@ def faultOf(response: Response, sent: object = None, path: str = "") -> Exceptio
 
     def text(name: str) -> str:
         value = None if fault is None else fault.get(name)
-        return blanked(value, secrets) if isinstance(value, str) else ""
+        return redacted(value, secrets) if isinstance(value, str) else ""
 
     kind = apiErrorFor(response.status, text("type"))
     error: APIError = kind(

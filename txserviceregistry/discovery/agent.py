@@ -147,7 +147,7 @@ class RegistryAgent:
             target = _Target.read(scheme, rest)
         except ValueError as error:
             return fail(SchemeNotSupported(f"{uri!r}: {error}"))
-        exchange = _Exchange(self._connections, target, self._balancer(target.tag), method, headers, bodyProducer)
+        exchange = _Attempt(self._connections, target, self._balancer(target.tag), method, headers, bodyProducer)
         return exchange.begin()
 
     def _balancer(self, tag: str) -> Balancer:
@@ -235,7 +235,7 @@ class _Target:
         return self.scheme + b"://" + self.netloc + rest[len(parsed.netloc) :]
 
 
-class _Exchange:
+class _Attempt:
     """A request, over as many tries as it takes."""
 
     def __init__(

@@ -27,8 +27,8 @@ from ..util.ownership import checkPath
 from ..util.parsing import LATEST, boundedNumber
 from ..util.started import checkRunning
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
-from .poller import PAGE, Position, followingOf, isMarkerRefused, markerAt, ticksOf
-from .task import Run
+from .poller import PAGE, Cursor, followingOf, isMarkerRefused, markerAt, ticksOf
+from .task import BackgroundTask
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -99,7 +99,7 @@ class EventsFeed(Service):
         self._backoff = Backoff(SHORTEST_RETRY, LONGEST_RETRY, random)
         self._wallClock = wallClock
         self._following = followingOf(client)
-        self._position: Position | None = None if marker is None else Position(marker)
+        self._position: Cursor | None = None if marker is None else Cursor(marker)
         # When the feed was last known to have nothing newer, by the wall clock.
         self._quietAt: float | None = None
         # When the file was written, by the wall clock.
@@ -110,8 +110,8 @@ class EventsFeed(Service):
         self._redelivering: str | None = None
         self._listeners: list[Callable[[FeedEvent], Any]] = []
         self._gapListeners: list[Callable[[], None]] = []
-        self._running: Run | None = None
-        self._ending: Run | None = None
+        self._running: BackgroundTask | None = None
+        self._ending: BackgroundTask | None = None
         # When an outage was logged, by the client's clock; None when there is none.
         self._lostAt: float | None = None
         self._isDelivering = False
@@ -163,7 +163,7 @@ class EventsFeed(Service):
         Service.startService(self)
         if self._running is not None:
             return
-        self._running = run = Run(self._ending)
+        self._running = run = BackgroundTask(self._ending)
         self._load()
         run.begin(self._follow).addErrback(lambda failure: self._log.failure("The feed of events has ended", failure))
 
@@ -194,7 +194,7 @@ class EventsFeed(Service):
 
     # -- following
 
-    async def _follow(self, run: Run) -> None:
+    async def _follow(self, run: BackgroundTask) -> None:
         backoff = self._backoff
         while not run.isStopping:
             try:
@@ -209,7 +209,7 @@ class EventsFeed(Service):
                 if self._position is not None and isMarkerRefused(error, self._position):
                     with run.callingOut():
                         self._gap()
-                    self._position = Position()
+                    self._position = Cursor()
                     delay = backoff.next()
                 else:
                     delay = retryDelay(backoff, error)
@@ -237,10 +237,10 @@ class EventsFeed(Service):
 
     async def _begin(self) -> None:
         """Find the end of the feed, where new events will come."""
-        position = Position()
+        position = Cursor()
         while True:
             page = await self._following.read(position)
-            if position.isLost(page):
+            if position.isStale(page):
                 raise MalformedResponse("The event feed does not have the event that it ended with a moment ago")
             events = position.newer(page)
             if events:
@@ -251,7 +251,7 @@ class EventsFeed(Service):
         self._quietAt = self._wallClock()
         self._save(None)
 
-    async def _afterAbsence(self, run: Run, position: Position, quietAt: float) -> Position:
+    async def _afterAbsence(self, run: BackgroundTask, position: Cursor, quietAt: float) -> Cursor:
         """
         The position to continue from, when there is no last event.
 
@@ -275,10 +275,10 @@ class EventsFeed(Service):
         self._save(None)
         return position
 
-    async def _momentOf(self, quietAt: float) -> Position | None:
+    async def _momentOf(self, quietAt: float) -> Cursor | None:
         """The place in the feed at a time at which it had no event."""
         for seconds in _MOMENTS:
-            position = Position(markerAt(quietAt - seconds))
+            position = Cursor(markerAt(quietAt - seconds))
             try:
                 await self._following.read(position)
             except BadRequest as error:
@@ -289,7 +289,7 @@ class EventsFeed(Service):
             return position
         return None
 
-    async def _next(self, run: Run) -> None:
+    async def _next(self, run: BackgroundTask) -> None:
         position = self._position
         assert position is not None
         if self._quietAt is not None and not position.seen:
@@ -301,14 +301,14 @@ class EventsFeed(Service):
             events: Sequence[Event] = page
         else:
             page = await self._following.after(position, self._quiet)
-            if position.isLost(page) and not self._hasExpired(position):
+            if position.isStale(page) and not self._hasExpired(position):
                 with run.callingOut():
                     self._gap()
             events = position.newer(page)
         received = self._wallClock()
         if not events:
             self._wantsMarker = False
-            self._position = Position(position.marker)
+            self._position = Cursor(position.marker)
             self._quietAt = received
             return
         self._save(events[-1]["id"])
@@ -342,7 +342,7 @@ class EventsFeed(Service):
         if self._path is not None and not 0 <= self._quietAt - self._savedAt < _SAVE_INTERVAL:
             self._save(None)
 
-    def _hasExpired(self, position: Position) -> bool:
+    def _hasExpired(self, position: Cursor) -> bool:
         """
         Whether an event that the feed no longer has was removed because of its age, and nothing is missing: it was the
         last one not long ago, and everything newer is kept.
@@ -368,7 +368,7 @@ class EventsFeed(Service):
 
     # -- delivering
 
-    async def _deliver(self, run: Run, event: Event) -> None:
+    async def _deliver(self, run: BackgroundTask, event: Event) -> None:
         given = cast(FeedEvent, dict(event))
         if self._isRepeated(event):
             given["redelivered"] = True
@@ -439,7 +439,7 @@ class EventsFeed(Service):
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             self._log.warn("{path} is not used: {reason!r}", path=self._path, reason=error)
             return
-        self._position = Position(marker, marker is not None and not begins)
+        self._position = Cursor(marker, marker is not None and not begins)
         self._wantsMarker = begins
         self._redelivering = given
         self._quietAt = quietAt

@@ -31,8 +31,8 @@ from ..util.logs import Logger
 from ..util.ownership import checkPath
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from ..util.started import checkRunning, notRunning
-from .poller import PAGE, Following, Position, followingOf, isMarkerRefused
-from .task import Run
+from .poller import PAGE, Cursor, EventPoller, followingOf, isMarkerRefused
+from .task import BackgroundTask
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -83,7 +83,7 @@ class _Listing(Generic[_T]):
 
     items: dict[str, _T]
     events: list[Event]
-    place: Position
+    place: Cursor
     took: float
 
 
@@ -129,17 +129,17 @@ class Mirror(Service, Generic[_T]):
         self._writing = WriteOutage(self._path or "", self._log, "a restart finds an older copy")
         self._random = random
         self._wallClock = wallClock
-        self._following: Following = followingOf(client)
+        self._following: EventPoller = followingOf(client)
         self._items: dict[str, _T] = {}
-        self._position: Position | None = None
+        self._position: Cursor | None = None
         # When the copy was last known to equal the registry; by the clock, which a file's age may lie before.
         self._currentAt: float | None = None
         self._isCurrent = False
         self._isReady = False
         self._wasStarted = False
         self._waiting: list[Deferred[None]] = []
-        self._running: Run | None = None
-        self._ending: Run | None = None
+        self._running: BackgroundTask | None = None
+        self._ending: BackgroundTask | None = None
         self._lostAt: float | None = None
         # When all is to be listed again, by the clock.
         self._nextListing = math.inf
@@ -224,7 +224,7 @@ class Mirror(Service, Generic[_T]):
         if self._running is not None:
             return
         self._wasStarted = True
-        self._running = run = Run(self._ending)
+        self._running = run = BackgroundTask(self._ending)
         if not self._isReady:
             with run.callingOut():
                 self._load()
@@ -253,7 +253,7 @@ class Mirror(Service, Generic[_T]):
 
     # -- keeping current
 
-    async def _run(self, run: Run) -> None:
+    async def _run(self, run: BackgroundTask) -> None:
         try:
             await self._follow(run)
         finally:
@@ -262,7 +262,7 @@ class Mirror(Service, Generic[_T]):
                 self._saving.cancel()
                 self._saveNow()
 
-    async def _follow(self, run: Run) -> None:
+    async def _follow(self, run: BackgroundTask) -> None:
         backoff = Backoff(SHORTEST_RETRY, LONGEST_RETRY, self._random)
         while not run.isStopping:
             error: Exception | None = None
@@ -289,7 +289,7 @@ class Mirror(Service, Generic[_T]):
                 self._lost(error)
             await deferLater(self._clock, delay, lambda: None)
 
-    async def _keepCurrent(self, run: Run, backoff: Backoff) -> None:
+    async def _keepCurrent(self, run: BackgroundTask, backoff: Backoff) -> None:
         """Goes on until something is in the way."""
         missed: list[Event] = []
         if self._position is None:
@@ -315,10 +315,10 @@ class Mirror(Service, Generic[_T]):
             assert self._position is not None
             place = self._position
 
-    async def _endOfFeed(self) -> Position:
-        return await self._catchUp(Position(), None)
+    async def _endOfFeed(self) -> Cursor:
+        return await self._catchUp(Cursor(), None)
 
-    async def _catchUp(self, position: Position, into: list[Event] | None) -> Position:
+    async def _catchUp(self, position: Cursor, into: list[Event] | None) -> Cursor:
         """Read to the end that the feed has now."""
         while True:
             try:
@@ -327,7 +327,7 @@ class Mirror(Service, Generic[_T]):
                 if isMarkerRefused(error, position):
                     raise _Lost()
                 raise
-            if position.isLost(page):
+            if position.isStale(page):
                 raise _Lost()
             events = position.newer(page)
             if into is not None:
@@ -337,7 +337,7 @@ class Mirror(Service, Generic[_T]):
             if len(page) < PAGE:
                 return position
 
-    async def _listAll(self, place: Position) -> _Listing[_T]:
+    async def _listAll(self, place: Cursor) -> _Listing[_T]:
         began = self._clock.seconds()
         items: dict[str, _T] = {}
         async for item in self._list():
@@ -386,7 +386,7 @@ class Mirror(Service, Generic[_T]):
         finally:
             if call is not None and call.active():
                 call.cancel()
-        if self._position.isLost(page):
+        if self._position.isStale(page):
             raise _Lost()
         return page
 

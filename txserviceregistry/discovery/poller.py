@@ -51,7 +51,7 @@ _MARKER_REFUSED = (
 
 
 @attrs.frozen
-class Position:
+class Cursor:
     """
     A place in the feed.
 
@@ -69,13 +69,13 @@ class Position:
             return list(events)
         return [event for event in events if event["id"].lower() != self.marker.lower()]
 
-    def isLost(self, events: Sequence[Event]) -> bool:
+    def isStale(self, events: Sequence[Event]) -> bool:
         """Whether such a page shows that the feed no longer knows this place: events before it may be lost as well."""
         return self.seen and (not events or events[0]["id"] != self.marker)
 
-    def after(self, event: Event) -> Position:
+    def after(self, event: Event) -> Cursor:
         """The place behind an event."""
-        return Position(event["id"], True)
+        return Cursor(event["id"], True)
 
     @property
     def time(self) -> float | None:
@@ -108,7 +108,7 @@ def markerAt(seconds: float) -> str:
     return str(uuid.UUID(fields=fields, version=1))
 
 
-def isMarkerRefused(error: BaseException | None, position: Position) -> bool:
+def isMarkerRefused(error: BaseException | None, position: Cursor) -> bool:
     """
     Whether an error says that the registry does not accept the marker of *position*.
 
@@ -123,7 +123,7 @@ def isMarkerRefused(error: BaseException | None, position: Position) -> bool:
     )
 
 
-class Following:
+class EventPoller:
     """
     Gets events for all who follow the feed of one client.
 
@@ -139,8 +139,8 @@ class Following:
         self.heard: float | None = None
         self._client = client
         self._random = random
-        self._waiters: dict[Deferred[list[Event] | None], tuple[Position, Callable[[], None]]] = {}
-        self._position = Position()
+        self._waiters: dict[Deferred[list[Event] | None], tuple[Cursor, Callable[[], None]]] = {}
+        self._position = Cursor()
         # The shared request: something that tells it from the next one, and its work, once that has begun.
         self._asking: object | None = None
         self._work: Deferred[None] | None = None
@@ -149,7 +149,7 @@ class Following:
         self._rounds = 0
 
     @returnsDeferred
-    async def after(self, position: Position, onQuiet: Callable[[], None] = lambda: None) -> list[Event]:
+    async def after(self, position: Cursor, onQuiet: Callable[[], None] = lambda: None) -> list[Event]:
         """
         The next events behind a place, as soon as there are any.
 
@@ -162,7 +162,7 @@ class Following:
             if self._asking is not None and self._position != position:
                 rounds = self._rounds
                 page = await self.read(position)
-                if position.newer(page) or position.isLost(page):
+                if position.newer(page) or position.isStale(page):
                     return page
                 onQuiet()
                 if rounds != self._rounds:
@@ -172,7 +172,7 @@ class Following:
                 return found
 
     @returnsDeferred
-    async def read(self, position: Position) -> list[Event]:
+    async def read(self, position: Cursor) -> list[Event]:
         """
         One page from a place on, as it is now.
 
@@ -181,7 +181,7 @@ class Following:
         page = await self._client.events.list(position.marker, PAGE)
         return self._noted(position, page["values"])
 
-    def _noted(self, position: Position, events: list[Event]) -> list[Event]:
+    def _noted(self, position: Cursor, events: list[Event]) -> list[Event]:
         marker = ticksOf(position.marker)
         if events and marker is not None and (ticksOf(events[0]["id"]) or 0) < marker:
             # Otherwise the same page, sent again and again, would count as new events each time.
@@ -191,7 +191,7 @@ class Following:
 
     # -- the request that is shared
 
-    def _join(self, position: Position, onQuiet: Callable[[], None]) -> Deferred[list[Event] | None]:
+    def _join(self, position: Cursor, onQuiet: Callable[[], None]) -> Deferred[list[Event] | None]:
         """Fires with the shared answer if it is for this place, and with ``None`` when one has to look oneself."""
         waiter: Deferred[list[Event] | None] = Deferred(self._leave)
         self._waiters[waiter] = position, onQuiet
@@ -214,12 +214,12 @@ class Following:
             if work is not None:
                 work.cancel()
 
-    async def _ask(self, position: Position, asking: object) -> None:
+    async def _ask(self, position: Cursor, asking: object) -> None:
         first = True
         while True:
             page = await self._askOnce(position, first)
             self._troubled = first = False
-            if position.newer(page) or position.isLost(page):
+            if position.newer(page) or position.isStale(page):
                 break
             if self._asking is asking:
                 for _, onQuiet in list(self._waiters.values()):
@@ -230,7 +230,7 @@ class Following:
         for waiter, its in self._ended():
             waiter.callback(page if its == position else None)
 
-    async def _askOnce(self, position: Position, first: bool) -> list[Event]:
+    async def _askOnce(self, position: Cursor, first: bool) -> list[Event]:
         if self._troubled:
             # After trouble, or at first, one wants to know soon.
             return await self.read(position)
@@ -242,7 +242,7 @@ class Following:
         answer = await self._client.events.list(position.marker, PAGE, wait=WAIT)
         page = self._noted(position, answer["values"])
         early = self._client.clock.seconds() - began < WAIT / 2
-        if early and not position.newer(page) and not position.isLost(page):
+        if early and not position.newer(page) and not position.isStale(page):
             await self._client.pause(_NOT_NOW)
         return page
 
@@ -260,19 +260,19 @@ class Following:
             else:
                 waiter.errback(reason)
 
-    def _ended(self) -> list[tuple[Deferred[list[Event] | None], Position]]:
+    def _ended(self) -> list[tuple[Deferred[list[Event] | None], Cursor]]:
         waiters = [(waiter, position) for waiter, (position, _) in self._waiters.items()]
         self._waiters.clear()
         self._asking = self._work = None
         return waiters
 
 
-_followings: WeakKeyDictionary[Client, Following] = WeakKeyDictionary()
+_followings: WeakKeyDictionary[Client, EventPoller] = WeakKeyDictionary()
 
 
-def followingOf(client: Client) -> Following:
-    """The one :class:`Following` of a client."""
+def followingOf(client: Client) -> EventPoller:
+    """The one :class:`EventPoller` of a client."""
     following = _followings.get(client)
     if following is None:
-        following = _followings[client] = Following(client)
+        following = _followings[client] = EventPoller(client)
     return following

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from ..util.deferred import waitFor
 
 
-class Run:
+class BackgroundTask:
     """
     One run of a coroutine that goes on until it is stopped.
 
@@ -26,14 +26,14 @@ class Run:
         it waited for has failed.
     """
 
-    def __init__(self, previous: Run | None = None) -> None:
+    def __init__(self, previous: BackgroundTask | None = None) -> None:
         self.isStopping = False
         self._previous = previous
         self._over: Deferred[None] = Deferred()
         self._work: Deferred[None] | None = None
         self._callsOut = 0
 
-    def begin(self, work: Callable[[Run], Coroutine[Deferred[Any], Any, None]]) -> Deferred[None]:
+    def begin(self, work: Callable[[BackgroundTask], Coroutine[Deferred[Any], Any, None]]) -> Deferred[None]:
         """
         Do it.
 
@@ -52,7 +52,7 @@ class Run:
 
         return self._work.addBoth(over)
 
-    async def _go(self, work: Callable[[Run], Coroutine[Deferred[Any], Any, None]]) -> None:
+    async def _go(self, work: Callable[[BackgroundTask], Coroutine[Deferred[Any], Any, None]]) -> None:
         previous, self._previous = self._previous, None
         if previous is not None:
             await waitFor(previous._over)

@@ -35,9 +35,9 @@ _MANY_REFUSALS = 2
 _MANY_FAILURES = 5
 
 
-class Beating(Protocol):
+class BatchedService(Protocol):
     """
-    A service as :class:`Pulse` needs it.
+    A service as :class:`HeartbeatBatcher` needs it.
 
     :ivar serviceId: its id.
     :ivar nextToken: the token that its next heartbeat presents.
@@ -49,8 +49,8 @@ class Beating(Protocol):
     serviceId: str
     nextToken: str | None
     interval: float
-    pulseSlot: object
-    pulseSince: float
+    batchSlot: object
+    batchSince: float
 
     def secondsLeft(self) -> float:
         """Seconds to its deadline."""
@@ -77,8 +77,8 @@ class _Slot:
     of single heartbeats would be sifted for each of them.
 
     With ten thousand services, few are in the CPU's cache when they are due, so that every object that a heartbeat
-    touches costs time. So the service itself is kept here, and has attributes for the :class:`Pulse`. A service that
-    has left, or has moved to another slot, names that one.
+    touches costs time. So the service itself is kept here, and has attributes for the :class:`HeartbeatBatcher`. A
+    service that has left, or has moved to another slot, names that one.
 
     :ivar due: when the first of them is due.
     """
@@ -87,20 +87,20 @@ class _Slot:
 
     def __init__(self) -> None:
         self.due = float("inf")
-        self.services: list[Beating] = []
+        self.services: list[BatchedService] = []
 
-    def add(self, service: Beating, due: float) -> None:
-        service.pulseSlot = self
+    def add(self, service: BatchedService, due: float) -> None:
+        service.batchSlot = self
         if due < self.due:
             self.due = due
         self.services.append(service)
 
 
-def _dueOf(service: Beating) -> float:
-    return service.pulseSince + service.interval
+def _dueOf(service: BatchedService) -> float:
+    return service.batchSince + service.interval
 
 
-class Pulse:
+class HeartbeatBatcher:
     """
     The heartbeats of all services of one client that need nothing but heartbeats.
 
@@ -143,7 +143,7 @@ class Pulse:
         self._send = send
         self._isOffered = isOffered
         self._clock = clock
-        self._services: dict[Beating, None] = {}
+        self._services: dict[BatchedService, None] = {}
         # The slots by number, and a heap of these. In them may be some who have left.
         self._slots: dict[int, _Slot] = {}
         self._due: list[int] = []
@@ -155,7 +155,7 @@ class Pulse:
         self._size = BatchSize(self.MOST, clock.seconds)
         # Services that were dismissed because batches fail. When one of them is back, its single heartbeat was
         # accepted, and it may be the batch that fails. Until then it is an outage.
-        self._dismissed: set[Beating] = set()
+        self._dismissed: set[BatchedService] = set()
         # How many of them came back since a batch was accepted.
         self._backAlone = 0
         # How many heartbeats the last batch had that failed, and why it did.
@@ -169,7 +169,7 @@ class Pulse:
         """Whether services can join. If even the smallest batch was refused, one service at a time tries again."""
         return self._isOffered() and (self._size.most > 0 or (self._size.mayTry and not self._services))
 
-    def join(self, service: Beating, due: float) -> None:
+    def join(self, service: BatchedService, due: float) -> None:
         """
         Take a service in.
 
@@ -185,22 +185,22 @@ class Pulse:
         self._put(service, due - service.interval)
         self._schedule()
 
-    def leave(self, service: Beating) -> None:
+    def leave(self, service: BatchedService) -> None:
         """Let a service go; nothing is sent for it any more. One that is not here is no error."""
         self._dismissed.discard(service)
         self._remove(service)
         if not self._services:
             self._stop()
 
-    def _remove(self, service: Beating) -> None:
+    def _remove(self, service: BatchedService) -> None:
         if service in self._services:
             del self._services[service]
-            service.pulseSlot = None
+            service.batchSlot = None
             if not self._services:
                 self._suspends.discard(self._resumed)
 
-    def _put(self, service: Beating, since: float) -> None:
-        service.pulseSince = since
+    def _put(self, service: BatchedService, since: float) -> None:
+        service.batchSince = since
         due = since + service.interval
         number = int(due // self.SLOT)
         slot = self._slots.get(number)
@@ -261,11 +261,11 @@ class Pulse:
             self._request(services, now)
         self._schedule()
 
-    def _take(self, now: float) -> list[Beating]:
+    def _take(self, now: float) -> list[BatchedService]:
         """Take out the services that are due, and those that may be early."""
         # A size of one is that of an outage, as long as none that was dismissed is back.
         most = self.MOST if self._dismissed and self._size.most <= 1 else max(1, self._size.most)
-        taken: list[Beating] = []
+        taken: list[BatchedService] = []
         while self._due:
             slot = self._slots[self._due[0]]
             services = slot.services
@@ -273,10 +273,10 @@ class Pulse:
                 services.sort(key=_dueOf)
             stay = _Slot()
             for service in services:
-                if service.pulseSlot is not slot:
+                if service.batchSlot is not slot:
                     continue
-                if len(taken) < most and service.pulseSince + (1 - self.EARLY) * service.interval <= now:
-                    service.pulseSlot = taken
+                if len(taken) < most and service.batchSince + (1 - self.EARLY) * service.interval <= now:
+                    service.batchSlot = taken
                     taken.append(service)
                 else:
                     stay.add(service, _dueOf(service))
@@ -286,7 +286,7 @@ class Pulse:
             del self._slots[heappop(self._due)]
         return taken
 
-    def _request(self, services: list[Beating], now: float) -> None:
+    def _request(self, services: list[BatchedService], now: float) -> None:
         timeout = min(self.LONGEST_TRY, *[service.tryTimeout() for service in services])
         beats = [(service.serviceId, service.nextToken or "") for service in services]
 
@@ -326,7 +326,7 @@ class Pulse:
 
     def _answeredLate(
         self,
-        services: Sequence[Beating],
+        services: Sequence[BatchedService],
         beats: Sequence[tuple[str, str]],
         tokens: Sequence[str | None],
         sent: float,
@@ -357,10 +357,10 @@ class Pulse:
             seconds = self._clock.seconds() - began
             self._log.info("{names} heartbeated again, after {seconds:.1f} s", names=names, seconds=seconds)
 
-    def _answered(self, services: Sequence[Beating], tokens: Sequence[str | None], sent: float) -> None:
+    def _answered(self, services: Sequence[BatchedService], tokens: Sequence[str | None], sent: float) -> None:
         self._isAnswered(len(services))
         for service, token in zip(services, tokens, strict=True):
-            if service.pulseSlot is not services:
+            if service.batchSlot is not services:
                 continue
             if token is None:
                 self._remove(service)
@@ -369,8 +369,8 @@ class Pulse:
                 self._put(service, sent)
                 service.answered(sent, token)
 
-    def _failed(self, failure: Failure, services: Sequence[Beating]) -> None:
-        waiting = [service for service in services if service.pulseSlot is services]
+    def _failed(self, failure: Failure, services: Sequence[BatchedService]) -> None:
+        waiting = [service for service in services if service.batchSlot is services]
         if failure.check(ClientClosed) or not waiting:
             return
         now = self._clock.seconds()
@@ -396,7 +396,7 @@ class Pulse:
             delay = delayBefore(min(delay, service.interval / 2), service.secondsLeft())
         self._notBefore = now + delay
         for service in waiting:
-            if service.pulseSlot is services:
+            if service.batchSlot is services:
                 self._put(service, now + delay - service.interval)
                 service.missed()
         if findOut:
@@ -423,7 +423,7 @@ class Pulse:
             return True
         return self._size.isTrial(count)
 
-    def _split(self, waiting: Sequence[Beating], count: int) -> bool:
+    def _split(self, waiting: Sequence[BatchedService], count: int) -> bool:
         """
         A batch failed as a whole: send it again in halves, and single heartbeats if not even a batch of one is
         accepted.

@@ -7,14 +7,14 @@ from __future__ import annotations
 import attrs
 from twisted.internet.interfaces import IReactorTime
 
-from ..util.concurrency import Turns
+from ..util.concurrency import PrioritySemaphore
 from ..util.suspend import SuspendWatch
-from .batching import Pulse
+from .batching import HeartbeatBatcher
 from .stalls import StallWatch
 
 
 @attrs.frozen
-class Fleet:
+class HeartbeatContext:
     """
     A value that is handed to each HeartBeater.
 
@@ -27,12 +27,12 @@ class Fleet:
 
     stalls: StallWatch
     suspends: SuspendWatch
-    turns: Turns
-    registrations: Turns
-    pulse: Pulse | None = None
+    turns: PrioritySemaphore
+    registrations: PrioritySemaphore
+    batcher: HeartbeatBatcher | None = None
 
     @classmethod
-    def ofOne(cls, clock: IReactorTime) -> Fleet:
+    def ofOne(cls, clock: IReactorTime) -> HeartbeatContext:
         """For a single HeartBeater without a client."""
-        turns = Turns()
+        turns = PrioritySemaphore()
         return cls(StallWatch(clock), SuspendWatch(clock), turns, turns)

@@ -35,7 +35,7 @@ _LOOKS = 3
 _SHORTEST_TRY = 1.0
 
 
-class Creation:
+class ServiceCreator:
     """
     Creates one service, and creates it again when the registry loses it.
 
@@ -119,12 +119,12 @@ class Creation:
 
     async def _createOrReplace(self) -> str:
         try:
-            return await self._createAfresh()
+            return await self._retryCreate()
         except ServiceExists:
             if not self.mayExist:
                 raise
         # A late creation of our own has just had its effect, or another client holds the id: looking shows which.
-        return await self._createAfresh()
+        return await self._retryCreate()
 
     async def createAcross(self) -> str:
         """
@@ -158,12 +158,12 @@ class Creation:
         if late is not None:
             late.cancel()
 
-    async def _createAfresh(self) -> str:
+    async def _retryCreate(self) -> str:
         if self.mayExist:
-            await self._clearAway()
+            await self._removeOrphan()
         return await self._create()
 
-    async def _clearAway(self) -> None:
+    async def _removeOrphan(self) -> None:
         """Remove a service whose creation had no response, if there is one. Another client's service stays."""
         found = await self._look()
         if found is None:

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from ..errors import APIError, BadRequest, Forbidden, NotFound, ServerError, ServiceRegistryError
 from ..http.jsontransport import ClientClosed
 from ..util.backoff import Backoff
-from ..util.concurrency import Turns
+from ..util.concurrency import PrioritySemaphore
 from ..util.deferred import returnsDeferred
 from ..util.fields import checkedMetadata, checkedTags, checkedTimeout
 from ..util.logs import Logger
@@ -67,7 +67,7 @@ class DesiredStates:
     """
 
     put: Callable[[str, Mapping[str, Any]], Deferred[Any]]
-    turns: Turns
+    turns: PrioritySemaphore
     pause: Callable[[float], Deferred[None]]
     random: Callable[[], float] = randomModule.random
     _byId: WeakValueDictionary[str, DesiredState] = attrs.field(factory=WeakValueDictionary, init=False)

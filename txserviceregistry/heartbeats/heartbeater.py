@@ -27,7 +27,7 @@ from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
 from ..util.tries import SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
-from .context import Fleet
+from .context import HeartbeatContext
 from .healthcheck import HealthCheck
 
 #: The states that a listener is called with; see :meth:`HeartBeater.onStateChange`.
@@ -144,7 +144,7 @@ class HeartBeater:
         clock: IReactorTime | None = None,
         register: Callable[[], Deferred[str]] | None = None,
         check: Callable[[], Any] | None = None,
-        fleet: Fleet | None = None,
+        context: HeartbeatContext | None = None,
         keep: Callable[[str, str], None] | None = None,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
@@ -174,14 +174,14 @@ class HeartBeater:
         self.heartbeatTimeout = heartbeatTimeout
         self.nextToken = token
         self.lastSeen: float | None = None
-        self.pulseSlot: object = None
-        self.pulseSince = 0.0
+        self.batchSlot: object = None
+        self.batchSince = 0.0
         self._services = services
         self._clock: IReactorTime = clock
         self._register = register
         self._health = None if check is None else HealthCheck(check, serviceId, clock, random)
-        self._fleet = fleet = fleet or Fleet.ofOne(clock)
-        self._pulse = fleet.pulse if check is None else None
+        self._context = context = context or HeartbeatContext.ofOne(clock)
+        self._batcher = context.batcher if check is None else None
         self._keep = keep
         # The last token that was accepted. Tried when the next one is refused, which may be another service's.
         self._provenToken: str | None = None
@@ -192,7 +192,7 @@ class HeartBeater:
         # When a service expires whose registration had no response, if it exists.
         self._unheardUntil = float("-inf")
         self._loop: LoopingCall | None = None
-        self._isPulsing = False
+        self._isBatched = False
         self._beat: Deferred[None] | None = None
         # Ends the wait before the next try.
         self._waiting: IDelayedCall | None = None
@@ -213,7 +213,7 @@ class HeartBeater:
     @property
     def running(self) -> bool:
         """Whether it sends heartbeats: from :meth:`start` until :meth:`stop`, or until the service is lost for good."""
-        return self._loop is not None or self._isPulsing
+        return self._loop is not None or self._isBatched
 
     @property
     def healthy(self) -> bool:
@@ -250,14 +250,14 @@ class HeartBeater:
             # It is not known here when the registration was sent: just now, most likely.
             self._heard = self._clock.seconds()
         self._setState(REGISTERED if self.nextToken is not None else REGISTERING)
-        if self.nextToken is None or not self._joinPulse(self._clock.seconds()):
+        if self.nextToken is None or not self._joinBatcher(self._clock.seconds()):
             self._beatAlone()
 
     def _beatAlone(self) -> None:
         # A new one each time: a LoopingCall that is started again while its call is in flight runs twice.
-        self._fleet.suspends.add(self._resumed)
+        self._context.suspends.add(self._resumed)
         self._loop = loop = LoopingCall(self._turn)
-        loop.clock = self._fleet.stalls
+        loop.clock = self._context.stalls
         loop.start(self.interval, now=True)
 
     def setTimeout(self, heartbeatTimeout: int) -> None:
@@ -285,9 +285,9 @@ class HeartBeater:
 
     def beatNow(self) -> None:
         """Send a heartbeat at once, instead of one that is under way. Does nothing if it is not running."""
-        if self._pulse is not None and self._isPulsing:
-            self._pulse.leave(self)
-            self._pulse.join(self, self._clock.seconds())
+        if self._batcher is not None and self._isBatched:
+            self._batcher.leave(self)
+            self._batcher.join(self, self._clock.seconds())
         elif self._loop is not None and self.nextToken is None:
             # A registration goes on.
             self._loop.interval = self.interval
@@ -310,7 +310,7 @@ class HeartBeater:
         self._unheardUntil -= seconds
 
     def _endLoop(self) -> None:
-        self._fleet.suspends.discard(self._resumed)
+        self._context.suspends.discard(self._resumed)
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.stop()
@@ -327,7 +327,7 @@ class HeartBeater:
         """
         wasRunning = self.running
         self._endLoop()
-        self._isPulsing = False
+        self._isBatched = False
         if wasRunning:
             self._end(None)
         return _succeeded()
@@ -354,8 +354,8 @@ class HeartBeater:
 
     def _end(self, lost: Failure | None) -> None:
         self._lost = lost
-        if self._pulse is not None:
-            self._pulse.leave(self)
+        if self._batcher is not None:
+            self._batcher.leave(self)
         self._setState(STOPPED)
         waiters, self._stopped = self._stopped, []
         for waiter in waiters:
@@ -396,7 +396,7 @@ class HeartBeater:
         if self._loop is None:
             # stop() has cancelled it.
             return
-        self._fleet.suspends.discard(self._resumed)
+        self._context.suspends.discard(self._resumed)
         loop, self._loop = self._loop, None
         loop.stop()
         self._endLate()
@@ -474,21 +474,21 @@ class HeartBeater:
             trouble.over()
         self._isWellAgain()
 
-    # -- batched heartbeats (:class:`~txserviceregistry.heartbeats.batching.Beating`)
+    # -- batched heartbeats (:class:`~txserviceregistry.heartbeats.batching.BatchedService`)
 
     def _handOver(self) -> None:
         """Heartbeats succeed: have them batched, if the registry accepts batches."""
         loop = self._loop
-        if loop is not None and self._joinPulse(self._heard + self.interval):
-            self._fleet.suspends.discard(self._resumed)
+        if loop is not None and self._joinBatcher(self._heard + self.interval):
+            self._context.suspends.discard(self._resumed)
             self._loop = None
             loop.stop()
 
-    def _joinPulse(self, due: float) -> bool:
-        if self._pulse is None or not self._pulse.isOffered:
+    def _joinBatcher(self, due: float) -> bool:
+        if self._batcher is None or not self._batcher.isOffered:
             return False
-        self._isPulsing = True
-        self._pulse.join(self, due)
+        self._isBatched = True
+        self._batcher.join(self, due)
         return True
 
     def secondsLeft(self) -> float:
@@ -508,8 +508,8 @@ class HeartBeater:
 
     def dismissed(self) -> None:
         """This service is not batched any more: its heartbeat was refused, or the registry accepts no batches."""
-        if self._isPulsing:
-            self._isPulsing = False
+        if self._isBatched:
+            self._isBatched = False
             self._beatAlone()
 
     def _isGone(self, error: Exception) -> bool:
@@ -534,11 +534,11 @@ class HeartBeater:
     def _wait(self, seconds: float) -> Deferred[None]:
         """Wait before the next try, unless the machine is suspended meanwhile."""
         wait: Deferred[None] = Deferred(lambda _: call.cancel())
-        self._waiting = call = self._fleet.stalls.callLater(seconds, wait.callback, None)
+        self._waiting = call = self._context.stalls.callLater(seconds, wait.callback, None)
         return wait
 
     async def _oneTry(self) -> None:
-        turns = self._fleet.registrations if self.nextToken is None else self._fleet.turns
+        turns = self._context.registrations if self.nextToken is None else self._context.turns
         await turns.take(self._urgency())
         try:
             await self._ask()
@@ -575,7 +575,7 @@ class HeartBeater:
         def late(failure: Failure) -> float:
             more = runOnAfter(timeout)
             if more:
-                self._fleet.stalls.wasDue(sent + timeout)
+                self._context.stalls.wasDue(sent + timeout)
                 if self._late is None:
                     self._late = LateTries()
                 self._late.add(asked)
@@ -588,7 +588,7 @@ class HeartBeater:
             if outcome.called:
                 self._answeredLate(sent, token, answer["token"])
                 return
-            self._fleet.stalls.wasDue(sent + timeout)
+            self._context.stalls.wasDue(sent + timeout)
             self._accept(sent, answer["token"])
             outcome.callback(None)
 
@@ -596,7 +596,7 @@ class HeartBeater:
             if outcome.called:
                 self._failedLate(token, failure.value)
                 return
-            self._fleet.stalls.wasDue(sent + timeout)
+            self._context.stalls.wasDue(sent + timeout)
             outcome.errback(failure)
 
         asked = self._services.heartbeat(self.serviceId, token, timeout=timeout, whenLate=late)

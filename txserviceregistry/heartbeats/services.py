@@ -22,14 +22,14 @@ from ..errors import (
 )
 from ..http.jsontransport import WhenLate
 from ..types import FaultBody, HeartbeatToken
-from ..util.concurrency import Turns
+from ..util.concurrency import PrioritySemaphore
 from ..util.deferred import returnsDeferred
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from ..util.suspend import SuspendWatch
-from .batching import Pulse
+from .batching import HeartbeatBatcher
 from .batchsize import BatchSize, isRefusal
-from .context import Fleet
-from .creation import Creation
+from .context import HeartbeatContext
+from .creation import ServiceCreator
 from .desired import DesiredState, DesiredStates
 from .heartbeater import HeartBeater
 from .stalls import StallWatch
@@ -70,13 +70,17 @@ class ServicesClient(ServicesAPI):
         super().__init__(transport, clock, cache)
         stalls = StallWatch(clock)
         suspends = SuspendWatch(clock) if suspends is None else suspends
-        pulse = Pulse(self._beatTogether, lambda: HEARTBEATS in transport.extensions, stalls, suspends=suspends)
+        batcher = HeartbeatBatcher(
+            self._beatTogether, lambda: HEARTBEATS in transport.extensions, stalls, suspends=suspends
+        )
         # For heartbeats(); the batching of the HeartBeaters has its own.
-        self._batchSize = BatchSize(Pulse.MOST, clock.seconds)
+        self._batchSize = BatchSize(HeartbeatBatcher.MOST, clock.seconds)
         # The time limit of a registration must not pass while it waits for many others. One that waits behind each one
         # under way keeps the connections busy.
-        self.fleet = Fleet(stalls, suspends, Turns(), Turns(2 * connections), pulse)
-        self.desired = DesiredStates(self.updateOnce, self.fleet.registrations, transport.pause)
+        self.context = HeartbeatContext(
+            stalls, suspends, PrioritySemaphore(), PrioritySemaphore(2 * connections), batcher
+        )
+        self.desired = DesiredStates(self.updateOnce, self.context.registrations, transport.pause)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
 
     @returnsDeferred
@@ -109,7 +113,9 @@ class ServicesClient(ServicesAPI):
 
     async def _create(self, desired: DesiredState, timeout: float) -> HeartbeatToken:
         end = self._clock.seconds() + timeout
-        creation = Creation(self, desired, self.fleet.stalls, timeout=lambda: max(0.0, end - self._clock.seconds()))
+        creation = ServiceCreator(
+            self, desired, self.context.stalls, timeout=lambda: max(0.0, end - self._clock.seconds())
+        )
         return {"token": await creation.createAcross()}
 
     @returnsDeferred
@@ -134,7 +140,7 @@ class ServicesClient(ServicesAPI):
         """
         retryDelay = boundedNumber(retryDelay, 0.0, LONGEST_INTERVAL)
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
-        creation = Creation(self, desired, self.fleet.stalls)
+        creation = ServiceCreator(self, desired, self.context.stalls)
         made: list[ref[HeartBeater]] = []
 
         @returnsDeferred
@@ -262,7 +268,7 @@ class ServicesClient(ServicesAPI):
             body["token"],
             clock=self._clock,
             register=register,
-            fleet=self.fleet,
+            context=self.context,
         )
         # The client knows what the service should be as long as someone knows its HeartBeater.
         heartBeater.desired = desired

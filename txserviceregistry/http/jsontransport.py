@@ -176,7 +176,7 @@ class Response:
 
 
 @attrs.define
-class Exchange:
+class PendingRequest:
     """
     A request under way, over however many tries.
 
@@ -332,12 +332,12 @@ class JSONTransport:
             or, if a 2xx has no JSON or any answer is cut short, with
             :class:`~txserviceregistry.errors.MalformedResponse`.
         """
-        exchange = self.exchange(
+        pending = self.pending(
             method, path, query=query, body=body, timeout=timeout, repeatable=repeatable, lines=lines
         )
-        return self.inTime(exchange, self.send(exchange))
+        return self.inTime(pending, self.send(pending))
 
-    def exchange(
+    def pending(
         self,
         method: str,
         path: str,
@@ -350,7 +350,7 @@ class JSONTransport:
         lines: bool = False,
         isTraced: bool = False,
         whenLate: WhenLate | None = None,
-    ) -> Exchange:
+    ) -> PendingRequest:
         """
         A request and its deadline, for :meth:`send`. The parameters are those of :meth:`request`.
 
@@ -368,7 +368,7 @@ class JSONTransport:
             # It is late when its share is over: the caller finds out the outcome while it runs on.
             timeout = _shareOf(timeout, max(1, len(self._bases)))
             isTraced = False
-        return Exchange(
+        return PendingRequest(
             method,
             pathOf(path, query),
             None if body is None else b"\n".join(map(encodeJSON, body)) if lines else encodeJSON(body),
@@ -381,7 +381,7 @@ class JSONTransport:
             whenLate,
         )
 
-    def inTime(self, exchange: Exchange, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
+    def inTime(self, pending: PendingRequest, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
         """Do *work*, until the deadline of *exchange*."""
         done = Deferred.fromCoroutine(work)
         if done.called:
@@ -391,7 +391,7 @@ class JSONTransport:
 
         def tooLate() -> None:
             nonlocal call, isTooLate
-            more = self._late(exchange)
+            more = self._late(pending)
             if done.called:
                 return
             if more > 0:
@@ -401,32 +401,32 @@ class JSONTransport:
             done.cancel()
 
         # This is Deferred.addTimeout, but for the half of its time that a request need not spend.
-        call = self._clock.callLater(max(0.0, exchange.deadline - self._clock.seconds()), tooLate)
+        call = self._clock.callLater(max(0.0, pending.deadline - self._clock.seconds()), tooLate)
 
         def over(result: Any) -> Any:
             if isTooLate:
-                return self._tooLate(exchange)
+                return self._tooLate(pending)
             if call.active():
                 call.cancel()
             return result
 
         return done.addBoth(over)
 
-    def _late(self, exchange: Exchange) -> float:
+    def _late(self, pending: PendingRequest) -> float:
         """The time of a request is over: how many more seconds it has."""
-        whenLate, exchange.whenLate = exchange.whenLate, None
+        whenLate, pending.whenLate = pending.whenLate, None
         if whenLate is None:
             return 0.0
-        more = whenLate(self._tooLate(exchange))
-        exchange.timeout += more
+        more = whenLate(self._tooLate(pending))
+        pending.timeout += more
         return more
 
-    def _tooLate(self, exchange: Exchange) -> Failure:
-        exchange.leave()
-        stage = self._stageOf(exchange.url) if exchange.stage is None else exchange.stage()
+    def _tooLate(self, pending: PendingRequest) -> Failure:
+        pending.leave()
+        stage = self._stageOf(pending.url) if pending.stage is None else pending.stage()
         culprit = _NAME_SERVER if stage.startswith(RESOLVING) else "The server hangs, or is too slow for this timeout"
         return Failure(
-            RequestTimedOut(f"{exchange.asked} had no whole answer after {exchange.timeout:g} s, {stage}. {culprit}")
+            RequestTimedOut(f"{pending.asked} had no whole answer after {pending.timeout:g} s, {stage}. {culprit}")
         )
 
     @property
@@ -437,52 +437,52 @@ class JSONTransport:
     def _stageOf(self, url: str) -> str:
         return stageOf(self._clock, urlsplit(url).hostname or "") or f"waiting for {self._name}"
 
-    async def send(self, exchange: Exchange) -> Response:
+    async def send(self, pending: PendingRequest) -> Response:
         """Send it, to one server after the other. The deadline is the caller's: see :meth:`inTime`."""
-        exchange.stage = None
+        pending.stage = None
         # An answer that is held back would tell too late whether a server is back.
-        order = self._servers.order(mayTry=exchange.repeatable and exchange.wait is None)
+        order = self._servers.order(mayTry=pending.repeatable and pending.wait is None)
         # After a wait for events there is no time left for another server to wait.
-        isFinal = not exchange.repeatable or exchange.wait is not None
+        isFinal = not pending.repeatable or pending.wait is not None
         race: Race[Response] | None = Race(self._clock) if len(order) > 1 and not isFinal else None
         refusal: Response | None = None
         problem: ServiceRegistryError | None
         wasSent = False
         for tried, server in enumerate(order):
-            exchange.leave = partial(self._left, server)
-            exchange.url = self._bases[server].url + exchange.path
+            pending.leave = partial(self._left, server)
+            pending.url = self._bases[server].url + pending.path
             last = tried == len(order) - 1
-            asking = self._answerOf(exchange, server, exchange.url, len(order) - tried)
+            asking = self._answerOf(pending, server, pending.url, len(order) - tried)
             try:
                 if race is None:
                     return await asking
                 # The request to a server that is late runs on beside the one to the next.
-                share = None if last else self._shareOfNext(exchange, len(order) - tried)
+                share = None if last else self._shareOfNext(pending, len(order) - tried)
                 return await race.run(Deferred.fromCoroutine(asking), share)
             except _Away as error:
                 refusal = error.response
                 problem = None
                 last = last or isFinal
             except _NotSent as error:
-                failed = problem = ConnectionFailed(f"{exchange.asked} failed: can't connect to {self._name}{error}")
+                failed = problem = ConnectionFailed(f"{pending.asked} failed: can't connect to {self._name}{error}")
                 failed.wasSent = wasSent
             except (_TookTooLong, TryIsLate):
-                stage = stageOf(self._clock, urlsplit(exchange.url).hostname or "")
+                stage = stageOf(self._clock, urlsplit(pending.url).hostname or "")
                 problem = RequestTimedOut(
-                    f"{exchange.asked} had no whole answer in its share of {exchange.timeout:g} s"
+                    f"{pending.asked} had no whole answer in its share of {pending.timeout:g} s"
                     f"{f', {stage}. {_NAME_SERVER}' if stage else ': the server hangs'}"
                 )
                 last = last or isFinal
                 wasSent = True
             except _CutShort as error:
                 problem = MalformedResponse(
-                    f"The answer to {exchange.asked} was cut short, or is no HTTP ({error}){self._advice(exchange)}"
+                    f"The answer to {pending.asked} was cut short, or is no HTTP ({error}){self._advice(pending)}"
                 )
                 last = last or isFinal
                 wasSent = True
             except _NotAnswered as error:
                 problem = ConnectionFailed(
-                    f"{exchange.asked} failed: {self._name} gave no answer ({error}){self._advice(exchange)}"
+                    f"{pending.asked} failed: {self._name} gave no answer ({error}){self._advice(pending)}"
                 )
                 last = last or isFinal
                 wasSent = True
@@ -505,14 +505,14 @@ class JSONTransport:
                 raise problem
         raise AssertionError("unreachable")
 
-    async def _answerOf(self, exchange: Exchange, server: int, url: str, serversLeft: int) -> Response:
+    async def _answerOf(self, pending: PendingRequest, server: int, url: str, serversLeft: int) -> Response:
         """
         The response of one server.
 
         :raises _Away: if it could not do its work.
         """
-        answer = await self._ask(exchange, server, url, serversLeft)
-        response = self._response(exchange, answer, url, partial(self._left, server))
+        answer = await self._ask(pending, server, url, serversLeft)
+        response = self._response(pending, answer, url, partial(self._left, server))
         if answer.code >= 300 and not self._isWork(response):
             raise _Away(response)
         self._servers.worked(server)
@@ -523,9 +523,9 @@ class JSONTransport:
         """Whether a response that is an error is the answer to the request, and not a sign of an outage."""
         return refusal.status not in _AWAY and (self._isFault is None or self._isFault(refusal))
 
-    def _shareOfNext(self, exchange: Exchange, serversLeft: int) -> float:
+    def _shareOfNext(self, pending: PendingRequest, serversLeft: int) -> float:
         """Seconds after which the request goes to the next server too."""
-        return max(0.0, _shareOf(exchange.deadline - self._clock.seconds(), serversLeft))
+        return max(0.0, _shareOf(pending.deadline - self._clock.seconds(), serversLeft))
 
     def giveUp(self) -> None:
         """Whoever has asked lost patience with the server that is asked first: the next request goes to another."""
@@ -541,25 +541,25 @@ class JSONTransport:
             if holder == server:
                 takeAway()
 
-    def _advice(self, exchange: Exchange) -> str:
+    def _advice(self, pending: PendingRequest) -> str:
         """What to look at when there is no answer."""
-        if self._wasAnswered or not exchange.url.startswith("http:"):
+        if self._wasAnswered or not pending.url.startswith("http:"):
             return ""
         # Servers that want TLS hang up on what is none, most of them without a word.
         return ". If TLS is spoken at that port, its URL begins with https://"
 
-    async def _ask(self, exchange: Exchange, server: int, url: str, serversLeft: int) -> WholeResponse:
+    async def _ask(self, pending: PendingRequest, server: int, url: str, serversLeft: int) -> WholeResponse:
         """Send it to one server, and once more when the connection turns out to be stale."""
         for attempt in range(1, _MOST_STALE + 1):
             try:
-                return await self._attempt(exchange, server, url, serversLeft)
+                return await self._attempt(pending, server, url, serversLeft)
             except StaleConnection as error:
-                if not exchange.repeatable or attempt == _MOST_STALE:
+                if not pending.repeatable or attempt == _MOST_STALE:
                     raise _NotAnswered(describeFailure(error))
             except (CancelledError, ServiceRegistryError, _NotAnswered):
                 raise
             except AgentClosed:
-                raise ClientClosed(f"{exchange.asked} was not done: this client has been closed")
+                raise ClientClosed(f"{pending.asked} was not done: this client has been closed")
             except ResolvingTimedOut as error:
                 raise _NotSent(f" ({describeFailure(error)}). {_NAME_SERVER}")
             except (ConnectError, DNSLookupError) as error:
@@ -567,7 +567,7 @@ class JSONTransport:
             except InsecureConnection as error:
                 raise _NotSent(f": {error}")
             except ResponseTooLarge as error:
-                raise MalformedResponse(f"The answer to {exchange.asked} is too long ({error})")
+                raise MalformedResponse(f"The answer to {pending.asked} is too long ({error})")
             except ResponseFailed as error:
                 if isinstance(error, ResponseNeverReceived):
                     raise _NotAnswered(describeFailure(error))
@@ -577,23 +577,23 @@ class JSONTransport:
                 raise _NotAnswered(describeFailure(error)) from error
         raise AssertionError("unreachable")
 
-    def _attempt(self, exchange: Exchange, server: int, url: str, serversLeft: int) -> Deferred[WholeResponse]:
-        body = exchange.body
+    def _attempt(self, pending: PendingRequest, server: int, url: str, serversLeft: int) -> Deferred[WholeResponse]:
+        body = pending.body
         base = self._bases[server]
-        agent = self._agent if exchange.wait is None else self._waitingAgent
+        agent = self._agent if pending.wait is None else self._waitingAgent
         sent: Deferred[Any] = agent.request(
-            exchange.method.encode("ascii"),
+            pending.method.encode("ascii"),
             url.encode("ascii"),
             base.withoutBody if body is None else base.withBody,
             None if body is None else BytesProducer(body),
         )
-        isHeldBack = exchange.repeatable and exchange.wait is not None
-        if serversLeft > 1 and (isHeldBack or exchange.isTraced):
+        isHeldBack = pending.repeatable and pending.wait is not None
+        if serversLeft > 1 and (isHeldBack or pending.isTraced):
             # No server can be asked to wait for a shorter time than the others.
-            wait = exchange.wait or 0.0
-            share = wait + _shareOf(exchange.deadline - wait - self._clock.seconds(), serversLeft)
+            wait = pending.wait or 0.0
+            share = wait + _shareOf(pending.deadline - wait - self._clock.seconds(), serversLeft)
             sent.addTimeout(max(0.0, share), self._clock, lambda _, timeout: Failure(_TookTooLong()))
-        if exchange.wait is not None:
+        if pending.wait is not None:
             self._holdBack(server, sent)
         return sent
 
@@ -612,18 +612,20 @@ class JSONTransport:
         self._heldBack[sent] = server, takeAway
         sent.addBoth(over)
 
-    def _response(self, exchange: Exchange, answer: WholeResponse, url: str, leave: Callable[[], object]) -> Response:
+    def _response(
+        self, pending: PendingRequest, answer: WholeResponse, url: str, leave: Callable[[], object]
+    ) -> Response:
         value = None
         if answer.body:
             try:
-                value = _linesOf(answer.body) if exchange.lines else json.loads(answer.body)
+                value = _linesOf(answer.body) if pending.lines else json.loads(answer.body)
             except (ValueError, RecursionError):
                 if answer.code < 300:
                     raise MalformedResponse(
-                        f"{exchange.method} {url} was answered with {answer.code}, but the body is not JSON: "
+                        f"{pending.method} {url} was answered with {answer.code}, but the body is not JSON: "
                         f"is this the URL of {self._name}?"
                     )
-        return Response(answer.code, answer.headers, value, answer.body, exchange.method, url, leave)
+        return Response(answer.code, answer.headers, value, answer.body, pending.method, url, leave)
 
 
 def _shareOf(left: float, serversLeft: int) -> float:

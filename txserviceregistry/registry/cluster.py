@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from zope.interface import implementer
 
 from ..util.singleflight import SingleFlight
-from .expiry.deadlines import Life
-from .expiry.livetable import Lives
+from .expiry.deadlines import ServiceState
+from .expiry.livetable import LiveServices
 from .faults import notFound, systemFailure
 from .stores.interfaces import ISharedStore, IStoreListener, LivingService, NoSuchObject, StoreUnavailable
-from .subscribers import Followers
-from .tasks import Lanes
+from .subscribers import Subscribers
+from .tasks import WorkerLimit
 from .tokens import HeartbeatTokens
 
 #: How many services are looked up in the store at once because a heartbeat named something unknown, and how many may
@@ -25,7 +25,7 @@ _WAITING = 400
 
 
 @implementer(IStoreListener)
-class Sharing:
+class Cluster:
     """
     One registry among several over one store.
 
@@ -34,18 +34,18 @@ class Sharing:
     :param followers: those who wait for something new in a feed.
     """
 
-    def __init__(self, store: ISharedStore, lives: Lives, followers: Followers) -> None:
+    def __init__(self, store: ISharedStore, lives: LiveServices, followers: Subscribers) -> None:
         self._store = store
-        self._lives = lives
-        self._followers = followers
+        self._live = lives
+        self._subscribers = followers
         self._looking: SingleFlight[tuple[str, str], None] = SingleFlight()
-        self._looks = Lanes(_LOOKS)
+        self._looks = WorkerLimit(_LOOKS)
 
     def start(self) -> None:
         """Begin to listen."""
         self._store.follow(self)
 
-    async def beat(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> tuple[Life, str]:
+    async def beat(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> tuple[ServiceState, str]:
         """
         A service is alive, if the token is its own.
 
@@ -68,11 +68,13 @@ class Sharing:
             if isThere:
                 return life, following
             # Over, by what another registry did. There may be another life of it.
-            self._lives.forget(tenant, id, life.incarnation)
+            self._live.forget(tenant, id, life.incarnation)
             life = None
 
-    def _known(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> tuple[Life | None, str | None]:
-        life = self._lives.alive(tenant, id)
+    def _known(
+        self, tenant: str, id: str, token: str, tokens: HeartbeatTokens
+    ) -> tuple[ServiceState | None, str | None]:
+        life = self._live.alive(tenant, id)
         return life, None if life is None else tokens.next(tenant, id, life.incarnation, token)
 
     async def learn(self, tenant: str, id: str) -> None:
@@ -89,35 +91,35 @@ class Sharing:
             raise systemFailure() from reason
 
     async def _look(self, tenant: str, id: str) -> None:
-        known = self._lives.alive(tenant, id)
+        known = self._live.alive(tenant, id)
         try:
             record = await self._store.getService(tenant, id)
         except NoSuchObject:
             if known is not None:
-                self._lives.forget(tenant, id, known.incarnation)
+                self._live.forget(tenant, id, known.incarnation)
             return
-        self._lives.meet(LivingService(tenant, id, record.incarnation, record.heartbeatTimeout, record.lastSeen))
+        self._live.meet(LivingService(tenant, id, record.incarnation, record.heartbeatTimeout, record.lastSeen))
 
     # -- IStoreListener
 
     def appeared(self, service: LivingService) -> None:
         """See :meth:`IStoreListener.appeared`."""
-        self._lives.meet(service)
+        self._live.meet(service)
 
     def vanished(self, tenant: str, id: str, incarnation: str) -> None:
         """See :meth:`IStoreListener.vanished`."""
-        self._lives.forget(tenant, id, incarnation)
+        self._live.forget(tenant, id, incarnation)
 
     def news(self, tenant: str) -> None:
         """See :meth:`IStoreListener.news`."""
-        self._followers.tell((tenant,))
+        self._subscribers.tell((tenant,))
 
     def lost(self) -> None:
         """See :meth:`IStoreListener.lost`."""
-        self._lives.suspend()
+        self._live.suspend()
         # Nothing new is heard here: those who wait for it find that out, and may go to another registry.
-        self._followers.tellAll()
+        self._subscribers.tellAll()
 
     def synchronized(self, living: Sequence[LivingService], wasLost: bool) -> None:
         """See :meth:`IStoreListener.synchronized`."""
-        self._lives.synchronize(living, anew=wasLost)
+        self._live.synchronize(living, anew=wasLost)

@@ -19,18 +19,18 @@ from twisted.python.failure import Failure
 from .. import types
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
-from .cluster import Sharing
+from .cluster import Cluster
 from .eventids import position, positionOf
-from .expiry.deadlines import Life
-from .expiry.livetable import Lives
+from .expiry.deadlines import ServiceState
+from .expiry.livetable import LiveServices
 from .faults import Fault, invalidEventQuery, limitReached, notFound, serviceExists, systemFailure
 from .limits import ResourceLimits
 from .model import Figures, NewService, Page, ServiceChanges
 from .servicelog import ServiceLog
 from .stores.interfaces import (
     Account,
-    Death,
     EventRecord,
+    Expiration,
     ISharedStore,
     IStore,
     LimitExceeded,
@@ -40,8 +40,8 @@ from .stores.interfaces import (
     ServiceRecord,
     StoreUnavailable,
 )
-from .subscribers import Followers, Place
-from .tasks import Work
+from .subscribers import Subscribers, Subscription
+from .tasks import TaskOwner
 from .tokens import HeartbeatTokens
 
 _T = TypeVar("_T")
@@ -91,7 +91,7 @@ class Registry:
         wallClock: Callable[[], float] = time.time,
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
         eventRetention: float = EVENT_RETENTION,
-        followers: Followers | None = None,
+        followers: Subscribers | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -100,18 +100,18 @@ class Registry:
         self._eventRetention = eventRetention
         self._tokens: HeartbeatTokens
         self._accounts: dict[str, Account] = {}
-        self._work = Work()
-        self._followers = followers or Followers(clock)
+        self._work = TaskOwner()
+        self._subscribers = followers or Subscribers(clock)
         shared: Any = store if ISharedStore.providedBy(store) else None
-        self._lives = Lives(
+        self._live = LiveServices(
             store,
-            self._bury,
+            self._persist,
             clock=clock,
             wallClock=wallClock,
             work=self._work,
             ask=None if shared is None else shared.secondsLeft,
         )
-        self._sharing = None if shared is None else Sharing(shared, self._lives, self._followers)
+        self._cluster = None if shared is None else Cluster(shared, self._live, self._subscribers)
         self._dropping: IDelayedCall | None = None
         self._registered = ServiceLog(clock, "registered")
         self._deregistered = ServiceLog(clock, "deregistered")
@@ -130,9 +130,9 @@ class Registry:
         """
         self._tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
         living = await self._store.livingServices()
-        self._lives.start(living)
-        if self._sharing is not None:
-            self._sharing.start()
+        self._live.start(living)
+        if self._cluster is not None:
+            self._cluster.start()
         self._dropping = self._clock.callLater(self.FIRST_DROP, self._dropEvents)
 
     @returnsDeferred
@@ -143,7 +143,7 @@ class Registry:
         :return: fires when all that is under way is done.
         """
         self.endWaiting()
-        self._lives.stop()
+        self._live.stop()
         call, self._dropping = self._dropping, None
         if call is not None:
             call.cancel()
@@ -157,10 +157,10 @@ class Registry:
 
     def figures(self) -> Figures:
         """What there is to be counted."""
-        stalls, seconds = self._lives.stalls
+        stalls, seconds = self._live.stalls
         return Figures(
-            services=self._lives.count(),
-            followers=self._followers.count,
+            services=self._live.count(),
+            followers=self._subscribers.count,
             heartbeats=self._heartbeats,
             expirations=self._expirations,
             stalls=stalls,
@@ -182,7 +182,7 @@ class Registry:
         known = self._accounts.get(tenant)
         if known is not None:
             return succeed(known)
-        return self._work.inTurn(("account", tenant), lambda: self._account(tenant))
+        return self._work.serialized(("account", tenant), lambda: self._account(tenant))
 
     async def _account(self, tenant: str) -> Account:
         if tenant not in self._accounts:
@@ -198,13 +198,13 @@ class Registry:
         :return: fires with its first heartbeat token. Its deadline counts from then.
         :raises Fault: ``serviceWithThisIdExists`` if the id is alive, ``limitReached`` if the account is full.
         """
-        return self._work.inTurn((tenant, service.id), lambda: self._create(tenant, service))
+        return self._work.serialized((tenant, service.id), lambda: self._create(tenant, service))
 
     async def _create(self, tenant: str, service: NewService) -> str:
         record: ServiceRecord | None = None
         while record is None:
             record = await self._tryToCreate(tenant, service)
-        self._lives.meet(LivingService(tenant, record.id, record.incarnation, record.heartbeatTimeout, record.lastSeen))
+        self._live.meet(LivingService(tenant, record.id, record.incarnation, record.heartbeatTimeout, record.lastSeen))
         self._registered.add(tenant, record.id)
         self._registered.tell()
         return self._tokens.first(tenant, record.id, record.incarnation)
@@ -212,8 +212,8 @@ class Registry:
     async def _tryToCreate(self, tenant: str, service: NewService) -> ServiceRecord | None:
         # The dead hold ids and places in the limit that are free by the rules. A few are buried in a moment; while
         # there are many, only those wait whom the store refuses for it.
-        if self._lives.hidden(tenant) and self._lives.unburied <= self.FEW_DEAD:
-            await self._lives.whenBuried()
+        if self._live.hidden(tenant) and self._live.pending <= self.FEW_DEAD:
+            await self._live.whenBuried()
         try:
             return await self._changed(
                 (tenant,),
@@ -222,17 +222,17 @@ class Registry:
                 ),
             )
         except (ObjectExists, LimitExceeded) as refusal:
-            if self._lives.hidden(tenant):
+            if self._live.hidden(tenant):
                 # Some of them may have died while the store was at it.
-                await self._lives.whenBuried()
+                await self._live.whenBuried()
                 return None
             if isinstance(refusal, LimitExceeded):
                 raise limitReached("service", self._limits.service)
-            if self._lives.alive(tenant, service.id) is None:
-                self._lives.doubt(tenant, service.id)
+            if self._live.alive(tenant, service.id) is None:
+                self._live.doubt(tenant, service.id)
             raise serviceExists(service.id)
         except Exception:
-            self._lives.doubt(tenant, service.id)
+            self._live.doubt(tenant, service.id)
             raise
 
     def get(self, tenant: str, id: str) -> Deferred[types.Service]:
@@ -245,14 +245,14 @@ class Registry:
 
     async def _get(self, tenant: str, id: str) -> types.Service:
         # Of the dead there may be many, and of most services it is known that they are not among them.
-        hidden = self._lives.hidden(tenant) if self._lives.alive(tenant, id) is None else ()
+        hidden = self._live.hidden(tenant) if self._live.alive(tenant, id) is None else ()
         try:
             record = await self._asked(self._store.getService(tenant, id))
         except NoSuchObject:
-            if self._lives.alive(tenant, id) is not None:
-                self._lives.doubt(tenant, id)
+            if self._live.alive(tenant, id) is not None:
+                self._live.doubt(tenant, id)
             raise notFound("Service", id)
-        if record.incarnation in hidden or self._lives.isHidden(tenant, id, record.incarnation):
+        if record.incarnation in hidden or self._live.isHidden(tenant, id, record.incarnation):
             raise notFound("Service", id)
         return self._shown(tenant, record)
 
@@ -265,7 +265,7 @@ class Registry:
         return self._work.start(self._list(tenant, marker, limit, tag))
 
     async def _list(self, tenant: str, marker: str | None, limit: int, tag: str | None) -> Page:
-        hidden = self._lives.hidden(tenant)
+        hidden = self._live.hidden(tenant)
         records = await self._asked(self._store.listServices(tenant, marker, limit + 1, tag, hidden))
         nextMarker = records[limit].id if len(records) > limit else None
         return Page([self._shown(tenant, record) for record in records[:limit]], nextMarker)
@@ -276,7 +276,7 @@ class Registry:
 
         :raises Fault: 404 if the service is not there, or has died before the change was made.
         """
-        return self._work.inTurn((tenant, id), lambda: self._update(tenant, id, changes))
+        return self._work.serialized((tenant, id), lambda: self._update(tenant, id, changes))
 
     async def _update(self, tenant: str, id: str, changes: ServiceChanges) -> None:
         life = await self._living(tenant, id)
@@ -286,10 +286,10 @@ class Registry:
             tenant, id, life.incarnation, changes.heartbeatTimeout, changes.tags, changes.metadata
         )
         await self._aboutLife(life, self._asked(answer))
-        if self._lives.alive(tenant, id) is not life:
+        if self._live.alive(tenant, id) is not life:
             raise notFound("Service", id)
         if changes.heartbeatTimeout is not None:
-            self._lives.restart(life, changes.heartbeatTimeout)
+            self._live.restart(life, changes.heartbeatTimeout)
 
     def remove(self, tenant: str, id: str) -> Deferred[None]:
         """
@@ -297,26 +297,26 @@ class Registry:
 
         :raises Fault: 404 if it is not there.
         """
-        return self._work.inTurn((tenant, id), lambda: self._remove(tenant, id))
+        return self._work.serialized((tenant, id), lambda: self._remove(tenant, id))
 
     async def _remove(self, tenant: str, id: str) -> None:
         life = await self._living(tenant, id)
         answer = self._store.removeService(tenant, id, life.incarnation)
         await self._aboutLife(life, self._changed((tenant,), answer))
-        self._lives.forget(tenant, id, life.incarnation)
+        self._live.forget(tenant, id, life.incarnation)
         self._deregistered.add(tenant, id)
         self._deregistered.tell()
 
-    async def _aboutLife(self, life: Life, answer: Awaitable[object]) -> None:
+    async def _aboutLife(self, life: ServiceState, answer: Awaitable[object]) -> None:
         """What the store says to a change of *life*; the store is right about what is there."""
         try:
             await answer
         except NoSuchObject:
-            self._lives.forget(life.tenant, life.id, life.incarnation)
-            self._lives.doubt(life.tenant, life.id)
+            self._live.forget(life.tenant, life.id, life.incarnation)
+            self._live.doubt(life.tenant, life.id)
             raise notFound("Service", life.id)
         except Exception:
-            self._lives.doubt(life.tenant, life.id)
+            self._live.doubt(life.tenant, life.id)
             raise
 
     def heartbeat(self, tenant: str, id: str, token: str) -> Deferred[str]:
@@ -327,8 +327,8 @@ class Registry:
         :return: fires, at once, with the next token.
         :raises Fault: 404 if the service is not there, or the token is not its own.
         """
-        if self._sharing is not None:
-            return self._work.start(self._beatShared(self._sharing, tenant, id, token))
+        if self._cluster is not None:
+            return self._work.start(self._beatShared(self._cluster, tenant, id, token))
         (outcome,) = self._beat(tenant, [(id, token)])
         return fail(outcome) if isinstance(outcome, Fault) else succeed(outcome)
 
@@ -340,13 +340,13 @@ class Registry:
         :return: fires, at once, with the next token, or the fault that :meth:`heartbeat` would have raised, for each
             in its order.
         """
-        if self._sharing is not None:
-            return self._beatAllShared(self._sharing, tenant, beats)
+        if self._cluster is not None:
+            return self._beatAllShared(self._cluster, tenant, beats)
         return succeed(self._beat(tenant, beats))
 
     def _beat(self, tenant: str, beats: Iterable[tuple[str, str]]) -> Sequence[str | Fault]:
-        now, lastSeen = self._lives.now(), _millisecondsUp(self._wallClock())
-        lives, following = self._lives.ofTenant(tenant), self._tokens.following()
+        now, lastSeen = self._live.now(), _millisecondsUp(self._wallClock())
+        lives, following = self._live.ofTenant(tenant), self._tokens.following()
         record = self._store.recordLastSeen
         outcomes: list[str | Fault] = []
         for id, token in beats:
@@ -366,17 +366,17 @@ class Registry:
             outcomes.append(answer)
         return outcomes
 
-    async def _beatShared(self, sharing: Sharing, tenant: str, id: str, token: str) -> str:
+    async def _beatShared(self, sharing: Cluster, tenant: str, id: str, token: str) -> str:
         life, following = await sharing.beat(tenant, id, token, self._tokens)
         lastSeen = _millisecondsUp(self._wallClock())
-        self._lives.beat(life, lastSeen)
+        self._live.beat(life, lastSeen)
         self._store.recordLastSeen(tenant, id, life.incarnation, lastSeen)
         self._heartbeats += 1
         return following
 
     @returnsDeferred
     async def _beatAllShared(
-        self, sharing: Sharing, tenant: str, beats: Iterable[tuple[str, str]]
+        self, sharing: Cluster, tenant: str, beats: Iterable[tuple[str, str]]
     ) -> Sequence[str | Fault]:
         works = [self._work.start(self._beatShared(sharing, tenant, id, token)) for id, token in beats]
         outcomes: Any = await DeferredList(works, consumeErrors=True)
@@ -474,9 +474,9 @@ class Registry:
         :return: the page. Others who ask for the same may be given the same one.
         :raises Fault: as :meth:`listEvents`; 503 if there is nothing new and no place to wait.
         """
-        followers, what = self._followers, (marker, limit, type)
+        followers, what = self._subscribers, (marker, limit, type)
         latest = self._clock.seconds() + seconds
-        place: Place | None = None
+        place: Subscription | None = None
         try:
             while True:
                 news = followers.wait(tenant, what)
@@ -499,10 +499,10 @@ class Registry:
 
     def _look(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Deferred[Page]:
         """A page of the feed, for one of those who wait."""
-        if marker is None or self._sharing is not None:
+        if marker is None or self._cluster is not None:
             # What there is without a marker depends on the time as well; and of other registries' news one hears late.
             return self.listEvents(tenant, marker, limit, type)
-        return self._followers.look(
+        return self._subscribers.look(
             tenant,
             (marker, limit, type),
             lambda: self.listEvents(tenant, marker, limit, type),
@@ -511,7 +511,7 @@ class Registry:
 
     def endWaiting(self) -> None:
         """Let nobody wait for events any more: who does is answered now, and who comes is answered at once."""
-        self._followers.end()
+        self._subscribers.end()
 
     def _refusal(self, since: int, account: Account) -> Fault | None:
         if since >= positionOf(self._wallClock()):
@@ -539,9 +539,9 @@ class Registry:
     # -- with the store
 
     @returnsDeferred
-    async def _bury(self, deaths: Sequence[Death]) -> None:
+    async def _persist(self, deaths: Sequence[Expiration]) -> None:
         await self._changed({death.tenant for death in deaths}, self._store.expireServices(deaths))
-        self._lives.buried(deaths)
+        self._live.buried(deaths)
         self._expirations += len(deaths)
 
     async def _asked(self, answer: Awaitable[_T]) -> _T:
@@ -559,22 +559,22 @@ class Registry:
         *tenants*.
         """
         result = await self._asked(answer)
-        self._followers.tell(tenants)
+        self._subscribers.tell(tenants)
         return result
 
-    async def _living(self, tenant: str, id: str) -> Life:
-        if self._sharing is not None:
+    async def _living(self, tenant: str, id: str) -> ServiceState:
+        if self._cluster is not None:
             # Another registry may have made it a moment ago.
-            await self._sharing.learn(tenant, id)
-        life = self._lives.alive(tenant, id)
+            await self._cluster.learn(tenant, id)
+        life = self._live.alive(tenant, id)
         if life is None:
             raise notFound("Service", id)
         return life
 
     def _shown(self, tenant: str, record: ServiceRecord) -> types.Service:
-        life = self._lives.find(tenant, record.id, record.incarnation)
+        life = self._live.find(tenant, record.id, record.incarnation)
         if life is None and not self._work.isBusy((tenant, record.id)):
-            self._lives.doubt(tenant, record.id)
+            self._live.doubt(tenant, record.id)
         return {
             "id": record.id,
             "heartbeat_timeout": record.heartbeatTimeout,

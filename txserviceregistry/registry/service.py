@@ -28,7 +28,7 @@ from .http.accesslog import AccessLog, LogThread
 from .http.admission import ConnectionLimits, availableFiles
 from .http.health import Health
 from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
-from .http.requestlog import Exchanges
+from .http.requestlog import RequestLog
 from .http.resource import ApiResource
 from .http.server import ApiSite, apiSite
 from .http.statuspages import LOOPBACK, Operations
@@ -39,7 +39,7 @@ from .sources import Sources
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.sqlite.store import SqliteStore
-from .subscribers import Followers
+from .subscribers import Subscribers
 
 _T = TypeVar("_T")
 
@@ -220,7 +220,7 @@ class RegistryService(Service):
         )
         await self._makeFirstUser(identity, isNew)
         connectionLimits = self._possibleLimits()
-        followers = Followers(self._reactor, connectionLimits.followers, connectionLimits.followersPerTenant)
+        followers = Subscribers(self._reactor, connectionLimits.followers, connectionLimits.followersPerTenant)
         registry = Registry(
             store,
             clock=self._reactor,
@@ -234,12 +234,12 @@ class RegistryService(Service):
         self._tellWhatThereIs(store, registry)
         rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit, self._rateWindow)
         accessLog = self._openAccessLog()
-        exchanges = Exchanges(accessLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
-        resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, exchanges=exchanges)
-        site = apiSite(resource, self._reactor, connectionLimits, exchanges, resource.vouchesFor)
+        requestLog = RequestLog(accessLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
+        resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, requestLog=requestLog)
+        site = apiSite(resource, self._reactor, connectionLimits, requestLog, resource.vouchesFor)
         sources = Sources(
             store=store.name,
-            requests=exchanges.statistics,
+            requests=requestLog.statistics,
             storeStatistics=store.statistics,
             figures=registry.figures,
             tokensIssued=lambda: identity.issued,

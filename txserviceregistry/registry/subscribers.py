@@ -40,7 +40,7 @@ class _Stillness:
 
 
 @attrs.define(eq=False)
-class Place:
+class Subscription:
     """
     The place of somebody who waits.
 
@@ -56,7 +56,7 @@ class Place:
     news: Deferred[bool] | None = None
 
 
-class Followers:
+class Subscribers:
     """
     Those who wait, by tenant. Nobody looks for news here: whoever makes some tells, once.
 
@@ -79,7 +79,7 @@ class Followers:
         self._taken = 0
         # Who has a place, those first who have to leave it first: by how long they may have it, because among those
         # who have asked for the same it is nearly always the order in which they take it.
-        self._taking: defaultdict[float, dict[Place, None]] = defaultdict(dict)
+        self._taking: defaultdict[float, dict[Subscription, None]] = defaultdict(dict)
         self._endings: dict[float, IDelayedCall] = {}
         # By tenant who waits, and what they have looked at.
         self._waiting: dict[str, dict[Deferred[bool], Hashable]] = {}
@@ -95,7 +95,7 @@ class Followers:
         """How many places are taken."""
         return self._taken
 
-    def takePlace(self, tenant: str, seconds: float, latest: float) -> Place:
+    def takePlace(self, tenant: str, seconds: float, latest: float) -> Subscription:
         """
         Take a place for somebody who may have to wait long; :meth:`leavePlace` gives it back.
 
@@ -107,7 +107,7 @@ class Followers:
             raise tooManyFollowers(self.RETRY_AFTER)
         self._places[tenant] += 1
         self._taken += 1
-        place = Place(tenant, seconds, latest)
+        place = Subscription(tenant, seconds, latest)
         taking = self._taking[seconds]
         # Whoever looked for long takes it after some who came later.
         later = list(takewhile(lambda other: other.latest > latest, reversed(taking)))
@@ -119,7 +119,7 @@ class Followers:
             self._endInTime(seconds)
         return place
 
-    def leavePlace(self, place: Place) -> None:
+    def leavePlace(self, place: Subscription) -> None:
         """Somebody who had a place waits no longer."""
         taking = self._taking[place.seconds]
         taking.pop(place, None)

@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 _Steps: TypeAlias = Coroutine[Deferred[Any], Any, _T]
 
 
-class Work:
+class TaskOwner:
     """
     Owns pieces of work (coroutines). Cancelling the Deferred that stands for one ends the waiting, never the work.
     """
@@ -45,7 +45,7 @@ class Work:
         Deferred.fromCoroutine(self._finishAlone(steps, waiting))
         return waiting
 
-    def inTurn(self, key: Hashable, steps: Callable[[], _Steps[_T]]) -> Deferred[_T]:
+    def serialized(self, key: Hashable, steps: Callable[[], _Steps[_T]]) -> Deferred[_T]:
         """
         Start some work when all that was given before under the same *key* is done.
 
@@ -111,7 +111,7 @@ class Work:
             waiting.callback(result)
 
 
-class Lanes:
+class WorkerLimit:
     """
     Works side by side, at most so many of them; what comes then waits, and is done in the order in which it came.
 

@@ -11,7 +11,7 @@ from itertools import count
 from twisted.internet.defer import Deferred, succeed
 
 
-class Turns:
+class PrioritySemaphore:
     """
     So many at once may ask a server; the others wait, and the one with the nearest deadline is next.
 

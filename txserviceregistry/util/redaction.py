@@ -18,7 +18,7 @@ _BEGINNING = r"(?:(?<![^\W_])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[abfnrtv])|(?<=\\x[0-9A
 _END = r"(?![^\W_])"
 
 
-def blanked(text: str, secrets: Iterable[str], blank: str = "…") -> str:
+def redacted(text: str, secrets: Iterable[str], blank: str = "…") -> str:
     """
     *text* without secrets. What is a piece of a longer word is none, unless it has 16 characters or more: a token that
     is ``bad`` leaves ``badRequest`` as it is.
@@ -33,7 +33,7 @@ def blanked(text: str, secrets: Iterable[str], blank: str = "…") -> str:
     return text
 
 
-def spellings(secret: str) -> set[str]:
+def encodings(secret: str) -> set[str]:
     """How a secret is written: as it is, in JSON and in a URL."""
     return {
         secret,

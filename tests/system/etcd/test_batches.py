@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.faults.proxy import Proxy
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
-from txserviceregistry.registry.stores.etcd.batches import GROUP, Draft, Groups
+from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, Transaction
 from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
 from txserviceregistry.registry.stores.etcd.leases import newLease
 from txserviceregistry.registry.stores.interfaces import LimitExceeded, StoreUnavailable
@@ -50,11 +50,11 @@ class GroupsTests(EtcdCase):
         self.prefix = newPrefix()
         self.asked = self.etcd(sharedEtcd())
 
-    def node(self, name: str, ahead: float = 0.0, etcd: Any = None) -> Groups:
+    def node(self, name: str, ahead: float = 0.0, etcd: Any = None) -> Batches:
         """A node whose clock is so many seconds ahead."""
-        return Groups(etcd or self.etcd(sharedEtcd()), CLOCK, lambda: NOW + ahead, self.prefix, name)
+        return Batches(etcd or self.etcd(sharedEtcd()), CLOCK, lambda: NOW + ahead, self.prefix, name)
 
-    def event(self, node: Groups, text: str) -> Deferred[int]:
+    def event(self, node: Batches, text: str) -> Deferred[int]:
         """Let a node put an event; its position."""
         return node.do(T, (), lambda draft: draft.addEvent("service.join", {"by": text}))
 
@@ -83,7 +83,7 @@ class GroupsTests(EtcdCase):
         nodes = [self.node("a", ahead=3600.0), self.node("b", ahead=-3600.0)]
         order: list[tuple[int, str]] = []
 
-        async def write(node: Groups, name: str) -> None:
+        async def write(node: Batches, name: str) -> None:
             for number in range(40):
                 order.append((await self.event(node, f"{name}{number}"), name))
 
@@ -104,13 +104,13 @@ class GroupsTests(EtcdCase):
         """A change that a rule forbids, and one that breaks, leave nothing behind, and their neighbours are made."""
         node = self.node("a")
 
-        def forbidden(draft: Draft) -> None:
+        def forbidden(draft: Transaction) -> None:
             draft.put(f"{self.prefix}forbidden", b"x")
             draft.addEvent("service.join", {})
             draft.clock.services += 1
             raise LimitExceeded(1)
 
-        def broken(draft: Draft) -> None:
+        def broken(draft: Transaction) -> None:
             draft.put(f"{self.prefix}broken", b"x")
             raise RuntimeError("broken")
 
@@ -148,7 +148,7 @@ class GroupsTests(EtcdCase):
         proxy.lose(2)
         lossy, other = self.node("a", etcd=self.etcd(proxy.url.removesuffix("/v1.0"))), self.node("b")
 
-        async def write(node: Groups) -> list[int]:
+        async def write(node: Batches) -> list[int]:
             return [await self.event(node, "x") for _ in range(12)]
 
         made = await gatherResults([Deferred.fromCoroutine(write(lossy)), Deferred.fromCoroutine(write(other))])
@@ -160,7 +160,7 @@ class GroupsTests(EtcdCase):
         key = f"{self.prefix}alive"
         seen: list[int] = []
 
-        def act(draft: Draft) -> None:
+        def act(draft: Transaction) -> None:
             seen.append(draft.modified(key))
             draft.guard(key)
             draft.put(f"{self.prefix}done", b"x")
@@ -176,7 +176,7 @@ class GroupsTests(EtcdCase):
         """While etcd is away changes fail; then they are made again, and whoever waits for the end is told."""
         etcd = self.etcd(sharedEtcd(), gate=self.gate)
         self.isClosed = True
-        node = Groups(etcd, CLOCK, lambda: NOW, self.prefix, "a")
+        node = Batches(etcd, CLOCK, lambda: NOW, self.prefix, "a")
         await self.refuses(StoreUnavailable, self.event(node, "1"))
         self.isClosed = False
         await gatherResults([self.event(node, "2"), node.whenIdle()])

@@ -25,7 +25,7 @@ from txserviceregistry.registry.stores.etcd.gateway import KeyValue, endOf, put
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.etcd.watch import watchingAgent
 from txserviceregistry.registry.stores.interfaces import (
-    Death,
+    Expiration,
     NoSuchObject,
     ServiceRecord,
     StoreRefused,
@@ -219,7 +219,7 @@ class LeaseTests(EtcdStoreCase):
         self.assertLess(await a.secondsLeft(T, "web", made.incarnation), 0)
         self.assertTrue(await b.beat(T, "web", made.incarnation))
         self.listener.heard.clear()
-        death = Death(T, "web", made.incarnation, 5)
+        death = Expiration(T, "web", made.incarnation, 5)
         await a.expireServices([death])
         # Whoever has forgotten it is told that it is there.
         await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.heard)
@@ -234,7 +234,7 @@ class LeaseTests(EtcdStoreCase):
         for each in (made, other):
             await self.endLease(each)
             self.assertLess(await a.secondsLeft(T, each.id, each.incarnation), 0)
-        deaths = [Death(T, each.id, each.incarnation, 5) for each in (made, other)]
+        deaths = [Expiration(T, each.id, each.incarnation, 5) for each in (made, other)]
         await relay.refuse()
         relay.reset()
         await self.refuses(StoreUnavailable, a.expireServices(deaths))
@@ -304,7 +304,7 @@ class LeaseTests(EtcdStoreCase):
             self.assertTrue(all(each < 0 for each in left))
         living = made[::10]
         await gatherResults([b.beat(T, each.id, each.incarnation) for each in living])
-        deaths = [Death(T, each.id, each.incarnation, 5) for each in made]
+        deaths = [Expiration(T, each.id, each.incarnation, 5) for each in made]
         await gatherResults([a.expireServices(deaths), b.expireServices(deaths[::-1])])
         self.assertEqual(await self.keys(f"services/{T}/"), [each.id for each in living])
         timeouts = [each.payload["id"] for each in await a.listEvents(T, 0, 1000, "service.timeout")]

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.poller import Position, followingOf
+from txserviceregistry.discovery.poller import Cursor, followingOf
 from txserviceregistry.errors import BadRequest, ConnectionFailed
 from txserviceregistry.testing import FakeRegistry
 
@@ -31,7 +31,7 @@ class FollowingTests(SynchronousTestCase):
         id: str = events[-1]["id"]
         return id
 
-    def after(self, position: Position) -> Deferred[list[Any]]:
+    def after(self, position: Cursor) -> Deferred[list[Any]]:
         result = self.following.after(position)
         self.fake.flush()
         return result
@@ -42,7 +42,7 @@ class FollowingTests(SynchronousTestCase):
 
     def test_oneForAll(self) -> None:
         """Those who stand at the same place wait with one request, and all get its answer."""
-        position = Position(self.happen(), True)
+        position = Cursor(self.happen(), True)
         began = len(self.fake.requests)
         waiting = [self.after(position) for _ in range(1000)]
         self.assertLessEqual(len(self.fake.requests) - began, 3)
@@ -52,8 +52,8 @@ class FollowingTests(SynchronousTestCase):
 
     def test_whoStandsElsewhereReads(self) -> None:
         """One that is behind gets what it lacks at once; then it waits with the others."""
-        first = Position(self.happen(), True)
-        second = Position(self.happen(), True)
+        first = Cursor(self.happen(), True)
+        second = Cursor(self.happen(), True)
         waiting = self.after(second)
         behind = self.successResultOf(self.after(first))
         self.assertEqual([event["id"] for event in first.newer(behind)], [second.marker])
@@ -64,7 +64,7 @@ class FollowingTests(SynchronousTestCase):
 
     def test_cancelling(self) -> None:
         """One who leaves takes nothing from the others; with the last one the request ends."""
-        position = Position(self.happen(), True)
+        position = Cursor(self.happen(), True)
         one, two = self.after(position), self.after(position)
         one.cancel()
         self.failureResultOf(one, CancelledError)
@@ -77,7 +77,7 @@ class FollowingTests(SynchronousTestCase):
 
     def test_failuresAreForAll(self) -> None:
         """A request that fails fails for all who waited, each with its own."""
-        position = Position(self.happen(), True)
+        position = Cursor(self.happen(), True)
         waiting = [self.after(position) for _ in range(2)]
         self.fake.stop()
         self.fake.advance(2)
@@ -86,8 +86,8 @@ class FollowingTests(SynchronousTestCase):
 
     def test_aPlaceThatIsRefusedIsOnesOwn(self) -> None:
         """A marker that the registry refuses fails for who stands there only."""
-        good = Position(self.happen(), True)
-        bad = Position("nonsense")
+        good = Cursor(self.happen(), True)
+        bad = Cursor("nonsense")
         refused = self.after(bad)
         self.failureResultOf(refused, BadRequest)
         waiting = self.after(good)
@@ -98,7 +98,7 @@ class FollowingTests(SynchronousTestCase):
 
     def test_silenceIsAskedAboutAgain(self) -> None:
         """Where nothing happens, a request ends after half a minute, and the next one begins."""
-        position = Position(self.happen(), True)
+        position = Cursor(self.happen(), True)
         waiting = self.after(position)
         began = len(self.fake.requests)
         self.fake.advance(300)
@@ -109,7 +109,7 @@ class FollowingTests(SynchronousTestCase):
 
     def test_aRegistryThatEndsIsNotHammered(self) -> None:
         """One that answers early, with nothing, is asked again a second later and not before."""
-        position = Position(self.happen(), True)
+        position = Cursor(self.happen(), True)
         waiting = self.after(position)
         began = len(self.fake.requests)
         self.fake.restart()

@@ -20,7 +20,7 @@ from txserviceregistry.errors import (
     RequestTimedOut,
     ServerError,
 )
-from txserviceregistry.heartbeats.batching import Pulse
+from txserviceregistry.heartbeats.batching import HeartbeatBatcher
 from txserviceregistry.heartbeats.batchsize import BatchSize
 from txserviceregistry.heartbeats.stalls import StallWatch
 from txserviceregistry.http.jsontransport import ClientClosed, WhenLate
@@ -39,8 +39,8 @@ class Service:
         self.beats: list[float] = []
         self.misses = 0
         self.dismissals = 0
-        self.pulseSlot: object = None
-        self.pulseSince = 0.0
+        self.batchSlot: object = None
+        self.batchSince = 0.0
 
     def secondsLeft(self) -> float:
         return self.deadline - self.clock.seconds()
@@ -69,7 +69,7 @@ class PulseTests(SynchronousTestCase):
         self.whenLate: list[WhenLate] = []
         self.isOffered = True
         self.answersAtOnce = True
-        self.pulse = Pulse(self.send, lambda: self.isOffered, StallWatch(self.clock), lambda: 0.0)
+        self.batcher = HeartbeatBatcher(self.send, lambda: self.isOffered, StallWatch(self.clock), lambda: 0.0)
 
     def send(
         self, beats: Sequence[tuple[str, str]], timeout: float, whenLate: WhenLate
@@ -83,7 +83,7 @@ class PulseTests(SynchronousTestCase):
 
     def service(self, name: str, interval: float = 10.0, due: float = 0.0, timeout: float = 15.0) -> Service:
         service = Service(self.clock, name, interval, timeout)
-        self.pulse.join(service, due)
+        self.batcher.join(service, due)
         return service
 
     def passes(self, seconds: float, step: float = 0.05) -> None:
@@ -118,7 +118,7 @@ class PulseTests(SynchronousTestCase):
 
     def leave(self, services: Sequence[Service], *_: object) -> None:
         for service in services:
-            self.pulse.leave(service)
+            self.batcher.leave(service)
 
     def test_whoLeavesWhenItHearsOfItsBeat(self) -> None:
         """Services may go while they are told of their beats, or of a failure: nothing is sent for them any more."""
@@ -137,8 +137,8 @@ class PulseTests(SynchronousTestCase):
 
     def test_manyThatAreDueAtDifferentTimes(self) -> None:
         """When more are due than fit into one request, those go first that are due first, however close together."""
-        self.patch(Pulse, "MOST", 2)
-        self.pulse = Pulse(self.send, lambda: self.isOffered, StallWatch(self.clock), lambda: 0.0)
+        self.patch(HeartbeatBatcher, "MOST", 2)
+        self.batcher = HeartbeatBatcher(self.send, lambda: self.isOffered, StallWatch(self.clock), lambda: 0.0)
         self.answersAtOnce = False
         for name, due in (("c", 5.08), ("d", 5.09), ("b", 5.04), ("e", 5.3), ("a", 5.02)):
             self.service(name, due=due)
@@ -234,11 +234,11 @@ class PulseTests(SynchronousTestCase):
         self.answersAtOnce = False
         stays, leaves = self.service("a", due=1), self.service("b", due=1)
         self.passes(1.1)
-        self.pulse.leave(leaves)
+        self.batcher.leave(leaves)
         self.requests[0][2].callback(["x", "y"])
         self.assertEqual((len(stays.beats), len(leaves.beats)), (1, 0))
-        self.pulse.leave(stays)
-        self.pulse.leave(stays)
+        self.batcher.leave(stays)
+        self.batcher.leave(stays)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_theLastOneToLeaveEndsTheRequest(self) -> None:
@@ -246,7 +246,7 @@ class PulseTests(SynchronousTestCase):
         self.answersAtOnce = False
         service = self.service("a", due=1)
         self.passes(1.1)
-        self.pulse.leave(service)
+        self.batcher.leave(service)
         self.assertTrue(self.requests[0][2].called)
         self.assertEqual(service.misses, 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -292,20 +292,20 @@ class PulseTests(SynchronousTestCase):
         for request in (1, 2):
             self.refuse(request)
         self.assertEqual(sum(service.dismissals for service in services), 2)
-        self.assertTrue(self.pulse.isOffered)
-        self.pulse.join(services[0], self.clock.seconds())
-        self.pulse.join(services[1], self.clock.seconds())
+        self.assertTrue(self.batcher.isOffered)
+        self.batcher.join(services[0], self.clock.seconds())
+        self.batcher.join(services[1], self.clock.seconds())
         self.passes(0.01, 0.01)
         self.refuse()
         self.assertEqual([service.dismissals for service in services], [2, 2])
-        self.assertFalse(self.pulse.isOffered)
+        self.assertFalse(self.batcher.isOffered)
         self.passes(BatchSize.HOLD, 1)
-        self.assertTrue(self.pulse.isOffered)
-        self.pulse.join(services[0], self.clock.seconds())
-        self.assertFalse(self.pulse.isOffered)
+        self.assertTrue(self.batcher.isOffered)
+        self.batcher.join(services[0], self.clock.seconds())
+        self.assertFalse(self.batcher.isOffered)
         self.answersAtOnce = True
         self.passes(0.1)
-        self.assertTrue(self.pulse.isOffered)
+        self.assertTrue(self.batcher.isOffered)
 
     def test_whereBatchesFailServicesGoOnAlone(self) -> None:
         """
@@ -327,8 +327,8 @@ class PulseTests(SynchronousTestCase):
             for _ in numbers:
                 self.requests[-1][2].errback(Failure(error))
                 for service in services:
-                    if service.pulseSlot is None:
-                        self.pulse.join(service, self.clock.seconds() + 50)
+                    if service.batchSlot is None:
+                        self.batcher.join(service, self.clock.seconds() + 50)
                 alone.append(sum(service.dismissals for service in services))
                 self.passes(0.5)
             self.assertEqual(alone, numbers, error)
@@ -343,8 +343,8 @@ class PulseTests(SynchronousTestCase):
                 self.requests[-1][2].errback(Failure(ConnectionFailed("lost")))
                 self.passes(0.2)
             for service in services:
-                if service.pulseSlot is None:
-                    self.pulse.join(service, service.pulseSince + service.interval)
+                if service.batchSlot is None:
+                    self.batcher.join(service, service.batchSince + service.interval)
             self.requests[-1][2].callback([f"{id}'s next" for id, _ in self.requests[-1][0]])
             self.passes(10)
         self.assertGreater(len(self.ids()[-1]), 10)
@@ -353,7 +353,7 @@ class PulseTests(SynchronousTestCase):
         """Those that are stopped when they hear of a failure are not among those that go on alone."""
         self.answersAtOnce = False
         first, second = self.service("a", due=1), self.service("b", due=1)
-        second.missed = lambda: self.pulse.leave(first)  # type: ignore[method-assign] # the service's own reaction
+        second.missed = lambda: self.batcher.leave(first)  # type: ignore[method-assign] # the service's own reaction
         self.passes(1.1)
         for _ in range(2):
             self.requests[-1][2].errback(Failure(ServerError(502)))
@@ -443,7 +443,7 @@ class PulseTests(SynchronousTestCase):
         gone, here, new = (self.service(name, timeout=1.2) for name in ("gone", "here", "new"))
         self.passes(0.05)
         self.tooLate(0)
-        self.pulse.leave(gone)
+        self.batcher.leave(gone)
         new.nextToken = "of another registration"
         self.requests[0][2].callback(["1", "2", "3"])
         tokens = [service.nextToken for service in (gone, here, new)]
@@ -469,6 +469,6 @@ class PulseTests(SynchronousTestCase):
         service = self.service("a", timeout=1.2)
         self.passes(0.05)
         self.tooLate(0)
-        self.pulse.leave(service)
+        self.batcher.leave(service)
         self.assertTrue(self.requests[0][2].called)
         self.assertEqual(self.clock.getDelayedCalls(), [])

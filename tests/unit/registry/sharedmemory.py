@@ -15,7 +15,7 @@ from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
 from txserviceregistry.registry.stores.interfaces import (
-    Death,
+    Expiration,
     ISharedStore,
     IStore,
     IStoreListener,
@@ -134,7 +134,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
         self._shared.tell("news", tenant)
         return result
 
-    def expireServices(self, deaths: Sequence[Death]) -> Deferred[None]:
+    def expireServices(self, deaths: Sequence[Expiration]) -> Deferred[None]:
         def expired(result: None) -> None:
             for death in deaths:
                 self._gone(None, death.tenant, death.id, death.incarnation)

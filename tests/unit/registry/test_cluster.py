@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tests.unit.registry.sharedmemory import SharedMemory, SharedMemoryStore
-from txserviceregistry.registry.cluster import Sharing
+from txserviceregistry.registry.cluster import Cluster
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.model import NewService, ServiceChanges
@@ -71,7 +71,7 @@ class SharingTests(SynchronousTestCase):
     def test_theFakeAndTheListenerAreWhatTheySay(self) -> None:
         """The store in memory has all operations of a shared one, and a registry listens with all that it may hear."""
         verifyObject(ISharedStore, self.stores[0])
-        self.assertTrue(IStoreListener.implementedBy(Sharing))
+        self.assertTrue(IStoreListener.implementedBy(Cluster))
 
     def test_whatOneDoesTheOtherSeesAtOnce(self) -> None:
         """Created on A, a service is heartbeated, changed and removed on B in the same moment."""

@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from txserviceregistry.registry.service import RegistryService
-from txserviceregistry.registry.subscribers import Followers, Place
+from txserviceregistry.registry.subscribers import Subscribers, Subscription
 
 from .wire import Api, Connection, Reply, fired, requestBytes
 
@@ -281,7 +281,7 @@ class FollowersTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.followers = Followers(self.clock)
+        self.followers = Subscribers(self.clock)
 
     def test_aLookThatIsOlderThanTheNews(self) -> None:
         """A look that was under way when there was news is good for nobody who looks after them."""
@@ -389,13 +389,13 @@ class FollowersTests(SynchronousTestCase):
             news.cancel()
             self.failureResultOf(news)
 
-    def place(self, latest: float) -> Place:
+    def place(self, latest: float) -> Subscription:
         """Somebody who may wait for ten seconds in all has a place, and waits."""
         place = self.followers.takePlace("1", 10, latest)
         place.news = self.followers.wait("1", "all of it")
         return place
 
-    def heard(self, place: Place) -> bool:
+    def heard(self, place: Subscription) -> bool:
         """Whether what it waits for has come."""
         assert place.news is not None
         return place.news.called
@@ -405,7 +405,7 @@ class FollowersTests(SynchronousTestCase):
         latest = [7.0, 6.0, 9.0, 5.0, 8.0, 6.0]
         places = [self.place(each) for each in latest]
         self.assertEqual([call.getTime() for call in self.clock.getDelayedCalls()], [5.0])
-        answered: dict[Place, float] = {}
+        answered: dict[Subscription, float] = {}
         while len(answered) < len(places):
             self.clock.advance(0.5)
             for place in places:

@@ -18,13 +18,13 @@ from twisted.internet.testing import StringTransportWithDisconnection
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.accesslog import AccessLog
 from txserviceregistry.registry.http.admission import ConnectionLimits
-from txserviceregistry.registry.http.requestlog import Exchanges
+from txserviceregistry.registry.http.requestlog import RequestLog
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import apiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.subscribers import Followers
+from txserviceregistry.registry.subscribers import Subscribers
 
 T = TypeVar("T")
 
@@ -147,17 +147,17 @@ class Api:
             self.store, clock=self.clock, wallClock=self.wallClock.seconds, hasher=self._hash, cost=CHEAP
         )
         fired(self.identity.addUser(USER, "1234", KEY))
-        followers = Followers(self.clock, connectionLimits.followers, connectionLimits.followersPerTenant)
+        followers = Subscribers(self.clock, connectionLimits.followers, connectionLimits.followersPerTenant)
         self.registry = Registry(
             self.store, clock=self.clock, wallClock=self.wallClock.seconds, limits=limits, followers=followers
         )
         fired(self.registry.start())
         self.rateLimiter = RateLimiter(self.clock.seconds, rateLimit)
-        self.exchanges = Exchanges(accessLog, seconds=self.clock.seconds, wallClock=self.wallClock.seconds)
+        self.requestLog = RequestLog(accessLog, seconds=self.clock.seconds, wallClock=self.wallClock.seconds)
         self.resource = ApiResource(
-            self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits, exchanges=self.exchanges
+            self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits, requestLog=self.requestLog
         )
-        self.site = apiSite(self.resource, self.clock, connectionLimits, self.exchanges, self.resource.vouchesFor)
+        self.site = apiSite(self.resource, self.clock, connectionLimits, self.requestLog, self.resource.vouchesFor)
         self.token = fired(self.identity.authenticate(USER, KEY)).id
 
     def _hash(self, work: Callable[[], T], /) -> Deferred[T]:

@@ -13,7 +13,7 @@ from zope.interface import implementer
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.testing import FakeRegistry
-from txserviceregistry.util.concurrency import Turns
+from txserviceregistry.util.concurrency import PrioritySemaphore
 
 
 class TurnsTests(SynchronousTestCase):
@@ -21,7 +21,7 @@ class TurnsTests(SynchronousTestCase):
 
     def test_soManyAtOnce(self) -> None:
         """As many as may have a turn have one at once; each that ends lets another one in."""
-        turns = Turns(2)
+        turns = PrioritySemaphore(2)
         asked = [turns.take(1.0) for _ in range(4)]
         self.assertEqual([turn.called for turn in asked], [True, True, False, False])
         for _ in range(3):
@@ -32,7 +32,7 @@ class TurnsTests(SynchronousTestCase):
 
     def test_theNearestDeadlineFirst(self) -> None:
         """Who has the nearest deadline is next, whenever it came; among equals the first."""
-        turns = Turns(1)
+        turns = PrioritySemaphore(1)
         self.successResultOf(turns.take(0.0))
         order: list[str] = []
         for name, deadline in (("never", float("inf")), ("late", 9.0), ("soon", 3.0), ("soon, too", 3.0)):
@@ -43,7 +43,7 @@ class TurnsTests(SynchronousTestCase):
 
     def test_cancelled(self) -> None:
         """Who does not wait any more is passed over."""
-        turns = Turns(1)
+        turns = PrioritySemaphore(1)
         self.successResultOf(turns.take(0.0))
         gone, next = turns.take(1.0), turns.take(2.0)
         gone.cancel()
@@ -53,7 +53,7 @@ class TurnsTests(SynchronousTestCase):
 
     def test_thatEndAtOnce(self) -> None:
         """However many end in the moment in which they come, each ends before the next one comes."""
-        turns = Turns(1)
+        turns = PrioritySemaphore(1)
         self.successResultOf(turns.take(0.0))
         ended: list[int] = []
 
@@ -69,7 +69,7 @@ class TurnsTests(SynchronousTestCase):
 
     def test_whoTakesOneMeanwhile(self) -> None:
         """Who asks while one ends in the moment in which it comes is not before those that have waited."""
-        turns = Turns(1)
+        turns = PrioritySemaphore(1)
         self.successResultOf(turns.take(0.0))
         order: list[str] = []
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.util.redaction import blanked, spellings
+from txserviceregistry.util.redaction import encodings, redacted
 
 LONG = "2d7ff6e8-c8e9-11f0-8de9-0242ac120002"
 
@@ -24,7 +24,7 @@ class BlankingTests(SynchronousTestCase):
             ("http://127.0.0.1:8880/v1.0", "v"),
             ("nothing", ""),
         ):
-            self.assertEqual(blanked(text, [secret]), text)
+            self.assertEqual(redacted(text, [secret]), text)
 
     def test_secretsThatStandByThemselves(self) -> None:
         """In a sentence, in JSON, in a header or in a URL, whatever is beside it and however short it is."""
@@ -44,20 +44,20 @@ class BlankingTests(SynchronousTestCase):
                 (r"b'\x00", r"\x00'"),
                 ("id_", "_id"),
             ):
-                self.assertEqual(blanked(before + secret + after, [secret]), f"{before}…{after}")
+                self.assertEqual(redacted(before + secret + after, [secret]), f"{before}…{after}")
 
     def test_aLongOneIsBlankedAnywhere(self) -> None:
         """What can't be a piece of a word is blanked also where something is stuck to it."""
-        self.assertEqual(blanked(f"key{LONG}key", [LONG], "***"), "key***key")
+        self.assertEqual(redacted(f"key{LONG}key", [LONG], "***"), "key***key")
 
     def test_oneWithinAnother(self) -> None:
         """When a secret is a piece of another one, nothing of the longer one stays."""
-        self.assertEqual(blanked("a-b, a", ["a", "a-b"]), "…, …")
+        self.assertEqual(redacted("a-b, a", ["a", "a-b"]), "…, …")
 
     def test_spellings(self) -> None:
         """A secret with characters that JSON or URLs escape is found there too."""
         secret = 'a"b/ü\\c'
         for text in (secret, json.dumps(secret), json.dumps(secret, ensure_ascii=False), quote(secret, safe="")):
-            self.assertEqual(blanked(f"={text}=", spellings(secret)).strip('="'), "…")
-        self.assertEqual(blanked("any text", spellings("")), "any text")
-        self.assertNotIn("\udcff", blanked("\udcff", spellings("\udcff")))
+            self.assertEqual(redacted(f"={text}=", encodings(secret)).strip('="'), "…")
+        self.assertEqual(redacted("any text", encodings("")), "any text")
+        self.assertNotIn("\udcff", redacted("\udcff", encodings("\udcff")))

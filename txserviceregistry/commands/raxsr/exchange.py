@@ -24,7 +24,7 @@ from ...http.pool import ConnectionPool
 from ...http.tls import tlsPolicy
 from ...settings import Settings
 from ...util.escaping import escaped
-from ...util.redaction import blanked, spellings
+from ...util.redaction import encodings, redacted
 
 _BLANK = "***"
 
@@ -62,7 +62,7 @@ class ExchangeShown:
         self._agent = agent
         self._pool = pool
         self._views = views
-        self._secrets = spellings(apiKey)
+        self._secrets = encodings(apiKey)
 
     def request(
         self,
@@ -102,7 +102,7 @@ class ExchangeShown:
         except (ValueError, RecursionError):
             text = body.decode("utf-8", "replace")
         for index, shown in enumerate(filter(None, (line, text))):
-            hidden = f"{mark} {escaped(blanked(shown, self._secrets, _BLANK))}"
+            hidden = f"{mark} {escaped(redacted(shown, self._secrets, _BLANK))}"
             for view in self._views:
                 if index == 0 or view.hasBodies:
                     view.write(hidden)
@@ -118,7 +118,7 @@ class ExchangeShown:
         if isinstance(value, list):
             return [self._withoutSecrets(member) for member in value]
         if secret and isinstance(value, str):
-            self._secrets |= spellings(value)
+            self._secrets |= encodings(value)
             return _BLANK
         return value
 

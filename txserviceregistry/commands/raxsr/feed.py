@@ -10,7 +10,7 @@ from collections.abc import Callable
 from twisted.internet.task import deferLater
 
 from ...client import Client
-from ...discovery.poller import Position, isMarkerRefused
+from ...discovery.poller import Cursor, isMarkerRefused
 from ...errors import (
     AuthenticationFailed,
     ConnectionFailed,
@@ -107,14 +107,14 @@ class Feed:
         clock = self._client.clock
         backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random.random)
         lostAt = clock.seconds()
-        isLost = False
+        isStale = False
         while True:
             # After trouble one wants to know soon whether it is over.
             wait = _WAIT if backoff.failures == 0 and clock.seconds() >= self._waitFrom else None
             try:
                 page = await self._page(wait)
             except ServiceRegistryError as error:
-                if isMarkerRefused(error, Position(self._marker)):
+                if isMarkerRefused(error, Cursor(self._marker)):
                     # A registry takes every marker that it has given out. So this one has lost its events, and what it
                     # has now is new.
                     self._note(f"the registry does not know the last event any more, and is followed anew ({error})")
@@ -126,13 +126,13 @@ class Feed:
                 if wait is not None and isinstance(error, _MAYBE_OF_WAITING):
                     # The next try, which is made at once, shows whether it is the registry.
                     self._waitFrom = clock.seconds() + _WAIT
-                elif not isLost:
-                    isLost = True
+                elif not isStale:
+                    isStale = True
                     self._waitFrom = 0.0
                     self._note(f"lost the registry, trying on: {error}")
                 await self._pause(max(backoff.next(), _retryAfter(error)))
             else:
-                if isLost:
+                if isStale:
                     self._note(f"the registry is back after {clock.seconds() - lostAt:.0f} s")
                 return page
 

@@ -34,7 +34,7 @@ from ..outcome import oneLine
 from .checks import Checker, makeProbe
 from .options import Options
 from .process import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
-from .registration import Enrolment, NotRegistered, Registrant, claimTokenFile
+from .registration import NotRegistered, ServiceSpec, WrapperRegistration, claimTokenFile
 from .signals import Signals, stopAsThePersonAskedFor
 
 _NAME = "service-registry-wrapper"
@@ -111,9 +111,9 @@ class Wrapper:
                 passed=self._enrol,
             )
         checker = self._checker
-        self._enrolment = Enrolment(
+        self._registration = WrapperRegistration(
             clock,
-            Registrant(options.serviceId, options.interval, options.tags, options.metadata),
+            ServiceSpec(options.serviceId, options.interval, options.tags, options.metadata),
             read=read or (lambda: settingsOf(options.credentials)),
             connect=connect or (lambda settings: Client(reactor=clock, settings=settings, timeout=_TIMEOUT)),
             retries=options.retries,
@@ -136,16 +136,16 @@ class Wrapper:
             self._held()
             child = self._child = self._start()
         except CancelledError:
-            self._enrolment.abandon()
+            self._registration.abandon()
             return 128 + self._interruption
         except CantStart as error:
             self._tell(str(error))
             # Nobody shall believe for an interval that it runs.
-            await self._enrolment.leave()
+            await self._registration.leave()
             return error.exitCode
         except NotRegistered as error:
             self._tell(f"{error}. The command is not started (--abort-on-failure)")
-            self._enrolment.abandon()
+            self._registration.abandon()
             return ABORTED
         if self._checker is not None:
             self._checker.start()
@@ -156,9 +156,9 @@ class Wrapper:
             return ABORTED
         code = exitCode(status)
         if self._options["deregister"] and (code == 0 or code - 128 in self._passedOn):
-            await self._enrolment.leave()
+            await self._registration.leave()
         else:
-            self._enrolment.abandon()
+            self._registration.abandon()
         return code
 
     def signalled(self, number: int, typed: bool) -> None:
@@ -191,9 +191,9 @@ class Wrapper:
         if self._checker is not None:
             # It can't be registered before it runs; but one can see whether it could be.
             if abort:
-                await self._enrolment.reach()
+                await self._registration.reach()
             return
-        tried = self._enrolment.begin()
+        tried = self._registration.begin()
         if abort:
             await tried
             return
@@ -204,7 +204,7 @@ class Wrapper:
 
     def _enrol(self) -> None:
         """The check has passed for the first time."""
-        self._enrolment.begin().addErrback(self._notEnrolled)
+        self._registration.begin().addErrback(self._notEnrolled)
 
     def _notEnrolled(self, failure: Failure) -> None:
         failure.trap(NotRegistered)
@@ -220,7 +220,7 @@ class Wrapper:
             return
         self._tell(f"the registration is lost: {reason}. The command is ended (--abort-on-failure)")
         self._aborting = True
-        self._enrolment.abandon()
+        self._registration.abandon()
         child.signal(signal.SIGTERM)
         kill = self._clock.callLater(_GRACE, child.signal, signal.SIGKILL)
         child.ended.addBoth(_cancelling(kill))

@@ -52,7 +52,7 @@ class NotRegistered(Exception):
 
 
 @attrs.frozen
-class Registrant:
+class ServiceSpec:
     """
     Who is to be registered.
 
@@ -91,7 +91,7 @@ def claimTokenFile(dataDir: Path, serviceId: str) -> tuple[Path, int]:
     return folder / f"{serviceId}.token", claim
 
 
-class Enrolment:
+class WrapperRegistration:
     """
     Gets a service registered, keeps it so, and says when that has failed.
 
@@ -103,7 +103,7 @@ class Enrolment:
     def __init__(
         self,
         clock: Any,
-        registrant: Registrant,
+        registrant: ServiceSpec,
         *,
         read: Callable[[], Settings],
         connect: Callable[[Settings], Client],
@@ -141,7 +141,7 @@ class Enrolment:
         self._trying: Deferred[None] = Deferred()
         self._reading = LoopingCall(self._readAgain)
         self._reading.clock = clock
-        self._doom: IDelayedCall | None = None
+        self._lossTimer: IDelayedCall | None = None
         self._excused = False
         self._again: IDelayedCall | None = None
         self._ended = False
@@ -233,7 +233,7 @@ class Enrolment:
     def _end(self) -> None:
         self._ended = True
         self._lost = None
-        self._stopDoom()
+        self._stopLossTimer()
         if self._again is not None and self._again.active():
             self._again.cancel()
         if self._reading.running:
@@ -258,7 +258,7 @@ class Enrolment:
             return
         if state == REGISTERED:
             self._everRegistered = True
-            self._stopDoom()
+            self._stopLossTimer()
             if self._reading.running:
                 self._reading.stop()
             if not self._trying.called:
@@ -268,9 +268,9 @@ class Enrolment:
         if state == STOPPED:
             # The registry has called it invalid.
             self._again = self._clock.callLater(_ASK_AGAIN, self._askAgain, service)
-        if self._everRegistered and self._doom is None:
+        if self._everRegistered and self._lossTimer is None:
             self._excused = not self._isWell()
-            self._doom = self._clock.callLater(service.heartbeatTimeout, self._doomed, service)
+            self._lossTimer = self._clock.callLater(service.heartbeatTimeout, self._doomed, service)
 
     def _isWell(self) -> bool:
         return self._check is None or self._check()
@@ -282,19 +282,19 @@ class Enrolment:
         service.startService()
 
     def _doomed(self, service: RegisteredService) -> None:
-        self._doom = None
+        self._lossTimer = None
         well = self._isWell()
         if self._excused or not well:
             # While the check fails nobody tries to beat: that is not the registry's doing. It gets its whole time.
             self._excused = not well
-            self._doom = self._clock.callLater(service.heartbeatTimeout, self._doomed, service)
+            self._lossTimer = self._clock.callLater(service.heartbeatTimeout, self._doomed, service)
             return
         self._lose("the registry has not been reached, or has not taken it, for too long")
 
-    def _stopDoom(self) -> None:
-        doom, self._doom = self._doom, None
-        if doom is not None:
-            doom.cancel()
+    def _stopLossTimer(self) -> None:
+        lossTimer, self._lossTimer = self._lossTimer, None
+        if lossTimer is not None:
+            lossTimer.cancel()
 
     def _lose(self, reason: str) -> None:
         lost, self._lost = self._lost, None

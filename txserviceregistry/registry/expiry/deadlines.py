@@ -1,5 +1,6 @@
 """
-Who dies when: the time that services live by (:class:`LifeClock`), and each service's deadline (:class:`Deadlines`).
+Who dies when: the time that services live by (:class:`StallTolerantClock`), and each service's deadline
+(:class:`Deadlines`).
 
 Nothing here knows the store. That a deadline has passed is found out here; what follows from it is decided elsewhere.
 """
@@ -18,7 +19,7 @@ from ...util.logs import Logger
 _NOWHERE = float("-inf")
 
 
-class LifeClock:
+class StallTolerantClock:
     """
     The time that services live by: monotonic, in seconds, and advancing by at most one second between two turns of the
     reactor.
@@ -107,7 +108,7 @@ class LifeClock:
 
 
 @attrs.define(eq=False, weakref_slot=False)
-class Life:
+class ServiceState:
     """
     One life of one service, from its registration to its end.
 
@@ -137,12 +138,12 @@ class Life:
         self.deadline = now + self.timeout
         self.lastSeen = lastSeen
 
-    def __lt__(self, other: Life) -> bool:
+    def __lt__(self, other: ServiceState) -> bool:
         # Asked by the queue for lives with the same deadline: any order will do.
         return False
 
 
-_NOBODY: Mapping[str, Life] = {}
+_NOBODY: Mapping[str, ServiceState] = {}
 
 
 class Deadlines:
@@ -162,19 +163,19 @@ class Deadlines:
     def __init__(self, now: Callable[[], float], areTrue: bool = True) -> None:
         self._now = now
         self._areTrue = areTrue
-        self._alive: dict[str, dict[str, Life]] = {}
-        self._dying: dict[str, dict[str, Life]] = {}
+        self._alive: dict[str, dict[str, ServiceState]] = {}
+        self._dying: dict[str, dict[str, ServiceState]] = {}
         # What was last said of whose services are dying, as long as it is so.
         self._said: dict[str, frozenset[str]] = {}
-        self._queue: list[tuple[float, Life]] = []
+        self._queue: list[tuple[float, ServiceState]] = []
 
-    def begin(self, tenant: str, id: str, incarnation: str, timeout: int, lastSeen: int | None = None) -> Life:
+    def begin(self, tenant: str, id: str, incarnation: str, timeout: int, lastSeen: int | None = None) -> ServiceState:
         """
         A life begins, or becomes known; it has a full *timeout* (seconds) from now on. An earlier life of the same id
         that is thought to be alive is over.
         """
         deadline = self._now() + timeout
-        life = Life(tenant, id, incarnation, timeout, deadline, lastSeen, deadline)
+        life = ServiceState(tenant, id, incarnation, timeout, deadline, lastSeen, deadline)
         lives = self._alive.setdefault(tenant, {})
         if id in lives:
             lives[id]._queued = _NOWHERE
@@ -182,25 +183,25 @@ class Deadlines:
         heappush(self._queue, (deadline, life))
         return life
 
-    def alive(self, tenant: str, id: str) -> Life | None:
+    def alive(self, tenant: str, id: str) -> ServiceState | None:
         """The life of the service with this *id*, if its deadline is still to come."""
         lives = self._alive.get(tenant)
         life = lives.get(id) if lives is not None else None
         return life if life is not None and (self._now() < life.deadline or not self._areTrue) else None
 
-    def ofTenant(self, tenant: str) -> Mapping[str, Life]:
+    def ofTenant(self, tenant: str) -> Mapping[str, ServiceState]:
         """All of *tenant*'s that are alive, by id, and those whose deadline has passed since it was looked for."""
         return self._alive.get(tenant, _NOBODY)
 
-    def everybody(self) -> list[Life]:
+    def everybody(self) -> list[ServiceState]:
         """All that are alive."""
         return [life for lives in self._alive.values() for life in lives.values()]
 
-    def beat(self, life: Life, lastSeen: int) -> None:
+    def beat(self, life: ServiceState, lastSeen: int) -> None:
         """A heartbeat: *life*, which has to be alive, has a full timeout from now on."""
         life.beat(self._now(), lastSeen)
 
-    def restart(self, life: Life, timeout: int) -> None:
+    def restart(self, life: ServiceState, timeout: int) -> None:
         """*life*, which has to be alive, has another timeout (seconds), and a full one from now on."""
         life.timeout = timeout
         life.deadline = self._now() + timeout
@@ -217,7 +218,7 @@ class Deadlines:
         """How many are known, alive or dying."""
         return sum(map(len, self._alive.values())) + sum(map(len, self._dying.values()))
 
-    def collect(self, most: int | None = None) -> tuple[list[Life], bool]:
+    def collect(self, most: int | None = None) -> tuple[list[ServiceState], bool]:
         """
         Find those whose deadline has passed; if deadlines are true, they are dying from now on.
 
@@ -226,7 +227,7 @@ class Deadlines:
             been given another deadline (:meth:`beat`, :meth:`postpone`).
         """
         now = self._now()
-        dead: list[Life] = []
+        dead: list[ServiceState] = []
         queue = self._queue
         looks = 0
         while queue and queue[0][0] <= now:
@@ -247,13 +248,13 @@ class Deadlines:
                 dead.append(life)
         return dead, False
 
-    def kill(self, life: Life) -> None:
+    def kill(self, life: ServiceState) -> None:
         """*life*, which has to be alive, is dying from now on."""
         _take(self._alive, life, life.id)
         self._dying.setdefault(life.tenant, {})[life.incarnation] = life
         self._said.pop(life.tenant, None)
 
-    def postpone(self, life: Life, seconds: float) -> None:
+    def postpone(self, life: ServiceState, seconds: float) -> None:
         """*life*, which :meth:`collect` has found, has at least so many seconds from now on."""
         life.deadline = max(life.deadline, self._now() + seconds)
         life._queued = life.deadline
@@ -271,7 +272,7 @@ class Deadlines:
         """Whether this incarnation is dying."""
         return incarnation in self._dying.get(tenant, ())
 
-    def find(self, tenant: str, id: str, incarnation: str) -> Life | None:
+    def find(self, tenant: str, id: str, incarnation: str) -> ServiceState | None:
         """This very life, alive or dying; ``None`` if it is not known."""
         life = self._alive.get(tenant, {}).get(id)
         if life is not None and life.incarnation == incarnation:
@@ -288,7 +289,7 @@ class Deadlines:
             life._queued = _NOWHERE
 
 
-def _take(lives: dict[str, dict[str, Life]], life: Life, key: str) -> None:
+def _take(lives: dict[str, dict[str, ServiceState]], life: ServiceState, key: str) -> None:
     ofTenant = lives.get(life.tenant, {})
     if ofTenant.get(key) is life:
         del ofTenant[key]

@@ -15,11 +15,11 @@ from twisted.python.failure import Failure
 from ...util.logs import Logger
 from ..faults import Fault, systemFailure
 from ..servicelog import ServiceLog
-from ..stores.interfaces import Death
-from ..tasks import Work
+from ..stores.interfaces import Expiration
+from ..tasks import TaskOwner
 
 
-class Burials:
+class ExpirationQueue:
     """
     Brings deaths to the store in the order in which they were found, some at a time, each group in a turn of the
     reactor of its own. What could not be kept stays first in the queue until :meth:`work` is called again.
@@ -36,18 +36,18 @@ class Burials:
 
     def __init__(
         self,
-        bury: Callable[[Sequence[Death]], Deferred[None]],
-        isDue: Callable[[Death], bool],
+        persist: Callable[[Sequence[Expiration]], Deferred[None]],
+        isDue: Callable[[Expiration], bool],
         clock: IReactorTime,
-        work: Work,
+        work: TaskOwner,
         onKept: Callable[[int], None],
     ) -> None:
-        self._bury = bury
+        self._persist = persist
         self._isDue = isDue
         self._clock = clock
         self._work = work
         self._onKept = onKept
-        self._queue: deque[Death] = deque()
+        self._queue: deque[Expiration] = deque()
         self._underWay = False
         self._next: IDelayedCall | None = None
         self._waiting: list[tuple[int, Deferred[None]]] = []
@@ -62,7 +62,7 @@ class Burials:
         """How many deaths are still to be kept."""
         return len(self._queue)
 
-    def add(self, deaths: Sequence[Death]) -> None:
+    def add(self, deaths: Sequence[Expiration]) -> None:
         """Queue some deaths; :meth:`work` begins with them."""
         self._queue.extend(deaths)
         self._added += len(deaths)
@@ -91,7 +91,7 @@ class Burials:
         return done
 
     def stop(self) -> None:
-        """Begin nothing new; what is under way belongs to the :class:`Work`. Nobody is left waiting."""
+        """Begin nothing new; what is under way belongs to the :class:`TaskOwner`. Nobody is left waiting."""
         self._stopped = True
         call, self._next = self._next, None
         if call is not None:
@@ -104,7 +104,7 @@ class Burials:
         due = [death for death in group if self._isDue(death)]
         try:
             if due:
-                await self._bury(due)
+                await self._persist(due)
         except Exception:
             self._underWay = False
             self._fail(Failure())
@@ -142,7 +142,7 @@ class Burials:
         for _, done in waiting:
             done.errback(reason)
 
-    def _note(self, deaths: Sequence[Death]) -> None:
+    def _note(self, deaths: Sequence[Expiration]) -> None:
         self._troubled = False
         self._kept += len(deaths)
         for death in deaths:

@@ -12,14 +12,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
-from ..stores.interfaces import Death, IStore, LivingService, NoSuchObject, StoreUnavailable
-from ..tasks import Work
-from .deadlines import Deadlines, Life, LifeClock
-from .expirations import Burials
-from .massexpiry import Outbreaks
+from ..stores.interfaces import Expiration, IStore, LivingService, NoSuchObject, StoreUnavailable
+from ..tasks import TaskOwner
+from .deadlines import Deadlines, ServiceState, StallTolerantClock
+from .expirations import ExpirationQueue
+from .massexpiry import MassExpiryWarning
 
 
-class Lives:
+class LiveServices:
     """
     Keeps the lives of all services: they end at their deadline, whether or not the store can be told of it at once.
 
@@ -47,11 +47,11 @@ class Lives:
     def __init__(
         self,
         store: IStore,
-        bury: Callable[[Sequence[Death]], Deferred[None]],
+        persist: Callable[[Sequence[Expiration]], Deferred[None]],
         *,
         clock: IReactorTime,
         wallClock: Callable[[], float],
-        work: Work,
+        work: TaskOwner,
         ask: Callable[[str, str, str], Deferred[float]] | None = None,
     ) -> None:
         self._store = store
@@ -59,13 +59,13 @@ class Lives:
         self._wallClock = wallClock
         self._work = work
         self._ask = ask
-        self._unjudged: deque[Life] = deque()
+        self._unjudged: deque[ServiceState] = deque()
         self._judges = 0
         self._isSuspended = False
-        self._lifeClock = LifeClock(clock, self._tick)
+        self._lifeClock = StallTolerantClock(clock, self._tick)
         self._deadlines = Deadlines(self._lifeClock.now, areTrue=ask is None)
-        outbreaks = Outbreaks(clock, lambda: self._deadlines.total)
-        self._burials = Burials(bury, self._isDue, clock, work, outbreaks.add)
+        outbreaks = MassExpiryWarning(clock, lambda: self._deadlines.total)
+        self._expirations = ExpirationQueue(persist, self._isDue, clock, work, outbreaks.add)
         self._doubts: set[tuple[str, str]] = set()
         self._sweeping: IDelayedCall | None = None
         # What is asked on every heartbeat goes straight to where it is known.
@@ -89,7 +89,7 @@ class Lives:
         """Nobody dies any more, and nothing is left on the reactor; what is under way belongs to the work."""
         self._lifeClock.stop()
         self._unjudged.clear()
-        self._burials.stop()
+        self._expirations.stop()
         call, self._sweeping = self._sweeping, None
         if call is not None:
             call.cancel()
@@ -141,18 +141,18 @@ class Lives:
         return life is not None and self.alive(tenant, id) is not life
 
     @property
-    def unburied(self) -> int:
+    def pending(self) -> int:
         """How many deaths the store has still to be told of."""
-        return len(self._burials)
+        return len(self._expirations)
 
     def whenBuried(self) -> Deferred[None]:
         """
         :return: fires when the store has been told of all deaths that were found before.
         :raises Fault: if it could not be told.
         """
-        return self._burials.whenDone()
+        return self._expirations.whenDone()
 
-    def buried(self, deaths: Iterable[Death]) -> None:
+    def buried(self, deaths: Iterable[Expiration]) -> None:
         """The store has kept these."""
         for death in deaths:
             self.forget(death.tenant, death.id, death.incarnation)
@@ -165,11 +165,11 @@ class Lives:
         if self._sweeping is None:
             self._sweep()
         if self._doubts and not self._work.isBusy("doubts"):
-            self._work.inTurn("doubts", self._settleDoubts)
+            self._work.serialized("doubts", self._settleDoubts)
 
     def _sweep(self) -> None:
         self._sweeping = self._clock.callLater(0, self._sweep) if self._collect(self.SWEEP) else None
-        self._burials.work()
+        self._expirations.work()
 
     def _collect(self, most: int | None = None) -> bool:
         if self._isSuspended:
@@ -183,12 +183,12 @@ class Lives:
                 self._work.start(self._judgeAll(self._ask))
         return more
 
-    def _mourn(self, dead: Sequence[Life]) -> None:
+    def _mourn(self, dead: Sequence[ServiceState]) -> None:
         if dead:
             # When life began, if it had never stood still.
             began = self._wallClock() - self._lifeClock.now()
-            self._burials.add(
-                [Death(one.tenant, one.id, one.incarnation, round((began + one.deadline) * 1000)) for one in dead]
+            self._expirations.add(
+                [Expiration(one.tenant, one.id, one.incarnation, round((began + one.deadline) * 1000)) for one in dead]
             )
 
     async def _judgeAll(self, ask: Callable[[str, str, str], Deferred[float]]) -> None:
@@ -201,7 +201,7 @@ class Lives:
         finally:
             self._judges -= 1
 
-    async def _judge(self, life: Life, ask: Callable[[str, str, str], Deferred[float]]) -> None:
+    async def _judge(self, life: ServiceState, ask: Callable[[str, str, str], Deferred[float]]) -> None:
         """Find out whether a service whose deadline has passed, as far as is known here, was heard elsewhere."""
         if self.find(life.tenant, life.id, life.incarnation) is not life:
             # While it waited for its turn somebody else has found out.
@@ -219,18 +219,18 @@ class Lives:
         if left < 0 and self._lifeClock.now() >= life.deadline and not self._isSuspended:
             self._deadlines.kill(life)
             self._mourn([life])
-            self._burials.work()
+            self._expirations.work()
         else:
             self._deadlines.postpone(life, max(left, self.PAUSE))
 
-    def _isDue(self, death: Death) -> bool:
+    def _isDue(self, death: Expiration) -> bool:
         return self._deadlines.isDying(death.tenant, death.incarnation)
 
     async def _settleDoubts(self) -> None:
         for tenant, id in list(self._doubts)[: self.DOUBTS]:
             self._doubts.discard((tenant, id))
             try:
-                await self._work.inTurn((tenant, id), self._settler(tenant, id))
+                await self._work.serialized((tenant, id), self._settler(tenant, id))
             except StoreUnavailable:
                 self.doubt(tenant, id)
                 return

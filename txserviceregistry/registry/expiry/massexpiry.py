@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from ...util.logs import Logger
 
 
-class Outbreaks:
+class MassExpiryWarning:
     """
     Warns when unusually many services have timed out.
 

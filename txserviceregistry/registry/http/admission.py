@@ -269,7 +269,7 @@ class Silent(Protocol):
         """That was too long."""
 
 
-class Silence:
+class IdleTimeouts:
     """
     Ends connections from which nothing has come for too long. It begins and ends with every request: so there is one
     timer for all of them, which goes by the one that has been silent longest.
@@ -341,7 +341,7 @@ class KnownAddresses:
         return seen is not None and self._clock.seconds() - seen < self.SECONDS
 
 
-class Line:
+class AdmissionQueue:
     """
     The queue of the work for unauthenticated clients. Only a slice of it is done in each turn of the reactor, so that
     clients that have shown a token are served in every turn. The order is fair: half of the time is for known

@@ -2,7 +2,7 @@
 TLS handshakes. The server signs each one, which with a key of 4,096 bits takes as long as some thirty requests.
 
 Handshakes are work for unauthenticated clients, so they wait in a line of their own
-(:class:`~txserviceregistry.registry.http.admission.Line`).
+(:class:`~txserviceregistry.registry.http.admission.AdmissionQueue`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from ..fairness import Origin
-from .admission import Line, peerOf
+from .admission import AdmissionQueue, peerOf
 from .server import ApiSite
 
 # What an address gets is divided evenly between the first steps of handshakes and the later ones. Later steps usually
@@ -35,7 +35,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
     _isDone = False
 
     @property
-    def _line(self) -> Line:
+    def _line(self) -> AdmissionQueue:
         site: ApiSite = self.factory.wrappedFactory
         return site.handshakes
 

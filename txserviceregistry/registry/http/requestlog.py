@@ -46,7 +46,7 @@ def newTxnId() -> str:
 
 
 @attrs.define
-class Exchange:
+class RequestRecord:
     """
     A request that is being answered, and what has been found out about it so far.
 
@@ -67,7 +67,7 @@ class Exchange:
     headers: Mapping[str, str] = NO_HEADERS
 
 
-class Exchanges:
+class RequestLog:
     """
     Notices requests and their answers.
 
@@ -89,21 +89,21 @@ class Exchanges:
         self._seconds = seconds
         self._wallClock = wallClock
 
-    def begin(self, request: Request) -> Exchange:
+    def begin(self, request: Request) -> RequestRecord:
         """A request has come in, as a whole."""
-        return Exchange(request, newTxnId(), self._seconds())
+        return RequestRecord(request, newTxnId(), self._seconds())
 
-    def end(self, exchange: Exchange, code: int) -> None:
+    def end(self, record: RequestRecord, code: int) -> None:
         """It is answered."""
-        request = exchange.request
-        seconds = self._seconds() - exchange.started
-        if exchange.route:
-            self.statistics.add(request.method, exchange.route, code, seconds)
+        request = record.request
+        seconds = self._seconds() - record.started
+        if record.route:
+            self.statistics.add(request.method, record.route, code, seconds)
         else:
             self._countOther(request.method, request.path, code, seconds)
         if self._accessLog is not None:
             self._tell(
-                request.method, request.path, request.getClientAddress(), exchange.tenant, code, seconds, exchange.txnId
+                request.method, request.path, request.getClientAddress(), record.tenant, code, seconds, record.txnId
             )
 
     def refused(self, method: bytes, uri: bytes, address: IAddress, code: int, txnId: str) -> None:

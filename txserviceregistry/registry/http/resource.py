@@ -32,7 +32,7 @@ from ..stores.interfaces import StoreUnavailable
 from . import routes, validation
 from .keystone import access, credentials
 from .messages import Answer, baseUrl, checkSize, faultAnswer, faultBody, inJSON, parseBody, send, whenGone
-from .requestlog import GONE, WAITING, Exchange, Exchanges
+from .requestlog import GONE, WAITING, RequestLog, RequestRecord
 from .server import inTurn, originOf, recognized
 from .statuspages import NO_PAGES, Pages
 
@@ -58,7 +58,7 @@ _COUNTED = frozenset({b"GET", b"HEAD"})
 class _Call:
     """A request that has passed authentication and routing, with what its handler may want of it."""
 
-    exchange: Exchange
+    record: RequestRecord
     request: Request
     name: str
     tenant: str
@@ -155,7 +155,7 @@ class ApiResource(Resource):
         rateLimiter: RateLimiter,
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
         pages: Pages = NO_PAGES,
-        exchanges: Exchanges | None = None,
+        requestLog: RequestLog | None = None,
     ) -> None:
         Resource.__init__(self)
         self._registry = registry
@@ -163,7 +163,7 @@ class ApiResource(Resource):
         self._rateLimiter = rateLimiter
         self._limits = limits
         self.pages = pages
-        self._exchanges = exchanges or Exchanges()
+        self._requestLog = requestLog or RequestLog()
         self._told: tuple[Page, int, Answer] | None = None
 
     def vouchesFor(self, data: bytes) -> bool:
@@ -188,44 +188,44 @@ class ApiResource(Resource):
 
         :return: ``NOT_DONE_YET``: the answer is sent from here, now or later.
         """
-        exchange = self._exchanges.begin(request)
-        answered = Deferred.fromCoroutine(self._answer(exchange))
+        record = self._requestLog.begin(request)
+        answered = Deferred.fromCoroutine(self._answer(record))
         if not answered.called:
-            whenGone(request, partial(self._gone, exchange, answered))
+            whenGone(request, partial(self._gone, record, answered))
             answered.addBoth(inTurn, request)
-        answered.addBoth(self._finish, exchange)
+        answered.addBoth(self._finish, record)
         return NOT_DONE_YET
 
-    def _gone(self, exchange: Exchange, answered: Deferred[Answer]) -> None:
+    def _gone(self, record: RequestRecord, answered: Deferred[Answer]) -> None:
         # What a client that has hung up had asked for is done all the same; only nobody is there to be told. That is
         # all that those want who wait.
-        exchange.isGone = True
-        if exchange.route == WAITING:
+        record.isGone = True
+        if record.route == WAITING:
             answered.cancel()
 
-    def _finish(self, outcome: Answer | Failure, exchange: Exchange) -> None:
-        if exchange.isGone:
-            self._exchanges.end(exchange, GONE)
+    def _finish(self, outcome: Answer | Failure, record: RequestRecord) -> None:
+        if record.isGone:
+            self._requestLog.end(record, GONE)
             return
         try:
             if isinstance(outcome, Failure):
                 outcome.raiseException()
-            self._send(outcome, exchange)
+            self._send(outcome, record)
         except Exception:
-            self._log.failure("The answer to request {txnId} can't be sent", txnId=exchange.txnId)
-            if not exchange.request.startedWriting:
-                self._send(faultAnswer(internalError(), exchange.txnId), exchange)
+            self._log.failure("The answer to request {txnId} can't be sent", txnId=record.txnId)
+            if not record.request.startedWriting:
+                self._send(faultAnswer(internalError(), record.txnId), record)
 
-    def _send(self, answer: Answer, exchange: Exchange) -> None:
-        if exchange.headers:
-            answer = Answer(answer.code, answer.body, {**answer.headers, **exchange.headers}, answer.text)
-        send(exchange.request, answer, exchange.txnId)
-        self._exchanges.end(exchange, answer.code)
+    def _send(self, answer: Answer, record: RequestRecord) -> None:
+        if record.headers:
+            answer = Answer(answer.code, answer.body, {**answer.headers, **record.headers}, answer.text)
+        send(record.request, answer, record.txnId)
+        self._requestLog.end(record, answer.code)
 
-    async def _answer(self, exchange: Exchange) -> Answer:
-        txnId = exchange.txnId
+    async def _answer(self, record: RequestRecord) -> Answer:
+        txnId = record.txnId
         try:
-            return await self._route(exchange)
+            return await self._route(record)
         except Fault as fault:
             _forgetTraces(fault)
             return faultAnswer(fault, txnId)
@@ -234,23 +234,23 @@ class ApiResource(Resource):
         except Overloaded:
             return faultAnswer(systemFailure("Too many authentications are under way"), txnId)
         except Exception as error:
-            if exchange.isGone and isinstance(error, CancelledError):
+            if record.isGone and isinstance(error, CancelledError):
                 raise
             self._log.failure("Request {txnId} met an error of the registry's own", txnId=txnId)
             return faultAnswer(internalError(), txnId)
 
-    async def _route(self, exchange: Exchange) -> Answer:
-        request = exchange.request
+    async def _route(self, record: RequestRecord) -> Answer:
+        request = record.request
         checkSize(request)
         path = routes.decodePath(request.path)
         if path.startswith(_API + "/") or path == _API:
-            return await self._serve(exchange, path[len(_API) :])
+            return await self._serve(record, path[len(_API) :])
         if path.startswith(_AUTH + "/") and routes.isTokensPath(path[len(_AUTH) :]) and request.method == b"POST":
-            exchange.route = routes.TOKENS
+            record.route = routes.TOKENS
             return await self._authenticate(request)
         page = self.pages.get(path)
         if page is not None and request.method in (b"GET", b"HEAD"):
-            exchange.route = path
+            record.route = path
             return await page(request)
         raise pageNotFound()
 
@@ -283,31 +283,29 @@ class ApiResource(Resource):
 
     # -- the API
 
-    async def _serve(self, exchange: Exchange, path: str) -> Answer:
-        request = exchange.request
+    async def _serve(self, record: RequestRecord, path: str) -> Answer:
+        request = record.request
         body = parseBody(request)
-        exchange.tenant = owner = await self._tenantOf(request)
+        record.tenant = owner = await self._tenantOf(request)
         tenant, rest = routes.splitTenant(path)
         if not isTenant(tenant):
             raise pageNotFound()
         if tenant != owner:
             raise _refused(request)
         match = routes.match(request.method.decode("latin-1"), rest)
-        exchange.route = routes.PATTERNS[match.name]
+        record.route = routes.PATTERNS[match.name]
         if match.name not in _HEARTBEATS and not self._registry.hasAccount(tenant):
             # A heartbeat needs no store, and an account that has a service is there already.
             await self._registry.account(tenant)
         used = 0
         if request.method in _COUNTED:
             used = self._rateLimiter.used(tenant)
-            exchange.headers = self._rateLimiter.headers(tenant)
+            record.headers = self._rateLimiter.headers(tenant)
             self._rateLimiter.check(tenant)
         handler: Callable[[_Call], Awaitable[Answer]] = getattr(self, "_" + match.name)
         query = request.uri.partition(b"?")[2]
         parameters = _parametersIn(query)
-        return await handler(
-            _Call(exchange, request, match.name, tenant, match.argument, body, used, query, parameters)
-        )
+        return await handler(_Call(record, request, match.name, tenant, match.argument, body, used, query, parameters))
 
     async def _getLimits(self, call: _Call) -> Answer:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
@@ -359,7 +357,7 @@ class ApiResource(Resource):
                 # Neither an id that a service has nor a token holds anything that JSON would write in another way.
                 f'{{"id": "{entry["id"]}", "token": "{outcome}"}}'
                 if isinstance(outcome, str)
-                else _unbeaten(entry, outcome, call.exchange.txnId)
+                else _unbeaten(entry, outcome, call.record.txnId)
                 for entry, outcome in zip(entries, outcomes, strict=True)
             ]
         )
@@ -392,8 +390,8 @@ class ApiResource(Resource):
         if asked.seconds is None:
             page = await self._registry.listEvents(call.tenant, asked.since, asked.limit, asked.type)
         else:
-            call.exchange.route = WAITING
-            if call.exchange.isGone:
+            call.record.route = WAITING
+            if call.record.isGone:
                 raise CancelledError()
             page = await self._registry.news(call.tenant, asked.since, asked.limit, asked.type, asked.seconds)
             # The token may have ended meanwhile, and what happened since is none of its bearer's business.

@@ -17,7 +17,7 @@ import attrs
 from ..faults import validationError
 
 
-class Unfit(Exception):
+class Invalid(Exception):
     """A value breaks a rule; the text is the reason, in the API's own words."""
 
 
@@ -55,11 +55,11 @@ class Text:
 
     def check(self, value: object) -> str:
         if not isinstance(value, str):
-            raise Unfit("Not a string")
+            raise Invalid("Not a string")
         if not self.shortest <= len(value) <= self.longest:
-            raise Unfit(f"String is not in range ({self.shortest}..{self.longest})")
+            raise Invalid(f"String is not in range ({self.shortest}..{self.longest})")
         if not (_isUnicode(value) if self._compiled is None else self._compiled.fullmatch(value)):
-            raise Unfit("Invalid characters")
+            raise Invalid("Invalid characters")
         return value
 
 
@@ -73,7 +73,7 @@ class Number:
     def check(self, value: object) -> int:
         number = self._integer(value)
         if not self.least <= number <= self.greatest:
-            raise Unfit(f"Value out of range ({self.least}..{self.greatest})")
+            raise Invalid(f"Value out of range ({self.least}..{self.greatest})")
         return number
 
     def _integer(self, value: object) -> int:
@@ -86,11 +86,11 @@ class Number:
             number = max(-_HUGE, min(float(value), _HUGE))
             if number.is_integer():
                 return int(number)
-        raise Unfit("Invalid integer")
+        raise Invalid("Invalid integer")
 
 
 @attrs.frozen
-class Apart:
+class DeferredFields:
     """
     Something that should be an object with these fields, and that is looked at later, by itself: what is wrong with it
     concerns nothing beside it.
@@ -116,12 +116,12 @@ class Choice:
     def check(self, value: object) -> str:
         if not isinstance(value, str) or value not in self.words:
             given = _printable(str(value))
-            raise Unfit(f"Invalid {self.what}: {given}. Valid {self.what}s are: {','.join(self.words)}")
+            raise Invalid(f"Invalid {self.what}: {given}. Valid {self.what}s are: {','.join(self.words)}")
         return value
 
 
 @attrs.frozen
-class Either:
+class AnyOf:
     """What fits one rule, or else another, which tells what is wrong with it."""
 
     first: Rule
@@ -130,7 +130,7 @@ class Either:
     def check(self, value: object) -> Any:
         try:
             return self.first.check(value)
-        except Unfit:
+        except Invalid:
             return self.second.check(value)
 
 
@@ -144,14 +144,14 @@ class Items:
 
     def check(self, value: object) -> tuple[Any, ...]:
         if not isinstance(value, list):
-            raise Unfit("Not an array")
+            raise Invalid("Not an array")
         _checkCount(len(value), self.most, self.least)
         check = self.element.check
         return tuple([check(element) for element in value])
 
 
 @attrs.frozen
-class Pairs:
+class MappingOf:
     """A JSON object with free keys."""
 
     key: Rule
@@ -160,24 +160,24 @@ class Pairs:
 
     def check(self, value: object) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise Unfit("Not a hash")
+            raise Invalid("Not a hash")
         _checkCount(len(value), self.most)
         checkKey, checkValue = self.key.check, self.value.check
         try:
             return {checkKey(key): checkValue(each) for key, each in value.items()}
-        except Unfit:
+        except Invalid:
             # The reason tells also which pair it is.
             return dict([self._pair(key, each) for key, each in value.items()])
 
     def _pair(self, key: str, value: object) -> tuple[str, Any]:
         try:
             name = self.key.check(key)
-        except Unfit as reason:
-            raise Unfit(f"Key {_printable(key)}: {reason}")
+        except Invalid as reason:
+            raise Invalid(f"Key {_printable(key)}: {reason}")
         try:
             return name, self.value.check(value)
-        except Unfit as reason:
-            raise Unfit(f"Value for key '{key}': {reason}")
+        except Invalid as reason:
+            raise Invalid(f"Value for key '{key}': {reason}")
 
 
 @attrs.frozen
@@ -192,14 +192,14 @@ class TimeUUID:
 
     def check(self, value: object) -> str:
         if not isinstance(value, str):
-            raise Unfit("Not a string")
+            raise Invalid("Not a string")
         if _TIME_UUID.fullmatch(value):
             return value
         if not _UUID.fullmatch(value):
-            raise Unfit("Invalid UUID")
+            raise Invalid("Invalid UUID")
         if value[14] != "1":
-            raise Unfit("UUID is not version 1")
-        raise Unfit("Unsupported UUID variant")
+            raise Invalid("UUID is not version 1")
+        raise Invalid("Unsupported UUID variant")
 
 
 _TIME_UUID = re.compile(TimeUUID.pattern, re.ASCII)
@@ -259,7 +259,7 @@ class Field:
             return self.default
         try:
             return self.rule.check(value)
-        except Unfit as reason:
+        except Invalid as reason:
             raise validationError(self.name, str(reason))
 
 
@@ -270,7 +270,7 @@ def bounded(digits: str) -> int:
 
 def _checkCount(count: int, most: int, least: int = 0) -> None:
     if not least <= count <= most:
-        raise Unfit(f"Object needs to have between {least} and {most} items")
+        raise Invalid(f"Object needs to have between {least} and {most} items")
 
 
 def _isUnicode(text: str) -> bool:

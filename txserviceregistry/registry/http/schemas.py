@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints, is_typeddict
 
-from .rules import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID
+from .rules import AnyOf, Choice, DeferredFields, Field, Items, MappingOf, Number, Rule, Text, TimeUUID
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -111,7 +111,7 @@ def _ofItems(rule: Items) -> Schema:
     return {"type": "array", "items": ofRule(rule.element), "minItems": rule.least, "maxItems": rule.most}
 
 
-def _ofPairs(rule: Pairs) -> Schema:
+def _ofPairs(rule: MappingOf) -> Schema:
     return {
         "type": "object",
         "propertyNames": ofRule(rule.key),
@@ -128,11 +128,11 @@ def _ofChoice(rule: Choice) -> Schema:
     return {"type": "string", "enum": list(rule.words)}
 
 
-def _ofEither(rule: Either) -> Schema:
+def _ofEither(rule: AnyOf) -> Schema:
     return {"anyOf": [ofRule(rule.first), ofRule(rule.second)]}
 
 
-def _ofApart(rule: Apart) -> Schema:
+def _ofApart(rule: DeferredFields) -> Schema:
     return ofFields(rule.fields)
 
 
@@ -140,9 +140,9 @@ _MAKERS: Mapping[type[Any], Callable[[Any], Schema]] = {
     Text: _ofText,
     Number: _ofNumber,
     Items: _ofItems,
-    Pairs: _ofPairs,
+    MappingOf: _ofPairs,
     TimeUUID: _ofTimeUUID,
     Choice: _ofChoice,
-    Either: _ofEither,
-    Apart: _ofApart,
+    AnyOf: _ofEither,
+    DeferredFields: _ofApart,
 }

@@ -27,9 +27,9 @@ from twisted.web.resource import IResource
 from ..fairness import Origin
 from ..faults import badRequest, requestTooLarge
 from . import routes
-from .admission import ConnectionLimits, Connections, KnownAddresses, Line, Silence, peerOf
+from .admission import AdmissionQueue, ConnectionLimits, Connections, IdleTimeouts, KnownAddresses, peerOf
 from .messages import FramedRequest, bodyLimit, closeAfterwards, faultAnswer, inBytes, write
-from .requestlog import Exchanges, newTxnId
+from .requestlog import RequestLog, newTxnId
 
 _T = TypeVar("_T")
 
@@ -444,7 +444,7 @@ class ApiChannel(HTTPChannel):
     def noticeRefusal(self, code: int, txnId: str) -> None:
         """What has been coming in was refused before it was a request."""
         method, uri = self._asked()
-        self.site.exchanges.refused(method, uri, self.transport.getPeer(), code, txnId)
+        self.site.requestLog.refused(method, uri, self.transport.getPeer(), code, txnId)
 
     def _asked(self) -> tuple[bytes, bytes]:
         return getattr(self, "_command", b""), routes.originForm(getattr(self, "_path", b""))
@@ -503,16 +503,16 @@ class ApiSite(server.Site):
         resource: IResource,
         reactor: IReactorTime,
         limits: ConnectionLimits,
-        exchanges: Exchanges,
+        requestLog: RequestLog,
         vouchesFor: Callable[[bytes], bool],
     ) -> None:
         server.Site.__init__(self, resource, reactor=reactor, timeout=limits.idleSeconds, parsePOSTFormSubmission=False)
         self.limits = limits
         self.connections = Connections(limits, reactor)
-        self.silence = Silence(limits.idleSeconds, reactor)
-        self.exchanges = exchanges
-        self.line = Line(reactor)
-        self.handshakes = Line(reactor)
+        self.silence = IdleTimeouts(limits.idleSeconds, reactor)
+        self.requestLog = requestLog
+        self.line = AdmissionQueue(reactor)
+        self.handshakes = AdmissionQueue(reactor)
         self.addresses = KnownAddresses(reactor)
         self.vouchesFor = vouchesFor
         self._ports: list[Any] = []
@@ -593,7 +593,7 @@ def apiSite(
     resource: IResource,
     reactor: IReactorTime,
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
-    exchanges: Exchanges | None = None,
+    requestLog: RequestLog | None = None,
     vouchesFor: Callable[[bytes], bool] = _forNone,
 ) -> ApiSite:
     """
@@ -607,4 +607,4 @@ def apiSite(
         last asked for them. Such a request does not wait in the line. It must not ask the store; the request is
         authenticated in any case.
     """
-    return ApiSite(resource, reactor, limits, exchanges or Exchanges(), vouchesFor)
+    return ApiSite(resource, reactor, limits, requestLog or RequestLog(), vouchesFor)

@@ -16,7 +16,20 @@ from typing import Any, get_args
 from ...types import EventType
 from ..faults import badParameter, invalidEventQuery, invalidLimit, notFound, validationError
 from ..model import NewService, ServiceChanges
-from .rules import Apart, Choice, Either, Field, Items, Number, Pairs, Rule, Text, TimeUUID, Unfit, bounded
+from .rules import (
+    AnyOf,
+    Choice,
+    DeferredFields,
+    Field,
+    Invalid,
+    Items,
+    MappingOf,
+    Number,
+    Rule,
+    Text,
+    TimeUUID,
+    bounded,
+)
 
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 DEFAULT_LIMIT = 100
@@ -28,11 +41,11 @@ _SERVICE_ID = Text(3, 65, r"[A-Za-z0-9_\-.]*")
 _ID = Field("id", _SERVICE_ID)
 _HEARTBEAT_TIMEOUT = Field("heartbeat_timeout", Number(3, 120))
 _TAGS = Field("tags", Items(Text(1, 55), most=10), default=())
-_METADATA = Field("metadata", Pairs(Text(1, 255), Text(1, 255), most=20), default={})
+_METADATA = Field("metadata", MappingOf(Text(1, 255), Text(1, 255), most=20), default={})
 _TOKEN = Field("token", TimeUUID())
 _VALUE = Field("value", Text(1, 1024))
 # What is wrong with one of them is told in its own place of the answer.
-_HEARTBEATS = Field("heartbeats", Items(Apart((_ID, _TOKEN)), most=1000, least=1))
+_HEARTBEATS = Field("heartbeats", Items(DeferredFields((_ID, _TOKEN)), most=1000, least=1))
 
 SERVICE_FIELDS = (_ID, _HEARTBEAT_TIMEOUT, _TAGS, _METADATA)
 HEARTBEAT_FIELDS = (_TOKEN,)
@@ -57,7 +70,7 @@ _EVENT_TYPE = Choice("type", EVENT_TYPES)
 _WAIT = Number(1, 60)
 
 _PAGE: Mapping[str, Rule] = {"limit": _LIMIT, "marker": PARAMETERS["marker"]}
-_KEY_PAGE: Mapping[str, Rule] = {"limit": _LIMIT, "marker": Either(PARAMETERS["configurationId"], PARAMETERS["marker"])}
+_KEY_PAGE: Mapping[str, Rule] = {"limit": _LIMIT, "marker": AnyOf(PARAMETERS["configurationId"], PARAMETERS["marker"])}
 
 #: What the query of a request can hold: by the name of what answers it, and by parameter.
 QUERIES: Mapping[str, Mapping[str, Rule]] = {
@@ -132,7 +145,7 @@ def heartbeatOfBatch(entry: Any) -> tuple[str, str]:
     """
     try:
         return _ID.rule.check(entry[_ID.name]), _TOKEN.rule.check(entry[_TOKEN.name])
-    except (KeyError, TypeError, Unfit):
+    except (KeyError, TypeError, Invalid):
         # Of the few that are not right, it is found out with more care what is wrong with them.
         pass
     if not isinstance(entry, dict):
@@ -168,7 +181,7 @@ def heartbeatId(text: str) -> str:
     """
     try:
         return _SERVICE_ID.check(text)
-    except Unfit:
+    except Invalid:
         raise notFound("Service", text)
 
 
@@ -212,7 +225,7 @@ def configurationMarker(text: str) -> str:
 def _marker(rule: Rule, text: str) -> str:
     try:
         checked: str = rule.check(text)
-    except Unfit:
+    except Invalid:
         raise badParameter("marker", BAD_MARKER)
     return checked
 
@@ -243,7 +256,7 @@ def eventType(text: str) -> str:
     """
     try:
         return _EVENT_TYPE.check(text)
-    except Unfit as reason:
+    except Invalid as reason:
         raise invalidEventQuery(str(reason))
 
 
@@ -256,7 +269,7 @@ def eventMarker(text: str) -> str:
     """
     try:
         return TimeUUID().check(text).lower()
-    except Unfit as reason:
+    except Invalid as reason:
         raise invalidEventQuery(str(reason))
 
 
@@ -278,5 +291,5 @@ def _parameter(name: str, text: str) -> str:
 def _checked(rule: Rule, name: str, text: str) -> Any:
     try:
         return rule.check(text)
-    except Unfit as reason:
+    except Invalid as reason:
         raise badParameter(name, str(reason))

@@ -80,7 +80,7 @@ class LivingService:
 
 
 @attrs.frozen(slots=True)
-class Death:
+class Expiration:
     """A service whose deadline has passed, at *timestamp* (milliseconds since the epoch)."""
 
     tenant: str
@@ -226,7 +226,7 @@ class IStore(Interface):
         :raises NoSuchObject: if the service, or this incarnation of it, is gone.
         """
 
-    def expireServices(deaths: Sequence[Death]) -> Deferred[None]:
+    def expireServices(deaths: Sequence[Expiration]) -> Deferred[None]:
         """
         Take away those of the services that are there still (same incarnation) and put a ``service.timeout`` event
         for each, with the death's timestamp. Each death is atomic; in which groups they are kept is the store's choice.

@@ -27,8 +27,8 @@ from ..statistics import StoreStatistics
 from . import payloads
 from .interfaces import (
     Account,
-    Death,
     EventRecord,
+    Expiration,
     IStore,
     LimitExceeded,
     LivingService,
@@ -253,7 +253,7 @@ class MemoryStore:
         return service
 
     @_operation
-    def expireServices(self, deaths: Sequence[Death]) -> None:
+    def expireServices(self, deaths: Sequence[Expiration]) -> None:
         """See :meth:`IStore.expireServices`."""
         for death in deaths:
             kept = self._tenants[death.tenant]

@@ -10,7 +10,12 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import Client
-from txserviceregistry.commands.wrapper.registration import Enrolment, NotRegistered, Registrant, claimTokenFile
+from txserviceregistry.commands.wrapper.registration import (
+    NotRegistered,
+    ServiceSpec,
+    WrapperRegistration,
+    claimTokenFile,
+)
 from txserviceregistry.errors import InvalidSettings
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.settings import Settings
@@ -26,7 +31,7 @@ class EnrolmentTests(SynchronousTestCase):
         self.settings: Settings | InvalidSettings = self.other.settings
         self.key = self.fake.apiKey
         self.lost: list[str] = []
-        self.enrolments: list[Enrolment] = []
+        self.enrolments: list[WrapperRegistration] = []
 
     def tearDown(self) -> None:
         for enrolment in self.enrolments:
@@ -45,9 +50,9 @@ class EnrolmentTests(SynchronousTestCase):
     def connect(self, settings: Settings) -> Client:
         return self.fake.client(apiKey=settings.apiKey)
 
-    def enrolment(self, interval: int = 10, retries: int = 2, **options: Any) -> Enrolment:
-        registrant = Registrant("web1", interval, **options.pop("registrant", {}))
-        enrolment = Enrolment(
+    def enrolment(self, interval: int = 10, retries: int = 2, **options: Any) -> WrapperRegistration:
+        registrant = ServiceSpec("web1", interval, **options.pop("registrant", {}))
+        enrolment = WrapperRegistration(
             self.fake.clock,
             registrant,
             read=self.read,
@@ -60,7 +65,7 @@ class EnrolmentTests(SynchronousTestCase):
         self.enrolments.append(enrolment)
         return enrolment
 
-    def registered(self, **options: Any) -> Enrolment:
+    def registered(self, **options: Any) -> WrapperRegistration:
         enrolment = self.enrolment(**options)
         self.successResultOf(enrolment.begin())
         return enrolment

@@ -11,17 +11,17 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.expiry.deadlines import Deadlines, LifeClock
+from txserviceregistry.registry.expiry.deadlines import Deadlines, StallTolerantClock
 
 
 class LifeClockTests(SynchronousTestCase):
-    """`LifeClock`."""
+    """`StallTolerantClock`."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(1000.0)
         self.ticks: list[float] = []
-        self.life = LifeClock(self.clock, lambda: self.ticks.append(self.clock.seconds()))
+        self.life = StallTolerantClock(self.clock, lambda: self.ticks.append(self.clock.seconds()))
         self.life.start()
         self.addCleanup(self.life.stop)
         self.begun = self.life.now()

@@ -18,13 +18,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.unit.registry.heldstore import HeldCall, HeldStore
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.expiry.livetable import Lives
+from txserviceregistry.registry.expiry.livetable import LiveServices
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.model import NewService, ServiceChanges
-from txserviceregistry.registry.stores.interfaces import Death, LivingService, ServiceRecord, StoreUnavailable
+from txserviceregistry.registry.stores.interfaces import Expiration, LivingService, ServiceRecord, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
-from txserviceregistry.registry.tasks import Work
+from txserviceregistry.registry.tasks import TaskOwner
 
 JOIN, REMOVE, TIMEOUT = "service.join", "service.remove", "service.timeout"
 
@@ -34,12 +34,12 @@ class QuestionsTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.work = Work()
+        self.work = TaskOwner()
         self.buried: list[str] = []
         self.answer: Callable[[], Deferred[float]] = lambda: succeed(-1.0)
-        self.lives = Lives(
+        self.lives = LiveServices(
             MemoryStore(),
-            self.bury,
+            self.persist,
             clock=self.clock,
             wallClock=lambda: NOW,
             work=self.work,
@@ -48,7 +48,7 @@ class QuestionsTests(SynchronousTestCase):
         self.lives.start(LivingService(TENANT, f"web{number}", f"life{number}", 3, None) for number in range(3000))
         self.addCleanup(self.lives.stop)
 
-    def bury(self, deaths: Sequence[Death]) -> Deferred[None]:
+    def persist(self, deaths: Sequence[Expiration]) -> Deferred[None]:
         self.buried += [death.id for death in deaths]
         self.lives.buried(deaths)
         return succeed(None)
@@ -94,12 +94,12 @@ class QuestionsTests(SynchronousTestCase):
         """A registry that stops waits for the questions that are under way, and asks no more."""
         questions = self.hold()
         self.pass_(4)
-        self.assertEqual(len(questions), Lives.QUESTIONS)
+        self.assertEqual(len(questions), LiveServices.QUESTIONS)
         self.lives.stop()
         for question in questions:
             question.callback(1.0)
         self.successResultOf(self.work.whenIdle())
-        self.assertEqual(len(questions), Lives.QUESTIONS)
+        self.assertEqual(len(questions), LiveServices.QUESTIONS)
 
 
 class SlowStoreTests(RegistryCase):

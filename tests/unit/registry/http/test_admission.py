@@ -324,13 +324,13 @@ class LineTests(LimitsCase):
         self.patch(self.api.identity, "tenantOf", lambda token: slow[int(token)])
         for number, each in enumerate(guests):
             each.send(requestBytes("GET", SERVICES, None, {"X-Auth-Token": str(number)}))
-        send = self.api.exchanges.end
+        send = self.api.requestLog.end
 
         def slowly(*args: Any) -> None:
             self.api.clock.rightNow += 0.02
             send(*args)
 
-        self.patch(self.api.exchanges, "end", slowly)
+        self.patch(self.api.requestLog, "end", slowly)
         for each in slow:
             each.errback(InvalidToken())
         self.api.clock.advance(0)

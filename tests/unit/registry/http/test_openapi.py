@@ -265,7 +265,7 @@ class SchemaTests(SynchronousTestCase):
         fits = Draft202012Validator(schema or schemas.ofRule(rule)).is_valid(value)
         try:
             rule.check(value)
-        except rules.Unfit:
+        except rules.Invalid:
             self.assertFalse(fits, value)
         else:
             self.assertTrue(fits, value)

@@ -48,7 +48,7 @@ class ExchangesTests(SynchronousTestCase):
         self.api = Api(accessLog=self.log)  # type: ignore[arg-type]  # all that is asked of one
 
     def counts(self) -> dict[tuple[bytes, str], dict[int, int]]:
-        return {key: one.codes for key, one in self.api.exchanges.statistics.routes.items()}
+        return {key: one.codes for key, one in self.api.requestLog.statistics.routes.items()}
 
     def last(self) -> Access:
         return self.log.accesses[-1]
@@ -100,7 +100,7 @@ class ExchangesTests(SynchronousTestCase):
         connection.send(requestBytes("GET", "/v1.0/1234/events?wait=5", headers=headers))
         self.api.advance(5)
         self.assertEqual(len(connection.replies()), 1)
-        statistics = self.api.exchanges.statistics.routes[(b"GET", WAITING)]
+        statistics = self.api.requestLog.statistics.routes[(b"GET", WAITING)]
         self.assertEqual((statistics.codes, statistics.seconds.total), ({200: 1}, 5.0))
         self.assertEqual(statistics.seconds.counts[statistics.seconds.bounds.index(5.0)], 1)
 

@@ -28,7 +28,7 @@ DOCUMENTATION = ROOT / "docs" / "metrics.rst"
 def sourcesOf(api: Api) -> Sources:
     return Sources(
         store="memory",
-        requests=api.exchanges.statistics,
+        requests=api.requestLog.statistics,
         storeStatistics=api.store.statistics,
         figures=api.registry.figures,
         tokensIssued=lambda: api.identity.issued,

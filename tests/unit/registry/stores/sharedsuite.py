@@ -12,7 +12,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from txserviceregistry.registry.stores.interfaces import (
-    Death,
+    Expiration,
     ISharedStore,
     IStoreListener,
     LivingService,
@@ -237,7 +237,7 @@ class SharedSuite:
         await self.dead(self.b, made)
         # What a store tells in whole seconds, and the time that it takes to say so.
         assert self.seconds() - beaten < 4.5
-        death = Death(T, "web", made.incarnation, 5)
+        death = Expiration(T, "web", made.incarnation, 5)
         await gatherResults([store.expireServices([death]) for store in (self.a, self.b, self.a)])
         for number in range(2):
             await self.hears(number, "vanished", "web", made.incarnation)

@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.stores.interfaces import (
     Account,
-    Death,
+    Expiration,
     IStore,
     LimitExceeded,
     LivingService,
@@ -317,7 +317,7 @@ class StoreSuite:
         await self.raises(NoSuchObject, self.store.removeService("1", "web", old.incarnation))
         await self.raises(NoSuchObject, self.store.updateService("1", "web", old.incarnation, 99, None, None))
         await self.raises(NoSuchObject, self.store.updateService("1", "other", old.incarnation, 99, None, None))
-        await self.store.expireServices([Death("1", "web", old.incarnation, 5)])
+        await self.store.expireServices([Expiration("1", "web", old.incarnation, 5)])
         self.store.recordLastSeen("1", "web", old.incarnation, 5)
         await self.lastSeenIsWritten()
         self.assertEqual(await self.store.getService("1", "web"), new)
@@ -341,8 +341,8 @@ class StoreSuite:
         one = await self.create("one", tags=("t",), metadata={"k": "v"})
         two = await self.create("two", tenant="2")
         await self.create("three", tags=("t",))
-        deaths = [Death("1", "one", one.incarnation, 123), Death("2", "two", two.incarnation, 456)]
-        await self.store.expireServices([*deaths, deaths[0], Death("1", "gone", one.incarnation, 789)])
+        deaths = [Expiration("1", "one", one.incarnation, 123), Expiration("2", "two", two.incarnation, 456)]
+        await self.store.expireServices([*deaths, deaths[0], Expiration("1", "gone", one.incarnation, 789)])
         await self.store.expireServices(deaths)
         await self.store.expireServices([])
         self.assertEqual(await self.ids(), ["three"])
@@ -357,7 +357,7 @@ class StoreSuite:
     async def test_manyExpireTogether(self):
         """A large number of deaths is kept whole."""
         made = await gatherResults([self.store.createService("1", f"s{n:04}", 30, (), {}, 9999) for n in range(950)])
-        await self.store.expireServices([Death("1", one.id, one.incarnation, 7) for one in made[50:]])
+        await self.store.expireServices([Expiration("1", one.id, one.incarnation, 7) for one in made[50:]])
         self.assertEqual(await countServices(self.store), 50)
         timeouts = await self.events(type="service.timeout")
         self.assertEqual([event.payload["id"] for event in timeouts], [one.id for one in made[50:]])
@@ -368,12 +368,12 @@ class StoreSuite:
         for n in range(70):
             made.append(await self.create(f"s{n}", f"{n % 3}", tags=("t", f"t{n}", "\0é"), metadata={"k": '"\0é'}))
         spared = await self.create("spared", "0", tags=("t", "t0"))
-        deaths = [Death(f"{n % 3}", one.id, one.incarnation, n) for n, one in enumerate(made)]
+        deaths = [Expiration(f"{n % 3}", one.id, one.incarnation, n) for n, one in enumerate(made)]
         others = [
-            Death("1", "s0", made[0].incarnation, 1),
-            Death("0", "spared", made[0].incarnation, 1),
-            Death("0", "spared", "no such incarnation", 1),
-            Death("0", "gone", spared.incarnation, 1),
+            Expiration("1", "s0", made[0].incarnation, 1),
+            Expiration("0", "spared", made[0].incarnation, 1),
+            Expiration("0", "spared", "no such incarnation", 1),
+            Expiration("0", "gone", spared.incarnation, 1),
         ]
         await self.store.expireServices([*deaths[:10], *others, *deaths[:5], *deaths[10:]])
         for tenant in ("0", "1", "2"):
@@ -565,7 +565,7 @@ class StoreSuite:
         await self.store.setValue("2", "key", "two", 100)
         await self.raises(NoSuchObject, self.store.removeService("2", "web", one.incarnation))
         await self.raises(NoSuchObject, self.store.updateService("2", "web", one.incarnation, 99, None, None))
-        await self.store.expireServices([Death("2", "web", one.incarnation, 1)])
+        await self.store.expireServices([Expiration("2", "web", one.incarnation, 1)])
         self.store.recordLastSeen("2", "web", one.incarnation, 1)
         await self.lastSeenIsWritten()
         await self.store.removeService("1", "web", one.incarnation)

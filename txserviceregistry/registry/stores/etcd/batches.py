@@ -57,7 +57,7 @@ class TenantClock:
         return json.dumps({"v": 1, **attrs.asdict(self)}, separators=(",", ":")).encode("ascii")
 
 
-class Draft:
+class Transaction:
     """
     The tenant's objects as they are, and the changes that a group is about to make to them.
 
@@ -112,7 +112,7 @@ class Draft:
         self.put(f"{self._prefix}{self.clock.last:016x}", json.dumps(event, separators=(",", ":")).encode("ascii"))
         return self.clock.last
 
-    def attempt(self, act: Callable[[Draft], _T]) -> _T:
+    def attempt(self, act: Callable[[Transaction], _T]) -> _T:
         """Let *act* make its changes, all of them or, if it fails, none."""
         before = self._changes.copy(), self._guards.copy(), attrs.evolve(self.clock)
         try:
@@ -143,7 +143,7 @@ class Step(Generic[_T]):
     """
 
     reads: Collection[str]
-    act: Callable[[Draft], _T]
+    act: Callable[[Transaction], _T]
     done: Deferred[_T] = attrs.Factory(Deferred)
 
 
@@ -155,7 +155,7 @@ class _Lane:
         self.isBusy = False
 
 
-class Groups:
+class Batches:
     """
     Makes the changes of all tenants.
 
@@ -176,7 +176,7 @@ class Groups:
         self._number = 0
         self._idle: list[Deferred[None]] = []
 
-    def do(self, tenant: str, reads: Collection[str], act: Callable[[Draft], _T]) -> Deferred[_T]:
+    def do(self, tenant: str, reads: Collection[str], act: Callable[[Transaction], _T]) -> Deferred[_T]:
         """
         Make a change.
 
@@ -241,7 +241,7 @@ class Groups:
         done = await self._etcd.txn((), reads, urgency=Urgency.pressing)
         while True:
             found = {each.key: each for kept in done.found for each in kept or ()}
-            draft = Draft(
+            draft = Transaction(
                 found, TenantClock.of(found.get(clockKey)), self._wallClock, f"{self._prefix}events/{tenant}/"
             )
             outcomes = [_attempt(draft, step) for step in steps]
@@ -265,7 +265,7 @@ class Groups:
                 raise StoreUnavailable("etcd: other nodes' changes leave no room for this one")
 
 
-def _attempt(draft: Draft, step: Step[Any]) -> Any:
+def _attempt(draft: Transaction, step: Step[Any]) -> Any:
     try:
         return draft.attempt(step.act)
     except Exception as error:

@@ -24,7 +24,7 @@ from zope.interface import implementer
 
 from ....errors import ServiceRegistryError
 from ....http.jsontransport import JSONTransport
-from ....util.concurrency import Turns
+from ....util.concurrency import PrioritySemaphore
 from ....util.deferred import returnsDeferred
 from ....util.reloading import Reloaded
 from ....util.singleflight import SingleFlight
@@ -248,7 +248,7 @@ class Etcd:
         gate: Callable[[], None] = lambda: None,
         onContact: Callable[[float], None] = lambda sent: None,
         statistics: StoreStatistics | None = None,
-        turns: Turns | None = None,
+        turns: PrioritySemaphore | None = None,
     ) -> None:
         self._transport = transport
         self._clock = clock

@@ -40,7 +40,7 @@ from ....http.jsontransport import JSONTransport
 from ....http.pool import ConnectionPool
 from ....http.queueing import QueueingAgent
 from ....http.tls import tlsPolicy
-from ....util.concurrency import Turns
+from ....util.concurrency import PrioritySemaphore
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
 from ....util.reloading import Reloaded
@@ -49,8 +49,8 @@ from ...statistics import StoreStatistics
 from .. import payloads
 from ..interfaces import (
     Account,
-    Death,
     EventRecord,
+    Expiration,
     ISharedStore,
     IStoreListener,
     LimitExceeded,
@@ -64,7 +64,7 @@ from ..interfaces import (
     UserRecord,
 )
 from .backlog import Backlog
-from .batches import Draft, Groups
+from .batches import Batches, Transaction
 from .events import EtcdEvents
 from .gateway import PAGE, TRY, Compare, Etcd, EtcdError, KeyValue, Urgency, User, endOf, put, reading
 from .leases import MARGIN, KeepAlives, newLease, secondsLeft
@@ -176,9 +176,9 @@ class EtcdStore:
             gate=self._check,
             onContact=self._contact,
             statistics=self.statistics,
-            turns=Turns(_CONNECTIONS),
+            turns=PrioritySemaphore(_CONNECTIONS),
         )
-        self._groups = Groups(self._etcd, reactor, wallClock, prefix, name)
+        self._groups = Batches(self._etcd, reactor, wallClock, prefix, name)
         self._keepAlives = KeepAlives(self._etcd, reactor)
         self._backlog = Backlog(reactor, name)
         self._values = EtcdValues(self._etcd, self._groups, prefix)
@@ -426,7 +426,7 @@ class EtcdStore:
         granted = self._reactor.seconds()
         await self._asked(self._etcd.grant(lease, heartbeatTimeout + MARGIN))
 
-        def create(draft: Draft) -> _Record:
+        def create(draft: Transaction) -> _Record:
             if draft.get(key) is not None:
                 raise ObjectExists(id)
             if draft.clock.services >= maximum:
@@ -508,7 +508,7 @@ class EtcdStore:
             lease = newLease()
             await self._asked(self._etcd.grant(lease, heartbeatTimeout + MARGIN))
 
-        def update(draft: Draft) -> tuple[_Record, int]:
+        def update(draft: Transaction) -> tuple[_Record, int]:
             record = self._living(draft, tenant, key, incarnation)
             changed = attrs.evolve(
                 record,
@@ -535,7 +535,7 @@ class EtcdStore:
             await self._begin(lease, granted)
         return self._service(tenant, id, changed)
 
-    def _living(self, draft: Draft, tenant: str, key: str, incarnation: str) -> _Record:
+    def _living(self, draft: Transaction, tenant: str, key: str, incarnation: str) -> _Record:
         value = draft.get(key)
         record = None if value is None else _Record.of(value)
         if record is None or self._idsOf(tenant).idAt(record.position) != incarnation:
@@ -547,7 +547,7 @@ class EtcdStore:
         """See :meth:`IStore.removeService`."""
         key, aliveKey = self._serviceKeys(tenant, id)
 
-        def remove(draft: Draft) -> _Record:
+        def remove(draft: Transaction) -> _Record:
             record = self._living(draft, tenant, key, incarnation)
             self._take(draft, id, key, aliveKey, record, "service.remove")
             return record
@@ -558,7 +558,14 @@ class EtcdStore:
         return service
 
     def _take(
-        self, draft: Draft, id: str, key: str, aliveKey: str, record: _Record, type: str, timestamp: int | None = None
+        self,
+        draft: Transaction,
+        id: str,
+        key: str,
+        aliveKey: str,
+        record: _Record,
+        type: str,
+        timestamp: int | None = None,
     ) -> None:
         draft.delete(key)
         draft.delete(aliveKey)
@@ -579,10 +586,10 @@ class EtcdStore:
             self._seenWritten.pop((tenant, id), None)
 
     @returnsDeferred
-    async def expireServices(self, deaths: Sequence[Death]) -> None:
+    async def expireServices(self, deaths: Sequence[Expiration]) -> None:
         """See :meth:`IStore.expireServices`."""
         self._check()
-        outcomes: Any = await DeferredList([self._bury(death) for death in deaths], consumeErrors=True)
+        outcomes: Any = await DeferredList([self._persist(death) for death in deaths], consumeErrors=True)
         for succeeded, result in outcomes:
             if not succeeded and not result.check(NoSuchObject):
                 result.raiseException()
@@ -594,13 +601,13 @@ class EtcdStore:
             self._reactor.callLater(0, self._reappear, living)
 
     @returnsDeferred
-    async def _bury(self, death: Death) -> bool:
+    async def _persist(self, death: Expiration) -> bool:
         """Whether it is dead after all."""
         key, aliveKey = self._serviceKeys(death.tenant, death.id)
         # It stays until all of them are kept: what fails is tried again.
         evidence = self._evidence.get((death.tenant, death.id, death.incarnation))
 
-        def expire(draft: Draft) -> _Record | None:
+        def expire(draft: Transaction) -> _Record | None:
             record = self._living(draft, death.tenant, key, death.incarnation)
             if evidence is not None:
                 modified, found = evidence
@@ -617,7 +624,7 @@ class EtcdStore:
         self._letGo(death.tenant, death.id, death.incarnation, record.lease)
         return True
 
-    def _reappear(self, living: Sequence[Death]) -> None:
+    def _reappear(self, living: Sequence[Expiration]) -> None:
         for each in living:
             held = self._held.get((each.tenant, each.id))
             if self._listener is not None and held is not None:

@@ -8,7 +8,7 @@ import json
 
 from .. import payloads
 from ..interfaces import LimitExceeded, NoSuchObject
-from .batches import Draft, Groups
+from .batches import Batches, Transaction
 from .gateway import Etcd, endOf, reading
 
 
@@ -21,7 +21,7 @@ class EtcdValues:
     :param prefix: of all keys.
     """
 
-    def __init__(self, etcd: Etcd, groups: Groups, prefix: str) -> None:
+    def __init__(self, etcd: Etcd, groups: Batches, prefix: str) -> None:
         self._etcd = etcd
         self._groups = groups
         self._prefix = f"{prefix}values/"
@@ -56,7 +56,7 @@ class EtcdValues:
         """See :meth:`IStore.setValue`."""
         at = self._at(tenant, key)
 
-        def change(draft: Draft) -> None:
+        def change(draft: Transaction) -> None:
             kept = draft.get(at)
             oldValue = None if kept is None else _textOf(kept)
             if oldValue == value:
@@ -74,7 +74,7 @@ class EtcdValues:
         """See :meth:`IStore.removeValue`."""
         at = self._at(tenant, key)
 
-        def change(draft: Draft) -> None:
+        def change(draft: Transaction) -> None:
             kept = draft.get(at)
             if kept is None:
                 raise NoSuchObject(key)

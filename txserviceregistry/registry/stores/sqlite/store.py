@@ -27,8 +27,8 @@ from ....util.logs import Logger
 from ...statistics import StoreStatistics
 from ..interfaces import (
     Account,
-    Death,
     EventRecord,
+    Expiration,
     IStore,
     LivingService,
     ServiceRecord,
@@ -223,7 +223,7 @@ class SqliteStore:
         return self._writer.submit(lambda tables: tables.removeService(tenant, id, incarnation))
 
     @returnsDeferred
-    async def expireServices(self, deaths: Sequence[Death]) -> None:
+    async def expireServices(self, deaths: Sequence[Expiration]) -> None:
         """See :meth:`IStore.expireServices`. Many deaths are kept in parts, between which others have their turn."""
         if len(deaths) <= _DEATHS_PER_CHUNK:
             await self._writer.submit(lambda tables: tables.expireServices(deaths))

@@ -27,8 +27,8 @@ from ... import eventids
 from .. import payloads
 from ..interfaces import (
     Account,
-    Death,
     EventRecord,
+    Expiration,
     LimitExceeded,
     LivingService,
     NoSuchObject,
@@ -469,7 +469,7 @@ class Tables:
         self._dropTags([row for tenant, _, one in services for row in _tagRows(tenant, one.id, one.tags)])
         self._change("DELETE FROM last_seen WHERE incarnation IN {rows}", [(position,) for _, position, _ in services])
 
-    def expireServices(self, deaths: Sequence[Death]) -> None:
+    def expireServices(self, deaths: Sequence[Expiration]) -> None:
         """See :meth:`IStore.expireServices`; *deaths* is a part of them."""
         # Who dies twice dies once.
         due = list({(each.tenant, each.id, self._ids.owned(each.incarnation)): each for each in deaths}.items())

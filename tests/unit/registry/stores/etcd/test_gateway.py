@@ -31,7 +31,7 @@ from txserviceregistry.registry.stores.etcd.gateway import (
     put,
 )
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
-from txserviceregistry.util.concurrency import Turns
+from txserviceregistry.util.concurrency import PrioritySemaphore
 from txserviceregistry.util.reloading import Reloaded
 
 CLOCK: IReactorTime = reactor  # type: ignore[assignment]  # which it is
@@ -146,7 +146,7 @@ class TurnsTests(SynchronousTestCase):
         self.asked: list[tuple[str, Deferred[Any]]] = []
         self.isOpen = True
         transport: Any = SimpleNamespace(request=self.request)
-        self.etcd = Etcd(transport, self.clock, gate=self.gate, turns=Turns(2))
+        self.etcd = Etcd(transport, self.clock, gate=self.gate, turns=PrioritySemaphore(2))
 
     def request(self, method: str, path: str, **more: Any) -> Deferred[Any]:
         answered: Deferred[Any] = Deferred()

@@ -22,7 +22,7 @@ from tests.unit.registry.stores.storesuite import countServices, countValues
 from tests.unit.registry.stores.test_stores import HandReactor
 from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.stores.interfaces import (
-    Death,
+    Expiration,
     ServiceRecord,
     StoreRefused,
     StoreUnavailable,
@@ -102,7 +102,7 @@ class SqliteStoreTests(SqliteCase):
         await store.account("1")
         made = await store.createService("1", "web", 30, ("t",), {"k": "v"}, 10)
         gone = await store.createService("1", "gone", 30, ("t",), {}, 10)
-        await store.expireServices([Death("1", "gone", gone.incarnation, 5)])
+        await store.expireServices([Expiration("1", "gone", gone.incarnation, 5)])
         store.recordLastSeen("1", "web", made.incarnation, 1234)
         await store.setValue("1", "key", "value", 10)
         await store.addUser("joe", "hash", None)
@@ -352,7 +352,7 @@ class SqliteStoreTests(SqliteCase):
         store = await self.opened()
         made = await gatherResults([store.createService("1", f"s{n}", 30, ("t",), {}, 9999) for n in range(3000)])
         order: list[str] = []
-        dying = store.expireServices([Death("1", one.id, one.incarnation, 1) for one in made])
+        dying = store.expireServices([Expiration("1", one.id, one.incarnation, 1) for one in made])
         dying.addCallback(lambda _: order.append("dead"))
         created = store.createService("1", "new", 30, (), {}, 9999)
         created.addCallback(lambda _: order.append("created"))
@@ -395,7 +395,7 @@ class SqliteStoreTests(SqliteCase):
             self.assertIn("no such table", await self.raises(StoreUnavailable, store.setValue("1", "key", "v", 10)))
             self.assertIn("no such table", await self.raises(StoreUnavailable, store.getValue("1", "key")))
         await self.raises(StoreUnavailable, store.dropEvents(positionOf(NOW)))
-        deaths = [Death("1", str(n), "x", 1) for n in range(500)]
+        deaths = [Expiration("1", str(n), "x", 1) for n in range(500)]
         await self.raises(StoreUnavailable, store.expireServices(deaths))
         for table in ("meta", "configuration_values", "events"):
             elsewhere.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
