@@ -1,0 +1,26 @@
+"""
+What the modules of the package do, each by itself: in this process, without etcd, mostly on a clock of the test's own.
+
+Tests that make up their input make a few examples, the same each time. ``HYPOTHESIS_EXAMPLES=300`` makes as many, and
+others each time, as CI does.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+_COUNT = os.environ.get("HYPOTHESIS_EXAMPLES")
+
+settings.register_profile(
+    "txserviceregistry",
+    max_examples=int(_COUNT or 25),
+    derandomize=_COUNT is None,
+    print_blob=True,
+    # A machine that is busy fails no test.
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+)
+settings.load_profile("txserviceregistry")

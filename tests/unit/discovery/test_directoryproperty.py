@@ -5,11 +5,10 @@ each event once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
@@ -24,9 +23,6 @@ from txserviceregistry.testing import FakeRegistry
 
 IDS = ["aaa", "bbb", "ccc", "ddd"]
 TAGS = [[], ["one"], ["two"], ["one", "two"]]
-
-# More of them: HYPOTHESIS_EXAMPLES=2000 trial tests.unit.discovery.test_directoryproperty
-EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "40"))
 
 # Seconds that a follower's requests take on their way: with those, things happen in the middle of a listing.
 SLOW = [0.0, 0.0, 0.1, 0.3, 1.0]
@@ -186,7 +182,6 @@ class Plain:
         return getattr(self._client, name)
 
 
-programs = settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 40, database=None)
 slow = st.sampled_from(SLOW)
 Program = list[tuple[Any, ...]]
 
@@ -211,7 +206,6 @@ class PropertyTests(SynchronousTestCase):
         world.end()
         self.assertEqual(world.fake.clock.getDelayedCalls(), [])
 
-    @programs
     @given(st.lists(st.one_of(*changes, *updates, *faults, *losses), max_size=25), slow, st.booleans())
     def test_equalsAFullListing(self, program: Program, slow: float, canWait: bool) -> None:
         """After outages, restarts with and without data, faults and changes of all kinds."""
@@ -221,7 +215,6 @@ class PropertyTests(SynchronousTestCase):
             self.assertLessEqual(set(world.feedOfAll()), {event["id"] for event in world.events})
         self.end(world)
 
-    @programs
     @given(st.lists(st.one_of(*changes, *faults), max_size=25), slow, st.booleans())
     def test_eventsAreEnough(self, program: Program, slow: float, canWait: bool) -> None:
         """What makes an event needs no second listing, and each event comes once and in order."""

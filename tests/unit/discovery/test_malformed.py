@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from txserviceregistry.http.bodies import WholeResponse
 
 from ..api.test_shapes import JUNK, MISSING, changed, places
-from .test_directoryproperty import World, changes, programs
+from .test_directoryproperty import World, changes
 
 # Bodies that are not the JSON of any response.
 RAW = [
@@ -76,7 +76,6 @@ plans = st.lists(
 class MalformedTests(SynchronousTestCase):
     """Random programs, and random changes of the registry's responses."""
 
-    @programs
     @given(st.lists(st.one_of(*changes, st.tuples(st.just("change"), plans)), max_size=15), plans)
     def test_recover(self, program: list[tuple[Any, ...]], first: list[Any]) -> None:
         """At the end each has what the registry has. No gap was reported, and each event was delivered once."""

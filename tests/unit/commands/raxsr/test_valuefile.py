@@ -8,7 +8,7 @@ import stat
 import sys
 import unicodedata
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -93,7 +93,6 @@ class ValueFileTests(SynchronousTestCase):
         self.assertSurvives({f"key{number}": f"a{each}b" for number, each in enumerate(found)})
 
     @given(st.dictionaries(KEYS, VALUES, max_size=4))
-    @settings(max_examples=200, deadline=None, database=None)
     @example({"key": "a\x85b"})
     def test_allTheProtocolAllowsSurvives(self, values: dict[str, str]) -> None:
         """Whatever the values of a namespace are."""

@@ -639,7 +639,7 @@ OPERATIONS = st.lists(
 class AnyOrderTests(SynchronousTestCase):
     """Whatever meets whatever in a slow store, a few promises hold."""
 
-    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(suppress_health_check=list(HealthCheck))
     @given(OPERATIONS, st.booleans())
     def test_oneEndForEachLife(self, operations: list[tuple[str, int]], acts: bool) -> None:
         """

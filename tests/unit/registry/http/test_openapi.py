@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema_rs import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -27,7 +27,6 @@ from txserviceregistry.registry.http.statuspages import Operations
 from txserviceregistry.util.faults import FAULT_TYPES
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.document("http://registry.example:8880"))
-OFTEN = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 CREDENTIALS = {"auth": {"passwordCredentials": {"username": USER, "password": KEY}}}
 
 
@@ -270,7 +269,6 @@ class SchemaTests(SynchronousTestCase):
         else:
             self.assertTrue(fits, value)
 
-    @OFTEN
     @given(texts("aZ0/_-.~\n", 60) | st.from_regex(r"(/[a-z]{3,4}/?){1,11}[a-z]{0,3}", fullmatch=True))
     def test_texts(self, text: str) -> None:
         """
@@ -281,7 +279,6 @@ class SchemaTests(SynchronousTestCase):
         for rule in validation.QUERIES["listValues"]["marker"], validation.QUERIES["listEvents"]["type"]:
             self.agrees(rule, text)
 
-    @OFTEN
     @given(st.integers() | st.integers(0, 130) | st.floats() | st.integers(-1, 130).map(str) | texts("0123 +.-e", 4))
     def test_numbers(self, value: Any) -> None:
         """
@@ -293,7 +290,6 @@ class SchemaTests(SynchronousTestCase):
         elif value == value and value not in (float("inf"), float("-inf")):
             self.agrees(rules.Number(3, 120), value)
 
-    @OFTEN
     @given(st.uuids(version=1).map(str) | st.uuids().map(str).map(str.upper) | texts("0123456789abcdefg-", 36))
     def test_tokens(self, text: str) -> None:
         """
@@ -301,7 +297,6 @@ class SchemaTests(SynchronousTestCase):
         """
         self.agrees(rules.TimeUUID(), text)
 
-    @OFTEN
     @given(
         st.dictionaries(
             st.sampled_from(["id", "heartbeat_timeout", "tags", "metadata", "token", "value", "heartbeats"]),

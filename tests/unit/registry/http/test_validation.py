@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -19,7 +19,6 @@ from txserviceregistry.registry.http import validation
 from txserviceregistry.registry.model import NewService, ServiceChanges
 
 TOKEN = "a56b7c00-f7c2-11e1-a0d7-8d4d1d0b7f2e"
-QUICKLY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
 
 JSON_TEXTS = st.text(st.characters(), max_size=70)
 JSON_VALUES = st.recursive(
@@ -445,7 +444,6 @@ class AnythingTests(SynchronousTestCase):
             json.dumps([fault.message, fault.details], ensure_ascii=False).encode("utf-8")
             return None
 
-    @QUICKLY
     @given(BODIES)
     def test_anyBody(self, body: dict[str, Any]) -> None:
         """Any JSON object is taken or refused by each of the functions for bodies."""
@@ -459,7 +457,6 @@ class AnythingTests(SynchronousTestCase):
         for entry in self.check(validation.heartbeats, body) or ():
             self.check(validation.heartbeatOfBatch, entry)
 
-    @QUICKLY
     @given(
         st.fixed_dictionaries(
             {"id": st.from_regex(r"[a-z]{3,9}", fullmatch=True), "heartbeat_timeout": JSON_VALUES},
@@ -473,7 +470,6 @@ class AnythingTests(SynchronousTestCase):
                 repr((taken.tags, taken.metadata)).encode("utf-8")
                 "".join([*(taken.tags or ()), *(taken.metadata or {}), *(taken.metadata or {}).values()]).encode()
 
-    @QUICKLY
     @given(JSON_TEXTS)
     def test_anyParameter(self, text: str) -> None:
         """Any text is taken or refused by each of the functions for parameters."""
