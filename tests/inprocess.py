@@ -67,6 +67,8 @@ def _alone(arguments: Sequence[str], environment: Mapping[str, str], folder: str
             stack.enter_context(mock.patch.object(module, "runReactor", _onTheReactor))
             stack.enter_context(mock.patch.object(module, "useMonotonic", lambda reactor: None))
             stack.enter_context(mock.patch.object(module, "globalLogBeginner"))
+        # This process stays what it is.
+        stack.enter_context(mock.patch.object(users, "becomeOwner"))
         stack.callback(time.tzset)
         stack.enter_context(mock.patch.dict(os.environ, environment, clear=True))
         time.tzset()

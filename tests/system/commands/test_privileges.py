@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import skipUnless
 
 from tests.needs import SENTENCE
-from tests.system.commands.test_users import UsersCase
+from tests.system.commands.test_users import UsersProcessCase
 from txserviceregistry.heartbeats.tokenfile import TokenFile
 from txserviceregistry.util.ownership import UnsafePath, checkPath, controllingUser, isPrivileged
 
@@ -44,7 +44,7 @@ for _ in range(rounds):
 
 # Only root has something to lose in a directory of another user.
 @skipUnless(isPrivileged(), SENTENCE)
-class RootTests(UsersCase):
+class RootTests(UsersProcessCase):
     """``service-registry-users`` and the library's state files, run by root."""
 
     def setUp(self) -> None:

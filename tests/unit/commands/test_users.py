@@ -1,0 +1,304 @@
+"""``service-registry-users``, in this process, over the data directory of a registry that is there or not."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import treq
+from twisted.internet import reactor as globalReactor
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from tests.inprocess import Ended, runScript, withoutSettings
+from txserviceregistry import Client, RegisteredService
+from txserviceregistry.commands.users import main
+from txserviceregistry.errors import AuthenticationFailed
+from txserviceregistry.registry.service import RegistryService
+from txserviceregistry.settings import readSettings
+
+reactor: Any = globalReactor
+ANY_PORT = "tcp:0:interface=127.0.0.1"
+# What the registry promises, and what its clients' requests may take on a machine that has other things to do.
+A_SECOND = 1.0
+SLACK = 1.0
+
+
+class Users(TestCase):
+    """
+    What an operator types, and what happens then.
+
+    :ivar home: a folder that is empty at first.
+    :ivar dataDir: where the registry has its data, or will have it.
+    """
+
+    home: str
+    dataDir: str
+
+    async def ran(self, words: Sequence[str], dataDir: str) -> Ended:
+        """Run the program to its end."""
+        raise NotImplementedError
+
+    async def users(self, *words: str, code: int = 0, dataDir: str | None = None) -> Ended:
+        """Run the program to its end, which is this exit code."""
+        ended = await self.ran(words, dataDir or self.dataDir)
+        self.assertEqual(ended.code, code, ended.out + ended.err)
+        self.assertNotIn("Traceback", ended.out + ended.err)
+        return ended
+
+    async def refused(self, *arguments: str, code: int = 1, dataDir: str | None = None) -> str:
+        """Run the program, which fails with one line; that line."""
+        ended = await self.users(*arguments, code=code, dataDir=dataDir)
+        self.assertEqual(ended.out, "")
+        (line,) = ended.err.splitlines()
+        self.assertTrue(line.startswith("service-registry-users: "), line)
+        return line
+
+    def key(self, ended: Ended, name: str) -> str:
+        """The API key that has been printed, in the two lines that programs take their credentials from."""
+        found = re.fullmatch(r"RAXSR_USERNAME=(\S+)\nRAXSR_API_KEY=([0-9a-f]{40})\n", ended.out)
+        assert found is not None, ended.out
+        self.assertEqual(found[1], name)
+        self.assertNotIn(found[2], ended.err)
+        return found[2]
+
+    def clientOf(self, name: str, key: str) -> Client:
+        """A client with these credentials, of the registry that runs."""
+        settings = readSettings(username=name, apiKey=key, environ={"HOME": self.home, "RAXSR_DATA_DIR": self.dataDir})
+        client = Client(reactor=reactor, settings=settings, cache=None)
+        self.addCleanup(client.close)
+        return client
+
+    def raxrc(self) -> dict[str, str]:
+        """The credentials in the data directory's raxrc."""
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read(os.path.join(self.dataDir, "raxrc"))
+        return dict(parser["credentials"]) if parser.has_section("credentials") else {}
+
+
+class UsersCase(Users):
+    """The program in this process, and a registry here if a test wants one."""
+
+    timeout = 60
+
+    def setUp(self) -> None:
+        # Not below the project, which may be another user's.
+        self.home = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.home)
+        self.dataDir = os.path.join(self.home, "data")
+
+    async def ran(self, words: Sequence[str], dataDir: str) -> Ended:
+        """See :class:`Users`."""
+        environment = {**withoutSettings(), "HOME": self.home}
+        return await runScript(main, "--data-dir", dataDir, *words, environment=environment, folder=self.home)
+
+    async def registry(self, store: str = "sqlite") -> None:
+        """Start a registry."""
+        registry = RegistryService(reactor, dataDir=self.dataDir, store=store, endpoints=[ANY_PORT])
+        registry.startService()
+        self.addCleanup(registry.stopService)
+        await registry.whenListening()
+
+    def client(self) -> Client:
+        """A client with the credentials of the data directory."""
+        client = Client(
+            reactor=reactor, settings=readSettings(environ={"HOME": self.home, "RAXSR_DATA_DIR": self.dataDir})
+        )
+        self.addCleanup(client.close)
+        return client
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Ask until *condition* is true."""
+        while not await condition():
+            await deferLater(reactor, 0.05)
+
+
+class WithoutARegistryTests(UsersCase):
+    """While no registry runs."""
+
+    async def test_whereThereIsNothing(self) -> None:
+        """A folder with no store is said to have none, and nothing is made in it, except by adding a user."""
+        for arguments in (["list"], ["remove", "joe"], ["rotate", "joe"]):
+            self.assertIn(f"there is no registry in {self.dataDir}", await self.refused(*arguments))
+        await self.refused("add", "no/name", code=2)
+        self.assertFalse(os.path.exists(self.dataDir))
+        added = await self.users("add", "joe")
+        self.key(added, "joe")
+        self.assertIn("There was no registry", added.err)
+        self.assertEqual(os.stat(self.dataDir).st_mode & 0o777, 0o700)
+        self.assertEqual(os.stat(os.path.join(self.dataDir, "registry.sqlite")).st_mode & 0o777, 0o600)
+
+    async def test_listShowsNamesAndTenants(self) -> None:
+        """``list`` tells who there is and of which tenant, and never a key."""
+        keys = [self.key(await self.users("add", "joe"), "joe")]
+        keys.append(self.key(await self.users("add", "ann", "--tenant", "77"), "ann"))
+        keys.append(self.key(await self.users("add", "jim@example.com"), "jim@example.com"))
+        listed = await self.users("list")
+        self.assertEqual(
+            [line.split() for line in listed.out.splitlines()],
+            [
+                ["name", "tenant"],
+                ["ann", "77"],
+                ["jim@example.com", "2"],
+                ["joe", "1"],
+            ],
+        )
+        for key in keys:
+            self.assertNotIn(key, listed.out + listed.err)
+
+    async def test_refusals(self) -> None:
+        """What can't be done is one line and exit code 1, what nobody can mean is one line and 2."""
+        await self.users("add", "joe")
+        self.assertIn('there is a user "joe" already', await self.refused("add", "joe"))
+        self.assertIn('there is no user "ann"', await self.refused("remove", "ann"))
+        self.assertIn('there is no user "ann"', await self.refused("rotate", "ann"))
+        for arguments in (
+            ["add", "a b"],
+            ["add", "ann", "--tenant", "0"],
+            ["add", "ann", "--tenant", "many"],
+            ["add"],
+            [],
+            ["drop"],
+            ["list", "joe"],
+            ["--what"],
+        ):
+            await self.refused(*arguments, code=2)
+        self.assertEqual(len((await self.users("list")).out.splitlines()), 2)
+
+    async def test_aFolderThatIsNone(self) -> None:
+        """A path that is a file, and a file that is no database, are told in one line and left as they are."""
+        file = Path(self.home, "file")
+        file.write_text("text")
+        await self.refused("add", "joe", dataDir=str(file))
+        folder = Path(self.home, "folder")
+        folder.mkdir()
+        Path(folder, "registry.sqlite").write_text("this is no database, and never was one")
+        for arguments in (["list"], ["add", "joe"]):
+            self.assertIn("registry.sqlite", await self.refused(*arguments, dataDir=str(folder)))
+        self.assertEqual(Path(folder, "registry.sqlite").read_text(), "this is no database, and never was one")
+        self.assertIn("there is no value", await self.refused("--data-dir", "", "list", code=2))
+
+    async def test_helpHasExamples(self) -> None:
+        """``--help`` shows how it is used."""
+        shown = await self.users("--help")
+        for text in ("examples:", "add joe", "--tenant", "rotate", "--data-dir"):
+            self.assertIn(text, shown.out)
+
+
+class BesideARegistryTests(UsersCase):
+    """While the registry runs."""
+
+    async def token(self, client: Client) -> str:
+        """An auth token for this client's credentials, as any program gets it."""
+        settings = client.settings
+        key = {"username": settings.username, "apiKey": settings.apiKey}
+        response = await treq.post(
+            f"{settings.authUrls[0]}/tokens", json={"auth": {"RAX-KSKEY:apiKeyCredentials": key}}, persistent=False
+        )
+        token: str = (await treq.json_content(response))["access"]["token"]["id"]
+        return token
+
+    async def code(self, client: Client, token: str) -> int:
+        """What a request with this auth token is answered."""
+        response = await treq.get(
+            f"{client.settings.baseUrls[0]}/1/limits", headers={"X-Auth-Token": token}, persistent=False
+        )
+        await treq.content(response)
+        return int(response.code)
+
+    async def dies(self, token: str, client: Client, since: float) -> None:
+        """The auth token counts no longer: no request that is sent more than a second later is answered with it."""
+        while True:
+            sent = reactor.seconds()
+            code = await self.code(client, token)
+            if code == 401:
+                return
+            self.assertEqual(code, 200)
+            self.assertTrue(sent - since < A_SECOND + SLACK, f"the token counts after {sent - since:.1f} s")
+
+    async def test_anAddedUserGetsInAtOnce(self) -> None:
+        """A user who is added while the registry runs has a tenant of their own, and nothing of anybody else's."""
+        await self.registry()
+        await self.client().configuration.set("abc", "of the first user")
+        joe = self.clientOf("joe", self.key(await self.users("add", "joe"), "joe"))
+        self.assertEqual((await joe.configuration.list())["values"], [])
+
+    async def test_rotateEndsKeyAndTokensWithinASecond(self) -> None:
+        """The old token and the old key are refused, the new key is taken, and the raxrc does not go stale."""
+        await self.registry()
+        client = self.client()
+        await client.account.getLimits()
+        old = self.raxrc()
+        token = await self.token(client)
+        rotated = await self.users("rotate", "local")
+        since = reactor.seconds()
+        key = self.key(rotated, "local")
+        self.assertIn("raxrc has it too", rotated.err)
+        self.assertEqual(self.raxrc(), {"username": "local", "api_key": key})
+        await self.dies(token, client, since)
+        await self.assertFailure(self.clientOf("local", old["api_key"]).account.getLimits(), AuthenticationFailed)
+        await self.clientOf("local", key).account.getLimits()
+        await self.client().account.getLimits()
+
+    async def test_whoHasTheKeyFromTheRaxrcGoesOn(self) -> None:
+        """
+        Services whose key is rotated again and again stay registered, and are beaten on without a gap: so many that
+        the registry would take its time to refuse each an old key.
+        """
+        await self.registry()
+        clients = {f"web{number}": self.client() for number in range(10)}
+        for serviceId, client in clients.items():
+            service = RegisteredService(client, serviceId, 3)
+            service.startService()
+            self.addCleanup(service.stopService)
+            await service.whenRegistered()
+        for _ in range(3):
+            await self.users("rotate", "local")
+            other = self.client()
+            seen = {service["id"]: service["last_seen"] async for service in other.services.iterate()}
+
+            async def beatenWithTheNewKey(other: Client = other, seen: dict[str, object] = seen) -> bool:
+                now = {service["id"]: service["last_seen"] async for service in other.services.iterate()}
+                keys = {client.settings.apiKey for client in clients.values()}
+                return keys == {other.settings.apiKey} and all(now[each] != seen[each] for each in clients)
+
+            await self.until(beatenWithTheNewKey)
+        types = {event["type"] async for event in self.client().events.iterate()}
+        self.assertEqual(types, {"service.join"})
+
+    async def test_removeEndsKeyAndTokensWithinASecond(self) -> None:
+        """So does removing; the raxrc loses the credentials that no longer count, and keeps the registry's URL."""
+        await self.registry()
+        await self.users("add", "joe")
+        client = self.client()
+        old = self.raxrc()
+        token = await self.token(client)
+        removed = await self.users("remove", "local")
+        since = reactor.seconds()
+        self.assertIn("What tenant 1 has stays", removed.err)
+        self.assertNotIn("last user", removed.err)
+        self.assertEqual(self.raxrc(), {})
+        await self.dies(token, client, since)
+        await self.assertFailure(self.clientOf("local", old["api_key"]).account.getLimits(), AuthenticationFailed)
+
+    async def test_anotherUsersKeyLeavesTheRaxrcAlone(self) -> None:
+        """What is done to users whose credentials are not in the raxrc does not change it."""
+        await self.registry()
+        await self.users("add", "joe")
+        before = Path(self.dataDir, "raxrc").read_bytes()
+        for action in ("rotate", "remove"):
+            self.assertNotIn("raxrc has", (await self.users(action, "joe")).err)
+        self.assertEqual(Path(self.dataDir, "raxrc").read_bytes(), before)
+
+    async def test_aRegistryInMemoryHasNoOtherUsers(self) -> None:
+        """Over the folder of a registry that keeps nothing there, it says so, and makes no store."""
+        await self.registry("memory")
+        for arguments in (["list"], ["add", "joe"]):
+            self.assertIn("keeps its users in memory", await self.refused(*arguments))
+        self.assertFalse(os.path.exists(os.path.join(self.dataDir, "registry.sqlite")))
