@@ -54,12 +54,15 @@ _PORT = re.compile(r"\b(8\d{3}|9\d{3})\b")
 
 
 def freePort() -> int:
-    """A port that nobody listens on, and of four digits, so that tables stay as they are shown."""
+    """
+    A port that nobody listens on, at any address, and of four digits, so that tables stay as they are shown. Tests that
+    run at the same time, in other processes, get others.
+    """
     while True:
-        port = randrange(2000, 10000)
+        port = randrange(2000 + os.getpid() % 16, 10000, 16)
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(("", port))
             except OSError:
                 continue
         return port
