@@ -283,7 +283,7 @@ async def _add(users: _Users, options: argparse.Namespace) -> None:
 async def _list(users: _Users, options: argparse.Namespace) -> None:
     found = await users.identity.listUsers()
     if not found:
-        _tell(f"There are no users in {users.where}; {_NAME} add makes one.")
+        _tell(f"No users exist in {users.where}; {_NAME} add creates one.")
         return
     width = max(len("name"), *(len(user.name) for user in found))
     for name, tenant in [("name", "tenant"), *((user.name, user.tenant) for user in found)]:
@@ -302,7 +302,9 @@ async def _remove(users: _Users, options: argparse.Namespace) -> None:
         users.directory.forgetCredentials()
         _tell(f"{raxrc} had the credentials, and no longer has: programs on this machine need those of another user.")
     if not left:
-        _tell(f"It was the last user: nobody can enter now, also after a restart, until {_NAME} add makes one.")
+        _tell(
+            f"It was the last user: all requests will be rejected, also after a restart, until {_NAME} add creates one."
+        )
 
 
 async def _rotate(users: _Users, options: argparse.Namespace) -> None:

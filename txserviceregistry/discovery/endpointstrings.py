@@ -206,7 +206,7 @@ def _unquoted(args: Sequence[str], unknown: Sequence[str], kwargs: Mapping[str, 
     if nested is not None and ":" in nested:
         # The endpoint was quoted. It is something else that was not.
         return (
-            f"registered: {':'.join(pieces)!r} belongs to nothing (there are: {', '.join(_SERVER_KEYS)}). "
+            f"registered: unknown parameter {':'.join(pieces)!r} (there are: {', '.join(_SERVER_KEYS)}). "
             r"A colon within a value is written \:"
         )
     values = {name: kwargs[name] for name in _SERVER_KEYS if name in kwargs}

@@ -456,9 +456,7 @@ class Mirror(Service, Generic[_T]):
     def _lost(self, error: Exception) -> None:
         if self._lostAt is None:
             self._lostAt = self._clock.seconds()
-            self._log.warn(
-                "The {what} can't be kept current, and stay as they were: {reason}", what=self.what, reason=str(error)
-            )
+            self._log.warn("The {what} are stale: {reason} (retrying)", what=self.what, reason=str(error))
 
     def _found(self) -> None:
         if self._lostAt is not None:

@@ -355,7 +355,7 @@ class HeartbeatBatcher:
         if self._trouble is not None:
             (began, names), self._trouble = self._trouble, None
             seconds = self._clock.seconds() - began
-            self._log.info("{names} heartbeated again, after {seconds:.1f} s", names=names, seconds=seconds)
+            self._log.info("Heartbeats for {names} succeed again after {seconds:.1f} s", names=names, seconds=seconds)
 
     def _answered(self, services: Sequence[BatchedService], tokens: Sequence[str | None], sent: float) -> None:
         self._isAnswered(len(services))
@@ -388,7 +388,7 @@ class HeartbeatBatcher:
         if isOutage and self._trouble is None and not (findOut and count == 1):
             names = _named([service.serviceId for service in waiting])
             self._trouble = now, names
-            self._log.warn("{names} not heartbeated: {reason}", names=names, reason=self._failedFor)
+            self._log.warn("Heartbeats failed for {names}: {reason} (retrying)", names=names, reason=self._failedFor)
         if not failure.check(ServiceRegistryError):
             self._log.failure("A batch of heartbeats failed unexpectedly (retrying)", failure)
         for service in waiting:
@@ -466,8 +466,8 @@ class HeartbeatBatcher:
 
 
 def _named(ids: Sequence[str]) -> str:
-    """The subject of a log line about these services."""
+    """These services in a log line."""
     if len(ids) == 1:
-        return f"Service {ids[0]} is"
+        return f"service {ids[0]}"
     more = len(ids) - _NAMED
-    return f"Services {', '.join(ids[:_NAMED])}{f' and {more} more' if more > 0 else ''} are"
+    return f"services {', '.join(ids[:_NAMED])}{f' and {more} more' if more > 0 else ''}"

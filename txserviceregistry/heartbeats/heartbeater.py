@@ -37,7 +37,7 @@ UNREACHABLE = "unreachable"
 STOPPED = "stopped"
 
 #: The warning when heartbeats, or registrations, begin to fail.
-NOT_HEARTBEATED = "Service {serviceId} is not heartbeated: {reason}"
+HEARTBEAT_FAILED = "Heartbeat failed for service {serviceId}: {reason} (retrying)"
 
 # Below this timeout (seconds) heartbeats are relatively more frequent: a delay of a few hundred milliseconds is a
 # larger part of a short timeout.
@@ -402,7 +402,7 @@ class HeartBeater:
         self._endLate()
         self.nextToken = None
         self._log.error(
-            "Service {serviceId} is not heartbeated any more: {reason}",
+            "Heartbeats for service {serviceId} ended: {reason}",
             serviceId=self.serviceId,
             reason=failure.getErrorMessage(),
         )
@@ -692,13 +692,13 @@ class _Trouble:
         self._failures += 1
         if not self._told and (certain or self._failures > 1):
             self._told = True
-            self._log.warn(NOT_HEARTBEATED, serviceId=self._serviceId, reason=reason)
+            self._log.warn(HEARTBEAT_FAILED, serviceId=self._serviceId, reason=reason)
 
     def over(self) -> None:
         """All is well again."""
         if self._told:
             self._log.info(
-                "Service {serviceId} is heartbeated again, after {seconds:.1f} s",
+                "Heartbeats for service {serviceId} succeed again after {seconds:.1f} s",
                 serviceId=self._serviceId,
                 seconds=self._clock.seconds() - self._began,
             )

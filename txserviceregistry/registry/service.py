@@ -206,7 +206,7 @@ class RegistryService(Service):
         self._endings.append(("the store", store.close))
         isNew = self._isNewStore()
         if isNew and self._store == "sqlite":
-            # First the file, then the store: a crash in between must not leave a registry that nobody can enter.
+            # First the file, then the store: a crash in between must not leave a registry without credentials.
             self._firstCredentials()
         await store.open()
         if ISharedStore.providedBy(store):
@@ -364,7 +364,7 @@ class RegistryService(Service):
             if isNew or self._directory.credentials() is not None:
                 await self._addFirstUser(identity)
             else:
-                self._log.warn("There are no users: nobody can enter. service-registry-users adds some")
+                self._log.warn("No users exist; all requests will be rejected (service-registry-users add creates one)")
         self.hasCredentials = self._directory.credentials() is not None
 
     async def _addFirstUser(self, identity: Identity) -> None:

@@ -100,10 +100,10 @@ class RegistryProcessTests(ProcessTestCase):
         await agent.says("is registered")
         registry.kill("KILL")
         await registry.ended
-        await agent.says("is not heartbeated")
+        await agent.says("failed for service web1")
         again = self.registry("--listen", where)
         await again.says("Credentials")
-        await agent.says("is heartbeated again")
+        await agent.says("succeed again after")
         await self.beats(client, "web1", 1)
         self.assertEqual(await self.types(client), ["service.join"])
 
@@ -116,10 +116,10 @@ class RegistryProcessTests(ProcessTestCase):
         # A request that begins now and is given up after 3.2 s: that is longer than the timeout.
         unanswered = self.client(cache=None, timeout=3.2).account.getLimits().addErrback(lambda _: None)
         # The agent's own log shows that its deadline has passed while nothing answered.
-        await agent.says("is not heartbeated")
+        await agent.says("failed for service web1")
         await unanswered
         registry.kill("CONT")
-        await agent.says("is heartbeated again")
+        await agent.says("succeed again after")
         await self.beats(client, "web1", 1)
         self.assertEqual(await self.types(client), ["service.join"])
 
@@ -135,7 +135,7 @@ class RegistryProcessTests(ProcessTestCase):
         for step in ("+3600", "-3600"):
             stepped.write_text(step + "\n")
             await self.beats(client, "web1", 1)
-        self.assertNotIn("is not heartbeated", agent.output)
+        self.assertNotIn("failed for service web1", agent.output)
         stepped.write_text("-3600\n")
         events = (await client.events.list(limit=1000))["values"]
         self.assertEqual([event["type"] for event in events], ["service.join"])

@@ -80,11 +80,11 @@ class WithoutARegistryTests(UsersProcessCase):
         self.assertIn("It was the last user", removed.err)
         self.assertEqual(self.raxrc(), {})
         registry = await self.registry()
-        self.assertIn("There are no users: nobody can enter", registry.output)
+        self.assertIn("No users exist; all requests will be rejected", registry.output)
         await self.assertFailure(self.clientOf("local", key).account.getLimits(), AuthenticationFailed)
         listed = await self.users("list")
         self.assertEqual(listed.out, "")
-        self.assertIn("There are no users", listed.err)
+        self.assertIn("No users exist", listed.err)
         # Who is added then gets in at once, and gets nothing of what the other one had.
         added = await self.users("add", "local")
         self.assertIn("tenant 2", added.err)
@@ -195,7 +195,7 @@ class OverEtcdTests(UsersProcessCase):
     async def test_messagesNameTheEtcd(self) -> None:
         """It is there that users are or are not, and not in a folder."""
         listed = await self.users("list", *self.etcd)
-        self.assertIn(f"There are no users in etcd below {self.prefix}", listed.err)
+        self.assertIn(f"No users exist in etcd below {self.prefix}", listed.err)
         self.assertIn(f'no user "joe" in etcd below {self.prefix}', await self.refused("remove", "joe", *self.etcd))
 
     async def test_theRaxrcOfAnotherRegistryStays(self) -> None:

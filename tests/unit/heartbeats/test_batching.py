@@ -213,10 +213,10 @@ class PulseTests(SynchronousTestCase):
                     answer.errback(self.unreachable())
             self.passes(1)
         self.answersAtOnce = True
-        self.assertIn("Services s0, s1, s2, s3, s4 and 995 more are not heartbeated: away", log)
+        self.assertIn("Heartbeats failed for services s0, s1, s2, s3, s4 and 995 more: away (retrying)", log)
         self.passes(20)
-        self.assertEqual(len([line for line in log if "not heartbeated: away" in line]), 1)
-        self.assertEqual(len([line for line in log if "heartbeated again" in line]), 1)
+        self.assertEqual(len([line for line in log if "and 995 more: away" in line]), 1)
+        self.assertEqual(len([line for line in log if "succeed again" in line]), 1)
 
     def test_whoIsRefusedIsLeftAlone(self) -> None:
         """A service whose heartbeat was refused is dismissed, and the others go on."""

@@ -129,11 +129,11 @@ class Feed:
                 elif not isStale:
                     isStale = True
                     self._waitFrom = 0.0
-                    self._note(f"lost the registry, trying on: {error}")
+                    self._note(f"registry unreachable, retrying: {error}")
                 await self._pause(max(backoff.next(), _retryAfter(error)))
             else:
                 if isStale:
-                    self._note(f"the registry is back after {clock.seconds() - lostAt:.0f} s")
+                    self._note(f"registry reachable again after {clock.seconds() - lostAt:.0f} s")
                 return page
 
     def _isPassing(self, error: ServiceRegistryError) -> bool:

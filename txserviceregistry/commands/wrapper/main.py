@@ -24,7 +24,7 @@ from zope.interface import implementer
 from ...client import Client
 from ...clock import useMonotonic
 from ...errors import InvalidSettings
-from ...heartbeats.heartbeater import NOT_HEARTBEATED
+from ...heartbeats.heartbeater import HEARTBEAT_FAILED
 from ...registration import REGISTERED_AT
 from ...settings import Settings, defaultDataDir
 from ...util.deferred import returnsDeferred
@@ -282,7 +282,7 @@ class _Lines:
             # That all is well goes without saying.
             self._isRegistered = True
             return
-        if event.get("log_format") == NOT_HEARTBEATED and not self._isRegistered and event["reason"] in self._told:
+        if event.get("log_format") == HEARTBEAT_FAILED and not self._isRegistered and event["reason"] in self._told:
             # The line about the first tries has said so.
             return
         if namespace.startswith("txserviceregistry.heartbeats.healthcheck."):

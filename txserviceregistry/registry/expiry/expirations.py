@@ -130,7 +130,7 @@ class ExpirationQueue:
             self._troubled = True
             if reason.check(Fault):
                 self._log.warn(
-                    "The store can't keep that services timed out ({count} by now); it will be tried again",
+                    "Cannot persist expirations ({count} by now); retrying",
                     count=len(self._queue),
                 )
             else:

@@ -68,9 +68,9 @@ class EventsTests(RaxsrProcessTestCase):
         await follower.says("first")
         registry.kill("KILL")
         await registry.ended
-        await follower.says("lost the registry")
+        await follower.says("registry unreachable")
         registry = self.twistd("service-registry", "--listen", f"tcp:{port}:interface=127.0.0.1")
-        await follower.says("the registry is back")
+        await follower.says("registry reachable again")
         again = Client(reactor=reactor, settings=settings)
         self.addCleanup(again.close)
         await again.configuration.set("second", "2")
@@ -103,9 +103,9 @@ class EventsTests(RaxsrProcessTestCase):
         async def lost() -> bool:
             # Its request ends with the next event, and then its token is looked at.
             await client.configuration.set("second", "2")
-            return "lost the registry" in follower.errors
+            return "registry unreachable" in follower.errors
 
         await self.until(lost)
         shutil.copy(new, own)
-        await follower.says("the registry is back")
+        await follower.says("registry reachable again")
         await follower.says("second")

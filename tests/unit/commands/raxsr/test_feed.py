@@ -135,7 +135,7 @@ class FeedTests(SynchronousTestCase):
         waiting = self.next(feed)
         self.fake.partition()
         self.fake.advance(60)
-        self.assertEqual([note.partition(":")[0] for note in self.notes], ["lost the registry, trying on"])
+        self.assertEqual([note.partition(":")[0] for note in self.notes], ["registry unreachable, retrying"])
         self.fake.heal()
         new = self.happen()
         self.fake.advance(16)
@@ -146,7 +146,7 @@ class FeedTests(SynchronousTestCase):
         self.fake.advance(10)
         self.assertEqual(
             [note.partition(" after ")[0].partition(":")[0] for note in self.notes],
-            ["lost the registry, trying on", "the registry is back"] * 2,
+            ["registry unreachable, retrying", "registry reachable again"] * 2,
         )
         self.assertNoResult(waiting)
         new = self.happen()

@@ -467,7 +467,7 @@ class StoreTroubleTests(RegistryCase):
         self.assertEqual(
             [formatEvent(event) for event in logs],
             [
-                "The store can't keep that services timed out (1 by now); it will be tried again",
+                "Cannot persist expirations (1 by now); retrying",
                 "Services expired: 1234/web1",
             ],
         )
