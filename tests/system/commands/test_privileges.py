@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from unittest import skipUnless
 
@@ -61,6 +62,11 @@ class RootTests(UsersProcessCase):
         self.precious.write_text("root's own")
         self.precious.chmod(0o600)
         self.before = self.precious.stat()
+
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Without coverage, whose files the other user could not write."""
+        environment = super().environment(extra)
+        return {name: value for name, value in environment.items() if not name.startswith("COVERAGE_")}
 
     def assertUntouched(self) -> None:
         """The file of root is what it was."""
