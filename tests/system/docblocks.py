@@ -167,7 +167,9 @@ class PageTestCase(ProcessTestCase):
         return child
 
     async def stay(self, command: str) -> None:
-        """Start a command that goes on, and wait until it does what it is there for."""
+        """Start a command that goes on, unless it is there already, and wait until it does what it is there for."""
+        if command in self.staying:
+            return
         full = f"{command} --listen=tcp:8880:interface=127.0.0.1" if command.endswith(" service-registry") else command
         child = self.shell("exec env " + self.withFreePorts(full))
         self.staying[command] = child
