@@ -38,9 +38,14 @@ class AbuseTests(AttackCase):
         before = memory(registry)
         # Strangers may be cut off when there are too many; who has shown a token stays.
         client = self.client(cache=None)
-        await client.services.list(limit=10)
         attackers = [self.attack(kind, count) for kind, count in attacks]
-        await self.until(lambda: self.areAtWork(attackers))
+
+        async def areAtWork() -> bool:
+            # Its connection is not left silent until it is closed, however long they take to start.
+            await client.services.list(limit=10)
+            return await self.areAtWork(attackers)
+
+        await self.until(areAtWork)
         latencies = await self.latencies(client, seconds)
         what = " and ".join(f"{count} {kind}" for kind, count in attacks)
         await self.stillThere(client, application)
