@@ -134,45 +134,6 @@ class WrapperTests(WrapperTestCase):
 
     # -- options
 
-    async def test_wrongUse(self) -> None:
-        """One line that says what is wrong and where to read on, and exit code 2; nothing is started."""
-        command = ["touch", "started"]
-        cases: list[tuple[list[str], str]] = [
-            ([], "--id is missing"),
-            (["--id=web1"], "no command"),
-            (["--id=web1", "--"], "no command"),
-            (["--id=a/b", *command], "a/b"),
-            (["--id=ab", *command], "3 to 65"),
-            (["--id=web1", "--interval=2", *command], "3 to 120"),
-            (["--id=web1", "--interval=20.5", *command], "whole number"),
-            (["--id=web1", "--interval=soon", *command], "soon"),
-            (["--id=web1", "--heartbeat-timeout=soon", *command], "soon"),
-            (["-i", "20", *command], "3 to 65"),
-            (["--id=web1", "--api-key=", *command], "--api-key: there is no value"),
-            (["--id=web1", "--retries=-1", *command], "--retries"),
-            (["--id=web1", "--retries=1.5", *command], "--retries"),
-            (["--id=web1", "--metadata=novalue", *command], "novalue"),
-            (["--id=web1", "--check=udp:8000", *command], "udp:8000"),
-            (["--id=web1", "--check-interval=0", *command], "more than 0"),
-            (["--id=web1", "--no-such-option", *command], "no-such-option"),
-        ]
-        ends = await together(self.run_(*words) for words, _ in cases)
-        for (out, err, code), (words, expected) in zip(ends, cases, strict=True):
-            self.assertEqual((out, code, len(err.splitlines())), (b"", 2, 1), words)
-            self.assertIn(expected, err)
-            self.assertIn("service-registry-wrapper --help", err)
-        self.assertFalse(os.path.exists(os.path.join(self.home, "started")))
-
-    async def test_help(self) -> None:
-        """The help names every option and has an example; the version is one line."""
-        out, err, code = await self.run_("--help")
-        self.assertEqual((err, code), ("", 0))
-        for option in ("id", "tags", "metadata", "interval", "retries", "abort-on-failure", "deregister", "check"):
-            self.assertIn(f"--{option}".encode(), out)
-        self.assertIn(b"Example:\n  service-registry-wrapper --id=", out)
-        out, err, code = await self.run_("--version")
-        self.assertEqual((len(out.splitlines()), err, code), (1, "", 0))
-
     async def test_theCommandIsUntouched(self) -> None:
         """From the first word that is no option on all words are the command's, whatever they look like."""
         rest = ["--id=other", "-n", "--", "", "a b", "--help", "*", "ü", "\udcff"]

@@ -49,6 +49,17 @@ class CommandLineTests(OptionsCase):
             self.assertIn("goes with --store etcd", self.refusal(*given))
         self.assertIn("--etcd-user", self.refusal("--config", self.file("r.ini", "etcd-user = joe\n")))
 
+    def test_wrongOnes(self) -> None:
+        """A mistake is told in one line, which names the option or what can't be one."""
+        for words, named in (
+            (["--store", "paper"], "--store"),
+            (["--listen", "tcp:none"], "--listen"),
+            (["--listen", "nonsense:1"], "--listen"),
+            (["--what"], "--what"),
+            (["argument"], "argument"),
+        ):
+            self.assertIn(named, self.refusal(*words))
+
     def test_defaults(self) -> None:
         """With no options a registry is what the protocol says, on this machine, in the folder of this user."""
         with mock.patch.dict(os.environ, {"RAXSR_DATA_DIR": "/somewhere"}):

@@ -1,0 +1,62 @@
+"""The options of ``service-registry-wrapper``."""
+
+from __future__ import annotations
+
+import os
+
+from twisted.trial.unittest import TestCase
+
+from tests.inprocess import Ended, runScript, withoutSettings
+from txserviceregistry.commands.wrapper.main import main
+
+
+class OptionsTests(TestCase):
+    """What is found before anything is started."""
+
+    def setUp(self) -> None:
+        self.home = os.path.abspath(self.mktemp())
+        os.makedirs(self.home)
+
+    async def wrapper(self, *words: str) -> Ended:
+        """Run the wrapper to its end."""
+        environment = {**withoutSettings(), "HOME": self.home}
+        return await runScript(main, *words, environment=environment, folder=self.home)
+
+    async def test_wrongUse(self) -> None:
+        """One line that says what is wrong and where to read on, and exit code 2; nothing is started."""
+        command = ["touch", "started"]
+        cases: list[tuple[list[str], str]] = [
+            ([], "--id is missing"),
+            (["--id=web1"], "no command"),
+            (["--id=web1", "--"], "no command"),
+            (["--id=a/b", *command], "a/b"),
+            (["--id=ab", *command], "3 to 65"),
+            (["--id=web1", "--interval=2", *command], "3 to 120"),
+            (["--id=web1", "--interval=20.5", *command], "whole number"),
+            (["--id=web1", "--interval=soon", *command], "soon"),
+            (["--id=web1", "--heartbeat-timeout=soon", *command], "soon"),
+            (["-i", "20", *command], "3 to 65"),
+            (["--id=web1", "--api-key=", *command], "--api-key: there is no value"),
+            (["--id=web1", "--retries=-1", *command], "--retries"),
+            (["--id=web1", "--retries=1.5", *command], "--retries"),
+            (["--id=web1", "--metadata=novalue", *command], "novalue"),
+            (["--id=web1", "--check=udp:8000", *command], "udp:8000"),
+            (["--id=web1", "--check-interval=0", *command], "more than 0"),
+            (["--id=web1", "--no-such-option", *command], "no-such-option"),
+        ]
+        for words, expected in cases:
+            ended = await self.wrapper(*words)
+            self.assertEqual((ended.out, ended.code, len(ended.err.splitlines())), ("", 2, 1), words)
+            self.assertIn(expected, ended.err)
+            self.assertIn("service-registry-wrapper --help", ended.err)
+        self.assertFalse(os.path.exists(os.path.join(self.home, "started")))
+
+    async def test_help(self) -> None:
+        """The help names every option and has an example; the version is one line."""
+        shown = await self.wrapper("--help")
+        self.assertEqual((shown.err, shown.code), ("", 0))
+        for option in ("id", "tags", "metadata", "interval", "retries", "abort-on-failure", "deregister", "check"):
+            self.assertIn(f"--{option}", shown.out)
+        self.assertIn("Example:\n  service-registry-wrapper --id=", shown.out)
+        shown = await self.wrapper("--version")
+        self.assertEqual((len(shown.out.splitlines()), shown.err, shown.code), (1, "", 0))
