@@ -21,6 +21,8 @@ def save() -> None:
 
 def main() -> None:
     """Run twistd, and save when its reactor has stopped."""
+    # Programs look at their name.
+    sys.argv[0] = "twistd"
     from twisted.internet import reactor
 
     anyReactor: Any = reactor

@@ -52,7 +52,14 @@ class HealthTests(StoreFaultCase):
         self.isGoing = True
         self.writer = self.client(cache=None)
         await self.writer.configuration.set("before", "x")
+        written = self.count(True)
         going = [Deferred.fromCoroutine(self.write()) for _ in range(_WRITERS)]
+
+        async def writes() -> bool:
+            return self.count(True) > written
+
+        # Before anything is done to the disk, /health has its first answers to agree with.
+        await self.until(writes)
         return registry, gatherResults([*going, Deferred.fromCoroutine(self.ask())])
 
     async def write(self) -> None:

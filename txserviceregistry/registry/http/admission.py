@@ -140,9 +140,17 @@ class _Waiting:
     def __bool__(self) -> bool:
         return bool(self.unauthenticated or self.known)
 
-    def victim(self) -> Evictable | None:
-        """The connection to close first; never one with unread input."""
-        for connection in islice(self.unauthenticated or self.known, CANDIDATES):
+    def victim(self, count: int) -> Evictable | None:
+        """
+        The connection to close first; never one with unread input. A known one only if at least half of all
+        connections are known ones that wait: what unauthenticated clients have sent may keep theirs from being closed.
+
+        :param count: how many connections there are in all.
+        """
+        candidates = self.unauthenticated
+        if not candidates and 2 * len(self.known) >= count:
+            candidates = self.known
+        for connection in islice(candidates, CANDIDATES):
             if not connection.hasUnread:
                 return connection
         return None
@@ -151,9 +159,10 @@ class _Waiting:
 class Connections:
     """
     All connections of a registry. When there are as many as may be, a new one takes the place of one that waits: first
-    of those that have never shown a token, then of the others, and each time of the one that has waited longest. If a
-    request is being answered on every one of them, the new one is closed. When the unfinished requests of
-    unauthenticated clients take too much memory, the connection is closed whose request has been under way longest.
+    of those that have never shown a token, then, if these are few, of the others, and each time of the one that has
+    waited longest. If there is none, because requests are being answered or have just come, the new one is closed. When
+    the unfinished requests of unauthenticated clients take too much memory, the connection is closed whose request has
+    been under way longest.
 
     :param limits: how many there may be.
     :param clock: paces the log.
@@ -186,9 +195,9 @@ class Connections:
         self._count += 1
         self._byPeer[connection.peer] += 1
         if self._byPeer[connection.peer] > self._limits.perClient:
-            self._makeRoom(self._waitingByPeer.get(connection.peer), connection)
+            self._makeRoom(self._waitingByPeer.get(connection.peer), connection, self._byPeer[connection.peer])
         elif self._count > self._limits.connections:
-            self._makeRoom(self._waiting, connection)
+            self._makeRoom(self._waiting, connection, self._count)
         else:
             self.waits(connection)
 
@@ -235,8 +244,8 @@ class Connections:
                 kept=self._allKept,
             )
 
-    def _makeRoom(self, waiting: _Waiting | None, newcomer: Evictable) -> None:
-        victim = None if waiting is None else waiting.victim()
+    def _makeRoom(self, waiting: _Waiting | None, newcomer: Evictable, count: int) -> None:
+        victim = None if waiting is None else waiting.victim(count)
         if victim is None:
             victim = newcomer
         else:

@@ -453,6 +453,13 @@ class CrowdTests(LimitsCase):
         self.assertEqual(self.codes(known), [200])
         self.assertOpen(self.known("10.0.0.1"))
 
+    def test_aKnownOneDoesNotGoForTheBusy(self) -> None:
+        """Where no connection of an unauthenticated client can be closed, the newcomer goes, not a known one."""
+        known = self.known("10.0.0.1")
+        busy = [self.busy(f"10.0.1.{n}") for n in range(3)]
+        self.assertClosed(self.connect("10.0.2.1"))
+        self.assertOpen(known, *busy)
+
     def test_whoHasAuthenticatedIsKnown(self) -> None:
         """Credentials count as a token does."""
         known = self.connect("10.0.0.1")
