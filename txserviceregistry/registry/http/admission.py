@@ -158,11 +158,11 @@ class _Waiting:
 
 class Connections:
     """
-    All connections of a registry. When there are as many as may be, a new one takes the place of one that waits: first
-    of those that have never shown a token, then, if these are few, of the others, and each time of the one that has
-    waited longest. If there is none, because requests are being answered or have just come, the new one is closed. When
-    the unfinished requests of unauthenticated clients take too much memory, the connection is closed whose request has
-    been under way longest.
+    All connections of a registry. When there are as many as may be, a new one takes the place of one that waits: the
+    one of an unauthenticated client that has waited longest. If there is none, and at least half of all connections are
+    known ones that wait, the known one that has waited longest is closed. Otherwise the new one is closed: requests are
+    being answered on all, or have just come. When the unfinished requests of unauthenticated clients take too much
+    memory, the connection is closed whose request has been under way longest.
 
     :param limits: how many there may be.
     :param clock: paces the log.
