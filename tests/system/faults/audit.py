@@ -71,6 +71,8 @@ class Audit:
         self.services: dict[str, Mapping[str, Any]] = {}
         self.values: dict[str, str] = {}
         self._position = 0
+        # Services whose creation or removal had no response.
+        self._unknown: set[str] = set()
 
     def count(self, type: str, id: str | None = None) -> int:
         """How many events of this type there were, about a certain service or value, or about all."""
@@ -93,13 +95,16 @@ class Audit:
         """
         findings = Findings()
         operations = list(operations)
-        # Of a service that its application never knew to be there, the timeout is right.
-        unknown = {each.id for each in operations if each.what == "create" and each.outcome is Outcome.unknown}
+        # A service may time out, also after a later look, if its application does not know that it is there, or left it
+        # to its timeout because a removal had no response.
+        self._unknown |= {
+            each.id for each in operations if each.what in ("create", "remove") and each.outcome is Outcome.unknown
+        }
         news, services, values = await self._read(findings)
         for event in news:
             self._replay(event, findings)
             id = _about(event)
-            if event["type"] == "service.timeout" and id not in unknown and id not in mayTimeOut:
+            if event["type"] == "service.timeout" and id not in self._unknown and id not in mayTimeOut:
                 findings.falseTimeouts.append(f"{id} timed out: {event}")
         for id in sorted(services.keys() | self.services.keys()):
             if services.get(id) != self.services.get(id):
