@@ -45,6 +45,8 @@ __all__ = ["Load", "main"]
 _KEYS = 5
 _KEPT = 3
 # A creator's service that nobody heartbeats has the longest timeout there is (seconds).
+# How often the removal of a service is tried during a pause.
+_TRIES_IN_PAUSE = 10
 _LONGEST_TIMEOUT = 120
 
 
@@ -251,11 +253,10 @@ class _Creator:
         id, heartBeater = self._beating[0]
         # It is heartbeated until it is surely gone, so that its timeout is never to blame for that.
         self._load.tell("resting", id=id)
+        # Without a response it stays at rest: it may be gone.
         if await self._remove(id):
             self._beating.pop(0)
             await heartBeater.stop()
-        else:
-            self._load.tell("beating", id=id)
 
     def _keep(self, id: str, heartBeater: HeartBeater) -> None:
         heartBeater.start()
@@ -265,15 +266,17 @@ class _Creator:
 
     async def _remove(self, id: str) -> bool:
         """
-        :return: whether it is surely gone; it is tried until a pause, during which nothing may be reached.
+        :return: whether it is surely gone. During a pause it is tried some more times only, since the registry may be
+            unable to do it before the pause ends.
         """
-        while True:
+        left = _TRIES_IN_PAUSE
+        while left:
             outcome, _ = await self._load.do("remove", id, lambda: self._load.client.services.remove(id))
             if outcome is not Outcome.unknown:
                 return True
             await self._load.rest()
-            if self._load.isPaused:
-                return False
+            left -= self._load.isPaused
+        return False
 
 
 class _Commands(LineOnlyReceiver):
