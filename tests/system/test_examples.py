@@ -151,12 +151,16 @@ class ClusterTests(ProcessTestCase):
         """
         folder = os.path.join(self.home, "tmp")
         os.mkdir(folder)
-        cluster = self.spawn(
-            os.path.basename(sys.executable),
-            str(EXAMPLES / "cluster" / "cluster.py"),
-            environment={"TMPDIR": folder},
-        )
-        await cluster.ended
+        # On a busy machine an election of etcd may take longer than the timeout of 3 s: then it is tried once more.
+        for _ in range(2):
+            cluster = self.spawn(
+                os.path.basename(sys.executable),
+                str(EXAMPLES / "cluster" / "cluster.py"),
+                environment={"TMPDIR": folder},
+            )
+            await cluster.ended
+            if "something was noticed" not in cluster.output:
+                break
         if "There is no etcd here that may be killed" in cluster.errors:
             self.assertEqual((cluster.exitCode, cluster.errors.count("\n")), (1, 1))
             return
