@@ -293,17 +293,18 @@ def settingsOf(home: str | Path) -> Settings:
 
 
 @contextmanager
-def registry(home: str | Path | None = None, **options: Any) -> Iterator[Registry]:
+def registry(home: str | Path | None = None, *, before: str = "", **options: Any) -> Iterator[Registry]:
     """
     Run a registry.
 
     :param home: its data directory; one of its own that is removed at the end if it is not given.
+    :param before: code that its process runs first.
     :param options: RegistryService's, over sqlite and without a limit worth mentioning if they say nothing else; or
         ``etcd`` with the EtcdStore's, to run it over that.
     """
     with TemporaryDirectory() as temporary:
         home = Path(temporary if home is None else home)
-        with serving("-c", _REGISTRY, str(home), json.dumps(options)) as (_, pid):
+        with serving("-c", before + _REGISTRY, str(home), json.dumps(options)) as (_, pid):
             yield Registry(settingsOf(home), home, Costs(pid))
 
 
