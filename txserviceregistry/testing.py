@@ -104,7 +104,7 @@ class FakeRegistry:
         self._agent = _ScriptedAgent(self)
         self.agent: IAgent = self._agent
         self._clients: list[Client] = []
-        self._store = MemoryStore(wallClock=self._wallClock)
+        self._store = MemoryStore(wallClock=self._registryWallClock)
         self._registry: Registry | None = None
         self._foreign = 0
         self._begin()
@@ -294,6 +294,13 @@ class FakeRegistry:
         """For how many seconds in all the machine of the clients has been suspended, as a Client wants to know it."""
         return self._slept
 
+    def wallClock(self) -> float:
+        """
+        The time of day, in seconds since the epoch: 2026-01-01 at first. It is the argument *wallClock* of objects that
+        compare it with the times of events, such as :class:`~txserviceregistry.discovery.EventsFeed`.
+        """
+        return _EPOCH + self.clock.seconds() + self._slept
+
     def _letPass(self, seconds: float) -> None:
         """Let the registry's time go by alone, until the clients' are so many seconds further."""
         end = self.clock.seconds() + self._slept + seconds
@@ -313,7 +320,7 @@ class FakeRegistry:
         """Start the registry that :meth:`stop` has stopped, with the data that it had or with none."""
         self._end()
         if not keepData:
-            self._store = MemoryStore(wallClock=self._wallClock)
+            self._store = MemoryStore(wallClock=self._registryWallClock)
         self._begin()
 
     def restart(self, keepData: bool = True) -> None:
@@ -349,7 +356,7 @@ class FakeRegistry:
         self._foreign += 1
         return f"{self._foreign:08x}-0000-1000-8000-000000000000"
 
-    def _wallClock(self) -> float:
+    def _registryWallClock(self) -> float:
         return _EPOCH + self._registryClock.seconds()
 
     def _begin(self) -> None:
@@ -357,7 +364,7 @@ class FakeRegistry:
         self._identity = Identity(
             self._store,
             clock=self._registryClock,
-            wallClock=self._wallClock,
+            wallClock=self._registryWallClock,
             hasher=_hashNow,
             cost=_SCRYPT_COST,
         )
@@ -365,7 +372,7 @@ class FakeRegistry:
         self._registry = Registry(
             self._store,
             clock=self._registryClock,
-            wallClock=self._wallClock,
+            wallClock=self._registryWallClock,
             limits=self._limits,
             eventRetention=self._eventRetention,
         )
@@ -373,7 +380,7 @@ class FakeRegistry:
         self._agent.resource = ApiResource(
             self._registry,
             self._identity,
-            rateLimiter=RateLimiter(self._wallClock, wallClock=self._wallClock),
+            rateLimiter=RateLimiter(self._registryWallClock, wallClock=self._registryWallClock),
             limits=self._limits,
         )
 

@@ -301,7 +301,7 @@ class FollowerTests(SeveralServersTestCase):
             self.begin()
             self.other = self.fake.client()
             got: list[Any] = []
-            feed = EventsFeed(self.client, random=lambda: 0.5)
+            feed = EventsFeed(self.client, random=lambda: 0.5, wallClock=self.fake.wallClock)
             feed.onEvent(got.append)
             feed.onGap(partial(got.append, None))
             feed.startService()
@@ -321,7 +321,7 @@ class FollowerTests(SeveralServersTestCase):
     def test_aLonelyFollowerFindsOutByItself(self) -> None:
         """With nothing else to ask, a node that hangs is left when it has not answered at the end of the wait."""
         got: list[str] = []
-        feed = EventsFeed(self.client, random=lambda: 0.5)
+        feed = EventsFeed(self.client, random=lambda: 0.5, wallClock=self.fake.wallClock)
         feed.onEvent(lambda event: got.append(event["type"]))
         feed.startService()
         self.fake.advance(3)
@@ -360,7 +360,7 @@ class FollowerTests(SeveralServersTestCase):
 
     def test_aWaitIsNotWhatTriesANodeThatIsAway(self) -> None:
         """Going back is tried by a request whose answer tells at once."""
-        feed = EventsFeed(self.client, random=lambda: 0.5)
+        feed = EventsFeed(self.client, random=lambda: 0.5, wallClock=self.fake.wallClock)
         feed.startService()
         self.fake.advance(3)
         self.nodes.states["a"] = HANGS

@@ -56,6 +56,18 @@ class FakeRegistryTests(SynchronousTestCase):
         seen = self.successResultOf(self.client.services.get("web1"))["last_seen"]
         self.assertEqual(seen % 1000, 200)
 
+    def test_timeOfDay(self) -> None:
+        """Its wall clock goes with the time of the test, also while the clients' machine is suspended."""
+        began = self.fake.wallClock()
+        self.fake.advance(10)
+        self.fake.suspend(100)
+        self.fake.advance(1)
+        self.assertEqual(self.fake.wallClock() - began, 111)
+        token = self.successResultOf(self.create())[0]["token"]
+        self.successResultOf(self.client.services.heartbeat("web1", token))
+        seen = self.successResultOf(self.client.services.get("web1"))["last_seen"]
+        self.assertEqual(seen, self.fake.wallClock() * 1000)
+
     def test_startsAHeartBeater(self) -> None:
         """A real HeartBeater on the fake's clock keeps it alive for as long as it runs."""
         _, heartBeater = self.successResultOf(self.create())

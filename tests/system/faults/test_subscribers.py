@@ -31,15 +31,12 @@ class SubscriberCase(Figures, SynchronousTestCase):
         self.other = self.fake.client(cache=None)
         self.directory = Directory(client, random=lambda: 0.5)
         self.watcher = ConfigurationWatcher(client, random=lambda: 0.5)
-        self.feed = EventsFeed(client, random=lambda: 0.5, wallClock=self.now)
+        self.feed = EventsFeed(client, random=lambda: 0.5, wallClock=self.fake.wallClock)
         self.events: list[Any] = []
         self.gaps = 0
         self.feed.onEvent(self.events.append)
         self.feed.onGap(self.gap)
         self.changes = 0
-
-    def now(self) -> float:
-        return 1767225600.0 + self.fake.clock.seconds()
 
     def gap(self) -> None:
         self.gaps += 1

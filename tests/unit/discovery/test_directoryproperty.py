@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
@@ -76,10 +76,11 @@ class World:
             self.fake.username, self.fake.apiKey, baseUrl=self.fake.url, agent=agent, reactor=self.fake.clock
         )
         client: Any = self.follower if canWait else Plain(self.follower)
-        self.directory = Directory(client, random=lambda: 0.5, refresh=refresh)
-        self.tagged = Directory(client, "one", random=lambda: 0.5, refresh=refresh)
-        self.watcher = ConfigurationWatcher(client, "/xyz", random=lambda: 0.5)
-        self.feed = EventsFeed(client, random=lambda: 0.5)
+        options: dict[str, Any] = {"random": lambda: 0.5, "wallClock": self.fake.wallClock}
+        self.directory = Directory(client, refresh=refresh, **options)
+        self.tagged = Directory(client, "one", refresh=refresh, **options)
+        self.watcher = ConfigurationWatcher(client, "/xyz", **options)
+        self.feed = EventsFeed(client, **options)
         self.events: list[Any] = []
         self.gaps: list[int] = []
         self.feed.onEvent(self.events.append)
@@ -206,6 +207,7 @@ class PropertyTests(SynchronousTestCase):
         world.end()
         self.assertEqual(world.fake.clock.getDelayedCalls(), [])
 
+    @example([("create", "aaa", 120, []), ("lose",), ("create", "bbb", 120, [])], 0.0, True)
     @given(st.lists(st.one_of(*changes, *updates, *faults, *losses), max_size=25), slow, st.booleans())
     def test_equalsAFullListing(self, program: Program, slow: float, canWait: bool) -> None:
         """After outages, restarts with and without data, faults and changes of all kinds."""

@@ -35,15 +35,15 @@ class FeedTests(SynchronousTestCase):
         self.count = 0
 
     def feed(self, marker: str | None = None, listener: Any = None, **options: Any) -> EventsFeed:
-        feed = EventsFeed(self.client, marker, random=lambda: 0.5, **options)
+        feed = self.makeFeed(marker, **options)
         feed.onEvent(listener or self.heard.append)
         feed.startService()
         self.addCleanup(self.end, feed)
         self.fake.flush()
         return feed
 
-    def fakeTime(self) -> float:
-        return 1767225600.0 + self.fake.clock.seconds()
+    def makeFeed(self, marker: str | None = None, **options: Any) -> EventsFeed:
+        return EventsFeed(self.client, marker, **{"random": lambda: 0.5, "wallClock": self.fake.wallClock, **options})
 
     def end(self, feed: EventsFeed) -> None:
         stopped = feed.stopService()
@@ -175,7 +175,7 @@ class FeedTests(SynchronousTestCase):
         marker = self.lastId()
         self.happen(2)
         never: Deferred[None] = Deferred()
-        crashed = EventsFeed(self.client, marker, path=path)
+        crashed = self.makeFeed(marker, path=path)
         crashed.onEvent(lambda event: never)
         crashed.startService()
         self.fake.flush()
@@ -192,11 +192,10 @@ class FeedTests(SynchronousTestCase):
     def test_acrossALongAbsence(self) -> None:
         """With a file nothing is missed either when there was no event yet, and one was away for hours."""
         path = self.mktemp()
-        options: dict[str, Any] = {"path": path, "wallClock": lambda: 1767225600.0 + self.fake.clock.seconds()}
-        self.successResultOf(self.feed(**options).stopService())
+        self.successResultOf(self.feed(path=path).stopService())
         self.happen(2)
         self.fake.advance(7200)
-        again = self.feed(**options)
+        again = self.feed(path=path)
         again.onGap(lambda: self.fail("there was none"))
         self.happen()
         self.assertEqual(self.numbers(), [1, 2, 3])
@@ -209,7 +208,7 @@ class FeedTests(SynchronousTestCase):
         self.successResultOf(self.feed(**options).stopService())
         self.happen(2)
         self.fake.advance(7200)
-        again = EventsFeed(self.client, **options)
+        again = self.makeFeed(**options)
         gaps: list[int] = []
         again.onGap(lambda: gaps.append(1))
         again.onEvent(self.heard.append)
@@ -230,7 +229,7 @@ class FeedTests(SynchronousTestCase):
         self.happen()
         first = self.lastId()
         self.happen(3)
-        feed = EventsFeed(self.client, first, path=path)
+        feed = self.makeFeed(first, path=path)
         feed.onEvent(wait)
         feed.startService()
         gates[0].callback(None)
@@ -257,6 +256,17 @@ class FeedTests(SynchronousTestCase):
         end()
         end()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_aGapRightAfterTheLastEvent(self) -> None:
+        """A registry that loses its data in the very moment of the last event, and has a new one: it is a gap."""
+        feed = self.feed()
+        gaps: list[int] = []
+        feed.onGap(lambda: gaps.append(len(self.heard)))
+        self.happen()
+        self.fake.restart(keepData=False)
+        self.happen()
+        self.fake.advance(40)
+        self.assertEqual((self.numbers(), gaps), ([1, 2], [1]))
 
     def test_aPageOfAProxy(self) -> None:
         """A 400 that is not a fault of the API is an outage: there is no gap, and no event comes twice."""
@@ -310,7 +320,7 @@ class FeedTests(SynchronousTestCase):
         """A subscriber that was there all the time has missed nothing when the last event is too old to be kept."""
         self.forgetful()
         path = self.mktemp()
-        feed = self.feed(path=path, wallClock=self.fakeTime)
+        feed = self.feed(path=path)
         feed.onGap(lambda: self.fail("there was none"))
         self.happen(2)
         self.fake.advance(3 * 3600)
@@ -322,7 +332,7 @@ class FeedTests(SynchronousTestCase):
         self.fake.advance(5400 - 300)
         self.successResultOf(feed.stopService())
         self.fake.advance(900)
-        again = self.feed(path=path, wallClock=self.fakeTime)
+        again = self.feed(path=path)
         again.onGap(lambda: self.fail("there was none"))
         self.fake.advance(3600)
         self.happen()
@@ -334,7 +344,7 @@ class FeedTests(SynchronousTestCase):
             self.forgetful()
             path = self.mktemp()
             gaps: list[int] = []
-            feed = self.feed(path=path, wallClock=self.fakeTime)
+            feed = self.feed(path=path)
             feed.onGap(lambda gaps=gaps: gaps.append(1))
             self.happen()
             self.fake.advance(60)
@@ -346,7 +356,7 @@ class FeedTests(SynchronousTestCase):
             self.fake.heal()
             self.assertEqual(gaps, [])
             if not lives:
-                feed = EventsFeed(self.client, path=path, wallClock=self.fakeTime)
+                feed = self.makeFeed(path=path)
                 feed.onGap(lambda gaps=gaps: gaps.append(1))
                 feed.startService()
             self.fake.advance(60)
@@ -358,12 +368,12 @@ class FeedTests(SynchronousTestCase):
         for days, expected in ((29, []), (31, [1])):
             path = self.mktemp()
             gaps: list[int] = []
-            first = EventsFeed(self.client, path=path, wallClock=self.fakeTime)
+            first = self.makeFeed(path=path)
             first.startService()
             self.fake.advance(60)
             self.end(first)
             late = days * 86400.0
-            again = EventsFeed(self.client, path=path, wallClock=lambda late=late: self.fakeTime() + late)
+            again = self.makeFeed(path=path, wallClock=lambda late=late: self.fake.wallClock() + late)
             again.onGap(lambda gaps=gaps: gaps.append(1))
             again.startService()
             self.fake.advance(60)
