@@ -16,13 +16,13 @@ from .harness import answerRounds, inReactor, settingsOf
 
 
 @asynccontextmanager
-async def beating(
-    reactor: Any, settings: Any, id: str, timeout: int, token: str, withPulse: bool
+async def heartbeating(
+    reactor: Any, settings: Any, id: str, timeout: int, token: str, isBatched: bool
 ) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
     """
-    A HeartBeater with an interval of 0 s: all is done that a beat does, and only the waiting is left out.
+    A HeartBeater with an interval of 0 s: all is done that a heartbeat does, and only the waiting is left out.
 
-    :return: does so many beats.
+    :return: sends so many heartbeats.
     """
     from twisted.internet.defer import Deferred
     from twisted.internet.task import deferLater
@@ -43,22 +43,22 @@ async def beating(
         left, done = beats, Deferred()
         beater.start()
         await done
-        # Not in the middle of the beat that has called us.
+        # Not in the middle of the heartbeat that has called us.
         await deferLater(reactor, 0, lambda: None)
         await beater.stop()
 
     async with Client(settings=settings, reactor=reactor) as client:
-        context = client.services.context if withPulse else None
+        context = client.services.context if isBatched else None
         beater = HeartBeater(client.services, id, timeout, token, clock=reactor, context=context, keep=count)
         beater.interval = 0
         yield beat
 
 
-def heartBeater(home: str, id: str, timeout: str, token: str, batcher: str = "") -> None:
-    """HeartBeater, see :func:`beating`."""
+def heartBeater(home: str, id: str, timeout: str, token: str, batched: str = "") -> None:
+    """HeartBeater, see :func:`heartbeating`."""
 
     async def main(reactor: Any) -> None:
-        async with beating(reactor, settingsOf(home), id, int(timeout), token, bool(batcher)) as beat:
+        async with heartbeating(reactor, settingsOf(home), id, int(timeout), token, bool(batched)) as beat:
             await answerRounds(beat)
 
     inReactor(main)

@@ -1,14 +1,14 @@
 """
 What many services of one process cost their client: ``python -m benchmarks.manyservices``.
 
-So many HeartBeaters of one Client, in a process of their own, keep services of one registry (in memory, in another
-process) alive, with a heartbeat timeout of 10 s. They are looked at when each has beaten twice: then everything that is
-measured is what goes on for years. The CPU time is all that the process uses in some seconds, divided by the heartbeats
-that were answered in them; those with few services and those with many run side by side, and their ratio is the median
-of those of the rounds. A LoopingCall's tick stands beside it: so much would the timer alone of each cost.
+HeartBeaters of one Client, in a process of their own, keep services of one registry (in memory, in another process)
+registered, with a heartbeat timeout of 10 s. They are measured when each has sent two heartbeats: then everything that
+is measured is what goes on for years. The CPU time is all that the process uses in some seconds, divided by the
+heartbeats that were answered in them. A process with few services and one with many run side by side; their ratio is
+the median of those of the rounds. A LoopingCall's tick stands beside it: so much would a timer for each cost alone.
 
-The memory is what the process has grown by from an idle client to one whose services all beat (ids of 12 characters, no
-tags), and the delayed calls are those of its reactor, of which each is a time at which the process wakes up.
+The memory is what the process has grown by from an idle client to one whose services are all heartbeated (ids of 12
+characters, no tags). The delayed calls are those of its reactor: each is a time at which the process wakes up.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def measure(quick: bool) -> list[Figure]:
     counts, rounds, seconds = ((100, 1000), 2, 6.0) if quick else ((1000, 10_000), 9, 12.0)
     figures = []
     with ExitStack() as stack:
-        fleets = {count: stack.enter_context(_fleet(count, rounds, seconds)) for count in counts}
-        for process in fleets.values():
+        processes = {count: stack.enter_context(_services(count, rounds, seconds)) for count in counts}
+        for process in processes.values():
             _begin(process)
-        found = {count: json.loads(_line(process)) for count, process in fleets.items()}
+        found = {count: json.loads(_line(process)) for count, process in processes.items()}
     costs = {count: [cpu / beats for cpu, beats in of["rounds"]] for count, of in found.items()}
     for count, of in found.items():
         figures += [
@@ -63,13 +63,13 @@ def _tick() -> float:
 
 
 @contextmanager
-def _fleet(count: int, rounds: int, seconds: float) -> Iterator[subprocess.Popen[str]]:
-    """A process whose services beat, each of which has done so twice. It is told when to begin to be measured."""
+def _services(count: int, rounds: int, seconds: float) -> Iterator[subprocess.Popen[str]]:
+    """A process with services that have sent two heartbeats each. It waits until it is told to measure."""
     with registry(store="memory") as measured, closing(Api(measured.home)) as api, TemporaryDirectory() as folder:
-        ids = [f"fleet-{number:06}" for number in range(count)]
+        ids = [f"named-{number:06}" for number in range(count)]
         tokens = Path(folder, "tokens")
         tokens.write_text(json.dumps({id: api.create(id, 120)["token"] for id in ids}))
-        command = [sys.executable, "-m", "benchmarks.manyservices", "fleet", str(measured.home), str(tokens)]
+        command = [sys.executable, "-m", "benchmarks.manyservices", "services", str(measured.home), str(tokens)]
         command += [str(rounds), str(seconds)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             _line(process)
@@ -108,8 +108,8 @@ def _sockets() -> int:
     return count
 
 
-def context(home: str, tokens: str, rounds: str, seconds: str) -> None:
-    """A process whose services all beat. Prints what was found."""
+def services(home: str, tokens: str, rounds: str, seconds: str) -> None:
+    """A process whose services are all heartbeated. Prints what was found."""
     from twisted.internet.task import deferLater
     from twisted.internet.threads import deferToThread
 
@@ -123,23 +123,23 @@ def context(home: str, tokens: str, rounds: str, seconds: str) -> None:
 
         sockets = _sockets()
         async with Client(settings=settingsOf(home), reactor=reactor) as client:
-            services = client.services
-            # Who has registered something knows what the registry can do.
+            api = client.services
+            # A client that has registered something knows the registry's extensions.
             await client.account.getLimits()
             requests = beats = 0
-            beatTogether = services.heartbeatsOnce
+            heartbeatsOnce = api.heartbeatsOnce
 
             def counted(together: Any, **options: Any) -> Any:
                 nonlocal requests, beats
                 requests += 1
                 beats += len(together)
-                return beatTogether(together, **options)
+                return heartbeatsOnce(together, **options)
 
-            services.heartbeatsOnce = counted  # type: ignore[method-assign] # it is only looked at
+            api.heartbeatsOnce = counted  # type: ignore[method-assign] # it is only looked at
             before = _resident()
             registered = json.loads(Path(tokens).read_text())
             beaters = [
-                HeartBeater(services, id, _TIMEOUT, token, clock=reactor, context=services.context)
+                HeartBeater(api, id, _TIMEOUT, token, clock=reactor, context=api.context)
                 for id, token in registered.items()
             ]
             del registered
@@ -147,7 +147,7 @@ def context(home: str, tokens: str, rounds: str, seconds: str) -> None:
                 beater.start()
             while not all(beater.lastSeen for beater in beaters):
                 await wait(0.1)
-            # Two more turns of each.
+            # Two more heartbeats of each.
             await wait(2 * _INTERVAL)
             memory = _resident() - before
             print("ready", flush=True)
@@ -200,8 +200,8 @@ def tick() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["fleet"]:
-        context(*sys.argv[2:])
+    if sys.argv[1:2] == ["services"]:
+        services(*sys.argv[2:])
     elif sys.argv[1:2] == ["tick"]:
         tick()
     else:

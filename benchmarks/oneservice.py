@@ -4,8 +4,8 @@ What a heartbeat of one service costs its client: ``python -m benchmarks.oneserv
 Each contender is a process of its own with one connection, and heartbeats one service of one registry (over sqlite, in
 another process) as fast as it gets answers, always with the token of the last answer:
 
-* HeartBeater, alone and by the pulse of its client, with an interval of 0 s: everything that a beat does is done, its
-  LoopingCall and its deadline included, and only the waiting is left out;
+* HeartBeater, alone and batched, with an interval of 0 s: everything that a heartbeat does is done, its timer and its
+  deadline included, and only the waiting is left out;
 * treq.post(url, json=...) and response.json() in a loop, with no deadline and no care for failures;
 * the same with aiohttp's client;
 * an etcd lease that is kept alive through aetcd, for comparison.
@@ -44,7 +44,7 @@ def measure(quick: bool) -> list[Figure]:
 
         contenders = {
             "HeartBeater, alone": beater("alone"),
-            "HeartBeater, by the pulse": beater("pulsing", "with-pulse"),
+            "HeartBeater, batched": beater("batched", "batched"),
             "treq": loop("treq"),
             "aiohttp": loop("aiohttp"),
             "an etcd lease through aetcd": contender("aetcd", str(stack.enter_context(etcd())), str(_TIMEOUT)),

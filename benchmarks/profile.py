@@ -1,9 +1,9 @@
 """
-Where a heartbeat's time goes: ``python -m benchmarks.profile [--pulse]``.
+Where a heartbeat's time goes: ``python -m benchmarks.profile [--batched]``.
 
-A HeartBeater beats as in :mod:`benchmarks.oneservice`, against a registry in another process, and is looked at every
-millisecond of its CPU time (``SIGPROF``), which disturbs it far less than being told of every call. What is shown is
-each function's own time, C code that it calls included, by module and by function.
+A HeartBeater sends heartbeats as in :mod:`benchmarks.oneservice`, to a registry in another process. A sample is taken
+every millisecond of its CPU time (``SIGPROF``), which disturbs it far less than a profiler that is called for every
+call. What is shown is each function's own time, including C code that it calls, by module and by function.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from contextlib import closing
 from types import FrameType
 
-from .beaters import beating
+from .beaters import heartbeating
 from .harness import Api, inReactor, registry
 
 _TIMEOUT = 120
@@ -53,7 +53,7 @@ def _shown(samples: Counter[str], perBeat: float, most: int) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pulse", action="store_true", help="beat by the pulse of the client, rather than alone")
+    parser.add_argument("--batched", action="store_true", help="send batches, rather than single heartbeats")
     parser.add_argument("--beats", type=int, default=20000)
     parser.add_argument("--most", type=int, default=30, help="how many functions to show")
     options = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> None:
             token = api.create("service", _TIMEOUT)["token"]
 
         async def work(reactor: object) -> None:
-            async with beating(reactor, measured.settings, "service", _TIMEOUT, token, options.batcher) as beat:
+            async with heartbeating(reactor, measured.settings, "service", _TIMEOUT, token, options.batched) as beat:
                 await beat(options.beats // 10)
                 began = time.process_time()
                 sampler.start()
