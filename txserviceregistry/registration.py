@@ -95,9 +95,8 @@ class RegisteredService(Service):
         self._clock = client.clock
         self._check = checkedHealthCheck(check)
         self._tokens = TokenFile(os.fspath(state), serviceId) if state is not None else None
-        self._writing = WriteOutage(
-            os.fspath(state or ""), self._log, f"a restart of the program does not go on as service {serviceId}"
-        )
+        loss = f"a restart of the program does not go on as service {serviceId}"
+        self._writing = WriteOutage(os.fspath(state or ""), self._log, self._clock, loss)
         self._random = random
         self._heartBeater: HeartBeater | None = None
         self._desired = DesiredState(client.services.desired, serviceId, heartbeatTimeout, payload)
@@ -474,9 +473,9 @@ class RegisteredService(Service):
             updated = {name: value for name, value in fields.items() if value != given[name]}
             tokens.save(Kept(self._token, given, updated, self._provenToken))
         except OSError as error:
-            self._writing.failed(error)
+            self._writing.notWritten(error)
         else:
-            self._writing.ended()
+            self._writing.succeeded()
 
     def _forgetToken(self) -> None:
         self._token = self._provenToken = None

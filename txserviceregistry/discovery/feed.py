@@ -95,7 +95,8 @@ class EventsFeed(Service):
         self._client = client
         self._clock = client.clock
         self._path = None if path is None else os.fspath(path)
-        self._writing = WriteOutage(self._path or "", self._log, "a restart delivers again what came since")
+        loss = "a restart delivers again what came since"
+        self._writing = WriteOutage(self._path or "", self._log, self._clock, loss)
         self._backoff = Backoff(SHORTEST_RETRY, LONGEST_RETRY, random)
         self._wallClock = wallClock
         self._following = followingOf(client)
@@ -419,9 +420,9 @@ class EventsFeed(Service):
             checkPath(self._path)
             replaceFile(self._path, json.dumps(kept))
         except OSError as error:
-            self._writing.failed(error)
+            self._writing.notWritten(error)
         else:
-            self._writing.ended()
+            self._writing.succeeded()
 
     def _load(self) -> None:
         if self._path is None or (self._position is not None and self._position.seen):

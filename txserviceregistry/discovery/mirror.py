@@ -126,7 +126,7 @@ class Mirror(Service, Generic[_T]):
         self._clock = client.clock
         self._refresh = None if refresh is None else boundedNumber(refresh, 0.0, LONGEST_INTERVAL)
         self._path = None if path is None else os.fspath(path)
-        self._writing = WriteOutage(self._path or "", self._log, "a restart finds an older copy")
+        self._writing = WriteOutage(self._path or "", self._log, self._clock, "a restart finds an older copy")
         self._random = random
         self._wallClock = wallClock
         self._following: EventPoller = followingOf(client)
@@ -483,9 +483,9 @@ class Mirror(Service, Generic[_T]):
             checkPath(self._path)
             replaceFile(self._path, json.dumps(kept))
         except OSError as error:
-            self._writing.failed(error)
+            self._writing.notWritten(error)
         else:
-            self._writing.ended()
+            self._writing.succeeded()
 
     def _load(self) -> None:
         if self._path is None:

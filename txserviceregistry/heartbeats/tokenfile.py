@@ -13,21 +13,8 @@ from weakref import WeakSet
 
 import attrs
 
-from ..util.files import replaceFile
+from ..util.files import lockFile, replaceFile
 from ..util.ownership import checkPath
-
-try:
-    from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:
-    # Windows has none. There nothing keeps two processes from the same file.
-    def _lock(descriptor: int) -> None:
-        pass
-
-else:
-
-    def _lock(descriptor: int) -> None:
-        flock(descriptor, LOCK_EX | LOCK_NB)
-
 
 # Windows has no such flag.
 _NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
@@ -102,7 +89,7 @@ class TokenFile:
         checkPath(beside)
         claim = FileIO(beside, "a", opener=lambda path, flags: os.open(path, flags | _NO_FOLLOW, 0o600))
         try:
-            _lock(claim.fileno())
+            lockFile(claim.fileno())
         except BlockingIOError:
             claim.close()
             return False

@@ -6,7 +6,6 @@ programs on this machine where the registry is and how to get in.
 from __future__ import annotations
 
 import configparser
-import fcntl
 import io
 import os
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import attrs
 
-from ..util.files import replaceFile
+from ..util.files import lockFile, replaceFile
 from ..util.ownership import UnsafePath, checkPath
 from .stores.sqlite import file as sqlitefile
 
@@ -117,7 +116,7 @@ class DataDirectory:
         except OSError as error:
             raise self._unwritable(error)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lockFile(lock)
         except OSError:
             os.close(lock)
             raise DataDirectoryError(
@@ -165,7 +164,7 @@ class DataDirectory:
         except OSError:
             return False
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lockFile(lock)
         except OSError:
             return True
         finally:

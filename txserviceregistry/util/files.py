@@ -1,5 +1,6 @@
 """
 Files that are replaced as a whole, that only their owner may read, and without which a program can run for a while.
+Files that one process owns at a time.
 """
 
 from __future__ import annotations
@@ -8,7 +9,28 @@ import os
 import stat
 import tempfile
 
+from twisted.internet.interfaces import IReactorTime
+
 from .logs import Logger
+from .outage import Outage
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:
+
+    def lockFile(descriptor: int) -> None:
+        """Windows has no such locks: nothing keeps two processes from the same file."""
+
+else:
+
+    def lockFile(descriptor: int) -> None:
+        """
+        Lock an open file until it is closed; the system closes it with the process.
+
+        :raises BlockingIOError: if another process has it, or another descriptor of this one.
+        :raises OSError: if the file system has no locks.
+        """
+        flock(descriptor, LOCK_EX | LOCK_NB)
 
 
 def absolutePath(path: str) -> str:
@@ -59,34 +81,26 @@ def _resemble(descriptor: int, like: os.stat_result) -> None:
     os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
 
 
-class WriteOutage:
+class WriteOutage(Outage):
     """
     Logs once when a file can't be written any more, and once when it can.
 
     :param path: the file.
     :param log: the log.
+    :param clock: the reactor.
     :param loss: the consequence, as a clause.
     """
 
-    def __init__(self, path: str, log: Logger, loss: str) -> None:
-        self._path = path
-        self._log = log
-        self._loss = loss
-        self._isOn = False
+    def __init__(self, path: str, log: Logger, clock: IReactorTime, loss: str) -> None:
+        super().__init__(
+            log,
+            clock,
+            "File {path} can't be written: {reason}. Until it can, {loss}",
+            "File {path} is written again",
+            path=path,
+            loss=loss,
+        )
 
-    def failed(self, error: OSError) -> None:
-        """Writing the file failed."""
-        if not self._isOn:
-            self._isOn = True
-            self._log.warn(
-                "File {path} can't be written: {reason}. Until it can, {loss}",
-                path=self._path,
-                reason=error.strerror or type(error).__name__,
-                loss=self._loss,
-            )
-
-    def ended(self) -> None:
-        """Writing the file succeeded."""
-        if self._isOn:
-            self._isOn = False
-            self._log.info("File {path} is written again", path=self._path)
+    def notWritten(self, error: OSError) -> None:
+        """Writing the file failed; see :meth:`failed`."""
+        self.failed(reason=error.strerror or type(error).__name__)

@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from .waiters import Waiters
+
 _K = TypeVar("_K")
 _T = TypeVar("_T")
 
@@ -52,7 +54,7 @@ class SingleFlight(Generic[_K, _T]):
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[_K, list[Deferred[_T]]] = {}
+        self._waiting: dict[_K, Waiters[_T]] = {}
 
     def __len__(self) -> int:
         """How many works are under way."""
@@ -64,15 +66,14 @@ class SingleFlight(Generic[_K, _T]):
         :param work: begins the work, unless it is under way.
         :return: fires with what the work brings.
         """
-        waiter: Deferred[_T] = Deferred()
         if key in self._waiting:
-            self._waiting[key].append(waiter)
-            return waiter
-        self._waiting[key] = [waiter]
+            return self._waiting[key].wait()
+        waiters = self._waiting[key] = Waiters()
+        waiter = waiters.wait()
 
         def done(result: _T | Failure) -> None:
-            for each in self._waiting.pop(key):
-                each.callback(result)
+            del self._waiting[key]
+            waiters.fire(result)
 
         work().addBoth(done)
         return waiter

@@ -8,7 +8,6 @@ when the tries at the start are over, when a registration is lost for good, and 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +35,7 @@ from ...registration import RegisteredService
 from ...settings import Settings
 from ...util.backoff import Backoff
 from ...util.deferred import returnsDeferred
+from ...util.files import lockFile
 from ...util.logs import Logger
 from ...util.ownership import checkPath
 
@@ -84,7 +84,7 @@ def claimTokenFile(dataDir: Path, serviceId: str) -> tuple[Path, int]:
     checkPath(folder)
     claim = os.open(folder / f"{serviceId}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lockFile(claim)
     except OSError:
         os.close(claim)
         raise

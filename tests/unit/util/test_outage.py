@@ -1,0 +1,118 @@
+"""What fails for a while, in two lines of the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.util.logs import Logger
+from txserviceregistry.util.outage import Outage
+
+
+class OutageTests(SynchronousTestCase):
+    """Outage."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.events: list[Any] = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
+    def outage(self, **options: Any) -> Outage:
+        return Outage(
+            Logger(), self.clock, "{what} failed: {reason}", "{what} works after {seconds:.0f} s", what="It", **options
+        )
+
+    def logged(self) -> list[str]:
+        """The lines since the last time."""
+        lines = [formatEvent(event) for event in self.events]
+        self.events.clear()
+        return lines
+
+    def test_isLoggedTwice(self) -> None:
+        """One line when it begins, with the first reason, and one when it ends; the next outage is another one."""
+        outage = self.outage()
+        outage.succeeded()
+        self.assertEqual((self.logged(), outage.isOn), ([], False))
+        for reason in ("full", "broken"):
+            outage.failed(reason=reason)
+            self.clock.advance(10)
+        self.assertTrue(outage.isOn)
+        self.assertEqual([event["log_level"] for event in self.events], [LogLevel.warn])
+        self.assertEqual(self.logged(), ["It failed: full"])
+        for _ in range(2):
+            outage.succeeded()
+        self.assertFalse(outage.isOn)
+        self.assertEqual([event["log_level"] for event in self.events], [LogLevel.info])
+        self.assertEqual(self.logged(), ["It works after 20 s"])
+        outage.failed(reason="broken")
+        self.assertEqual(self.logged(), ["It failed: broken"])
+
+    def test_valuesOfBothLines(self) -> None:
+        """The last line has the values of the first one, and values of its own."""
+        outage = Outage(Logger(), self.clock, "{name} failed", "{name} works, {lost} lost", level=LogLevel.error)
+        outage.failed(name="First")
+        outage.failed(name="Second")
+        outage.succeeded(lost=3)
+        self.assertEqual([event["log_level"] for event in self.events], [LogLevel.error, LogLevel.info])
+        self.assertEqual(self.logged(), ["First failed", "First works, 3 lost"])
+
+    def test_noLastLine(self) -> None:
+        """There may be nothing to say when it ends."""
+        outage = Outage(Logger(), self.clock, "It failed")
+        for _ in range(2):
+            outage.failed()
+            outage.succeeded()
+        self.assertEqual(self.logged(), ["It failed"] * 2)
+
+    def test_theSecondFailure(self) -> None:
+        """It may take several failures in a row to be one; its time counts from the first."""
+        outage = self.outage(after=2)
+        outage.failed(reason="slow")
+        outage.succeeded()
+        outage.failed(reason="slow")
+        self.assertEqual((self.logged(), outage.isOn), ([], False))
+        self.clock.advance(5)
+        outage.failed(reason="slower")
+        self.clock.advance(5)
+        outage.succeeded()
+        self.assertEqual(self.logged(), ["It failed: slower", "It works after 10 s"])
+
+    def test_aCertainFailure(self) -> None:
+        """One that another try does not mend is one at once."""
+        outage = self.outage(after=2)
+        outage.failed(isCertain=True, reason="gone")
+        self.assertEqual(self.logged(), ["It failed: gone"])
+
+    def test_anUnexpectedError(self) -> None:
+        """An error that was not expected is one at once, with its traceback in the log."""
+        outage = self.outage(after=2)
+        outage.failed(Failure(KeyError("web1")), reason="a defect")
+        self.assertEqual(self.events[0]["log_failure"].type, KeyError)
+        self.assertEqual(self.logged(), ["It failed: a defect"])
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
+    def test_whatFailsNowAndThen(self) -> None:
+        """An outage soon after another one ends when nothing has failed for some time."""
+        outage = self.outage(calm=60)
+        outage.failed(reason="full")
+        outage.succeeded()
+        self.assertEqual(self.logged(), ["It failed: full", "It works after 0 s"])
+        self.clock.advance(59)
+        outage.failed(reason="full")
+        self.assertEqual(self.logged(), ["It failed: full"])
+        for _ in range(3):
+            self.clock.advance(59)
+            outage.succeeded()
+            outage.failed(reason="full")
+        self.clock.advance(60)
+        outage.succeeded()
+        self.assertEqual(self.logged(), ["It works after 237 s"])
+        self.clock.advance(60)
+        outage.failed(reason="full")
+        outage.succeeded()
+        self.assertEqual(self.logged(), ["It failed: full", "It works after 0 s"])

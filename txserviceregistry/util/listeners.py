@@ -1,0 +1,61 @@
+"""
+Functions to call when something happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, ParamSpec
+
+from .logs import Logger
+
+_P = ParamSpec("_P")
+
+
+class Listeners(Generic[_P]):
+    """
+    Functions to call when something happens, in the order in which they were added. Each may add and end others.
+
+    :param log: gets the exceptions that they raise.
+    :param what: what they listen to, for the log: "changes of the directory".
+    """
+
+    __slots__ = ("_entries", "_log", "_what")
+
+    def __init__(self, log: Logger, what: str) -> None:
+        self._log = log
+        self._what = what
+        # A key for each, because the same function may be added twice.
+        self._entries: dict[object, Callable[_P, object]] = {}
+
+    def add(self, listener: Callable[_P, object]) -> Callable[[], None]:
+        """
+        Call *listener* from now on.
+
+        :return: a function that ends it. It may be called more than once.
+        """
+        key = object()
+        self._entries[key] = listener
+
+        def end() -> None:
+            self._entries.pop(key, None)
+
+        return end
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Callable[_P, object]]:
+        """Those that are here now, without those that have ended when it is their turn."""
+        for key in tuple(self._entries):
+            listener = self._entries.get(key)
+            if listener is not None:
+                yield listener
+
+    def call(self, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Call all of them. What one raises is logged, and the others are called all the same."""
+        for listener in self:
+            try:
+                listener(*args, **kwargs)
+            except Exception:
+                self._log.failure("Listener to {what} failed", what=self._what)
