@@ -9,9 +9,8 @@ promises were kept.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import attrs
@@ -24,7 +23,7 @@ from .journal import Operation, Outcome
 
 __all__ = ["Audit", "Findings"]
 
-# The events of one thing as text, a letter for each kind, so that a regular expression can say what may have happened.
+# A letter for each kind of event.
 _LETTERS = {
     "service.join": "J",
     "service.remove": "X",
@@ -57,8 +56,10 @@ class Audit:
     Looks at one account of one registry, again and again: each look takes up where the last one ended.
 
     :param client: of the registry itself, not by way of the proxy.
-    :param isSeveral: whether applications know several servers: then a creation without an answer is done once more,
-        when the first one has been found out and removed, or has died.
+    :param isSeveral: whether applications know several servers. Then a creation without a response is done once more,
+        when the first one has been found out and removed, or has died. And each request may have been repeated at
+        another server while the first one still worked on it, and took effect after later requests: a service that was
+        created so is one that its client does not know, and expires.
     :ivar events: all events so far.
     :ivar services: the services that are there, by their id, as the events have it.
     :ivar values: the configuration values in the same way.
@@ -73,6 +74,13 @@ class Audit:
         self._position = 0
         # Services whose creation or removal had no response.
         self._unknown: set[str] = set()
+        # Services that were to be created, that were to be removed, that have been there and were gone, and that came
+        # back although all of this had been asked for once.
+        self._created: set[str] = set()
+        self._removed: set[str] = set()
+        self._gone: set[str] = set()
+        self._createdLate: set[str] = set()
+        self._operations: Sequence[Operation] = ()
 
     def count(self, type: str, id: str | None = None) -> int:
         """How many events of this type there were, about a certain service or value, or about all."""
@@ -100,11 +108,14 @@ class Audit:
         self._unknown |= {
             each.id for each in operations if each.what in ("create", "remove") and each.outcome is Outcome.unknown
         }
+        self._created |= {each.id for each in operations if each.what == "create"}
+        self._removed |= {each.id for each in operations if each.what == "remove"}
         news, services, values = await self._read(findings)
         for event in news:
             self._replay(event, findings)
             id = _about(event)
-            if event["type"] == "service.timeout" and id not in self._unknown and id not in mayTimeOut:
+            mayBe = id in self._unknown or id in mayTimeOut or id in self._createdLate
+            if event["type"] == "service.timeout" and not mayBe:
                 findings.falseTimeouts.append(f"{id} timed out: {event}")
         for id in sorted(services.keys() | self.services.keys()):
             if services.get(id) != self.services.get(id):
@@ -113,7 +124,7 @@ class Audit:
             if values.get(key) != self.values.get(key):
                 findings.disorder.append(f"{key} is {values.get(key)}, by the events {self.values.get(key)}")
         findings.ghosts += sorted(set(dead) & services.keys())
-        findings.lost += _lost(operations, news, "(?:J;[XT];)*" if self._isSeveral else "")
+        findings.lost += self._lost(operations, news)
         return findings
 
     async def whole(self) -> Findings:
@@ -163,6 +174,24 @@ class Audit:
 
     # -- judging
 
+    def _lost(self, operations: Sequence[Operation], news: Sequence[Event]) -> list[str]:
+        """What was asked for, and has events that it can't have had."""
+        # Among several servers an operation of an earlier look may have its effect now.
+        self._operations = [*self._operations, *operations] if self._isSeveral else operations
+        asked: defaultdict[str, list[Operation]] = defaultdict(list)
+        for operation in self._operations:
+            asked[operation.id].append(operation)
+        happened: defaultdict[str, list[str]] = defaultdict(list)
+        for event in self.events if self._isSeveral else news:
+            payload = cast(Mapping[str, Any], event["payload"])
+            happened[_about(event)].append(f"{_LETTERS[event['type']]}{payload.get('new_value', '')}")
+        lost = []
+        for id in dict.fromkeys(operation.id for operation in operations):
+            if not _Past(asked[id], happened[id], self._isSeveral).isPossible():
+                outcomes = [(each.what, each.value, each.outcome.value) for each in asked[id]]
+                lost.append(f"{id}: asked for {outcomes}, and happened has {happened[id]}")
+        return lost
+
     def _replay(self, event: Event, findings: Findings) -> None:
         position = _position(event)
         if position <= self._position:
@@ -173,9 +202,12 @@ class Audit:
             if id in self.services:
                 findings.disorder.append(f"joined while it was there: {event}")
             self.services[id] = _lasting(payload)
+            if self._isSeveral and id in self._gone and id in self._created & self._removed:
+                self._createdLate.add(id)
         elif event["type"] in ("service.remove", "service.timeout"):
             if self.services.pop(id, None) is None:
                 findings.disorder.append(f"went without having been there: {event}")
+            self._gone.add(id)
         else:
             if self.values.pop(id, None) != payload["old_value"]:
                 findings.disorder.append(f"the value was another one before: {event}")
@@ -198,37 +230,77 @@ def _lasting(service: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: service[name] for name in ("heartbeat_timeout", "tags", "metadata")}
 
 
-def _lost(operations: Iterable[Operation], news: Iterable[Event], beforeCreates: str) -> list[str]:
+class _Past:
     """
-    Whose events are none that these operations can have had.
+    Whether some events can be what became of some operations, all of them about one service or value.
 
-    :param beforeCreates: what may have happened before a creation was done, as a regular expression.
+    :param operations: in the order in which they were asked for.
+    :param events: each as text: a letter for its kind, and the new value if there is one.
+    :param isSeveral: see :class:`Audit`.
     """
-    asked: defaultdict[str, list[Operation]] = defaultdict(list)
-    for operation in operations:
-        asked[operation.id].append(operation)
-    happened: defaultdict[str, list[str]] = defaultdict(list)
-    for event in news:
-        payload = cast(Mapping[str, Any], event["payload"])
-        happened[_about(event)].append(f"{_LETTERS[event['type']]}{payload.get('new_value', '')};")
-    lost = []
-    for id, all_ in asked.items():
-        allowed = "".join(f"{beforeCreates if each.what == 'create' else ''}{_pattern(each)}" for each in all_)
-        if not re.fullmatch(allowed, "".join(happened[id])):
-            outcomes = [(each.what, each.value, each.outcome.value) for each in all_]
-            lost.append(f"{id}: asked for {outcomes}, and happened has {happened[id]}")
-    return lost
+
+    def __init__(self, operations: Sequence[Operation], events: Sequence[str], isSeveral: bool) -> None:
+        self._operations = operations
+        self._events = tuple(events)
+        self._isSeveral = isSeveral
+        # Which operations can have had each event.
+        self._numbers: defaultdict[str, list[int]] = defaultdict(list)
+        for number, operation in enumerate(operations):
+            if operation.outcome is not Outcome.refused or operation.what in ("remove", "unset"):
+                self._numbers[_eventOf(operation)].append(number)
+
+    def isPossible(self) -> bool:
+        """Try all ways to assign the events to the operations."""
+        # How many operations and events are assigned, and which operations have had their effect late.
+        left: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]
+        seen = set(left)
+        while left:
+            done, at, late = left.pop()
+            if (done, at) == (len(self._operations), len(self._events)):
+                return True
+            steps = [(done, at + len(events), (*late, number)) for number, events in self._late(done, at, late)]
+            if done < len(self._operations):
+                outcomes = self._outcomes(self._operations[done])
+                steps += [(done + 1, at + len(events), late) for events in outcomes if self._isNext(at, events)]
+                if self._isSeveral and self._operations[done].what == "create":
+                    # Done, found out and undone, or expired, before it was done with another server.
+                    steps += [(done, at + 2, late) for end in "XT" if self._isNext(at, ("J", end))]
+            left += [step for step in steps if step not in seen]
+            seen.update(steps)
+        return False
+
+    def _isNext(self, at: int, events: tuple[str, ...]) -> bool:
+        return self._events[at : at + len(events)] == events
+
+    def _outcomes(self, operation: Operation) -> list[tuple[str, ...]]:
+        """The events that an operation can have had."""
+        event = _eventOf(operation)
+        if operation.outcome is Outcome.acknowledged:
+            return [(event,)]
+        if operation.outcome is Outcome.refused and operation.what in ("create", "set"):
+            return [()]
+        # A removal that was sent again is refused because the first one was done.
+        outcomes: list[tuple[str, ...]] = [(), (event,)]
+        if operation.what == "create":
+            # Its client does not know it, and sends no heartbeats for it.
+            outcomes.append((event, "T"))
+        return outcomes
+
+    def _late(self, done: int, at: int, late: tuple[int, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """
+        An operation before this one that can have had the next events: beside the event of its repetition, and after
+        other operations.
+        """
+        if not self._isSeveral or at == len(self._events):
+            return
+        event = self._events[at]
+        # Of those with the same event, one is as good as another.
+        number = next((each for each in self._numbers[event] if each < done and each not in late), None)
+        if number is not None:
+            yield number, (event,)
+            if self._isNext(at, ("J", "T")):
+                yield number, ("J", "T")
 
 
-def _pattern(operation: Operation) -> str:
-    """The events that an operation can have had, as a regular expression."""
-    event = f"{_OPERATIONS[operation.what]}{operation.value or ''};"
-    if operation.outcome is Outcome.acknowledged:
-        return event
-    if operation.what == "create":
-        # Nobody knew of it, and nobody heartbeated it.
-        return "" if operation.outcome is Outcome.refused else f"(?:{event}(?:T;)?)?"
-    # A removal that was sent again is refused because the first one was done.
-    if operation.outcome is Outcome.refused and operation.what == "set":
-        return ""
-    return f"(?:{event})?"
+def _eventOf(operation: Operation) -> str:
+    return f"{_OPERATIONS[operation.what]}{operation.value or ''}"

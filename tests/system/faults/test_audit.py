@@ -79,6 +79,73 @@ class AuditTests(SynchronousTestCase):
         self.assertEqual(self.did(Deferred.fromCoroutine(several.look([creation]))), Findings())
         self.assertEqual(len(self.found(creation).lost), 1)
 
+    def happens(self, id: str, kinds: str) -> None:
+        """Events of a service: it joins (J), is removed (X) or times out (T)."""
+        for kind in kinds:
+            if kind == "J":
+                self.did(self.client.services.create(id, 3))
+            elif kind == "X":
+                self.did(self.client.services.remove(id))
+            else:
+                self.fake.advance(3)
+
+    def foundBy(self, several: Audit, *operations: Operation) -> Findings:
+        return self.did(Deferred.fromCoroutine(several.look(operations)))
+
+    def test_aCreationThatIsLate(self) -> None:
+        """
+        Among several servers a creation that was repeated at another one may be done once more after the service was
+        removed. Its client does not know that service, which stays for now, is removed by a late removal, or times out.
+        With one server none of that is right.
+        """
+        for id, kinds in (("removed", "JXJX"), ("timed-out", "JXJT"), ("twice", "JXJTJT"), ("stays", "JXJ")):
+            several = Audit(self.client, isSeveral=True)
+            self.foundBy(several)
+            self.found()
+            self.happens(id, kinds)
+            operations = asked("create", id), asked("remove", id)
+            self.assertEqual(len(self.found(*operations).lost), 1, id)
+            found = self.foundBy(several, *operations)
+            self.assertEqual((len(found.lost), found.falseTimeouts), (id == "twice", []), id)
+
+    def test_aCreationThatIsLateForTheNextLook(self) -> None:
+        """The late creation, and the timeout of its service, may come after the look that heard of the operations."""
+        several = Audit(self.client, isSeveral=True)
+        self.happens("web1", "JX")
+        self.assertEqual(self.foundBy(several, asked("create", "web1"), asked("remove", "web1", UNKNOWN)), Findings())
+        self.happens("web1", "J")
+        self.assertEqual(self.foundBy(several), Findings())
+        self.happens("web1", "X")
+        self.assertEqual(self.foundBy(several, asked("remove", "web1")), Findings())
+        self.happens("web2", "JX")
+        self.assertEqual(self.foundBy(several, asked("create", "web2"), asked("remove", "web2")), Findings())
+        for kind in "JT":
+            self.happens("web2", kind)
+            self.assertEqual(self.foundBy(several), Findings())
+
+    def test_aServiceThatIsKept(self) -> None:
+        """Among several servers too, one that is not to be removed may not time out, whatever was before it."""
+        several = Audit(self.client, isSeveral=True)
+        self.happens("web1", "JXJT")
+        found = self.foundBy(several, asked("create", "web1"))
+        self.assertEqual((len(found.falseTimeouts), len(found.lost)), (1, 1))
+
+    def test_aValueThatIsLate(self) -> None:
+        """Among several servers an older value may come back once, or be removed once more; another value may not."""
+        for number, values in enumerate(("121", "12-1", "12-2-", "1213", "12121", "124")):
+            key = f"key{number}"
+            several = Audit(self.client, isSeveral=True)
+            self.foundBy(several)
+            for value in values:
+                change = (
+                    self.client.configuration.remove(key) if value == "-" else self.client.configuration.set(key, value)
+                )
+                self.did(change)
+            operations = [asked("set", key, DONE, "1"), asked("set", key, DONE, "2")]
+            operations += [asked("unset", key)] if "-" in values else []
+            found = self.foundBy(several, *operations)
+            self.assertEqual(len(found.lost), values in ("1213", "12121", "124"), values)
+
     def test_findsFalseTimeouts(self) -> None:
         """A timeout is false, unless it is expected or nobody knew of the service."""
         for id in ("web1", "web2", "web3"):
