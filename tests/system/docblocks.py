@@ -11,11 +11,9 @@ import ast
 import inspect
 import os
 import re
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from random import randrange
 from textwrap import dedent
 from typing import Any
 
@@ -27,6 +25,7 @@ from twisted.internet.task import deferLater
 
 from tests import ROOT
 from tests.needs import PROGRAMS, needs
+from tests.system.ports import freePorts
 from tests.system.processes import PATIENCE, Child, ProcessTestCase
 
 reactor: Any = globalReactor
@@ -51,21 +50,8 @@ _CHANGING = {
 }
 # Ports that pages name; each is another one here, that is free.
 _PORT = re.compile(r"\b(8\d{3}|9\d{3})\b")
-
-
-def freePort() -> int:
-    """
-    A port that nobody listens on, at any address, and of four digits, so that tables stay as they are shown. Tests that
-    run at the same time, in other processes, get others.
-    """
-    while True:
-        port = randrange(2000 + os.getpid() % 16, 10000, 16)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-        return port
+# So that tables stay as they are shown.
+_FOUR_DIGITS = range(2000, 10_000)
 
 
 @attrs.frozen
@@ -152,7 +138,7 @@ class PageTestCase(ProcessTestCase):
         """The text, with ports that are free here."""
 
         def other(found: re.Match[str]) -> str:
-            return self.ports.setdefault(found[0], str(freePort()))
+            return self.ports.setdefault(found[0], str(freePorts(1, _FOUR_DIGITS)[0]))
 
         return _PORT.sub(other, text.replace("/opt/my-app", f"{self.home}/my-app"))
 

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,8 @@ import treq
 from twisted.internet.error import ConnectError
 
 from tests import ROOT
-from tests.system.etcd.etcds import SYSTEMS, freePorts
+from tests.system.etcd.etcds import SYSTEMS
+from tests.system.ports import freePorts, isFree, reserve
 from tests.system.processes import Child, ProcessTestCase
 from tests.system.test_operating import unitOf
 from txserviceregistry import Client
@@ -31,18 +31,6 @@ def blocks(language: str) -> list[str]:
     """The blocks of one language, in their order."""
     found = re.findall(rf"\.\. code-block:: {language}\n\n((?:    .*\n|\n)+)", PAGE.read_text())
     return [re.sub("^    ", "", block, flags=re.MULTILINE).rstrip() + "\n" for block in found]
-
-
-def isFree(port: int) -> bool:
-    """Whether nobody listens there."""
-    with socket.socket() as probe:
-        # Connections that have ended a moment ago are no listener.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 class PageCase(ProcessTestCase):
@@ -85,7 +73,7 @@ class OneMachineTests(PageCase):
             client, peer, registry = Random().sample(range(1000, 2700), 3)
             self.allPorts = [int(f"{n}{suffix}") for n in "123" for suffix in (client, peer)]
             self.allPorts += [10 * registry + n for n in (1, 2, 3)]
-            if all(map(isFree, self.allPorts)):
+            if all(map(reserve, self.allPorts)):
                 break
         self.ports = {"2379": str(client), "2380": str(peer), "888": str(registry)}
         self.endpoint = f"http://127.0.0.1:1{client}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import socket
 import sys
 from pathlib import Path
 
 from twisted.internet.utils import getProcessOutputAndValue
 
 from tests import ROOT
+from tests.system.ports import freePorts
 from tests.system.processes import ProcessTestCase
 
 README = ROOT / "README.rst"
@@ -19,14 +19,6 @@ def codeBlocks() -> list[str]:
     """The Python blocks of the README, in their order."""
     blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", README.read_text())
     return [re.sub("^    ", "", block, flags=re.MULTILINE) for block in blocks]
-
-
-def freePort() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class ReadmeTests(ProcessTestCase):
@@ -40,13 +32,13 @@ class ReadmeTests(ProcessTestCase):
     async def test_theApplicationRegistersItself(self) -> None:
         """The ten lines: registered when the registry comes up, found by the other example, gone after a stop."""
         app, look, *_ = codeBlocks()
-        application = self.twistd("-y", self.write("app.py", app.replace("8000", str(freePort()))))
+        application = self.twistd("-y", self.write("app.py", app.replace("8000", str(freePorts(1)[0]))))
         # There is no registry yet, and not even credentials for one.
         await application.ended
         self.assertIn("There is no username", application.output + application.errors)
         registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1")
         await registry.says("Credentials")
-        application = self.twistd("-y", self.write("app.py", app.replace("8000", str(freePort()))))
+        application = self.twistd("-y", self.write("app.py", app.replace("8000", str(freePorts(1)[0]))))
         client = self.client()
 
         async def registered() -> bool:

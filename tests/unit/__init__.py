@@ -1,8 +1,8 @@
 """
 What the modules of the package do, each by itself: in this process, without etcd, mostly on a clock of the test's own.
 
-Tests that make up their input make a few examples, the same each time. ``HYPOTHESIS_EXAMPLES=300`` makes as many, and
-others each time, as CI does.
+Tests that make up their input make a few examples, the same each time. ``HYPOTHESIS_EXAMPLES=300`` makes as many, as CI
+does, and ``HYPOTHESIS_RANDOM=1`` makes others each time.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-_COUNT = os.environ.get("HYPOTHESIS_EXAMPLES")
-
 settings.register_profile(
     "txserviceregistry",
-    max_examples=int(_COUNT or 25),
-    derandomize=_COUNT is None,
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", 25)),
+    derandomize="HYPOTHESIS_RANDOM" not in os.environ,
     print_blob=True,
     # A machine that is busy fails no test.
     deadline=None,

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import configparser
 import os
-import random
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +26,7 @@ from tests.system.etcd.etcds import etcdCommand
 from tests.system.faults.audit import Audit
 from tests.system.faults.faultcase import FaultCase
 from tests.system.faults.journal import Application, Operation, Outcome
+from tests.system.ports import freePorts
 from tests.system.processes import PATIENCE, Child, reactor
 from txserviceregistry import Client
 from txserviceregistry.discovery import EventsFeed
@@ -35,12 +34,10 @@ from txserviceregistry.discovery.feed import FeedEvent
 from txserviceregistry.settings import readSettings
 from txserviceregistry.util.deferred import returnsDeferred
 
-__all__ = ["ClusterCase", "Follower", "Member", "Node", "ask", "started", "unusedPorts"]
+__all__ = ["ClusterCase", "Follower", "Member", "Node", "ask", "started"]
 
 #: In the line that an application logs when its reactor stood still.
 STALL = "reactor stood still"
-# Below the ports that connections are given: what is killed must find its port free when it is started again.
-_PORTS = range(15_000, 32_000)
 # As many as the largest row has, with room for those that come and go.
 _MOST_SERVICES = 2000
 # How twistd's log writes the time.
@@ -63,22 +60,6 @@ def findEtcd() -> str | None:
         if re.search(r"Version: 3\.(?!5\.[012]\b)", version):
             return program
     return None
-
-
-def unusedPorts(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on, and that no connection is given by chance."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.choice(_PORTS)
-        with socket.socket() as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                tried.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-    return found
 
 
 async def ask(
@@ -198,7 +179,7 @@ class ClusterCase(FaultCase):
 
     async def startMembers(self, count: int = 3) -> None:
         """Start etcd, and wait until it has a leader."""
-        ports = unusedPorts(2 * count)
+        ports = freePorts(2 * count)
         self.addMembers(ports[:count], ports[count:], [f"http://127.0.0.1:{port}" for port in ports[count:]])
         for member in self.members:
             await member.start()
@@ -257,7 +238,7 @@ class ClusterCase(FaultCase):
     async def startNodes(self, count: int = 3, *options: str) -> None:
         """Start registries."""
         etcd = ",".join(member.url for member in self.members)
-        for number, port in enumerate(unusedPorts(count)):
+        for number, port in enumerate(freePorts(count)):
             self.addNode(number, port, etcd, *options)
         await self.startAll()
 

@@ -8,10 +8,11 @@ import time
 from twisted.internet.task import deferLater
 
 from tests.system.faults.journal import Outcome
+from tests.system.ports import freePorts
 from tests.system.processes import reactor
 from txserviceregistry.errors import ServerError
 
-from .clustercase import ClusterCase, Node, unusedPorts
+from .clustercase import ClusterCase, Node
 from .network import Network
 
 #: The site that is cut off.
@@ -30,14 +31,14 @@ class PartitionTests(ClusterCase):
 
     async def startSites(self) -> Network:
         """Start all of it, with a network in between."""
-        ports = unusedPorts(6)
+        ports = freePorts(6)
         network = Network(reactor, ports[3:], ports[:3], FAR)
         self.addCleanup(network.stop)
         self.addMembers(ports[:3], ports[3:], [relay.url for relay in network.peers])
         for member in self.members:
             await member.start()
         await self.until(self.areHealthy)
-        for number, port in enumerate(unusedPorts(3)):
+        for number, port in enumerate(freePorts(3)):
             self.addNode(number, port, network.etcdOf(number))
         await self.startAll()
         return network

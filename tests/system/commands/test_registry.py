@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.needs import fakeTime
+from tests.system.ports import freePorts
 from tests.system.processes import Child, ProcessTestCase, reactor
 from txserviceregistry import Client
 from txserviceregistry.errors import ServiceRegistryError
@@ -32,12 +33,11 @@ class RegistryProcessTests(ProcessTestCase):
     def registry(self, *arguments: str, **options: Any) -> Child:
         return self.twistd("service-registry", *arguments, **options)
 
-    async def started(self, listen: str = ANY_PORT) -> tuple[Child, Client, str]:
+    async def started(self, listen: str | None = None) -> tuple[Child, Client, str]:
+        listen = listen or f"tcp:{freePorts(1)[0]}:interface=127.0.0.1"
         registry = self.registry("--listen", listen)
         await registry.says("Credentials")
-        client = self.client(timeout=3.0)
-        port = client.settings.baseUrls[0].split(":")[2].split("/")[0]
-        return registry, client, f"tcp:{port}:interface=127.0.0.1"
+        return registry, self.client(timeout=3.0), listen
 
     async def types(self, client: Client) -> list[str]:
         return [event["type"] for event in (await client.events.list(limit=1000))["values"]]

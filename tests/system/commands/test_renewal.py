@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
 from tests.certificates import LOOPBACK, Holder
-from tests.system.etcd.etcds import freePorts, startEtcd
+from tests.system.etcd.etcds import startEtcd
+from tests.system.ports import freePorts
 from tests.system.processes import Child, ProcessTestCase, reactor
 from txserviceregistry import Client
 from txserviceregistry.settings import readSettings

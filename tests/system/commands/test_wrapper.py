@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from twisted.internet.interfaces import IReactorTCP
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.utils import getProcessOutputAndValue
 
+from tests.system.ports import freePorts
 from tests.system.processes import Child, ProcessTestCase, reactor, sharedRegistry, together
 from txserviceregistry import Client
 from txserviceregistry.errors import NotFound, ServiceRegistryError
@@ -31,14 +31,6 @@ SIGNALS = [
     *("SIGCONT", "SIGPWR", "SIGIO", "SIGVTALRM", "SIGPROF", "SIGRTMIN", "SIGRTMAX"),
 ]
 PR_SET_CHILD_SUBREAPER = 36
-
-
-def freePort() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def processesIn(home: str) -> Iterator[int]:
@@ -484,7 +476,7 @@ class WrapperTests(WrapperTestCase):
 
     async def test_theLogOfAFailingCheck(self) -> None:
         """One line with the reason when it begins to fail, and one when it passes again, however long that takes."""
-        number = freePort()
+        number = freePorts(1)[0]
 
         def listen() -> Any:
             return IReactorTCP(reactor).listenTCP(number, Factory.forProtocol(Protocol), interface="127.0.0.1")

@@ -8,7 +8,6 @@ import atexit
 import itertools
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -18,20 +17,11 @@ import urllib.request
 from collections.abc import Callable
 from functools import cache
 
+from tests.system.ports import freePorts
+
 _names = itertools.count(1)
 # Seconds: far more than an etcd takes to start.
 _PATIENCE = 30.0
-
-
-def freePorts(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports: list[int] = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def newPrefix() -> str:

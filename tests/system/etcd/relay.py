@@ -11,6 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from tests.system.ports import freePorts
+
 __all__ = ["Relay"]
 
 _LOOPBACK = "127.0.0.1"
@@ -30,7 +32,7 @@ class Relay:
         self.ends: set[_End] = set()
         self.isHung = False
         self._listener: Any = None
-        self._ownPort = 0
+        self._ownPort = freePorts(1)[0]
         self._gone: list[Deferred[None]] = []
 
     @property
@@ -44,7 +46,6 @@ class Relay:
             factory = Factory.forProtocol(lambda: _End(self))
             factory.noisy = False
             self._listener = self.reactor.listenTCP(self._ownPort, factory, interface=_LOOPBACK)
-            self._ownPort = self._listener.getHost().port
 
     async def refuse(self) -> None:
         """Take no new connections."""

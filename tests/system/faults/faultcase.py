@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from random import Random
 
 from tests import ROOT
+from tests.system.ports import freePorts
 from tests.system.processes import Child, ProcessTestCase, reactor
 
 from .audit import Audit, Findings
@@ -56,8 +57,11 @@ class FaultCase(Figures, ProcessTestCase):
 
     # Of one test at full length, in seconds. What hangs is found out by each step's own patience.
     timeout = 1800.0
-    #: Where the registry listens, from its first start on.
-    port = 0
+
+    def setUp(self) -> None:
+        super().setUp()
+        #: Where the registry listens.
+        self.port = freePorts(1)[0]
 
     async def registry(
         self, *arguments: str, environment: Mapping[str, str] | None = None, transport: str = "tcp"
@@ -71,7 +75,6 @@ class FaultCase(Figures, ProcessTestCase):
         listen = f"{kind}:{self.port}:interface=127.0.0.1{options and ':'}{options}"
         registry = self.twistd("service-registry", "--listen", listen, *arguments, environment=environment)
         await registry.says("Credentials")
-        self.port = int(self.client().settings.baseUrls[0].split(":")[2].split("/")[0])
         return registry
 
     def proxy(self, random: Random | None = None, *, isTLS: bool = False) -> Proxy:

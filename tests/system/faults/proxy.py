@@ -13,13 +13,13 @@ from random import Random
 from typing import Any
 
 import attrs
-from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from tests.system.ports import freePorts
 from txserviceregistry.util.deferred import returnsDeferred
 
 from .messages import Bytes, Messages, answer
@@ -100,7 +100,7 @@ class Proxy:
         self.spoilers: dict[str, _Spoiler] = {}
         self.instead: Callable[[], bytes | None] | None = None
         self._listener: IListeningPort | None = None
-        self._ownPort = 0
+        self._ownPort = freePorts(1)[0]
 
     # -- being there
 
@@ -108,9 +108,6 @@ class Proxy:
         """Listen, on a port of its own that stays the same."""
         if self._listener is None:
             self._listener = self.reactor.listenTCP(self._ownPort, _Clients(self), interface=_LOOPBACK)
-            address = self._listener.getHost()
-            assert isinstance(address, IPv4Address)
-            self._ownPort = address.port
 
     @property
     def url(self) -> str:

@@ -8,6 +8,7 @@ import shutil
 from itertools import count
 
 from tests.system.commands.raxsr.raxsrcase import RaxsrProcessTestCase
+from tests.system.ports import freePorts
 from tests.system.processes import reactor
 from txserviceregistry import Client
 from txserviceregistry.settings import readSettings
@@ -56,11 +57,11 @@ class EventsTests(RaxsrProcessTestCase):
 
     async def test_followsThroughARestart(self) -> None:
         """A registry that goes away and comes back is one line each, and no event is lost or told twice."""
-        registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1")
+        listen = f"tcp:{freePorts(1)[0]}:interface=127.0.0.1"
+        registry = self.twistd("service-registry", "--listen", listen)
         await registry.says("Credentials")
         self.settings = {"RAXSR_RAXRC": os.path.join(self.dataDir, "raxrc")}
         settings = readSettings(environ={"HOME": self.home, **self.settings})
-        port = settings.baseUrls[0].split(":")[2].split("/")[0]
         client = self.client()
         await client.configuration.set("first", "1")
         [event] = (await self.good("events", "list", "-f", "json")).json
@@ -69,7 +70,7 @@ class EventsTests(RaxsrProcessTestCase):
         registry.kill("KILL")
         await registry.ended
         await follower.says("registry unreachable")
-        registry = self.twistd("service-registry", "--listen", f"tcp:{port}:interface=127.0.0.1")
+        registry = self.twistd("service-registry", "--listen", listen)
         await follower.says("registry reachable again")
         again = Client(reactor=reactor, settings=settings)
         self.addCleanup(again.close)
