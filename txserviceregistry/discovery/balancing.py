@@ -280,14 +280,14 @@ class TryNext(Exception):
         self.wasReached = wasReached
 
 
-def tryEach(balancer: Balancer, attempt: Callable[[Instance], Awaitable[_T]], *, patience: float) -> Deferred[_T]:
+def tryEach(balancer: Balancer, attempt: Callable[[Instance], Awaitable[_T]], *, timeout: float) -> Deferred[_T]:
     """
     Try one instance after the other, each at most once, until one will do.
 
     :param balancer: picks.
     :param attempt: does it with one instance; raises :class:`TryNext` if another one may be tried. It tells the
         balancer what began, ended and succeeded.
-    :param patience: seconds to wait for the directory, if nothing has ever been listed.
+    :param timeout: seconds to wait for the directory, if nothing has ever been listed.
     :return: fires with what *attempt* returned. Fails with what it raised, with the last reason if that one had been
         reached, and with :class:`~txserviceregistry.errors.NoServiceAvailable`. Can be cancelled at any time.
     """
@@ -297,7 +297,7 @@ def tryEach(balancer: Balancer, attempt: Callable[[Instance], Awaitable[_T]], *,
     async def run() -> _T:
         if math.isinf(balancer.directory.stale) and balancer.isEmpty:
             try:
-                await balancer.directory.whenReady().addTimeout(patience, balancer.clock)
+                await balancer.directory.whenReady().addTimeout(timeout, balancer.clock)
             except TimeoutError:
                 raise balancer.nobody()
         tried: set[Key] = set()

@@ -187,7 +187,7 @@ class RegistryEndpoint:
             protocol: IProtocol = watched.wrapped
             return protocol
 
-        return tryEach(balancer, attempt, patience=self._timeout)
+        return tryEach(balancer, attempt, timeout=self._timeout)
 
 
 class Loan(Interface):

@@ -4,6 +4,8 @@ RegistryAgent: HTTP by tag, over real loopback sockets, because connections are 
 
 from __future__ import annotations
 
+import importlib.util
+import urllib.parse
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -427,6 +429,20 @@ class OptionsTests(SynchronousTestCase):
     def test_options(self) -> None:
         """A strategy that there is not is refused at once."""
         self.assertRaises(ValueError, RegistryAgent, reactor, FakeDirectory(), strategy="best")
+
+    def test_schemes(self) -> None:
+        """Importing the module changes nothing in ``urllib.parse``; agents need their schemes there, once each."""
+        for name in ("uses_netloc", "uses_relative"):
+            self.patch(urllib.parse, name, ["", "http"])
+        spec = importlib.util.find_spec(RegistryAgent.__module__)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self.assertEqual(urllib.parse.uses_relative, ["", "http"])
+        for _ in range(2):
+            module.RegistryAgent(reactor, FakeDirectory())
+            for table in (urllib.parse.uses_netloc, urllib.parse.uses_relative):
+                self.assertEqual(table, ["", "http", "registry", "registrys"])
 
 
 class ManyTests(AgentTestCase):

@@ -199,16 +199,16 @@ class TryEachTests(BalancingTestCase):
     def test_triesTheNextOne(self) -> None:
         """The first that will do is the result, and those that would not are passed over from now on."""
         balancer = self.balancer(service("aaa"), service("bbb"), service("ccc"))
-        self.assertEqual(self.successResultOf(tryEach(balancer, self.onlyC, patience=1)), "ccc")
+        self.assertEqual(self.successResultOf(tryEach(balancer, self.onlyC, timeout=1)), "ccc")
         self.assertEqual(self.tried, ["aaa", "bbb"])
-        self.assertEqual(self.successResultOf(tryEach(balancer, self.onlyC, patience=1)), "ccc")
+        self.assertEqual(self.successResultOf(tryEach(balancer, self.onlyC, timeout=1)), "ccc")
         self.assertEqual(self.tried, ["aaa", "bbb"])
 
     def test_triesEachOnce(self) -> None:
         """When nobody will do each was tried once, and the error tells of each and of the view's age."""
         balancer = self.balancer(service("aaa", 1), service("bbb", 2))
         self.directory.stale = 12.25
-        error = self.failureResultOf(tryEach(balancer, self.refuse, patience=1), NoServiceAvailable).value
+        error = self.failureResultOf(tryEach(balancer, self.refuse, timeout=1), NoServiceAvailable).value
         self.assertEqual(sorted(self.tried), ["aaa", "bbb"])
         self.assertEqual(
             str(error),
@@ -217,7 +217,7 @@ class TryEachTests(BalancingTestCase):
 
     def test_nobodyThere(self) -> None:
         """Without any service it fails at once."""
-        result = tryEach(self.balancer(), self.refuse, patience=1)
+        result = tryEach(self.balancer(), self.refuse, timeout=1)
         self.assertIn("is registered", str(self.failureResultOf(result, NoServiceAvailable).value))
 
     def test_otherErrorsEndIt(self) -> None:
@@ -227,7 +227,7 @@ class TryEachTests(BalancingTestCase):
             self.tried.append(instance.id)
             raise KeyError("mine")
 
-        result = tryEach(self.balancer(service("aaa"), service("bbb")), fail, patience=1)
+        result = tryEach(self.balancer(service("aaa"), service("bbb")), fail, timeout=1)
         self.failureResultOf(result, KeyError)
         self.assertEqual(self.tried, ["aaa"])
 
@@ -240,16 +240,16 @@ class TryEachTests(BalancingTestCase):
 
         balancer = self.balancer(service("aaa"))
         for _ in range(2):
-            self.failureResultOf(tryEach(balancer, fail, patience=1), KeyError)
+            self.failureResultOf(tryEach(balancer, fail, timeout=1), KeyError)
         self.directory.put(service("bbb"))
-        self.failureResultOf(tryEach(balancer, fail, patience=1), KeyError)
+        self.failureResultOf(tryEach(balancer, fail, timeout=1), KeyError)
         self.assertEqual(sorted(self.tried), ["aaa", "aaa", "aaa", "bbb"])
 
     def test_waitsForTheFirstListing(self) -> None:
         """Before anything was ever listed it waits for it."""
         balancer = self.balancer(service("ccc"))
         self.directory = balancer.directory = FakeDirectory(ready=False)
-        result = tryEach(balancer, self.onlyC, patience=5)
+        result = tryEach(balancer, self.onlyC, timeout=5)
         self.clock.advance(4)
         self.assertNoResult(result)
         self.directory.put(service("ccc"))
@@ -261,7 +261,7 @@ class TryEachTests(BalancingTestCase):
         """After its patience it says that the registry was not heard of."""
         balancer = self.balancer()
         balancer.directory = FakeDirectory(ready=False)
-        result = tryEach(balancer, self.refuse, patience=5)
+        result = tryEach(balancer, self.refuse, timeout=5)
         self.clock.advance(5)
         self.assertIn("not been heard of yet", str(self.failureResultOf(result, NoServiceAvailable).value))
 
@@ -269,7 +269,7 @@ class TryEachTests(BalancingTestCase):
         """Cancelled while it waits for the listing, it leaves nothing behind."""
         balancer = self.balancer()
         balancer.directory = FakeDirectory(ready=False)
-        result = tryEach(balancer, self.refuse, patience=5)
+        result = tryEach(balancer, self.refuse, timeout=5)
         result.cancel()
         self.failureResultOf(result, CancelledError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -284,7 +284,7 @@ class TryEachTests(BalancingTestCase):
             except CancelledError:
                 raise TryNext(OSError("it was cancelled"))
 
-        result = tryEach(self.balancer(service("aaa"), service("bbb")), hang, patience=5)
+        result = tryEach(self.balancer(service("aaa"), service("bbb")), hang, timeout=5)
         result.cancel()
         self.failureResultOf(result, CancelledError)
         self.assertEqual(self.tried, ["aaa"])
@@ -299,7 +299,7 @@ class TryEachTests(BalancingTestCase):
             finally:
                 await ending
 
-        result = tryEach(self.balancer(service("aaa")), slow, patience=5)
+        result = tryEach(self.balancer(service("aaa")), slow, timeout=5)
         result.cancel()
         self.failureResultOf(result, CancelledError)
         ending.callback(None)

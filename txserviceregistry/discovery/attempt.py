@@ -1,0 +1,269 @@
+"""
+Attempts: one HTTP request, sent to one instance after another until there is a response.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import attrs
+from OpenSSL.SSL import Error as TLSError
+from service_identity import VerificationError
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.endpoints import wrapClientTLS
+from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import IConsumer, IProtocol, IStreamClientEndpoint, ITransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import URI, Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseFailed
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgentEndpointFactory, IBodyProducer, IPolicyForHTTPS, IResponse
+from zope.interface import implementer
+
+from ..http.agent import endpointTo
+from ..http.bodies import BytesProducer, Collector
+from ..util.deferred import returnsDeferred
+from .balancing import Balancer, TryNext, tryEach
+from .instances import Instance
+from .target import Target
+
+# RFC 9110, section 9.2.2: doing it twice is no different from doing it once.
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+# A body of at most so many bytes is kept, so that it can be sent again where that is safe.
+_KEPT_BODY = 64 * 1024
+
+
+@attrs.frozen
+class Connections:
+    """
+    How instances are connected to.
+
+    :ivar reactor: connects.
+    :ivar policy: whose certificates are trusted.
+    :ivar timeout: seconds that each instance is given to accept a connection.
+    :ivar pool: keeps connections.
+    """
+
+    reactor: Any
+    policy: IPolicyForHTTPS
+    timeout: float
+    pool: HTTPConnectionPool
+
+    def endpointFor(self, instance: Instance, isTLS: bool) -> IStreamClientEndpoint:
+        """The address of an instance."""
+        endpoint = endpointTo(self.reactor, instance.host, instance.port, self.timeout)
+        if not isTLS:
+            return endpoint
+        return wrapClientTLS(self.policy.creatorForNetloc(instance.tlsName.encode("ascii"), instance.port), endpoint)
+
+
+class BalancedRequest:
+    """
+    A request to a tag, with as many attempts as it takes.
+
+    :param connections: to the instances.
+    :param target: what is requested.
+    :param balancer: picks the instances.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        target: Target,
+        balancer: Balancer,
+        method: bytes,
+        headers: Headers | None,
+        body: IBodyProducer | None,
+    ) -> None:
+        self._connections = connections
+        self._target = target
+        self._balancer = balancer
+        self._method = method
+        self._headers = headers or Headers()
+        self._body = body
+        self._mayRepeat = method in _IDEMPOTENT
+        self._kept: bytes | None = None
+
+    def send(self) -> Deferred[IResponse]:
+        """
+        Send it.
+
+        :return: fires with the response. Fails as :func:`~txserviceregistry.discovery.balancing.tryEach` does.
+        """
+        return tryEach(self._balancer, self._attempt, timeout=self._connections.timeout)
+
+    async def _attempt(self, instance: Instance) -> IResponse:
+        await self._keepBody()
+        connections, target = self._connections, self._target
+        endpoint = connections.endpointFor(instance, target.isTLS)
+        watch = _Watch(endpoint, self._body if self._kept is None else BytesProducer(self._kept))
+        headers = self._headers.copy()
+        if not headers.hasHeader(b"Host"):
+            headers.setRawHeaders(b"Host", [target.hostFor(instance)])
+        agent = Agent.usingEndpointFactory(connections.reactor, watch, connections.pool)
+        self._balancer.began(instance)
+        use = ExitStack()
+        use.callback(self._balancer.ended, instance)
+        try:
+            response: IResponse = await agent.request(self._method, target.uriFor(instance), headers, watch.body)
+        except Exception as error:
+            use.close()
+            if watch.isUnsent(error):
+                raise TryNext(_described(error, instance))
+            canRepeat = self._mayRepeat and (self._kept is not None or not watch.isBodyBegun)
+            if canRepeat and _isConnectionLost(error):
+                raise TryNext(error, wasReached=True)
+            raise
+        self._balancer.succeeded(instance)
+        locations = response.headers.getRawHeaders(b"Location")
+        if locations:
+            response.headers.setRawHeaders(b"Location", [target.redirected(locations[0], instance)])
+        return _Response(response, use)
+
+    async def _keepBody(self) -> None:
+        body = self._body
+        if body is None or self._kept is not None or not self._mayRepeat:
+            return
+        if body.length is not UNKNOWN_LENGTH and body.length <= _KEPT_BODY:
+            kept = Collector()
+            try:
+                await maybeDeferred(body.startProducing, kept)
+            except CancelledError:
+                body.stopProducing()
+                raise
+            self._kept = kept.body
+
+
+@implementer(IAgentEndpointFactory, IStreamClientEndpoint)
+class _Watch:
+    """
+    The endpoint of one attempt, which observes how far the attempt gets.
+
+    :ivar body: the body to send, which is observed too.
+    """
+
+    def __init__(self, endpoint: IStreamClientEndpoint, body: Any) -> None:
+        self.body = None if body is None else _WatchedBody(body)
+        self._endpoint = endpoint
+        self._isConnected = False
+        self._failed: BaseException | None = None
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        """See IAgentEndpointFactory."""
+        return self
+
+    @returnsDeferred
+    async def connect(self, protocolFactory: Any) -> IProtocol:
+        """See IStreamClientEndpoint."""
+        # Twisted's own factory would log a line for each connection.
+        protocolFactory.noisy = False
+        try:
+            protocol = await self._endpoint.connect(protocolFactory)
+        except Exception as error:
+            self._failed = error
+            raise
+        self._isConnected = True
+        return protocol
+
+    @property
+    def isBodyBegun(self) -> bool:
+        """Whether a part of the body may have been sent."""
+        return self.body is not None and self.body.isBegun
+
+    def isUnsent(self, error: BaseException) -> bool:
+        """Whether *error* is the instance's fault, and came before any part of the request was sent."""
+        if error is self._failed and isinstance(error, (ConnectError, OSError)):
+            # A connection of the pool was tried before this one, if the body was begun.
+            return not self.isBodyBegun
+        # On a connection that was made for this attempt, the handshake comes before the request.
+        return self._isConnected and _tlsError(error) is not None
+
+
+@implementer(IBodyProducer)
+class _WatchedBody:
+    """A body that knows whether it was begun."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self.length = body.length
+        self.isBegun = False
+        self.pauseProducing = body.pauseProducing
+        self.resumeProducing = body.resumeProducing
+        self.stopProducing = body.stopProducing
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        self.isBegun = True
+        produced: Deferred[None] = self._body.startProducing(consumer)
+        return produced
+
+
+class _BodyReader(Protocol):
+    """Passes a body on, and ends the use with it."""
+
+    def __init__(self, wrapped: IProtocol, use: ExitStack) -> None:
+        self._wrapped = wrapped
+        self._use = use
+
+    def makeConnection(self, transport: ITransport) -> None:
+        self._wrapped.makeConnection(transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._wrapped.dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._use.close()
+        self._wrapped.connectionLost(reason)
+
+
+@implementer(IResponse)
+class _Response:
+    """A response; the instance is in use until its body has been read."""
+
+    def __init__(self, original: IResponse, use: ExitStack) -> None:
+        self._original = original
+        self._use = use
+        self.version = original.version
+        self.code = original.code
+        self.phrase = original.phrase
+        self.headers = original.headers
+        self.length = original.length
+        self.request = original.request
+        self.previousResponse = original.previousResponse
+        if self.length == 0:
+            use.close()
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """See IResponse."""
+        self._original.deliverBody(_BodyReader(protocol, self._use))
+
+    def setPreviousResponse(self, response: IResponse) -> None:
+        """See IResponse."""
+        self.previousResponse = response
+
+
+def _reasons(error: BaseException) -> list[BaseException]:
+    return [failure.value for failure in getattr(error, "reasons", None) or ()]
+
+
+def _tlsError(error: BaseException) -> BaseException | None:
+    """What went wrong with the handshake: no request is sent before that is done."""
+    errors = (error, *_reasons(error))
+    return next((one for one in errors if isinstance(one, (TLSError, VerificationError))), None)
+
+
+def _described(error: Exception, instance: Instance) -> Exception:
+    """*error*, with a text if it is one of TLS."""
+    tls = _tlsError(error)
+    if tls is None:
+        return error
+    if isinstance(tls, VerificationError):
+        return ConnectError(string=f"TLS: the certificate is not for {instance.tlsName}")
+    reasons = [str(part[-1]) for part in (tls.args[0] if tls.args else ()) if part]
+    return ConnectError(string=f"TLS: {'; '.join(reasons) or 'handshake failed'}")
+
+
+def _isConnectionLost(error: BaseException) -> bool:
+    """Whether the connection failed, with or without parts of a response, and the request was not cancelled."""
+    isFailed = isinstance(error, (ResponseFailed, RequestTransmissionFailed))
+    return isFailed and not any(isinstance(reason, CancelledError) for reason in _reasons(error))
