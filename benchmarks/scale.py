@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 import attrs
 
 from txserviceregistry.registry.eventids import EventIds, position, positionOf
+from txserviceregistry.registry.model import NewService
 from txserviceregistry.registry.stores.sqlite import file as sqlitefile
-from txserviceregistry.registry.stores.sqlite.tables import NewService, Tables
+from txserviceregistry.registry.stores.sqlite.tables import Tables
 from txserviceregistry.registry.tokens import HeartbeatTokens
 
 from .harness import Api, Figure, registry, run
@@ -76,7 +77,7 @@ def fill(home, services, events, timeout=120):
             tables.begin()
             made = tables.createServices(
                 [
-                    NewService(tenant, name(number), timeout, **payload(number), maximum=services)
+                    (tenant, NewService(name(number), timeout, **payload(number)), services)
                     for number in range(some, min(services, some + 1000))
                 ]
             )

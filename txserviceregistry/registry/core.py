@@ -215,12 +215,8 @@ class Registry:
         if self._live.hidden(tenant) and self._live.pending <= self.FEW_DEAD:
             await self._live.whenBuried()
         try:
-            return await self._changed(
-                (tenant,),
-                self._store.createService(
-                    tenant, service.id, service.heartbeatTimeout, service.tags, service.metadata, self._limits.service
-                ),
-            )
+            creating = self._store.createService(tenant, service, self._limits.service)
+            return await self._changed((tenant,), creating)
         except (ObjectExists, LimitExceeded) as refusal:
             if self._live.hidden(tenant):
                 # Some of them may have died while the store was at it.
@@ -282,9 +278,7 @@ class Registry:
         life = await self._living(tenant, id)
         if changes == ServiceChanges():
             return
-        answer = self._store.updateService(
-            tenant, id, life.incarnation, changes.heartbeatTimeout, changes.tags, changes.metadata
-        )
+        answer = self._store.updateService(tenant, id, life.incarnation, changes)
         await self._aboutLife(life, self._asked(answer))
         if self._live.alive(tenant, id) is not life:
             raise notFound("Service", id)

@@ -20,8 +20,8 @@ class NewService:
 
     id: str
     heartbeatTimeout: int
-    tags: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = attrs.field(factory=dict)
+    tags: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    metadata: Mapping[str, str] = attrs.field(factory=dict, converter=dict)
 
 
 @attrs.frozen
@@ -33,8 +33,8 @@ class ServiceChanges:
     """
 
     heartbeatTimeout: int | None = None
-    tags: tuple[str, ...] | None = None
-    metadata: Mapping[str, str] | None = None
+    tags: tuple[str, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(tuple))
+    metadata: Mapping[str, str] | None = attrs.field(default=None, converter=attrs.converters.optional(dict))
 
 
 @attrs.frozen

@@ -21,6 +21,7 @@ from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from tests.unit.registry.stores.sharedsuite import Listener
 from txserviceregistry.http.bodies import BytesProducer
 from txserviceregistry.registry.eventids import position
+from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.etcd.gateway import KeyValue, endOf, put
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.etcd.watch import watchingAgent
@@ -62,7 +63,7 @@ class EtcdStoreCase(EtcdCase):
         return relay
 
     async def create(self, store: EtcdStore, id: str = "web", timeout: int = 30, tenant: str = T) -> ServiceRecord:
-        return await store.createService(tenant, id, timeout, (), {}, 10_000)
+        return await store.createService(tenant, NewService(id, timeout), 10_000)
 
     async def key(self, name: str) -> KeyValue | None:
         return await self.asked.get(self.prefix + name)
@@ -200,7 +201,7 @@ class LeaseTests(EtcdStoreCase):
         a, b = await self.store(), await self.store(follows=False)
         made = await self.create(a)
         await b.getService(T, "web")
-        await a.updateService(T, "web", made.incarnation, 3, None, None)
+        await a.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=3))
         await self.whenever(lambda: self.oldLeaseIsGone(b, made))
         began = CLOCK.seconds()
         await self.until(lambda: CLOCK.seconds() - began > 1.2)

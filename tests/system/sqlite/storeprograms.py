@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from tests.unit.registry.stores.storesuite import countValues
 from tests.unit.registry.stores.test_stores import HandReactor
+from txserviceregistry.registry.model import NewService
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
@@ -43,7 +44,7 @@ async def writeStream(path: str) -> None:
     async def write(lane: int) -> None:
         number = lane
         while True:
-            made = await store.createService("1", f"s{number}", 30, ("t",), {"n": str(number)}, 1_000_000)
+            made = await store.createService("1", NewService(f"s{number}", 30, ("t",), {"n": str(number)}), 1_000_000)
             print("service", made.id, made.incarnation, flush=True)
             await store.setValue("1", f"k{number}", str(number), 1_000_000)
             print("value", f"k{number}", flush=True)

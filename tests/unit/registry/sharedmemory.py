@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
+from txserviceregistry.registry.model import ServiceChanges
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
     ISharedStore,
@@ -112,16 +113,14 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
     def getService(self, tenant: str, id: str) -> Deferred[ServiceRecord]:
         return self._reached(lambda: self._memory.getService(tenant, id))
 
-    def updateService(self, tenant: str, id: str, incarnation: str, timeout: int | None, *rest: Any) -> Deferred[Any]:
+    def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[Any]:
         def updated(record: ServiceRecord) -> ServiceRecord:
-            if timeout is not None:
+            if changes.heartbeatTimeout is not None:
                 self._shared.beats[tenant, id, incarnation] = self._shared.clock.seconds()
             self._shared.tell("appeared", _living(tenant, record))
             return record
 
-        return self._reached(
-            lambda: self._memory.updateService(tenant, id, incarnation, timeout, *rest).addCallback(updated)
-        )
+        return self._reached(lambda: self._memory.updateService(tenant, id, incarnation, changes).addCallback(updated))
 
     def removeService(self, tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
         return self._reached(

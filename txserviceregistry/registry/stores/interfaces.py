@@ -19,6 +19,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from ..model import NewService, ServiceChanges
 from ..statistics import StoreStatistics
 
 
@@ -66,6 +67,16 @@ class ServiceRecord:
     tags: tuple[str, ...]
     metadata: Mapping[str, str]
     lastSeen: int | None = None
+
+    @classmethod
+    def of(cls, service: NewService, incarnation: str) -> ServiceRecord:
+        """A new service's record."""
+        return cls(service.id, incarnation, service.heartbeatTimeout, service.tags, service.metadata)
+
+    def changed(self, changes: ServiceChanges) -> ServiceRecord:
+        """The record with these changes."""
+        given = attrs.asdict(changes, recurse=False, filter=lambda _, value: value is not None)
+        return attrs.evolve(self, **given)
 
 
 @attrs.frozen(slots=True)
@@ -175,14 +186,7 @@ class IStore(Interface):
 
     # -- services
 
-    def createService(
-        tenant: str,
-        id: str,
-        heartbeatTimeout: int,
-        tags: Sequence[str],
-        metadata: Mapping[str, str],
-        maximum: int,
-    ) -> Deferred[ServiceRecord]:
+    def createService(tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
         """
         Put a new service and its ``service.join`` event.
 
@@ -204,16 +208,9 @@ class IStore(Interface):
         passed over, as if they were not there.
         """
 
-    def updateService(
-        tenant: str,
-        id: str,
-        incarnation: str,
-        heartbeatTimeout: int | None,
-        tags: Sequence[str] | None,
-        metadata: Mapping[str, str] | None,
-    ) -> Deferred[ServiceRecord]:
+    def updateService(tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """
-        Replace those fields that are not ``None``.
+        Change a service.
 
         :return: fires with the service as it is then.
         :raises NoSuchObject: if the service, or this incarnation of it, is gone.

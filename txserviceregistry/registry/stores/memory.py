@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from .. import eventids
+from ..model import NewService, ServiceChanges
 from ..statistics import StoreStatistics
 from . import payloads
 from .interfaces import (
@@ -183,26 +184,18 @@ class MemoryStore:
         return kept.account
 
     @_operation
-    def createService(
-        self,
-        tenant: str,
-        id: str,
-        heartbeatTimeout: int,
-        tags: Sequence[str],
-        metadata: Mapping[str, str],
-        maximum: int,
-    ) -> ServiceRecord:
+    def createService(self, tenant: str, service: NewService, maximum: int) -> ServiceRecord:
         """See :meth:`IStore.createService`."""
         kept = self._tenants[tenant]
-        if id in kept.services:
-            raise ObjectExists(id)
+        if service.id in kept.services:
+            raise ObjectExists(service.id)
         if len(kept.services) >= maximum:
             raise LimitExceeded(maximum)
         position = self._eventIds.next()
-        service = ServiceRecord(id, self._eventIds.idAt(position), heartbeatTimeout, tuple(tags), dict(metadata))
-        kept.put(service)
-        self._putEvent(kept, position, "service.join", payloads.serviceState(service))
-        return _own(service)
+        record = ServiceRecord.of(service, self._eventIds.idAt(position))
+        kept.put(record)
+        self._putEvent(kept, position, "service.join", payloads.serviceState(record))
+        return _own(record)
 
     @_operation
     def getService(self, tenant: str, id: str) -> ServiceRecord:
@@ -223,24 +216,10 @@ class MemoryStore:
         return [_own(service) for service in islice((one for one in services if one.incarnation not in hidden), count)]
 
     @_operation
-    def updateService(
-        self,
-        tenant: str,
-        id: str,
-        incarnation: str,
-        heartbeatTimeout: int | None,
-        tags: Sequence[str] | None,
-        metadata: Mapping[str, str] | None,
-    ) -> ServiceRecord:
+    def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
         """See :meth:`IStore.updateService`."""
         kept = self._tenants[tenant]
-        service = kept.take(id, incarnation)
-        service = attrs.evolve(
-            service,
-            heartbeatTimeout=service.heartbeatTimeout if heartbeatTimeout is None else heartbeatTimeout,
-            tags=service.tags if tags is None else tuple(tags),
-            metadata=service.metadata if metadata is None else dict(metadata),
-        )
+        service = kept.take(id, incarnation).changed(changes)
         kept.put(service)
         return _own(service)
 

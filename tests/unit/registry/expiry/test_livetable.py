@@ -510,7 +510,7 @@ class StoreTroubleTests(RegistryCase):
             lambda: self.registry.list(TENANT, None, 100, None),
             lambda: self.registry.create(TENANT, NewService("web1", 3)).addErrback(lambda f: f.trap(Fault)),
         ):
-            self.successResultOf(self.memory.createService(TENANT, "web1", 10, (), {}, 100))
+            self.successResultOf(self.memory.createService(TENANT, NewService("web1", 10), 100))
             self.pass_(100)
             self.successResultOf(meet())
             self.pass_(9)
@@ -566,7 +566,7 @@ class StoreTroubleTests(RegistryCase):
         token = self.create()
         record = self.successResultOf(self.memory.getService(TENANT, "web1"))
         self.successResultOf(self.memory.removeService(TENANT, "web1", record.incarnation))
-        self.successResultOf(self.memory.createService(TENANT, "web1", 10, (), {}, 100))
+        self.successResultOf(self.memory.createService(TENANT, NewService("web1", 10), 100))
         self.assertEqual(self.ids(), ["web1"])
         self.pass_(0.5)
         self.assertIn("HeartbeatMarker", self.fault(self.registry.heartbeat(TENANT, "web1", token)).details)

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
     ISharedStore,
@@ -99,7 +100,7 @@ class SharedSuite:
         return store
 
     async def create(self, store: Any, id: str = "web", timeout: int = 30) -> ServiceRecord:
-        return await store.createService(T, id, timeout, (), {}, 1000)
+        return await store.createService(T, NewService(id, timeout), 1000)
 
     async def hears(self, number: int, *what: Any) -> None:
         """Wait until this listener has heard that."""
@@ -147,7 +148,7 @@ class SharedSuite:
         """What one has been told is done, another one reads in the same moment."""
         made = await self.create(self.a)
         assert (await self.b.getService(T, "web")).incarnation == made.incarnation
-        await self.b.updateService(T, "web", made.incarnation, None, ("x",), None)
+        await self.b.updateService(T, "web", made.incarnation, ServiceChanges(tags=("x",)))
         assert (await self.a.getService(T, "web")).tags == ("x",)
         await self.b.removeService(T, "web", made.incarnation)
         await self.refuses(NoSuchObject, self.a.getService(T, "web"))
@@ -159,7 +160,7 @@ class SharedSuite:
         for number in range(2):
             await self.hears(number, "appeared", "web", made.incarnation, 30)
             await self.hears(number, "news", T)
-        await self.b.updateService(T, "web", made.incarnation, 60, None, None)
+        await self.b.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         for number in range(2):
             await self.hears(number, "appeared", "web", made.incarnation, 60)
         await self.b.removeService(T, "web", made.incarnation)
@@ -213,7 +214,7 @@ class SharedSuite:
         """A timeout that was changed on one counts on all from that moment on; so do heartbeats after it."""
         made = await self.create(self.a, timeout=3)
         assert await self.b.beat(T, "web", made.incarnation)
-        await self.a.updateService(T, "web", made.incarnation, 60, None, None)
+        await self.a.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         for store in (self.b, self.a):
             # Who has not heard of it yet knows of less.
             assert 0 <= await self.left(store, made) <= 60

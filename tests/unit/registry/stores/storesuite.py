@@ -11,6 +11,7 @@ from twisted.internet.defer import gatherResults
 from zope.interface.verify import verifyObject
 
 from txserviceregistry.registry.eventids import position, positionOf
+from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.interfaces import (
     Account,
     Expiration,
@@ -33,8 +34,8 @@ NOW = 1_700_000_000.5
 async def countServices(store: Any, tenant: str = "1") -> int:
     """How many services a tenant has: as a list has them, and as the limit counts them."""
     count = len(await store.listServices(tenant, None, 100_000, None, ()))
-    await _refusesOneMore(store.createService(tenant, "one-more", 30, (), {}, count))
-    made = await store.createService(tenant, "one-more", 30, (), {}, count + 1)
+    await _refusesOneMore(store.createService(tenant, NewService("one-more", 30), count))
+    made = await store.createService(tenant, NewService("one-more", 30), count + 1)
     await store.removeService(tenant, "one-more", made.incarnation)
     return count
 
@@ -86,9 +87,7 @@ class StoreSuite:
         await self.store.close()
 
     async def create(self, id: str, tenant: str = "1", maximum: int = 1000, **fields: Any) -> ServiceRecord:
-        return await self.store.createService(
-            tenant, id, fields.get("timeout", 30), fields.get("tags", ()), fields.get("metadata", {}), maximum
-        )
+        return await self.store.createService(tenant, NewService(id, fields.pop("timeout", 30), **fields), maximum)
 
     async def raises(self, kind: type[Exception], operation: Awaitable[Any]) -> None:
         try:
@@ -213,7 +212,7 @@ class StoreSuite:
         """Of ten creates of one id at once exactly one succeeds."""
         outcomes: list[Any] = []
         for _ in range(10):
-            creating = self.store.createService("1", "web", 30, (), {}, 100)
+            creating = self.store.createService("1", NewService("web", 30), 100)
             creating.addErrback(lambda failure: failure.trap(ObjectExists))
             outcomes.append(creating)
         results = await gatherResults(outcomes)
@@ -222,7 +221,7 @@ class StoreSuite:
 
     async def test_limitHoldsAmongSimultaneousCreates(self):
         """Creates that come together do not get past the limit together."""
-        creating = [self.store.createService("1", f"web{n}", 30, (), {}, 3) for n in range(8)]
+        creating = [self.store.createService("1", NewService(f"web{n}", 30), 3) for n in range(8)]
         for one in creating:
             one.addErrback(lambda failure: failure.trap(LimitExceeded))
         results = await gatherResults(creating)
@@ -231,7 +230,7 @@ class StoreSuite:
 
     async def test_cancelledWaiterDoesNotDisturbTheOthers(self):
         """Whoever stops waiting for an operation harms none that runs together with it."""
-        creating = [self.store.createService("1", f"web{n}", 30, (), {}, 100) for n in range(5)]
+        creating = [self.store.createService("1", NewService(f"web{n}", 30), 100) for n in range(5)]
         creating[2].addErrback(lambda failure: None)
         creating[2].cancel()
         await gatherResults(creating)
@@ -263,7 +262,7 @@ class StoreSuite:
         self.assertEqual(await self.ids(tag="www", marker="b", count=1), ["c"])
         self.assertEqual(await self.ids(tag="none"), [])
         self.assertEqual((await self.store.getService("1", "a")).tags, ("www", "www", "api"))
-        await self.store.updateService("1", "b", made.incarnation, None, ("www", "\ud800", "ü"), None)
+        await self.store.updateService("1", "b", made.incarnation, ServiceChanges(tags=("www", "\ud800", "ü")))
         self.assertEqual(await self.ids(tag="www"), ["a", "b", "c"])
         self.assertEqual(await self.ids(tag="api"), ["a"])
         self.assertEqual(await self.ids(tag="\ud800"), ["b"])
@@ -283,7 +282,10 @@ class StoreSuite:
         """However many are hidden before, between and behind those that are not, a page is made of the others."""
         names = [f"s{n:03}" for n in range(330)]
         made = await gatherResults(
-            [self.store.createService("1", name, 30, ("t",) if name < "s320" else (), {}, 1000) for name in names]
+            [
+                self.store.createService("1", NewService(name, 30, ("t",) if name < "s320" else ()), 1000)
+                for name in names
+            ]
         )
         visible = ["s000", *names[130:140], "s299", "s300", "s325"]
         hidden = frozenset(service.incarnation for service in made if service.id not in visible)
@@ -298,13 +300,15 @@ class StoreSuite:
     async def test_updateReplacesWhatIsGiven(self):
         """An update replaces whole fields, keeps the others, and is no event."""
         made = await self.create("web", tags=("a",), metadata={"k": "v", "l": "w"})
-        changed = await self.store.updateService("1", "web", made.incarnation, 60, None, {"k": "x"})
+        changed = await self.store.updateService(
+            "1", "web", made.incarnation, ServiceChanges(heartbeatTimeout=60, metadata={"k": "x"})
+        )
         self.assertEqual((changed.heartbeatTimeout, changed.tags, changed.metadata), (60, ("a",), {"k": "x"}))
         self.assertEqual(changed.incarnation, made.incarnation)
         self.assertEqual(await self.store.getService("1", "web"), changed)
-        changed = await self.store.updateService("1", "web", made.incarnation, None, (), None)
+        changed = await self.store.updateService("1", "web", made.incarnation, ServiceChanges(tags=()))
         self.assertEqual((changed.heartbeatTimeout, changed.tags, changed.metadata), (60, (), {"k": "x"}))
-        self.assertEqual(await self.store.updateService("1", "web", made.incarnation, None, None, None), changed)
+        self.assertEqual(await self.store.updateService("1", "web", made.incarnation, ServiceChanges()), changed)
         self.assertEqual(await self.told(), [("service.join", "web")])
 
     async def test_anotherLifeIsNotTouched(self):
@@ -315,8 +319,12 @@ class StoreSuite:
         new = await self.create("web")
         self.assertNotEqual(new.incarnation, old.incarnation)
         await self.raises(NoSuchObject, self.store.removeService("1", "web", old.incarnation))
-        await self.raises(NoSuchObject, self.store.updateService("1", "web", old.incarnation, 99, None, None))
-        await self.raises(NoSuchObject, self.store.updateService("1", "other", old.incarnation, 99, None, None))
+        await self.raises(
+            NoSuchObject, self.store.updateService("1", "web", old.incarnation, ServiceChanges(heartbeatTimeout=99))
+        )
+        await self.raises(
+            NoSuchObject, self.store.updateService("1", "other", old.incarnation, ServiceChanges(heartbeatTimeout=99))
+        )
         await self.store.expireServices([Expiration("1", "web", old.incarnation, 5)])
         self.store.recordLastSeen("1", "web", old.incarnation, 5)
         await self.lastSeenIsWritten()
@@ -327,7 +335,9 @@ class StoreSuite:
     async def test_removeTellsTheServiceAsItWas(self):
         """The event of a removal bears the service's last state."""
         made = await self.create("web", tags=("a",))
-        await self.store.updateService("1", "web", made.incarnation, 77, ("b",), {"k": "v"})
+        await self.store.updateService(
+            "1", "web", made.incarnation, ServiceChanges(heartbeatTimeout=77, tags=("b",), metadata={"k": "v"})
+        )
         self.now = NOW + 1
         await self.store.removeService("1", "web", made.incarnation)
         await self.raises(NoSuchObject, self.store.getService("1", "web"))
@@ -356,7 +366,9 @@ class StoreSuite:
 
     async def test_manyExpireTogether(self):
         """A large number of deaths is kept whole."""
-        made = await gatherResults([self.store.createService("1", f"s{n:04}", 30, (), {}, 9999) for n in range(950)])
+        made = await gatherResults(
+            [self.store.createService("1", NewService(f"s{n:04}", 30), 9999) for n in range(950)]
+        )
         await self.store.expireServices([Expiration("1", one.id, one.incarnation, 7) for one in made[50:]])
         self.assertEqual(await countServices(self.store), 50)
         timeouts = await self.events(type="service.timeout")
@@ -400,7 +412,7 @@ class StoreSuite:
         self.assertEqual([s.lastSeen for s in await self.store.listServices("1", None, 9, None, ())], [None, 2000])
         self.assertEqual([s.lastSeen for s in await self.store.listServices("1", None, 9, "t", ())], [2000])
         self.assertEqual({s.id: s.lastSeen for s in await self.store.livingServices()}, {"web": 2000, "quiet": None})
-        changed = await self.store.updateService("1", "web", made.incarnation, 60, None, None)
+        changed = await self.store.updateService("1", "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         self.assertEqual(changed.lastSeen, 2000)
 
     async def test_livingServicesAreThoseOfAllTenants(self):
@@ -533,7 +545,7 @@ class StoreSuite:
         other = self.makeStore()
         await other.open()
         self.addCleanup(other.close)
-        foreign = await other.createService("1", "web", 30, (), {}, 100)
+        foreign = await other.createService("1", NewService("web", 30), 100)
         self.assertTrue(await self.store.hasEvent("1", made.incarnation))
         self.assertTrue(await self.store.hasEvent("1", made.incarnation.upper()))
         self.assertFalse(await self.store.hasEvent("2", made.incarnation))
@@ -564,7 +576,9 @@ class StoreSuite:
         await self.store.setValue("1", "key", "one", 100)
         await self.store.setValue("2", "key", "two", 100)
         await self.raises(NoSuchObject, self.store.removeService("2", "web", one.incarnation))
-        await self.raises(NoSuchObject, self.store.updateService("2", "web", one.incarnation, 99, None, None))
+        await self.raises(
+            NoSuchObject, self.store.updateService("2", "web", one.incarnation, ServiceChanges(heartbeatTimeout=99))
+        )
         await self.store.expireServices([Expiration("2", "web", one.incarnation, 1)])
         self.store.recordLastSeen("2", "web", one.incarnation, 1)
         await self.lastSeenIsWritten()

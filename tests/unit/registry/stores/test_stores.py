@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.unit.registry.sharedmemory import SharedMemory, SharedMemoryStore
 from tests.unit.registry.stores.sharedsuite import SharedSuite
 from tests.unit.registry.stores.storesuite import NOW, StoreSuite
+from txserviceregistry.registry.model import NewService
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
@@ -83,7 +84,7 @@ class MemoryStoreTests(SynchronousTestCase):
         self.failureResultOf(store.open(), StoreUnavailable)
         store.unavailable = False
         self.successResultOf(store.open())
-        made = self.successResultOf(store.createService("1", "web", 30, (), {}, 10))
+        made = self.successResultOf(store.createService("1", NewService("web", 30), 10))
         store.unavailable = True
         self.failureResultOf(store.getService("1", "web"), StoreUnavailable)
         self.failureResultOf(store.removeService("1", "web", made.incarnation), StoreUnavailable)
@@ -95,7 +96,7 @@ class MemoryStoreTests(SynchronousTestCase):
         """A store that is closed and opened again has what it had."""
         store = MemoryStore()
         self.successResultOf(store.open())
-        made = self.successResultOf(store.createService("1", "web", 30, (), {}, 10))
+        made = self.successResultOf(store.createService("1", NewService("web", 30), 10))
         self.successResultOf(store.close())
         self.failureResultOf(store.getService("1", "web"), StoreUnavailable)
         self.successResultOf(store.open())

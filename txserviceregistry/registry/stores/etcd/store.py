@@ -45,6 +45,7 @@ from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
 from ....util.reloading import Reloaded
 from ...eventids import EventIds, newTail
+from ...model import NewService, ServiceChanges
 from ...statistics import StoreStatistics
 from .. import payloads
 from ..interfaces import (
@@ -411,29 +412,21 @@ class EtcdStore:
         return self._seen.get((tenant, id))
 
     @returnsDeferred
-    async def createService(
-        self,
-        tenant: str,
-        id: str,
-        heartbeatTimeout: int,
-        tags: Sequence[str],
-        metadata: Mapping[str, str],
-        maximum: int,
-    ) -> ServiceRecord:
+    async def createService(self, tenant: str, service: NewService, maximum: int) -> ServiceRecord:
         """See :meth:`IStore.createService`."""
+        id, timeout = service.id, service.heartbeatTimeout
         key, aliveKey = self._serviceKeys(tenant, id)
         lease = newLease()
         granted = self._reactor.seconds()
-        await self._asked(self._etcd.grant(lease, heartbeatTimeout + MARGIN))
+        await self._asked(self._etcd.grant(lease, timeout + MARGIN))
 
         def create(draft: Transaction) -> _Record:
             if draft.get(key) is not None:
                 raise ObjectExists(id)
             if draft.clock.services >= maximum:
                 raise LimitExceeded(maximum)
-            service = ServiceRecord(id, "", heartbeatTimeout, tuple(tags), dict(metadata))
-            position = draft.addEvent("service.join", payloads.serviceState(service))
-            record = _Record(position, heartbeatTimeout, tuple(tags), dict(metadata), lease)
+            position = draft.addEvent("service.join", payloads.serviceState(ServiceRecord.of(service, "")))
+            record = _Record(position, timeout, service.tags, service.metadata, lease)
             draft.put(key, record.toBytes())
             draft.put(aliveKey, b"1", lease)
             draft.clock.services += 1
@@ -445,7 +438,7 @@ class EtcdStore:
             self._inBackground(self._etcd.revoke(lease))
             raise
         incarnation = self._idsOf(tenant).idAt(record.position)
-        self._held[tenant, id] = _Held(incarnation, heartbeatTimeout, lease)
+        self._held[tenant, id] = _Held(incarnation, timeout, lease)
         self._seen.pop((tenant, id), None)
         await self._begin(lease, granted)
         return self._service(tenant, id, record)
@@ -491,30 +484,23 @@ class EtcdStore:
             begin = found[-1].key + "\0"
 
     @returnsDeferred
-    async def updateService(
-        self,
-        tenant: str,
-        id: str,
-        incarnation: str,
-        heartbeatTimeout: int | None,
-        tags: Sequence[str] | None,
-        metadata: Mapping[str, str] | None,
-    ) -> ServiceRecord:
+    async def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
         """See :meth:`IStore.updateService`."""
         key, aliveKey = self._serviceKeys(tenant, id)
         lease = 0
         granted = self._reactor.seconds()
-        if heartbeatTimeout is not None:
+        timeout, tags, metadata = changes.heartbeatTimeout, changes.tags, changes.metadata
+        if timeout is not None:
             lease = newLease()
-            await self._asked(self._etcd.grant(lease, heartbeatTimeout + MARGIN))
+            await self._asked(self._etcd.grant(lease, timeout + MARGIN))
 
         def update(draft: Transaction) -> tuple[_Record, int]:
             record = self._living(draft, tenant, key, incarnation)
             changed = attrs.evolve(
                 record,
-                timeout=record.timeout if heartbeatTimeout is None else heartbeatTimeout,
-                tags=record.tags if tags is None else tuple(tags),
-                metadata=record.metadata if metadata is None else dict(metadata),
+                timeout=record.timeout if timeout is None else timeout,
+                tags=record.tags if tags is None else tags,
+                metadata=record.metadata if metadata is None else metadata,
                 lease=lease or record.lease,
             )
             draft.put(key, changed.toBytes())

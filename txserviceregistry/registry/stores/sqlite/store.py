@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from zope.interface import implementer
 
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
+from ...model import NewService, ServiceChanges
 from ...statistics import StoreStatistics
 from ..interfaces import (
     Account,
@@ -39,7 +40,7 @@ from ..interfaces import (
 from . import file as sqlitefile
 from .claim import FileClaim
 from .log import LogSize
-from .tables import LastSeen, NewService, NewValue, Tables
+from .tables import LastSeen, Tables
 from .threads import Checkpointer, Reader, ThreadedReactor, Writer
 
 _T = TypeVar("_T")
@@ -180,18 +181,9 @@ class SqliteStore:
         """See :meth:`IStore.secret`."""
         return self._reader.submit(lambda tables: tables.secret())
 
-    def createService(
-        self,
-        tenant: str,
-        id: str,
-        heartbeatTimeout: int,
-        tags: Sequence[str],
-        metadata: Mapping[str, str],
-        maximum: int,
-    ) -> Deferred[ServiceRecord]:
+    def createService(self, tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
         """See :meth:`IStore.createService`."""
-        new = NewService(tenant, id, heartbeatTimeout, tags, metadata, maximum)
-        return self._writer.submitOneOfMany(Tables.createServices, new)
+        return self._writer.submitOneOfMany(Tables.createServices, (tenant, service, maximum))
 
     def getService(self, tenant: str, id: str) -> Deferred[ServiceRecord]:
         """See :meth:`IStore.getService`."""
@@ -204,19 +196,9 @@ class SqliteStore:
         unseen = frozenset(hidden)
         return self._reader.submit(lambda tables: tables.listServices(tenant, marker, count, tag, unseen))
 
-    def updateService(
-        self,
-        tenant: str,
-        id: str,
-        incarnation: str,
-        heartbeatTimeout: int | None,
-        tags: Sequence[str] | None,
-        metadata: Mapping[str, str] | None,
-    ) -> Deferred[ServiceRecord]:
+    def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """See :meth:`IStore.updateService`."""
-        return self._writer.submit(
-            lambda tables: tables.updateService(tenant, id, incarnation, heartbeatTimeout, tags, metadata)
-        )
+        return self._writer.submit(lambda tables: tables.updateService(tenant, id, incarnation, changes))
 
     def removeService(self, tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
         """See :meth:`IStore.removeService`."""
@@ -291,7 +273,7 @@ class SqliteStore:
 
     def setValue(self, tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
         """See :meth:`IStore.setValue`."""
-        return self._writer.submitOneOfMany(Tables.setValues, NewValue(tenant, key, value, maximum))
+        return self._writer.submitOneOfMany(Tables.setValues, (tenant, key, value, maximum))
 
     def removeValue(self, tenant: str, key: str) -> Deferred[None]:
         """See :meth:`IStore.removeValue`."""

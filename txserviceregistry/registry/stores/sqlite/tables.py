@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain, groupby, islice
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias
-
-import attrs
+from typing import Any, TypeAlias
 
 from ... import eventids
+from ...model import NewService, ServiceChanges
 from .. import payloads
 from ..interfaces import (
     Account,
@@ -73,26 +72,6 @@ _SERVICES_BY_TAG = f"{_FIELDS}{_TAGGED}{_LAST_SEEN}{_TAGGED_FROM_MARKER}"
 _GLANCE = "SELECT max(id), group_concat(incarnation) FROM (SELECT s.id, s.incarnation{} LIMIT 100)"
 _GLANCE_AT_SERVICES = _GLANCE.format(_ALL + _FROM_MARKER)
 _GLANCE_AT_TAGGED = _GLANCE.format(_TAGGED + _TAGGED_FROM_MARKER)
-
-
-class NewService(NamedTuple):
-    """What :meth:`Tables.createServices` is told of a service; see :meth:`IStore.createService`."""
-
-    tenant: str
-    id: str
-    heartbeatTimeout: int
-    tags: Sequence[str]
-    metadata: Mapping[str, str]
-    maximum: int
-
-
-class NewValue(NamedTuple):
-    """What :meth:`Tables.setValues` is told of a configuration value; see :meth:`IStore.setValue`."""
-
-    tenant: str
-    key: str
-    value: str
-    maximum: int
 
 
 #: The time of a heartbeat, in milliseconds since the epoch, behind the tenant, id and incarnation whose it is.
@@ -322,42 +301,42 @@ class Tables:
             return None
         return row[1], self._service(row)
 
-    def createServices(self, news: Sequence[NewService]) -> list[ServiceRecord | StoreError]:
+    def createServices(self, creates: Sequence[tuple[str, NewService, int]]) -> list[ServiceRecord | StoreError]:
         """
-        See :meth:`IStore.createService`; one after the other.
+        Create services, one after the other.
 
+        :param creates: the arguments of :meth:`IStore.createService`.
         :return: what becomes of each.
         """
         taken = set(
             self._select(
                 "SELECT s.tenant, s.id FROM {rows} n"
                 " CROSS JOIN services s ON s.tenant = n.column1 AND s.id = n.column2",
-                [(new.tenant, new.id) for new in news],
+                [(tenant, new.id) for tenant, new, _ in creates],
             )
         )
         counts = {
             tenant: (self._one("SELECT services FROM tenants WHERE tenant = ?", tenant) or (0,))[0]
-            for tenant in {new.tenant for new in news}
+            for tenant in {tenant for tenant, _, _ in creates}
         }
         outcomes: list[ServiceRecord | StoreError] = []
         services, tags, events, added = [], [], [], Counter[str]()
         now = self._milliseconds()
-        for tenant, id, heartbeatTimeout, itsTags, metadata, maximum in news:
-            if (tenant, id) in taken:
-                outcomes.append(ObjectExists(id))
+        for tenant, new, maximum in creates:
+            if (tenant, new.id) in taken:
+                outcomes.append(ObjectExists(new.id))
                 continue
             if counts[tenant] + added[tenant] >= maximum:
                 outcomes.append(LimitExceeded(maximum))
                 continue
-            taken.add((tenant, id))
+            taken.add((tenant, new.id))
             added[tenant] += 1
             position = self._ids.next()
-            service = ServiceRecord(id, self._ids.idAt(position), heartbeatTimeout, tuple(itsTags), dict(metadata))
-            outcomes.append(service)
-            tagsInJson, metadataInJson = _asJson(service.tags), _asJson(service.metadata)
-            services.append((tenant, id, position, heartbeatTimeout, tagsInJson, metadataInJson))
-            tags += _tagRows(tenant, id, itsTags)
-            payload = payloads.serviceStateInJson(_asJson(id), heartbeatTimeout, tagsInJson, metadataInJson)
+            outcomes.append(ServiceRecord.of(new, self._ids.idAt(position)))
+            tagsInJson, metadataInJson = _asJson(new.tags), _asJson(new.metadata)
+            services.append((tenant, new.id, position, new.heartbeatTimeout, tagsInJson, metadataInJson))
+            tags += _tagRows(tenant, new.id, new.tags)
+            payload = payloads.serviceStateInJson(_asJson(new.id), new.heartbeatTimeout, tagsInJson, metadataInJson)
             events.append((tenant, position, now, _EVENT_TYPES["service.join"], payload))
         self._change(
             "INSERT INTO services (tenant, id, incarnation, heartbeat_timeout, tags, metadata) SELECT * FROM {rows}",
@@ -422,26 +401,13 @@ class Tables:
             start = last + "\0"  # there is no text between the two
         return found
 
-    def updateService(
-        self,
-        tenant: str,
-        id: str,
-        incarnation: str,
-        heartbeatTimeout: int | None,
-        tags: Sequence[str] | None,
-        metadata: Mapping[str, str] | None,
-    ) -> ServiceRecord:
+    def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
         """See :meth:`IStore.updateService`."""
         living = self._living(tenant, id, incarnation)
         if living is None:
             raise NoSuchObject(id)
         _, old = living
-        new = attrs.evolve(
-            old,
-            heartbeatTimeout=old.heartbeatTimeout if heartbeatTimeout is None else heartbeatTimeout,
-            tags=old.tags if tags is None else tuple(tags),
-            metadata=old.metadata if metadata is None else dict(metadata),
-        )
+        new = old.changed(changes)
         if new != old:
             self._execute(
                 "UPDATE services SET heartbeat_timeout = ?, tags = ?, metadata = ? WHERE tenant = ? AND id = ?",
@@ -545,10 +511,11 @@ class Tables:
             )
         return [(key, asText(value)) for key, value in rows]
 
-    def setValues(self, news: Sequence[NewValue]) -> list[StoreError | None]:
+    def setValues(self, sets: Sequence[tuple[str, str, str, int]]) -> list[StoreError | None]:
         """
-        See :meth:`IStore.setValue`; one after the other.
+        Set configuration values, one after the other.
 
+        :param sets: the arguments of :meth:`IStore.setValue`.
         :return: what becomes of each: what it is refused for, or ``None``.
         """
         values = {
@@ -556,19 +523,19 @@ class Tables:
             for tenant, key, value in self._select(
                 "SELECT v.tenant, v.key, v.value FROM {rows} n"
                 " CROSS JOIN configuration_values v ON v.tenant = n.column1 AND v.key = n.column2",
-                list({(new.tenant, new.key): None for new in news}),
+                list({(tenant, key): None for tenant, key, _, _ in sets}),
             )
         }
         counts = {
             tenant: (self._one("SELECT configuration_values FROM tenants WHERE tenant = ?", tenant) or (0,))[0]
-            for tenant in {new.tenant for new in news}
+            for tenant in {tenant for tenant, _, _, _ in sets}
         }
         outcomes: list[StoreError | None] = []
         # Of each key the last value only: in which order the rows of a statement come is left to SQLite.
         changed: dict[tuple[str, str], str] = {}
         events, added = [], Counter[str]()
         now = self._milliseconds()
-        for tenant, key, value, maximum in news:
+        for tenant, key, value, maximum in sets:
             oldValue = values.get((tenant, key))
             if oldValue is None and counts[tenant] + added[tenant] >= maximum:
                 outcomes.append(LimitExceeded(maximum))

@@ -21,6 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.unit.registry.stores.storesuite import countServices, countValues
 from tests.unit.registry.stores.test_stores import HandReactor
 from txserviceregistry.registry.eventids import position, positionOf
+from txserviceregistry.registry.model import NewService
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
     ServiceRecord,
@@ -100,8 +101,8 @@ class SqliteStoreTests(SqliteCase):
 
         store = await self.opened()
         await store.account("1")
-        made = await store.createService("1", "web", 30, ("t",), {"k": "v"}, 10)
-        gone = await store.createService("1", "gone", 30, ("t",), {}, 10)
+        made = await store.createService("1", NewService("web", 30, ("t",), {"k": "v"}), 10)
+        gone = await store.createService("1", NewService("gone", 30, ("t",)), 10)
         await store.expireServices([Expiration("1", "gone", gone.incarnation, 5)])
         store.recordLastSeen("1", "web", made.incarnation, 1234)
         await store.setValue("1", "key", "value", 10)
@@ -120,7 +121,7 @@ class SqliteStoreTests(SqliteCase):
     async def test_closeWritesHeartbeatTimes(self):
         """The times of heartbeats that wait to be written are written by close(), and nothing stays on the reactor."""
         store = await self.opened()
-        made = await store.createService("1", "web", 30, (), {}, 10)
+        made = await store.createService("1", NewService("web", 30), 10)
         store.recordLastSeen("1", "web", made.incarnation, 1234)
         await store.close()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
@@ -130,7 +131,7 @@ class SqliteStoreTests(SqliteCase):
     async def test_heartbeatTimesAreWrittenAfterFiveSeconds(self):
         """A thousand heartbeats of a service are one write, at the latest five seconds after the first."""
         store = await self.opened()
-        made = await store.createService("1", "web", 30, (), {}, 10)
+        made = await store.createService("1", NewService("web", 30), 10)
         for n in range(1000):
             store.recordLastSeen("1", "web", made.incarnation, n)
         self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
@@ -145,12 +146,12 @@ class SqliteStoreTests(SqliteCase):
     async def test_eventIdsGoOnAfterARestart(self):
         """Ids grow across a restart, when the clock has stepped back and all events have been dropped."""
         store = await self.opened()
-        made = await store.createService("1", "web", 30, (), {}, 10)
+        made = await store.createService("1", NewService("web", 30), 10)
         await store.dropEvents(positionOf(NOW + 60))
         await store.close()
         self.now = NOW - 3600
         store = await self.opened()
-        again = await store.createService("1", "api", 30, (), {}, 10)
+        again = await store.createService("1", NewService("api", 30), 10)
         self.assertEqual(position(again.incarnation), position(made.incarnation) + 1)
 
     async def test_dropsManyEvents(self):
@@ -211,7 +212,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual(await one.secret(), await two.secret())
         made = []
         for n in range(4):
-            made.append(await (one, two)[n % 2].createService("1", f"s{n}", 30, (), {}, 4))
+            made.append(await (one, two)[n % 2].createService("1", NewService(f"s{n}", 30), 4))
         positions = [position(service.incarnation) for service in made]
         self.assertEqual(positions, [positions[0] + n for n in range(4)])
         self.assertEqual(await one.listServices("1", None, 9, None, ()), made)
@@ -235,11 +236,13 @@ class SqliteStoreTests(SqliteCase):
 
         def operations(store: SqliteStore) -> Iterator[Deferred[Any]]:
             for n in range(150):
-                yield store.createService(f"{n % 2 + 1}", f"s{n}", 30, ("t", f"t{n}", "t", "\0"), {"n": f"{n}"}, 999)
+                yield store.createService(
+                    f"{n % 2 + 1}", NewService(f"s{n}", 30, ("t", f"t{n}", "t", "\0"), {"n": f"{n}"}), 999
+                )
             for tenant, id, maximum in (("1", "s0", 999), ("1", "s1", 999), ("2", "s1", 76), ("2", "s2", 76)):
-                yield store.createService(tenant, id, 40, (), {}, maximum)
+                yield store.createService(tenant, NewService(id, 40), maximum)
             for tenant, id, maximum in (("2", "s3", 76), ("2", "s5", 75), ("2", "new", 76), ("3", "new", 0)):
-                yield store.createService(tenant, id, 50, (), {}, maximum)
+                yield store.createService(tenant, NewService(id, 50), maximum)
             for n in range(80):
                 yield store.setValue("1", f"key{n % 70}", f"value{n % 2}", 60)
             for value in ("a", "a", "b", "\ud800", "a"):
@@ -247,7 +250,7 @@ class SqliteStoreTests(SqliteCase):
             yield store.removeValue("2", "key")
             yield store.setValue("2", "other", "", 1)
             yield store.setValue("2", "key", "", 1)
-            yield store.createService("1", "last", 30, (), {}, 999)
+            yield store.createService("1", NewService("last", 30), 999)
 
         async def outcome(operation: Deferred[Any]) -> Any:
             try:
@@ -329,9 +332,9 @@ class SqliteStoreTests(SqliteCase):
     async def test_aCreateThatFailsLeavesTheOthersWhole(self):
         """A registration that can't be kept at all harms none that comes with it."""
         store = await self.opened()
-        good = [store.createService("1", f"s{n}", 30, ("t",), {}, 100) for n in range(5)]
-        bad = store.createService("1", "\ud800", 30, ("t",), {}, 100)
-        more = [store.createService("1", f"t{n}", 30, ("t",), {}, 100) for n in range(5)]
+        good = [store.createService("1", NewService(f"s{n}", 30, ("t",)), 100) for n in range(5)]
+        bad = store.createService("1", NewService("\ud800", 30, ("t",)), 100)
+        more = [store.createService("1", NewService(f"t{n}", 30, ("t",)), 100) for n in range(5)]
         await self.raises(UnicodeEncodeError, bad)
         made = await gatherResults(good + more)
         self.assertEqual(await store.listServices("1", None, 100, "t", ()), made)
@@ -350,11 +353,13 @@ class SqliteStoreTests(SqliteCase):
     async def test_othersHaveTheirTurnWhileManyDie(self):
         """An operation that comes while thousands of deaths are written does not wait for the last of them."""
         store = await self.opened()
-        made = await gatherResults([store.createService("1", f"s{n}", 30, ("t",), {}, 9999) for n in range(3000)])
+        made = await gatherResults(
+            [store.createService("1", NewService(f"s{n}", 30, ("t",)), 9999) for n in range(3000)]
+        )
         order: list[str] = []
         dying = store.expireServices([Expiration("1", one.id, one.incarnation, 1) for one in made])
         dying.addCallback(lambda _: order.append("dead"))
-        created = store.createService("1", "new", 30, (), {}, 9999)
+        created = store.createService("1", NewService("new", 30), 9999)
         created.addCallback(lambda _: order.append("created"))
         await gatherResults([dying, created])
         self.assertEqual(order, ["created", "dead"])
@@ -452,8 +457,8 @@ class SqliteStoreTests(SqliteCase):
     async def test_heartbeatTimesOutlastTrouble(self):
         """Times of heartbeats that could not be written are tried again, unless there are newer ones."""
         store = await self.opened()
-        one = await store.createService("1", "one", 30, (), {}, 10)
-        two = await store.createService("1", "two", 30, (), {}, 10)
+        one = await store.createService("1", NewService("one", 30), 10)
+        two = await store.createService("1", NewService("two", 30), 10)
         elsewhere = self.elsewhere()
         elsewhere.execute("ALTER TABLE meta RENAME TO meta_away")
         store.recordLastSeen("1", "one", one.incarnation, 1)
@@ -470,7 +475,7 @@ class SqliteStoreTests(SqliteCase):
     async def test_heartbeatTimesDoNotPileUp(self):
         """While a write takes long, however often a service is heard, one more waits, which brings the last time."""
         store = await self.opened()
-        made = await store.createService("1", "web", 30, (), {}, 10)
+        made = await store.createService("1", NewService("web", 30), 10)
         elsewhere = self.elsewhere()
         elsewhere.execute("BEGIN IMMEDIATE")
         before = store.statistics.commits.total
@@ -487,7 +492,7 @@ class SqliteStoreTests(SqliteCase):
     async def test_aDefectInHeartbeatTimesIsLogged(self):
         """A time that is none is a defect: it is logged, and dropped."""
         store = await self.opened()
-        made = await store.createService("1", "web", 30, (), {}, 10)
+        made = await store.createService("1", NewService("web", 30), 10)
         store.recordLastSeen("1", "web", made.incarnation, 2**70)
         self.reactor.advance(5)
         await store.removeToken("none")
@@ -812,7 +817,9 @@ class RefusedFileTests(TestCase):
         store = SqliteStore(self.path, reactor=reactor)
         await store.open()
         metadata = {"key": "value" * 20}
-        await gatherResults([store.createService("1", f"s{n}", 30, ("t",), metadata, 9999) for n in range(1000)])
+        await gatherResults(
+            [store.createService("1", NewService(f"s{n}", 30, ("t",), metadata), 9999) for n in range(1000)]
+        )
         await store.close()
 
     def change(self, start: int, data: bytes) -> None:
