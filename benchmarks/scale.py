@@ -69,7 +69,7 @@ def fill(home, services, events, timeout=120):
     connection = sqlitefile.connect(str(Path(home, "registry.sqlite")))
     tables = Tables(connection, time.time)
     try:
-        (tenant,) = (user.tenant for user in tables.users.listUsers())
+        (tenant,) = (user.tenant for user in tables.listUsers())
         tokens = HeartbeatTokens(tables.secret(), time.time)
         connection.execute(_OLD_EVENTS, (events - services, tenant, positionOf(time.time() - 1800), STEP))
         first = []

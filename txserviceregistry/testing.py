@@ -39,7 +39,8 @@ from zope.interface import implementer
 
 from .client import Client
 from .http.bodies import BytesProducer, WholeResponse, readWhole
-from .registry.core import EVENT_RETENTION, Registry
+from .registry.core import Registry
+from .registry.feed import EVENT_RETENTION
 from .registry.http.resource import ApiResource
 from .registry.identity.identity import Identity
 from .registry.limits import RateLimiter, ResourceLimits
@@ -387,7 +388,7 @@ class FakeRegistry:
     def _end(self) -> None:
         if self._registry is not None:
             self._identity.stop()
-            self._registry.endWaiting()
+            self._registry.feed.endWaiting()
             self._agent.flush()
             _now(self._registry.stop())
             self._registry = None

@@ -1,6 +1,6 @@
 """
-What is different for a registry that shares its store with others: it hears of what they do, any of them takes any
-heartbeat, and what it does not know yet it asks for.
+A registry that shares its store with others: it notices their changes, any of them takes any heartbeat, and services
+that it does not know yet are looked up.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from ..util.singleflight import SingleFlight
 from .expiry.deadlines import ServiceState
 from .expiry.livetable import LiveServices
 from .faults import notFound, systemFailure
-from .stores.interfaces import ISharedStore, IStoreListener, LivingService, NoSuchObject, StoreUnavailable
+from .stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, ServiceSummary
 from .subscribers import Subscribers
-from .tasks import WorkerLimit
+from .tasks import WorkerLimit, available
 from .tokens import HeartbeatTokens
 
-#: How many services are looked up in the store at once because a heartbeat named something unknown, and how many may
-#: wait for that: whoever makes up ids and tokens must not keep the store from its work.
+#: How many services are looked up in the store at once because a heartbeat named an unknown one, and how many may wait
+#: for that: clients that make up ids and tokens must not keep the store from its work.
 _LOOKS = 4
 _WAITING = 400
 
@@ -30,14 +30,15 @@ class Cluster:
     One registry among several over one store.
 
     :param store: the store.
-    :param lives: the lives of the services, of which this registry hears only some.
-    :param followers: those who wait for something new in a feed.
+    :param services: the services, whose heartbeats this registry takes only in part.
+    :param subscribers: the requests that wait for events.
     """
 
-    def __init__(self, store: ISharedStore, lives: LiveServices, followers: Subscribers) -> None:
+    def __init__(self, store: ISharedStore, services: LiveServices, subscribers: Subscribers) -> None:
         self._store = store
-        self._live = lives
-        self._subscribers = followers
+        self._live = services
+        self._deadlines = services.deadlines
+        self._subscribers = subscribers
         self._looking: SingleFlight[tuple[str, str], None] = SingleFlight()
         self._looks = WorkerLimit(_LOOKS)
 
@@ -45,81 +46,74 @@ class Cluster:
         """Begin to listen."""
         self._store.follow(self)
 
-    async def beat(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> tuple[ServiceState, str]:
+    async def heartbeat(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> tuple[ServiceState, str]:
         """
-        A service is alive, if the token is its own.
+        Note a heartbeat in the store, if the token is the service's own.
 
-        :return: its life, which has not been given its time yet, and the next token.
-        :raises Fault: 404 if it is not there or the token is not its own; 503 if the store can't be asked.
+        :return: the service, whose deadline is not moved here, and the next token.
+        :raises Fault: 404 if it is not there or the token is not its own; 503 if the store is unavailable.
         """
-        life, following = self._known(tenant, id, token, tokens)
+        state, nextToken = self._known(tenant, id, token, tokens)
         while True:
-            if life is None or following is None:
-                await self.learn(tenant, id)
-                life, following = self._known(tenant, id, token, tokens)
-                if life is None:
+            if state is None or nextToken is None:
+                await self.look(tenant, id)
+                state, nextToken = self._known(tenant, id, token, tokens)
+                if state is None:
                     raise notFound("Service", id)
-                if following is None:
+                if nextToken is None:
                     raise notFound("HeartbeatMarker", token)
-            try:
-                isThere = await self._store.beat(tenant, id, life.incarnation)
-            except StoreUnavailable as reason:
-                raise systemFailure() from reason
-            if isThere:
-                return life, following
-            # Over, by what another registry did. There may be another life of it.
-            self._live.forget(tenant, id, life.incarnation)
-            life = None
+            if await available(self._store.heartbeat(tenant, id, state.incarnation)):
+                return state, nextToken
+            # Another registry ended this incarnation. There may be another one.
+            self._deadlines.forget(tenant, id, state.incarnation)
+            state = None
 
     def _known(
         self, tenant: str, id: str, token: str, tokens: HeartbeatTokens
     ) -> tuple[ServiceState | None, str | None]:
-        life = self._live.alive(tenant, id)
-        return life, None if life is None else tokens.next(tenant, id, life.incarnation, token)
+        state = self._deadlines.active(tenant, id)
+        return state, None if state is None else tokens.next(tenant, id, state.incarnation, token)
 
-    async def learn(self, tenant: str, id: str) -> None:
+    async def look(self, tenant: str, id: str) -> None:
         """
         Look a service up in the store.
 
-        :raises Fault: 503 if the store can't be asked, or has to look up too many.
+        :raises Fault: 503 if the store is unavailable, or too many are being looked up.
         """
         if len(self._looking) >= _WAITING:
             raise systemFailure("Too many unknown services are being looked up")
-        try:
-            await self._looking.do((tenant, id), lambda: self._looks.do(lambda: self._look(tenant, id)))
-        except StoreUnavailable as reason:
-            raise systemFailure() from reason
+        await available(self._looking.do((tenant, id), lambda: self._looks.do(lambda: self._look(tenant, id))))
 
     async def _look(self, tenant: str, id: str) -> None:
-        known = self._live.alive(tenant, id)
+        known = self._deadlines.active(tenant, id)
         try:
             record = await self._store.getService(tenant, id)
         except NoSuchObject:
             if known is not None:
-                self._live.forget(tenant, id, known.incarnation)
+                self._deadlines.forget(tenant, id, known.incarnation)
             return
-        self._live.meet(LivingService(tenant, id, record.incarnation, record.heartbeatTimeout, record.lastSeen))
+        self._live.track(record.summary(tenant))
 
     # -- IStoreListener
 
-    def appeared(self, service: LivingService) -> None:
+    def appeared(self, service: ServiceSummary) -> None:
         """See :meth:`IStoreListener.appeared`."""
-        self._live.meet(service)
+        self._live.track(service)
 
     def vanished(self, tenant: str, id: str, incarnation: str) -> None:
         """See :meth:`IStoreListener.vanished`."""
-        self._live.forget(tenant, id, incarnation)
+        self._deadlines.forget(tenant, id, incarnation)
 
-    def news(self, tenant: str) -> None:
-        """See :meth:`IStoreListener.news`."""
-        self._subscribers.tell((tenant,))
+    def eventAdded(self, tenant: str) -> None:
+        """See :meth:`IStoreListener.eventAdded`."""
+        self._subscribers.notify((tenant,))
 
     def lost(self) -> None:
         """See :meth:`IStoreListener.lost`."""
         self._live.suspend()
-        # Nothing new is heard here: those who wait for it find that out, and may go to another registry.
-        self._subscribers.tellAll()
+        # New events are not noticed here: subscribers find out, and may go to another registry.
+        self._subscribers.notifyAll()
 
-    def synchronized(self, living: Sequence[LivingService], wasLost: bool) -> None:
+    def synchronized(self, services: Sequence[ServiceSummary], wasLost: bool) -> None:
         """See :meth:`IStoreListener.synchronized`."""
-        self._live.synchronize(living, anew=wasLost)
+        self._live.synchronize(services, anew=wasLost)

@@ -24,9 +24,7 @@ class DataDirectoryError(Exception):
 
 @attrs.define
 class DataDirectory:
-    """
-    :ivar path: where it is.
-    """
+    """:ivar path: where it is."""
 
     path: Path = attrs.field(converter=Path)
     _lock: int | None = attrs.field(default=None, init=False)
@@ -225,7 +223,7 @@ class DataDirectory:
             raise DataDirectoryError(f"can't read {self.raxrcPath}: {error.strerror}")
         except (configparser.Error, UnicodeError):
             # What the parser says repeats the line that it stumbles over, and that line may hold a key.
-            raise DataDirectoryError(f"{self.raxrcPath} is no INI file: mend it, or move it away")
+            raise DataDirectoryError(f"{self.raxrcPath} is not a valid INI file; correct it, or move it away")
         return raxrc
 
     def _unwritable(self, error: OSError) -> DataDirectoryError:

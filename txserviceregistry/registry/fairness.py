@@ -75,9 +75,7 @@ class FairQueue(Generic[_T]):
         return self._take(mayGo, last=False)
 
     def dropLast(self) -> tuple[_Path, _T] | None:
-        """
-        Remove the item that would be served last; ``None`` if the queue is empty.
-        """
+        """Remove the item that would be served last; ``None`` if the queue is empty."""
         return self._take(_always, last=True)
 
     def charge(self, path: _Path, cost: float) -> None:

@@ -13,7 +13,7 @@ import attrs
 @attrs.frozen
 class NewService:
     """
-    A service to be made.
+    A service to be created.
 
     :ivar heartbeatTimeout: in seconds.
     """
@@ -55,16 +55,16 @@ class Figures:
     """
     What a registry has done since it started, and what it has now.
 
-    :ivar services: how many are alive, by tenant.
-    :ivar followers: how many wait for events.
+    :ivar services: how many are registered, by tenant.
+    :ivar subscribers: how many requests wait for events.
     :ivar heartbeats: how many were taken, those of batches among them.
-    :ivar expirations: how many services timed out.
-    :ivar stalls: how often the process stood still.
+    :ivar expirations: how many services expired.
+    :ivar stalls: how often the process stalled.
     :ivar stalledSeconds: for how long, all together.
     """
 
     services: Mapping[str, int]
-    followers: int
+    subscribers: int
     heartbeats: int
     expirations: int
     stalls: int

@@ -22,8 +22,9 @@ from twisted.python.failure import Failure
 from .._version import __version__
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
-from .core import EVENT_RETENTION, Registry
+from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
+from .feed import EVENT_RETENTION
 from .http.accesslog import AccessLog, LogThread
 from .http.admission import ConnectionLimits, availableFiles
 from .http.health import Health
@@ -35,7 +36,7 @@ from .http.statuspages import LOOPBACK, Operations
 from .identity.apikeys import newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
-from .sources import Sources
+from .statistics import Sources
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.sqlite.store import SqliteStore
@@ -220,14 +221,14 @@ class RegistryService(Service):
         )
         await self._makeFirstUser(identity, isNew)
         connectionLimits = self._possibleLimits()
-        followers = Subscribers(self._reactor, connectionLimits.followers, connectionLimits.followersPerTenant)
+        subscribers = Subscribers(self._reactor, connectionLimits.followers, connectionLimits.followersPerTenant)
         registry = Registry(
             store,
             clock=self._reactor,
             wallClock=self._wallClock,
             limits=self._limits,
             eventRetention=self._eventRetention,
-            followers=followers,
+            subscribers=subscribers,
         )
         self._endings.append(("the rules", registry.stop))
         await registry.start()
@@ -444,5 +445,5 @@ class RegistryService(Service):
 def _endConnections(site: ApiSite, registry: Registry) -> Deferred[None]:
     drained = site.drain(DRAIN_SECONDS)
     # Only now: the answers to those who wait for events tell them that the connection ends.
-    registry.endWaiting()
+    registry.feed.endWaiting()
     return drained

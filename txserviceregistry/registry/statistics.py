@@ -1,20 +1,22 @@
 """
 What a registry counts while it works: plain numbers, because counting comes with every heartbeat.
 
-Nothing here knows who reads the numbers; :mod:`txserviceregistry.registry.http.metrics` does, when it is asked.
+:mod:`txserviceregistry.registry.http.metrics` makes metrics of them when it is asked.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable, Mapping
 
 import attrs
+from cryptography import x509
 
-#: The upper ends, in seconds, of the classes into which the time is sorted that an answer takes: from a heartbeat
-#: (0.2 ms) up to what only a store in trouble needs.
+from .model import Figures
+
+#: The upper bounds of the histogram of response times, in seconds: from a heartbeat (0.2 ms) up to what only a store in
+#: trouble needs.
 REQUEST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-#: The same for an operation of a store.
-STORE_SECONDS = REQUEST_SECONDS
 #: The same for how many operations share a commit.
 COMMIT_OPERATIONS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
@@ -24,9 +26,9 @@ class Histogram:
     """
     How many values of which size there were.
 
-    :ivar bounds: the upper ends of the classes, each counted to its own; above the last one there is one more class.
+    :ivar bounds: the upper bounds of the buckets, each included; above the last one there is one more bucket.
     :ivar counts: how many values are in each.
-    :ivar total: all values together.
+    :ivar total: the sum of all values.
     """
 
     bounds: tuple[float, ...]
@@ -47,8 +49,8 @@ class RouteStatistics:
     """
     The requests of one method for one route.
 
-    :ivar codes: how many there were, by the status code of their answers.
-    :ivar seconds: how long their answers took.
+    :ivar codes: how many there were, by the status code of their responses.
+    :ivar seconds: how long their responses took.
     """
 
     codes: dict[int, int] = attrs.field(factory=dict)
@@ -58,16 +60,15 @@ class RouteStatistics:
 @attrs.define
 class RequestStatistics:
     """
-    The requests that were answered.
+    The requests that got a response.
 
-    :ivar routes: by method and route. There are as many entries as there are routes: whatever clients make up has to
-        be given one name before it comes here.
+    :ivar routes: by method and route. Paths that clients make up must be given one name before they come here.
     """
 
     routes: dict[tuple[bytes, str], RouteStatistics] = attrs.field(factory=dict)
 
     def add(self, method: bytes, route: str, code: int, seconds: float) -> None:
-        """Count an answer, and the time that it took."""
+        """Count a response, and the time that it took."""
         statistics = self.routes.get((method, route))
         if statistics is None:
             statistics = self.routes[(method, route)] = RouteStatistics()
@@ -79,19 +80,51 @@ class RequestStatistics:
 @attrs.define
 class StoreStatistics:
     """
-    The work of a store. What a store has no notion of stays empty.
+    The work of a store. What does not apply to a store stays empty.
 
-    :ivar reads: how long those have waited for their answer, in seconds, who wanted to read.
-    :ivar writes: the same for those who wanted to write.
+    :ivar reads: how long reads took, waiting included, in seconds.
+    :ivar writes: how long writes took, waiting included, in seconds.
     :ivar commits: how many operations shared a commit.
     :ivar isReadable: whether it could be read the last time.
     :ivar isWritable: whether it could be written the last time.
     :ivar walBytes: the size of its write-ahead log.
     """
 
-    reads: Histogram = attrs.field(factory=lambda: Histogram(STORE_SECONDS))
-    writes: Histogram = attrs.field(factory=lambda: Histogram(STORE_SECONDS))
+    reads: Histogram = attrs.field(factory=lambda: Histogram(REQUEST_SECONDS))
+    writes: Histogram = attrs.field(factory=lambda: Histogram(REQUEST_SECONDS))
     commits: Histogram = attrs.field(factory=lambda: Histogram(COMMIT_OPERATIONS))
     isReadable: bool = True
     isWritable: bool = True
     walBytes: int | None = None
+
+
+@attrs.frozen
+class Sources:
+    """
+    Where the metrics come from; functions are called each time.
+
+    :ivar store: the store's name.
+    :ivar figures: of the registry's rules.
+    :ivar tokensIssued: how many new auth tokens there were.
+    :ivar authenticationsFailed: how many authentications were refused.
+    :ivar connections: how many are open.
+    :ivar evictions: how many were closed to make room.
+    :ivar waited: how often work for unauthenticated clients had to wait, by kind: ``request``, ``handshake``,
+        ``login``.
+    :ivar loginsRefused: how many API keys were not checked because too many waited.
+    :ivar accessLogLost: how many lines the access log has lost.
+    :ivar certificates: those that the listeners show, by their files.
+    """
+
+    store: str
+    requests: RequestStatistics
+    storeStatistics: StoreStatistics
+    figures: Callable[[], Figures]
+    tokensIssued: Callable[[], int]
+    authenticationsFailed: Callable[[], int]
+    connections: Callable[[], int]
+    evictions: Callable[[], int]
+    waited: Callable[[], Mapping[str, int]]
+    loginsRefused: Callable[[], int]
+    accessLogLost: Callable[[], int]
+    certificates: Callable[[], Mapping[str, x509.Certificate]]

@@ -1,5 +1,5 @@
 """
-Followers: who waits for something new in a feed, and how they come to hear of it.
+Requests that wait for new events in a feed, and how they are notified.
 """
 
 from __future__ import annotations
@@ -19,253 +19,252 @@ from .faults import tooManyFollowers
 _T = TypeVar("_T")
 
 
-class _Stillness:
-    """What was seen of a feed on which there is nothing new since, and what is being looked at."""
+class _Reads:
+    """What was read of a feed since its last event, and what is being read."""
 
-    #: How much is kept.
+    #: How many results are kept.
     MOST = 8
 
     def __init__(self) -> None:
-        self.seen: dict[Hashable, Any] = {}
-        #: What looks at it again.
-        self.looks: dict[Hashable, Callable[[], Deferred[Any]]] = {}
-        self.looking: SingleFlight[Hashable, Any] = SingleFlight()
+        self.results: dict[Hashable, Any] = {}
+        #: What reads the same again.
+        self.again: dict[Hashable, Callable[[], Deferred[Any]]] = {}
+        self.reading: SingleFlight[Hashable, Any] = SingleFlight()
 
-    def keep(self, what: Hashable, seen: Any, look: Callable[[], Deferred[Any]]) -> None:
-        if len(self.seen) >= self.MOST:
-            oldest = next(iter(self.seen))
-            del self.seen[oldest], self.looks[oldest]
-        self.seen[what] = seen
-        self.looks[what] = look
+    def keep(self, query: Hashable, result: Any, again: Callable[[], Deferred[Any]]) -> None:
+        if len(self.results) >= self.MOST:
+            oldest = next(iter(self.results))
+            del self.results[oldest], self.again[oldest]
+        self.results[query] = result
+        self.again[query] = again
 
 
 @attrs.define(eq=False)
 class Subscription:
     """
-    The place of somebody who waits.
+    The place of a subscriber.
 
-    :ivar tenant: whose feed is followed.
-    :ivar seconds: how long may be waited, the first look included.
-    :ivar latest: when it has to be left, in seconds of the clock.
-    :ivar news: what is waited for now.
+    :ivar tenant: whose feed it is.
+    :ivar seconds: how long it may wait, the first read included.
+    :ivar latest: when it ends, in seconds of the clock.
+    :ivar change: what it waits for now.
     """
 
     tenant: str
     seconds: float
     latest: float
-    news: Deferred[bool] | None = None
+    change: Deferred[bool] | None = None
 
 
 class Subscribers:
     """
-    Those who wait, by tenant. Nobody looks for news here: whoever makes some tells, once.
+    The subscribers of all tenants. Nothing is polled: each change of a feed notifies them, once.
 
-    :param clock: the reactor; what is told is heard in its next turns.
-    :param most: how many places there are for those who wait.
-    :param mostOfTenant: how many of one tenant get a place.
+    :param clock: the reactor; subscribers are notified in its next turns.
+    :param most: how many subscriptions there may be.
+    :param mostOfTenant: how many of one tenant.
     """
 
-    #: How many hear the news in one turn of the reactor, which is some tens of milliseconds then. Between two turns
-    #: heartbeats come in, and the next requests of those who have heard, which take longer than all the answers.
+    #: How many are notified in one turn of the reactor, which is some tens of milliseconds then. Between two turns come
+    #: heartbeats, and the next requests of the subscribers, which take longer than all the responses.
     TURN = 500
-    #: Seconds after which one for whom there was no place may ask again.
+    #: Seconds after which a request for which there was no place may be sent again.
     RETRY_AFTER = 5
 
     def __init__(self, clock: IReactorTime, most: int = 5_000, mostOfTenant: int = 2_500) -> None:
         self._clock = clock
         self._most = most
         self._mostOfTenant = mostOfTenant
-        self._places: Counter[str] = Counter()
-        self._taken = 0
-        # Who has a place, those first who have to leave it first: by how long they may have it, because among those
-        # who have asked for the same it is nearly always the order in which they take it.
-        self._taking: defaultdict[float, dict[Subscription, None]] = defaultdict(dict)
+        self._countOf: Counter[str] = Counter()
+        self._count = 0
+        # The subscriptions, those first that end first: by how long they may wait, because among those of one length
+        # that is nearly always the order in which they come.
+        self._subscriptions: defaultdict[float, dict[Subscription, None]] = defaultdict(dict)
         self._endings: dict[float, IDelayedCall] = {}
-        # By tenant who waits, and what they have looked at.
+        # By tenant what waits, and what was queried.
         self._waiting: dict[str, dict[Deferred[bool], Hashable]] = {}
-        self._still: dict[str, _Stillness] = {}
-        # Who hears of news that there are, and who will when these have been looked at.
-        self._told: deque[Deferred[bool]] = deque()
-        self._abouts: set[tuple[Deferred[bool], ...]] = set()
-        self._telling: IDelayedCall | None = None
-        self._ended = False
+        self._reads: dict[str, _Reads] = {}
+        # What is notified next, and what will be when the new events have been read.
+        self._due: deque[Deferred[bool]] = deque()
+        self._afterReads: set[tuple[Deferred[bool], ...]] = set()
+        self._notifying: IDelayedCall | None = None
+        self._isEnded = False
 
     @property
     def count(self) -> int:
-        """How many places are taken."""
-        return self._taken
+        """How many subscriptions there are."""
+        return self._count
 
-    def takePlace(self, tenant: str, seconds: float, latest: float) -> Subscription:
+    def subscribe(self, tenant: str, seconds: float, latest: float) -> Subscription:
         """
-        Take a place for somebody who may have to wait long; :meth:`leavePlace` gives it back.
+        Take a place for a request that may wait long; :meth:`unsubscribe` gives it back.
 
-        :param seconds: how long may be waited.
-        :param latest: until when that is, in seconds of the clock. Then what the place waits for fires with ``False``.
-        :raises Fault: 503, if there is none.
+        :param seconds: how long it may wait.
+        :param latest: until when that is, in seconds of the clock. Then what it waits for fires with ``False``.
+        :raises Fault: 503, if there are too many.
         """
-        if self._taken >= self._most or self._places[tenant] >= self._mostOfTenant:
+        if self._count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
             raise tooManyFollowers(self.RETRY_AFTER)
-        self._places[tenant] += 1
-        self._taken += 1
-        place = Subscription(tenant, seconds, latest)
-        taking = self._taking[seconds]
-        # Whoever looked for long takes it after some who came later.
-        later = list(takewhile(lambda other: other.latest > latest, reversed(taking)))
-        taking[place] = None
+        self._countOf[tenant] += 1
+        self._count += 1
+        subscription = Subscription(tenant, seconds, latest)
+        those = self._subscriptions[seconds]
+        # A request whose first read took long comes after some that end later.
+        later = list(takewhile(lambda other: other.latest > latest, reversed(those)))
+        those[subscription] = None
         for other in reversed(later):
-            del taking[other]
-            taking[other] = None
+            del those[other]
+            those[other] = None
         if later or seconds not in self._endings:
             self._endInTime(seconds)
-        return place
+        return subscription
 
-    def leavePlace(self, place: Subscription) -> None:
-        """Somebody who had a place waits no longer."""
-        taking = self._taking[place.seconds]
-        taking.pop(place, None)
-        if not taking and place.seconds in self._endings:
-            self._endings.pop(place.seconds).cancel()
-        self._taken -= 1
-        self._places[place.tenant] -= 1
-        if not self._places[place.tenant]:
-            del self._places[place.tenant]
-            self._forgetWhatWasSeen(place.tenant)
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription."""
+        those = self._subscriptions[subscription.seconds]
+        those.pop(subscription, None)
+        if not those and subscription.seconds in self._endings:
+            self._endings.pop(subscription.seconds).cancel()
+        self._count -= 1
+        self._countOf[subscription.tenant] -= 1
+        if not self._countOf[subscription.tenant]:
+            del self._countOf[subscription.tenant]
+            self._dropReads(subscription.tenant)
 
     def _endInTime(self, seconds: float) -> None:
-        taking = self._taking[seconds]
-        if not taking or self._ended:
+        those = self._subscriptions[seconds]
+        if not those or self._isEnded:
             return
-        first = next(iter(taking)).latest
+        left = max(0, next(iter(those)).latest - self._clock.seconds())
         ending = self._endings.get(seconds)
         if ending is None:
-            left = max(0, first - self._clock.seconds())
             self._endings[seconds] = self._clock.callLater(left, self._endSome, seconds)
-        elif first < ending.getTime():
-            ending.reset(max(0, first - self._clock.seconds()))
+        elif self._clock.seconds() + left < ending.getTime():
+            ending.reset(left)
 
     def _endSome(self, seconds: float) -> None:
         del self._endings[seconds]
         now = self._clock.seconds()
-        taking = self._taking[seconds]
-        for place in list(takewhile(lambda place: place.latest <= now, taking)):
-            # It may have been left by what the one before has brought about.
-            if taking.pop(place, place) is None and place.news is not None and not place.news.called:
-                place.news.callback(False)
+        those = self._subscriptions[seconds]
+        for each in list(takewhile(lambda each: each.latest <= now, those)):
+            # It may have been ended by what the one before has brought about.
+            if those.pop(each, each) is None and each.change is not None and not each.change.called:
+                each.change.callback(False)
         self._endInTime(seconds)
 
-    def wait(self, tenant: str, what: Hashable) -> Deferred[bool]:
+    def wait(self, tenant: str, query: Hashable) -> Deferred[bool]:
         """
-        Begin to wait. Whoever does so before looking at the feed misses nothing.
+        Begin to wait. Doing so before reading the feed misses nothing.
 
-        :param what: which part of the *tenant*'s feed they look at; see :meth:`look`.
-        :return: fires with ``True`` when there may be something new in the *tenant*'s feed, and with ``False`` when
-            nobody may wait any more. Whoever waits no longer has to :meth:`forget` it.
+        :param query: what is read of the *tenant*'s feed; see :meth:`read`.
+        :return: fires with ``True`` when there may be new events in the *tenant*'s feed, and with ``False`` when no
+            request may wait any more. To be given to :meth:`forget` in the end.
         """
-        news: Deferred[bool] = Deferred()
-        if self._ended:
-            news.callback(False)
+        change: Deferred[bool] = Deferred()
+        if self._isEnded:
+            change.callback(False)
         else:
-            self._waiting.setdefault(tenant, {})[news] = what
-        return news
+            self._waiting.setdefault(tenant, {})[change] = query
+        return change
 
-    def forget(self, tenant: str, news: Deferred[bool]) -> None:
-        """This one waits no longer; it never fires."""
+    def forget(self, tenant: str, change: Deferred[bool]) -> None:
+        """Stop waiting; *change* never fires from now on."""
         waiting = self._waiting.get(tenant)
         if waiting is not None:
-            waiting.pop(news, None)
+            waiting.pop(change, None)
             if not waiting:
                 del self._waiting[tenant]
-        self._forgetWhatWasSeen(tenant)
+        self._dropReads(tenant)
 
-    def _forgetWhatWasSeen(self, tenant: str) -> None:
-        if tenant not in self._waiting and tenant not in self._places:
-            self._still.pop(tenant, None)
+    def _dropReads(self, tenant: str) -> None:
+        if tenant not in self._waiting and tenant not in self._countOf:
+            self._reads.pop(tenant, None)
 
-    def seen(self, tenant: str, what: Hashable) -> Any:
-        """What was seen at the last :meth:`look`, if it was kept and there are no news since; ``None`` if not."""
-        still = self._still.get(tenant)
-        return None if still is None else still.seen.get(what)
+    def cached(self, tenant: str, query: Hashable) -> Any:
+        """The result of the last :meth:`read`, if it was kept and nothing is new since; ``None`` if not."""
+        reads = self._reads.get(tenant)
+        return None if reads is None else reads.results.get(query)
 
-    def look(
-        self, tenant: str, what: Hashable, read: Callable[[], Deferred[_T]], isSmall: Callable[[_T], bool]
+    def read(
+        self, tenant: str, query: Hashable, read: Callable[[], Deferred[_T]], isSmall: Callable[[_T], bool]
     ) -> Deferred[_T]:
         """
-        Look at a feed together with others: what one of them has read after the last news, or is reading, is good for
-        all until there are more. So it takes one look to answer a thousand who hear the same, and none to let them wait
-        again.
+        Read a feed together with others: what one of them has read since the last event, or is reading, is good for all
+        until there is another. So it takes one read to answer a thousand subscribers to the same, and none to let them
+        wait again.
 
-        :param what: which part of the *tenant*'s feed.
+        :param query: what is read of the *tenant*'s feed.
         :param read: reads it.
-        :param isSmall: whether what was read may be kept.
+        :param isSmall: whether the result may be kept.
         """
-        seen: _T | None = self.seen(tenant, what)
-        if seen is not None:
-            return succeed(seen)
-        still = self._still.setdefault(tenant, _Stillness())
+        result: _T | None = self.cached(tenant, query)
+        if result is not None:
+            return succeed(result)
+        reads = self._reads.setdefault(tenant, _Reads())
 
-        def keep(seen: _T) -> _T:
-            if isSmall(seen):
-                still.keep(what, seen, lambda: self.look(tenant, what, read, isSmall))
-            return seen
+        def keep(result: _T) -> _T:
+            if isSmall(result):
+                reads.keep(query, result, lambda: self.read(tenant, query, read, isSmall))
+            return result
 
-        return still.looking.do(what, lambda: read().addCallback(keep))
+        return reads.reading.do(query, lambda: read().addCallback(keep))
 
-    def tell(self, tenants: Iterable[str]) -> None:
-        """There is something new in these tenants' feeds."""
+    def notify(self, tenants: Iterable[str]) -> None:
+        """Notify the subscribers of these tenants that there are new events."""
         for tenant in tenants:
-            still, waiting = self._still.pop(tenant, None), self._waiting.pop(tenant, {})
-            if still is not None and len(waiting) > 1:
-                # What has been read once before they hear is there for all of them, and none has to wait once more, for
-                # the look of another.
-                news, whats = tuple(waiting), set(waiting.values())
-                self._abouts.add(news)
-                looks = [look() for what, look in still.looks.items() if what in whats]
-                DeferredList(looks, consumeErrors=True).addCallback(self._haveLooked, news)
+            reads, waiting = self._reads.pop(tenant, None), self._waiting.pop(tenant, {})
+            if reads is not None and len(waiting) > 1:
+                # What has been read once before they are notified is there for all of them, and none has to wait for
+                # the read of another.
+                changes, queries = tuple(waiting), set(waiting.values())
+                self._afterReads.add(changes)
+                again = [read() for query, read in reads.again.items() if query in queries]
+                DeferredList(again, consumeErrors=True).addCallback(self._haveRead, changes)
             else:
-                self._told.extend(waiting)
-        self._goOnTelling()
+                self._due.extend(waiting)
+        self._continue()
 
-    def _haveLooked(self, _: object, news: tuple[Deferred[bool], ...]) -> None:
-        if news in self._abouts:
-            self._abouts.remove(news)
-            self._told.extend(news)
-            self._goOnTelling()
+    def _haveRead(self, _: object, changes: tuple[Deferred[bool], ...]) -> None:
+        if changes in self._afterReads:
+            self._afterReads.remove(changes)
+            self._due.extend(changes)
+            self._continue()
 
-    def _goOnTelling(self) -> None:
-        if self._told and self._telling is None:
-            self._telling = self._clock.callLater(0, self._tellSome)
+    def _continue(self) -> None:
+        if self._due and self._notifying is None:
+            self._notifying = self._clock.callLater(0, self._notifySome)
 
-    def tellAll(self) -> None:
-        """Everybody has to look at the feed again."""
-        self._still.clear()
-        self.tell(list(self._waiting))
+    def notifyAll(self) -> None:
+        """Notify all subscribers, who have to read the feed again."""
+        self._reads.clear()
+        self.notify(list(self._waiting))
 
     def end(self) -> None:
-        """Nobody waits any more, and nobody will."""
-        self._ended = True
-        telling, self._telling = self._telling, None
-        if telling is not None:
-            telling.cancel()
+        """End all waiting, now and in the future."""
+        self._isEnded = True
+        call, self._notifying = self._notifying, None
+        if call is not None:
+            call.cancel()
         while self._endings:
             self._endings.popitem()[1].cancel()
-        everybody = [news for waiting in self._waiting.values() for news in waiting]
+        changes = [change for waiting in self._waiting.values() for change in waiting]
         self._waiting.clear()
-        self._still.clear()
-        while self._abouts:
-            self._told.extend(self._abouts.pop())
-        self._hear(len(self._told))
-        for news in everybody:
-            if not news.called:
-                news.callback(False)
+        self._reads.clear()
+        while self._afterReads:
+            self._due.extend(self._afterReads.pop())
+        self._fire(len(self._due))
+        for change in changes:
+            if not change.called:
+                change.callback(False)
 
-    def _tellSome(self) -> None:
-        self._telling = None
-        self._hear(self.TURN)
-        self._goOnTelling()
+    def _notifySome(self) -> None:
+        self._notifying = None
+        self._fire(self.TURN)
+        self._continue()
 
-    def _hear(self, most: int) -> None:
-        for _ in range(min(most, len(self._told))):
-            news = self._told.popleft()
-            # Whoever has stopped waiting meanwhile has been cancelled.
-            if not news.called:
-                news.callback(True)
+    def _fire(self, most: int) -> None:
+        for _ in range(min(most, len(self._due))):
+            change = self._due.popleft()
+            # One whose request has been cancelled meanwhile has been called.
+            if not change.called:
+                change.callback(True)

@@ -1,94 +1,95 @@
 """
-Work that goes on to its end even if nobody waits for it any more.
+Coroutines that run to their end even if their callers stop waiting for them.
 
-What has been handed to a store may be kept whether or not the client that asked for it is still there; so whoever keeps
-count of it must see every piece of work through.
+What has been handed to a store may be persisted whether or not the client that asked for it is still connected; so
+every change must be seen through.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ..util.logs import Logger
-from .faults import Fault
+from .faults import Fault, systemFailure
+from .stores.interfaces import StoreUnavailable
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Steps: TypeAlias = Coroutine[Deferred[Any], Any, _T]
 
 
 class TaskOwner:
-    """
-    Owns pieces of work (coroutines). Cancelling the Deferred that stands for one ends the waiting, never the work.
-    """
+    """Owns coroutines. Cancelling the Deferred that stands for one ends the waiting, never the coroutine."""
 
     _log = Logger()
 
     def __init__(self) -> None:
-        self._underWay = 0
-        # What waits for the work of each key that has some; hardly ever there is anything.
+        self._running = 0
+        # By key that is busy: what waits for it, which is hardly ever anything.
         self._queues: dict[Hashable, deque[Callable[[], _Steps[None]]] | None] = {}
         self._idle: list[Deferred[None]] = []
 
     def start(self, steps: _Steps[_T]) -> Deferred[_T]:
         """
-        Start some work at once.
+        Start a coroutine at once.
 
         :return: fires with what it returns, or fails as it fails.
         """
-        waiting: Deferred[_T] = Deferred()
-        self._underWay += 1
-        Deferred.fromCoroutine(self._finishAlone(steps, waiting))
-        return waiting
+        waiter: Deferred[_T] = Deferred()
+        self._running += 1
+        Deferred.fromCoroutine(self._finishAlone(steps, waiter))
+        return waiter
 
     def serialized(self, key: Hashable, steps: Callable[[], _Steps[_T]]) -> Deferred[_T]:
         """
-        Start some work when all that was given before under the same *key* is done.
+        Start a coroutine when all that were given before under the same *key* have ended.
 
         :return: as :meth:`start`.
         """
-        waiting: Deferred[_T] = Deferred()
+        waiter: Deferred[_T] = Deferred()
         if key in self._queues:
             queue = self._queues[key]
             if queue is None:
                 queue = self._queues[key] = deque()
-            queue.append(lambda: self._finish(steps(), waiting))
+            queue.append(lambda: self._finish(steps(), waiter))
         else:
             self._queues[key] = None
-            self._underWay += 1
-            Deferred.fromCoroutine(self._workThrough(key, steps, waiting))
-        return waiting
+            self._running += 1
+            Deferred.fromCoroutine(self._workThrough(key, steps, waiter))
+        return waiter
 
     def isBusy(self, key: Hashable) -> bool:
-        """Whether there is work under this key."""
+        """Whether a coroutine runs under this key."""
         return key in self._queues
 
     def whenIdle(self) -> Deferred[None]:
-        """Fires when no work is under way."""
+        """Fires when no coroutine runs."""
         idle: Deferred[None] = Deferred()
-        if self._underWay:
+        if self._running:
             self._idle.append(idle)
         else:
             idle.callback(None)
         return idle
 
     def _ended(self) -> None:
-        self._underWay -= 1
-        if not self._underWay:
+        self._running -= 1
+        if not self._running:
             idle, self._idle = self._idle, []
-            for waiting in idle:
-                waiting.callback(None)
+            for waiter in idle:
+                waiter.callback(None)
 
-    async def _finishAlone(self, steps: _Steps[_T], waiting: Deferred[_T]) -> None:
-        await self._finish(steps, waiting)
+    async def _finishAlone(self, steps: _Steps[_T], waiter: Deferred[_T]) -> None:
+        await self._finish(steps, waiter)
         self._ended()
 
-    async def _workThrough(self, key: Hashable, first: Callable[[], _Steps[_T]], waiting: Deferred[_T]) -> None:
-        await self._finish(first(), waiting)
+    async def _workThrough(self, key: Hashable, first: Callable[[], _Steps[_T]], waiter: Deferred[_T]) -> None:
+        await self._finish(first(), waiter)
         # A loop, because a chain of Deferreds that fire each other overflows the stack when hundreds wait.
         queue = self._queues[key]
         while queue:
@@ -96,27 +97,52 @@ class TaskOwner:
         del self._queues[key]
         self._ended()
 
-    async def _finish(self, steps: _Steps[_T], waiting: Deferred[_T]) -> None:
-        """Do the work, and tell who waits for it; whatever comes of that, this does not fail."""
+    async def _finish(self, steps: _Steps[_T], waiter: Deferred[_T]) -> None:
+        """Run a coroutine and fire its waiter; this never fails."""
         try:
             result = await steps
         except Fault as fault:
-            # Where it comes from nobody asks, and the way back to here leads by `waiting` to itself.
-            waiting.errback(Failure(fault.with_traceback(None)))
+            # Its traceback is not needed, and would be a cycle: from here it leads to `waiter`.
+            waiter.errback(Failure(fault.with_traceback(None)))
         except Exception:
-            if waiting.called:
-                self._log.failure("Work that nobody waits for any more failed", Failure())
-            waiting.errback(Failure())
+            if waiter.called:
+                self._log.failure("A task whose caller has stopped waiting failed", Failure())
+            waiter.errback(Failure())
         else:
-            waiting.callback(result)
+            waiter.callback(result)
+
+
+class _Owning(Protocol):
+    _tasks: TaskOwner
+
+
+_O = TypeVar("_O", bound=_Owning)
+
+
+def owned(method: Callable[Concatenate[_O, _P], _Steps[_T]]) -> Callable[Concatenate[_O, _P], Deferred[_T]]:
+    """Let a coroutine method return a Deferred; the coroutine belongs to the TaskOwner ``_tasks`` of its object."""
+
+    @wraps(method)
+    def start(self: _O, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
+        return self._tasks.start(method(self, *args, **kwargs))
+
+    return start
+
+
+async def available(result: Awaitable[_T]) -> _T:
+    """The result of a store's operation; that the store is unavailable is the fault 503."""
+    try:
+        return await result
+    except StoreUnavailable as reason:
+        raise systemFailure() from reason
 
 
 class WorkerLimit:
     """
-    Works side by side, at most so many of them; what comes then waits, and is done in the order in which it came.
+    Runs so many coroutines at once at the most; others wait and are started in the order in which they came.
 
-    A loop in each lane sees to that, and no semaphore of Deferreds, which overflows the stack when hundreds wait and
-    all of them have their results at once.
+    Each worker is a loop, because a semaphore of Deferreds overflows the stack when hundreds wait and all results are
+    there at once.
 
     :param count: how many.
     """
@@ -127,7 +153,7 @@ class WorkerLimit:
 
     def do(self, steps: Callable[[], _Steps[_T]]) -> Deferred[_T]:
         """
-        :param steps: begins the work.
+        :param steps: makes the coroutine.
         :return: fires with what it returns, or fails as it fails.
         """
         done: Deferred[_T] = Deferred()
@@ -143,7 +169,6 @@ class WorkerLimit:
         self._waiting.append(work)
         if self._free:
             self._free -= 1
-            # It can't fail: what does is told to whoever waits for it.
             Deferred.fromCoroutine(self._workThrough())
         return done
 

@@ -51,7 +51,7 @@ class EtcdStoreCase(EtcdCase):
         store = EtcdStore(reactor, [url or sharedEtcd()], prefix=self.prefix, **options)
         self.addCleanup(store.close)
         await store.open()
-        await store.livingServices()
+        await store.allServices()
         if follows:
             store.follow(self.listener)
         return store
@@ -180,7 +180,7 @@ class LeaseTests(EtcdStoreCase):
         for store in (a, b, a):
             await self.endLease(made)
             self.assertIsNone(await self.key(f"alive/{T}/web"))
-            self.assertTrue(await store.beat(T, "web", made.incarnation))
+            self.assertTrue(await store.heartbeat(T, "web", made.incarnation))
             alive, record = await self.key(f"alive/{T}/web"), await self.key(f"services/{T}/web")
             self.assertEqual(alive and alive.lease, json.loads(record.value)["lease"] if record else None)
             self.assertGreater(await b.secondsLeft(T, "web", made.incarnation), 25)
@@ -191,7 +191,7 @@ class LeaseTests(EtcdStoreCase):
         made = await self.create(a)
         for _ in range(5):
             await self.endLease(made)
-            beats = [store.beat(T, "web", made.incarnation) for store in (a, b) * 5]
+            beats = [store.heartbeat(T, "web", made.incarnation) for store in (a, b) * 5]
             self.assertEqual(await gatherResults(beats), [True] * 10)
             self.assertGreater(await a.secondsLeft(T, "web", made.incarnation), 25)
 
@@ -205,8 +205,8 @@ class LeaseTests(EtcdStoreCase):
         await self.whenever(lambda: self.oldLeaseIsGone(b, made))
         began = CLOCK.seconds()
         await self.until(lambda: CLOCK.seconds() - began > 1.2)
-        await b.livingServices()
-        self.assertTrue(await b.beat(T, "web", made.incarnation))
+        await b.allServices()
+        self.assertTrue(await b.heartbeat(T, "web", made.incarnation))
         self.assertGreaterEqual(await a.secondsLeft(T, "web", made.incarnation), 2)
 
     async def oldLeaseIsGone(self, store: EtcdStore, made: ServiceRecord) -> bool:
@@ -218,14 +218,14 @@ class LeaseTests(EtcdStoreCase):
         made = await self.create(a)
         await self.endLease(made)
         self.assertLess(await a.secondsLeft(T, "web", made.incarnation), 0)
-        self.assertTrue(await b.beat(T, "web", made.incarnation))
+        self.assertTrue(await b.heartbeat(T, "web", made.incarnation))
         self.listener.heard.clear()
         death = Expiration(T, "web", made.incarnation, 5)
         await a.expireServices([death])
         # Whoever has forgotten it is told that it is there.
         await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.heard)
         self.assertEqual(await self.types(a), ["service.join"])
-        self.assertTrue(await a.beat(T, "web", made.incarnation))
+        self.assertTrue(await a.heartbeat(T, "web", made.incarnation))
 
     async def test_theVerdictStaysGuardedWhenItIsTriedAgain(self) -> None:
         """So it is when etcd was away in between, and the death was refused once."""
@@ -239,7 +239,7 @@ class LeaseTests(EtcdStoreCase):
         await relay.refuse()
         relay.reset()
         await self.refuses(StoreUnavailable, a.expireServices(deaths))
-        self.assertTrue(await b.beat(T, "web", made.incarnation))
+        self.assertTrue(await b.heartbeat(T, "web", made.incarnation))
         relay.heal()
         await a.expireServices(deaths)
         self.assertEqual(await self.keys(f"services/{T}/"), ["other", "web"])
@@ -255,7 +255,7 @@ class LeaseTests(EtcdStoreCase):
         a, b = await self.store(agent=slow), await self.store()
         made = await self.create(a)
         slow.lease = await self.endLease(made)
-        beat = a.beat(T, "web", made.incarnation)
+        beat = a.heartbeat(T, "web", made.incarnation)
         for store in (a, b):
             await self.whenever(lambda store=store: self.isUndecided(store, made))
         self.assertFalse(beat.called)
@@ -271,7 +271,7 @@ class LeaseTests(EtcdStoreCase):
         made = await self.create(a)
         await self.whenever(lambda: self.isLeft(b, made, 25))
         slow.lease = looking.lease = await self.endLease(made)
-        beat, left = a.beat(T, "web", made.incarnation), b.secondsLeft(T, "web", made.incarnation)
+        beat, left = a.heartbeat(T, "web", made.incarnation), b.secondsLeft(T, "web", made.incarnation)
         await self.whenever(lambda: self.isUndecided(c, made))
         self.assertFalse(left.called)
         looking.release()
@@ -304,7 +304,7 @@ class LeaseTests(EtcdStoreCase):
             left = await gatherResults([store.secondsLeft(T, each.id, each.incarnation) for each in made])
             self.assertTrue(all(each < 0 for each in left))
         living = made[::10]
-        await gatherResults([b.beat(T, each.id, each.incarnation) for each in living])
+        await gatherResults([b.heartbeat(T, each.id, each.incarnation) for each in living])
         deaths = [Expiration(T, each.id, each.incarnation, 5) for each in made]
         await gatherResults([a.expireServices(deaths), b.expireServices(deaths[::-1])])
         self.assertEqual(await self.keys(f"services/{T}/"), [each.id for each in living])
@@ -540,20 +540,20 @@ class ContactTests(EtcdStoreCase):
         await self.create(other, "new")
         await other.removeService(T, "web", made.incarnation)
         began = CLOCK.seconds()
-        await self.refuses(StoreUnavailable, store.beat(T, "web", made.incarnation))
+        await self.refuses(StoreUnavailable, store.heartbeat(T, "web", made.incarnation))
         self.assertLess(CLOCK.seconds() - began, 5)
         began = CLOCK.seconds()
-        await self.refuses(StoreUnavailable, store.beat(T, "web", made.incarnation))
+        await self.refuses(StoreUnavailable, store.heartbeat(T, "web", made.incarnation))
         self.assertLess(CLOCK.seconds() - began, 0.5)
         relay.heal()
         await self.until(lambda: ("synchronized", ["new"], True) in self.listener.heard)
         self.assertEqual(self.listener.heard.count(("lost",)), 1)
-        self.assertFalse(await store.beat(T, "web", made.incarnation))
+        self.assertFalse(await store.heartbeat(T, "web", made.incarnation))
         # It follows again.
         await other.setValue(T, "key", "value", 1)
         self.listener.heard.clear()
         await other.setValue(T, "key", "another", 1)
-        await self.until(lambda: ("news", T) in self.listener.heard)
+        await self.until(lambda: ("eventAdded", T) in self.listener.heard)
 
     async def test_aWatchThatBreaksIsBegunAgain(self) -> None:
         """What happened meanwhile is told by reading all; nobody has been away."""

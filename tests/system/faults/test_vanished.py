@@ -79,7 +79,7 @@ class VanishedTests(StoreFaultCase):
             await self.recovers(application)
         # What comes back within a minute is not told each time.
         said = registry.output + registry.errors
-        for text in ("The store can't be written: ", "The store can be written again"):
+        for text in ("Cannot write the store: ", "Can write the store again"):
             self.assertTrue(1 <= said.count(text) <= len(steps), said)
         await self.end(application, ", ".join(steps) + " away and back", len(steps))
         self.tell("writes acknowledged between the removal and the first refusal, none of them lost", self.late)

@@ -523,7 +523,7 @@ class Programs(RuleBasedStateMachine):
             self.settle()
         elif then == "restart" and asked.reply is None:
             self.bury()
-            self.nodes.nodes[0].registry.endWaiting()
+            self.nodes.nodes[0].registry.feed.endWaiting()
             self.nodes.turns.until(lambda: asked.reply is not None)
             self.restart(0.0)
         self.wait(asked, request, 0.0 if asked.reply else float(wait) - 0.5)

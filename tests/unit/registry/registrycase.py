@@ -104,10 +104,10 @@ class RegistryCase(SynchronousTestCase):
         """The type, and the id of the service or value, of each event of the last hour."""
         return [
             (event["type"], event["payload"].get("id") or event["payload"]["configuration_value_id"])
-            for event in self.page(self.registry.listEvents(tenant, None, 1000, None)).values
+            for event in self.page(self.registry.feed.list(tenant, None, 1000, None)).values
         ]
 
     def stored(self, tenant: str = TENANT) -> list[str]:
-        """The ids of the services that are in the store, dead or alive."""
-        living = self.successResultOf(self.memory.livingServices())
-        return sorted(service.id for service in living if service.tenant == tenant)
+        """The ids of the services that are in the store, expired ones included."""
+        services = self.successResultOf(self.memory.allServices())
+        return sorted(service.id for service in services if service.tenant == tenant)

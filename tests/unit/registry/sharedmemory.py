@@ -20,7 +20,6 @@ from txserviceregistry.registry.stores.interfaces import (
     ISharedStore,
     IStore,
     IStoreListener,
-    LivingService,
     ServiceRecord,
     StoreUnavailable,
 )
@@ -31,7 +30,7 @@ class SharedMemory:
     """
     What the registries share: a memory store, and when each service was heartbeated last.
 
-    :param clock: the time that services live by.
+    :param clock: the time by which services expire.
     :param wallClock: seconds since the epoch.
     """
 
@@ -41,7 +40,7 @@ class SharedMemory:
     def __init__(self, clock: Clock, wallClock: Callable[[], float]) -> None:
         self.clock = clock
         self.memory = MemoryStore(wallClock=wallClock)
-        self.beats: dict[tuple[str, str, str], float] = {}
+        self.heartbeats: dict[tuple[str, str, str], float] = {}
         self.stores: list[SharedMemoryStore] = []
         self.hasHadUsers = False
 
@@ -59,10 +58,6 @@ class SharedMemory:
         for store in self.stores:
             if store.listener is not None and not store.isCutOff:
                 getattr(store.listener, name)(*arguments)
-
-
-def _living(tenant: str, record: ServiceRecord) -> LivingService:
-    return LivingService(tenant, record.id, record.incarnation, record.heartbeatTimeout, record.lastSeen)
 
 
 @implementer(ISharedStore)
@@ -92,7 +87,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
     def reconnect(self) -> None:
         """Have the store again."""
         self.isCutOff = False
-        self._shared.memory.livingServices().addCallback(lambda living: self.listener.synchronized(living, True))
+        self._shared.memory.allServices().addCallback(lambda services: self.listener.synchronized(services, True))
 
     def close(self) -> Deferred[None]:
         """Only this view is closed."""
@@ -103,9 +98,9 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
     def createService(self, tenant: str, *rest: Any) -> Deferred[ServiceRecord]:
         def created(record: ServiceRecord) -> ServiceRecord:
-            self._shared.beats[tenant, record.id, record.incarnation] = self._shared.clock.seconds()
-            self._shared.tell("appeared", _living(tenant, record))
-            self._shared.tell("news", tenant)
+            self._shared.heartbeats[tenant, record.id, record.incarnation] = self._shared.clock.seconds()
+            self._shared.tell("appeared", record.summary(tenant))
+            self._shared.tell("eventAdded", tenant)
             return record
 
         return self._reached(lambda: self._memory.createService(tenant, *rest).addCallback(created))
@@ -116,8 +111,8 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
     def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[Any]:
         def updated(record: ServiceRecord) -> ServiceRecord:
             if changes.heartbeatTimeout is not None:
-                self._shared.beats[tenant, id, incarnation] = self._shared.clock.seconds()
-            self._shared.tell("appeared", _living(tenant, record))
+                self._shared.heartbeats[tenant, id, incarnation] = self._shared.clock.seconds()
+            self._shared.tell("appeared", record.summary(tenant))
             return record
 
         return self._reached(lambda: self._memory.updateService(tenant, id, incarnation, changes).addCallback(updated))
@@ -128,21 +123,21 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
         )
 
     def _gone(self, result: Any, tenant: str, id: str, incarnation: str) -> Any:
-        self._shared.beats.pop((tenant, id, incarnation), None)
+        self._shared.heartbeats.pop((tenant, id, incarnation), None)
         self._shared.tell("vanished", tenant, id, incarnation)
-        self._shared.tell("news", tenant)
+        self._shared.tell("eventAdded", tenant)
         return result
 
-    def expireServices(self, deaths: Sequence[Expiration]) -> Deferred[None]:
+    def expireServices(self, expirations: Sequence[Expiration]) -> Deferred[None]:
         def expired(result: None) -> None:
-            for death in deaths:
-                self._gone(None, death.tenant, death.id, death.incarnation)
+            for each in expirations:
+                self._gone(None, each.tenant, each.id, each.incarnation)
 
-        return self._reached(lambda: self._memory.expireServices(deaths).addCallback(expired))
+        return self._reached(lambda: self._memory.expireServices(expirations).addCallback(expired))
 
     def setValue(self, tenant: str, *rest: Any) -> Deferred[None]:
         def kept(result: None) -> None:
-            self._shared.tell("news", tenant)
+            self._shared.tell("eventAdded", tenant)
 
         return self._reached(lambda: self._memory.setValue(tenant, *rest).addCallback(kept))
 
@@ -162,23 +157,23 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
         """See :meth:`ISharedStore.follow`."""
         self.listener = listener
 
-    def beat(self, tenant: str, id: str, incarnation: str) -> Deferred[bool]:
-        """See :meth:`ISharedStore.beat`."""
+    def heartbeat(self, tenant: str, id: str, incarnation: str) -> Deferred[bool]:
+        """See :meth:`ISharedStore.heartbeat`."""
 
-        def beaten() -> Deferred[bool]:
-            isThere = (tenant, id, incarnation) in self._shared.beats
+        def taken() -> Deferred[bool]:
+            isThere = (tenant, id, incarnation) in self._shared.heartbeats
             if isThere:
-                self._shared.beats[tenant, id, incarnation] = self._shared.clock.seconds()
+                self._shared.heartbeats[tenant, id, incarnation] = self._shared.clock.seconds()
             return succeed(isThere)
 
-        return self._reached(beaten)
+        return self._reached(taken)
 
     def secondsLeft(self, tenant: str, id: str, incarnation: str) -> Deferred[float]:
         """See :meth:`ISharedStore.secondsLeft`."""
 
         def left(record: ServiceRecord) -> float:
-            beat = self._shared.beats.get((tenant, id, incarnation), float("-inf"))
-            exact = beat + record.heartbeatTimeout - self._shared.clock.seconds()
+            latest = self._shared.heartbeats.get((tenant, id, incarnation), float("-inf"))
+            exact = latest + record.heartbeatTimeout - self._shared.clock.seconds()
             # In whole seconds, as etcd tells it: 0 for less than one, below zero for none.
             return float(exact // 1) if exact > 0 else -1.0
 

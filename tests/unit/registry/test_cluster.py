@@ -61,7 +61,7 @@ class SharingTests(SynchronousTestCase):
         return [each["id"] for each in self.successResultOf(node.list(T, None, 1000, None)).values]
 
     def events(self, node: Registry) -> list[str]:
-        return [each["type"] for each in self.successResultOf(node.listEvents(T, None, 1000, None)).values]
+        return [each["type"] for each in self.successResultOf(node.feed.list(T, None, 1000, None)).values]
 
     def fault(self, deferred: Deferred[Any]) -> tuple[int, str]:
         fault = self.failureResultOf(deferred, Fault).value
@@ -141,11 +141,11 @@ class SharingTests(SynchronousTestCase):
         self.create(self.a, "died")
         for node in (self.a, self.b):
             self.successResultOf(node.stop())
-        self.shared.beats.clear()  # what leases do in such a time
+        self.shared.heartbeats.clear()  # what leases do in such a time
         self.passes(60)
         again = self.node()
         self.passes(9.5)
-        self.shared.beats[T, "lives", self.incarnation("lives")] = self.clock.seconds()
+        self.shared.heartbeats[T, "lives", self.incarnation("lives")] = self.clock.seconds()
         self.beat(again, token, "lives")
         self.passes(2)
         self.assertEqual(self.ids(again), ["lives"])
@@ -173,8 +173,8 @@ class SharingTests(SynchronousTestCase):
     def test_whoFollowsOneThatIsCutOffIsTold(self) -> None:
         """A request that waits for events, which A can't hear of any more, is answered at once, with 503."""
         self.create(self.a)
-        marker = self.successResultOf(self.a.listEvents(T, None, 1, None)).values[-1]["id"]
-        waiting = [Deferred.fromCoroutine(node.news(T, marker, 100, None, 30)) for node in (self.a, self.b)]
+        marker = self.successResultOf(self.a.feed.list(T, None, 1, None)).values[-1]["id"]
+        waiting = [Deferred.fromCoroutine(node.feed.wait(T, marker, 100, None, 30)) for node in (self.a, self.b)]
         self.passes(1)
         self.stores[0].cutOff()
         self.passes(0.1)
@@ -194,7 +194,7 @@ class SharingTests(SynchronousTestCase):
             store.reconnect()
         self.passes(9)
         self.assertEqual(self.ids(self.b), ["web1"])
-        self.shared.beats[T, "web1", self.incarnation("web1")] = self.clock.seconds()
+        self.shared.heartbeats[T, "web1", self.incarnation("web1")] = self.clock.seconds()
         self.beat(self.b, token)
         self.passes(5)
         self.assertEqual(self.events(self.a), ["service.join"])
@@ -237,7 +237,7 @@ class SharingTests(SynchronousTestCase):
 
     def test_followersHearOfOthers(self) -> None:
         """Who waits on B for events hears of one that A has made."""
-        waiting = Deferred.fromCoroutine(self.b.news(T, None, 100, None, 30))
+        waiting = Deferred.fromCoroutine(self.b.feed.wait(T, None, 100, None, 30))
         self.passes(1)
         self.create(self.a)
         self.passes(0.1)

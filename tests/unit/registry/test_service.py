@@ -179,7 +179,7 @@ class DataDirectoryTests(SynchronousTestCase):
             ):
                 self.assertEqual(
                     self.refusal(operation, *args),
-                    f"{self.directory.raxrcPath} is no INI file: mend it, or move it away",
+                    f"{self.directory.raxrcPath} is not a valid INI file; correct it, or move it away",
                 )
             self.assertEqual(self.directory.raxrcPath.read_bytes(), text if isinstance(text, bytes) else text.encode())
 
@@ -552,7 +552,7 @@ class RegistryServiceTests(TestCase):
         self.assertEqual(await self.refusal(dataDir=file), f"the data directory {file} is a file; name a folder")
         self.dataDir.mkdir()
         (self.dataDir / "raxrc").write_text("no INI")
-        self.assertIn("is no INI file", await self.refusal())
+        self.assertIn("is not a valid INI file", await self.refusal())
         (self.dataDir / "raxrc").write_text("[credentials]\nusername = a b\napi_key = k\n")
         self.assertIn("can't be a user's name", await self.refusal())
 

@@ -249,7 +249,7 @@ class WaitingTests(SynchronousTestCase):
         self.api.create("web1")
         marker = self.lastEvent()
         waiting = self.ask(f"marker={marker}&wait=60")
-        self.api.registry.endWaiting()
+        self.api.registry.feed.endWaiting()
         self.assertEqual(self.ids(waiting), ["web1"])
         self.assertEqual(self.ids(self.ask(f"marker={marker}&wait=60")), ["web1"])
 
@@ -274,14 +274,14 @@ class WaitingTests(SynchronousTestCase):
         self.assertEqual(len(looks), 1000)
 
 
-class FollowersTests(SynchronousTestCase):
+class SubscribersTests(SynchronousTestCase):
     """
-    Who hears what, and when.
+    Which subscribers are notified, and when.
     """
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.followers = Subscribers(self.clock)
+        self.subscribers = Subscribers(self.clock)
 
     def test_aLookThatIsOlderThanTheNews(self) -> None:
         """A look that was under way when there was news is good for nobody who looks after them."""
@@ -292,12 +292,12 @@ class FollowersTests(SynchronousTestCase):
             return looks[-1]
 
         def look() -> Deferred[str]:
-            return self.followers.look("1", "all of it", read, lambda seen: True)
+            return self.subscribers.read("1", "all", read, lambda result: True)
 
-        self.followers.wait("1", "all of it")
+        self.subscribers.wait("1", "all")
         before = [look(), look()]
-        self.followers.tell(["1"])
-        self.followers.wait("1", "all of it")
+        self.subscribers.notify(["1"])
+        self.subscribers.wait("1", "all")
         after = [look(), look()]
         self.assertEqual(len(looks), 2)
         looks[0].callback("old")
@@ -321,34 +321,34 @@ class FollowersTests(SynchronousTestCase):
             looks.append(Deferred())
             return looks[-1]
 
-        self.followers.look("1", "all of it", read, lambda seen: True)
+        self.subscribers.read("1", "all", read, lambda result: True)
         looks.pop().callback("old")
-        self.assertEqual(self.followers.seen("1", "all of it"), "old")
-        return [self.followers.wait("1", "all of it") for _ in range(count)], looks
+        self.assertEqual(self.subscribers.cached("1", "all"), "old")
+        return [self.subscribers.wait("1", "all") for _ in range(count)], looks
 
     def test_newsAreThereWhenTheyAreHeard(self) -> None:
         """What all have seen is looked at once more before anybody hears that there is news, and then each finds it."""
         waiting, looks = self.waitHavingSeen(3)
-        self.followers.tell(["1"])
+        self.subscribers.notify(["1"])
         self.clock.advance(0)
         for news in waiting:
             self.assertNoResult(news)
-        self.assertIsNone(self.followers.seen("1", "all of it"))
+        self.assertIsNone(self.subscribers.cached("1", "all"))
         (look,) = looks
         look.callback("new")
         self.clock.advance(0)
         self.assertEqual([self.successResultOf(news) for news in waiting], [True] * 3)
-        self.assertEqual((self.followers.seen("1", "all of it"), len(looks)), ("new", 1))
+        self.assertEqual((self.subscribers.cached("1", "all"), len(looks)), ("new", 1))
 
     def test_whatNobodyWaitsForIsNotLookedAt(self) -> None:
         """Others may have seen something else of the feed, and be gone; and who is alone looks without help."""
         (alone,), looks = self.waitHavingSeen(1)
-        self.followers.tell(["1"])
+        self.subscribers.notify(["1"])
         self.clock.advance(0)
         self.assertTrue(self.successResultOf(alone))
         self.waitHavingSeen(0)
-        others = [self.followers.wait("1", "something else") for _ in range(2)]
-        self.followers.tell(["1"])
+        others = [self.subscribers.wait("1", "something else") for _ in range(2)]
+        self.subscribers.notify(["1"])
         self.clock.advance(0)
         self.assertEqual([self.successResultOf(news) for news in others], [True] * 2)
         self.assertEqual(looks, [])
@@ -356,7 +356,7 @@ class FollowersTests(SynchronousTestCase):
     def test_newsThatCantBeLookedAt(self) -> None:
         """When that look fails they hear all the same: each finds out why, and is told."""
         waiting, looks = self.waitHavingSeen(2)
-        self.followers.tell(["1"])
+        self.subscribers.notify(["1"])
         looks[0].errback(ValueError("the store is away"))
         self.clock.advance(0)
         self.assertEqual([self.successResultOf(news) for news in waiting], [True] * 2)
@@ -364,41 +364,41 @@ class FollowersTests(SynchronousTestCase):
     def test_endsWhileNewsAreLookedAt(self) -> None:
         """Whoever is about to hear of news hears at the end, too, and once."""
         (news, gone), looks = self.waitHavingSeen(2)
-        self.followers.tell(["1"])
+        self.subscribers.notify(["1"])
         gone.cancel()
         self.failureResultOf(gone)
-        self.followers.end()
+        self.subscribers.end()
         self.assertTrue(self.successResultOf(news))
         looks[0].callback("new")
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_hearsOnce(self) -> None:
         """News that comes while one is about to hear of some is heard as one."""
-        news = self.followers.wait("1", "all of it")
-        self.followers.tell(["1"])
-        self.followers.tell(["1", "2"])
+        news = self.subscribers.wait("1", "all")
+        self.subscribers.notify(["1"])
+        self.subscribers.notify(["1", "2"])
         self.assertNoResult(news)
         self.clock.advance(0)
         self.assertTrue(self.successResultOf(news))
 
     def test_cancelled(self) -> None:
         """Who has been told already can still leave."""
-        told, waiting = self.followers.wait("1", "all of it"), self.followers.wait("2", "all of it")
-        self.followers.tell(["1"])
+        told, waiting = self.subscribers.wait("1", "all"), self.subscribers.wait("2", "all")
+        self.subscribers.notify(["1"])
         for news in (told, waiting):
             news.cancel()
             self.failureResultOf(news)
 
     def place(self, latest: float) -> Subscription:
         """Somebody who may wait for ten seconds in all has a place, and waits."""
-        place = self.followers.takePlace("1", 10, latest)
-        place.news = self.followers.wait("1", "all of it")
+        place = self.subscribers.subscribe("1", 10, latest)
+        place.change = self.subscribers.wait("1", "all")
         return place
 
     def heard(self, place: Subscription) -> bool:
         """Whether what it waits for has come."""
-        assert place.news is not None
-        return place.news.called
+        assert place.change is not None
+        return place.change.called
 
     def test_takesAPlaceAfterALongLook(self) -> None:
         """Everybody is answered in time, in whatever order they took their places, with one timer for all."""
@@ -410,35 +410,35 @@ class FollowersTests(SynchronousTestCase):
             self.clock.advance(0.5)
             for place in places:
                 if place not in answered and self.heard(place):
-                    self.followers.leavePlace(place)
+                    self.subscribers.unsubscribe(place)
                     answered[place] = self.clock.seconds()
             self.assertEqual(len(self.clock.getDelayedCalls()), min(1, len(places) - len(answered)))
         self.assertEqual([answered[place] for place in places], latest)
 
     def test_endsWhileSomebodyLooks(self) -> None:
         """When nobody may wait any more nothing is left on the reactor, whatever those with a place are about."""
-        waits, looks = self.place(5), self.followers.takePlace("1", 60, 60)
-        self.followers.end()
+        waits, looks = self.place(5), self.subscribers.subscribe("1", 60, 60)
+        self.subscribers.end()
         self.assertTrue(self.heard(waits))
         self.assertEqual(self.clock.getDelayedCalls(), [])
         late = self.place(5)
         self.assertTrue(self.heard(late))
         self.assertEqual(self.clock.getDelayedCalls(), [])
         for place in (waits, looks, late):
-            self.followers.leavePlace(place)
-        self.assertEqual(self.followers.count, 0)
+            self.subscribers.unsubscribe(place)
+        self.assertEqual(self.subscribers.count, 0)
         self.clock.advance(0)
-        self.followers.tell(["2"])
+        self.subscribers.notify(["2"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_end(self) -> None:
         """At the end those who have been told hear the news, the others that there is none."""
-        told, waiting = self.followers.wait("1", "all of it"), self.followers.wait("2", "all of it")
-        self.followers.tell(["1"])
-        self.followers.end()
+        told, waiting = self.subscribers.wait("1", "all"), self.subscribers.wait("2", "all")
+        self.subscribers.notify(["1"])
+        self.subscribers.end()
         self.assertTrue(self.successResultOf(told))
         self.assertFalse(self.successResultOf(waiting))
-        self.assertFalse(self.successResultOf(self.followers.wait("1", "all of it")))
+        self.assertFalse(self.successResultOf(self.subscribers.wait("1", "all")))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 

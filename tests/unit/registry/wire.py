@@ -147,9 +147,9 @@ class Api:
             self.store, clock=self.clock, wallClock=self.wallClock.seconds, hasher=self._hash, cost=CHEAP
         )
         fired(self.identity.addUser(USER, "1234", KEY))
-        followers = Subscribers(self.clock, connectionLimits.followers, connectionLimits.followersPerTenant)
+        subscribers = Subscribers(self.clock, connectionLimits.followers, connectionLimits.followersPerTenant)
         self.registry = Registry(
-            self.store, clock=self.clock, wallClock=self.wallClock.seconds, limits=limits, followers=followers
+            self.store, clock=self.clock, wallClock=self.wallClock.seconds, limits=limits, subscribers=subscribers
         )
         fired(self.registry.start())
         self.rateLimiter = RateLimiter(self.clock.seconds, rateLimit)

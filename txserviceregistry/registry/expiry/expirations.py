@@ -1,5 +1,5 @@
 """
-Burials: how the deaths that were found reach the store.
+Expirations on their way to the store, and a warning when there are unusually many.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ..tasks import TaskOwner
 
 class ExpirationQueue:
     """
-    Brings deaths to the store in the order in which they were found, some at a time, each group in a turn of the
-    reactor of its own. What could not be kept stays first in the queue until :meth:`work` is called again.
+    Brings expirations to the store in the order in which they were found, in groups, each in a turn of the reactor of
+    its own. What could not be persisted stays first in the queue until :meth:`work` is called again.
 
-    :param bury: keeps some deaths.
-    :param isDue: whether a death still has to be kept.
-    :param onKept: is called with how many were kept, when none is left in the queue.
+    :param persist: persists some expirations.
+    :param isPending: whether an expiration still has to be persisted.
+    :param onPersisted: is called with the number of persisted expirations when the queue is empty.
     """
 
-    #: How many deaths are kept together: enough to share a commit, and few enough for one turn of the reactor.
+    #: How many are persisted together: enough to share a commit, and few enough for one turn of the reactor.
     GROUP = 500
 
     _log = Logger()
@@ -37,51 +37,51 @@ class ExpirationQueue:
     def __init__(
         self,
         persist: Callable[[Sequence[Expiration]], Deferred[None]],
-        isDue: Callable[[Expiration], bool],
+        isPending: Callable[[Expiration], bool],
         clock: IReactorTime,
-        work: TaskOwner,
-        onKept: Callable[[int], None],
+        tasks: TaskOwner,
+        onPersisted: Callable[[int], None],
     ) -> None:
         self._persist = persist
-        self._isDue = isDue
+        self._isPending = isPending
         self._clock = clock
-        self._work = work
-        self._onKept = onKept
+        self._tasks = tasks
+        self._onPersisted = onPersisted
         self._queue: deque[Expiration] = deque()
-        self._underWay = False
+        self._isBusy = False
         self._next: IDelayedCall | None = None
         self._waiting: list[tuple[int, Deferred[None]]] = []
         self._added = self._done = 0
-        self._kept = 0
-        # Services that are cut off expire one by one, over the length of a timeout.
+        self._persisted = 0
+        # Services that lose their network expire one by one, over the length of a timeout.
         self._expired = ServiceLog(clock, "expired")
-        self._troubled = False
-        self._stopped = False
+        self._isFailing = False
+        self._isStopped = False
 
     def __len__(self) -> int:
-        """How many deaths are still to be kept."""
+        """How many expirations are pending."""
         return len(self._queue)
 
-    def add(self, deaths: Sequence[Expiration]) -> None:
-        """Queue some deaths; :meth:`work` begins with them."""
-        self._queue.extend(deaths)
-        self._added += len(deaths)
+    def add(self, expirations: Sequence[Expiration]) -> None:
+        """Queue some expirations; :meth:`work` begins with them."""
+        self._queue.extend(expirations)
+        self._added += len(expirations)
 
     def work(self) -> None:
-        """Go on until the queue is empty or the store refuses, unless that is being done already."""
-        if self._queue and not (self._underWay or self._next or self._stopped):
-            self._underWay = True
-            self._work.start(self._buryGroup())
+        """Persist until the queue is empty or the store fails, unless that is under way."""
+        if self._queue and not (self._isBusy or self._next or self._isStopped):
+            self._isBusy = True
+            self._tasks.start(self._persistGroup())
 
     def whenDone(self) -> Deferred[None]:
         """
-        Go to work.
+        Begin to persist.
 
-        :return: fires when all that has been added so far is kept.
-        :raises Fault: if it could not be.
+        :return: fires when all that has been added so far is persisted.
+        :raises Fault: if that failed.
         """
         done: Deferred[None] = Deferred()
-        if self._stopped:
+        if self._isStopped:
             done.errback(_stopping())
         elif self._queue:
             self._waiting.append((self._added, done))
@@ -91,30 +91,30 @@ class ExpirationQueue:
         return done
 
     def stop(self) -> None:
-        """Begin nothing new; what is under way belongs to the :class:`TaskOwner`. Nobody is left waiting."""
-        self._stopped = True
+        """Begin nothing new; what is under way belongs to the :class:`TaskOwner`. What waits, fails."""
+        self._isStopped = True
         call, self._next = self._next, None
         if call is not None:
             call.cancel()
         self._expired.stop()
         self._refuse(Failure(_stopping()))
 
-    async def _buryGroup(self) -> None:
+    async def _persistGroup(self) -> None:
         group = list(islice(self._queue, self.GROUP))
-        due = [death for death in group if self._isDue(death)]
+        pending = [expiration for expiration in group if self._isPending(expiration)]
         try:
-            if due:
-                await self._persist(due)
+            if pending:
+                await self._persist(pending)
         except Exception:
-            self._underWay = False
+            self._isBusy = False
             self._fail(Failure())
             return
-        self._underWay = False
+        self._isBusy = False
         for _ in group:
             self._queue.popleft()
         self._done += len(group)
-        self._note(due)
-        if self._queue and not self._stopped:
+        self._report(pending)
+        if self._queue and not self._isStopped:
             self._next = self._clock.callLater(0, self._goOn)
         ready = [done for number, done in self._waiting if number <= self._done]
         self._waiting = self._waiting[len(ready) :]
@@ -126,15 +126,13 @@ class ExpirationQueue:
         self.work()
 
     def _fail(self, reason: Failure) -> None:
-        if not self._troubled:
-            self._troubled = True
+        if not self._isFailing:
+            self._isFailing = True
+            text = "Cannot persist expirations ({count} pending); retrying"
             if reason.check(Fault):
-                self._log.warn(
-                    "Cannot persist expirations ({count} by now); retrying",
-                    count=len(self._queue),
-                )
+                self._log.warn(text, count=len(self._queue))
             else:
-                self._log.failure("Services timed out, and keeping it failed; it will be tried again", reason)
+                self._log.failure(text, reason, count=len(self._queue))
         self._refuse(reason)
 
     def _refuse(self, reason: Failure) -> None:
@@ -142,20 +140,70 @@ class ExpirationQueue:
         for _, done in waiting:
             done.errback(reason)
 
-    def _note(self, deaths: Sequence[Expiration]) -> None:
-        self._troubled = False
-        self._kept += len(deaths)
-        for death in deaths:
-            self._expired.add(death.tenant, death.id)
-        if self._queue or not self._kept:
+    def _report(self, expirations: Sequence[Expiration]) -> None:
+        self._isFailing = False
+        self._persisted += len(expirations)
+        for expiration in expirations:
+            self._expired.add(expiration.tenant, expiration.id)
+        if self._queue or not self._persisted:
             return
-        kept, self._kept = self._kept, 0
-        if self._stopped:
+        persisted, self._persisted = self._persisted, 0
+        if self._isStopped:
             self._expired.stop()
         else:
             self._expired.tell()
-        self._onKept(kept)
+        self._onPersisted(persisted)
 
 
 def _stopping() -> Fault:
     return systemFailure("The registry is stopping")
+
+
+class MassExpiryWarning:
+    """
+    Warns when unusually many services expire, which rarely means that so many have stopped.
+
+    When a network is cut, the services behind it do not expire together but each at its own deadline, over the length
+    of their timeouts; so what counts is their number within a minute.
+
+    :param clock: the reactor.
+    :param population: how many services are left.
+    """
+
+    #: Seconds that are looked at together.
+    WINDOW = 60.0
+    #: How many services have to expire, and which part of all, before there is a warning.
+    FEWEST = 20
+    SHARE = 0.1
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, population: Callable[[], int]) -> None:
+        self._clock = clock
+        self._population = population
+        self._began: float | None = None
+        self._count = 0
+        self._before = 0
+        # The number at which the next warning is due.
+        self._threshold = 0.0
+
+    def add(self, count: int) -> None:
+        """Note that so many services have just expired."""
+        now = self._clock.seconds()
+        if self._began is None or now - self._began >= self.WINDOW:
+            self._began = now
+            self._count = 0
+            self._before = self._population() + count
+            self._threshold = max(self.FEWEST, self.SHARE * self._before)
+        self._count += count
+        if self._count >= self._threshold:
+            # Some of them may have been registered since.
+            self._before = max(self._before, self._population() + self._count)
+            self._threshold = 2 * self._count
+            self._log.warn(
+                "{count} of {before} services expired within {seconds:.0f} s; "
+                "check the network between them and this registry, and their machines",
+                count=self._count,
+                before=self._before,
+                seconds=max(now - self._began, 1.0),
+            )

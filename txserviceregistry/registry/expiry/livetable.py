@@ -1,45 +1,46 @@
 """
-The lives of services: what memory knows of each, who is dead by now, and that memory and store come to agree about it.
+The services that a registry knows, in memory: which are active, which have expired, and how memory and store come to
+agree about them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
-from ..stores.interfaces import Expiration, IStore, LivingService, NoSuchObject, StoreUnavailable
+from ..stores.interfaces import Expiration, IStore, NoSuchObject, ServiceSummary, StoreUnavailable
 from ..tasks import TaskOwner
 from .deadlines import Deadlines, ServiceState, StallTolerantClock
-from .expirations import ExpirationQueue
-from .massexpiry import MassExpiryWarning
+from .expirations import ExpirationQueue, MassExpiryWarning
 
 
 class LiveServices:
     """
-    Keeps the lives of all services: they end at their deadline, whether or not the store can be told of it at once.
+    Keeps the state of all services. They expire at their deadline, whether or not the store can persist that at once.
 
-    What is held of a service belongs to one *incarnation* of it. Where the store may have something else (a change
-    had no good answer), there is a *doubt*, which is settled by reading, so that no service stays in the store
-    without a deadline and none lives on in memory alone.
+    What is held of a service belongs to one *incarnation* of it. Where the store may have something else, because a
+    change had no good response, the service is *unsure*. It is reconciled by reading it, so that no service stays in
+    the store without a deadline and none stays in memory alone.
 
-    :param bury: keeps some deaths; fails with a :class:`~txserviceregistry.registry.faults.Fault` when that can't be
-        done.
-    :param work: owns what is done in the background; changes of one service wait for each other there, under the key
+    :param persist: persists some expirations; fails with a :class:`~txserviceregistry.registry.faults.Fault` when that
+        can't be done.
+    :param tasks: owns what is done in the background; changes of one service wait for each other there, under the key
         ``(tenant, id)``.
-    :param ask: says how many seconds a service has left at the least, below zero if it is dead; for a registry that
-        shares its store with others, which take heartbeats too. ``None`` for one that is alone.
+    :param secondsLeft: for a registry that shares its store with others, which take heartbeats too: finds out how many
+        seconds a service has left at the least, below zero if it has expired. ``None`` for one that is alone.
+    :ivar deadlines: the state of each service.
     """
 
-    #: How many lives are looked at in one turn of the reactor, and how many doubts are settled after one tick.
+    #: How many services are looked at in one turn of the reactor, and how many are reconciled after one tick.
     SWEEP = 1000
-    DOUBTS = 100
-    #: How many services are asked about at once, and the least seconds until one is asked about again.
-    QUESTIONS = 8
+    RECONCILED = 100
+    #: How many expirations are confirmed at once, and the least seconds until the same one is tried again.
+    CONFIRMATIONS = 8
     PAUSE = 0.25
 
     _log = Logger()
@@ -51,121 +52,106 @@ class LiveServices:
         *,
         clock: IReactorTime,
         wallClock: Callable[[], float],
-        work: TaskOwner,
-        ask: Callable[[str, str, str], Deferred[float]] | None = None,
+        tasks: TaskOwner,
+        secondsLeft: Callable[[str, str, str], Deferred[float]] | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._wallClock = wallClock
-        self._work = work
-        self._ask = ask
-        self._unjudged: deque[ServiceState] = deque()
-        self._judges = 0
+        self._tasks = tasks
+        self._secondsLeft = secondsLeft
+        self._unconfirmed: deque[ServiceState] = deque()
+        self._confirming = 0
         self._isSuspended = False
-        self._lifeClock = StallTolerantClock(clock, self._tick)
-        self._deadlines = Deadlines(self._lifeClock.now, areTrue=ask is None)
-        outbreaks = MassExpiryWarning(clock, lambda: self._deadlines.total)
-        self._expirations = ExpirationQueue(persist, self._isDue, clock, work, outbreaks.add)
-        self._doubts: set[tuple[str, str]] = set()
+        self._time = StallTolerantClock(clock, self._tick)
+        self.deadlines = Deadlines(self._time.now, isAuthoritative=secondsLeft is None)
+        warning = MassExpiryWarning(clock, lambda: self.deadlines.total)
+        self._expirations = ExpirationQueue(persist, self._isPending, clock, tasks, warning.add)
+        self._unsure: set[tuple[str, str]] = set()
         self._sweeping: IDelayedCall | None = None
-        # What is asked on every heartbeat goes straight to where it is known.
-        self.alive = self._deadlines.alive
-        self.ofTenant = self._deadlines.ofTenant
-        self.now = self._lifeClock.now
-        self.beat = self._deadlines.beat
-        self.restart = self._deadlines.restart
-        self.find = self._deadlines.find
-        self.forget = self._deadlines.forget
-        self.begin = self._deadlines.begin
-        self.count = self._deadlines.count
 
-    def start(self, living: Iterable[LivingService]) -> None:
-        """Everybody who is *living* has a full timeout from now on."""
-        self._lifeClock.start()
-        for each in living:
-            self.begin(each.tenant, each.id, each.incarnation, each.heartbeatTimeout, each.lastSeen)
+    def start(self, services: Iterable[ServiceSummary]) -> None:
+        """Begin with these services, each with a full timeout."""
+        self._time.start()
+        for service in services:
+            self.deadlines.add(service)
 
     def stop(self) -> None:
-        """Nobody dies any more, and nothing is left on the reactor; what is under way belongs to the work."""
-        self._lifeClock.stop()
-        self._unjudged.clear()
+        """Let no more services expire, and leave nothing on the reactor; what is under way belongs to the tasks."""
+        self._time.stop()
+        self._unconfirmed.clear()
         self._expirations.stop()
         call, self._sweeping = self._sweeping, None
         if call is not None:
             call.cancel()
 
     def suspend(self) -> None:
-        """Nobody dies from now on, for nobody can be heard."""
+        """Let no services expire, because their heartbeats can't be noticed, until :meth:`synchronize` is called."""
         self._isSuspended = True
 
-    def synchronize(self, living: Iterable[LivingService], *, anew: bool) -> None:
+    def synchronize(self, services: Iterable[ServiceSummary], *, anew: bool) -> None:
         """
-        These are living, and no others.
+        Take over that there are these services and no others.
 
-        :param anew: whether everybody has a full timeout from now on, and may die again.
+        :param anew: whether each has a full timeout from now on, and may expire again.
         """
-        known = {(life.tenant, life.id, life.incarnation) for life in self._deadlines.everybody()}
-        for each in living:
-            known.discard((each.tenant, each.id, each.incarnation))
-            self.meet(each, anew=anew)
-        for name in known:
-            self.forget(*name)
+        unknown = {(state.tenant, state.id, state.incarnation) for state in self.deadlines.all()}
+        for service in services:
+            unknown.discard((service.tenant, service.id, service.incarnation))
+            self.track(service, anew=anew)
+        for name in unknown:
+            self.deadlines.forget(*name)
         if anew:
             self._isSuspended = False
 
-    def meet(self, service: LivingService, *, anew: bool = False) -> None:
+    def track(self, service: ServiceSummary, *, anew: bool = False) -> None:
         """
-        A service lives. It has a full timeout from now on if it is new here, or has another timeout.
+        Take over that a service is there. It has a full timeout from now on if it is unknown or its timeout is another.
 
-        :param anew: it has one in any case.
+        :param anew: whether it has one in any case.
         """
-        life = self.find(service.tenant, service.id, service.incarnation)
-        if life is None:
-            self.begin(service.tenant, service.id, service.incarnation, service.heartbeatTimeout, service.lastSeen)
-        elif anew or life.timeout != service.heartbeatTimeout:
-            self.restart(life, service.heartbeatTimeout)
+        state = self.deadlines.find(service.tenant, service.id, service.incarnation)
+        if state is None:
+            self.deadlines.add(service)
+        elif anew or state.timeout != service.heartbeatTimeout:
+            self.deadlines.restart(state, service.heartbeatTimeout)
 
     @property
     def stalls(self) -> tuple[int, float]:
-        """How often life has stood still, and for how many seconds in all."""
-        return self._lifeClock.stalls, self._lifeClock.stalledSeconds
+        """How often the process stalled, and for how many seconds in all."""
+        return self._time.stalls, self._time.stalledSeconds
 
     def hidden(self, tenant: str) -> frozenset[str]:
-        """The incarnations of those of *tenant*'s services that are dead by now, and that the store may still have."""
+        """The incarnations of those of *tenant*'s services that have expired and that the store may still have."""
         self._collect()
-        return self._deadlines.dying(tenant)
+        return self.deadlines.expired(tenant)
 
     def isHidden(self, tenant: str, id: str, incarnation: str) -> bool:
-        """Whether this life is over by now, though the store may still have it."""
-        life = self.find(tenant, id, incarnation)
-        return life is not None and self.alive(tenant, id) is not life
+        """Whether this incarnation has expired, though the store may still have it."""
+        state = self.deadlines.find(tenant, id, incarnation)
+        return state is not None and self.deadlines.active(tenant, id) is not state
 
     @property
     def pending(self) -> int:
-        """How many deaths the store has still to be told of."""
+        """How many expirations have still to be persisted."""
         return len(self._expirations)
 
-    def whenBuried(self) -> Deferred[None]:
+    def whenPersisted(self) -> Deferred[None]:
         """
-        :return: fires when the store has been told of all deaths that were found before.
-        :raises Fault: if it could not be told.
+        :return: fires when all expirations that were found before are persisted.
+        :raises Fault: if that failed.
         """
         return self._expirations.whenDone()
 
-    def buried(self, deaths: Iterable[Expiration]) -> None:
-        """The store has kept these."""
-        for death in deaths:
-            self.forget(death.tenant, death.id, death.incarnation)
-
-    def doubt(self, tenant: str, id: str) -> None:
-        """Memory and store may not agree about this service: look at it after the next tick."""
-        self._doubts.add((tenant, id))
+    def markUnsure(self, tenant: str, id: str) -> None:
+        """Have a service reconciled after the next tick: memory and store may not agree about it."""
+        self._unsure.add((tenant, id))
 
     def _tick(self) -> None:
         if self._sweeping is None:
             self._sweep()
-        if self._doubts and not self._work.isBusy("doubts"):
-            self._work.serialized("doubts", self._settleDoubts)
+        if self._unsure and not self._tasks.isBusy("reconcile"):
+            self._tasks.serialized("reconcile", self._reconcile)
 
     def _sweep(self) -> None:
         self._sweeping = self._clock.callLater(0, self._sweep) if self._collect(self.SWEEP) else None
@@ -174,84 +160,88 @@ class LiveServices:
     def _collect(self, most: int | None = None) -> bool:
         if self._isSuspended:
             return False
-        due, more = self._deadlines.collect(most)
-        if self._ask is None:
-            self._mourn(due)
+        due, more = self.deadlines.collect(most)
+        if self._secondsLeft is None:
+            self._enqueue(due)
         else:
-            self._unjudged += due
-            for _ in range(min(len(self._unjudged), self.QUESTIONS - self._judges)):
-                self._work.start(self._judgeAll(self._ask))
+            self._unconfirmed += due
+            for _ in range(min(len(self._unconfirmed), self.CONFIRMATIONS - self._confirming)):
+                self._tasks.start(self._confirmAll(self._secondsLeft))
         return more
 
-    def _mourn(self, dead: Sequence[ServiceState]) -> None:
-        if dead:
-            # When life began, if it had never stood still.
-            began = self._wallClock() - self._lifeClock.now()
+    def _enqueue(self, expired: Sequence[ServiceState]) -> None:
+        if expired:
+            # When the clock of the deadlines began, if it had never stood still.
+            began = self._wallClock() - self._time.now()
             self._expirations.add(
-                [Expiration(one.tenant, one.id, one.incarnation, round((began + one.deadline) * 1000)) for one in dead]
+                [
+                    Expiration(state.tenant, state.id, state.incarnation, round((began + state.deadline) * 1000))
+                    for state in expired
+                ]
             )
 
-    async def _judgeAll(self, ask: Callable[[str, str, str], Deferred[float]]) -> None:
-        # A loop, because a chain of Deferreds that fire each other overflows the stack when thousands wait and the
-        # answers are there at once.
-        self._judges += 1
-        try:
-            while self._unjudged:
-                await self._judge(self._unjudged.popleft(), ask)
-        finally:
-            self._judges -= 1
+    def _isPending(self, expiration: Expiration) -> bool:
+        return self.deadlines.isExpired(expiration.tenant, expiration.incarnation)
 
-    async def _judge(self, life: ServiceState, ask: Callable[[str, str, str], Deferred[float]]) -> None:
-        """Find out whether a service whose deadline has passed, as far as is known here, was heard elsewhere."""
-        if self.find(life.tenant, life.id, life.incarnation) is not life:
-            # While it waited for its turn somebody else has found out.
+    async def _confirmAll(self, secondsLeft: Callable[[str, str, str], Deferred[float]]) -> None:
+        # A loop, because a chain of Deferreds that fire each other overflows the stack when thousands wait and all
+        # results are there at once.
+        self._confirming += 1
+        try:
+            while self._unconfirmed:
+                await self._confirmExpiry(self._unconfirmed.popleft(), secondsLeft)
+        finally:
+            self._confirming -= 1
+
+    async def _confirmExpiry(
+        self, state: ServiceState, secondsLeft: Callable[[str, str, str], Deferred[float]]
+    ) -> None:
+        """Find out whether other registries took heartbeats of a service whose deadline has passed here."""
+        if not self._isKnown(state):
             return
         try:
-            left = await ask(life.tenant, life.id, life.incarnation)
+            left = await secondsLeft(state.tenant, state.id, state.incarnation)
         except StoreUnavailable:
             left = self.PAUSE
         except Exception:
-            # It must not be lost: nothing else would ever look at it again.
-            self._log.failure("Can't tell whether service {id} is alive", id=life.id)
+            # It must be tried again: nothing else would.
+            self._log.failure("Cannot confirm the expiration of service {id}; retrying", id=state.id)
             left = self.PAUSE
-        if self.find(life.tenant, life.id, life.incarnation) is not life:
+        if not self._isKnown(state):
             return
-        if left < 0 and self._lifeClock.now() >= life.deadline and not self._isSuspended:
-            self._deadlines.kill(life)
-            self._mourn([life])
+        if left < 0 and self._time.now() >= state.deadline and not self._isSuspended:
+            self.deadlines.expire(state)
+            self._enqueue([state])
             self._expirations.work()
         else:
-            self._deadlines.postpone(life, max(left, self.PAUSE))
+            self.deadlines.postpone(state, max(left, self.PAUSE))
 
-    def _isDue(self, death: Expiration) -> bool:
-        return self._deadlines.isDying(death.tenant, death.incarnation)
+    def _isKnown(self, state: ServiceState) -> bool:
+        return self.deadlines.find(state.tenant, state.id, state.incarnation) is state
 
-    async def _settleDoubts(self) -> None:
-        for tenant, id in list(self._doubts)[: self.DOUBTS]:
-            self._doubts.discard((tenant, id))
+    async def _reconcile(self) -> None:
+        for tenant, id in list(self._unsure)[: self.RECONCILED]:
+            self._unsure.discard((tenant, id))
             try:
-                await self._work.serialized((tenant, id), self._settler(tenant, id))
+                await self._tasks.serialized((tenant, id), partial(self._reconcileOne, tenant, id))
             except StoreUnavailable:
-                self.doubt(tenant, id)
+                self.markUnsure(tenant, id)
                 return
             except Exception:
-                self._log.failure("Can't tell whether service {id} of tenant {tenant} is there", id=id, tenant=tenant)
+                self._log.failure("Cannot reconcile service {id} of tenant {tenant}", id=id, tenant=tenant)
 
-    def _settler(self, tenant: str, id: str) -> Callable[[], Coroutine[Deferred[Any], Any, None]]:
-        async def settle() -> None:
-            before = self.alive(tenant, id)
-            hidden = self.hidden(tenant)
-            try:
-                record = await self._store.getService(tenant, id)
-            except NoSuchObject:
-                if before is not None:
-                    self.forget(tenant, id, before.incarnation)
-                return
-            if before is not None and before.incarnation == record.incarnation:
-                if self.alive(tenant, id) is before and before.timeout != record.heartbeatTimeout:
-                    self.restart(before, record.heartbeatTimeout)
-            elif record.incarnation not in hidden:
-                # Its registration was kept, but never acknowledged.
-                self.begin(tenant, id, record.incarnation, record.heartbeatTimeout, record.lastSeen)
-
-        return settle
+    async def _reconcileOne(self, tenant: str, id: str) -> None:
+        before = self.deadlines.active(tenant, id)
+        hidden = self.hidden(tenant)
+        try:
+            record = await self._store.getService(tenant, id)
+        except NoSuchObject:
+            if before is not None:
+                self.deadlines.forget(tenant, id, before.incarnation)
+            return
+        if before is not None and before.incarnation == record.incarnation:
+            if self.deadlines.active(tenant, id) is before and before.timeout != record.heartbeatTimeout:
+                self.deadlines.restart(before, record.heartbeatTimeout)
+        elif record.incarnation not in hidden:
+            # Its registration was persisted, but never acknowledged.
+            self.deadlines.add(record.summary(tenant))

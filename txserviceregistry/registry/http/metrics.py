@@ -24,8 +24,7 @@ from prometheus_client.registry import Collector
 
 from ..._version import __version__
 from ..model import Figures
-from ..sources import Sources
-from ..statistics import Histogram, RequestStatistics, StoreStatistics
+from ..statistics import Histogram, RequestStatistics, Sources, StoreStatistics
 
 #: The type of what :meth:`Metrics.text` returns.
 CONTENT_TYPE: str = CONTENT_TYPE_LATEST
@@ -118,7 +117,7 @@ def _figures(figures: Figures) -> Iterator[Metric]:
     for tenant, count in largest[:MOST_TENANTS]:
         tenants.add_metric([tenant], count)
     yield tenants
-    yield _gauge("followers", "Requests that wait for events.", figures.followers)
+    yield _gauge("followers", "Requests that wait for events.", figures.subscribers)
     yield _counter("heartbeats", "Heartbeats taken, alone or in batches.", figures.heartbeats)
     yield _counter("expirations", "Services that timed out.", figures.expirations)
     yield _counter("stalls", "Times that the process stood still for more than a second.", figures.stalls)

@@ -388,12 +388,12 @@ class ApiResource(Resource):
     async def _listEvents(self, call: _Call) -> Answer:
         asked = _feedQuery(call.queryText)
         if asked.seconds is None:
-            page = await self._registry.listEvents(call.tenant, asked.since, asked.limit, asked.type)
+            page = await self._registry.feed.list(call.tenant, asked.since, asked.limit, asked.type)
         else:
             call.record.route = WAITING
             if call.record.isGone:
                 raise CancelledError()
-            page = await self._registry.news(call.tenant, asked.since, asked.limit, asked.type, asked.seconds)
+            page = await self._registry.feed.wait(call.tenant, asked.since, asked.limit, asked.type, asked.seconds)
             # The token may have ended meanwhile, and what happened since is none of its bearer's business.
             await self._tenantOf(call.request)
             if page.nextMarker is None:

@@ -19,7 +19,7 @@ from twisted.web.server import Request
 
 from ..._version import installCommand
 from ..faults import forbidden
-from ..sources import Sources
+from ..statistics import Sources
 from . import openapi
 from .health import Health
 from .messages import Answer, baseUrl

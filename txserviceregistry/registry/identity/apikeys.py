@@ -57,24 +57,18 @@ class Hasher(Protocol):
 
 
 def newKey(randomBytes: Callable[[int], bytes] = os.urandom) -> str:
-    """
-    A fresh API key: 160 random bits in hexadecimal, which every file format and shell leaves as it is.
-    """
+    """A fresh API key: 160 random bits in hexadecimal, which every file format and shell leaves as it is."""
     return randomBytes(20).hex()
 
 
 def hashKey(key: str, *, cost: int = SCRYPT_COST, randomBytes: Callable[[int], bytes] = os.urandom) -> str:
-    """
-    The hash of an API key as it is stored: ``scrypt$<n>$<r>$<p>$<salt>$<hash>``. It takes long on purpose.
-    """
+    """The hash of an API key as it is stored: ``scrypt$<n>$<r>$<p>$<salt>$<hash>``. It takes long on purpose."""
     salt = randomBytes(_SALT_BYTES)
     return _keyHash(cost, salt, _scrypt(key, salt, cost, _SCRYPT_BLOCK, _SCRYPT_LANES))
 
 
 def keyMatches(key: str, keyHash: str) -> bool:
-    """
-    Whether *keyHash*, in the form that :func:`hashKey` writes, is of *key*. It takes long on purpose.
-    """
+    """Whether *keyHash*, in the form that :func:`hashKey` writes, is of *key*. It takes long on purpose."""
     _, cost, block, lanes, salt, digest = keyHash.split("$")
     found = _scrypt(key, base64.b64decode(salt), int(cost), int(block), int(lanes))
     return hmac.compare_digest(found, base64.b64decode(digest))
@@ -284,9 +278,7 @@ class KeyChecks:
             penalty.cancel()
 
     def hash(self, key: str) -> Deferred[str]:
-        """
-        :return: fires with the hash of a key, for :meth:`check`.
-        """
+        """:return: fires with the hash of a key, for :meth:`check`."""
         return self._hasher(partial(hashKey, key, cost=self._cost, randomBytes=self._randomBytes))
 
     def knows(self, username: str, apiKey: str, keyHash: str) -> bool:

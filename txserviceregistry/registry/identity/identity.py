@@ -214,9 +214,7 @@ class Identity:
         self._forgetUser(name)
 
     def listUsers(self) -> Deferred[list[UserRecord]]:
-        """
-        :return: fires with all users by name.
-        """
+        """:return: fires with all users by name."""
         return self._store.listUsers()
 
     # -- tokens

@@ -1,13 +1,13 @@
 """
-What a store is: the registry's memory, in terms of the registry's rules.
+The interface of stores, in terms of the registry's rules.
 
 A store keeps what :class:`~txserviceregistry.registry.core.Registry` decides, and makes each of its operations atomic
-in its own way: the change and the event that tells of it are kept together or not at all. The Deferred of an operation
-that changes something fires only when the change is durable, as far as the store can make it so. Which service has
-passed its deadline is not the store's business: the registry tells it (``hidden``, ``expireServices``).
+in its own way: a change and its event are kept together or not at all. The Deferred of an operation that changes
+something fires only when the change is durable, as far as the store can make it so. A store does not know deadlines:
+the registry says which services have expired (``hidden``, ``expireServices``).
 
-Event ids are the store's to give: version-1 UUIDs that grow strictly within a tenant, in the order in which the
-changes become visible, whatever the wall clock does. A service's *incarnation* is the id of its join event.
+The store makes the event ids: version-1 UUIDs that grow strictly within a tenant, in the order in which the changes
+become visible, whatever the wall clock does. A service's *incarnation* is the id of its join event.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ..statistics import StoreStatistics
 
 
 class StoreError(Exception):
-    """What the outcomes below have in common."""
+    """The base class of the errors below."""
 
 
 class ObjectExists(StoreError):
-    """There is an object with this key already."""
+    """An object with this key exists already."""
 
 
 class NoSuchObject(StoreError):
-    """There is no object with this key."""
+    """No object has this key."""
 
 
 class LimitExceeded(StoreError):
@@ -45,7 +45,7 @@ class StoreUnavailable(StoreError):
 
 class StoreRefused(StoreError):
     """
-    What is there is nothing that this store may work on: no store at all, a damaged one, or one of a newer release.
+    What is there can't be used: it is not a store, it is damaged, or it is one of a newer release.
 
     It has been left as it was. The text is one line that names it and says what is wrong.
     """
@@ -56,7 +56,7 @@ class ServiceRecord:
     """
     A service as it is stored.
 
-    :ivar incarnation: the id of the service's join event: no other life of any service ever has the same.
+    :ivar incarnation: the id of the service's join event, which is unique.
     :ivar heartbeatTimeout: in seconds.
     :ivar lastSeen: milliseconds since the epoch, possibly older than the truth; ``None`` before the first heartbeat.
     """
@@ -78,10 +78,14 @@ class ServiceRecord:
         given = attrs.asdict(changes, recurse=False, filter=lambda _, value: value is not None)
         return attrs.evolve(self, **given)
 
+    def summary(self, tenant: str) -> ServiceSummary:
+        """What the registry keeps in memory of the service, which is *tenant*'s."""
+        return ServiceSummary(tenant, self.id, self.incarnation, self.heartbeatTimeout, self.lastSeen)
+
 
 @attrs.frozen(slots=True)
-class LivingService:
-    """What the registry has to know of each service when it starts: enough to set deadlines and check tokens."""
+class ServiceSummary:
+    """What the registry keeps in memory of each service: enough to set deadlines and check tokens."""
 
     tenant: str
     id: str
@@ -145,7 +149,7 @@ class IStore(Interface):
     A place where a registry keeps its state.
 
     Every operation returns a Deferred. Each may fail with :class:`StoreUnavailable`, after which nothing has changed
-    (or, where the answer to a change was lost, its outcome has been found out). Lists are sorted by code point and
+    (or, where the response to a change was lost, its outcome has been found out). Lists are sorted by code point and
     begin *at* ``marker``.
     """
 
@@ -162,9 +166,7 @@ class IStore(Interface):
         """
 
     def close() -> Deferred[None]:
-        """
-        Finish what is under way, then let everything go. Operations that come later fail with `StoreUnavailable`.
-        """
+        """Finish what is under way, then let everything go. Operations that come later fail with `StoreUnavailable`."""
 
     def probe() -> Deferred[None]:
         """
@@ -175,37 +177,33 @@ class IStore(Interface):
         """
 
     def secret() -> Deferred[bytes]:
-        """
-        The registry's secret, 32 random bytes that the store made when it was new. Keys are derived from it.
-        """
+        """The registry's secret, 32 random bytes that the store made when it was new. Keys are derived from it."""
 
     # -- accounts
 
     def account(tenant: str) -> Deferred[Account]:
-        """The tenant's account; it comes into being here, with the store's time, if it is new."""
+        """The tenant's account, which is created here, with the store's time, if it is new."""
 
     # -- services
 
     def createService(tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
         """
-        Put a new service and its ``service.join`` event.
+        Add a service and its ``service.join`` event.
 
         :param maximum: how many services the tenant may have.
         :raises ObjectExists: if the id is taken.
-        :raises LimitExceeded: if the tenant has *maximum* services already (an id that is taken is told first).
+        :raises LimitExceeded: if the tenant has *maximum* services already (a taken id is reported first).
         """
 
     def getService(tenant: str, id: str) -> Deferred[ServiceRecord]:
-        """
-        :raises NoSuchObject: if there is none.
-        """
+        """:raises NoSuchObject: if there is none."""
 
     def listServices(
         tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
     ) -> Deferred[list[ServiceRecord]]:
         """
-        Up to *count* services by id, from *marker* on, that bear *tag*; those whose incarnation is in *hidden* are
-        passed over, as if they were not there.
+        Up to *count* services by id, from *marker* on, that have *tag*; those whose incarnation is in *hidden* are left
+        out, as if they were not there.
         """
 
     def updateService(tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
@@ -218,15 +216,15 @@ class IStore(Interface):
 
     def removeService(tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
         """
-        Take the service away and put its ``service.remove`` event.
+        Remove the service and add its ``service.remove`` event.
 
         :raises NoSuchObject: if the service, or this incarnation of it, is gone.
         """
 
-    def expireServices(deaths: Sequence[Expiration]) -> Deferred[None]:
+    def expireServices(expirations: Sequence[Expiration]) -> Deferred[None]:
         """
-        Take away those of the services that are there still (same incarnation) and put a ``service.timeout`` event
-        for each, with the death's timestamp. Each death is atomic; in which groups they are kept is the store's choice.
+        Remove those of the services that are there still (same incarnation) and add a ``service.timeout`` event for
+        each, with the expiration's timestamp. Each is atomic; the store chooses the groups in which they are persisted.
         """
 
     def recordLastSeen(tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
@@ -235,15 +233,13 @@ class IStore(Interface):
         and is never waited for.
         """
 
-    def livingServices() -> Deferred[list[LivingService]]:
+    def allServices() -> Deferred[list[ServiceSummary]]:
         """All services of all tenants, for the registry's start."""
 
     # -- configuration
 
     def getValue(tenant: str, key: str) -> Deferred[str]:
-        """
-        :raises NoSuchObject: if there is none.
-        """
+        """:raises NoSuchObject: if there is none."""
 
     def listValues(
         tenant: str, marker: str | None, count: int, namespace: str | None
@@ -257,7 +253,7 @@ class IStore(Interface):
 
     def setValue(tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
         """
-        Keep a value; put a ``configuration_value.update`` event if it is new or changed, none if it is the same.
+        Set a value; add a ``configuration_value.update`` event if it is new or changed, none if it is the same.
 
         :param maximum: how many values the tenant may have.
         :raises LimitExceeded: if the key is new and the tenant has *maximum* values already.
@@ -265,7 +261,7 @@ class IStore(Interface):
 
     def removeValue(tenant: str, key: str) -> Deferred[None]:
         """
-        Take a value away and put its ``configuration_value.remove`` event.
+        Remove a value and add its ``configuration_value.remove`` event.
 
         :raises NoSuchObject: if there is none.
         """
@@ -279,19 +275,19 @@ class IStore(Interface):
         """
 
     def hasEvent(tenant: str, id: str) -> Deferred[bool]:
-        """Whether the feed of *tenant* has given out this very event id (and has kept it)."""
+        """Whether the feed of *tenant* has this very event."""
 
     def dropEvents(before: int) -> Deferred[int]:
-        """Forget the events before this position, of all tenants; fires with how many there were."""
+        """Drop the events before this position, of all tenants; fires with how many there were."""
 
     # -- identity
 
     def addUser(name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
         """
-        Keep a new user.
+        Add a user.
 
-        :param tenant: the tenant id; if ``None``, the smallest number from 1 on that no user has, and of which the
-            store knows nothing: what a removed user has left is nobody else's.
+        :param tenant: the tenant id; if ``None``, the smallest number from 1 on that no user has and of which the store
+            holds nothing: what belonged to a removed user must not become another's.
         :raises ObjectExists: if the name is taken.
         """
 
@@ -304,51 +300,47 @@ class IStore(Interface):
 
     def removeUser(name: str) -> Deferred[None]:
         """
-        Take a user away, and all of the user's auth tokens.
+        Remove a user, and all of the user's auth tokens.
 
         :raises NoSuchObject: if there is no such user.
         """
 
     def getUser(name: str) -> Deferred[UserRecord]:
-        """
-        :raises NoSuchObject: if there is none.
-        """
+        """:raises NoSuchObject: if there is none."""
 
     def listUsers() -> Deferred[list[UserRecord]]:
         """All users by name."""
 
     def addToken(token: TokenRecord) -> Deferred[None]:
-        """Keep an auth token, and forget those that have ended."""
+        """Add an auth token, and drop those that have ended."""
 
     def getToken(tokenHash: str) -> Deferred[TokenRecord]:
-        """
-        :raises NoSuchObject: if there is none.
-        """
+        """:raises NoSuchObject: if there is none."""
 
     def removeToken(tokenHash: str) -> Deferred[None]:
-        """End an auth token; one that is not there is no error."""
+        """Remove an auth token, if it is there."""
 
 
 class IStoreListener(Interface):
-    """Who wants to hear what other registries do to a shared store. Each may be called for one's own changes too."""
+    """What other registries do to a shared store. Each method may be called for one's own changes too."""
 
-    def appeared(service: LivingService) -> None:
+    def appeared(service: ServiceSummary) -> None:
         """A service is there, new or changed. It has a full timeout, if it was not known."""
 
     def vanished(tenant: str, id: str, incarnation: str) -> None:
-        """This life of a service is over."""
+        """This incarnation of a service is gone."""
 
-    def news(tenant: str) -> None:
-        """There is a new event in the tenant's feed."""
+    def eventAdded(tenant: str) -> None:
+        """The tenant's feed has a new event."""
 
     def lost() -> None:
-        """The store can't be reached: from now on nobody is heard of, and nobody may be called dead for it."""
+        """The store is unavailable: heartbeats elsewhere are not noticed, and no service may expire for it."""
 
-    def synchronized(living: Sequence[LivingService], wasLost: bool) -> None:
+    def synchronized(services: Sequence[ServiceSummary], wasLost: bool) -> None:
         """
-        All services as they are now: something may have been missed.
+        All services as they are now: some changes may have been missed.
 
-        :param wasLost: whether the store could not be reached meanwhile, so that everybody has a full timeout again.
+        :param wasLost: whether the store was unavailable meanwhile, so that each service has a full timeout again.
         """
 
 
@@ -356,24 +348,24 @@ class ISharedStore(IStore):
     """
     A store that several registries use at the same time.
 
-    Any of them takes any heartbeat, so none knows alone who is alive: the store keeps the evidence.
+    Any of them takes any heartbeat, so that only the store knows whether a service has expired.
     """
 
     isNew: bool = Attribute("Whether, when it was opened, there had never been a user in it.")
 
     def follow(listener: IStoreListener) -> None:
-        """Tell *listener* what happens, from what :meth:`IStore.livingServices` gave on. Called once."""
+        """Notify *listener* of changes since :meth:`IStore.allServices` was called. Called once."""
 
-    def beat(tenant: str, id: str, incarnation: str) -> Deferred[bool]:
+    def heartbeat(tenant: str, id: str, incarnation: str) -> Deferred[bool]:
         """
-        A service is alive: it has a full timeout from now on, for all registries.
+        Note a heartbeat: the service has a full timeout from now on, for all registries.
 
-        :return: fires with whether this life of the service is there.
+        :return: fires with whether this incarnation of the service is there.
         """
 
     def secondsLeft(tenant: str, id: str, incarnation: str) -> Deferred[float]:
         """
-        How long a service has to live at the least, by the last heartbeat that any registry took.
+        How long a service has until its deadline at the least, by the last heartbeat that any registry took.
 
         :return: fires with seconds: 0 if it is less than one, below zero if its deadline has passed for sure.
         """

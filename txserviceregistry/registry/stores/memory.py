@@ -1,8 +1,8 @@
 """
 The store that keeps everything in memory, for tests and for throw-away use.
 
-It knows neither threads nor time, but for the wall clock that it is given: every Deferred that it returns has fired
-already. It passes the same suite of tests as the stores that last, which makes it a fake that can be trusted.
+It uses no threads and no time except the wall clock that it is given: every Deferred that it returns has fired
+already. It passes the same suite of tests as the durable stores, so that it can stand for them in tests.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from .interfaces import (
     Expiration,
     IStore,
     LimitExceeded,
-    LivingService,
     NoSuchObject,
     ObjectExists,
     ServiceRecord,
+    ServiceSummary,
     StoreError,
     StoreUnavailable,
     TokenRecord,
@@ -48,7 +48,7 @@ _T = TypeVar("_T")
 
 @attrs.define
 class _Tenant:
-    """All that belongs to one tenant. Ids, keys and positions are kept sorted beside what they lead to."""
+    """All that belongs to one tenant. Ids, keys and positions are kept sorted beside the tables that they lead to."""
 
     account: Account | None = None
     services: dict[str, ServiceRecord] = attrs.Factory(dict)
@@ -66,7 +66,7 @@ class _Tenant:
             insort(self.idsByTag[tag], service.id)
 
     def take(self, id: str, incarnation: str) -> ServiceRecord:
-        service = self.living(id, incarnation)
+        service = self.service(id, incarnation)
         del self.services[id]
         _takeFrom(self.serviceIds, id)
         for tag in set(service.tags):
@@ -76,7 +76,7 @@ class _Tenant:
                 del self.idsByTag[tag]
         return service
 
-    def living(self, id: str, incarnation: str) -> ServiceRecord:
+    def service(self, id: str, incarnation: str) -> ServiceRecord:
         service = self.services.get(id)
         if service is None or service.incarnation != incarnation:
             raise NoSuchObject(id)
@@ -100,7 +100,7 @@ def _own(service: ServiceRecord) -> ServiceRecord:
 def _operation(
     function: Callable[Concatenate[MemoryStore, _P], _T],
 ) -> Callable[Concatenate[MemoryStore, _P], Deferred[_T]]:
-    """Let a method that acts at once answer as an operation of a store does."""
+    """Let a method that returns at once return a Deferred, as an operation of a store does."""
 
     @wraps(function)
     def operation(self: MemoryStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
@@ -116,18 +116,16 @@ def _operation(
 @implementer(IStore)
 class MemoryStore:
     """
-    See the module. What is in it lasts as long as the object: it may be closed and opened again.
+    See the module. Its content lasts as long as the object: it may be closed and opened again.
 
-    :ivar unavailable: set it to true to make every operation (but ``close``) fail with :class:`StoreUnavailable`, as if
-        the store could not be reached; nothing changes meanwhile. Set it to false and the store is back.
+    :param wallClock: seconds since 1970.
+    :ivar unavailable: while it is true, every operation except ``close`` fails with :class:`StoreUnavailable`, and
+        nothing changes.
     """
 
     name = "memory"
 
     def __init__(self, wallClock: Callable[[], float] = time.time) -> None:
-        """
-        :param wallClock: seconds since 1970.
-        """
         self.unavailable: bool = False
         self.statistics = StoreStatistics()
         self._isOpen = False
@@ -155,29 +153,25 @@ class MemoryStore:
         tenant.events.append(EventRecord(self._eventIds.idAt(position), moment, type, payload))
 
     def open(self) -> Deferred[None]:
-        """See :meth:`IStore.open`."""
         if self.unavailable:
             return fail(StoreUnavailable("the store is set to be unavailable"))
         self._isOpen = True
         return succeed(None)
 
     def close(self) -> Deferred[None]:
-        """See :meth:`IStore.close`."""
         self._isOpen = False
         return succeed(None)
 
     @_operation
     def probe(self) -> None:
-        """See :meth:`IStore.probe`."""
+        pass
 
     @_operation
     def secret(self) -> bytes:
-        """See :meth:`IStore.secret`."""
         return self._secret
 
     @_operation
     def account(self, tenant: str) -> Account:
-        """See :meth:`IStore.account`."""
         kept = self._tenants[tenant]
         if kept.account is None:
             kept.account = Account(tenant, self._milliseconds())
@@ -185,7 +179,6 @@ class MemoryStore:
 
     @_operation
     def createService(self, tenant: str, service: NewService, maximum: int) -> ServiceRecord:
-        """See :meth:`IStore.createService`."""
         kept = self._tenants[tenant]
         if service.id in kept.services:
             raise ObjectExists(service.id)
@@ -199,7 +192,6 @@ class MemoryStore:
 
     @_operation
     def getService(self, tenant: str, id: str) -> ServiceRecord:
-        """See :meth:`IStore.getService`."""
         service = self._tenants[tenant].services.get(id)
         if service is None:
             raise NoSuchObject(id)
@@ -209,7 +201,6 @@ class MemoryStore:
     def listServices(
         self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
     ) -> list[ServiceRecord]:
-        """See :meth:`IStore.listServices`."""
         kept = self._tenants[tenant]
         ids = kept.serviceIds if tag is None else kept.idsByTag.get(tag, [])
         services = (kept.services[id] for id in _from(ids, bisect_left(ids, marker or "")))
@@ -217,7 +208,6 @@ class MemoryStore:
 
     @_operation
     def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
-        """See :meth:`IStore.updateService`."""
         kept = self._tenants[tenant]
         service = kept.take(id, incarnation).changed(changes)
         kept.put(service)
@@ -225,45 +215,36 @@ class MemoryStore:
 
     @_operation
     def removeService(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
-        """See :meth:`IStore.removeService`."""
         kept = self._tenants[tenant]
         service = kept.take(id, incarnation)
         self._putEvent(kept, self._eventIds.next(), "service.remove", payloads.serviceState(service))
         return service
 
     @_operation
-    def expireServices(self, deaths: Sequence[Expiration]) -> None:
-        """See :meth:`IStore.expireServices`."""
-        for death in deaths:
-            kept = self._tenants[death.tenant]
+    def expireServices(self, expirations: Sequence[Expiration]) -> None:
+        for expiration in expirations:
+            kept = self._tenants[expiration.tenant]
             try:
-                service = kept.take(death.id, death.incarnation)
+                service = kept.take(expiration.id, expiration.incarnation)
             except NoSuchObject:
                 continue
             state = payloads.serviceState(service)
-            self._putEvent(kept, self._eventIds.next(), "service.timeout", state, death.timestamp)
+            self._putEvent(kept, self._eventIds.next(), "service.timeout", state, expiration.timestamp)
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
-        """See :meth:`IStore.recordLastSeen`."""
         kept = self._tenants[tenant]
         try:
             self._checkAvailable()
-            kept.services[id] = attrs.evolve(kept.living(id, incarnation), lastSeen=lastSeen)
+            kept.services[id] = attrs.evolve(kept.service(id, incarnation), lastSeen=lastSeen)
         except StoreError:
-            pass  # a heartbeat's time may be lost
+            pass  # the time of a heartbeat may be lost
 
     @_operation
-    def livingServices(self) -> list[LivingService]:
-        """See :meth:`IStore.livingServices`."""
-        return [
-            LivingService(tenant, one.id, one.incarnation, one.heartbeatTimeout, one.lastSeen)
-            for tenant, kept in self._tenants.items()
-            for one in kept.services.values()
-        ]
+    def allServices(self) -> list[ServiceSummary]:
+        return [one.summary(tenant) for tenant, kept in self._tenants.items() for one in kept.services.values()]
 
     @_operation
     def getValue(self, tenant: str, key: str) -> str:
-        """See :meth:`IStore.getValue`."""
         value = self._tenants[tenant].values.get(key)
         if value is None:
             raise NoSuchObject(key)
@@ -271,7 +252,6 @@ class MemoryStore:
 
     @_operation
     def listValues(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[tuple[str, str]]:
-        """See :meth:`IStore.listValues`."""
         kept = self._tenants[tenant]
         below = "" if namespace is None else namespace.rstrip("/") + "/"
         first = bisect_left(kept.keys, max(marker or "", namespace or ""))
@@ -280,7 +260,6 @@ class MemoryStore:
 
     @_operation
     def setValue(self, tenant: str, key: str, value: str, maximum: int) -> None:
-        """See :meth:`IStore.setValue`."""
         kept = self._tenants[tenant]
         oldValue = kept.values.get(key)
         if oldValue == value:
@@ -295,7 +274,6 @@ class MemoryStore:
 
     @_operation
     def removeValue(self, tenant: str, key: str) -> None:
-        """See :meth:`IStore.removeValue`."""
         kept = self._tenants[tenant]
         oldValue = kept.values.pop(key, None)
         if oldValue is None:
@@ -306,14 +284,12 @@ class MemoryStore:
 
     @_operation
     def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> list[EventRecord]:
-        """See :meth:`IStore.listEvents`."""
         kept = self._tenants[tenant]
         events = _from(kept.events, bisect_left(kept.positions, position))
         return copy.deepcopy(list(islice((event for event in events if type in (None, event.type)), count)))
 
     @_operation
     def hasEvent(self, tenant: str, id: str) -> bool:
-        """See :meth:`IStore.hasEvent`."""
         positions = self._tenants[tenant].positions
         position = self._eventIds.owned(id)
         if position is None:
@@ -323,7 +299,6 @@ class MemoryStore:
 
     @_operation
     def dropEvents(self, before: int) -> int:
-        """See :meth:`IStore.dropEvents`."""
         dropped = 0
         for kept in self._tenants.values():
             end = bisect_left(kept.positions, before)
@@ -333,7 +308,6 @@ class MemoryStore:
 
     @_operation
     def addUser(self, name: str, keyHash: str, tenant: str | None) -> UserRecord:
-        """See :meth:`IStore.addUser`."""
         if name in self._users:
             raise ObjectExists(name)
         if tenant is None:
@@ -345,25 +319,21 @@ class MemoryStore:
 
     @_operation
     def replaceUserKey(self, name: str, keyHash: str) -> UserRecord:
-        """See :meth:`IStore.replaceUserKey`."""
-        self._users[name] = attrs.evolve(self._user(name), keyHash=keyHash)
+        user = self._users[name] = attrs.evolve(self._user(name), keyHash=keyHash)
         self._endTokensOf(name)
-        return self._users[name]
+        return user
 
     @_operation
     def removeUser(self, name: str) -> None:
-        """See :meth:`IStore.removeUser`."""
         del self._users[self._user(name).name]
         self._endTokensOf(name)
 
     @_operation
     def getUser(self, name: str) -> UserRecord:
-        """See :meth:`IStore.getUser`."""
         return self._user(name)
 
     @_operation
     def listUsers(self) -> list[UserRecord]:
-        """See :meth:`IStore.listUsers`."""
         return [self._users[name] for name in sorted(self._users)]
 
     def _user(self, name: str) -> UserRecord:
@@ -377,14 +347,12 @@ class MemoryStore:
 
     @_operation
     def addToken(self, token: TokenRecord) -> None:
-        """See :meth:`IStore.addToken`."""
         now = self._wallClock()
         self._tokens = {key: kept for key, kept in self._tokens.items() if kept.expires > now}
         self._tokens[token.tokenHash] = token
 
     @_operation
     def getToken(self, tokenHash: str) -> TokenRecord:
-        """See :meth:`IStore.getToken`."""
         token = self._tokens.get(tokenHash)
         if token is None:
             raise NoSuchObject("token")
@@ -392,5 +360,4 @@ class MemoryStore:
 
     @_operation
     def removeToken(self, tokenHash: str) -> None:
-        """See :meth:`IStore.removeToken`."""
         self._tokens.pop(tokenHash, None)

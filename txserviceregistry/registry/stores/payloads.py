@@ -1,5 +1,5 @@
 """
-What an event tells: the payloads of the API's five types of event, for every store the same.
+The payloads of the API's five types of event, for all stores.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-The time that services live by, and who dies when.
+The clock of the deadlines, and which services expire when.
 """
 
 from __future__ import annotations
@@ -12,49 +12,50 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.expiry.deadlines import Deadlines, StallTolerantClock
+from txserviceregistry.registry.stores.interfaces import ServiceSummary
 
 
-class LifeClockTests(SynchronousTestCase):
+class StallTolerantClockTests(SynchronousTestCase):
     """`StallTolerantClock`."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(1000.0)
         self.ticks: list[float] = []
-        self.life = StallTolerantClock(self.clock, lambda: self.ticks.append(self.clock.seconds()))
-        self.life.start()
-        self.addCleanup(self.life.stop)
-        self.begun = self.life.now()
+        self.time = StallTolerantClock(self.clock, lambda: self.ticks.append(self.clock.seconds()))
+        self.time.start()
+        self.addCleanup(self.time.stop)
+        self.began = self.time.now()
 
-    def lived(self) -> float:
-        """Seconds of life since the start."""
-        return self.life.now() - self.begun
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self.time.now() - self.began
 
     def test_isTheReactorsTime(self) -> None:
-        """While the reactor turns, life is as long as its time, exactly, between ticks too."""
+        """While the reactor turns, the time is exactly the reactor's, between ticks too."""
         for step in (0.1, 0.05, 0.2, 0.25, 0.4, 0.01) * 50:
             self.clock.advance(step)
-        self.assertAlmostEqual(self.lived(), self.clock.seconds() - 1000.0, places=9)
+        self.assertAlmostEqual(self.elapsed(), self.clock.seconds() - 1000.0, places=9)
         self.clock.pump([0.25] * 120)
-        self.assertAlmostEqual(self.lived(), self.clock.seconds() - 1000.0, places=9)
+        self.assertAlmostEqual(self.elapsed(), self.clock.seconds() - 1000.0, places=9)
 
     def test_ticksFourTimesASecond(self) -> None:
-        """Whoever sweeps is called regularly."""
+        """The callback is called regularly."""
         self.clock.pump([0.125] * 80)
         self.assertEqual(len(self.ticks), 40)
 
     def test_standsStillInAStall(self) -> None:
-        """A reactor that did not turn for half a minute costs nobody any life."""
+        """While the reactor does not turn for half a minute, the time stands still."""
         self.clock.pump([0.25] * 4)
         self.clock.advance(31)
-        self.assertAlmostEqual(self.lived(), 1.0)
+        self.assertAlmostEqual(self.elapsed(), 1.0)
 
     def test_readsTheSameBeforeTheTickThatFindsTheStall(self) -> None:
-        """Input that is read after a stall, but before the first tick, is judged by the time before the stall."""
+        """Input that is read after a stall, but before the first tick, is measured by the time before the stall."""
         self.clock.rightNow += 31
-        self.assertEqual(self.lived(), 0.0)
+        self.assertEqual(self.elapsed(), 0.0)
         self.clock.advance(0)
-        self.assertEqual(self.lived(), 0.0)
+        self.assertEqual(self.elapsed(), 0.0)
 
     def test_noSweepBeforeTheInputThatWaited(self) -> None:
         """The tick that finds a stall is no occasion to sweep; the next one is."""
@@ -64,27 +65,27 @@ class LifeClockTests(SynchronousTestCase):
         self.assertEqual(len(self.ticks), 1)
 
     def test_neverAdvancesMoreThanASecondInOneTurn(self) -> None:
-        """However late a turn comes, life is a second older at most; and it goes on, when every turn comes late."""
-        before = self.life.now()
+        """However late a turn comes, the time advances by a second at most; when every turn comes late, it goes on."""
+        before = self.time.now()
         for step in (0.9, 1.1, 1.2, 2.0, 5.0, 0.25, 3.0, 60.0, 60.0, 60.0):
             self.clock.advance(step)
-            self.assertTrue(0.0 <= self.life.now() - before <= 1.0)
-            before = self.life.now()
+            self.assertTrue(0.0 <= self.time.now() - before <= 1.0)
+            before = self.time.now()
         for _ in range(60):
             self.clock.advance(2.0)
-        self.assertGreater(self.life.now() - before, 50)
+        self.assertGreater(self.time.now() - before, 50)
         self.assertGreater(len(self.ticks), 50)
 
     def test_neverGoesBack(self) -> None:
-        """Though a reactor that counts wall-clock time steps back, life does not, and goes on from there."""
+        """When a reactor that counts wall-clock time steps back, the time does not, and goes on from there."""
         self.clock.pump([0.25] * 8)
         self.clock.rightNow -= 3600
-        self.assertEqual(self.lived(), 2.0)
+        self.assertEqual(self.elapsed(), 2.0)
         self.clock.rightNow += 3600
         self.clock.pump([0.25] * 8)
-        self.assertAlmostEqual(self.lived(), 4.0)
+        self.assertAlmostEqual(self.elapsed(), 4.0)
 
-    def test_tellsOfAStallOnce(self) -> None:
+    def test_logsAStallOnce(self) -> None:
         """The log has one line for a stall, with its length; turns that are a little late are not worth one."""
         with capturedLogs() as logs:
             self.clock.pump([0.25] * 4 + [1.1] + [0.25] * 4)
@@ -92,27 +93,27 @@ class LifeClockTests(SynchronousTestCase):
             self.clock.pump([31.0] + [0.25] * 8)
         self.assertEqual([event["log_level"] for event in logs], [LogLevel.warn])
         text = formatEvent(logs[0])
-        self.assertIn("stood still for 30.", text)
-        self.assertIn("every service gets that time back", text)
+        self.assertIn("stalled for 30.", text)
+        self.assertIn("all heartbeat deadlines extended by that time", text)
 
-    def test_tellsOfStarvationOnce(self) -> None:
+    def test_logsStarvationOnce(self) -> None:
         """Stall after stall is one line, when it is over, with the length of all."""
         with capturedLogs() as logs:
             self.clock.pump([5.0] * 10 + [0.25])
             self.clock.pump([0.25] * 8)
         self.assertEqual(len(logs), 1)
-        self.assertIn("stood still for 47.5 s", formatEvent(logs[0]))
+        self.assertIn("stalled for 47.5 s", formatEvent(logs[0]))
 
     def test_leavesNothingBehind(self) -> None:
         """A clock that was stopped, twice even, has no calls on the reactor, and can be started again."""
         self.clock.pump([0.25] * 4)
-        self.life.stop()
-        self.life.stop()
+        self.time.stop()
+        self.time.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.clock.advance(100)
-        self.life.start()
+        self.time.start()
         self.clock.pump([0.25] * 4)
-        self.assertAlmostEqual(self.lived(), 2.0)
+        self.assertAlmostEqual(self.elapsed(), 2.0)
 
 
 class DeadlinesTests(SynchronousTestCase):
@@ -122,45 +123,45 @@ class DeadlinesTests(SynchronousTestCase):
         self.now = 100.0
         self.deadlines = Deadlines(lambda: self.now)
 
-    def begin(self, id: str, timeout: int = 30, incarnation: str = "", tenant: str = "1") -> None:
-        """A life begins."""
-        self.deadlines.begin(tenant, id, incarnation or f"life of {id}", timeout)
+    def add(self, id: str, timeout: int = 30, incarnation: str = "", tenant: str = "1") -> None:
+        """A service is registered."""
+        self.deadlines.add(ServiceSummary(tenant, id, incarnation or f"incarnation of {id}", timeout, None))
 
-    def beat(self, id: str) -> None:
+    def heartbeat(self, id: str) -> None:
         """A heartbeat comes."""
-        life = self.deadlines.alive("1", id)
-        assert life is not None
-        self.deadlines.beat(life, 5)
+        state = self.deadlines.active("1", id)
+        assert state is not None
+        state.heartbeat(self.now, 5)
 
     def collect(self, most: int | None = None) -> list[str]:
-        """The ids of those that are found dead."""
-        return [life.id for life in self.deadlines.collect(most)[0]]
+        """The ids of those that are found to have expired."""
+        return [state.id for state in self.deadlines.collect(most)[0]]
 
-    def test_isAliveUntilTheDeadline(self) -> None:
-        """Before the deadline alive, at it not, whether or not anybody has looked."""
-        self.begin("a")
+    def test_isActiveUntilTheDeadline(self) -> None:
+        """A service is active before the deadline and not at it, whether or not it has been collected."""
+        self.add("a")
         self.now = 129.999
-        self.assertIsNotNone(self.deadlines.alive("1", "a"))
+        self.assertIsNotNone(self.deadlines.active("1", "a"))
         self.assertEqual(self.collect(), [])
         self.now = 130.0
-        self.assertIsNone(self.deadlines.alive("1", "a"))
+        self.assertIsNone(self.deadlines.active("1", "a"))
         self.assertEqual(self.collect(), ["a"])
 
     def test_knowsTenantsApart(self) -> None:
         """The same id under another tenant is another service."""
-        self.begin("a")
-        self.assertIsNone(self.deadlines.alive("2", "a"))
-        self.begin("a", tenant="2", timeout=3)
+        self.add("a")
+        self.assertIsNone(self.deadlines.active("2", "a"))
+        self.add("a", tenant="2", timeout=3)
         self.now += 3
-        self.assertIsNotNone(self.deadlines.alive("1", "a"))
+        self.assertIsNotNone(self.deadlines.active("1", "a"))
         self.collect()
-        self.assertEqual(self.deadlines.dying("1"), frozenset())
-        self.assertEqual(self.deadlines.dying("2"), {"life of a"})
+        self.assertEqual(self.deadlines.expired("1"), frozenset())
+        self.assertEqual(self.deadlines.expired("2"), {"incarnation of a"})
 
-    def test_findsTheDeadOnceAndInOrder(self) -> None:
-        """Each is found dead once, the earliest deadline first."""
+    def test_findsTheExpiredOnceAndInOrder(self) -> None:
+        """Each is found once, the earliest deadline first."""
         for id, timeout in (("c", 30), ("a", 10), ("b", 20), ("z", 10)):
-            self.begin(id, timeout)
+            self.add(id, timeout)
         self.now += 25
         found = self.collect()
         self.assertEqual(sorted(found[:2]), ["a", "z"])
@@ -170,11 +171,11 @@ class DeadlinesTests(SynchronousTestCase):
         self.assertEqual(self.collect(), ["c"])
 
     def test_heartbeatMovesTheDeadline(self) -> None:
-        """A beat gives a full timeout from when it came, again and again."""
-        self.begin("a")
+        """A heartbeat gives a full timeout from when it came, again and again."""
+        self.add("a")
         for _ in range(10):
             self.now += 29
-            self.beat("a")
+            self.heartbeat("a")
             self.assertEqual(self.collect(), [])
         self.now += 30
         self.assertEqual(self.collect(), ["a"])
@@ -182,10 +183,10 @@ class DeadlinesTests(SynchronousTestCase):
     def test_restart(self) -> None:
         """Another timeout counts from now, be it shorter or longer."""
         for id, timeout in (("a", 5), ("b", 60)):
-            self.begin(id)
-            life = self.deadlines.alive("1", id)
-            assert life is not None
-            self.deadlines.restart(life, timeout)
+            self.add(id)
+            state = self.deadlines.active("1", id)
+            assert state is not None
+            self.deadlines.restart(state, timeout)
         self.now += 5
         self.assertEqual(self.collect(), ["a"])
         self.now += 54
@@ -193,62 +194,62 @@ class DeadlinesTests(SynchronousTestCase):
         self.now += 1
         self.assertEqual(self.collect(), ["b"])
 
-    def test_dyingUntilForgotten(self) -> None:
-        """One that was found dead stays dying, and known, until it is forgotten."""
-        self.begin("a")
+    def test_expiredUntilForgotten(self) -> None:
+        """One that was found stays expired, and known, until it is forgotten."""
+        self.add("a")
         self.now += 30
         self.collect()
-        self.assertTrue(self.deadlines.isDying("1", "life of a"))
-        self.assertIsNotNone(self.deadlines.find("1", "a", "life of a"))
-        self.deadlines.forget("1", "a", "life of a")
-        self.assertFalse(self.deadlines.isDying("1", "life of a"))
-        self.assertIsNone(self.deadlines.find("1", "a", "life of a"))
-        self.assertEqual(self.deadlines.dying("1"), frozenset())
+        self.assertTrue(self.deadlines.isExpired("1", "incarnation of a"))
+        self.assertIsNotNone(self.deadlines.find("1", "a", "incarnation of a"))
+        self.deadlines.forget("1", "a", "incarnation of a")
+        self.assertFalse(self.deadlines.isExpired("1", "incarnation of a"))
+        self.assertIsNone(self.deadlines.find("1", "a", "incarnation of a"))
+        self.assertEqual(self.deadlines.expired("1"), frozenset())
 
-    def test_whoWasDyingStaysAsItWasSaid(self) -> None:
-        """What was told of those who are dying stays as it was, whoever dies or is forgotten meanwhile."""
+    def test_theResultOfExpiredDoesNotChange(self) -> None:
+        """The set of the expired stays as it was returned, though others expire or are forgotten meanwhile."""
         for id, timeout in (("a", 10), ("b", 10), ("c", 20)):
-            self.begin(id, timeout=timeout)
+            self.add(id, timeout=timeout)
         self.now += 10
         self.collect()
-        told = self.deadlines.dying("1")
+        expired = self.deadlines.expired("1")
         self.now += 10
         self.collect()
-        self.deadlines.forget("1", "a", "life of a")
-        self.assertEqual(told, {"life of a", "life of b"})
-        self.assertEqual(self.deadlines.dying("1"), {"life of b", "life of c"})
+        self.deadlines.forget("1", "a", "incarnation of a")
+        self.assertEqual(expired, {"incarnation of a", "incarnation of b"})
+        self.assertEqual(self.deadlines.expired("1"), {"incarnation of b", "incarnation of c"})
 
-    def test_forgetsTheRightLife(self) -> None:
-        """To forget one life of an id leaves the others of it alone; one that is not known is no error."""
-        self.begin("a", incarnation="first")
+    def test_forgetsTheRightIncarnation(self) -> None:
+        """To forget one incarnation of an id leaves the others of it alone; an unknown one is ignored."""
+        self.add("a", incarnation="first")
         self.now += 30
         self.collect()
-        self.begin("a", incarnation="second")
+        self.add("a", incarnation="second")
         self.deadlines.forget("1", "a", "first")
         self.deadlines.forget("1", "a", "zeroth")
         self.deadlines.forget("2", "a", "second")
-        self.assertIsNotNone(self.deadlines.alive("1", "a"))
+        self.assertIsNotNone(self.deadlines.active("1", "a"))
         self.now += 30
-        self.assertEqual([life.incarnation for life in self.deadlines.collect()[0]], ["second"])
+        self.assertEqual([state.incarnation for state in self.deadlines.collect()[0]], ["second"])
 
     def test_theForgottenAreNotFound(self) -> None:
-        """A life that ended before its deadline is not found dead."""
-        self.begin("a")
-        self.deadlines.forget("1", "a", "life of a")
+        """A service that was removed before its deadline is not found."""
+        self.add("a")
+        self.deadlines.forget("1", "a", "incarnation of a")
         self.now += 1000
         self.assertEqual(self.collect(), [])
 
-    def test_aNewLifeTakesTheIdOver(self) -> None:
-        """When a new life begins under an id that is thought to be alive, the earlier one is over."""
-        self.begin("a", incarnation="first", timeout=10)
-        self.begin("a", incarnation="second", timeout=20)
+    def test_aNewIncarnationTakesTheIdOver(self) -> None:
+        """When a service is added under an id that is active, the earlier incarnation is over."""
+        self.add("a", incarnation="first", timeout=10)
+        self.add("a", incarnation="second", timeout=20)
         self.now += 1000
-        self.assertEqual([life.incarnation for life in self.deadlines.collect()[0]], ["second"])
+        self.assertEqual([state.incarnation for state in self.deadlines.collect()[0]], ["second"])
 
     def test_looksAtSoManyOnly(self) -> None:
         """Many that are due are found in parts, if it is asked so; it is said that there may be more."""
         for number in range(25):
-            self.begin(f"s{number}")
+            self.add(f"s{number}")
         self.now += 30
         parts = []
         more = True
@@ -262,11 +263,11 @@ class DeadlinesTests(SynchronousTestCase):
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         for number in range(20_000):
-            self.begin(f"service-number-{number}.example.com", incarnation=str(uuid.UUID(int=number)))
+            self.add(f"service-number-{number}.example.com", incarnation=str(uuid.UUID(int=number)))
         for number in range(20_000):
-            life = self.deadlines.alive("1", f"service-number-{number}.example.com")
-            assert life is not None
-            self.deadlines.beat(life, 1_346_967_146_370 + number)
+            state = self.deadlines.active("1", f"service-number-{number}.example.com")
+            assert state is not None
+            state.heartbeat(self.now, 1_346_967_146_370 + number)
         self.now += 29
         self.collect()
         self.assertLess(tracemalloc.get_traced_memory()[0] / 20_000, 600)

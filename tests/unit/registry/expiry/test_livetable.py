@@ -22,7 +22,7 @@ from txserviceregistry.registry.expiry.livetable import LiveServices
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.model import NewService, ServiceChanges
-from txserviceregistry.registry.stores.interfaces import Expiration, LivingService, ServiceRecord, StoreUnavailable
+from txserviceregistry.registry.stores.interfaces import Expiration, ServiceRecord, ServiceSummary, StoreUnavailable
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.tasks import TaskOwner
 
@@ -34,23 +34,26 @@ class QuestionsTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.work = TaskOwner()
-        self.buried: list[str] = []
+        self.tasks = TaskOwner()
+        self.persisted: list[str] = []
         self.answer: Callable[[], Deferred[float]] = lambda: succeed(-1.0)
-        self.lives = LiveServices(
+        self.live = LiveServices(
             MemoryStore(),
             self.persist,
             clock=self.clock,
             wallClock=lambda: NOW,
-            work=self.work,
-            ask=lambda tenant, id, incarnation: self.answer(),
+            tasks=self.tasks,
+            secondsLeft=lambda tenant, id, incarnation: self.answer(),
         )
-        self.lives.start(LivingService(TENANT, f"web{number}", f"life{number}", 3, None) for number in range(3000))
-        self.addCleanup(self.lives.stop)
+        self.live.start(
+            ServiceSummary(TENANT, f"web{number}", f"incarnation{number}", 3, None) for number in range(3000)
+        )
+        self.addCleanup(self.live.stop)
 
-    def persist(self, deaths: Sequence[Expiration]) -> Deferred[None]:
-        self.buried += [death.id for death in deaths]
-        self.lives.buried(deaths)
+    def persist(self, expirations: Sequence[Expiration]) -> Deferred[None]:
+        for each in expirations:
+            self.persisted.append(each.id)
+            self.live.deadlines.forget(each.tenant, each.id, each.incarnation)
         return succeed(None)
 
     def hold(self) -> list[Deferred[float]]:
@@ -75,12 +78,12 @@ class QuestionsTests(SynchronousTestCase):
         for question in questions:
             question.errback(StoreUnavailable("away"))
         self.pass_(2)
-        self.assertEqual(self.buried, [])
-        self.assertEqual(self.lives.count(), {TENANT: 3000})
-        self.successResultOf(self.work.whenIdle())
+        self.assertEqual(self.persisted, [])
+        self.assertEqual(self.live.deadlines.count(), {TENANT: 3000})
+        self.successResultOf(self.tasks.whenIdle())
         self.answer = lambda: succeed(-1.0)
         self.pass_(2)
-        self.assertEqual(sorted(self.buried), sorted(f"web{number}" for number in range(3000)))
+        self.assertEqual(sorted(self.persisted), sorted(f"web{number}" for number in range(3000)))
 
     def test_aQuestionThatBreaks(self) -> None:
         """It is logged, and asked again."""
@@ -88,18 +91,18 @@ class QuestionsTests(SynchronousTestCase):
         self.answer = lambda: next(answers, succeed(-1.0))
         self.pass_(5)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
-        self.assertEqual(len(self.buried), 3000)
+        self.assertEqual(len(self.persisted), 3000)
 
     def test_whatWaitsToBeAskedDoesNotHoldUpTheEnd(self) -> None:
         """A registry that stops waits for the questions that are under way, and asks no more."""
         questions = self.hold()
         self.pass_(4)
-        self.assertEqual(len(questions), LiveServices.QUESTIONS)
-        self.lives.stop()
+        self.assertEqual(len(questions), LiveServices.CONFIRMATIONS)
+        self.live.stop()
         for question in questions:
             question.callback(1.0)
-        self.successResultOf(self.work.whenIdle())
-        self.assertEqual(len(questions), LiveServices.QUESTIONS)
+        self.successResultOf(self.tasks.whenIdle())
+        self.assertEqual(len(questions), LiveServices.CONFIRMATIONS)
 
 
 class SlowStoreTests(RegistryCase):
@@ -300,7 +303,7 @@ class SlowStoreTests(RegistryCase):
 
     def test_createsWhileManyAreBuried(self) -> None:
         """While many deaths are being kept, only those wait for it who need the id, or the place, of one who died."""
-        many = self.registry.FEW_DEAD + 1
+        many = self.registry.FEW_PENDING + 1
         for number in range(many):
             self.create(f"dead{number}", timeout=10)
         held = self.store.hold("expireServices")
@@ -453,7 +456,7 @@ class StoreTroubleTests(RegistryCase):
         self.memory.unavailable = False
         self.pass_(0.25)
         self.assertEqual(self.stored(), [])
-        event = self.page(self.registry.listEvents(TENANT, None, 5, TIMEOUT)).values[0]
+        event = self.page(self.registry.feed.list(TENANT, None, 5, TIMEOUT)).values[0]
         self.assertEqual(event["timestamp"], (NOW + 10) * 1000)
 
     def test_troubleIsLoggedOnce(self) -> None:
@@ -467,7 +470,7 @@ class StoreTroubleTests(RegistryCase):
         self.assertEqual(
             [formatEvent(event) for event in logs],
             [
-                "Cannot persist expirations (1 by now); retrying",
+                "Cannot persist expirations (1 pending); retrying",
                 "Services expired: 1234/web1",
             ],
         )
@@ -688,7 +691,7 @@ class AnyOrderTests(SynchronousTestCase):
         while any(held):
             release(0)
         clock.pump([0.25] * 4 * 20)
-        self.assertEqual(self.successResultOf(memory.livingServices()), [])
+        self.assertEqual(self.successResultOf(memory.allServices()), [])
         for token in tokens:
             for id in ("web0", "web1"):
                 failure = self.failureResultOf(registry.heartbeat(TENANT, id, token), Fault)

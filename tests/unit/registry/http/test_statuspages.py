@@ -20,7 +20,7 @@ from txserviceregistry._version import __version__
 from txserviceregistry.registry.http.health import Health
 from txserviceregistry.registry.http.statuspages import ANYWHERE, LOOPBACK, OFF, Operations
 from txserviceregistry.registry.model import Figures
-from txserviceregistry.registry.sources import Sources
+from txserviceregistry.registry.statistics import Sources
 
 DOCUMENTATION = ROOT / "docs" / "metrics.rst"
 

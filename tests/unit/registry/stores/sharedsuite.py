@@ -16,9 +16,9 @@ from txserviceregistry.registry.stores.interfaces import (
     Expiration,
     ISharedStore,
     IStoreListener,
-    LivingService,
     NoSuchObject,
     ServiceRecord,
+    ServiceSummary,
     StoreUnavailable,
 )
 from txserviceregistry.util.deferred import returnsDeferred
@@ -40,19 +40,19 @@ class Listener:
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
 
-    def appeared(self, service: LivingService) -> None:
+    def appeared(self, service: ServiceSummary) -> None:
         self.heard.append(("appeared", service.id, service.incarnation, service.heartbeatTimeout))
 
     def vanished(self, tenant: str, id: str, incarnation: str) -> None:
         self.heard.append(("vanished", id, incarnation))
 
-    def news(self, tenant: str) -> None:
-        self.heard.append(("news", tenant))
+    def eventAdded(self, tenant: str) -> None:
+        self.heard.append(("eventAdded", tenant))
 
     def lost(self) -> None:
         self.heard.append(("lost",))
 
-    def synchronized(self, living: Sequence[LivingService], wasLost: bool) -> None:
+    def synchronized(self, living: Sequence[ServiceSummary], wasLost: bool) -> None:
         self.heard.append(("synchronized", sorted(each.id for each in living), wasLost))
 
 
@@ -94,7 +94,7 @@ class SharedSuite:
         store = self.makeStore()
         self.stores.append(store)
         await store.open()
-        await store.livingServices()
+        await store.allServices()
         self.listeners.append(Listener())
         store.follow(self.listeners[-1])
         return store
@@ -159,7 +159,7 @@ class SharedSuite:
         made = await self.create(self.a)
         for number in range(2):
             await self.hears(number, "appeared", "web", made.incarnation, 30)
-            await self.hears(number, "news", T)
+            await self.hears(number, "eventAdded", T)
         await self.b.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         for number in range(2):
             await self.hears(number, "appeared", "web", made.incarnation, 60)
@@ -170,7 +170,7 @@ class SharedSuite:
             listener.heard.clear()
         await self.a.setValue(T, "key", "value", 10)
         for number in range(2):
-            await self.hears(number, "news", T)
+            await self.hears(number, "eventAdded", T)
 
     async def test_theEndOfALifeIsToldByItsName(self) -> None:
         """Removed and created again, the service that vanishes is the old one, whoever makes the new one."""
@@ -182,21 +182,21 @@ class SharedSuite:
                 await self.hears(number, "vanished", "web", old.incarnation)
                 await self.hears(number, "appeared", "web", new.incarnation, 30)
                 assert ("vanished", "web", new.incarnation) not in self.listeners[number].heard
-            assert await first.beat(T, "web", new.incarnation)
+            assert await first.heartbeat(T, "web", new.incarnation)
             await second.removeService(T, "web", new.incarnation)
 
     async def test_heartbeatsAreForOneLife(self) -> None:
         """Any takes a heartbeat of a life that is there, whoever made it; of another, or an ended one, none does."""
         made = await self.create(self.a)
         for store in (self.a, self.b):
-            assert await store.beat(T, "web", made.incarnation)
-            assert not await store.beat(T, "web", NOBODY)
-            assert not await store.beat(T, "nobody", made.incarnation)
+            assert await store.heartbeat(T, "web", made.incarnation)
+            assert not await store.heartbeat(T, "web", NOBODY)
+            assert not await store.heartbeat(T, "nobody", made.incarnation)
         await self.a.removeService(T, "web", made.incarnation)
         again = await self.create(self.a)
         for store in (self.a, self.b):
-            assert not await store.beat(T, "web", made.incarnation)
-            assert await store.beat(T, "web", again.incarnation)
+            assert not await store.heartbeat(T, "web", made.incarnation)
+            assert await store.heartbeat(T, "web", again.incarnation)
 
     async def test_whatIsLeftIsNeverTooMuch(self) -> None:
         """All say how long a service has at the least; of one that is not there, nothing."""
@@ -213,12 +213,12 @@ class SharedSuite:
     async def test_anotherTimeoutIsAFullOne(self) -> None:
         """A timeout that was changed on one counts on all from that moment on; so do heartbeats after it."""
         made = await self.create(self.a, timeout=3)
-        assert await self.b.beat(T, "web", made.incarnation)
+        assert await self.b.heartbeat(T, "web", made.incarnation)
         await self.a.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         for store in (self.b, self.a):
             # Who has not heard of it yet knows of less.
             assert 0 <= await self.left(store, made) <= 60
-            assert await store.beat(T, "web", made.incarnation)
+            assert await store.heartbeat(T, "web", made.incarnation)
         for number, store in enumerate((self.a, self.b)):
             await self.hears(number, "appeared", "web", made.incarnation, 60)
             left = await self.left(store, made)
@@ -231,7 +231,7 @@ class SharedSuite:
         kept = await self.create(self.a, "kept", 30)
         await self.until(lambda: self.seconds() - began > 1)
         sent = self.seconds()
-        assert await self.b.beat(T, "web", made.incarnation)
+        assert await self.b.heartbeat(T, "web", made.incarnation)
         beaten = self.seconds()
         await self.dead(self.a, made)
         assert self.seconds() - sent >= 3
@@ -244,8 +244,8 @@ class SharedSuite:
             await self.hears(number, "vanished", "web", made.incarnation)
         assert await self.types(self.b) == ["service.join", "service.join", "service.timeout"]
         assert [each.id for each in await self.b.listServices(T, None, 10, None, ())] == ["kept"]
-        assert not await self.a.beat(T, "web", made.incarnation)
-        assert await self.a.beat(T, "kept", kept.incarnation)
+        assert not await self.a.heartbeat(T, "web", made.incarnation)
+        assert await self.a.heartbeat(T, "kept", kept.incarnation)
 
     async def test_knowsWhetherThereWasEverAUser(self) -> None:
         """A store is new until it has had its first user, whoever made it, and not again when the user is gone."""
@@ -260,10 +260,14 @@ class SharedSuite:
         made = await self.create(self.a)
         await self.hears(1, "appeared", "web", made.incarnation, 30)
         await self.b.close()
-        for work in (self.b.beat(T, "web", made.incarnation), self.left(self.b, made), self.b.getService(T, "web")):
+        for work in (
+            self.b.heartbeat(T, "web", made.incarnation),
+            self.left(self.b, made),
+            self.b.getService(T, "web"),
+        ):
             await self.refuses(StoreUnavailable, work)
         self.listeners[1].heard.clear()
-        assert await self.a.beat(T, "web", made.incarnation)
+        assert await self.a.heartbeat(T, "web", made.incarnation)
         await self.a.removeService(T, "web", made.incarnation)
         await self.hears(0, "vanished", "web", made.incarnation)
         assert self.listeners[1].heard == []

@@ -17,10 +17,10 @@ from txserviceregistry.registry.stores.interfaces import (
     Expiration,
     IStore,
     LimitExceeded,
-    LivingService,
     NoSuchObject,
     ObjectExists,
     ServiceRecord,
+    ServiceSummary,
     StoreError,
     StoreUnavailable,
     TokenRecord,
@@ -411,20 +411,20 @@ class StoreSuite:
         self.assertEqual((await self.store.getService("1", "web")).lastSeen, 2000)
         self.assertEqual([s.lastSeen for s in await self.store.listServices("1", None, 9, None, ())], [None, 2000])
         self.assertEqual([s.lastSeen for s in await self.store.listServices("1", None, 9, "t", ())], [2000])
-        self.assertEqual({s.id: s.lastSeen for s in await self.store.livingServices()}, {"web": 2000, "quiet": None})
+        self.assertEqual({s.id: s.lastSeen for s in await self.store.allServices()}, {"web": 2000, "quiet": None})
         changed = await self.store.updateService("1", "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         self.assertEqual(changed.lastSeen, 2000)
 
-    async def test_livingServicesAreThoseOfAllTenants(self):
+    async def test_allServicesAreThoseOfAllTenants(self):
         """At its start the registry learns of every service."""
         one = await self.create("web", timeout=15)
         two = await self.create("web", tenant="2", timeout=60)
         gone = await self.create("gone")
         await self.store.removeService("1", "gone", gone.incarnation)
-        living = await self.store.livingServices()
+        living = await self.store.allServices()
         expected = [
-            LivingService("1", "web", one.incarnation, 15, None),
-            LivingService("2", "web", two.incarnation, 60, None),
+            ServiceSummary("1", "web", one.incarnation, 15, None),
+            ServiceSummary("2", "web", two.incarnation, 60, None),
         ]
         self.assertEqual(sorted(living, key=lambda service: service.tenant), expected)
 

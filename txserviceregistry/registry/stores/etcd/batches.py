@@ -138,8 +138,8 @@ class Step(Generic[_T]):
     A change that is to be part of a group.
 
     :ivar reads: the keys that it looks at, two at the most.
-    :ivar act: makes the change in a draft, three keys at the most; may be called again, over another draft. What it
-        raises the change fails with, and its neighbours do not hear of it.
+    :ivar act: makes the change in a transaction, three keys at the most; may be called again, over another
+        transaction. What it raises, the change fails with; other changes of the group do not.
     """
 
     reads: Collection[str]
@@ -241,18 +241,18 @@ class Batches:
         done = await self._etcd.txn((), reads, urgency=Urgency.pressing)
         while True:
             found = {each.key: each for kept in done.found for each in kept or ()}
-            draft = Transaction(
+            transaction = Transaction(
                 found, TenantClock.of(found.get(clockKey)), self._wallClock, f"{self._prefix}events/{tenant}/"
             )
-            outcomes = [_attempt(draft, step) for step in steps]
-            changes = draft.operations
+            outcomes = [_attempt(transaction, step) for step in steps]
+            changes = transaction.operations
             if not changes:
                 return outcomes
             self._number += 1
             number = str(self._number).encode("ascii")
             done = await self._etcd.txn(
-                [Compare(clockKey, draft.modified(clockKey)), *draft.compares],
-                [*changes, put(clockKey, draft.clock.toBytes()), put(commitKey, number)],
+                [Compare(clockKey, transaction.modified(clockKey)), *transaction.compares],
+                [*changes, put(clockKey, transaction.clock.toBytes()), put(commitKey, number)],
                 reads,
                 urgency=Urgency.pressing,
             )
@@ -265,8 +265,8 @@ class Batches:
                 raise StoreUnavailable("etcd: other nodes' changes leave no room for this one")
 
 
-def _attempt(draft: Transaction, step: Step[Any]) -> Any:
+def _attempt(transaction: Transaction, step: Step[Any]) -> Any:
     try:
-        return draft.attempt(step.act)
+        return transaction.attempt(step.act)
     except Exception as error:
         return error

@@ -17,8 +17,8 @@ What the keys below the prefix are:
 ``nodes/NODE``                  who is there: :mod:`~txserviceregistry.registry.stores.etcd.node`
 ==============================  =======================================================================================
 
-Values are JSON with a version, ``v``. The lease is evidence, never the verdict: a service is dead when a registry has
-found that its deadline has passed and has kept that, in one transaction that deletes the record and puts the event.
+Values are JSON with a version, ``v``. The lease is evidence, not proof: a service has expired when a registry has found
+that its deadline has passed and has persisted that, in one transaction that deletes the record and puts the event.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ from ..interfaces import (
     ISharedStore,
     IStoreListener,
     LimitExceeded,
-    LivingService,
     NoSuchObject,
     ObjectExists,
     ServiceRecord,
+    ServiceSummary,
     StoreRefused,
     StoreUnavailable,
     TokenRecord,
@@ -84,8 +84,8 @@ _CONNECTIONS = 8
 #: Seconds between two times that the time of a service's heartbeats is written.
 _SEEN_INTERVAL = 300.0
 _SEEN_AT_ONCE = 8
-#: Seconds after which what was found out about a lease is no ground to call anybody dead: this process, or etcd, may
-#: have stood still meanwhile.
+#: Seconds after which what was found out about a lease does not justify an expiration: this process, or etcd, may have
+#: stalled meanwhile.
 _EVIDENCE_AGE = 3.0
 #: Seconds that a change may take before the lease that was granted for it begins anew.
 _PROMPT = 0.5
@@ -205,7 +205,7 @@ class EtcdStore:
         self._ids: dict[str, EventIds] = {}
         self._held: dict[tuple[str, str], _Held] = {}
         self._seen: dict[tuple[str, str], int] = {}
-        # When the time of a life's heartbeats was written last, and those that are to be.
+        # When the time of an incarnation's heartbeats was written last, and those that are to be.
         self._seenWritten: dict[tuple[str, str], tuple[str, float]] = {}
         self._seenDue: dict[tuple[str, str], int] = {}
         self._background: set[Deferred[Any]] = set()
@@ -294,10 +294,10 @@ class EtcdStore:
         if self._listener is not None:
             self._listener.synchronized(living, wasLost)
             for tenant in {one.tenant for one in living} | {tenant for tenant, _ in self._held}:
-                self._listener.news(tenant)
+                self._listener.eventAdded(tenant)
         return self._revision
 
-    async def _everything(self) -> list[LivingService]:
+    async def _everything(self) -> list[ServiceSummary]:
         """All services; from the revision at which this began, changes are to be followed."""
         _, revision = await self._etcd.range(f"{self._prefix}meta", urgency=Urgency.vital)
         seen = {self._name(each): int(each.value) for each in await self._below("seen/")}
@@ -314,7 +314,7 @@ class EtcdStore:
         self._backlog.heardAll({each.key.rpartition("/")[2]: _waitOf(each) for each in nodes})
         self._revision = revision
         return [
-            LivingService(tenant, id, one.incarnation, one.timeout, seen.get((tenant, id)))
+            ServiceSummary(tenant, id, one.incarnation, one.timeout, seen.get((tenant, id)))
             for (tenant, id), one in held.items()
         ]
 
@@ -347,7 +347,7 @@ class EtcdStore:
         if kind == "services":
             tenant, id = self._name(change.now)
             if change.isDeleted:
-                # What is held may be a later life, which was made here, and which this does not tell of.
+                # What is held may be a later incarnation, which was created here, and which this change is not about.
                 held = self._held.get((tenant, id)) if change.before is None else self._hold(change.before)
                 if held is not None:
                     self._forget(tenant, id, held.incarnation)
@@ -355,7 +355,7 @@ class EtcdStore:
             else:
                 held = self._held[tenant, id] = self._hold(change.now)
                 seen = self._seen.get((tenant, id))
-                listener.appeared(LivingService(tenant, id, held.incarnation, held.timeout, seen))
+                listener.appeared(ServiceSummary(tenant, id, held.incarnation, held.timeout, seen))
         elif kind == "seen":
             if change.isDeleted:
                 self._seen.pop(self._name(change.now), None)
@@ -364,7 +364,7 @@ class EtcdStore:
                 name = self._name(change.now)
                 self._seen[name] = max(self._seen.get(name, 0), int(change.now.value))
         elif kind == "events" and not change.isDeleted:
-            listener.news(rest.partition("/")[0])
+            listener.eventAdded(rest.partition("/")[0])
         elif kind == "nodes":
             if change.isDeleted:
                 self._backlog.gone(rest)
@@ -420,16 +420,16 @@ class EtcdStore:
         granted = self._reactor.seconds()
         await self._asked(self._etcd.grant(lease, timeout + MARGIN))
 
-        def create(draft: Transaction) -> _Record:
-            if draft.get(key) is not None:
+        def create(transaction: Transaction) -> _Record:
+            if transaction.get(key) is not None:
                 raise ObjectExists(id)
-            if draft.clock.services >= maximum:
+            if transaction.clock.services >= maximum:
                 raise LimitExceeded(maximum)
-            position = draft.addEvent("service.join", payloads.serviceState(ServiceRecord.of(service, "")))
+            position = transaction.addEvent("service.join", payloads.serviceState(ServiceRecord.of(service, "")))
             record = _Record(position, timeout, service.tags, service.metadata, lease)
-            draft.put(key, record.toBytes())
-            draft.put(aliveKey, b"1", lease)
-            draft.clock.services += 1
+            transaction.put(key, record.toBytes())
+            transaction.put(aliveKey, b"1", lease)
+            transaction.clock.services += 1
             return record
 
         try:
@@ -494,8 +494,8 @@ class EtcdStore:
             lease = newLease()
             await self._asked(self._etcd.grant(lease, timeout + MARGIN))
 
-        def update(draft: Transaction) -> tuple[_Record, int]:
-            record = self._living(draft, tenant, key, incarnation)
+        def update(transaction: Transaction) -> tuple[_Record, int]:
+            record = self._recordIn(transaction, tenant, key, incarnation)
             changed = attrs.evolve(
                 record,
                 timeout=record.timeout if timeout is None else timeout,
@@ -503,9 +503,9 @@ class EtcdStore:
                 metadata=record.metadata if metadata is None else metadata,
                 lease=lease or record.lease,
             )
-            draft.put(key, changed.toBytes())
+            transaction.put(key, changed.toBytes())
             if lease:
-                draft.put(aliveKey, b"1", lease)
+                transaction.put(aliveKey, b"1", lease)
             return changed, record.lease
 
         try:
@@ -521,8 +521,8 @@ class EtcdStore:
             await self._begin(lease, granted)
         return self._service(tenant, id, changed)
 
-    def _living(self, draft: Transaction, tenant: str, key: str, incarnation: str) -> _Record:
-        value = draft.get(key)
+    def _recordIn(self, transaction: Transaction, tenant: str, key: str, incarnation: str) -> _Record:
+        value = transaction.get(key)
         record = None if value is None else _Record.of(value)
         if record is None or self._idsOf(tenant).idAt(record.position) != incarnation:
             raise NoSuchObject(key)
@@ -533,9 +533,9 @@ class EtcdStore:
         """See :meth:`IStore.removeService`."""
         key, aliveKey = self._serviceKeys(tenant, id)
 
-        def remove(draft: Transaction) -> _Record:
-            record = self._living(draft, tenant, key, incarnation)
-            self._take(draft, id, key, aliveKey, record, "service.remove")
+        def remove(transaction: Transaction) -> _Record:
+            record = self._recordIn(transaction, tenant, key, incarnation)
+            self._take(transaction, id, key, aliveKey, record, "service.remove")
             return record
 
         record = await self._asked(self._groups.do(tenant, [key], remove))
@@ -545,7 +545,7 @@ class EtcdStore:
 
     def _take(
         self,
-        draft: Transaction,
+        transaction: Transaction,
         id: str,
         key: str,
         aliveKey: str,
@@ -553,11 +553,11 @@ class EtcdStore:
         type: str,
         timestamp: int | None = None,
     ) -> None:
-        draft.delete(key)
-        draft.delete(aliveKey)
+        transaction.delete(key)
+        transaction.delete(aliveKey)
         service = ServiceRecord(id, "", record.timeout, record.tags, record.metadata)
-        draft.addEvent(type, payloads.serviceState(service), timestamp)
-        draft.clock.services -= 1
+        transaction.addEvent(type, payloads.serviceState(service), timestamp)
+        transaction.clock.services -= 1
 
     def _letGo(self, tenant: str, id: str, incarnation: str, lease: int) -> None:
         self._forget(tenant, id, incarnation)
@@ -572,54 +572,57 @@ class EtcdStore:
             self._seenWritten.pop((tenant, id), None)
 
     @returnsDeferred
-    async def expireServices(self, deaths: Sequence[Expiration]) -> None:
+    async def expireServices(self, expirations: Sequence[Expiration]) -> None:
         """See :meth:`IStore.expireServices`."""
         self._check()
-        outcomes: Any = await DeferredList([self._persist(death) for death in deaths], consumeErrors=True)
+        outcomes: Any = await DeferredList([self._persist(each) for each in expirations], consumeErrors=True)
         for succeeded, result in outcomes:
             if not succeeded and not result.check(NoSuchObject):
                 result.raiseException()
-        for death in deaths:
-            self._evidence.pop((death.tenant, death.id, death.incarnation), None)
-        living = [death for death, (_, isBuried) in zip(deaths, outcomes, strict=True) if isBuried is False]
-        if living:
-            # In the next turn, when whoever buries has forgotten them.
-            self._reactor.callLater(0, self._reappear, living)
+        for each in expirations:
+            self._evidence.pop((each.tenant, each.id, each.incarnation), None)
+        active = [each for each, (_, hasExpired) in zip(expirations, outcomes, strict=True) if hasExpired is False]
+        if active:
+            # In the next turn, when the registry has forgotten them.
+            self._reactor.callLater(0, self._reappear, active)
 
     @returnsDeferred
-    async def _persist(self, death: Expiration) -> bool:
-        """Whether it is dead after all."""
-        key, aliveKey = self._serviceKeys(death.tenant, death.id)
+    async def _persist(self, expiration: Expiration) -> bool:
+        """Whether it has expired after all."""
+        key, aliveKey = self._serviceKeys(expiration.tenant, expiration.id)
         # It stays until all of them are kept: what fails is tried again.
-        evidence = self._evidence.get((death.tenant, death.id, death.incarnation))
+        evidence = self._evidence.get((expiration.tenant, expiration.id, expiration.incarnation))
 
-        def expire(draft: Transaction) -> _Record | None:
-            record = self._living(draft, death.tenant, key, death.incarnation)
+        def expire(transaction: Transaction) -> _Record | None:
+            record = self._recordIn(transaction, expiration.tenant, key, expiration.incarnation)
             if evidence is not None:
                 modified, found = evidence
                 # It was heartbeated, and found its lease gone: it has another one. Or it may have been meanwhile.
-                if draft.modified(aliveKey) not in (0, modified) or self._reactor.seconds() - found > _EVIDENCE_AGE:
+                if (
+                    transaction.modified(aliveKey) not in (0, modified)
+                    or self._reactor.seconds() - found > _EVIDENCE_AGE
+                ):
                     return None
-            draft.guard(aliveKey)
-            self._take(draft, death.id, key, aliveKey, record, "service.timeout", death.timestamp)
+            transaction.guard(aliveKey)
+            self._take(transaction, expiration.id, key, aliveKey, record, "service.timeout", expiration.timestamp)
             return record
 
-        record = await self._asked(self._groups.do(death.tenant, [key, aliveKey], expire))
+        record = await self._asked(self._groups.do(expiration.tenant, [key, aliveKey], expire))
         if record is None:
             return False
-        self._letGo(death.tenant, death.id, death.incarnation, record.lease)
+        self._letGo(expiration.tenant, expiration.id, expiration.incarnation, record.lease)
         return True
 
-    def _reappear(self, living: Sequence[Expiration]) -> None:
-        for each in living:
+    def _reappear(self, active: Sequence[Expiration]) -> None:
+        for each in active:
             held = self._held.get((each.tenant, each.id))
             if self._listener is not None and held is not None:
                 seen = self._seen.get((each.tenant, each.id))
-                self._listener.appeared(LivingService(each.tenant, each.id, held.incarnation, held.timeout, seen))
+                self._listener.appeared(ServiceSummary(each.tenant, each.id, held.incarnation, held.timeout, seen))
 
     @returnsDeferred
-    async def beat(self, tenant: str, id: str, incarnation: str) -> bool:
-        """See :meth:`ISharedStore.beat`."""
+    async def heartbeat(self, tenant: str, id: str, incarnation: str) -> bool:
+        """See :meth:`ISharedStore.heartbeat`."""
         number = self._backlog.begin()
         try:
             return await self._keep(tenant, id, incarnation)
@@ -672,8 +675,8 @@ class EtcdStore:
             left = await self._left(held)
             if left >= 0:
                 return left
-        # What is found dead is looked at once more, so that a lease that begins anew from now on is seen, and so is
-        # another one: that what is held here is old proves nothing.
+        # A lease that seems to have ended is looked at once more, so that one that begins anew from now on is seen,
+        # and so is another one: that what is held here is old proves nothing.
         found, alive = await self._recordOf(tenant, id, incarnation, Urgency.pressing)
         if found is None:
             return -1.0
@@ -722,9 +725,9 @@ class EtcdStore:
             self._seenWriters -= 1
 
     @returnsDeferred
-    async def livingServices(self) -> list[LivingService]:
-        """See :meth:`IStore.livingServices`."""
-        living: list[LivingService] = await self._asked(self._everything())
+    async def allServices(self) -> list[ServiceSummary]:
+        """See :meth:`IStore.allServices`."""
+        living: list[ServiceSummary] = await self._asked(self._everything())
         return living
 
     # -- configuration

@@ -56,17 +56,17 @@ class EtcdValues:
         """See :meth:`IStore.setValue`."""
         at = self._at(tenant, key)
 
-        def change(draft: Transaction) -> None:
-            kept = draft.get(at)
+        def change(transaction: Transaction) -> None:
+            kept = transaction.get(at)
             oldValue = None if kept is None else _textOf(kept)
             if oldValue == value:
                 return
             if oldValue is None:
-                if draft.clock.values >= maximum:
+                if transaction.clock.values >= maximum:
                     raise LimitExceeded(maximum)
-                draft.clock.values += 1
-            draft.put(at, json.dumps({"v": 1, "value": value}, separators=(",", ":")).encode("ascii"))
-            draft.addEvent("configuration_value.update", payloads.updatedValue(key, oldValue, value))
+                transaction.clock.values += 1
+            transaction.put(at, json.dumps({"v": 1, "value": value}, separators=(",", ":")).encode("ascii"))
+            transaction.addEvent("configuration_value.update", payloads.updatedValue(key, oldValue, value))
 
         await self._groups.do(tenant, [at], change)
 
@@ -74,13 +74,13 @@ class EtcdValues:
         """See :meth:`IStore.removeValue`."""
         at = self._at(tenant, key)
 
-        def change(draft: Transaction) -> None:
-            kept = draft.get(at)
+        def change(transaction: Transaction) -> None:
+            kept = transaction.get(at)
             if kept is None:
                 raise NoSuchObject(key)
-            draft.delete(at)
-            draft.clock.values -= 1
-            draft.addEvent("configuration_value.remove", payloads.removedValue(key, _textOf(kept)))
+            transaction.delete(at)
+            transaction.clock.values -= 1
+            transaction.addEvent("configuration_value.remove", payloads.removedValue(key, _textOf(kept)))
 
         await self._groups.do(tenant, [at], change)
 

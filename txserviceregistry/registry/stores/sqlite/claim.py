@@ -26,9 +26,7 @@ _SHARED = (0x40000002, 510)
 
 
 class FileClaim:
-    """
-    :param path: the file.
-    """
+    """:param path: the file."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -88,7 +88,7 @@ def readHeader(descriptor: int) -> bytes:
 
 
 def applicationIdIn(header: bytes) -> int | None:
-    """Which program's SQLite database it is, :data:`APPLICATION_ID` if ours; ``None`` if it is no database."""
+    """Which program's SQLite database it is, :data:`APPLICATION_ID` if ours; ``None`` if it is not a database."""
     isDatabase = header.startswith(_MAGIC) and len(header) == _HEADER
     return int.from_bytes(header[_APPLICATION_BYTES], "big") if isDatabase else None
 
@@ -337,7 +337,7 @@ def _check(path: str, migrations: Sequence[Sequence[str]]) -> int:
         _refuseLoneLog(path)
     application = applicationIdIn(header)
     if application is None:
-        raise StoreRefused(f"{path} is no SQLite database; move it away, or choose another file")
+        raise StoreRefused(f"{path} is not a SQLite database; move it away, or choose another file")
     if application != APPLICATION_ID:
         raise StoreRefused(f"{path} is a database of another program, or damaged; move it away, or choose another file")
     newest = len(migrations)

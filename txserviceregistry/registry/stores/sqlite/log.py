@@ -3,7 +3,7 @@ The size of the write-ahead log of a SQLite file.
 
 SQLite copies the log into the file, and begins it again, only while no program has an older transaction open. A program
 that keeps one open, a backup for example, makes the log grow. Afterwards the log keeps its size, and the next commit
-takes long because it copies all of it. So a log that has grown is copied in a thread of its own, and then cut.
+takes long because it copies all of it. So a log that has grown is copied in a thread of its own, and then truncated.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from ....util.logs import Logger
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
 from .file import LOG_BYTES
-from .threads import Checkpointer, ThreadedReactor, Writer
+from .threads import Checkpointer, ThreadedReactor
+from .writer import Writer
 
-#: Seconds until the next try to cut a log that a reader still needs.
+#: Seconds until the next attempt to truncate a log that a reader still needs.
 RETRY_SECONDS = 5.0
 #: A log of this size is worth a warning.
-TELLING_BYTES = 4 * LOG_BYTES
+WARNING_BYTES = 4 * LOG_BYTES
 
 
 class LogSize:
@@ -51,7 +52,7 @@ class LogSize:
         self._statistics = statistics
         self._isCutting = False
         self._next: IDelayedCall | None = None
-        self._hasTold = False
+        self._hasWarned = False
 
     def seen(self, size: int) -> None:
         """Note that the log has *size* bytes, and cut it if that is too much."""
@@ -61,20 +62,20 @@ class LogSize:
                 self._cut()
         elif self._next is not None:
             self.stop()
-        if size > TELLING_BYTES and not self._hasTold:
-            self._hasTold = True
+        if size > WARNING_BYTES and not self._hasWarned:
+            self._hasWarned = True
             self._log.warn(
-                "The write-ahead log {path}-wal has grown to {size} MB, and grows on as long as another program keeps "
-                "reading the store in one transaction",
+                "Write-ahead log {path}-wal has grown to {size} MB, and will grow until another program ends the "
+                "transaction in which it reads the store",
                 path=self._path,
                 size=round(size / 1e6),
             )
-        elif size <= LOG_BYTES and self._hasTold:
-            self._hasTold = False
-            self._log.info("The write-ahead log {path}-wal is small again", path=self._path)
+        elif size <= LOG_BYTES and self._hasWarned:
+            self._hasWarned = False
+            self._log.info("Write-ahead log {path}-wal is small again", path=self._path)
 
     def stop(self) -> None:
-        """Cancel the next try."""
+        """Cancel the next attempt."""
         if self._next is not None:
             self._next.cancel()
             self._next = None
@@ -98,4 +99,4 @@ class LogSize:
             self._next = self._reactor.callLater(RETRY_SECONDS, self._cut)
         if isinstance(outcome, Failure) and not outcome.check(StoreUnavailable, sqlite3.Error, OSError):
             # Errors of the file are logged by the writer, which meets them too.
-            self._log.failure("The write-ahead log could not be cut", outcome)
+            self._log.failure("Cannot truncate the write-ahead log", outcome)

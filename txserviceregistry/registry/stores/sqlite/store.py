@@ -1,11 +1,10 @@
 """
 The store that keeps everything in one SQLite file: the default.
 
-Here the operations of a store are handed to the thread that reads or the thread that writes
-(:mod:`~txserviceregistry.registry.stores.sqlite.threads`). What they do to the tables is in
-:mod:`~txserviceregistry.registry.stores.sqlite.tables` and
-:mod:`~txserviceregistry.registry.stores.sqlite.users`, what the file is in
-:mod:`~txserviceregistry.registry.stores.sqlite.file`.
+Here operations are handed to the thread that reads (:mod:`~txserviceregistry.registry.stores.sqlite.threads`) or the
+one that writes (:mod:`~txserviceregistry.registry.stores.sqlite.writer`). What they do is in
+:mod:`~txserviceregistry.registry.stores.sqlite.tables`; :mod:`~txserviceregistry.registry.stores.sqlite.file` makes,
+checks and opens the file.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
@@ -24,34 +23,27 @@ from zope.interface import implementer
 
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
-from ...model import NewService, ServiceChanges
+from ...model import NewService
 from ...statistics import StoreStatistics
-from ..interfaces import (
-    Account,
-    EventRecord,
-    Expiration,
-    IStore,
-    LivingService,
-    ServiceRecord,
-    StoreUnavailable,
-    TokenRecord,
-    UserRecord,
-)
+from ..interfaces import Account, Expiration, IStore, ServiceRecord, StoreUnavailable
 from . import file as sqlitefile
 from .claim import FileClaim
 from .log import LogSize
-from .tables import LastSeen, Tables
-from .threads import Checkpointer, Reader, ThreadedReactor, Writer
+from .services import LastSeen
+from .tables import Tables
+from .threads import Checkpointer, Reader, ThreadedReactor
+from .writer import Writer
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+#: Seconds that the time of a heartbeat is kept in memory before it is written.
 _LAST_SEEN_DELAY = 5.0
-"""Seconds that the time of a heartbeat is kept in memory before it is written."""
 
+#: Parts of large operations, small enough that an operation which comes in between waits a few milliseconds.
 _LAST_SEENS_PER_CHUNK = 128
-_DEATHS_PER_CHUNK = 200
+_EXPIRATIONS_PER_CHUNK = 200
 _EVENTS_PER_CHUNK = 500
-"""Parts of large operations, small enough that an operation which comes in between waits a few milliseconds."""
 
 
 def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
@@ -62,11 +54,42 @@ def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
+def _reads(
+    operation: Callable[Concatenate[Tables, _P], _T],
+) -> Callable[Concatenate[SqliteStore, _P], Deferred[_T]]:
+    """An operation of the store, which the reader does."""
+
+    @wraps(operation)
+    def read(self: SqliteStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
+        return self._reader.submit(lambda tables: operation(tables, *args, **kwargs))
+
+    return read
+
+
+def _writes(
+    operation: Callable[Concatenate[Tables, _P], _T],
+) -> Callable[Concatenate[SqliteStore, _P], Deferred[_T]]:
+    """An operation of the store, which the writer does."""
+
+    @wraps(operation)
+    def write(self: SqliteStore, /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
+        return self._writer.submit(lambda tables: operation(tables, *args, **kwargs))
+
+    return write
+
+
 @implementer(IStore)
 class SqliteStore:
     """
     See the module. All writes go through one thread and are answered after their commit; commits that arrive together
-    are one. Other processes may read and write the file at the same time.
+    are one. Other processes may read and write the file at the same time. Nothing is opened before :meth:`open`.
+
+    :param path: the file; :meth:`open` makes it, readable by its owner only, if it is not there.
+    :param reactor: where the Deferreds fire.
+    :param wallClock: seconds since 1970; called in a thread.
+    :param guard: is called several times a second while there are writes, in a thread; when it raises an exception,
+        nothing is written until it no longer does.
+    :param exclusive: whether this store is a registry's, of which a file has one at a time.
     """
 
     name = "sqlite"
@@ -81,21 +104,11 @@ class SqliteStore:
         guard: Callable[[], None] = lambda: None,
         exclusive: bool = False,
     ) -> None:
-        """
-        Nothing is opened or started here.
-
-        :param path: the file; it is made, readable by its owner only, when the store is opened and it is not there.
-        :param reactor: where the Deferreds fire.
-        :param wallClock: seconds since 1970; called in a thread.
-        :param guard: is called several times a second while there are writes, in a thread; when it raises an exception,
-            nothing is written until it no longer does.
-        :param exclusive: whether this store is a registry's, of which a file has one at a time.
-        """
         self._path = os.fspath(path)
         self._reactor = reactor
         self._wallClock = wallClock
         self.statistics = StoreStatistics()
-        self._reader = Reader(reactor, self._connectToRead, self.statistics)
+        self._reader = Reader(reactor, partial(self._connect, readOnly=True), self.statistics)
         self._claim = FileClaim(self._path) if exclusive else None
         checkContent = (lambda: None) if self._claim is None else self._claim.check
         self._files = sqlitefile.OpenFiles(self._path, guard, checkContent)
@@ -113,7 +126,6 @@ class SqliteStore:
 
     @returnsDeferred
     async def open(self) -> None:
-        """See :meth:`IStore.open`."""
         try:
             await self._writer.start()
             await self._reader.start()
@@ -133,9 +145,6 @@ class SqliteStore:
         self._files.opened()
         return tables
 
-    def _connectToRead(self) -> Tables:
-        return self._connect(readOnly=True)
-
     def _connect(self, *, readOnly: bool = False) -> Tables:
         """Open the file, and no other one that has its name by now."""
         self._files.check()
@@ -149,7 +158,6 @@ class SqliteStore:
 
     @returnsDeferred
     async def close(self) -> None:
-        """See :meth:`IStore.close`."""
         self._writeLastSeen()
         self._logSize.stop()
         ends = [self._checkpointer.stop(), self._reader.stop(), self._writer.stop()]
@@ -159,60 +167,40 @@ class SqliteStore:
             self._claim.release()
         self._lastSeen.clear()
 
-    # -- services
+    @returnsDeferred
+    async def probe(self) -> None:
+        await self._writer.submit(lambda tables: tables.probe(), probe=True)
+        await self.secret()
+        if self._writer.refusesChanges:
+            raise StoreUnavailable("the store accepts a probe, but refused all recent changes")
+
+    secret = _reads(Tables.secret)
 
     @returnsDeferred
     async def account(self, tenant: str) -> Account:
-        """See :meth:`IStore.account`."""
         found = await self._reader.submit(lambda tables: tables.findAccount(tenant))
         if found is None:
             found = await self._writer.submit(lambda tables: tables.makeAccount(tenant))
         return found
 
-    @returnsDeferred
-    async def probe(self) -> None:
-        """See :meth:`IStore.probe`."""
-        await self._writer.submit(lambda tables: tables.probe(), probe=True)
-        await self._reader.submit(lambda tables: tables.secret())
-        if self._writer.refusesChanges:
-            raise StoreUnavailable("the store takes a probe, but none of the changes that were asked for lately")
-
-    def secret(self) -> Deferred[bytes]:
-        """See :meth:`IStore.secret`."""
-        return self._reader.submit(lambda tables: tables.secret())
+    # -- services
 
     def createService(self, tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
-        """See :meth:`IStore.createService`."""
         return self._writer.submitOneOfMany(Tables.createServices, (tenant, service, maximum))
 
-    def getService(self, tenant: str, id: str) -> Deferred[ServiceRecord]:
-        """See :meth:`IStore.getService`."""
-        return self._reader.submit(lambda tables: tables.getService(tenant, id))
-
-    def listServices(
-        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
-    ) -> Deferred[list[ServiceRecord]]:
-        """See :meth:`IStore.listServices`."""
-        unseen = frozenset(hidden)
-        return self._reader.submit(lambda tables: tables.listServices(tenant, marker, count, tag, unseen))
-
-    def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
-        """See :meth:`IStore.updateService`."""
-        return self._writer.submit(lambda tables: tables.updateService(tenant, id, incarnation, changes))
-
-    def removeService(self, tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
-        """See :meth:`IStore.removeService`."""
-        return self._writer.submit(lambda tables: tables.removeService(tenant, id, incarnation))
+    getService = _reads(Tables.getService)
+    listServices = _reads(Tables.listServices)
+    updateService = _writes(Tables.updateService)
+    removeService = _writes(Tables.removeService)
+    allServices = _reads(Tables.allServices)
 
     @returnsDeferred
-    async def expireServices(self, deaths: Sequence[Expiration]) -> None:
-        """See :meth:`IStore.expireServices`. Many deaths are kept in parts, between which others have their turn."""
-        if len(deaths) <= _DEATHS_PER_CHUNK:
-            await self._writer.submit(lambda tables: tables.expireServices(deaths))
-            return
+    async def expireServices(self, expirations: Sequence[Expiration]) -> None:
+        # Many are persisted in parts, between which other operations have their turn.
+        isLarge = len(expirations) > _EXPIRATIONS_PER_CHUNK
         parts = [
-            self._writer.submit(partial(Tables.expireServices, deaths=part), background=True)
-            for part in _chunks(deaths, _DEATHS_PER_CHUNK)
+            self._writer.submit(partial(Tables.expireServices, expirations=part), background=isLarge)
+            for part in _chunks(expirations, _EXPIRATIONS_PER_CHUNK)
         ]
         for succeeded, result in await DeferredList(parts, consumeErrors=True):
             if not succeeded:
@@ -220,7 +208,6 @@ class SqliteStore:
                 result.raiseException()
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
-        """See :meth:`IStore.recordLastSeen`. It is written after five seconds, or when the store is closed."""
         if self._writer.isRunning:
             self._lastSeen[tenant, id, incarnation] = lastSeen
             if self._lastSeenCall is None:
@@ -248,53 +235,31 @@ class SqliteStore:
                 if whose not in self._lastSeen:
                     self.recordLastSeen(*whose, milliseconds)
         else:
-            self._log.failure("The times of heartbeats could not be written", failure)
+            self._log.failure("Cannot write the times of heartbeats", failure)
 
     def _lastSeenPartEnded(self, _: object) -> None:
         self._lastSeenParts -= 1
         if self._lastSeen and self._lastSeenCall is None and self._writer.isRunning:
             self._writeLastSeenLater()
 
-    def livingServices(self) -> Deferred[list[LivingService]]:
-        """See :meth:`IStore.livingServices`."""
-        return self._reader.submit(lambda tables: tables.livingServices())
-
     # -- configuration
 
-    def getValue(self, tenant: str, key: str) -> Deferred[str]:
-        """See :meth:`IStore.getValue`."""
-        return self._reader.submit(lambda tables: tables.getValue(tenant, key))
-
-    def listValues(
-        self, tenant: str, marker: str | None, count: int, namespace: str | None
-    ) -> Deferred[list[tuple[str, str]]]:
-        """See :meth:`IStore.listValues`."""
-        return self._reader.submit(lambda tables: tables.listValues(tenant, marker, count, namespace))
+    getValue = _reads(Tables.getValue)
+    listValues = _reads(Tables.listValues)
+    removeValue = _writes(Tables.removeValue)
 
     def setValue(self, tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
-        """See :meth:`IStore.setValue`."""
         return self._writer.submitOneOfMany(Tables.setValues, (tenant, key, value, maximum))
-
-    def removeValue(self, tenant: str, key: str) -> Deferred[None]:
-        """See :meth:`IStore.removeValue`."""
-        return self._writer.submit(lambda tables: tables.removeValue(tenant, key))
 
     # -- events
 
-    def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> Deferred[list[EventRecord]]:
-        """See :meth:`IStore.listEvents`."""
-        return self._reader.submit(lambda tables: tables.listEvents(tenant, position, count, type))
-
-    def hasEvent(self, tenant: str, id: str) -> Deferred[bool]:
-        """See :meth:`IStore.hasEvent`."""
-        return self._reader.submit(lambda tables: tables.hasEvent(tenant, id))
+    listEvents = _reads(Tables.listEvents)
+    hasEvent = _reads(Tables.hasEvent)
 
     @returnsDeferred
     async def dropEvents(self, before: int) -> int:
-        """
-        See :meth:`IStore.dropEvents`. Many are forgotten in parts, between which others have their turn; if it fails,
-        those of the earlier parts are gone, and it can be asked for again.
-        """
+        # Many are dropped in parts, between which other operations have their turn. If one fails, the earlier ones are
+        # done, and the operation can be repeated.
         dropped = 0
         for tenant in await self._reader.submit(lambda tables: tables.tenantsWithEvents()):
             drop = partial(Tables.dropEvents, tenant=tenant, before=before, count=_EVENTS_PER_CHUNK)
@@ -304,34 +269,11 @@ class SqliteStore:
 
     # -- identity
 
-    def addUser(self, name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
-        """See :meth:`IStore.addUser`."""
-        return self._writer.submit(lambda tables: tables.users.addUser(name, keyHash, tenant))
-
-    def replaceUserKey(self, name: str, keyHash: str) -> Deferred[UserRecord]:
-        """See :meth:`IStore.replaceUserKey`."""
-        return self._writer.submit(lambda tables: tables.users.replaceUserKey(name, keyHash))
-
-    def removeUser(self, name: str) -> Deferred[None]:
-        """See :meth:`IStore.removeUser`."""
-        return self._writer.submit(lambda tables: tables.users.removeUser(name))
-
-    def getUser(self, name: str) -> Deferred[UserRecord]:
-        """See :meth:`IStore.getUser`."""
-        return self._reader.submit(lambda tables: tables.users.getUser(name))
-
-    def listUsers(self) -> Deferred[list[UserRecord]]:
-        """See :meth:`IStore.listUsers`."""
-        return self._reader.submit(lambda tables: tables.users.listUsers())
-
-    def addToken(self, token: TokenRecord) -> Deferred[None]:
-        """See :meth:`IStore.addToken`."""
-        return self._writer.submit(lambda tables: tables.users.addToken(token))
-
-    def getToken(self, tokenHash: str) -> Deferred[TokenRecord]:
-        """See :meth:`IStore.getToken`."""
-        return self._reader.submit(lambda tables: tables.users.getToken(tokenHash))
-
-    def removeToken(self, tokenHash: str) -> Deferred[None]:
-        """See :meth:`IStore.removeToken`."""
-        return self._writer.submit(lambda tables: tables.users.removeToken(tokenHash))
+    addUser = _writes(Tables.addUser)
+    replaceUserKey = _writes(Tables.replaceUserKey)
+    removeUser = _writes(Tables.removeUser)
+    getUser = _reads(Tables.getUser)
+    listUsers = _reads(Tables.listUsers)
+    addToken = _writes(Tables.addToken)
+    getToken = _reads(Tables.getToken)
+    removeToken = _writes(Tables.removeToken)

@@ -37,7 +37,7 @@ from txserviceregistry.registry.stores.sqlite.file import (
     isThere,
     prepare,
 )
-from txserviceregistry.registry.stores.sqlite.log import RETRY_SECONDS, TELLING_BYTES
+from txserviceregistry.registry.stores.sqlite.log import RETRY_SECONDS, WARNING_BYTES
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 from txserviceregistry.util.deferred import returnsDeferred
 
@@ -92,7 +92,7 @@ class SqliteStoreTests(SqliteCase):
                 await store.account("1"),
                 await store.listServices("1", None, 100, None, ()),
                 await store.listServices("1", None, 100, "t", ()),
-                await store.livingServices(),
+                await store.allServices(),
                 await store.listValues("1", None, 100, None),
                 await store.listEvents("1", 0, 100, None),
                 await store.listUsers(),
@@ -387,7 +387,7 @@ class SqliteStoreTests(SqliteCase):
 
         def observe(event: Any) -> None:
             if str(event.get("log_namespace")).startswith("txserviceregistry.registry.stores"):
-                lines.append((event["log_level"], event["doing"]))
+                lines.append((event["log_level"], event["verb"]))
 
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
@@ -400,17 +400,17 @@ class SqliteStoreTests(SqliteCase):
             self.assertIn("no such table", await self.raises(StoreUnavailable, store.setValue("1", "key", "v", 10)))
             self.assertIn("no such table", await self.raises(StoreUnavailable, store.getValue("1", "key")))
         await self.raises(StoreUnavailable, store.dropEvents(positionOf(NOW)))
-        deaths = [Expiration("1", str(n), "x", 1) for n in range(500)]
-        await self.raises(StoreUnavailable, store.expireServices(deaths))
+        expirations = [Expiration("1", str(n), "x", 1) for n in range(500)]
+        await self.raises(StoreUnavailable, store.expireServices(expirations))
         for table in ("meta", "configuration_values", "events"):
             elsewhere.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
         for _ in range(3):
             await store.setValue("1", "key", "other", 10)
             self.assertEqual(await store.getValue("1", "key"), "other")
         expected = [
-            (LogLevel.error, "written"),
+            (LogLevel.error, "write"),
             (LogLevel.error, "read"),
-            (LogLevel.info, "written"),
+            (LogLevel.info, "write"),
             (LogLevel.info, "read"),
         ]
         self.assertEqual(lines, expected)
@@ -438,7 +438,7 @@ class SqliteStoreTests(SqliteCase):
             self.reactor.advance(seconds)
             await store.setValue("1", "key", "v", 10)
             await store.getValue("1", "key")
-        written = [text for text in texts if "written" in text]
+        written = [text for text in texts if "write" in text]
         self.assertEqual(["again" in text for text in written], [False, True, False, True])
         self.assertEqual(len(texts), 8, texts)
 
@@ -525,12 +525,12 @@ class SqliteStoreTests(SqliteCase):
         other = self.elsewhere()
         other.execute("BEGIN")
         other.execute("SELECT count(*) FROM meta").fetchone()
-        await self.growLog(store, TELLING_BYTES)
+        await self.growLog(store, WARNING_BYTES)
         for _ in range(3):
             self.reactor.advance(RETRY_SECONDS)
             await store.probe()
-        self.assertGreater(store.statistics.walBytes, TELLING_BYTES)
-        self.assertGreater(os.path.getsize(self.path + "-wal"), TELLING_BYTES)
+        self.assertGreater(store.statistics.walBytes, WARNING_BYTES)
+        self.assertGreater(os.path.getsize(self.path + "-wal"), WARNING_BYTES)
         other.execute("COMMIT")
         await self.logIsSmall(store)
         await store.probe()
@@ -539,7 +539,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual(len(await store.listValues("1", None, 100, None)), await countValues(store))
         texts = [formatEvent(event) for event in lines if event["log_namespace"].startswith("txserviceregistry")]
         self.assertEqual(len(texts), 2, texts)
-        self.assertTrue(texts[0].startswith(f"The write-ahead log {self.path}-wal has grown to 6"), texts)
+        self.assertTrue(texts[0].startswith(f"Write-ahead log {self.path}-wal has grown to 6"), texts)
         self.assertIn("small again", texts[1])
 
     async def test_aLargeChangeLeavesASmallLog(self):
@@ -747,8 +747,8 @@ class SqliteStoreTests(SqliteCase):
         await store.probe()
         texts = [formatEvent(event) for event in lines if event["log_namespace"].startswith("txserviceregistry")]
         self.assertEqual(len(texts), 2, texts)
-        self.assertTrue(texts[0].startswith(f"The store can't be written: {self.path} was removed"), texts)
-        self.assertEqual(texts[1], "The store can be written again")
+        self.assertTrue(texts[0].startswith(f"Cannot write the store: {self.path} was removed"), texts)
+        self.assertEqual(texts[1], "Can write the store again")
 
     async def test_aGuardThatRefuses(self):
         """While the guard raises an exception, writes fail with its text, and reads go on."""
@@ -832,7 +832,7 @@ class RefusedFileTests(TestCase):
         for data in (b"hello\n", b"x" * 10_000, b"SQLite format 3\0", b"\0" * 4096):
             with open(self.path, "wb") as file:
                 file.write(data)
-            await self.isRefused("no SQLite database")
+            await self.isRefused("is not a SQLite database")
 
     async def crash(self, **values: str) -> None:
         """Leave the file and a log with these values, as a registry does that is killed."""

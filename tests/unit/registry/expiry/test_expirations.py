@@ -1,5 +1,5 @@
 """
-Many services that time out within a short while: the operator hears of it.
+Many services that expire within a short while: the operator is warned.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from tests.unit.registry.registrycase import RegistryCase
 from txserviceregistry.registry.limits import ResourceLimits
 
 
-class OutbreakTests(RegistryCase):
-    """Warnings, as a registry writes them into its log."""
+class MassExpiryWarningTests(RegistryCase):
+    """Warnings in the log of a registry."""
 
     limits = ResourceLimits(service=1000)
 
@@ -32,14 +32,14 @@ class OutbreakTests(RegistryCase):
             self.create(f"s{timeout}-{number}", timeout)
 
     def test_allAtOnce(self) -> None:
-        """That everybody times out together is told once, with the number."""
+        """When all services expire together, there is one warning, with the number."""
         self.createMany(100)
         self.pass_(31)
         self.assertEqual(self.ids(), [])
         self.assertEqual(self.warnings, [(100, 100)])
 
     def test_overTheLengthOfATimeout(self) -> None:
-        """Services that are cut off die each at its own deadline: this is told too, and again as it gets worse."""
+        """Services that are cut off expire each at its own deadline: this is logged too, and again as it gets worse."""
         for timeout in range(5, 55):
             self.createMany(2, timeout)
         self.pass_(56)
@@ -47,7 +47,7 @@ class OutbreakTests(RegistryCase):
         self.assertEqual({before for _, before in self.warnings}, {100})
 
     def test_onesThatHaveComeSince(self) -> None:
-        """Of how many services they are is never less than they are themselves."""
+        """The number of all services is never less than that of the expired ones."""
         self.createMany(30, 30)
         self.createMany(10, 10)
         self.pass_(11)
@@ -56,14 +56,14 @@ class OutbreakTests(RegistryCase):
         self.assertEqual(self.warnings, [(110, 140)])
 
     def test_someOfMany(self) -> None:
-        """What is a small part of all the services is no outbreak, and neither are a few of a few."""
+        """A small part of all services causes no warning, and neither do a few of a few."""
         self.createMany(200, 120)
         self.createMany(19, 30)
         self.pass_(31)
         self.assertEqual(self.warnings, [])
 
-    def test_onesThatDieNowAndThen(self) -> None:
-        """Services that die one by one over a long time are none."""
+    def test_onesThatExpireNowAndThen(self) -> None:
+        """Services that expire one by one over a long time cause no warning."""
         for number in range(60):
             self.create(f"s{number}", 30)
             self.pass_(5)

@@ -1,0 +1,220 @@
+"""
+A connection to the SQLite file: transactions, statements for many rows, and what all tables need.
+
+The methods of a :class:`Database` block, and are called in the store's threads, each inside a transaction that its
+caller begins and ends. The text of a statement never changes, so that it is compiled once.
+
+Python releases its lock at every step of a statement, to a reactor that has enough to do to keep it for a while. So
+what comes in numbers (services that are created or expire, values, events) is not changed row by row: one statement is
+given many rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any, TypeAlias
+
+from ... import eventids
+from .file import BUSY_SECONDS
+
+Rows: TypeAlias = Sequence[Sequence[Any]]
+
+asJson = json.JSONEncoder(separators=(",", ":")).encode
+
+#: The numbers that stand for the types of events in the file; they must never change.
+EVENT_TYPES = {
+    "service.join": 1,
+    "service.remove": 2,
+    "service.timeout": 3,
+    "configuration_value.update": 4,
+    "configuration_value.remove": 5,
+}
+
+#: How many rows a statement is given at most; older versions of SQLite take no more than 999 values at once.
+_MOST_ROWS = 64
+#: How much a probe writes: where this has room, the changes that clients make have room too.
+_PROBE_BYTES = 32 * 1024
+
+
+def asBytes(text: str) -> bytes:
+    """
+    Text that is chosen freely, in a form that keeps all of it.
+
+    A string can hold halves of surrogate pairs, which SQLite's text can't; the bytes sort as the code points do.
+    """
+    return text.encode("utf-8", "surrogatepass")
+
+
+def asText(value: bytes) -> str:
+    """The inverse of :func:`asBytes`."""
+    return value.decode("utf-8", "surrogatepass")
+
+
+def _withRows(sql: str, rows: Rows, *before: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """
+    A statement for many rows, in as few parts as possible.
+
+    :param sql: has ``{rows}`` in the place of a table, whose columns are ``column1``, ``column2``, ...
+    :param before: the values for what comes before the table.
+    :return: statements, each with its values.
+    """
+    for start in range(0, len(rows), _MOST_ROWS):
+        part = rows[start : start + _MOST_ROWS]
+        # There are few powers of two, so that few statements have to be kept.
+        size = 1 << (len(part) - 1).bit_length()
+        columns = len(part[0])
+        filling = (0,) * ((size - len(part)) * columns)
+        yield _text(sql, columns, size), (*before, *chain.from_iterable(part), *filling, len(part))
+
+
+@cache
+def _text(sql: str, columns: int, count: int) -> str:
+    rows = ", ".join([f"({', '.join('?' * columns)})"] * count)
+    return sql.format(rows=f"(SELECT * FROM (VALUES {rows}) LIMIT ?)")
+
+
+class Database:
+    """
+    A connection to the file.
+
+    :param connection: one from :func:`txserviceregistry.registry.stores.sqlite.file.connect`.
+    :param wallClock: seconds since 1970.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, wallClock: Callable[[], float]) -> None:
+        self._connection = connection
+        self._execute = connection.execute
+        self._executeMany = connection.executemany
+        self._wallClock = wallClock
+        self._ids = eventids.EventIds(wallClock, self._meta("tail"))
+        self._lastWritten = 0
+        self._checkpointsByItself = True
+
+    # -- transactions
+
+    @property
+    def inTransaction(self) -> bool:
+        """Whether the transaction that was begun is still there; SQLite ends it by itself after some errors."""
+        return self._connection.in_transaction
+
+    @property
+    def changes(self) -> int:
+        """How many rows have been changed through this connection."""
+        return self._connection.total_changes
+
+    def begin(self) -> None:
+        """Begin a transaction that writes. Event ids go on from the last one in the file."""
+        self._execute("BEGIN IMMEDIATE")
+        self._lastWritten = self._meta("last_position")
+        self._ids.last = max(self._ids.last, self._lastWritten)
+
+    def commit(self) -> None:
+        """Make all of the transaction durable."""
+        if self._ids.last > self._lastWritten:
+            self._execute("UPDATE meta SET value = ? WHERE name = 'last_position'", (self._ids.last,))
+        self._execute("COMMIT")
+
+    def beginOne(self) -> None:
+        """Begin one operation among those of a transaction."""
+        self._execute("SAVEPOINT operation")
+
+    def endOne(self) -> None:
+        """Keep what the operation did."""
+        self._execute("RELEASE operation")
+
+    def undoOne(self) -> None:
+        """Undo what the operation did, and nothing else."""
+        self._execute("ROLLBACK TO operation")
+        self._execute("RELEASE operation")
+
+    def undo(self) -> None:
+        """Undo all of the transaction, and end it."""
+        self._execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Undo what has not been committed, and close the connection."""
+        try:
+            if self._connection.in_transaction:
+                self.undo()
+        finally:
+            self._connection.close()
+
+    def checkpoint(self) -> None:
+        """Copy the write-ahead log into the file, as far as no reader needs it, while others may write."""
+        self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def cutLog(self, seconds: float) -> None:
+        """
+        Copy the write-ahead log into the file and truncate it, unless a reader needs it.
+
+        :param seconds: how long to wait for readers.
+        """
+        self._execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+        self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
+
+    def checkpointByItself(self, doesIt: bool) -> None:
+        """Set whether a commit also copies the log into the file once the log has 4 MB."""
+        if doesIt is not self._checkpointsByItself:
+            self._execute(f"PRAGMA wal_autocheckpoint = {1000 if doesIt else 0}")
+            self._checkpointsByItself = doesIt
+
+    # -- what the tables need
+
+    def _one(self, sql: str, *values: Any) -> Any:
+        """The only row, or ``None``."""
+        return self._execute(sql, values).fetchone()
+
+    def _change(self, sql: str, rows: Rows, *before: Any) -> None:
+        """See :func:`_withRows`."""
+        for statement, values in _withRows(sql, rows, *before):
+            # As if there were many such: then Python does not ask for the last row's id, for which it would release its
+            # lock once more.
+            self._executeMany(statement, [values])
+
+    def _select(self, sql: str, rows: Rows, *before: Any) -> Iterator[Any]:
+        """See :func:`_withRows`."""
+        for statement, values in _withRows(sql, rows, *before):
+            yield from self._execute(statement, values)
+
+    def _meta(self, name: str) -> Any:
+        return self._one("SELECT value FROM meta WHERE name = ?", name)[0]
+
+    def _milliseconds(self) -> int:
+        return int(self._wallClock() * 1000)
+
+    def _counts(self, column: str, tenants: set[str]) -> dict[str, int]:
+        """How many objects each of some tenants has, by a column of the table of tenants."""
+        sql = f"SELECT {column} FROM tenants WHERE tenant = ?"
+        return {tenant: (self._one(sql, tenant) or (0,))[0] for tenant in tenants}
+
+    def _count(self, column: str, changes: Mapping[str, int]) -> None:
+        """Change such counts."""
+        self._executeMany(
+            f"INSERT INTO tenants (tenant, {column}) VALUES (?, ?)"
+            f" ON CONFLICT (tenant) DO UPDATE SET {column} = {column} + excluded.{column}",
+            changes.items(),
+        )
+
+    def _addEvent(self, tenant: str, type: str, payload: Mapping[str, Any]) -> None:
+        self._addEvents([(tenant, self._ids.next(), self._milliseconds(), EVENT_TYPES[type], asJson(payload))])
+
+    def _addEvents(self, rows: Sequence[tuple[str, int, int, int, str]]) -> None:
+        self._change("INSERT INTO events (tenant, position, timestamp, type, payload) SELECT * FROM {rows}", rows)
+
+    def probe(self) -> None:
+        """See :meth:`IStore.probe`. It takes as many pages as a change of some size with its event."""
+        # A row that is written as it was costs SQLite no write, and would prove nothing.
+        self._execute(
+            "INSERT INTO meta (name, value) VALUES ('probes', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
+        )
+        filling = self._meta("probes").to_bytes(8, "big") * (_PROBE_BYTES // 8)
+        self._execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('probe_filling', ?)", (filling,))
+
+    def secret(self) -> bytes:
+        """See :meth:`IStore.secret`."""
+        return bytes(self._meta("secret"))

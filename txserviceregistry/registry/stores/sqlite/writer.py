@@ -1,0 +1,295 @@
+"""
+The thread that writes to a SQLite file. It makes one transaction of all the operations that wait, so that one sync of
+the disk serves them all; an operation's Deferred fires after the commit.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+
+from ...statistics import StoreStatistics
+from ..interfaces import StoreError, StoreUnavailable
+from .file import BUSY_SECONDS, LOG_BYTES, OpenFiles
+from .tables import Tables
+from .threads import FILE_ERRORS, Job, Outcome, Reader, ThreadedReactor, Together, Worker
+
+_T = TypeVar("_T")
+_C = TypeVar("_C")
+
+#: Operations in one transaction at most: about 50 ms of work.
+_WRITES_PER_GROUP = 1000
+#: How long the first operation of a group waits at most while each turn of the reactor brings more of them.
+_GATHERING_SECONDS = 0.01
+#: How old the last check of the files may be when something is written to them: a check costs some microseconds.
+_CHECK_SECONDS = 0.2
+#: How many groups of changes are refused in succession before it is more than an odd one that has no room, and how long
+#: that counts when no more changes come.
+_REFUSALS = 2
+_REFUSAL_SECONDS = 5.0
+#: How long writes wait for readers when the log is to be cut.
+_CUT_SECONDS = 0.1
+
+
+class _Lost(Exception):
+    """A write would be lost; the text says why."""
+
+
+class Writer(Worker):
+    """
+    The thread that writes: the only one in this process.
+
+    :param reader: the thread that reads the same file.
+    :param files: what *connect* opens; used in the thread.
+    :ivar logSeen: is called with the bytes of the write-ahead log, several times a second while there are writes.
+    """
+
+    _verb = "write"
+    _isEnding = False
+
+    def __init__(
+        self,
+        reactor: ThreadedReactor,
+        connect: Callable[[], Tables],
+        statistics: StoreStatistics,
+        reader: Reader,
+        files: OpenFiles,
+    ) -> None:
+        super().__init__(reactor, connect, statistics, statistics.writes)
+        self._reader = reader
+        self._files = files
+        self._checked = -math.inf
+        self._isLost = False
+        self._logBytes = 0
+        # How many groups were refused since the last one that was committed, and when the last one was.
+        self._refusals = 0
+        self._refused = -math.inf
+        self._hasProbeFailed = False
+        self._isToCut = False
+        self.logSeen: Callable[[int], None] = lambda size: None
+        self._background: deque[Job] = deque()
+        self._gathered = 0
+
+    # -- in the reactor's thread
+
+    def _endTurn(self) -> None:
+        # Python threads that both have something to do hinder each other more than they help. So the thread begins when
+        # the reactor has read all input, and for once has nothing to do.
+        come = len(self._come)
+        if come > self._gathered and self._reactor.seconds() - self._come[0].submitted < _GATHERING_SECONDS:
+            self._gathered = come
+            self._reactor.callFromThread(self._endTurn)
+        else:
+            self._gathered = 0
+            self._handOver()
+
+    def submitOneOfMany(self, together: Together[_C, _T], change: _C) -> Deferred[_T]:
+        """
+        Make a change, together with others of its kind that wait next to it.
+
+        :param together: is called in the thread with such changes in their order; returns what became of each, and
+            fails if that can't be said of each: then they are made one by one.
+        :return: as :meth:`submit`.
+        """
+
+        def alone(tables: Tables) -> _T:
+            (outcome,) = together(tables, [change])
+            if isinstance(outcome, StoreError):
+                raise outcome
+            return outcome
+
+        return self._take(Job(alone, self._reactor.seconds(), together=together, change=change))
+
+    @property
+    def refusesChanges(self) -> bool:
+        """Whether all recent changes were refused, whatever becomes of a probe."""
+        return self._refusals >= _REFUSALS and self._reactor.seconds() - self._refused < _REFUSAL_SECONDS
+
+    def cutLog(self) -> Deferred[None]:
+        """
+        Truncate the write-ahead log, unless a reader needs it.
+
+        :return: fires after the attempt, when :attr:`logSeen` has been called.
+        """
+        self._isToCut = True
+        return self.submit(lambda tables: None, background=True)
+
+    def _settle(self, outcomes: Sequence[Outcome], cause: Exception | None) -> None:
+        self.logSeen(self._logBytes)
+        # A file that is lost can't be opened again; the connections that are open have all that was written.
+        self._reader.keepConnection(cause is None or isinstance(cause, _Lost))
+        self._statistics.isWritable = cause is None
+        if cause is None:
+            self._statistics.commits.add(len(outcomes))
+        super()._settle(outcomes, cause)
+
+    # -- in the thread
+
+    def _nextGroup(self) -> Sequence[Job] | None:
+        jobs: list[Job] = []
+        while len(jobs) < _WRITES_PER_GROUP and not self._isEnding:
+            try:
+                job = self._jobs.get(block=not jobs and not self._background)
+            except queue.Empty:
+                break
+            if job is None:
+                self._isEnding = True
+            elif job.isBackground:
+                self._background.append(job)
+            else:
+                jobs.append(job)
+        if self._background:
+            jobs.insert(0, self._background.popleft())
+        return jobs or None
+
+    def _runGroup(self, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
+        cause: Exception | None
+        hasChanged = False
+        try:
+            tables = self._connected()
+            tables.begin()
+            changes = tables.changes
+            try:
+                outcomes, cause = self._runTogether(tables, jobs)
+            except Exception:
+                if not tables.inTransaction:
+                    raise  # SQLite has undone the whole group
+                # Which one is at fault shows when each is done by itself.
+                tables.undo()
+                tables.begin()
+                outcomes, cause = self._runEach(tables, jobs)
+            changed = tables.changes > changes
+            self._checkFiles()
+            # A large log is copied elsewhere: here it would make this group wait.
+            tables.checkpointByItself(self._logBytes <= LOG_BYTES)
+            tables.commit()
+            hasChanged = changed
+            if self._isToCut:
+                self._cutLog(tables)
+        except Exception as error:
+            cause = self._explained(error)
+            outcomes = [Outcome(job, StoreUnavailable(f"the store can't be written: {cause}")) for job in jobs]
+        if self._isLost:
+            self._undo()
+        elif cause is not None:
+            self._disconnect()
+        self._count(outcomes, hasChanged)
+        return outcomes, cause
+
+    def _checkFiles(self) -> None:
+        """Check that a commit would not be lost, unless that was checked a moment ago."""
+        now = self._reactor.seconds()
+        if not self._isLost and 0 <= now - self._checked < _CHECK_SECONDS:
+            return
+        try:
+            self._logBytes = self._files.checkToWrite()
+        except Exception as error:
+            self._isLost = True
+            raise _Lost(str(error)) from None
+        self._isLost = False
+        self._checked = now
+
+    def _count(self, outcomes: Sequence[Outcome], hasChanged: bool) -> None:
+        """Note what became of changes. The times of heartbeats are too small to show anything."""
+        if self._isLost:
+            return  # a probe is refused as well, and as long
+        for each in outcomes:
+            if each.job.isProbe:
+                hasFailed, self._hasProbeFailed = self._hasProbeFailed, isinstance(each.result, Exception)
+                if hasFailed and not self._hasProbeFailed:
+                    self._refusals = 0  # it has met what the changes met, and that is over
+        results = [each.result for each in outcomes if not each.job.isBackground and not each.job.isProbe]
+        if hasChanged and not all(isinstance(result, Exception) for result in results):
+            self._refusals = 0
+        elif any(isinstance(result, StoreUnavailable) for result in results):
+            self._refusals += 1
+            self._refused = self._reactor.seconds()
+
+    def _cutLog(self, tables: Tables) -> None:
+        self._isToCut = False
+        try:
+            tables.cutLog(_CUT_SECONDS)
+            self._logBytes = self._files.checkToWrite()
+        except Exception as error:
+            # What was written is kept.
+            self._log.warn("Cannot truncate the write-ahead log: {error}", error=str(error))
+
+    def _explained(self, error: Exception) -> Exception:
+        """The error itself, or that the file is lost, if it is."""
+        if isinstance(error, _Lost):
+            return error
+        self._checked = -math.inf
+        try:
+            self._checkFiles()
+        except _Lost as loss:
+            return loss
+        return error
+
+    def _undo(self) -> None:
+        """Undo the transaction that is under way, if there is one, and keep the connection: it may be the last one."""
+        if self._tables is not None and self._tables.inTransaction:
+            try:
+                self._tables.undo()
+            except sqlite3.Error:
+                self._disconnect()
+
+    def _runTogether(self, tables: Tables, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
+        """Do the jobs of a group, those together that are next to each other and of one kind."""
+        cause: Exception | None = None
+        outcomes: list[Outcome] = []
+        for together, neighbours in groupby(jobs, attrgetter("together")):
+            some = list(neighbours)
+            if together is None:
+                done, error = self._runEach(tables, some)
+                cause = error or cause
+            else:
+                results = together(tables, [job.change for job in some])
+                done = [Outcome(job, result) for job, result in zip(some, results, strict=True)]
+            outcomes += done
+        return outcomes, cause
+
+    def _runEach(self, tables: Tables, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
+        """Do the jobs one by one, each of them or nothing of it."""
+        cause: Exception | None = None
+        outcomes = []
+        for job in jobs:
+            result: Any
+            tables.beginOne()
+            try:
+                result = job.function(tables)
+            except FILE_ERRORS as error:
+                if not tables.inTransaction:
+                    raise  # SQLite has undone the whole group
+                tables.undoOne()
+                cause = error
+                result = StoreUnavailable(f"the store can't be written: {error}")
+            except Exception as error:
+                tables.undoOne()
+                result = error
+            else:
+                tables.endOne()
+            outcomes.append(Outcome(job, result))
+        return outcomes, cause
+
+    def _disconnect(self) -> None:
+        self._files.closing()
+        super()._disconnect()
+
+    def _finish(self) -> None:
+        if self._tables is not None:
+            self._checked = -math.inf
+            try:
+                # The log of a file that was taken away stays as it is: it is needed when the file is put back.
+                self._checkFiles()
+                self._tables.cutLog(BUSY_SECONDS)
+            except (sqlite3.Error, _Lost):
+                pass  # another process uses the file, or it has errors: the log is read at the next start
+        super()._finish()
