@@ -11,7 +11,7 @@ from ._version import __version__
 from .util.lazynames import lazyNames
 
 if TYPE_CHECKING:
-    from .api.auth import Credentials
+    from .api.session import Credentials
     from .client import Client
     from .clock import useMonotonic
     from .errors import ServiceRegistryError
@@ -34,7 +34,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "Client": "client",
-            "Credentials": "api.auth",
+            "Credentials": "api.session",
             "HeartBeater": "heartbeats.heartbeater",
             "RegisteredService": "registration",
             "ServiceRegistryError": "errors",

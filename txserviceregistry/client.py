@@ -19,16 +19,19 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IAgent
 
 from .api.account import AccountClient
-from .api.auth import Credentials, KeystoneAuthenticator, RetryingAuthAgent, Session, isAuthFault
+from .api.agent import RetryingAuthAgent
+from .api.authenticator import KeystoneAuthenticator, isAuthFault
 from .api.configuration import ConfigurationClient
 from .api.events import EventsClient
 from .api.listcache import ListCache
+from .api.session import Credentials, Session
 from .api.transport import Transport
 from .errors import APIError, ConnectionFailed, InvalidSettings
 from .heartbeats.heartbeater import HeartBeater
 from .heartbeats.services import ServicesClient
 from .http.agent import httpAgent
 from .http.jsontransport import TIMEOUT, JSONTransport
+from .http.messages import Lane
 from .http.pool import ConnectionPool
 from .http.queueing import QueueingAgent, ResumingAgent
 from .http.tls import tlsPolicy
@@ -52,15 +55,6 @@ _CHANGES = {
 # Requests that wait for events, at once. All followers of a client share one; the others are for who calls
 # client.events.list(wait=…) by hand.
 _MOST_WAITING = 8
-
-
-def _isUrgent(method: bytes, uri: bytes) -> bool:
-    """Whether a service may expire while the request waits: heartbeats, and what registers a service."""
-    return b"/services/" in uri or (method == b"POST" and uri.endswith((b"/heartbeats", b"/services", b"/tokens")))
-
-
-def _isHeartbeat(method: bytes, uri: bytes) -> bool:
-    return method == b"POST" and uri.endswith((b"/heartbeat", b"/heartbeats"))
 
 
 class Client:
@@ -151,10 +145,10 @@ class Client:
             agent = httpAgent(reactor, policy, connectTimeout, self._pool)
         self._agent = agent
         suspends = SuspendWatch(reactor, suspended, self._resumed)
-        self._queue = QueueingAgent(agent, maxConnections, _isUrgent, reactor)
+        self._queue = QueueingAgent(agent, maxConnections, reactor)
         authenticator = KeystoneAuthenticator(
             JSONTransport(
-                self._queue,
+                self._queue.urgent,
                 reactor,
                 settings.authUrls,
                 timeout=timeout,
@@ -166,17 +160,16 @@ class Client:
             clock=reactor,
             lookUp=self._currentCredentials,
         )
-        authenticated = RetryingAuthAgent(ResumingAgent(self._queue, suspends, _isHeartbeat), authenticator)
         # Requests that the registry holds back must not keep heartbeats waiting.
         self._waitingQueue = QueueingAgent(agent, _MOST_WAITING)
+        ordinary = ResumingAgent(self._queue, suspends)
+        lanes: dict[Lane, IAgent] = {
+            Lane.URGENT: ResumingAgent(self._queue.urgent, suspends),
+            Lane.HEARTBEAT: self._queue.urgent,
+            Lane.WAITING: ResumingAgent(self._waitingQueue, suspends),
+        }
         self._transport = Transport(
-            authenticated,
-            reactor,
-            authenticator,
-            self._basesFor,
-            timeout=timeout,
-            waitingAgent=RetryingAuthAgent(ResumingAgent(self._waitingQueue, suspends), authenticator),
-            random=random,
+            ordinary, reactor, authenticator, self._basesFor, timeout=timeout, lanes=lanes, random=random
         )
         self.services = ServicesClient(
             self._transport,
@@ -188,7 +181,7 @@ class Client:
         self.configuration = ConfigurationClient(self._transport)
         self.events = EventsClient(self._transport)
         self.account = AccountClient(self._transport)
-        self.treq = HTTPClient(authenticated)
+        self.treq = HTTPClient(RetryingAuthAgent(ordinary, authenticator))
         self._closing: Deferred[None] | None = None
 
     @classmethod

@@ -345,8 +345,7 @@ class FakeRegistry:
 
     @returnsDeferred
     async def _foreignTokens(self, go: _Next) -> IResponse:
-        response = readWhole(await go())
-        whole = response if isinstance(response, WholeResponse) else await response
+        whole = await readWhole(await go())
         answer = json.loads(whole.body)
         for outcome in answer.get("values", [answer]):
             if "token" in outcome:

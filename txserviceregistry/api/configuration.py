@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from twisted.internet.defer import Deferred
 
-from ..http.jsontransport import segment
+from ..http.messages import segment
 from ..types import ConfigurationPage, ConfigurationValue
 from ..util.deferred import returnsDeferred
 from ..util.fields import requestedKey

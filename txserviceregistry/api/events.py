@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
+from ..http.messages import Lane
 from ..types import Event, EventPage
 from ..util.deferred import returnsDeferred
 from .shapes import readEventPage
@@ -50,8 +51,9 @@ class EventsClient:
         if EVENTS_WAIT not in self._transport.extensions:
             wait = None
         query = {"marker": marker, "limit": limit, "type": type, "wait": wait}
+        lane = Lane.ORDINARY if wait is None else Lane.WAITING
         try:
-            response = await self._transport.request("GET", "/events", query=query, wait=wait)
+            response = await self._transport.request("GET", "/events", query=query, wait=wait, lane=lane)
         except (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError):
             if wait is None or self._transport.servers < 2 or self._transport.isClosed:
                 raise

@@ -14,17 +14,14 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
 from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
-from ..http.jsontransport import ClientClosed, Response, WhenLate, pathOf
+from ..http.jsontransport import ClientClosed
+from ..http.messages import Lane, Response, WhenLate, pathOf
 from ..types import FaultBody, HeartbeatToken, Service, ServicePage
 from ..util.deferred import returnsDeferred
 from ..util.fields import requestedId
 from .listcache import ListCache
 from .shapes import readHeartbeats, readService, readServicePage, readToken
 from .transport import Transport, pages
-
-
-def _token(response: Response) -> HeartbeatToken:
-    return response.read(readToken)
 
 
 def _path(id: str) -> str:
@@ -101,7 +98,7 @@ class ServicesAPI:
         :param timeout: seconds that the request may take, if not the client's own.
         :return: fires with the service; fails with ``NotFound`` if there is none with this *id*.
         """
-        response = await self._transport.request("GET", _path(id), timeout=timeout)
+        response = await self._transport.request("GET", _path(id), timeout=timeout, lane=Lane.URGENT)
         return response.read(readService)
 
     @returnsDeferred
@@ -122,7 +119,7 @@ class ServicesAPI:
         """
         body = {**(payload or {}), "id": requestedId(id), "heartbeat_timeout": heartbeatTimeout}
         response = await self._transport.request(
-            "POST", "/services", body=body, timeout=timeout, isTraced=True, whenLate=whenLate
+            "POST", "/services", body=body, timeout=timeout, isTraced=True, whenLate=whenLate, lane=Lane.URGENT
         )
         return response.read(readToken)
 
@@ -146,9 +143,15 @@ class ServicesAPI:
         except BadRequest as error:
             return fail(error)
         asked = self._transport.request(
-            "POST", path, body={"token": token}, timeout=timeout, repeatable=True, whenLate=whenLate
+            "POST",
+            path,
+            body={"token": token},
+            timeout=timeout,
+            repeatable=True,
+            whenLate=whenLate,
+            lane=Lane.HEARTBEAT,
         )
-        return asked.addCallback(_token)
+        return asked.addCallback(Response.read, readToken)
 
     @returnsDeferred
     async def heartbeatsOnce(
@@ -169,7 +172,13 @@ class ServicesAPI:
         """
         body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
         response = await self._transport.request(
-            "POST", "/heartbeats", body=body, timeout=timeout, repeatable=True, whenLate=whenLate
+            "POST",
+            "/heartbeats",
+            body=body,
+            timeout=timeout,
+            repeatable=True,
+            whenLate=whenLate,
+            lane=Lane.HEARTBEAT,
         )
         return response.read(lambda value: readHeartbeats(value, [id for id, _ in beats]))
 
@@ -179,7 +188,7 @@ class ServicesAPI:
         One request that updates a service, without the retries of ``update()``. For the parameters and errors see
         there.
         """
-        await self._transport.request("PUT", _path(id), body=dict(payload))
+        await self._transport.request("PUT", _path(id), body=dict(payload), lane=Lane.URGENT)
 
     @returnsDeferred
     async def remove(self, id: str, *, timeout: float | None = None) -> bool:
@@ -190,7 +199,7 @@ class ServicesAPI:
         :param timeout: seconds that the request may take, if not the client's own.
         :return: fires with ``True``; fails with ``NotFound`` if there is none with this *id*.
         """
-        await self._transport.request("DELETE", _path(id), timeout=timeout)
+        await self._transport.request("DELETE", _path(id), timeout=timeout, lane=Lane.URGENT)
         return True
 
     @returnsDeferred

@@ -1,8 +1,5 @@
 """
-The registry's API as paths: a tenant in the URLs, extensions, faults for errors, lists page by page.
-
-How a request gets there and back is :mod:`~txserviceregistry.http.jsontransport`'s business; what it means, that of the
-API classes above.
+The registry's API: a tenant and a token in each request, extensions, faults, lists page by page.
 """
 
 from __future__ import annotations
@@ -10,21 +7,21 @@ from __future__ import annotations
 import random as randomModule
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
+from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
 from ..errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
-from ..http.jsontransport import TIMEOUT, ClientClosed, JSONTransport, PendingRequest, Response, WhenLate, segment
+from ..http.jsontransport import TIMEOUT, ClientClosed, JSONTransport, shareOf
+from ..http.messages import Lane, Request, Response, WhenLate, segment
 from ..util.faults import faultIn
 from ..util.parsing import parseRetryAfter
 from ..util.redaction import redacted
-
-if TYPE_CHECKING:
-    from .auth import IAuthenticator, Session
+from .session import IAuthenticator, Session, refusesToken
 
 #: The extension with which the registry answers a query of the feed as soon as there is something new.
 EVENTS_WAIT = "events-wait"
@@ -39,12 +36,12 @@ class Transport:
     """
     The registry's API: paths below the tenant's URL, and faults as exceptions.
 
-    :param agent: does the requests and authenticates them.
+    :param agent: sends the requests.
     :param clock: for the deadlines.
-    :param authenticator: knows the tenant.
+    :param authenticator: knows the tenant and the auth token.
     :param basesFor: the base URLs, without the tenant, for a session.
     :param timeout: seconds that a request may take, unless it says otherwise.
-    :param waitingAgent: does the requests that the registry is asked to hold back; the *agent* if not given.
+    :param lanes: sends the requests of these lanes, instead of the *agent*.
     :param random: gives numbers from 0 to 1; draws the server to begin with.
     :ivar timeout: seconds that a request may take, unless it says otherwise.
     :ivar extensions: the extensions of the API that the registry has, by its last answer.
@@ -59,21 +56,21 @@ class Transport:
         basesFor: Callable[[Session], Sequence[str]],
         *,
         timeout: float = TIMEOUT,
-        waitingAgent: IAgent | None = None,
+        lanes: Mapping[Lane, IAgent] | None = None,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         self.extensions: frozenset[str] = frozenset()
         self.isClosed = False
-        self._agent = agent
-        self._waitingAgent = waitingAgent
+        self.timeout = timeout
         self._clock = clock
         self._authenticator = authenticator
         self._basesFor = basesFor
-        self.timeout = timeout
-        self._random = random
-        self._session: Session | None = None
-        # Before the first session the tenant is not known: this one prepares requests, and sends none.
-        self._json = JSONTransport(agent, clock, (), timeout=timeout)
+        self._jsonOver = partial(
+            JSONTransport, agent, clock, timeout=timeout, lanes=lanes, random=random, isFault=_isFault
+        )
+        # Known after the first authentication.
+        self._tenant = ""
+        self._json: JSONTransport | None = None
         self._pauses: set[Deferred[None]] = set()
 
     def request(
@@ -81,106 +78,104 @@ class Transport:
         method: str,
         path: str,
         *,
-        query: Mapping[str, object] | None = None,
         body: object = None,
         timeout: float | None = None,
-        repeatable: bool | None = None,
-        wait: float | None = None,
         isTraced: bool = False,
         whenLate: WhenLate | None = None,
+        **options: Any,
     ) -> Deferred[Response]:
         """
-        Ask the registry.
+        Send a request to the registry.
 
         :param method: the HTTP method.
         :param path: below the tenant's URL, encoded, beginning with a slash.
-        :param query: the query's parameters; those that are ``None`` are left out.
         :param body: what to send as JSON; ``None`` for no body.
         :param timeout: seconds for all of it: queue, authentication, connecting, headers and body.
-        :param repeatable: whether the request may be sent again when it is unknown whether it had its effect;
-            by default a GET, PUT or DELETE may.
-        :param wait: seconds for which the registry is asked to hold its answer back; they are added to the *timeout*.
-            Such a request has a queue of its own.
         :param isTraced: whether the caller finds out what came of a request that may not be repeated. Then the first of
             several servers has its share of the *timeout*, and no more.
         :param whenLate: called when the *timeout* is over, with what the request would fail with. The request runs on
             for as many seconds as it gives, and fails only then.
-        :return: fires with the :class:`Response`, a 2xx. Fails with :class:`~txserviceregistry.errors.APIError` or a
+        :param options: see :meth:`~txserviceregistry.http.messages.Request.make`.
+        :return: fires with the :class:`~txserviceregistry.http.messages.Response`, a 2xx. Fails with ``APIError`` or a
             subclass for a fault of the API or any 5xx, and with ``ConnectionFailed``, ``RequestTimedOut``,
             ``MalformedResponse`` (``ForeignResponse`` for any other status) or ``AuthenticationFailed``, and with
             ``ValueError`` if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
         """
+        seconds = self.timeout if timeout is None else timeout
+        if isTraced and whenLate is not None:
+            # It is late when its share is over: the caller finds out the outcome while it runs on.
+            seconds, isTraced = shareOf(seconds, max(1, self.servers)), False
         try:
-            pending = self._json.pending(
+            request = Request.make(
                 method,
                 path,
-                query=query,
+                self._clock,
+                self._authStage,
+                seconds,
                 body=body,
-                timeout=timeout,
-                repeatable=repeatable,
-                wait=wait,
                 isTraced=isTraced,
                 whenLate=whenLate,
+                **options,
             )
         except ValueError:
             return fail()
-        return self._json.inTime(pending, self._send(pending, body))
+        return request.inTime(self._clock, self._send(request, body))
 
-    async def _send(self, pending: PendingRequest, body: object) -> Response:
-        pending.stage = self._authStage
-        session = await self._authenticator.session()
-        if session is not self._session:
-            self._adopt(session)
-        response = await self._json.send(pending)
-        self._learn(response)
-        if response.status >= 300:
-            raise faultOf(response, body, pending.path)
-        return response
-
-    def _authStage(self) -> str:
-        # An authenticator that was given from outside may not tell.
-        return getattr(self._authenticator, "stage", "waiting for the Auth API")
-
-    def _learn(self, response: Response) -> None:
+    async def _send(self, request: Request, body: object) -> Response:
+        isRetry = False
+        while True:
+            session = await self._authenticator.session()
+            request.token = session.token
+            registry = self._json
+            if registry is None or self._tenant != session.tenantId:
+                registry = self._adopt(session)
+            response = await registry.send(request)
+            if response.status != 401 or isRetry:
+                break
+            if not refusesToken(response.headers, response.json):
+                self._authenticator.suspect(session.token)
+                break
+            self._authenticator.invalidate(session.token)
+            isRetry = True
+            request.stage, request.leave = self._authStage, lambda: None
         named = response.headers.getRawHeaders(_EXTENSIONS)
         if named is not None:
             self.extensions = _namesIn(named[0])
         elif response.status < 300 or faultIn(response.json, response.status) is not None:
             # Any other error may be a balancer's, which says nothing about the registry behind it.
             self.extensions = frozenset()
+        if response.status >= 300:
+            raise faultOf(response, body, request.path)
+        return response
 
-    def _adopt(self, session: Session) -> None:
-        if self._session is None or session.tenantId != self._session.tenantId:
-            try:
-                bases = [f"{base}/{segment(session.tenantId)}" for base in self._basesFor(session)]
-            except InvalidSettings:
-                # The next authentication may bring a catalog that names a registry.
-                self._authenticator.invalidate(session.token)
-                raise
-            self._json = JSONTransport(
-                self._agent,
-                self._clock,
-                bases,
-                timeout=self.timeout,
-                waitingAgent=self._waitingAgent,
-                random=self._random,
-                isFault=_isFault,
-            )
-        self._session = session
+    def _authStage(self, url: str) -> str:
+        # An authenticator that was given from outside may not tell.
+        return getattr(self._authenticator, "stage", "waiting for the Auth API")
+
+    def _adopt(self, session: Session) -> JSONTransport:
+        try:
+            bases = [f"{base}/{segment(session.tenantId)}" for base in self._basesFor(session)]
+        except InvalidSettings:
+            # The next authentication may bring a catalog that names a registry.
+            self._authenticator.invalidate(session.token)
+            raise
+        self._tenant = session.tenantId
+        self._json = registry = self._jsonOver(bases)
+        return registry
 
     @property
     def servers(self) -> int:
         """How many servers the registry has; 0 before the first session."""
-        return self._json.servers
+        return 0 if self._json is None else self._json.servers
 
     def isServer(self, url: str) -> bool:
         """Whether a server of the registry has this URL's scheme, host and port; none has before the first session."""
-        return self._json.isServer(url)
+        return self._json is not None and self._json.isServer(url)
 
     @property
     def baseUrl(self) -> str:
-        """The tenant's URL that worked last; after a first answer."""
-        return self._json.baseUrl
+        """The tenant's URL that worked last; empty before the first session."""
+        return "" if self._json is None else self._json.baseUrl
 
     def pause(self, seconds: float) -> Deferred[None]:
         """
@@ -255,8 +250,8 @@ def faultOf(response: Response, sent: object = None, path: str = "") -> Exceptio
     return error
 
 
-def _isFault(response: Response) -> bool:
-    return faultIn(response.json, response.status) is not None
+def _isFault(status: int, headers: Headers, value: object) -> bool:
+    return faultIn(value, status) is not None or (status == 401 and refusesToken(headers, value))
 
 
 def _doubt(response: Response, path: str, type: str, message: str) -> str:

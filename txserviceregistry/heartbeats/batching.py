@@ -19,7 +19,8 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from ..errors import RequestTimedOut, ServiceRegistryError, isUnknown
-from ..http.jsontransport import ClientClosed, WhenLate
+from ..http.jsontransport import ClientClosed
+from ..http.messages import WhenLate
 from ..util.backoff import Backoff
 from ..util.logs import Logger
 from ..util.suspend import SuspendWatch

@@ -21,7 +21,8 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from ..errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError, isUnknown
-from ..http.jsontransport import ClientClosed, WhenLate
+from ..http.jsontransport import ClientClosed
+from ..http.messages import WhenLate
 from ..types import HeartbeatToken
 from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred

@@ -20,7 +20,7 @@ from ..errors import (
     ServiceExists,
     ServiceRegistryError,
 )
-from ..http.jsontransport import WhenLate
+from ..http.messages import WhenLate
 from ..types import FaultBody, HeartbeatToken
 from ..util.concurrency import PrioritySemaphore
 from ..util.deferred import returnsDeferred

@@ -4,12 +4,11 @@ Connecting to a host. A refused connection fails at once, so that another server
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
@@ -22,26 +21,20 @@ from twisted.internet.interfaces import (
     IReactorPluggableNameResolver,
     IResolutionReceiver,
     IStreamClientEndpoint,
-    ITransport,
 )
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, HTTPConnectionPool
 from twisted.web.error import SchemeNotSupported
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClientRequest, IPolicyForHTTPS, IResponse
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IPolicyForHTTPS
 from zope.interface import implementer
 
-from ..util.deferred import then
-from .bodies import BytesProducer, FixedHeaders
+from .pool import PooledAgent
 from .resolving import ResolvingTimedOut, hostNames
 from .tls import describeTLS
 
 #: Seconds that each address of a name has before the next one is tried beside it. Twisted looks only then whether all
 #: have refused, so that its own default of 0.3 s is also the least that a refusal would take.
 ATTEMPT_DELAY = 0.05
-
-# What a URI consists of that can be sent as it is.
-_PLAIN = re.compile(rb"[!-~]+")
 
 
 def endpointTo(reactor: Any, host: str, port: int, timeout: float) -> IStreamClientEndpoint:
@@ -130,7 +123,7 @@ class _NamedHost:
         resolving = hostNames(self._reactor).resolve(self._reactor, self._host, self._port)
         if not resolving.called:
             resolving.addTimeout(self._timeout, self._reactor, tooSlow)
-        return then(resolving, connect)
+        return resolving.addCallback(connect)
 
 
 @implementer(IStreamClientEndpoint)
@@ -172,103 +165,6 @@ class _Endpoints:
         return wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
 
 
-@implementer(IClientRequest)
-class _Request:
-    """
-    A request whose body is in memory, as Twisted's connections want one: written with its headers at once. Twisted's
-    own is made for bodies that come by and by, and costs several times as much.
-    """
-
-    def __init__(
-        self, method: bytes, uri: bytes, path: bytes, headers: Headers, body: BytesProducer | None, persistent: bool
-    ) -> None:
-        self.method = method
-        self.absoluteURI = uri
-        self.uri = path
-        self.headers = headers
-        self.bodyProducer = body
-        self.persistent = persistent
-
-    def writeTo(self, transport: ITransport) -> Deferred[None]:
-        """
-        Write it.
-
-        :return: has fired: all is written.
-        """
-        pieces = [self.method, b" ", self.uri, b" HTTP/1.1\r\n"]
-        if not self.persistent:
-            pieces.append(b"Connection: close\r\n")
-        for name, values in self.headers.getAllRawHeaders():
-            for value in values:
-                pieces += (name, b": ", value, b"\r\n")
-        body = b"" if self.bodyProducer is None else self.bodyProducer.body
-        if body or self.method in (b"PUT", b"POST"):
-            pieces.append(b"Content-Length: %d\r\n" % len(body))
-        pieces += (b"\r\n", body)
-        transport.write(b"".join(pieces))
-        return succeed(None)
-
-    def stopWriting(self) -> None:
-        """All is written."""
-
-
-@implementer(IAgent)
-class _LeanAgent:
-    """
-    Does the requests of this library with the least work: their headers are known to be good, their bodies are there,
-    and the few servers that they go to are known from the last time. All others are left to Twisted's agent, over the
-    same pool.
-    """
-
-    #: Of so many servers it is known where they are: more than any registry has.
-    _MOST = 100
-
-    def __init__(self, agent: IAgent, endpoints: _Endpoints, pool: HTTPConnectionPool) -> None:
-        self._agent = agent
-        self._endpoints = endpoints
-        self._pool = pool
-        # By the beginnings of URIs: the pool's key for a server, and where it is.
-        self._targets: dict[tuple[bytes, bytes], tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]] = {}
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
-    ) -> Deferred[IResponse]:
-        """See :class:`~twisted.web.iweb.IAgent`."""
-        pieces = uri.split(b"/", 3)
-        if (
-            not isinstance(headers, FixedHeaders)
-            or not headers.hasHeader(b"Host")
-            or not (bodyProducer is None or isinstance(bodyProducer, BytesProducer))
-            or len(pieces) != 4
-            or not _PLAIN.fullmatch(uri)
-        ):
-            return self._agent.request(method, uri, headers, bodyProducer)
-        target = self._targets.get((pieces[0], pieces[2]))
-        if target is None:
-            try:
-                target = self._find(uri)
-            except SchemeNotSupported:
-                return fail(Failure())
-            if len(self._targets) >= self._MOST:
-                self._targets.clear()
-            self._targets[pieces[0], pieces[2]] = target
-        request = _Request(method, uri, b"/" + pieces[3], headers, bodyProducer, self._pool.persistent)
-
-        def send(connection: Any) -> Deferred[IResponse]:
-            answer: Deferred[IResponse] = connection.request(request)
-            return answer
-
-        return then(self._pool.getConnection(*target), send)
-
-    def _find(self, uri: bytes) -> tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]:
-        parsed = URI.fromBytes(uri)
-        return (parsed.scheme, parsed.host, parsed.port), self._endpoints.endpointForURI(parsed)
-
-
 def httpAgent(reactor: Any, policy: IPolicyForHTTPS, timeout: float, pool: HTTPConnectionPool) -> IAgent:
     """
     An agent for ``http`` and ``https``.
@@ -279,7 +175,7 @@ def httpAgent(reactor: Any, policy: IPolicyForHTTPS, timeout: float, pool: HTTPC
     :param pool: keeps the connections.
     """
     endpoints = _Endpoints(reactor, policy, timeout)
-    return _LeanAgent(Agent.usingEndpointFactory(reactor, endpoints, pool), endpoints, pool)
+    return PooledAgent(Agent.usingEndpointFactory(reactor, endpoints, pool), endpoints, pool)
 
 
 def describeFailure(error: BaseException) -> str:

@@ -54,20 +54,27 @@ class BytesProducer:
 
 
 class FixedHeaders(Headers):
-    """Headers that are never changed, so that derived headers can be kept: checking a header costs time."""
+    """Headers that are never changed, so that what is made of them can be kept."""
 
-    __slots__ = ("_last",)
+    __slots__ = ("_encoded", "_last")
 
     def __init__(self, rawHeaders: Mapping[bytes, Sequence[bytes]] | None = None) -> None:
         super().__init__(rawHeaders)
-        self._last: tuple[bytes, bytes, Headers] | None = None
+        self._encoded: bytes | None = None
+        self._last: tuple[bytes, bytes, FixedHeaders] | None = None
 
-    def having(self, name: bytes, value: bytes) -> Headers:
-        """These headers and one more, which must not be changed either. The last result is kept."""
+    @property
+    def encoded(self) -> bytes:
+        """The lines of a request."""
+        if self._encoded is None:
+            pairs = ((name, value) for name, values in self.getAllRawHeaders() for value in values)
+            self._encoded = b"".join(b"%b: %b\r\n" % pair for pair in pairs)
+        return self._encoded
+
+    def having(self, name: bytes, value: bytes) -> FixedHeaders:
+        """These headers and one more. The last result is kept."""
         if self._last is None or self._last[:2] != (name, value):
-            more = self.copy()
-            more.setRawHeaders(name, [value])
-            self._last = name, value, more
+            self._last = name, value, FixedHeaders({**dict(self.getAllRawHeaders()), name: [value]})
         return self._last[2]
 
 
@@ -179,16 +186,14 @@ class _Body(Protocol):
             self.whole.errback(reason)
 
 
-def readWhole(
-    response: IResponse, abort: Callable[[], object] | None = None
-) -> WholeResponse | Deferred[WholeResponse]:
+def readWhole(response: IResponse, abort: Callable[[], object] | None = None) -> Deferred[WholeResponse]:
     """
     The response with its body.
 
     :param abort: ends the connection, when the body is not wanted any more; the body's own transport if not given.
     """
-    if type(response) is WholeResponse:
-        return response
+    if isinstance(response, WholeResponse):
+        return succeed(response)
     body = _Body(response, abort)
     response.deliverBody(body)
     return body.whole

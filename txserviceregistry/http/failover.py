@@ -66,8 +66,9 @@ class Servers:
 
     def worked(self, number: int) -> None:
         """This one has answered."""
-        self._shunnedUntil[number] = 0.0
-        self._penalties[number].reset()
+        if self._shunnedUntil[number]:
+            self._shunnedUntil[number] = 0.0
+            self._penalties[number].reset()
         if self.current == number:
             return
         self.current = number

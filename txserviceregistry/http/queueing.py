@@ -9,11 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IReactorTime,
-)
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
@@ -52,8 +50,13 @@ class _Job:
         except Exception:
             sent = fail(Failure())
         self._sent = sent
-        sent.addCallback(readWhole)
-        sent.addBoth(self._finished)
+        sent.addBoth(self._arrived)
+
+    def _arrived(self, result: Any) -> Deferred[None] | None:
+        if not isinstance(result, (WholeResponse, Failure)):
+            return readWhole(result).addBoth(self._finished)
+        self._finished(result)
+        return None
 
     def _finished(self, result: WholeResponse | Failure) -> None:
         self._origin.release(self)
@@ -172,25 +175,19 @@ class QueueingAgent:
 
     :param agent: what does the requests.
     :param maxConnections: how many at once, for each scheme, host and port.
-    :param isUrgent: whether a request, given by method and URL, must not wait for others that hang. When requests that
-        are not urgent have all slots, one urgent request is sent beside them. With a *clock*, up to :data:`MOST_BESIDE`
-        are sent beside requests that have had no response for :data:`HANGING` seconds.
     :param clock: times the requests.
+    :ivar urgent: an agent for requests that must not wait for others that hang. When other requests have all slots, one
+        urgent request is sent beside them. With a *clock*, up to :data:`MOST_BESIDE` are sent beside requests that have
+        had no response for :data:`HANGING` seconds.
     """
 
-    def __init__(
-        self,
-        agent: IAgent,
-        maxConnections: int = 2,
-        isUrgent: Callable[[bytes, bytes], bool] = lambda method, uri: False,
-        clock: IReactorTime | None = None,
-    ) -> None:
+    def __init__(self, agent: IAgent, maxConnections: int = 2, clock: IReactorTime | None = None) -> None:
         self._agent = agent
         self._clock = clock
         self._maxConnections = maxConnections
-        self._isUrgent = isUrgent
         self._origins: dict[bytes, _Origin] = {}
         self._closed = False
+        self.urgent: IAgent = _UrgentAgent(self)
 
     def request(
         self,
@@ -198,6 +195,8 @@ class QueueingAgent:
         uri: bytes,
         headers: Headers | None = None,
         bodyProducer: IBodyProducer | None = None,
+        *,
+        isUrgent: bool = False,
     ) -> Deferred[IResponse]:
         """
         Do a request when its turn comes.
@@ -212,7 +211,6 @@ class QueueingAgent:
         origin = self._origins.get(key)
         if origin is None:
             origin = self._origins[key] = _Origin(self._maxConnections, self._clock)
-        isUrgent = self._isUrgent(method, uri)
         job = _Job(origin, lambda: self._agent.request(method, uri, headers, bodyProducer), isUrgent)
         origin.enter(job)
         return job.result
@@ -227,6 +225,18 @@ class QueueingAgent:
 
 
 @implementer(IAgent)
+@attrs.frozen
+class _UrgentAgent:
+    _queue: QueueingAgent
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        """See :class:`~twisted.web.iweb.IAgent`."""
+        return self._queue.request(method, uri, headers, bodyProducer, isUrgent=True)
+
+
+@implementer(IAgent)
 class ResumingAgent:
     """
     When the machine was suspended, fails the requests under way with :class:`StaleConnection`: their connections are
@@ -234,18 +244,11 @@ class ResumingAgent:
 
     :param agent: sends the requests.
     :param suspends: notices that the machine was suspended.
-    :param isExempt: whether a request, given by method and URL, runs on, because its sender handles a suspend.
     """
 
-    def __init__(
-        self,
-        agent: IAgent,
-        suspends: SuspendWatch,
-        isExempt: Callable[[bytes, bytes], bool] = lambda method, uri: False,
-    ) -> None:
+    def __init__(self, agent: IAgent, suspends: SuspendWatch) -> None:
         self._agent = agent
         self._suspends = suspends
-        self._isExempt = isExempt
 
     def request(
         self,
@@ -256,7 +259,7 @@ class ResumingAgent:
     ) -> Deferred[IResponse]:
         """See :class:`~twisted.web.iweb.IAgent`."""
         asked = self._agent.request(method, uri, headers, bodyProducer)
-        if asked.called or self._isExempt(method, uri):
+        if asked.called:
             return asked
         answered: Deferred[IResponse] = Deferred(lambda _: asked.cancel())
 

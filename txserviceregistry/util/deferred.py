@@ -6,15 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_U = TypeVar("_U")
 
 
 def returnsDeferred(
@@ -31,18 +30,6 @@ def returnsDeferred(
         return Deferred.fromCoroutine(function(*args, **kwargs))
 
     return asDeferred
-
-
-def then(work: Deferred[_T], next: Callable[[_T], Deferred[_U]]) -> Deferred[_U]:
-    """
-    ``work.addCallback(next)``, for *work* that is nearly always done already: it spares the chaining of two Deferreds.
-    """
-    if not work.called or work.paused or isinstance(work.result, Failure):
-        return work.addCallback(next)
-    try:
-        return next(cast(_T, work.result))
-    except Exception:
-        return fail(Failure())
 
 
 def cancelWith(call: IDelayedCall, work: Deferred[_T]) -> Deferred[_T]:

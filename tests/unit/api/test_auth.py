@@ -17,14 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.http_headers import Headers
 from zope.interface.verify import verifyObject
 
-from txserviceregistry.api.auth import (
-    Credentials,
-    IAuthenticator,
-    KeystoneAuthenticator,
-    RetryingAuthAgent,
-    Session,
-    parseTime,
-)
+from txserviceregistry.api.agent import RetryingAuthAgent
+from txserviceregistry.api.authenticator import KeystoneAuthenticator
+from txserviceregistry.api.session import Credentials, IAuthenticator, Session, parseTime
 from txserviceregistry.errors import (
     APIError,
     AuthenticationFailed,

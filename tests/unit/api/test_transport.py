@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseNeverReceived
 
-from txserviceregistry.api.auth import Session
+from txserviceregistry.api.session import Session
 from txserviceregistry.api.shapes import readToken
 from txserviceregistry.api.transport import Transport
 from txserviceregistry.errors import (
@@ -47,19 +47,23 @@ class FakeAuthenticator:
 
     def __init__(self) -> None:
         self.tenant = "7"
+        self.token = "token"
         self.waiting: Deferred[Session] | None = None
+        self.invalid: list[str] = []
+        self.suspected: list[str] = []
 
     def session(self) -> Deferred[Session]:
         waiting = self.waiting or Deferred()
         if self.waiting is None:
-            waiting.callback(Session("token", self.tenant))
+            waiting.callback(Session(self.token, self.tenant))
         return waiting
 
     def invalidate(self, token: str) -> None:
-        """Never called by a Transport."""
+        self.invalid.append(token)
+        self.token = "the next token"
 
     def suspect(self, token: str) -> None:
-        """Never called by a Transport."""
+        self.suspected.append(token)
 
 
 class TransportTests(SynchronousTestCase):
@@ -94,6 +98,60 @@ class TransportTests(SynchronousTestCase):
         request = transport.request("GET", "/services", timeout=3)
         self.clock.advance(3)
         self.assertIn("waiting for the Auth API", str(self.failureResultOf(request, RequestTimedOut).value))
+
+    # -- tokens
+
+    def test_aRefusedTokenIsReplaced(self) -> None:
+        """After a 401 of the registry, the request is sent once more with a new token, below the new token's tenant."""
+
+        def serve(sent: Any) -> Any:
+            self.authenticator.tenant = "8"
+            return answer(200, {}) if sent.token == "the next token" else fault("unauthorizedError")
+
+        transport = self.transport(serve)
+        self.successResultOf(transport.request("POST", "/services", body={}))
+        self.assertEqual(self.agent.asked, [f"POST {SERVER}/7/services", f"POST {SERVER}/8/services"])
+        self.assertEqual([sent.token for sent in self.agent.sent], ["token", "the next token"])
+        self.assertEqual((self.authenticator.invalid, self.authenticator.suspected), (["token"], []))
+
+    def test_aNewTokenThatIsRefusedIsAnError(self) -> None:
+        """There is no third request."""
+        self.assertIsInstance(self.fault(fault("unauthorizedError")), Unauthorized)
+        self.assertEqual(len(self.agent.sent), 2)
+        self.assertEqual(self.authenticator.invalid, ["token"])
+
+    def test_aKeystoneChallengeRefusesTheToken(self) -> None:
+        """A 401 with a challenge of Keystone is the registry's, whatever its body, and another server is not asked."""
+        page = answer(401, b"<html>", WWW_Authenticate='Keystone uri="http://auth/v2.0"')
+        self.agent = FakeAgent(lambda sent: page if sent.token == "token" else answer(200, {}))
+        urls = ["http://a/v1.0", "http://b/v1.0"]
+        transport = Transport(self.agent, self.clock, self.authenticator, lambda _: urls, random=lambda: 0.0)
+        self.successResultOf(transport.request("GET", "/x"))
+        self.assertEqual(self.agent.asked, ["GET http://a/v1.0/7/x"] * 2)
+        self.assertEqual(self.authenticator.invalid, ["token"])
+
+    def test_a401OfAProxyDoesNotRefuseTheToken(self) -> None:
+        """It is the response, and the token is suspected only."""
+        self.assertIsInstance(self.fault(answer(401, b"<html>")), ForeignResponse)
+        self.assertEqual(len(self.agent.sent), 1)
+        self.assertEqual((self.authenticator.invalid, self.authenticator.suspected), ([], ["token"]))
+
+    def test_theDeadlineCoversTheSecondAuthentication(self) -> None:
+        """A request whose token was refused says that it waits for a new one. Its server is not late."""
+
+        def serve(sent: Any) -> Any:
+            self.authenticator.waiting = Deferred()
+            return fault("unauthorizedError")
+
+        self.agent = FakeAgent(serve)
+        urls = ["http://a/v1.0", "http://b/v1.0"]
+        transport = Transport(self.agent, self.clock, self.authenticator, lambda _: urls, random=lambda: 0.0)
+        request = transport.request("GET", "/services", timeout=3)
+        self.clock.advance(3)
+        self.assertIn("waiting for the Auth API", str(self.failureResultOf(request, RequestTimedOut).value))
+        self.assertEqual(transport.baseUrl, "http://a/v1.0/7")
+
+    # -- faults
 
     def test_faultsAreTyped(self) -> None:
         """Each fault of the API is an exception of its own, with all that the registry said."""

@@ -23,7 +23,8 @@ from txserviceregistry.errors import (
 from txserviceregistry.heartbeats.batching import HeartbeatBatcher
 from txserviceregistry.heartbeats.batchsize import BatchSize
 from txserviceregistry.heartbeats.stalls import StallWatch
-from txserviceregistry.http.jsontransport import ClientClosed, WhenLate
+from txserviceregistry.http.jsontransport import ClientClosed
+from txserviceregistry.http.messages import WhenLate
 
 
 class Service:

@@ -16,7 +16,8 @@ from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from txserviceregistry.errors import ConnectionFailed, MalformedResponse, RequestTimedOut
 from txserviceregistry.http.bodies import ResponseTooLarge
-from txserviceregistry.http.jsontransport import ClientClosed, JSONTransport, segment
+from txserviceregistry.http.jsontransport import ClientClosed, JSONTransport
+from txserviceregistry.http.messages import segment
 from txserviceregistry.http.pool import StaleConnection
 from txserviceregistry.http.queueing import AgentClosed
 

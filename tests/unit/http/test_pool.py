@@ -252,7 +252,8 @@ class QueueTests(SynchronousTestCase):
         self.agent = QueueingAgent(self.inner, 2)
 
     def get(self, url: str) -> Deferred[Any]:
-        return self.agent.request(b"GET", url.encode())
+        agent = self.agent.urgent if "urgent" in url else self.agent
+        return agent.request(b"GET", url.encode())
 
     def test_firstComeFirstServed(self) -> None:
         """Requests that wait are sent in the order in which they came, whichever slot becomes free."""
@@ -265,7 +266,6 @@ class QueueTests(SynchronousTestCase):
 
     def test_oneThatIsUrgentGoesBesideThoseThatHang(self) -> None:
         """All places taken by others, an urgent request needs none; but there is one such at a time, and it ends."""
-        self.agent = QueueingAgent(self.inner, 2, lambda method, uri: b"urgent" in uri)
         for path in ("1", "2", "3", "urgent1", "urgent2"):
             self.get(f"http://a/{path}")
         self.assertEqual(self.inner.asked, ["GET http://a/1", "GET http://a/2", "GET http://a/urgent1"])
@@ -280,7 +280,7 @@ class QueueTests(SynchronousTestCase):
     def test_urgentOnesGoBesideThoseThatHang(self) -> None:
         """Those that have had no answer for a while hold no urgent one up, but only so many go beside them."""
         clock = Clock()
-        self.agent = QueueingAgent(self.inner, 2, lambda method, uri: b"urgent" in uri, clock)
+        self.agent = QueueingAgent(self.inner, 2, clock)
         self.get("http://a/urgent1").addErrback(lambda _: None)
         clock.advance(0.2)
         for path in ("2", "urgent3", "4", "urgent5", "urgent6"):

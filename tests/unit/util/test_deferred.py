@@ -1,41 +1,72 @@
-"""The small idioms around Deferreds."""
+"""
+Deferreds that several callers wait for, and that delayed calls belong to.
+"""
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, fail, succeed
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.util.deferred import then
+from txserviceregistry.util.deferred import cancelWith, waitFor
 
 
-class ThenTests(SynchronousTestCase):
-    """One thing after the other, whether the first is done already or not."""
+class WaitForTests(SynchronousTestCase):
+    """waitFor()."""
 
-    def test_whatIsDoneIsGoneOnFromAtOnce(self) -> None:
-        """The result of what is done is handed on, and what comes of that is what comes."""
-        self.assertEqual(self.successResultOf(then(succeed(1), lambda value: succeed(value + 1))), 2)
-
-    def test_whatIsNotDoneIsWaitedFor(self) -> None:
-        """What comes later is handed on then."""
+    def test_allWaitersHaveTheResult(self) -> None:
+        """Each has a Deferred of its own, and so has the owner of the work."""
         work: Deferred[int] = Deferred()
-        result = then(work, lambda value: succeed(value + 1))
-        self.assertNoResult(result)
-        work.callback(1)
-        self.assertEqual(self.successResultOf(result), 2)
+        waiters = [waitFor(work) for _ in range(3)]
+        work.callback(5)
+        self.assertEqual([self.successResultOf(waiter) for waiter in (*waiters, work)], [5] * 4)
 
-    def test_aFailureEndsIt(self) -> None:
-        """What has failed fails, and nothing follows."""
-        result = then(fail(LookupError()), lambda value: self.fail("called"))
-        self.failureResultOf(result, LookupError)
-
-    def test_whatIsRaisedIsAFailure(self) -> None:
-        """It makes no difference whether the second raises or fails, nor when the first is done."""
-
-        def broken(value: int) -> Deferred[int]:
-            raise LookupError
-
-        self.failureResultOf(then(succeed(1), broken), LookupError)
+    def test_cancellingAWaiterLeavesTheOthers(self) -> None:
+        """The work goes on."""
         work: Deferred[int] = Deferred()
-        result = then(work, broken)
-        work.callback(1)
-        self.failureResultOf(result, LookupError)
+        one, other = waitFor(work), waitFor(work)
+        one.cancel()
+        self.failureResultOf(one, CancelledError)
+        work.callback(5)
+        self.assertEqual(self.successResultOf(other), 5)
+
+    def test_theWaiterHandlesTheFailure(self) -> None:
+        """Nothing is left to be logged as unhandled."""
+        work: Deferred[int] = Deferred()
+        waiter = waitFor(work)
+        work.errback(LookupError())
+        self.failureResultOf(waiter, LookupError)
+        self.assertIsNone(self.successResultOf(work))
+
+
+class CancelWithTests(SynchronousTestCase):
+    """cancelWith()."""
+
+    def test_theCallEndsWithTheWork(self) -> None:
+        """Whether the work succeeds, fails or is cancelled."""
+
+        def succeed(work: Deferred[Any]) -> None:
+            work.callback(1)
+
+        def fail(work: Deferred[Any]) -> None:
+            work.errback(LookupError())
+            work.addErrback(lambda _: None)
+
+        def cancel(work: Deferred[Any]) -> None:
+            work.cancel()
+            work.addErrback(lambda _: None)
+
+        for end in (succeed, fail, cancel):
+            clock, work = Clock(), Deferred[Any]()
+            end(cancelWith(clock.callLater(5, self.fail), work))
+            self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_aCallThatHasRunIsLeftAlone(self) -> None:
+        """It is called in its time, if the work takes longer."""
+        clock, work, called = Clock(), Deferred[int](), []
+        cancelWith(clock.callLater(5, called.append, 1), work)
+        clock.advance(5)
+        work.callback(2)
+        self.assertEqual((called, self.successResultOf(work)), ([1], 2))

@@ -1,42 +1,30 @@
 """
-Staying authenticated: who one is, the token that proves it, and an agent that puts it on requests.
-
-::
-
-    HTTPClient(RetryingAuthAgent(Agent(reactor), authenticator))
-
-is treq with a token on each request, and does not need the rest of the client.
+Authentication: the current auth token, renewed before it ends.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import random as randomModule
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta, timezone
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
-from zope.interface import Interface, implementer
+from zope.interface import implementer
 
 from ..errors import APIError, AuthenticationFailed, ForeignResponse, InvalidSettings, ServerError, ServiceRegistryError
-from ..http.bodies import BytesProducer, Collector, FixedHeaders, WholeResponse, readWhole
-from ..http.jsontransport import ClientClosed, JSONTransport, Response
+from ..http.jsontransport import ClientClosed, JSONTransport
+from ..http.messages import Response
 from ..util.backoff import Backoff
-from ..util.deferred import returnsDeferred, then
-from ..util.faults import faultIn
+from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
 from ..util.redaction import redacted
 from ..util.tries import LateTries
-from .shapes import objectsIn, readAccess
+from .session import Credentials, IAuthenticator, Session, parseTime
+from .shapes import readAccess
 
 #: A token is renewed when so much of its life is over.
 RENEW_AT = 0.9
@@ -71,116 +59,18 @@ _FAULTS = {
     "serviceUnavailable": 503,
 }
 
-_REGISTRY_TYPE = "rax:service-registry"
 
-_TIME = re.compile(
-    r"(\d{4})-?(\d\d)-?(\d\d)[Tt ](\d\d):?(\d\d)(?::?(\d\d)(?:[.,](\d+))?)?\s*(?:([Zz])|([+-])(\d\d)(?::?(\d\d))?)?",
-    re.ASCII,
-)
-
-
-@attrs.frozen
-class Credentials:
-    """
-    Who one is.
-
-    :ivar username: the user's name.
-    :ivar apiKey: the user's key, a secret.
-    """
-
-    username: str
-    apiKey: str = attrs.field(repr=False)
-
-
-@attrs.frozen
-class Session:
-    """
-    What the Auth API gives for credentials.
-
-    :ivar token: goes into ``X-Auth-Token``; a secret.
-    :ivar tenantId: the account that the user belongs to.
-    :ivar expires: when the token ends; ``None`` if that is unknown.
-    :ivar catalog: the services there are, as the Auth API lists them.
-    """
-
-    token: str = attrs.field(repr=False)
-    tenantId: str
-    expires: datetime | None = None
-    catalog: Sequence[Any] = attrs.field(default=(), repr=False)
-
-    def registryUrls(self) -> dict[str, str]:
-        """The URLs of the service registries in the catalog, without the tenant, by region."""
-        urls = {}
-        for entry in objectsIn(self.catalog):
-            if entry.get("type") == _REGISTRY_TYPE:
-                for endpoint in objectsIn(entry.get("endpoints")):
-                    url, region = endpoint.get("publicURL"), endpoint.get("region")
-                    if isinstance(url, str) and url.strip("/"):
-                        name = region if isinstance(region, str) else ""
-                        urls[name] = url.rstrip("/").removesuffix(f"/{self.tenantId}")
-        return urls
-
-
-class IAuthenticator(Interface):
-    """Where tokens come from."""
-
-    def session() -> Deferred[Session]:
-        """
-        A session to use now: the one there is, or a new one. However many ask while there is none, one is made.
-
-        :return: a Deferred of one's own. Cancelling it does not disturb the others that wait.
-        """
-
-    def invalidate(token: str) -> None:
-        """This *token* is not accepted any more. If it is not the current one, nothing happens."""
-
-    def suspect(token: str) -> None:
-        """
-        Something that may not be the registry refused this *token*. It stays in use, and a new one takes its place as
-        soon as there is one. If it is not the current one, nothing happens.
-        """
-
-
-def parseTime(text: object) -> datetime | None:
-    """
-    An instant in any common form of ISO 8601; without an offset it counts as UTC.
-
-    :return: ``None`` if *text* is none of them.
-    """
-    match = _TIME.fullmatch(text.strip()) if isinstance(text, str) else None
-    if match is None:
-        return None
-    year, month, day, hour, minute, second, fraction, _, sign, hours, minutes = match.groups()
-    try:
-        offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
-        return datetime(
-            int(year),
-            int(month),
-            int(day),
-            int(hour),
-            int(minute),
-            # A leap second has no place of its own in a datetime.
-            min(int(second or 0), 59),
-            int((fraction or "0")[:6].ljust(6, "0")),
-            timezone(-offset if sign == "-" else offset),
-        )
-    except ValueError:
-        return None
-
-
-def _faultIn(response: Response) -> str | None:
+def _faultIn(status: int, value: object) -> str | None:
     """The message of a fault of the Auth API, which is named by its only member; ``None`` if it is something else."""
-    if not isinstance(response.json, dict):
-        return None
-    for name, fault in response.json.items():
-        if _FAULTS.get(name) == response.status and isinstance(fault, dict) and fault.get("code") == response.status:
+    for name, fault in value.items() if isinstance(value, dict) else ():
+        if _FAULTS.get(name) == status and isinstance(fault, dict) and fault.get("code") == status:
             return fault["message"] if isinstance(fault.get("message"), str) else None
     return None
 
 
-def isAuthFault(response: Response) -> bool:
+def isAuthFault(status: int, headers: Headers, value: object) -> bool:
     """Whether a response that is an error is a fault of the Auth API, and not the page of a gateway before it."""
-    return _faultIn(response) is not None
+    return _faultIn(status, value) is not None
 
 
 @implementer(IAuthenticator)
@@ -317,7 +207,7 @@ class KeystoneAuthenticator:
         return Session(token, tenant, parseTime(expires), catalog)
 
     def _refused(self, response: Response) -> ServiceRegistryError:
-        said = _faultIn(response)
+        said = _faultIn(response.status, response.json)
         if said is None and response.status < 500:
             # It does not refuse the credentials: with the same ones the Auth API may give a token later.
             doubt = response.redirection(_URL_SETTINGS) or response.doubt
@@ -419,89 +309,3 @@ class KeystoneAuthenticator:
         # Not those that begin to wait while these are called, and one of these may cancel another.
         waiting, self._waiting = self._waiting, []
         return (waiter for waiter in waiting if not waiter.called)
-
-
-def _isOfTheRegistry(refusal: WholeResponse) -> bool:
-    """Whether a 401 is about the auth token, and not a proxy's own."""
-    schemes = refusal.headers.getRawHeaders(b"WWW-Authenticate") or ()
-    if any(scheme.lower().startswith(b"keystone ") for scheme in schemes):
-        return True
-    try:
-        return faultIn(json.loads(refusal.body), 401) is not None
-    except (ValueError, RecursionError):
-        return False
-
-
-@returnsDeferred
-async def _repeatable(body: IBodyProducer) -> BytesProducer:
-    """A body that can be sent twice; those of treq are files, which are closed after the first time."""
-    collector = Collector()
-    await body.startProducing(collector)
-    return BytesProducer(collector.body)
-
-
-@implementer(IAgent)
-class RetryingAuthAgent:
-    """
-    Adds ``X-Auth-Token`` to each request. On a 401 of the registry it discards that token, gets a new one, and sends
-    the request once more. A 401 of a proxy is the response, and the token stays in use.
-
-    :param agent: sends the requests.
-    :param authenticator: an :class:`IAuthenticator`.
-    """
-
-    def __init__(self, agent: IAgent, authenticator: IAuthenticator) -> None:
-        self._agent = agent
-        self._authenticator = authenticator
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
-    ) -> Deferred[IResponse]:
-        """
-        Do a request, authenticated.
-
-        :return: fires with the response, which is a 401 only if a fresh token was refused too, or if it is not the
-            registry's. Fails as the authenticator does, or the agent.
-        """
-        if bodyProducer is None or isinstance(bodyProducer, BytesProducer):
-            return self._request(method, uri, headers, bodyProducer)
-        return _repeatable(bodyProducer).addCallback(lambda body: self._request(method, uri, headers, body))
-
-    def _request(
-        self, method: bytes, uri: bytes, headers: Headers | None, body: BytesProducer | None
-    ) -> Deferred[IResponse]:
-        def send(session: Session) -> Deferred[IResponse]:
-            return self._agent.request(method, uri, _withToken(headers, session), body)
-
-        def sendOnce(session: Session) -> Deferred[IResponse]:
-            return send(session).addCallback(answered, session)
-
-        def answered(response: IResponse, session: Session) -> Any:
-            if response.code != 401:
-                return response
-            whole = readWhole(response)
-            if isinstance(whole, WholeResponse):
-                return refused(whole, session)
-            return whole.addCallback(refused, session)
-
-        def refused(response: WholeResponse, session: Session) -> Deferred[IResponse]:
-            if not _isOfTheRegistry(response):
-                self._authenticator.suspect(session.token)
-                return succeed(response)
-            self._authenticator.invalidate(session.token)
-            return self._authenticator.session().addCallback(send)
-
-        return then(self._authenticator.session(), sendOnce)
-
-
-def _withToken(headers: Headers | None, session: Session) -> Headers:
-    token = session.token.encode("utf-8")
-    if isinstance(headers, FixedHeaders):
-        return headers.having(b"X-Auth-Token", token)
-    authenticated = Headers() if headers is None else headers.copy()
-    authenticated.setRawHeaders(b"X-Auth-Token", [token])
-    return authenticated

@@ -1,0 +1,284 @@
+"""
+Requests and responses as data: what the API asks for, and what came back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from enum import IntEnum
+from typing import Any, TypeVar
+from urllib.parse import quote, urljoin
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+
+from ..errors import MalformedResponse, RequestTimedOut
+from ..util.parsing import LONGEST_INTERVAL, boundedNumber
+from .resolving import RESOLVING
+
+_T = TypeVar("_T")
+
+#: Called when a request is late, with the Failure of that: returns for how many seconds it runs on instead.
+WhenLate = Callable[[Failure], float]
+
+#: The advice for a host name that does not resolve in time.
+NAME_SERVER = "Check this machine's name server"
+
+# The statuses of a server that serves something else.
+_NO_SUCH_PAGE = frozenset({404, 405, 501})
+
+# The least of the 5,000 bytes that the registry accepts is UTF-8 as it is.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class Lane(IntEnum):
+    """Which requests to the same server a request waits for, and what a suspend of the machine means to it."""
+
+    ORDINARY = 0
+    #: A service may expire while it waits: it is sent beside requests that hang.
+    URGENT = 1
+    #: Urgent; its sender handles a suspend.
+    HEARTBEAT = 2
+    #: Waits for events; no other request waits for it.
+    WAITING = 3
+
+
+def segment(text: str) -> str:
+    """
+    One segment of a path, whatever its characters: it is encoded so that it can't become two, or none.
+
+    :param text: an id, not empty.
+    """
+    encoded = quote(text, safe="")
+    # Dots need no encoding, but these two have a meaning of their own in a path.
+    return encoded.replace(".", "%2E") if text in (".", "..") else encoded
+
+
+def pathOf(path: str, query: Mapping[str, object] | None) -> str:
+    """
+    A path with its query.
+
+    :param path: encoded.
+    :param query: the parameters, as they are; those that are ``None`` are left out.
+    """
+    if not query:
+        return path
+    pairs = "&".join(
+        f"{quote(name, safe='')}={quote(str(value), safe='')}" for name, value in query.items() if value is not None
+    )
+    return f"{path}?{pairs}" if pairs else path
+
+
+def encodeJSON(body: object) -> bytes:
+    """A request's body."""
+    try:
+        return _encode(body).encode("utf-8")
+    except UnicodeEncodeError:
+        # Half a surrogate pair can't be UTF-8. As an escape it reaches the registry, which says what is wrong with it.
+        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+@attrs.define(eq=False)
+class Request:
+    """
+    A request, over however many tries.
+
+    :ivar path: below the server's URL, encoded, with the query.
+    :ivar isRepeatable: whether it may be sent again when it is unknown whether it had its effect.
+    :ivar timeout: seconds for all of it.
+    :ivar deadline: when they are over, in seconds of the clock.
+    :ivar wait: seconds for which the server holds its response back; ``None`` for a request that does not wait.
+    :ivar isTraced: whether the caller finds out the outcome of a request that is not repeatable.
+    :ivar lines: whether its body and the response's are JSON values in a line each.
+    :ivar whenLate: called when the *timeout* is over.
+    :ivar token: the auth token, a secret; empty for a request that has none.
+    :ivar url: where it was sent last.
+    :ivar stage: returns what it waits for at a URL, for error messages.
+    :ivar leave: called when its time is over: later requests go to another server first.
+    """
+
+    method: str
+    path: str
+    body: bytes | None
+    isRepeatable: bool
+    timeout: float
+    deadline: float
+    wait: float | None
+    lane: Lane
+    isTraced: bool
+    lines: bool
+    whenLate: WhenLate | None
+    stage: Callable[[str], str]
+    token: str = attrs.field(default="", repr=False)
+    url: str = ""
+    leave: Callable[[], object] = lambda: None
+
+    @classmethod
+    def make(
+        cls,
+        method: str,
+        path: str,
+        clock: IReactorTime,
+        stage: Callable[[str], str],
+        timeout: float,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: Any = None,
+        repeatable: bool | None = None,
+        wait: float | None = None,
+        lane: Lane = Lane.ORDINARY,
+        isTraced: bool = False,
+        lines: bool = False,
+        whenLate: WhenLate | None = None,
+    ) -> Request:
+        """
+        A request whose time begins now.
+
+        :param query: the query's parameters; those that are ``None`` are left out.
+        :param body: what to send as JSON, with *lines* a sequence of such values; ``None`` for no body.
+        :param repeatable: by default a GET, PUT or DELETE is.
+        :param wait: is added to the *timeout*.
+        :raises ValueError: if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
+        """
+        if not (isinstance(timeout, float) and 0.0 <= timeout <= LONGEST_INTERVAL):
+            timeout = boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
+        if wait is not None:
+            timeout += boundedNumber(wait, 0.0, LONGEST_INTERVAL)
+        content = None
+        if body is not None:
+            content = b"\n".join(map(encodeJSON, body)) if lines else encodeJSON(body)
+        isRepeatable = method != "POST" if repeatable is None else repeatable
+        return cls(
+            method,
+            pathOf(path, query),
+            content,
+            isRepeatable,
+            timeout,
+            clock.seconds() + timeout,
+            wait,
+            lane,
+            isTraced,
+            lines,
+            whenLate,
+            stage,
+        )
+
+    @property
+    def asked(self) -> str:
+        """The method and the URL."""
+        return f"{self.method} {self.url or self.path}"
+
+    def inTime(self, clock: IReactorTime, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
+        """
+        Do *work* until the deadline.
+
+        :return: fires with its result. Fails as it does, or with ``RequestTimedOut``.
+        """
+        done = Deferred.fromCoroutine(work)
+        if done.called:
+            return done
+        isTooLate = False
+        call: IDelayedCall
+
+        def tooLate() -> None:
+            nonlocal call, isTooLate
+            whenLate, self.whenLate = self.whenLate, None
+            more = 0.0 if whenLate is None else whenLate(self._timedOut())
+            self.timeout += more
+            if done.called:
+                return
+            if more > 0:
+                call = clock.callLater(more, tooLate)
+                return
+            isTooLate = True
+            done.cancel()
+
+        # This is Deferred.addTimeout, but for the half of its time that a request need not spend.
+        call = clock.callLater(self.timeout, tooLate)
+
+        def over(result: Any) -> Any:
+            if isTooLate:
+                return self._timedOut()
+            if call.active():
+                call.cancel()
+            return result
+
+        return done.addBoth(over)
+
+    def _timedOut(self) -> Failure:
+        self.leave()
+        stage = self.stage(self.url)
+        advice = NAME_SERVER if stage.startswith(RESOLVING) else "The server hangs, or is too slow for this timeout"
+        return Failure(RequestTimedOut(f"{self.asked} had no whole answer after {self.timeout:g} s, {stage}. {advice}"))
+
+
+@attrs.define(eq=False)
+class Response:
+    """
+    A response with its body.
+
+    :ivar status: the HTTP status code.
+    :ivar headers: the headers.
+    :ivar json: the body's value; ``None`` if there is none, or the body of an error is not JSON.
+    :ivar body: the body's bytes.
+    :ivar method: the request's method, for error messages.
+    :ivar url: the request's URL, for error messages.
+    :ivar leave: called when the body has the wrong shape: later requests go to another server first.
+    """
+
+    status: int
+    headers: Headers
+    json: Any = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=False)
+    method: str
+    url: str
+    leave: Callable[[], object] = attrs.field(repr=False)
+
+    @property
+    def doubt(self) -> str:
+        """A question about the URL, if there is no such page or it does not accept such a request."""
+        return "Is there a service registry at this URL?" if self.status in _NO_SUCH_PAGE else ""
+
+    def redirection(self, setting: str) -> str | None:
+        """
+        The target of a redirect, which is not followed, and what to do about it, in sentences.
+
+        :param setting: the setting to change.
+        :return: ``None`` if this is not a redirect, or has no target.
+        """
+        location = self.header("Location")
+        if not 300 <= self.status < 400 or not location:
+            return None
+        try:
+            location = urljoin(self.url, location)
+        except ValueError:
+            pass  # It is shown as it came.
+        target = re.sub(r"[^!-~]", "?", location)
+        return f"It redirects to {target}, which is not followed. Change the URL: {setting}"
+
+    def header(self, name: str) -> str | None:
+        """The first header of that *name*."""
+        values = self.headers.getRawHeaders(name.encode("ascii"))
+        # A proxy may send anything.
+        return values[0].decode("utf-8", "replace") if values else None
+
+    def read(self, reader: Callable[[Any], _T]) -> _T:
+        """
+        The body's value, validated.
+
+        :param reader: takes the JSON value and returns it, or raises ``ValueError`` if it has the wrong shape.
+        :raises MalformedResponse: if it has the wrong shape.
+        """
+        try:
+            return reader(self.json)
+        except ValueError as error:
+            self.leave()
+            raise MalformedResponse(
+                f"{self.method} {self.url} was answered with {self.status}, but {error}: "
+                "is this the URL of a service registry?"
+            )
