@@ -17,7 +17,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.internet.task import deferLater
 
-from ..errors import BadRequest, MalformedResponse, ServiceRegistryError
+from ..errors import ServiceRegistryError
 from ..types import Event
 from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred
@@ -26,8 +26,9 @@ from ..util.logs import Logger
 from ..util.ownership import checkPath
 from ..util.parsing import LATEST, boundedNumber
 from ..util.started import checkRunning
+from .cursor import Cursor, StaleCursor, markerAt, ticksOf
 from .mirror import LONGEST_RETRY, SHORTEST_RETRY, retryDelay
-from .poller import PAGE, Cursor, followingOf, isMarkerRefused, markerAt, ticksOf
+from .poller import PAGE, pollerOf
 from .task import BackgroundTask
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class EventsFeed(Service):
         self._writing = WriteOutage(self._path or "", self._log, self._clock, loss)
         self._backoff = Backoff(SHORTEST_RETRY, LONGEST_RETRY, random)
         self._wallClock = wallClock
-        self._following = followingOf(client)
+        self._poller = pollerOf(client)
         self._position: Cursor | None = None if marker is None else Cursor(marker)
         # When the feed was last known to have nothing newer, by the wall clock.
         self._quietAt: float | None = None
@@ -206,17 +207,17 @@ class EventsFeed(Service):
                 if run.isStopping:
                     return
                 delay = backoff.next()
-            except ServiceRegistryError as error:
-                if self._position is not None and isMarkerRefused(error, self._position):
+            except StaleCursor:
+                if self._position is not None:
                     with run.callingOut():
                         self._gap()
                     self._position = Cursor()
-                    delay = backoff.next()
-                else:
-                    delay = retryDelay(backoff, error)
-                    if backoff.failures > 1 and self._lostAt is None:
-                        self._lostAt = self._clock.seconds()
-                        self._log.warn("Event feed unreachable (retrying): {reason}", reason=str(error))
+                delay = backoff.next()
+            except ServiceRegistryError as error:
+                delay = retryDelay(backoff, error)
+                if backoff.failures > 1 and self._lostAt is None:
+                    self._lostAt = self._clock.seconds()
+                    self._log.warn("Event feed unreachable (retrying): {reason}", reason=str(error))
             except Exception:
                 # A defect of this library must not end it.
                 delay = backoff.next()
@@ -238,17 +239,7 @@ class EventsFeed(Service):
 
     async def _begin(self) -> None:
         """Find the end of the feed, where new events will come."""
-        position = Cursor()
-        while True:
-            page = await self._following.read(position)
-            if position.isStale(page):
-                raise MalformedResponse("The event feed does not have the event that it ended with a moment ago")
-            events = position.newer(page)
-            if events:
-                position = position.after(events[-1])
-            if len(page) < PAGE:
-                break
-        self._position = position
+        self._position = await self._poller.readToEnd(Cursor(), [])
         self._quietAt = self._wallClock()
         self._save(None)
 
@@ -281,10 +272,8 @@ class EventsFeed(Service):
         for seconds in _MOMENTS:
             position = Cursor(markerAt(quietAt - seconds))
             try:
-                await self._following.read(position)
-            except BadRequest as error:
-                if not isMarkerRefused(error, position):
-                    raise
+                await self._poller.read(position)
+            except StaleCursor:
                 # The account was younger than that, or our clock is another one than the registry's.
                 continue
             return position
@@ -298,10 +287,10 @@ class EventsFeed(Service):
             if run.isStopping:
                 return
         if self._wantsMarker:
-            page = await self._following.read(position)
+            page = await self._poller.read(position)
             events: Sequence[Event] = page
         else:
-            page = await self._following.after(position, self._quiet)
+            page = await self._poller.after(position, self._quiet)
             if position.isStale(page) and not self._hasExpired(position):
                 with run.callingOut():
                     self._gap()

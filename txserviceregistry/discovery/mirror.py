@@ -22,7 +22,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 
-from ..errors import BadRequest, NotRunning, RateLimited, ServiceRegistryError
+from ..errors import NotRunning, RateLimited, ServiceRegistryError
 from ..types import Event
 from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred
@@ -31,7 +31,8 @@ from ..util.logs import Logger
 from ..util.ownership import checkPath
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from ..util.started import checkRunning, notRunning
-from .poller import PAGE, Cursor, EventPoller, followingOf, isMarkerRefused
+from .cursor import Cursor, StaleCursor
+from .poller import pollerOf
 from .task import BackgroundTask
 
 if TYPE_CHECKING:
@@ -56,10 +57,6 @@ _JITTER = 0.2
 # Seconds between two writes of the file, at least.
 _SAVE_INTERVAL = 5.0
 _FILE_VERSION = 1
-
-
-class _Lost(Exception):
-    """The feed does not know our place in it any more."""
 
 
 def retryDelay(backoff: Backoff, error: Exception) -> float:
@@ -129,7 +126,7 @@ class Mirror(Service, Generic[_T]):
         self._writing = WriteOutage(self._path or "", self._log, self._clock, "a restart finds an older copy")
         self._random = random
         self._wallClock = wallClock
-        self._following: EventPoller = followingOf(client)
+        self._poller = pollerOf(client)
         self._items: dict[str, _T] = {}
         self._position: Cursor | None = None
         # When the copy was last known to equal the registry; by the clock, which a file's age may lie before.
@@ -268,7 +265,7 @@ class Mirror(Service, Generic[_T]):
             error: Exception | None = None
             try:
                 await self._keepCurrent(run, backoff)
-            except _Lost:
+            except StaleCursor:
                 self._log.info("The event feed no longer has the last event: listing all {what} again", what=self.what)
                 self._position = None
             except ServiceRegistryError as caught:
@@ -293,10 +290,10 @@ class Mirror(Service, Generic[_T]):
         """Goes on until something is in the way."""
         missed: list[Event] = []
         if self._position is None:
-            place = await self._endOfFeed()
+            place = await self._poller.readToEnd(Cursor(), [])
         else:
             # What happened while it was out of reach is in the listing; only what happens from here on may not be.
-            place = await self._catchUp(self._position, missed)
+            place = await self._poller.readToEnd(self._position, missed)
         while True:
             listing = await self._listAll(place)
             with run.callingOut():
@@ -315,35 +312,13 @@ class Mirror(Service, Generic[_T]):
             assert self._position is not None
             place = self._position
 
-    async def _endOfFeed(self) -> Cursor:
-        return await self._catchUp(Cursor(), None)
-
-    async def _catchUp(self, position: Cursor, into: list[Event] | None) -> Cursor:
-        """Read to the end that the feed has now."""
-        while True:
-            try:
-                page = await self._following.read(position)
-            except BadRequest as error:
-                if isMarkerRefused(error, position):
-                    raise _Lost()
-                raise
-            if position.isStale(page):
-                raise _Lost()
-            events = position.newer(page)
-            if into is not None:
-                into.extend(events)
-            if events:
-                position = position.after(events[-1])
-            if len(page) < PAGE:
-                return position
-
     async def _listAll(self, place: Cursor) -> _Listing[_T]:
         began = self._clock.seconds()
         items: dict[str, _T] = {}
         async for item in self._list():
             items[item["id"]] = self._valueOf(item)
         events: list[Event] = []
-        place = await self._catchUp(place, events)
+        place = await self._poller.readToEnd(place, events)
         for key, its in self._byKey(events).items():
             merged = self._merge(items.get(key), its)
             if merged is None:
@@ -366,7 +341,7 @@ class Mirror(Service, Generic[_T]):
         left = self._secondsToListing()
         if left <= 0.0:
             return None
-        waiting = self._following.after(self._position)
+        waiting = self._poller.after(self._position)
         isTime = False
 
         def giveUp() -> None:
@@ -377,9 +352,7 @@ class Mirror(Service, Generic[_T]):
         call = None if math.isinf(left) else self._clock.callLater(left, giveUp)
         try:
             page = await waiting
-        except (CancelledError, ServiceRegistryError) as error:
-            if isMarkerRefused(error, self._position):
-                raise _Lost()
+        except (CancelledError, ServiceRegistryError):
             if isTime:
                 return None
             raise
@@ -387,7 +360,7 @@ class Mirror(Service, Generic[_T]):
             if call is not None and call.active():
                 call.cancel()
         if self._position.isStale(page):
-            raise _Lost()
+            raise StaleCursor()
         return page
 
     def _secondsToListing(self) -> float:
@@ -449,9 +422,9 @@ class Mirror(Service, Generic[_T]):
     def _noLongerCurrent(self) -> None:
         if self._isCurrent:
             self._isCurrent = False
-            heard = self._following.heard
+            responded = self._poller.respondedAt
             assert self._currentAt is not None
-            self._currentAt = self._currentAt if heard is None else max(self._currentAt, heard)
+            self._currentAt = self._currentAt if responded is None else max(self._currentAt, responded)
 
     def _lost(self, error: Exception) -> None:
         if self._lostAt is None:

@@ -1,4 +1,4 @@
-"""Following: one request at a time, however many follow the feed of a client."""
+"""EventPoller: one request at a time, however many subscribers a client has."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.poller import Cursor, followingOf
-from txserviceregistry.errors import BadRequest, ConnectionFailed
+from txserviceregistry.discovery.cursor import Cursor, StaleCursor
+from txserviceregistry.discovery.poller import pollerOf
+from txserviceregistry.errors import ConnectionFailed
 from txserviceregistry.testing import FakeRegistry
 
 
-class FollowingTests(SynchronousTestCase):
+class PollerTests(SynchronousTestCase):
     """The shared request, over a registry in memory."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
         self.client = self.fake.client()
         self.other = self.fake.client()
-        self.following = followingOf(self.client)
+        self.poller = pollerOf(self.client)
         self.count = 0
 
     def happen(self) -> str:
@@ -32,7 +33,7 @@ class FollowingTests(SynchronousTestCase):
         return id
 
     def after(self, position: Cursor) -> Deferred[list[Any]]:
-        result = self.following.after(position)
+        result = self.poller.after(position)
         self.fake.flush()
         return result
 
@@ -75,6 +76,18 @@ class FollowingTests(SynchronousTestCase):
             self.successResultOf(client.close())
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
 
+    def test_cancelledWhenToldThatNothingHappened(self) -> None:
+        """A subscriber may leave then, too: no more requests are made on its behalf."""
+        position = Cursor(self.happen(), True)
+        started: list[Deferred[Any]] = []
+        waiting = self.poller.after(position, lambda: [one.cancel() for one in started])
+        started.append(waiting)
+        self.fake.advance(40)
+        self.failureResultOf(waiting, CancelledError)
+        made = len(self.fake.requests)
+        self.fake.advance(300)
+        self.assertEqual(len(self.fake.requests), made)
+
     def test_failuresAreForAll(self) -> None:
         """A request that fails fails for all who waited, each with its own."""
         position = Cursor(self.happen(), True)
@@ -89,9 +102,9 @@ class FollowingTests(SynchronousTestCase):
         good = Cursor(self.happen(), True)
         bad = Cursor("nonsense")
         refused = self.after(bad)
-        self.failureResultOf(refused, BadRequest)
+        self.failureResultOf(refused, StaleCursor)
         waiting = self.after(good)
-        self.failureResultOf(self.after(bad), BadRequest)
+        self.failureResultOf(self.after(bad), StaleCursor)
         self.assertNoResult(waiting)
         self.happen()
         self.successResultOf(waiting)

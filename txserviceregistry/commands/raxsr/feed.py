@@ -10,7 +10,7 @@ from collections.abc import Callable
 from twisted.internet.task import deferLater
 
 from ...client import Client
-from ...discovery.poller import Cursor, isMarkerRefused
+from ...discovery.cursor import Cursor, isMarkerRefused
 from ...errors import (
     AuthenticationFailed,
     ConnectionFailed,

@@ -1,0 +1,107 @@
+"""
+Cursor: a place in the event feed, from which the next page is read.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+import attrs
+
+from ..errors import BadRequest
+from ..types import Event
+
+# The time of a UUID, in units of 100 nanoseconds, begins in 1582 (RFC 9562, section 5.1).
+_UUID_EPOCH = 0x01B21DD213814000
+_TICKS = 10_000_000
+
+# The API's messages for a marker of the event feed that it refuses: not a version-1 UUID, or a time out of range.
+_MARKER_REFUSED = (
+    "Invalid value for 'marker'",
+    "Invalid UUID",
+    "UUID is not version 1",
+    "Unsupported UUID variant",
+    "from parameter must be",
+)
+
+
+class StaleCursor(Exception):
+    """The event feed no longer has the place of a cursor: events may be missing."""
+
+
+@attrs.frozen
+class Cursor:
+    """
+    A place in the feed.
+
+    :ivar marker: the id of the last event that was read; ``None`` for the beginning of what the feed shows without a
+        marker, which is its last hour.
+    :ivar seen: whether that event is known to be one of this feed. Then the next page has to begin with it.
+    """
+
+    marker: str | None = None
+    seen: bool = False
+
+    def newer(self, page: Sequence[Event]) -> list[Event]:
+        """The events after this place, of a page that was requested with this marker."""
+        if self.marker is None:
+            return list(page)
+        return [event for event in page if event["id"].lower() != self.marker.lower()]
+
+    def isStale(self, page: Sequence[Event]) -> bool:
+        """Whether such a page shows that the feed no longer has this place: events before it may be lost as well."""
+        return self.seen and (not page or page[0]["id"] != self.marker)
+
+    def isQuiet(self, page: Sequence[Event]) -> bool:
+        """Whether such a page shows that nothing has happened since."""
+        return not self.isStale(page) and not self.newer(page)
+
+    def after(self, event: Event) -> Cursor:
+        """The place after an event."""
+        return Cursor(event["id"], True)
+
+    @property
+    def time(self) -> float | None:
+        """When the event of the marker happened, in seconds since the epoch; ``None`` without a valid marker."""
+        ticks = ticksOf(self.marker)
+        return None if ticks is None else (ticks - _UUID_EPOCH) / _TICKS
+
+
+def ticksOf(id: str | None) -> int | None:
+    """
+    The time in the id of an event, by which ids are ordered, in units of 100 nanoseconds.
+
+    :return: ``None`` if *id* is not a version-1 UUID.
+    """
+    try:
+        parsed = uuid.UUID(id or "")
+    except ValueError:
+        return None
+    return parsed.time if parsed.version == 1 else None
+
+
+def markerAt(seconds: float) -> str:
+    """
+    The smallest id that an event at a moment can have.
+
+    :param seconds: the moment, since the epoch.
+    """
+    ticks = _UUID_EPOCH + int(seconds * _TICKS)
+    fields = (ticks & 0xFFFFFFFF, ticks >> 32 & 0xFFFF, ticks >> 48 & 0x0FFF, 0, 0, 0)
+    return str(uuid.UUID(fields=fields, version=1))
+
+
+def isMarkerRefused(error: BaseException | None, cursor: Cursor) -> bool:
+    """
+    Whether an error says that the registry does not accept the marker of *cursor*.
+
+    Only the API's own faults about markers count. Any other response with the same status (the page of a proxy, a fault
+    about another parameter) says nothing about the place in the feed.
+    """
+    return (
+        cursor.marker is not None
+        and isinstance(error, BadRequest)
+        and (error.status, error.type) == (400, "badRequest")
+        and (error.message.startswith(_MARKER_REFUSED) or error.details.startswith(_MARKER_REFUSED))
+    )
