@@ -1,13 +1,27 @@
 """
-The size of heartbeat batches, where a proxy or the registry refuses larger ones.
+What to do when heartbeat batches fail: are they too large, are batches not accepted at all, or is there an outage?
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from enum import Enum
 
-from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound
+import attrs
+
+from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound, RequestTimedOut, isUnknown
+from ..util.backoff import Backoff
+from ..util.logs import Logger
+from ..util.tries import LONGEST_DELAY
+from .schedule import BatchedService
+
+# After so many failures in a row a batch that is refused is split although one of its size was accepted before, and
+# after so many one that fails in another way.
+_MANY_REFUSALS = 2
+_MANY_FAILURES = 5
+# For each single heartbeat that is accepted while batches fail, so many more services send single heartbeats.
+_MORE_ALONE = 4
 
 
 def isRefusal(error: object) -> bool:
@@ -86,3 +100,142 @@ class BatchSize:
         self._proven = max(self._proven, count)
         if self.isLimited and count >= self.most and self.mayTry:
             self.most = min(self._largest, 2 * count)
+
+
+class Action(Enum):
+    """What is done with the services of a batch that has failed."""
+
+    #: Send smaller batches at once.
+    SPLIT = "split"
+    #: Send single heartbeats for all services: not even a batch of one is accepted.
+    DISSOLVE = "dissolve"
+    #: Send them again in a batch, after a delay.
+    RETRY = "retry"
+
+
+@attrs.frozen
+class Reaction:
+    """
+    :ivar action: what is done.
+    :ivar delay: after how many seconds it is done.
+    :ivar alone: of how many services single heartbeats are sent, to find out whether these are accepted.
+    """
+
+    action: Action
+    delay: float = 0.0
+    alone: int = 0
+
+
+class BatchProbe:
+    """
+    Decides what is done about batches that fail.
+
+    While batches fail and nothing else is known, one service sends a single heartbeat. If it comes back, its heartbeat
+    was accepted: then more services follow it, and batches become smaller. If it does not come back, it is an outage.
+
+    :param size: the size of batches.
+    :param largest: heartbeats in a batch at most.
+    :param random: gives numbers from 0 to 1.
+    """
+
+    _log = Logger()
+
+    def __init__(self, size: BatchSize, largest: int, random: Callable[[], float]) -> None:
+        self._size = size
+        self._largest = largest
+        self._backoff = Backoff(0.1, LONGEST_DELAY, random)
+        # The services that send single heartbeats, and how many came back since a batch was accepted.
+        self._alone: set[BatchedService] = set()
+        self._backAlone = 0
+        # How many heartbeats the last batch had that failed, and why it did.
+        self._failedCount = 0
+        self._failedFor = ""
+
+    @property
+    def failures(self) -> int:
+        """How many batches have failed in a row."""
+        return self._backoff.failures
+
+    @property
+    def most(self) -> int:
+        """Heartbeats in the next batch at most."""
+        # A size of one is that of an outage, as long as no service that was sent alone is back.
+        return self._largest if self._alone and self._size.most <= 1 else max(1, self._size.most)
+
+    def begin(self, services: Iterable[BatchedService]) -> None:
+        """These services send single heartbeats from now on."""
+        self._alone.update(services)
+
+    def discard(self, service: BatchedService) -> None:
+        """A service has ended."""
+        self._alone.discard(service)
+
+    def isBack(self, service: BatchedService) -> bool:
+        """A service joins. Whether it sent single heartbeats, one of which was accepted."""
+        if service not in self._alone:
+            return False
+        self._alone.discard(service)
+        self._backAlone += 1
+        return True
+
+    def accepted(self, count: int) -> None:
+        """A batch of *count* heartbeats was accepted."""
+        failures = self._backoff.failures
+        self._backoff.reset()
+        if self._backAlone and failures > _MANY_REFUSALS and count < self._failedCount:
+            # A smaller one is accepted, and single ones are.
+            self.refused(self._failedCount, self._failedFor)
+        self._backAlone = 0
+        if count >= self._failedCount or self._size.isLimited:
+            self._alone.clear()
+        wasLimited = self._size.isLimited
+        self._size.accepted(count)
+        if wasLimited and not self._size.isLimited:
+            self._log.info("A batch of {count} heartbeats is accepted again", count=count)
+
+    def refused(self, count: int, reason: str) -> None:
+        """A batch of *count* heartbeats was too large."""
+        if not self._size.isLimited:
+            self._log.warn(
+                "A batch of {count} heartbeats was refused, smaller ones are sent: {reason}", count=count, reason=reason
+            )
+        self._size.refused(count)
+
+    def refusedLate(self, count: int, reason: str) -> None:
+        """A late batch of *count* heartbeats was refused."""
+        if not self._alone:
+            self.refused(count, reason)
+
+    def failed(self, error: BaseException, count: int, reason: str) -> Reaction:
+        """A batch of *count* heartbeats failed."""
+        self._failedCount, self._failedFor = count, reason
+        isRefused = isRefusal(error)
+        mayBeBatch = isRefused or isUnknown(error)
+        if mayBeBatch and self._isItsSize(isRefused, count):
+            self.refused(count, reason)
+            if count > 1:
+                return Reaction(Action.SPLIT)
+            if self._backAlone or self._size.isClosed:
+                self._size.close()
+                return Reaction(Action.DISSOLVE)
+        delay = self._backoff.next()
+        mayFindOut = isRefused or self._backAlone > 0 or not self._alone
+        if not (mayBeBatch and mayFindOut):
+            return Reaction(Action.RETRY, delay)
+        if self._backoff.failures == 1 and (not isRefused or self._size.isProven(count)):
+            return Reaction(Action.RETRY, delay)
+        # After another try that takes as long as one that hangs it would be too late for the others.
+        more = count if isinstance(error, RequestTimedOut) else _MORE_ALONE
+        return Reaction(Action.RETRY, delay, max(1, more * self._backAlone))
+
+    def _isItsSize(self, isRefused: bool, count: int) -> bool:
+        """Whether a batch that failed may have been too large, rather than met an outage."""
+        failures = self._backoff.failures
+        if self._backAlone and failures >= _MANY_FAILURES:
+            # Single heartbeats are accepted meanwhile.
+            return True
+        if self._alone and not self._backAlone:
+            return False
+        if isRefused and (not self._size.isProven(count) or failures >= _MANY_REFUSALS):
+            return True
+        return self._size.isTrial(count)

@@ -50,7 +50,7 @@ class _HeartBeater(Protocol):
 
     def setTimeout(self, heartbeatTimeout: int) -> None: ...
 
-    def beatNow(self) -> None: ...
+    def sendNow(self) -> None: ...
 
     def onStateChange(self, listener: Callable[[str], None]) -> None: ...
 
@@ -394,7 +394,7 @@ class DesiredState:
                     self._isRegistered = False
                     heartBeater = self._heartBeater and self._heartBeater()
                     if heartBeater:
-                        heartBeater.beatNow()
+                        heartBeater.sendNow()
                     return
                 if not hasFailed and backoff.failures:
                     hasFailed = True

@@ -26,9 +26,8 @@ from ..util.concurrency import PrioritySemaphore
 from ..util.deferred import returnsDeferred
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from ..util.suspend import SuspendWatch
-from .batching import HeartbeatBatcher
+from .batching import HeartbeatBatcher, HeartbeatContext
 from .batchsize import BatchSize, isRefusal
-from .context import HeartbeatContext
 from .creation import ServiceCreator
 from .desired import DesiredState, DesiredStates
 from .heartbeater import HeartBeater

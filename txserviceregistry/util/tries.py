@@ -19,6 +19,8 @@ _T = TypeVar("_T")
 
 #: The shortest time after which a try is late, in seconds: a real network needs as much.
 SHORTEST_TRY = 0.05
+#: The longest delay between two tries, in seconds, however long nothing has answered.
+LONGEST_DELAY = 15.0
 
 # The longest time after which a try is late that began after the deadline, in seconds.
 _LONGEST_AFTER = 10.0

@@ -25,6 +25,7 @@ from txserviceregistry.heartbeats.batchsize import BatchSize
 from txserviceregistry.heartbeats.stalls import StallWatch
 from txserviceregistry.http.jsontransport import ClientClosed
 from txserviceregistry.http.messages import WhenLate
+from txserviceregistry.util.tries import delayBefore
 
 
 class Service:
@@ -48,6 +49,12 @@ class Service:
 
     def tryTimeout(self) -> float:
         return max(0.05, self.secondsLeft() / 3)
+
+    def retryDelay(self, delay: float) -> float:
+        return delayBefore(min(delay, self.interval / 2), self.secondsLeft())
+
+    def slept(self, seconds: float) -> None:
+        self.deadline -= seconds
 
     def answered(self, sent: float, token: str) -> None:
         self.beats.append(sent)

@@ -189,6 +189,19 @@ class HeartBeaterTests(SynchronousTestCase):
         self.pass_(1)
         self.assertEqual(self.services.tokens, ["t0"] * 3 + ["t1"])
 
+    def test_aLateResponseLeavesLessTimeForTheNextHeartbeat(self) -> None:
+        """The next one is sent an interval after the answered one was sent: at once, if that time has passed."""
+        self.late(3)
+        while self.clock.seconds() < 2.5:
+            self.clock.advance(0.01)
+        self.services.answer = None
+        before = len(self.services.beats)
+        self.services.hanging[0].callback({"token": "t1"})
+        self.clock.advance(0)
+        self.assertEqual(self.services.tokens[before:], ["t1"])
+        self.pass_(1.7)
+        self.assertEqual(len(self.services.beats), before + 1)
+
     def test_theAnswerToALateTryCountsBetweenTries(self) -> None:
         """Also while the next try waits for its time, or for a turn."""
         beater = self.late(2)
@@ -507,6 +520,20 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertGreater(len(self.services.beats), 0)
         self.assertTrue(beater.healthy)
 
+    def test_aCheckMayStopIt(self) -> None:
+        """Nothing is sent after that, whatever the check returns, and nothing is left on the reactor."""
+        for result in (True, False, succeed(True), Deferred()):
+            beaters: list[HeartBeater] = []
+
+            def check(result: Any = result, beaters: list[HeartBeater] = beaters) -> Any:
+                beaters[0].stop()
+                return result
+
+            beaters.append(self.beater(check=check))
+            beaters[0].start()
+            self.assertFalse(beaters[0].running)
+            self.assertEqual((self.services.beats, self.clock.getDelayedCalls()), ([], []))
+
     # -- the end
 
     def test_stopLeavesNothing(self) -> None:
@@ -533,6 +560,17 @@ class HeartBeaterTests(SynchronousTestCase):
         beater.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_aListenerMayStopIt(self) -> None:
+        """In each state: nothing is sent after that, and nothing is left on the reactor."""
+        for state, answer in (("registering", GONE), ("registered", GONE), ("unreachable", ServerError(500))):
+            self.setUp()
+            beater = self.beater(3, register=lambda: succeed("again"))
+            beater.onStateChange(lambda now, state=state, stop=beater.stop: stop() if now == state else None)
+            self.services.answer = answer
+            beater.start()
+            self.pass_(10)
+            self.assertEqual((beater.state, self.clock.getDelayedCalls()), ("stopped", []), state)
+
     def test_startsAgain(self) -> None:
         """After a stop in the middle of a heartbeat it can be started again: one loop runs."""
         beater = self.beater()
@@ -544,6 +582,20 @@ class HeartBeaterTests(SynchronousTestCase):
         beater.start()
         self.pass_(25)
         self.assertEqual(len(self.services.beats), 3)
+
+    def test_aTokenThatCannotBeKept(self) -> None:
+        """If what is called with each token fails, that is logged, and the heartbeat is repeated with the old token."""
+        errors = [ValueError("no"), ValueError("no")]
+
+        def keep(token: str, proven: str) -> None:
+            if errors:
+                raise errors.pop()
+
+        beater = self.beater(keep=keep)
+        beater.start()
+        self.pass_(1)
+        self.assertEqual((self.services.tokens, beater.nextToken), (["t0", "t0", "t0"], "t3"))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
 
     def test_anAlienCancellationIsAFailureLikeAnother(self) -> None:
         """A CancelledError that is not stop()'s own does not end the beats."""

@@ -24,7 +24,7 @@ from zope.interface import implementer
 from ...client import Client
 from ...clock import useMonotonic
 from ...errors import InvalidSettings
-from ...heartbeats.heartbeater import HEARTBEAT_FAILED
+from ...heartbeats.single import HEARTBEAT_FAILED
 from ...registration import REGISTERED_AT
 from ...settings import Settings, defaultDataDir
 from ...util.deferred import returnsDeferred
