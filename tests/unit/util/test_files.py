@@ -80,21 +80,21 @@ class UnwritableFileTests(SynchronousTestCase):
         # What a file holds must not depend on the umask.
         self.addCleanup(os.umask, os.umask(0))
         keeper.startService()
-        self.change(100)
+        self.change(20)
         began = (
             "warn",
             f"File {self.path} can't be written: No such file or directory. Until it can, {loss}",
         )
         self.assertEqual(self.lines, [began])
         self.folder.mkdir(0o700)
-        self.change(100)
+        self.change(20)
         ended = ("info", f"File {self.path} is written again")
         self.assertEqual(self.lines, [began, ended])
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
         self.path.unlink()
         self.folder.joinpath("kept.claim").unlink(missing_ok=True)
         self.assertEqual(os.listdir(self.folder), [])
-        self.change(100)
+        self.change(20)
         self.assertEqual(self.lines, [began, ended])
         keeper.stopService()
         self.fake.advance(1)
