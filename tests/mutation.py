@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import itertools
 import random
 import shutil
 import subprocess
@@ -23,8 +24,14 @@ import attrs
 
 from . import ROOT
 
-_AREAS = ("heartbeats/**/*.py", "registry/core.py", "registry/stores/memory*.py", "registry/stores/sqlite/**/*.py")
-# Run first, those of the area before the others, and the whole of tests.unit for what survives them.
+_AREAS = (
+    "heartbeats/*.py",
+    "registry/core.py",
+    "registry/feed.py",
+    "registry/stores/memory.py",
+    "registry/stores/sqlite/*.py",
+)
+# Run first, those of the part that is broken before the others, and all unit tests for what survives them.
 _TESTS = ("tests.unit.heartbeats", "tests.unit.registry")
 # A break that makes the tests take so many times as long as they do without one is noticed.
 _PATIENCE = 5
@@ -36,8 +43,9 @@ class Break:
     One change of the program.
 
     :ivar path: the module, relative to the project.
-    :ivar line: where it is, from 1 on.
-    :ivar was: the statement, or the condition, in one line.
+    :ivar line: its line.
+    :ivar what: what is done to it: ``deleted`` or ``inverted``.
+    :ivar was: the statement, or the condition, on one line.
     :ivar source: the module with the change.
     """
 
@@ -85,15 +93,15 @@ def main(arguments: list[str]) -> int:
 def draw(seed: int, count: int) -> list[Break]:
     """So many breaks, each of another statement."""
     package = ROOT / "txserviceregistry"
-    paths = sorted({path for area in _AREAS for path in package.glob(area)})
-    breaks = [each for path in paths for each in breaksOf(path)]
+    paths = [path for area in _AREAS for path in sorted(package.glob(area))]
+    breaks = [each for path in paths for each in breaksOf(path.relative_to(ROOT), path.read_text(encoding="utf-8"))]
     return random.Random(seed).sample(breaks, count)
 
 
-def breaksOf(path: Path) -> Iterator[Break]:
-    """One break for each statement of the functions in a module that does something by itself."""
-    source = path.read_text(encoding="utf-8")
-    lines = source.splitlines(keepends=True)
+def breaksOf(path: Path, source: str) -> Iterator[Break]:
+    """One break for each statement and each condition in the functions of a module."""
+    code = source.encode()
+    starts = [0, *itertools.accumulate(len(line) for line in code.splitlines(keepends=True))]
     tree = ast.parse(source)
     functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     seen: set[tuple[int, int]] = set()
@@ -109,16 +117,18 @@ def breaksOf(path: Path) -> Iterator[Break]:
             # A function in a function is met twice.
             continue
         seen.add(place)
-        was = ast.get_source_segment(source, changed) or ""
+        assert changed.end_lineno is not None and changed.end_col_offset is not None
+        # Columns are counted in bytes.
+        begin = starts[changed.lineno - 1] + changed.col_offset
+        end = starts[changed.end_lineno - 1] + changed.end_col_offset
+        was = code[begin:end].decode()
         text = f"(not ({was}))" if what == "inverted" else "pass"
-        begin = lines[changed.lineno - 1].encode()[: changed.col_offset].decode()
-        end = lines[changed.end_lineno - 1].encode()[changed.end_col_offset :].decode()
-        broken = [*lines[: changed.lineno - 1], begin + text + end, *lines[changed.end_lineno :]]
-        yield Break(path.relative_to(ROOT), changed.lineno, what, " ".join(was.split()), "".join(broken))
+        broken = code[:begin] + text.encode() + code[end:]
+        yield Break(path, changed.lineno, what, " ".join(was.split()), broken.decode())
 
 
 def _actsAlone(node: ast.AST) -> bool:
-    """Whether a node is a simple statement that is there for what it does: no docstring, and nothing for mypy alone."""
+    """Whether a node is a simple statement that does something: neither a docstring nor a declaration of a type."""
     if isinstance(node, ast.Expr):
         return not isinstance(node.value, ast.Constant)
     if isinstance(node, ast.AnnAssign):
