@@ -54,7 +54,7 @@ class BytesProducer:
 
 
 class FixedHeaders(Headers):
-    """Headers that are never changed, so that what is made of them can be kept."""
+    """All headers of a request, Host among them. They are never changed, so that what is made of them can be kept."""
 
     __slots__ = ("_encoded", "_last")
 

@@ -230,7 +230,7 @@ class JSONTransport:
         :param left: how many servers are left, this one included.
         :raises _Away: if it could not do its work.
         """
-        url = request.url
+        url, leave = request.url, request.leave
         for attempt in range(1, _MOST_STALE + 1):
             try:
                 answer = await self._attempt(request, server, url, left)
@@ -246,7 +246,7 @@ class JSONTransport:
         if not isAway:
             self._servers.worked(server)
             self._wasAnswered = True
-        response = Response(status, headers, value, answer.body, request.method, url, partial(self._left, server))
+        response = Response(status, headers, value, answer.body, request.method, url, leave)
         if isAway:
             raise _Away(response)
         return response

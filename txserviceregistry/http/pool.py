@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Hashable
 from typing import Any, cast
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import (
     IHandshakeListener,
@@ -184,13 +185,13 @@ class ConnectionPool(HTTPConnectionPool):
     def getConnection(self, key: Hashable, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
         """See HTTPConnectionPool."""
         given: Deferred[Any] = super().getConnection(key, endpoint)
-        return given.addCallback(self._given, key)
+        isKnown = given.called and isinstance(given.result, _Connection) and given.result.isGiven
+        return given if isKnown else given.addCallback(self._isNew, key)
 
-    def _given(self, connection: _Connection, key: Hashable) -> _Connection:
-        if not connection.isGiven:
-            connection.isGiven = True
-            transport: Any = connection.transport
-            self._hasAddress(key, str(transport.getHost().host))
+    def _isNew(self, connection: _Connection, key: Hashable) -> _Connection:
+        connection.isGiven = True
+        transport: Any = connection.transport
+        self._hasAddress(key, str(transport.getHost().host))
         return connection
 
     def localAddress(self, url: str) -> str | None:
@@ -246,27 +247,19 @@ class ConnectionPool(HTTPConnectionPool):
 
 
 @implementer(IClientRequest)
+@attrs.define(eq=False)
 class _Request:
     """
     A request whose body is in memory, as Twisted's connections want one: written with its headers at once. Twisted's
     own is made for bodies that come by and by, and costs several times as much.
     """
 
-    def __init__(
-        self,
-        method: bytes,
-        uri: bytes,
-        path: bytes,
-        headers: FixedHeaders,
-        body: BytesProducer | None,
-        persistent: bool,
-    ) -> None:
-        self.method = method
-        self.absoluteURI = uri
-        self.uri = path
-        self.headers = headers
-        self.bodyProducer = body
-        self.persistent = persistent
+    method: bytes
+    absoluteURI: bytes
+    uri: bytes
+    headers: FixedHeaders
+    bodyProducer: BytesProducer | None
+    persistent: bool
 
     def writeTo(self, transport: ITransport) -> Deferred[None]:
         """
@@ -319,7 +312,6 @@ class PooledAgent:
         pieces = uri.split(b"/", 3)
         if (
             not isinstance(headers, FixedHeaders)
-            or not headers.hasHeader(b"Host")
             or not (bodyProducer is None or isinstance(bodyProducer, BytesProducer))
             or len(pieces) != 4
             or not _PLAIN.fullmatch(uri)

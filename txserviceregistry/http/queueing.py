@@ -149,7 +149,8 @@ class _Origin:
 
     def release(self, job: _Job) -> None:
         self.active.discard(job)
-        self.startWaiting()
+        if self.waiting:
+            self.startWaiting()
 
     def startWaiting(self) -> None:
         # Requests that are answered at once (in memory) come back here while they start: one loop is enough.
