@@ -1,8 +1,7 @@
 """
-Where URLs and credentials come from: arguments, the environment, INI files, a registry on this machine.
+URLs and credentials from arguments, the environment, INI files and the registry of this machine.
 
-Each value is looked up in that order, by itself, and only when it is needed: a file that nothing is wanted of is not
-read.
+Each value is looked up by itself in that order. A file is read only when a value is needed that may be in it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import configparser
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,7 +21,6 @@ from .errors import InvalidSettings
 
 __all__ = [
     "DEFAULT_URL",
-    "Setting",
     "Settings",
     "authUrlFor",
     "defaultDataDir",
@@ -47,7 +45,7 @@ _NAMES: dict[str, tuple[str, tuple[str, str] | None]] = {
     "caFile": ("RAXSR_CA_FILE", ("ssl", "ca_file")),
 }
 
-# The options that each section of an INI file may have. Other sections are somebody else's.
+# The options that each section of an INI file may have. Other sections belong to other programs.
 _OPTIONS: dict[str, list[str]] = {}
 for _, _place in _NAMES.values():
     if _place is not None:
@@ -62,15 +60,15 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @attrs.frozen
-class Setting:
+class _Setting:
     """
-    A value, and where it comes from.
+    A value and its source.
 
-    :ivar value: the text, as it stands there. May be a secret.
-    :ivar source: for texts: an argument's name, a variable's, or a file with a line's number.
+    :ivar source: for messages: an argument, an environment variable, or a file and a line number.
     :ivar path: the file, if it comes from one.
     """
 
+    # It may be a secret.
     value: str = attrs.field(repr=False)
     source: str
     path: Path | None = None
@@ -79,20 +77,19 @@ class Setting:
 @attrs.frozen
 class Settings:
     """
-    What a client needs to know before it can ask anything.
+    What a client needs for its first request.
 
     :ivar username: the user's name.
     :ivar apiKey: the user's key, a secret.
-    :ivar baseUrls: the registry's URLs, without the tenant; empty: what the Auth API's catalog says for the region.
+    :ivar baseUrls: the registry's URLs, without the tenant; empty if the Auth API's catalog has them.
     :ivar authUrls: the Auth API's URLs.
-    :ivar region: which registry to take of a catalog with several.
+    :ivar region: selects a registry of a catalog with several.
     :ivar verify: whether TLS certificates are verified.
-    :ivar caFile: the certificates to trust, instead of those that the platform trusts.
-    :ivar sources: where each came from, for texts, by the name of the argument of :func:`readSettings`. Settings that
-        differ in this only are equal.
-    :ivar raxrcPath: the INI file that the key comes from, if it comes from one; absolute.
-    :ivar readAgain: finds out what holds by now: what :func:`readSettings` does with the same arguments, in the same
-        environment and places; ``None`` if the settings were not read but made.
+    :ivar caFile: a file with the certificates to trust, instead of those that the platform trusts.
+    :ivar sources: the source of each value, for messages, by the name of the argument of :func:`readSettings`. Settings
+        that differ only in their sources are equal.
+    :ivar raxrcPath: the absolute path of the INI file that contains the key, if one does.
+    :ivar readAgain: reads the settings again, from the same places; ``None`` if they were not read.
     """
 
     username: str
@@ -119,19 +116,19 @@ def _homeIn(environ: Mapping[str, str], home: Path | None) -> Path | None:
 
 def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
     """
-    Where the registry of this machine keeps its data: ``RAXSR_DATA_DIR``, else ``$XDG_STATE_HOME/txserviceregistry``,
+    The data directory of the registry of this machine: ``RAXSR_DATA_DIR``, else ``$XDG_STATE_HOME/txserviceregistry``,
     else ``~/.local/state/txserviceregistry``.
 
     :param environ: the environment; the process's own by default.
-    :param home: the user's home directory; by default what the environment says.
-    :raises InvalidSettings: if none of these is known: the user has no home directory.
+    :param home: the user's home directory; by default the one in the environment.
+    :raises InvalidSettings: if the user has no home directory, and the environment names no other one.
     """
     environ = os.environ if environ is None else environ
     found = _dataDirIn(environ, _homeIn(environ, home))
     if found is None:
         raise InvalidSettings(
-            "There is no default data directory, because this user has no home directory (HOME is not set, and there "
-            "is no passwd entry): give --data-dir, or set RAXSR_DATA_DIR"
+            "No default data directory: this user has no home directory (HOME is not set, and there is no passwd "
+            "entry). Give --data-dir, or set RAXSR_DATA_DIR"
         )
     return found
 
@@ -140,7 +137,7 @@ def _dataDirIn(environ: Mapping[str, str], home: Path | None) -> Path | None:
     if environ.get("RAXSR_DATA_DIR"):
         return Path(environ["RAXSR_DATA_DIR"])
     state = environ.get("XDG_STATE_HOME", "")
-    # The XDG specification: a relative path there is invalid, and to be ignored.
+    # The XDG specification: ignore relative paths.
     if os.path.isabs(state):
         return Path(state) / "txserviceregistry"
     return None if home is None else home / ".local" / "state" / "txserviceregistry"
@@ -148,52 +145,50 @@ def _dataDirIn(environ: Mapping[str, str], home: Path | None) -> Path | None:
 
 def parseUrls(text: str | Iterable[str], source: str) -> tuple[str, ...]:
     """
-    One URL or several, separated by commas, in one form: no slash at the end, no port that goes without saying.
+    One URL or several, separated by commas, in a normal form: without a slash at the end, and without a default port.
 
     :param text: the URLs, or a sequence of them.
-    :param source: where they come from, for texts.
-    :raises InvalidSettings: if one can't be used. No text shows one that holds a password.
+    :param source: their source, for messages.
+    :raises InvalidSettings: if one can't be used. A URL with a password is not shown.
     """
     pieces = text.split(",") if isinstance(text, str) else list(text)
     urls = tuple(dict.fromkeys(_parseUrl(piece.strip(), source) for piece in pieces if piece.strip()))
     if not urls:
-        raise InvalidSettings(f"{source}: there is no URL in it")
+        raise InvalidSettings(f"{source}: no URL given")
     return urls
 
 
 def _parseUrl(url: str, source: str) -> str:
     if "@" in url.partition("?")[0]:
-        raise InvalidSettings(f"{source}: a URL must not hold a username or a password; they are settings of their own")
+        raise InvalidSettings(f"{source}: a URL must not contain a username or a password. Give them as settings")
+    wrong = f"{source}: invalid URL {url!r}. Use the form http://HOST:PORT/PATH or https://HOST:PORT/PATH"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
         host = host if host.isascii() else host.encode("idna").decode("ascii")
     except ValueError:
-        raise InvalidSettings(f"{source}: {url!r} is no URL")
-    if parts.scheme not in _DEFAULT_PORTS or not host:
-        raise InvalidSettings(
-            f"{source}: {url!r} is no URL of the form http://HOST:PORT/PATH or https://HOST:PORT/PATH"
-        )
-    if parts.query or parts.fragment or not re.fullmatch(r"[!-~]*", parts.path):
-        raise InvalidSettings(f"{source}: {url!r} must have a plain path, and nothing behind it")
+        raise InvalidSettings(wrong)
+    isPlain = re.fullmatch(r"[!-~]*", parts.path) and not parts.query and not parts.fragment
+    if parts.scheme not in _DEFAULT_PORTS or not host or not isPlain:
+        raise InvalidSettings(wrong)
     host = f"[{host}]" if ":" in host else host
     netloc = host if port is None or port == _DEFAULT_PORTS[parts.scheme] else f"{host}:{port}"
     return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
 
 
 def authUrlFor(baseUrl: str) -> str:
-    """Where the Auth API is when nobody says: beside the registry, as ours has it."""
+    """The default URL of the Auth API: beside the registry's, as the registry of this package has it."""
     parts = urlsplit(baseUrl)
     return f"{parts.scheme}://{parts.netloc}/v2.0"
 
 
 class _IniFile:
     """
-    An INI file, read when it is first asked.
+    An INI file, which is read when a value is first needed.
 
-    :param mustExist: whether it is an error if there is none.
-    :param isReadAgain: whether somebody has read it before. What is no file may give its text only once: a second
-        reading of a pipe could take for ever.
+    :param mustExist: whether a missing file is an error.
+    :param isReadAgain: whether it was read before. A pipe, for example, may give its text only once: to read it again
+        could take forever.
     """
 
     def __init__(self, path: Path, *, mustExist: bool, isReadAgain: bool) -> None:
@@ -203,49 +198,48 @@ class _IniFile:
         self._parser: configparser.ConfigParser | None = None
         self._lines: list[str] = []
 
-    def get(self, name: str) -> Setting | None:
+    def get(self, name: str) -> _Setting | None:
         place = _NAMES[name][1]
         if place is None:
             return None
-        if self._parser is None:
-            self._parser = self._read()
+        self._parser = self._parser or self._read()
         value = (self._parser.get(*place, fallback="") or "").strip()
         if not value:
             return None
         source = f"{self.path}, line {self._lineOf(*place)} ([{place[0]}] {place[1]})"
-        return Setting(value, source, self.path.absolute())
+        return _Setting(value, source, self.path.absolute())
 
     def _read(self) -> configparser.ConfigParser:
         parser = configparser.ConfigParser(interpolation=None, default_section="")
         try:
             if self._isReadAgain and not stat.S_ISREG(self.path.stat().st_mode):
-                raise InvalidSettings(f"{self.path} can't be read again: it is no regular file")
+                raise InvalidSettings(f"{self.path} can't be read again: not a regular file")
             text = self.path.read_text("utf-8-sig")
         except (FileNotFoundError, NotADirectoryError):
             if self._mustExist:
-                raise InvalidSettings(f"{self.path}, which RAXSR_RAXRC names, does not exist")
+                raise InvalidSettings(f"RAXSR_RAXRC: file {self.path} does not exist")
             return parser
         except OSError as error:
             raise InvalidSettings(f"{self.path} can't be read: {error.strerror}")
         except UnicodeDecodeError:
-            raise InvalidSettings(f"{self.path} can't be read: it is no UTF-8 text")
+            raise InvalidSettings(f"{self.path} can't be read: invalid UTF-8")
         self._lines = text.splitlines()
         try:
             parser.read_string(text)
-        # The parser's own texts show the line: it may hold the key.
+        # The parser's own messages show the line, which may contain the key.
         except configparser.MissingSectionHeaderError as error:
-            raise InvalidSettings(f"{self.path}, line {error.lineno}: a [section] has to come before anything else")
+            raise InvalidSettings(f"{self.path}, line {error.lineno}: the first line must be a [section]")
         except configparser.ParsingError as error:
-            raise InvalidSettings(f"{self.path}, line {error.errors[0][0]}: neither [section] nor option = value")
+            raise InvalidSettings(f"{self.path}, line {error.errors[0][0]}: expected [section] or option = value")
         except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
-            raise InvalidSettings(f"{self.path}, line {error.lineno}: this is there twice")
+            raise InvalidSettings(f"{self.path}, line {error.lineno}: duplicate section or option")
         for section, options in _OPTIONS.items():
             for option in parser.options(section) if parser.has_section(section) else ():
                 if option not in options:
-                    # It is not shown: what somebody wrote in the wrong way may be the key.
+                    # It is not shown, because it may be the key.
                     line = self._lineOf(section, option)
                     raise InvalidSettings(
-                        f"{self.path}, line {line}: [{section}] has no such option, but {' and '.join(options)}"
+                        f"{self.path}, line {line}: unknown option in [{section}]. Use {' or '.join(options)}"
                     )
         return parser
 
@@ -261,9 +255,11 @@ class _IniFile:
 
 class _Lookup:
     """
-    The places to look at, in their order.
+    The places of settings, in their order.
 
-    :param isReadAgain: whether somebody has looked before.
+    :param explicit: the values that were given.
+    :param tls: whether anything about TLS is needed.
+    :param isReadAgain: whether the settings were read before.
     """
 
     def __init__(
@@ -272,59 +268,97 @@ class _Lookup:
         environ: Mapping[str, str],
         home: Path | None,
         *,
+        tls: bool = True,
         isReadAgain: bool = False,
     ) -> None:
         self._explicit = explicit
         self._environ = environ
+        self._home = home
+        self._tls = tls
         named = environ.get("RAXSR_RAXRC")
         # Without a home directory, the files in it do not exist.
         path = Path(named) if named else None if home is None else home / ".raxrc"
-        self.files = [_IniFile(path, mustExist=bool(named), isReadAgain=isReadAgain)] if path else []
+        self._file = _IniFile(path, mustExist=bool(named), isReadAgain=isReadAgain) if path else None
         dataDir = _dataDirIn(environ, home)
-        self.local = _IniFile(dataDir / "raxrc", mustExist=False, isReadAgain=isReadAgain) if dataDir else None
-        self.sources: dict[str, str] = {}
+        self._local = _IniFile(dataDir / "raxrc", mustExist=False, isReadAgain=isReadAgain) if dataDir else None
+        self._sources: dict[str, str] = {}
 
-    def get(self, name: str, *, local: bool = True) -> Setting | None:
+    def get(self, name: str, *, local: bool = True) -> _Setting | None:
         """Find a value; *local* says whether the registry of this machine may give it."""
-        for place in self._places(local):
-            setting = place(name)
-            if setting is not None:
-                self.sources[name] = setting.source
-                return setting
-        return None
-
-    def _places(self, local: bool) -> Iterator[Callable[[str], Setting | None]]:
-        yield self._fromArgument
-        yield self._fromEnvironment
-        for file in self.files:
-            yield file.get
-        if local and self.local is not None:
-            yield self.local.get
-
-    def _fromArgument(self, name: str) -> Setting | None:
         value = self._explicit.get(name)
-        return None if value is None else Setting(value, f"the argument {name}")
+        setting = self._fromEnvironment(name) if value is None else _Setting(value, f"the argument {name}")
+        for file in (self._file, self._local if local else None):
+            if setting is None and file is not None:
+                setting = file.get(name)
+        if setting is not None:
+            self._sources[name] = setting.source
+        return setting
 
-    def _fromEnvironment(self, name: str) -> Setting | None:
+    def _fromEnvironment(self, name: str) -> _Setting | None:
         variable = _NAMES[name][0]
         value = self._environ.get(variable, "").strip()
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            # Python puts half of a surrogate pair in place of a byte that it can't decode. It may be in a secret.
+            # Python decodes an invalid byte to half of a surrogate pair. It may be in a secret.
             raise InvalidSettings(
-                f"the environment variable {variable} is not text in the encoding of the locale: write it in UTF-8, in "
+                f"the environment variable {variable} is not text in the encoding of the locale. Write it in UTF-8, in "
                 "a UTF-8 locale such as LC_ALL=C.UTF-8"
             ) from None
-        return Setting(value, f"the environment variable {variable}") if value else None
+        return _Setting(value, f"the environment variable {variable}") if value else None
 
-    def isLocal(self, setting: Setting) -> bool:
-        """Whether it is the registry of this machine that has given a value."""
-        return self.local is not None and setting.path == self.local.path.absolute()
+    def read(self) -> Settings:
+        """What :func:`readSettings` returns."""
+        base, auth = self._urls()
+        user, key = self.get("username"), self.get("apiKey")
+        withheld = ""
+        if key is not None and self._local is not None and key.path == self._local.path.absolute():
+            withheld = _whyNotLocal(self._local, user, [*base, *auth])
+            key = None if withheld else key
+        if user is None or key is None:
+            missing = " and no ".join(
+                name for name, setting in (("username", user), ("API key", key)) if setting is None
+            )
+            files = [str(file.path) for file in (self._file, self._local) if file is not None]
+            raise InvalidSettings(
+                f"No {missing} for {(base or auth)[0]}. Set RAXSR_USERNAME and RAXSR_API_KEY, or start "
+                f"service-registry-agent (searched: {', '.join(files) or 'no file, no home directory'}{withheld})"
+            )
+        # The certificate of this machine's registry is not valid for any other.
+        isLocal = all(self.get(name, local=False) is None for name in ("baseUrl", "authUrl"))
+        ca = self.get("caFile", local=isLocal) if self._tls else None
+        region = self.get("region")
+        # The working directory may be another one by then: twistd in the background changes it.
+        paths = {name: os.path.abspath(self._environ[name]) for name in _PATHS if self._environ.get(name)}
+        self._environ = {**self._environ, **paths}
+        self._home = None if self._home is None else self._home.absolute()
+        return Settings(
+            username=user.value,
+            apiKey=key.value,
+            baseUrls=base,
+            authUrls=auth,
+            region=_DEFAULT_REGION if region is None else region.value,
+            verify=_boolean(self.get("verify")) if self._tls else True,
+            caFile=None if ca is None else ca.value,
+            sources=self._sources,
+            raxrcPath=key.path,
+            readAgain=self._readAgain,
+        )
 
-    def paths(self) -> str:
-        files = [str(file.path) for file in [*self.files, self.local] if file is not None]
-        return " and ".join(files) or "no file, because this user has no home directory"
+    def _readAgain(self) -> Settings:
+        return _Lookup(self._explicit, self._environ, self._home, tls=self._tls, isReadAgain=True).read()
+
+    def _urls(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        base, auth = self.get("baseUrl", local=False), self.get("authUrl", local=False)
+        if base is None and auth is None:
+            base, auth = self.get("baseUrl"), self.get("authUrl")
+        if base is None and auth is None:
+            self._sources["baseUrl"] = "the default"
+            base = _Setting(DEFAULT_URL, "the default")
+        baseUrls = () if base is None else parseUrls(base.value, base.source)
+        if auth is not None:
+            return baseUrls, tuple(url.removesuffix("/tokens") for url in parseUrls(auth.value, auth.source))
+        return baseUrls, tuple(dict.fromkeys(map(authUrlFor, baseUrls)))
 
 
 def readSettings(
@@ -341,22 +375,22 @@ def readSettings(
     home: Path | None = None,
 ) -> Settings:
     """
-    Find what was not given.
+    The settings of a client: these values, and what is found for those that are not given.
 
-    The URLs of the registry on this machine are used only when nothing else names a URL of either kind. With an Auth
-    API's URL and no registry's, the registry is found through the Auth API's catalog; with a registry's only, the Auth
-    API is expected beside it, at ``/v2.0``; with neither, the registry is :data:`DEFAULT_URL`.
+    The URLs of the registry on this machine are used only when nothing else names a URL of either kind. With a URL of
+    the Auth API only, its catalog has the registry's. With a URL of the registry only, the Auth API is expected beside
+    it, at ``/v2.0``. Without both, the registry is :data:`DEFAULT_URL`.
 
     :param username: the user's name.
     :param apiKey: the user's key.
     :param baseUrl: the registry's URL without the tenant; or several, in a sequence or separated by commas.
     :param authUrl: the Auth API's URL, or several.
-    :param region: which registry to take of a catalog with several.
+    :param region: selects a registry of a catalog with several.
     :param verify: whether TLS certificates are verified.
     :param caFile: a PEM file with the certificates to trust.
-    :param tls: false if nothing about TLS is needed, because somebody else does the connecting.
+    :param tls: false if nothing about TLS is needed, because the client is given an agent.
     :param environ: the environment; the process's own by default.
-    :param home: the user's home directory; by default what the environment says.
+    :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if a value or a file can't be used, or there are no credentials.
     """
     environ = os.environ if environ is None else environ
@@ -369,75 +403,16 @@ def readSettings(
         "verify": None if verify is None else str(verify),
         "caFile": caFile,
     }
-    return _Reader(explicit, environ, _homeIn(environ, home), tls).read()
-
-
-@attrs.frozen
-class _Reader:
-    """
-    Reads settings, and reads them again.
-
-    :ivar explicit: the values that were given.
-    :ivar tls: whether anything about TLS is needed.
-    """
-
-    explicit: Mapping[str, str | None] = attrs.field(repr=False)
-    environ: Mapping[str, str] = attrs.field(repr=False)
-    home: Path | None
-    tls: bool
-    isReadAgain: bool = False
-
-    def read(self) -> Settings:
-        found = _Lookup(self.explicit, self.environ, self.home, isReadAgain=self.isReadAgain)
-        base, auth = _urls(found)
-        user, key = found.get("username"), found.get("apiKey")
-        withheld = ""
-        if key is not None and found.isLocal(key):
-            withheld = _whyNotLocal(found, user, [*base, *auth])
-            key = None if withheld else key
-        if user is None or key is None:
-            missing = " and ".join(
-                name for name, setting in (("no username", user), ("no API key", key)) if setting is None
-            )
-            raise InvalidSettings(
-                f"There is {missing} for the service registry at {', '.join(base or auth)}. Give username and apiKey, "
-                "set RAXSR_USERNAME and RAXSR_API_KEY, or write them under [credentials] into ~/.raxrc. A registry "
-                "that runs on this machine (twistd -n --pidfile= service-registry-agent starts one) leaves them in a "
-                f"file of its own. Looked at: {found.paths()}{withheld}"
-            )
-        # The certificate of this machine's registry says nothing about any other.
-        isLocal = all(found.get(name, local=False) is None for name in ("baseUrl", "authUrl"))
-        ca = found.get("caFile", local=isLocal) if self.tls else None
-        where = found.get("region")
-        return Settings(
-            username=user.value,
-            apiKey=key.value,
-            baseUrls=base,
-            authUrls=auth,
-            region=_DEFAULT_REGION if where is None else where.value,
-            verify=_boolean(found.get("verify")) if self.tls else True,
-            caFile=None if ca is None else ca.value,
-            sources=found.sources,
-            raxrcPath=key.path,
-            readAgain=self._again().read,
-        )
-
-    def _again(self) -> _Reader:
-        if self.isReadAgain:
-            return self
-        # The working directory may be another one by then: twistd in the background changes it.
-        paths = {name: os.path.abspath(self.environ[name]) for name in _PATHS if self.environ.get(name)}
-        home = None if self.home is None else self.home.absolute()
-        return attrs.evolve(self, environ={**self.environ, **paths}, home=home, isReadAgain=True)
+    return _Lookup(explicit, environ, _homeIn(environ, home), tls=tls).read()
 
 
 def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = None) -> bool:
     """
-    Whether the environment or the user's INI file names a registry, or who to be there; what a registry on this
-    machine has left in its data directory does not count.
+    Whether the environment or the user's INI file names a registry or credentials. The data directory of a registry on
+    this machine does not count.
 
     :param environ: the environment; the process's own by default.
-    :param home: the user's home directory; by default what the environment says.
+    :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if a file can't be used.
     """
     environ = os.environ if environ is None else environ
@@ -445,32 +420,16 @@ def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = 
     return any(found.get(name, local=False) for name in ("baseUrl", "authUrl", "username", "apiKey"))
 
 
-def _urls(found: _Lookup) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    base = found.get("baseUrl", local=False)
-    auth = found.get("authUrl", local=False)
-    if base is None and auth is None:
-        base, auth = found.get("baseUrl"), found.get("authUrl")
-    if base is None and auth is None:
-        found.sources["baseUrl"] = "the default"
-        base = Setting(DEFAULT_URL, "the default")
-    baseUrls = () if base is None else parseUrls(base.value, base.source)
-    if auth is not None:
-        return baseUrls, tuple(url.removesuffix("/tokens") for url in parseUrls(auth.value, auth.source))
-    return baseUrls, tuple(dict.fromkeys(map(authUrlFor, baseUrls)))
-
-
-def _whyNotLocal(found: _Lookup, user: Setting | None, urls: Iterable[str]) -> str:
-    """Why the API key of this machine's registry is not for this user there, to be added to a text; else nothing."""
-    if found.local is None:
-        return ""
-    owner = found.local.get("username")
+def _whyNotLocal(local: _IniFile, user: _Setting | None, urls: Iterable[str]) -> str:
+    """Why the API key of this machine's registry is not for this user there, to end a message; empty if it is."""
+    owner = local.get("username")
     if owner is None or user is None or owner.value != user.value:
-        return f"; the API key in {found.local.path} is for another user"
-    own = [found.local.get(name) for name in ("baseUrl", "authUrl")]
+        return f"; the API key in {local.path} is for another user"
+    own = [local.get(name) for name in ("baseUrl", "authUrl")]
     hosts = {urlsplit(url).hostname for each in own if each is not None for url in parseUrls(each.value, each.source)}
     if all(_isLoopback(host) or host in hosts for host in (urlsplit(url).hostname for url in urls)):
         return ""
-    return f"; the API key in {found.local.path} is for the registry on this machine, and sent to no other"
+    return f"; the API key in {local.path} is only for the registry on this machine"
 
 
 def _isLoopback(host: str | None) -> bool:
@@ -482,10 +441,10 @@ def _isLoopback(host: str | None) -> bool:
         return False
 
 
-def _boolean(setting: Setting | None) -> bool:
+def _boolean(setting: _Setting | None) -> bool:
     if setting is None:
         return True
     try:
         return _BOOLEANS[setting.value.lower()]
     except KeyError:
-        raise InvalidSettings(f"{setting.source}: {setting.value!r} is neither true nor false")
+        raise InvalidSettings(f"{setting.source}: invalid value {setting.value!r}. Use true or false")

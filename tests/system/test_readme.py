@@ -35,7 +35,7 @@ class ReadmeTests(ProcessTestCase):
         application = self.twistd("-y", self.write("app.py", app.replace("8000", str(freePorts(1)[0]))))
         # There is no registry yet, and not even credentials for one.
         await application.ended
-        self.assertIn("There is no username", application.output + application.errors)
+        self.assertIn("No username", application.output + application.errors)
         registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1")
         await registry.says("Credentials")
         application = self.twistd("-y", self.write("app.py", app.replace("8000", str(freePorts(1)[0]))))

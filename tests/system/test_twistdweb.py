@@ -75,7 +75,7 @@ class TwistdWebTests(ProcessTestCase):
         for listen, expected in (
             ("registered:id=web1:endpoint=tcp:0", r"Write registered:id=web1:endpoint=tcp\:0"),
             (r"registered:id=x:endpoint=tcp\:0", "id=x is not made of 3 to 65 characters"),
-            (r"registered:id=web1:endpoint=tcp\:0", "There is no username and no API key"),
+            (r"registered:id=web1:endpoint=tcp\:0", "No username and no API key"),
         ):
             child = await self.twistd("web", "--listen", listen, "--path", ".").ended
             said = child.output + child.errors

@@ -409,7 +409,7 @@ class ConstructionTests(SynchronousTestCase):
             (lambda: self.written("second", api="http://elsewhere/v1.0"), "another URL of the registry by now"),
             (lambda: self.written("second", auth_api="http://elsewhere/v2.0"), "another URL of the Auth API by now"),
             (lambda: self.written("second", "jim"), "another user by now"),
-            (lambda: (self.home / ".raxrc").write_text("being written"), "a [section] has to come before"),
+            (lambda: (self.home / ".raxrc").write_text("being written"), "the first line must be a [section]"),
             (
                 lambda: (self.home / ".raxrc").write_text("[api]\nurl=http://a/v1.0\n[auth_api]\nurl=http://a/v2.0\n"),
                 "another file for the API key by now",

@@ -93,5 +93,5 @@ class EtcdOptionsTests(SynchronousTestCase):
 
     def test_valuesThatAreNone(self) -> None:
         """A URL or a prefix that can't be one is repeated, with what is wrong with it."""
-        self.assertTrue(self.refused(etcd="nonsense").startswith("'nonsense' is no URL"))
+        self.assertTrue(self.refused(etcd="nonsense").startswith("invalid URL 'nonsense'"))
         self.assertIn("'registry'", self.refused(prefix="registry"))
