@@ -57,9 +57,10 @@ class Cursor:
         """Whether such a page shows that nothing has happened since."""
         return not self.isStale(page) and not self.newer(page)
 
-    def after(self, event: Event) -> Cursor:
+    @classmethod
+    def after(cls, event: Event) -> Cursor:
         """The place after an event."""
-        return Cursor(event["id"], True)
+        return cls(event["id"], True)
 
     @property
     def time(self) -> float | None:

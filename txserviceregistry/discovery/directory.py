@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..api.shapes import readService
 from ..types import Event, Service
+from ..util.listeners import Listeners
 from .mirror import Mirror
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Directory(Mirror[Service]):
             raise TypeError(f"tag is {tag!r}, but it has to be a string: a Directory has one tag, or all services")
         super().__init__(client, refresh=refresh, path=path, random=random, wallClock=wallClock)
         self.tag = tag
-        self._listeners: list[Callable[[Change, Service], None]] = []
+        self._listeners: Listeners[[Change, Service]] = Listeners(self._log, "services")
         self._ofTag: dict[str, dict[str, Service]] = {}
         # What forTag has given out: as long as nothing of the tag changes it is the very same sequence.
         self._given: dict[str, tuple[Service, ...]] = {}
@@ -109,14 +110,7 @@ class Directory(Mirror[Service]):
             was). When all had to be listed again, one that is not there any more is a ``remove``, whatever the reason.
         :return: a function that ends it.
         """
-        entry = _Entry(listener)
-        self._listeners.append(entry)
-
-        def end() -> None:
-            if entry in self._listeners:
-                self._listeners.remove(entry)
-
-        return end
+        return self._listeners.add(listener)
 
     # -- Mirror
 
@@ -163,32 +157,15 @@ class Directory(Mirror[Service]):
             self._ofTag.setdefault(tag, {})[key] = cast(Service, new)
         if new is None:
             kind = _KINDS.get(event["type"], "remove") if event is not None else "remove"
-            self._tell("remove" if kind == "join" else kind, cast(Service, old))
+            self._listeners.call("remove" if kind == "join" else kind, cast(Service, old))
         elif old is None:
-            self._tell("join", new)
+            self._listeners.call("join", new)
         elif event is not None and event["type"] == "service.join":
             # The old one has ended unnoticed.
-            self._tell("remove", old)
-            self._tell("join", new)
+            self._listeners.call("remove", old)
+            self._listeners.call("join", new)
         else:
-            self._tell("update", new)
-
-    def _tell(self, kind: Change, service: Service) -> None:
-        for listener in list(self._listeners):
-            try:
-                listener(kind, service)
-            except Exception:
-                self._log.failure("A listener to the services failed at {kind} of {id}", kind=kind, id=service["id"])
-
-
-class _Entry:
-    """One listener's place in the list: the same function may listen twice."""
-
-    def __init__(self, listener: Callable[[Change, Service], None]) -> None:
-        self._listener = listener
-
-    def __call__(self, kind: Change, service: Service) -> None:
-        self._listener(kind, service)
+            self._listeners.call("update", new)
 
 
 def _service(item: Any, lastSeen: int | None) -> Service:

@@ -125,7 +125,7 @@ class EventPoller:
             events = cursor.newer(page)
             into.extend(events)
             if events:
-                cursor = cursor.after(events[-1])
+                cursor = Cursor.after(events[-1])
             if len(page) < PAGE:
                 return cursor
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 import os
 import random as randomModule
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from twisted.internet.defer import Deferred
 
 from ..api.shapes import readConfigurationValue
 from ..types import Event
-from ..util.started import checkRunning
+from ..util.listeners import Listeners
+from .iteration import ItemQueue
 from .mirror import Mirror
 
 if TYPE_CHECKING:
@@ -77,8 +76,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         """
         super().__init__(client, refresh=None, path=path, random=random, wallClock=wallClock)
         self.namespace = None if namespace is None else _normal(namespace)
-        self._listeners: list[Callable[[ConfigurationChange], None]] = []
-        self._queues: list[_Queue] = []
+        self._listeners: Listeners[[ConfigurationChange]] = Listeners(self._log, "configuration values")
 
     def __repr__(self) -> str:
         return f"<ConfigurationWatcher of {len(self._items)} values below {self.namespace or '/'}>"
@@ -104,11 +102,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         :return: a function that ends it.
         """
 
-        def hear(change: ConfigurationChange) -> None:
-            listener(change)
-
-        self._listeners.append(hear)
-        return lambda: self._listeners.remove(hear) if hear in self._listeners else None
+        return self._listeners.add(listener)
 
     def onKey(self, key: str, listener: Callable[[str | None], None]) -> Callable[[], None]:
         """
@@ -138,15 +132,8 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         :class:`~txserviceregistry.errors.NotRunning` if the watcher is not running, and is not the child of a service
         that will start it.
         """
-        return _Changes(self._queues, lambda: checkRunning(self, self._running is not None))
-
-    def stopService(self) -> Deferred[None]:
-        """See :class:`~txserviceregistry.discovery.mirror.Mirror`; iterators end."""
-        stopped = super().stopService()
-        for queue in list(self._queues):
-            queue.end()
-        self._queues.clear()
-        return stopped
+        queue: ItemQueue[ConfigurationChange] = ItemQueue()
+        return self._iterate(queue, self._listeners.add(queue.put))
 
     # -- Mirror
 
@@ -170,80 +157,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         return self._valueOf(readConfigurationValue({"id": key, "value": value}))
 
     def _changed(self, key: str, old: str | None, new: str | None, event: Event | None) -> None:
-        change = ConfigurationChange(key, old, new)
-        for listener in list(self._listeners):
-            try:
-                listener(change)
-            except Exception:
-                self._log.failure("A listener to configuration values failed at {key}", key=key)
-        for queue in list(self._queues):
-            queue.put(change)
-
-
-class _Queue:
-    """
-    Changes that wait to be asked for by an iterator.
-
-    The watcher knows this and not the iterator, so that one that is dropped goes away.
-    """
-
-    def __init__(self) -> None:
-        self.changes: deque[ConfigurationChange] = deque()
-        self.isOver = False
-        self._asking: Deferred[None] | None = None
-
-    def put(self, change: ConfigurationChange) -> None:
-        """One more."""
-        self.changes.append(change)
-        self._wake()
-
-    def end(self) -> None:
-        """There will be no more."""
-        self.isOver = True
-        self._wake()
-
-    def wait(self) -> Deferred[None]:
-        """Fires when there is something to do."""
-        self._asking = Deferred()
-        return self._asking
-
-    def _wake(self) -> None:
-        asking, self._asking = self._asking, None
-        if asking is not None and not asking.called:
-            asking.callback(None)
-
-
-class _Changes(AsyncIterator[ConfigurationChange]):
-    """The changes of a watcher, for ``async for``."""
-
-    def __init__(self, place: list[_Queue], check: Callable[[], None]) -> None:
-        self._place = place
-        self._check = check
-        self._queue = _Queue()
-        place.append(self._queue)
-
-    async def __anext__(self) -> ConfigurationChange:
-        queue = self._queue
-        while not queue.changes:
-            if queue.isOver:
-                self._forget()
-                raise StopAsyncIteration
-            self._check()
-            await queue.wait()
-        return queue.changes.popleft()
-
-    async def aclose(self) -> None:
-        """Want no more."""
-        self._queue.changes.clear()
-        self._forget()
-        self._queue.end()
-
-    def __del__(self) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
-        if self._queue in self._place:
-            self._place.remove(self._queue)
+        self._listeners.call(ConfigurationChange(key, old, new))
 
 
 def _normal(namespace: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.discovery import ConfigurationWatcher, EventsFeed, RegistryAgent, RegistryEndpoint
@@ -313,6 +314,28 @@ class DirectoryTests(SynchronousTestCase):
         self.fake.flush()
         self.assertEqual(heard, ["web1"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_aDefectOfTheLibrary(self) -> None:
+        """An error that nothing is prepared for is logged once, with its traceback, and does not end the directory."""
+        client = self.fake.client()
+        iterate = client.services.iterate
+        broken = 5
+
+        def fail(tag: str | None) -> Any:
+            nonlocal broken
+            broken -= 1
+            return iterate(tag) if broken < 0 else 1 / 0
+
+        client.services.iterate = fail  # type: ignore[assignment] # what a directory uses of it
+        self.create("web1")
+        directory = self.directory(client=client)
+        with capturedLogs() as events:
+            self.fake.advance(30)
+        self.assertEqual((self.ids(directory), directory.stale), (["web1"], 0.0))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        lines = [str(formatEvent(event)) for event in events if event["log_namespace"].endswith("Directory")]
+        self.assertEqual(len(lines), 1)
+        self.assertRegex(lines[0], "^The services are current again after [0-9]+ s$")
 
     def test_stoppedAndStartedByAListener(self) -> None:
         """Both from within a listener, while it lists and while it follows: one run goes on, and nothing is missed."""

@@ -363,6 +363,19 @@ class FeedTests(SynchronousTestCase):
             self.assertEqual(gaps, [1], lives)
             self.end(feed)
 
+    def test_dataLostDuringAnAbsence(self) -> None:
+        """When the registry refuses the position after a long absence, that is one gap, and the last hour follows."""
+        feed = self.feed()
+        gaps: list[int] = []
+        feed.onGap(lambda: gaps.append(len(self.heard)))
+        self.happen()
+        self.fake.stop()
+        self.fake.advance(4 * 3600)
+        self.fake.start(keepData=False)
+        self.happen(2)
+        self.fake.advance(40)
+        self.assertEqual((self.numbers(), gaps), ([1, 2, 3], [1]))
+
     def test_aLongAbsenceWithoutAnEvent(self) -> None:
         """Where no event shows whether others are missing, it is a gap after as long as the protocol keeps events."""
         for days, expected in ((29, []), (31, [1])):
@@ -404,6 +417,26 @@ class FeedTests(SynchronousTestCase):
         self.successResultOf(feed.stopService())
         self.successResultOf(ended)
         self.assertEqual(seen, [1, 2, 5])
+
+    def test_stoppedWhileAnIteratorHasAnEvent(self) -> None:
+        """The event comes again, and is marked, when the feed is started again."""
+        feed = self.feed(listener=lambda event: None)
+
+        async def take() -> Any:
+            return await anext(events)
+
+        events = aiter(feed)
+        feed.onEvent(self.heard.append)
+        taken = Deferred.fromCoroutine(take())
+        self.happen(2)
+        self.assertEqual(self.successResultOf(taken)["payload"]["new_value"], "1")
+        self.successResultOf(feed.stopService())
+        self.failureResultOf(Deferred.fromCoroutine(take()), StopAsyncIteration)
+        self.assertEqual(self.heard, [])
+        feed.startService()
+        self.fake.flush()
+        self.assertEqual(self.numbers(), [1, 2])
+        self.assertEqual([event.get("redelivered", False) for event in self.heard], [True, False])
 
     def test_stoppedByAListener(self) -> None:
         """A listener may stop the feed from within; it is done with the event then."""

@@ -1,0 +1,206 @@
+"""
+Subscriber: what all services that read the event feed have in common, from their start to their stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from ..errors import RateLimited, ServiceRegistryError
+from ..util.backoff import Backoff
+from ..util.files import WriteOutage, replaceFile
+from ..util.listeners import Listeners
+from ..util.logs import Logger
+from ..util.outage import Outage
+from ..util.ownership import checkPath
+from ..util.started import checkRunning
+from .cursor import StaleCursor
+from .iteration import ItemQueue, Items
+from .poller import pollerOf
+from .task import BackgroundTask
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+_T = TypeVar("_T")
+
+# Seconds between two attempts to reach a registry that is unreachable; the first one is made at once.
+_SHORTEST_RETRY = 0.5
+_LONGEST_RETRY = 10.0
+
+
+class Subscriber(Service):
+    """
+    A service that reads the event feed, step by step, and retries what fails.
+
+    :cvar what: what it has, for the log.
+    :cvar outageBegins: the log line when it fails, with ``{what}`` and ``{reason}``.
+    :cvar outageEnds: the log line when it succeeds again, with ``{what}`` and ``{seconds}``.
+    :cvar fileLoss: the consequence of a file that can't be written, as a clause.
+    """
+
+    _log = Logger()
+    what = ""
+    outageBegins = ""
+    outageEnds = ""
+    fileLoss = ""
+
+    def __init__(
+        self,
+        client: Client,
+        path: str | os.PathLike[str] | None,
+        random: Callable[[], float],
+        wallClock: Callable[[], float],
+    ) -> None:
+        """
+        :param client: makes the requests.
+        :param path: a file that keeps its state across restarts, if there is one.
+        :param random: gives numbers from 0 to 1.
+        :param wallClock: seconds since the epoch.
+        """
+        self._client = client
+        self._clock = client.clock
+        self._random = random
+        self._wallClock = wallClock
+        self._path = None if path is None else os.fspath(path)
+        self._poller = pollerOf(client)
+        self._backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random)
+        # The first failure is followed by a retry at once.
+        self._outage = Outage(self._log, self._clock, self.outageBegins, self.outageEnds, after=2, what=self.what)
+        self._writeOutage = WriteOutage(self._path or "", self._log, self._clock, self.fileLoss)
+        self._stopListeners: Listeners[[]] = Listeners(self._log, "a stop")
+        self._running: BackgroundTask | None = None
+        self._ending: BackgroundTask | None = None
+
+    # -- what a kind of subscriber does
+
+    def _load(self) -> None:
+        """Continue with what the file has. May call listeners."""
+        raise NotImplementedError
+
+    async def _step(self, run: BackgroundTask) -> None:
+        """
+        Make the next request, and do what follows from the response.
+
+        :raises StaleCursor: if the feed no longer has the position.
+        """
+        raise NotImplementedError
+
+    def _positionLost(self) -> None:
+        """The feed no longer has the position. May call listeners."""
+        raise NotImplementedError
+
+    def _interrupted(self) -> None:
+        """A step has failed."""
+
+    def _stop(self, run: BackgroundTask) -> Deferred[None]:
+        return run.stop()
+
+    # -- IService
+
+    def startService(self) -> None:
+        """Begin. Never fails."""
+        Service.startService(self)
+        if self._running is not None:
+            return
+        self._running = run = BackgroundTask(self._ending)
+        with run.callingOut():
+            self._load()
+        run.begin(self._run).addErrback(
+            lambda failure: self._log.failure("Updates of the {what} ended", failure, what=self.what)
+        )
+
+    def stopService(self) -> Deferred[None]:
+        """
+        End.
+
+        :return: fires when nothing of it is left on the reactor.
+        """
+        Service.stopService(self)
+        if self._running is not None:
+            self._ending, self._running = self._running, None
+        stopped: Deferred[None] = succeed(None) if self._ending is None else self._stop(self._ending)
+        self._stopListeners.call()
+        return stopped
+
+    async def _run(self, run: BackgroundTask) -> None:
+        while not run.isStopping:
+            try:
+                await self._step(run)
+            except CancelledError:
+                # Not every cancellation is a stop: a client that is closed cancels its requests.
+                delay = self._backoff.next()
+            except StaleCursor:
+                with run.callingOut():
+                    self._positionLost()
+                delay = self._backoff.next()
+            except ServiceRegistryError as error:
+                delay = self._backoff.next()
+                if isinstance(error, RateLimited):
+                    delay = max(delay, error.retryAfter or _LONGEST_RETRY)
+                self._outage.failed(reason=str(error))
+            except Exception as error:
+                # A defect of this library must not end it.
+                delay = self._backoff.next()
+                self._outage.failed(Failure(), reason=str(error))
+            else:
+                self._succeeded()
+                continue
+            self._interrupted()
+            if not run.isStopping:
+                await deferLater(self._clock, delay)
+
+    def _succeeded(self) -> None:
+        """The registry has responded: an outage is over."""
+        self._backoff.reset()
+        self._outage.succeeded()
+
+    def _iterate(self, queue: ItemQueue[_T], forget: Callable[[], None]) -> Items[_T]:
+        """
+        An iterator over a queue, which ends with the service.
+
+        :param forget: stops the items.
+        """
+
+        def check() -> None:
+            checkRunning(self, self._running is not None)
+
+        return Items(queue, check, forget, self._stopListeners.add(queue.end))
+
+    # -- the file
+
+    def _writeFile(self, content: Any) -> None:
+        if self._path is None:
+            return
+        try:
+            checkPath(self._path)
+            replaceFile(self._path, json.dumps(content))
+        except OSError as error:
+            self._writeOutage.notWritten(error)
+        else:
+            self._writeOutage.succeeded()
+
+    def _readFile(self, parse: Callable[[Any], _T]) -> _T | None:
+        """
+        What *parse* makes of the file; ``None`` without a valid file.
+
+        :param parse: is given the JSON. Raises an error if that is not valid, for example a KeyError.
+        """
+        if self._path is None:
+            return None
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                return parse(json.load(file))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._log.warn("File {path} ignored: {reason!r}", path=self._path, reason=error)
+            return None
