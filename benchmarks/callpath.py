@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
-from .beaters import beating
+from .beaters import heartbeating
 from .harness import Api, Figure, Registry, inReactor, registry
 
 _PACKAGE = "txserviceregistry"
@@ -79,7 +79,7 @@ def _atTheClient(server: Registry, token: str) -> dict[str, _Calls]:
     async def work(reactor: Any) -> None:
         from txserviceregistry import Client
 
-        async with beating(reactor, server.settings, "client", _TIMEOUT, token, False) as beat:
+        async with heartbeating(reactor, server.settings, "client", _TIMEOUT, token, False) as beat:
             await beat(10)
             recorder.start()
             await beat(_COUNT)
