@@ -48,10 +48,8 @@ class Registry:
 
     Every method fails with a :class:`~txserviceregistry.registry.faults.Fault` where a rule is broken, and with the
     fault 503 while the store is unavailable. Cancelling a Deferred ends the waiting only: what the store was asked to
-    change is seen through, so that deadlines and store agree.
-
-    A service is hidden from its deadline on; its expiration is persisted soon after. What memory holds of a service
-    belongs to one *incarnation* of it, and every change names the incarnation that it is about.
+    change is seen through, so that deadlines and store agree. A service is hidden from its deadline on; its expiration
+    is persisted soon after. Every change names the *incarnation* of the service that it is about.
 
     :param store: is open, and stays open until the registry has stopped.
     :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
@@ -130,11 +128,7 @@ class Registry:
         """
         self.feed.stop()
         self._live.stop()
-        self._endLogs()
         await self._tasks.whenIdle()
-        self._endLogs()
-
-    def _endLogs(self) -> None:
         self._registered.stop()
         self._deregistered.stop()
 
@@ -184,12 +178,11 @@ class Registry:
         return self._tasks.serialized((tenant, service.id), lambda: self._create(tenant, service))
 
     async def _create(self, tenant: str, service: NewService) -> str:
-        record: ServiceRecord | None = None
-        while record is None:
-            record = await self._tryToCreate(tenant, service)
+        while (record := await self._tryToCreate(tenant, service)) is None:
+            pass
         self._live.track(record.summary(tenant))
         self._registered.add(tenant, record.id)
-        self._registered.tell()
+        self._registered.flush()
         return self._tokens.first(tenant, record.id, record.incarnation)
 
     async def _tryToCreate(self, tenant: str, service: NewService) -> ServiceRecord | None:
@@ -289,7 +282,7 @@ class Registry:
         await self._applied(state, self._changed((tenant,), removing))
         self._deadlines.forget(tenant, id, state.incarnation)
         self._deregistered.add(tenant, id)
-        self._deregistered.tell()
+        self._deregistered.flush()
 
     async def _stateOf(self, tenant: str, id: str) -> ServiceState:
         if self._cluster is not None:

@@ -1,6 +1,6 @@
 """
-The data directory of a registry: whose it is (one registry at a time), and the ``raxrc`` in it, which tells the
-programs on this machine where the registry is and how to get in.
+The data directory of a registry, which one registry uses at a time, and the ``raxrc`` in it, from which the programs on
+this machine take URLs and credentials.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class DataDirectory:
 
     @property
     def storePath(self) -> Path:
-        """The file that the sqlite store keeps."""
+        """The file of the sqlite store."""
         return self.path / "registry.sqlite"
 
     @property
     def certificatePath(self) -> Path:
-        """The certificate that nobody vouches for but this registry, for the programs on this machine."""
+        """The registry's self-signed certificate, for the programs on this machine."""
         return self.path / "certificate.pem"
 
     @property
@@ -53,7 +53,7 @@ class DataDirectory:
         """
         Make the directory if it is not there, for its owner only.
 
-        :raises DataDirectoryError: if that can't be, or see :meth:`checkOwners`.
+        :raises DataDirectoryError: if it can't be made, or see :meth:`checkOwners`.
         """
         try:
             self.checkOwners()
@@ -61,13 +61,13 @@ class DataDirectory:
             # Another user may have been quicker.
             self.checkOwners()
         except FileExistsError:
-            raise DataDirectoryError(f"the data directory {self.path} is a file; name a folder")
+            raise DataDirectoryError(f"the data directory {self.path} is a file; choose a directory")
         except OSError as error:
             raise self._unwritable(error)
 
     def checkOwners(self) -> None:
         """
-        See that root can work in the directory.
+        Check that root can work in the directory safely.
 
         :raises DataDirectoryError: if this process is root's and another user controls the directory, or the one to
             which the store's file is a symbolic link: root would follow the links that this user puts there.
@@ -78,7 +78,7 @@ class DataDirectory:
                 checkPath(self.storePath)
         except UnsafePath as error:
             raise DataDirectoryError(
-                f"root can't use the data directory {self.path} safely: {error.filename}: {error.strerror}. Run this "
+                f"root can't use the data directory {self.path} safely: {error.filename}: {error.strerror}; run this "
                 "as the directory's owner"
             )
         except OSError as error:
@@ -86,9 +86,9 @@ class DataDirectory:
 
     def hasStore(self) -> bool:
         """
-        Whether there is a file of the sqlite store, or what one has left: a log that has changes.
+        Whether there is a file of the sqlite store, or a log that has changes.
 
-        :raises DataDirectoryError: if one can't look.
+        :raises DataDirectoryError: if the directory can't be read.
         """
         try:
             return sqlitefile.isThere(str(self.storePath))
@@ -97,7 +97,7 @@ class DataDirectory:
 
     def open(self) -> None:
         """
-        Make the directory if it is not there, for its owner only, and take it for this process.
+        Make the directory if it is not there, for its owner only, and lock it for this process.
 
         :raises DataDirectoryError: if it can't be written, or if another registry uses it.
         """
@@ -118,12 +118,12 @@ class DataDirectory:
         except OSError:
             os.close(lock)
             raise DataDirectoryError(
-                f"another registry runs over the data directory {self.path}. Stop it, or give another --data-dir"
+                f"another registry uses the data directory {self.path}; stop it, or choose another --data-dir"
             )
         return lock
 
     def _holds(self, lock: int) -> bool:
-        """Whether the file that is locked is the one that other registries would lock."""
+        """Whether the locked file is the one that other registries would lock."""
         try:
             return os.path.samestat(os.stat(self._lockPath), os.fstat(lock))
         except OSError:
@@ -131,8 +131,8 @@ class DataDirectory:
 
     def hold(self) -> None:
         """
-        See that no other registry can have taken the directory since it was opened. A lock file that was removed is
-        made again; one that was replaced is lost, because another registry may have changed what this one knows.
+        Check that no other registry can have taken the directory since it was opened. A lock file that was removed is
+        made again; one that was replaced is lost, because another registry may have changed the data.
 
         :raises DataDirectoryError: if it is lost, from then on each time.
         """
@@ -150,7 +150,7 @@ class DataDirectory:
         )
 
     def close(self) -> None:
-        """Let others have it."""
+        """Unlock the directory."""
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -171,7 +171,7 @@ class DataDirectory:
 
     def credentials(self) -> tuple[str, str] | None:
         """
-        User name and API key out of the ``raxrc``, or ``None`` if it has none.
+        User name and API key in the ``raxrc``, or ``None`` if it has none.
 
         :raises DataDirectoryError: if the file can't be read.
         """
@@ -190,7 +190,7 @@ class DataDirectory:
 
     def forgetCredentials(self) -> None:
         """
-        Take user name and API key out of the ``raxrc``; what else is in it stays.
+        Remove user name and API key from the ``raxrc``; the rest stays.
 
         :raises DataDirectoryError: if the file can't be read or written.
         """
@@ -198,10 +198,10 @@ class DataDirectory:
 
     def keepUrls(self, url: str, authUrl: str, certificate: bytes | None = None) -> None:
         """
-        Write the URLs of the API and of the Auth API to the ``raxrc``; what else is in it stays.
+        Write the URLs of the API and of the Auth API to the ``raxrc``; the rest stays.
 
-        :param certificate: the PEM certificate that clients of these URLs have to trust because nobody vouches for it;
-            a ``ca_file`` that was written for an earlier one goes.
+        :param certificate: the self-signed certificate (PEM) that clients of these URLs have to trust; if ``None``, a
+            ``ca_file`` that was written for an earlier one is removed.
         :raises DataDirectoryError: if a file can't be read or written.
         """
         own, caFile = str(self.certificatePath.absolute()), ("ssl", "ca_file")
@@ -222,7 +222,7 @@ class DataDirectory:
         except OSError as error:
             raise DataDirectoryError(f"can't read {self.raxrcPath}: {error.strerror}")
         except (configparser.Error, UnicodeError):
-            # What the parser says repeats the line that it stumbles over, and that line may hold a key.
+            # The parser's text repeats the line in question, which may hold a key.
             raise DataDirectoryError(f"{self.raxrcPath} is not a valid INI file; correct it, or move it away")
         return raxrc
 

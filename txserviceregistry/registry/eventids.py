@@ -11,19 +11,19 @@ import secrets
 import uuid
 from collections.abc import Callable
 
+#: The position of 1970-01-01.
 _UNIX_EPOCH = 0x01B21DD213814000
-"""The position of 1970-01-01."""
 
 _UNITS_PER_SECOND = 10_000_000
 
+#: The largest time that a version-1 UUID can hold.
 _LAST_POSITION = (1 << 60) - 1
-"""The largest time that a version-1 UUID can hold."""
 
 _VARIANT = 0x8000
 _CLOCK_SEQUENCE_BITS = 14
 _NODE_BITS = 48
+#: The bit that sets a random node apart from every real network address (RFC 4122, 4.5).
 _MULTICAST = 1 << 40
-"""The bit that sets a random node apart from every real network address (RFC 4122, 4.5)."""
 
 
 def positionOf(seconds: float) -> int:
@@ -43,7 +43,7 @@ def position(text: str) -> int:
     """
     The position that a version-1 UUID holds.
 
-    :raises ValueError: if *text* is no version-1 UUID.
+    :raises ValueError: if *text* is not a version-1 UUID.
     """
     parsed = uuid.UUID(text)
     if parsed.version != 1:
@@ -53,7 +53,7 @@ def position(text: str) -> int:
 
 def newTail(randbits: Callable[[int], int] = secrets.randbits) -> str:
     """
-    The last two groups of a store's event ids: variant and clock sequence, and a node that is no network address.
+    The last two groups of a store's event ids: variant and clock sequence, and a node that is not a network address.
 
     :param randbits: gives as many random bits as it is asked for.
     """
@@ -63,17 +63,15 @@ def newTail(randbits: Callable[[int], int] = secrets.randbits) -> str:
 
 class EventIds:
     """
-    Gives out positions, each greater than the last, and makes ids of them.
+    Makes positions, each greater than the last, and ids of them.
 
-    :ivar last: the last position that was given out.
+    :param wallClock: seconds since 1970.
+    :param tail: see :func:`newTail`.
+    :param last: the last position that was made before.
+    :ivar last: the last position that was made.
     """
 
     def __init__(self, wallClock: Callable[[], float], tail: str, last: int = 0) -> None:
-        """
-        :param wallClock: seconds since 1970.
-        :param tail: see :func:`newTail`.
-        :param last: the last position that was given out before.
-        """
         self._wallClock = wallClock
         self._tail = tail
         self.last = last
@@ -90,9 +88,9 @@ class EventIds:
 
     def owned(self, id: str) -> int | None:
         """
-        The position in an id that may be one of ours.
+        The position in an id that may have been made here.
 
-        :param id: any text; its case does not matter, as it does not in a UUID.
+        :param id: any text; its case does not matter.
         :return: ``None`` for an id that was surely never made here.
         """
         text = id.lower()

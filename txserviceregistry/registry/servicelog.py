@@ -1,5 +1,5 @@
 """
-What happens to services, in a bounded number of log lines.
+A bounded number of log lines about services.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ class ServiceLog:
         self._text = f"Services {what}: {{names}}"
         self._named: list[str] = []
         self._count = 0
-        self._told = float("-inf")
-        self._telling: IDelayedCall | None = None
+        self._written = float("-inf")
+        self._writing: IDelayedCall | None = None
         self._stopped = False
 
     def add(self, tenant: str, id: str) -> None:
-        """It happened to this service. The line follows after :meth:`tell`."""
+        """Note a service. The line follows after :meth:`flush`."""
         self._count += 1
         if len(self._named) < self.NAMED:
             self._named.append(f"{tenant}/{id}")
 
-    def tell(self) -> None:
+    def flush(self) -> None:
         """Log what was added, as soon as a second has passed since the last line."""
-        if self._telling is not None or self._stopped or not self._count:
+        if self._writing is not None or self._stopped or not self._count:
             return
-        wait = self._told + self.INTERVAL - self._clock.seconds()
+        wait = self._written + self.INTERVAL - self._clock.seconds()
         if wait > 0:
-            self._telling = self._clock.callLater(wait, self._tell)
+            self._writing = self._clock.callLater(wait, self._write)
         else:
-            self._tell()
+            self._write()
 
     def stop(self) -> None:
-        """Log the rest now. What is added later is logged when this is called again."""
+        """Log the rest now, and again each time that this is called."""
         self._stopped = True
-        if self._telling is not None:
-            self._telling.cancel()
+        if self._writing is not None:
+            self._writing.cancel()
         if self._count:
-            self._tell()
+            self._write()
 
-    def _tell(self) -> None:
-        self._telling = None
-        self._told = self._clock.seconds()
+    def _write(self) -> None:
+        self._writing = None
+        self._written = self._clock.seconds()
         more = self._count - len(self._named)
         names = ", ".join(self._named) + (f" and {more} more" if more else "")
         self._log.info(self._text, names=names, count=self._count)

@@ -1,5 +1,5 @@
 """
-Heartbeat tokens, which carry their own proof: checking one needs no memory of having given it out.
+Heartbeat tokens. They contain a MAC, so that none has to be remembered.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ class HeartbeatTokens:
     Makes and checks heartbeat tokens.
 
     A token is the text of a version-1 UUID. Its 62 free bits (clock sequence and node) are a MAC of tenant, service
-    id and incarnation; so it is of use to one life of one service, and any token ever given out for that life is as
-    good as the last one. Its time makes it new each time, and is never a test of freshness: steps of the clock do not
-    matter.
+    id and incarnation; so it is valid for one incarnation of one service, and any token ever given out for that is as
+    good as the last one. Its time makes it new each time, and is not checked: steps of the clock do not matter.
 
     :param secret: the registry's secret; the key is derived from it, for this purpose alone.
     :param wallClock: seconds since the epoch.
@@ -34,25 +33,24 @@ class HeartbeatTokens:
         self._mac = blake2b(key=key, digest_size=8)
 
     def first(self, tenant: str, id: str, incarnation: str) -> str:
-        """The token that the registration of a service answers."""
+        """The token in the response to a registration."""
         return self._text(0, self.proof(tenant, id, incarnation))
 
     def next(self, tenant: str, id: str, incarnation: str, presented: str) -> str | None:
         """
-        The token that answers a heartbeat.
+        The token in the response to a heartbeat.
 
-        :param presented: the token that the heartbeat came with, the text of a version-1 UUID in any case
-            (:func:`~txserviceregistry.registry.http.validation.heartbeatToken` sees to that).
-        :return: ``None`` if it was never given out for this life of the service.
+        :param presented: the heartbeat's token, the text of a version-1 UUID in any case
+            (:func:`~txserviceregistry.registry.http.validation.heartbeatToken` checks that).
+        :return: ``None`` if it was never given out for this incarnation of the service.
         """
         return self.following()(self.proof(tenant, id, incarnation), presented)
 
     def following(self) -> Callable[[str, str], str | None]:
         """
-        What gives the tokens that answer heartbeats which are there now, be they one or a thousand.
+        For many heartbeats at the same moment.
 
-        :return: is called with a life's :meth:`proof` and with the token that was presented, and does what
-            :meth:`next` does.
+        :return: is called with a service's :meth:`proof` and the presented token, and does what :meth:`next` does.
         """
         now = f"{positionOf(self._wallClock()):015x}"
         head = _head(now)
@@ -68,7 +66,7 @@ class HeartbeatTokens:
         return following
 
     def proof(self, tenant: str, id: str, incarnation: str) -> str:
-        """The end that all tokens of one life have in common, and that nobody else can make: the MAC."""
+        """The MAC: the end that all tokens of one incarnation have in common."""
         mac = self._mac.copy()
         # Every field comes with its length, so that no two triples are the same bytes.
         mac.update(f"{len(tenant)}:{tenant}{len(id)}:{id}{len(incarnation)}:{incarnation}".encode())
@@ -78,11 +76,11 @@ class HeartbeatTokens:
     def _text(self, earliest: int, proof: str) -> str:
         time = positionOf(self._wallClock())
         if time < earliest:
-            # Past the end of a UUID's time, in the year 5236, a token stays as it is: it is accepted all the same.
+            # Past the end of a UUID's time, in the year 5236, a token stays as it is, and is accepted.
             time = min(earliest, _LATEST)
         return _head(f"{time:015x}") + proof
 
 
 def _head(digits: str) -> str:
-    """A token but for its proof, of the digits of its time."""
+    """A token without its proof, from the digits of its time."""
     return f"{digits[7:]}-{digits[3:7]}-1{digits[:3]}-"

@@ -182,7 +182,7 @@ class RegistryProcessTests(ProcessTestCase):
                 ["--data-dir", os.path.join(self.home, "other"), "--listen", f"tcp:{port}:interface=127.0.0.1"],
                 str(port),
             ),
-            ([], "another registry runs over"),
+            ([], "another registry uses"),
             (["--data-dir", damaged], "registry.sqlite"),
             (["--listen", "tcp:none"], "--listen"),
         ]

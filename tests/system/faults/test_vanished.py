@@ -122,7 +122,7 @@ class VanishedTests(StoreFaultCase):
         second = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1")
         await second.ended
         self.assertEqual(second.exitCode, 1)
-        self.assertIn("another registry runs over the data directory", second.errors)
+        self.assertIn("another registry uses the data directory", second.errors)
         await self.writesAgain(application, time.monotonic())
 
         other = lock.with_suffix(".other")

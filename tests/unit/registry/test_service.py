@@ -32,7 +32,7 @@ from txserviceregistry.registry.stores.memory import MemoryStore
 from .wire import Reply, parseReplies, requestBytes
 
 PORT_ADVICE = ". Stop the process that has the port, or choose another port"
-DIRECTORY_ADVICE = ". Stop it, or give another --data-dir"
+DIRECTORY_ADVICE = "; stop it, or choose another --data-dir"
 ANY_PORT = "tcp:0:interface=127.0.0.1"
 
 
@@ -88,7 +88,7 @@ class DataDirectoryTests(SynchronousTestCase):
         self.assertTrue(other.isTaken())
         self.assertEqual(
             self.refusal(other.open),
-            f"another registry runs over the data directory {self.directory.path}{DIRECTORY_ADVICE}",
+            f"another registry uses the data directory {self.directory.path}{DIRECTORY_ADVICE}",
         )
         self.directory.close()
         self.directory.close()
@@ -107,7 +107,7 @@ class DataDirectoryTests(SynchronousTestCase):
         self.assertFalse(other.isTaken())
         self.directory.hold()
         self.assertTrue(other.isTaken())
-        self.assertIn("another registry runs", self.refusal(other.open))
+        self.assertIn("another registry uses", self.refusal(other.open))
         self.directory.close()
         other.open()
         other.close()
@@ -527,7 +527,7 @@ class RegistryServiceTests(TestCase):
         service = await self.started()
         self.assertTrue(RegistryService.runsOver(self.dataDir))
         text = await self.refusal()
-        self.assertEqual(text, f"another registry runs over the data directory {self.dataDir}{DIRECTORY_ADVICE}")
+        self.assertEqual(text, f"another registry uses the data directory {self.dataDir}{DIRECTORY_ADVICE}")
         self.assertEqual((await self.ask(service, "GET", "/limits")).code, 200)
         await service.stopService()
         self.assertFalse(RegistryService.runsOver(self.dataDir))
@@ -549,12 +549,12 @@ class RegistryServiceTests(TestCase):
         file = Path(self.mktemp())
         file.write_text("")
         self.assertIn("can't write to the data directory", await self.refusal(dataDir=file / "below"))
-        self.assertEqual(await self.refusal(dataDir=file), f"the data directory {file} is a file; name a folder")
+        self.assertEqual(await self.refusal(dataDir=file), f"the data directory {file} is a file; choose a directory")
         self.dataDir.mkdir()
         (self.dataDir / "raxrc").write_text("no INI")
         self.assertIn("is not a valid INI file", await self.refusal())
         (self.dataDir / "raxrc").write_text("[credentials]\nusername = a b\napi_key = k\n")
-        self.assertIn("can't be a user's name", await self.refusal())
+        self.assertIn("invalid user name", await self.refusal())
 
     async def test_badStore(self) -> None:
         """

@@ -151,7 +151,7 @@ class ExpirationQueue:
         if self._isStopped:
             self._expired.stop()
         else:
-            self._expired.tell()
+            self._expired.flush()
         self._onPersisted(persisted)
 
 

@@ -29,7 +29,7 @@ from ..fairness import FairQueue, Origin
 
 _T = TypeVar("_T")
 
-#: scrypt's cost (its *n*): 16 MiB and some 50 ms a hash. Keys are random, 160 bits, so this need not be more.
+#: scrypt's cost (its *n*): 16 MiB and some 50 ms a hash. Keys are random, 160 bits, so that this is enough.
 SCRYPT_COST = 2**14
 _SCRYPT_BLOCK = 8
 _SCRYPT_LANES = 1
@@ -51,13 +51,13 @@ class Overloaded(Exception):
 
 
 class Hasher(Protocol):
-    """Runs a function of no arguments that takes long, away from the reactor's thread."""
+    """Runs a slow function without arguments outside the reactor's thread."""
 
     def __call__(self, work: Callable[[], _T], /) -> Deferred[_T]: ...
 
 
 def newKey(randomBytes: Callable[[int], bytes] = os.urandom) -> str:
-    """A fresh API key: 160 random bits in hexadecimal, which every file format and shell leaves as it is."""
+    """A new API key: 160 random bits in hexadecimal, which no file format or shell changes."""
     return randomBytes(20).hex()
 
 
@@ -80,13 +80,13 @@ def _keyHash(cost: int, salt: bytes, digest: bytes) -> str:
 
 
 def _scrypt(key: str, salt: bytes, cost: int, block: int, lanes: int) -> bytes:
-    # OpenSSL wants to be told how much memory it may take: 128 * n * r, and a little for itself.
+    # How much memory OpenSSL may take: 128 * n * r, and a little for itself.
     memory = 128 * block * (cost + lanes + 2) + 2**20
     return hashlib.scrypt(_encode(key), salt=salt, n=cost, r=block, p=lanes, maxmem=memory, dklen=_HASH_BYTES)
 
 
 def _encode(text: str) -> bytes:
-    # What clients send may be anything that JSON can write, lone surrogates included.
+    # Clients may send lone surrogates.
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -97,7 +97,7 @@ class _Check(Generic[_T]):
 
     :ivar name: the user name; checks of one name run one after the other.
     :ivar work: checks the key.
-    :ivar isVain: whether the key is known to be wrong, so that only the duration of a check has to pass.
+    :ivar isVain: whether the key is known to be wrong, so that the response only takes as long as a check.
     :ivar done: fires with the outcome.
     """
 
@@ -282,7 +282,7 @@ class KeyChecks:
         return self._hasher(partial(hashKey, key, cost=self._cost, randomBytes=self._randomBytes))
 
     def knows(self, username: str, apiKey: str, keyHash: str) -> bool:
-        """Whether it has been found out before that a key is right, so that :meth:`check` takes no time."""
+        """Whether a key was found to be right before, so that :meth:`check` takes no time."""
         return self._known.get(self._digest(username, apiKey)) == keyHash
 
     async def check(self, username: str, apiKey: str, keyHash: str | None, origin: Origin) -> bool:
@@ -297,7 +297,7 @@ class KeyChecks:
         digest = self._digest(username, apiKey)
         if keyHash is not None and self._known.get(digest) == keyHash:
             return True
-        # A fleet that comes back after a restart of the registry has one key to check, not a thousand.
+        # A thousand clients that come back after a restart of the registry have one key to check.
         key = digest, keyHash or self._decoy
         if await self._checking.do(key, lambda: self._check(username, apiKey, keyHash, digest, origin)):
             return True
@@ -306,7 +306,7 @@ class KeyChecks:
 
     @returnsDeferred
     async def _check(self, username: str, apiKey: str, keyHash: str | None, digest: bytes, origin: Origin) -> bool:
-        """Find out whether a key is right. The time that this takes does not tell why a key is wrong."""
+        """Check a key. How long this takes does not disclose why a key is wrong."""
         isWrong = keyHash is None or self._wrong.get(digest) == keyHash
         work = partial(keyMatches, apiKey, keyHash or self._decoy)
         right = bool(await self._lanes.run(username, origin, work, isWrong)) and not isWrong

@@ -1,11 +1,10 @@
 """
-Who may use the registry: users with their API keys, and the auth tokens that they get for them.
+Users, API keys and auth tokens.
 
-Of an API key only its scrypt hash is kept, of an auth token only its BLAKE2b hash: neither can be read out of the
-store. Tokens are opaque random texts, so that they can be ended one by one, and live in the store, so that they
-survive a restart and work on every node. What the store said of a user or a token is believed for a second: a key
-that is rotated, or a token that is ended, by another process is refused within that second. While the store can't be
-reached, those that were seen before go on to be accepted. What checking a key costs, and whom, is in
+The store holds the scrypt hash of an API key and the BLAKE2b hash of an auth token. Tokens are opaque random texts, so
+that they can be ended one by one, and are stored, so that they survive a restart and work on every node. Results of the
+store are cached for a second: a key or a token that another process has replaced or ended is refused within that
+second. While the store is unavailable, those that were seen before are accepted. How keys are checked is in
 :mod:`~txserviceregistry.registry.identity.apikeys`.
 """
 
@@ -30,7 +29,7 @@ from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
 from .storecache import StoreCache
 
-#: A user who asks for a token gets the same one again as long as this part of its life is left.
+#: A user who authenticates again gets the same token as long as this part of its lifetime is left.
 _YOUNG = 0.9
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
@@ -40,7 +39,7 @@ _LARGEST_TENANT = 2**31 - 1
 
 
 class InvalidCredentials(Exception):
-    """No user has this name and this API key; which of the two is wrong is not told."""
+    """No user has this name and this API key; which of the two is wrong is not disclosed."""
 
 
 class InvalidToken(Exception):
@@ -58,8 +57,8 @@ class IssuedToken:
 
     :ivar id: the token itself.
     :ivar expires: when it ends at the latest, in whole seconds since the epoch.
-    :ivar tenant: the tenant whose objects it opens.
-    :ivar user: the name of the user whose it is.
+    :ivar tenant: the tenant to which it gives access.
+    :ivar user: the name of its user.
     """
 
     id: str = attrs.field(repr=False)
@@ -74,35 +73,35 @@ def _tokenHash(token: str) -> str:
 
 
 def isTenant(text: str) -> bool:
-    """Whether a tenant can have this number."""
+    """Whether this is a valid tenant number."""
     return re.fullmatch(TENANT, text, re.ASCII) is not None and int(text) <= _LARGEST_TENANT
 
 
 def checkUser(name: str, tenant: str | None) -> None:
     """
-    Check what a new user is to be called, and whose tenant's it is to be.
+    Check the name and the tenant of a new user.
 
-    :raises InvalidUser: if one of them can't be used; *tenant* may be ``None``, for any.
+    :raises InvalidUser: if one of them is invalid; *tenant* may be ``None``, for any.
     """
     if not _NAME.fullmatch(name):
         raise InvalidUser(
-            f"{name!r} can't be a user's name: it is 1 to 64 letters, digits and _.@+-, a letter or digit first"
+            f"invalid user name {name!r}: use 1 to 64 letters, digits and _.@+-, the first a letter or digit"
         )
     if tenant is not None and not isTenant(tenant):
-        raise InvalidUser(f"{tenant!r} can't be a tenant: it is a number from 1 to {_LARGEST_TENANT}")
+        raise InvalidUser(f"invalid tenant {tenant!r}: use a number from 1 to {_LARGEST_TENANT}")
 
 
 class Identity:
     """
     Users, API keys and auth tokens.
 
-    A user who asks again for a token gets the same one, as long as more than nine tenths of its life are left and
-    nobody has ended it: one old client authenticates before every request, and neither tokens nor writes may pile up.
+    A user who authenticates again gets the same token, as long as more than nine tenths of its lifetime are left and it
+    has not been ended: one old client authenticates before every request, and neither tokens nor writes may pile up.
 
-    :param store: keeps users and tokens; it is open.
+    :param store: has users and tokens; it is open.
     :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`).
     :param wallClock: seconds since the epoch, for the end of tokens.
-    :param tokenLifetime: how long a token counts, in seconds.
+    :param tokenLifetime: how long a token is valid, in seconds.
     :param hasher: runs a function of no arguments that takes long, away from the reactor's thread.
     :param cost: scrypt's *n* for keys that are hashed from now on: a power of two.
     :param randomBytes: a source of so many random bytes, good enough for secrets.
@@ -131,7 +130,7 @@ class Identity:
         self._tokens: StoreCache[TokenRecord] = StoreCache(store.getToken, clock)
         self._issued: BoundedCache[str, IssuedToken] = BoundedCache()
         self._issuing: SingleFlight[str, IssuedToken] = SingleFlight()
-        # A thousand who have waited for the same news have one token, and show it in the same moment.
+        # A thousand requests that have waited for the same event have one token, and send it in the same moment.
         self._asking: SingleFlight[str, str] = SingleFlight()
         self.issued = 0
         self.refused = 0
@@ -161,14 +160,14 @@ class Identity:
         :param tenant: the number of the tenant as a text, 1..2147483647; the first that is free if not given.
         :param key: the API key; a random one if not given.
         :return: fires with the user and the API key, which is kept nowhere.
-        :raises InvalidUser: if the name, the tenant or the key can't be used.
-        :raises ObjectExists: if there is a user of this name.
+        :raises InvalidUser: if the name, the tenant or the key is invalid.
+        :raises ObjectExists: if the name is taken.
         """
         checkUser(name, tenant)
         if key is None:
             key = newKey(self._randomBytes)
         elif not key:
-            raise InvalidUser("an API key can't be empty")
+            raise InvalidUser("the API key is empty; give another one")
         user = await self._store.addUser(name, await self._keys.hash(key), tenant)
         self._users.learn(name, user)
         return user, key
@@ -176,10 +175,10 @@ class Identity:
     @returnsDeferred
     async def ensureUser(self, name: str, key: str, tenant: str | None = None) -> UserRecord:
         """
-        Add a user with this API key, unless there is a user of this name: that one is left as it is.
+        Add a user with this API key, unless the name is taken: then the user is left as it is.
 
         :return: fires with the user.
-        :raises InvalidUser: if the name, the tenant or the key can't be used.
+        :raises InvalidUser: if the name, the tenant or the key is invalid.
         """
         try:
             return await self._store.getUser(name)
@@ -190,7 +189,7 @@ class Identity:
     @returnsDeferred
     async def rotate(self, name: str, key: str | None = None) -> tuple[UserRecord, str]:
         """
-        Give a user another API key. The old one, and the user's auth tokens, end.
+        Give a user another API key. The old one and the user's auth tokens end.
 
         :param key: the new key; a random one if not given.
         :return: fires with the user and the new key.
@@ -228,13 +227,13 @@ class Identity:
         :return: fires with the token. It takes a while when the credentials are wrong, and longer with each time.
         :raises InvalidCredentials: if there is no such user or the key is wrong.
         :raises Overloaded: if too many keys wait to be checked already.
-        :raises StoreUnavailable: if the store can't be asked.
+        :raises StoreUnavailable: if the store is unavailable.
         """
         user: UserRecord | None = None
         if _NAME.fullmatch(username):
             user = self._users.recent(username)
             if user is None or not self._keys.knows(username, apiKey, user.keyHash):
-                # A key that another process has changed a moment ago counts at once.
+                # A key that another process has changed a moment ago is valid at once.
                 try:
                     user = await self._users.get(username)
                 except NoSuchObject:
@@ -246,30 +245,29 @@ class Identity:
         return await self._issuing.do(user.name, lambda: self._tokenFor(user))
 
     def knownTenant(self, token: str) -> str | None:
-        """Whose objects an auth token opens, if it was asked for within the last second, and counts."""
+        """The tenant of an auth token, if it is valid and was looked up within the last second."""
         known = self._tokens.recent(_tokenHash(token))
         return None if known is None or known.expires <= self._wallClock() else known.tenant
 
     def remembers(self, username: str, apiKey: str) -> bool:
-        """Whether a key was found to be right, and the user had it when the store was last asked. That is no proof."""
+        """Whether a key was right when the store was last asked, which proves nothing about now."""
         user = self._users.last(username)
         return user is not None and self._keys.knows(username, apiKey, user.keyHash)
 
     def isFamiliar(self, token: str) -> bool:
         """
-        Whether an auth token counted when the store was last asked for it, however long ago. That is no proof: it may
-        have ended since.
+        Whether an auth token was valid when the store was last asked, however long ago. It may have ended since.
         """
         known = self._tokens.last(_tokenHash(token))
         return known is not None and known.expires > self._wallClock()
 
     def tenantOf(self, token: str) -> Deferred[str]:
         """
-        Whose objects an auth token opens.
+        The tenant of an auth token.
 
         :return: fires with the tenant; at once, if it is a :meth:`knownTenant`.
-        :raises InvalidToken: if the token doesn't count, or no longer.
-        :raises StoreUnavailable: if the store can't be asked and the token was not seen before.
+        :raises InvalidToken: if the token is not valid, or no longer.
+        :raises StoreUnavailable: if the store is unavailable and the token was not seen before.
         """
         known = self.knownTenant(token)
         if known is not None:
@@ -279,14 +277,16 @@ class Identity:
 
     @returnsDeferred
     async def purge(self, token: str) -> None:
-        """End an auth token; one that doesn't count is no error."""
-        await self._end(_tokenHash(token))
+        """End an auth token, if it is valid."""
+        tokenHash = _tokenHash(token)
+        await self._store.removeToken(tokenHash)
+        self._tokens.forget(tokenHash)
 
     @returnsDeferred
     async def purgeAll(self) -> None:
         """
-        End all auth tokens of all users. Not to be done while another process changes keys: one that is changed in the
-        same moment may be changed back.
+        End all auth tokens of all users. Must not be called while another process changes keys: a key that is changed
+        in the same moment may be changed back.
         """
         for user in await self._store.listUsers():
             # The store ends a user's tokens together with the key; this is the key that the user has.
@@ -325,7 +325,7 @@ class Identity:
         if issued.tenant != user.tenant or not _YOUNG * self._lifetime < left <= self._lifetime:
             return False
         try:
-            # Asked of the store each time: who comes because the token was ended must not get it again.
+            # The store is asked each time: a client whose token was ended must not get it again.
             await self._tokens.get(_tokenHash(issued.id))
         except NoSuchObject:
             return False
@@ -340,10 +340,6 @@ class Identity:
         if record.expires <= self._wallClock():
             raise InvalidToken()
         return record.tenant
-
-    async def _end(self, tokenHash: str) -> None:
-        await self._store.removeToken(tokenHash)
-        self._tokens.forget(tokenHash)
 
     def _forgetUser(self, name: str) -> None:
         self._users.forget(name)

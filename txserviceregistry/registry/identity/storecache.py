@@ -1,5 +1,5 @@
 """
-What the store said about users and tokens: believed for a second, and longer while the store does not answer.
+A cache of users and tokens: valid for a second, and longer while the store does not answer.
 """
 
 from __future__ import annotations
@@ -16,49 +16,48 @@ from ..stores.interfaces import NoSuchObject, StoreUnavailable
 
 _T = TypeVar("_T")
 
-#: What the store said is believed for so many seconds,
-BELIEF = 1.0
-#: and if it does not answer within so many, what it said before: a disk that hangs must not cost a service that lives
-#: for three seconds its heartbeat.
+#: How long a result of the store is used without asking again, in seconds.
+MAX_AGE = 1.0
+#: When the store does not answer within so many seconds, its last result is used: a disk that hangs must not cost a
+#: service with a heartbeat timeout of three seconds its registration.
 PATIENCE = 0.1
 
 
 class StoreCache(Generic[_T]):
     """
-    What the store said, by key, for as long as it is to be believed.
+    Results of the store, by key.
 
-    :param read: asks the store.
-    :param clock: for the time and the patience.
+    :param read: reads from the store.
     """
 
     def __init__(self, read: Callable[[str], Deferred[_T]], clock: IReactorTime) -> None:
         self._read = read
         self._clock = clock
-        self._said: BoundedCache[str, tuple[_T, float]] = BoundedCache()
+        self._results: BoundedCache[str, tuple[_T, float]] = BoundedCache()
         self._reading: SingleFlight[str, _T] = SingleFlight()
 
     def recent(self, key: str) -> _T | None:
-        """What the store said within the last second, without asking it."""
-        said = self._said.get(key)
-        return said[0] if said is not None and 0 <= self._clock.seconds() - said[1] < BELIEF else None
+        """A result of the store that is at most a second old, without asking it."""
+        result = self._results.get(key)
+        return result[0] if result is not None and 0 <= self._clock.seconds() - result[1] < MAX_AGE else None
 
     def last(self, key: str) -> _T | None:
-        """What the store said last, however long ago that was, without asking it."""
-        said = self._said.get(key)
-        return None if said is None else said[0]
+        """The last result of the store, however old, without asking it."""
+        result = self._results.get(key)
+        return None if result is None else result[0]
 
     async def get(self, key: str) -> _T:
         """
-        What the store says now; while it is in trouble or takes long, what it said last.
+        The result of the store now; while it fails or takes long, the last one.
 
         :raises NoSuchObject: if it has none.
-        :raises StoreUnavailable: if it can't be asked and was not asked before.
+        :raises StoreUnavailable: if it is unavailable and was not asked before.
         """
         reading = self._reading.do(key, lambda: self._ask(key))
-        said = self._said.get(key)
-        if said is None or reading.called:
+        result = self._results.get(key)
+        if result is None or reading.called:
             return await reading
-        reading.addTimeout(PATIENCE, self._clock, lambda _result, _seconds: said[0])
+        reading.addTimeout(PATIENCE, self._clock, lambda _result, _seconds: result[0])
         return await reading
 
     @returnsDeferred
@@ -67,27 +66,27 @@ class StoreCache(Generic[_T]):
         try:
             value = await self._read(key)
         except NoSuchObject:
-            self._said.drop(key)
+            self._results.drop(key)
             raise
         except StoreUnavailable:
-            said = self._said.get(key)
-            if said is None:
+            result = self._results.get(key)
+            if result is None:
                 raise
-            return said[0]
-        said = self._said.get(key)
-        if said is None or said[1] < asked:
-            # Else it was written while it was being read, and what was read may be older.
-            self._said.put(key, (value, asked))
+            return result[0]
+        result = self._results.get(key)
+        if result is None or result[1] < asked:
+            # Else it was written while it was being read, and the result may be older.
+            self._results.put(key, (value, asked))
         return value
 
     def learn(self, key: str, value: _T) -> None:
-        """Take what has just been written to the store."""
-        self._said.put(key, (value, self._clock.seconds()))
+        """Note what has just been written to the store."""
+        self._results.put(key, (value, self._clock.seconds()))
 
     def forget(self, key: str) -> None:
         """Ask the store the next time."""
-        self._said.drop(key)
+        self._results.drop(key)
 
     def items(self) -> list[tuple[str, _T]]:
-        """All that is known of what the store said."""
-        return [(key, said[0]) for key, said in self._said.items()]
+        """All results."""
+        return [(key, result[0]) for key, result in self._results.items()]

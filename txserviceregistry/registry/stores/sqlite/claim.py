@@ -52,7 +52,7 @@ class FileClaim:
 
     def check(self) -> None:
         """
-        See that the file still holds a store, as far as its first 100 bytes tell.
+        Check that the file still holds a store, as far as its first 100 bytes tell.
 
         :raises FileLost: if not: it was emptied, or something else was written over it.
         """
