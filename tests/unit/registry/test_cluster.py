@@ -1,5 +1,5 @@
 """
-Several registries over one store: each takes everything, and together they are one.
+Several registries over one store: each takes all requests, and together they act as one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOW = 1_700_000_000.0
 T = "1234"
 
 
-class SharingTests(SynchronousTestCase):
+class ClusterTests(SynchronousTestCase):
     """Two registries, A and B, on one clock."""
 
     def setUp(self) -> None:
@@ -84,7 +84,7 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(self.ids(self.a), [])
 
     def test_anyTakesAnyHeartbeat(self) -> None:
-        """A service that is heartbeated on B alone lives on A too, and the other way round."""
+        """A service that is heartbeated on B alone stays registered on A too, and the other way round."""
         token = self.create(self.a)
         for node in (self.b, self.a):
             for _ in range(6):
@@ -94,7 +94,7 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(self.events(self.b), ["service.join"])
 
     def test_manyHeartbeatsAtOnce(self) -> None:
-        """A batch is answered in its order, whoever registered the services."""
+        """A batch is answered in its order, whichever registry registered the services."""
         tokens = {id: self.create(self.a, id) for id in ("web1", "web2")}
         beats = [("web2", tokens["web2"]), ("nobody", tokens["web1"]), ("web1", tokens["web1"])]
         answers = self.successResultOf(self.b.heartbeats(T, beats))
@@ -102,8 +102,8 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(answers[1].code, 404)
         self.assertIsInstance(answers[2], str)
 
-    def test_aDeathIsToldOnce(self) -> None:
-        """When nobody heartbeats it any more a service is gone everywhere, at most a second late, with one event."""
+    def test_anExpirationIsOneEvent(self) -> None:
+        """Without heartbeats a service is gone everywhere, at most a second late, with one event."""
         token = self.create(self.a)
         self.passes(5)
         self.beat(self.b, token)
@@ -115,8 +115,8 @@ class SharingTests(SynchronousTestCase):
         for node in (self.a, self.b):
             self.assertEqual(self.events(node), ["service.join", "service.timeout"])
 
-    def test_aDeathIsFoundByWhoeverIsThere(self) -> None:
-        """With A gone, B finds that a service of A's has died."""
+    def test_anExpirationIsFoundByAnyRegistry(self) -> None:
+        """With A gone, B finds that a service of A's has expired."""
         self.create(self.a)
         self.passes(1)
         self.successResultOf(self.a.stop())
@@ -124,8 +124,8 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(self.ids(self.b), [])
         self.assertEqual(self.events(self.b), ["service.join", "service.timeout"])
 
-    def test_whoStartsLaterKillsNobody(self) -> None:
-        """A registry that starts while services live knows them, and asks before it calls one dead."""
+    def test_aRegistryThatStartsLaterExpiresNoServices(self) -> None:
+        """A registry that starts later knows the services, and confirms before it lets one expire."""
         token = self.create(self.a)
         self.passes(1)
         late = self.node()
@@ -135,28 +135,28 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(self.ids(late), ["web1"])
         self.beat(late, token)
 
-    def test_afterAnAbsenceOfAllEverybodyHasAFullTimeout(self) -> None:
-        """With no registry there for long, services live on for a timeout after the next start, and are told once."""
-        token = self.create(self.a, "lives")
-        self.create(self.a, "died")
+    def test_afterAnOutageOfAllEachServiceHasAFullTimeout(self) -> None:
+        """After all registries were down, services have a full timeout from the next start, and expire once."""
+        token = self.create(self.a, "kept")
+        self.create(self.a, "expired")
         for node in (self.a, self.b):
             self.successResultOf(node.stop())
         self.shared.heartbeats.clear()  # what leases do in such a time
         self.passes(60)
         again = self.node()
         self.passes(9.5)
-        self.shared.heartbeats[T, "lives", self.incarnation("lives")] = self.clock.seconds()
-        self.beat(again, token, "lives")
+        self.shared.heartbeats[T, "kept", self.incarnation("kept")] = self.clock.seconds()
+        self.beat(again, token, "kept")
         self.passes(2)
-        self.assertEqual(self.ids(again), ["lives"])
+        self.assertEqual(self.ids(again), ["kept"])
         self.assertEqual(self.events(again), ["service.join", "service.join", "service.timeout"])
 
     def incarnation(self, id: str) -> str:
         incarnation: str = self.successResultOf(self.shared.memory.getService(T, id)).incarnation
         return incarnation
 
-    def test_whoIsCutOffAnswersThatItIsAndKillsNobody(self) -> None:
-        """Without its store A answers 503; what it did not hear meanwhile is nobody's fault."""
+    def test_aRegistryThatIsCutOffAnswers503AndExpiresNoServices(self) -> None:
+        """Without its store A answers 503; services whose heartbeats it missed meanwhile do not expire."""
         token = self.create(self.a)
         self.passes(1)
         self.stores[0].cutOff()
@@ -170,8 +170,8 @@ class SharingTests(SynchronousTestCase):
         self.beat(self.a, token)
         self.assertEqual(self.events(self.a), ["service.join"])
 
-    def test_whoFollowsOneThatIsCutOffIsTold(self) -> None:
-        """A request that waits for events, which A can't hear of any more, is answered at once, with 503."""
+    def test_subscribersOfARegistryThatIsCutOffAreNotified(self) -> None:
+        """A request that waits for events, which A can no longer notice, is answered at once, with 503."""
         self.create(self.a)
         marker = self.successResultOf(self.a.feed.list(T, None, 1, None)).values[-1]["id"]
         waiting = [Deferred.fromCoroutine(node.feed.wait(T, marker, 100, None, 30)) for node in (self.a, self.b)]
@@ -184,7 +184,7 @@ class SharingTests(SynchronousTestCase):
         self.failureResultOf(waiting[1])
 
     def test_whenAllAreCutOffDeadlinesWait(self) -> None:
-        """The time without a store is given back: after it every service has a full timeout."""
+        """After the time without a store every service has a full timeout."""
         token = self.create(self.a)
         self.passes(9)
         for store in self.stores:
@@ -210,8 +210,8 @@ class SharingTests(SynchronousTestCase):
         self.beat(self.a, came, "came")
         self.assertEqual(self.fault(self.a.heartbeat(T, "gone", gone))[0], 404)
 
-    def test_tokensOfAnEarlierLifeAreRefused(self) -> None:
-        """Removed and created again on B, a service does not take the tokens of its life on A, on neither of them."""
+    def test_tokensOfAnEarlierIncarnationAreRefused(self) -> None:
+        """Removed and created again on B, a service does not accept its tokens from A, on neither of them."""
         old = self.create(self.a)
         self.passes(1)
         self.successResultOf(self.b.remove(T, "web1"))
@@ -221,7 +221,7 @@ class SharingTests(SynchronousTestCase):
             new = self.beat(node, new)
 
     def test_anIdIsTakenForAll(self) -> None:
-        """An id that lives on A can't be created on B, in the same moment or later."""
+        """An id that is in use on A can't be created on B, in the same moment or later."""
         self.create(self.a)
         self.assertEqual(self.fault(self.b.create(T, NewService("web1", 10)))[0], 400)
         self.passes(1)
@@ -235,8 +235,8 @@ class SharingTests(SynchronousTestCase):
         self.passes(4.1)
         self.assertEqual((self.ids(self.a), self.ids(self.b)), ([], []))
 
-    def test_followersHearOfOthers(self) -> None:
-        """Who waits on B for events hears of one that A has made."""
+    def test_subscribersAreNotifiedOfOthersChanges(self) -> None:
+        """A request that waits on B for events gets one that A has made."""
         waiting = Deferred.fromCoroutine(self.b.feed.wait(T, None, 100, None, 30))
         self.passes(1)
         self.create(self.a)
@@ -244,7 +244,7 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual([each["type"] for each in self.successResultOf(waiting).values], ["service.join"])
 
     def test_manyLookUpsWhenTheStoreGoesAway(self) -> None:
-        """However many wait to be looked up when the store can't be asked any more, each of them is answered."""
+        """However many wait to be looked up when the store becomes unavailable, each of them is answered."""
         token = self.create(self.a)
         asked: list[Deferred[Any]] = []
         store: Any = self.stores[1]
@@ -258,7 +258,7 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(self.fault(self.b.heartbeat(T, "another", token))[0], 503)
 
     def test_unknownTokensAreLookedUpAFewAtATime(self) -> None:
-        """Who makes up ids and tokens keeps the store busy with a few questions at a time, and is refused beyond."""
+        """Made-up ids and tokens cause a few reads of the store at a time, and are refused beyond."""
         token = self.create(self.a)
         asked: list[Deferred[Any]] = []
         self.stores[1].getService = lambda tenant, id: asked.append(Deferred()) or asked[-1]  # type: ignore[method-assign]  # a store that takes its time

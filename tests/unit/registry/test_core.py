@@ -53,7 +53,7 @@ class ServicesTests(RegistryCase):
         self.assertEqual((event["type"], event["payload"]), ("service.join", service))
         self.assertEqual(event["timestamp"], NOW * 1000)
 
-    def test_anIdThatIsAlive(self) -> None:
+    def test_anIdThatIsInUse(self) -> None:
         """A second registration of an id is refused, and changes nothing."""
         token = self.create()
         fault = self.fault(self.registry.create(TENANT, NewService("web1", 60, ("t",))))
@@ -75,7 +75,7 @@ class ServicesTests(RegistryCase):
         self.assertEqual(fault.details, f'Object "HeartbeatMarker" with key "{token}" does not exist')
 
     def test_limit(self) -> None:
-        """More services than the account may have are refused; that an id is alive is told first."""
+        """More services than the account may have are refused; that an id is in use is reported first."""
         for id in ("aaa", "bbb", "ccc"):
             self.create(id)
         fault = self.fault(self.registry.create(TENANT, NewService("ddd", 30)))
@@ -95,7 +95,7 @@ class ServicesTests(RegistryCase):
         self.successResultOf(self.registry.remove(TENANT, "bbb"))
         self.create("ddd")
 
-    def test_theDeadFreeTheirPlaces(self) -> None:
+    def test_expiredServicesFreeTheirPlaces(self) -> None:
         """Neither an id nor a place in the limit is held by a service past its deadline, swept or not."""
         for id in ("aaa", "bbb", "ccc"):
             self.create(id, 10)
@@ -119,7 +119,7 @@ class ServicesTests(RegistryCase):
         self.assertIsNone(self.page(self.registry.list(TENANT, None, 3, None)).nextMarker)
         self.assertEqual(self.page(self.registry.list(TENANT, None, 3, "other")).values, [])
 
-    def test_pagesPassTheDeadOver(self) -> None:
+    def test_pagesLeaveExpiredServicesOut(self) -> None:
         """Those past their deadline neither fill a page nor are named as the next one's first."""
         self.create("aaa", 10)
         self.create("bbb", 30)
@@ -160,8 +160,8 @@ class ServicesTests(RegistryCase):
         self.pass_(60)
         self.assertEqual(self.events(), [("service.join", "web1"), ("service.remove", "web1")])
 
-    def test_earlierLivesTokensAreRefused(self) -> None:
-        """A service that was removed and registered again does not take the token of its earlier life."""
+    def test_tokensOfAnEarlierIncarnationAreRefused(self) -> None:
+        """A service that was removed and registered again does not accept the token of its earlier incarnation."""
         old = self.create()
         self.successResultOf(self.registry.remove(TENANT, "web1"))
         new = self.create()
@@ -179,10 +179,10 @@ class ServicesTests(RegistryCase):
 
 
 class DeadlinesTests(RegistryCase):
-    """When services die, and what is seen of them then."""
+    """When services expire, and what is seen of them then."""
 
-    def assertDead(self, token: str, id: str = "web1") -> None:
-        """Nobody sees the service any more."""
+    def assertExpired(self, token: str, id: str = "web1") -> None:
+        """The service is not visible any more."""
         self.assertGone(self.registry.get(TENANT, id), id)
         self.assertNotIn(id, self.ids())
         self.assertGone(self.registry.heartbeat(TENANT, id, token), id)
@@ -190,13 +190,13 @@ class DeadlinesTests(RegistryCase):
         self.assertGone(self.registry.update(TENANT, id, ServiceChanges()), id)
         self.assertGone(self.registry.remove(TENANT, id), id)
 
-    def test_diesOfSilence(self) -> None:
-        """One that sends no heartbeat dies at its deadline, once, and the event says when that was."""
+    def test_expiresWithoutHeartbeats(self) -> None:
+        """A service without heartbeats expires at its deadline, once, and the event says when that was."""
         token = self.create(timeout=30, tags=("t",))
         self.pass_(29.9)
         self.assertEqual(self.ids(), ["web1"])
         self.pass_(2)
-        self.assertDead(token)
+        self.assertExpired(token)
         self.assertEqual(self.stored(), [])
         self.pass_(60)
         join, timeout = self.page(self.registry.feed.list(TENANT, None, 100, None)).values
@@ -204,17 +204,17 @@ class DeadlinesTests(RegistryCase):
         self.assertEqual(timeout["timestamp"], (NOW + 30) * 1000)
 
     def test_isHiddenBeforeItIsSwept(self) -> None:
-        """At its deadline a service is gone for all readers, though nobody has swept."""
+        """At its deadline a service is gone for all readers, before it is collected."""
         token = self.create(timeout=30)
         self.pass_(29.5)
         self.stepTo(0.49)
         self.assertEqual(self.ids(), ["web1"])
         self.stepTo(0.01)
         self.assertEqual(self.stored(), ["web1"])
-        self.assertDead(token)
+        self.assertExpired(token)
 
-    def test_livesAsLongAsItBeats(self) -> None:
-        """A service with regular heartbeats, each with the last token, goes on living."""
+    def test_staysWithHeartbeats(self) -> None:
+        """A service with regular heartbeats, each with the last token, stays registered."""
         token = self.create(timeout=3)
         for _ in range(100):
             self.pass_(2.75)
@@ -232,7 +232,7 @@ class DeadlinesTests(RegistryCase):
             token = self.beat(token)
             self.assertEqual(self.store.calls - calls, {"recordLastSeen": 1})
 
-    def test_anyTokenOfThisLifeWillDo(self) -> None:
+    def test_anyTokenOfThisIncarnationIsAccepted(self) -> None:
         """A heartbeat whose answer was lost can be sent again, in any case of letters."""
         first = self.create()
         self.beat(first)
@@ -242,7 +242,7 @@ class DeadlinesTests(RegistryCase):
         self.assertEqual(self.ids(), ["web1"])
 
     def test_aWrongTokenIsNoHeartbeat(self) -> None:
-        """A token of another service is refused, and does not keep this one alive."""
+        """A token of another service is refused, and does not extend the deadline."""
         self.create("web1", 10)
         other = self.create("web2", 60)
         self.pass_(5)
@@ -329,7 +329,7 @@ class DeadlinesTests(RegistryCase):
         self.assertEqual(self.successResultOf(self.registry.get(TENANT, "web1"))["last_seen"], NOW * 1000)
 
     def test_wallClockStepsChangeNothing(self) -> None:
-        """The wall clock may step by hours: nobody dies of it, nobody lives longer, and tokens go on."""
+        """The wall clock may step by hours: no deadline changes, and tokens stay valid."""
         token = self.create()
         for step in (-3600, 7200, -86_400, 40_000_000):
             self.wallOffset += step
@@ -347,7 +347,7 @@ class DeadlinesTests(RegistryCase):
         self.assertEqual(self.ids(), ["web1", "web2"])
         token = self.beat(token)
         self.pass_(0.75)
-        self.assertDead(other, "web2")
+        self.assertExpired(other, "web2")
         self.assertEqual(self.ids(), ["web1"])
         self.pass_(9)
         self.beat(token)
@@ -360,7 +360,7 @@ class DeadlinesTests(RegistryCase):
         self.beat(token)
 
     def test_restart(self) -> None:
-        """After a restart everybody has a full timeout, with the tokens that they have; then death is as usual."""
+        """After a restart each service has a full timeout, with the tokens that it has; then it expires as usual."""
         token = self.create(timeout=30)
         self.create("web2", timeout=30)
         self.pass_(29)
@@ -386,14 +386,14 @@ class DeadlinesTests(RegistryCase):
         self.pass_(10)
         self.assertEqual(self.stored(), ["web1"])
 
-    def test_singleDeathsAreLogged(self) -> None:
+    def test_singleExpirationsAreLogged(self) -> None:
         """One line for a service that timed out."""
         self.create(timeout=3)
         with capturedLogs() as logs:
             self.pass_(4)
         self.assertEqual([formatEvent(event) for event in logs], ["Services expired: 1234/web1"])
 
-    def test_deathsThatFollowEachOtherShareLines(self) -> None:
+    def test_expirationsThatFollowEachOtherShareLines(self) -> None:
         """Services that time out one by one are told in one line a second, and those that are left at the end."""
         with capturedLogs() as logs:
             for number in range(12):
@@ -453,8 +453,8 @@ class DeadlinesTests(RegistryCase):
         self.assertRegex(lines[-1], "^Services deregistered: .* more$")
 
 
-class ManyDeathsTests(RegistryCase):
-    """Thousands of services that die in the same second."""
+class ManyExpirationsTests(RegistryCase):
+    """Thousands of services that expire in the same second."""
 
     limits = ResourceLimits(service=20_000)
 
@@ -465,7 +465,7 @@ class ManyDeathsTests(RegistryCase):
         self.pass_(9.5)
 
     def turns(self) -> list[list[int]]:
-        """Let the half second pass in which all die; the sizes of the groups that each turn handed to the store."""
+        """Let the half second pass in which all expire; the sizes of the groups that each turn handed to the store."""
         sizes: list[int] = []
         groups: list[list[int]] = []
         expire = self.memory.expireServices
@@ -488,7 +488,7 @@ class ManyDeathsTests(RegistryCase):
         return groups
 
     def test_areSpreadOverTurns(self) -> None:
-        """No turn of the reactor buries more than 500, and all are buried at once otherwise."""
+        """No turn of the reactor persists more than 500, and otherwise all are persisted at once."""
         groups = self.turns()
         self.assertEqual([sum(sizes) for sizes in groups if sizes], [500] * 6)
         self.assertEqual(self.stored(), [])
@@ -501,7 +501,7 @@ class ManyDeathsTests(RegistryCase):
         return [(event["type"], event["payload"]["id"]) for event in values]
 
     def test_areHiddenAtOnce(self) -> None:
-        """A reader sees none of them, though none has been buried."""
+        """A reader sees none of them, though none has been persisted."""
         self.stepTo(0.5)
         self.assertEqual(self.page(self.registry.list(TENANT, None, 1000, None)).values, [])
         self.assertEqual(len(self.stored()), 3000)
@@ -821,7 +821,7 @@ class OverSqliteTests(TestCase):
 
     @returnsDeferred
     async def test_exactlyOneOfManyCreatesSucceeds(self) -> None:
-        """Of a hundred simultaneous registrations of an id one gets a token, and the others hear that it is alive."""
+        """Of a hundred simultaneous registrations of an id one gets a token, and the others are refused."""
         outcomes: list[object] = []
         creates = [self.registry.create(TENANT, NewService("web1", 30)) for _ in range(100)]
         for create in creates:
@@ -834,8 +834,8 @@ class OverSqliteTests(TestCase):
         await self.registry.heartbeat(TENANT, "web1", str(token))
 
     @returnsDeferred
-    async def test_lifeAndDeath(self) -> None:
-        """Services are registered, listed, restarted with their registry, and die, each with its event."""
+    async def test_registrationAndExpiration(self) -> None:
+        """Services are registered, listed, restarted with their registry, and expire, each with its event."""
         tokens = [await self.registry.create(TENANT, NewService(f"web{number}", 10)) for number in range(3)]
         await self.registry.remove(TENANT, "web0")
         await self.registry.stop()

@@ -55,8 +55,8 @@ class EventIdsTests(SynchronousTestCase):
         self.now = 1001.0
         self.assertEqual(self.ids.next(), positionOf(1001))
 
-    def test_goOnAfterTheLastOfAnEarlierLife(self):
-        """Ids go on after the last one that was given out, in another life too."""
+    def test_goOnAfterTheLastOfAnEarlierProcess(self):
+        """Ids go on after the last one that was given out, in another process too."""
         self.ids.last = positionOf(2000)
         self.assertEqual(self.ids.next(), positionOf(2000) + 1)
 

@@ -1,5 +1,5 @@
 """
-Tests for the extension ``events-wait``: the feed, for those who wait for something new in it.
+Tests for the extension ``events-wait``: requests that wait for new events.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class WaitingTests(SynchronousTestCase):
         id: str = self.api.ask("GET", "/events").json["values"][-1]["id"]
         return id
 
-    def test_whoseTokenHasEndedHearsNothing(self) -> None:
-        """A token that ends while its bearer waits brings a 401, and nothing of what has happened."""
+    def test_aTokenThatHasEndedGetsNoEvents(self) -> None:
+        """A request whose token ends while it waits gets a 401, and no events."""
         self.api.create("web1")
         connection = self.ask(f"wait=60&marker={self.lastEvent()}")
         fired(self.api.identity.purge(self.api.token))
@@ -94,7 +94,7 @@ class WaitingTests(SynchronousTestCase):
         self.assertEqual(self.ids(waiting), ["web1"])
 
     def test_eachAtItsTime(self) -> None:
-        """Everybody is answered after their own time, whoever has come before, or has gone meanwhile."""
+        """Each request is answered after its own time, whatever requests came before, or have gone meanwhile."""
         self.api.create("web1", 120)
         marker = self.lastEvent()
         calls = len(self.api.clock.getDelayedCalls())
@@ -117,35 +117,35 @@ class WaitingTests(SynchronousTestCase):
         self.api.advance(0.5)
         self.assertEqual(self.ids(fifth), [])
 
-    def test_eachIsToldItsOwnLimit(self) -> None:
-        """Those who wait for the same get the same page, with the limit that each has asked for, and never a marker."""
+    def test_eachGetsItsOwnLimit(self) -> None:
+        """Requests for the same get the same page, each with its own limit, and never a marker."""
         self.api.create("web1")
         marker = self.lastEvent()
         asked = [(marker, 100), (marker.upper(), 100), (marker, 50), (marker, 100)]
         waiting = [self.ask(f"marker={text}&limit={limit}&wait=30") for text, limit in asked]
         self.api.create("web2")
         self.api.advance(0.1)
-        told = [self.reply(each).json for each in waiting]
+        bodies = [self.reply(each).json for each in waiting]
         expected = [(None, limit) for _, limit in asked]
-        self.assertEqual([(each["metadata"]["marker"], each["metadata"]["limit"]) for each in told], expected)
-        self.assertEqual([each["values"] for each in told], [told[0]["values"]] * 4)
+        self.assertEqual([(each["metadata"]["marker"], each["metadata"]["limit"]) for each in bodies], expected)
+        self.assertEqual([each["values"] for each in bodies], [bodies[0]["values"]] * 4)
 
-    def test_oneLookIsEnoughForAll(self) -> None:
-        """However many wait for the same, the store is asked once for them, and once more when there is news."""
+    def test_oneReadIsEnoughForAll(self) -> None:
+        """However many wait for the same, the store is read once for them, and once more when there is a new event."""
         self.api.create("web1")
         marker = self.lastEvent()
-        looks: list[Any] = []
+        reads: list[Any] = []
         read = self.api.store.listEvents
-        self.patch(self.api.store, "listEvents", lambda *args: looks.append(args) or read(*args))
+        self.patch(self.api.store, "listEvents", lambda *args: reads.append(args) or read(*args))
         waiting = [self.ask(f"marker={marker}&wait=30") for _ in range(20)]
-        self.assertEqual(len(looks), 1)
+        self.assertEqual(len(reads), 1)
         self.api.create("web2")
         self.api.advance(0.1)
         self.assertEqual([self.ids(each) for each in waiting], [["web1", "web2"]] * 20)
-        self.assertEqual(len(looks), 2)
+        self.assertEqual(len(reads), 2)
 
-    def test_whatWasSeenBeforeTheNewsIsForgotten(self) -> None:
-        """Who comes after a change is shown it, whatever others were shown before, and whether or not they wait on."""
+    def test_resultsFromBeforeAnEventAreDropped(self) -> None:
+        """A request after a change gets it, whatever others got before, and whether or not they still wait."""
         self.api.create("web1")
         marker = self.lastEvent()
         self.ask(f"marker={marker}&wait=30")
@@ -157,7 +157,7 @@ class WaitingTests(SynchronousTestCase):
         self.assertEqual(other.replies(), [])
 
     def test_withoutAMarker(self) -> None:
-        """Without a marker everything of the last hour is new, and where there is nothing one waits for the first."""
+        """Without a marker all events of the last hour are new; where there is none, the first is waited for."""
         waiting = self.ask("wait=30")
         self.assertEqual(waiting.replies(), [])
         self.api.create("web1")
@@ -177,7 +177,7 @@ class WaitingTests(SynchronousTestCase):
         self.assertEqual(self.ids(waiting), ["web1"])
 
     def test_everyKindOfChangeEndsIt(self) -> None:
-        """A timeout, and a configuration value that is set or removed, are news as well."""
+        """A timeout, and a configuration value that is set or removed, end the waiting as well."""
         self.api.create("web1", 3)
         for change in (
             lambda: self.api.advance(4),
@@ -189,7 +189,7 @@ class WaitingTests(SynchronousTestCase):
             self.api.advance(1)
             self.assertEqual(self.reply(waiting).json["metadata"]["count"], 2)
 
-    def test_anUpdateIsNoNews(self) -> None:
+    def test_anUpdateEndsNoWaiting(self) -> None:
         """What leaves no event ends no waiting, and neither do the events of another account."""
         self.api.create("web1")
         waiting = self.ask(f"marker={self.lastEvent()}&wait=30")
@@ -228,8 +228,8 @@ class WaitingTests(SynchronousTestCase):
         self.assertEqual(self.ids(waiting), [])
         self.assertEqual(self.api.ask("GET", "/limits").json["rate"]["/.*"]["used"], 1)
 
-    def test_aStoreThatIsAwayEndsIt(self) -> None:
-        """When the feed can't be read, who waits is told so."""
+    def test_anUnavailableStoreEndsIt(self) -> None:
+        """When the feed can't be read, the request fails."""
         self.api.store.unavailable = True
         self.assertEqual(self.reply(self.ask("wait=30")).code, 503)
 
@@ -245,7 +245,7 @@ class WaitingTests(SynchronousTestCase):
         self.assertEqual(len(self.api.clock.getDelayedCalls()), calls)
 
     def test_stoppingEndsIt(self) -> None:
-        """A registry that stops lets nobody wait, neither those who do nor those who come: the page comes as it is."""
+        """When a registry stops, no request waits, neither earlier nor later ones: the page comes as it is."""
         self.api.create("web1")
         marker = self.lastEvent()
         waiting = self.ask(f"marker={marker}&wait=60")
@@ -254,24 +254,24 @@ class WaitingTests(SynchronousTestCase):
         self.assertEqual(self.ids(self.ask(f"marker={marker}&wait=60")), ["web1"])
 
     def test_aThousand(self) -> None:
-        """A thousand followers all hear of a change, within a few turns of the reactor, and cost nothing until then."""
+        """A thousand subscribers are notified within a few turns of the reactor, and cost nothing until then."""
         api = Api(rateLimit=10_000)
         calls = [self.ask("wait=60", api) for _ in range(1000)]
         read = api.store.listEvents
-        looks: list[object] = []
+        reads: list[object] = []
 
         def counted(*arguments: Any) -> Any:
-            looks.append(arguments)
+            reads.append(arguments)
             return read(*arguments)
 
         api.store.listEvents = counted  # type: ignore[method-assign]  # only counts
         api.advance(30)
-        self.assertEqual(len(looks), 0)
+        self.assertEqual(len(reads), 0)
         api.create("web1")
         for _ in range(20):
             api.clock.advance(0)
         self.assertEqual({self.reply(each).code for each in calls}, {200})
-        self.assertEqual(len(looks), 1000)
+        self.assertEqual(len(reads), 1000)
 
 
 class SubscribersTests(SynchronousTestCase):
@@ -283,160 +283,160 @@ class SubscribersTests(SynchronousTestCase):
         self.clock = Clock()
         self.subscribers = Subscribers(self.clock)
 
-    def test_aLookThatIsOlderThanTheNews(self) -> None:
-        """A look that was under way when there was news is good for nobody who looks after them."""
-        looks: list[Deferred[str]] = []
+    def test_aReadThatIsOlderThanTheEvent(self) -> None:
+        """A read that was under way when an event came is not used for later reads."""
+        reads: list[Deferred[str]] = []
 
         def read() -> Deferred[str]:
-            looks.append(Deferred())
-            return looks[-1]
+            reads.append(Deferred())
+            return reads[-1]
 
-        def look() -> Deferred[str]:
+        def readAll() -> Deferred[str]:
             return self.subscribers.read("1", "all", read, lambda result: True)
 
         self.subscribers.wait("1", "all")
-        before = [look(), look()]
+        before = [readAll(), readAll()]
         self.subscribers.notify(["1"])
         self.subscribers.wait("1", "all")
-        after = [look(), look()]
-        self.assertEqual(len(looks), 2)
-        looks[0].callback("old")
+        after = [readAll(), readAll()]
+        self.assertEqual(len(reads), 2)
+        reads[0].callback("old")
         self.assertEqual([self.successResultOf(each) for each in before], ["old", "old"])
         for each in after:
             self.assertNoResult(each)
-        looks[1].errback(ValueError("the store is away"))
+        reads[1].errback(ValueError("the store is away"))
         for each in after:
             self.failureResultOf(each, ValueError)
-        again = look()
-        looks[2].callback("new")
+        again = readAll()
+        reads[2].callback("new")
         self.assertEqual(self.successResultOf(again), "new")
-        self.assertEqual(self.successResultOf(look()), "new")
-        self.assertEqual(len(looks), 3)
+        self.assertEqual(self.successResultOf(readAll()), "new")
+        self.assertEqual(len(reads), 3)
 
-    def waitHavingSeen(self, count: int) -> tuple[list[Deferred[bool]], list[Deferred[str]]]:
-        """Some who have seen the same of a feed, and wait. Their looks from now on are put into the second list."""
-        looks: list[Deferred[str]] = []
+    def waitAfterReading(self, count: int) -> tuple[list[Deferred[bool]], list[Deferred[str]]]:
+        """Some subscribers that have read the same. Their reads from now on are put into the second list."""
+        reads: list[Deferred[str]] = []
 
         def read() -> Deferred[str]:
-            looks.append(Deferred())
-            return looks[-1]
+            reads.append(Deferred())
+            return reads[-1]
 
         self.subscribers.read("1", "all", read, lambda result: True)
-        looks.pop().callback("old")
+        reads.pop().callback("old")
         self.assertEqual(self.subscribers.cached("1", "all"), "old")
-        return [self.subscribers.wait("1", "all") for _ in range(count)], looks
+        return [self.subscribers.wait("1", "all") for _ in range(count)], reads
 
-    def test_newsAreThereWhenTheyAreHeard(self) -> None:
-        """What all have seen is looked at once more before anybody hears that there is news, and then each finds it."""
-        waiting, looks = self.waitHavingSeen(3)
+    def test_theFeedIsReadBeforeSubscribersAreNotified(self) -> None:
+        """What all have read is read once more before any of them is notified, and is there for each then."""
+        waiting, reads = self.waitAfterReading(3)
         self.subscribers.notify(["1"])
         self.clock.advance(0)
-        for news in waiting:
-            self.assertNoResult(news)
+        for change in waiting:
+            self.assertNoResult(change)
         self.assertIsNone(self.subscribers.cached("1", "all"))
-        (look,) = looks
-        look.callback("new")
+        (again,) = reads
+        again.callback("new")
         self.clock.advance(0)
-        self.assertEqual([self.successResultOf(news) for news in waiting], [True] * 3)
-        self.assertEqual((self.subscribers.cached("1", "all"), len(looks)), ("new", 1))
+        self.assertEqual([self.successResultOf(change) for change in waiting], [True] * 3)
+        self.assertEqual((self.subscribers.cached("1", "all"), len(reads)), ("new", 1))
 
-    def test_whatNobodyWaitsForIsNotLookedAt(self) -> None:
-        """Others may have seen something else of the feed, and be gone; and who is alone looks without help."""
-        (alone,), looks = self.waitHavingSeen(1)
+    def test_onlyWhatIsWaitedForIsRead(self) -> None:
+        """Others may have read something else, and be gone; a single subscriber reads by itself."""
+        (alone,), reads = self.waitAfterReading(1)
         self.subscribers.notify(["1"])
         self.clock.advance(0)
         self.assertTrue(self.successResultOf(alone))
-        self.waitHavingSeen(0)
+        self.waitAfterReading(0)
         others = [self.subscribers.wait("1", "something else") for _ in range(2)]
         self.subscribers.notify(["1"])
         self.clock.advance(0)
-        self.assertEqual([self.successResultOf(news) for news in others], [True] * 2)
-        self.assertEqual(looks, [])
+        self.assertEqual([self.successResultOf(change) for change in others], [True] * 2)
+        self.assertEqual(reads, [])
 
-    def test_newsThatCantBeLookedAt(self) -> None:
-        """When that look fails they hear all the same: each finds out why, and is told."""
-        waiting, looks = self.waitHavingSeen(2)
+    def test_eventsThatCantBeRead(self) -> None:
+        """When that read fails, they are notified all the same: each finds out why."""
+        waiting, reads = self.waitAfterReading(2)
         self.subscribers.notify(["1"])
-        looks[0].errback(ValueError("the store is away"))
+        reads[0].errback(ValueError("the store is away"))
         self.clock.advance(0)
-        self.assertEqual([self.successResultOf(news) for news in waiting], [True] * 2)
+        self.assertEqual([self.successResultOf(change) for change in waiting], [True] * 2)
 
-    def test_endsWhileNewsAreLookedAt(self) -> None:
-        """Whoever is about to hear of news hears at the end, too, and once."""
-        (news, gone), looks = self.waitHavingSeen(2)
+    def test_endsWhileEventsAreRead(self) -> None:
+        """A subscriber that is about to be notified is notified at the end, once."""
+        (change, gone), reads = self.waitAfterReading(2)
         self.subscribers.notify(["1"])
         gone.cancel()
         self.failureResultOf(gone)
         self.subscribers.end()
-        self.assertTrue(self.successResultOf(news))
-        looks[0].callback("new")
+        self.assertTrue(self.successResultOf(change))
+        reads[0].callback("new")
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_hearsOnce(self) -> None:
-        """News that comes while one is about to hear of some is heard as one."""
-        news = self.subscribers.wait("1", "all")
+    def test_isNotifiedOnce(self) -> None:
+        """An event that comes while a subscriber is about to be notified causes no second notification."""
+        change = self.subscribers.wait("1", "all")
         self.subscribers.notify(["1"])
         self.subscribers.notify(["1", "2"])
-        self.assertNoResult(news)
+        self.assertNoResult(change)
         self.clock.advance(0)
-        self.assertTrue(self.successResultOf(news))
+        self.assertTrue(self.successResultOf(change))
 
     def test_cancelled(self) -> None:
-        """Who has been told already can still leave."""
-        told, waiting = self.subscribers.wait("1", "all"), self.subscribers.wait("2", "all")
+        """A subscriber that has been notified already can still be cancelled."""
+        due, waiting = self.subscribers.wait("1", "all"), self.subscribers.wait("2", "all")
         self.subscribers.notify(["1"])
-        for news in (told, waiting):
-            news.cancel()
-            self.failureResultOf(news)
+        for change in (due, waiting):
+            change.cancel()
+            self.failureResultOf(change)
 
-    def place(self, latest: float) -> Subscription:
-        """Somebody who may wait for ten seconds in all has a place, and waits."""
-        place = self.subscribers.subscribe("1", 10, latest)
-        place.change = self.subscribers.wait("1", "all")
-        return place
+    def subscription(self, latest: float) -> Subscription:
+        """A subscription for ten seconds, which waits."""
+        subscription = self.subscribers.subscribe("1", 10, latest)
+        subscription.change = self.subscribers.wait("1", "all")
+        return subscription
 
-    def heard(self, place: Subscription) -> bool:
+    def isOver(self, subscription: Subscription) -> bool:
         """Whether what it waits for has come."""
-        assert place.change is not None
-        return place.change.called
+        assert subscription.change is not None
+        return subscription.change.called
 
-    def test_takesAPlaceAfterALongLook(self) -> None:
-        """Everybody is answered in time, in whatever order they took their places, with one timer for all."""
+    def test_subscribesAfterALongRead(self) -> None:
+        """Each is answered in time, in whatever order they subscribed, with one timer for all."""
         latest = [7.0, 6.0, 9.0, 5.0, 8.0, 6.0]
-        places = [self.place(each) for each in latest]
+        subscriptions = [self.subscription(each) for each in latest]
         self.assertEqual([call.getTime() for call in self.clock.getDelayedCalls()], [5.0])
         answered: dict[Subscription, float] = {}
-        while len(answered) < len(places):
+        while len(answered) < len(subscriptions):
             self.clock.advance(0.5)
-            for place in places:
-                if place not in answered and self.heard(place):
-                    self.subscribers.unsubscribe(place)
-                    answered[place] = self.clock.seconds()
-            self.assertEqual(len(self.clock.getDelayedCalls()), min(1, len(places) - len(answered)))
-        self.assertEqual([answered[place] for place in places], latest)
+            for each in subscriptions:
+                if each not in answered and self.isOver(each):
+                    self.subscribers.unsubscribe(each)
+                    answered[each] = self.clock.seconds()
+            self.assertEqual(len(self.clock.getDelayedCalls()), min(1, len(subscriptions) - len(answered)))
+        self.assertEqual([answered[each] for each in subscriptions], latest)
 
-    def test_endsWhileSomebodyLooks(self) -> None:
-        """When nobody may wait any more nothing is left on the reactor, whatever those with a place are about."""
-        waits, looks = self.place(5), self.subscribers.subscribe("1", 60, 60)
+    def test_endsWhileASubscriberReads(self) -> None:
+        """After the end nothing is left on the reactor, whatever the subscribers were doing."""
+        waits, readers = self.subscription(5), self.subscribers.subscribe("1", 60, 60)
         self.subscribers.end()
-        self.assertTrue(self.heard(waits))
+        self.assertTrue(self.isOver(waits))
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        late = self.place(5)
-        self.assertTrue(self.heard(late))
+        late = self.subscription(5)
+        self.assertTrue(self.isOver(late))
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        for place in (waits, looks, late):
-            self.subscribers.unsubscribe(place)
+        for each in (waits, readers, late):
+            self.subscribers.unsubscribe(each)
         self.assertEqual(self.subscribers.count, 0)
         self.clock.advance(0)
         self.subscribers.notify(["2"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_end(self) -> None:
-        """At the end those who have been told hear the news, the others that there is none."""
-        told, waiting = self.subscribers.wait("1", "all"), self.subscribers.wait("2", "all")
+        """At the end those that are due get the event, and the others that there is none."""
+        due, waiting = self.subscribers.wait("1", "all"), self.subscribers.wait("2", "all")
         self.subscribers.notify(["1"])
         self.subscribers.end()
-        self.assertTrue(self.successResultOf(told))
+        self.assertTrue(self.successResultOf(due))
         self.assertFalse(self.successResultOf(waiting))
         self.assertFalse(self.successResultOf(self.subscribers.wait("1", "all")))
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -444,7 +444,7 @@ class SubscribersTests(SynchronousTestCase):
 
 class SocketTests(TestCase):
     """
-    Followers of a registry that runs, over sockets.
+    Subscribers of a running registry, over sockets.
     """
 
     timeout = 60
@@ -477,7 +477,7 @@ class SocketTests(TestCase):
         answer = await self.client.get(f"{self.url}/events?{query}", headers=self.headers)
         return answer.code, (await answer.json())["values"]
 
-    def following(self, count: int) -> Sequence[Deferred[tuple[int, list[Any]]]]:
+    def subscribed(self, count: int) -> Sequence[Deferred[tuple[int, list[Any]]]]:
         return [Deferred.fromCoroutine(self.page("wait=60")) for _ in range(count)]
 
     async def connected(self, service: RegistryService, count: int) -> None:
@@ -497,24 +497,24 @@ class SocketTests(TestCase):
         loop = LoopingCall(lambda: Deferred.fromCoroutine(look()))
         await loop.start(0.01)
 
-    async def test_hundredFollowers(self) -> None:
-        """A hundred followers on a hundred sockets hear of a change at once."""
+    async def test_hundredSubscribers(self) -> None:
+        """A hundred subscribers on a hundred sockets are notified of a change at once."""
         service = await self.started()
-        followers = self.following(100)
+        subscribers = self.subscribed(100)
         await self.connected(service, 100)
         began = reactor.seconds()
         body = {"id": "web1", "heartbeat_timeout": 30}
         await self.client.post(f"{self.url}/services", headers=self.headers, json=body)
-        answers = await gatherResults(followers)
+        answers = await gatherResults(subscribers)
         self.assertLess(reactor.seconds() - began, 5)
         self.assertEqual({values[0]["payload"]["id"] for _, values in answers}, {"web1"})
 
     async def test_stoppingTakesNoLongerBecauseOfThem(self) -> None:
-        """Who waits when the registry stops gets the page as it is, and nobody waits out the time that others have."""
+        """Requests that wait when the registry stops get the page as it is, before their time is over."""
         service = await self.started()
-        followers = self.following(20)
+        subscribers = self.subscribed(20)
         await self.connected(service, 20)
         began = reactor.seconds()
         await service.stopService()
         self.assertLess(reactor.seconds() - began, 0.9)
-        self.assertEqual(await gatherResults(followers), [(200, [])] * 20)
+        self.assertEqual(await gatherResults(subscribers), [(200, [])] * 20)

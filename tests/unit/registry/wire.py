@@ -164,7 +164,7 @@ class Api:
         return Deferred() if self.hashesHang else maybeDeferred(work)
 
     def advance(self, seconds: float) -> None:
-        # In small steps: the registry's life clock gives back what comes in large ones.
+        # In small steps: large ones would be stalls.
         while seconds > 0:
             step = min(seconds, 0.5)
             self.clock.advance(step)

@@ -1,5 +1,5 @@
 """
-What becomes of services when the store is slow, or away, or its answers are lost, and much happens at once.
+What becomes of services when the store is slow or unavailable, or its responses are lost, and much happens at once.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from txserviceregistry.registry.tasks import TaskOwner
 JOIN, REMOVE, TIMEOUT = "service.join", "service.remove", "service.timeout"
 
 
-class QuestionsTests(SynchronousTestCase):
-    """A registry that shares its store asks whether a service is dead before it calls it so."""
+class ConfirmationTests(SynchronousTestCase):
+    """A registry that shares its store confirms an expiration before the service expires."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -57,26 +57,26 @@ class QuestionsTests(SynchronousTestCase):
         return succeed(None)
 
     def hold(self) -> list[Deferred[float]]:
-        """Let questions wait. :return: those that do."""
-        questions: list[Deferred[float]] = []
+        """Let confirmations wait. :return: those that do."""
+        confirmations: list[Deferred[float]] = []
 
-        def ask() -> Deferred[float]:
-            questions.append(Deferred())
-            return questions[-1]
+        def confirm() -> Deferred[float]:
+            confirmations.append(Deferred())
+            return confirmations[-1]
 
-        self.answer = ask
-        return questions
+        self.answer = confirm
+        return confirmations
 
     def pass_(self, seconds: float) -> None:
         self.clock.pump([0.01] * round(seconds * 100))
 
-    def test_thousandsFallDueWhileTheStoreIsAway(self) -> None:
-        """None of them is called dead then, and none is forgotten: when the store is back, each is buried once."""
-        questions = self.hold()
+    def test_thousandsAreDueWhileTheStoreIsUnavailable(self) -> None:
+        """None of them expires then, and none is forgotten: when the store is back, each is persisted once."""
+        confirmations = self.hold()
         self.pass_(4)
-        self.answer = lambda: fail(StoreUnavailable("away"))
-        for question in questions:
-            question.errback(StoreUnavailable("away"))
+        self.answer = lambda: fail(StoreUnavailable("unavailable"))
+        for confirmation in confirmations:
+            confirmation.errback(StoreUnavailable("unavailable"))
         self.pass_(2)
         self.assertEqual(self.persisted, [])
         self.assertEqual(self.live.deadlines.count(), {TENANT: 3000})
@@ -85,24 +85,24 @@ class QuestionsTests(SynchronousTestCase):
         self.pass_(2)
         self.assertEqual(sorted(self.persisted), sorted(f"web{number}" for number in range(3000)))
 
-    def test_aQuestionThatBreaks(self) -> None:
-        """It is logged, and asked again."""
+    def test_aConfirmationThatFails(self) -> None:
+        """It is logged, and tried again."""
         answers = iter([fail(ValueError("broken"))])
         self.answer = lambda: next(answers, succeed(-1.0))
         self.pass_(5)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
         self.assertEqual(len(self.persisted), 3000)
 
-    def test_whatWaitsToBeAskedDoesNotHoldUpTheEnd(self) -> None:
-        """A registry that stops waits for the questions that are under way, and asks no more."""
-        questions = self.hold()
+    def test_whatWaitsForConfirmationDoesNotHoldUpTheEnd(self) -> None:
+        """A registry that stops waits for the confirmations that are under way, and begins no more."""
+        confirmations = self.hold()
         self.pass_(4)
-        self.assertEqual(len(questions), LiveServices.CONFIRMATIONS)
+        self.assertEqual(len(confirmations), LiveServices.CONFIRMATIONS)
         self.live.stop()
-        for question in questions:
-            question.callback(1.0)
+        for confirmation in confirmations:
+            confirmation.callback(1.0)
         self.successResultOf(self.tasks.whenIdle())
-        self.assertEqual(len(questions), LiveServices.CONFIRMATIONS)
+        self.assertEqual(len(confirmations), LiveServices.CONFIRMATIONS)
 
 
 class SlowStoreTests(RegistryCase):
@@ -117,7 +117,7 @@ class SlowStoreTests(RegistryCase):
         held.pop(0).release()
 
     def test_manyCreatesOfOneId(self) -> None:
-        """Of a thousand that come at once exactly one succeeds, and the others are told so."""
+        """Of a thousand that come at once exactly one succeeds, and the others fail."""
         held = self.store.hold("createService")
         creates = [self.creating() for _ in range(1000)]
         while held:
@@ -138,7 +138,7 @@ class SlowStoreTests(RegistryCase):
         self.pass_(9)
         self.beat(token)
 
-    def test_aCreateThatNobodyWaitsFor(self) -> None:
+    def test_aCreateWhoseClientHungUp(self) -> None:
         """A client that hung up while its registration was under way leaves a service with a deadline."""
         for acts in (False, True):
             held = self.store.hold("createService", acts=acts)
@@ -154,7 +154,7 @@ class SlowStoreTests(RegistryCase):
             self.assertEqual(self.stored(), [])
         self.assertEqual(self.events(), [(JOIN, "web1"), (TIMEOUT, "web1")] * 2)
 
-    def test_otherChangesThatNobodyWaitsFor(self) -> None:
+    def test_otherChangesWhoseClientHungUp(self) -> None:
         """An update and a removal are seen through though their client hung up."""
         self.create(timeout=10)
         held = self.store.hold("updateService")
@@ -208,7 +208,7 @@ class SlowStoreTests(RegistryCase):
         self.assertEqual(self.events(), [(JOIN, "web1"), (REMOVE, "web1")])
 
     def test_theDeadlinePassesDuringARemoval(self) -> None:
-        """A service that dies while it is being removed has one end in the feed, whichever the store made first."""
+        """A service that expires while it is being removed has one end in the feed, whichever the store made first."""
         for acts, end in ((True, REMOVE), (False, TIMEOUT)):
             self.create(timeout=10)
             self.pass_(9)
@@ -227,7 +227,7 @@ class SlowStoreTests(RegistryCase):
             self.assertEqual(self.events()[-2:], [(JOIN, "web1"), (end, "web1")])
 
     def test_aRemovalIsNoTimeoutInTheLog(self) -> None:
-        """A service whose removal was kept before its death could be is not said to have timed out."""
+        """A service whose removal was persisted before its expiration could be is not logged as expired."""
         with capturedLogs() as logs:
             self.create(timeout=10)
             self.pass_(9.5)
@@ -284,8 +284,8 @@ class SlowStoreTests(RegistryCase):
         self.pass_(59)
         self.beat(token)
 
-    def test_createDuringABurial(self) -> None:
-        """A registration of an id that has just died waits until the death is kept; the new life is its own."""
+    def test_createDuringAnExpiration(self) -> None:
+        """A registration of an id that has just expired waits until that is persisted; it is a new incarnation."""
         for acts in (False, True):
             old = self.create(timeout=10)
             held = self.store.hold("expireServices", acts=acts)
@@ -301,25 +301,25 @@ class SlowStoreTests(RegistryCase):
             self.pass_(11)
             self.assertEqual(self.events()[-4:], [(JOIN, "web1"), (TIMEOUT, "web1")] * 2)
 
-    def test_createsWhileManyAreBuried(self) -> None:
-        """While many deaths are being kept, only those wait for it who need the id, or the place, of one who died."""
+    def test_createsDuringManyExpirations(self) -> None:
+        """While many expirations are being persisted, only registrations that need an expired id or place wait."""
         many = self.registry.FEW_PENDING + 1
         for number in range(many):
-            self.create(f"dead{number}", timeout=10)
+            self.create(f"expired{number}", timeout=10)
         held = self.store.hold("expireServices")
         self.pass_(10.5)
         other = self.creating("other")
-        again = self.creating("dead7")
+        again = self.creating("expired7")
         self.successResultOf(other)
         self.assertNoResult(again)
         self.release(held)
         self.store.pass_("expireServices")
         self.successResultOf(again)
-        self.assertEqual(self.events().count((TIMEOUT, "dead7")), 1)
-        self.assertEqual(self.events()[-1], (JOIN, "dead7"))
+        self.assertEqual(self.events().count((TIMEOUT, "expired7")), 1)
+        self.assertEqual(self.events()[-1], (JOIN, "expired7"))
 
-    def test_aDeathWhileACreateIsAtTheStore(self) -> None:
-        """A registration that the store refuses because of a service that has died meanwhile succeeds."""
+    def test_anExpirationWhileACreateIsAtTheStore(self) -> None:
+        """A registration that the store refuses because of a service that has expired meanwhile succeeds."""
         self.create(timeout=10)
         self.pass_(9.5)
         held = self.store.hold("createService", acts=True)
@@ -331,7 +331,7 @@ class SlowStoreTests(RegistryCase):
         self.assertEqual(self.events(), [(JOIN, "web1"), (TIMEOUT, "web1"), (JOIN, "web1")])
 
     def test_aSlowListing(self) -> None:
-        """A listing shows neither who was dead when it was asked for, nor fails for who died since."""
+        """A listing shows no service that had expired before it, nor does it fail for those that expired since."""
         self.create("aaa", 10)
         self.create("bbb", 11)
         self.pass_(10)
@@ -342,7 +342,7 @@ class SlowStoreTests(RegistryCase):
         self.assertEqual([value["id"] for value in self.page(listing).values], ["bbb"])
 
     def test_aSlowGet(self) -> None:
-        """A service that dies while it is read is not shown; nor is one whose death was kept meanwhile."""
+        """A service that expires while it is read is not shown; nor is one whose expiration was persisted meanwhile."""
         for acts in (True, False):
             self.create(timeout=10)
             self.pass_(9.5)
@@ -374,7 +374,7 @@ class SlowStoreTests(RegistryCase):
         self.pass_(30)
         self.assertEqual(self.events(), [(JOIN, "web1"), (REMOVE, "web1")])
 
-    def test_stopWaitsForBurials(self) -> None:
+    def test_stopWaitsForExpirations(self) -> None:
         """A registry that stops sees through what the store is at, and begins nothing new."""
         self.create(timeout=10)
         held = self.store.hold("expireServices")
@@ -400,8 +400,8 @@ class SlowStoreTests(RegistryCase):
         self.successResultOf(creating)
 
 
-class ManyBurialsTests(RegistryCase):
-    """Stopping while there are more deaths than one group."""
+class ManyExpirationsTests(RegistryCase):
+    """Stopping while there are more expirations than one group."""
 
     limits = ResourceLimits(service=2000)
 
@@ -432,10 +432,10 @@ class ManyBurialsTests(RegistryCase):
 
 
 class StoreTroubleTests(RegistryCase):
-    """Deaths and changes while the store can't be reached."""
+    """Expirations and changes while the store is unavailable."""
 
-    def test_theDeadStayDead(self) -> None:
-        """A death that the store can't keep is kept when it is back; till then nobody sees the service."""
+    def test_expiredServicesStayHidden(self) -> None:
+        """An expiration is persisted when the store is back; until then the service is hidden."""
         token = self.create(timeout=10)
         self.memory.unavailable = True
         self.pass_(15)
@@ -448,8 +448,8 @@ class StoreTroubleTests(RegistryCase):
         self.assertEqual(self.stored(), ["web1"])
         self.store.pass_("expireServices")
 
-    def test_burialsAreTriedAgain(self) -> None:
-        """With the first sweep after the store is back the death is kept, with the time of the deadline."""
+    def test_expirationsAreTriedAgain(self) -> None:
+        """With the first sweep after the store is back it is persisted, with the time of the deadline."""
         self.create(timeout=10)
         self.memory.unavailable = True
         self.pass_(100)
@@ -460,7 +460,7 @@ class StoreTroubleTests(RegistryCase):
         self.assertEqual(event["timestamp"], (NOW + 10) * 1000)
 
     def test_troubleIsLoggedOnce(self) -> None:
-        """An outage is one line, and the deaths in it another when it is over."""
+        """An outage is one line, and the expirations in it another when it is over."""
         self.create(timeout=10)
         with capturedLogs() as logs:
             self.memory.unavailable = True
@@ -475,8 +475,8 @@ class StoreTroubleTests(RegistryCase):
             ],
         )
 
-    def test_aDefectDoesNotEndBurials(self) -> None:
-        """When a burial fails for another reason, that is logged once, and it is tried again too."""
+    def test_aDefectDoesNotEndExpirations(self) -> None:
+        """When persisting fails for another reason, that is logged once, and it is tried again too."""
         self.create(timeout=10)
         self.store.breakDown("expireServices", ValueError("a defect"))
         self.pass_(20)
@@ -485,16 +485,16 @@ class StoreTroubleTests(RegistryCase):
         self.pass_(1)
         self.assertEqual(self.stored(), [])
 
-    def test_aBurialWhoseAnswerWasLost(self) -> None:
-        """A death that was kept, though the store seemed to be away, is one event."""
+    def test_anExpirationWhoseResponseWasLost(self) -> None:
+        """An expiration that was persisted, though the store seemed to be unavailable, is one event."""
         self.create(timeout=10)
         self.store.loseAnswer("expireServices")
         self.pass_(20)
         self.create()
         self.assertEqual(self.events(), [(JOIN, "web1"), (TIMEOUT, "web1"), (JOIN, "web1")])
 
-    def test_aCreateWhoseAnswerWasLost(self) -> None:
-        """A service that was kept, but not acknowledged, gets a deadline, and dies of it; then its id is free."""
+    def test_aCreateWhoseResponseWasLost(self) -> None:
+        """A service that was created, but not acknowledged, gets a deadline, and expires; then its id is free."""
         self.store.loseAnswer("createService")
         self.assertUnavailable(self.registry.create(TENANT, NewService("web1", 10)))
         self.assertEqual(self.ids(), ["web1"])
@@ -507,7 +507,7 @@ class StoreTroubleTests(RegistryCase):
         self.create()
 
     def test_aServiceThatMemoryHasMissed(self) -> None:
-        """A service that somebody meets in the store without a deadline gets a full timeout."""
+        """A service that a request finds in the store without a deadline gets a full timeout."""
         for meet in (
             lambda: self.registry.get(TENANT, "web1"),
             lambda: self.registry.list(TENANT, None, 100, None),
@@ -522,7 +522,7 @@ class StoreTroubleTests(RegistryCase):
             self.assertEqual(self.stored(), [])
 
     def test_aServiceThatTheStoreHasLost(self) -> None:
-        """A service that the store has no more is gone for heartbeats too, once somebody has met that."""
+        """A service that the store has no more is gone for heartbeats too, once a request has found that."""
         removed: Any
         for meet in (
             lambda: self.registry.get(TENANT, "web1"),
@@ -537,8 +537,8 @@ class StoreTroubleTests(RegistryCase):
             self.pass_(0.25)
             self.assertGone(self.registry.heartbeat(TENANT, "web1", token))
 
-    def test_aRemovalWhoseAnswerWasLost(self) -> None:
-        """A service that was removed, though the store seemed to be away, does not live on in memory."""
+    def test_aRemovalWhoseResponseWasLost(self) -> None:
+        """A service that was removed, though the store seemed to be unavailable, does not stay in memory."""
         token = self.create()
         self.store.loseAnswer("removeService")
         self.assertUnavailable(self.registry.remove(TENANT, "web1"))
@@ -546,7 +546,7 @@ class StoreTroubleTests(RegistryCase):
         self.assertGone(self.registry.heartbeat(TENANT, "web1", token))
 
     def test_aRemovalThatFailed(self) -> None:
-        """A service that could not be removed goes on living."""
+        """A service that could not be removed stays registered."""
         token = self.create()
         self.memory.unavailable = True
         self.assertUnavailable(self.registry.remove(TENANT, "web1"))
@@ -556,7 +556,7 @@ class StoreTroubleTests(RegistryCase):
         self.beat(token)
         self.assertEqual(self.ids(), ["web1"])
 
-    def test_anUpdateWhoseAnswerWasLost(self) -> None:
+    def test_anUpdateWhoseResponseWasLost(self) -> None:
         """The timeout that was kept is the one that counts, from when it was found."""
         token = self.create(timeout=10)
         self.store.loseAnswer("updateService")
@@ -565,7 +565,7 @@ class StoreTroubleTests(RegistryCase):
         self.beat(token)
 
     def test_anIdThatWasTakenOver(self) -> None:
-        """Where the store has another life of an id than memory, that one counts."""
+        """Where the store has another incarnation of an id than memory, that one counts."""
         token = self.create()
         record = self.successResultOf(self.memory.getService(TENANT, "web1"))
         self.successResultOf(self.memory.removeService(TENANT, "web1", record.incarnation))
@@ -578,8 +578,8 @@ class StoreTroubleTests(RegistryCase):
         self.pass_(30)
         self.assertEqual(self.events()[-1], (TIMEOUT, "web1"))
 
-    def test_aDoubtAboutTheDead(self) -> None:
-        """A service that dies while it is in doubt is not taken for one that memory has missed."""
+    def test_anExpiredServiceIsNotReconciled(self) -> None:
+        """A service that expires while it is unsure is not taken for one that memory has missed."""
         token = self.create(timeout=10)
         self.pass_(9.75)
         self.store.loseAnswer("updateService")
@@ -593,8 +593,8 @@ class StoreTroubleTests(RegistryCase):
         self.pass_(1)
         self.assertEqual(self.events(), [(JOIN, "web1"), (TIMEOUT, "web1")])
 
-    def test_doubtsOutlastAnOutage(self) -> None:
-        """What could not be found out while the store was away is found out when it is back."""
+    def test_reconciliationOutlastsAnOutage(self) -> None:
+        """What could not be reconciled while the store was unavailable is reconciled when it is back."""
         self.store.loseAnswer("createService")
         self.assertUnavailable(self.registry.create(TENANT, NewService("web1", 10)))
         self.memory.unavailable = True
@@ -611,21 +611,21 @@ class StoreTroubleTests(RegistryCase):
         self.pass_(1)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
-    def test_aDefectThatNobodyWaitsForIsLogged(self) -> None:
+    def test_aDefectWhoseClientHungUpIsLogged(self) -> None:
         """A failure that no rule foresees is in the log when the client has hung up."""
         self.store.breakDown("createService", ValueError("a defect"))
         held = self.store.hold("expireServices")
-        self.create_dead()
+        self.createExpired()
         creating = self.registry.create(TENANT, NewService("web1", 10))
         creating.cancel()
         self.failureResultOf(creating, CancelledError)
         held.pop().release()
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
-    def create_dead(self) -> None:
-        """A service that is dead, its burial held back."""
+    def createExpired(self) -> None:
+        """A service that has expired, which is not persisted yet."""
         self.store.repair("createService")
-        self.create("dead", 3)
+        self.create("expired", 3)
         self.store.breakDown("createService", ValueError("a defect"))
         self.pass_(4)
 
@@ -644,10 +644,10 @@ class AnyOrderTests(SynchronousTestCase):
 
     @settings(suppress_health_check=list(HealthCheck))
     @given(OPERATIONS, st.booleans())
-    def test_oneEndForEachLife(self, operations: list[tuple[str, int]], acts: bool) -> None:
+    def test_oneEndForEachIncarnation(self, operations: list[tuple[str, int]], acts: bool) -> None:
         """
-        Each life in the feed begins once and ends once, in turn; and when all is silent everybody is dead, in memory
-        and in the store.
+        Each incarnation in the feed begins once and ends once, in turn; without heartbeats all services expire, in
+        memory and in the store.
         """
         clock = Clock()
         memory = MemoryStore(wallClock=lambda: NOW + clock.seconds())

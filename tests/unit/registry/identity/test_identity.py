@@ -395,7 +395,7 @@ class AuthenticationTests(IdentityCase):
 
     def test_aNewTokenWhenTheOldOneIsOld(self) -> None:
         """
-        When a tenth of a token's life is gone the next one is another, and the first goes on to count.
+        When a tenth of a token's lifetime is over the next one is another, and the first stays valid.
         """
         first = self.authenticate()
         self.advance(DAY * 0.05)
@@ -420,7 +420,7 @@ class AuthenticationTests(IdentityCase):
 
     def test_wallClockStepsBack(self) -> None:
         """
-        After a step of the wall clock no token is handed out that would live longer than it should.
+        After a step of the wall clock no token is handed out that would be valid longer than it should.
         """
         first = self.authenticate()
         self.wallClock.rightNow -= 3600
@@ -562,7 +562,7 @@ class AuthenticationTests(IdentityCase):
 
     def test_stopLeavesNothingBehind(self) -> None:
         """
-        Whoever waits for a refusal gets it when the registry stops, and nobody waits after that.
+        Requests that wait for a refusal get it when the registry stops, and none waits after that.
         """
         self.refuse()
         refused = self.identity.authenticate("joe", "wrong")
@@ -624,7 +624,7 @@ class TokenTests(IdentityCase):
 
     def test_lifetime(self) -> None:
         """
-        How long tokens live can be said.
+        The lifetime of tokens can be set.
         """
         self.identity = self.newIdentity(tokenLifetime=60.0)
         token = self.authenticate()

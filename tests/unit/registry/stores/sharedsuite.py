@@ -26,15 +26,15 @@ from txserviceregistry.util.deferred import returnsDeferred
 __all__ = ["Listener", "SharedSuite"]
 
 T = "1"
-NOBODY = "00000000-0000-11ee-8000-000000000000"
+UNKNOWN = "00000000-0000-11ee-8000-000000000000"
 
 
 @implementer(IStoreListener)
 class Listener:
     """
-    Hears what a store tells.
+    Notes what a store notifies of.
 
-    :ivar heard: what it was, as it came.
+    :ivar heard: that, in its order.
     """
 
     def __init__(self) -> None:
@@ -52,8 +52,8 @@ class Listener:
     def lost(self) -> None:
         self.heard.append(("lost",))
 
-    def synchronized(self, living: Sequence[ServiceSummary], wasLost: bool) -> None:
-        self.heard.append(("synchronized", sorted(each.id for each in living), wasLost))
+    def synchronized(self, services: Sequence[ServiceSummary], wasLost: bool) -> None:
+        self.heard.append(("synchronized", sorted(each.id for each in services), wasLost))
 
 
 class SharedSuite:
@@ -73,7 +73,7 @@ class SharedSuite:
         raise NotImplementedError
 
     def seconds(self) -> float:
-        """The time that services live by."""
+        """The time by which services expire."""
         raise NotImplementedError
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -102,8 +102,8 @@ class SharedSuite:
     async def create(self, store: Any, id: str = "web", timeout: int = 30) -> ServiceRecord:
         return await store.createService(T, NewService(id, timeout), 1000)
 
-    async def hears(self, number: int, *what: Any) -> None:
-        """Wait until this listener has heard that."""
+    async def notifies(self, number: int, *what: Any) -> None:
+        """Wait until this listener has been notified of that."""
         await self.until(lambda: what in self.listeners[number].heard)
 
     async def refuses(self, kind: type[Exception], work: Any) -> None:
@@ -117,7 +117,7 @@ class SharedSuite:
         seconds: float = await store.secondsLeft(T, made.id, made.incarnation)
         return seconds
 
-    async def dead(self, store: Any, made: ServiceRecord) -> None:
+    async def expired(self, store: Any, made: ServiceRecord) -> None:
         """Wait until a service's deadline has surely passed, as this store sees it."""
         seconds = [0.0]
         asking: list[Deferred[Any]] = []
@@ -126,14 +126,14 @@ class SharedSuite:
             asking.clear()
             seconds[0] = left
 
-        def isDead() -> bool:
+        def isExpired() -> bool:
             if not asking and seconds[0] >= 0:
                 work = store.secondsLeft(T, made.id, made.incarnation)
                 asking.append(work)
                 work.addCallback(answered)
             return seconds[0] < 0
 
-        await self.until(isDead)
+        await self.until(isExpired)
 
     async def types(self, store: Any) -> list[str]:
         return [each.type for each in await store.listEvents(T, 0, 100, None)]
@@ -154,43 +154,43 @@ class SharedSuite:
         await self.refuses(NoSuchObject, self.a.getService(T, "web"))
         assert await self.types(self.a) == ["service.join", "service.remove"]
 
-    async def test_tellsAllOfWhatHappens(self) -> None:
-        """All hear, within moments, which services come, change and go, and that there is something new."""
+    async def test_notifiesAllOfChanges(self) -> None:
+        """All are notified within moments of services that come, change and go, and of new events."""
         made = await self.create(self.a)
         for number in range(2):
-            await self.hears(number, "appeared", "web", made.incarnation, 30)
-            await self.hears(number, "eventAdded", T)
+            await self.notifies(number, "appeared", "web", made.incarnation, 30)
+            await self.notifies(number, "eventAdded", T)
         await self.b.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         for number in range(2):
-            await self.hears(number, "appeared", "web", made.incarnation, 60)
+            await self.notifies(number, "appeared", "web", made.incarnation, 60)
         await self.b.removeService(T, "web", made.incarnation)
         for number in range(2):
-            await self.hears(number, "vanished", "web", made.incarnation)
+            await self.notifies(number, "vanished", "web", made.incarnation)
         for listener in self.listeners:
             listener.heard.clear()
         await self.a.setValue(T, "key", "value", 10)
         for number in range(2):
-            await self.hears(number, "eventAdded", T)
+            await self.notifies(number, "eventAdded", T)
 
-    async def test_theEndOfALifeIsToldByItsName(self) -> None:
-        """Removed and created again, the service that vanishes is the old one, whoever makes the new one."""
+    async def test_theIncarnationThatEndsIsNamed(self) -> None:
+        """Removed and created again, the service that vanishes is the old one, whichever creates the new one."""
         for first, second in ((self.a, self.b), (self.b, self.a)):
             old = await self.create(first)
             await second.removeService(T, "web", old.incarnation)
             new = await self.create(second)
             for number in range(2):
-                await self.hears(number, "vanished", "web", old.incarnation)
-                await self.hears(number, "appeared", "web", new.incarnation, 30)
+                await self.notifies(number, "vanished", "web", old.incarnation)
+                await self.notifies(number, "appeared", "web", new.incarnation, 30)
                 assert ("vanished", "web", new.incarnation) not in self.listeners[number].heard
             assert await first.heartbeat(T, "web", new.incarnation)
             await second.removeService(T, "web", new.incarnation)
 
-    async def test_heartbeatsAreForOneLife(self) -> None:
-        """Any takes a heartbeat of a life that is there, whoever made it; of another, or an ended one, none does."""
+    async def test_heartbeatsAreForOneIncarnation(self) -> None:
+        """Each takes heartbeats of an incarnation that is there, whichever created it; of another one none does."""
         made = await self.create(self.a)
         for store in (self.a, self.b):
             assert await store.heartbeat(T, "web", made.incarnation)
-            assert not await store.heartbeat(T, "web", NOBODY)
+            assert not await store.heartbeat(T, "web", UNKNOWN)
             assert not await store.heartbeat(T, "nobody", made.incarnation)
         await self.a.removeService(T, "web", made.incarnation)
         again = await self.create(self.a)
@@ -204,8 +204,8 @@ class SharedSuite:
         for store in (self.a, self.b):
             left = await self.left(store, made)
             assert 25 <= left <= 30, left
-            assert await store.secondsLeft(T, "web", NOBODY) < 0
-            assert await store.secondsLeft(T, "nobody", NOBODY) < 0
+            assert await store.secondsLeft(T, "web", UNKNOWN) < 0
+            assert await store.secondsLeft(T, "nobody", UNKNOWN) < 0
         await self.a.removeService(T, "web", made.incarnation)
         for store in (self.a, self.b):
             assert await self.left(store, made) < 0
@@ -220,11 +220,11 @@ class SharedSuite:
             assert 0 <= await self.left(store, made) <= 60
             assert await store.heartbeat(T, "web", made.incarnation)
         for number, store in enumerate((self.a, self.b)):
-            await self.hears(number, "appeared", "web", made.incarnation, 60)
+            await self.notifies(number, "appeared", "web", made.incarnation, 60)
             left = await self.left(store, made)
             assert 55 <= left <= 60, left
 
-    async def test_deathIsFoundByAllAndKeptOnce(self) -> None:
+    async def test_anExpirationIsFoundByAllAndPersistedOnce(self) -> None:
         """A deadline passes for all at the same time, not early, and at most a second late; one event tells of it."""
         began = self.seconds()
         made = await self.create(self.a, timeout=3)
@@ -233,22 +233,22 @@ class SharedSuite:
         sent = self.seconds()
         assert await self.b.heartbeat(T, "web", made.incarnation)
         beaten = self.seconds()
-        await self.dead(self.a, made)
+        await self.expired(self.a, made)
         assert self.seconds() - sent >= 3
-        await self.dead(self.b, made)
+        await self.expired(self.b, made)
         # What a store tells in whole seconds, and the time that it takes to say so.
         assert self.seconds() - beaten < 4.5
-        death = Expiration(T, "web", made.incarnation, 5)
-        await gatherResults([store.expireServices([death]) for store in (self.a, self.b, self.a)])
+        expiration = Expiration(T, "web", made.incarnation, 5)
+        await gatherResults([store.expireServices([expiration]) for store in (self.a, self.b, self.a)])
         for number in range(2):
-            await self.hears(number, "vanished", "web", made.incarnation)
+            await self.notifies(number, "vanished", "web", made.incarnation)
         assert await self.types(self.b) == ["service.join", "service.join", "service.timeout"]
         assert [each.id for each in await self.b.listServices(T, None, 10, None, ())] == ["kept"]
         assert not await self.a.heartbeat(T, "web", made.incarnation)
         assert await self.a.heartbeat(T, "kept", kept.incarnation)
 
     async def test_knowsWhetherThereWasEverAUser(self) -> None:
-        """A store is new until it has had its first user, whoever made it, and not again when the user is gone."""
+        """A store is new until it has had its first user, whichever added it, and not again when the user is gone."""
         assert (self.a.isNew, self.b.isNew) == (True, True)
         await self.a.addUser("joe", "hash", None)
         await self.a.removeUser("joe")
@@ -258,7 +258,7 @@ class SharedSuite:
     async def test_closedItTellsNothing(self) -> None:
         """A view that is closed answers nothing, and its listener hears no more; the others go on."""
         made = await self.create(self.a)
-        await self.hears(1, "appeared", "web", made.incarnation, 30)
+        await self.notifies(1, "appeared", "web", made.incarnation, 30)
         await self.b.close()
         for work in (
             self.b.heartbeat(T, "web", made.incarnation),
@@ -269,5 +269,5 @@ class SharedSuite:
         self.listeners[1].heard.clear()
         assert await self.a.heartbeat(T, "web", made.incarnation)
         await self.a.removeService(T, "web", made.incarnation)
-        await self.hears(0, "vanished", "web", made.incarnation)
+        await self.notifies(0, "vanished", "web", made.incarnation)
         assert self.listeners[1].heard == []

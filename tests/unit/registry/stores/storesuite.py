@@ -106,8 +106,8 @@ class StoreSuite:
     async def events(self, tenant: str = "1", type: str | None = None) -> list[Any]:
         return await self.store.listEvents(tenant, 0, 1000, type)
 
-    async def told(self, tenant: str = "1") -> list[tuple[str, Any]]:
-        """What the feed tells, in short: types, and of whom."""
+    async def feed(self, tenant: str = "1") -> list[tuple[str, Any]]:
+        """The feed in short: types, and the ids of services and values."""
         return [
             (event.type, event.payload.get("id", event.payload.get("configuration_value_id")))
             for event in await self.events(tenant)
@@ -133,10 +133,10 @@ class StoreSuite:
     async def test_probeChangesNothing(self):
         """A store that can be written and read passes its probe, of which nothing is seen; one that is closed fails."""
         await self.create("web1")
-        before = await self.told(), await self.ids(), await self.keys()
+        before = await self.feed(), await self.ids(), await self.keys()
         for _ in range(3):
             self.assertIsNone(await self.store.probe())
-        self.assertEqual((await self.told(), await self.ids(), await self.keys()), before)
+        self.assertEqual((await self.feed(), await self.ids(), await self.keys()), before)
         await self.store.close()
         await self.raises(StoreUnavailable, self.store.probe())
 
@@ -185,11 +185,11 @@ class StoreSuite:
         self.assertEqual(event.payload, expected)
 
     async def test_takenIdIsRefusedAndNothingChanges(self):
-        """A create of a living id fails, and leaves the service and the feed as they were."""
+        """A create of a taken id fails, and leaves the service and the feed as they were."""
         made = await self.create("web")
         await self.raises(ObjectExists, self.create("web", timeout=99))
         self.assertEqual(await self.store.getService("1", "web"), made)
-        self.assertEqual(await self.told(), [("service.join", "web")])
+        self.assertEqual(await self.feed(), [("service.join", "web")])
 
     async def test_idsDifferInTheirCase(self):
         """Two ids that differ only in case are two services."""
@@ -217,7 +217,7 @@ class StoreSuite:
             outcomes.append(creating)
         results = await gatherResults(outcomes)
         self.assertEqual(results.count(ObjectExists), 9)
-        self.assertEqual(await self.told(), [("service.join", "web")])
+        self.assertEqual(await self.feed(), [("service.join", "web")])
 
     async def test_limitHoldsAmongSimultaneousCreates(self):
         """Creates that come together do not get past the limit together."""
@@ -229,7 +229,7 @@ class StoreSuite:
         self.assertEqual(await countServices(self.store), 3)
 
     async def test_cancelledWaiterDoesNotDisturbTheOthers(self):
-        """Whoever stops waiting for an operation harms none that runs together with it."""
+        """An operation that is cancelled harms none that runs together with it."""
         creating = [self.store.createService("1", NewService(f"web{n}", 30), 100) for n in range(5)]
         creating[2].addErrback(lambda failure: None)
         creating[2].cancel()
@@ -269,8 +269,8 @@ class StoreSuite:
         await self.store.removeService("1", "b", made.incarnation)
         self.assertEqual(await self.ids(tag="www"), ["a", "c"])
 
-    async def test_hiddenServicesArePassedOver(self):
-        """Hidden lives are in no list, and do not shorten a page."""
+    async def test_hiddenServicesAreLeftOut(self):
+        """Hidden incarnations are in no list, and do not shorten a page."""
         made = [await self.create(id, tags=("t",)) for id in "abcde"]
         hidden = {made[0].incarnation, made[2].incarnation, "no such incarnation"}
         self.assertEqual(await self.ids(count=2, hidden=hidden), ["b", "d"])
@@ -278,7 +278,7 @@ class StoreSuite:
         self.assertEqual(await countServices(self.store), 5)
         self.assertEqual(await countServices(self.store, "2"), 0)
 
-    async def test_manyHiddenServicesArePassedOver(self):
+    async def test_manyHiddenServicesAreLeftOut(self):
         """However many are hidden before, between and behind those that are not, a page is made of the others."""
         names = [f"s{n:03}" for n in range(330)]
         made = await gatherResults(
@@ -309,10 +309,10 @@ class StoreSuite:
         changed = await self.store.updateService("1", "web", made.incarnation, ServiceChanges(tags=()))
         self.assertEqual((changed.heartbeatTimeout, changed.tags, changed.metadata), (60, (), {"k": "x"}))
         self.assertEqual(await self.store.updateService("1", "web", made.incarnation, ServiceChanges()), changed)
-        self.assertEqual(await self.told(), [("service.join", "web")])
+        self.assertEqual(await self.feed(), [("service.join", "web")])
 
-    async def test_anotherLifeIsNotTouched(self):
-        """What is meant for an earlier life of an id does nothing to the present one."""
+    async def test_anotherIncarnationIsNotTouched(self):
+        """An operation on an earlier incarnation of an id does nothing to the present one."""
         old = await self.create("web")
         removed = await self.store.removeService("1", "web", old.incarnation)
         self.assertEqual(removed, old)
@@ -330,7 +330,7 @@ class StoreSuite:
         await self.lastSeenIsWritten()
         self.assertEqual(await self.store.getService("1", "web"), new)
         expected = [("service.join", "web"), ("service.remove", "web"), ("service.join", "web")]
-        self.assertEqual(await self.told(), expected)
+        self.assertEqual(await self.feed(), expected)
 
     async def test_removeTellsTheServiceAsItWas(self):
         """The event of a removal bears the service's last state."""
@@ -346,14 +346,14 @@ class StoreSuite:
         expected = {"id": "web", "heartbeat_timeout": 77, "tags": ["b"], "metadata": {"k": "v"}}
         self.assertEqual(event.payload, expected)
 
-    async def test_expiryTellsTheMomentOfDeath(self):
+    async def test_theEventHasTheTimeOfTheExpiration(self):
         """Services that expire are gone, and their events bear the deadline, whatever the time is."""
         one = await self.create("one", tags=("t",), metadata={"k": "v"})
         two = await self.create("two", tenant="2")
         await self.create("three", tags=("t",))
-        deaths = [Expiration("1", "one", one.incarnation, 123), Expiration("2", "two", two.incarnation, 456)]
-        await self.store.expireServices([*deaths, deaths[0], Expiration("1", "gone", one.incarnation, 789)])
-        await self.store.expireServices(deaths)
+        expirations = [Expiration("1", "one", one.incarnation, 123), Expiration("2", "two", two.incarnation, 456)]
+        await self.store.expireServices([*expirations, expirations[0], Expiration("1", "gone", one.incarnation, 789)])
+        await self.store.expireServices(expirations)
         await self.store.expireServices([])
         self.assertEqual(await self.ids(), ["three"])
         self.assertEqual(await self.ids(tag="t"), ["three"])
@@ -365,7 +365,7 @@ class StoreSuite:
         self.assertEqual((event.timestamp, event.payload["id"]), (456, "two"))
 
     async def test_manyExpireTogether(self):
-        """A large number of deaths is kept whole."""
+        """A large number of expirations is persisted completely."""
         made = await gatherResults(
             [self.store.createService("1", NewService(f"s{n:04}", 30), 9999) for n in range(950)]
         )
@@ -374,25 +374,25 @@ class StoreSuite:
         timeouts = await self.events(type="service.timeout")
         self.assertEqual([event.payload["id"] for event in timeouts], [one.id for one in made[50:]])
 
-    async def test_deathsOfManyKindsTogether(self):
-        """Each death takes its own service with all its tags, whatever is with it: the others are not touched."""
+    async def test_expirationsOfManyKindsTogether(self):
+        """Each expiration removes its own service with all its tags, and no others."""
         made = []
         for n in range(70):
             made.append(await self.create(f"s{n}", f"{n % 3}", tags=("t", f"t{n}", "\0é"), metadata={"k": '"\0é'}))
         spared = await self.create("spared", "0", tags=("t", "t0"))
-        deaths = [Expiration(f"{n % 3}", one.id, one.incarnation, n) for n, one in enumerate(made)]
+        expirations = [Expiration(f"{n % 3}", one.id, one.incarnation, n) for n, one in enumerate(made)]
         others = [
             Expiration("1", "s0", made[0].incarnation, 1),
             Expiration("0", "spared", made[0].incarnation, 1),
             Expiration("0", "spared", "no such incarnation", 1),
             Expiration("0", "gone", spared.incarnation, 1),
         ]
-        await self.store.expireServices([*deaths[:10], *others, *deaths[:5], *deaths[10:]])
+        await self.store.expireServices([*expirations[:10], *others, *expirations[:5], *expirations[10:]])
         for tenant in ("0", "1", "2"):
-            died = await self.events(tenant, "service.timeout")
+            expired = await self.events(tenant, "service.timeout")
             expected = [(n, one) for n, one in enumerate(made) if f"{n % 3}" == tenant]
             self.assertEqual(
-                [(event.timestamp, event.payload["id"], event.payload["tags"]) for event in died],
+                [(event.timestamp, event.payload["id"], event.payload["tags"]) for event in expired],
                 [(n, one.id, list(one.tags)) for n, one in expected],
             )
             self.assertEqual(await self.ids(tenant=tenant, tag="\0é"), [])
@@ -421,12 +421,12 @@ class StoreSuite:
         two = await self.create("web", tenant="2", timeout=60)
         gone = await self.create("gone")
         await self.store.removeService("1", "gone", gone.incarnation)
-        living = await self.store.allServices()
+        services = await self.store.allServices()
         expected = [
             ServiceSummary("1", "web", one.incarnation, 15, None),
             ServiceSummary("2", "web", two.incarnation, 60, None),
         ]
-        self.assertEqual(sorted(living, key=lambda service: service.tenant), expected)
+        self.assertEqual(sorted(services, key=lambda service: service.tenant), expected)
 
     async def test_recordsAreTheCallersOwn(self):
         """A caller who changes what was returned changes nothing in the store."""
@@ -561,8 +561,8 @@ class StoreSuite:
         made = await self.create("b")
         self.assertEqual(await self.store.dropEvents(positionOf(NOW + 60)), 2)
         self.assertEqual(await self.store.dropEvents(positionOf(NOW + 60)), 0)
-        self.assertEqual(await self.told(), [("service.join", "b")])
-        self.assertEqual(await self.told("2"), [])
+        self.assertEqual(await self.feed(), [("service.join", "b")])
+        self.assertEqual(await self.feed("2"), [])
         self.assertEqual(await self.store.dropEvents(positionOf(NOW + 61)), 1)
         self.assertFalse(await self.store.hasEvent("1", made.incarnation))
         self.now = NOW
@@ -589,7 +589,7 @@ class StoreSuite:
         self.assertEqual(await self.ids(tag="t"), [])
         self.assertEqual(await self.store.getValue("2", "key"), "two")
         self.assertEqual(await self.keys(), [])
-        self.assertEqual(await self.told("2"), [("service.join", "web"), ("configuration_value.update", "key")])
+        self.assertEqual(await self.feed("2"), [("service.join", "web"), ("configuration_value.update", "key")])
 
     # -- identity
 
@@ -649,5 +649,5 @@ class StoreSuite:
         self.assertEqual((await self.store.getToken("t3")).user, "joe")
 
     async def test_outcomesAreOneFamily(self):
-        """Whoever catches StoreError catches every outcome that is no success."""
+        """StoreError is the base class of every outcome that is not a success."""
         await self.raises(StoreError, self.store.getService("1", "none"))

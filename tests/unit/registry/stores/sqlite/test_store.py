@@ -81,7 +81,7 @@ class SqliteCase(TestCase):
 class SqliteStoreTests(SqliteCase):
     """A store that is opened, and opened again."""
 
-    # -- from one life to the next
+    # -- restarts
 
     async def test_everythingIsThereAfterARestart(self):
         """A store that is opened again is what it was."""
@@ -350,19 +350,19 @@ class SqliteStoreTests(SqliteCase):
         await self.raises(UnicodeEncodeError, bad)
         self.assertEqual(await good, "value")
 
-    async def test_othersHaveTheirTurnWhileManyDie(self):
-        """An operation that comes while thousands of deaths are written does not wait for the last of them."""
+    async def test_othersHaveTheirTurnWhileManyExpire(self):
+        """An operation that comes while thousands of expirations are written does not wait for the last of them."""
         store = await self.opened()
         made = await gatherResults(
             [store.createService("1", NewService(f"s{n}", 30, ("t",)), 9999) for n in range(3000)]
         )
         order: list[str] = []
-        dying = store.expireServices([Expiration("1", one.id, one.incarnation, 1) for one in made])
-        dying.addCallback(lambda _: order.append("dead"))
+        expiring = store.expireServices([Expiration("1", one.id, one.incarnation, 1) for one in made])
+        expiring.addCallback(lambda _: order.append("expired"))
         created = store.createService("1", NewService("new", 30), 9999)
         created.addCallback(lambda _: order.append("created"))
-        await gatherResults([dying, created])
-        self.assertEqual(order, ["created", "dead"])
+        await gatherResults([expiring, created])
+        self.assertEqual(order, ["created", "expired"])
         self.assertEqual(await countServices(store), 1)
 
     # -- trouble
