@@ -32,7 +32,7 @@ from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
 from .http.requestlog import RequestLog
 from .http.resource import ApiResource
 from .http.server import ApiSite, apiSite
-from .http.statuspages import LOOPBACK, Operations
+from .http.statuspages import LOOPBACK, StatusPages
 from .identity.apikeys import newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
@@ -256,7 +256,7 @@ class RegistryService(Service):
             accessLogLost=lambda: 0 if accessLog is None else accessLog.lost,
             certificates=lambda: {each.path: each.certificate for each in self._secureEndpoints()},
         )
-        resource.pages = Operations(Health(store, self._reactor), sources, self._metrics).pages
+        resource.pages = StatusPages(Health(store, self._reactor), sources, self._metrics).pages
         self._endings.append(("the connections", lambda: _endConnections(site, registry)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]

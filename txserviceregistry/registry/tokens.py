@@ -41,7 +41,7 @@ class HeartbeatTokens:
         The token in the response to a heartbeat.
 
         :param presented: the heartbeat's token, the text of a version-1 UUID in any case
-            (:func:`~txserviceregistry.registry.http.validation.heartbeatToken` checks that).
+            (:mod:`txserviceregistry.registry.http.validation` checks that).
         :return: ``None`` if it was never given out for this incarnation of the service.
         """
         return self.following()(self.proof(tenant, id, incarnation), presented)

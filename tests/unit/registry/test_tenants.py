@@ -11,8 +11,8 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.http.operations import OPERATIONS
 from txserviceregistry.registry.http.resource import ApiResource
-from txserviceregistry.registry.http.routes import ROUTES
 from txserviceregistry.registry.http.server import apiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
@@ -54,13 +54,13 @@ CODES.update({name: 200 for name in BODIES if name.startswith("list")})
 
 
 def calls() -> list[tuple[str, str, str]]:
-    """The method, the path below the tenant and the name of every route that there is."""
+    """The method, the path below the tenant and the name of every operation."""
     found = []
-    for pattern, methods in ROUTES.items():
-        path = pattern
+    for operation in OPERATIONS:
+        path = operation.path
         for placeholder, argument in ARGUMENTS.items():
             path = path.replace(placeholder, argument)
-        found += [(method, path, name) for method, name in methods.items()]
+        found.append((operation.method, path, operation.name))
     return found
 
 

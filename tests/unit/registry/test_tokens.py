@@ -30,7 +30,7 @@ class HeartbeatTokensTests(SynchronousTestCase):
     def test_isAVersionOneUUID(self) -> None:
         """A token is what the API says it is, and its time is now."""
         token = self.tokens.first(*SERVICE)
-        self.assertEqual(validation.heartbeatToken({"token": token}), token)
+        self.assertEqual(validation.HEARTBEAT_FIELDS[0].value({"token": token}), token)
         parsed = uuid.UUID(token)
         self.assertEqual((parsed.version, parsed.variant, str(parsed)), (1, uuid.RFC_4122, token))
         self.assertAlmostEqual((parsed.time - 0x01B21DD213814000) / 10_000_000, self.now, places=3)

@@ -23,9 +23,11 @@ from twisted.web import server
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
 from twisted.web.http import NO_CONTENT, datetimeToString
 
-from ..faults import Fault, invalidBody, requestTooLarge, unsupportedContentType
-from . import routes
+from ..faults import Fault, invalidBody, unsupportedContentType
 
+#: Where the API and the Auth API are.
+API = "/v1.0"
+AUTH = "/v2.0"
 #: The extensions of the API that this registry has.
 EXTENSIONS: tuple[str, ...] = ("events-wait", "heartbeats")
 _EXTENSIONS = ", ".join(EXTENSIONS).encode("ascii")
@@ -231,28 +233,6 @@ def _hostIn(header: bytes) -> str | None:
 
 
 # -- bodies
-
-
-def checkSize(request: server.Request) -> None:
-    """
-    Refuse what a :class:`~txserviceregistry.registry.http.server.ApiSite` refuses while it comes in, for a request that
-    was read whole (by a plain Site).
-
-    :raises Fault: if the body is too large.
-    """
-    content: Any = request.content
-    size: int = content.seek(0, 2)
-    content.seek(0)
-    if size >= routes.MAXIMUM_BODY:
-        limit = bodyLimit(request.method, request.path)
-        if size >= limit:
-            closeAfterwards(request)
-            raise requestTooLarge(limit)
-
-
-def bodyLimit(method: bytes, uri: bytes) -> int:
-    """How many bytes are too many for the body of a request."""
-    return routes.bodyLimit(method.decode("latin-1"), uri.partition(b"?")[0])
 
 
 def parseBody(request: server.Request) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from twisted.web.server import Request
 
 from ..limits import NO_HEADERS
 from ..statistics import RequestStatistics
-from . import routes
 from .accesslog import Access, AccessLog
 
 #: What stands for every route that is none.
@@ -97,32 +96,29 @@ class RequestLog:
         """It is answered."""
         request = record.request
         seconds = self._seconds() - record.started
-        if record.route:
-            self.statistics.add(request.method, record.route, code, seconds)
-        else:
-            self._countOther(request.method, request.path, code, seconds)
+        self._count(request.method, record.route, code, seconds)
         if self._accessLog is not None:
             self._tell(
                 request.method, request.path, request.getClientAddress(), record.tenant, code, seconds, record.txnId
             )
 
-    def refused(self, method: bytes, uri: bytes, address: IAddress, code: int, txnId: str) -> None:
+    def refused(self, method: bytes, path: bytes, route: str, address: IAddress, code: int, txnId: str) -> None:
         """
         Something was refused before it was a request.
 
         :param method: as far as it is known; empty if it is not.
-        :param uri: the same.
+        :param path: the same.
+        :param route: see :class:`RequestRecord`.
         """
-        path = uri.partition(b"?")[0]
-        self._countOther(method, path, code, 0.0)
+        self._count(method, route, code, 0.0)
         if self._accessLog is not None:
             self._tell(method, path, address, "", code, 0.0, txnId)
 
-    def _countOther(self, method: bytes, path: bytes, code: int, seconds: float) -> None:
-        route = routes.patternOf(method.decode("latin-1"), path)
-        if route is None:
+    def _count(self, method: bytes, route: str, code: int, seconds: float) -> None:
+        if not route:
+            route = OTHER
             method = method if method in _METHODS else _OTHER_METHOD
-        self.statistics.add(method, route or OTHER, code, seconds)
+        self.statistics.add(method, route, code, seconds)
 
     def _tell(
         self, method: bytes, path: bytes, address: IAddress, tenant: str, code: int, seconds: float, txnId: str

@@ -1,5 +1,5 @@
 """
-Which path is which resource: one table, and the few rules of this API that no table can tell.
+Which path is which resource: the table of operations, and the few rules of this API that no table can tell.
 
 Nothing here redirects, and no slash is merged: of the slashes in a configuration key each one counts.
 """
@@ -7,76 +7,91 @@ Nothing here redirects, and no slash is merged: of the slashes in a configuratio
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
 
 import attrs
 
-from ..faults import Fault, badRequest, pageNotFound
+from ..faults import Fault, badRequest
+from .messages import API, AUTH
+from .operations import MAXIMUM_BODY, ROUTES, Operation
 
-#: Where the registry and the Auth API are.
-API = "/v1.0"
-AUTH = "/v2.0"
 #: The one resource of the Auth API.
 TOKENS = AUTH + "/tokens"
 
-#: What can be asked for below ``/v1.0/{tenant}``: by pattern of paths and method, the name of what answers it.
-ROUTES: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "/limits": {"GET": "getLimits"},
-        "/services": {"GET": "listServices", "POST": "createService"},
-        "/services/{serviceId}": {"GET": "getService", "PUT": "updateService", "DELETE": "removeService"},
-        "/services/{serviceId}/heartbeat": {"POST": "heartbeat"},
-        "/configuration": {"GET": "listValues"},
-        "/configuration/{namespace}/": {"GET": "listNamespace"},
-        "/configuration/{configurationId}": {"GET": "getValue", "PUT": "setValue", "DELETE": "removeValue"},
-        "/events": {"GET": "listEvents"},
-        "/heartbeats": {"POST": "heartbeats"},
-    }
-)
-
-#: By name of what answers, the pattern that it is found at.
-PATTERNS: Mapping[str, str] = MappingProxyType(
-    {name: pattern for pattern, methods in ROUTES.items() for name in methods.values()}
-)
-
-#: A body of so many bytes is too large.
-MAXIMUM_BODY = 5_000
-#: The same for what takes more, by name.
-BODY_LIMITS: Mapping[str, int] = MappingProxyType({"heartbeats": 256 * 1024})
-
 _CONFIGURATION = "/configuration/"
 _MAY_END_IN_SLASH = ("/services/", "/events/", "/limits/")
+# By the first segment of a path, the placeholder for its second one.
+_PLACEHOLDERS = {
+    segments[1]: segments[2] for segments in (path.split("/") for path in ROUTES) if segments[2:] and "{" in segments[2]
+}
 _URL = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
 @attrs.frozen
-class Match:
+class Target:
     """
-    What answers a request.
+    What the path of a request names.
 
-    :ivar name: one of the names in :data:`ROUTES`.
+    :ivar path: the path, decoded.
+    :ivar route: the path of its operation, or :data:`TOKENS`; empty if it is neither.
+    :ivar isApi: whether it is below ``/v1.0``, so that it needs a token even if there is no such resource.
+    :ivar tenant: what stands in the place of the tenant.
+    :ivar operation: ``None`` if the path is no resource, or does not take the method.
     :ivar argument: the id, key or namespace in the path; empty where there is none.
     """
 
-    name: str
+    path: str
+    route: str = ""
+    isApi: bool = False
+    tenant: str = ""
+    operation: Operation | None = None
     argument: str = ""
 
 
-# What the paths without an argument answer; one at which there may be keys as well is found by its form.
-_FIXED: Mapping[tuple[str, str], Match] = {
-    (method, pattern): Match(name)
-    for pattern, methods in ROUTES.items()
-    for method, name in methods.items()
-    if "{" not in pattern
-}
+def resolve(method: bytes, raw: bytes) -> Target:
+    """
+    Find what a request asks for.
+
+    :param raw: its path as it came.
+    :raises Fault: if an escape in it is broken, or if it is not UTF-8.
+    """
+    path = decodePath(raw)
+    if path == API or path.startswith(API + "/"):
+        # A base URL with a slash too many (``/v1.0//1234``) is tolerated.
+        tenant, slash, rest = path[len(API) :].lstrip("/").partition("/")
+        operation, argument = match(method.decode("latin-1"), slash + rest)
+        return Target(path, "" if operation is None else operation.path, True, tenant, operation, argument)
+    isAuth = method == b"POST" and path.startswith(AUTH + "/")
+    return Target(path, TOKENS if isAuth and path[len(AUTH) :].lstrip("/").removesuffix("/") == "tokens" else "")
+
+
+def match(method: str, path: str) -> tuple[Operation | None, str]:
+    """
+    The operation of a path below the tenant, and its argument. HEAD is GET without the body. The resources of the
+    original protocol may have one slash too many at the end, except configuration, where it has a meaning.
+
+    :param path: decoded.
+    :return: ``None`` if the path is no resource or does not take the method.
+    """
+    if method == "HEAD":
+        method = "GET"
+    if path.endswith("/") and path.startswith(_MAY_END_IN_SLASH):
+        path = path[:-1]
+    argument = ""
+    if path.startswith(_CONFIGURATION):
+        path, argument = _configuration(method, path[len(_CONFIGURATION) :])
+    else:
+        segments = path.split("/", 3)
+        if len(segments) > 2 and segments[2] and segments[1] in _PLACEHOLDERS:
+            argument, segments[2] = segments[2], _PLACEHOLDERS[segments[1]]
+            path = "/".join(segments)
+    return ROUTES.get(path, {}).get(method), argument
 
 
 def originForm(target: bytes) -> bytes:
     """
-    What a request asks for, below this registry. To a proxy clients send the whole URL, and some do to every server
-    (RFC 9112, 3.2.2): whose it is, and the name and password that may stand in it, are nobody's business here.
+    The target of a request, below this registry. Clients send the whole URL to proxies, and some do to every server
+    (RFC 9112, 3.2.2); its authority, and a name and password in it, are ignored.
     """
     if target.startswith(b"/"):
         return target
@@ -107,94 +122,28 @@ def decodePath(raw: bytes) -> str:
         raise badRequest("URI malformed", "URI malformed")
 
 
-def isTokensPath(path: str) -> bool:
-    """Whether *path*, below ``/v2.0``, is where tokens come from."""
-    return path.lstrip("/").removesuffix("/") == "tokens" and path.startswith("/")
-
-
-def splitTenant(path: str) -> tuple[str, str]:
-    """
-    The tenant in *path*, which is what follows ``/v1.0``, and what follows the tenant. A base URL with a slash too many
-    (``/v1.0//1234``) is tolerated.
-    """
-    tenant, slash, rest = path.lstrip("/").partition("/")
-    return tenant, slash + rest
-
-
-def match(method: str, path: str) -> Match:
-    """
-    Find what answers a request. HEAD is GET without the body. The resources of the original protocol may have one slash
-    too many at the end, except configuration, where it has a meaning.
-
-    :param path: what follows the tenant, decoded.
-    :raises Fault: 404, if the path is no resource or takes no such method.
-    """
-    if method == "HEAD":
-        method = "GET"
-    if path.endswith("/") and path.startswith(_MAY_END_IN_SLASH):
-        path = path[:-1]
-    fixed = _FIXED.get((method, path))
-    if fixed is not None:
-        return fixed
-    pattern, argument = _resource(method, path)
-    name = ROUTES.get(pattern, {}).get(method)
-    if name is None:
-        raise pageNotFound()
-    return Match(name, argument)
-
-
-def patternOf(method: str, raw: bytes) -> str | None:
-    """
-    The pattern of what a request asks for: one of those in :data:`ROUTES`, or :data:`TOKENS`; ``None`` if it is
-    no resource.
-
-    :param raw: the path as it came.
-    """
+def targetOf(method: bytes, raw: bytes) -> Target:
+    """As :func:`resolve`; a malformed path, which is refused later, names nothing."""
     try:
-        path = decodePath(raw)
-        if path.startswith(API + "/"):
-            return PATTERNS[match(method, splitTenant(path[len(API) :])[1]).name]
+        return resolve(method, raw)
     except Fault:
-        return None
-    return TOKENS if path.startswith(AUTH + "/") and isTokensPath(path[len(AUTH) :]) and method == "POST" else None
+        return Target("")
 
 
-def bodyLimit(method: str, raw: bytes) -> int:
-    """
-    How many bytes of a body are too many for a request, known as soon as its first line is.
-
-    :param raw: the path as it came.
-    """
-    try:
-        path = decodePath(raw)
-        if path.startswith(API + "/"):
-            return BODY_LIMITS.get(match(method, splitTenant(path[len(API) :])[1]).name, MAXIMUM_BODY)
-    except Fault:
-        # What is wrong with it is told later.
-        pass
-    return MAXIMUM_BODY
-
-
-def _resource(method: str, path: str) -> tuple[str, str]:
-    if path == "/configuration" or path.startswith(_CONFIGURATION):
-        return _configuration(method, path[len(_CONFIGURATION) :])
-    segments = path.split("/", 3)
-    if len(segments) > 2 and segments[1] == "services" and segments[2]:
-        return "/".join(["/services/{serviceId}", *segments[3:]]), segments[2]
-    return path, ""
+def bodyLimit(method: bytes, raw: bytes) -> int:
+    """How many bytes of a body are too many for a request, known as soon as its first line is."""
+    operation = targetOf(method, raw).operation
+    return MAXIMUM_BODY if operation is None else operation.limits.body
 
 
 def _configuration(method: str, rest: str) -> tuple[str, str]:
     if not rest:
         return "/configuration", ""
     if method != "GET" or not rest.endswith("/"):
-        return "/configuration/{configurationId}", _key(rest)
+        # The slash that begins a qualified key may be left out, except where it is all that makes it one.
+        isQualified = "/" in rest and not rest.startswith("/")
+        return "/configuration/{configurationId}", "/" + rest if isQualified else rest
     if not rest.strip("/"):
         # One slash is all qualified keys; more of them are no namespace at all.
         return "/configuration/{namespace}/", rest
     return "/configuration/{namespace}/", "/" + rest.removeprefix("/")[:-1]
-
-
-def _key(rest: str) -> str:
-    # The slash that begins a qualified key may be left out, except where it is all that makes it one.
-    return "/" + rest if "/" in rest and not rest.startswith("/") else rest

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import attrs
 
-from ..faults import validationError
+from ..faults import Fault, badParameter, validationError
 
 
 class Invalid(Exception):
@@ -27,7 +27,7 @@ class Rule(Protocol):
     def check(self, value: object) -> Any:
         """
         :return: the value that is meant by *value*.
-        :raises Unfit: if it breaks the rule.
+        :raises Invalid: if it breaks the rule.
         """
 
 
@@ -210,9 +210,6 @@ _HUGE = 1e30
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-_NONE: Any = object()
-
-
 @attrs.frozen
 class Field:
     """
@@ -220,52 +217,72 @@ class Field:
 
     :ivar name: its key.
     :ivar rule: what its value has to be like.
-    :ivar default: what it is when it is absent, or ``null``; a field without a default is never ``null``.
-    :ivar isOptional: whether a field without a default may be absent.
+    :ivar default: makes its value where it is absent, or ``null``; a field without a default is never ``null``.
+    :ivar isOptional: whether it may be absent without a value taking its place.
     """
 
     name: str
     rule: Rule
-    default: Any = _NONE
+    default: Callable[[], Any] | None = None
     isOptional: bool = False
 
     @property
-    def required(self) -> bool:
-        """Whether the field has to be there when the object is made."""
-        return self.default is _NONE and not self.isOptional
+    def isRequired(self) -> bool:
+        """Whether it has to be there."""
+        return self.default is None and not self.isOptional
 
     def value(self, body: Mapping[str, object]) -> Any:
         """
-        The field's value in *body*, for an object that is new.
+        The field's value in *body*; ``None`` if it is optional and absent.
 
         :raises Fault: if it is missing or breaks its rule.
         """
         if self.name in body:
-            return self.given(body)
-        if self.required:
+            value = body[self.name]
+            if value is None and self.default is not None:
+                return self.default()
+            try:
+                return self.rule.check(value)
+            except Invalid as reason:
+                raise validationError(self.name, str(reason))
+        if self.isRequired:
             raise validationError(self.name, f"Missing required key ({self.name})")
-        return self.default
+        return None if self.isOptional or self.default is None else self.default()
 
-    def given(self, body: Mapping[str, object]) -> Any:
+
+@attrs.frozen
+class Parameter:
+    """
+    A parameter of a path or a query.
+
+    :ivar name: its name.
+    :ivar rule: what its value has to be like.
+    :ivar summary: what it means, for the description of the API.
+    :ivar default: its value where it is absent.
+    :ivar refusal: makes the fault of a value that breaks the rule, from the reason; that of the protocol if ``None``.
+    :ivar ignoresEmpty: whether an empty value counts as absent.
+    """
+
+    name: str
+    rule: Rule
+    summary: str
+    default: Any = None
+    refusal: Callable[[str], Fault] | None = None
+    ignoresEmpty: bool = False
+
+    def value(self, *given: str) -> Any:
         """
-        The field's value in *body*, for a change; ``None`` if the body does not have it.
+        The parameter's value.
 
+        :param given: each value that the request has for it; the first counts.
         :raises Fault: if it breaks its rule.
         """
-        if self.name not in body:
-            return None
-        value = body[self.name]
-        if value is None and self.default is not _NONE:
+        if not given or (self.ignoresEmpty and not given[0]):
             return self.default
         try:
-            return self.rule.check(value)
+            return self.rule.check(given[0])
         except Invalid as reason:
-            raise validationError(self.name, str(reason))
-
-
-def bounded(digits: str) -> int:
-    """A number in digits. None that counts here has as many as make ``int`` slow, or refuse them."""
-    return int(digits[:30])
+            raise badParameter(self.name, str(reason)) if self.refusal is None else self.refusal(str(reason))
 
 
 def _checkCount(count: int, most: int, least: int = 0) -> None:

@@ -6,7 +6,7 @@ of the API's JSON.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints, is_typeddict
 
 from .rules import AnyOf, Choice, DeferredFields, Field, Items, MappingOf, Number, Rule, Text, TimeUUID
@@ -24,17 +24,12 @@ def ofText(rule: Rule) -> Schema:
     return _range(rule) if isinstance(rule, Number) else ofRule(rule)
 
 
-def ofFields(fields: Iterable[Field], *, changes: bool = False) -> Schema:
-    """
-    An object with these fields; more of them are ignored.
-
-    :param changes: whether it says what is to change, so that no field has to be there.
-    """
-    fields = tuple(fields)
+def ofFields(fields: Sequence[Field]) -> Schema:
+    """An object with these fields; more of them are ignored."""
     properties = {field.name: _ofField(field) for field in fields}
-    required = [field.name for field in fields if field.required]
+    required = [field.name for field in fields if field.isRequired]
     schema: Schema = {"type": "object", "properties": properties}
-    if required and not changes:
+    if required:
         schema["required"] = required
     return schema
 
@@ -83,13 +78,14 @@ _TYPES: Mapping[Any, Schema] = {
 
 def _ofField(field: Field) -> Schema:
     schema = ofRule(field.rule)
-    if field.required or field.isOptional:
+    if field.default is None:
         return schema
-    return {**schema, "type": [schema["type"], "null"], "default": _ofDefault(field.default)}
-
-
-def _ofDefault(default: Any) -> Any:
-    return list(default) if isinstance(default, tuple) else default
+    default = field.default()
+    return {
+        **schema,
+        "type": [schema["type"], "null"],
+        "default": list(default) if isinstance(default, tuple) else default,
+    }
 
 
 def _ofText(rule: Text) -> Schema:

@@ -28,7 +28,8 @@ from ..fairness import Origin
 from ..faults import badRequest, requestTooLarge
 from . import routes
 from .admission import AdmissionQueue, ConnectionLimits, Connections, IdleTimeouts, KnownAddresses, peerOf
-from .messages import FramedRequest, bodyLimit, closeAfterwards, faultAnswer, inBytes, write
+from .messages import AUTH, FramedRequest, closeAfterwards, faultAnswer, inBytes, write
+from .operations import MAXIMUM_BODY
 from .requestlog import RequestLog, newTxnId
 
 _T = TypeVar("_T")
@@ -49,7 +50,7 @@ ACCEPTS = 10
 # What a client begins with that wants TLS where there is none: the type of the record, and the major version.
 _TLS_HANDSHAKE = b"\x16\x03"
 # What a client begins with that sends credentials; they come behind the head, often a moment later.
-_LOGIN = b"POST " + routes.AUTH.encode()
+_LOGIN = b"POST " + AUTH.encode()
 
 # Connections are told apart by numbers: what remembers them keeps none of them alive.
 _numbers = count(1)
@@ -63,7 +64,7 @@ class ApiRequest(FramedRequest):
     channel: ApiChannel
     _refused = False
     _received = 0
-    _limit = routes.MAXIMUM_BODY
+    _limit = MAXIMUM_BODY
     _giveUp: IDelayedCall | None = None
     _target = b""
 
@@ -89,7 +90,7 @@ class ApiRequest(FramedRequest):
             self._refuse()
         else:
             server.Request.handleContentChunk(self, data)
-            if self._received >= routes.MAXIMUM_BODY:
+            if self._received >= MAXIMUM_BODY:
                 self.channel.keeps(self._received)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
@@ -439,15 +440,17 @@ class ApiChannel(HTTPChannel):
         """How many bytes are too many for the body of the request whose headers have just come."""
         # Twisted hands its first line over with the last byte of its body. (If Twisted ever keeps the line under other
         # names, a batch of heartbeats may be as large as everything else.)
-        return bodyLimit(*self._asked())
+        return routes.bodyLimit(*self._asked())
 
     def noticeRefusal(self, code: int, txnId: str) -> None:
         """What has been coming in was refused before it was a request."""
-        method, uri = self._asked()
-        self.site.requestLog.refused(method, uri, self.transport.getPeer(), code, txnId)
+        method, path = self._asked()
+        route = routes.targetOf(method, path).route
+        self.site.requestLog.refused(method, path, route, self.transport.getPeer(), code, txnId)
 
     def _asked(self) -> tuple[bytes, bytes]:
-        return getattr(self, "_command", b""), routes.originForm(getattr(self, "_path", b""))
+        target = routes.originForm(getattr(self, "_path", b""))
+        return getattr(self, "_command", b""), target.partition(b"?")[0]
 
     def endSoon(self) -> None:
         """Close at once if nothing is being asked, else with the answer."""

@@ -44,7 +44,7 @@ No metrics: prometheus_client is not installed. Install it where the registry ru
 """.encode()
 
 
-class Operations:
+class StatusPages:
     """
     Answers the pages.
 

@@ -21,9 +21,9 @@ from txserviceregistry.registry import faults
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.http import openapi, rules, schemas, validation
 from txserviceregistry.registry.http.health import Health
-from txserviceregistry.registry.http.messages import EXTENSIONS
-from txserviceregistry.registry.http.routes import API, ROUTES
-from txserviceregistry.registry.http.statuspages import Operations
+from txserviceregistry.registry.http.messages import API, EXTENSIONS
+from txserviceregistry.registry.http.operations import OPERATIONS
+from txserviceregistry.registry.http.statuspages import StatusPages
 from txserviceregistry.util.faults import FAULT_TYPES
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.document("http://registry.example:8880"))
@@ -70,24 +70,24 @@ class DocumentTests(SynchronousTestCase):
             for method, operation in operations.items()
             if method != "parameters"
         }
-        routes = {
-            (API + "/{tenant}" + pattern, method, name)
-            for pattern, methods in ROUTES.items()
-            for method, name in methods.items()
-        }
+        routes = {(API + "/{tenant}" + each.path, each.method, each.name) for each in OPERATIONS}
         self.assertEqual(described, routes)
         api = Api()
-        pages = set(Operations(Health(api.store, api.clock), sourcesOf(api)).pages)
+        pages = set(StatusPages(Health(api.store, api.clock), sourcesOf(api)).pages)
         self.assertEqual({path for path in DOCUMENT["paths"] if not path.startswith((API, "/v2.0"))}, pages)
         self.assertEqual(set(DOCUMENT["paths"]["/v2.0/tokens"]), {"post"})
 
     def test_describesEveryQueryAndBody(self) -> None:
         """
-        The tables of queries and bodies know no operation that there is none of.
+        Every parameter and every field of an operation is described, and no other.
         """
-        names = {name for methods in ROUTES.values() for name in methods.values()}
-        self.assertEqual(names, set(openapi.OPERATIONS))
-        self.assertLessEqual({*validation.QUERIES, *validation.BODIES}, names)
+        for operation in OPERATIONS:
+            described = DOCUMENT["paths"][API + "/{tenant}" + operation.path][operation.method.lower()]
+            query = [parameter["name"] for parameter in described.get("parameters", ())]
+            self.assertEqual(query, [parameter.name for parameter in operation.query], operation.name)
+            body = described.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            fields = None if operation.body is None else {field.name for field in operation.body}
+            self.assertEqual(body and set(body["properties"]), fields, operation.name)
 
     def test_tellsTheExtensions(self) -> None:
         """
@@ -177,7 +177,7 @@ class ServedTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.api = Api()
-        self.api.resource.pages = Operations(Health(self.api.store, self.api.clock), sourcesOf(self.api)).pages
+        self.api.resource.pages = StatusPages(Health(self.api.store, self.api.clock), sourcesOf(self.api)).pages
 
     def test_servers(self) -> None:
         """
@@ -246,12 +246,11 @@ class ServedTests(SynchronousTestCase):
         """
         Every parameter of a query that is described is looked at.
         """
-        paths = {name: pattern for pattern, methods in ROUTES.items() for name in methods.values()}
-        for name, query in validation.QUERIES.items():
-            for parameter in query:
-                path = paths[name].replace("{namespace}", "some")
-                reply = self.api.ask("GET", f"{path}?{parameter}=%F0%9F%92%A9")
-                self.assertEqual(reply.code, 400, (name, parameter))
+        for operation in OPERATIONS:
+            for parameter in operation.query:
+                path = operation.path.replace("{namespace}", "some")
+                reply = self.api.ask("GET", f"{path}?{parameter.name}=%F0%9F%92%A9")
+                self.assertEqual(reply.code, 400, (operation.name, parameter.name))
 
 
 class SchemaTests(SynchronousTestCase):
@@ -274,10 +273,15 @@ class SchemaTests(SynchronousTestCase):
         """
         Ids, keys, tags and markers.
         """
-        for rule in validation.PARAMETERS.values():
-            self.agrees(rule, text)
-        for rule in validation.QUERIES["listValues"]["marker"], validation.QUERIES["listEvents"]["type"]:
-            self.agrees(rule, text)
+        parameters = (
+            *validation.PATH_PARAMETERS,
+            validation.MARKER,
+            validation.KEY_MARKER,
+            validation.TAG,
+            validation.EVENT_TYPE,
+        )
+        for parameter in parameters:
+            self.agrees(parameter.rule, text)
 
     @given(st.integers() | st.integers(0, 130) | st.floats() | st.integers(-1, 130).map(str) | texts("0123 +.-e", 4))
     def test_numbers(self, value: Any) -> None:
@@ -310,7 +314,7 @@ class SchemaTests(SynchronousTestCase):
         """
         Whole bodies: what has to be there, and what may be ``null``.
         """
-        for fields in (validation.SERVICE_FIELDS, validation.HEARTBEAT_FIELDS, validation.VALUE_FIELDS):
+        for fields in (operation.body for operation in OPERATIONS if operation.name != "heartbeats" and operation.body):
             fits = Draft202012Validator(schemas.ofFields(fields)).is_valid(body)
             try:
                 for field in fields:

@@ -813,6 +813,8 @@ class EventTests(ApiCase):
         self.assertEqual(page["values"], feed[1:2])
         self.assertEqual(page["metadata"]["next_marker"], feed[2]["id"])
         self.assertIn("marker=" + feed[2]["id"], page["metadata"]["next_href"])
+        shouted = self.ask("GET", f"/events?marker={feed[1]['id'].upper()}&limit=1").json
+        self.assertEqual(shouted["values"], feed[1:2])
 
     def test_longQueriesAreNotKept(self) -> None:
         """

@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.registry.faults import Fault
-from txserviceregistry.registry.http.routes import Match, decodePath, isTokensPath, match, splitTenant
+from txserviceregistry.registry.http.routes import TOKENS, decodePath, match, resolve
 
 
 class DecodePathTests(SynchronousTestCase):
@@ -45,26 +45,30 @@ class MatchTests(SynchronousTestCase):
     """
 
     def assertNoPage(self, method: str, path: str) -> None:
-        fault = self.assertRaises(Fault, match, method, path)
-        self.assertEqual((fault.code, fault.message), (404, "The page cannot be found."), (method, path))
+        self.assertIsNone(match(method, path)[0], (method, path))
+
+    def assertMatches(self, method: str, path: str, name: str, argument: str = "") -> None:
+        """A path is this operation with this argument."""
+        operation, found = match(method, path)
+        self.assertEqual((operation and operation.name, found), (name, argument), (method, path))
 
     def test_services(self) -> None:
         """
         The paths of services, whatever the ids look like.
         """
-        for method, path, found in [
-            ("GET", "/services", Match("listServices")),
-            ("POST", "/services", Match("createService")),
-            ("GET", "/services/web1", Match("getService", "web1")),
-            ("GET", "/services/..", Match("getService", "..")),
-            ("GET", "/services/heartbeat", Match("getService", "heartbeat")),
-            ("PUT", "/services/web1", Match("updateService", "web1")),
-            ("DELETE", "/services/web1", Match("removeService", "web1")),
-            ("POST", "/services/web1/heartbeat", Match("heartbeat", "web1")),
-            ("GET", "/limits", Match("getLimits")),
-            ("GET", "/events", Match("listEvents")),
+        for method, path, *found in [
+            ("GET", "/services", "listServices"),
+            ("POST", "/services", "createService"),
+            ("GET", "/services/web1", "getService", "web1"),
+            ("GET", "/services/..", "getService", ".."),
+            ("GET", "/services/heartbeat", "getService", "heartbeat"),
+            ("PUT", "/services/web1", "updateService", "web1"),
+            ("DELETE", "/services/web1", "removeService", "web1"),
+            ("POST", "/services/web1/heartbeat", "heartbeat", "web1"),
+            ("GET", "/limits", "getLimits"),
+            ("GET", "/events", "listEvents"),
         ]:
-            self.assertEqual(match(method, path), found)
+            self.assertMatches(method, path, *found)
 
     def test_aSlashTooMany(self) -> None:
         """
@@ -127,26 +131,26 @@ class MatchTests(SynchronousTestCase):
         """
         All spellings of collections, namespaces, simple and qualified keys.
         """
-        for path, found in [
-            ("", Match("listValues")),
-            ("/", Match("listValues")),
-            ("//", Match("listNamespace", "/")),
-            ("///", Match("listNamespace", "//")),
-            ("/listen_ip", Match("getValue", "listen_ip")),
-            ("//abc_def", Match("getValue", "/abc_def")),
-            ("/production/x_y", Match("getValue", "/production/x_y")),
-            ("//production/x_y", Match("getValue", "/production/x_y")),
-            ("/production/cassandra/listen_ip", Match("getValue", "/production/cassandra/listen_ip")),
-            ("//production/cassandra/listen_ip", Match("getValue", "/production/cassandra/listen_ip")),
-            ("///production/x_y", Match("getValue", "//production/x_y")),
-            ("/production/", Match("listNamespace", "/production")),
-            ("//production/", Match("listNamespace", "/production")),
-            ("/production/cassandra/", Match("listNamespace", "/production/cassandra")),
-            ("//production/cassandra/", Match("listNamespace", "/production/cassandra")),
-            ("/production//", Match("listNamespace", "/production/")),
-            ("//production//", Match("listNamespace", "/production/")),
+        for path, *found in [
+            ("", "listValues"),
+            ("/", "listValues"),
+            ("//", "listNamespace", "/"),
+            ("///", "listNamespace", "//"),
+            ("/listen_ip", "getValue", "listen_ip"),
+            ("//abc_def", "getValue", "/abc_def"),
+            ("/production/x_y", "getValue", "/production/x_y"),
+            ("//production/x_y", "getValue", "/production/x_y"),
+            ("/production/cassandra/listen_ip", "getValue", "/production/cassandra/listen_ip"),
+            ("//production/cassandra/listen_ip", "getValue", "/production/cassandra/listen_ip"),
+            ("///production/x_y", "getValue", "//production/x_y"),
+            ("/production/", "listNamespace", "/production"),
+            ("//production/", "listNamespace", "/production"),
+            ("/production/cassandra/", "listNamespace", "/production/cassandra"),
+            ("//production/cassandra/", "listNamespace", "/production/cassandra"),
+            ("/production//", "listNamespace", "/production/"),
+            ("//production//", "listNamespace", "/production/"),
         ]:
-            self.assertEqual(match("GET", "/configuration" + path), found, path)
+            self.assertMatches("GET", "/configuration" + path, *found)
 
     def test_configurationThatIsChanged(self) -> None:
         """
@@ -162,7 +166,7 @@ class MatchTests(SynchronousTestCase):
                 ("/production/", "/production/"),
                 ("//production/", "/production/"),
             ]:
-                self.assertEqual(match(method, "/configuration" + path), Match(name, key))
+                self.assertMatches(method, "/configuration" + path, name, key)
 
 
 class PrefixTests(SynchronousTestCase):
@@ -175,27 +179,29 @@ class PrefixTests(SynchronousTestCase):
         The tenant comes first; a slash too many before it is tolerated, after it none is taken away.
         """
         for path, parts in [
-            ("/1/services", ("1", "/services")),
-            ("//1/services", ("1", "/services")),
-            ("/1//services", ("1", "//services")),
-            ("/1", ("1", "")),
-            ("/1/", ("1", "/")),
-            ("", ("", "")),
-            ("/", ("", "")),
+            (b"/1/services", ("1", "/services")),
+            (b"//1/services", ("1", "/services")),
+            (b"/1//services", ("1", "")),
+            (b"/1", ("1", "")),
+            (b"/1/", ("1", "")),
+            (b"", ("", "")),
+            (b"/", ("", "")),
         ]:
-            self.assertEqual(splitTenant(path), parts, path)
+            target = resolve(b"GET", b"/v1.0" + path)
+            self.assertEqual((target.isApi, target.tenant, target.route), (True, *parts), path)
 
     def test_tokens(self) -> None:
         """
         ``/tokens`` and ``/tokens/`` are the same, also below an auth URL with a slash too many.
         """
         for path, found in [
-            ("/tokens", True),
-            ("/tokens/", True),
-            ("//tokens", True),
-            ("tokens", False),
-            ("/tokens//", False),
-            ("/token", False),
-            ("/", False),
+            (b"/tokens", True),
+            (b"/tokens/", True),
+            (b"//tokens", True),
+            (b"tokens", False),
+            (b"/tokens//", False),
+            (b"/token", False),
+            (b"/", False),
         ]:
-            self.assertEqual(isTokensPath(path), found, path)
+            target = resolve(b"POST", b"/v2.0" + path)
+            self.assertEqual((target.isApi, target.route), (False, TOKENS if found else ""), path)

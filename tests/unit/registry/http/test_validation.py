@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hypothesis import given
@@ -31,6 +31,26 @@ BODIES = st.dictionaries(
     JSON_VALUES,
     max_size=7,
 )
+
+
+def newService(body: Mapping[str, Any]) -> NewService:
+    """The service that the body of a ``POST /services`` describes."""
+    return NewService(*[field.value(body) for field in validation.SERVICE_FIELDS])
+
+
+def heartbeatToken(body: Mapping[str, Any]) -> Any:
+    """The token in the body of a heartbeat."""
+    return validation.HEARTBEAT_FIELDS[0].value(body)
+
+
+def heartbeats(body: Mapping[str, Any]) -> Any:
+    """The entries in the body of a batch."""
+    return validation.BATCH_FIELDS[0].value(body)
+
+
+def configurationValue(body: Mapping[str, Any]) -> Any:
+    """The value in the body of a ``PUT /configuration/<key>``."""
+    return [field.value(body) for field in validation.VALUE_FIELDS][-1]
 
 
 class ValidationTestCase(SynchronousTestCase):
@@ -70,39 +90,39 @@ class NewServiceTests(ValidationTestCase):
 
     def assertBad(self, key: str, value: Any, reason: str) -> None:
         """A registration with this *value* is refused for this *reason*."""
-        self.assertField(key, reason, validation.newService, body(**{key: value}))
+        self.assertField(key, reason, newService, body(**{key: value}))
 
     def test_takesAllFields(self) -> None:
         """All fields come out as they were sent."""
-        made = validation.newService(body(tags=["a", "b"], metadata={"k": "v"}))
+        made = newService(body(tags=["a", "b"], metadata={"k": "v"}))
         self.assertEqual(made, NewService("web1", 30, ("a", "b"), {"k": "v"}))
 
     def test_fillsInDefaults(self) -> None:
         """Absent tags and metadata, and those that are null, are empty."""
         plain = NewService("web1", 30, (), {})
-        self.assertEqual(validation.newService(body()), plain)
-        self.assertEqual(validation.newService(body(tags=None, metadata=None)), plain)
+        self.assertEqual(newService(body()), plain)
+        self.assertEqual(newService(body(tags=None, metadata=None)), plain)
 
     def test_defaultsAreNotShared(self) -> None:
         """What one caller does to its service's metadata does not show in the next service."""
-        first = validation.newService(body()).metadata
+        first = newService(body()).metadata
         assert isinstance(first, dict)
         first["k"] = "v"
-        self.assertEqual(validation.newService(body()).metadata, {})
+        self.assertEqual(newService(body()).metadata, {})
 
     def test_ignoresUnknownKeys(self) -> None:
         """A key that the API does not know changes nothing, whatever it holds."""
-        self.assertEqual(validation.newService(body(last_seen=[], x={})), validation.newService(body()))
+        self.assertEqual(newService(body(last_seen=[], x={})), newService(body()))
 
     def test_namesTheFirstMissingKey(self) -> None:
         """A required field that is absent is named; they are looked at in the order of the API's table."""
         for fields, key in (({}, "id"), ({"heartbeat_timeout": 2}, "id"), ({"id": "web1"}, "heartbeat_timeout")):
-            self.assertField(key, f"Missing required key ({key})", validation.newService, fields)
+            self.assertField(key, f"Missing required key ({key})", newService, fields)
 
     def test_takesIdsOfEveryLengthAndLetter(self) -> None:
         """Ids have 3 to 65 characters of the set, any case."""
         for id in ("abc", "A" * 65, "aZ09_-.", "...", "a.b"):
-            self.assertEqual(validation.newService(body(id=id)).id, id)
+            self.assertEqual(newService(body(id=id)).id, id)
 
     def test_refusesIdsThatAreNoStrings(self) -> None:
         """The type is checked first; null is no string."""
@@ -125,11 +145,11 @@ class NewServiceTests(ValidationTestCase):
     def test_takesIntegersInEachForm(self) -> None:
         """An integer may be written as an integer, as a float that is one, or as a string."""
         for value in (30, 30.0, "30", " 30", "30\n", "+30", "030", "30.", "30.0", "3e1", "300e-1", ".3E+2"):
-            timeout = validation.newService(body(heartbeat_timeout=value)).heartbeatTimeout
+            timeout = newService(body(heartbeat_timeout=value)).heartbeatTimeout
             self.assertEqual(timeout, 30)
             self.assertIs(type(timeout), int)
         for value in (3, "3", 120, "120", 120.0):
-            self.assertEqual(validation.newService(body(heartbeat_timeout=value)).heartbeatTimeout, int(value))
+            self.assertEqual(newService(body(heartbeat_timeout=value)).heartbeatTimeout, int(value))
 
     def test_refusesWhatIsNoInteger(self) -> None:
         """Booleans, null, fractions, infinities, and text that does not read as an integer."""
@@ -146,7 +166,7 @@ class NewServiceTests(ValidationTestCase):
         begun = time.process_time()
         for text in ("1" * 4900 + "x", "1" * 4900 + ".x", "1e" + "1" * 4900 + "x", "\n" * 4900 + "x"):
             self.assertBad("heartbeat_timeout", text, "Invalid integer")
-            self.assertParameter("wait", "Invalid integer", validation.wait, text)
+            self.assertParameter("wait", "Invalid integer", validation.WAIT.value, text)
         self.assertLess(time.process_time() - begun, 0.5)
 
     def test_refusesIntegersOutOfRange(self) -> None:
@@ -161,7 +181,7 @@ class NewServiceTests(ValidationTestCase):
     def test_takesTagsOfAnyCharacters(self) -> None:
         """Up to ten tags of 1 to 55 code points; what they say is the client's business, twice if it likes."""
         tags = ["ä", "💩" * 55, "a b/c", "\x00", "same", "same", "t7", "t8", "t9", "t10"]
-        self.assertEqual(validation.newService(body(tags=tags)).tags, tuple(tags))
+        self.assertEqual(newService(body(tags=tags)).tags, tuple(tags))
 
     def test_refusesTags(self) -> None:
         """The array is checked before its elements, and its length before them; an element has its own reason."""
@@ -183,7 +203,7 @@ class NewServiceTests(ValidationTestCase):
     def test_takesMetadata(self) -> None:
         """Up to twenty pairs of strings of 1 to 255 code points, in their order."""
         metadata = {f"k{i}": "v" for i in range(18)} | {"💩" * 255: "v" * 255, "__proto__": "\x00"}
-        self.assertEqual(validation.newService(body(metadata=metadata)).metadata, metadata)
+        self.assertEqual(newService(body(metadata=metadata)).metadata, metadata)
 
     def test_refusesMetadata(self) -> None:
         """The object, its size, then each pair: the key, and then its value."""
@@ -256,11 +276,11 @@ class OtherBodiesTests(ValidationTestCase):
     def test_takesTokensOfAnyCase(self) -> None:
         """A token is a version-1 UUID, and comes out as it was sent."""
         for token in (TOKEN, TOKEN.upper(), str(uuid.uuid1())):
-            self.assertEqual(validation.heartbeatToken({"token": token}), token)
+            self.assertEqual(heartbeatToken({"token": token}), token)
 
     def test_refusesTokens(self) -> None:
         """It has to be there, a string, a UUID in its one form, of version 1, of the RFC's variant; in this order."""
-        self.assertField("token", "Missing required key (token)", validation.heartbeatToken, {})
+        self.assertField("token", "Missing required key (token)", heartbeatToken, {})
         for token, reason in (
             (None, "Not a string"),
             (5, "Not a string"),
@@ -281,16 +301,16 @@ class OtherBodiesTests(ValidationTestCase):
             (TOKEN.replace("-a0d7-", "-c0d7-"), "Unsupported UUID variant"),
             (TOKEN.replace("-a0d7-", "-70d7-"), "Unsupported UUID variant"),
         ):
-            self.assertField("token", reason, validation.heartbeatToken, {"token": token})
+            self.assertField("token", reason, heartbeatToken, {"token": token})
 
     def test_takesValues(self) -> None:
         """A value is any string of 1 to 1024 code points."""
         for value in ("v", "💩" * 1024, "\x00", " ", "null"):
-            self.assertEqual(validation.configurationValue({"value": value, "id": "other_key", "more": 5}), value)
+            self.assertEqual(configurationValue({"value": value, "id": "other_key", "more": 5}), value)
 
     def test_refusesValues(self) -> None:
         """A value that is missing, no string, empty, too long, or not to be encoded."""
-        self.assertField("value", "Missing required key (value)", validation.configurationValue, {})
+        self.assertField("value", "Missing required key (value)", configurationValue, {})
         for value, reason in (
             (None, "Not a string"),
             (5, "Not a string"),
@@ -298,7 +318,7 @@ class OtherBodiesTests(ValidationTestCase):
             ("v" * 1025, "String is not in range (1..1024)"),
             ("\ud800", "Invalid characters"),
         ):
-            self.assertField("value", reason, validation.configurationValue, {"value": value})
+            self.assertField("value", reason, configurationValue, {"value": value})
 
 
 class ParameterTests(ValidationTestCase):
@@ -306,27 +326,27 @@ class ParameterTests(ValidationTestCase):
 
     def test_serviceId(self) -> None:
         """The same rule as for the field."""
-        self.assertEqual(validation.serviceId("Web.1_-"), "Web.1_-")
+        self.assertEqual(validation.SERVICE_ID.value("Web.1_-"), "Web.1_-")
         for text in ("ab", "a" * 66, ""):
-            self.assertParameter("serviceId", "String is not in range (3..65)", validation.serviceId, text)
+            self.assertParameter("serviceId", "String is not in range (3..65)", validation.SERVICE_ID.value, text)
         for text in ("a/b", "a\x00b", "abc\n", "\u017f" * 3, "äöü"):
-            self.assertParameter("serviceId", "Invalid characters", validation.serviceId, text)
+            self.assertParameter("serviceId", "Invalid characters", validation.SERVICE_ID.value, text)
 
     def test_tag(self) -> None:
         """1 to 65 characters, of fewer kinds than a tag itself may have."""
         for text in ("a", "A" * 65, "a_-.0"):
-            self.assertEqual(validation.tag(text), text)
+            self.assertEqual(validation.TAG.value(text), text)
         for text in ("", "a" * 66):
-            self.assertParameter("tag", "String is not in range (1..65)", validation.tag, text)
+            self.assertParameter("tag", "String is not in range (1..65)", validation.TAG.value, text)
         for text in ("a b", "ä", "a\n", "\u212a", "\u017f", "a/b"):
-            self.assertParameter("tag", "Invalid characters", validation.tag, text)
+            self.assertParameter("tag", "Invalid characters", validation.TAG.value, text)
 
     def test_marker(self) -> None:
         """Up to 255 characters, none at all included."""
         for text in ("", "a" * 255, "/a/b.c:d-e_F9"):
-            self.assertEqual(validation.marker(text), text)
+            self.assertEqual(validation.MARKER.value(text), text)
         for text in ("a b", "ä", "a\n", "\n", "%", "a" * 256):
-            self.assertParameter("marker", validation.BAD_MARKER, validation.marker, text)
+            self.assertParameter("marker", validation.BAD_MARKER, validation.MARKER.value, text)
 
     def test_configurationKey(self) -> None:
         """Simple names, and names under up to ten namespaces."""
@@ -341,32 +361,30 @@ class ParameterTests(ValidationTestCase):
             "/a-c" * 10 + "/last.name",
             "/" + "n" * 50 + "/" + "k" * 50,
         ):
-            self.assertEqual(validation.configurationKey(text), text)
+            self.assertEqual(validation.KEY.value(text), text)
 
     def test_refusesConfigurationKeys(self) -> None:
         """Length, then characters and form; a namespace alone, with its slash, is no key."""
         for text in ("", "/", "ab", "/a" * 251):
-            self.assertParameter(
-                "configurationId", "String is not in range (3..500)", validation.configurationKey, text
-            )
+            self.assertParameter("configurationId", "String is not in range (3..500)", validation.KEY.value, text)
         for text in (
             "a b", "äöü", "abc\n", "a" * 171, "abc/def", "abc/", "/abc/", "/abc/def/", "/ab/c", "/ab", "//abc", "///",
             "/abc//", "/abc" * 12, "/a.b/def", "/abc/de", "../..", "abc\x00", "/a:b/cde",
         ):  # fmt: skip
-            self.assertParameter("configurationId", "Invalid characters", validation.configurationKey, text)
+            self.assertParameter("configurationId", "Invalid characters", validation.KEY.value, text)
 
     def test_keysAreCheckedQuickly(self) -> None:
         """No key makes the pattern try for ever."""
         begun = time.process_time()
         for text in ("/" + "a" * 498 + "!", "/aaa" * 124 + "!", "/aaa/" * 99 + "!", "a" * 499 + "!", "/" * 500):
-            self.refused(validation.configurationKey, text)
+            self.refused(validation.KEY.value, text)
         self.assertLess(time.process_time() - begun, 0.5)
 
     def test_limit(self) -> None:
         """From 1 to 1000; 100 when it is not given."""
-        self.assertEqual(validation.limit(), 100)
+        self.assertEqual(validation.LIMIT.value(), 100)
         for text in ("1", "1000", "57"):
-            self.assertEqual(validation.limit(text), int(text))
+            self.assertEqual(validation.LIMIT.value(text), int(text))
 
     def test_refusesLimits(self) -> None:
         """No number, and a number out of range, have details of their own."""
@@ -387,12 +405,12 @@ class ParameterTests(ValidationTestCase):
             "--5",
             "null",
         ):
-            fault = self.refused(validation.limit, text)
+            fault = self.refused(validation.LIMIT.value, text)
             self.assertEqual(
                 (fault.type, fault.message, fault.details), ("invalidLimit", "Invalid limit", "Limit must be a number")
             )
         for text in ("0", "-1", "1001", "5000", "9" * 6000, "-" + "9" * 6000):
-            fault = self.refused(validation.limit, text)
+            fault = self.refused(validation.LIMIT.value, text)
             self.assertEqual(
                 (fault.type, fault.message, fault.details),
                 (
@@ -403,21 +421,22 @@ class ParameterTests(ValidationTestCase):
             )
 
     def test_eventType(self) -> None:
-        """One of the five types, which the refusal lists."""
+        """One of the five types, which the refusal lists; an empty one is none."""
         types = (
             "service.join", "service.remove", "service.timeout", "configuration_value.update",
             "configuration_value.remove",
         )  # fmt: skip
         for text in types:
-            self.assertEqual(validation.eventType(text), text)
-        for text in ("x", "", "Service.Join", "service.join\n"):
-            fault = self.refused(validation.eventType, text)
+            self.assertEqual(validation.EVENT_TYPE.value(text), text)
+        self.assertIsNone(validation.EVENT_TYPE.value(""))
+        for text in ("x", "Service.Join", "service.join\n"):
+            fault = self.refused(validation.EVENT_TYPE.value, text)
             self.assertEqual(fault.details, f"Invalid type: {text}. Valid types are: {','.join(types)}")
             self.assertEqual(fault.type, "badRequest")
 
     def test_eventMarker(self) -> None:
-        """A version-1 UUID of any case, which comes out in lower case."""
-        self.assertEqual(validation.eventMarker(TOKEN.upper()), TOKEN)
+        """A version-1 UUID of any case."""
+        self.assertEqual(validation.EVENT_MARKER.value(TOKEN.upper()), TOKEN.upper())
 
     def test_refusesEventMarkers(self) -> None:
         """The message says the same as the details."""
@@ -428,7 +447,7 @@ class ParameterTests(ValidationTestCase):
             (str(uuid.uuid4()), "UUID is not version 1"),
             (TOKEN.replace("-a0d7-", "-f0d7-"), "Unsupported UUID variant"),
         ):
-            fault = self.refused(validation.eventMarker, text)
+            fault = self.refused(validation.EVENT_MARKER.value, text)
             self.assertEqual((fault.type, fault.message, fault.details), ("badRequest", reason, reason))
 
 
@@ -447,14 +466,14 @@ class AnythingTests(SynchronousTestCase):
     @given(BODIES)
     def test_anyBody(self, body: dict[str, Any]) -> None:
         """Any JSON object is taken or refused by each of the functions for bodies."""
-        service = self.check(validation.newService, body)
+        service = self.check(newService, body)
         if service is not None:
             self.assertTrue(3 <= service.heartbeatTimeout <= 120)
         self.check(validation.serviceChanges, body, "web1")
-        self.check(validation.heartbeatToken, body)
-        self.check(validation.configurationValue, body)
+        self.check(heartbeatToken, body)
+        self.check(configurationValue, body)
         self.check(validation.heartbeatOfBatch, body)
-        for entry in self.check(validation.heartbeats, body) or ():
+        for entry in self.check(heartbeats, body) or ():
             self.check(validation.heartbeatOfBatch, entry)
 
     @given(
@@ -465,16 +484,16 @@ class AnythingTests(SynchronousTestCase):
     )
     def test_anyFields(self, body: dict[str, Any]) -> None:
         """Any JSON value in any field is taken or refused; what is taken can be kept as UTF-8."""
-        for taken in (self.check(validation.newService, body), self.check(validation.serviceChanges, body, body["id"])):
+        for taken in (self.check(newService, body), self.check(validation.serviceChanges, body, body["id"])):
             if taken is not None:
                 repr((taken.tags, taken.metadata)).encode("utf-8")
                 "".join([*(taken.tags or ()), *(taken.metadata or {}), *(taken.metadata or {}).values()]).encode()
 
     @given(JSON_TEXTS)
     def test_anyParameter(self, text: str) -> None:
-        """Any text is taken or refused by each of the functions for parameters."""
-        for function in (
-            validation.serviceId, validation.configurationKey, validation.tag, validation.marker, validation.limit,
-            validation.eventType, validation.eventMarker,
+        """Any text is taken or refused by each of the parameters."""
+        for parameter in (
+            validation.SERVICE_ID, validation.KEY, validation.TAG, validation.MARKER, validation.LIMIT,
+            validation.EVENT_TYPE, validation.EVENT_MARKER,
         ):  # fmt: skip
-            self.check(function, text)
+            self.check(parameter.value, text)

@@ -1,0 +1,92 @@
+"""
+Who sends a request: the token that it shows, and the credentials that a token is issued for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from twisted.web.server import Request
+
+from ..faults import Fault, unauthorized
+from ..identity.identity import Identity, InvalidCredentials, InvalidToken
+from .keystone import access, credentials
+from .messages import API, AUTH, Answer, baseUrl, parseBody
+from .server import originOf, recognized
+
+# The token of a request, wherever it stands in what has arrived.
+_TOKEN = re.compile(rb"\r\nX-Auth-Token:[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IGNORECASE)
+# The beginning of a request with credentials.
+_LOGIN = b"POST " + AUTH.encode()
+
+
+class Authenticator:
+    """
+    Authenticates requests.
+
+    :param identity: knows users and tokens.
+    """
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+
+    async def tenantOf(self, request: Request) -> str:
+        """
+        The tenant that the token of a request belongs to.
+
+        :raises Fault: 401 if it has none, or an invalid one.
+        """
+        token = (request.requestHeaders.getRawHeaders(b"X-Auth-Token") or [b""])[0].decode("latin-1")
+        if not token:
+            raise unauthorized("No authentication token provided", baseUrl(request) + AUTH)
+        tenant = self._identity.knownTenant(token)
+        if tenant is None:
+            try:
+                tenant = await self._identity.tenantOf(token)
+            except InvalidToken:
+                raise invalidToken(request)
+        recognized(request)
+        return tenant
+
+    async def issueToken(self, request: Request) -> Answer:
+        """
+        Answer a ``POST /tokens``, also where it fails.
+
+        :raises Overloaded: if too many API keys are waiting to be checked.
+        """
+        try:
+            username, key = credentials(parseBody(request))
+        except Fault as fault:
+            return _refusal("badRequest", fault.code, fault.message)
+        try:
+            token = await self._identity.authenticate(username, key, originOf(request))
+        except InvalidCredentials:
+            return _refusal("unauthorized", 401, "Username or api key is invalid")
+        recognized(request)
+        return Answer(200, access(token, f"{baseUrl(request)}{API}/{token.tenant}"))
+
+    def vouchesFor(self, data: bytes) -> bool:
+        """
+        Whether the beginning of a request, as it arrived, shows a token or credentials that were valid when the store
+        was last asked for them.
+        """
+        found = _TOKEN.search(data)
+        if found is not None:
+            return self._identity.isFamiliar(found[1].decode("latin-1"))
+        if not data.startswith(_LOGIN):
+            return False
+        try:
+            username, key = credentials(json.loads(data.partition(b"\r\n\r\n")[2]))
+        except (Fault, ValueError, RecursionError, AttributeError):
+            return False
+        return self._identity.remembers(username, key)
+
+
+def invalidToken(request: Request) -> Fault:
+    """401: the token of a request is invalid, or another tenant's."""
+    return unauthorized("Invalid or expired authentication token", baseUrl(request) + AUTH)
+
+
+def _refusal(kind: str, code: int, message: str) -> Answer:
+    return Answer(code, {kind: {"code": code, "message": message}})

@@ -1,0 +1,185 @@
+"""
+The components of the description of the API: the schemas, parameters and headers that operations refer to by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ... import types
+from ...util.faults import FAULT_TYPES
+from ..identity.identity import TENANT
+from ..limits import PATHS, RATE_HEADERS
+from . import schemas, validation
+from .keystone import CATALOG, CREDENTIALS, REGION
+from .rules import TimeUUID
+from .schemas import Schema
+
+
+def reference(kind: str, name: str) -> Schema:
+    """
+    A reference to a component.
+
+    :param kind: ``schemas``, ``parameters`` or ``headers``.
+    """
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def components() -> Schema:
+    """All components, by kind and name."""
+    return {"parameters": _parameters(), "headers": _headers(), "schemas": _schemas()}
+
+
+def _parameters() -> Schema:
+    found = {
+        "tenant": ("The account's number.", schemas.ofPattern(TENANT)),
+        "namespace": (
+            "A namespace, which is written as a key is; the slash that it begins with may be left out.",
+            {"type": "string"},
+        ),
+        **{each.name: (each.summary, schemas.ofText(each.rule)) for each in validation.PATH_PARAMETERS},
+    }
+    return {
+        name: {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
+        for name, (text, schema) in found.items()
+    }
+
+
+def _headers() -> Schema:
+    found: Mapping[str, tuple[str, bool, Schema]] = {
+        "X-Response-Id": ("The request's own id, which a fault repeats as txnId.", True, {"type": "string"}),
+        "X-Service-Registry-Extensions": ("The extensions that the registry has.", True, {"type": "string"}),
+        "Location": ("The URL of the object that was created or changed.", True, {"type": "string", "format": "uri"}),
+        "WWW-Authenticate": ("Where auth tokens come from.", True, schemas.ofPattern('Keystone uri="[^"]*"')),
+        **_rateHeaders(),
+        "Retry-After": (
+            "After how many seconds to ask again: with rateLimitReached, and if there is no room to wait for events.",
+            False,
+            {"type": "integer", "minimum": 1},
+        ),
+    }
+    return {
+        name: {"description": text, "required": required, "schema": schema}
+        for name, (text, required, schema) in found.items()
+    }
+
+
+def _rateHeaders() -> dict[str, tuple[str, bool, Schema]]:
+    """With ``--rate-limit off`` they are absent."""
+    texts: dict[str, tuple[str, Schema]] = {
+        "X-Ratelimit-Path-Regex": ("The paths that the rate limit counts, as a pattern.", {"const": PATHS}),
+        "X-Ratelimit-Limit": ("How many GETs the account may make in a window.", {"type": "integer", "minimum": 0}),
+        "X-Ratelimit-Used": ("How many of them it made before this one.", {"type": "integer", "minimum": 0}),
+        "X-Ratelimit-Window": ("How long the window is.", schemas.ofPattern(r"[0-9]+(?:\.[0-9]+)? seconds")),
+        "Reply-After": ("When the window ends, in seconds since 1970.", {"type": "integer"}),
+    }
+    assert texts.keys() == set(RATE_HEADERS)
+    return {name: (text, False, schema) for name, (text, schema) in texts.items()}
+
+
+def _schemas() -> dict[str, Schema]:
+    fault = schemas.ofType(types.FaultBody)
+    fault["properties"]["type"]["enum"] = list(FAULT_TYPES)
+    fault["properties"]["code"]["enum"] = sorted(set(FAULT_TYPES.values()))
+    event = schemas.ofType(types.Event)
+    event["properties"]["id"] = schemas.ofRule(TimeUUID())
+    event["properties"]["payload"] = {"type": "object"}
+    event["oneOf"] = _payloads()
+    service = schemas.ofType(types.Service)
+    service["properties"]["id"] = schemas.ofText(validation.SERVICE_ID.rule)
+    value = schemas.ofType(types.ConfigurationValue)
+    value["properties"]["id"] = schemas.ofText(validation.KEY.rule)
+    token = schemas.ofType(types.HeartbeatToken)
+    token["properties"]["token"] = schemas.ofRule(TimeUUID())
+    return {
+        "Access": _access(),
+        "ConfigurationPage": _pageOf("ConfigurationValue"),
+        "ConfigurationValue": value,
+        "Event": event,
+        "EventPage": _pageOf("Event"),
+        "Fault": fault,
+        "HeartbeatOutcomes": _outcomes(),
+        "HeartbeatToken": token,
+        "Limits": schemas.ofType(types.Limits),
+        "PageMetadata": _pageMetadata(),
+        "Service": service,
+        "ServicePage": _pageOf("Service"),
+    }
+
+
+def _payloads() -> list[Schema]:
+    """By types of events, what is in their payloads."""
+    service = schemas.ofType(types.Service)
+    del service["properties"]["last_seen"]
+    service["required"].remove("last_seen")
+    services = [type for type in validation.EVENT_TYPES if type.startswith("service.")]
+    value = {"type": "string"}
+    update = objectOf(configuration_value_id=value, old_value={"type": ["string", "null"]}, new_value=value)
+    remove = objectOf(configuration_value_id=value, old_value=value)
+    remove["not"] = {"required": ["new_value"]}
+    ofTypes = [
+        (services, service),
+        (["configuration_value.update"], update),
+        (["configuration_value.remove"], remove),
+    ]
+    return [{"properties": {"type": {"enum": names}, "payload": payload}} for names, payload in ofTypes]
+
+
+def objectOf(**properties: Schema) -> Schema:
+    """An object that has all of these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _pageOf(of: str) -> Schema:
+    values = {"type": "array", "items": reference("schemas", of), "maxItems": validation.MAXIMUM_LIMIT}
+    return objectOf(values=values, metadata=reference("schemas", "PageMetadata"))
+
+
+def _pageMetadata() -> Schema:
+    schema = schemas.ofType(types.PageMetadata)
+    # The client's cache adds it, never a registry.
+    del schema["properties"]["stale"]
+    return schema
+
+
+def _outcomes() -> Schema:
+    id = {"type": ["string", "null"]}
+    taken = objectOf(id={"type": "string"}, token=schemas.ofRule(TimeUUID()))
+    failed = objectOf(id=id, fault=reference("schemas", "Fault"))
+    return objectOf(values={"type": "array", "items": {"oneOf": [taken, failed]}, "minItems": 1})
+
+
+def credentials() -> Schema:
+    """The body of a ``POST /tokens``."""
+    text = {"type": "string", "minLength": 1}
+    kinds = {kind: objectOf(username=text, **{key: text}) for kind, key in CREDENTIALS.items()}
+    auth = {"type": "object", "properties": kinds, "anyOf": [{"required": [kind]} for kind in kinds]}
+    return objectOf(auth=auth)
+
+
+def _access() -> Schema:
+    text = {"type": "string"}
+    number = schemas.ofPattern(TENANT)
+    endpoint = objectOf(tenantId=number, publicURL={"type": "string", "format": "uri"})
+    regional = objectOf(region={"const": REGION}, **endpoint["properties"])
+    entries = [
+        objectOf(
+            name={"const": name},
+            type={"const": type},
+            endpoints={"type": "array", "items": regional if hasRegion else endpoint, "minItems": 1, "maxItems": 1},
+        )
+        for name, type, hasRegion in CATALOG
+    ]
+    expires = schemas.ofPattern(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.000-06:00")
+    return objectOf(
+        access=objectOf(
+            token=objectOf(id=text, expires=expires, tenant=objectOf(id=number, name=number)),
+            user=objectOf(id=text, name=text, roles={"type": "array"}),
+            serviceCatalog={"type": "array", "items": {"oneOf": entries}, "minItems": len(entries)},
+        )
+    )
+
+
+def identityFault(kind: str, code: int) -> Schema:
+    """A fault of the Auth API."""
+    return objectOf(**{kind: objectOf(code={"const": code}, message={"type": "string"})})

@@ -1,0 +1,219 @@
+"""
+What answers the operations of the API: each handler goes from the request to the registry's rules and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import attrs
+from twisted.internet.defer import CancelledError
+
+from ..core import Registry
+from ..faults import Fault
+from ..limits import RateLimiter, ResourceLimits
+from ..model import NewService, Page
+from . import validation
+from .messages import API, Answer, baseUrl, faultBody, inJSON
+from .requestlog import WAITING, RequestRecord
+from .rules import Field
+
+
+@attrs.frozen
+class Call:
+    """
+    A request that has passed authentication, routing and the checks of its query.
+
+    :ivar tenant: whose objects it is about.
+    :ivar argument: the id, key or namespace in its path, not checked so far; empty if it has none.
+    :ivar query: the values of the operation's parameters, by name.
+    :ivar parameters: the query as the client sent it.
+    :ivar used: how many GETs of the tenant counted before this one.
+    :ivar authenticate: checks the token of the request once more; raises a fault if it has ended.
+    """
+
+    record: RequestRecord
+    tenant: str
+    argument: str
+    query: Mapping[str, Any]
+    parameters: Sequence[tuple[str, str]]
+    body: Mapping[str, Any]
+    used: int
+    authenticate: Callable[[], Awaitable[object]]
+    _fields: Sequence[Field]
+
+    def fields(self) -> list[Any]:
+        """
+        The values of the operation's fields in the body, in their order.
+
+        :raises Fault: for the first invalid one.
+        """
+        return [field.value(self.body) for field in self._fields]
+
+    def url(self, path: str) -> str:
+        """The absolute URL of *path* below the tenant. No id or key contains a character to escape."""
+        return f"{baseUrl(self.record.request)}{API}/{self.tenant}{path}"
+
+    def page(self, page: Page) -> dict[str, Any]:
+        """A page of a collection, as JSON."""
+        marker = page.nextMarker
+        return {
+            "values": page.values,
+            "metadata": {
+                "count": len(page.values),
+                "limit": self.query["limit"],
+                "marker": self.query["marker"],
+                "next_marker": marker,
+                "next_href": None if marker is None else self._nextHref(marker),
+            },
+        }
+
+    def _nextHref(self, marker: str) -> str:
+        request = self.record.request
+        query = [(name, value) for name, value in self.parameters if name != "marker"]
+        query.append(("marker", marker))
+        # The path as the client wrote it: what was an escape stays one.
+        path = quote(request.path, safe="/%:@!$&'()*+,;=~")
+        return f"{baseUrl(request)}{path}?{urlencode(query, errors='surrogateescape')}"
+
+
+class Handlers:
+    """
+    The handlers of all operations.
+
+    :param registry: the rules; has been started.
+    :param rateLimiter: counts GETs.
+    :param limits: how many objects an account may have; the same that the *registry* has.
+    """
+
+    def __init__(self, registry: Registry, rateLimiter: RateLimiter, limits: ResourceLimits) -> None:
+        self._registry = registry
+        self._rateLimiter = rateLimiter
+        self._limits = limits
+        self._told: tuple[Page, int, Answer] | None = None
+
+    async def getLimits(self, call: Call) -> Answer:
+        resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
+        return Answer(200, {"resource": resource, "rate": self._rateLimiter.usage(call.used)})
+
+    # -- services
+
+    async def listServices(self, call: Call) -> Answer:
+        query = call.query
+        page = await self._registry.list(call.tenant, query["marker"], query["limit"], query["tag"])
+        return Answer(200, call.page(page))
+
+    async def createService(self, call: Call) -> Answer:
+        service = NewService(*call.fields())
+        token = await self._registry.create(call.tenant, service)
+        return Answer(201, {"token": token}, {"Location": call.url(f"/services/{service.id}")})
+
+    async def getService(self, call: Call) -> Answer:
+        return Answer(200, await self._registry.get(call.tenant, validation.SERVICE_ID.value(call.argument)))
+
+    async def updateService(self, call: Call) -> Answer:
+        id = validation.SERVICE_ID.value(call.argument)
+        await self._registry.update(call.tenant, id, validation.serviceChanges(call.body, id))
+        return Answer(204, headers={"Location": call.url(f"/services/{id}")})
+
+    async def removeService(self, call: Call) -> Answer:
+        await self._registry.remove(call.tenant, validation.SERVICE_ID.value(call.argument))
+        return Answer(204)
+
+    async def heartbeat(self, call: Call) -> Answer:
+        (token,) = call.fields()
+        id = validation.existingServiceId(call.argument)
+        return Answer(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
+
+    async def heartbeats(self, call: Call) -> Answer:
+        (entries,) = call.fields()
+        valid: list[tuple[str, str]] = []
+        refused: dict[int, Fault] = {}
+        for index, entry in enumerate(entries):
+            try:
+                valid.append(validation.heartbeatOfBatch(entry))
+            except Fault as fault:
+                refused[index] = fault
+        outcomes = list(await self._registry.heartbeats(call.tenant, valid))
+        for index, refusal in refused.items():
+            outcomes.insert(index, refusal)
+        values = ", ".join(
+            [
+                # Neither the id of a service nor a token contains a character that JSON escapes.
+                f'{{"id": "{entry["id"]}", "token": "{outcome}"}}'
+                if isinstance(outcome, str)
+                else _refusedEntry(entry, outcome, call.record.txnId)
+                for entry, outcome in zip(entries, outcomes, strict=True)
+            ]
+        )
+        return Answer(200, text=f'{{"values": [{values}]}}'.encode())
+
+    # -- configuration
+
+    async def listValues(self, call: Call) -> Answer:
+        return await self._listValues(call, None)
+
+    async def listNamespace(self, call: Call) -> Answer:
+        # A namespace is written as a key is. "/" is the one that all qualified keys are in.
+        return await self._listValues(call, "/" if call.argument == "/" else validation.KEY.value(call.argument))
+
+    async def _listValues(self, call: Call, namespace: str | None) -> Answer:
+        query = call.query
+        page = await self._registry.listValues(call.tenant, query["marker"], query["limit"], namespace)
+        return Answer(200, call.page(page))
+
+    async def getValue(self, call: Call) -> Answer:
+        return Answer(200, await self._registry.getValue(call.tenant, validation.KEY.value(call.argument)))
+
+    async def setValue(self, call: Call) -> Answer:
+        key = validation.KEY.value(call.argument)
+        _, value = call.fields()
+        await self._registry.setValue(call.tenant, key, value)
+        return Answer(204, headers={"Location": call.url(f"/configuration/{key}")})
+
+    async def removeValue(self, call: Call) -> Answer:
+        await self._registry.removeValue(call.tenant, validation.KEY.value(call.argument))
+        return Answer(204)
+
+    # -- events
+
+    async def listEvents(self, call: Call) -> Answer:
+        limit, marker, type, seconds = (call.query[name] for name in ("limit", "marker", "type", "wait"))
+        marker = None if marker is None else marker.lower()
+        if seconds is None:
+            page = await self._registry.feed.list(call.tenant, marker, limit, type)
+            return Answer(200, _eventPage(call, page))
+        call.record.route = WAITING
+        if call.record.isGone:
+            raise CancelledError()
+        page = await self._registry.feed.wait(call.tenant, marker, limit, type, seconds)
+        # The token may have ended meanwhile.
+        await call.authenticate()
+        return self._sharedPage(call, page)
+
+    def _sharedPage(self, call: Call, page: Page) -> Answer:
+        """The response with a page that many requests may wait for: it is serialised once for all of them."""
+        if page.nextMarker is not None:
+            # Its link repeats the request.
+            return Answer(200, _eventPage(call, page))
+        limit = call.query["limit"]
+        told = self._told
+        if told is None or told[0] is not page or told[1] != limit:
+            self._told = told = page, limit, Answer(200, text=inJSON(_eventPage(call, page)).encode())
+        return told[2]
+
+
+def _eventPage(call: Call, page: Page) -> dict[str, Any]:
+    body = call.page(page)
+    # The original never filled it in here.
+    body["metadata"]["marker"] = None
+    return body
+
+
+def _refusedEntry(entry: Any, fault: Fault, txnId: str) -> str:
+    """The result of an entry of a batch that was refused, as JSON."""
+    # The id is repeated as it was sent, whether or not a service can have it.
+    id = entry.get("id") if isinstance(entry, dict) else None
+    return inJSON({"id": id if isinstance(id, str) else None, "fault": faultBody(fault, txnId)})

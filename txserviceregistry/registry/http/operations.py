@@ -1,0 +1,244 @@
+"""
+The operations of the API below ``/v1.0/{tenant}``: one record for each.
+
+Everything that depends on which operations there are comes from these records: routing
+(:mod:`~txserviceregistry.registry.http.routes`), the checks of queries and bodies, the limits of requests, and
+``/openapi.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import attrs
+
+from . import validation as rules
+from .handlers import Call, Handlers
+from .messages import Answer
+from .rules import Field, Parameter
+
+#: A body of so many bytes is too large, unless an operation has another limit.
+MAXIMUM_BODY = 5_000
+
+#: Answers a request; a method of :class:`~txserviceregistry.registry.http.handlers.Handlers`.
+Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[Answer]]
+
+
+@attrs.frozen
+class Success:
+    """
+    The response to a request that succeeds.
+
+    :ivar text: what it means.
+    :ivar schema: the name of its body's schema (:mod:`~txserviceregistry.registry.http.components`); ``None`` if it has
+        no body.
+    :ivar headers: the names of its headers, beside those that every response has.
+    :ivar links: the operations that it leads to, as links of OpenAPI.
+    """
+
+    text: str
+    schema: str | None = None
+    code: int = 200
+    headers: tuple[str, ...] = ()
+    links: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Limits:
+    """
+    What a request may take.
+
+    :ivar body: a body of so many bytes is too large.
+    :ivar needsStore: whether it may wait for the store. An operation that is answered from memory does not make the
+        account: a tenant that has a service has one.
+    """
+
+    body: int = MAXIMUM_BODY
+    needsStore: bool = True
+
+
+@attrs.frozen
+class Operation:
+    """
+    One method of one path.
+
+    :ivar path: below the tenant, with at most one placeholder.
+    :ivar handler: answers requests.
+    :ivar success: the response when all is well.
+    :ivar summary: what it does.
+    :ivar query: the parameters of its query, in the order in which they are checked.
+    :ivar body: the fields of its body, in the order in which they are checked; ``None`` if it takes no body.
+    :ivar faults: the types of its faults, beside those that all operations have.
+    """
+
+    name: str
+    method: str
+    path: str
+    handler: Handler
+    success: Success
+    summary: str
+    query: tuple[Parameter, ...] = ()
+    body: tuple[Field, ...] | None = None
+    faults: tuple[str, ...] = ()
+    limits: Limits = Limits()
+
+
+_SERVICE = {"tenant": "$request.path.tenant", "serviceId": "$request.body#/id"}
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "getLimits",
+        "GET",
+        "/limits",
+        Handlers.getLimits,
+        Success("The limits; the request itself is not counted in them.", "Limits"),
+        "Get the account's limits, and how much of the rate limit is used",
+    ),
+    Operation(
+        "listServices",
+        "GET",
+        "/services",
+        Handlers.listServices,
+        Success("A page of services, sorted by id.", "ServicePage"),
+        "List services by id, all of them or those with a tag",
+        query=(rules.LIMIT, rules.MARKER, rules.TAG),
+        faults=("invalidLimit",),
+    ),
+    Operation(
+        "createService",
+        "POST",
+        "/services",
+        Handlers.createService,
+        Success(
+            "The service is registered; its first heartbeat presents this token.",
+            "HeartbeatToken",
+            201,
+            ("Location",),
+            {
+                "get": {"operationId": "getService", "parameters": _SERVICE},
+                "heartbeat": {
+                    "operationId": "heartbeat",
+                    "parameters": _SERVICE,
+                    "requestBody": {"token": "$response.body#/token"},
+                },
+                "remove": {"operationId": "removeService", "parameters": _SERVICE},
+            },
+        ),
+        "Register a service",
+        body=rules.SERVICE_FIELDS,
+        faults=("serviceWithThisIdExists", "limitReached"),
+    ),
+    Operation(
+        "getService",
+        "GET",
+        "/services/{serviceId}",
+        Handlers.getService,
+        Success("The service as it is now.", "Service"),
+        "Get a service",
+    ),
+    Operation(
+        "updateService",
+        "PUT",
+        "/services/{serviceId}",
+        Handlers.updateService,
+        Success("The service is changed.", None, 204, ("Location",)),
+        "Change a service; an absent field stays, and a new timeout counts from now",
+        body=rules.CHANGE_FIELDS,
+    ),
+    Operation(
+        "removeService",
+        "DELETE",
+        "/services/{serviceId}",
+        Handlers.removeService,
+        Success("The service is deregistered.", None, 204),
+        "Deregister a service",
+    ),
+    Operation(
+        "heartbeat",
+        "POST",
+        "/services/{serviceId}/heartbeat",
+        Handlers.heartbeat,
+        Success("The service has its full timeout again; the next heartbeat presents this token.", "HeartbeatToken"),
+        "Send a heartbeat, with any token that was issued since the service was registered",
+        body=rules.HEARTBEAT_FIELDS,
+        limits=Limits(needsStore=False),
+    ),
+    Operation(
+        "heartbeats",
+        "POST",
+        "/heartbeats",
+        Handlers.heartbeats,
+        Success(
+            "The results, in the order of the request: a token or a fault for each heartbeat.", "HeartbeatOutcomes"
+        ),
+        "Send heartbeats of many services (the extension heartbeats); one that fails does not affect the others",
+        body=rules.BATCH_FIELDS,
+        limits=Limits(body=256 * 1024, needsStore=False),
+    ),
+    Operation(
+        "listValues",
+        "GET",
+        "/configuration",
+        Handlers.listValues,
+        Success("A page of values, sorted by key.", "ConfigurationPage"),
+        "List configuration values by key",
+        query=(rules.LIMIT, rules.KEY_MARKER),
+        faults=("invalidLimit",),
+    ),
+    Operation(
+        "listNamespace",
+        "GET",
+        "/configuration/{namespace}/",
+        Handlers.listNamespace,
+        Success("A page of values, sorted by key.", "ConfigurationPage"),
+        "List the configuration values below a namespace, and the one that has its name",
+        query=(rules.LIMIT, rules.KEY_MARKER),
+        faults=("invalidLimit",),
+    ),
+    Operation(
+        "getValue",
+        "GET",
+        "/configuration/{configurationId}",
+        Handlers.getValue,
+        Success("The value.", "ConfigurationValue"),
+        "Get a configuration value",
+    ),
+    Operation(
+        "setValue",
+        "PUT",
+        "/configuration/{configurationId}",
+        Handlers.setValue,
+        Success("The value is set.", None, 204, ("Location",)),
+        "Set a configuration value",
+        body=rules.VALUE_FIELDS,
+        faults=("limitReached",),
+    ),
+    Operation(
+        "removeValue",
+        "DELETE",
+        "/configuration/{configurationId}",
+        Handlers.removeValue,
+        Success("The value is removed.", None, 204),
+        "Remove a configuration value",
+    ),
+    Operation(
+        "listEvents",
+        "GET",
+        "/events",
+        Handlers.listEvents,
+        Success("A page of events, oldest first, with the one that the marker names.", "EventPage"),
+        "List events, oldest first; with wait (the extension events-wait), wait for one that is newer than the marker",
+        query=(rules.LIMIT, rules.EVENT_MARKER, rules.EVENT_TYPE, rules.WAIT),
+        faults=("invalidLimit",),
+    ),
+)
+
+#: The operations by path and method.
+ROUTES: Mapping[str, Mapping[str, Operation]] = MappingProxyType(
+    {
+        path: {operation.method: operation for operation in OPERATIONS if operation.path == path}
+        for path in dict.fromkeys(operation.path for operation in OPERATIONS)
+    }
+)
