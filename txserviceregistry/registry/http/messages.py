@@ -11,17 +11,16 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.python.failure import Failure
 from twisted.web import server
 
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
-from twisted.web.http import NO_CONTENT, datetimeToString
+from twisted.web.http import NO_CONTENT, RESPONSES, datetimeToString
 
 from ..faults import Fault, invalidBody, unsupportedContentType
 
@@ -64,53 +63,6 @@ class Answer:
     text: bytes | None = None
 
 
-def _doNothing() -> None:
-    pass
-
-
-class FramedRequest(server.Request):
-    """
-    A request that can be answered in one piece. Twisted's ``write`` cleans headers and puts them in order one by one,
-    and asks each answer for what none here has; and to hear of its end costs a Deferred.
-
-    :ivar onGone: is called when the client has hung up before it has its answer.
-    """
-
-    onGone: Callable[[], None] = staticmethod(_doNothing)
-
-    def respond(self, code: int, lines: bytes, body: bytes | None) -> None:
-        """
-        Send a whole answer; finishing the request is the caller's business.
-
-        :param lines: of the head, each with its end; those of Twisted's ``responseHeaders`` are sent before them.
-        """
-        self.setResponseCode(code)
-        self.startedWriting = 1
-        head = [b"%b %d %b\r\n" % (self.clientproto, code, self.code_message)]
-        for name, values in self.responseHeaders.getAllRawHeaders():
-            head += [b"%b: %b\r\n" % (name, value) for value in values]
-        head.append(lines)
-        if body is not None:
-            head.append(b"Content-Length: %d\r\n\r\n" % len(body))
-            if self.method != b"HEAD":
-                head.append(body)
-        else:
-            head.append(b"\r\n" if code == NO_CONTENT else b"Content-Length: 0\r\n\r\n")
-        self.channel.write(b"".join(head))
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Called when the connection is gone before the request is finished."""
-        server.Request.connectionLost(self, reason)
-        act, self.onGone = self.onGone, _doNothing
-        act()
-
-    def finish(self) -> None:
-        """Send what is left of the answer."""
-        # What was to be done may hold the request itself.
-        self.onGone = _doNothing
-        server.Request.finish(self)
-
-
 def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:
     """A fault as JSON."""
     return {
@@ -135,65 +87,38 @@ def send(request: server.Request, answer: Answer, txnId: str) -> None:
 
 def write(request: server.Request, answer: Answer, txnId: str) -> None:
     """Send an answer; what comes after it, and when the request is finished, is the caller's business."""
-    body, isJson = _bodyOf(answer)
-    if isinstance(request, FramedRequest):
-        request.respond(answer.code, _lines(answer, txnId, isJson), body)
-        return
-    request.setResponseCode(answer.code)
-    headers = request.responseHeaders
-    for name, value in answer.headers.items():
-        headers.setRawHeaders(name, [value])
-    headers.setRawHeaders(b"X-Response-Id", [txnId.encode("ascii")])
-    headers.setRawHeaders(b"X-Service-Registry-Extensions", [_EXTENSIONS])
-    if isJson:
-        headers.setRawHeaders(b"Content-Type", [_JSON_TYPE])
-    if body is None:
-        request.write(b"")
-    else:
-        headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
-        request.write(body)
+    # In one piece. Twisted's own way cleans the headers and puts them in order one by one.
+    channel, isHead = request.channel, request.method == b"HEAD"
+    data = inBytes(answer, txnId, request.clientproto, mustClose=not channel.persistent, isHead=isHead)
+    request.startedWriting = 1
+    channel.write(data)
 
 
-def whenGone(request: server.Request, act: Callable[[], None]) -> None:
-    """Have *act* called when the client hangs up before it has its answer."""
-    if isinstance(request, FramedRequest):
-        request.onGone = act
-    else:
-        request.notifyFinish().addErrback(lambda _: act())
-
-
-def inBytes(answer: Answer, txnId: str, reason: bytes) -> bytes:
+def inBytes(
+    answer: Answer, txnId: str, version: bytes = b"HTTP/1.1", *, mustClose: bool = False, isHead: bool = False
+) -> bytes:
     """
-    The whole of an answer as it goes over the wire, for where there is no request to send it with. It ends the
-    connection.
+    The whole of an answer as it goes over the wire.
 
-    :param reason: the phrase of its status line.
+    :param mustClose: whether the connection ends with it.
+    :param isHead: whether its body is left out.
     """
-    body, isJson = _bodyOf(answer)
-    body = body or b""
-    return b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
-        answer.code,
-        reason,
-        _lines(answer, txnId, isJson),
-        len(body),
-        body,
-    )
-
-
-def _bodyOf(answer: Answer) -> tuple[bytes | None, bool]:
-    """The body as it is sent, and whether that is JSON."""
-    if answer.body is not None:
-        return inJSON(answer.body).encode(), True
-    return answer.text, answer.text is not None and "Content-Type" not in answer.headers
-
-
-def _lines(answer: Answer, txnId: str, isJson: bool) -> bytes:
-    """What is in the head of an answer, each line with its end."""
-    lines: bytes = (_JSON_LINES if isJson else _LINES) % (_date(int(time.time())), txnId.encode("ascii"))
-    for name, value in answer.headers.items():
-        # Nothing that somebody has sent may begin a line of its own.
-        lines += f"{name}: {' '.join(value.splitlines())}\r\n".encode("ascii")
-    return lines
+    body = answer.text if answer.body is None else inJSON(answer.body).encode()
+    isJson = body is not None and "Content-Type" not in answer.headers
+    parts = [
+        b"%b %d %b\r\n" % (version, answer.code, RESPONSES[answer.code]),
+        (_JSON_LINES if isJson else _LINES) % (_date(int(time.time())), txnId.encode("ascii")),
+    ]
+    # Nothing that a client has sent may begin a line of its own.
+    parts += [f"{name}: {' '.join(value.splitlines())}\r\n".encode("ascii") for name, value in answer.headers.items()]
+    if mustClose:
+        parts.append(b"Connection: close\r\n")
+    if answer.code != NO_CONTENT:
+        parts.append(b"Content-Length: %d\r\n" % len(body or b""))
+    parts.append(b"\r\n")
+    if body and not isHead:
+        parts.append(body)
+    return b"".join(parts)
 
 
 @lru_cache(maxsize=2)
@@ -271,5 +196,4 @@ def parseBody(request: server.Request) -> dict[str, Any]:
 
 def closeAfterwards(request: server.Request) -> None:
     """Let the connection end with the answer to this request, and tell the client so."""
-    request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
     request.channel.persistent = False

@@ -26,7 +26,7 @@ from ..limits import RateLimiter, ResourceLimits
 from ..stores.interfaces import StoreUnavailable
 from .authentication import Authenticator, invalidToken
 from .handlers import Call, Handlers
-from .messages import Answer, closeAfterwards, faultAnswer, parseBody, send, whenGone
+from .messages import Answer, closeAfterwards, faultAnswer, parseBody, send
 from .operations import MAXIMUM_BODY
 from .requestlog import GONE, WAITING, RequestLog, RequestRecord
 from .routes import TOKENS, Target, bodyLimit, resolve
@@ -81,7 +81,7 @@ class ApiResource(Resource):
         record = self.requestLog.begin(request)
         answered = Deferred.fromCoroutine(self._answer(record))
         if not answered.called:
-            whenGone(request, partial(self._gone, record, answered))
+            request.notifyFinish().addErrback(lambda _: self._gone(record, answered))
             answered.addBoth(inTurn, request)
         answered.addBoth(self._finish, record)
         return NOT_DONE_YET

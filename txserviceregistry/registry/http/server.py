@@ -28,7 +28,7 @@ from ..fairness import Origin
 from ..faults import badRequest, requestTooLarge
 from . import routes
 from .admission import AdmissionQueue, ConnectionLimits, Connections, IdleTimeouts, KnownAddresses, peerOf
-from .messages import AUTH, FramedRequest, closeAfterwards, faultAnswer, inBytes, write
+from .messages import AUTH, closeAfterwards, faultAnswer, inBytes, write
 from .operations import MAXIMUM_BODY
 from .requestlog import RequestLog, newTxnId
 
@@ -56,7 +56,7 @@ _LOGIN = b"POST " + AUTH.encode()
 _numbers = count(1)
 
 
-class ApiRequest(FramedRequest):
+class ApiRequest(server.Request):
     """
     A request whose body is refused as soon as it is known to be too large, by its length or while it comes in.
     """
@@ -477,7 +477,7 @@ class ApiChannel(HTTPChannel):
         # its own answer is what clients get.)
         txnId = newTxnId()
         answer = faultAnswer(badRequest("Bad Request", "The request is no valid HTTP"), txnId)
-        self.transport.write(inBytes(answer, txnId, b"Bad Request"))
+        self.transport.write(inBytes(answer, txnId, mustClose=True))
         self.loseConnection()
         self.noticeRefusal(answer.code, txnId)
 
