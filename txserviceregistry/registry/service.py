@@ -31,7 +31,7 @@ from .http.health import Health
 from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
 from .http.requestlog import RequestLog
 from .http.resource import ApiResource
-from .http.server import ApiSite, apiSite
+from .http.server import ApiSite
 from .http.statuspages import LOOPBACK, StatusPages
 from .identity.apikeys import newKey
 from .identity.identity import Identity, InvalidUser
@@ -237,7 +237,7 @@ class RegistryService(Service):
         accessLog = self._openAccessLog()
         requestLog = RequestLog(accessLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
         resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, requestLog=requestLog)
-        site = apiSite(resource, self._reactor, connectionLimits, requestLog, resource.vouchesFor)
+        site = ApiSite(resource, self._reactor, connectionLimits)
         sources = Sources(
             store=store.name,
             requests=requestLog.statistics,

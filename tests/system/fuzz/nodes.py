@@ -18,7 +18,7 @@ from tests.system.fuzz.model import Request
 from tests.unit.registry.wire import CHEAP, Connection, Reply, requestBytes
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.resource import ApiResource
-from txserviceregistry.registry.http.server import apiSite
+from txserviceregistry.registry.http.server import ApiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.interfaces import IStore
@@ -145,7 +145,7 @@ class Node:
         turns.wait(self.registry.start())
         rateLimiter = RateLimiter(turns.seconds, nodes.gets)
         resource = ApiResource(self.registry, self.identity, rateLimiter=rateLimiter, limits=nodes.limits)
-        self.site = apiSite(resource, turns)
+        self.site = ApiSite(resource, turns)
         self._connections: list[Any] = []
 
     def connection(self) -> Any:

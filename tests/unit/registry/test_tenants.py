@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.operations import OPERATIONS
 from txserviceregistry.registry.http.resource import ApiResource
-from txserviceregistry.registry.http.server import apiSite
+from txserviceregistry.registry.http.server import ApiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.interfaces import IStore
@@ -90,7 +90,7 @@ class _TwoTenants:
         resource = ApiResource(
             self._registry, identity, rateLimiter=RateLimiter(reactor.seconds, limit=1000), limits=limits
         )
-        self.site = apiSite(resource, Clock())
+        self.site = ApiSite(resource, Clock())
         service = {"id": "web1", "heartbeat_timeout": 120, "tags": [MARK], "metadata": {"a": MARK}}
         self.mine = (await self.ask(ME, ME, "POST", "/services", service)).json["token"]
         await self.ask(ME, ME, "PUT", "/configuration/" + KEY, {"value": MARK})

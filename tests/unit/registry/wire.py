@@ -20,7 +20,7 @@ from txserviceregistry.registry.http.accesslog import AccessLog
 from txserviceregistry.registry.http.admission import ConnectionLimits
 from txserviceregistry.registry.http.requestlog import RequestLog
 from txserviceregistry.registry.http.resource import ApiResource
-from txserviceregistry.registry.http.server import apiSite
+from txserviceregistry.registry.http.server import ApiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore
@@ -157,7 +157,7 @@ class Api:
         self.resource = ApiResource(
             self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits, requestLog=self.requestLog
         )
-        self.site = apiSite(self.resource, self.clock, connectionLimits, self.requestLog, self.resource.vouchesFor)
+        self.site = ApiSite(self.resource, self.clock, connectionLimits)
         self.token = fired(self.identity.authenticate(USER, KEY)).id
 
     def _hash(self, work: Callable[[], T], /) -> Deferred[T]:

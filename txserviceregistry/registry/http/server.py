@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from socket import MSG_PEEK
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
@@ -22,7 +22,6 @@ from twisted.web import server
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
 from twisted.web.http import HTTPChannel
 from twisted.web.http import Request as HTTPRequest
-from twisted.web.resource import IResource
 
 from ..fairness import Origin
 from ..faults import badRequest, requestTooLarge
@@ -54,6 +53,26 @@ _LOGIN = b"POST " + AUTH.encode()
 
 # Connections are told apart by numbers: what remembers them keeps none of them alive.
 _numbers = count(1)
+
+
+class Api(Protocol):
+    """
+    What is served (:class:`~txserviceregistry.registry.http.resource.ApiResource`).
+
+    :ivar requestLog: is told of what is refused before it gets to the resource.
+    """
+
+    requestLog: RequestLog
+
+    def render(self, request: server.Request) -> int:
+        """Answer a request."""
+
+    def vouchesFor(self, data: bytes) -> bool:
+        """
+        Whether the data of a request shows a token or credentials that were valid when the store was last asked for
+        them. Such a request does not wait in the line. It must not ask the store; the request is authenticated in any
+        case.
+        """
 
 
 class ApiRequest(server.Request):
@@ -237,14 +256,14 @@ class ApiChannel(HTTPChannel):
         """Called with what the client sends."""
         if self._held is not None:
             self._held += data
-            if self.site.vouchesFor(self._held):
+            if self.site.resource.vouchesFor(self._held):
                 self.spend(self._takeHeld)
             else:
                 self.transport.pauseProducing()
                 self.keeps(self._body)
         elif self.isKnown:
             self._take(data)
-        elif self.site.line.isBusy and not self.site.vouchesFor(data):
+        elif self.site.line.isBusy and not self.site.resource.vouchesFor(data):
             self._held = data
             if not data.startswith(_LOGIN):
                 self.transport.pauseProducing()
@@ -446,7 +465,7 @@ class ApiChannel(HTTPChannel):
         """What has been coming in was refused before it was a request."""
         method, path = self._asked()
         route = routes.targetOf(method, path).route
-        self.site.requestLog.refused(method, path, route, self.transport.getPeer(), code, txnId)
+        self.site.resource.requestLog.refused(method, path, route, self.transport.getPeer(), code, txnId)
 
     def _asked(self) -> tuple[bytes, bytes]:
         target = routes.originForm(getattr(self, "_path", b""))
@@ -484,18 +503,19 @@ class ApiChannel(HTTPChannel):
 
 class ApiSite(server.Site):
     """
-    Serves one resource to every path, and can be drained.
+    Serves the API to real connections: one resource to every path. It can be drained.
 
+    :param resource: the API.
+    :param reactor: for timeouts.
     :ivar limits: what one connection may take.
     :ivar connections: sees to it that there are not too many.
     :ivar silence: ends those from which nothing comes.
-    :ivar exchanges: is told of what is refused before it gets to the resource.
     :ivar line: the queue of requests of unauthenticated clients.
     :ivar handshakes: the queue of TLS handshakes.
     :ivar addresses: the addresses at which clients have authenticated.
-    :ivar vouchesFor: see :func:`apiSite`.
     """
 
+    resource: Api
     protocol = ApiChannel  # type: ignore[assignment]  # Twisted names a private wrapper that switches to HTTP/2
     requestFactory = ApiRequest
     displayTracebacks = False
@@ -503,21 +523,17 @@ class ApiSite(server.Site):
 
     def __init__(
         self,
-        resource: IResource,
+        resource: Api,
         reactor: IReactorTime,
-        limits: ConnectionLimits,
-        requestLog: RequestLog,
-        vouchesFor: Callable[[bytes], bool],
+        limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
     ) -> None:
         server.Site.__init__(self, resource, reactor=reactor, timeout=limits.idleSeconds, parsePOSTFormSubmission=False)
         self.limits = limits
         self.connections = Connections(limits, reactor)
         self.silence = IdleTimeouts(limits.idleSeconds, reactor)
-        self.requestLog = requestLog
         self.line = AdmissionQueue(reactor)
         self.handshakes = AdmissionQueue(reactor)
         self.addresses = KnownAddresses(reactor)
-        self.vouchesFor = vouchesFor
         self._ports: list[Any] = []
         self._isPaced = False
         self._channels: set[ApiChannel] = set()
@@ -586,28 +602,3 @@ class ApiSite(server.Site):
     def _abort(self) -> None:
         for channel in list(self._channels):
             channel.transport.abortConnection()
-
-
-def _forNone(data: bytes) -> bool:
-    return False
-
-
-def apiSite(
-    resource: IResource,
-    reactor: IReactorTime,
-    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
-    requestLog: RequestLog | None = None,
-    vouchesFor: Callable[[bytes], bool] = _forNone,
-) -> ApiSite:
-    """
-    A factory that serves the API to real connections.
-
-    :param resource: :class:`~txserviceregistry.registry.http.resource.ApiResource`.
-    :param reactor: for timeouts.
-    :param limits: what clients may take.
-    :param exchanges: the same that the *resource* has.
-    :param vouchesFor: whether the data of a request shows a token or credentials that were valid when the store was
-        last asked for them. Such a request does not wait in the line. It must not ask the store; the request is
-        authenticated in any case.
-    """
-    return ApiSite(resource, reactor, limits, requestLog or RequestLog(), vouchesFor)

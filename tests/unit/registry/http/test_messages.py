@@ -26,7 +26,7 @@ from zope.interface import directlyProvides, providedBy
 
 from txserviceregistry.registry.http.admission import ConnectionLimits
 from txserviceregistry.registry.http.messages import Answer, inBytes
-from txserviceregistry.registry.http.server import apiSite
+from txserviceregistry.registry.http.server import ApiSite
 
 from ..wire import Api, Connection, Reply, parseReplies, requestBytes
 
@@ -585,7 +585,7 @@ class SocketTests(TestCase):
 
     def setUp(self) -> None:
         self.api = Api()
-        self.site = apiSite(self.api.resource, reactor)  # type: ignore[arg-type]
+        self.site = ApiSite(self.api.resource, reactor)  # type: ignore[arg-type]
         self.port = reactor.listenTCP(0, self.site, interface="127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(self.port.stopListening)
 
@@ -622,7 +622,7 @@ class SocketTests(TestCase):
         """
         A request that has come in, and has not been read, is answered, though newcomers need its connection's place.
         """
-        site = apiSite(self.api.resource, reactor, ConnectionLimits(connections=2))  # type: ignore[arg-type]
+        site = ApiSite(self.api.resource, reactor, ConnectionLimits(connections=2))  # type: ignore[arg-type]
         self.addCleanup(site.drain, 1)
         self.port = reactor.listenTCP(0, site, interface="127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(self.port.stopListening)
