@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
 from ..registry.http.accesslog import STDOUT
-from ..registry.http.admission import ConnectionLimits, raiseFileLimit
+from ..registry.http.connections import ConnectionLimits, raiseFileLimit
 from ..registry.http.listening import EndpointError, parseEndpoint
 from ..registry.http.statuspages import ANYWHERE, LOOPBACK, OFF
 from ..registry.limits import ResourceLimits

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..util.lazynames import lazyNames
 
 if TYPE_CHECKING:
-    from .http.admission import ConnectionLimits
+    from .http.connections import ConnectionLimits
     from .limits import ResourceLimits
     from .service import RegistryService, StartFailed
 
@@ -20,7 +20,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazyNames(
         __name__,
         {
-            "ConnectionLimits": "http.admission",
+            "ConnectionLimits": "http.connections",
             "RegistryService": "service",
             "ResourceLimits": "limits",
             "StartFailed": "service",

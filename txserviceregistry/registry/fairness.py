@@ -29,7 +29,7 @@ class Origin:
     """
     The source of a request or a handshake.
 
-    :ivar peer: the client's address (:func:`~txserviceregistry.registry.http.admission.peerOf`).
+    :ivar peer: the client's address (:func:`~txserviceregistry.registry.http.connections.peerOf`).
     :ivar connection: the number of the connection, or what else divides the work for one address.
     :ivar isKnown: whether a client at this address has authenticated recently.
     """

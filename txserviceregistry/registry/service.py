@@ -26,7 +26,7 @@ from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION
 from .http.accesslog import AccessLog, LogThread
-from .http.admission import ConnectionLimits, availableFiles
+from .http.connections import ConnectionLimits, availableFiles
 from .http.health import Health
 from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
 from .http.requestlog import RequestLog
@@ -248,7 +248,7 @@ class RegistryService(Service):
             connections=lambda: site.connections.count,
             evictions=lambda: site.connections.evictions,
             waited=lambda: {
-                "request": site.line.waited,
+                "request": site.queue.waited,
                 "handshake": site.handshakes.waited,
                 "login": identity.loginsWaited,
             },

@@ -17,7 +17,7 @@ from twisted.internet.testing import StringTransportWithDisconnection
 
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.accesslog import AccessLog
-from txserviceregistry.registry.http.admission import ConnectionLimits
+from txserviceregistry.registry.http.connections import ConnectionLimits
 from txserviceregistry.registry.http.requestlog import RequestLog
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite

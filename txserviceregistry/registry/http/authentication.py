@@ -11,9 +11,9 @@ from twisted.web.server import Request
 
 from ..faults import Fault, unauthorized
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken
+from .channel import originOf, recognized
 from .keystone import access, credentials
 from .messages import API, AUTH, Answer, baseUrl, parseBody
-from .server import originOf, recognized
 
 # The token of a request, wherever it stands in what has arrived.
 _TOKEN = re.compile(rb"\r\nX-Auth-Token:[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IGNORECASE)

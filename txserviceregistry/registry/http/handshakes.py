@@ -1,7 +1,7 @@
 """
 TLS handshakes. The server signs each one, which with a key of 4,096 bits takes as long as some thirty requests.
 
-Handshakes are work for unauthenticated clients, so they wait in a line of their own
+Handshakes are work for unauthenticated clients, so they wait in a queue of their own
 (:class:`~txserviceregistry.registry.http.admission.AdmissionQueue`).
 """
 
@@ -17,7 +17,8 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from ..fairness import Origin
-from .admission import AdmissionQueue, peerOf
+from .admission import AdmissionQueue
+from .connections import peerOf
 from .server import ApiSite
 
 # What an address gets is divided evenly between the first steps of handshakes and the later ones. Later steps usually
@@ -26,7 +27,7 @@ _FIRST, _LATER = range(2)
 
 
 class _Handshaking(TLSMemoryBIOProtocol):
-    """A TLS connection. The steps of its handshake may wait in the line; what follows the handshake does not."""
+    """A TLS connection. The steps of its handshake may wait in the queue; what follows the handshake does not."""
 
     transport: Any
     _origin: Origin
@@ -35,7 +36,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
     _isDone = False
 
     @property
-    def _line(self) -> AdmissionQueue:
+    def _queue(self) -> AdmissionQueue:
         site: ApiSite = self.factory.wrappedFactory
         return site.handshakes
 
@@ -44,7 +45,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
         site: ApiSite = self.factory.wrappedFactory
         peer = peerOf(transport.getPeer())
         self._origin = Origin(peer, _FIRST, site.addresses.has(peer))
-        self._line.spend(self._origin, partial(super().makeConnection, transport))
+        self._queue.spend(self._origin, partial(super().makeConnection, transport))
 
     def dataReceived(self, data: bytes) -> None:
         """Called with what the client sends."""
@@ -52,13 +53,13 @@ class _Handshaking(TLSMemoryBIOProtocol):
             super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's own
         elif self._isHeld:
             self._held += data
-        elif self._line.isBusy:
+        elif self._queue.isBusy:
             self._held = data
             self._isHeld = True
             self.transport.pauseProducing()
-            self._line.enter(self._origin, self._goOn)
+            self._queue.enter(self._origin, self._goOn)
         else:
-            self._line.spend(self._origin, partial(self._shake, data))
+            self._queue.spend(self._origin, partial(self._shake, data))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Called when the connection is gone."""
@@ -70,7 +71,7 @@ class _Handshaking(TLSMemoryBIOProtocol):
             self._isHeld = False
             held, self._held = self._held, b""
             self.transport.resumeProducing()
-            self._line.spend(self._origin, partial(self._shake, held))
+            self._queue.spend(self._origin, partial(self._shake, held))
 
     def _shake(self, data: bytes) -> None:
         super().dataReceived(data)  # type: ignore[no-untyped-call]  # as above
@@ -91,7 +92,7 @@ def handshakingFactory(contextFactory: Any, factory: IProtocolFactory) -> IProto
 
     :param contextFactory: key and certificate, as Twisted's ``listenSSL`` takes them.
     :param factory: is served over TLS. Only handshakes of an
-        :class:`~txserviceregistry.registry.http.server.ApiSite` wait in a line.
+        :class:`~txserviceregistry.registry.http.server.ApiSite` wait in a queue.
     """
     make = _HandshakingFactory if isinstance(factory, ApiSite) else TLSMemoryBIOFactory
     return make(contextFactory, False, factory)

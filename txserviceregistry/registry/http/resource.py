@@ -25,12 +25,12 @@ from ..identity.identity import Identity, isTenant
 from ..limits import RateLimiter, ResourceLimits
 from ..stores.interfaces import StoreUnavailable
 from .authentication import Authenticator, invalidToken
+from .channel import inTurn
 from .handlers import Call, Handlers
 from .messages import Answer, closeAfterwards, faultAnswer, parseBody, send
 from .operations import MAXIMUM_BODY
 from .requestlog import GONE, WAITING, RequestLog, RequestRecord
 from .routes import TOKENS, Target, bodyLimit, resolve
-from .server import inTurn
 from .statuspages import NO_PAGES, Pages
 
 # What the rate limit counts.

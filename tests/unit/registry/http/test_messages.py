@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import directlyProvides, providedBy
 
-from txserviceregistry.registry.http.admission import ConnectionLimits
+from txserviceregistry.registry.http.connections import ConnectionLimits
 from txserviceregistry.registry.http.messages import Answer, inBytes
 from txserviceregistry.registry.http.server import ApiSite
 

@@ -1,5 +1,5 @@
 """
-Tests for the limits of :mod:`txserviceregistry.registry.http.admission`, on the wire: what clients may take of a
+Tests for the limits of :mod:`txserviceregistry.registry.http.connections`, on the wire: what clients may take of a
 registry.
 """
 
@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.server import Request
 
 from txserviceregistry.registry.fairness import Origin
-from txserviceregistry.registry.http.admission import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
+from txserviceregistry.registry.http.connections import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
 from txserviceregistry.registry.identity.identity import InvalidToken
 
 from ..wire import Api, Connection, Reply, requestBytes
@@ -404,8 +404,8 @@ class UnfinishedTests(LimitsCase):
 
     def test_whatWaitsInTheLineCounts(self) -> None:
         """What has come from who stands in line is kept as well."""
-        self.api.site.line.spend(Origin(), lambda: self.api.clock.advance(1))
-        self.assertTrue(self.api.site.line.isBusy)
+        self.api.site.queue.spend(Origin(), lambda: self.api.clock.advance(1))
+        self.assertTrue(self.api.site.queue.isBusy)
         guests = [self.connect() for _ in range(9)]
         for guest in guests:
             guest.send(self.head() + b" " * 60_000)
@@ -420,7 +420,7 @@ class UnfinishedTests(LimitsCase):
         def work() -> None:
             self.api.clock.rightNow += 1
 
-        for line in (self.api.site.line, self.api.site.handshakes):
+        for line in (self.api.site.queue, self.api.site.handshakes):
             line.spend(Origin(), work)
         for each in connections:
             each.send(requestBytes("GET", SERVICES))

@@ -1,0 +1,436 @@
+"""
+A connection of a client: how much time and memory it may take, in which order its requests are answered, and how it
+ends.
+
+Which connections are closed when there are too many is in :mod:`txserviceregistry.registry.http.connections`, what has
+to wait in :mod:`txserviceregistry.registry.http.admission`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from socket import MSG_PEEK
+from typing import Any, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+from twisted.web import server
+
+# By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
+from twisted.web.http import HTTPChannel
+from twisted.web.http import Request as HTTPRequest
+
+from ..fairness import Origin
+from ..faults import badRequest
+from . import routes
+from .admission import AdmissionQueue, KnownAddresses
+from .connections import ConnectionLimits, Connections, IdleTimeouts, peerOf
+from .messages import AUTH, closeAfterwards, faultAnswer, inBytes
+from .requestlog import RequestLog, newTxnId
+
+_T = TypeVar("_T")
+
+#: How much is read of what comes after a request that is being answered, in bytes.
+AHEAD_BYTES = 2**14
+#: How many requests that come at once are answered in one turn of the reactor, for unauthenticated clients.
+AT_ONCE = 10
+#: Seconds after which a connection that is being closed is cut, whether or not its last response has been read.
+CLOSE_SECONDS = 15.0
+
+# The first bytes of a client that wants TLS where there is none: the type of the record, and the major version.
+_TLS_HANDSHAKE = b"\x16\x03"
+# The first bytes of a request with credentials; they come behind the head, often a moment later.
+_LOGIN = b"POST " + AUTH.encode()
+
+# Connections are told apart by numbers: what remembers them keeps none of them alive.
+_numbers = count(1)
+
+
+class Api(Protocol):
+    """
+    What is served (:class:`~txserviceregistry.registry.http.resource.ApiResource`).
+
+    :ivar requestLog: is told of what is refused before it gets to the resource.
+    """
+
+    requestLog: RequestLog
+
+    def render(self, request: server.Request) -> int:
+        """Answer a request."""
+
+    def vouchesFor(self, data: bytes) -> bool:
+        """
+        Whether the data of a request shows a token or credentials that were valid when the store was last asked for
+        them. Such a request does not wait in the line. It must not ask the store; the request is authenticated in any
+        case.
+        """
+
+
+class Site(Protocol):
+    """
+    What connections have in common (:class:`~txserviceregistry.registry.http.server.ApiSite`).
+
+    :ivar resource: the API.
+    :ivar limits: what one connection may take.
+    :ivar connections: sees to it that there are not too many.
+    :ivar idleTimeouts: ends those from which nothing comes.
+    :ivar queue: the requests of unauthenticated clients.
+    :ivar handshakes: the TLS handshakes.
+    :ivar addresses: those at which clients have authenticated.
+    """
+
+    resource: Api
+    reactor: IReactorTime
+    limits: ConnectionLimits
+    connections: Connections
+    idleTimeouts: IdleTimeouts
+    queue: AdmissionQueue
+    handshakes: AdmissionQueue
+    addresses: KnownAddresses
+
+    def opened(self, channel: ApiChannel) -> None:
+        """A client has connected."""
+
+    def closed(self, channel: ApiChannel) -> None:
+        """A connection is gone."""
+
+
+def recognized(request: server.Request) -> None:
+    """A request has shown a token or credentials that count: its connection is one to keep."""
+    channel = request.channel
+    if isinstance(channel, ApiChannel) and not channel.isKnown:
+        channel.isKnown = True
+        channel.site.addresses.add(channel.peer)
+        channel.site.queue.welcome()
+        channel.site.handshakes.welcome()
+
+
+def originOf(request: server.Request) -> Origin:
+    """Where a request comes from."""
+    channel = request.channel
+    return channel.origin if isinstance(channel, ApiChannel) else Origin()
+
+
+def inTurn(outcome: _T, request: server.Request) -> _T | Deferred[_T]:
+    """
+    Go on with a request that had to wait for something. What is still to be done for it, and for the requests behind
+    it, is work for an unauthenticated client, unless its connection has shown a token meanwhile.
+
+    :param outcome: what it has waited for.
+    :return: the outcome at once, or a Deferred that fires with it when it is the connection's turn.
+    """
+    channel = request.channel
+    if not isinstance(channel, ApiChannel) or channel.isKnown:
+        return outcome
+    turn: Deferred[_T] = Deferred()
+    channel.site.queue.enter(channel.origin, partial(channel.spend, partial(turn.callback, outcome)))
+    return turn
+
+
+class ApiChannel(HTTPChannel):
+    """
+    A connection that its site knows of, so that all can be closed in good order, and on which nobody can take more
+    time or memory than is meant for one.
+
+    Twisted counts the seconds without a byte. That a request comes to its end, and that answers are read, is seen to
+    here.
+    """
+
+    site: Site
+    transport: Any
+    _isNew = True
+    peer = ""
+    isKnown = False
+    number = 0
+    _isAnswering = False
+    # Requests that have come in whole, and the bytes that have come while one was answered.
+    _whole = 0
+    _ahead = 0
+    # How much is kept of a body that is large.
+    _body = 0
+    # What has come, and waits in the queue; and how many requests have been answered since it came.
+    _held: bytes | None = None
+    _answered = 0
+    _isTaking = False
+    # Whether the client does not read what it is sent.
+    _isClogged = False
+    _isGone = False
+    _deadline: IDelayedCall | None = None
+    # What every request asks for, and what stays as it is.
+    _host: IAddress | None = None
+    _peer: IAddress | None = None
+    _isSecure: bool | None = None
+
+    def connectionMade(self) -> None:
+        """Called when a client has connected."""
+        HTTPChannel.connectionMade(self)
+        self.peer = peerOf(self.transport.getPeer())
+        self.number = next(_numbers)
+        self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
+        self.site.opened(self)
+
+    @property
+    def origin(self) -> Origin:
+        """Where the requests on it come from."""
+        return Origin(self.peer, self.number, self.site.addresses.has(self.peer))
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
+        """Called when the connection is gone."""
+        self._isGone = True
+        if self.isKnown:
+            self.site.addresses.add(self.peer)
+        self._isAnswering = False
+        self._inTime()
+        HTTPChannel.connectionLost(self, reason)
+        self.site.closed(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Called with what the client sends."""
+        if self._held is not None:
+            self._held += data
+            if self.site.resource.vouchesFor(self._held):
+                self.spend(self._takeHeld)
+            else:
+                self.transport.pauseProducing()
+                self.keeps(self._body)
+        elif self.isKnown:
+            self._take(data)
+        elif self.site.queue.isBusy and not self.site.resource.vouchesFor(data):
+            self._held = data
+            if not data.startswith(_LOGIN):
+                self.transport.pauseProducing()
+            self.keeps(self._body)
+            self._enterQueue(self._takeHeld)
+        else:
+            self.spend(partial(self._take, data))
+
+    def spend(self, work: Callable[[], None]) -> None:
+        """Do something that counts as work for an unauthenticated client."""
+        self.site.queue.spend(self.origin, work)
+
+    def _enterQueue(self, go: Callable[[], None]) -> None:
+        # A whole request may be waiting, and the connection of such a request is never closed to make room.
+        self.site.connections.answers(self)
+        self.site.queue.enter(self.origin, partial(self._served, go))
+
+    def _served(self, go: Callable[[], None]) -> None:
+        if not self._isGone:
+            if not self._isAnswering:
+                self.site.connections.waits(self)
+            self.spend(go)
+
+    def _takeHeld(self) -> None:
+        held, self._held = self._held, None
+        if held is None:
+            return
+        self.keeps(self._body)
+        if not self._isClogged:
+            self.transport.resumeProducing()
+        self._take(held)
+
+    def _take(self, data: bytes) -> None:
+        if self._isTaking:
+            # What came behind a body is handed in once more, and counts for the same turn.
+            self._takeMore(data)
+            return
+        self._isTaking = True
+        self._answered = 0
+        try:
+            self._takeMore(data)
+        finally:
+            self._isTaking = False
+
+    def _takeMore(self, data: bytes) -> None:
+        if self._isNew:
+            self._isNew = False
+            if data.startswith(_TLS_HANDSHAKE):
+                # It has no end of a line to wait for; and this answer tells such a client enough.
+                self._respondToBadRequestAndDisconnect()
+                return
+        if self._isAnswering:
+            # Twisted does not stop reading in every case.
+            self._ahead += len(data)
+            if self._ahead > AHEAD_BYTES:
+                self.transport.pauseProducing()
+        whole = self._whole
+        HTTPChannel.dataReceived(self, data)
+        if data and self._whole == whole and not self._isAnswering and self._deadline is None:
+            self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
+
+    def allContentReceived(self) -> None:
+        """Called when a request is there whole."""
+        self._inTime()
+        self._whole += 1
+        self._ahead = 0
+        self._isAnswering = True
+        self.site.connections.answers(self)
+        HTTPChannel.allContentReceived(self)
+
+    def requestDone(self, request: HTTPRequest) -> None:
+        """Called when a request has been answered."""
+        self._isAnswering = False
+        if self._body:
+            self.keeps(0)
+        self.site.connections.waits(self)
+        self._answered += 1
+        hasEnough = self._answered >= AT_ONCE and not self.isKnown
+        # A client that does not read responses is sent no more of them.
+        self.paused = hasEnough or self._isClogged
+        HTTPChannel.requestDone(self, request)
+        if self.paused and not self._isGone:
+            self.transport.pauseProducing()
+            if hasEnough:
+                self._answered = 0
+                self._enterQueue(self._goOn)
+
+    def _goOn(self) -> None:
+        if self.paused and not self._isClogged:
+            self.resumeProducing()
+
+    def pauseProducing(self) -> None:
+        """Called when much of what was sent has not been read."""
+        self._isClogged = True
+        self.paused = not self._isAnswering
+        HTTPChannel.pauseProducing(self)
+
+    def resumeProducing(self) -> None:
+        """Called when what was sent has been read."""
+        self._isClogged = False
+        HTTPChannel.resumeProducing(self)
+        if self.paused:
+            self.paused = False
+            self.dataReceived(b"")  # of what has come already
+
+    def loseConnection(self) -> None:
+        """Close as soon as all that was sent has been read, or after a while."""
+        self._endAfter(CLOSE_SECONDS, self.evict)
+        HTTPChannel.loseConnection(self)
+
+    def getHost(self) -> IAddress:
+        """The address that the client has connected to."""
+        if self._host is None:
+            self._host = HTTPChannel.getHost(self)
+        return self._host
+
+    def getPeer(self) -> IAddress:
+        """The address of the client."""
+        if self._peer is None:
+            self._peer = HTTPChannel.getPeer(self)
+        return self._peer
+
+    def isSecure(self) -> bool:
+        """Whether this is TLS."""
+        if self._isSecure is None:
+            self._isSecure = HTTPChannel.isSecure(self)
+        return self._isSecure
+
+    def resetTimeout(self) -> None:
+        """Called when something has come."""
+        if self.timeOut is not None:
+            self.site.idleTimeouts.begins(self)
+
+    def setTimeout(self, period: int | None) -> int | None:
+        """
+        Called with the seconds that may pass without a byte, which are the site's; with ``None`` while a request is
+        answered.
+
+        :return: what they were before.
+        """
+        before, self.timeOut = self.timeOut, period
+        if period is None:
+            self.site.idleTimeouts.ends(self)
+        else:
+            self.site.idleTimeouts.begins(self)
+        return before
+
+    def timeoutConnection(self) -> None:
+        """Called after so many seconds without a byte between two requests."""
+        # Twisted would write a line for each into the log.
+        self.loseConnection()
+
+    def evict(self) -> None:
+        """Close at once."""
+        self.transport.abortConnection()
+
+    @property
+    def hasUnread(self) -> bool:
+        """Whether something has come that has not been read so far, though the connection is being read."""
+        transport = self.transport
+        while hasattr(transport, "transport"):
+            transport = transport.transport  # below TLS
+        socket = getattr(transport, "socket", None)
+        if self._isClogged or socket is None:
+            return False
+        try:
+            return bool(socket.recv(1, MSG_PEEK))
+        except OSError:
+            return False
+
+    def _endAfter(self, seconds: float, end: Callable[[], None]) -> None:
+        self._inTime()
+        if not self._isGone:
+            self._deadline = self.site.reactor.callLater(seconds, self._ends, end)
+
+    def _ends(self, end: Callable[[], None]) -> None:
+        self._deadline = None
+        end()
+
+    def _inTime(self) -> None:
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            deadline.cancel()
+
+    def keeps(self, body: int) -> None:
+        """So many bytes of a body have come."""
+        self._body = body
+        if not self._isGone:
+            size = 0 if self.isKnown else body + len(self._held or b"")
+            self.site.connections.keeps(self, size)
+
+    def bodyLimit(self) -> int:
+        """How many bytes are too many for the body of the request whose headers have just come."""
+        # Twisted hands its first line over with the last byte of its body. (If Twisted ever keeps the line under other
+        # names, a batch of heartbeats may be as large as everything else.)
+        return routes.bodyLimit(*self._asked())
+
+    def noticeRefusal(self, code: int, txnId: str) -> None:
+        """What has been coming in was refused before it was a request."""
+        method, path = self._asked()
+        route = routes.targetOf(method, path).route
+        self.site.resource.requestLog.refused(method, path, route, self.transport.getPeer(), code, txnId)
+
+    def _asked(self) -> tuple[bytes, bytes]:
+        target = routes.originForm(getattr(self, "_path", b""))
+        return getattr(self, "_command", b""), target.partition(b"?")[0]
+
+    def endSoon(self) -> None:
+        """Close at once if nothing is being asked, else with the answer."""
+        if self.requests:
+            closeAfterwards(self.requests[0])
+        else:
+            self.loseConnection()
+
+    def headerReceived(self, line: bytes) -> bool:
+        """Called with each line of the head but the first."""
+        try:
+            return bool(HTTPChannel.headerReceived(self, line))
+        except ValueError:
+            # Of a Content-Length with thousands of digits, Python makes no number.
+            self._respondToBadRequestAndDisconnect()
+            return False
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Called when a line of the head is longer than any is taken."""
+        self._respondToBadRequestAndDisconnect()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # Twisted's own answer to what is no HTTP has neither an id nor a body. (If Twisted ever calls this no longer,
+        # its own answer is what clients get.)
+        txnId = newTxnId()
+        answer = faultAnswer(badRequest("Bad Request", "The request is no valid HTTP"), txnId)
+        self.transport.write(inBytes(answer, txnId, mustClose=True))
+        self.loseConnection()
+        self.noticeRefusal(answer.code, txnId)
