@@ -27,7 +27,7 @@ from ..fairness import Origin
 from ..faults import badRequest
 from . import routes
 from .admission import AdmissionQueue, KnownAddresses
-from .connections import ConnectionLimits, Connections, IdleTimeouts, peerOf
+from .connections import ConnectionLimits, Connections, peerOf
 from .messages import AUTH, closeAfterwards, faultAnswer, inBytes
 from .requestlog import RequestLog, newTxnId
 
@@ -76,7 +76,6 @@ class Site(Protocol):
     :ivar resource: the API.
     :ivar limits: what one connection may take.
     :ivar connections: sees to it that there are not too many.
-    :ivar idleTimeouts: ends those from which nothing comes.
     :ivar queue: the requests of unauthenticated clients.
     :ivar handshakes: the TLS handshakes.
     :ivar addresses: those at which clients have authenticated.
@@ -86,7 +85,6 @@ class Site(Protocol):
     reactor: IReactorTime
     limits: ConnectionLimits
     connections: Connections
-    idleTimeouts: IdleTimeouts
     queue: AdmissionQueue
     handshakes: AdmissionQueue
     addresses: KnownAddresses
@@ -135,8 +133,7 @@ class ApiChannel(HTTPChannel):
     A connection that its site knows of, so that all can be closed in good order, and on which nobody can take more
     time or memory than is meant for one.
 
-    Twisted counts the seconds without a byte. That a request comes to its end, and that answers are read, is seen to
-    here.
+    Each request has to come to its end within a while, and each response has to be read.
     """
 
     site: Site
@@ -327,29 +324,10 @@ class ApiChannel(HTTPChannel):
             self._isSecure = HTTPChannel.isSecure(self)
         return self._isSecure
 
-    def resetTimeout(self) -> None:
-        """Called when something has come."""
-        if self.timeOut is not None:
-            self.site.idleTimeouts.begins(self)
-
-    def setTimeout(self, period: int | None) -> int | None:
-        """
-        Called with the seconds that may pass without a byte, which are the site's; with ``None`` while a request is
-        answered.
-
-        :return: what they were before.
-        """
-        before, self.timeOut = self.timeOut, period
-        if period is None:
-            self.site.idleTimeouts.ends(self)
-        else:
-            self.site.idleTimeouts.begins(self)
-        return before
-
     def timeoutConnection(self) -> None:
-        """Called after so many seconds without a byte between two requests."""
-        # Twisted would write a line for each into the log.
-        self.loseConnection()
+        """See :class:`~txserviceregistry.registry.http.connections.Evictable`."""
+        if self._deadline is None:
+            self.loseConnection()
 
     def evict(self) -> None:
         """Close at once."""

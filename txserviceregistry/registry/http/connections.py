@@ -116,26 +116,44 @@ class Evictable(Protocol):
     def evict(self) -> None:
         """Close at once."""
 
+    def timeoutConnection(self) -> None:
+        """Called after so many seconds without a request: close, unless one is coming in."""
+
 
 class _Waiting:
     """
-    Connections that could be closed without harm to anybody's request, those that have waited longest first.
+    Connections that could be closed without harm to a request, those that have waited longest first.
     """
 
     def __init__(self) -> None:
-        # A dict keeps the order in which things came; and what comes again, comes last.
-        self.unauthenticated: dict[Evictable, None] = {}
-        self.known: dict[Evictable, None] = {}
+        # By connection, since when. A dict keeps the order in which things came; and what comes again, comes last.
+        self.unauthenticated: dict[Evictable, float] = {}
+        self.known: dict[Evictable, float] = {}
 
-    def add(self, connection: Evictable) -> None:
-        (self.known if connection.isKnown else self.unauthenticated)[connection] = None
+    def add(self, connection: Evictable, now: float) -> None:
+        (self.known if connection.isKnown else self.unauthenticated)[connection] = now
 
     def discard(self, connection: Evictable) -> None:
         self.unauthenticated.pop(connection, None)
         self.known.pop(connection, None)
 
+    def __contains__(self, connection: Evictable) -> bool:
+        return connection in self.unauthenticated or connection in self.known
+
     def __bool__(self) -> bool:
         return bool(self.unauthenticated or self.known)
+
+    def idle(self, latest: float) -> list[Evictable]:
+        """The connections that have waited since a moment that is not after *latest*."""
+        return [
+            connection
+            for waiting in (self.unauthenticated, self.known)
+            for connection, _ in takewhile(lambda item: item[1] <= latest, waiting.items())
+        ]
+
+    def first(self) -> float:
+        """Since when the one waits that has waited longest; there is one."""
+        return min(next(iter(waiting.values())) for waiting in (self.unauthenticated, self.known) if waiting)
 
     def victim(self, count: int) -> Evictable | None:
         """
@@ -159,10 +177,11 @@ class Connections:
     one of an unauthenticated client that has waited longest. If there is none, and at least half of all connections are
     known ones that wait, the known one that has waited longest is closed. Otherwise the new one is closed: requests are
     being answered on all, or have just come. When the unfinished requests of unauthenticated clients take too much
-    memory, the connection is closed whose request has been under way longest.
+    memory, the connection is closed whose request has been under way longest. Connections that wait for too long are
+    closed in any case.
 
     :param limits: how many there may be.
-    :param clock: paces the log.
+    :param clock: the reactor.
     :ivar evictions: how many had to go since the start.
     """
 
@@ -175,6 +194,8 @@ class Connections:
         self._byPeer: Counter[str] = Counter()
         self._waiting = _Waiting()
         self._waitingByPeer: dict[str, _Waiting] = {}
+        # One timer for all that wait: for the one that has waited longest.
+        self._idleCall: IDelayedCall | None = None
         # The bytes of unfinished requests of unauthenticated clients, the oldest request first.
         self._kept: dict[Evictable, int] = {}
         self._allKept = 0
@@ -206,14 +227,34 @@ class Connections:
         self._byPeer[connection.peer] -= 1
         if not self._byPeer[connection.peer]:
             del self._byPeer[connection.peer]
+        if not self._count and self._idleCall is not None:
+            self._idleCall.cancel()
+            self._idleCall = None
 
     def waits(self, connection: Evictable) -> None:
         """Nothing is being answered on it."""
-        self._waiting.add(connection)
+        now = self._clock.seconds()
+        self._waiting.add(connection, now)
+        if self._idleCall is None:
+            self._idleCall = self._clock.callLater(self._limits.idleSeconds, self._closeIdle)
         ofPeer = self._waitingByPeer.get(connection.peer)
         if ofPeer is None:
             ofPeer = self._waitingByPeer[connection.peer] = _Waiting()
-        ofPeer.add(connection)
+        ofPeer.add(connection, now)
+
+    def _closeIdle(self) -> None:
+        self._idleCall = None
+        for connection in self._waiting.idle(self._clock.seconds() - self._limits.idleSeconds):
+            if connection in self._waiting:  # closing another one may have closed it
+                # It may take a while to close, or a request may be coming in.
+                self.answers(connection)
+                self.waits(connection)
+                connection.timeoutConnection()
+        if self._waiting:
+            delay = self._waiting.first() + self._limits.idleSeconds - self._clock.seconds()
+            if self._idleCall is not None:
+                self._idleCall.cancel()
+            self._idleCall = self._clock.callLater(max(0.0, delay), self._closeIdle)
 
     def answers(self, connection: Evictable) -> None:
         """A request has come in whole and is being answered, or what has come waits for its turn."""
@@ -266,57 +307,3 @@ class Connections:
             self._logged = now
             self._evicted = 0
         victim.evict()
-
-
-class Silent(Protocol):
-    """What may be silent for some time."""
-
-    def timeoutConnection(self) -> None:
-        """That was too long."""
-
-
-class IdleTimeouts:
-    """
-    Ends connections from which nothing has come for too long. It begins and ends with every request: so there is one
-    timer for all of them, which goes by the one that has been silent longest.
-
-    :param seconds: how long is too long.
-    """
-
-    def __init__(self, seconds: float, clock: IReactorTime) -> None:
-        self._seconds = seconds
-        self._clock = clock
-        # Since when, those first that have been silent longest.
-        self._since: dict[Silent, float] = {}
-        self._call: IDelayedCall | None = None
-
-    def begins(self, connection: Silent) -> None:
-        """From now on nothing comes."""
-        self._since.pop(connection, None)
-        self._since[connection] = self._clock.seconds()
-        if self._call is None:
-            self._call = self._clock.callLater(self._seconds, self._look)
-
-    def ends(self, connection: Silent) -> None:
-        """Something has come, or the connection is gone."""
-        self._since.pop(connection, None)
-
-    def stop(self) -> None:
-        """Leave nothing on the reactor."""
-        call, self._call = self._call, None
-        if call is not None:
-            call.cancel()
-
-    def _look(self) -> None:
-        self._call = None
-        now = self._clock.seconds()
-        silent = list(takewhile(lambda item: item[1] + self._seconds <= now, self._since.items()))
-        for connection, since in silent:
-            # The end of one may have brought about another's.
-            if self._since.get(connection) == since:
-                del self._since[connection]
-                connection.timeoutConnection()
-        self.stop()
-        for since in self._since.values():
-            self._call = self._clock.callLater(max(0.0, since + self._seconds - self._clock.seconds()), self._look)
-            break

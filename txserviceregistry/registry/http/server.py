@@ -13,7 +13,7 @@ from twisted.web.http import Request as HTTPRequest
 
 from .admission import AdmissionQueue, KnownAddresses
 from .channel import Api, ApiChannel
-from .connections import ConnectionLimits, Connections, IdleTimeouts
+from .connections import ConnectionLimits, Connections
 from .requests import ApiRequest
 
 #: How many connections a listener accepts in one turn of the reactor.
@@ -41,10 +41,9 @@ class ApiSite(server.Site):
         reactor: IReactorTime,
         limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
     ) -> None:
-        server.Site.__init__(self, resource, reactor=reactor, timeout=limits.idleSeconds, parsePOSTFormSubmission=False)
+        server.Site.__init__(self, resource, reactor=reactor, timeout=None, parsePOSTFormSubmission=False)
         self.limits = limits
         self.connections = Connections(limits, reactor)
-        self.idleTimeouts = IdleTimeouts(limits.idleSeconds, reactor)
         self.queue = AdmissionQueue(reactor)
         self.handshakes = AdmissionQueue(reactor)
         self.addresses = KnownAddresses(reactor)
@@ -85,7 +84,6 @@ class ApiSite(server.Site):
         self._channels.discard(channel)
         self.connections.closed(channel)
         if not self._channels:
-            self.idleTimeouts.stop()
             self.queue.stop()
             self.handshakes.stop()
             waiting, self._drained = self._drained, []
