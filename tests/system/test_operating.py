@@ -154,7 +154,7 @@ class SystemdTests(ProcessTestCase):
         failed = await self.twistd("service-registry", "--listen", "systemd:domain=INET:index=0").ended
         self.assertEqual(failed.exitCode, 1)
         self.assertEqual(len(failed.errors.strip().splitlines()), 1, failed.errors)
-        self.assertIn("systemd has handed over no such socket", failed.errors)
+        self.assertIn("systemd passed no such socket", failed.errors)
 
     def test_theSocketIsTheDefaultOne(self) -> None:
         """The socket unit listens where a registry does by default, and the service unit takes that socket."""

@@ -133,5 +133,5 @@ def systemFailure(details: str = "The registry can't reach its store at the mome
 
 def tooManyFollowers(retryAfter: int) -> Fault:
     """503: as many requests as may wait for events already do."""
-    details = "Too many requests wait for events; ask again later, or without wait"
+    details = "Too many requests are waiting for events; retry later, or without wait"
     return Fault(503, "systemFailureError", "Service unavailable", details, {"Retry-After": str(retryAfter)})

@@ -283,7 +283,7 @@ class RegistryService(Service):
         try:
             self._publishUrls()
         except DataDirectoryError as error:
-            self._log.error("Programs on this machine do not get the new certificate: {reason}", reason=str(error))
+            self._log.error("Cannot publish the new certificate on this machine: {reason}", reason=str(error))
 
     def _secureEndpoints(self) -> list[TLSEndpoint]:
         return [endpoint for endpoint, _ in self._listening if isinstance(endpoint, TLSEndpoint)]
@@ -313,8 +313,8 @@ class RegistryService(Service):
         limits = self._connectionLimits.within(files)
         if limits.connections < self._connectionLimits.connections:
             self._log.warn(
-                "There can be no more than {connections} connections: this process may open {files} files (ulimit -n, "
-                "or LimitNOFILE of systemd)",
+                "Connections limited to {connections}: this process may open {files} files (raise ulimit -n, or "
+                "LimitNOFILE in systemd)",
                 connections=limits.connections,
                 files=files,
             )
@@ -378,7 +378,7 @@ class RegistryService(Service):
             if not areThere:
                 self._directory.forgetCredentials()
         else:
-            self._log.info("Made the user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
+            self._log.info("Created user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
 
     async def _listen(self, endpoint: IStreamServerEndpoint, site: ApiSite) -> IListeningPort:
         try:
@@ -403,9 +403,9 @@ class RegistryService(Service):
         if isinstance(error, (DataDirectoryError, StoreRefused, StoreUnavailable, InvalidUser)):
             return StartFailed(" ".join(str(error).split()))
         if not self.running:
-            return StartFailed("it was stopped before it listened")
+            return StartFailed("stopped before it was listening")
         self._log.failure("The registry can't start", failure)
-        return StartFailed(f"an error of its own, {type(error).__name__}, which the log tells of")
+        return StartFailed(f"internal error ({type(error).__name__}); see the log")
 
     def _tell(self, outcome: list[IListeningPort] | StartFailed) -> None:
         self._outcome = outcome
@@ -439,7 +439,7 @@ class RegistryService(Service):
             try:
                 await maybeDeferred(end).addTimeout(left, self._reactor)
             except Exception:
-                self._log.failure("Ending {what} failed", what=what)
+                self._log.failure("Cannot close {what}", what=what)
 
 
 def _endConnections(site: ApiSite, registry: Registry) -> Deferred[None]:

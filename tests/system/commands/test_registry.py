@@ -204,7 +204,7 @@ class RegistryProcessTests(ProcessTestCase):
             *("service-registry", "--listen", ANY_PORT),
         )
         await registry.says("Credentials")
-        self.assertIn("There can be no more than 32 connections", registry.output)
+        self.assertIn("Connections limited to 32", registry.output)
         client = self.client(timeout=3.0)
         port = int(client.settings.baseUrls[0].split(":")[2].split("/")[0])
 

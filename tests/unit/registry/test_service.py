@@ -380,7 +380,7 @@ class RegistryServiceTests(TestCase):
         self.assertEqual(
             lines,
             [
-                f"Made the user local; the API key is in {self.dataDir / 'raxrc'}",
+                f"Created user local; the API key is in {self.dataDir / 'raxrc'}",
                 start + "0 services of 0 tenants",
                 f"The registry listens on {url}",
                 "The registry stops",
@@ -572,7 +572,7 @@ class RegistryServiceTests(TestCase):
         text = await self.refusal(store=lambda: Broken(StoreUnavailable("the file\nis broken")))
         self.assertEqual(text, "the file is broken")
         text = await self.refusal(store=lambda: Broken(ZeroDivisionError("x")))
-        self.assertEqual(text, "an error of its own, ZeroDivisionError, which the log tells of")
+        self.assertEqual(text, "internal error (ZeroDivisionError); see the log")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     async def test_nobodyWaits(self) -> None:
@@ -604,7 +604,7 @@ class RegistryServiceTests(TestCase):
         await service.stopService()
         with self.assertRaises(StartFailed) as caught:
             await waiting
-        self.assertEqual(str(caught.exception), "it was stopped before it listened")
+        self.assertEqual(str(caught.exception), "stopped before it was listening")
         self.assertFalse(RegistryService.runsOver(self.dataDir))
 
     async def test_endingsThatFail(self) -> None:

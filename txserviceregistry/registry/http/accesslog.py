@@ -185,7 +185,7 @@ class AccessLog:
         """Tell of a request, within a second or so."""
         if len(self._waiting) >= MOST_WAITING:
             self.lost += 1
-            self._trouble("it takes no more lines")
+            self._trouble("writing is too slow")
             return
         self._waiting.append(access)
         self._schedule()
@@ -202,7 +202,7 @@ class AccessLog:
         try:
             await waitFor(Deferred.fromCoroutine(self._finish())).addTimeout(END_SECONDS, self._clock)
         except TimeoutError:
-            self._trouble("it takes no more lines")
+            self._trouble("writing is too slow")
 
     def _schedule(self) -> None:
         if self._next is None and self._writing.called and not self._isStopped:
@@ -222,7 +222,7 @@ class AccessLog:
             self._trouble(error.strerror or str(error))
         except Exception:
             self.lost += len(accesses)
-            self._log.failure("Lines of the access log met an error of the registry's own")
+            self._log.failure("Internal error while writing the access log")
         else:
             self._recovered()
 

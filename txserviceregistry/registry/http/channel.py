@@ -408,7 +408,7 @@ class ApiChannel(HTTPChannel):
         # Twisted's own answer to what is no HTTP has neither an id nor a body. (If Twisted ever calls this no longer,
         # its own answer is what clients get.)
         txnId = newTxnId()
-        answer = faultAnswer(badRequest("Bad Request", "The request is no valid HTTP"), txnId)
+        answer = faultAnswer(badRequest("Bad Request", "The request is not valid HTTP"), txnId)
         self.transport.write(inBytes(answer, txnId, mustClose=True))
         self.loseConnection()
         self.noticeRefusal(answer.code, txnId)

@@ -277,8 +277,7 @@ class Connections:
             self.keeps(victim, 0)
             self._evict(
                 victim,
-                "{kept} bytes are kept of requests without a token that have not come in whole: {evicted} connections "
-                "closed to make room",
+                "Unfinished requests without a token take {kept} bytes: {evicted} connections closed",
                 kept=self._allKept,
             )
 
@@ -292,7 +291,7 @@ class Connections:
             self.waits(newcomer)
         self._evict(
             victim,
-            "There are too many connections ({count}; from {peer}: {ofPeer}): {evicted} closed to make room",
+            "Too many connections ({count}, of which {ofPeer} from {peer}): {evicted} closed",
             count=self._count,
             peer=newcomer.peer,
             ofPeer=self._byPeer[newcomer.peer],

@@ -92,7 +92,7 @@ class Health:
         except StoreUnavailable:
             return self._find(UNAVAILABLE)
         except Exception:
-            self._log.failure("The probe of the store met an error of the registry's own")
+            self._log.failure("Internal error while probing the store")
             return self._find(UNAVAILABLE)
         return self._find(OK)
 

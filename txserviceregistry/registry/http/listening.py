@@ -108,7 +108,7 @@ class CertificateFiles:
             between = _certificates("extraCertChain", self.between, texts["extraCertChain"])
         text, key = _privateKey(self.key, texts["privateKey"])
         if key.public_key() != own.public_key():
-            raise EndpointError(f"the private key in {self.key} is not that of the certificate in {self.certificate}")
+            raise EndpointError(f"the private key in {self.key} does not match the certificate in {self.certificate}")
         options = CertificateOptions(
             privateKey=load_privatekey(FILETYPE_PEM, text),
             certificate=X509.from_cryptography(own),
@@ -119,7 +119,7 @@ class CertificateFiles:
         try:
             options.getContext()
         except TLSError as error:
-            raise EndpointError(f"TLS can't use the certificate in {self.certificate}: {_reasonOf(error)}")
+            raise EndpointError(f"OpenSSL refused the certificate in {self.certificate}: {_reasonOf(error)}")
         return ServerCertificate(own, options)
 
 
@@ -188,17 +188,15 @@ class TLSEndpoint(SSL4ServerEndpoint):
         certificate = self._loaded.current().certificate
         wrong = whyNotNow(certificate)
         if wrong is not None:
-            self._log.warn("The certificate in {path} {wrong}: clients refuse it", path=self.path, wrong=wrong)
+            self._log.warn("Certificate {path} {wrong}; clients will refuse it", path=self.path, wrong=wrong)
         elif daysLeft(certificate) < WARNING_DAYS:
             days = daysLeft(certificate)
-            self._log.warn("The certificate in {path} expires in {days:.1f} days", path=self.path, days=days)
+            self._log.warn("Certificate {path} expires in {days:.1f} days", path=self.path, days=days)
         if not namesOf(certificate):
-            self._log.warn(
-                "The certificate in {path} names no host (subjectAltName): clients refuse it", path=self.path
-            )
+            self._log.warn("Certificate {path} has no subjectAltName; clients will refuse it", path=self.path)
         if _isEverybodys(self._keyPath):
             self._log.warn(
-                "The private key in {path} can be read by everybody on this machine: chmod o= {path}",
+                "Private key {path} is readable by all users of this machine; run chmod o= {path}",
                 path=self._keyPath,
             )
 
@@ -242,11 +240,11 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         if not description.startswith("systemd:"):
             raise
         raise EndpointError(
-            "systemd has handed over no such socket; is there a .socket unit, and was the service started by systemd?"
+            "systemd passed no such socket; check the .socket unit, and start the service through systemd"
         )
     except TypeError:
         # What Twisted says is about the arguments of its functions.
-        raise EndpointError("it has too few parts, or unknown ones; an example is tcp:8880:interface=127.0.0.1")
+        raise EndpointError("missing or unknown arguments; example: tcp:8880:interface=127.0.0.1")
     return endpoint
 
 
@@ -265,7 +263,7 @@ def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:
     arguments = _argumentsOf(description)
     keyPath = arguments.get("privateKey")
     if keyPath is None:
-        raise EndpointError(f"privateKey= is missing, the file with the private key; an example is {_EXAMPLE}")
+        raise EndpointError(f"missing argument privateKey=, the file with the private key; example: {_EXAMPLE}")
     certificatePath = arguments.get("certKey", keyPath)
     return TLSEndpoint(
         reactor,
@@ -284,7 +282,7 @@ def _argumentsOf(description: str) -> dict[str, str]:
         if not equals:
             name, value = "port", name
         if name not in _NAMES or name in arguments:
-            raise EndpointError(f"{name}= can't be said of it, or not twice; an example is {_EXAMPLE}")
+            raise EndpointError(f"unknown or repeated argument {name}=; example: {_EXAMPLE}")
         arguments[name] = re.sub(r"\\(.)", r"\1", value)
     return arguments
 
@@ -292,7 +290,7 @@ def _argumentsOf(description: str) -> dict[str, str]:
 def _number(arguments: dict[str, str], name: str, default: int | None) -> int:
     text = arguments.get(name, "" if default is None else str(default))
     if not re.fullmatch("[0-9]{1,5}", text):
-        raise EndpointError(f"{text!r} is no number for {name}; an example is {_EXAMPLE}")
+        raise EndpointError(f"invalid {name} {text!r}: not a number; example: {_EXAMPLE}")
     return int(text)
 
 
@@ -300,38 +298,38 @@ def _read(name: str, path: str, shown: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise EndpointError(f"{shown}, which {name} names, can't be read: {error.strerror}")
+        raise EndpointError(f"cannot read {name} {shown}: {error.strerror}")
 
 
 def _certificates(name: str, path: str, text: bytes) -> list[x509.Certificate]:
     if b"-----BEGIN CERTIFICATE-----" not in text:
-        raise EndpointError(f"there is no PEM certificate in {path}, which {name} names")
+        raise EndpointError(f"no PEM certificate in {name} {path}")
     if b"-----BEGIN CERTIFICATE-----" in text.rpartition(b"-----END CERTIFICATE-----")[2]:
-        raise EndpointError(f"{path}, which {name} names, ends in the middle of a certificate")
+        raise EndpointError(f"incomplete certificate at the end of {name} {path}")
     try:
         return x509.load_pem_x509_certificates(text)
     except ValueError:
-        raise EndpointError(f"a certificate in {path}, which {name} names, is damaged")
+        raise EndpointError(f"invalid certificate in {name} {path}")
 
 
 def _reasonOf(error: TLSError) -> str:
     words = [str(part[-1]) for part in error.args[0]] if error.args and isinstance(error.args[0], list) else []
-    return "; ".join(words) or "no reason is known"
+    return "; ".join(words) or "unknown reason"
 
 
 def _privateKey(path: str, text: bytes) -> tuple[bytes, Any]:
     """A private key as PEM, and as an object."""
     start = re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----", text)
     if start is None:
-        raise EndpointError(f"there is no PEM private key in {path}, which privateKey names")
+        raise EndpointError(f"no PEM private key in privateKey {path}")
     # The certificate may stand before it in the same file.
     text = text[start.start() :]
     try:
         return text, serialization.load_pem_private_key(text, password=None)
     except TypeError:
-        raise EndpointError(f"the private key in {path} is encrypted; nobody is there to be asked for its password")
+        raise EndpointError(f"the private key in {path} is encrypted; use one without a password")
     except (ValueError, UnsupportedAlgorithm):
-        raise EndpointError(f"the private key in {path} is damaged, or of a kind that is not known here")
+        raise EndpointError(f"the private key in {path} is invalid or of an unsupported type")
 
 
 @attrs.frozen

@@ -35,7 +35,7 @@ _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 def _refuseConstant(name: str) -> None:
-    raise invalidBody(f"{name} is no JSON")
+    raise invalidBody(f"{name} is not valid JSON")
 
 
 _PARSER = json.JSONDecoder(parse_constant=_refuseConstant)
@@ -182,7 +182,7 @@ def parseBody(request: server.Request) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise invalidBody(f"not UTF-8 at byte {error.start}")
     except UnicodeEncodeError:
-        raise invalidBody("half of a surrogate pair is no character")
+        raise invalidBody("unpaired surrogate")
     except RecursionError:
         raise invalidBody("nested too deep")
     except json.JSONDecodeError as error:

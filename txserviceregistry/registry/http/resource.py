@@ -101,7 +101,7 @@ class ApiResource(Resource):
                 outcome.raiseException()
             self._send(outcome, record)
         except Exception:
-            self._log.failure("The response to request {txnId} can't be sent", txnId=record.txnId)
+            self._log.failure("Cannot send the response to request {txnId}", txnId=record.txnId)
             if not record.request.startedWriting:
                 self._send(faultAnswer(internalError(), record.txnId), record)
 
@@ -121,11 +121,11 @@ class ApiResource(Resource):
         except StoreUnavailable:
             return faultAnswer(systemFailure(), txnId)
         except Overloaded:
-            return faultAnswer(systemFailure("Too many authentications are under way"), txnId)
+            return faultAnswer(systemFailure("Too many authentications in progress; retry later"), txnId)
         except Exception as error:
             if record.isGone and isinstance(error, CancelledError):
                 raise
-            self._log.failure("Request {txnId} met an error of the registry's own", txnId=txnId)
+            self._log.failure("Internal error while answering request {txnId}", txnId=txnId)
             return faultAnswer(internalError(), txnId)
 
     async def _route(self, record: RequestRecord) -> Answer:

@@ -81,7 +81,7 @@ class StatusPages:
 
     async def _getMetrics(self, sources: Sources, request: Request) -> Answer:
         if self._audience != ANYWHERE and not _isOnThisMachine(request.getClientAddress()):
-            raise forbidden("The metrics are for clients on the registry's own machine (see its option --metrics)")
+            raise forbidden("Metrics are available only on the registry's machine (see its option --metrics)")
         try:
             from .metrics import CONTENT_TYPE, Metrics
         except ImportError:

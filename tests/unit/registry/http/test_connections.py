@@ -506,12 +506,12 @@ class CrowdTests(LimitsCase):
             self.connect(f"10.0.0.{n % 50}")
         self.api.clock.advance(20)
         self.connect()
-        lines = [event for event in self.warnings if "too many connections" in event["log_format"]]
+        lines = [event for event in self.warnings if "Too many connections" in event["log_format"]]
         self.assertEqual([line["evicted"] for line in lines], [1])
         self.api.clock.advance(41)
         for n in range(10):
             self.connect(f"10.0.1.{n}")
-        lines = [event for event in self.warnings if "too many connections" in event["log_format"]]
+        lines = [event for event in self.warnings if "Too many connections" in event["log_format"]]
         self.assertEqual([line["evicted"] for line in lines][:1], [1])
         self.assertEqual(lines[1]["evicted"] > 90, True)
         self.assertEqual(len(lines), 2)
@@ -559,7 +559,7 @@ class FollowerLimitTests(LimitsCase):
         reply = self.reply(late)
         self.assertEqual((reply.code, reply.json["type"]), (503, "systemFailureError"))
         self.assertEqual(reply.header("Retry-After"), "5")
-        self.assertIn("wait for events", reply.json["details"])
+        self.assertIn("waiting for events", reply.json["details"])
         self.assertOpen(late)
         self.api.create("web2")
         self.api.clock.advance(0)
