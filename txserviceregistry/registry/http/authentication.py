@@ -46,7 +46,8 @@ class Authenticator:
                 tenant = await self._identity.tenantOf(token)
             except InvalidToken:
                 raise invalidToken(request)
-        recognized(request)
+        if not getattr(request.channel, "isKnown", True):
+            recognized(request)
         return tenant
 
     async def issueToken(self, request: Request) -> Answer:

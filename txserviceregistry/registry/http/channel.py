@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from socket import MSG_PEEK
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
@@ -29,9 +29,7 @@ from . import routes
 from .admission import AdmissionQueue, KnownAddresses
 from .connections import ConnectionLimits, Connections, peerOf
 from .messages import AUTH, closeAfterwards, faultAnswer, inBytes
-from .requestlog import RequestLog, newTxnId
-
-_T = TypeVar("_T")
+from .requestlog import RequestLog, RequestRecord, newTxnId
 
 #: How much is read of what comes after a request that is being answered, in bytes.
 AHEAD_BYTES = 2**14
@@ -58,7 +56,7 @@ class Api(Protocol):
 
     requestLog: RequestLog
 
-    def render(self, request: server.Request) -> int:
+    def answer(self, record: RequestRecord) -> None:
         """Answer a request."""
 
     def vouchesFor(self, data: bytes) -> bool:
@@ -97,7 +95,7 @@ class Site(Protocol):
 
 
 def recognized(request: server.Request) -> None:
-    """A request has shown a token or credentials that count: its connection is one to keep."""
+    """A request has shown a valid token or valid credentials: its connection is one to keep."""
     channel = request.channel
     if isinstance(channel, ApiChannel) and not channel.isKnown:
         channel.isKnown = True
@@ -112,20 +110,16 @@ def originOf(request: server.Request) -> Origin:
     return channel.origin if isinstance(channel, ApiChannel) else Origin()
 
 
-def inTurn(outcome: _T, request: server.Request) -> _T | Deferred[_T]:
+async def inTurn(request: server.Request) -> None:
     """
-    Go on with a request that had to wait for something. What is still to be done for it, and for the requests behind
-    it, is work for an unauthenticated client, unless its connection has shown a token meanwhile.
-
-    :param outcome: what it has waited for.
-    :return: the outcome at once, or a Deferred that fires with it when it is the connection's turn.
+    Wait until it is the turn of a request that had to wait for something. What is still to be done for it, and for the
+    requests behind it, is work for an unauthenticated client, unless its connection has shown a token meanwhile.
     """
     channel = request.channel
-    if not isinstance(channel, ApiChannel) or channel.isKnown:
-        return outcome
-    turn: Deferred[_T] = Deferred()
-    channel.site.queue.enter(channel.origin, partial(channel.spend, partial(turn.callback, outcome)))
-    return turn
+    if isinstance(channel, ApiChannel) and not channel.isKnown:
+        turn: Deferred[None] = Deferred()
+        channel.site.queue.enter(channel.origin, partial(channel.spend, partial(turn.callback, None)))
+        await turn
 
 
 class ApiChannel(HTTPChannel):
@@ -166,7 +160,7 @@ class ApiChannel(HTTPChannel):
         HTTPChannel.connectionMade(self)
         self.peer = peerOf(self.transport.getPeer())
         self.number = next(_numbers)
-        self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
+        self.endAfter(self.site.limits.requestSeconds, self.loseConnection)
         self.site.opened(self)
 
     @property
@@ -255,7 +249,7 @@ class ApiChannel(HTTPChannel):
         whole = self._whole
         HTTPChannel.dataReceived(self, data)
         if data and self._whole == whole and not self._isAnswering and self._deadline is None:
-            self._endAfter(self.site.limits.requestSeconds, self.loseConnection)
+            self.endAfter(self.site.limits.requestSeconds, self.loseConnection)
 
     def allContentReceived(self) -> None:
         """Called when a request is there whole."""
@@ -303,7 +297,7 @@ class ApiChannel(HTTPChannel):
 
     def loseConnection(self) -> None:
         """Close as soon as all that was sent has been read, or after a while."""
-        self._endAfter(CLOSE_SECONDS, self.evict)
+        self.endAfter(CLOSE_SECONDS, self.evict)
         HTTPChannel.loseConnection(self)
 
     def getHost(self) -> IAddress:
@@ -347,7 +341,8 @@ class ApiChannel(HTTPChannel):
         except OSError:
             return False
 
-    def _endAfter(self, seconds: float, end: Callable[[], None]) -> None:
+    def endAfter(self, seconds: float, end: Callable[[], None]) -> None:
+        """Call *end* after so many seconds, unless the request is there whole before that."""
         self._inTime()
         if not self._isGone:
             self._deadline = self.site.reactor.callLater(seconds, self._ends, end)

@@ -124,7 +124,7 @@ class Handlers:
 
     async def heartbeat(self, call: Call) -> Answer:
         (token,) = call.fields()
-        id = validation.existingServiceId(call.argument)
+        id = validation.EXISTING_SERVICE_ID.value(call.argument)
         return Answer(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
 
     async def heartbeats(self, call: Call) -> Answer:

@@ -53,6 +53,7 @@ class RequestRecord:
     :ivar started: when it had come in, in seconds.
     :ivar route: the pattern of its path; empty until it is known.
     :ivar tenant: who asks; empty until an auth token has told.
+    :ivar isLate: whether it had to wait for something.
     :ivar isGone: whether the client has hung up.
     :ivar headers: headers of its response, whatever the response is.
     """
@@ -62,6 +63,7 @@ class RequestRecord:
     started: float
     route: str = ""
     tenant: str = ""
+    isLate: bool = False
     isGone: bool = False
     headers: Mapping[str, str] = NO_HEADERS
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall
-from twisted.python.failure import Failure
 from twisted.web import server
 
 from ..faults import requestTooLarge
@@ -28,10 +26,9 @@ class ApiRequest(server.Request):
     """
 
     channel: Any  # an ApiChannel
-    _refused = False
+    _isRefused = False
     _received = 0
     _limit = MAXIMUM_BODY
-    _giveUp: IDelayedCall | None = None
     _target = b""
 
     def gotLength(self, length: int | None) -> None:
@@ -49,7 +46,7 @@ class ApiRequest(server.Request):
     def handleContentChunk(self, data: bytes) -> None:
         """Called with each piece of the body."""
         self._received += len(data)
-        if self._refused:
+        if self._isRefused:
             if self._received > DISCARD_BYTES:
                 self._hangUp()
         elif self._received >= self._limit:
@@ -61,32 +58,23 @@ class ApiRequest(server.Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Called when the whole request is there."""
-        self._target = routes.originForm(path)
-        if not self._refused:
-            # Twisted would take the query apart, into what nobody here looks at.
+        self._target = path if path.startswith(b"/") else routes.originForm(path)
+        if not self._isRefused:
+            # Twisted would take the query apart, into what nothing here uses.
             server.Request.requestReceived(self, command, self._target.partition(b"?")[0], version)
             return
         self.method, self.uri, self.path, self.clientproto = command, self._target, self._target, version
-        self.finish()
+        self.finish()  # type: ignore[no-untyped-call]  # Twisted's own
 
     def process(self) -> None:
         """Hand the request over. There is one resource, and it wants every path as it came, ``*`` too."""
         self.site = self.channel.site
         self.uri = self._target
-        self.channel.site.resource.render(self)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Called when the connection is gone before the request is finished."""
-        self._forget()
-        super().connectionLost(reason)  # type: ignore[no-untyped-call]  # Twisted's own
-
-    def finish(self) -> None:
-        """Send what is left of the answer."""
-        self._forget()
-        super().finish()  # type: ignore[no-untyped-call]  # as above
+        resource = self.site.resource
+        resource.answer(resource.requestLog.begin(self))
 
     def _refuse(self) -> None:
-        self._refused = True
+        self._isRefused = True
         self._received = 0
         content: Any = self.content
         content.seek(0)
@@ -94,17 +82,11 @@ class ApiRequest(server.Request):
         self.channel.keeps(0)
         # The request line has not been handed over yet, and every client that frames a body speaks 1.1.
         self.clientproto = b"HTTP/1.1"
-        self._giveUp = self.channel.factory.reactor.callLater(DISCARD_SECONDS, self._hangUp)
+        self.channel.endAfter(DISCARD_SECONDS, self._hangUp)
         txnId = newTxnId()
         closeAfterwards(self)
         write(self, faultAnswer(requestTooLarge(self._limit), txnId), txnId)
         self.channel.noticeRefusal(413, txnId)
 
     def _hangUp(self) -> None:
-        self._forget()
-        server.Request.loseConnection(self)
-
-    def _forget(self) -> None:
-        giveUp, self._giveUp = self._giveUp, None
-        if giveUp is not None and giveUp.active():
-            giveUp.cancel()
+        self.channel.loseConnection()

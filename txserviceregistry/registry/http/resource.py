@@ -8,12 +8,12 @@ in :mod:`txserviceregistry.registry.http.server`, which operations there are in
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -28,13 +28,14 @@ from .authentication import Authenticator, invalidToken
 from .channel import inTurn
 from .handlers import Call, Handlers
 from .messages import Answer, closeAfterwards, faultAnswer, parseBody, send
-from .operations import MAXIMUM_BODY
+from .operations import MAXIMUM_BODY, Operation
 from .requestlog import GONE, WAITING, RequestLog, RequestRecord
-from .routes import TOKENS, Target, bodyLimit, resolve
+from .routes import TOKENS, bodyLimit, resolve
 from .statuspages import NO_PAGES, Pages
 
 # What the rate limit counts.
 _COUNTED = frozenset({b"GET", b"HEAD"})
+_NO_QUERY: tuple[Sequence[tuple[str, str]], Mapping[str, Any]] = ((), {})
 
 
 class ApiResource(Resource):
@@ -74,77 +75,70 @@ class ApiResource(Resource):
 
     def render(self, request: Request) -> int:
         """
-        Answer a request, at once if all that it needs is in memory.
+        Answer a request, for a plain Site.
 
         :return: ``NOT_DONE_YET``: the response is sent from here, now or later.
         """
-        record = self.requestLog.begin(request)
-        answered = Deferred.fromCoroutine(self._answer(record))
-        if not answered.called:
-            request.notifyFinish().addErrback(lambda _: self._gone(record, answered))
-            answered.addBoth(inTurn, request)
-        answered.addBoth(self._finish, record)
+        self.answer(self.requestLog.begin(request))
         return NOT_DONE_YET
 
-    def _gone(self, record: RequestRecord, answered: Deferred[Answer]) -> None:
+    def answer(self, record: RequestRecord) -> None:
+        """Answer a request, at once if all that it needs is in memory."""
+        answering = Deferred.fromCoroutine(self._answer(record))
+        if not answering.called:
+            record.isLate = True
+            record.request.notifyFinish().addErrback(lambda _: self._gone(record, answering))
+
+    def _gone(self, record: RequestRecord, answering: Deferred[None]) -> None:
         # What the client had asked for is done all the same, unless it was only waiting.
         record.isGone = True
         if record.route == WAITING:
-            answered.cancel()
+            answering.cancel()
 
-    def _finish(self, outcome: Answer | Failure, record: RequestRecord) -> None:
+    async def _answer(self, record: RequestRecord) -> None:
+        txnId = record.txnId
+        try:
+            answer = await self._outcome(record)
+        except Fault as fault:
+            _forgetTraces(fault)
+            answer = faultAnswer(fault, txnId)
+        except StoreUnavailable:
+            answer = faultAnswer(systemFailure(), txnId)
+        except Overloaded:
+            answer = faultAnswer(systemFailure("Too many authentications in progress; retry later"), txnId)
+        except Exception as error:
+            if not (record.isGone and isinstance(error, CancelledError)):
+                self._log.failure("Internal error while answering request {txnId}", txnId=txnId)
+            answer = faultAnswer(internalError(), txnId)
+        if record.isLate:
+            await inTurn(record.request)
         if record.isGone:
             self.requestLog.end(record, GONE)
             return
-        try:
-            if isinstance(outcome, Failure):
-                outcome.raiseException()
-            self._send(outcome, record)
-        except Exception:
-            self._log.failure("Cannot send the response to request {txnId}", txnId=record.txnId)
-            if not record.request.startedWriting:
-                self._send(faultAnswer(internalError(), record.txnId), record)
-
-    def _send(self, answer: Answer, record: RequestRecord) -> None:
         if record.headers:
             answer = Answer(answer.code, answer.body, {**answer.headers, **record.headers}, answer.text)
-        send(record.request, answer, record.txnId)
+        try:
+            send(record.request, answer, txnId)
+        except Exception:
+            self._log.failure("Cannot send the response to request {txnId}", txnId=txnId)
+            if not record.request.startedWriting:
+                answer = faultAnswer(internalError(), txnId)
+                send(record.request, answer, txnId)
         self.requestLog.end(record, answer.code)
 
-    async def _answer(self, record: RequestRecord) -> Answer:
-        txnId = record.txnId
-        try:
-            return await self._route(record)
-        except Fault as fault:
-            _forgetTraces(fault)
-            return faultAnswer(fault, txnId)
-        except StoreUnavailable:
-            return faultAnswer(systemFailure(), txnId)
-        except Overloaded:
-            return faultAnswer(systemFailure("Too many authentications in progress; retry later"), txnId)
-        except Exception as error:
-            if record.isGone and isinstance(error, CancelledError):
-                raise
-            self._log.failure("Internal error while answering request {txnId}", txnId=txnId)
-            return faultAnswer(internalError(), txnId)
-
-    async def _route(self, record: RequestRecord) -> Answer:
+    async def _outcome(self, record: RequestRecord) -> Answer:
         request = record.request
         _checkSize(request)
         target = resolve(request.method, request.path)
         record.route = target.route
-        if target.isApi:
-            return await self._serve(record, target)
-        if target.route == TOKENS:
-            return await self._authenticator.issueToken(request)
-        page = self.pages.get(target.path)
-        if page is None or request.method not in _COUNTED:
-            raise pageNotFound()
-        record.route = target.path
-        return await page(request)
-
-    async def _serve(self, record: RequestRecord, target: Target) -> Answer:
-        request = record.request
+        if not target.isApi:
+            if target.route == TOKENS:
+                return await self._authenticator.issueToken(request)
+            page = self.pages.get(target.path)
+            if page is None or request.method not in _COUNTED:
+                raise pageNotFound()
+            record.route = target.path
+            return await page(request)
         body = parseBody(request)
         tenant = record.tenant = await self._authenticator.tenantOf(request)
         if target.tenant != tenant:
@@ -159,11 +153,7 @@ class ApiResource(Resource):
             used = self._rateLimiter.used(tenant)
             record.headers = self._rateLimiter.headers(tenant)
             self._rateLimiter.check(tenant)
-        parameters = _parametersIn(request.uri.partition(b"?")[2]) if operation.query else []
-        query = {
-            parameter.name: parameter.value(*[value for name, value in parameters if name == parameter.name])
-            for parameter in operation.query
-        }
+        parameters, query = _queryOf(operation, request) if operation.query else _NO_QUERY
         authenticate = partial(self._authenticator.tenantOf, request)
         return await operation.handler(
             self._handlers,
@@ -188,13 +178,20 @@ def _checkSize(request: Request) -> None:
             raise requestTooLarge(limit)
 
 
-def _parametersIn(query: bytes) -> list[tuple[str, str]]:
-    # Bytes that are not UTF-8 become characters that no rule lets pass.
-    text = query.decode("latin-1")
+def _queryOf(operation: Operation, request: Request) -> tuple[Sequence[tuple[str, str]], Mapping[str, Any]]:
+    """The query of a request as it was sent, and the values of the operation's parameters."""
+    text = request.uri.partition(b"?")[2].decode("latin-1")
     if "%" in text or "+" in text:
-        return parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
-    parts = [part.partition("=") for part in text.split("&") if part]
-    return [(name, value) for name, _, value in parts]
+        # Bytes that are not UTF-8 become characters that no rule lets pass.
+        sent = parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
+    else:
+        parts = [part.partition("=") for part in text.split("&") if part]
+        sent = [(name, value) for name, _, value in parts]
+    query = {
+        parameter.name: parameter.value(*[value for name, value in sent if name == parameter.name])
+        for parameter in operation.query
+    }
+    return sent, query
 
 
 def _forgetTraces(fault: Fault) -> None:

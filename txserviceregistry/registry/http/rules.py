@@ -259,7 +259,7 @@ class Parameter:
     :ivar rule: what its value has to be like.
     :ivar summary: what it means, for the description of the API.
     :ivar default: its value where it is absent.
-    :ivar refusal: makes the fault of a value that breaks the rule, from the reason; that of the protocol if ``None``.
+    :ivar refusal: makes the fault of a value that breaks the rule, from the value and the reason.
     :ivar ignoresEmpty: whether an empty value counts as absent.
     """
 
@@ -267,7 +267,7 @@ class Parameter:
     rule: Rule
     summary: str
     default: Any = None
-    refusal: Callable[[str], Fault] | None = None
+    refusal: Callable[[str, str], Fault] | None = None
     ignoresEmpty: bool = False
 
     def value(self, *given: str) -> Any:
@@ -282,7 +282,9 @@ class Parameter:
         try:
             return self.rule.check(given[0])
         except Invalid as reason:
-            raise badParameter(self.name, str(reason)) if self.refusal is None else self.refusal(str(reason))
+            if self.refusal is not None:
+                raise self.refusal(given[0], str(reason))
+            raise badParameter(self.name, str(reason))
 
 
 def _checkCount(count: int, most: int, least: int = 0) -> None:

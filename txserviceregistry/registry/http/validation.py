@@ -16,7 +16,7 @@ from typing import Any, get_args
 import attrs
 
 from ...types import EventType
-from ..faults import badParameter, invalidEventQuery, invalidLimit, notFound, validationError
+from ..faults import Fault, badParameter, invalidEventQuery, invalidLimit, notFound, validationError
 from ..model import ServiceChanges
 from .rules import (
     AnyOf,
@@ -64,6 +64,8 @@ VALUE_FIELDS = (Field("id", _KEY, isOptional=True), Field("value", Text(1, 1024)
 # -- parameters of paths
 
 SERVICE_ID = Parameter("serviceId", _SERVICE_ID, "The service's id.")
+# Where an impossible id is a service that does not exist.
+EXISTING_SERVICE_ID = attrs.evolve(SERVICE_ID, refusal=lambda text, reason: notFound("Service", text))
 KEY = Parameter("configurationId", _KEY, "A key. The slashes of a qualified one may come as they are.")
 PATH_PARAMETERS = (SERVICE_ID, KEY)
 
@@ -86,19 +88,23 @@ class _Limit(Parameter):
         return number
 
 
+def _badEventQuery(text: str, reason: str) -> Fault:
+    return invalidEventQuery(reason)
+
+
 _MARKER_SUMMARY = "The id of the first value of the page, or what it would come after."
 
 LIMIT = _Limit(
     "limit", Number(1, MAXIMUM_LIMIT), f"How many values the page has at most; {DEFAULT_LIMIT} if it is not given."
 )
-MARKER = Parameter("marker", _MARKER, _MARKER_SUMMARY, refusal=lambda reason: badParameter("marker", BAD_MARKER))
+MARKER = Parameter("marker", _MARKER, _MARKER_SUMMARY, refusal=lambda text, reason: badParameter("marker", BAD_MARKER))
 # A key can be longer than a marker, and the ``next_marker`` of a page has to be a valid marker.
 KEY_MARKER = attrs.evolve(MARKER, rule=AnyOf(_KEY, _MARKER))
 # Whether the feed can begin at the marker's time is decided by the registry's core.
-EVENT_MARKER = Parameter("marker", TimeUUID(), _MARKER_SUMMARY, refusal=invalidEventQuery)
+EVENT_MARKER = Parameter("marker", TimeUUID(), _MARKER_SUMMARY, refusal=_badEventQuery)
 TAG = Parameter("tag", Text(1, 65, r"[A-Za-z0-9_\-.]*"), "Only services with this tag.")
 EVENT_TYPE = Parameter(
-    "type", Choice("type", EVENT_TYPES), "Only events of this type.", refusal=invalidEventQuery, ignoresEmpty=True
+    "type", Choice("type", EVENT_TYPES), "Only events of this type.", refusal=_badEventQuery, ignoresEmpty=True
 )
 WAIT = Parameter("wait", Number(1, 60), "How many seconds to wait for an event that is newer than the marker.")
 
@@ -134,15 +140,3 @@ def heartbeatOfBatch(entry: Any) -> tuple[str, str]:
     if not isinstance(entry, dict):
         raise validationError("heartbeats", "Not a hash")
     return _ID.value(entry), _TOKEN.value(entry)
-
-
-def existingServiceId(text: str) -> str:
-    """
-    The service id in a path where an impossible id is a service that does not exist.
-
-    :raises Fault: 404 if no service can have it.
-    """
-    try:
-        return _SERVICE_ID.check(text)
-    except Invalid:
-        raise notFound("Service", text)

@@ -14,10 +14,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.server import Request
 
 from txserviceregistry.registry.fairness import Origin
 from txserviceregistry.registry.http.connections import ConnectionLimits, availableFiles, peerOf, raiseFileLimit
+from txserviceregistry.registry.http.requestlog import RequestRecord
 from txserviceregistry.registry.identity.identity import InvalidToken
 
 from ..wire import Api, Connection, Reply, requestBytes
@@ -193,13 +193,13 @@ class LineTests(LimitsCase):
 
     def slow(self) -> None:
         """Every request takes a fiftieth of a second from now on."""
-        render = self.api.resource.render
+        answer = self.api.resource.answer
 
-        def slowly(request: Request) -> int:
+        def slowly(record: RequestRecord) -> None:
             self.api.clock.rightNow += 0.02
-            return render(request)
+            answer(record)
 
-        self.patch(self.api.resource, "render", slowly)
+        self.patch(self.api.resource, "answer", slowly)
 
     def test_manyRequestsAtOnce(self) -> None:
         """Of many requests that come at once, some are answered before others have their turn; all of who is known."""
