@@ -213,7 +213,7 @@ class PageTestCase(ProcessTestCase):
         elif re.search(r"^application = Application", text, re.MULTILINE):
             Path(self.home, f"{name}.tac").write_text(text)
             await self.stay(f"twistd -n --pidfile= -y {name}.tac")
-            registered = re.search(r'RegisteredService\(.*, "([\w-]+)"', text)
+            registered = re.search(r'Registered(?:Service|Endpoint)\(.*, "([\w-]+)"', text)
             assert registered is not None
             client = self.client()
 

@@ -26,7 +26,7 @@ import txserviceregistry
 from tests.certificates import selfSigned
 from tests.inprocess import withoutSettings
 from tests.system.docblocks import DOCS, PageTestCase, blocksOf
-from txserviceregistry import Client, errors
+from txserviceregistry import Client, RegisteredService, errors
 from txserviceregistry.commands.configfile import readConfigFile
 from txserviceregistry.discovery import Directory, RegistryAgent, closeShared
 from txserviceregistry.discovery.endpoints import RegisteredPort
@@ -157,6 +157,10 @@ class ShellTests(PageTestCase):
         """Other frameworks."""
         await self.perform(DOCS / "applications.rst")
 
+    async def test_healthChecks(self) -> None:
+        """An application with a database, and the test of a check."""
+        await self.perform(DOCS / "health-checks.rst")
+
     async def test_httpApi(self) -> None:
         """The API with curl."""
         await self.perform(DOCS / "http-api.rst")
@@ -265,7 +269,8 @@ class PythonTests(PageTestCase):
             await client.close()
 
     async def test_stayingRegistered(self) -> None:
-        """Time."""
+        """A service, and monotonic time."""
+        await self.stay("twistd -n service-registry")
         await self.perform(DOCS / "staying-registered.rst", self.names)
 
     async def test_index(self) -> None:
@@ -288,6 +293,16 @@ class PythonTests(PageTestCase):
     async def test_testing(self) -> None:
         """The test is one."""
         await self.perform(DOCS / "testing.rst", self.names)
+
+    async def test_instanceIds(self) -> None:
+        """An id of its own for each instance."""
+        self.names["RegisteredService"] = RegisteredService
+        self.names["client"] = client = Client("joe", "key", reactor=reactor)
+        self.clients.append(client)
+        await self.perform(DOCS / "instance-ids.rst", self.names)
+        service = self.names["service"]
+        self.assertLessEqual(len(service.serviceId), 65)
+        self.assertIn("8", service.serviceId)
 
     async def test_findingServices(self) -> None:
         """From the web server that registers itself to the end of a test, in the page's order."""

@@ -31,7 +31,7 @@ class TwistdWebTests(ProcessTestCase):
 
     def program(self) -> str:
         """The program in the documentation, for the tag that is used here."""
-        _, _, after = DOCUMENT.read_text().partition("knows nothing of it but its tag:\n\n.. code-block:: python\n")
+        _, _, after = DOCUMENT.read_text().partition("finds the server by its tag:\n\n.. code-block:: python\n")
         found = re.match(r"((?:    .*\n|\n)+)", after)
         assert found is not None
         path = Path(self.home, "ask.py")
