@@ -1,4 +1,4 @@
-"""A die that is rolled over HTTP, and has as many sides as the configuration says."""
+"""A die over HTTP, with the number of sides from the configuration."""
 
 from random import randint
 
@@ -32,7 +32,7 @@ class Die(Resource):
 
 
 def diceService(client, name, port):
-    """Serve a die, and have it registered while that runs."""
+    """Serve a die on a port, and register it."""
     services = MultiService()
     configuration = ConfigurationWatcher(client, "/dice")
     configuration.setServiceParent(services)

@@ -1,4 +1,4 @@
-"""A table, at which two dice are rolled, wherever they are."""
+"""A table that rolls two dice, found by their tag."""
 
 from treq.client import HTTPClient
 from twisted.application.service import MultiService
@@ -37,7 +37,7 @@ class Table(Resource):
 
 
 def tableService(client, port):
-    """Serve a table."""
+    """Serve a table on a port."""
     services = MultiService()
     directory = Directory(client, "dice")
     directory.setServiceParent(services)

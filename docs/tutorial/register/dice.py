@@ -1,4 +1,4 @@
-"""A die that is rolled over HTTP."""
+"""A die over HTTP."""
 
 from random import randint
 
@@ -20,7 +20,7 @@ class Die(Resource):
 
 
 def diceService(client, name, port):
-    """Serve a die, and have it registered while that runs."""
+    """Serve a die on a port, and register it."""
     services = MultiService()
     listen(f"tcp:{port}", Site(Die())).setServiceParent(services)
     me = RegisteredService(client, name, 30, tags=["dice"], metadata={"port": str(port)})

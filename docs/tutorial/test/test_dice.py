@@ -1,4 +1,4 @@
-"""Tests of the die, with the real registry, and without a socket."""
+"""Tests of the die, with the real registry in memory."""
 
 from dice import Die
 from twisted.trial.unittest import SynchronousTestCase
@@ -29,12 +29,12 @@ class DieTests(SynchronousTestCase):
         self.set("20")
         self.assertEqual(self.die.sides, 20)
 
-    def test_makesTheBestOfNonsense(self):
+    def test_ignoresInvalidValues(self):
         for value, sides in [("many", 6), ("-3", 2)]:
             self.set(value)
             self.assertEqual(self.die.sides, sides)
 
-    def test_keepsItsSidesWhileTheRegistryIsAway(self):
+    def test_keepsItsSidesDuringAnOutage(self):
         self.set("20")
         self.registry.stop()
         self.registry.advance(3600)
