@@ -8,7 +8,7 @@ from txserviceregistry import useMonotonic
 
 class Ask(WebSocketClientProtocol):
     def onOpen(self):
-        self.sendMessage(b"Is anybody there?")
+        self.sendMessage(b"Hello")
 
     def onMessage(self, payload, isBinary):
         print(payload.decode())
