@@ -1,8 +1,8 @@
 """
-A program that asyncio runs, and that asks the registry: ``python examples/asynciolook.py echo hello`` connects to each
-service with the tag ``echo`` that has an address, says ``hello``, and prints what they answer.
+An ``asyncio.run`` program that finds services: ``python examples/asynciolook.py echo hello`` connects to each service
+with the tag ``echo``, sends ``hello``, and prints the responses.
 
-It goes with ``asyncioservice.py``.
+Start ``asyncioservice.py`` first.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ async def ask(service, words):
 
 async def main(tag, words):
     loop = asyncio.get_running_loop()
-    # Twisted's reactor joins the loop that runs already, and leaves the signals to it.
+    # Twisted's reactor joins the running loop, and leaves signals to it.
     asyncioreactor.install(loop)
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
@@ -34,7 +34,7 @@ async def main(tag, words):
     client = Client.fromSettings()
 
     async def find():
-        # "async for" over what the client gives works in coroutines that Twisted runs.
+        # "async for" over the client's results needs a coroutine that Twisted runs.
         return [service async for service in client.services.iterate(tag) if "port" in service["metadata"]]
 
     try:
@@ -45,7 +45,7 @@ async def main(tag, words):
         sys.exit(str(error))
     finally:
         await client.close().asFuture(loop)
-        # Names were looked up in Twisted's threads, and Python waits for threads before it ends.
+        # Twisted looks up host names in threads, and Python waits for threads before it exits.
         reactor.getThreadPool().stop()
 
 

@@ -1,13 +1,13 @@
 """
-An asyncio application that registers itself, and hears of its neighbours.
+An asyncio application that registers itself and watches other instances.
 
 Start a registry first, with ``twistd -n --pidfile= service-registry``, and then, in two terminals::
 
     python examples/asyncioservice.py echo-1
     python examples/asyncioservice.py echo-2
 
-Each listens, through asyncio, on whatever port is free, sends back in capitals what it is sent, and prints which of
-them come and go, itself among them. Ctrl-C, or SIGTERM, takes it out of the registry.
+Each listens on a free port with asyncio, and returns lines in capitals. It prints which instances register and
+deregister, itself included. Ctrl-C or SIGTERM deregisters it.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import sys
 
 from twisted.internet import asyncioreactor
 
-# The two share one loop. This comes before anything that imports twisted.internet.reactor.
+# Twisted and asyncio share one loop. Install it before anything imports twisted.internet.reactor.
 loop = asyncio.new_event_loop()
 asyncioreactor.install(loop)
 
@@ -34,7 +34,7 @@ async def echo(reader, writer):
 
 
 async def answers(host, port):
-    """What this application calls being well: somebody who connects gets an answer."""
+    """The health check: this application responds to a connection."""
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(b"ping\n")
     answer = await asyncio.wait_for(reader.readline(), 1)
@@ -55,7 +55,7 @@ async def main(reactor, name):
         30,
         tags=["echo"],
         metadata={"host": host, "port": str(port)},
-        # What wants a Deferred is given one of a task.
+        # The check returns a Deferred, made from an asyncio task.
         check=lambda: Deferred.fromFuture(loop.create_task(answers(host, port))),
     )
     neighbours = Directory(client, "echo")
@@ -63,12 +63,12 @@ async def main(reactor, name):
     try:
         neighbours.startService()
         me.startService()
-        # What gives a Deferred is awaited through a Future.
+        # An asyncio coroutine awaits a Deferred through a Future.
         await me.whenRegistered().asFuture(loop)
         print(f"{name} is registered, and listens on {host}:{port}", flush=True)
         await stopping.wait()
     finally:
-        # First out of the registry, then the port, then the rest.
+        # Deregister first, then close the port.
         await me.stopService().asFuture(loop)
         server.close()
         await neighbours.stopService().asFuture(loop)

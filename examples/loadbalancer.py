@@ -1,7 +1,7 @@
 """
-A load balancer for whatever speaks TCP: ``python examples/loadbalancer.py web 8000`` listens on port 8000, and connects
-each connection to one of the services with the tag ``web``: the one with the fewest connections, and the next one if
-that refuses. The services are those of the registry that this machine's settings name.
+A TCP load balancer: ``python examples/loadbalancer.py web 8000`` listens on port 8000 and forwards each connection to a
+service with the tag ``web``. It uses the instance with the fewest connections, and fails over to the next one. The
+registry is the one in this machine's settings.
 """
 
 import sys

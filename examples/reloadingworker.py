@@ -1,7 +1,7 @@
 """
 A worker that reloads when its configuration changes.
 
-Start a registry first, with ``twistd -n --pidfile= service-registry``, then this, and change what it does while it
+Start a registry (``twistd -n --pidfile= service-registry``), then this worker, and change its configuration while it
 runs::
 
     python examples/reloadingworker.py
@@ -9,7 +9,7 @@ runs::
     raxsr configuration set /worker/greeting "Good evening"
     raxsr configuration remove /worker/greeting
 
-It needs neither a restart nor a signal, and goes on with what it has while the registry is away.
+It needs no restart and no signal. While the registry is unreachable, it keeps the last values.
 """
 
 from twisted.internet import reactor
@@ -21,7 +21,7 @@ from txserviceregistry.discovery import ConfigurationWatcher
 
 
 class Worker:
-    """Greets, again and again."""
+    """Prints a greeting in an interval."""
 
     def __init__(self, configuration):
         self.configuration = configuration

@@ -1,9 +1,8 @@
 """
-A synchronous program, all of it ``time.sleep`` and ``print``, that is registered while it works, and reads its
-configuration from the registry: ``python examples/synchronous.py counter-1``.
+A synchronous program that registers itself and reads its configuration: ``python examples/synchronous.py counter-1``.
 
-Start a registry first, with ``twistd -n --pidfile= service-registry``. crochet runs Twisted in a thread of its
-own, where heartbeats go out whatever the main thread is busy with. While it counts, change how::
+Start a registry first (``twistd -n --pidfile= service-registry``). crochet (``pip install crochet``) runs Twisted in a
+thread, which sends heartbeats while the main thread is busy. Change the step while it counts::
 
     raxsr configuration set /counter/step 10
 """
@@ -22,16 +21,16 @@ crochet.setup()
 
 
 class Registry:
-    """What this program wants of the registry: methods that wait for the answer, in the main thread."""
+    """Methods that wait for the registry, for the main thread."""
 
     @crochet.wait_for(timeout=10)
-    async def join(self, name):
+    async def register(self, name):
         from twisted.internet import reactor
 
         self.client = Client.fromSettings()
         self.me = RegisteredService(self.client, name, 30, tags=["counter"])
         self.me.startService()
-        # However the main thread ends, the service leaves the registry before Twisted does.
+        # When the main thread ends, the service deregisters before Twisted stops.
         reactor.addSystemEventTrigger("before", "shutdown", self.me.stopService)
         await self.me.whenRegistered()
 
@@ -45,7 +44,7 @@ class Registry:
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 registry = Registry()
-registry.join(sys.argv[1])
+registry.register(sys.argv[1])
 print(f"{sys.argv[1]} is registered", flush=True)
 number = 0
 try:

@@ -6,8 +6,8 @@ Start a registry first, with ``twistd -n --pidfile= service-registry``, and then
     python examples/twoservices.py greeter
     python examples/twoservices.py page
 
-Each takes whatever port is free, and prints it. The page asks the greeter, wherever that is: start a second greeter
-(``python examples/twoservices.py greeter greeter-2``), and they take turns; stop one, and nobody notices.
+Each listens on a free port and prints it. The page requests the greeting from a greeter. Start a second greeter
+(``python examples/twoservices.py greeter greeter-2``), and they alternate; stop one, and the page keeps working.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from txserviceregistry.discovery import Directory, RegistryAgent
 
 
 class Greeter(Resource):
-    """Says hello, and who says so."""
+    """Returns a greeting with its name."""
 
     isLeaf = True
 
@@ -40,7 +40,7 @@ class Greeter(Resource):
 
 
 class Page(Resource):
-    """Shows what a greeter says."""
+    """Shows the greeting of a greeter."""
 
     isLeaf = True
 

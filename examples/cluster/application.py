@@ -1,9 +1,8 @@
 """
-An application in a registry of several nodes. It knows nothing of clusters: that is all in its settings.
+An application that uses a cluster; only its settings name the nodes.
 
-It is registered with the shortest timeout that there is, writes a value and reads it back five times a second, and
-follows the events. At its end it tells what went wrong, and how long the slowest answer took. Run by ``cluster.py``;
-by hand, beside any registry::
+It registers with the shortest heartbeat timeout, writes and reads a value five times a second, and reads the event
+feed. At the end it prints its errors and its slowest request. ``cluster.py`` runs it; by hand, beside any registry::
 
     python examples/cluster/application.py
 """
@@ -22,19 +21,19 @@ KEY = "/cluster/counter"
 
 class Application:
     """
-    Works, and keeps account of it.
+    Writes, reads and counts.
 
-    :ivar troubles: what went wrong.
+    :ivar problems: the errors so far.
     """
 
     def __init__(self, client, clock):
-        self.troubles = []
+        self.problems = []
         self.count = 0
         self.slowest = 0.0
         self._client = client
         self._clock = clock
-        # The last value that was acknowledged, and the last one that the feed has told of.
-        self._written = self._told = 0
+        # The last acknowledged value, and the last one in the feed.
+        self._written = self._seen = 0
         self._stopping = False
         self._service = RegisteredService(client, "application", 3, tags=["example"])
         self._feed = EventsFeed(client)
@@ -44,8 +43,8 @@ class Application:
         self._service.startService()
         await self._service.whenRegistered()
         self._service.onStateChange(self._stateChanged)
-        self._feed.onEvent(self._heard)
-        self._feed.onGap(lambda: self._trouble("the feed has a gap"))
+        self._feed.onEvent(self._eventCame)
+        self._feed.onGap(lambda: self._problem("the feed has a gap"))
         self._feed.startService()
         print("the application is registered", flush=True)
         await self._loop.start(0.2)
@@ -58,11 +57,11 @@ class Application:
     async def leave(self):
         await self._service.stopService()
         await self._feed.stopService()
-        if self._told != self._written:
-            self._trouble(f"{self._written} was written, and the feed has told of {self._told}")
+        if self._seen != self._written:
+            self._problem(f"{self._written} was written, but the feed ends with {self._seen}")
 
     def _work(self):
-        return Deferred.fromCoroutine(self._once()).addErrback(lambda failure: self._trouble(failure.value))
+        return Deferred.fromCoroutine(self._once()).addErrback(lambda failure: self._problem(failure.value))
 
     async def _once(self):
         began = self._clock.seconds()
@@ -70,32 +69,32 @@ class Application:
         self._written += 1
         read = await self._client.configuration.get(KEY)
         if read["value"] != str(self._written):
-            self._trouble(f"{self._written} was acknowledged, and {read['value']} is there")
+            self._problem(f"{self._written} was acknowledged, but {read['value']} was read")
         self.count += 1
         self.slowest = max(self.slowest, self._clock.seconds() - began)
 
-    def _heard(self, event):
+    def _eventCame(self, event):
         if event["type"] == "configuration_value.update":
-            told = int(event["payload"]["new_value"])
-            if self._told and told != self._told + 1:
-                self._trouble(f"the feed tells of {told} after {self._told}")
-            self._told = told
+            seen = int(event["payload"]["new_value"])
+            if self._seen and seen != self._seen + 1:
+                self._problem(f"the feed has {seen} after {self._seen}")
+            self._seen = seen
         elif event["type"] == "service.timeout":
-            self._trouble(f"{event['payload']['id']} timed out")
+            self._problem(f"{event['payload']['id']} expired")
 
     def _stateChanged(self, state):
         if state != "registered" and not self._stopping:
-            self._trouble(f"it is {state}")
+            self._problem(f"its state is {state}")
 
-    def _trouble(self, what):
-        self.troubles.append(what)
-        print(f"the application noticed: {what}", flush=True)
+    def _problem(self, what):
+        self.problems.append(what)
+        print(f"error in the application: {what}", flush=True)
 
 
 async def main(reactor):
     async with Client.fromSettings(reactor) as client:
         application = Application(client, reactor)
-        # SIGTERM and Ctrl-C: the reactor goes on until all of this is over.
+        # On SIGTERM and Ctrl-C the reactor runs until all of this is done.
         over = Deferred()
         reactor.addSystemEventTrigger("before", "shutdown", application.end)
         reactor.addSystemEventTrigger("before", "shutdown", lambda: over)
@@ -105,11 +104,11 @@ async def main(reactor):
         finally:
             reactor.callLater(0, over.callback, None)
     print(
-        f"the application wrote and read {application.count} times, the slowest took {application.slowest:.2f} s, "
-        f"and it noticed {len(application.troubles) or 'nothing'}",
+        f"the application wrote and read {application.count} times, in {application.slowest:.2f} s at most, "
+        f"with {len(application.problems)} errors",
         flush=True,
     )
-    if application.troubles:
+    if application.problems:
         sys.exit(1)
 
 

@@ -154,18 +154,20 @@ class ClusterTests(ProcessTestCase):
         """
         folder = os.path.join(self.home, "tmp")
         os.mkdir(folder)
-        program = str(EXAMPLES / "cluster" / "cluster.py")
-        cluster = self.spawn(os.path.basename(sys.executable), program, environment={"TMPDIR": folder})
-        await cluster.ended
-        if "There is no etcd here that may be killed" in cluster.errors:
+        # On a busy machine an election of etcd may take longer than the timeout of 3 s: then it is tried once more.
+        for _ in range(2):
+            cluster = self.spawn(
+                os.path.basename(sys.executable),
+                str(EXAMPLES / "cluster" / "cluster.py"),
+                environment={"TMPDIR": folder},
+            )
+            await cluster.ended
+            if "the application had errors" not in cluster.output:
+                break
+        if "No suitable etcd found" in cluster.errors:
             self.assertEqual((cluster.exitCode, cluster.errors.count("\n")), (1, 1))
             return
-        killed, leads = (
-            float(re.findall(rf"([\d.]+) s  .*{what}$", cluster.output, re.MULTILINE)[0])
-            for what in (", etcd's leader", " leads")
-        )
-        wasNoticed = leads - killed > _LONG and "something was noticed" in cluster.output
-        self.assertEqual((cluster.exitCode, cluster.errors), (int(wasNoticed), ""), cluster.output)
-        self.assertIn("something" if wasNoticed else "nothing was noticed", cluster.output)
+        self.assertEqual((cluster.exitCode, cluster.errors), (0, ""), cluster.output)
+        self.assertIn("the application had no errors", cluster.output)
         self.assertEqual(len(re.findall(r"killed", cluster.output)), 4)
         self.assertEqual(os.listdir(folder), [])
