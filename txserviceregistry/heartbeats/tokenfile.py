@@ -84,7 +84,7 @@ class TokenFile:
         """
         if self.isOurs:
             return True
-        # Not .lock: the wrapper has ID.lock beside ID.token, and web1.token may be an id too.
+        # Not another .token: web1.token may be an id of the wrapper too.
         beside = f"{self.path}.claim"
         checkPath(beside)
         claim = FileIO(beside, "a", opener=lambda path, flags: os.open(path, flags | _NO_FOLLOW, 0o600))

@@ -216,9 +216,11 @@ class WrapperTests(WrapperTestCase):
             lines = [line for line in err.splitlines() if not line.endswith((" of its state file", " deregistered"))]
             self.assertEqual(len(lines), int(expected in (126, 127)), err)
             if command == ["./noshebang"]:
-                self.assertIn("./noshebang: can't be run: it is a script without #! in its first line", err)
+                self.assertIn(
+                    "can't run ./noshebang: it is a script whose first line does not name an interpreter", err
+                )
             if command == ["./alien"]:
-                self.assertIn("./alien: can't be run: it is not a program for this machine", err)
+                self.assertIn("can't run ./alien: it is not a program for this machine", err)
 
     async def test_theChildsStateIsClean(self) -> None:
         """No signal is blocked or ignored, the standard streams block, and no file of the wrapper's is open."""
@@ -436,7 +438,7 @@ class WrapperTests(WrapperTestCase):
         await first.says("ready")
         out, err, code = await self.run_("--id=twice", "--abort-on-failure", "--retries=0", "echo", "started")
         self.assertEqual((out, code), (b"", 100))
-        self.assertIn("another service-registry-wrapper", err)
+        self.assertIn("while another process uses it", err)
         self.assertIn("already exists", err)
 
     async def test_aDataDirThatCantBeWritten(self) -> None:

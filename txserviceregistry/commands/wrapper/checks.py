@@ -1,5 +1,5 @@
 """
-Whether a process is well, seen from outside: a port that takes connections, or a URL that answers.
+Health checks of a process from outside: a port that accepts connections, or a URL that responds.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from ...http.resolving import stageOf
 from ...http.tls import tlsPolicy
 from ...util.deferred import returnsDeferred
 
-#: Looks once: fires with ``True`` if all is well, and fails with the reason if not.
+#: Checks once: fires with ``True`` if the process is healthy, and fails with the reason if not.
 Probe = Callable[[], Deferred[bool]]
 
 _LOCAL = "127.0.0.1"
-# Seconds to connect, at most: a check gives up long before.
+# Seconds to connect, at most. The timeout of a check is shorter.
 _CONNECT_TIMEOUT = 30.0
-# Seconds to the second look, so that the registration of a program that starts fast follows soon. Until the first pass
-# the seconds from one look to the next grow to this part of those since the start.
+# Seconds to the second check, so that a program that starts fast is registered soon. Until the first pass the interval
+# grows to this share of the seconds since the start.
 _FIRST_INTERVAL = 0.5
 _FIRST_SHARE = 0.1
-# A program takes its time to start: a check that fails in its first seconds is not logged.
+# Checks that fail in the first seconds of a program are not logged.
 _START = 10.0
 
 
-class _Knock(Protocol):
-    """A connection that is all that is asked for."""
+class _Disconnecting(Protocol):
+    """Closes the connection as soon as it is made."""
 
     def connectionMade(self) -> None:
         assert self.transport is not None
@@ -47,8 +47,8 @@ class _Knock(Protocol):
 def makeProbe(reactor: Any, text: str) -> Probe:
     """
     :param reactor: connects.
-    :param text: ``tcp:PORT`` or ``tcp:HOST:PORT``: something there takes connections; ``http://HOST:PORT/PATH``: it
-        answers with a 2xx or a 3xx, body and all. Of ``https://`` the certificate is not verified.
+    :param text: ``tcp:PORT`` or ``tcp:HOST:PORT`` passes if connections are accepted; ``http://HOST:PORT/PATH`` passes
+        if the response has a status from 200 to 399 and is complete. With ``https://`` the certificate is not verified.
     :raises ValueError: if it is none of these.
     """
     scheme = text.partition(":")[0].lower()
@@ -59,7 +59,7 @@ def makeProbe(reactor: Any, text: str) -> Probe:
             return _httpProbe(reactor, text)
     except ValueError:
         pass
-    raise ValueError(f"{text!r} is none of tcp:PORT, tcp:HOST:PORT, http://HOST:PORT/PATH and https://HOST:PORT/PATH")
+    raise ValueError(f"{text!r} is not tcp:PORT, tcp:HOST:PORT, http://HOST:PORT/PATH or https://HOST:PORT/PATH")
 
 
 def _tcpProbe(reactor: Any, text: str) -> Probe:
@@ -72,7 +72,7 @@ def _tcpProbe(reactor: Any, text: str) -> Probe:
     @returnsDeferred
     async def probe() -> bool:
         try:
-            await endpoint.connect(Factory.forProtocol(_Knock))
+            await endpoint.connect(Factory.forProtocol(_Disconnecting))
         except Exception as error:
             raise _reasonFor(error, reactor, parts)
         return True
@@ -81,7 +81,7 @@ def _tcpProbe(reactor: Any, text: str) -> Probe:
 
 
 def _reasonFor(error: Exception, reactor: Any, parts: SplitResult) -> Exception:
-    """What a look fails with. One that was ended took too long, most likely; the reason is what it was waiting for."""
+    """The error of a failed check. One that was cancelled took too long: the reason is the stage that it was in."""
     if not isinstance(error, CancelledError):
         return HealthCheckFailed(describeFailure(error))
     stage = stageOf(reactor, parts.hostname or "")
@@ -90,7 +90,7 @@ def _reasonFor(error: Exception, reactor: Any, parts: SplitResult) -> Exception:
 
 def _httpProbe(reactor: Any, text: str) -> Probe:
     parts = urlsplit(text)
-    # Asking for the port finds one that is none.
+    # parts.port raises ValueError for an invalid port.
     if not parts.hostname or parts.username is not None or parts.port == 0:
         raise ValueError(text)
     url = parts._replace(path=parts.path or "/", fragment="").geturl().encode("ascii")
@@ -100,7 +100,7 @@ def _httpProbe(reactor: Any, text: str) -> Probe:
 
     @returnsDeferred
     async def probe() -> bool:
-        # The whole body is here then, and the connection at its end.
+        # This fires when the body is complete and the connection closed.
         try:
             response = await agent.request(b"GET", url, headers)
         except Exception as error:
@@ -114,9 +114,9 @@ def _httpProbe(reactor: Any, text: str) -> Probe:
 
 class Checker(HealthCheck):
     """
-    Looks regularly, and remembers what it saw last.
+    Checks regularly.
 
-    :ivar passing: whether it was well.
+    :ivar passing: whether the last check passed.
     """
 
     def __init__(
@@ -132,10 +132,10 @@ class Checker(HealthCheck):
     ) -> None:
         """
         :param serviceId: the service, for the log.
-        :param name: what is looked at, for the log.
-        :param probe: looks.
-        :param interval: seconds from one look to the next. Before the first pass they may be shorter.
-        :param timeout: seconds that one look may take.
+        :param name: the port or URL, for the log.
+        :param probe: checks once.
+        :param interval: seconds from one check to the next, or less before the first pass.
+        :param timeout: seconds that one check may take.
         :param clock: the reactor.
         :param passed: called when it passes for the first time.
         """
@@ -144,31 +144,32 @@ class Checker(HealthCheck):
         self._interval = interval
         self._timeout = timeout
         self._firstPass: Callable[[], None] | None = passed
-        self._isLooking = False
-        self._looking: Deferred[None] = succeed(None)
+        self._isRunning = False
+        self._checking: Deferred[None] = succeed(None)
 
     def start(self) -> None:
-        """Begin to look."""
-        self._isLooking = True
-        self._looking = self._lookAgainAndAgain().addErrback(lambda failure: failure.trap(CancelledError))
+        """Begin to check."""
+        self._isRunning = True
+        self._checking = self._checkRegularly().addErrback(lambda failure: failure.trap(CancelledError))
 
     def stop(self) -> None:
-        """Look no more."""
-        self._isLooking = False
-        self._looking.cancel()
+        """Check no more."""
+        # It may be called by passed(), where cancelling does not end the loop.
+        self._isRunning = False
+        self._checking.cancel()
 
     @returnsDeferred
-    async def _lookAgainAndAgain(self) -> None:
+    async def _checkRegularly(self) -> None:
         began = self._clock.seconds()
-        while self._isLooking:
-            looked = self._clock.seconds()
+        while self._isRunning:
+            checked = self._clock.seconds()
             interval, suspended, isStarting = self._interval, "heartbeats", False
             if self._firstPass is not None:
-                interval = min(interval, max(_FIRST_INTERVAL, _FIRST_SHARE * (looked - began)))
-                suspended, isStarting = "registration", looked - began < _START
+                interval = min(interval, max(_FIRST_INTERVAL, _FIRST_SHARE * (checked - began)))
+                suspended, isStarting = "registration", checked - began < _START
             self.passing = await self.passes(self._timeout, suspended, isStarting=isStarting)
             if self.passing and self._firstPass is not None:
                 passed, self._firstPass = self._firstPass, None
                 passed()
                 interval = self._interval
-            await deferLater(self._clock, max(0.0, looked + interval - self._clock.seconds()), lambda: None)
+            await deferLater(self._clock, max(0.0, checked + interval - self._clock.seconds()), lambda: None)

@@ -1,9 +1,8 @@
 """
 ``service-registry-wrapper``: runs a command as a registered service.
 
-Here is the order of things, from the options to the exit code. How a process is started and reaped is in
-:mod:`.children`, where signals come from in :mod:`.signals`, how it is registered in :mod:`.enrolment`, how one sees
-that it is well in :mod:`.checks`.
+This module has the order of events, from the options to the exit code. :mod:`.process` starts and reaps the process,
+:mod:`.signals` receives signals, :mod:`.registration` keeps the service registered, :mod:`.checks` runs health checks.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from ..outcome import oneLine
 from .checks import Checker, makeProbe
 from .options import Options
 from .process import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
-from .registration import NotRegistered, ServiceSpec, WrapperRegistration, claimTokenFile
-from .signals import Signals, stopAsThePersonAskedFor
+from .registration import NotRegistered, ServiceSpec, WrapperRegistration, tokenFileIn
+from .signals import Signals, stopUntilContinued
 
 _NAME = "service-registry-wrapper"
 
@@ -46,19 +45,19 @@ WRONG_USE = 2
 
 # Seconds that a request may take. Heartbeats have deadlines of their own.
 _TIMEOUT = 5.0
-# Without --abort-on-failure the command does not wait longer than this (seconds) for its registration.
+# Without --abort-on-failure the command waits at most so many seconds for its registration.
 _LONGEST_HOLD = 3.0
-# A command that SIGTERM has not ended in this time (seconds) is killed, for it must not go on unregistered.
+# Seconds from SIGTERM to SIGKILL for a command that must not go on unregistered.
 _GRACE = 10.0
-# A name server that does not answer can hold a thread, and with it the end of the process; but no longer (seconds).
+# Seconds that the end of the process may take: a name server that does not answer can hold a thread.
 _LONGEST_END = 1.0
 
-# What ends a process that has nothing to do yet.
+# The signals that end the wrapper before the command has started.
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
 
 
 def tell(line: str) -> None:
-    """Say something to the person, beside what the command says, if it can be written: the command is what matters."""
+    """Write a line to stderr, if it can be written: the command goes on in any case."""
     console.tell(f"{_NAME}: {oneLine(line)}")
 
 
@@ -75,19 +74,19 @@ class Wrapper:
         start: Callable[[], Child],
         read: Callable[[], Settings] | None = None,
         connect: Callable[[Settings], Client] | None = None,
-        state: Path | None = None,
+        tokenFile: Path | None = None,
         tell: Callable[[str], None] = tell,
         held: Callable[[], None] = lambda: None,
     ) -> None:
         """
         :param clock: the reactor.
-        :param options: what was asked for.
-        :param start: starts the command; raises :class:`~.children.CantStart`.
-        :param read: reads the settings of the registry; by default, those of the options first.
+        :param options: the command line.
+        :param start: starts the command; raises :class:`~.process.CantStart`.
+        :param read: reads the settings of the registry; by default, the options come before other settings.
         :param connect: makes a client of them.
-        :param state: the file for the heartbeat token.
-        :param tell: says a line to the person.
-        :param held: called when the tries before the start are over, and what came of them has been told.
+        :param tokenFile: the file for the heartbeat token.
+        :param tell: writes a line for the user.
+        :param held: called when the tries before the start are over, and their result has been told.
         """
         self._held = held
         self._clock = clock
@@ -108,7 +107,7 @@ class Wrapper:
                 interval=options.checkInterval,
                 timeout=options.checkTimeout,
                 clock=clock,
-                passed=self._enrol,
+                passed=self._register,
             )
         checker = self._checker
         self._registration = WrapperRegistration(
@@ -119,13 +118,13 @@ class Wrapper:
             retries=options.retries,
             lost=self._lost,
             check=None if checker is None else lambda: checker.passing,
-            state=state,
+            tokenFile=tokenFile,
         )
 
     @returnsDeferred
     async def run(self) -> int:
         """
-        Register the service, start the command, wait for its end.
+        Register the service, start the command, and wait for its end.
 
         :return: fires with the exit code.
         """
@@ -140,7 +139,6 @@ class Wrapper:
             return 128 + self._interruption
         except CantStart as error:
             self._tell(str(error))
-            # Nobody shall believe for an interval that it runs.
             await self._registration.leave()
             return error.exitCode
         except NotRegistered as error:
@@ -163,10 +161,10 @@ class Wrapper:
 
     def signalled(self, number: int, typed: bool) -> None:
         """
-        A signal has reached this process.
+        Handle a signal to this process.
 
-        :param number: which.
-        :param typed: whether the terminal has sent it to the whole process group.
+        :param number: the signal.
+        :param typed: whether the terminal sent it to the whole process group.
         """
         child = self._child
         if number == signal.SIGCHLD:
@@ -180,16 +178,16 @@ class Wrapper:
                 child.signal(number)
             self._passedOn.add(number)
             if number == signal.SIGTSTP:
-                stopAsThePersonAskedFor()
+                stopUntilContinued()
 
     # -- the registration
 
     @returnsDeferred
     async def _hold(self) -> None:
-        """What comes before the start: the registration, or as much of it as there can be."""
+        """Register the service before the command starts, as far as that is possible."""
         abort = self._options["abort-on-failure"]
         if self._checker is not None:
-            # It can't be registered before it runs; but one can see whether it could be.
+            # The check can't pass before the command runs.
             if abort:
                 await self._registration.reach()
             return
@@ -200,25 +198,25 @@ class Wrapper:
         try:
             await tried.addTimeout(_LONGEST_HOLD, self._clock, _tookTooLong)
         except NotRegistered as error:
-            self._tell(f"{error}. The command is started unregistered, and its registration goes on being tried")
+            self._tell(f"{error}. The command is started unregistered; registration is retried")
 
-    def _enrol(self) -> None:
+    def _register(self) -> None:
         """The check has passed for the first time."""
-        self._registration.begin().addErrback(self._notEnrolled)
+        self._registration.begin().addErrback(self._notRegistered)
 
-    def _notEnrolled(self, failure: Failure) -> None:
+    def _notRegistered(self, failure: Failure) -> None:
         failure.trap(NotRegistered)
         reason = failure.getErrorMessage()
         if self._options["abort-on-failure"]:
             self._lost(reason)
         else:
-            self._tell(f"{reason}. The registration goes on being tried")
+            self._tell(f"{reason}. Registration is retried")
 
     def _lost(self, reason: str) -> None:
         child = self._child
         if child is None or not self._options["abort-on-failure"]:
             return
-        self._tell(f"the registration is lost: {reason}. The command is ended (--abort-on-failure)")
+        self._tell(f"registration lost: {reason}. The command is ended (--abort-on-failure)")
         self._aborting = True
         self._registration.abandon()
         child.signal(signal.SIGTERM)
@@ -234,7 +232,7 @@ class Wrapper:
 
 
 def _tookTooLong(_: object, timeout: float) -> Failure:
-    return Failure(NotRegistered(f"The registry has not answered in {timeout:g} s"))
+    return Failure(NotRegistered(f"The registry did not answer within {timeout:g} s"))
 
 
 def _cancelling(call: Any) -> Callable[[Any], Any]:
@@ -249,8 +247,7 @@ def _cancelling(call: Any) -> Callable[[Any], Any]:
 @implementer(ILogObserver)
 class _Lines:
     """
-    The few lines of the log that a person wants beside the command's own: how it stands with the registration, and
-    what goes wrong.
+    Writes the log for the user: changes of the registration, and errors.
     """
 
     def __init__(self) -> None:
@@ -260,12 +257,12 @@ class _Lines:
         self._told = ""
 
     def tell(self, text: str) -> None:
-        """Print what the wrapper itself has to say."""
+        """Write a line of the wrapper's own."""
         self._told = text
         tell(text)
 
     def tryingIsOver(self) -> None:
-        """What came of the first tries has been told: from now on, tell of heartbeats that fail."""
+        """The result of the first tries has been told: from now on, heartbeats that fail are told."""
         self._isTrying = False
 
     def __call__(self, event: LogEvent) -> None:
@@ -279,14 +276,13 @@ class _Lines:
         ):
             return
         if event.get("log_format") == REGISTERED_AT:
-            # That all is well goes without saying.
             self._isRegistered = True
             return
         if event.get("log_format") == HEARTBEAT_FAILED and not self._isRegistered and event["reason"] in self._told:
-            # The line about the first tries has said so.
+            # The line about the first tries has the reason.
             return
         if namespace.startswith("txserviceregistry.heartbeats.healthcheck."):
-            # The Checker has said so, earlier and with the reason.
+            # The Checker has logged the reason before.
             return
         if self.silent or level < (LogLevel.info if ours else LogLevel.warn):
             return
@@ -296,15 +292,13 @@ class _Lines:
 
 
 def _tokenFile(serviceId: str) -> Path | None:
-    """Where the heartbeat token is kept, if it can be kept at all. The claim lasts until this process ends."""
+    """The file for the heartbeat token, if it can be kept at all."""
     try:
-        return claimTokenFile(defaultDataDir(), serviceId)[0]
-    except BlockingIOError:
-        tell(f"another service-registry-wrapper runs service {serviceId} on this machine")
+        return tokenFileIn(defaultDataDir(), serviceId)
     except InvalidSettings:
-        tell("There is no place for the heartbeat token, because this user has no home directory: set RAXSR_DATA_DIR")
+        tell("No place for the heartbeat token: this user has no home directory. Set RAXSR_DATA_DIR")
     except OSError as error:
-        tell(f"{error.filename or defaultDataDir()}: {error.strerror}. A restart can't go on as the same service")
+        tell(f"{error.filename or defaultDataDir()}: {error.strerror}. A restart can't continue the same service")
     return None
 
 
@@ -339,7 +333,7 @@ def _run() -> int:
         reactor,
         options,
         start=lambda: startChild(options.command, environment, signals.kept),
-        state=_tokenFile(options.serviceId),
+        tokenFile=_tokenFile(options.serviceId),
         held=lines.tryingIsOver,
         tell=lines.tell,
     )
@@ -347,7 +341,7 @@ def _run() -> int:
 
     def end(code: int) -> None:
         codes.append(code)
-        # What is still under way fails now, and that is nothing to tell.
+        # Requests that are under way fail now.
         lines.silent = True
         late = Timer(_LONGEST_END, os._exit, [code])
         late.daemon = True
@@ -359,7 +353,7 @@ def _run() -> int:
         wrapper.run().addErrback(failed).addCallback(end)
 
     def failed(failure: Failure) -> int:
-        tell(f"an error of its own: {failure.value!r}")
+        tell(f"internal error: {failure.value!r}")
         return 1
 
     reactor.callWhenRunning(run)

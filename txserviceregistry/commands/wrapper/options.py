@@ -1,5 +1,5 @@
 """
-The options of ``service-registry-wrapper``, and where they end: at the first word that is none.
+The options of ``service-registry-wrapper``, which end at the first word that is not an option.
 """
 
 from __future__ import annotations
@@ -23,50 +23,55 @@ Example:
       --metadata=port=8000,host=localhost --interval=20 \\
       --check=tcp:8000 /opt/my-app/bin/api --port=8000
 
-Exit codes: the command's own, 128 + N when signal N has ended it; 127 no such
-program, 126 it can't be run, 100 --abort-on-failure, 2 wrong use.
+Exit codes: the command's own, 128 + N after signal N; 127 command not found,
+126 it can't be run, 100 --abort-on-failure, 2 wrong usage.
 """
 
 
 class Options(usage.Options):
     """
-    What was asked for.
+    The command line.
 
     :ivar serviceId: the service's id.
     :ivar interval: its heartbeat timeout in seconds.
     :ivar tags: its tags.
     :ivar metadata: its metadata.
-    :ivar retries: how many more tries to register there are at the start, after the first.
-    :ivar credentials: the user's name and API key, as far as they are given, by the names that the settings have.
-    :ivar warnings: what is to be told about options that have no effect.
-    :ivar check: where to look whether the command is well, if anywhere.
-    :ivar checkInterval: seconds from one look to the next.
-    :ivar checkTimeout: seconds that a look may take.
+    :ivar retries: the number of tries at the start after the first one.
+    :ivar credentials: the user's name and API key, if they are given, by the names of the settings.
+    :ivar warnings: warnings about options without effect.
+    :ivar check: the port or URL of the health check, if there is one.
+    :ivar checkInterval: seconds from one check to the next.
+    :ivar checkTimeout: seconds that a check may take.
     :ivar command: the program and its arguments.
     """
 
     synopsis = "Usage: service-registry-wrapper --id=ID [options] [--] COMMAND [ARGUMENT …]"
     longdesc = (
-        "Runs COMMAND, and keeps it in the service registry as long as it lives. Everything from the first word that "
-        "is no option on is the command's. Its id is in its environment as SERVICE_REGISTRY_ID."
+        "Runs COMMAND, and keeps it registered in the service registry as long as it runs. The command begins at the "
+        "first word that is not an option. SERVICE_REGISTRY_ID in its environment is the service's id."
     )
     optParameters = [
         ["id", "i", None, f"The service's id: {ID_RULE}"],
-        ["username", None, None, "The user's name (default: as the settings say)."],
+        ["username", None, None, "The user's name (default: from the settings)."],
         [
             "api-key",
             None,
             None,
-            "The user's API key; every user of this machine can see it in ps: prefer RAXSR_API_KEY or ~/.raxrc.",
+            "The user's API key; other users of this machine can see it: prefer RAXSR_API_KEY or ~/.raxrc.",
         ],
-        ["interval", None, "30", "Heartbeat timeout: seconds, 3 to 120, after which a silent service expires."],
-        ["retries", None, "2", "How many more tries to register there are at the start, after the first."],
+        [
+            "interval",
+            None,
+            "30",
+            "Heartbeat timeout: seconds without a heartbeat, 3 to 120, after which the service expires.",
+        ],
+        ["retries", None, "2", "How often to retry a failed registration before the command starts."],
         [
             "check",
             None,
             None,
-            "Send heartbeats only while this passes, and register when it first does: tcp:PORT, tcp:HOST:PORT, or an "
-            "http or https URL.",
+            "Health check: register when it first passes, and send heartbeats only while it passes. tcp:PORT, "
+            "tcp:HOST:PORT, or an http or https URL.",
         ],
         ["check-interval", None, "5", "Seconds from one check to the next."],
         ["check-timeout", None, "2", "Seconds that a check may take."],
@@ -75,12 +80,12 @@ class Options(usage.Options):
         [
             "abort-on-failure",
             None,
-            "Don't start the command unregistered; end it when its registration is lost for good.",
+            "Don't start the command unregistered; end it when its registration is lost.",
         ],
         [
             "deregister",
             None,
-            "Remove the service when the command ends with 0, or on a signal that was forwarded to it.",
+            "Deregister the service when the command ends with 0, or by a signal that was forwarded to it.",
         ],
     ]
 
@@ -122,14 +127,14 @@ class Options(usage.Options):
     def parseOptions(self, options: Any = None) -> None:
         """
         :param options: the words; those of the command line if they are not given.
-        :raises twisted.python.usage.UsageError: if they can't be used.
+        :raises twisted.python.usage.UsageError: if an option is wrong.
         """
         words = sys.argv[1:] if options is None else options
         try:
             command = getopt.getopt(words, self.shortOpt, self.longOpt)[1]
         except getopt.error:
             command = []
-        # What the command gets may be in any encoding.
+        # The command's arguments may be in any encoding.
         problem = undecodable(words[: len(words) - len(command)])
         if problem is not None:
             raise usage.UsageError(problem)
@@ -145,39 +150,39 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """
-        Check and complete what was given.
+        Check and complete the values.
 
-        :raises twisted.python.usage.UsageError: if something can't be used.
+        :raises twisted.python.usage.UsageError: if an option is wrong.
         """
         if self["id"] is None:
-            raise usage.UsageError("--id is missing")
+            raise usage.UsageError("--id is required")
         if not SERVICE_ID.fullmatch(self["id"]):
-            raise usage.UsageError(f"--id {self['id']!r} is not made of {ID_RULE}")
+            raise usage.UsageError(f"invalid --id {self['id']!r}: use {ID_RULE}")
         self.serviceId: str = self["id"]
         self.interval = int(self._number("interval"))
         if self["interval"] != str(self.interval) or self.interval not in HEARTBEAT_TIMEOUTS:
-            raise usage.UsageError("--interval (--heartbeat-timeout) has to be a whole number of seconds from 3 to 120")
+            raise usage.UsageError("--interval (--heartbeat-timeout) must be a whole number of seconds from 3 to 120")
         for option in ("username", "api-key"):
             if self[option] == "":
-                raise usage.UsageError(f"--{option}: there is no value")
+                raise usage.UsageError(f"--{option}: the value is empty")
         self.credentials: dict[str, str | None] = {"username": self["username"], "apiKey": self["api-key"]}
         self.retries = int(self._number("retries"))
         if self["retries"] != str(self.retries):
-            raise usage.UsageError("--retries has to be a whole number from 0 on")
+            raise usage.UsageError("--retries must be a whole number")
         self.check: str | None = self["check"]
         self.checkInterval = self._number("check-interval")
         self.checkTimeout = self._number("check-timeout")
         if not self.checkInterval or not self.checkTimeout:
-            raise usage.UsageError("--check-interval and --check-timeout have to be more than 0 seconds")
+            raise usage.UsageError("--check-interval and --check-timeout must be more than 0 seconds")
         if self.check is not None:
             _checkProbe(self.check)
         if not self.command:
-            raise usage.UsageError("there is no command to run")
+            raise usage.UsageError("a command to run is required")
 
     def _number(self, option: str) -> float:
         text: str = self[option]
         if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text):
-            raise usage.UsageError(f"--{option} {text!r} is no number")
+            raise usage.UsageError(f"--{option}: {text!r} is not a number")
         return float(text)
 
 

@@ -1,7 +1,5 @@
 """
-The wrapped command as a process: started as if nobody stood between it and whoever called, and reaped.
-
-Nothing here reads or writes what the process says: its standard streams are this process's own.
+The wrapped command as a process: started with the wrapper's own standard streams, and reaped.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ _NOT_RUNNABLE = 126
 
 class CantStart(Exception):
     """
-    There is no such program, or it can't be run; the text says which and why.
+    A program was not found, or can't be run.
 
-    :ivar exitCode: what a shell would end with.
+    :ivar exitCode: the exit code that a shell would have.
     """
 
     def __init__(self, text: str, exitCode: int) -> None:
@@ -35,7 +33,7 @@ class Child:
     A process that was started.
 
     :ivar pid: its id.
-    :ivar ended: fires with its wait status, when whoever reaps it says so.
+    :ivar ended: fires with its wait status; the caller of :func:`reap` fires it.
     """
 
     def __init__(self, pid: int) -> None:
@@ -44,43 +42,42 @@ class Child:
 
     @property
     def sharesTerminalSignals(self) -> bool:
-        """Whether it still is in our process group, to which the terminal sends what is typed."""
+        """Whether it is still in our process group, to which the terminal sends signals."""
         try:
             return os.getpgid(self.pid) == os.getpgrp()
         except ProcessLookupError:
             return False
 
     def signal(self, number: int) -> None:
-        """Send it a signal. One that has ended takes none."""
+        """Send it a signal, if it has not ended."""
         if self.ended.called:
             return
         try:
             os.kill(self.pid, number)
         except PermissionError:
-            # It runs as somebody else now, as a setuid program does.
+            # It runs as another user, as a setuid program does.
             pass
 
 
 def findProgram(word: str) -> str:
     """
-    Where a program is.
+    Find a program as a shell does.
 
-    :param word: as a shell would take it: a path if there is a slash in it, else a name to look for in ``PATH``.
-    :raises CantStart: if there is none.
+    :param word: a path if it has a slash, else a name in ``PATH``.
+    :raises CantStart: if it does not exist, or can't be run.
     """
     path = shutil.which(word)
     if path is not None:
         return path
     folders = [""] if os.sep in word else os.environ.get("PATH", os.defpath).split(os.pathsep)
     if word and any(os.path.exists(os.path.join(folder, word)) for folder in folders):
-        raise CantStart(f"{word}: can't be run: {os.strerror(errno.EACCES)}", _NOT_RUNNABLE)
-    raise CantStart(f"{word}: there is no such program", _NOT_FOUND)
+        raise CantStart(f"can't run {word}: {os.strerror(errno.EACCES)}", _NOT_RUNNABLE)
+    raise CantStart(f"{word}: command not found", _NOT_FOUND)
 
 
 def startEnvironment() -> dict[bytes, bytes]:
     """
-    The environment that this process was started with. Python may have changed its own since: in the C locale it adds
-    ``LC_CTYPE`` (PEP 538).
+    The environment that this process was started with. In the C locale Python adds ``LC_CTYPE`` to its own (PEP 538).
     """
     try:
         with open("/proc/self/environ", "rb") as file:
@@ -92,12 +89,12 @@ def startEnvironment() -> dict[bytes, bytes]:
 
 def startChild(command: Sequence[str], environment: Mapping[bytes, bytes], keepIgnored: frozenset[int]) -> Child:
     """
-    Start a process with our standard streams, terminal and folder, no signal blocked and none ignored.
+    Start a process with our standard streams, terminal and folder, and with no signal blocked or ignored.
 
     :param command: the program and its arguments.
     :param environment: its environment.
-    :param keepIgnored: the signals that it ignores as we do.
-    :raises CantStart: if it can't be.
+    :param keepIgnored: the signals that stay ignored.
+    :raises CantStart: if it can't be started.
     """
     path = findProgram(command[0])
     defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} - keepIgnored
@@ -106,29 +103,28 @@ def startChild(command: Sequence[str], environment: Mapping[bytes, bytes], keepI
     except OSError as error:
         text = error.strerror
         if error.errno == errno.ENOENT and os.path.exists(path):
-            text = "the interpreter that its first line names is missing"
+            text = "the interpreter in its first line does not exist"
         elif error.errno == errno.ENOEXEC:
             text = _whyNotRunnable(path)
-        raise CantStart(f"{command[0]}: can't be run: {text}", _NOT_RUNNABLE)
+        raise CantStart(f"can't run {command[0]}: {text}", _NOT_RUNNABLE)
 
 
 def _whyNotRunnable(path: str) -> str:
-    """Why the system does not know how to run a file."""
+    """Why the system can't run a file."""
     try:
         with open(path, "rb") as file:
             start = file.read(1024)
     except OSError:
         start = b""
     if start and b"\0" not in start:
-        return "it is a script without #! in its first line, which names the interpreter, such as #!/bin/sh"
+        return "it is a script whose first line does not name an interpreter, such as #!/bin/sh"
     return "it is not a program for this machine"
 
 
 def reap() -> Iterator[tuple[int, int]]:
     """
-    All children that have ended, orphans too that were handed to us as PID 1: their ids and wait statuses.
-
-    Nobody else in this process waits for children, so there is nobody to take one from.
+    The ids and wait statuses of all children that have ended, which for PID 1 include orphans. Nothing else in this
+    process waits for children.
     """
     while True:
         try:
@@ -141,5 +137,5 @@ def reap() -> Iterator[tuple[int, int]]:
 
 
 def exitCode(status: int) -> int:
-    """What a shell makes of a wait status: the exit code, or 128 + N after signal N."""
+    """A shell's exit code for a wait status: the process's own, or 128 + N after signal N."""
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

@@ -1,8 +1,8 @@
 """
 The signals that reach this process, each with whether it was typed at the terminal.
 
-A Python signal handler is not told where a signal comes from. ``sigwaitinfo`` is; so the signals are blocked, and a
-thread of their own waits for them, as small init programs do it.
+A Python signal handler does not get the origin of a signal. ``sigwaitinfo`` does, so the signals are blocked, and a
+thread waits for them, as in small init programs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
-#: All but those that can't be caught, that tell of a fault or a limit of this very process, and that stop a whole
-#: process group, us included, for reading or writing in the background.
+#: All signals but those that can't be caught, report a fault or limit of this process, or stop a process group that
+#: reads or writes in the background.
 FORWARDABLE = frozenset(
     signal.valid_signals()
     - {
@@ -24,17 +24,17 @@ FORWARDABLE = frozenset(
     }
 )
 
-# <signal.h>, which Python's module does not have: the kernel itself has sent it, as the terminal's driver does.
+# <signal.h>, missing in Python's module: the kernel has sent the signal, as the terminal's driver does.
 _SI_KERNEL = 0x80
-# What the terminal's driver sends to the whole foreground process group.
+# The signals that the terminal's driver sends to the whole foreground process group.
 _FROM_TERMINAL = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGWINCH})
 
 
 class Signals:
     """
-    Takes the signals of this process from its making on, and tells of them once it is started.
+    Receives the signals of this process from its construction on, and passes them on from its start on.
 
-    SIGHUP is left alone where it is ignored already, as ``nohup`` has it.
+    SIGHUP stays ignored if it is, as under ``nohup``.
 
     :ivar kept: the signals that stay ignored.
     """
@@ -42,18 +42,18 @@ class Signals:
     def __init__(self) -> None:
         self.kept = frozenset({signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else ())
         self._taken = (FORWARDABLE | {signal.SIGCHLD}) - self.kept
-        # Ignored, it would make the system forget how the children ended.
+        # If it were ignored, the system would not keep the wait statuses of children.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        # Threads inherit this: it has to come before any is started.
+        # Threads inherit this, so it comes before the first thread.
         signal.pthread_sigmask(signal.SIG_SETMASK, self._taken)
 
     def start(self, reactor: Any, listener: Callable[[int, bool], None]) -> None:
         """
-        Begin to tell, of those too that came meanwhile.
+        Begin to pass signals on, those included that came before.
 
         :param reactor: calls the listener in its thread.
-        :param listener: takes a signal's number, and whether the terminal has sent it to the whole process group.
+        :param listener: called with a signal's number, and whether the terminal sent it to the whole process group.
         """
 
         def listen() -> None:
@@ -65,9 +65,9 @@ class Signals:
         Thread(target=listen, name="signals", daemon=True).start()
 
 
-def stopAsThePersonAskedFor() -> None:
+def stopUntilContinued() -> None:
     """
-    Stop this process as SIGTSTP does by default (not where there is no shell to continue it), until SIGCONT.
+    Stop this process until SIGCONT, as SIGTSTP does by default, unless there is no shell to continue it.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
     os.kill(os.getpid(), signal.SIGTSTP)

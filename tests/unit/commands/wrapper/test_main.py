@@ -200,7 +200,7 @@ class WrapperOrderTests(SynchronousTestCase):
         self.fake.stop()
         self.advanceToASignal()
         self.assertEqual(self.running().signals, [signal.SIGTERM])
-        self.assertIn("the registration is lost", self.said[-1])
+        self.assertIn("registration lost", self.said[-1])
         self.fake.start(keepData=False)
         self.fake.advance(9)
         self.assertEqual(self.listed(), [])

@@ -26,9 +26,9 @@ class OptionsTests(TestCase):
         """One line that says what is wrong and where to read on, and exit code 2; nothing is started."""
         command = ["touch", "started"]
         cases: list[tuple[list[str], str]] = [
-            ([], "--id is missing"),
-            (["--id=web1"], "no command"),
-            (["--id=web1", "--"], "no command"),
+            ([], "--id is required"),
+            (["--id=web1"], "a command to run is required"),
+            (["--id=web1", "--"], "a command to run is required"),
             (["--id=a/b", *command], "a/b"),
             (["--id=ab", *command], "3 to 65"),
             (["--id=web1", "--interval=2", *command], "3 to 120"),
@@ -36,7 +36,7 @@ class OptionsTests(TestCase):
             (["--id=web1", "--interval=soon", *command], "soon"),
             (["--id=web1", "--heartbeat-timeout=soon", *command], "soon"),
             (["-i", "20", *command], "3 to 65"),
-            (["--id=web1", "--api-key=", *command], "--api-key: there is no value"),
+            (["--id=web1", "--api-key=", *command], "--api-key: the value is empty"),
             (["--id=web1", "--retries=-1", *command], "--retries"),
             (["--id=web1", "--retries=1.5", *command], "--retries"),
             (["--id=web1", "--metadata=novalue", *command], "novalue"),

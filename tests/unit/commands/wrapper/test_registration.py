@@ -1,8 +1,7 @@
-"""The wrapped command's place in the registry: the tries at the start, what is lost for good, settings that change."""
+"""The registration of the wrapped command: the tries at the start, lost registrations, settings that change."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from txserviceregistry.commands.wrapper.registration import (
     NotRegistered,
     ServiceSpec,
     WrapperRegistration,
-    claimTokenFile,
+    tokenFileIn,
 )
 from txserviceregistry.errors import InvalidSettings
 from txserviceregistry.registry.limits import ResourceLimits
@@ -22,8 +21,8 @@ from txserviceregistry.settings import Settings
 from txserviceregistry.testing import FakeRegistry
 
 
-class EnrolmentTests(SynchronousTestCase):
-    """Seen from the registry, and from whoever waits for the outcome."""
+class RegistrationTests(SynchronousTestCase):
+    """As the registry and the caller see it."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
@@ -31,13 +30,13 @@ class EnrolmentTests(SynchronousTestCase):
         self.settings: Settings | InvalidSettings = self.other.settings
         self.key = self.fake.apiKey
         self.lost: list[str] = []
-        self.enrolments: list[WrapperRegistration] = []
+        self.registrations: list[WrapperRegistration] = []
 
     def tearDown(self) -> None:
-        for enrolment in self.enrolments:
-            enrolment.abandon()
-            if enrolment.client is not None:
-                enrolment.client.close()
+        for registration in self.registrations:
+            registration.abandon()
+            if registration.client is not None:
+                registration.client.close()
         self.other.close()
         self.fake.advance(1)
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
@@ -50,11 +49,11 @@ class EnrolmentTests(SynchronousTestCase):
     def connect(self, settings: Settings) -> Client:
         return self.fake.client(apiKey=settings.apiKey)
 
-    def enrolment(self, interval: int = 10, retries: int = 2, **options: Any) -> WrapperRegistration:
-        registrant = ServiceSpec("web1", interval, **options.pop("registrant", {}))
-        enrolment = WrapperRegistration(
+    def registration(self, interval: int = 10, retries: int = 2, **options: Any) -> WrapperRegistration:
+        spec = ServiceSpec("web1", interval, **options.pop("spec", {}))
+        registration = WrapperRegistration(
             self.fake.clock,
-            registrant,
+            spec,
             read=self.read,
             connect=self.connect,
             retries=retries,
@@ -62,13 +61,13 @@ class EnrolmentTests(SynchronousTestCase):
             random=lambda: 0.5,
             **options,
         )
-        self.enrolments.append(enrolment)
-        return enrolment
+        self.registrations.append(registration)
+        return registration
 
     def registered(self, **options: Any) -> WrapperRegistration:
-        enrolment = self.enrolment(**options)
-        self.successResultOf(enrolment.begin())
-        return enrolment
+        registration = self.registration(**options)
+        self.successResultOf(registration.begin())
+        return registration
 
     def refused(self, tried: Deferred[None]) -> str:
         return self.failureResultOf(tried, NotRegistered).getErrorMessage()
@@ -82,32 +81,32 @@ class EnrolmentTests(SynchronousTestCase):
     # -- the start
 
     def test_registersWithWhatItWasGiven(self) -> None:
-        """What the registry knows is what was asked for."""
-        self.registered(registrant={"tags": ["www"], "metadata": {"a": "b"}})
+        """The registry has the service as it was given."""
+        self.registered(spec={"tags": ["www"], "metadata": {"a": "b"}})
         service = self.successResultOf(self.other.services.get("web1"))
         self.assertEqual(
             (service["tags"], service["metadata"], service["heartbeat_timeout"]), (["www"], {"a": "b"}, 10)
         )
 
     def test_makesAsManyTriesAsItMay(self) -> None:
-        """The tries at the start are one and the retries; what they met is told."""
+        """The tries at the start are one and the retries; they fail with the reason of the last one."""
         for retries in (0, 1, 4):
             self.fake.stop()
             before = len(self.fake.requests)
-            enrolment = self.enrolment(retries=retries)
-            tried = enrolment.begin()
+            registration = self.registration(retries=retries)
+            tried = registration.begin()
             waited = 0.0
             while not tried.called:
                 self.fake.advance(0.01)
                 waited += 0.01
             self.assertEqual(len(self.fake.requests) - before, retries + 1)
             self.assertIn("connection refused", self.refused(tried))
-            enrolment.abandon()
+            registration.abandon()
 
-    def test_goesOnTryingForEver(self) -> None:
-        """After the tries at the start the others follow, however late the registry comes."""
+    def test_retriesWithoutLimit(self) -> None:
+        """After the tries at the start others follow, however late the registry is started."""
         self.fake.stop()
-        tried = self.enrolment().begin()
+        tried = self.registration().begin()
         self.fake.advance(3600)
         self.refused(tried)
         self.fake.start()
@@ -116,54 +115,54 @@ class EnrolmentTests(SynchronousTestCase):
         self.assertEqual(self.lost, [])
 
     def test_aRefusalEndsTheTriesAtTheStart(self) -> None:
-        """A key that is refused, or a service that is not valid, gets no better by trying at once again."""
+        """Another try with a wrong key or an invalid service would fail in the same way."""
         self.settings = self.fake.client(apiKey="wrong").settings
-        self.assertIn("refused", self.refused(self.enrolment(retries=9).begin()))
+        self.assertIn("refused", self.refused(self.registration(retries=9).begin()))
         self.settings = self.other.settings
-        self.assertIn("not in range", self.refused(self.enrolment(retries=9, registrant={"tags": ["x" * 56]}).begin()))
+        self.assertIn("not in range", self.refused(self.registration(retries=9, spec={"tags": ["x" * 56]}).begin()))
 
     def test_aFullAccountIsARefusal(self) -> None:
-        """The registry's limit on services is told at once."""
+        """The registry's limit on services ends the tries at the start."""
         self.fake = FakeRegistry(limits=ResourceLimits(service=0))
         self.other = self.fake.client()
-        self.assertIn("limit", self.refused(self.enrolment(retries=9).begin()))
+        self.assertIn("limit", self.refused(self.registration(retries=9).begin()))
 
-    def test_whatIsNotValidIsAskedAgain(self) -> None:
-        """For ever, but rarely: another version of the registry may take it."""
-        self.refused(self.enrolment(registrant={"tags": ["x" * 56]}).begin())
+    def test_anInvalidServiceIsTriedAgain(self) -> None:
+        """Rarely, and without limit: another version of the registry may accept it."""
+        self.refused(self.registration(spec={"tags": ["x" * 56]}).begin())
         before = len(self.fake.requests)
         self.fake.advance(3600)
         self.assertEqual(len(self.fake.requests) - before, 12)
 
-    def test_anIdThatIsTakenIsWaitedFor(self) -> None:
-        """When its ghost has died, it is registered."""
+    def test_waitsForAnIdThatIsTaken(self) -> None:
+        """It is registered when the service that holds the id has expired."""
         self.successResultOf(self.other.services.create("web1", 20))
-        tried = self.enrolment(retries=1).begin()
+        tried = self.registration(retries=1).begin()
         self.fake.advance(5)
         self.assertIn("already exists", self.refused(tried))
         self.fake.advance(20)
         self.assertEqual(self.eventTypes(), ["service.join", "service.timeout", "service.join"])
 
-    def test_seesWhetherThereIsARegistry(self) -> None:
-        """Without registering anything it tells a registry that is there from one that is not, or refuses."""
-        self.successResultOf(self.enrolment().reach())
+    def test_reachesARegistry(self) -> None:
+        """It tells a registry that answers from one that does not, or refuses, and registers nothing."""
+        self.successResultOf(self.registration().reach())
         self.fake.failNext(503, 2)
-        reached = self.enrolment().reach()
+        reached = self.registration().reach()
         self.fake.advance(1)
         self.successResultOf(reached)
         self.fake.stop()
-        reached = self.enrolment().reach()
+        reached = self.registration().reach()
         self.fake.advance(1)
         self.assertIn("connection refused", self.refused(reached))
         self.fake.start()
         self.settings = InvalidSettings("no key")
-        self.assertEqual(self.refused(self.enrolment().reach()), "no key")
+        self.assertEqual(self.refused(self.registration().reach()), "no key")
         self.assertEqual(self.listed(), [])
 
-    # -- what is lost for good
+    # -- lost registrations
 
-    def test_anOutageIsNoLoss(self) -> None:
-        """A registry that is back within an interval after the deadline finds it there."""
+    def test_aShortOutageIsNotALoss(self) -> None:
+        """A registry that is reachable again within an interval after the deadline gets the service again."""
         self.registered()
         self.fake.stop()
         self.fake.advance(15)
@@ -171,8 +170,8 @@ class EnrolmentTests(SynchronousTestCase):
         self.fake.advance(60)
         self.assertEqual((self.lost, self.listed()), ([], ["web1"]))
 
-    def test_aRegistryThatStaysAwayIsALoss(self) -> None:
-        """An interval after the deadline it is told, once."""
+    def test_aLongOutageIsALoss(self) -> None:
+        """It is reported once, an interval after the deadline."""
         self.registered()
         self.fake.advance(60)
         self.fake.stop()
@@ -183,8 +182,8 @@ class EnrolmentTests(SynchronousTestCase):
         self.fake.advance(60)
         self.assertEqual(len(self.lost), 1)
 
-    def test_aRegistryThatTakesItNoMoreIsALoss(self) -> None:
-        """Removed, and then refused for a reason that stays, it is lost at once."""
+    def test_aRefusalIsALoss(self) -> None:
+        """A service that was removed, and is refused for a reason that stays, is lost."""
         self.registered()
         self.fake.restart(keepData=False)
         self.fake.apiKey = "another"
@@ -194,8 +193,8 @@ class EnrolmentTests(SynchronousTestCase):
         self.fake.advance(60)
         self.assertEqual(len(self.lost), 1)
 
-    def test_aFullAccountIsALossToo(self) -> None:
-        """Where its place was taken meanwhile, that is told when it tries to come back."""
+    def test_aFullAccountIsALoss(self) -> None:
+        """A service that can't be registered again because of the account's limit is lost."""
         self.fake = FakeRegistry(limits=ResourceLimits(service=1))
         self.other = self.fake.client()
         self.registered()
@@ -204,8 +203,8 @@ class EnrolmentTests(SynchronousTestCase):
         self.fake.advance(10)
         self.assertIn("limit", self.lost[0])
 
-    def test_aStrangerWithTheIdIsALoss(self) -> None:
-        """Somebody else who keeps the id alive for longer than an interval has it."""
+    def test_anotherServiceWithTheIdIsALoss(self) -> None:
+        """A service of another client that holds the id for longer than an interval is a loss."""
         self.registered()
         self.successResultOf(self.other.services.remove("web1"))
         self.successResultOf(self.other.services.create("web1", 120))
@@ -214,21 +213,21 @@ class EnrolmentTests(SynchronousTestCase):
         self.fake.advance(12)
         self.assertEqual(len(self.lost), 1)
 
-    def test_aCheckThatFailsIsNoLoss(self) -> None:
-        """A hung command expires, and that is not the registry's doing."""
-        well = [True]
-        self.registered(check=lambda: well[0])
-        well[0] = False
+    def test_aFailingCheckIsNotALoss(self) -> None:
+        """A service that expires while its check fails is not lost."""
+        healthy = [True]
+        self.registered(check=lambda: healthy[0])
+        healthy[0] = False
         self.fake.advance(120)
         self.assertEqual((self.listed(), self.lost), ([], []))
-        well[0] = True
+        healthy[0] = True
         self.fake.advance(10)
         self.assertEqual((self.listed(), self.lost), (["web1"], []))
         self.fake.stop()
-        well[0] = False
+        healthy[0] = False
         self.fake.advance(120)
         self.assertEqual(self.lost, [])
-        well[0] = True
+        healthy[0] = True
         self.fake.advance(25)
         self.assertEqual(len(self.lost), 1)
 
@@ -238,10 +237,10 @@ class EnrolmentTests(SynchronousTestCase):
         return self.successResultOf(self.other.services.get("web1"))["metadata"]
 
     def test_updatesThroughItsClient(self) -> None:
-        """They are registered again, also with other settings."""
-        enrolment = self.registered(registrant={"metadata": {"a": "b"}})
-        assert enrolment.client is not None
-        self.successResultOf(enrolment.client.services.update("web1", {"metadata": {"c": "d"}}))
+        """Updates are kept when the service is registered again, also with other settings."""
+        registration = self.registered(spec={"metadata": {"a": "b"}})
+        assert registration.client is not None
+        self.successResultOf(registration.client.services.update("web1", {"metadata": {"c": "d"}}))
         self.fake.partition()
         self.fake.advance(15)
         self.settings = self.fake.client(apiKey="wrong").settings
@@ -251,41 +250,52 @@ class EnrolmentTests(SynchronousTestCase):
         self.fake.advance(20)
         self.assertEqual((self.listed(), self.metadata()), (["web1"], {"c": "d"}))
 
-    def test_updatesOfOthersWhileItWasKilled(self) -> None:
-        """A wrapper that is killed and started again in time leaves them as they are."""
-        state = Path(self.mktemp())
-        self.registered(registrant={"metadata": {"a": "b"}}, state=state).abandon()
+    def test_updatesOfOtherClients(self) -> None:
+        """A wrapper that is killed and started again in time keeps updates, but not of what its options change."""
+        tokenFile = Path(self.mktemp())
+        self.registered(spec={"metadata": {"a": "b"}}, tokenFile=tokenFile).abandon()
         self.successResultOf(self.other.services.update("web1", {"metadata": {"c": "d"}}))
-        again = self.registered(registrant={"metadata": {"a": "b"}}, state=state)
+        again = self.registered(spec={"metadata": {"a": "b"}}, tokenFile=tokenFile)
         self.assertEqual(self.metadata(), {"c": "d"})
         again.abandon()
-        self.registered(registrant={"metadata": {"e": "f"}}, state=state)
+        self.registered(spec={"metadata": {"e": "f"}}, tokenFile=tokenFile)
         self.assertEqual(self.metadata(), {"e": "f"})
+
+    def test_aTokenFileHasOneOwner(self) -> None:
+        """While a registration is in use, another one with its file does not continue its service."""
+        tokenFile = Path(self.mktemp())
+        first = self.registered(tokenFile=tokenFile)
+        second = self.registration(tokenFile=tokenFile, retries=0).begin()
+        self.assertIn("already exists", self.refused(second))
+        self.assertTrue(first.registered)
+        first.abandon()
+        self.registered(tokenFile=tokenFile)
+        self.assertEqual(self.eventTypes(), ["service.join"])
 
     # -- the end
 
-    def test_abandonedItTimesOut(self) -> None:
-        """No beat follows, and no try."""
-        enrolment = self.registered()
-        self.assertTrue(enrolment.registered)
-        enrolment.abandon()
+    def test_abandonedItExpires(self) -> None:
+        """No heartbeat follows, and no try to register."""
+        registration = self.registered()
+        self.assertTrue(registration.registered)
+        registration.abandon()
         self.fake.advance(60)
         self.assertEqual(self.eventTypes(), ["service.join", "service.timeout"])
 
     def test_leavingRemovesIt(self) -> None:
-        """What is registered is removed."""
+        """A registered service is deregistered."""
         self.successResultOf(self.registered().leave())
         self.assertEqual(self.eventTypes(), ["service.join", "service.remove"])
 
-    def test_leavingWaitsForNobodyWhenNothingIsRegistered(self) -> None:
-        """Without a registry, or before the first try, leaving takes no time."""
-        self.successResultOf(self.enrolment().leave())
+    def test_leavingUnregisteredTakesNoTime(self) -> None:
+        """Without a registry, or before the first try, leaving ends at once."""
+        self.successResultOf(self.registration().leave())
         self.fake.stop()
-        enrolment = self.enrolment()
-        tried = enrolment.begin()
+        registration = self.registration()
+        tried = registration.begin()
         self.fake.advance(1)
         self.refused(tried)
-        self.successResultOf(enrolment.leave())
+        self.successResultOf(registration.leave())
         self.fake.start()
         self.fake.advance(60)
         self.assertEqual(self.listed(), [])
@@ -293,18 +303,18 @@ class EnrolmentTests(SynchronousTestCase):
     # -- settings that change
 
     def test_settingsMayComeLater(self) -> None:
-        """Without any it can't begin; as soon as there are some, it is registered."""
+        """Without settings it can't begin; as soon as they exist, the service is registered."""
         settings, self.settings = self.settings, InvalidSettings("There is no username")
-        self.assertEqual(self.refused(self.enrolment().begin()), "There is no username")
+        self.assertEqual(self.refused(self.registration().begin()), "There is no username")
         self.fake.advance(60)
         self.settings = settings
         self.fake.advance(6)
         self.assertEqual(self.listed(), ["web1"])
 
-    def test_settingsMayBePutRight(self) -> None:
-        """A wrong key that is mended while it runs needs no restart."""
+    def test_settingsMayBeCorrected(self) -> None:
+        """A wrong key that is corrected meanwhile needs no restart."""
         right, self.settings = self.settings, self.fake.client(apiKey="wrong").settings
-        self.refused(self.enrolment().begin())
+        self.refused(self.registration().begin())
         self.fake.advance(60)
         self.settings = InvalidSettings("just being written")
         self.fake.advance(6)
@@ -315,7 +325,7 @@ class EnrolmentTests(SynchronousTestCase):
         self.assertEqual(self.eventTypes(), ["service.join"])
 
     def test_settingsOfAServiceThatIsRegisteredStay(self) -> None:
-        """As long as all is well nobody looks at them."""
+        """They are not read while the service is registered."""
         self.registered()
         self.settings = InvalidSettings("gone")
         self.fake.advance(60)
@@ -325,9 +335,9 @@ class EnrolmentTests(SynchronousTestCase):
         self.fake.advance(30)
         self.assertEqual((self.listed(), self.lost), (["web1"], []))
 
-    def test_whatIsNotValidMayBeSoElsewhere(self) -> None:
-        """New settings are tried at once, also after a refusal that is asked about rarely."""
-        self.refused(self.enrolment(registrant={"tags": ["x" * 56]}).begin())
+    def test_newSettingsAreTriedAtOnce(self) -> None:
+        """Also after a refusal that is tried again rarely."""
+        self.refused(self.registration(spec={"tags": ["x" * 56]}).begin())
         self.fake.apiKey = "another"
         self.fake.restart(keepData=False)
         self.settings = self.fake.client(apiKey="another").settings
@@ -338,15 +348,12 @@ class EnrolmentTests(SynchronousTestCase):
 
 
 class TokenFileTests(SynchronousTestCase):
-    """The file that makes a restart go on as the same service."""
+    """The path of the file that lets a restart continue the same service."""
 
-    def test_isOneProcess(self) -> None:
-        """While somebody has it, nobody else gets it; each service has its own."""
-        folder = Path(self.mktemp())
-        path, claim = claimTokenFile(folder, "web1")
-        self.assertEqual(path, folder / "wrapper" / "web1.token")
+    def test_isInAPrivateFolder(self) -> None:
+        """Each service has its own file in a folder that only its user can read."""
+        dataDir = Path(self.mktemp())
+        path = tokenFileIn(dataDir, "web1")
+        self.assertEqual(path, dataDir / "wrapper" / "web1.token")
         self.assertEqual(path.parent.stat().st_mode & 0o777, 0o700)
-        self.assertRaises(BlockingIOError, claimTokenFile, folder, "web1")
-        claimTokenFile(folder, "web2")
-        os.close(claim)
-        self.assertEqual(claimTokenFile(folder, "web1")[0], path)
+        self.assertEqual(tokenFileIn(dataDir, "web2"), path.with_name("web2.token"))
