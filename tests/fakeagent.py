@@ -109,3 +109,31 @@ def asOfAPlainRegistry(response: IResponse) -> IResponse:
     """The response, as a registry without extensions would give it."""
     response.headers.removeHeader(b"X-Service-Registry-Extensions")
     return response
+
+
+@implementer(IAgent)
+class Proxy:
+    """
+    A proxy between a client and a registry.
+
+    :param agent: sends the requests.
+    :param forwardsWaits: whether it forwards requests that wait; else the response is 504.
+    :param isPlain: whether the registry has no extensions.
+    :ivar refused: how many requests it has not forwarded.
+    """
+
+    def __init__(self, agent: IAgent, *, forwardsWaits: bool = True, isPlain: bool = False) -> None:
+        self._agent = agent
+        self._forwardsWaits = forwardsWaits
+        self._isPlain = isPlain
+        self.refused = 0
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        """See IAgent."""
+        if b"wait=" in uri and not self._forwardsWaits:
+            self.refused += 1
+            return succeed(answer(504, b"<html>"))
+        asked = self._agent.request(method, uri, headers, bodyProducer)
+        return asked.addCallback(asOfAPlainRegistry) if self._isPlain else asked

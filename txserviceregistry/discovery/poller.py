@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ..api.transport import EVENTS_WAIT
-from ..errors import BadRequest, MalformedResponse
+from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
 from ..types import Event
 from ..util.deferred import returnsDeferred
 from ..util.listeners import Listeners
@@ -36,6 +36,9 @@ POLL = 5.0
 _EARLY = 1.0
 #: The largest page that there is.
 PAGE = 1000
+
+# A request that waits may fail this way where others succeed: at a proxy, or at a registry without capacity to wait.
+_MAYBE_OF_WAITING = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
 
 _log = Logger()
 
@@ -62,17 +65,31 @@ class EventPoller:
     cursor reads on its own until nothing newer is there, and then waits with the others.
 
     :param client: makes the requests.
+    :param type: only events of this type; ``None`` for all.
+    :param interval: seconds from one request to the next where the registry can't wait.
     :param random: gives numbers from 0 to 1.
     :ivar respondedAt: when the last valid response came, by the client's clock; ``None`` before the first.
     """
 
-    def __init__(self, client: Client, *, random: Callable[[], float] = randomModule.random) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        type: str | None = None,
+        interval: float = POLL,
+        random: Callable[[], float] = randomModule.random,
+    ) -> None:
         self.respondedAt: float | None = None
         self._client = client
+        self._type = type
+        self._interval = interval
         self._random = random
         self._shared: _SharedRequest | None = None
         # Whether the last request has failed, or there was none: the next one does not wait.
         self._isUnsure = True
+        # How many requests that wait have failed in a row where others succeeded, and until when none is sent therefore.
+        self._refusedWaits = 0
+        self._pollUntil = 0.0
 
     @returnsDeferred
     async def after(self, cursor: Cursor, onQuiet: Callable[[], None] = lambda: None) -> list[Event]:
@@ -138,7 +155,7 @@ class EventPoller:
         :return: fires with the page, the event of the *cursor* included. Fails as :meth:`after` does.
         """
         try:
-            page = await self._client.events.list(cursor.marker, PAGE, wait=wait)
+            page = await self._client.events.list(cursor.marker, PAGE, self._type, wait=wait)
         except BadRequest as error:
             if isMarkerRefused(error, cursor):
                 raise StaleCursor(str(error)) from error
@@ -188,12 +205,21 @@ class EventPoller:
     async def _request(self, cursor: Cursor, isFirst: bool) -> list[Event]:
         if self._isUnsure:
             return await self.read(cursor)
-        if EVENTS_WAIT not in self._client.extensions:
-            if not isFirst:
-                await self._client.pause(POLL * (1.0 - 0.2 * self._random()))
-            return await self.read(cursor)
         began = self._client.clock.seconds()
-        page = await self.read(cursor, WAIT)
+        if EVENTS_WAIT not in self._client.extensions or began < self._pollUntil:
+            if not isFirst:
+                await self._client.pause(self._interval * (1.0 - 0.2 * self._random()))
+            return await self.read(cursor)
+        try:
+            page = await self.read(cursor, WAIT)
+        except _MAYBE_OF_WAITING:
+            # This fails too if the registry is unreachable.
+            page = await self.read(cursor)
+            self._refusedWaits += 1
+            if self._refusedWaits > 1:
+                self._pollUntil = self._client.clock.seconds() + WAIT
+            return page
+        self._refusedWaits = 0
         if self._client.clock.seconds() - began < WAIT / 2 and cursor.isQuiet(page):
             await self._client.pause(_EARLY)
         return page

@@ -7,8 +7,10 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.fakeagent import Proxy
+from txserviceregistry import Client
 from txserviceregistry.discovery.cursor import Cursor, StaleCursor
-from txserviceregistry.discovery.poller import pollerOf
+from txserviceregistry.discovery.poller import EventPoller, pollerOf
 from txserviceregistry.errors import ConnectionFailed
 from txserviceregistry.testing import FakeRegistry
 
@@ -129,5 +131,35 @@ class PollerTests(SynchronousTestCase):
         self.fake.advance(0.9)
         self.assertLessEqual(len(self.fake.requests) - began, 1)
         self.fake.advance(3)
+        self.happen()
+        self.successResultOf(waiting)
+
+    def test_refusedWaits(self) -> None:
+        """
+        Where only requests that wait fail, at a proxy or for lack of capacity, there is a request every five seconds,
+        and about every half minute one that waits.
+        """
+        proxy = Proxy(self.fake.agent, forwardsWaits=False)
+        client = Client(
+            self.fake.username, self.fake.apiKey, baseUrl=self.fake.url, agent=proxy, reactor=self.fake.clock
+        )
+        position = Cursor(self.happen(), True)
+        waiting = EventPoller(client).after(position)
+        began = len(self.fake.requests)
+        self.fake.advance(300)
+        self.assertNoResult(waiting)
+        self.assertIn(len(self.fake.requests) - began, range(60, 90))
+        self.assertIn(proxy.refused, range(9, 13))
+        self.happen()
+        self.fake.advance(5)
+        self.successResultOf(waiting)
+
+    def test_oneRefusedWait(self) -> None:
+        """One request that fails, as at the restart of a server behind a load balancer, delays nothing."""
+        position = Cursor(self.happen(), True)
+        waiting = self.after(position)
+        self.fake.dropNext(1)
+        self.fake.advance(40)
+        self.assertNoResult(waiting)
         self.happen()
         self.successResultOf(waiting)
