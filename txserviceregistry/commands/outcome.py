@@ -1,16 +1,17 @@
 """
-The ways in which a command ends other than well.
+The ways in which a command fails, and its lines for a terminal.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 from ..util.escaping import escaped
 
-# What Python makes of a byte of the command line that the locale's encoding can't decode: 0xDC00 and the byte.
+# Python's character for a byte of the command line that the locale's encoding can't decode: 0xDC00 and the byte.
 _UNDECODED = re.compile("[\udc80-\udcff]")
 
 
@@ -19,7 +20,7 @@ class UsageError(Exception):
 
 
 class CommandFailed(Exception):
-    """The command could not do what it was asked to: exit code 1."""
+    """The command failed: exit code 1."""
 
 
 class Interrupted(Exception):
@@ -35,27 +36,25 @@ class Interrupted(Exception):
 
 
 def printable(text: str) -> str:
-    """*text* for a terminal, with its lines."""
+    """*text* for a terminal, with its line breaks."""
     return escaped(text, keep="\n")
 
 
 def undecodable(words: Sequence[str]) -> str | None:
     """
     :param words: a command line.
-    :return: what is wrong with the first of them that is not text in the locale's encoding, if there is one. The word
-        is not repeated, because it can be a secret.
+    :return: the error about the first word that is not text in the locale's encoding; ``None`` if there is none. The
+        word is not repeated, because it can be a secret.
     """
     for before, word in zip(["", *words], words, strict=False):
         found = _UNDECODED.search(word)
         if found is not None:
-            option = next(
-                (each for each in (word.partition("=")[0], before) if re.fullmatch("--?[a-zA-Z-]+", each)), ""
-            )
-            name = f"the value of {option}" if option else "an argument"
-            byte = ord(found[0]) - 0xDC00
+            options = (each for each in (word.partition("=")[0], before) if re.fullmatch("--?[a-zA-Z-]+", each))
+            option = next(options, "")
             return (
-                f"{name} is not text in {sys.getfilesystemencoding().upper()}, the encoding of the locale: it has the "
-                f"byte 0x{byte:02X}. Write it in UTF-8, in a UTF-8 locale such as LC_ALL=C.UTF-8"
+                f"{f'the value of {option}' if option else 'an argument'} is not text in "
+                f"{sys.getfilesystemencoding().upper()}, the encoding of the locale: it has the byte "
+                f"0x{ord(found[0]) - 0xDC00:02X}. Write it in UTF-8, in a UTF-8 locale such as LC_ALL=C.UTF-8"
             )
     return None
 
@@ -63,3 +62,9 @@ def undecodable(words: Sequence[str]) -> str | None:
 def oneLine(text: str) -> str:
     """*text* without line breaks, for a terminal."""
     return printable(" ".join(text.split()))
+
+
+def didYouMean(word: str, known: Iterable[str]) -> str:
+    """A sentence that suggests known words that are similar to *word*, or nothing."""
+    close = get_close_matches(word, list(known), n=2, cutoff=0.6)
+    return f". Did you mean {' or '.join(close)}?" if close else ""

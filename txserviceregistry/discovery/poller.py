@@ -87,7 +87,7 @@ class EventPoller:
         self._shared: _SharedRequest | None = None
         # Whether the last request has failed, or there was none: the next one does not wait.
         self._isUnsure = True
-        # How many requests that wait have failed in a row where others succeeded, and until when none is sent therefore.
+        # How many requests that wait have failed in a row where others succeeded, and until when no other one is sent.
         self._refusedWaits = 0
         self._pollUntil = 0.0
 

@@ -16,11 +16,11 @@ from cliff.commandmanager import CommandManager
 from ..._version import __version__
 from ...errors import ServiceRegistryError
 from ..console import checkOutput, tell
-from ..outcome import CommandFailed, Interrupted, UsageError, oneLine
+from ..outcome import CommandFailed, Interrupted, UsageError, didYouMean, oneLine
 from .logfile import LogFile
-from .parser import GlobalParser, didYouMean
+from .parser import GlobalParser
 
-#: Each command, and the class of this package that does it. It is imported when it is needed.
+#: The commands, and their classes in this package, each of which is imported when it is needed.
 COMMANDS = {
     "account rate-limits": "account:RateLimits",
     "account resource-limits": "account:ResourceLimits",
@@ -53,7 +53,7 @@ def _commandManager() -> CommandManager:
 
 
 class _Command(Protocol):
-    """What is done with a command here: see :class:`~txserviceregistry.commands.raxsr.base.RaxsrCommand`."""
+    """What is used of a :class:`~txserviceregistry.commands.raxsr.base.RaxsrCommand`."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser: ...
 
@@ -71,14 +71,14 @@ class Raxsr(App):
     log: Callable[[str], None] | None = None
 
     def __init__(self) -> None:
-        super().__init__("Ask a service registry, and change what is in it.", __version__, _commandManager())
-        # cliff has put commands of its own over two of ours.
+        super().__init__("Read and change what is in a service registry.", __version__, _commandManager())
+        # cliff replaces two of them with its own.
         self.command_manager.commands.update(_commandManager().commands)
 
     def build_option_parser(
         self, description: str | None, version: str | None, argparse_kwargs: dict[str, Any] | None = None
     ) -> argparse.ArgumentParser:
-        """The parser of the options that every command has."""
+        """The parser of the options of every command."""
         parser = GlobalParser(
             prog=self.NAME,
             usage="%(prog)s RESOURCE ACTION [OPTION]…",
@@ -86,7 +86,7 @@ class Raxsr(App):
             add_help=False,
             allow_abbrev=False,
         )
-        options = parser.add_argument_group("options of every command, anywhere on the line")
+        options = parser.add_argument_group("options of every command")
         options.add_argument("-h", "--help", action="store_true", help="show this help, or the command's")
         options.add_argument("--version", action="store_true", help="show the version")
         options.add_argument("--username", metavar="NAME", help="the user's name")
@@ -94,14 +94,16 @@ class Raxsr(App):
             "--api-key",
             metavar="KEY",
             dest="apiKey",
-            help="the user's key; everybody on this machine can see it there: RAXSR_API_KEY or ~/.raxrc keep it better",
+            help="the user's API key; other users of this machine can see it: prefer RAXSR_API_KEY or ~/.raxrc",
         )
-        options.add_argument("--api-url", metavar="URL", dest="baseUrl", help="the registry; several URLs with commas")
-        options.add_argument("--auth-url", metavar="URL", dest="authUrl", help="the Auth API")
-        options.add_argument("--region", metavar="REGION", help="which registry of the Auth API's catalog")
+        options.add_argument(
+            "--api-url", metavar="URL", dest="baseUrl", help="the registry's URL, or several with commas"
+        )
+        options.add_argument("--auth-url", metavar="URL", dest="authUrl", help="the Auth API's URL")
+        options.add_argument("--region", metavar="REGION", help="the registry's region in the Auth API's catalog")
         options.add_argument("-q", "--quiet", action="store_true", help="no confirmations, notes or progress")
         options.add_argument(
-            "--debug", action="store_true", help="show the HTTP exchange on stderr, with secrets blanked"
+            "--debug", action="store_true", help="show requests and responses on stderr, with secrets redacted"
         )
         options.add_argument(
             "-v",
@@ -114,7 +116,7 @@ class Raxsr(App):
             "--log-file",
             metavar="FILE",
             dest="logFile",
-            help="append notes, errors and the HTTP exchange to this file, with secrets blanked",
+            help="append notes, errors, requests and responses to this file, with secrets redacted",
         )
         return parser
 
@@ -134,25 +136,27 @@ class Raxsr(App):
         except Interrupted as interrupted:
             return 128 + interrupted.signal
         except OSError:
-            # What commands do with files they tell themselves: this is about the output.
+            # The output can't be written: commands handle errors of other files.
             raise
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
-            self.complain(f"a defect of raxsr, {type(error).__name__} in {place.filename}:{place.lineno}: {error}")
+            self.complain(f"internal error: {type(error).__name__} in {place.filename}:{place.lineno}: {error}")
             return 1
 
     def complain(self, text: str) -> None:
-        """Tell what went wrong, in one line."""
-        tell(f"{self.NAME}: {oneLine(text)}")
-        if self.log is not None:
-            self.log(f"{self.NAME}: {oneLine(text)}")
+        """Write an error, in one line."""
+        self._write(text, quiet=False)
 
     def note(self, text: str) -> None:
-        """Tell what is good to know and no result."""
-        if not self.options.quiet:
-            tell(f"{self.NAME}: {oneLine(text)}")
+        """Write something that is good to know and not a result."""
+        self._write(text, quiet=self.options.quiet)
+
+    def _write(self, text: str, quiet: bool) -> None:
+        line = f"{self.NAME}: {oneLine(text)}"
+        if not quiet:
+            tell(line)
         if self.log is not None:
-            self.log(f"{self.NAME}: {oneLine(text)}")
+            self.log(line)
 
     def _run(self, argv: list[str]) -> int:
         self.options, words = self.parser.parse_known_args(argv)
@@ -167,8 +171,8 @@ class Raxsr(App):
     def run_subcommand(self, argv: list[str]) -> int:
         """
         :param argv: a command and its arguments.
-        :raises UsageError: if there is no such command, or it does not take these arguments.
-        :raises OSError: if it has output, and this can't be written.
+        :raises UsageError: if the command or its arguments are wrong.
+        :raises OSError: if its output can't be written.
         """
         try:
             factory, name, arguments = self.command_manager.find_command(argv)
@@ -180,7 +184,7 @@ class Raxsr(App):
         command = cast(_Command, factory(self, self.options))
         parsed = command.get_parser(f"{self.NAME} {name}").parse_args(arguments)
         if command.hasOutput(parsed):
-            # Before anything is done: what comes of it could not be shown.
+            # Before anything is changed: the result could not be shown.
             checkOutput()
         return command.run(parsed)
 
@@ -191,18 +195,15 @@ class Raxsr(App):
         return argv[:end]
 
     def unknownCommand(self, argv: list[str]) -> str:
-        """What to tell about a command that there is not."""
+        """The error about a command that does not exist."""
         words = self.leadingWords(argv)[:2]
         see = f"See {self.NAME} --help"
         if not words:
             option = argv[0].partition("=")[0]
-            known = self.parser._option_string_actions
-            return f"the command comes first, and {option} is none{didYouMean(option, known)} {see}"
-        said = " ".join(words)
-        actions = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{words[0]} ")]
+            return f"unknown option {option}{didYouMean(option, self.parser._option_string_actions) or '.'} {see}"
+        command = " ".join(words)
+        actions = ", ".join(name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{words[0]} "))
         if len(words) == 1 and actions:
-            return f"{said} what? There is: {', '.join(actions)}. {see}"
-        close = didYouMean(said, COMMANDS)
-        if not close and actions:
-            close = f". Of {words[0]} there is: {', '.join(actions)}."
-        return f"there is no command '{said}'{close or '.'} {see}"
+            return f"{command} needs an action: {actions}. {see}"
+        hint = didYouMean(command, COMMANDS) or (f". Actions of {words[0]}: {actions}." if actions else ".")
+        return f"unknown command '{command}'{hint} {see}"

@@ -1,30 +1,30 @@
 """
-``raxsr configuration``: values one by one. (Whole files of them are in :mod:`.transfer`, environments in
-:mod:`.execute`.)
+``raxsr configuration``: single values. (:mod:`.transfer` has files of values, :mod:`.execute` environments.)
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...errors import NotFound
 from ..outcome import CommandFailed, UsageError
-from .base import ListCommand, Progress, RaxsrCommand, ShowCommand, addId, addPaging, collect, idOf, turnPages
-from .output import Text
+from .base import ListCommand, RaxsrCommand, ShowCommand, addId, addPaging
+from .output import Column, Text
 from .parser import Parser
 from .valuefile import problemOf
 
 if TYPE_CHECKING:
     from ...client import Client
-    from ...types import ConfigurationPage, ConfigurationValue
 
-_COLUMNS = {"id": "ID", "value": "Value"}
+_COLUMNS = {"id": Column("ID"), "value": Column("Value", Text)}
+_KIND = "configuration value"
 
 
 def _namespace(text: str) -> str:
     if not text:
-        # Of a script whose variable is not set, most likely. It must not stand for all namespaces.
+        # A script whose variable is not set must not get all namespaces.
         raise argparse.ArgumentTypeError("the namespace is empty; give its name, such as /production/cassandra")
     return text
 
@@ -36,36 +36,18 @@ def addNamespace(
     help: str = "only values below this namespace, such as /production/cassandra",
 ) -> None:
     """Add ``--namespace``."""
-    parser.add_argument(
-        "--namespace",
-        metavar="NAMESPACE",
-        type=_namespace,
-        required=required,
-        help=help,
-    )
+    parser.add_argument("--namespace", metavar="NAMESPACE", type=_namespace, required=required, help=help)
 
 
-def _row(value: ConfigurationValue) -> tuple[Any, ...]:
-    return value["id"], Text(value["value"])
+def _pages(client: Client, namespace: str | None) -> Callable[[str | None, int | None], Awaitable[Any]]:
+    """Requests a page of all values, or of those below a namespace."""
+    configuration = client.configuration
+    return configuration.list if namespace is None else partial(configuration.listForNamespace, namespace)
 
 
-def _notThere(id: str) -> CommandFailed:
-    return CommandFailed(f'there is no configuration value "{id}"')
-
-
-async def _page(client: Client, namespace: str | None, marker: str | None, limit: int | None) -> ConfigurationPage:
-    if namespace is None:
-        return await client.configuration.list(marker, limit)
-    return await client.configuration.listForNamespace(namespace, marker, limit)
-
-
-async def allValues(client: Client, progress: Progress, namespace: str | None) -> dict[str, str]:
+async def allValues(command: RaxsrCommand, client: Client, namespace: str | None) -> dict[str, str]:
     """All values, or all below a *namespace*, by their keys."""
-
-    async def page(marker: str | None, limit: int | None) -> ConfigurationPage:
-        return await _page(client, namespace, marker, limit)
-
-    values = turnPages(progress, None, "configuration values", page)
+    values = command.allPages("configuration values", _pages(client, namespace))
     return {value["id"]: value["value"] async for value in values}
 
 
@@ -76,20 +58,11 @@ class List(ListCommand):
     columns = _COLUMNS
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         addNamespace(parser)
         addPaging(parser, "values")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
-        """Do it."""
-
-        async def values(client: Client, progress: Progress) -> list[ConfigurationValue]:
-            async def page(marker: str | None, limit: int | None) -> ConfigurationPage:
-                return await _page(client, parsed_args.namespace, marker, limit)
-
-            return await collect(self, progress, parsed_args, "values", page)
-
-        return list(self.columns), list(map(_row, self.ask(values)))
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        return await self.onePageOrAll(parsed, "values", _pages(client, parsed.namespace))
 
 
 class Get(ShowCommand):
@@ -98,75 +71,53 @@ class Get(ShowCommand):
     example = "raxsr configuration get /production/cassandra/listen_ip -f value"
     columns = _COLUMNS
     alone = "value"
+    kind = _KIND
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         addId(parser, "value's key")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
-        """Do it."""
-        id = idOf(parsed_args)
-
-        async def value(client: Client, progress: Progress) -> ConfigurationValue:
-            return await client.configuration.get(id)
-
-        try:
-            return list(self.columns), _row(self.ask(value))
-        except NotFound:
-            raise _notThere(id) from None
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        return await client.configuration.get(parsed.id)
 
 
 class Set(RaxsrCommand):
-    """Set a configuration value, whether there is one already or not."""
+    """Set a configuration value, whether it exists or not."""
 
     example = "raxsr configuration set /production/cassandra/listen_ip 127.0.0.1"
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         parser.add_argument(
-            "given", nargs="*", metavar="KEY VALUE", help="the key and the value, as far as they are no options"
+            "given", nargs="*", metavar="KEY VALUE", help="the key and the value, unless options give them"
         )
         parser.add_argument("--id", metavar="KEY", help="the key")
         parser.add_argument("--value", metavar="VALUE", help="the value")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Do it."""
-        given = list(parsed_args.given)
-        id, value = (
-            option if option is not None else given.pop(0) if given else None
-            for option in (parsed_args.id, parsed_args.value)
+    def take_action(self, parsed: argparse.Namespace) -> Any:
+        given = list(parsed.given)
+        parsed.id, parsed.value = (
+            option if option is not None else given.pop(0) if given else None for option in (parsed.id, parsed.value)
         )
-        if id is None or value is None or given:
-            raise UsageError("this takes one key and one value: raxsr configuration set KEY VALUE")
-        problem = problemOf(id, value)
+        if parsed.id is None or parsed.value is None or given:
+            raise UsageError("give one key and one value: raxsr configuration set KEY VALUE")
+        problem = problemOf(parsed.id, parsed.value)
         if problem is not None:
-            raise CommandFailed(f"{id!r}: {problem}")
+            raise CommandFailed(f"{parsed.id!r}: {problem}")
+        super().take_action(parsed)
 
-        async def setValue(client: Client, progress: Progress) -> bool:
-            return await client.configuration.set(id, value)
-
-        self.ask(setValue)
-        self.say(f'Value for key "{id}" set to "{value}"')
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        await client.configuration.set(parsed.id, parsed.value)
+        return f'Value for key "{parsed.id}" set to "{parsed.value}"'
 
 
 class Remove(RaxsrCommand):
     """Remove a configuration value."""
 
     example = "raxsr configuration remove /production/cassandra/listen_ip"
+    kind = _KIND
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         addId(parser, "value's key")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Do it."""
-        id = idOf(parsed_args)
-
-        async def remove(client: Client, progress: Progress) -> bool:
-            return await client.configuration.remove(id)
-
-        try:
-            self.ask(remove)
-        except NotFound:
-            raise _notThere(id) from None
-        self.say(f'Configuration value "{id}" has been removed')
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        await client.configuration.remove(parsed.id)
+        return f'Configuration value "{parsed.id}" has been removed'

@@ -1,5 +1,5 @@
 """
-``raxsr configuration exec``: a command whose environment is in the registry.
+``raxsr configuration exec``: runs a command with values of the registry in its environment.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 import signal
 import sys
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..outcome import CommandFailed, UsageError
-from .base import Progress, RaxsrCommand
+from .base import RaxsrCommand
 from .configuration import addNamespace, allValues
 from .loaders import decidesWhatRuns
 from .parser import Parser
@@ -26,18 +26,18 @@ _NOT_EXECUTABLE = 126
 
 def environmentOf(namespace: str, values: Mapping[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
     """
-    Environment variables for the values of a namespace: named by the part of the key below it, in upper case, with a
-    ``_`` for what is neither letter nor digit, and one more before a digit at the beginning.
+    Environment variables for the values of a namespace. The name is the part of the key below the namespace, in upper
+    case, with ``_`` for what is neither letter nor digit, and ``_`` before a leading digit.
 
     :param allowed: the names of variables that may be set although they decide which code runs.
-    :raises CommandFailed: if two keys have the same name then, a value can't be in an environment, or a variable that
+    :raises CommandFailed: if two keys have the same name, a value can't be in an environment, or a variable that
         decides which code runs is not allowed.
     """
     prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
     environment: dict[str, str] = {}
     keys: dict[str, str] = {}
     for key, value in values.items():
-        # A value may bear the namespace's own name: that one is not below it.
+        # The namespace's own name may be a key too, which is not below it.
         if not key.startswith(prefix):
             continue
         name = re.sub(r"[^A-Z0-9]", "_", key[len(prefix) :].upper())
@@ -45,11 +45,11 @@ def environmentOf(namespace: str, values: Mapping[str, str], allowed: Collection
         if name in keys:
             raise CommandFailed(f"{keys[name]} and {key} would both be the environment variable {name}")
         if "\0" in value:
-            raise CommandFailed(f"the value of {key} holds a NUL character, which no environment variable can")
+            raise CommandFailed(f"the value of {key} has a NUL character, which an environment variable can't have")
         if decidesWhatRuns(name) and name not in allowed:
             raise CommandFailed(
                 f"{key} would be the environment variable {name}, which decides which code runs or where API keys "
-                f"are sent. Nothing has been run. If that is wanted, give --allow {name}"
+                f"are sent. Nothing was run. --allow {name} permits it"
             )
         keys[name], environment[name] = key, value
     return environment
@@ -69,7 +69,6 @@ class Execute(RaxsrCommand):
     example = "raxsr configuration exec --namespace /production/cassandra -- /opt/cassandra/bin/cassandra -f"
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         parser.usage = "%(prog)s --namespace NAMESPACE [--allow VARIABLE]… [--require] -- COMMAND [ARGUMENT]…"
         parser.takesCommand = True
         addNamespace(parser, required=True)
@@ -85,40 +84,39 @@ class Execute(RaxsrCommand):
         )
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
-        """The output is the command's own business."""
+        # The output is the command's.
         return False
 
-    def take_action(self, parsed_args: argparse.Namespace) -> int:
-        """Do it."""
-        namespace, command = parsed_args.namespace, parsed_args.command
-        if not command:
-            raise UsageError("say which command to run, after --, and its arguments after it")
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        return await allValues(self, client, parsed.namespace)
 
-        # Only now: it brings Twisted, which help does not need.
+    def take_action(self, parsed: argparse.Namespace) -> int:
+        namespace, command = parsed.namespace, parsed.command
+        if not command:
+            raise UsageError("give the command to run, and its arguments, after --")
+
+        # This imports Twisted, which help does not need.
         from ..wrapper.process import CantStart, findProgram
 
         try:
-            # Here, so that it is the person's own PATH in which it is found.
+            # In the user's PATH, which the values may change.
             program = os.path.abspath(findProgram(command[0]))
         except CantStart as error:
             self.app.complain(str(error))
             return error.exitCode
 
-        async def values(client: Client, progress: Progress) -> dict[str, str]:
-            return await allValues(client, progress, namespace)
-
-        environment = environmentOf(namespace, self.ask(values), parsed_args.allow)
+        environment = environmentOf(namespace, self.ask(parsed), parsed.allow)
         if not environment:
             nothing = f"there are no configuration values below {namespace}"
-            if parsed_args.require:
-                raise CommandFailed(f"{nothing}. Nothing has been run (--require)")
+            if parsed.require:
+                raise CommandFailed(f"{nothing}. Nothing was run (--require)")
             self.app.note(f"{nothing}: the command runs without them")
         return self._become(program, command, {**os.environ, **environment})
 
     def _become(self, program: str, command: list[str], environment: Mapping[str, str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Python ignores these two, and what is ignored stays so in the program that follows.
+        # Python ignores these two, and the program would inherit that.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         try:

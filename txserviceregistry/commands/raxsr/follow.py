@@ -1,50 +1,134 @@
 """
-``raxsr events follow``: what happens, as it happens.
+``raxsr events follow``: events as they happen.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .base import FollowCommand, Progress
-from .events import COLUMNS, addType, row
+from ...errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    MalformedResponse,
+    RateLimited,
+    RequestTimedOut,
+    ServerError,
+    ServiceRegistryError,
+)
+from ...util.backoff import Backoff
+from .base import FollowCommand
+from .events import COLUMNS, addType
 from .parser import Parser
 
 if TYPE_CHECKING:
     from ...client import Client
+    from ...types import Event
+
+# Seconds from one request to the next where the registry can't wait for events.
+_INTERVAL = 1.0
+# Seconds between two tries while the registry is unreachable.
+_SHORTEST_RETRY = 0.5
+_LONGEST_RETRY = 5.0
+
+_GAP = "the registry no longer has the last event: events may be missing"
+_TEMPORARY = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError, RateLimited)
 
 
 class Follow(FollowCommand):
     """
-    Show events as they come, until Ctrl-C.
+    Show events as they happen, until Ctrl-C.
 
-    With -f json each event is one object on one line. The registry may be restarted meanwhile.
+    With -f json each event is one object on one line. The command goes on when the registry is restarted.
     """
 
     example = "raxsr events follow --type service.timeout -f json"
     columns = COLUMNS
-    widths = {"Event ID": 36, "Timestamp": 19, "Event Type": 26}
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         addType(parser)
-        parser.add_argument(
-            "--since", metavar="MARKER", help="begin at the event with this id; only new events if it is not given"
-        )
+        parser.add_argument("--since", metavar="MARKER", help="begin at the event with this id (default: new events)")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
-        """Do it."""
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        await follow(client, parsed.type, parsed.since, self.app.note, lambda: self.writer(parsed))
 
-        async def follow(client: Client, progress: Progress) -> None:
-            from .feed import Feed
 
-            feed = Feed(client, parsed_args.type, self.app.note)
-            await feed.begin(parsed_args.since)
-            write = self.lines(parsed_args)
-            while True:
-                for event in await feed.next():
-                    write(row(event))
+async def follow(
+    client: Client,
+    type: str | None,
+    since: str | None,
+    note: Callable[[str], None],
+    begin: Callable[[], Callable[[Event], None]],
+) -> None:
+    """
+    Show each event once and in order, until it is cancelled.
 
-        self.ask(follow)
-        return list(self.columns), ()
+    :param type: only events of this type; ``None`` for all.
+    :param since: the id of the first event; ``None`` for new events.
+    :param note: called with a line when the registry is unreachable, and when it is reachable again.
+    :param begin: called after the first request; returns what shows an event.
+    :raises ServiceRegistryError: if the first request fails, or a later one for a reason that is not temporary.
+    """
+    from ...discovery.cursor import Cursor, StaleCursor
+    from ...discovery.poller import PAGE, EventPoller
+
+    clock = client.clock
+    poller = EventPoller(client, type=type, interval=_INTERVAL)
+    backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random.random)
+    lostAt: float | None = None
+
+    def reached() -> None:
+        nonlocal lostAt
+        backoff.reset()
+        if lostAt is not None:
+            note(f"registry reachable again after {clock.seconds() - lostAt:.0f} s")
+            lostAt = None
+
+    cursor = Cursor(since)
+    if since is None:
+        events: list[Event] = []
+        try:
+            cursor = await poller.readToEnd(cursor, [])
+        except StaleCursor:
+            raise MalformedResponse("The event feed does not have the event that it ended with a moment ago") from None
+    else:
+        events = (await client.events.list(since, PAGE, type))["values"]
+    show = begin()
+    while True:
+        for event in events:
+            show(event)
+            cursor = cursor.after(event)
+        events = []
+        try:
+            page = await poller.after(cursor, reached)
+        except StaleCursor:
+            note(_GAP)
+            cursor = Cursor()
+            continue
+        except ServiceRegistryError as error:
+            if not _isTemporary(error, client):
+                raise
+            if lostAt is None:
+                lostAt = clock.seconds()
+                note(f"registry unreachable, retrying: {error}")
+            await client.pause(max(backoff.next(), _retryAfter(error)))
+            continue
+        reached()
+        if cursor.isStale(page):
+            note(_GAP)
+        events = cursor.newer(page)
+        if not events:
+            cursor = Cursor(cursor.marker)
+
+
+def _isTemporary(error: ServiceRegistryError, client: Client) -> bool:
+    if isinstance(error, AuthenticationFailed):
+        # The file of the credentials may get a new key.
+        return client.settings.raxrcPath is not None
+    return isinstance(error, _TEMPORARY)
+
+
+def _retryAfter(error: ServiceRegistryError) -> float:
+    return (error.retryAfter or _INTERVAL) if isinstance(error, RateLimited) else 0.0

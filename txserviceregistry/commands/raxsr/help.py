@@ -13,17 +13,15 @@ from .parser import Parser
 
 
 class Help(RaxsrCommand):
-    """Show what there is, or how one command is used."""
+    """Show all commands, or the help of one."""
 
     example = "raxsr help services list"
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
-        parser.add_argument("words", nargs="*", metavar="COMMAND", help="the command, or its first word")
+        parser.add_argument("words", nargs="*", metavar="COMMAND", help="a command, or its first word")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Do it."""
-        words = list(parsed_args.words)
+    def take_action(self, parsed: argparse.Namespace) -> None:
+        words = list(parsed.words)
         below = [name for name in COMMANDS if name.startswith(f"{words[0]} ")] if len(words) == 1 else []
         if not words:
             text = f"{self.app.parser.format_help()}\ncommands:\n{self._lines(list(COMMANDS))}\n\n{_MORE}"
@@ -54,8 +52,8 @@ class Help(RaxsrCommand):
 
 
 _MORE = """\
-Where the registry is and who you are comes from these options, from RAXSR_* environment variables, from ~/.raxrc, or
-from the file that a registry on this machine has made itself.
+The registry and the credentials are set by these options, by RAXSR_* environment variables, by ~/.raxrc, or by the file
+that a registry on this machine has written.
 
 Examples:
   raxsr services list --tag www

@@ -1,5 +1,5 @@
 """
-``--log-file``: a file to which a command appends what it has to tell, each line with the time.
+``--log-file``: a file to which a command appends lines with the time.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ class LogFile:
     def __init__(self, path: str) -> None:
         self._path = path
         try:
-            # One line at a time, so that other commands can append to it meanwhile.
+            # Buffered by lines, so that other commands can append to it meanwhile.
             self._file = open(  # noqa: SIM115  # it lasts as long as the process
                 path, "a", 1, encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)
             )
         except OSError as error:
-            raise CommandFailed(f"the log file {path} can't be written: {error.strerror}") from None
+            raise CommandFailed(f"can't write the log file {path}: {error.strerror}") from None
         self._isFailing = False
 
     def write(self, line: str) -> None:
-        """Append a line. If that can't be done, it is told once, and the command goes on."""
+        """Append a line. The first failure is reported, and the command goes on."""
         if self._isFailing:
             return
         try:
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {line}\n")
         except OSError as error:
             self._isFailing = True
-            tell(f"raxsr: the log file {self._path} can't be written any more: {error.strerror}")
+            tell(f"raxsr: can't write the log file {self._path} any more: {error.strerror}")

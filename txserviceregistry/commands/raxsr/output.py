@@ -1,8 +1,8 @@
 """
-What results look like: the cells of a row, and the formats that rows are written in.
+The output: columns, the cells of a row, and the formats in which rows are written.
 
-Tables are for people: local time, and fitted to the terminal. All else is for programs: ISO 8601 in UTC, nothing cut;
-JSON and YAML keep lists and objects, and the flat formats write them as the command line reads them.
+Tables are for people: local time, fitted to the terminal. All other formats are for programs: ISO 8601 in UTC, nothing
+cut; JSON and YAML keep lists and objects, and the flat formats write them as the command line reads them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any, TextIO, TypeVar
 
 import attrs
@@ -32,10 +33,10 @@ from ..outcome import printable
 
 _T = TypeVar("_T")
 
-# No column of a table is made narrower than this to fit the terminal.
+# The least width of a column that is fitted to the terminal.
 _NARROWEST = 12
 
-# What formulas of spreadsheets begin with; they skip the white space.
+# The first characters of a formula in a spreadsheet, which skips white space.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -43,13 +44,13 @@ class Cell(FormattableColumn[_T]):
     """
     A value that is written differently for people and for programs.
 
-    :ivar wraps: whether a table may break it into several lines; ids are never broken, so that they can be copied.
+    :ivar wraps: whether a table may break it into several lines. Ids are never broken, so they can be copied.
     """
 
     wraps = False
 
     def flat(self) -> str | None:
-        """The value as one text, for formats that know nothing else."""
+        """The value as one text, for the formats without lists and objects."""
         value = self.machine_readable()
         return None if value is None else str(value)
 
@@ -79,14 +80,12 @@ class Timestamp(Cell[Any]):
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def plain(self) -> str:
-        """As programs read it, and in a word for never."""
+        """ISO 8601, or ``never``."""
         return self.machine_readable() or "never"
 
     def human_readable(self) -> str:
         """Local time."""
-        return (
-            self.plain() if self._value is None else f"{datetime.fromtimestamp(self._value / 1000):%Y-%m-%d %H:%M:%S}"
-        )
+        return self.plain() if self._value is None else f"{datetime.fromtimestamp(self._value / 1000):%F %T}"
 
 
 class Text(Cell[Any]):
@@ -105,7 +104,7 @@ class Tags(Cell[Sequence[str]]):
         return formatTags(self._value)
 
     def human_readable(self) -> str:
-        """The tags with room between them, where a line can be broken."""
+        """The tags with spaces, where a line can be broken."""
         return ", ".join(self._value)
 
 
@@ -119,7 +118,7 @@ class Metadata(Cell[Mapping[str, str]]):
         return formatMetadata(self._value)
 
     def human_readable(self) -> str:
-        """The pairs with room between them."""
+        """The pairs with spaces, where a line can be broken."""
         return ", ".join(f"{key}={value}" for key, value in self._value.items())
 
 
@@ -133,6 +132,21 @@ class Payload(Cell[Mapping[str, Any]]):
         return json.dumps(self._value, ensure_ascii=False)
 
 
+@attrs.frozen
+class Column:
+    """
+    A column of a result.
+
+    :ivar heading: its name in tables.
+    :ivar cell: makes a cell of a value.
+    :ivar width: its least width in a table whose rows come one by one.
+    """
+
+    heading: str
+    cell: Callable[[Any], Any] = lambda value: value
+    width: int = 0
+
+
 def _flat(row: Iterable[Any]) -> list[Any]:
     return [cell.flat() if isinstance(cell, Cell) else cell for cell in row]
 
@@ -143,15 +157,15 @@ def _plain(row: Iterable[Any]) -> list[Any]:
 
 class _Table(ListFormatter, SingleFormatter):
     """
-    Tables. On a terminal they are made to fit: texts are broken between words, then columns are left out, and only
-    where that is not enough, words are broken. In a pipe nothing is.
+    Tables. On a terminal they are made to fit: texts are broken between words, then columns are left out, and then
+    words are broken. In a pipe they are not changed.
     """
 
     def add_argument_group(self, parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group("table formatter")
         group.add_argument("--max-width", type=int, default=0, metavar="N", help="fit tables into so many characters")
         group.add_argument("--fit-width", action="store_true", help="fit tables into the terminal, also in a pipe")
-        # Empty tables are always printed; scripts from elsewhere may ask for it.
+        # Empty tables are always printed; the option is for scripts that other tools were written for.
         group.add_argument("--print-empty", action="store_true", help=argparse.SUPPRESS)
 
     def emit_list(
@@ -208,7 +222,7 @@ class _Table(ListFormatter, SingleFormatter):
             try:
                 return os.get_terminal_size(stream.fileno()).columns if stream is not None else 0
             except OSError:
-                # Not a terminal, though the other one may be.
+                # The other one may be a terminal.
                 continue
         return 0
 
@@ -218,9 +232,9 @@ class _Width:
     """
     How wide a column is.
 
-    :ivar now: with what has been broken so far.
-    :ivar whole: the least that breaks no word.
-    :ivar least: the least at all.
+    :ivar now: its present width.
+    :ivar whole: the least width that breaks no word.
+    :ivar least: the least width.
     """
 
     now: int
@@ -229,7 +243,7 @@ class _Width:
 
     @classmethod
     def of(cls, name: str, cells: Sequence[Any], texts: Sequence[str]) -> _Width:
-        """The width of a column of these *cells* and what is to be written for them."""
+        """The width of a column of these *cells*, and the *texts* that are written for them."""
         now = max([len(name), *(len(line) for text in texts for line in text.split("\n"))])
         if not any(isinstance(cell, Cell) and cell.wraps for cell in cells):
             return cls(now, now, now)
@@ -242,13 +256,13 @@ class _Width:
 
 
 def _space(columns: int, width: int) -> int:
-    """What a table of this *width* has for the texts of so many columns."""
+    """The width that a table has for the texts of so many columns."""
     return width - 3 * columns - 1
 
 
 def _keep(columns: Sequence[_Width], important: Sequence[int], width: int) -> list[int]:
     """
-    Choose the columns for which there is room without a broken word.
+    Choose the columns that fit without a broken word.
 
     :param important: those that may be left out, the most important one first.
     :return: the chosen ones in their order.
@@ -263,10 +277,10 @@ def _keep(columns: Sequence[_Width], important: Sequence[int], width: int) -> li
 
 def _fit(columns: Sequence[_Width], kept: Sequence[int], width: int) -> list[int]:
     """
-    Make columns narrower, the widest one first, until all fit or none can give any more: first between words, and then
-    within them.
+    Make columns narrower, the widest one first, until all fit or all have their least width: first by breaking between
+    words, then within them.
 
-    :return: the columns that have become narrower.
+    :return: the columns that are narrower now.
     """
     narrowed = set()
     for breaksWords in (False, True):
@@ -290,7 +304,7 @@ class _CSV(CSVLister, SingleFormatter):
     def emit_list(
         self, column_names: Sequence[str], data: Iterable[Sequence[Any]], stdout: TextIO, parsed_args: Any
     ) -> None:
-        # cliff's own doubles each backslash, which few readers of CSV undo.
+        # cliff's own doubles each backslash, which few readers of CSV expect.
         writer = csv.writer(stdout, quoting=self.QUOTE_MODES[parsed_args.quote_mode], lineterminator="\n")
         writer.writerow(column_names)
         writer.writerows([_asText(cell) for cell in _flat(row)] for row in data)
@@ -300,7 +314,7 @@ class _CSV(CSVLister, SingleFormatter):
 
 
 def _asText(cell: Any) -> Any:
-    # What begins like this, a spreadsheet takes for a formula and computes, which may send what is in other cells away.
+    # A spreadsheet computes a formula, which may send the content of other cells to a server.
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
@@ -315,7 +329,7 @@ class _Value(ValueFormatter):
 
 
 class _HTML(ListFormatter, SingleFormatter):
-    """A table for a browser, with what tables have."""
+    """A table for a browser, with the texts of tables."""
 
     def add_argument_group(self, parser: argparse.ArgumentParser) -> None:
         pass
@@ -338,92 +352,69 @@ class _HTML(ListFormatter, SingleFormatter):
         return f"<tr>{''.join(f'<{tag}>{html.escape(_Table.text(cell))}</{tag}>' for cell in cells)}</tr>"
 
 
-class Lines:
+def rowWriter(
+    format: str, columns: Sequence[str], widths: Mapping[str, int], stdout: TextIO, options: argparse.Namespace
+) -> Callable[[Sequence[Any]], None]:
     """
-    Rows that are written one by one, as they come.
+    Write what comes before the first of the rows that come one by one.
 
     :param format: the format's name.
     :param columns: the columns' names.
-    :param widths: of the columns of a table but the last, for nobody knows what will come.
+    :param widths: the least widths of the columns of a table.
     :param stdout: where to write.
     :param options: the formats' options.
+    :return: writes a row, at once.
     """
+    formatter = FORMATS[format].obj
 
-    def __init__(
-        self,
-        format: str,
-        columns: Sequence[str],
-        widths: Mapping[str, int],
-        stdout: TextIO,
-        options: argparse.Namespace,
-    ) -> None:
-        self._format = format
-        self._columns = columns
-        self._widths = widths
-        self._stdout = stdout
-        self._options = options
+    def writeTable(texts: Sequence[str]) -> None:
+        padded = [text.ljust(widths.get(name, 0)) for name, text in zip(columns, texts, strict=True)]
+        print("  ".join(padded).rstrip(), file=stdout)
 
-    def begin(self) -> None:
-        """Write what comes before the first row."""
-        if self._format == "table":
-            self._table(self._columns)
-        elif self._format == "csv":
-            FORMATS[self._format].obj.emit_list(self._columns, [], self._stdout, self._options)
-        self._stdout.flush()
-
-    def write(self, row: Sequence[Any]) -> None:
-        """Write a row, so that whoever reads has it now."""
-        if self._format == "table":
-            self._table([_Table.text(cell).replace("\n", " ") for cell in row])
-        elif self._format == "json":
-            values = {
-                name: cell.machine_readable() if isinstance(cell, FormattableColumn) else cell
-                for name, cell in zip(self._columns, row, strict=True)
-            }
-            print(json.dumps(values), file=self._stdout)
+    def write(row: Sequence[Any]) -> None:
+        if format == "table":
+            writeTable([_Table.text(cell).replace("\n", " ") for cell in row])
+        elif format == "json":
+            values = [cell.machine_readable() if isinstance(cell, FormattableColumn) else cell for cell in row]
+            print(json.dumps(dict(zip(columns, values, strict=True))), file=stdout)
         else:
             rows = io.StringIO()
-            FORMATS[self._format].obj.emit_list(self._columns, [row], rows, self._options)
-            # Each list in CSV begins with the columns' names; this one has begun already.
-            self._stdout.write(rows.getvalue().partition("\n")[2] if self._format == "csv" else rows.getvalue())
-        self._stdout.flush()
+            formatter.emit_list(columns, [row], rows, options)
+            # The header of CSV has been written.
+            stdout.write(rows.getvalue().partition("\n")[2] if format == "csv" else rows.getvalue())
+        stdout.flush()
 
-    def _table(self, texts: Sequence[str]) -> None:
-        padded = [text.ljust(self._widths.get(name, 0)) for name, text in zip(self._columns, texts, strict=True)]
-        print("  ".join(padded).rstrip(), file=self._stdout)
-
-
-class _Format:
-    """A format, as cliff expects a plugin to be."""
-
-    def __init__(self, obj: ListFormatter) -> None:
-        self.obj = obj
+    if format == "table":
+        writeTable(columns)
+    elif format == "csv":
+        formatter.emit_list(columns, [], stdout, options)
+    stdout.flush()
+    return write
 
 
 class Formats:
     """
-    Formats by their names, as cliff expects its plugins to be. Looking for plugins in all that is installed takes
-    longer than all the rest of a help text.
+    Formats by their names, as cliff uses its plugins. Searching all installed packages for plugins would take longer
+    than all the rest of a help text.
 
     :param formatters: the formats.
     """
 
     def __init__(self, formatters: Mapping[str, ListFormatter]) -> None:
-        self._formats = {name: _Format(formatter) for name, formatter in formatters.items()}
+        self._plugins = {name: SimpleNamespace(obj=formatter) for name, formatter in formatters.items()}
 
     def names(self) -> list[str]:
         """The formats' names."""
-        return list(self._formats)
+        return list(self._plugins)
 
-    def __iter__(self) -> Iterator[_Format]:
-        return iter(self._formats.values())
+    def __iter__(self) -> Iterator[SimpleNamespace]:
+        return iter(self._plugins.values())
 
-    def __getitem__(self, name: str) -> _Format:
-        return self._formats[name]
+    def __getitem__(self, name: str) -> SimpleNamespace:
+        return self._plugins[name]
 
 
-#: What ``-f`` takes. cliff's format for shells is not among them: what it prints does not survive an ``eval`` of values
-#: that hold a ``$(…)``.
+#: The formats of ``-f``, without cliff's format for shells, whose output runs a ``$(…)`` in a value.
 FORMATS = Formats(
     {
         "table": _Table(),
@@ -434,7 +425,7 @@ FORMATS = Formats(
         "html": _HTML(),
     }
 )
-#: What ``-f`` takes where there is no end, which a table of HTML has to have.
+#: The formats for rows that come one by one. A table of HTML needs an end.
 FOLLOWED_FORMATS = Formats({name: FORMATS[name].obj for name in FORMATS.names() if name != "html"})
-#: The formats in which columns have headings; in all others they have the names of the API.
+#: The formats in which columns have headings; in all others they have their names in the API.
 FOR_PEOPLE = ("table", "html")

@@ -1,29 +1,22 @@
 """
-Parsing the command line: mistakes are told in one line, with a suggestion.
+Parsers of command lines, whose errors are one line with a suggestion.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..outcome import UsageError, undecodable
-
-
-def didYouMean(word: str, known: Iterable[str]) -> str:
-    """A sentence that suggests what could have been meant by *word*, or nothing."""
-    close = get_close_matches(word, list(known), n=2, cutoff=0.6)
-    return f". Did you mean {' or '.join(close)}?" if close else ""
+from ..outcome import UsageError, didYouMean, undecodable
 
 
 class Parser(argparse.ArgumentParser):
     """
     The parser of one command's options and arguments.
 
-    :ivar furtherOptions: options that are accepted as well, but parsed elsewhere, for suggestions.
-    :ivar takesCommand: whether what follows ``--`` is a command line of somebody else's. It goes to ``command``.
+    :ivar furtherOptions: options that another parser accepts, for suggestions.
+    :ivar takesCommand: whether the words after ``--`` are another program's. They become ``command``.
     """
 
     furtherOptions: Sequence[str] = ()
@@ -31,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """
-        :raises UsageError: if something is not as it should be.
+        :raises UsageError: if a word is wrong.
         """
         args = list(args)
         command = None
@@ -56,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """
-        :raises UsageError: about the first of the arguments that nobody knows.
+        :raises UsageError: about the first of the unknown arguments.
         """
         hint = ": the command to run comes after --" if self.takesCommand else ""
         # After the first word that is not an option, the options may be those of the command to run.
@@ -64,7 +57,7 @@ class Parser(argparse.ArgumentParser):
             if argument.startswith("-") and argument != "--":
                 option = argument.partition("=")[0]
                 known = [*self._option_string_actions, *self.furtherOptions]
-                self.error(f"there is no option {option}{didYouMean(option, known)}")
+                self.error(f"unknown option {option}{didYouMean(option, known)}")
         self.error(f"unexpected argument {unknown[0]!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
@@ -76,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class GlobalParser(Parser):
-    """The parser of the options that can stand anywhere before a ``--``. What it does not know it leaves alone."""
+    """The parser of options that may be anywhere before ``--``. It leaves unknown options alone."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """See argparse."""

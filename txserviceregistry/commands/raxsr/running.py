@@ -1,11 +1,11 @@
 """
-From a command line to the registry: settings, and a client for as long as it is needed.
+A client with the settings of a command line, for as long as a command needs it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TextIO, TypeVar
 
 from twisted.logger import globalLogBeginner
@@ -24,7 +24,7 @@ from ...settings import Settings
 from ..optionsettings import inOptions, settingsOf
 from ..outcome import CommandFailed, UsageError
 from ..running import runReactor
-from .exchange import View, shownAgent
+from .requestlog import LogTarget, loggingAgent
 
 _T = TypeVar("_T")
 
@@ -38,26 +38,27 @@ def withClient(
     """
     Run the reactor for as long as *work* takes. A process can do that once.
 
-    :param options: the options that every command has.
+    :param options: the options of every command.
     :param stderr: where ``--debug`` and ``-v`` write.
     :param work: gets the client, which is closed after it.
     :param log: takes the lines for ``--log-file``.
-    :return: what *work* gives.
-    :raises CommandFailed: if there is no registry to be reached; or whatever *work* raises.
+    :return: the result of *work*.
+    :raises CommandFailed: if no registry can be reached; or whatever *work* raises.
     :raises Interrupted: if a signal ended it.
     """
     from twisted.internet import reactor
 
     settings = findSettings(options)
-    views = [View(log, True)] if log is not None else []
+    targets = [LogTarget(log, True)] if log is not None else []
     if options.debug or options.verbose:
-        views.append(View(lambda line: print(line, file=stderr, flush=True), options.debug or options.verbose > 1))
+        hasBodies = options.debug or options.verbose > 1
+        targets.append(LogTarget(lambda line: print(line, file=stderr, flush=True), hasBodies))
     useMonotonic(reactor)
-    # Nobody reads a log here, and what is wrong is told otherwise.
+    # Errors are raised, and not logged.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
 
     async def working() -> _T:
-        agent = shownAgent(reactor, settings, views) if views else None
+        agent = loggingAgent(reactor, settings, targets) if targets else None
         try:
             async with Client(reactor=reactor, settings=settings, agent=agent) as client:
                 return await work(client)
@@ -67,22 +68,38 @@ def withClient(
 
     try:
         return runReactor(reactor, working)
-    except (ConnectionFailed, RequestTimedOut, MalformedResponse) as error:
-        raise CommandFailed(_sentences(str(error), whereFrom(settings))) from None
-    except APIError as error:
-        if not error.doubt:
+    except (ConnectionFailed, RequestTimedOut, MalformedResponse, APIError) as error:
+        if isinstance(error, APIError) and not error.doubt:
             raise
-        raise CommandFailed(_sentences(str(error), whereFrom(settings))) from None
+        urls = {"baseUrl": settings.baseUrls, "authUrl": settings.authUrls}
+        raise _withSources(
+            error, settings, {name: f"the URL {', '.join(each)}" for name, each in urls.items()}
+        ) from None
     except AuthenticationFailed as error:
-        raise CommandFailed(_sentences(str(error), whoseCredentials(settings))) from None
+        raise _withSources(error, settings, {"username": "the username", "apiKey": "the API key"}) from None
+
+
+def _withSources(error: Exception, settings: Settings, names: Mapping[str, str]) -> CommandFailed:
+    """
+    The error, and where the settings come from that may have caused it.
+
+    :param names: what to call each setting.
+    """
+    sources = ", and ".join(
+        f"{name} is set by {inOptions(settings.sources[setting])}"
+        for setting, name in names.items()
+        if setting in settings.sources
+    )
+    text = str(error)
+    return CommandFailed(f"{text}{' ' if text.endswith('?') else '. '}{sources[:1].upper()}{sources[1:]}")
 
 
 def findSettings(options: argparse.Namespace) -> Settings:
     """
-    The settings, of which the options are the first to be asked.
+    The settings; options come before all other sources.
 
-    :raises UsageError: if an option can't be used.
-    :raises InvalidSettings: if another setting can't, or there are no credentials.
+    :raises UsageError: if an option is invalid.
+    :raises InvalidSettings: if another setting is, or there are no credentials.
     """
     try:
         return settingsOf(vars(options))
@@ -90,28 +107,3 @@ def findSettings(options: argparse.Namespace) -> Settings:
         if str(error).startswith("--"):
             raise UsageError(str(error)) from None
         raise
-
-
-def whereFrom(settings: Settings) -> str:
-    """Which URL it is that was tried, and who said so."""
-    said = [
-        f"{', '.join(urls)} is what {inOptions(settings.sources[name])} says"
-        for name, urls in (("baseUrl", settings.baseUrls), ("authUrl", settings.authUrls))
-        if name in settings.sources
-    ]
-    return ", and ".join(said)
-
-
-def whoseCredentials(settings: Settings) -> str:
-    """Who said as whom to ask. The user's name is in the error, and the key is nobody's business."""
-    said = [
-        f"{what} is what {inOptions(settings.sources[name])} says"
-        for name, what in (("username", "the username"), ("apiKey", "the API key"))
-        if name in settings.sources
-    ]
-    text = ", and ".join(said)
-    return text[:1].upper() + text[1:]
-
-
-def _sentences(first: str, second: str) -> str:
-    return f"{first}{' ' if first.endswith('?') else '. '}{second}"

@@ -1,69 +1,54 @@
 """
-``raxsr services``: find services, and register, keep, change and remove them.
+``raxsr services``: list, register, heartbeat, update and remove services.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import NotFound, ServiceExists
 from ...util.fields import ID_RULE
 from ...util.parsing import parseMetadata, parseTags
 from ..outcome import CommandFailed, UsageError
-from .base import ListCommand, Progress, RaxsrCommand, ShowCommand, addId, addPaging, collect, idOf
-from .output import Metadata, Tags, Timestamp
+from .base import ListCommand, RaxsrCommand, ShowCommand, addId, addPaging
+from .output import Column, Metadata, Tags, Timestamp
 from .parser import Parser
 
 if TYPE_CHECKING:
     from ...client import Client
-    from ...types import HeartbeatToken, Service
+    from ...types import Service
 
 _COLUMNS = {
-    "id": "Service ID",
-    "heartbeat_timeout": "Heartbeat Timeout",
-    "last_seen": "Last Seen",
-    "tags": "Tags",
-    "metadata": "Metadata",
+    "id": Column("Service ID"),
+    "heartbeat_timeout": Column("Heartbeat Timeout"),
+    "last_seen": Column("Last Seen", Timestamp),
+    "tags": Column("Tags", Tags),
+    "metadata": Column("Metadata", Metadata),
 }
 
 
-def _row(service: Service) -> tuple[Any, ...]:
-    return (
-        service["id"],
-        service["heartbeat_timeout"],
-        Timestamp(service["last_seen"]),
-        Tags(service["tags"]),
-        Metadata(service["metadata"]),
-    )
-
-
-def _notThere(id: str) -> CommandFailed:
-    return CommandFailed(f'there is no service "{id}"')
-
-
 def _addFields(parser: Parser, timeoutDefault: int | None) -> None:
-    shown = "" if timeoutDefault is None else f"; {timeoutDefault} if not given"
+    shown = "" if timeoutDefault is None else f" (default: {timeoutDefault})"
     parser.add_argument(
         "--heartbeat-timeout",
         dest="heartbeatTimeout",
         type=int,
         default=timeoutDefault,
         metavar="SECONDS",
-        help=f"silence after which the registry gives it up, 3 to 120{shown}",
+        help=f"time without a heartbeat after which the service expires, 3 to 120{shown}",
     )
-    parser.add_argument(
-        "--tags", action="append", metavar="TAG,…", help=r"its tags; \, is a comma that does not separate"
-    )
+    parser.add_argument("--tags", action="append", metavar="TAG,…", help=r"its tags; \, is a comma inside of a tag")
     parser.add_argument("--metadata", action="append", metavar="KEY=VALUE,…", help="its metadata, written the same way")
 
 
 def _fields(parsed: argparse.Namespace) -> dict[str, Any]:
     """
-    What is given of a service's fields.
+    The tags and metadata that are given.
 
-    :raises UsageError: if it can't be read.
+    :raises UsageError: if the metadata can't be parsed.
     """
     fields: dict[str, Any] = {}
     if parsed.tags is not None:
@@ -78,9 +63,6 @@ def _words(texts: list[str]) -> list[str]:
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
-    """
-    :raises UsageError: if they can't be read.
-    """
     pairs: dict[str, str] = {}
     for text in texts:
         try:
@@ -90,13 +72,14 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     return pairs
 
 
+# Makes fields to update from the present service.
 _Amendment = Callable[["Service"], dict[str, Any]]
 
 
 def _tagAmendment(parsed: argparse.Namespace) -> _Amendment | None:
     """
-    :return: makes the tags that a service is to have of those that it has; ``None`` if that was not asked for.
-    :raises UsageError: if that can't be done.
+    :return: makes the new tags of a service from the present ones; ``None`` if no option asks for it.
+    :raises UsageError: if the options contradict each other.
     """
     added, removed = _words(parsed.add_tags), _words(parsed.remove_tags)
     if not added and not removed:
@@ -131,29 +114,20 @@ def _checkAmendment(name: str, replaced: object, both: Collection[str]) -> None:
 
 
 class List(ListCommand):
-    """Show the services that are alive."""
+    """Show the services that are registered."""
 
     example = "raxsr services list --tag www -f json"
     columns = _COLUMNS
     important = ("metadata", "tags", "last_seen", "heartbeat_timeout")
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
-        parser.add_argument("--tag", metavar="TAG", help="only those that bear this tag")
+        parser.add_argument("--tag", metavar="TAG", help="only services with this tag")
         addPaging(parser, "services")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
-        """Do it."""
-
-        async def services(client: Client, progress: Progress) -> list[Service]:
-            async def page(marker: str | None, limit: int | None) -> Any:
-                if parsed_args.tag is None:
-                    return await client.services.list(marker, limit)
-                return await client.services.listForTag(parsed_args.tag, marker, limit)
-
-            return await collect(self, progress, parsed_args, "services", page)
-
-        return list(self.columns), list(map(_row, self.ask(services)))
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        services = client.services
+        page = services.list if parsed.tag is None else partial(services.listForTag, parsed.tag)
+        return await self.onePageOrAll(parsed, "services", page)
 
 
 class Get(ShowCommand):
@@ -161,102 +135,84 @@ class Get(ShowCommand):
 
     example = "raxsr services get web1"
     columns = _COLUMNS
+    kind = "service"
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         addId(parser, "service's id")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
-        """Do it."""
-        id = idOf(parsed_args)
-
-        async def service(client: Client, progress: Progress) -> Service:
-            return await client.services.get(id)
-
-        try:
-            return list(self.columns), _row(self.ask(service))
-        except NotFound:
-            raise _notThere(id) from None
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        return await client.services.get(parsed.id)
 
 
 class Create(ShowCommand):
     """
     Register a service.
 
-    It lives for its heartbeat timeout, and for another one after each heartbeat: the token that is shown is what
-    "raxsr services heartbeat" needs.
+    It expires after its heartbeat timeout, and after another one from each heartbeat. "raxsr services heartbeat" needs
+    the token that is shown.
     """
 
     example = "raxsr services create web1 --heartbeat-timeout 60 --tags www,api --metadata port=8000,host=10.0.0.1"
-    columns = {"id": "Service ID", "heartbeat_timeout": "Heartbeat Timeout", "token": "Token"}
+    columns = {name: _COLUMNS[name] for name in ("id", "heartbeat_timeout")} | {"token": Column("Token")}
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         addId(parser, f"service's id, {ID_RULE}")
         _addFields(parser, 30)
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
-        """Do it."""
-        id, timeout, fields = idOf(parsed_args), parsed_args.heartbeatTimeout, _fields(parsed_args)
-
-        async def token(client: Client, progress: Progress) -> HeartbeatToken:
-            body, _ = await client.services.create(id, timeout, fields)
-            return body
-
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        id, timeout = parsed.id, parsed.heartbeatTimeout
         try:
-            return list(self.columns), (id, timeout, self.ask(token)["token"])
+            body, _ = await client.services.create(id, timeout, parsed.fields)
         except ServiceExists:
             raise CommandFailed(
-                f'the service "{id}" is there already, and alive. Choose another id, remove it, or wait until its '
-                "heartbeat timeout has passed"
+                f'the service "{id}" already exists. Choose another id, remove it, or wait until it expires'
             ) from None
+        return {"id": id, "heartbeat_timeout": timeout, **body}
+
+    def take_action(self, parsed: argparse.Namespace) -> Any:
+        parsed.fields = _fields(parsed)
+        return super().take_action(parsed)
 
 
 class Heartbeat(ShowCommand):
     """
-    Keep a service alive for another heartbeat timeout.
+    Send a heartbeat of a service, which keeps it for another heartbeat timeout.
 
-    The token that is shown is for the next time.
+    The token that is shown is for the next heartbeat.
     """
 
     example = "raxsr services heartbeat web1 --token 2d7ff6e8-c8e9-11f0-8de9-0242ac120002 -f value -c token"
-    columns = {"id": "Service ID", "token": "Token"}
+    columns = {"id": _COLUMNS["id"], "token": Column("Token")}
+    kind = "service"
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         addId(parser, "service's id")
         parser.add_argument(
-            "--token", required=True, metavar="TOKEN", help="what its creation has shown, or its last heartbeat"
+            "--token", required=True, metavar="TOKEN", help="the token that its creation or last heartbeat has shown"
         )
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
-        """Do it."""
-        id = idOf(parsed_args)
-
-        async def token(client: Client, progress: Progress) -> HeartbeatToken:
-            return await client.services.heartbeat(id, parsed_args.token)
-
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         try:
-            return list(self.columns), (id, self.ask(token)["token"])
+            return {"id": parsed.id, **await client.services.heartbeat(parsed.id, parsed.token)}
         except NotFound as error:
-            if "HeartbeatMarker" in error.details:
-                raise CommandFailed(f'this token is none of the service "{id}"') from None
-            raise _notThere(id) from None
+            if "HeartbeatMarker" not in error.details:
+                raise
+            raise CommandFailed(f'the token does not belong to the service "{parsed.id}"') from None
 
 
 class Update(RaxsrCommand):
     """
     Change a service.
 
-    What is given with --heartbeat-timeout, --tags and --metadata replaces the old value as a whole, and what is not
-    given stays. The other options add to the tags and metadata that the service has, or remove some of them: they are
-    read and then written, so that another client's change in between is lost.
+    --heartbeat-timeout, --tags and --metadata replace the old value as a whole; what is not given stays. The other
+    options add to the tags and metadata of the service, or remove some: the service is read and then written, so
+    another client's change in between is lost.
     """
 
     example = r"raxsr services update web1 --tags www --metadata status=disabled,note=down\, for now"
+    kind = "service"
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         addId(parser, "service's id")
         _addFields(parser, None)
         for option, metavar, what in (
@@ -267,47 +223,34 @@ class Update(RaxsrCommand):
         ):
             parser.add_argument(option, action="append", default=[], metavar=metavar, help=what)
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Do it."""
-        id, changes = idOf(parsed_args), _fields(parsed_args)
-        amendments = [_tagAmendment(parsed_args), _metadataAmendment(parsed_args)]
-        if parsed_args.heartbeatTimeout is not None:
-            changes["heartbeat_timeout"] = parsed_args.heartbeatTimeout
-        if not changes and not any(amendments):
-            raise UsageError("there is nothing to change: give --heartbeat-timeout, --tags or --metadata")
+    def take_action(self, parsed: argparse.Namespace) -> Any:
+        parsed.fields = _fields(parsed)
+        if parsed.heartbeatTimeout is not None:
+            parsed.fields["heartbeat_timeout"] = parsed.heartbeatTimeout
+        parsed.amendments = list(filter(None, (_tagAmendment(parsed), _metadataAmendment(parsed))))
+        if not parsed.fields and not parsed.amendments:
+            raise UsageError("nothing to change: give --heartbeat-timeout, --tags or --metadata")
+        super().take_action(parsed)
 
-        async def update(client: Client, progress: Progress) -> bool:
-            if any(amendments):
-                service = await client.services.get(id)
-                for amend in filter(None, amendments):
-                    changes.update(amend(service))
-            return await client.services.update(id, changes)
-
-        try:
-            self.ask(update)
-        except NotFound:
-            raise _notThere(id) from None
-        self.say(f'Service "{id}" has been updated')
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        changes = dict(parsed.fields)
+        if parsed.amendments:
+            service = await client.services.get(parsed.id)
+            for amend in parsed.amendments:
+                changes.update(amend(service))
+        await client.services.update(parsed.id, changes)
+        return f'Service "{parsed.id}" has been updated'
 
 
 class Remove(RaxsrCommand):
     """Remove a service."""
 
     example = "raxsr services remove web1"
+    kind = "service"
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         addId(parser, "service's id")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Do it."""
-        id = idOf(parsed_args)
-
-        async def remove(client: Client, progress: Progress) -> bool:
-            return await client.services.remove(id)
-
-        try:
-            self.ask(remove)
-        except NotFound:
-            raise _notThere(id) from None
-        self.say(f'Service "{id}" has been removed')
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        await client.services.remove(parsed.id)
+        return f'Service "{parsed.id}" has been removed'

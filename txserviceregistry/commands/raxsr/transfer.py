@@ -7,13 +7,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ServiceRegistryError
 from ...util.escaping import escaped
 from ..console import useUTF8
 from ..outcome import CommandFailed
-from .base import Progress, RaxsrCommand
+from .base import RaxsrCommand
 from .configuration import addNamespace, allValues
 from .parser import Parser
 from .valuefile import FORMATS, STANDARD, formatOf, formatValues, parseValues, readText, writeText
@@ -26,18 +26,16 @@ class _Transfer(RaxsrCommand):
     """What the two directions have in common."""
 
     def addArguments(self, parser: Parser) -> None:
-        """What the command takes."""
         parser.add_argument("file", metavar="FILE", help="a file of YAML or JSON; - for stdin or stdout")
         parser.add_argument("--format", choices=FORMATS, help="its format, if its name does not say it")
         self.addPlace(parser)
         parser.add_argument("--dry-run", dest="dryRun", action="store_true", help="only show what would change")
 
     def addPlace(self, parser: Parser) -> None:
-        """Add what says which keys it is about."""
+        """Add the options that select keys."""
         addNamespace(parser)
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
-        """See :class:`~.base.RaxsrCommand`."""
         return parsed.dryRun or super().hasOutput(parsed)
 
     def show(self, old: Mapping[str, str], new: Mapping[str, str], *, removing: bool) -> None:
@@ -53,40 +51,37 @@ class Import(_Transfer):
 
     The file is an object of keys and values. With --namespace, keys that do not begin with a slash are put below it;
     without it they are refused, unless --root allows to set them at the top.
-    Everything is checked before anything is set; values that the file does not have stay as they are.
+    Everything is checked before anything is set; values that the file does not have do not change.
     """
 
     example = "raxsr configuration import production.yaml --namespace /production --dry-run"
 
     def addPlace(self, parser: Parser) -> None:
-        """See :class:`_Transfer`."""
         place = parser.add_mutually_exclusive_group()
         addNamespace(place, help="set keys without a leading slash below this namespace, such as /production/cassandra")
         place.add_argument("--root", action="store_true", help="set keys without a slash at the top, in no namespace")
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Do it."""
-        path = parsed_args.file
-        format = formatOf(path, parsed_args.format)
-        new = parseValues(readText(path), format, path, parsed_args.namespace, root=parsed_args.root)
-
-        async def transfer(client: Client, progress: Progress) -> dict[str, str]:
-            old = await allValues(client, progress, parsed_args.namespace)
-            if not parsed_args.dryRun:
-                changes = [key for key in new if old.get(key) != new[key]]
-                for done, key in enumerate(changes):
-                    progress.show(f"{done} of {len(changes)} values set …")
-                    try:
-                        await client.configuration.set(key, new[key])
-                    except ServiceRegistryError as error:
-                        raise CommandFailed(f"{error}. {done} of {len(changes)} values were set before this") from None
-            return old
-
-        old = self.ask(transfer)
-        if parsed_args.dryRun:
-            self.show(old, new, removing=False)
+    def take_action(self, parsed: argparse.Namespace) -> Any:
+        path = parsed.file
+        format = formatOf(path, parsed.format)
+        parsed.values = parseValues(readText(path), format, path, parsed.namespace, root=parsed.root)
+        old = self.ask(parsed)
+        if parsed.dryRun:
+            self.show(old, parsed.values, removing=False)
         else:
-            self.say(f"Configuration values: {_summary(old, new, False)}")
+            self.say(f"Configuration values: {_summary(old, parsed.values, False)}")
+
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        new: Mapping[str, str] = parsed.values
+        old = await allValues(self, client, parsed.namespace)
+        changes = [] if parsed.dryRun else [key for key in new if old.get(key) != new[key]]
+        for done, key in enumerate(changes):
+            self.progress.show(f"{done} of {len(changes)} values set …")
+            try:
+                await client.configuration.set(key, new[key])
+            except ServiceRegistryError as error:
+                raise CommandFailed(f"{error}. {done} of {len(changes)} values were set before") from None
+        return old
 
 
 class Export(_Transfer):
@@ -99,19 +94,16 @@ class Export(_Transfer):
     example = "raxsr configuration export production.yaml --namespace /production"
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
-        """See :class:`~.base.RaxsrCommand`."""
         return parsed.file == STANDARD or super().hasOutput(parsed)
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Do it."""
-        path = parsed_args.file
-        format = formatOf(path, parsed_args.format)
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        return await allValues(self, client, parsed.namespace)
 
-        async def values(client: Client, progress: Progress) -> dict[str, str]:
-            return await allValues(client, progress, parsed_args.namespace)
-
-        new = self.ask(values)
-        if parsed_args.dryRun:
+    def take_action(self, parsed: argparse.Namespace) -> Any:
+        path = parsed.file
+        format = formatOf(path, parsed.format)
+        new = self.ask(parsed)
+        if parsed.dryRun:
             self.show(self._present(path, format), new, removing=True)
         elif path == STANDARD:
             useUTF8()
@@ -122,7 +114,7 @@ class Export(_Transfer):
 
     @staticmethod
     def _present(path: str, format: str) -> dict[str, str]:
-        """What the file holds now."""
+        """The values that the file has now."""
         if path == STANDARD:
             return {}
         try:
@@ -131,7 +123,7 @@ class Export(_Transfer):
         except FileNotFoundError:
             return {}
         except OSError:
-            # The real reading tells what is wrong with it.
+            # Reading it fails with the reason.
             pass
         return parseValues(readText(path), format, path, None)
 

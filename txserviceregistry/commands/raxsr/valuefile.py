@@ -57,7 +57,7 @@ def formatOf(path: str, given: str | None) -> str:
         return given
     found = "yaml" if path == STANDARD else _EXTENSIONS.get(PurePath(path).suffix.lower())
     if found is None:
-        raise UsageError(f"the name {path} does not say whether this is YAML or JSON: give --format")
+        raise UsageError(f"unknown format of {path}: give --format yaml or --format json")
     return found
 
 
@@ -73,9 +73,9 @@ def readText(path: str) -> str:
             return file.read()
     except OSError as error:
         reason = "it is closed" if error.errno == errno.EBADF else error.strerror
-        raise CommandFailed(f"{name} can't be read: {reason}") from None
+        raise CommandFailed(f"can't read {name}: {reason}") from None
     except UnicodeDecodeError:
-        raise CommandFailed(f"{name} can't be read: it is not UTF-8 text") from None
+        raise CommandFailed(f"can't read {name}: it is not UTF-8 text") from None
 
 
 def writeText(path: str, text: str) -> None:
@@ -100,7 +100,7 @@ def writeText(path: str, text: str) -> None:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise CommandFailed(f"{path} can't be written: {error.strerror}") from None
+        raise CommandFailed(f"can't write {path}: {error.strerror}") from None
 
 
 def _statusOf(path: str) -> os.stat_result | None:
@@ -147,16 +147,16 @@ def parseValues(text: str, format: str, path: str, namespace: str | None, *, roo
         qualified = _qualified(key, namespace)
         problem = problemOf(qualified, value, namespace)
         if problem is None and not root and not qualified.startswith("/"):
-            problem = "it is not in a namespace: give --namespace, or --root to set it at the top"
+            problem = "not in a namespace: give --namespace, or --root to set it at the top"
         if problem is None and qualified in values:
-            problem = "it is there twice"
+            problem = "duplicate key"
         if problem is None:
             values[qualified] = value
         else:
             problems.append(f"{where}: {key!r}: {problem}")
     if problems:
         more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
-        raise CommandFailed(f"{problems[0]}{more}. Nothing has been changed")
+        raise CommandFailed(f"{problems[0]}{more}. Nothing was changed")
     return values
 
 
@@ -174,11 +174,11 @@ def problemOf(key: str, value: object, namespace: str | None = None) -> str | No
     if namespace is not None and not key.startswith(f"/{namespace.strip('/')}/"):
         return f"not below {namespace}"
     if not isinstance(value, str):
-        return "its value is no text"
+        return "the value is not a string"
     if not 1 <= len(value) <= _LONGEST_VALUE:
-        return f"its value has {len(value)} characters, and 1 to {_LONGEST_VALUE} are allowed"
+        return f"the value has {len(value)} characters; 1 to {_LONGEST_VALUE} are allowed"
     if _SURROGATE.search(value):
-        return "its value holds half of a surrogate pair, which is not a character"
+        return "the value has half of a surrogate pair, which is not a character"
     return None
 
 
@@ -188,9 +188,9 @@ def _parseJSON(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
     except json.JSONDecodeError as error:
         raise CommandFailed(f"{path}, line {error.lineno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
-        raise CommandFailed(f"{path} is no JSON: {error}") from None
+        raise CommandFailed(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, _Object):
-        raise CommandFailed(f"{path} holds no object of keys and values")
+        raise CommandFailed(f"{path} is not a JSON object of keys and values")
     return [(path, key, member) for key, member in value]
 
 
@@ -204,11 +204,11 @@ def _parseYAML(text: str, path: str) -> Iterable[tuple[str, str, Any]]:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         raise CommandFailed(f"{path}, line {line}: {error.problem or error.context}") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise CommandFailed(f"{path} is no YAML: {error}") from None
+        raise CommandFailed(f"{path} is not valid YAML: {error}") from None
     if node is None:
         return []
     if not isinstance(node, yaml.MappingNode):
-        raise CommandFailed(f"{path} holds no mapping of keys and values")
+        raise CommandFailed(f"{path} is not a YAML mapping of keys and values")
     return [
         (
             f"{path}, line {key.start_mark.line + 1}",

@@ -28,7 +28,9 @@ class ExecuteTests(RaxsrProcessTestCase):
         self.assertEqual((ended.code, len(ended.err.splitlines())), (127, 1))
         ended = await self.raxsr(*run, "/")
         self.assertEqual((ended.code, len(ended.err.splitlines())), (126, 1))
-        self.assertIn("which command", await self.refused("configuration", "exec", "--namespace", space, code=2))
+        self.assertIn(
+            "give the command to run", await self.refused("configuration", "exec", "--namespace", space, code=2)
+        )
         await self.refused("configuration", "exec", "--", "true", code=2)
         for words in (
             ("exec", "--namespace", "", "--", "env"),

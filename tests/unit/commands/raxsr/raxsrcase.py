@@ -61,7 +61,7 @@ class Commands(TestCase):
         """Run a command to its end. No command ever shows a traceback."""
         ended = await self.ran(words, stdin, {**self.settings, "TZ": "Asia/Kolkata", **(environment or {})})
         self.assertNotIn("Traceback", ended.err)
-        self.assertNotIn("defect", ended.err)
+        self.assertNotIn("internal error", ended.err)
         return ended
 
     async def good(self, *words: str, stdin: bytes | None = None) -> Ended:

@@ -23,8 +23,8 @@ class ConfigurationTests(RaxsrTestCase):
             path = os.path.join(self.home, f"values.{suffix}")
             Path(path).write_text(text)
             line = await self.refused("configuration", "import", path)
-            self.assertIn(f"'{top}': it is not in a namespace: give --namespace, or --root to set it at the top", line)
-            self.assertIn("Nothing has been changed", line)
+            self.assertIn(f"'{top}': not in a namespace: give --namespace, or --root to set it at the top", line)
+            self.assertIn("Nothing was changed", line)
         self.assertIn(
             "not allowed with",
             await self.refused("configuration", "import", path, "--root", "--namespace", "/x", code=2),
@@ -61,7 +61,7 @@ class ConfigurationTests(RaxsrTestCase):
                 for given, text in (
                     (("/own/sp", "x"), "'/own/sp': not a configuration key: 3 to 170 characters"),
                     (("/own/space/", "x"), "'/own/space/': not a configuration key"),
-                    ((key, ""), "its value has 0 characters, and 1 to 1024 are allowed"),
+                    ((key, ""), "the value has 0 characters; 1 to 1024 are allowed"),
                 )
             ]
         )
@@ -167,15 +167,15 @@ class ConfigurationTests(RaxsrTestCase):
         cases = []
         for name, text, expected in (
             ("a.json", '{"good": "1",\n "bad', "line 2"),
-            ("b.json", '["good"]', "no object"),
-            ("c.json", '{"good": "1", "good": "2"}', "twice"),
-            ("d.json", '{"good": "1", "nest": {"a": 1}}', "no text"),
+            ("b.json", '["good"]', "not a JSON object"),
+            ("c.json", '{"good": "1", "good": "2"}', "duplicate key"),
+            ("d.json", '{"good": "1", "nest": {"a": 1}}', "not a string"),
             ("e.yaml", "good: 1\nbad: [", "line 2"),
-            ("f.yaml", "- good", "no mapping"),
+            ("f.yaml", "- good", "not a YAML mapping"),
             ("g.yaml", "good: 1\nx: 2\n", "'x'"),
             ("h.yaml", "good: 1\n/elsewhere/key: 2\n", "not below"),
             ("i.yaml", "good: ''\n", "0 characters"),
-            ("j.json", "[" * 100_000, "no JSON"),
+            ("j.json", "[" * 100_000, "not valid JSON"),
         ):
             path = os.path.join(self.home, name)
             with open(path, "w") as file:

@@ -39,7 +39,7 @@ class EventsTests(RaxsrTestCase):
         since = await self.good("events", "list", "--marker", oldest, "-f", "json")
         self.assertEqual([row["id"] for row in since.json[-4:]], [row["id"] for row in rows])
         page = await self.raxsr("events", "list", "--marker", oldest, "--limit", "2", "-f", "json")
-        self.assertRegex(page.err, r"\Araxsr: there are more events: .*--marker \S+ goes on from here\n\Z")
+        self.assertRegex(page.err, r"\Araxsr: there are more events: .*--marker \S+ shows the next page\n\Z")
         everything = await self.good("events", "list", "--all", "-f", "json")
         self.assertEqual(everything.json[:4], rows)
         self.assertIn("configuration_value.remove", (await self.good("events", "list", "--limit", "1", "-q")).out)

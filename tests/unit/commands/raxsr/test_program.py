@@ -1,4 +1,4 @@
-"""``raxsr`` as a program: help, settings, and what it shows of its exchange."""
+"""``raxsr`` as a program: help, settings, and what it shows of its requests."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class ProgramTests(RaxsrTestCase):
         credentials = ("--username", "joe", "--api-key", "wrong-key-0123456789")
         self.assertRegex(
             await self.refused("services", "list", "--api-url", url, *credentials),
-            "http://127.0.0.1:9.* is what --api-url says",
+            "The URL http://127.0.0.1:9.* is set by --api-url",
         )
         told = await self.refused("services", "list", *credentials, environment={"RAXSR_API_URL": url})
-        self.assertIn(f"{url} is what ", told)
+        self.assertIn(f"{url} is set by ", told)
         self.assertIn("RAXSR_API_URL", told)
         self.assertIn(".raxrc", await self.refused("services", "list"))
 
@@ -66,8 +66,7 @@ class ProgramTests(RaxsrTestCase):
         """Where the name and the key come from is told, as it is of URLs."""
         told = await self.refused("services", "list", "--username", "joe", environment={"RAXSR_API_KEY": "wrong-key"})
         self.assertIn(
-            ". The username is what --username says, and the API key is what the environment variable RAXSR_API_KEY "
-            "says\n",
+            ". The username is set by --username, and the API key is set by the environment variable RAXSR_API_KEY\n",
             told,
         )
         self.assertNotIn("wrong-key", told)
@@ -87,7 +86,7 @@ class ProgramTests(RaxsrTestCase):
         ):
             for words in (("services", "list"), ("services", "get", self.prefix)):
                 told = await self.refused(*words, *credentials, environment={"RAXSR_API_URL": url})
-                self.assertIn(f"{doubt}{url} is what the environment variable RAXSR_API_URL says", told)
+                self.assertIn(f"{doubt}The URL {url} is set by the environment variable RAXSR_API_URL", told)
         self.assertIn(f'there is no service "{self.prefix}"', await self.refused("services", "get", self.prefix))
 
     async def test_debug(self) -> None:
@@ -105,7 +104,7 @@ class ProgramTests(RaxsrTestCase):
         self.assertNotIn(shown.json["token"], beaten.err)
         down = await self.raxsr("services", "list", "--debug", "--api-url", "http://127.0.0.1:9/v1.0")
         self.assertEqual(down.code, 1)
-        self.assertIn("no answer after", down.err)
+        self.assertIn("no response after", down.err)
 
     async def test_verbose(self) -> None:
         """-v shows one line for each request and each response, and -vv what --debug shows."""
@@ -134,14 +133,12 @@ class ProgramTests(RaxsrTestCase):
         for secret in (settings.apiKey, created["token"]):
             self.assertNotIn(secret, text)
         for bad in (self.home, os.path.join(self.home, "none", "raxsr.log")):
-            self.assertIn(
-                f"the log file {bad} can't be written", await self.refused("services", "list", "--log-file", bad)
-            )
+            self.assertIn(f"can't write the log file {bad}", await self.refused("services", "list", "--log-file", bad))
         ended = await self.good("services", "get", self.prefix, "-f", "value", "-c", "id", "--log-file", os.devnull)
         self.assertEqual(ended.out, f"{self.prefix}\n")
         full = await self.raxsr("services", "get", self.prefix, "-f", "value", "-c", "id", "--log-file", "/dev/full")
         self.assertEqual((full.out, full.code, len(full.err.splitlines())), (f"{self.prefix}\n", 0, 1))
-        self.assertIn("can't be written any more", full.err)
+        self.assertIn("can't write the log file /dev/full any more", full.err)
 
     async def test_debugLeavesWordsWhole(self) -> None:
         """A token or key that is a piece of other words is blanked where it stands by itself, and nowhere else."""

@@ -89,7 +89,7 @@ class ServicesTests(RaxsrTestCase):
         self.assertEqual([list(rows[0]), [row["id"] for row in rows]], [COLUMNS, ids])
         page = await self.raxsr(*tag, "--limit", "2", "--marker", ids[1], "-f", "value", "-c", "Service ID")
         self.assertEqual((page.out.split(), len(page.err.splitlines())), (ids[1:3], 1))
-        self.assertIn(f"--marker {ids[3]} goes on from here", page.err)
+        self.assertIn(f"--marker {ids[3]} shows the next page", page.err)
         last = await self.good(*tag, "--limit", "2", "--marker", ids[3], "-f", "value", "-c", "id")
         self.assertEqual(last.out.split(), ids[3:])
         await self.good(*tag, "--limit", "2", "-q")
@@ -174,7 +174,7 @@ class ServicesTests(RaxsrTestCase):
         cases = [
             (["services", "lst"], "Did you mean services list"),
             (["servces", "list"], "Did you mean services list"),
-            (["services"], "There is: create, get, heartbeat, list, remove, update"),
+            (["services"], "services needs an action: create, get, heartbeat, list, remove, update"),
             (["services", "list", "--tga", "x"], "Did you mean --tag"),
             (["services", "list", "--limit", "0"], "from 1 to 1000"),
             (["services", "list", "--limit", "5", "--all"], "not allowed"),
@@ -199,8 +199,8 @@ class ServicesTests(RaxsrTestCase):
             (["services", "remove", "nobody"], 'there is no service "nobody"'),
             (["services", "update", "nobody", "--tags", "x"], 'there is no service "nobody"'),
             (["services", "heartbeat", "nobody", "--token", TOKEN], 'there is no service "nobody"'),
-            (["services", "heartbeat", id, "--token", TOKEN], f'none of the service "{id}"'),
-            (["services", "create", id], "is there already"),
+            (["services", "heartbeat", id, "--token", TOKEN], f'token does not belong to the service "{id}"'),
+            (["services", "create", id], "already exists"),
             (["services", "create", "a/b"], "id"),
             (["services", "create", "abc", "--heartbeat-timeout", "2"], "3"),
         ]

@@ -109,7 +109,7 @@ class ValueFileTests(SynchronousTestCase):
         """An escape that stands for no character is refused with its key, and so is a file in another encoding."""
         for format in FORMATS:
             refused = self.assertRaises(CommandFailed, parseValues, '{"key": "a\\ud800"}', format, "f", None)
-            self.assertIn("'key': its value holds half of a surrogate pair", str(refused))
+            self.assertIn("'key': the value has half of a surrogate pair", str(refused))
         with open("latin", "wb") as file:
             file.write(b"key: caf\xe9\n")
         self.assertIn("not UTF-8", str(self.assertRaises(CommandFailed, readText, "latin")))

@@ -1,5 +1,5 @@
 """
-What goes to the registry and what comes back, without the secrets in it, for ``--debug``, ``-v`` and ``--log-file``.
+Requests and responses, with secrets redacted, for ``--debug``, ``-v`` and ``--log-file``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
@@ -26,21 +25,21 @@ from ...settings import Settings
 from ...util.escaping import escaped
 from ...util.redaction import encodings, redacted
 
-_BLANK = "***"
+_REDACTED = "***"
 
-# What the values of these members are is nobody's business, whatever object they are members of.
+# The members of JSON objects whose values are secret.
 _SECRET_MEMBERS = {"apikey", "api_key", "password", "token"}
 
 _MAX_CONNECTIONS = 2
 
 
 @attrs.frozen
-class View:
+class LogTarget:
     """
-    Where an exchange is shown.
+    A place for requests and responses.
 
     :ivar write: takes a line.
-    :ivar hasBodies: whether the bodies are shown too.
+    :ivar hasBodies: whether it gets the bodies too.
     """
 
     write: Callable[[str], None]
@@ -48,20 +47,20 @@ class View:
 
 
 @implementer(IAgent)
-class ExchangeShown:
+class RequestLoggingAgent:
     """
-    Shows each request and each answer of another agent.
+    Logs each request and each response of another agent.
 
-    :param agent: does the requests, and gives whole responses.
+    :param agent: sends the requests, and returns whole responses.
     :param pool: the agent's connections.
-    :param views: where it is shown.
-    :param apiKey: the user's key, which is not.
+    :param targets: where they are logged.
+    :param apiKey: the user's key, which is redacted.
     """
 
-    def __init__(self, agent: IAgent, pool: ConnectionPool, views: Sequence[View], apiKey: str) -> None:
+    def __init__(self, agent: IAgent, pool: ConnectionPool, targets: Sequence[LogTarget], apiKey: str) -> None:
         self._agent = agent
         self._pool = pool
-        self._views = views
+        self._targets = targets
         self._secrets = encodings(apiKey)
 
     def request(
@@ -72,23 +71,23 @@ class ExchangeShown:
         bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
         """See :class:`~twisted.web.iweb.IAgent`."""
-        asked = f"{method.decode('ascii')} {uri.decode('ascii')}"
+        request = f"{method.decode('ascii')} {uri.decode('ascii')}"
         began = time.monotonic()
-        self._show(">", asked, bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b"")
+        self._log(">", request, bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b"")
 
         def taken() -> str:
             return f"after {(time.monotonic() - began) * 1000:.0f} ms"
 
-        def answered(response: Any) -> Any:
+        def succeeded(response: Any) -> Any:
             body = response.body if isinstance(response, WholeResponse) else b""
-            self._show("<", f"{response.code} {taken()}, {asked}", body)
+            self._log("<", f"{response.code} {taken()}, {request}", body)
             return response
 
         def failed(failure: Failure) -> Failure:
-            self._show("<", f"no answer {taken()}, {asked}: {type(failure.value).__name__}", b"")
+            self._log("<", f"no response {taken()}, {request}: {type(failure.value).__name__}", b"")
             return failure
 
-        return self._agent.request(method, uri, headers, bodyProducer).addCallbacks(answered, failed)
+        return self._agent.request(method, uri, headers, bodyProducer).addCallbacks(succeeded, failed)
 
     def close(self) -> Deferred[None]:
         """
@@ -96,21 +95,21 @@ class ExchangeShown:
         """
         return self._pool.close()
 
-    def _show(self, mark: str, line: str, body: bytes) -> None:
+    def _log(self, mark: str, line: str, body: bytes) -> None:
         try:
             text = json.dumps(self._withoutSecrets(json.loads(body)), ensure_ascii=False) if body else ""
         except (ValueError, RecursionError):
             text = body.decode("utf-8", "replace")
         for index, shown in enumerate(filter(None, (line, text))):
-            hidden = f"{mark} {escaped(redacted(shown, self._secrets, _BLANK))}"
-            for view in self._views:
-                if index == 0 or view.hasBodies:
-                    view.write(hidden)
+            hidden = f"{mark} {escaped(redacted(shown, self._secrets, _REDACTED))}"
+            for target in self._targets:
+                if index == 0 or target.hasBodies:
+                    target.write(hidden)
 
     def _withoutSecrets(self, value: Any, secret: bool = False) -> Any:
-        """*value* without secrets. What was found to be one is remembered, for it may come back elsewhere."""
+        """*value* with secrets redacted, which are remembered: they may follow in another place."""
         if isinstance(value, dict):
-            # The Auth API's token is an object, which says more than its id.
+            # The Auth API's token is an object with more members than its id.
             return {
                 name: self._withoutSecrets(member, name.lower() in _SECRET_MEMBERS or (secret and name == "id"))
                 for name, member in value.items()
@@ -119,21 +118,19 @@ class ExchangeShown:
             return [self._withoutSecrets(member) for member in value]
         if secret and isinstance(value, str):
             self._secrets |= encodings(value)
-            return _BLANK
+            return _REDACTED
         return value
 
 
-def shownAgent(reactor: Any, settings: Settings, views: Sequence[View]) -> ExchangeShown:
+def loggingAgent(reactor: Any, settings: Settings, targets: Sequence[LogTarget]) -> RequestLoggingAgent:
     """
-    An agent like the client's own, but with nothing hidden except secrets.
+    An agent like the client's own, whose requests are logged.
 
     :param reactor: connects.
-    :param settings: what is known about TLS, and the key.
-    :param views: where the exchange is shown.
+    :param settings: the settings for TLS, and the key.
+    :param targets: where the requests are logged.
     """
-    clock: IReactorTime = reactor
-    pool = ConnectionPool(clock, _MAX_CONNECTIONS)
+    pool = ConnectionPool(reactor, _MAX_CONNECTIONS)
     policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
-    connectTimeout = TIMEOUT / max(1, len(settings.baseUrls))
-    agent = httpAgent(reactor, policy, connectTimeout, pool)
-    return ExchangeShown(agent, pool, views, settings.apiKey)
+    agent = httpAgent(reactor, policy, TIMEOUT / max(1, len(settings.baseUrls)), pool)
+    return RequestLoggingAgent(agent, pool, targets, settings.apiKey)

@@ -1,0 +1,156 @@
+"""``raxsr events follow``: when it sends requests, and its notes while the registry is unreachable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.iweb import IAgent
+
+from tests.fakeagent import Proxy
+from txserviceregistry import Client
+from txserviceregistry.commands.raxsr.follow import follow
+from txserviceregistry.errors import BadRequest
+from txserviceregistry.testing import FakeRegistry
+
+
+class FollowTests(SynchronousTestCase):
+    """Beside a registry in memory."""
+
+    def setUp(self) -> None:
+        self.fake = FakeRegistry()
+        self.other = self.fake.client()
+        self.notes: list[str] = []
+        self.shown: list[Any] = []
+        self.count = 0
+
+    def happen(self) -> str:
+        """Set a value; what it is."""
+        self.count += 1
+        self.done(self.other.configuration.set("key", str(self.count)))
+        return str(self.count)
+
+    def clientOver(self, agent: IAgent) -> Client:
+        fake = self.fake
+        return Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=agent, reactor=fake.clock)
+
+    def done(self, result: Deferred[Any]) -> Any:
+        self.fake.flush()
+        return self.successResultOf(result)
+
+    def follow(self, client: Client | None = None, type: str | None = None, since: str | None = None) -> Deferred[None]:
+        """Follow events until the end of the test."""
+        following = Deferred.fromCoroutine(
+            follow(client or self.fake.client(), type, since, self.notes.append, lambda: self.shown.append)
+        )
+        self.fake.flush()
+        following.addErrback(lambda failure: failure.trap(CancelledError))
+        self.addCleanup(following.cancel)
+        return following
+
+    def values(self) -> list[str]:
+        """The values of the events that have been shown since the last call."""
+        self.fake.flush()
+        shown, self.shown[:] = list(self.shown), []
+        return [event["payload"]["new_value"] for event in shown]
+
+    def test_showsEventsAtOnce(self) -> None:
+        """An event is shown as soon as it happens, the first one of an account too; one of another type never."""
+        self.follow(type="configuration_value.update")
+        for _ in range(3):
+            self.fake.advance(7)
+            self.done(self.other.services.create("web1", 30))
+            self.done(self.other.services.remove("web1"))
+            self.fake.advance(7)
+            self.assertEqual(self.values(), [])
+            new = self.happen()
+            self.assertEqual(self.values(), [new])
+        self.assertEqual(self.notes, [])
+
+    def test_beginsAtAnEvent(self) -> None:
+        """With the id of an event, that one and all later ones are shown, each once."""
+        self.happen()
+        second, third = self.happen(), self.happen()
+        since = self.done(self.other.events.list())["values"][1]["id"]
+        for type in (None, "configuration_value.update"):
+            self.follow(since=since, type=type)
+            self.assertEqual(self.values(), [second, third])
+        new = self.happen()
+        self.assertEqual(self.values(), [new, new])
+
+    def test_aMarkerThatIsRefused(self) -> None:
+        """The first request fails with the registry's reason."""
+        following = Deferred.fromCoroutine(
+            follow(self.fake.client(), None, "nonsense", self.notes.append, lambda: self.shown.append)
+        )
+        self.fake.flush()
+        self.failureResultOf(following, BadRequest)
+
+    def test_idleCostsLittle(self) -> None:
+        """While nothing happens there are two requests a minute."""
+        self.follow()
+        began = len(self.fake.requests)
+        self.fake.advance(600)
+        self.assertEqual(self.values(), [])
+        self.assertIn(len(self.fake.requests) - began, range(19, 22))
+
+    def test_aRegistryThatCannotWait(self) -> None:
+        """There is about one request a second."""
+        self.follow(self.clientOver(Proxy(self.fake.agent, isPlain=True)))
+        began = len(self.fake.requests)
+        self.fake.advance(60)
+        self.assertIn(len(self.fake.requests) - began, range(59, 76))
+        new = self.happen()
+        self.fake.advance(1)
+        self.assertEqual(self.values(), [new])
+
+    def test_refusedWaits(self) -> None:
+        """
+        Where only requests that wait are refused, by a proxy or for lack of capacity, nothing is lost and there is no
+        note: there is about one request a second, and about every 30 s one that waits.
+        """
+        proxy = Proxy(self.fake.agent, forwardsWaits=False)
+        self.follow(self.clientOver(proxy))
+        began = len(self.fake.requests)
+        self.fake.advance(300)
+        self.assertIn(len(self.fake.requests) - began, range(290, 376))
+        self.assertIn(proxy.refused, range(9, 13))
+        new = self.happen()
+        self.fake.advance(1)
+        self.assertEqual(self.values(), [new])
+        self.assertEqual(self.notes, [])
+
+    def test_anUnreachableRegistry(self) -> None:
+        """There is one note when it becomes unreachable and one when it is reachable again; no event is lost."""
+        self.follow()
+        self.fake.partition()
+        self.fake.advance(60)
+        self.assertEqual([note.partition(":")[0] for note in self.notes], ["registry unreachable, retrying"])
+        self.fake.heal()
+        new = self.happen()
+        self.fake.advance(16)
+        self.assertEqual(self.values(), [new])
+        self.fake.dropNext(3)
+        self.fake.restart()
+        self.fake.advance(10)
+        self.assertEqual(
+            [note.partition(" after ")[0].partition(":")[0] for note in self.notes],
+            ["registry unreachable, retrying", "registry reachable again"] * 2,
+        )
+        self.assertEqual(self.values(), [])
+        new = self.happen()
+        self.assertEqual(self.values(), [new])
+
+    def test_aRegistryThatLosesItsEvents(self) -> None:
+        """There is a note, and the events that follow are shown."""
+        self.happen()
+        self.follow()
+        self.happen()
+        self.values()
+        self.fake.restart(keepData=False)
+        self.fake.advance(10)
+        self.assertIn("no longer has the last event", self.notes[-1])
+        new = self.happen()
+        self.fake.advance(1)
+        self.assertEqual(self.values(), [new])
