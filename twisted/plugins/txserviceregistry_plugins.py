@@ -1,7 +1,7 @@
 """
 The twistd commands and the endpoint strings of txserviceregistry.
 
-Every twistd on the machine imports this module: it names things and imports nothing of ours.
+Every twistd on the machine imports this module, so it imports nothing of this package.
 """
 
 from twisted.application.service import ServiceMaker
@@ -22,7 +22,7 @@ serviceRegistry = ServiceMaker(
 serviceRegistryAgent = ServiceMaker(
     "txserviceregistry: the agent",
     "txserviceregistry.commands.agent",
-    "Registers a dummy service and keeps it alive; runs a registry too if none is configured.",
+    "Registers a dummy service; runs a registry too if none is configured.",
     "service-registry-agent",
 )
 

@@ -1,7 +1,7 @@
 """
-``twistd -n --pidfile= service-registry-agent``: registers a dummy service and keeps it alive.
+``twistd -n --pidfile= service-registry-agent``: registers a dummy service and sends its heartbeats.
 
-With nothing configured it runs a registry in the same process, so that a newcomer sees the whole thing work at once.
+Without any configuration it runs a registry in the same process, for a first try of everything.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def defaultServiceId(hostName: str) -> str:
     """
     A service id made from the machine's name.
 
-    :return: ``agent-`` and the name, without what an id can't hold.
+    :return: ``agent-`` and the name, without characters that an id can't have.
     """
     return ("agent-" + _ID_CHARACTERS.sub("-", hostName).strip("-"))[:_LONGEST_ID].rstrip("-")
 
@@ -55,30 +55,30 @@ class Options(OneLineOptions):
     command = "service-registry-agent"
     synopsis = "[--id ID] [--tags a,b] [--metadata k=v,…] [--heartbeat-timeout SECONDS] [--listen ENDPOINT]"
     longdesc = (
-        "Registers a dummy service and keeps it alive until it is stopped. The registry is the one that the "
-        "environment (RAXSR_API_URL, …) or ~/.raxrc names, else the one that runs over the data directory; if there "
-        "is none, the agent runs one itself. "
+        "Registers a dummy service and sends its heartbeats until it is stopped. The registry is the one of the "
+        "environment (RAXSR_API_URL, …) or ~/.raxrc, else the one that runs over the data directory; if none runs, the "
+        "agent runs one itself. "
         "Example: twistd -n --pidfile= service-registry-agent --id web1 --tags www,test"
     )
     optParameters = [
         ["id", "i", None, "The service's id (default: made from this machine's name)."],
         ["tags", "t", "", "Tags of the service, separated by commas."],
         ["metadata", "m", "", "Metadata of the service: key=value pairs, separated by commas."],
-        ["heartbeat-timeout", "b", "30", "Seconds, 3 to 120, after which the registry gives up a silent service."],
-        ["listen", "l", None, "Endpoint where the dummy answers HTTP with its own state as JSON, such as tcp:8000."],
-        ["registry-listen", None, DEFAULT_LISTEN, "Endpoint of a registry in this process."],
-        ["data-dir", "d", None, "Folder for the data of a registry in this process (default: as service-registry's)."],
+        ["heartbeat-timeout", "b", "30", "Seconds without a heartbeat, 3 to 120, after which the service expires."],
+        ["listen", "l", None, "Endpoint where the dummy serves its own state as JSON over HTTP, such as tcp:8000."],
+        ["registry-listen", None, DEFAULT_LISTEN, "Endpoint of the registry in this process."],
+        ["data-dir", "d", None, "Data directory of the registry in this process (default: as service-registry's)."],
     ]
 
     def postOptions(self) -> None:
         """
-        Check and complete what was given.
+        Check and complete the values.
 
-        :raises twisted.python.usage.UsageError: if something can't be used.
+        :raises twisted.python.usage.UsageError: if an option is wrong.
         """
         self["id"] = self["id"] or defaultServiceId(socket.gethostname())
         if not SERVICE_ID.fullmatch(self["id"]):
-            raise usage.UsageError(f"--id {self['id']!r} is not made of {ID_RULE}")
+            raise usage.UsageError(f"invalid --id {self['id']!r}: use {ID_RULE}")
         for option, parse in (("tags", parseTags), ("metadata", parseMetadata)):
             try:
                 self[option] = parse(self[option])
@@ -89,7 +89,7 @@ class Options(OneLineOptions):
         except ValueError:
             self["heartbeat-timeout"] = 0
         if self["heartbeat-timeout"] not in HEARTBEAT_TIMEOUTS:
-            raise usage.UsageError("--heartbeat-timeout has to be a whole number of seconds from 3 to 120")
+            raise usage.UsageError("--heartbeat-timeout must be a whole number of seconds from 3 to 120")
         for option in ("listen", "registry-listen"):
             if self[option] is not None:
                 checkEndpoint(option, self[option])
@@ -98,23 +98,22 @@ class Options(OneLineOptions):
         except InvalidSettings:
             if not namesRegistry():
                 raise
-            # Nothing is needed of a registry of this machine.
+            # The registry is elsewhere.
             self["data-dir"] = None
 
     def settings(self) -> Settings:
         """
-        Where the registry is, as far as anybody has said it.
+        The settings of the registry.
 
-        :raises InvalidSettings: if a setting can't be used, or there are no credentials.
+        :raises InvalidSettings: if a setting is wrong, or there are no credentials.
         """
         return readSettings(environ={**os.environ, "RAXSR_DATA_DIR": self["data-dir"] or ""})
 
 
 class AgentProcess(Service):
     """
-    The dummy service, and (if *registry* is given) the registry it is in. What it starts it also stops, in this
-    order: the service leaves the registry, its port is closed, then the client, then the registry. At SIGHUP the
-    registry reads its certificates again.
+    The dummy service, and its *registry* if that is given. It stops in this order: the service is deregistered, its
+    port is closed, then the client, then the registry. SIGHUP reloads the registry's certificates.
     """
 
     name = "service-registry-agent"
@@ -233,13 +232,13 @@ class _Dummy(Resource):
 
 def _quietSite(resource: Resource) -> Site:
     site = Site(resource)
-    # A line in the log for each look at the dummy is of no use to anybody.
+    # Requests to the dummy are not worth a line in the log.
     site.log = lambda request: None  # type: ignore[method-assign]  # Site has no other switch for it
     return site
 
 
 def _curlLines(settings: Settings) -> str:
-    """Shell lines that list the services. They hold no key: they read it from where the agent has it from."""
+    """Shell lines that list the services. They read the key from where the agent has it from."""
     authUrl, api = settings.authUrls[0], settings.baseUrls[0]
     file, isFile, _ = settings.sources["apiKey"].partition(", line ")
     read = "NAME=$RAXSR_USERNAME; KEY=$RAXSR_API_KEY"

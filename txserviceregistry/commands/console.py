@@ -1,6 +1,6 @@
 """
-The standard streams of a program, whatever it does, and its end without a traceback when it can't write or is
-interrupted. Nothing of Twisted is imported here.
+The standard streams of a console script, and its end without a traceback when it can't write or is interrupted. This
+module imports nothing of Twisted.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def runConsole(name: str, run: Callable[[], int]) -> int:
     """
     Run a console script.
 
-    :param name: what it is called, for texts.
-    :param run: does what it is for, and returns the exit code, or raises ``SystemExit`` with it.
-    :return: the exit code: that one, 1 if the output can't be written, 130 after Ctrl-C, 141 when nobody reads it.
+    :param name: its name, for errors.
+    :param run: returns the exit code, or raises ``SystemExit`` with it.
+    :return: that exit code; 1 if the output can't be written, 130 after Ctrl-C, 141 if the reader of a pipe has ended.
     """
     try:
         _prepareStreams()
@@ -55,15 +55,15 @@ def runConsole(name: str, run: Callable[[], int]) -> int:
 
 def holdDescriptors() -> None:
     """
-    Give the descriptors of standard streams that were closed when the process began to something that can't be read or
-    written: else the next connection or file would get the number of one of them, and with it what is meant for the
-    stream. In programs that this process starts they are closed again.
+    Open the descriptors of standard streams that were closed when the process began, so that they can't be read or
+    written: else the next connection or file would get the number of one, and the data that is meant for the stream. In
+    programs that this process starts they are closed again.
     """
     for descriptor, (_, mode) in enumerate(_STREAMS):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest number that is free. What is open for writing only can't be read, and the other way round.
+            # This gets the lowest free number. Open for writing only, it can't be read, and the other way round.
             os.open(os.devnull, os.O_WRONLY if mode == "r" else os.O_RDONLY)
 
 
@@ -74,23 +74,23 @@ def _prepareStreams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115  # it lasts as long as the process
     for stream in (sys.stdout, sys.stderr):
-        # What the terminal's encoding has no character for is still told.
+        # The terminal's encoding may not have a character.
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(errors="backslashreplace")
 
 
 def useUTF8() -> None:
-    """Write UTF-8 to the standard output, whatever the locale is: programs read what comes there."""
+    """Write UTF-8 to the standard output in every locale, for the programs that read it."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def checkOutput() -> None:
     """
-    Find out before anything is done whether the standard output is closed, a device that takes nothing, or a pipe
-    without a reader. A file on a full disk is found only when it is written.
+    Check before anything is done that the standard output is open, and not a full device or a pipe without a reader. A
+    full disk is found only when a file is written.
 
-    :raises OSError: if it is.
+    :raises OSError: if it is not.
     """
     sys.stdout.flush()
     descriptor = sys.stdout.fileno()
@@ -105,9 +105,9 @@ def checkOutput() -> None:
 
 def show(text: str) -> None:
     """
-    Write to the standard output, at once, and to the disk if it is a file.
+    Write to the standard output at once, and to the disk if it is a file.
 
-    :raises OSError: if that can't be done, or the process began without a standard output.
+    :raises OSError: if that fails, or the process began without a standard output.
     """
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -118,7 +118,7 @@ def show(text: str) -> None:
 
 
 def tell(line: str) -> None:
-    """Write a line to the standard error, if it can be written: the exit code says the same."""
+    """Write a line to stderr, if it can be written: there is an exit code too."""
     try:
         print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -126,12 +126,12 @@ def tell(line: str) -> None:
 
 
 def whyNotWritten(error: OSError) -> str:
-    """Why the standard output can't be written, in words for a person."""
+    """Why the standard output can't be written."""
     return "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
 
 
 def dropOutput() -> None:
-    """Let the interpreter's own flush at the end find a place that takes everything."""
+    """Make the interpreter's own flush at its end succeed."""
     _drop(sys.stdout)
 
 

@@ -1,5 +1,5 @@
 """
-Handling of SIGHUP: it reloads files, as in other daemons. When the terminal was closed, it ends the process.
+SIGHUP reloads files, as in other daemons. When the terminal was closed, it ends the process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Hangup:
     def start(self) -> None:
         """Handle the signal from now on."""
         self._previous = signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._taken))
-        # What was started by nohup outlives its terminal.
+        # nohup lets a process outlive its terminal.
         outlives = self._previous == signal.SIG_IGN
         self._terminal = None if outlives else next(filter(os.isatty, _STREAMS), None)
 
@@ -42,9 +42,9 @@ class Hangup:
         signal.signal(signal.SIGHUP, self._previous)
 
     def _taken(self) -> None:
-        # A terminal that was closed is none any more.
+        # A terminal that was closed is not a terminal any more.
         if self._terminal is not None and not os.isatty(self._terminal):
             self._reactor.stop()
         else:
-            self._log.info("SIGHUP received: certificates are read again")
+            self._log.info("SIGHUP received: reloading certificates")
             self._reload()

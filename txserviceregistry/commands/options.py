@@ -1,6 +1,6 @@
 """
-Options that stand in a table: what ``--help`` says of them, how their values are read, from the command line and from
-a file of options (``--config``), is all in the one entry that each of them has.
+Options in a table: each entry has the option's help and its parser, for the command line and for a file of options
+(``--config``).
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import attrs
 from twisted.python import usage
 
 from .configfile import readConfigFile
+from .outcome import didYouMean
 from .process import OneLineOptions
 
 
 @attrs.frozen
 class Option:
     """
-    An option. Every one takes a value.
+    An option with a value.
 
-    :ivar name: the long name, as it is written on the command line (without its dashes) and in a file.
-    :ivar short: the letter that stands for it, or ``None``.
-    :ivar default: what it is if nobody says anything, as a text; ``None`` if there is no such text.
+    :ivar name: the long name, as on the command line (without its dashes) and in a file.
+    :ivar short: the short name, one letter, or ``None``.
+    :ivar default: the text of the default, or ``None``.
     :ivar help: one line for ``--help``.
-    :ivar parse: makes the value of its text, or raises ``ValueError`` with a line that repeats the text and says what
-        is wrong with it.
+    :ivar parse: makes the value of its text, or raises ``ValueError`` with a line that has the text and the problem.
     :ivar isRepeatable: whether it may be given several times; then its value is a list.
     """
 
@@ -38,11 +38,11 @@ class Option:
 
 
 def oneOf(*words: str) -> Callable[[str], str]:
-    """A parser that takes nothing but these *words*."""
+    """A parser that accepts these *words* only."""
 
     def parse(text: str) -> str:
         if text not in words:
-            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+            raise ValueError(f"{text!r} is not one of {', '.join(words)}")
         return text
 
     return parse
@@ -50,15 +50,13 @@ def oneOf(*words: str) -> Callable[[str], str]:
 
 class TableOptions(OneLineOptions):
     """
-    Options of a twistd command that stand in :attr:`table`, and may stand in a file as well.
-
-    For each option the command line wins over the file, the file over the default. After :meth:`postOptions` the values
-    are here by the options' names.
+    The options of a twistd command, which may be in a file too. The command line comes before the file, the file before
+    the default. After :meth:`postOptions` the values are here by the options' names.
     """
 
     #: The options.
     table: Sequence[Option] = ()
-    #: The names of those that were given, here or in a file.
+    #: The names of those that were given, on the command line or in a file.
     given: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -71,7 +69,7 @@ class TableOptions(OneLineOptions):
 
     def __init__(self) -> None:
         usage.Options.__init__(self)
-        # For --help. What an option is in the end is found in postOptions.
+        # For --help. postOptions sets the values.
         self.defaults.update({option.name: option.default for option in self.table})
         self._given: dict[str, list[str]] = {}
         self._file: str | None = None
@@ -91,9 +89,9 @@ class TableOptions(OneLineOptions):
 
     def postOptions(self) -> None:
         """
-        Find each option's value.
+        Set each option's value.
 
-        :raises twisted.python.usage.UsageError: if one can't be used, or the file can't.
+        :raises twisted.python.usage.UsageError: if an option, or the file, is wrong.
         """
         inFile = self._inFile()
         self.given = frozenset({*self._given, *inFile})
@@ -117,7 +115,7 @@ class TableOptions(OneLineOptions):
         names = [option.name for option in self.table]
         for name in inFile:
             if name not in names:
-                raise usage.UsageError(f"{self._file}: there is no option {name!r}; the options are {', '.join(names)}")
+                raise usage.UsageError(f"{self._file}: unknown option {name!r}{didYouMean(name, names)}")
         return inFile
 
 
@@ -131,9 +129,9 @@ def _handler(option: Option) -> Callable[[TableOptions, str], None]:
 
 def _value(option: Option, texts: Sequence[str], where: str) -> Any:
     if not texts or "" in texts:
-        raise usage.UsageError(f"{where}: there is no value")
+        raise usage.UsageError(f"{where}: the value is empty")
     if len(texts) > 1 and not option.isRepeatable:
-        raise usage.UsageError(f"{where}: there is more than one value")
+        raise usage.UsageError(f"{where}: only one value is allowed")
     try:
         values = [option.parse(text) for text in texts]
     except ValueError as error:

@@ -1,5 +1,5 @@
 """
-Settings whose first source is the options of a program.
+Settings whose first source is a program's options.
 """
 
 from __future__ import annotations

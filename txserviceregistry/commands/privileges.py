@@ -11,17 +11,16 @@ from pathlib import Path
 from ..util.ownership import UnsafePath, controllingUser, isPrivileged
 from .outcome import CommandFailed
 
-# "nogroup", for a user that no passwd entry gives a group. The directory's own group may be one that root has given it,
-# and that its owner is not in.
+# "nogroup", for a user without a passwd entry. Root may have given the directory a group that its owner is not in.
 _NO_GROUP = 65534
 
 
 def becomeOwner(path: Path) -> None:
     """
-    If root runs this process and another user controls *path*, become that user for good: whatever this user does to
-    the directory meanwhile, the process can do no more there than this user can. New files belong to this user.
+    If root runs this process and another user controls *path*, become that user for good. So the process can do no more
+    in the directory than that user, whose symbolic links it may follow, and new files belong to that user.
 
-    :raises CommandFailed: if several users control it, or all.
+    :raises CommandFailed: if several users control it.
     """
     if not isPrivileged():
         return

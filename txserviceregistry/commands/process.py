@@ -1,5 +1,5 @@
 """
-What our processes have in common: how they take their options, talk, look for garbage, and end when they can't start.
+What the twistd commands have in common: options, output, garbage collection, and the end of a failed start.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .outcome import printable, undecodable
 
 _log = Logger()
 
+# More than the objects of a thousand requests, which as garbage are some ten megabytes.
 _NEW_OBJECTS = 50_000
-"""More than a thousand requests under way are made of; as garbage they would be some ten megabytes."""
 
 
 def collectSeldom() -> None:
     """
-    Let Python look for garbage (objects that only refer to each other) less often than it does by itself, in a process
-    that is there to serve: when there are 50,000 objects more than the last time, if Python's own threshold is lower.
+    Run Python's garbage collection less often in a process that serves requests: when there are 50,000 new objects, if
+    Python's own threshold is lower.
 
-    The requests of some tens of clients are more objects than that threshold, and no garbage. To look at them time and
-    again takes a tenth of the process's time; and once in a while Python looks at all that it has, which with thousands
-    of services are tens of milliseconds in which nobody is answered.
+    The requests of some tens of clients are more objects than Python's threshold, and not garbage. Examining them again
+    and again takes a tenth of the process's time, and a full collection with thousands of services delays all responses
+    by tens of milliseconds.
     """
     young, *others = gc.get_threshold()
     if 0 < young < _NEW_OBJECTS:
@@ -41,8 +41,8 @@ def collectSeldom() -> None:
 
 def say(text: str) -> None:
     """
-    Tell the person at the terminal something: as it stands, so that it can be copied, and not as lines of the log,
-    into which twistd turns what is printed.
+    Print *text* to the terminal so that it can be copied, and not as lines of the log, into which twistd turns what is
+    printed.
     """
     _print(printable(text), sys.__stdout__)
 
@@ -52,7 +52,7 @@ def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
         if stream is not None:
             print(text, file=stream, end=end, flush=True)
     except (OSError, ValueError):
-        # Whoever read it has gone, as with a pipe into `head`. The process has more to do than to talk.
+        # No reader is left, as with a pipe into `head`. The process goes on.
         pass
 
 
@@ -60,14 +60,13 @@ def endProcess(reactor: Any, line: str) -> None:
     """
     End a process that could not start: one *line* on stderr and in the log, an orderly shutdown, exit code 1.
 
-    Nobody hears the stderr of a process in the background, and its log may be in a file in any case. For failures that
-    show only when the reactor runs; before it does, ``SystemExit(line)`` is all that is needed.
+    This is for failures while the reactor runs; before, ``SystemExit(line)`` is enough.
     """
     _log.error("{line}", line=line)
     _print(escaped(line), sys.__stderr__)
-    # twistd has no way to give an exit code once its reactor has run. The last thing that happens in the process has.
+    # twistd itself sets no exit code once its reactor has run.
     atexit.register(_exitCode, 1)
-    # What fails at once fails before the reactor runs.
+    # The start may fail before the reactor runs.
     reactor.callWhenRunning(reactor.stop)
 
 
@@ -79,18 +78,15 @@ def _exitCode(code: int) -> NoReturn:
 
 class OneLineOptions(usage.Options):
     """
-    Options of a twistd command whose mistakes are told in one line on stderr, with exit code 1 and nothing started.
-
-    twistd itself would print the whole help and lose the line below it.
+    Options of a twistd command whose errors are one line on stderr, with exit code 1. twistd itself would print the
+    whole help before it.
     """
 
     #: The command's name, for the line.
     command = ""
 
     def parseOptions(self, options: Any = None) -> None:
-        """
-        :raises SystemExit: if they can't be used.
-        """
+        """:raises SystemExit: if they are wrong."""
         holdDescriptors()
         words = sys.argv[1:] if options is None else options
         try:
@@ -120,6 +116,6 @@ class OneLineOptions(usage.Options):
         raise SystemExit(0)
 
     def parseArgs(self, *rest: str) -> None:
-        """Refuse what is no option."""
+        """Refuse arguments that are not options."""
         if rest:
             raise usage.UsageError(f"unexpected argument {rest[0]!r}")

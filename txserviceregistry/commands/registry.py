@@ -28,14 +28,14 @@ from .options import Option, TableOptions, oneOf
 from .process import collectSeldom, endProcess, say
 from .stores import ETCD, ETCD_OPTIONS, EtcdFactory, checkStore, etcdStore
 
-# Tokens end in whole seconds. A feed without a marker shows the last hour, and so much has to be there.
+# Tokens end in whole seconds. A feed without a marker shows the last hour.
 _TOKEN_LIFETIME = partial(parseDuration, least="1s", most="3650d")
 _RETENTION = partial(parseDuration, least="1h")
 _AUDIENCE = oneOf(LOOPBACK, ANYWHERE, OFF)
 _NO_LOG = "off"
-# A client on a slow line must be able to send a batch of heartbeats, and waits for no more than two minutes itself.
+# A client on a slow network must be able to send a batch of heartbeats; its own timeout is two minutes.
 _REQUEST = partial(parseDuration, least="1s", most="120s")
-# Without a connection nobody could ask anything.
+# Without a connection there are no requests.
 _SOME = partial(parseCount, least=1)
 
 _STORE = oneOf("sqlite", "memory", ETCD)
@@ -43,10 +43,10 @@ _STORE = oneOf("sqlite", "memory", ETCD)
 
 def checkEndpoint(option: str, description: str) -> str:
     """
-    :param option: the option that it was given with.
+    :param option: the name of the option.
     :param description: an endpoint string of Twisted's, such as ``tcp:8880:interface=127.0.0.1``.
-    :return: the same.
-    :raises twisted.python.usage.UsageError: if it is none.
+    :return: *description*.
+    :raises twisted.python.usage.UsageError: if it is not an endpoint string.
     """
     try:
         return _endpoint(description)
@@ -60,17 +60,17 @@ def _endpoint(description: str) -> str:
     try:
         parseEndpoint(reactor, description)
     except EndpointError as error:
-        raise ValueError(f"{description!r} can't be used: {error}") from None
+        raise ValueError(f"can't use {description!r}: {error}") from None
     except Exception as error:
-        # What the parsers raise is anything from ValueError to RuntimeError, with texts that rarely help.
-        raise ValueError(f"{description!r} is no endpoint string ({error}); an example is {DEFAULT_LISTEN}") from None
+        # The parsers raise anything from ValueError to RuntimeError, with texts that rarely help.
+        raise ValueError(f"{description!r} is not an endpoint ({error}); an example is {DEFAULT_LISTEN}") from None
     return description
 
 
 def _logTarget(text: str) -> str | None:
     if text in (_NO_LOG, STDOUT):
         return None if text == _NO_LOG else text
-    # Where the person who typed it is, and not where a process in the background will be.
+    # A process in the background has another working directory.
     return absolutePath(text)
 
 
@@ -80,35 +80,37 @@ class Options(TableOptions):
     command = "service-registry"
     synopsis = "[--listen ENDPOINT]… [--data-dir DIR] [--config FILE] [options]"
     longdesc = (
-        "Runs a service registry. On its first start it makes a user and writes the user's credentials to a file "
-        "'raxrc' in the data directory, where the tools and clients on this machine find them. "
+        "Runs a service registry. On its first start it creates a user and writes the credentials to the file "
+        "'raxrc' in the data directory, where tools and clients on this machine find them. "
         "A duration is 90s, 15m, 24h, 30d or plain seconds. "
         "Example: twistd -n --pidfile= service-registry --listen tcp:8880:interface=127.0.0.1"
     )
     table = (
         Option("listen", "l", DEFAULT_LISTEN, "Endpoint to listen on; may be given several times.", _endpoint, True),
-        Option("data-dir", "d", None, "Folder for the data (default: ~/.local/state/txserviceregistry)."),
-        Option("store", "s", "sqlite", "Where data is: sqlite (a file there), memory or etcd.", _STORE),
+        Option("data-dir", "d", None, "The data directory (default: ~/.local/state/txserviceregistry)."),
+        Option("store", "s", "sqlite", "The store: sqlite (a file in the data directory), memory or etcd.", _STORE),
         *ETCD_OPTIONS,
-        Option("max-services", None, "100000", "How many services an account may have.", parseCount),
-        Option("max-configuration-values", None, "100000", "How many values an account may have.", parseCount),
-        Option("rate-limit", None, "500000/24h", "GETs an account may make, N/PERIOD, or off.", parseRate),
-        Option("token-lifetime", None, "24h", "How long an auth token counts: a duration.", _TOKEN_LIFETIME),
-        Option("metrics", None, LOOPBACK, "Who may have /metrics: loopback, anywhere or off.", _AUDIENCE),
-        Option("access-log", None, _NO_LOG, "File for a line per request, - for stdout, or off.", _logTarget),
-        Option("max-connections", None, "10000", "How many connections there may be.", _SOME),
-        Option("max-connections-per-client", None, "5000", "How many from one address.", _SOME),
-        Option("max-followers", None, "5000", "How many requests may wait for events.", parseCount),
-        Option("max-followers-per-tenant", None, "2500", "How many of one account.", parseCount),
-        Option("request-timeout", None, "30s", "How long a request may take to come in: a duration.", _REQUEST),
+        Option("max-services", None, "100000", "Most services of an account.", parseCount),
+        Option("max-configuration-values", None, "100000", "Most configuration values of an account.", parseCount),
+        Option("rate-limit", None, "500000/24h", "Most GET requests of an account, N/PERIOD, or off.", parseRate),
+        Option("token-lifetime", None, "24h", "How long an auth token is valid: a duration.", _TOKEN_LIFETIME),
+        Option("metrics", None, LOOPBACK, "Who may read /metrics: loopback, anywhere or off.", _AUDIENCE),
+        Option("access-log", None, _NO_LOG, "File with a line for each request, - for stdout, or off.", _logTarget),
+        Option("max-connections", None, "10000", "Most connections.", _SOME),
+        Option("max-connections-per-client", None, "5000", "Most connections from one address.", _SOME),
+        Option("max-followers", None, "5000", "Most requests that wait for events.", parseCount),
+        Option(
+            "max-followers-per-tenant", None, "2500", "Most requests of one account that wait for events.", parseCount
+        ),
+        Option("request-timeout", None, "30s", "How long receiving a request may take: a duration.", _REQUEST),
         Option("event-retention", None, "30d", "How long events are kept: a duration of 1h or more.", _RETENTION),
     )
 
     def postOptions(self) -> None:
         """
-        Find and complete the values.
+        Set and complete the values.
 
-        :raises twisted.python.usage.UsageError: if something can't be used.
+        :raises twisted.python.usage.UsageError: if an option is wrong.
         """
         TableOptions.postOptions(self)
         self["data-dir"] = self["data-dir"] or defaultDataDir()
@@ -116,12 +118,12 @@ class Options(TableOptions):
         if self["store"] == ETCD:
             from twisted.internet import reactor
 
-            # Here, so that what is wrong with it is told as it is with any other option.
+            # Here, so that errors are usage errors.
             self["store"] = etcdStore(self, reactor)
 
 
 def sayWhere(registry: RegistryService) -> None:
-    """Tell the person at the terminal where a registry listens, and what gets one in."""
+    """Print where a registry listens, and where the credentials are."""
     say(f"The registry listens on {', '.join(registry.urls)}")
     if registry.hasCredentials:
         say(f"Credentials for this machine are in {registry.raxrcPath}")
@@ -131,8 +133,8 @@ def sayWhere(registry: RegistryService) -> None:
 
 class RegistryProcess(Service):
     """
-    A registry as a process's main business: says where it listens, and ends the process if it can't. At SIGHUP it reads
-    its certificates again.
+    A registry as a process: it prints where it listens, and ends the process if it can't listen. SIGHUP reloads its
+    certificates.
 
     :param etcd: the etcd that *registry* uses, if it uses one.
     """

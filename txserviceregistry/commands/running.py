@@ -1,5 +1,5 @@
 """
-The reactor in a console script: for as long as one thing takes.
+The reactor in a console script, for as long as one coroutine takes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T
     """
     Run the reactor for as long as *work* takes; a signal cancels it. A process can do that once.
 
-    :return: what *work* gives.
+    :return: the result of *work*.
     :raises Interrupted: if a signal ended it; or whatever *work* raises.
     """
     outcome: list[_T | Failure] = []
@@ -37,7 +37,7 @@ def runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T
         working.addBoth(finished)
 
     def interrupt(number: int, frame: object) -> None:
-        # Whoever does not want to wait for an orderly end sends the signal again.
+        # The same signal again ends the process at once.
         signal.signal(number, signal.SIG_DFL)
         received.append(number)
         reactor.callFromThread(lambda: under[0].cancel())

@@ -1,5 +1,5 @@
 """
-Options that say which store, for the commands that work on one.
+The options that select a store.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..util.files import absolutePath
 from ..util.reloading import Reloaded
 from .options import Option
 
-#: What ``--store`` calls it.
+#: Its name for ``--store``.
 ETCD = "etcd"
 _DEFAULT_URL = "http://127.0.0.1:2379"
 
@@ -38,29 +38,29 @@ def _prefix(text: str) -> str:
     return text.rstrip("/") + "/"
 
 
-#: How an etcd is named. The password and the keys come from files: a command line is for everybody to see.
+#: The options of etcd. The password and the keys are in files, because other users can see a command line.
 ETCD_OPTIONS = (
     Option("etcd", None, _DEFAULT_URL, "With --store etcd: URLs of its members, separated by commas.", _urls),
-    Option("etcd-prefix", None, DEFAULT_PREFIX, "What all keys in etcd begin with.", _prefix),
-    Option("etcd-user", None, None, "Name of a user of etcd's, where it asks for one."),
+    Option("etcd-prefix", None, DEFAULT_PREFIX, "Prefix of all keys in etcd.", _prefix),
+    Option("etcd-user", None, None, "User name for etcd, if it requires one."),
     Option("etcd-password-file", None, None, "File with that user's password in its first line."),
-    Option("etcd-ca-file", None, None, "File with the certificates to trust behind https:// URLs."),
-    Option("etcd-cert-file", None, None, "File with the certificate to show to etcd."),
+    Option("etcd-ca-file", None, None, "File with trusted CA certificates for https:// URLs."),
+    Option("etcd-cert-file", None, None, "File with the client certificate for etcd."),
     Option("etcd-key-file", None, None, "File with the private key of that certificate."),
 )
 
 
 def checkStore(store: str, given: Collection[str]) -> None:
     """
-    Whoever names an etcd means it, and must not get another store without a word.
+    Check that options of etcd are used with its store only.
 
-    :param store: what ``--store`` says.
+    :param store: the value of ``--store``.
     :param given: the names of the options that were given.
-    :raises twisted.python.usage.UsageError: if options that name an etcd are among them, and the store is another one.
+    :raises twisted.python.usage.UsageError: if an option of etcd is among them, and the store is another one.
     """
     names = [option.name for option in ETCD_OPTIONS if option.name in given]
     if names and store != ETCD:
-        raise usage.UsageError(f"--{names[0]} goes with --store {ETCD}, and the store is {store}")
+        raise usage.UsageError(f"--{names[0]} requires --store {ETCD}; the store is {store}")
 
 
 @attrs.frozen
@@ -68,7 +68,7 @@ class EtcdFactory:
     """
     Makes a store.
 
-    :ivar make: makes it.
+    :ivar make: makes the store.
     :ivar policy: how its connections use TLS.
     :ivar password: the file with the password of its user, if it has one.
     """
@@ -89,16 +89,16 @@ class EtcdFactory:
 
 def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
     """
-    What makes the store that the options of :data:`ETCD_OPTIONS` name.
+    The factory of the store that the options of :data:`ETCD_OPTIONS` describe.
 
-    :param values: by option. Files are read here, and nothing is asked of etcd yet.
-    :raises twisted.python.usage.UsageError: if the options don't go together, or a file can't be used.
+    :param values: their values by name. Files are read now; no request is sent to etcd.
+    :raises twisted.python.usage.UsageError: if an option lacks another one, or a file can't be used.
     """
     user, passwordFile = values["etcd-user"], values["etcd-password-file"]
     if (user is None) is not (passwordFile is None):
-        raise usage.UsageError("--etcd-user and --etcd-password-file go together")
+        raise usage.UsageError("--etcd-user and --etcd-password-file require each other")
     if (values["etcd-cert-file"] is None) is not (values["etcd-key-file"] is None):
-        raise usage.UsageError("--etcd-cert-file and --etcd-key-file go together")
+        raise usage.UsageError("--etcd-cert-file and --etcd-key-file require each other")
     password = None if user is None else _passwordIn(passwordFile)
     try:
         policy = tlsPolicy(
@@ -118,7 +118,7 @@ def etcdStore(values: Mapping[str, Any], reactor: Any) -> EtcdFactory:
 
 
 def _passwordIn(path: str) -> Reloaded[str, str]:
-    # Where the person who typed it is, and not where a process in the background will be.
+    # A process in the background has another working directory.
     absolute = absolutePath(path)
 
     def read() -> str:

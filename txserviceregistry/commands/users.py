@@ -1,9 +1,9 @@
 """
-``service-registry-users``: adds, lists and removes the users of a registry, and gives them other API keys.
+``service-registry-users``: adds, lists and removes the users of a registry, and rotates their API keys.
 
-It works on the data directory, whether the registry runs or not: the store's file may be written by several processes,
-and the lock on the directory is the registry's own. Run by root, it becomes the directory's owner first. What programs
-read (names, keys) goes to stdout, what a person is told to stderr.
+It works on the data directory, whether the registry runs or not: several processes may write the store's file, and the
+lock on the directory is the registry's. Run by root, it becomes the directory's owner first. Names and keys go to
+stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
 _NAME = "service-registry-users"
 
 _DESCRIPTION = """\
-The users of a service registry, whether it runs or not. The data directory is
-~/.local/state/txserviceregistry, or what RAXSR_DATA_DIR names, if none is given.
+Manages the users of a service registry, whether it runs or not. The default of
+the data directory is RAXSR_DATA_DIR or ~/.local/state/txserviceregistry.
 """
 
 _EXAMPLES = f"""\
 examples:
-  {_NAME} add joe                    a user with a tenant of its own
-  {_NAME} add jim --tenant 2         one who shares tenant 2
-  {_NAME} add joe >joe.env           the key into a file, for systemd or docker
+  {_NAME} add joe                    a user with a new tenant
+  {_NAME} add jim --tenant 2         a user of tenant 2
+  {_NAME} add joe >joe.env           the key in a file, for systemd or docker
   {_NAME} --data-dir /srv/registry list
-  {_NAME} rotate joe                 another key; the old one ends
+  {_NAME} rotate joe                 a new key; the old one becomes invalid
   {_NAME} list --store etcd --etcd http://h1:2379,http://h2:2379
 
-The key is shown once, as RAXSR_USERNAME=… and RAXSR_API_KEY=…, which is what
-programs take from their environment. It counts if the exit code is 0; if it
-can't be written, nothing is changed. Exit codes: 0 done, 1 it could not be
-done, 2 wrong use. Run by root, this works as the data directory's owner.
+The key is shown once, as the environment variables RAXSR_USERNAME=… and
+RAXSR_API_KEY=… that programs read. It is valid if the exit code is 0; if it
+can't be written, nothing is changed. Exit codes: 0 success, 1 failure, 2 wrong
+usage. Run by root, this works as the data directory's owner.
 """
 
 
@@ -83,7 +83,7 @@ def _run() -> int:
     except OSError:
         raise  # the output can't be written
     except Exception as error:
-        return _complain(f"an error of its own: {error!r}", 1)
+        return _complain(f"internal error: {error!r}", 1)
     return 0
 
 
@@ -100,20 +100,20 @@ def _tell(text: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells of wrong use in one line."""
+    """Reports wrong usage in one line."""
 
     def error(self, message: str) -> NoReturn:
         sys.exit(_complain(f"{message} (see: {_NAME} --help)", 2))
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse's own says nothing when it can't write.
+        # argparse's own ignores errors.
         (file or sys.stderr).write(message)
 
 
 def _parser() -> argparse.ArgumentParser:
     where = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     where.add_argument("--data-dir", dest="dataDir", type=_folder, metavar="DIR", help="the registry's data directory")
-    where.add_argument("--store", choices=("sqlite", ETCD), help="where the users are (default: sqlite)")
+    where.add_argument("--store", choices=("sqlite", ETCD), help="the registry's store (default: sqlite)")
     for option in ETCD_OPTIONS:
         where.add_argument(f"--{option.name}", dest=option.name, type=_typeOf(option), metavar="…", help=option.help)
     parser = _Parser(
@@ -126,13 +126,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{_NAME} {__version__}")
     actions = parser.add_subparsers(title="actions", metavar="add | list | remove | rotate", required=True)
     add = actions.add_parser("add", parents=[where], help="add a user, and print the API key")
-    add.add_argument("--tenant", metavar="ID", default=None, help="number of a tenant (default: a free one)")
+    add.add_argument("--tenant", metavar="ID", default=None, help="number of the tenant (default: an unused one)")
     add.set_defaults(work=_add)
     list_ = actions.add_parser("list", parents=[where], help="list users and their tenants")
     list_.set_defaults(work=_list)
-    remove = actions.add_parser("remove", parents=[where], help="remove a user, with all auth tokens")
+    remove = actions.add_parser("remove", parents=[where], help="remove a user, and revoke all auth tokens")
     remove.set_defaults(work=_remove)
-    rotate = actions.add_parser("rotate", parents=[where], help="give a user another API key, and print it")
+    rotate = actions.add_parser("rotate", parents=[where], help="replace a user's API key, and print the new one")
     rotate.set_defaults(work=_rotate)
     for action in (add, remove, rotate):
         action.add_argument("name", metavar="NAME", help="the user's name")
@@ -151,7 +151,7 @@ def _typeOf(option: Option) -> Callable[[str], Any]:
 
 def _folder(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("there is no value")
+        raise argparse.ArgumentTypeError("the value is empty")
     return Path(text)
 
 
@@ -163,10 +163,10 @@ class _Users:
     """
     The users of a registry whose store is open.
 
-    :ivar identity: knows them.
+    :ivar identity: has the users.
     :ivar directory: the data directory, with the credentials for its machine.
-    :ivar where: where they are kept.
-    :ivar isShared: whether that is not the data directory.
+    :ivar where: a name of the store, for messages.
+    :ivar isShared: whether the store is not in the data directory.
     """
 
     identity: Identity
@@ -180,8 +180,8 @@ class _Users:
 
     async def credentials(self) -> tuple[str, str] | None:
         """
-        Those that programs on this machine take. Of a store that is not in the data directory they may not be: the
-        registry whose folder it is may have a user of the same name, and then the keys differ.
+        The credentials that programs on this machine use, if they are of this store: the data directory may belong to a
+        registry with another store, which has a user of the same name and another key.
 
         :raises DataDirectoryError: if they can't be read.
         """
@@ -201,7 +201,7 @@ def _perform(options: argparse.Namespace) -> None:
 
     reactor: Any = installed
     useMonotonic(reactor)
-    # Nobody reads a log here, and what is wrong is told otherwise.
+    # Errors are raised, and not logged.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
     try:
         directory = DataDirectory(getattr(options, "dataDir", None) or defaultDataDir())
@@ -216,13 +216,13 @@ def _perform(options: argparse.Namespace) -> None:
 
     async def working() -> None:
         if "tenant" in options:
-            # First of all: a store without users, made for a user that can't be, would let nobody in.
+            # Before a store is made, which would have no users.
             checkUser(options.name, options.tenant)
         if work in (_add, _rotate):
             with _showing(options.name):
                 checkOutput()
         checkStore(kind, given)
-        # Its files may be readable by root alone.
+        # Only root may be able to read its files.
         makeShared = etcdStore(etcd, reactor) if isShared else None
         becomeOwner(directory.path)
         directory.checkOwners()
@@ -232,7 +232,7 @@ def _perform(options: argparse.Namespace) -> None:
         try:
             if isNew:
                 _tell(
-                    f"There was no registry in {directory.path}; it has a store now, and its start makes no other user."
+                    f"There was no registry in {directory.path}; its store was created. Its start adds no other user."
                 )
             await work(_Users(Identity(store, clock=reactor), directory, where, isShared), options)
         finally:
@@ -243,7 +243,7 @@ def _perform(options: argparse.Namespace) -> None:
     except (InvalidUser, WrongOptions) as error:
         raise UsageError(str(error)) from None
     except ObjectExists:
-        raise CommandFailed(f'there is a user "{options.name}" already; rotate gives it another key') from None
+        raise CommandFailed(f'the user "{options.name}" already exists; rotate replaces its key') from None
     except NoSuchObject:
         raise CommandFailed(f'there is no user "{options.name}" in {where}') from None
     except (DataDirectoryError, StoreRefused, StoreUnavailable) as error:
@@ -256,18 +256,16 @@ def _default(option: Option) -> Any:
 
 def _findStore(directory: DataDirectory, *, mayMake: bool) -> bool:
     """
-    Look whether there is a store to work on.
+    Check that the directory has a store, or may get one.
 
-    :return: whether it is still to be made.
+    :return: whether the store does not exist yet.
     """
     if directory.hasStore():
         return False
     if directory.isTaken():
-        raise CommandFailed(f"the registry over {directory.path} keeps its users in memory: they can't be changed")
+        raise CommandFailed(f"can't change users of the registry over {directory.path}: it keeps them in memory")
     if not mayMake:
-        raise CommandFailed(
-            f"there is no registry in {directory.path}; its first start, or {_NAME} add, makes one there"
-        )
+        raise CommandFailed(f"there is no registry in {directory.path}; its first start, or {_NAME} add, creates one")
     directory.make()
     return True
 
@@ -295,12 +293,15 @@ async def _remove(users: _Users, options: argparse.Namespace) -> None:
     credentials = await users.credentials()
     tenant = next((user.tenant for user in await users.identity.listUsers() if user.name == name), None)
     await users.identity.removeUser(name)
-    _tell(f'User "{name}" has been removed, and the key and all auth tokens of it end. What tenant {tenant} has stays.')
+    _tell(
+        f'User "{name}" has been removed; its key and auth tokens are invalid. '
+        f"The data of tenant {tenant} is unchanged."
+    )
     left = await users.identity.listUsers()
     if credentials is not None and (credentials[0] == name or not left):
-        # The next start over a store without users would make one of them.
+        # The next start would create a user with them in a store without users.
         users.directory.forgetCredentials()
-        _tell(f"{raxrc} had the credentials, and no longer has: programs on this machine need those of another user.")
+        _tell(f"The credentials in {raxrc} were removed: programs on this machine need those of another user.")
     if not left:
         _tell(
             f"It was the last user: all requests will be rejected, also after a restart, until {_NAME} add creates one."
@@ -308,7 +309,7 @@ async def _remove(users: _Users, options: argparse.Namespace) -> None:
 
 
 async def _rotate(users: _Users, options: argparse.Namespace) -> None:
-    # Looked at first: if it can't be read, nothing has been changed.
+    # First, because this may fail.
     credentials = await users.credentials()
     if not await users.has(options.name):
         raise NoSuchObject(options.name)
@@ -317,36 +318,36 @@ async def _rotate(users: _Users, options: argparse.Namespace) -> None:
     isInRaxrc = credentials is not None and credentials[0] == user.name
     if isInRaxrc:
         users.directory.keepCredentials(user.name, key)
-    _tell(f'User "{user.name}" has another API key; the old one, and all auth tokens, end. {_ONCE}')
+    _tell(f'User "{user.name}" has a new API key; the old one and all auth tokens are invalid. {_ONCE}')
     if isInRaxrc:
-        _tell(f"{users.directory.raxrcPath} has it too.")
+        _tell(f"{users.directory.raxrcPath} has the new key.")
     _tell(
-        "Programs that have the old one from a file take the new one as soon as it is there; those that were given it "
-        "otherwise are refused now: start them again, or their services time out."
+        "Programs that read the key from a file use the new one as soon as it is there. Restart all others: their "
+        "requests are rejected, and their services expire."
     )
 
 
 _ONCE = (
-    "The key is shown only now: programs take it from these two environment variables, or as username and api_key "
-    "under [credentials] in ~/.raxrc."
+    "The key is shown only now: give it to programs as these environment variables, or as username and api_key under "
+    "[credentials] in ~/.raxrc."
 )
 
 
 @contextmanager
 def _shownKey(name: str) -> Iterator[str]:
     """
-    A new API key, which is shown before it is stored: one that can't be shown changes nothing, and none is lost.
+    A new API key, which is shown before it is stored: if it can't be shown, nothing is changed.
 
-    :raises CommandFailed: if it can't be shown, or if storing it fails.
+    :raises CommandFailed: if it can't be shown.
     """
     key = newKey()
     with _showing(name):
-        # Names and keys hold nothing that a shell, systemd or docker would want quoted.
+        # Names and keys need no quotes in a shell, systemd or docker.
         show(f"RAXSR_USERNAME={name}\nRAXSR_API_KEY={key}")
     try:
         yield key
     except StoreError:
-        _tell(f'{_NAME}: the API key of user "{name}" that was printed is not valid: it could not be stored')
+        _tell(f'{_NAME}: the API key of user "{name}" that was printed is invalid: it could not be stored')
         raise
     except BaseException:
         _tell(f'{_NAME}: the API key of user "{name}" that was printed may not have been stored: try again')
@@ -361,7 +362,7 @@ def _showing(name: str) -> Iterator[None]:
         dropOutput()
         raise CommandFailed(
             f'can\'t write the API key of user "{name}" to the standard output: {whyNotWritten(error)}. '
-            "The user has not been changed"
+            "The user was not changed"
         ) from None
 
 
