@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
@@ -36,6 +36,7 @@ from ...util.backoff import Backoff
 from ...util.deferred import returnsDeferred
 from ...util.logs import Logger
 from ...util.ownership import checkPath
+from ...util.waiters import Waiters
 
 # Another try soon after one of these fails in the same way.
 _REFUSALS = (AuthenticationFailed, BadRequest, Forbidden, InvalidSettings, LimitReached, Unauthorized)
@@ -150,7 +151,7 @@ class WrapperRegistration:
         self._state = State.NEW
         self._service: RegisteredService | None = None
         self._failures = 0
-        self._started: Deferred[None] = Deferred(self._startCancelled)
+        self._starting: Waiters[None] = Waiters()
         self._reading = LoopingCall(self._readAgain)
         self._reading.clock = clock
         self._lossTimer: IDelayedCall | None = None
@@ -191,16 +192,13 @@ class WrapperRegistration:
         :return: fires with ``None`` when the service is registered; fails with :class:`NotRegistered` after the tries
             at the start, or at once if another try would fail in the same way. Cancelling it ends the wait only.
         """
+        started = self._starting.wait()
         self._transition(State.STARTING)
         try:
             self._serve(self.client or self._connect(self._read()))
         except InvalidSettings as error:
             self._settingsFailed(error)
-        return self._started
-
-    def _startCancelled(self, started: Deferred[None]) -> None:
-        started.errback(CancelledError())
-        self._transition(State.UNREGISTERED)
+        return started
 
     def abandon(self) -> None:
         """Send no more heartbeats, and leave the service in the registry until it expires."""
@@ -245,11 +243,10 @@ class WrapperRegistration:
             self._startLossTimer()
         elif state is State.LOST:
             self._lost(reason)
-        elif before is State.STARTING and not self._started.called:
-            if state is State.REGISTERED:
-                self._started.callback(None)
-            elif state is State.UNREGISTERED:
-                self._started.errback(NotRegistered(reason))
+        elif state is State.REGISTERED:
+            self._starting.fire(None)
+        elif state is State.UNREGISTERED:
+            self._starting.fire(Failure(NotRegistered(reason)))
 
     def _tryFailed(self, error: Exception) -> None:
         self._failures += 1
@@ -331,8 +328,8 @@ class WrapperRegistration:
         self._log.failure("Reading the settings failed; they are not read again", failure)
 
     def _settingsFailed(self, error: InvalidSettings) -> None:
-        # While the caller waits for the tries at the start, the error goes to the caller.
-        isAwaited = self._state is State.STARTING
+        # A caller that waits for the tries at the start gets the error.
+        isAwaited = len(self._starting) > 0
         if self.client is None:
             self._tryFailed(error)
         if str(error) != self._problem:
