@@ -76,7 +76,7 @@ class Holder:
             .not_valid_before(begin)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            # Without these, who is strict (Python from 3.13 on) does not take it.
+            # Without these, strict clients (Python from 3.13 on) refuse it.
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._private.public_key()), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(signer._private.public_key()), critical=False
@@ -109,7 +109,7 @@ class Holder:
 
 
 def selfSigned(owner: str) -> tuple[bytes, bytes]:
-    """The PEM certificate and key of a server at 127.0.0.1 that nobody vouches for but itself."""
+    """The PEM certificate and key of a server at 127.0.0.1 that is self-signed."""
     holder = Holder(owner)
     return holder.certificate, holder.key
 

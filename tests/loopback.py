@@ -133,7 +133,7 @@ class LoopbackTestCase(TestCase):
         return server
 
     def unusedUrl(self) -> Any:
-        """A URL at which nobody listens."""
+        """A URL at which no program listens."""
         port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
         url = f"http{'' if self.context is None else 's'}://127.0.0.1:{port.getHost().port}"
         return port.stopListening().addCallback(lambda _: url)

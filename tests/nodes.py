@@ -16,7 +16,7 @@ from tests.fakeagent import answer
 from txserviceregistry import Client
 from txserviceregistry.testing import FakeRegistry
 
-#: What a node may do. One that is DEAF acts on what it is asked, and nobody ever gets its answers. One that is HIDDEN
+#: What a node may do. One that is DEAF acts on what it is asked, and its responses never arrive. One that is HIDDEN
 #: has a gateway before it, which answers each request itself.
 UP, REFUSES, HANGS, DEAF, CUT_OFF, HIDDEN = "up", "refuses", "hangs", "deaf", "cut off", "hidden"
 

@@ -1,5 +1,5 @@
 """
-twistd, for a run whose coverage is measured: a process that dies of a signal, as twistd does, would take what was
+twistd, for a run whose coverage is measured: a process that a signal ends, as twistd does, would take what was
 measured with it.
 """
 

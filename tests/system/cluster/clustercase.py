@@ -1,5 +1,5 @@
 """
-What the rows that run a cluster have in common: members of etcd, nodes of the registry, and who follows their feeds.
+What the rows that run a cluster have in common: members of etcd, nodes of the registry, and subscribers to their feeds.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class ClusterCase(FaultCase):
         await self.startMembers()
         await self.startNodes(3, *options)
 
-    # -- who asks
+    # -- applications and clients
 
     def environmentOf(self, *nodes: Node) -> dict[str, str]:
         """What, in a program's environment, sends it to these nodes; to all if none is named."""
@@ -306,7 +306,7 @@ class ClusterCase(FaultCase):
 
     async def pause(self, *applications: Application) -> list[Operation]:
         """
-        Let applications write nothing more; their services live on.
+        Let applications write nothing more; their services stay registered.
 
         :return: all that they have asked for since the last time.
         """
@@ -359,21 +359,23 @@ class ClusterCase(FaultCase):
         here blocks one, but a machine that has too much else to do, and then their heartbeats were late indeed.
         """
         late = [each for each in applications if not self.isSteady(each)]
-        return {id for each in late for id in (*each.states, *each.everBeating)}
+        return {id for each in late for id in (*each.states, *each.everKeptAlive)}
 
     def isSteady(self, application: Application) -> bool:
         """Whether nothing has kept an application from its heartbeats."""
         return not any(STALL in line for line in application.log)
 
-    def assertNobodyDied(self, audit: Audit, *applications: Application) -> None:
+    def assertNoneExpired(self, audit: Audit, *applications: Application) -> None:
         """
-        None of the services of these applications has been reported dead, and what each application takes for its
+        None of the services of these applications has expired, and what each application takes for its
         registration was the last one. (One before that had no answer may have been undone.)
         """
         late = self.stalled(*applications)
         for id in [id for each in applications for id in each.states if id not in late]:
-            joins, removals, deaths = (audit.count(f"service.{what}", id) for what in ("join", "remove", "timeout"))
-            self.assertEqual((deaths, joins - removals), (0, 1), id)
+            joins, removals, expirations = (
+                audit.count(f"service.{what}", id) for what in ("join", "remove", "timeout")
+            )
+            self.assertEqual((expirations, joins - removals), (0, 1), id)
 
     def longestLoss(self, *nodes: Node) -> float:
         """
@@ -391,9 +393,9 @@ class ClusterCase(FaultCase):
                     longest, lost = max(longest, (found - lost).total_seconds()), None
         return longest
 
-    def assertDiedOnce(self, audit: Audit, application: Application) -> list[str]:
+    def assertExpiredOnce(self, audit: Audit, application: Application) -> list[str]:
         """
-        The death of each service of an application that was killed has been told of once.
+        Each service of an application that was killed has expired, once.
 
         :return: the ids of all events of a timeout.
         """

@@ -13,25 +13,25 @@ from .clustercase import ClusterCase, started
 
 
 class AbsenceTests(ClusterCase):
-    """All nodes are killed; of two applications one is killed as well, and one has nobody to beat for."""
+    """All nodes are killed; of two applications one is killed as well, and one goes on without a registry."""
 
     row = 15
     fault = "All three nodes are killed (SIGKILL), and started again after three heartbeat timeouts"
 
-    async def test_onlyTheDeadAreReported(self) -> None:
-        """Who lives and beats again within one timeout is not reported; who does not is, once, and not too early."""
+    async def test_onlyKilledApplicationsExpire(self) -> None:
+        """Services with a heartbeat within one timeout stay; the others expire, once, and not too early."""
         services, timeout, times = (300, 10, 3) if self.isFull else (20, 3, 2)
         await self.startCluster()
         alive = await self.application("--prefix=alive-", f"--services={services}", f"--timeout={timeout}")
-        dead = await self.application("--prefix=dead-", f"--services={services}", f"--timeout={timeout}")
-        for each in (alive, dead):
+        ended = await self.application("--prefix=killed-", f"--services={services}", f"--timeout={timeout}")
+        for each in (alive, ended):
             await self.registered(each, services)
         audit = self.audit()
         self.assertKept(await audit.look())
         for node in self.nodes:
             await node.kill()
         killed = time.monotonic()
-        dead.kill("KILL")
+        ended.kill("KILL")
         await deferLater(reactor, times * timeout, lambda: None)
         returned = time.monotonic()
         await gatherResults([started(node) for node in self.nodes])
@@ -43,13 +43,13 @@ class AbsenceTests(ClusterCase):
             return all(len(follower.ids("service.timeout")) >= services for follower in followers)
 
         await self.until(allTold)
-        # Whoever was to be reported twice, or although it lives, would be by now.
+        # A second event of one service, or one of a service that is there, would have come by now.
         await deferLater(reactor, timeout, lambda: None)
-        mayTimeOut = {*dead.states, *self.stalled(alive)}
-        self.assertKept(await audit.look(mayTimeOut=mayTimeOut, dead=dead.states))
+        mayTimeOut = {*ended.states, *self.stalled(alive)}
+        self.assertKept(await audit.look(mayTimeOut=mayTimeOut, ended=ended.states))
         self.assertKept(await audit.whole())
-        self.assertNobodyDied(audit, alive)
-        self.assertDiedOnce(audit, dead)
+        self.assertNoneExpired(audit, alive)
+        self.assertExpiredOnce(audit, ended)
         moments = [at for follower in followers for at, each in follower.heard if each["type"] == "service.timeout"]
         self.assertGreater(min(moments) - returned, timeout)
         for follower in followers:
@@ -58,8 +58,10 @@ class AbsenceTests(ClusterCase):
         self.assertNoTraceback()
         self.tell("heartbeat timeout, in s", timeout)
         self.tell("seconds without a node", round(returned - killed))
-        self.tell("services whose application lived", services)
-        self.tell("of these, reported dead, or registered anew", 0)
-        self.tell("seconds from the start of the nodes until all of them beat again", round(back - returned, 1))
-        self.tell("services whose application had died, each reported once", services)
-        self.tell("last of these reports, in s after the start of the nodes", round(max(moments) - returned, 1))
+        self.tell("services whose application went on", services)
+        self.tell("of these, expired or registered again", 0)
+        self.tell(
+            "seconds from the start of the nodes until all of them are registered again", round(back - returned, 1)
+        )
+        self.tell("services whose application was killed, each with one event", services)
+        self.tell("last of these events, in s after the start of the nodes", round(max(moments) - returned, 1))

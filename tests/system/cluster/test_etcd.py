@@ -19,7 +19,7 @@ from .clustercase import ClusterCase
 _PACE = 0.02
 #: Seconds that writes may stop for longer than etcd has no leader.
 _ALLOWED = 2.0
-#: Seconds without etcd after which a node lets nobody wait for it any longer.
+#: Seconds without etcd after which a node lets no request wait for it any longer.
 _GIVEN_UP = 2.5
 
 
@@ -30,7 +30,7 @@ class EtcdKillTests(ClusterCase):
     fault = "etcd's leader is killed (SIGKILL) under load and started again; all of etcd is stopped (SIGSTOP) for 10 s"
 
     async def test_aLeaderIsKilled(self) -> None:
-        """All that was acknowledged is there, nobody has died, and writes go on as soon as there is a leader."""
+        """All that was acknowledged is there, no service has expired, and writes go on as soon as there is a leader."""
         kills, services = (10, 50) if self.isFull else (1, 10)
         await self.startCluster()
         application = await self.application(
@@ -65,7 +65,7 @@ class EtcdKillTests(ClusterCase):
         both = application, hasty
         self.assertKept(await audit.look(done, mayTimeOut=self.stalled(*both)))
         self.assertKept(await audit.whole())
-        self.assertNobodyDied(audit, *both)
+        self.assertNoneExpired(audit, *both)
         if max(elections) < _GIVEN_UP:
             self.assertUnnoticed(application)
             self.assertAnswered(done)
@@ -78,7 +78,7 @@ class EtcdKillTests(ClusterCase):
         self.tell("leaders killed", kills)
         self.tell("longest time without a leader, in s", round(max(elections), 1))
         self.tell("longest time without an acknowledged write, in s", round(max(pauses), 1))
-        self.tell("services reported dead", 0)
+        self.tell("services that expired", 0)
         self.tellOfWrites(done)
 
     async def writesAgain(self, application: Application, since: float) -> None:
@@ -96,7 +96,7 @@ class EtcdKillTests(ClusterCase):
         return max(after - before for before, after in itertools.pairwise(moments))
 
     async def test_allOfItIsStopped(self) -> None:
-        """The nodes say that they can't do their work, and then go on; nobody has died of it."""
+        """The nodes say that they can't do their work, and then go on; no service has expired."""
         stops, length, services = (5, 10.0, 100) if self.isFull else (1, 5.5, 10)
         await self.startCluster()
         application = await self.application(f"--services={services}", "--timeout=3", "--writers=2", "--creators=1")
@@ -121,15 +121,15 @@ class EtcdKillTests(ClusterCase):
             await self.writesAgain(application, continued)
             await self.registered(application, services)
             slowest = max(slowest, time.monotonic() - continued)
-            # Whoever was to be given up after all would be by now.
+            # A service that was to expire after all would have by now.
             await deferLater(reactor, 4.0 if self.isFull else 1.0, lambda: None)
         done += await self.pause(application)
         audit = self.audit()
         self.assertKept(await audit.look(done, mayTimeOut=self.stalled(application)))
-        self.assertNobodyDied(audit, application)
+        self.assertNoneExpired(audit, application)
         self.assertNoTraceback()
         self.tell(f"stops of all members, of {length:g} s (heartbeat timeout 3 s)", stops)
-        self.tell("services reported dead by that", 0)
+        self.tell("services that expired because of that", 0)
         self.tell("longest time until nodes and services were as before, in s", round(slowest, 1))
 
     async def allSay(self, status: int) -> bool:

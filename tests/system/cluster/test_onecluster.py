@@ -67,15 +67,15 @@ class OneClusterTests(ClusterCase):
                 status, _ = await ask("GET", url, headers={"X-Auth-Token": token["id"]})
                 self.assertEqual(status, 200)
 
-    async def test_aDeathIsToldOnceByTheLastNode(self) -> None:
-        """With one node left, a death is one event, which the other knows of when it is back."""
+    async def test_anExpirationIsOneEventOfTheLastNode(self) -> None:
+        """With one node left, an expiration is one event, which the other has too when it is back."""
         await self.startMembers(1)
         await self.startNodes(2)
         first, last = self.nodes
-        dying = await self.application("--services=10", "--timeout=3")
-        await self.registered(dying, 10)
+        expiring = await self.application("--services=10", "--timeout=3")
+        await self.registered(expiring, 10)
         await first.kill()
-        dying.kill("KILL")
+        expiring.kill("KILL")
         follower = await self.follow(last)
 
         async def allTold() -> bool:
@@ -83,12 +83,12 @@ class OneClusterTests(ClusterCase):
 
         await self.until(allTold)
         await first.start()
-        # Whoever was to be reported twice would be by now.
+        # A second event would be there by now.
         await deferLater(reactor, 3.5, lambda: None)
         for node in self.nodes:
             audit = self.auditOf(self.client(node))
-            self.assertKept(await audit.look(mayTimeOut=dying.states, dead=dying.states))
-            self.assertDiedOnce(audit, dying)
+            self.assertKept(await audit.look(mayTimeOut=expiring.states, ended=expiring.states))
+            self.assertExpiredOnce(audit, expiring)
 
     async def test_users(self) -> None:
         """``service-registry-users --store etcd`` works on the users of all nodes, while they run."""

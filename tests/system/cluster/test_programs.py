@@ -30,8 +30,8 @@ class ProgramTests(Figures, SynchronousTestCase):
         self.tell("answers that the model did not give", 0)
         self.tell("seconds", round(time.monotonic() - began))
 
-    def test_theFirstOfTwoDeaths(self) -> None:
-        """Two die at the same moment: who follows the feed may hear of one, and of the other the next time."""
+    def test_theFirstOfTwoExpirations(self) -> None:
+        """Two expire at the same moment: a subscriber may receive one event, and the other with the next request."""
         program = machine(TwoNodes)()
         program.begin(limits=(200, 1000), gets=500_000)
         program.createMany(count=2, tenant="1", timeout=3)

@@ -2,7 +2,7 @@
 ``python -m tests.system.faults.application``: an application under test, in a process of its own.
 
 It keeps services registered, puts a load of writes on the registry if it is told to, and prints all that it asked for
-and what came of it (:mod:`tests.system.faults.journal`). Where the registry is, and who asks, comes from the
+and what came of it (:mod:`tests.system.faults.journal`). Where the registry is, and the credentials, come from the
 environment as with every program of ours. On its standard input it takes commands, a line each:
 
 ===============  =====================================================================================
@@ -44,9 +44,9 @@ __all__ = ["Load", "main"]
 # How many keys a writer writes in turn, and how many services a creator keeps alive at once.
 _KEYS = 5
 _KEPT = 3
-# A creator's service that nobody heartbeats has the longest timeout there is (seconds).
 # How often the removal of a service is tried during a pause.
 _TRIES_IN_PAUSE = 10
+# Seconds: the timeout of a creator's service for which no heartbeats are sent, the longest there is.
 _LONGEST_TIMEOUT = 120
 
 
@@ -111,7 +111,7 @@ class Load:
     Writers and creators; each does one thing after the other, to values and services of its own.
 
     :param options: ``writers``, ``creators``, ``prefix``, ``timeout``, ``pace`` and ``seed``; see :func:`main`.
-    :param tell: hears of all that is done; as :func:`~tests.system.faults.journal.note`.
+    :param tell: called with all that is done; as :func:`~tests.system.faults.journal.note`.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Load:
 
     async def do(self, what: str, id: str, work: Callable[[], Deferred[Any]], value: str | None = None) -> Any:
         """
-        Do one thing, and tell of it.
+        Do one thing, and note it.
 
         :return: the outcome, and the result if it is acknowledged.
         """
@@ -260,7 +260,7 @@ class _Creator:
 
     def _keep(self, id: str, heartBeater: HeartBeater) -> None:
         heartBeater.start()
-        self._load.tell("beating", id=id)
+        self._load.tell("keptAlive", id=id)
         heartBeater.whenStopped().addErrback(lambda _: self._load.tell("lost", id=id))
         self._beating.append((id, heartBeater))
 
@@ -306,7 +306,7 @@ class _Commands(LineOnlyReceiver):
             raise ValueError(command)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        # Whoever gave the commands is gone.
+        # The program that gave the commands has ended.
         self._stop()
 
     def _stop(self) -> None:

@@ -3,7 +3,7 @@ What the registry says of all that happened, asked directly, beside what the app
 promises were kept.
 
 * No service is reported as timed out that was alive and could reach the registry within its deadline.
-* None stays listed that died.
+* No service stays listed that has expired, or was removed.
 * Nothing acknowledged is lost.
 """
 
@@ -40,13 +40,13 @@ class Findings:
     What is wrong, a line each; when the promises are kept, nothing is.
 
     :ivar falseTimeouts: services that timed out, and should not have.
-    :ivar ghosts: services that are listed, and should not be.
+    :ivar orphans: services that are listed, and should not be.
     :ivar lost: what was acknowledged, and is neither there nor explained by what came after.
     :ivar disorder: events that are out of order, missing, there twice, or don't fit the listings.
     """
 
     falseTimeouts: list[str] = attrs.field(factory=list)
-    ghosts: list[str] = attrs.field(factory=list)
+    orphans: list[str] = attrs.field(factory=list)
     lost: list[str] = attrs.field(factory=list)
     disorder: list[str] = attrs.field(factory=list)
 
@@ -57,7 +57,7 @@ class Audit:
 
     :param client: of the registry itself, not by way of the proxy.
     :param isSeveral: whether applications know several servers. Then a creation without a response is done once more,
-        when the first one has been found out and removed, or has died. And each request may have been repeated at
+        when the first one has been found out and removed, or has expired. And each request may have been repeated at
         another server while the first one still worked on it, and took effect after later requests: a service that was
         created so is one that its client does not know, and expires.
     :ivar events: all events so far.
@@ -91,7 +91,7 @@ class Audit:
         operations: Iterable[Operation] = (),
         *,
         mayTimeOut: Collection[str] = (),
-        dead: Collection[str] = (),
+        ended: Collection[str] = (),
     ) -> Findings:
         """
         Look at the news of the feed, and at all listings.
@@ -99,7 +99,7 @@ class Audit:
         :param operations: what applications asked for since the last look, and its outcome; none of it is under way
             any more.
         :param mayTimeOut: services whose timeouts since the last look are right.
-        :param dead: services whose application has died, at least a heartbeat timeout ago.
+        :param ended: services whose application has ended, at least a heartbeat timeout ago.
         """
         findings = Findings()
         operations = list(operations)
@@ -123,7 +123,7 @@ class Audit:
         for key in sorted(values.keys() | self.values.keys()):
             if values.get(key) != self.values.get(key):
                 findings.disorder.append(f"{key} is {values.get(key)}, by the events {self.values.get(key)}")
-        findings.ghosts += sorted(set(dead) & services.keys())
+        findings.orphans += sorted(set(ended) & services.keys())
         findings.lost += self._lost(operations, news)
         return findings
 
@@ -172,7 +172,7 @@ class Audit:
             if marker is None:
                 return found
 
-    # -- judging
+    # -- findings
 
     def _lost(self, operations: Sequence[Operation], news: Sequence[Event]) -> list[str]:
         """What was asked for, and has events that it can't have had."""

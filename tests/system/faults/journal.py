@@ -1,5 +1,5 @@
 """
-What an application under test tells of itself: lines of JSON that it prints (:func:`note`), and the test's side of them
+What an application under test reports: lines of JSON that it prints (:func:`note`), and the test's side of them
 (:class:`Journal`).
 
 All times are seconds of the monotonic clock, which is one for all processes of a machine.
@@ -67,8 +67,8 @@ class Application(Child):
     :ivar states: of each of its services, the states as they came: ``(at, state)``.
     :ivar troubles: what it heard of registrations that failed: ``(id, name of the exception)``.
     :ivar log: the lines of its log, warnings and worse.
-    :ivar beating: the services that it keeps alive by a bare HeartBeater,
-    :ivar everBeating: all that it has ever kept alive so, and
+    :ivar keptAlive: the services that it keeps alive by a bare HeartBeater,
+    :ivar everKeptAlive: all that it has ever kept alive so, and
     :ivar lost: those of which the HeartBeater gave up.
     """
 
@@ -78,8 +78,8 @@ class Application(Child):
         self.states: dict[str, list[tuple[float, str]]] = {}
         self.troubles: list[tuple[str, str]] = []
         self.log: list[str] = []
-        self.beating: set[str] = set()
-        self.everBeating: set[str] = set()
+        self.keptAlive: set[str] = set()
+        self.everKeptAlive: set[str] = set()
         self.lost: set[str] = set()
         self._byNumber: dict[int, Operation] = {}
         self._line = ""
@@ -145,12 +145,12 @@ class Application(Child):
             self.troubles.append((line["id"], line["error"]))
         elif kind == "log":
             self.log.append(line["text"])
-        elif kind == "beating":
-            self.beating.add(line["id"])
-            self.everBeating.add(line["id"])
+        elif kind == "keptAlive":
+            self.keptAlive.add(line["id"])
+            self.everKeptAlive.add(line["id"])
         elif kind == "resting":
-            self.beating.discard(line["id"])
-        elif kind == "lost" and line["id"] in self.beating:
+            self.keptAlive.discard(line["id"])
+        elif kind == "lost" and line["id"] in self.keptAlive:
             # One that is resting may have been removed by now, without an answer that said so.
             self.lost.add(line["id"])
         waiting, self._news = self._news, []

@@ -59,7 +59,7 @@ def _endOf(data: bytes) -> int | None:
 
 
 def _endOfChunks(data: bytes, begin: int) -> int | None:
-    # No trailers: nobody here sends any.
+    # No trailers: no program here sends any.
     while (lineEnd := data.find(b"\r\n", begin)) >= 0:
         size = int(data[begin:lineEnd].split(b";")[0], 16)
         begin = lineEnd + 2 + size + 2

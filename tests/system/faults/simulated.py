@@ -170,7 +170,7 @@ class SimulatedCase(Figures, SynchronousTestCase):
         self.fake.advance(4)
         for stop in stops:
             self.successResultOf(stop)
-        looks = self.audit.look(self.application.take(), dead={service.serviceId for service in self.services})
+        looks = self.audit.look(self.application.take(), ended={service.serviceId for service in self.services})
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(looks)), Findings())
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(self.audit.whole())), Findings())
         self.assertEqual(self.application.lost, set())

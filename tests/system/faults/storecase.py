@@ -147,11 +147,11 @@ class StoreFaultCase(FaultCase):
     async def end(self, application: Application, what: str, rounds: int) -> None:
         application.tell("stop")
         await application.says("stopped")
-        self.assertKept(await self.findings.look(application.take(), dead=application.states))
+        self.assertKept(await self.findings.look(application.take(), ended=application.states))
         self.assertKept(await self.findings.whole())
         self.assertEqual((self.findings.count("service.timeout"), application.lost), (0, set()))
         self.assertNoTraceback()
         self.tell(f"{what}: times", rounds)
         self.tell(f"{what}: writes acknowledged, refused or without an answer", f"{self.acknowledged}, {self.refused}")
-        self.tell(f"{what}: acknowledged writes lost, services reported dead", "0, 0")
+        self.tell(f"{what}: acknowledged writes lost, services that expired", "0, 0")
         self.tell(f"{what}: longest time from the end of it to the next write, in s", round(self.longest, 2))

@@ -24,7 +24,7 @@ class AbuseTests(AttackCase):
     """
 
     row = 9
-    fault = "Connections that bring a byte a second, heads and bodies without end, thousands who wait for events"
+    fault = "Connections that bring a byte a second, heads and bodies without end, thousands that wait for events"
 
     async def served(self, limits: list[str], *attacks: tuple[str, int], seconds: float) -> Child:
         """
@@ -36,7 +36,7 @@ class AbuseTests(AttackCase):
         application = await self.application("--services=5", "--timeout=3", "--writers=2", "--pace=0.1")
         await self.registered(application, 5)
         before = memory(registry)
-        # Strangers may be cut off when there are too many; who has shown a token stays.
+        # Unauthenticated connections may be closed when there are too many; authenticated ones stay.
         client = self.client(cache=None)
         attackers = [self.attack(kind, count) for kind, count in attacks]
 
@@ -83,7 +83,7 @@ class AbuseTests(AttackCase):
             await child.ended
 
     async def test_aByteASecond(self) -> None:
-        """Thousands of connections that bring their request byte by byte keep nobody out, and are cut off."""
+        """Thousands of connections that send their request byte by byte keep no client out, and are closed."""
         count = 2_000 if self.isFull else 200
         if self.isFull:
             await self.served([], ("drip", count), seconds=60)
@@ -96,7 +96,7 @@ class AbuseTests(AttackCase):
         self.assertEqual(len(re.findall("Too many connections", registry.output)), 1)
 
     async def test_noEnd(self) -> None:
-        """Heads and bodies without end, and requests whose answers nobody reads, cost what one request does."""
+        """Heads and bodies without end, and requests whose responses are never read, cost what one request does."""
         count = 50 if self.isFull else 10
         attacks = [(kind, count) for kind in ("endless", "body", "unread")]
         await self.served([], *attacks, seconds=30 if self.isFull else 1)

@@ -17,7 +17,7 @@ class AnswerTests(SimulatedCase):
     fault = "5 % of all answers are 500, 502, 503, garbage or cut short"
 
     def test_allLive(self) -> None:
-        """No service dies, nothing acknowledged is lost, and who follows the registry sees what is there."""
+        """No service expires, nothing acknowledged is lost, and subscribers see what is there."""
         hours = 10.0 if self.isFull else 0.03
         directory = Directory(self.client)
         directory.startService()
@@ -46,6 +46,6 @@ class AnswerTests(SimulatedCase):
         self.tell("requests", counts["requests"])
         for name in ("500", "502", "503", "garbage", "cut short"):
             self.tell(f"answers that were {name}", counts[name])
-        self.tell("services reported dead", 0)
+        self.tell("services that expired", 0)
         self.tell("writes acknowledged, none of them lost", outcomes[Outcome.acknowledged])
         self.tell("writes without a good answer", outcomes[Outcome.unknown])

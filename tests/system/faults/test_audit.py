@@ -56,7 +56,7 @@ class AuditTests(SynchronousTestCase):
         self.assertEqual(self.did(Deferred.fromCoroutine(self.audit.whole())), Findings())
 
     def test_findsWhatIsLost(self) -> None:
-        """An acknowledged operation without its event; and an event that nobody can have caused."""
+        """An acknowledged operation without its event; and an event that none of the operations can have caused."""
         for lost in (asked("create", "web1"), asked("set", "abc", DONE, "1"), asked("remove", "web1")):
             self.assertEqual(len(self.found(lost).lost), 1)
         self.did(self.client.configuration.set("abc", "1"))
@@ -147,18 +147,18 @@ class AuditTests(SynchronousTestCase):
             self.assertEqual(len(found.lost), values in ("1213", "12121", "124"), values)
 
     def test_findsFalseTimeouts(self) -> None:
-        """A timeout is false, unless it is expected or nobody knew of the service."""
+        """A timeout is false, unless it is expected or no client knew of the service."""
         for id in ("web1", "web2", "web3"):
             self.did(self.client.services.create(id, 3))
         self.fake.advance(3)
         findings = self.found(asked("create", "web3", UNKNOWN), mayTimeOut=["web2"])
         self.assertEqual([text.split()[0] for text in findings.falseTimeouts], ["web1"])
 
-    def test_findsGhosts(self) -> None:
+    def test_findsOrphans(self) -> None:
         """What is listed and has no living application."""
         self.did(self.client.services.create("web1", 30))
         self.did(self.client.services.create("web2", 30))
-        self.assertEqual(self.found(dead=["web2", "web3"]).ghosts, ["web2"])
+        self.assertEqual(self.found(ended=["web2", "web3"]).orphans, ["web2"])
 
     def test_findsALostPast(self) -> None:
         """A registry that forgets what it has told is found out."""

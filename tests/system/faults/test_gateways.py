@@ -141,7 +141,7 @@ class LargeBodyTests(GatewayCase):
     row = 18
     fault = "a proxy refuses bodies over 8 KiB, or all batches of heartbeats, with a 4xx"
 
-    def lives(self, seconds: float, count: int = 400) -> list[int]:
+    def simulate(self, seconds: float, count: int = 400) -> list[int]:
         """Run services with a timeout of 10 s behind the proxy; the numbers of requests per minute."""
         self.start([10] * count)
         requests = []
@@ -160,7 +160,7 @@ class LargeBodyTests(GatewayCase):
             self.setUp()
             log = self.logged()
             self.refuseOver(8192, status)
-            requests = self.lives(3600 if self.isFull else 60)
+            requests = self.simulate(3600 if self.isFull else 60)
             # What fits goes together: not a request for each heartbeat.
             self.assertLess(requests[-1], 100)
             self.assertEqual([line for line in log if "heartbeat" in line and "registered" not in line], log[:1])
@@ -175,7 +175,7 @@ class LargeBodyTests(GatewayCase):
         """After a fault of the registry for a large body, batches become smaller too."""
         fault = b'{"type":"requestTooLargeError","code":413,"message":"Request body too large","details":""}'
         self.refuseOver(4999, 413, fault, "application/json")
-        self.lives(60, 200)
+        self.simulate(60, 200)
         self.assertKept()
 
     def test_noBatchesAtAll(self) -> None:
@@ -188,7 +188,7 @@ class LargeBodyTests(GatewayCase):
             return request.path.endswith("/heartbeats")
 
         self.fake.answerNext(403, b"<html>", count=None, when=refuses)
-        self.lives(1200, 400) if self.isFull else self.lives(360, 20)
+        self.simulate(1200, 400) if self.isFull else self.simulate(360, 20)
         self.assertLess(isBatch, 40)
         self.assertKept()
         self.tell("batches that were tried where none passes", isBatch)

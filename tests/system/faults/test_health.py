@@ -91,7 +91,7 @@ class HealthTests(StoreFaultCase):
 
         await self.until(says)
 
-    def judge(self, what: str) -> None:
+    def check(self, what: str) -> None:
         """Each answer of /health has to agree with what writes met at about that time."""
         wrong = []
         for answer in self.answers:
@@ -130,7 +130,7 @@ class HealthTests(StoreFaultCase):
             registry.kill("TERM")
             await registry.ended
         self.assertGreater(self.count(False), 10)
-        self.judge("room for a few pages")
+        self.check("room for a few pages")
         self.tell("longest time from the end of it to a 200 of /health, in s", round(longest, 1))
         self.assertNoTraceback()
 
@@ -146,5 +146,5 @@ class HealthTests(StoreFaultCase):
             await self.until_(True)
         self.isGoing = False
         await going
-        self.judge("full disk")
+        self.check("full disk")
         self.assertNoTraceback()

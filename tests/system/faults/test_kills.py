@@ -20,7 +20,7 @@ class KillTests(FaultCase):
     fault = "The registry is killed (SIGKILL) under load and started again, at random moments"
 
     async def test_nothingAcknowledgedIsLost(self) -> None:
-        """After each start every write that was acknowledged is there, and nobody has been reported dead."""
+        """After each start every write that was acknowledged is there, and no service has expired."""
         kills = 200 if self.isFull else 3
         random = Random(1)
         registry = await self.registry()
@@ -46,14 +46,14 @@ class KillTests(FaultCase):
             application.tell("resume")
         application.tell("stop")
         await application.says("stopped")
-        self.assertKept(await audit.look(application.take(), dead=application.states))
+        self.assertKept(await audit.look(application.take(), ended=application.states))
         self.assertKept(await audit.whole())
         self.assertEqual((audit.count("service.timeout"), application.lost), (0, set()))
         self.tell("kills", kills)
         self.tell("writes acknowledged", outcomes[Outcome.acknowledged])
         self.tell("writes that a kill left without an answer", outcomes[Outcome.unknown])
         self.tell("acknowledged writes lost", 0)
-        self.tell("services reported dead", 0)
+        self.tell("services that expired", 0)
         self.tell("longest time from a kill to the next write that was acknowledged, in s", round(longest, 1))
 
     async def writesAgain(self, application: Application, since: float) -> None:

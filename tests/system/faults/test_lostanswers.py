@@ -21,30 +21,30 @@ class LostAnswerTests(FaultCase):
     """The application asks by way of a proxy that loses answers; the audit asks the registry itself."""
 
     row = 4
-    fault = "Every second answer is lost after the registry has done what it was asked, with a reset or in silence"
+    fault = "Every second response is lost after the registry has carried out the request, with a reset or without one"
 
     async def test_everybodyLives(self) -> None:
-        """Nobody times out, nobody is there twice, and all that was acknowledged has happened, and nothing else."""
+        """No service expires or is registered twice. All that was acknowledged has happened, and nothing else."""
         await self.registry()
         self.proxy_ = self.proxy()
         self.audit_ = self.audit()
         self.outcomes: Counter[Outcome] = Counter()
-        await self.live("reset", inSilence=False)
+        await self.runApplication("reset", isSilent=False)
         if self.isFull:
-            await self.live("silence", inSilence=True)
+            await self.runApplication("hang", isSilent=True)
         self.assertKept(await self.audit_.whole())
         counts = self.proxy_.counts
         self.tell("answers lost, of all", f"{counts['lost']} of {counts['answers']}")
         self.tell("writes acknowledged", self.outcomes[Outcome.acknowledged])
         self.tell("writes left without an answer", self.outcomes[Outcome.unknown])
         self.tell("acknowledged writes lost", 0)
-        self.tell("registered services reported dead", 0)
+        self.tell("registered services that expired", 0)
 
-    async def live(self, name: str, *, inSilence: bool) -> None:
-        """An application's life, from its registrations to its end."""
+    async def runApplication(self, name: str, *, isSilent: bool) -> None:
+        """One application, from its registrations to its end."""
         audit = self.audit_
         # From the very beginning, so that registrations have to do with it too.
-        self.proxy_.lose(every=2, hang=inSilence)
+        self.proxy_.lose(every=2, hang=isSilent)
         application = await self.application(
             f"--prefix={name}",
             f"--services={SERVICES}",
@@ -60,8 +60,8 @@ class LostAnswerTests(FaultCase):
         await self.registered(application, SERVICES)
         took = time.monotonic() - began
         # An answer that is missed only after a second leaves little of a life of three: what was created then, and
-        # never acknowledged, may have died. Of who is told that an answer is lost, it may not.
-        await self.check(application, mayTimeOut=application.states if inSilence else ())
+        # never acknowledged, may have expired. A service whose client knows that a response was lost may not.
+        await self.check(application, mayTimeOut=application.states if isSilent else ())
         unheard = sum(audit.count("service.timeout", id) for id in application.states)
         application.tell("resume")
         for _ in range(4 if self.isFull else 1):
@@ -73,13 +73,13 @@ class LostAnswerTests(FaultCase):
             self.assertEqual(audit.services[id]["tags"], ["faults"])
         application.tell("stop")
         await application.says("stopped")
-        self.assertKept(await audit.look(application.take(), dead=application.states))
+        self.assertKept(await audit.look(application.take(), ended=application.states))
         self.assertEqual(application.lost, set())
         # What a client can know to be its own does not stand in its way.
         self.assertNotIn("ServiceExists", [error for _, error in application.troubles])
-        how = "in silence" if inSilence else "with a reset"
+        how = "without a reset" if isSilent else "with a reset"
         self.tell(f"lost {how}: time until {SERVICES} services were registered, in s", round(took, 1))
-        self.tell(f"lost {how}: registrations that nobody heard of, and that timed out", unheard)
+        self.tell(f"lost {how}: registrations without a response that expired", unheard)
 
     async def check(self, application: Application, mayTimeOut: Collection[str] = ()) -> None:
         """All is kept so far; the application pauses."""

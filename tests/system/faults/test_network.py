@@ -18,7 +18,7 @@ from .proxy import BOTH, TO_CLIENT, TO_REGISTRY, Proxy, Way
 TIMEOUT = 3
 SERVICES = 5
 CUTS: list[Sequence[Way]] = [BOTH, (TO_REGISTRY,), (), (TO_CLIENT,)]
-# Cuts of so many seconds that nobody may notice, and that everybody must.
+# Seconds of cuts that no service may expire of, and that every service must.
 SHORT = 1.0
 LONG = TIMEOUT + 0.5
 # A service is back so many seconds after the network, at the latest: one interval, and a round of requests.
@@ -67,22 +67,22 @@ class NetworkTests(FaultCase):
         proxy, application, audit = await self.begun()
         longest = 0.0
         cuts = 0
-        deaths = 0
+        expirations = 0
         for cut in CUTS if self.isFull else CUTS[:1]:
             for _ in range(3 if self.isFull else 1):
-                # Where only the way back is cut, the registry goes on to hear of everybody.
+                # Where only the way back is cut, the registry still receives all heartbeats.
                 mayTimeOut = () if cut == (TO_CLIENT,) else application.services
-                deaths += bool(mayTimeOut)
+                expirations += bool(mayTimeOut)
                 cuts += 1
                 await self.cut(proxy, cut, LONG)
                 longest = max(longest, await self.back(application, audit))
                 self.assertKept(await audit.look(mayTimeOut=mayTimeOut))
                 for id in application.services:
                     counts = [audit.count(f"service.{what}", id) for what in ("timeout", "join", "remove")]
-                    self.assertEqual(counts, [deaths, deaths + 1, 0])
+                    self.assertEqual(counts, [expirations, expirations + 1, 0])
         await self.end(application, audit)
         self.tell(f"cuts of {LONG:g} s (heartbeat timeout {TIMEOUT} s)", cuts)
-        self.tell("of these, cuts in which the registry heard nobody", deaths)
+        self.tell("of these, cuts in which the registry received nothing", expirations)
         self.tell("timeouts of each service in such a cut, and joins after it", 1)
         self.tell("timeouts of services that the registry could hear", 0)
         self.tell("longest time from the network's return until all were registered again, in s", round(longest, 1))
@@ -112,10 +112,10 @@ class NetworkTests(FaultCase):
         return proxy, application, audit
 
     async def end(self, application: Application, audit: Audit) -> None:
-        """Whoever stops is gone, and nothing is left or there twice."""
+        """Services that stop are deregistered, and none is left or there twice."""
         application.tell("stop")
         await application.says("stopped")
-        self.assertKept(await audit.look(dead=application.states))
+        self.assertKept(await audit.look(ended=application.states))
         self.assertEqual(audit.services, {})
 
     async def cut(self, proxy: Proxy, cut: Sequence[Way], seconds: float) -> None:

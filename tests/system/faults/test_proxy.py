@@ -66,7 +66,7 @@ class ProxyTests(LoopbackTestCase):
         self.addCleanup(self.proxy.stop)
 
     async def caller(self, asks: int = 0) -> Caller:
-        """One who has connected and asked so often."""
+        """A client that has connected, and sent so many requests."""
         caller = Caller()
         port = int(self.proxy.url.split(":")[2].split("/")[0])
         reactor.connectTCP("127.0.0.1", port, _Callers(caller))
@@ -105,7 +105,7 @@ class ProxyTests(LoopbackTestCase):
         self.assertIs(self.how(alone), ConnectionLost)
 
     async def test_refusesUntilHealed(self) -> None:
-        """Who connects is refused, who is connected is served; healed, it listens on the same port again."""
+        """New connections are refused, open ones are served; healed, it listens on the same port again."""
         before = await self.caller()
         await self.proxy.refuse()
         refused = await self.caller()
@@ -150,7 +150,7 @@ class ProxyTests(LoopbackTestCase):
         await self.answered(caller)
 
     async def test_whatWasResetInACutNeverArrives(self) -> None:
-        """A client that gives up in a cut takes back what it had sent; the registry hears of it when it is over."""
+        """A client that gives up in a cut takes back what it had sent; the registry learns that after the cut."""
         caller = await self.caller(1)
         await self.answered(caller)
         self.proxy.hang(TO_REGISTRY)

@@ -21,7 +21,7 @@ class StallTests(FaultCase):
 
     async def test_recovers(self) -> None:
         """
-        Services with a longer timeout live on; the others have died, and are back at once; both say why in the log.
+        Services with a longer timeout stay; the others expire, and are registered again at once; the log says why.
         """
         stalls, length = (5, 5.0) if self.isFull else (1, 3.2)
         services = 20
@@ -37,7 +37,7 @@ class StallTests(FaultCase):
         slowest, most, written = 0.0, 0, 0
         for stall in range(1, stalls + 1):
             if self.isFull:
-                # At another moment between two beats each time.
+                # At another moment between two heartbeats each time.
                 await deferLater(reactor, 2 + stall / 7, lambda: None)
             for each in both:
                 each.tell("block", length)
@@ -58,19 +58,19 @@ class StallTests(FaultCase):
             each.tell("stop")
         await gatherResults([each.says("stopped") for each in both])
         self.assertKept(
-            await audit.look(short.take() + long.take(), mayTimeOut=short.states, dead={*short.states, *long.states})
+            await audit.look(short.take() + long.take(), mayTimeOut=short.states, ended={*short.states, *long.states})
         )
         self.assertEqual(audit.count("service.timeout"), services * stalls)
         self.assertEqual(long.lost, set())
-        # A beat, a registration and another beat for each; what goes wrong is tried again once.
+        # A heartbeat, a registration and another heartbeat for each; what fails is retried once.
         self.assertLess(most, 6 * services)
         told = sum("reactor stood still" in line for line in short.log)
         # On a machine that is busy enough there may have been more.
         self.assertGreaterEqual(told, stalls)
         self.tell("stalls", stalls)
         self.tell("their length, in s", length)
-        self.tell("services with a timeout of 20 s that died", 0)
-        self.tell("services with a timeout of 3 s that died of a stall, rightly", services * stalls)
+        self.tell("services with a timeout of 20 s that expired", 0)
+        self.tell("services with a timeout of 3 s that expired because of a stall, as they must", services * stalls)
         self.tell("longest time until all of them were back, in s", round(slowest, 2))
         self.tell("requests until then for each of them, at most", round(most / services, 1))
         self.tell("lines in the log for each stall", told / stalls)

@@ -21,13 +21,13 @@ DAY = 24 * HOUR
 
 
 class StopTests(FaultCase):
-    """The registry's process hears nobody, for longer than its services' timeouts."""
+    """The registry's process stands still for longer than its services' timeouts."""
 
     row = 2
     fault = "The registry is stopped (SIGSTOP) for three heartbeat timeouts, its wall clock moved meanwhile"
 
     async def test_givesTheTimeBack(self) -> None:
-        """Nobody is reported dead, nothing is lost, and the feed stays in order, whatever the time of day is."""
+        """No service expires, nothing is lost, and the feed stays in order, whatever the time of day is."""
         self.wallClock = Path(self.home, "faketime")
         fake = fakeTime(self.wallClock)
         registry = await self.registry(environment=fake)
@@ -48,13 +48,13 @@ class StopTests(FaultCase):
                 await self.check(application, audit)
         application.tell("stop")
         await application.says("stopped")
-        self.assertKept(await audit.look(application.take(), dead=application.states))
+        self.assertKept(await audit.look(application.take(), ended=application.states))
         self.assertKept(await audit.whole())
         self.assertEqual(audit.count("service.join"), SERVICES)
         self.assertEqual(audit.count("service.timeout"), 0)
         self.tell(f"stops of {stopped:g} s (heartbeat timeout {TIMEOUT} s)", len(steps))
         self.tell("steps of the wall clock", "none, " + ", ".join(f"{step / HOUR:+g} h" for step in steps if step))
-        self.tell("services reported dead", 0)
+        self.tell("services that expired", 0)
         self.tell("longest time from SIGCONT until all were heard of again, in s", round(longest, 1))
 
     async def stop(self, registry: Child, application: Application, seconds: float, step: int) -> float:

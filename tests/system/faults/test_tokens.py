@@ -1,4 +1,4 @@
-"""Row 6: auth tokens that die, and an Auth API that is away."""
+"""Row 6: auth tokens that end, and an Auth API that is unreachable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _TokenCase(SimulatedCase):
 
 
 class LivingTokenTests(_TokenCase):
-    """As long as there is a token that works, or one can be had, nobody notices anything."""
+    """As long as there is a valid token, or a way to get one, no service is affected."""
 
     def test_purged(self) -> None:
         """A purge costs one authentication, however many services there are, and no call fails."""
@@ -47,12 +47,12 @@ class LivingTokenTests(_TokenCase):
         self.tell("purges", purges)
         self.tell("authentications for them", asked)
         self.tell("writes meanwhile, none of which failed", done)
-        self.tell("services reported dead", 0)
+        self.tell("services that expired", 0)
 
     def test_renewalWhileTheAuthApiIsDown(self) -> None:
         """A token that should have been renewed stays in use, and is renewed as soon as that can be."""
         asked = self.outage(lifetime=30, begin=19)
-        self.tell("tries to renew a token that lives, in ten minutes of outage", asked)
+        self.tell("attempts to renew a valid token, in ten minutes of outage", asked)
 
     def test_endWhileTheAuthApiIsDown(self) -> None:
         """A token that has ended by what it says stays in use too, as long as the registry takes it."""
@@ -86,12 +86,12 @@ class LivingTokenTests(_TokenCase):
 
 
 class DyingTokenTests(_TokenCase):
-    """Without a token, and without a way to get one, nobody can reach the registry."""
+    """Without a token, and without a way to get one, no request is accepted."""
 
     CREATORS = 0
 
     def test_purgedWhileTheAuthApiIsDown(self) -> None:
-        """Services die, as they must, and all are back as soon as the Auth API is; it is not hammered until then."""
+        """Services expire, as they must, and are registered again when the Auth API answers; it is asked rarely."""
         self.start()
         self.network.authDown = True
         self.fake.advance(2 * self.minute)
@@ -100,19 +100,19 @@ class DyingTokenTests(_TokenCase):
         before = self.network.counts["authentications"]
         self.fake.advance(8 * self.minute)
         asked = self.network.counts["authentications"] - before
-        died = {service.serviceId for service in self.services if not service.healthy}
+        expired = {service.serviceId for service in self.services if not service.healthy}
         self.network.authDown = False
         waited = 0.0
         while not all(service.healthy for service in self.services):
             self.fake.advance(0.5)
             waited += 0.5
             self.assertLess(waited, 20)
-        outcomes = Counter(operation.outcome for operation in self.look(mayTimeOut=died))
-        self.assertLessEqual(self.audit.count("service.timeout"), len(died))
+        outcomes = Counter(operation.outcome for operation in self.look(mayTimeOut=expired))
+        self.assertLessEqual(self.audit.count("service.timeout"), len(expired))
         rate = asked / (8 * self.minute)
         self.assertLess(rate, 2.0)
         self.end()
-        self.tell("services that died while nobody could have a token", self.audit.count("service.timeout"))
+        self.tell("services that expired while there was no token", self.audit.count("service.timeout"))
         self.tell("seconds until all were back", waited)
         self.tell("authentications a second meanwhile", round(rate, 2))
         self.tell("writes that failed meanwhile, and did not happen", outcomes[Outcome.unknown])

@@ -139,7 +139,7 @@ class ProcessesTests(SqliteCase):
         self.assertEqual(found, [["unavailable"] * 5 + ["done"]])
 
     async def test_aProbeSucceedsWhenTheTroubleItMetIsOver(self):
-        """What changes and probes met is over with the first probe that succeeds, though nobody asks for a change."""
+        """What changes and probes met is over with the first probe that succeeds, though no change is asked for."""
         large = 5_000_000
         found = await self.almostFull((0, [large, large, 0, large, 0]), (1000, [0]))
         self.assertEqual(found, [["unavailable"] * 5, ["done"]])

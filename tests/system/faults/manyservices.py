@@ -1,5 +1,5 @@
 """
-``python -m tests.system.faults.fleet``: an application with thousands of services, which counts the
+``python -m tests.system.faults.manyservices``: an application with thousands of services, which counts the
 registered ones.
 
 Whenever it reads a line from its standard input, it prints one with its figures, in JSON (:class:`Count`).
@@ -52,7 +52,7 @@ class _Questions(LineOnlyReceiver):
 
 def main(arguments: list[str]) -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(prog="python -m tests.system.faults.fleet", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.system.faults.manyservices", description=__doc__)
     parser.add_argument("--services", type=int, required=True, help="how many")
     parser.add_argument("--timeout", type=int, required=True, help="their heartbeat timeout, in seconds")
     options = parser.parse_args(arguments)

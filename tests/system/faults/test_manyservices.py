@@ -1,4 +1,4 @@
-"""Row 8: a fleet of services in one application, for an hour."""
+"""Row 8: thousands of services in one application, for an hour."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.system.processes import PATIENCE, Child, reactor
 from txserviceregistry import Client
 
 from .faultcase import ROOT, FaultCase
-from .fleet import Count
+from .manyservices import Count
 
 
-class Fleet(Child):
-    """The process of a fleet (:mod:`tests.system.faults.fleet`), from the test's side."""
+class ManyServices(Child):
+    """The application's process (:mod:`tests.system.faults.manyservices`), from the test's side."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,14 +57,14 @@ def cpu(child: Child) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class FleetTests(FaultCase):
+class ManyServicesTests(FaultCase):
     """
     A registry over sqlite and an application, each a real process, with real sockets between them. Their time is
     hurried (:mod:`tests.system.faults.hurried`) once all services are registered.
 
-    How far it can be hurried is a matter of arithmetic: 10,000 services with a timeout of 120 s beat every 91 s (0.8
-    of the timeout, less five per cent of jitter), which makes 110 heartbeats a second on average. They travel together,
-    about 1,000 in a request at the most, and cost the registry some 15 us each, so that *speed* times as many are far
+    How far it can be hurried is a matter of arithmetic: 10,000 services with a timeout of 120 s send a heartbeat every
+    91 s (0.8 of the timeout, less five per cent of jitter), which makes 110 heartbeats a second on average. Up to 1,000
+    go in one request, and cost the registry some 15 us each, so that *speed* times as many are far
     from filling a core. What a hurried process can't do is to be kept waiting for the CPU by others.
     """
 
@@ -72,29 +72,29 @@ class FleetTests(FaultCase):
     fault = "Many services of one application, for an hour; registry and application in one process each"
 
     async def test_allLive(self) -> None:
-        """Nobody times out, and the application takes all of its services for registered, all the time."""
+        """No service expires, and the application takes all of its services for registered, all the time."""
         services, timeout, minutes, speed = (10_000, 120, 60, 8) if self.isFull else (300, 30, 1, 30)
         registry = await self.hurried(speed, services)
-        fleet = Fleet()
+        application = ManyServices()
         self.spawn(
             "python",
-            *["-m", "tests.system.faults.hurried", str(speed), "tests.system.faults.fleet"],
+            *["-m", "tests.system.faults.hurried", str(speed), "tests.system.faults.manyservices"],
             *[f"--services={services}", f"--timeout={timeout}"],
             environment={"PYTHONPATH": str(ROOT)},
-            child=fleet,
+            child=application,
         )
         began = time.monotonic()
-        await self.allRegistered(fleet, services)
+        await self.allRegistered(application, services)
         took = time.monotonic() - began
         client = self.client(cache=None)
         marker = (await client.events.list(limit=1))["values"][0]["id"]
-        before, cpuBefore = await fleet.count(), (cpu(fleet), cpu(registry))
-        beatsBefore, began = await self.heartbeats(client), time.monotonic()
-        for child in (registry, fleet):
+        before, cpuBefore = await application.count(), (cpu(application), cpu(registry))
+        heartbeatsBefore, began = await self.heartbeats(client), time.monotonic()
+        for child in (registry, application):
             child.kill("USR1")
         await deferLater(reactor, minutes * 60 / speed, lambda: None)
-        after, lasted = await fleet.count(), time.monotonic() - began
-        beats = await self.heartbeats(client) - beatsBefore
+        after, lasted = await application.count(), time.monotonic() - began
+        heartbeats = await self.heartbeats(client) - heartbeatsBefore
         timedOut = [event async for event in client.events.iterate(marker) if event["type"] == "service.timeout"]
         listed = [service["id"] async for service in client.services.iterate()]
         self.assertEqual(timedOut, [])
@@ -105,11 +105,11 @@ class FleetTests(FaultCase):
         self.tell("their heartbeat timeout, in s", timeout)
         self.tell("simulated minutes", round((after.seconds - before.seconds) / 60, 1))
         self.tell("simulated seconds to a real one", speed)
-        self.tell("heartbeats answered", beats)
-        self.tell("heartbeats a real second", round(beats / lasted))
+        self.tell("heartbeats answered", heartbeats)
+        self.tell("heartbeats a real second", round(heartbeats / lasted))
         self.tell("false timeouts", len(timedOut))
         self.tell("real seconds to register all", round(took, 1))
-        for name, child, used in (("application", fleet, cpuBefore[0]), ("registry", registry, cpuBefore[1])):
+        for name, child, used in (("application", application, cpuBefore[0]), ("registry", registry, cpuBefore[1])):
             self.tell(f"CPU of the {name}, in cores", round((cpu(child) - used) / lasted, 2))
             self.tell(f"most memory of the {name}, in MiB", memory(child))
         self.tell("stalls that the registry noticed", registry.output.count("stood still"))
@@ -132,14 +132,14 @@ class FleetTests(FaultCase):
         await registry.says("Credentials")
         return registry
 
-    async def allRegistered(self, fleet: Fleet, services: int) -> Count:
+    async def allRegistered(self, application: ManyServices, services: int) -> Count:
         """Wait for it, as long as there is progress."""
-        count = await fleet.count()
+        count = await application.count()
         while count.registered < services:
             before = count.registered
 
             async def more(before: int = before) -> Count | None:
-                now = await fleet.count()
+                now = await application.count()
                 return now if now.registered > before else None
 
             count = await self.until(more)
