@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from ..util.logs import Logger
+from ..util.waiters import Waiters
 from .faults import Fault, systemFailure
 from .stores.interfaces import StoreUnavailable
 
@@ -31,9 +32,9 @@ class TaskOwner:
 
     def __init__(self) -> None:
         self._running = 0
-        # By key that is busy: what waits for it, which is hardly ever anything.
-        self._queues: dict[Hashable, deque[Callable[[], _Steps[None]]] | None] = {}
-        self._idle: list[Deferred[None]] = []
+        # What waits, for each key that is busy.
+        self._queues: dict[Hashable, deque[Callable[[], _Steps[None]]]] = {}
+        self._idle: Waiters[None] = Waiters()
 
     def start(self, steps: _Steps[_T]) -> Deferred[_T]:
         """
@@ -53,13 +54,11 @@ class TaskOwner:
         :return: as :meth:`start`.
         """
         waiter: Deferred[_T] = Deferred()
-        if key in self._queues:
-            queue = self._queues[key]
-            if queue is None:
-                queue = self._queues[key] = deque()
+        queue = self._queues.get(key)
+        if queue is not None:
             queue.append(lambda: self._finish(steps(), waiter))
         else:
-            self._queues[key] = None
+            self._queues[key] = deque()
             self._running += 1
             Deferred.fromCoroutine(self._workThrough(key, steps, waiter))
         return waiter
@@ -70,19 +69,12 @@ class TaskOwner:
 
     def whenIdle(self) -> Deferred[None]:
         """Fires when no coroutine runs."""
-        idle: Deferred[None] = Deferred()
-        if self._running:
-            self._idle.append(idle)
-        else:
-            idle.callback(None)
-        return idle
+        return self._idle.wait() if self._running else succeed(None)
 
     def _ended(self) -> None:
         self._running -= 1
         if not self._running:
-            idle, self._idle = self._idle, []
-            for waiter in idle:
-                waiter.callback(None)
+            self._idle.fire(None)
 
     async def _finishAlone(self, steps: _Steps[_T], waiter: Deferred[_T]) -> None:
         await self._finish(steps, waiter)

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from ...util.logs import Logger
+from ...util.outage import Outage
 from ..faults import Fault, systemFailure
 from ..servicelog import ServiceLog
 from ..stores.interfaces import Expiration
@@ -55,7 +56,7 @@ class ExpirationQueue:
         self._persisted = 0
         # Services that lose their network expire one by one, over the length of a timeout.
         self._expired = ServiceLog(clock, "expired")
-        self._isFailing = False
+        self._outage = Outage(self._log, clock, "Cannot persist expirations ({count} pending); retrying")
         self._isStopped = False
 
     def __len__(self) -> int:
@@ -126,13 +127,7 @@ class ExpirationQueue:
         self.work()
 
     def _fail(self, reason: Failure) -> None:
-        if not self._isFailing:
-            self._isFailing = True
-            text = "Cannot persist expirations ({count} pending); retrying"
-            if reason.check(Fault):
-                self._log.warn(text, count=len(self._queue))
-            else:
-                self._log.failure(text, reason, count=len(self._queue))
+        self._outage.failed(None if reason.check(Fault) else reason, count=len(self._queue))
         self._refuse(reason)
 
     def _refuse(self, reason: Failure) -> None:
@@ -141,7 +136,7 @@ class ExpirationQueue:
             done.errback(reason)
 
     def _report(self, expirations: Sequence[Expiration]) -> None:
-        self._isFailing = False
+        self._outage.succeeded()
         self._persisted += len(expirations)
         for expiration in expirations:
             self._expired.add(expiration.tenant, expiration.id)

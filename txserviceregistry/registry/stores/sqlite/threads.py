@@ -8,19 +8,21 @@ are handed over together at its end, and their results go back to the reactor's 
 
 from __future__ import annotations
 
-import math
 import queue
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.logger import LogLevel
 
 from ....util.logs import Logger
+from ....util.outage import Outage
+from ....util.waiters import Waiters
 from ...statistics import Histogram, StoreStatistics
 from ..interfaces import StoreError, StoreUnavailable
 from .tables import Tables
@@ -31,23 +33,15 @@ _C = TypeVar("_C")
 #: Errors that say something about the file, not about an operation.
 FILE_ERRORS = (sqlite3.Error, OSError)
 
-#: How long nothing may have failed before the log has the end of an outage that came back within that time.
+#: How long nothing may have failed before the log has the end of an outage that came back within that time. Outages
+#: follow each other on a disk that has room for small changes only, and with a file that is damaged in part.
 _CALM_SECONDS = 60.0
 #: Reads that wait for each other at most before they are answered: few, because a page takes a millisecond.
 _READS_PER_GROUP = 16
 
 
-class ThreadedReactor(Protocol):
+class ThreadedReactor(IReactorTime, IReactorFromThreads):
     """The part of a reactor that the store uses."""
-
-    def seconds(self) -> float:
-        """See :class:`twisted.internet.interfaces.IReactorTime`."""
-
-    def callFromThread(self, callable: Callable[..., Any], *args: Any) -> None:
-        """See :class:`twisted.internet.interfaces.IReactorFromThreads`."""
-
-    def callLater(self, delay: float, callable: Callable[..., Any], *args: Any) -> IDelayedCall:
-        """See :class:`twisted.internet.interfaces.IReactorTime`."""
 
 
 #: Does the same for many at once, each described by a value; returns what became of each.
@@ -81,37 +75,6 @@ class Outcome:
     result: Any
 
 
-class _Outages:
-    """
-    Outages for the log: those that follow each other closely are logged once.
-
-    They do so on a disk that has room for small changes only, and with a file that is damaged in part.
-    """
-
-    def __init__(self) -> None:
-        self._isOut = False
-        self._last = -math.inf
-        self._ended = -math.inf
-        self._calm = 0.0
-
-    def begins(self, now: float) -> bool:
-        """An operation failed; returns whether to log that."""
-        self._last = now
-        if self._isOut:
-            return False
-        self._isOut = True
-        self._calm = _CALM_SECONDS if now - self._ended < _CALM_SECONDS else 0.0
-        return True
-
-    def ends(self, now: float) -> bool:
-        """An operation succeeded; returns whether to log the end of the outage."""
-        if not self._isOut or now - self._last < self._calm:
-            return False
-        self._isOut = False
-        self._ended = now
-        return True
-
-
 class Worker(ABC):
     """
     A thread with a connection of its own, and a queue of jobs for it.
@@ -140,8 +103,16 @@ class Worker(ABC):
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._isStopped = False
-        self._ending: list[Deferred[None]] = []
-        self._outages = _Outages()
+        self._ending: Waiters[None] = Waiters()
+        self._outage = Outage(
+            self._log,
+            reactor,
+            "Cannot {verb} the store: {cause}",
+            "Can {verb} the store again",
+            level=LogLevel.error,
+            calm=_CALM_SECONDS,
+            verb=self._verb,
+        )
         self._tables: Tables | None = None
 
     # -- in the reactor's thread
@@ -205,19 +176,13 @@ class Worker(ABC):
             self._isStopped = True
             self._handOver()
             self._jobs.put(None)
-        if self._thread is None:
-            return succeed(None)
-        ended: Deferred[None] = Deferred()
-        self._ending.append(ended)
-        return ended
+        return succeed(None) if self._thread is None else self._ending.wait()
 
     def _ended(self) -> None:
         assert self._thread is not None
         self._thread.join()  # it has nothing left to do
         self._thread = None
-        waiting, self._ending = self._ending, []
-        for ended in waiting:
-            ended.callback(None)
+        self._ending.fire(None)
 
     def _notOpened(self, opened: Deferred[None], error: Exception) -> None:
         self._ended()
@@ -225,10 +190,10 @@ class Worker(ABC):
 
     def _settle(self, outcomes: Sequence[Outcome], cause: Exception | None) -> None:
         now = self._reactor.seconds()
-        if cause is not None and self._outages.begins(now):
-            self._log.error("Cannot {verb} the store: {cause}", verb=self._verb, cause=str(cause))
-        elif cause is None and self._outages.ends(now):
-            self._log.info("Can {verb} the store again", verb=self._verb)
+        if cause is None:
+            self._outage.succeeded()
+        else:
+            self._outage.failed(cause=str(cause))
         for outcome in outcomes:
             job = outcome.job
             if not job.isBackground:
