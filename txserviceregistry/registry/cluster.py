@@ -6,16 +6,19 @@ that it does not know yet are looked up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from zope.interface import implementer
 
+from ..util.concurrency import PrioritySemaphore
+from ..util.deferred import returnsDeferred
 from ..util.singleflight import SingleFlight
 from .expiry.deadlines import ServiceState
 from .expiry.livetable import LiveServices
 from .faults import notFound, systemFailure
 from .stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, ServiceSummary
 from .subscribers import Subscribers
-from .tasks import WorkerLimit, available
+from .tasks import available
 from .tokens import HeartbeatTokens
 
 #: How many services are looked up in the store at once because a heartbeat named an unknown one, and how many may wait
@@ -40,7 +43,7 @@ class Cluster:
         self._deadlines = services.deadlines
         self._subscribers = subscribers
         self._looking: SingleFlight[tuple[str, str], None] = SingleFlight()
-        self._looks = WorkerLimit(_LOOKS)
+        self._looks = PrioritySemaphore(_LOOKS)
 
     def start(self) -> None:
         """Begin to listen."""
@@ -82,38 +85,36 @@ class Cluster:
         """
         if len(self._looking) >= _WAITING:
             raise systemFailure("Too many unknown services are being looked up")
-        await available(self._looking.do((tenant, id), lambda: self._looks.do(lambda: self._look(tenant, id))))
+        await available(self._looking.do((tenant, id), lambda: self._look(tenant, id)))
 
+    @returnsDeferred
     async def _look(self, tenant: str, id: str) -> None:
+        await self._looks.take(inf)
         known = self._deadlines.active(tenant, id)
         try:
             record = await self._store.getService(tenant, id)
+            self._live.track(record.summary(tenant))
         except NoSuchObject:
             if known is not None:
                 self._deadlines.forget(tenant, id, known.incarnation)
-            return
-        self._live.track(record.summary(tenant))
+        finally:
+            self._looks.give()
 
     # -- IStoreListener
 
     def appeared(self, service: ServiceSummary) -> None:
-        """See :meth:`IStoreListener.appeared`."""
         self._live.track(service)
 
     def vanished(self, tenant: str, id: str, incarnation: str) -> None:
-        """See :meth:`IStoreListener.vanished`."""
         self._deadlines.forget(tenant, id, incarnation)
 
     def eventAdded(self, tenant: str) -> None:
-        """See :meth:`IStoreListener.eventAdded`."""
         self._subscribers.notify((tenant,))
 
     def lost(self) -> None:
-        """See :meth:`IStoreListener.lost`."""
         self._live.suspend()
         # New events are not noticed here: subscribers find out, and may go to another registry.
         self._subscribers.notifyAll()
 
     def synchronized(self, services: Sequence[ServiceSummary], wasLost: bool) -> None:
-        """See :meth:`IStoreListener.synchronized`."""
         self._live.synchronize(services, anew=wasLost)

@@ -231,17 +231,12 @@ class DataDirectory:
 
     def _change(self, settings: Mapping[tuple[str, str], str | None]) -> None:
         raxrc = self._read()
-        changed = False
-        for (section, option), value in settings.items():
-            if raxrc.get(section, option, fallback=None) == value:
-                continue
-            changed = True
+        changed = {whose: value for whose, value in settings.items() if raxrc.get(*whose, fallback=None) != value}
+        for (section, option), value in changed.items():
             if value is None:
                 raxrc.remove_option(section, option)
-                continue
-            if not raxrc.has_section(section):
-                raxrc.add_section(section)
-            raxrc.set(section, option, value)
+            else:
+                raxrc.read_dict({section: {option: value}})
         if changed:
             text = io.StringIO()
             raxrc.write(text)

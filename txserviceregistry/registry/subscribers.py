@@ -26,17 +26,14 @@ class _Reads:
     MOST = 8
 
     def __init__(self) -> None:
-        self.results: dict[Hashable, Any] = {}
-        #: What reads the same again.
-        self.again: dict[Hashable, Callable[[], Deferred[Any]]] = {}
+        #: Results by query, and what reads the same again.
+        self.results: dict[Hashable, tuple[Any, Callable[[], Deferred[Any]]]] = {}
         self.reading: SingleFlight[Hashable, Any] = SingleFlight()
 
     def keep(self, query: Hashable, result: Any, again: Callable[[], Deferred[Any]]) -> None:
         if len(self.results) >= self.MOST:
-            oldest = next(iter(self.results))
-            del self.results[oldest], self.again[oldest]
-        self.results[query] = result
-        self.again[query] = again
+            del self.results[next(iter(self.results))]
+        self.results[query] = result, again
 
 
 @attrs.define(eq=False)
@@ -183,7 +180,7 @@ class Subscribers:
     def cached(self, tenant: str, query: Hashable) -> Any:
         """The result of the last :meth:`read`, if it was kept and nothing is new since; ``None`` if not."""
         reads = self._reads.get(tenant)
-        return None if reads is None else reads.results.get(query)
+        return None if reads is None else reads.results.get(query, (None,))[0]
 
     def read(
         self, tenant: str, query: Hashable, read: Callable[[], Deferred[_T]], isSmall: Callable[[_T], bool]
@@ -218,7 +215,7 @@ class Subscribers:
                 # the read of another.
                 changes, queries = tuple(waiting), set(waiting.values())
                 self._afterReads.add(changes)
-                again = [read() for query, read in reads.again.items() if query in queries]
+                again = [read() for query, (_, read) in reads.results.items() if query in queries]
                 DeferredList(again, consumeErrors=True).addCallback(self._haveRead, changes)
             else:
                 self._due.extend(waiting)

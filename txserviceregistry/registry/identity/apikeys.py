@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
@@ -108,6 +108,27 @@ class _Check(Generic[_T]):
     done: Deferred[_T | None] = attrs.field(factory=Deferred)
 
 
+class _Delays:
+    """Delays of responses, which end early when they are stopped or cancelled."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._pending: set[Deferred[None]] = set()
+        self._isStopped = False
+
+    def wait(self, seconds: float) -> Deferred[None]:
+        if not seconds or self._isStopped:
+            return succeed(None)
+        delay: Deferred[None] = deferLater(self._clock, seconds)
+        self._pending.add(delay)
+        return delay.addBoth(lambda _: self._pending.discard(delay))
+
+    def stop(self) -> None:
+        self._isStopped = True
+        for delay in list(self._pending):
+            delay.cancel()
+
+
 class _Lanes:
     """
     Runs checks in two lanes. One is for all addresses, unknown ones first; the other is for known addresses only. So a
@@ -116,30 +137,26 @@ class _Lanes:
     :param clock: measures how long checks take.
     :param hasher: runs them.
     :param randomBytes: chooses the duration of a response without a check.
+    :param delays: for these responses.
     :ivar waited: how many checks had to wait since the start.
     :ivar refused: how many were refused because too many waited.
     """
 
-    def __init__(self, clock: IReactorTime, hasher: Hasher, randomBytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, clock: IReactorTime, hasher: Hasher, randomBytes: Callable[[int], bytes], delays: _Delays
+    ) -> None:
         self._clock = clock
         self._hasher = hasher
         self._randomBytes = randomBytes
+        self._delays = delays
         self._queues: dict[bool, FairQueue[_Check[Any]]] = {False: FairQueue(), True: FairQueue()}
         self._running: set[str] = set()
         self._isFree = {False: True, True: True}
         self._took: deque[float] = deque(maxlen=_DURATIONS)
-        self._pausing: set[Deferred[None]] = set()
         self._count = 0
         self._isServing = False
-        self._isStopped = False
         self.waited = 0
         self.refused = 0
-
-    def stop(self) -> None:
-        """End the delays that stand in for checks."""
-        self._isStopped = True
-        for pause in list(self._pausing):
-            pause.cancel()
 
     def run(self, name: str, origin: Origin, work: Callable[[], _T], isVain: bool) -> Deferred[_T | None]:
         """
@@ -167,61 +184,41 @@ class _Lanes:
             return
         self._isServing = True
         try:
-            while self._serveSome():
-                pass
+            while (found := self._next()) is not None:
+                self._begin(*found)
         finally:
             self._isServing = False
 
-    def _serveSome(self) -> bool:
-        """Fill the lanes; returns whether some checks were begun, and may have left room already."""
-        hasBegun = False
-        for lane, queues in ((False, (False, True)), (True, (True,))):
-            for isKnown in queues:
-                queue = self._queues[isKnown]
-                while self._isFree[lane]:
-                    next_ = queue.pop(self._mayGo)
-                    if next_ is None:
-                        break
-                    path, check = next_
-                    hasBegun = True
-                    queue.charge(path, 1)
-                    self._count -= 1
-                    self._running.add(check.name)
-                    if check.isVain and self._took:
-                        self._pause(check)
-                    else:
-                        self._isFree[lane] = False
-                        self._work(check, lane)
-        return hasBegun
+    def _next(self) -> tuple[bool, _Check[Any]] | None:
+        """The lane and the check that are next."""
+        for lane, isKnown in ((False, False), (False, True), (True, True)):
+            found = self._queues[isKnown].pop(self._mayGo) if self._isFree[lane] else None
+            if found is not None:
+                path, check = found
+                self._queues[isKnown].charge(path, 1)
+                return lane, check
+        return None
 
-    def _work(self, check: _Check[Any], lane: bool) -> None:
+    def _begin(self, lane: bool, check: _Check[Any]) -> None:
+        self._count -= 1
+        self._running.add(check.name)
         began = self._clock.seconds()
+        isRun = not (check.isVain and self._took)
+        if isRun:
+            self._isFree[lane] = False
+            work = self._hasher(check.work)
+        else:
+            work = self._delays.wait(self._took[self._randomBytes(1)[0] % len(self._took)])
 
-        def done(outcome: Any) -> None:
-            self._took.append(self._clock.seconds() - began)
-            self._isFree[lane] = True
-            self._end(check, outcome)
+        def ended(outcome: Any) -> None:
+            if isRun:
+                self._took.append(self._clock.seconds() - began)
+                self._isFree[lane] = True
+            self._running.discard(check.name)
+            check.done.callback(outcome)
+            self._serve()
 
-        self._hasher(check.work).addBoth(done)
-
-    def _pause(self, check: _Check[Any]) -> None:
-        seconds = self._took[self._randomBytes(1)[0] % len(self._took)]
-        if not seconds or self._isStopped:
-            self._end(check, None)
-            return
-        pause: Deferred[None] = deferLater(self._clock, seconds)
-        self._pausing.add(pause)
-
-        def done(_: object) -> None:
-            self._pausing.discard(pause)
-            self._end(check, None)
-
-        pause.addBoth(done)
-
-    def _end(self, check: _Check[Any], outcome: Any) -> None:
-        self._running.discard(check.name)
-        check.done.callback(outcome)
-        self._serve()
+        work.addBoth(ended)
 
     def _dropLast(self) -> None:
         last = self._queues[False].dropLast() or self._queues[True].dropLast()
@@ -253,10 +250,9 @@ class KeyChecks:
         self._known: BoundedCache[bytes, str] = BoundedCache()
         self._wrong: BoundedCache[bytes, str] = BoundedCache()
         self._checking: SingleFlight[tuple[bytes, str], bool] = SingleFlight()
-        self._lanes = _Lanes(clock, hasher, randomBytes)
+        self._delays = _Delays(clock)
+        self._lanes = _Lanes(clock, hasher, randomBytes, self._delays)
         self._failures: BoundedCache[bytes, tuple[int, float]] = BoundedCache()
-        self._penalties: set[Deferred[None]] = set()
-        self._isStopped = False
         # The key of an unknown user is checked against this until the duration of a check is known.
         self._decoy = _keyHash(cost, randomBytes(_SALT_BYTES), randomBytes(_HASH_BYTES))
 
@@ -272,10 +268,7 @@ class KeyChecks:
 
     def stop(self) -> None:
         """End the delays of responses to wrong keys, and leave nothing on the reactor."""
-        self._isStopped = True
-        self._lanes.stop()
-        for penalty in list(self._penalties):
-            penalty.cancel()
+        self._delays.stop()
 
     def hash(self, key: str) -> Deferred[str]:
         """:return: fires with the hash of a key, for :meth:`check`."""
@@ -326,13 +319,5 @@ class KeyChecks:
         count, last = self._failures.get(name) or (0, now)
         count = count + 1 if now - last < _FAILURES_FORGOTTEN else 1
         self._failures.put(name, (count, now))
-        if count == 1 or self._isStopped:
-            return
-        penalty: Deferred[None] = deferLater(self._clock, min(_FIRST_WAIT * 2.0 ** min(count - 2, 10), _LONGEST_WAIT))
-        self._penalties.add(penalty)
-        try:
-            await penalty
-        except CancelledError:
-            pass
-        finally:
-            self._penalties.discard(penalty)
+        if count > 1:
+            await self._delays.wait(min(_FIRST_WAIT * 2.0 ** min(count - 2, 10), _LONGEST_WAIT))

@@ -32,7 +32,6 @@ class EtcdEvents:
         return f"{self._prefix}events/{tenant}/"
 
     async def list(self, tenant: str, position: int, count: int, type: str | None) -> list[EventRecord]:
-        """See :meth:`IStore.listEvents`."""
         prefix = self._events(tenant)
         begin, end = f"{prefix}{position:016x}", endOf(prefix)
         events: list[EventRecord] = []
@@ -51,7 +50,6 @@ class EtcdEvents:
             begin = found[-1].key + "\0"
 
     async def has(self, tenant: str, id: str) -> bool:
-        """See :meth:`IStore.hasEvent`."""
         position = self._idsOf(tenant).owned(id)
         return position is not None and await self._etcd.get(f"{self._events(tenant)}{position:016x}") is not None
 

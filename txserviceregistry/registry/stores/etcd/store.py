@@ -218,7 +218,6 @@ class EtcdStore:
 
     @returnsDeferred
     async def open(self) -> None:
-        """See :meth:`IStore.open`."""
         try:
             meta = await self._meta()
         except EtcdError as error:
@@ -244,7 +243,6 @@ class EtcdStore:
 
     @returnsDeferred
     async def close(self) -> None:
-        """See :meth:`IStore.close`."""
         self._listener = None
         try:
             await self._groups.whenIdle()
@@ -279,7 +277,6 @@ class EtcdStore:
     # -- following
 
     def follow(self, listener: IStoreListener) -> None:
-        """See :meth:`ISharedStore.follow`."""
         self._listener = listener
         self._backlog.listen()
         self._node.start(self._revision)
@@ -375,19 +372,16 @@ class EtcdStore:
 
     @returnsDeferred
     async def probe(self) -> None:
-        """See :meth:`IStore.probe`."""
         probe = f"{self._prefix}probe"
         await self._asked(self._etcd.txn((), [put(probe, b""), reading(probe)], patience=0))
 
     @returnsDeferred
     async def secret(self) -> bytes:
-        """See :meth:`IStore.secret`."""
         self._check()
         return self._secret
 
     @returnsDeferred
     async def account(self, tenant: str) -> Account:
-        """See :meth:`IStore.account`."""
         key = f"{self._prefix}accounts/{tenant}"
         new = json.dumps({"v": 1, "created": int(self._wallClock() * 1000)}).encode("ascii")
         done = await self._asked(self._etcd.txn([Compare(key, 0)], [put(key, new), reading(key)], [reading(key)]))
@@ -413,7 +407,6 @@ class EtcdStore:
 
     @returnsDeferred
     async def createService(self, tenant: str, service: NewService, maximum: int) -> ServiceRecord:
-        """See :meth:`IStore.createService`."""
         id, timeout = service.id, service.heartbeatTimeout
         key, aliveKey = self._serviceKeys(tenant, id)
         lease = newLease()
@@ -453,7 +446,6 @@ class EtcdStore:
 
     @returnsDeferred
     async def getService(self, tenant: str, id: str) -> ServiceRecord:
-        """See :meth:`IStore.getService`."""
         key, _ = self._serviceKeys(tenant, id)
         found = await self._asked(self._etcd.get(key))
         if found is None:
@@ -465,7 +457,6 @@ class EtcdStore:
     async def listServices(
         self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
     ) -> list[ServiceRecord]:
-        """See :meth:`IStore.listServices`."""
         prefix = f"{self._prefix}services/{tenant}/"
         begin, end = prefix + (marker or ""), endOf(prefix)
         services: list[ServiceRecord] = []
@@ -485,7 +476,6 @@ class EtcdStore:
 
     @returnsDeferred
     async def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
-        """See :meth:`IStore.updateService`."""
         key, aliveKey = self._serviceKeys(tenant, id)
         lease = 0
         granted = self._reactor.seconds()
@@ -530,7 +520,6 @@ class EtcdStore:
 
     @returnsDeferred
     async def removeService(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
-        """See :meth:`IStore.removeService`."""
         key, aliveKey = self._serviceKeys(tenant, id)
 
         def remove(transaction: Transaction) -> _Record:
@@ -573,7 +562,6 @@ class EtcdStore:
 
     @returnsDeferred
     async def expireServices(self, expirations: Sequence[Expiration]) -> None:
-        """See :meth:`IStore.expireServices`."""
         self._check()
         outcomes: Any = await DeferredList([self._persist(each) for each in expirations], consumeErrors=True)
         for succeeded, result in outcomes:
@@ -622,7 +610,6 @@ class EtcdStore:
 
     @returnsDeferred
     async def heartbeat(self, tenant: str, id: str, incarnation: str) -> bool:
-        """See :meth:`ISharedStore.heartbeat`."""
         number = self._backlog.begin()
         try:
             return await self._keep(tenant, id, incarnation)
@@ -665,7 +652,6 @@ class EtcdStore:
 
     @returnsDeferred
     async def secondsLeft(self, tenant: str, id: str, incarnation: str) -> float:
-        """See :meth:`ISharedStore.secondsLeft`."""
         self._check()
         if self._backlog.mayBeLong:
             # Asking would only add to it.
@@ -693,7 +679,6 @@ class EtcdStore:
         return secondsLeft(left, granted, held.timeout)
 
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
-        """See :meth:`IStore.recordLastSeen`."""
         held = self._held.get((tenant, id))
         if held is None or held.incarnation != incarnation or not self._isOpen:
             return
@@ -726,38 +711,31 @@ class EtcdStore:
 
     @returnsDeferred
     async def allServices(self) -> list[ServiceSummary]:
-        """See :meth:`IStore.allServices`."""
         living: list[ServiceSummary] = await self._asked(self._everything())
         return living
 
     # -- configuration
 
     def getValue(self, tenant: str, key: str) -> Deferred[str]:
-        """See :meth:`IStore.getValue`."""
         return self._told(self._values.get(tenant, key))
 
     def listValues(
         self, tenant: str, marker: str | None, count: int, namespace: str | None
     ) -> Deferred[list[tuple[str, str]]]:
-        """See :meth:`IStore.listValues`."""
         return self._told(self._values.list(tenant, marker, count, namespace))
 
     def setValue(self, tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
-        """See :meth:`IStore.setValue`."""
         return self._told(self._values.set(tenant, key, value, maximum))
 
     def removeValue(self, tenant: str, key: str) -> Deferred[None]:
-        """See :meth:`IStore.removeValue`."""
         return self._told(self._values.remove(tenant, key))
 
     # -- events
 
     def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> Deferred[list[EventRecord]]:
-        """See :meth:`IStore.listEvents`."""
         return self._told(self._events.list(tenant, position, count, type))
 
     def hasEvent(self, tenant: str, id: str) -> Deferred[bool]:
-        """See :meth:`IStore.hasEvent`."""
         return self._told(self._events.has(tenant, id))
 
     def dropEvents(self, before: int) -> Deferred[int]:
@@ -767,35 +745,27 @@ class EtcdStore:
     # -- identity
 
     def addUser(self, name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
-        """See :meth:`IStore.addUser`."""
         return self._told(self._users.add(name, keyHash, tenant))
 
     def replaceUserKey(self, name: str, keyHash: str) -> Deferred[UserRecord]:
-        """See :meth:`IStore.replaceUserKey`."""
         return self._told(self._users.replaceKey(name, keyHash))
 
     def removeUser(self, name: str) -> Deferred[None]:
-        """See :meth:`IStore.removeUser`."""
         return self._told(self._users.remove(name))
 
     def getUser(self, name: str) -> Deferred[UserRecord]:
-        """See :meth:`IStore.getUser`."""
         return self._told(self._users.get(name))
 
     def listUsers(self) -> Deferred[list[UserRecord]]:
-        """See :meth:`IStore.listUsers`."""
         return self._told(self._users.all())
 
     def addToken(self, token: TokenRecord) -> Deferred[None]:
-        """See :meth:`IStore.addToken`."""
         return self._told(self._users.addToken(token))
 
     def getToken(self, tokenHash: str) -> Deferred[TokenRecord]:
-        """See :meth:`IStore.getToken`."""
         return self._told(self._users.getToken(tokenHash))
 
     def removeToken(self, tokenHash: str) -> Deferred[None]:
-        """See :meth:`IStore.removeToken`."""
         return self._told(self._users.removeToken(tokenHash))
 
     def _told(self, answer: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:

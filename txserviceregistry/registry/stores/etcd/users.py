@@ -42,7 +42,6 @@ class EtcdUsers:
         return await etcd.get(self._guard) is not None
 
     async def add(self, name: str, keyHash: str, tenant: str | None) -> UserRecord:
-        """See :meth:`IStore.addUser`."""
         while True:
             users = reading(self._users, endOf(self._users))
             tenants = [reading(prefix, endOf(prefix)) for prefix in self._tenants]
@@ -67,7 +66,6 @@ class EtcdUsers:
                 return UserRecord(name, chosen, keyHash)
 
     async def replaceKey(self, name: str, keyHash: str) -> UserRecord:
-        """See :meth:`IStore.replaceUserKey`."""
         while True:
             found = await self._found(name)
             tenant = self._user(found).tenant
@@ -78,21 +76,17 @@ class EtcdUsers:
                 return UserRecord(name, tenant, keyHash)
 
     async def remove(self, name: str) -> None:
-        """See :meth:`IStore.removeUser`."""
         found = await self._found(name)
         await self._etcd.txn((), [deletion(found.key)])
 
     async def get(self, name: str) -> UserRecord:
-        """See :meth:`IStore.getUser`."""
         return self._user(await self._found(name))
 
     async def all(self) -> list[UserRecord]:
-        """See :meth:`IStore.listUsers`."""
         found, _ = await self._etcd.range(self._users, endOf(self._users))
         return [self._user(each) for each in found]
 
     async def addToken(self, token: TokenRecord) -> None:
-        """See :meth:`IStore.addToken`."""
         user = await self._etcd.get(self._users + token.user)
         lease = newLease()
         await self._etcd.grant(lease, max(1, math.ceil(token.expires - self._wallClock())))
@@ -102,7 +96,6 @@ class EtcdUsers:
         await self._etcd.txn((), [put(self._tokens + token.tokenHash, value, lease)])
 
     async def getToken(self, tokenHash: str) -> TokenRecord:
-        """See :meth:`IStore.getToken`."""
         found = await self._etcd.get(self._tokens + tokenHash)
         if found is None:
             raise NoSuchObject("token")
@@ -114,7 +107,6 @@ class EtcdUsers:
         return TokenRecord(tokenHash, kept["user"], kept["tenant"], kept["expires"])
 
     async def removeToken(self, tokenHash: str) -> None:
-        """See :meth:`IStore.removeToken`."""
         await self._etcd.txn((), [deletion(self._tokens + tokenHash)])
 
     def _user(self, found: KeyValue) -> UserRecord:

@@ -30,14 +30,12 @@ class EtcdValues:
         return f"{self._prefix}{tenant}/{key}"
 
     async def get(self, tenant: str, key: str) -> str:
-        """See :meth:`IStore.getValue`."""
         found = await self._etcd.get(self._at(tenant, key))
         if found is None:
             raise NoSuchObject(key)
         return _textOf(found.value)
 
     async def list(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[tuple[str, str]]:
-        """See :meth:`IStore.listValues`."""
         prefix = self._at(tenant, "")
         below = "" if namespace is None else namespace.rstrip("/") + "/"
         reads = []
@@ -53,7 +51,6 @@ class EtcdValues:
         return [(each.key[len(prefix) :], _textOf(each.value)) for each in found[:count]]
 
     async def set(self, tenant: str, key: str, value: str, maximum: int) -> None:
-        """See :meth:`IStore.setValue`."""
         at = self._at(tenant, key)
 
         def change(transaction: Transaction) -> None:
@@ -71,7 +68,6 @@ class EtcdValues:
         await self._groups.do(tenant, [at], change)
 
     async def remove(self, tenant: str, key: str) -> None:
-        """See :meth:`IStore.removeValue`."""
         at = self._at(tenant, key)
 
         def change(transaction: Transaction) -> None:

@@ -1,8 +1,8 @@
 """
 The SQLite file itself: how it is made, checked, migrated and opened.
 
-A file appears under its name only when it is whole. A file that can't be ours is refused before anything has touched
-it. Everything here blocks, and is called in the store's threads.
+A file appears under its name only when it is complete. A file that can't be a store is refused before anything has
+changed it. Everything here blocks, and is called in the store's threads.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from urllib.parse import quote
 from ... import eventids
 from ..interfaces import StoreRefused
 
+#: ``txSR``: what sets our files apart from other programs' databases (bytes 68 to 71 of the file).
 APPLICATION_ID = 0x74785352
-"""``txSR``: what sets our files apart from other programs' databases (bytes 68 to 71 of the file)."""
 
+#: What makes each version of the schema out of the one before; ``PRAGMA user_version`` says how many have been done.
 MIGRATIONS: Sequence[Sequence[str]] = (
     # Version 1. In this order the tables of a large file are checked.
     (
@@ -49,31 +50,24 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         "CREATE INDEX events_by_type ON events (tenant, type, position)",
     ),
 )
-"""What makes each version of the schema out of the one before; ``PRAGMA user_version`` says how many have been done."""
 
+#: How long to wait for another process that writes.
 BUSY_SECONDS = 5.0
-"""How long to wait for another process that writes."""
-
-_CHECKED_WHOLE = 32 * 1024 * 1024
-"""Bytes up to which a file is checked whole at the start: what a slow disk reads in half a second."""
-
+#: Bytes up to which a file is checked completely at the start: what a slow disk reads in half a second.
+_CHECKED_COMPLETELY = 32 * 1024 * 1024
+#: How long a larger file is checked, table by table; the events, which make it large, are left out.
 _CHECK_SECONDS = 0.5
-"""How long a larger file is checked, table by table; the events, which make it large, are left out."""
-
+#: The size to which the write-ahead log is cut. SQLite reuses it from 4 MB on, unless a reader needs it.
 LOG_BYTES = 16 * 1024 * 1024
-"""The size to which the write-ahead log is cut. SQLite reuses it from 4 MB on, unless a reader needs it."""
 
 _CACHE_KIBIBYTES = 16_384
-
 _SECRET = "SELECT value FROM meta WHERE name = 'secret'"
-
+#: How to open a file so that SQLite looks at it alone: at no log, and without a lock or a new file.
 _IMMUTABLE = "mode=ro&immutable=1"
-"""How to open a file so that SQLite looks at it alone: at no log, and without a lock or a new file."""
-
+#: What SQLite adds to the name of a file for the logs that hold changes which are not in the file itself.
+_LOGS = ("-wal", "-journal")
 _HEADER = 100
 _MAGIC = b"SQLite format 3\0"
-_LOGS = ("-wal", "-journal")
-"""What SQLite adds to the name of a file for the logs that hold changes which are not in the file itself."""
 _VERSION_BYTES = slice(60, 64)
 _APPLICATION_BYTES = slice(68, 72)
 
@@ -95,9 +89,8 @@ def applicationIdIn(header: bytes) -> int | None:
 
 def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
     """
-    A connection to a file that has been prepared; transactions are left to the caller.
-
-    It never makes a file, so that one that has vanished is not taken for one that is empty.
+    A connection to a file that has been prepared; transactions are left to the caller. It never makes a file, so that
+    one that has vanished is not taken for an empty one.
     """
     connection = sqlite3.connect(
         _uri(path, "mode=rw"), uri=True, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=256
@@ -119,8 +112,7 @@ def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
 
 class FileLost(OSError):
     """
-    A file that is open is not under its name any more, because it was removed, moved away, or replaced by another one;
-    or it has another content.
+    A file that is open is not under its name any more: it was removed, moved away, replaced or overwritten.
     """
 
     def __str__(self) -> str:
@@ -134,13 +126,12 @@ class OpenFiles:
     SQLite continues to write to a file that was removed or replaced and reports no error, and all of that is lost when
     the file is closed. The first connection decides which file is the store, until the process ends. The log and its
     index may be other files after a new connection.
+
+    :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.store.SqliteStore`.
+    :param checkContent: raises :class:`FileLost` if another content is in the file.
     """
 
     def __init__(self, path: str, guard: Callable[[], None], checkContent: Callable[[], None]) -> None:
-        """
-        :param guard: see :class:`~txserviceregistry.registry.stores.sqlite.store.SqliteStore`.
-        :param checkContent: raises :class:`FileLost` if another content is in the file.
-        """
         self._path = path
         self._guard = guard
         self._checkContent = checkContent
@@ -166,7 +157,7 @@ class OpenFiles:
 
     def check(self) -> int:
         """
-        See that the files are those under their names, and the main one has the store's content.
+        Check that the files are those under their names, and that the main one has the store's content.
 
         :return: how many bytes the log has.
         :raises FileLost: if one is not.
@@ -204,7 +195,7 @@ class OpenFiles:
 
 def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
     """
-    See that *path* is a file of ours with the newest schema; make it (mode 0600) if there is none.
+    Make sure that *path* is a store's file with the newest schema; make it (mode 0600) if there is none.
 
     :raises StoreRefused: if it is another kind of file, damaged, or of a newer release; if it is missing, empty or cut
         short and a log with changes lies beside it; or if it is a symbolic link to a file that is missing. All files
@@ -220,14 +211,14 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
             f"{path} is a symbolic link to {os.path.realpath(path)}, which does not exist; mount or restore what is"
             " there, or remove the link to begin with an empty store"
         )
-    if _isMissing(path):
+    if not _sizeOf(path):
         # A symbolic link to an empty file stays one.
         file = os.path.realpath(path)
         folder = os.open(os.path.dirname(file), os.O_RDONLY)
         try:
             # Of several processes that find no file at the same time, one makes it.
             fcntl.flock(folder, fcntl.LOCK_EX)
-            if _isMissing(path):
+            if not _sizeOf(path):
                 # Only here: until another process has given the lock back, its log may be there before its file.
                 _refuseLoneLog(path)
                 _create(file, migrations)
@@ -263,10 +254,6 @@ def _sizeOf(path: str) -> int:
         return 0
 
 
-def _isMissing(path: str) -> bool:
-    return _sizeOf(path) == 0
-
-
 def _findLog(path: str) -> str | None:
     """The path of a log beside the file that is not empty, if there is one."""
     # SQLite puts it beside the file itself, wherever a symbolic link to that is.
@@ -278,7 +265,7 @@ def _refuseLoneLog(path: str) -> None:
     """Refuse a log whose file is not there: SQLite would delete it, or apply it to another file."""
     log = _findLog(path)
     if log is not None:
-        state = "missing" if not os.path.exists(path) else "empty" if _isMissing(path) else "cut short"
+        state = "missing" if not os.path.exists(path) else "empty" if not _sizeOf(path) else "cut short"
         raise StoreRefused(
             f"{path} is {state}, but {log} holds changes that were acknowledged;"
             " restore it, or move the log away to go on without it"
@@ -286,7 +273,7 @@ def _refuseLoneLog(path: str) -> None:
 
 
 def _create(path: str, migrations: Sequence[Sequence[str]]) -> None:
-    """Make a whole file beside *path*, and only then give it its name."""
+    """Make a complete file beside *path*, and only then give it its name."""
     making = f"{path}.new-{secrets.token_hex(4)}"
     os.close(os.open(making, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
@@ -327,7 +314,7 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]
 
 def _check(path: str, migrations: Sequence[Sequence[str]]) -> int:
     """
-    Refuse what is not ours, without a change to the file or a new file beside it.
+    Refuse what is not a store, without a change to the file or a new file beside it.
 
     :return: the version of its schema.
     """
@@ -346,7 +333,7 @@ def _check(path: str, migrations: Sequence[Sequence[str]]) -> int:
         try:
             version = _look(path, migrations)
         except sqlite3.OperationalError:
-            raise  # it can't be read now: says nothing about what is in it
+            raise  # it can't be read now, which says nothing about its content
         except sqlite3.DatabaseError as error:
             raise StoreRefused(f"{path} is damaged ({error}); restore it from a backup") from None
     if version > newest:
@@ -359,10 +346,10 @@ def _check(path: str, migrations: Sequence[Sequence[str]]) -> int:
 
 def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
     """
-    Look at the inside of the file, as far as that goes in a moment.
+    Check the content of the file, as far as that takes a moment only.
 
-    A file with nothing beside it is opened as if nothing could change it: then SQLite makes no other files either.
-    With a write-ahead log beside it, that has to be seen as well.
+    A file with nothing beside it is opened as immutable, so that SQLite makes no other files. With a write-ahead log
+    beside it, the log is read as well.
     """
     log = _findLog(path)
     # An empty one may be another process's, which is about to write to it.
@@ -375,14 +362,14 @@ def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
             _checkNames(connection, migrations[:version])
             if log is not None:
                 _checkLog(connection, path, log)
-            _checkTables(connection, isLarge=os.path.getsize(path) > _CHECKED_WHOLE)
+            _checkTables(connection, isLarge=os.path.getsize(path) > _CHECKED_COMPLETELY)
         return version
     finally:
         connection.close()
 
 
 def _checkNames(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
-    """See that there are the tables and indices that these versions have made."""
+    """Check that there are the tables and indices that these versions have made."""
     pattern = sqlite3.connect(":memory:")
     try:
         for statements in migrations:
@@ -405,10 +392,10 @@ def _checkLog(connection: sqlite3.Connection, path: str, log: str) -> None:
     try:
         found = alone.execute(_SECRET).fetchone()
     except sqlite3.Error:
-        return  # without its log a file may well be half a checkpoint: that says nothing
+        return  # without its log a file may be half a checkpoint, which says nothing
     finally:
         alone.close()
-    # Each store has another secret, which never changes.
+    # Each store has a secret of its own, which never changes.
     if found is not None and found != connection.execute(_SECRET).fetchone():
         raise StoreRefused(
             f"{log} belongs to another database than {path}; restore files that belong together, or move the log away"

@@ -32,7 +32,7 @@ class LogSize:
     Keeps the log small.
 
     :param path: the file, for the operations log.
-    :param statistics: get the size.
+    :param statistics: where the size is counted.
     """
 
     _log = Logger()
@@ -86,8 +86,7 @@ class LogSize:
         Deferred.fromCoroutine(self._copyAndCut()).addBoth(self._ended)
 
     async def _copyAndCut(self) -> None:
-        # Most of the log is copied while the writer goes on. The little that is written meanwhile is left to the
-        # writer.
+        # Most of the log is copied while the writer goes on, which copies the little that is written meanwhile.
         if not self._checkpointer.isRunning:
             await self._checkpointer.start()
         await self._checkpointer.submit(lambda tables: tables.checkpoint())
