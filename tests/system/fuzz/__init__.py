@@ -1,1 +1,1 @@
-"""Programs and requests that nobody thought of, against registries of ours: does the page of the API hold?"""
+"""Programs and requests that are drawn at random, sent to registries of ours: does the page of the API hold?"""

@@ -1,7 +1,7 @@
 """
 Two nodes over one etcd, on a clock that a program moves.
 
-The etcd is a real one, and keys, transactions and watches are its own. Only its leases live by the program's clock:
+The etcd is a real one, and keys, transactions and watches are its own. Only its leases follow the program's clock:
 the agent through which the nodes reach it keeps account of them, and ends one in etcd when its time has come.
 """
 
@@ -252,7 +252,7 @@ class TwoNodes(Backing):
     One etcd for two nodes.
 
     What is left of a lease is told in whole seconds: of a service that another node heard last, a node may know a
-    second late that it is dead, and looks again some quarters of a second later.
+    second late that it has expired, and looks again some quarters of a second later.
     """
 
     nodes = 2

@@ -45,7 +45,7 @@ CHECKS = [
 ]
 # Of a valid request for these it may still turn out that it is not: by the id in the path, the time, or the namespace.
 DEPENDS = {"updateService", "listEvents", "listNamespace"}
-# How many of what a registry has given out are remembered: the newest live longest.
+# How many of what a registry has given out are remembered: the oldest are forgotten first.
 REMEMBERED = 20
 # How many services and values are there, at least, before an operation is asked for.
 STOCK = 5
@@ -89,7 +89,7 @@ class Target:
             service = {"id": id, "heartbeat_timeout": 120, "tags": ["stock"], "metadata": {"port": "80"}}
             answer = self._session.post(base + "/services", json=service, headers=headers, timeout=TIMEOUT)
             if answer.status_code != 201:
-                # There is no room for more until some have died.
+                # There is no room for more until some have expired.
                 break
             self._keepService(id, answer.json()["token"])
         while len(self._keys) < STOCK:
@@ -106,7 +106,7 @@ class Target:
 
     def ask(self, case: Any, mode: GenerationMode, chance: random.Random) -> None:
         """
-        Ask what *case* says, mostly of what exists and as somebody who may, and look at the answer.
+        Ask what *case* says, mostly for what exists and as a user that may, and look at the response.
         """
         name = case.operation.definition.raw.get("operationId", "")
         known = chance.random() < 0.9
@@ -161,7 +161,7 @@ class Target:
             if self._events and chance.random() < 0.6:
                 query["marker"] = chance.choice(self._events)
             if self._events and str(query.get("wait")) == "1":
-                # There is news, so that nobody has to wait for it.
+                # There is news, so that the request does not wait.
                 query.update(marker=self._events[0], type="service.join")
             else:
                 query.pop("wait", None)
@@ -181,8 +181,8 @@ class Target:
             token = self._services.get(str(case.path_parameters.get("serviceId")))
             return {**body, "token": token} if token is not None else body
         if name == "heartbeats" and isinstance(body.get("heartbeats"), list) and chance.random() < 0.7:
-            beats = [{"id": id, "token": token} for id, token in self._services.items()]
-            return {**body, "heartbeats": [*beats, *body["heartbeats"]][:1000]}
+            heartbeats = [{"id": id, "token": token} for id, token in self._services.items()]
+            return {**body, "heartbeats": [*heartbeats, *body["heartbeats"]][:1000]}
         return body
 
     # -- what came back

@@ -2,7 +2,7 @@
 Random programs: what is done to a registry and to its model alike, step by step.
 
 Ids, keys and tags come from small pools, so that programs meet what they have done before; and most steps aim at
-something (a token of an earlier life, the very moment of a deadline) that pure chance would hardly find.
+something (a token of an earlier registration, the very moment of a deadline) that pure chance would hardly find.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ ODD_REQUESTS = [
 ]
 BODIES = [b"{", b"[]", b"1", b"\xff", b'"x"', b"null", b"{}", b"", b' {"heartbeat_timeout": 5} ', b"{}{}"]
 #: What two may ask for at once.
-CHANGES = ["create", "create", "remove", "update", "beat", "set", "set", "unset"]
+CHANGES = ["create", "create", "remove", "update", "heartbeat", "set", "set", "unset"]
 MEDIA = [None, "application/json", "Application/JSON; charset=UTF-8", "text/plain", "foo/bar; a=b"]
 
 picks = st.integers(0, 2**12)
@@ -205,7 +205,7 @@ class Programs(RuleBasedStateMachine):
         ),
     )
     def describeBadly(self, isNew: bool, id: str, bad: tuple[str, Any]) -> None:
-        """Register or change a service with a field that breaks a rule, that is missing, or that nobody knows."""
+        """Register or change a service with a field that breaks a rule, that is missing, or that is unknown."""
         body = {"id": id, "heartbeat_timeout": 5, bad[0]: bad[1]}
         body.pop(bad[0].removeprefix("-") if bad[0].startswith("-") else "", None)
         self.ask(*(("POST", "/services") if isNew else ("PUT", f"/services/{id}")), body)
@@ -218,9 +218,9 @@ class Programs(RuleBasedStateMachine):
             self.ask("PUT", f"/configuration/{key}", {"value": id}, tenant=tenant)
 
     @rule(tenant=tenants, pick=picks)
-    def liveAgain(self, tenant: str, pick: int) -> None:
-        """A service ends and begins anew; a heartbeat of its first life is late."""
-        id = self.living(tenant, pick)
+    def registerAgain(self, tenant: str, pick: int) -> None:
+        """A service ends and is registered again; a heartbeat with its first token is late."""
+        id = self.registered(tenant, pick)
         token = self.token(tenant, 3, id)
         self.ask("DELETE", f"/services/{id}", tenant=tenant)
         self.ask("POST", "/services", {"id": id, "heartbeat_timeout": 30}, tenant=tenant)
@@ -228,9 +228,9 @@ class Programs(RuleBasedStateMachine):
             self.ask("POST", f"/services/{id}/heartbeat", {"token": token}, tenant=tenant)
 
     @rule(tenant=tenants, pick=picks)
-    def getOneThatLives(self, tenant: str, pick: int) -> None:
+    def getOneThatIsThere(self, tenant: str, pick: int) -> None:
         """Look at a service that is there."""
-        self.get(tenant, self.living(tenant, pick))
+        self.get(tenant, self.registered(tenant, pick))
 
     @rule(tenant=tenants, id=mostly(IDS, BAD_IDS))
     def get(self, tenant: str, id: str) -> None:
@@ -259,7 +259,7 @@ class Programs(RuleBasedStateMachine):
     def update(self, tenant: str, id: str, pick: int, named: Any, fields: dict[str, Any]) -> None:
         """Change some of a service, or nothing."""
         if pick % 4:
-            id = self.living(tenant, pick // 4)
+            id = self.registered(tenant, pick // 4)
         body = fields if named is None else {**fields, "id": id if named == "own" else named}
         self.ask("PUT", f"/services/{id}", body, tenant=tenant)
 
@@ -302,19 +302,19 @@ class Programs(RuleBasedStateMachine):
             return own[-1] if pick % 8 > 1 else own[pick // 8 % len(own)]
         return tokens[pick % len(tokens)][0] if tokens else None
 
-    def living(self, tenant: str, pick: int) -> str:
-        """The id of a living service, if there is one."""
+    def registered(self, tenant: str, pick: int) -> str:
+        """The id of a registered service, if there is one."""
         ids = [*self.model.accounts[tenant].services]
         return ids[pick % len(ids)] if ids else IDS[pick % len(IDS)]
 
     @rule(tenant=tenants, pick=picks)
-    def beat(self, tenant: str, pick: int) -> None:
-        """A heartbeat of a living service, with its last token as a rule."""
-        self.beatAs(tenant, self.living(tenant, pick // 8), pick, False)
+    def heartbeat(self, tenant: str, pick: int) -> None:
+        """A heartbeat of a registered service, with its last token as a rule."""
+        self.heartbeatAs(tenant, self.registered(tenant, pick // 8), pick, False)
 
     @rule(tenant=tenants, id=ids, pick=picks, isUpper=st.booleans())
-    def beatAs(self, tenant: str, id: str, pick: int, isUpper: bool) -> None:
-        """A heartbeat, with a token of this life, an earlier one, or another service."""
+    def heartbeatAs(self, tenant: str, id: str, pick: int, isUpper: bool) -> None:
+        """A heartbeat, with a token of this registration, an earlier one, or another service."""
         token = self.token(tenant, pick, id) or timeUUID(self.model.wall)
         self.ask("POST", f"/services/{id}/heartbeat", {"token": token.upper() if isUpper else token}, tenant=tenant)
 
@@ -322,18 +322,20 @@ class Programs(RuleBasedStateMachine):
         id=mostly(IDS, BAD_IDS),
         body=st.sampled_from([{}, {"token": None}, {"token": 5}, *({"token": one} for one in BAD_UUIDS)]),
     )
-    def beatBadly(self, id: str, body: dict[str, Any]) -> None:
+    def heartbeatBadly(self, id: str, body: dict[str, Any]) -> None:
         """A heartbeat without a token that could be one."""
         self.ask("POST", f"/services/{id}/heartbeat", body)
 
     @rule(
         tenant=tenants,
-        beats=st.lists(st.tuples(ids, picks), max_size=4),
+        heartbeats=st.lists(st.tuples(ids, picks), max_size=4),
         odd=st.sampled_from([None, None, 5, {}, {"id": "x", "token": "y"}]),
     )
-    def beatTogether(self, tenant: str, beats: list[tuple[str, int]], odd: Any) -> None:
+    def heartbeatTogether(self, tenant: str, heartbeats: list[tuple[str, int]], odd: Any) -> None:
         """Many heartbeats in one request."""
-        entries: list[Any] = [{"id": id, "token": self.token(tenant, pick, id) or timeUUID(1.0)} for id, pick in beats]
+        entries: list[Any] = [
+            {"id": id, "token": self.token(tenant, pick, id) or timeUUID(1.0)} for id, pick in heartbeats
+        ]
         self.ask("POST", "/heartbeats", {"heartbeats": entries if odd is None else [odd, *entries]}, tenant=tenant)
 
     # -- time
@@ -347,10 +349,10 @@ class Programs(RuleBasedStateMachine):
         tenant=tenants,
         pick=picks,
         early=st.sampled_from([0.0, 0.0, 0.125, 0.125, 0.25]),
-        then=st.sampled_from(["get", "list", "beat", "update", "remove", "create", "createAnother", "nothing"]),
+        then=st.sampled_from(["get", "list", "heartbeat", "update", "remove", "create", "createAnother", "nothing"]),
     )
     def passUntilADeadline(self, tenant: str, pick: int, early: float, then: str) -> None:
-        """Time goes by until the very moment of a deadline, or until just before; then somebody asks."""
+        """Time goes by until the very moment of a deadline, or until just before; then a request follows."""
         services = [*self.model.accounts[tenant].services.values()]
         if not services:
             return
@@ -361,8 +363,8 @@ class Programs(RuleBasedStateMachine):
                 self.ask("GET", f"/services/{service.id}", tenant=tenant)
             case "list":
                 self.ask("GET", "/services", tenant=tenant)
-            case "beat":
-                self.beatAs(tenant, service.id, 2, False)
+            case "heartbeat":
+                self.heartbeatAs(tenant, service.id, 2, False)
             case "update":
                 self.ask("PUT", f"/services/{service.id}", {"heartbeat_timeout": 4}, tenant=tenant)
             case "remove":
@@ -377,7 +379,7 @@ class Programs(RuleBasedStateMachine):
         """The wall clock steps."""
         if abs(self.model.wall - self.model.time - BEGINNING + seconds) > 3 * 3600:
             return
-        self.bury()
+        self.settleExpirations()
         for tenant in TENANTS:
             # What is put into a new feed while the clock is behind can be reached by the id of an event only.
             if not self.model.accounts[tenant].events:
@@ -393,7 +395,7 @@ class Programs(RuleBasedStateMachine):
     @rule(down=st.sampled_from([0.0, 1.0, 40.0]))
     def restart(self, down: float) -> None:
         """The registry is stopped, and started again."""
-        self.bury()
+        self.settleExpirations()
         assert self.nodes is not None
         self.nodes.restart(down)
         self.model.time += down
@@ -503,7 +505,7 @@ class Programs(RuleBasedStateMachine):
     def follow(self, tenant: str, pick: int, type: str | None, wait: int, then: str) -> None:
         """Wait for something new in the feed, and see what comes."""
         assert self.nodes is not None
-        self.bury()
+        self.settleExpirations()
         self.learn(tenant)
         marker = self.eventMarker(tenant, pick)
         request = self.request("GET", "/events", tenant=tenant, marker=marker, type=type, wait=str(wait))
@@ -515,21 +517,21 @@ class Programs(RuleBasedStateMachine):
         assert asked.reply is None, f"{request} is answered at once, and there is nothing new: {asked.reply}"
         self.wait(asked, request, 0.5)
         if asked.reply is not None:
-            # Somebody died: what comes now is no part of the answer.
+            # A service expired: what comes now is not part of the response.
             then = "nothing"
         if then == "set" or then == "setOther":
             key = f"/abc/new{len(self.model.accounts[tenant].events)}"
             self.ask("PUT", f"/configuration/{key}", {"value": "x"}, tenant=tenant if then == "set" else "1")
             self.settle()
         elif then == "restart" and asked.reply is None:
-            self.bury()
+            self.settleExpirations()
             self.nodes.nodes[0].registry.feed.endWaiting()
             self.nodes.turns.until(lambda: asked.reply is not None)
             self.restart(0.0)
         self.wait(asked, request, 0.0 if asked.reply else float(wait) - 0.5)
         assert asked.reply is not None, f"{request} is not answered after {wait} seconds"
         self.learn(tenant)
-        # It was answered, and in the same moment more of those died who were to.
+        # It was answered, and in the same moment more services expired.
         expected = [self.model.peek(request, without=late) for late in range(self.model.untold(tenant) + 1)]
         fitting = (each for each in expected if difference(each.body, asked.reply.json) is None)
         self.check(request, asked.reply, next(fitting, expected[0]))
@@ -563,7 +565,7 @@ class Programs(RuleBasedStateMachine):
         """Two nodes are asked for a change each at the same moment, most often of one thing: one of them is first."""
         assert self.nodes is not None
         if pick % 2:
-            id = self.living(tenant, pick // 2)
+            id = self.registered(tenant, pick // 2)
         requests = [
             self.change(what[0], tenant, id, key, pick),
             self.change(what[1], tenant, another or id, key, pick + 1),
@@ -606,7 +608,7 @@ class Programs(RuleBasedStateMachine):
             case "update":
                 body = {"tags": ["a"]} if pick % 3 else {"heartbeat_timeout": 20}
                 return self.request("PUT", f"/services/{id}", body, tenant=tenant)
-            case "beat":
+            case "heartbeat":
                 token = self.token(tenant, 2, id) or timeUUID(self.model.wall)
                 return self.request("POST", f"/services/{id}/heartbeat", {"token": token}, tenant=tenant)
             case "set":
@@ -715,14 +717,14 @@ class Programs(RuleBasedStateMachine):
         self.clear()
 
     def clear(self) -> None:
-        """Where it takes some time until all know that a service is dead, let it go by."""
+        """Where it takes some time until all nodes know that a service has expired, let it go by."""
         assert self.nodes is not None
         while self.model.late and self.model.isUntold:
             self.nodes.pass_(SWEEP)
             self.model.advance(SWEEP)
 
-    def bury(self) -> None:
-        """Let the feed tell of all who are dead: a registry that stops before may bring them back to life."""
+    def settleExpirations(self) -> None:
+        """Let the feed have all expirations: after a registry that stops before, the services may be there again."""
         if self.model.isUntold:
             self.letPass(SWEEP)
 
@@ -757,7 +759,7 @@ class Programs(RuleBasedStateMachine):
             return
         try:
             if sys.exc_info()[0] is None:
-                self.bury()
+                self.settleExpirations()
                 self.restart(0.0)
                 for tenant in TENANTS:
                     for path in ("/services", "/configuration", "/limits"):

@@ -1,5 +1,5 @@
 """
-A model of the API: what its page says, once more, in as few words as possible, and by nobody who has read the registry.
+A model of the API: what its page says, once more, in as few words as possible, and without a look at the registry.
 
 What the protocol leaves to a registry is opaque here: tokens and ids of events are learned from the answers, and only
 their form, order and uniqueness are checked. Times are seconds; moments of the wall clock are seconds since 1970.
@@ -25,7 +25,7 @@ TYPES = (
     "configuration_value.update",
     "configuration_value.remove",
 )
-#: How long after its deadline a death may be told of in the feed: until the registry looks the next time.
+#: How long after its deadline an expiration may be missing in the feed: until the registry looks the next time.
 SWEEP = 0.25
 HOUR = 3600.0
 NO_PAGE = "The page cannot be found."
@@ -47,7 +47,7 @@ class Request:
 
     :ivar tenant: the one in the path.
     :ivar path: what follows the tenant.
-    :ivar user: whose auth token it bears: a tenant, ``"nobody"`` for a token that nobody has, ``None`` for none.
+    :ivar user: whose auth token it has: a tenant, ``"nobody"`` for an unknown token, ``None`` for none.
     :ivar body: bytes as they are, anything else as JSON; ``None`` for no body.
     """
 
@@ -75,8 +75,8 @@ class Request:
 class Event:
     """
     :ivar stamp: when it happened by the wall clock.
-    :ivar earliest: when it can have been put into the feed first, and *latest* when last: times of life, each with a
-        number to tell moments at the same time apart.
+    :ivar earliest: when it can have been put into the feed first, and *latest* when last: times of the model, each
+        with a number to tell moments at the same time apart.
     :ivar id: as soon as it is known.
     :ivar late: seconds by which its time may be later than it was.
     """
@@ -102,7 +102,7 @@ class Event:
 @attrs.define
 class Service:
     """
-    :ivar tokens: the heartbeat tokens of this life.
+    :ivar tokens: the heartbeat tokens of this registration.
     :ivar moments: when it was seen, if not every node knows the last time.
     """
 
@@ -262,8 +262,8 @@ class Model:
     :param limits: how many services and values an account may have.
     :param gets: how many GETs an account may make in a day.
     :param wall: seconds since 1970.
-    :param late: seconds after its deadline within which it need not be known yet that a service is dead; where it is
-        not at once, not every node knows when a service was seen last.
+    :param late: seconds after its deadline within which it need not be known yet that a service has expired; where it
+        is not at once, not every node knows when a service was seen last.
     """
 
     def __init__(self, limits: tuple[int, int], gets: int, wall: float, late: float = 0.0) -> None:
@@ -284,7 +284,7 @@ class Model:
     # -- time
 
     def advance(self, seconds: float) -> None:
-        """Time goes by; those die whose deadline comes."""
+        """Time goes by; services whose deadline comes expire."""
         self.time += seconds
         for account in self.accounts.values():
             for service in sorted(account.services.values(), key=lambda service: service.deadline):
@@ -302,11 +302,11 @@ class Model:
                     )
 
     def stepWallClock(self, seconds: float) -> None:
-        """Somebody sets the wall clock."""
+        """The wall clock is set."""
         self._ahead += seconds
 
     def restart(self) -> None:
-        """Every living service has a full timeout again, and the counts of GETs begin anew."""
+        """Every service has a full timeout again, and the counts of GETs begin anew."""
         self.used.clear()
         for account in self.accounts.values():
             for service in account.services.values():
@@ -314,7 +314,7 @@ class Model:
 
     @property
     def isUntold(self) -> bool:
-        """Whether somebody is dead whose death the feed may not tell of yet."""
+        """Whether a service has expired whose event the feed may not have yet."""
         now = (self.time, math.inf)
         return any(event.latest > now for account in self.accounts.values() for event in account.events)
 
@@ -394,7 +394,7 @@ class Model:
             reason = "Missing required key (token)" if "token" not in body else uuidReason(body["token"])
             if reason:
                 raise invalid("token", reason)
-            return Expected(200, {"token": self._beaten(account, id, body["token"])})
+            return Expected(200, {"token": self._heartbeat(account, id, body["token"])})
         changes = _changes(body, id) if request.method == "PUT" else {}
         service = account.services.get(id)
         if service is None:
@@ -439,12 +439,12 @@ class Model:
         event = self._tell(account, "service.join", service.payload)
         for earlier in account.events:
             if earlier.type == "service.timeout" and earlier.payload["id"] == id:
-                # The end of one life comes before the beginning of the next.
+                # The end of one registration comes before the beginning of the next.
                 earlier.latest = min(earlier.latest, event.latest)
         location = link(f"/v1.0/{request.tenant}/services/{id}", [])
         return Expected(201, {"token": self._newToken(account, service)}, {"location": location})
 
-    def _beaten(self, account: Account, id: str, token: str) -> Form:
+    def _heartbeat(self, account: Account, id: str, token: str) -> Form:
         service = account.services.get(id)
         if service is None:
             raise gone("Service", id)
@@ -470,28 +470,28 @@ class Model:
         return Form(learn)
 
     def _heartbeats(self, request: Request, account: Account, body: Any, rest: str, node: int) -> Expected:
-        beats = body.get("heartbeats")
+        heartbeats = body.get("heartbeats")
         reason = None
         if "heartbeats" not in body:
             reason = "Missing required key (heartbeats)"
-        elif not isinstance(beats, list):
+        elif not isinstance(heartbeats, list):
             reason = "Not an array"
-        elif not 1 <= len(beats) <= 1000:
+        elif not 1 <= len(heartbeats) <= 1000:
             reason = "Object needs to have between 1 and 1000 items"
-        if reason or not isinstance(beats, list):
+        if reason or not isinstance(heartbeats, list):
             raise invalid("heartbeats", str(reason))
-        return Expected(200, {"values": [self._oneOfMany(account, beat) for beat in beats]})
+        return Expected(200, {"values": [self._oneOfMany(account, heartbeat) for heartbeat in heartbeats]})
 
-    def _oneOfMany(self, account: Account, beat: Any) -> dict[str, Any]:
-        id = beat.get("id") if isinstance(beat, dict) else None
+    def _oneOfMany(self, account: Account, heartbeat: Any) -> dict[str, Any]:
+        id = heartbeat.get("id") if isinstance(heartbeat, dict) else None
         try:
-            if not isinstance(beat, dict):
+            if not isinstance(heartbeat, dict):
                 raise invalid("heartbeats", "Not a hash")
             for key, reason in (("id", idReason), ("token", uuidReason)):
-                why = reason(beat[key]) if key in beat else f"Missing required key ({key})"
+                why = reason(heartbeat[key]) if key in heartbeat else f"Missing required key ({key})"
                 if why:
                     raise invalid(key, why)
-            return {"id": id, "token": self._beaten(account, str(id), beat["token"])}
+            return {"id": id, "token": self._heartbeat(account, str(id), heartbeat["token"])}
         except Refused as refused:
             return {"id": id if isinstance(id, str) else None, "fault": refused.expected.body}
 
@@ -583,7 +583,7 @@ class Model:
         return expected
 
     def untold(self, tenant: str) -> int:
-        """How many of the newest events are deaths that the feed need not tell of yet."""
+        """How many of the newest events are expirations that the feed need not have yet."""
         newest = reversed(self.accounts[tenant].events)
         return sum(1 for _ in takewhile(lambda event: event.latest > (self.time, math.inf), newest))
 

@@ -46,7 +46,7 @@ class Turns(Clock):
         """
         Hear what threads report, and do what is due, until it *isDone*; meanwhile no time goes by.
 
-        :raises AssertionError: if that takes for ever.
+        :raises AssertionError: if that does not end.
         """
         while not isDone():
             if self._reports.empty() and self.next() <= 0:
@@ -83,7 +83,7 @@ class Backing:
     Another kind of store overrides :meth:`store`, and :meth:`close` if there is something to throw away; how many nodes
     it can serve at the same time is :attr:`nodes`.
 
-    :cvar late: seconds after its deadline within which it need not be known yet that a service is dead.
+    :cvar late: seconds after its deadline within which it need not be known yet that a service has expired.
     """
 
     nodes = 1
