@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import random as randomModule
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -23,6 +23,7 @@ from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
 from ..util.redaction import redacted
 from ..util.tries import LateTries
+from ..util.waiters import Waiters
 from .session import Credentials, IAuthenticator, Session, parseTime
 from .shapes import readAccess
 
@@ -122,7 +123,7 @@ class KeystoneAuthenticator:
         self._delays = Backoff(_SHORTEST_DELAY, _LONGEST_DELAY, random)
         self._problem: BaseException | None = None
         self._problemUntil = 0.0
-        self._waiting: list[Deferred[Session]] = []
+        self._waiting: Waiters[Session] = Waiters(self._abandoned)
         self._working: Deferred[Session] | None = None
         self._late = LateTries()
         self._refusal = ""
@@ -148,8 +149,7 @@ class KeystoneAuthenticator:
             return succeed(session)
         if session is None and self._problem is not None and self._clock.seconds() < self._problemUntil:
             return fail(copy.copy(self._problem))
-        waiter: Deferred[Session] = Deferred(self._leave)
-        self._waiting.append(waiter)
+        waiter = self._waiting.wait()
         self._authenticate()
         return waiter
 
@@ -173,11 +173,9 @@ class KeystoneAuthenticator:
     def _isOver(self) -> bool:
         return self._ends is not None and self._clock.seconds() >= self._ends
 
-    def _leave(self, waiter: Deferred[Session]) -> None:
-        if waiter in self._waiting:
-            self._waiting.remove(waiter)
-        # No request waits for the token any more. A renewal runs on: no request waits for that.
-        if not self._waiting and self._working is not None and self._session is None:
+    def _abandoned(self) -> None:
+        """No request waits for the token any more. A renewal runs on: no request waits for that."""
+        if self._working is not None and self._session is None:
             # The requests may be retried, with no more time than they had. This try runs on beside the next one, which
             # goes to another server if there is one.
             late, self._working = self._working, None
@@ -241,8 +239,7 @@ class KeystoneAuthenticator:
                 now = self._clock.seconds()
                 self._ends = now + life
                 self._renewFrom = now + life * (RENEW_AT - 0.05 * self._random())
-        for waiter in self._takeWaiting():
-            waiter.callback(session)
+        self._waiting.fire(session)
 
     def _failed(self, failure: Failure, working: Deferred[Session]) -> None:
         if working is not self._working:
@@ -263,9 +260,9 @@ class KeystoneAuthenticator:
         if self._session is None:
             if not failure.check(AuthenticationFailed, CancelledError, ClientClosed):
                 self._problem, self._problemUntil = failure.value, now + self._delays.next()
-            for waiter in self._takeWaiting():
+            for waiter in tuple(self._waiting):
                 # One exception for each: raising one a thousand times makes a traceback of a thousand pieces.
-                waiter.errback(copy.copy(failure.value))
+                self._waiting.fire(Failure(copy.copy(failure.value)), [waiter])
             return
         # Not at once, as the first delay of a backoff is: the old token still works.
         self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)
@@ -273,8 +270,7 @@ class KeystoneAuthenticator:
             self._log.warn(
                 "The auth token could not be renewed, the old one stays in use: {error}", error=str(failure.value)
             )
-        for waiter in self._takeWaiting():
-            waiter.callback(self._session)
+        self._waiting.fire(self._session)
 
     def _foundOthers(self) -> bool:
         """Whether there are other credentials in place of those that were refused, if it is time to look."""
@@ -304,8 +300,3 @@ class KeystoneAuthenticator:
         self._credentials = found
         self._refusedUntil = 0.0
         return True
-
-    def _takeWaiting(self) -> Iterator[Deferred[Session]]:
-        # Not those that begin to wait while these are called, and one of these may cancel another.
-        waiting, self._waiting = self._waiting, []
-        return (waiter for waiter in waiting if not waiter.called)

@@ -12,15 +12,18 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
 from ..errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
 from ..http.jsontransport import TIMEOUT, ClientClosed, JSONTransport, shareOf
 from ..http.messages import Lane, Request, Response, WhenLate, segment
+from ..util.deferred import cancelWith
 from ..util.faults import faultIn
 from ..util.parsing import parseRetryAfter
 from ..util.redaction import redacted
+from ..util.waiters import Waiters
 from .session import IAuthenticator, Session, refusesToken
 
 #: The extension with which the registry answers a query of the feed as soon as there is something new.
@@ -71,7 +74,7 @@ class Transport:
         # Known after the first authentication.
         self._tenant = ""
         self._json: JSONTransport | None = None
-        self._pauses: set[Deferred[None]] = set()
+        self._pauses: Waiters[None] = Waiters()
 
     def request(
         self,
@@ -183,23 +186,13 @@ class Transport:
 
         :return: fires after so many *seconds*; fails with :class:`ClientClosed`.
         """
-        pause: Deferred[None] = Deferred()
-        self._pauses.add(pause)
-        call = self._clock.callLater(seconds, pause.callback, None)
-
-        def over(result: object) -> Any:
-            self._pauses.discard(pause)
-            if call.active():
-                call.cancel()
-            return result
-
-        return pause.addBoth(over)
+        pause = self._pauses.wait()
+        return cancelWith(self._clock.callLater(seconds, self._pauses.fire, None, [pause]), pause)
 
     def close(self) -> None:
         """End the pauses. The requests end with their agent."""
         self.isClosed = True
-        for pause in list(self._pauses):
-            pause.errback(ClientClosed("This client has been closed"))
+        self._pauses.fire(Failure(ClientClosed("This client has been closed")))
 
 
 @lru_cache(maxsize=8)

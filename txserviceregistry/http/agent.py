@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLookupError
@@ -32,45 +33,32 @@ from .pool import PooledAgent
 from .resolving import ResolvingTimedOut, hostNames
 from .tls import describeTLS
 
-#: Seconds that each address of a name has before the next one is tried beside it. Twisted looks only then whether all
-#: have refused, so that its own default of 0.3 s is also the least that a refusal would take.
+#: Seconds that each address of a name has before the next one is tried beside it. A refused connection is reported only
+#: then, so that it would take at least 0.3 s with Twisted's default.
 ATTEMPT_DELAY = 0.05
 
 
 def endpointTo(reactor: Any, host: str, port: int, timeout: float) -> IStreamClientEndpoint:
     """
-    Where a host is.
+    The endpoint of a host.
 
     :param reactor: connects.
-    :param host: its name, or an address of either kind.
-    :param timeout: seconds to find the addresses of a name, and to connect; of a host with several addresses each has
-        as many.
+    :param host: its name, or an IPv4 or IPv6 address.
+    :param timeout: seconds to find the addresses of a name, and to connect to each of them.
     """
-    endpoint: IStreamClientEndpoint
     try:
-        address = ip_address(host)
+        version = ip_address(host).version
     except ValueError:
-        endpoint = _NamedHost(reactor, host, port, timeout)
-    else:
-        # It needs neither to be looked up nor to be raced for.
-        kind = TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint
-        endpoint = kind(reactor, host, port, timeout=timeout)
-    return endpoint
+        return _NamedHost(reactor, host, port, timeout)
+    kind = TCP4ClientEndpoint if version == 4 else TCP6ClientEndpoint
+    return kind(reactor, host, port, timeout=timeout)
 
 
-@implementer(IHostResolution)
-class _Over:
-    """A lookup that has ended, for Twisted's endpoint."""
-
-    name = ""
-
-    def cancel(self) -> None:
-        """There is nothing to cancel."""
-
-
-@implementer(IReactorPluggableNameResolver, IHostnameResolver)
+@implementer(IReactorPluggableNameResolver, IHostnameResolver, IHostResolution)
 class _Resolved:
     """A reactor whose name resolver returns given addresses."""
+
+    name = ""
 
     def __init__(self, reactor: Any, addresses: Sequence[IAddress]) -> None:
         self.nameResolver = self
@@ -80,32 +68,28 @@ class _Resolved:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
-    def resolveHostName(
-        self,
-        resolutionReceiver: IResolutionReceiver,
-        hostName: str,
-        portNumber: int = 0,
-        addressTypes: Sequence[type[IAddress]] | None = None,
-        transportSemantics: str = "TCP",
-    ) -> IHostResolution:
+    def resolveHostName(self, resolutionReceiver: IResolutionReceiver, *_: Any, **__: Any) -> IHostResolution:
         """See IHostnameResolver."""
         for address in self._addresses:
             resolutionReceiver.addressResolved(address)
         resolutionReceiver.resolutionComplete()
-        return _Over()
+        return self
+
+    def cancel(self) -> None:
+        """The lookup has ended."""
 
 
 @implementer(IStreamClientEndpoint)
+@attrs.frozen
 class _NamedHost:
     """
     A host by its name: Twisted's endpoint, with the addresses that :mod:`~txserviceregistry.http.resolving` finds.
     """
 
-    def __init__(self, reactor: Any, host: str, port: int, timeout: float) -> None:
-        self._reactor = reactor
-        self._host = host
-        self._port = port
-        self._timeout = timeout
+    _reactor: Any
+    _host: str
+    _port: int
+    _timeout: float
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """See :class:`~twisted.internet.interfaces.IStreamClientEndpoint`."""
@@ -126,39 +110,19 @@ class _NamedHost:
         return resolving.addCallback(connect)
 
 
-@implementer(IStreamClientEndpoint)
-class _Target:
-    """
-    Where a URI leads. An Agent wants such a thing for every request, also for the many that go over a connection of its
-    pool; so what it costs to make is spent when something is connected.
-    """
-
-    def __init__(self, endpoints: _Endpoints, uri: URI) -> None:
-        self._endpoints = endpoints
-        self._uri = uri
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        """See :class:`~twisted.internet.interfaces.IStreamClientEndpoint`."""
-        return self._endpoints.endpointFor(self._uri).connect(protocolFactory)
-
-
 @implementer(IAgentEndpointFactory)
+@attrs.frozen
 class _Endpoints:
     """What an Agent connects to for a URI."""
 
-    def __init__(self, reactor: Any, policy: IPolicyForHTTPS, timeout: float) -> None:
-        self._reactor = reactor
-        self._policy = policy
-        self._timeout = timeout
+    _reactor: Any
+    _policy: IPolicyForHTTPS
+    _timeout: float
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """See :class:`~twisted.web.iweb.IAgentEndpointFactory`."""
         if uri.scheme not in (b"http", b"https"):
             raise SchemeNotSupported(f"Unsupported scheme: {uri.scheme!r}")
-        return _Target(self, uri)
-
-    def endpointFor(self, uri: URI) -> IStreamClientEndpoint:
-        """The endpoint itself."""
         endpoint = endpointTo(self._reactor, uri.host.decode("ascii"), uri.port, self._timeout)
         if uri.scheme == b"http":
             return endpoint
@@ -170,7 +134,7 @@ def httpAgent(reactor: Any, policy: IPolicyForHTTPS, timeout: float, pool: HTTPC
     An agent for ``http`` and ``https``.
 
     :param reactor: connects.
-    :param policy: whom to trust behind ``https``.
+    :param policy: which certificates to trust.
     :param timeout: seconds to connect.
     :param pool: keeps the connections.
     """

@@ -7,10 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import (
-    IConsumer,
-    IProtocol,
-)
+from twisted.internet.interfaces import IConsumer, IProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
@@ -19,12 +16,12 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
 from zope.interface import implementer
 
-#: No answer of the API comes near this many bytes. It bounds what a broken server can make a client hold.
+#: The most bytes of a response. The API's are much shorter; it bounds what a broken server can make a client hold.
 MAX_BODY = 16 * 1024 * 1024
 
 
 class ResponseTooLarge(Exception):
-    """The body of an answer was longer than any that the API gives."""
+    """The body of a response was longer than :data:`MAX_BODY`."""
 
 
 @implementer(IBodyProducer)
@@ -44,13 +41,9 @@ class BytesProducer:
         return succeed(None)
 
     def pauseProducing(self) -> None:
-        """Everything is written at once; there is nothing to hold back."""
+        """Everything is written at once."""
 
-    def resumeProducing(self) -> None:
-        """Everything is written at once; there is nothing to go on with."""
-
-    def stopProducing(self) -> None:
-        """Everything is written at once; there is nothing to stop."""
+    resumeProducing = stopProducing = pauseProducing
 
 
 class FixedHeaders(Headers):
@@ -89,19 +82,19 @@ class Collector:
         self._parts.append(data)
 
     def registerProducer(self, producer: object, streaming: bool) -> None:
-        """A body's producer does not register, and nothing has to be held back."""
+        """Nothing has to be held back."""
 
     def unregisterProducer(self) -> None:
-        """Nothing is known of it."""
+        """See :meth:`registerProducer`."""
 
     @property
     def body(self) -> bytes:
-        """All of it so far."""
+        """What was written so far."""
         return b"".join(self._parts)
 
 
 class _Nowhere:
-    """The transport of a body that has arrived already: all that can be asked of it has happened."""
+    """The transport of a body that has arrived already."""
 
     def pauseProducing(self) -> None:
         pass

@@ -26,6 +26,10 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IClientRequest, IResponse
 from zope.interface import implementer
 
+from ..util.deferred import cancelWith
+from ..util.listeners import Listeners
+from ..util.logs import Logger
+from ..util.waiters import Waiters
 from .bodies import BytesProducer, FixedHeaders, WholeResponse, readWhole
 from .tls import describeTLS
 
@@ -41,11 +45,11 @@ _PLAIN = re.compile(rb"[!-~]+")
 
 
 class StaleConnection(ResponseNeverReceived):
-    """No byte of an answer came, on a connection out of the pool: most likely the server had closed it meanwhile."""
+    """No byte of a response came, on a connection that was idle before: most likely the server had closed it."""
 
 
 class InsecureConnection(Exception):
-    """TLS did not come about, so nothing was sent; the text says why, and what to do."""
+    """The TLS handshake failed, so nothing was sent. The text says why, and what to do."""
 
 
 def _asStale(reason: Failure) -> Failure:
@@ -60,8 +64,7 @@ def _asStale(reason: Failure) -> Failure:
 @implementer(IHandshakeListener)
 class _Connection(_HTTP11):
     """
-    One connection: knows whether it was used before and whether it is secure, reads bodies whole, and when anything
-    fails, the request is over only when the socket is closed.
+    One connection. Its responses come with their bodies, and a request that fails does so when the socket is closed.
     """
 
     def __init__(self, clock: IReactorTime, quiescentCallback: Callable[[Any], None]) -> None:
@@ -70,7 +73,7 @@ class _Connection(_HTTP11):
         self._used = False
         self._isTLS = False
         self._isSecure = False
-        self._whenLost: list[Deferred[None]] = []
+        self._whenLost: Waiters[None] = Waiters()
         self.isLost = False
         self.isGiven = False
 
@@ -94,20 +97,20 @@ class _Connection(_HTTP11):
         return answered
 
     def handshakeCompleted(self) -> None:
-        """Called when TLS has come about."""
+        """See IHandshakeListener."""
         self._isSecure = True
 
     def _afterwards(self, response: WholeResponse) -> Deferred[WholeResponse]:
         """
-        Give the answer out in the next turn of the reactor. Who gets the last one may let the reactor end, which ends
-        all connections there and then; and Twisted's TLS does not bear that while it hands data over.
+        The response in the next turn of the reactor. Its receiver may stop the reactor, which closes all connections,
+        and Twisted's TLS fails when that happens while it delivers data.
         """
         turn: Deferred[WholeResponse] = Deferred(lambda _: call.cancel())
         call = self._clock.callLater(0, turn.callback, response)
         return turn
 
     def _asInsecure(self, reason: Failure) -> Failure | None:
-        """Why TLS did not come about, if that is what has failed: until then not a byte of a request is sent."""
+        """Why the TLS handshake failed, if it did. No byte of a request is sent before its end."""
         if self._isSecure or not self._isTLS:
             return None
         error = reason.value
@@ -118,23 +121,17 @@ class _Connection(_HTTP11):
         return None
 
     def cutOff(self) -> None:
-        """End it without any ceremony."""
+        """Close it at once."""
         transport: Any = self.transport
         transport.abortConnection()
 
     def whenLost(self) -> Deferred[None]:
-        lost: Deferred[None] = Deferred()
-        if self.isLost:
-            lost.callback(None)
-        else:
-            self._whenLost.append(lost)
-        return lost
+        return succeed(None) if self.isLost else self._whenLost.wait()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.isLost = True
         super().connectionLost(reason)  # type: ignore[no-untyped-call] # Twisted has no types there
-        for lost in self._whenLost:
-            lost.callback(None)
+        self._whenLost.fire(None)
 
 
 class _ConnectionFactory(Factory):
@@ -155,13 +152,13 @@ class _ConnectionFactory(Factory):
 
 class ConnectionPool(HTTPConnectionPool):
     """
-    Persistent connections, which can tell a stale one, read bodies whole, and can be closed for good.
+    Persistent connections, whose responses come with their bodies.
 
-    A request that fails because the server had closed the idle connection fails with :class:`StaleConnection`; whether
-    it is sent again is the caller's decision, who knows whether it may be.
+    A request fails with :class:`StaleConnection` if the server had closed the idle connection. The caller decides
+    whether it is sent again.
 
-    :param reactor: what connects, and counts the time of idle connections.
-    :param maxConnections: how many idle connections to one server are kept.
+    :param reactor: connects, and times idle connections.
+    :param maxConnections: the most idle connections to one server.
     """
 
     retryAutomatically = False
@@ -172,13 +169,13 @@ class ConnectionPool(HTTPConnectionPool):
         self.maxPersistentPerHost = maxConnections
         self._clock: IReactorTime = reactor
         self._known: set[_Connection] = set()
-        # Where the last connection to a server begins, by the pool's key for the server.
+        # The local address of the last connection to a server, by the pool's key for the server.
         self._addresses: dict[Hashable, str] = {}
-        self._addressListeners: dict[object, Callable[[str, str], object]] = {}
+        self._addressListeners: Listeners[str, str] = Listeners(Logger(), "local addresses")
 
-    # Twisted has a class there, and calls it as one calls a method.
+    # Twisted has a class there.
     def _factory(self, quiescentCallback: Callable[[Any], None], metadata: str) -> Any:  # type: ignore[override]
-        """What makes the connections: the place that Twisted's pool has for another kind of them."""
+        """Makes the connections."""
         self._known = {connection for connection in self._known if not connection.isLost}
         return _ConnectionFactory(self._clock, self._known, quiescentCallback)
 
@@ -195,32 +192,27 @@ class ConnectionPool(HTTPConnectionPool):
         return connection
 
     def localAddress(self, url: str) -> str | None:
-        """The address of our end of the last connection to the server of this *url*, if there has been one."""
+        """The local address of the last connection to the server of this *url*, if there has been one."""
         parsed = URI.fromBytes(url.encode("ascii"))
         return self._addresses.get((parsed.scheme, parsed.host, parsed.port))
 
     def onLocalAddress(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
         """
-        Call *listener* with a server's URL and the address of our end, whenever a connection to the server has another
+        Call *listener* with a server's URL and a local address, whenever a connection to the server has another local
         address than the connection before.
 
         :return: a function that ends it.
         """
-        key = object()
-        self._addressListeners[key] = listener
-        return lambda: self._addressListeners.pop(key, None) and None
+        return self._addressListeners.add(listener)
 
     def _hasAddress(self, key: Hashable, address: str) -> None:
         if self._addresses.get(key) == address:
             return
         self._addresses[key] = address
-        if not self._addressListeners:
-            return
         scheme, host, port = cast("tuple[bytes, bytes, int]", key)
         name = host.decode("ascii")
         url = f"{scheme.decode('ascii')}://{f'[{name}]' if ':' in name else name}:{port}/"
-        for listener in list(self._addressListeners.values()):
-            listener(url, address)
+        self._addressListeners.call(url, address)
 
     def close(self) -> Deferred[None]:
         """
@@ -228,7 +220,7 @@ class ConnectionPool(HTTPConnectionPool):
 
         :return: fires when all are closed, which takes :data:`CLOSE_GRACE` seconds at most.
         """
-        # That one's Deferred waits for ever for a peer that does not take part; so we wait for ourselves.
+        # Its Deferred is not used: it does not fire for a peer that does not take part in closing.
         self.closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
         left = [connection for connection in self._known if connection.transport is not None]
         done = gatherResults([connection.whenLost() for connection in left])
@@ -237,21 +229,15 @@ class ConnectionPool(HTTPConnectionPool):
             for connection in left:
                 connection.cutOff()
 
-        patience = self._clock.callLater(CLOSE_GRACE, cutOff)
-
-        def allClosed(_: object) -> None:
-            if patience.active():
-                patience.cancel()
-
-        return done.addCallback(allClosed)
+        return cancelWith(self._clock.callLater(CLOSE_GRACE, cutOff), done).addCallback(lambda _: None)
 
 
 @implementer(IClientRequest)
 @attrs.define(eq=False)
 class _Request:
     """
-    A request whose body is in memory, as Twisted's connections want one: written with its headers at once. Twisted's
-    own is made for bodies that come by and by, and costs several times as much.
+    A request whose body is in memory, which is written with its headers at once. Twisted's own is made for bodies that
+    are produced bit by bit, and costs several times as much.
     """
 
     method: bytes
@@ -282,23 +268,22 @@ class _Request:
 @implementer(IAgent)
 class PooledAgent:
     """
-    Does the requests of this library with the least work: their headers are known to be good, their bodies are there,
-    and the few servers that they go to are known from the last time. All others are left to Twisted's agent, over the
-    same pool.
+    Sends the requests of this library with the least work: their headers are valid, their bodies are in memory, and the
+    endpoints of their servers are kept. Twisted's agent sends all others over the same pool.
 
     :param agent: Twisted's.
     :param endpoints: what it connects to.
     :param pool: its pool.
     """
 
-    #: Of so many servers it is known where they are: more than any registry has.
+    #: The most servers whose endpoints are kept: more than any registry has.
     _MOST = 100
 
     def __init__(self, agent: IAgent, endpoints: IAgentEndpointFactory, pool: HTTPConnectionPool) -> None:
         self._agent = agent
         self._endpoints = endpoints
         self._pool = pool
-        # By the beginnings of URIs: the pool's key for a server, and where it is.
+        # By the beginnings of URIs: the pool's key for a server, and its endpoint.
         self._targets: dict[tuple[bytes, bytes], tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]] = {}
 
     def request(

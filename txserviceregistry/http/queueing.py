@@ -33,7 +33,7 @@ class AgentClosed(Exception):
 
 
 class _Job:
-    """One request through a :class:`QueueingAgent`, from its place in the queue to its end."""
+    """One request through a :class:`QueueingAgent`."""
 
     def __init__(self, origin: _Origin, send: Callable[[], Deferred[IResponse]], isUrgent: bool) -> None:
         self.isUrgent = isUrgent
@@ -78,7 +78,7 @@ class _Job:
 
 
 class _Origin:
-    """What is under way to one server, and what waits for its turn."""
+    """The requests to one server that are under way, and those that wait."""
 
     def __init__(self, slots: int, clock: IReactorTime | None) -> None:
         self._slots = slots
@@ -123,7 +123,7 @@ class _Origin:
             return next(iter(self.waiting), None)
         if not self._urgent:
             return None
-        # Requests that hang must not delay urgent ones. One urgent request at a time needs no slot. Further ones need
+        # Requests that hang must not delay urgent ones. One urgent request at a time needs no slot. More of them need
         # none if the active requests may hang.
         if not any(job.isUrgent for job in self.active) or self._hangs():
             return next(iter(self._urgent))
@@ -153,7 +153,7 @@ class _Origin:
             self.startWaiting()
 
     def startWaiting(self) -> None:
-        # Requests that are answered at once (in memory) come back here while they start: one loop is enough.
+        # Requests that have a response at once (in memory) come back here while they start: one loop is enough.
         if self._starting:
             return
         self._starting = True
@@ -168,14 +168,14 @@ class _Origin:
 @implementer(IAgent)
 class QueueingAgent:
     """
-    At most so many requests to one server at once; the others wait, first come, first served.
+    Bounds the requests to one server at once. The others wait, first come, first served.
 
-    A request holds its slot from connecting to the last byte of the body, and its response comes whole: a body that
-    stalls can't hang outside of anybody's deadline. Cancelling a request at any stage fails it with
+    A request holds its slot from connecting to the last byte of the body, and its response comes whole, so that its
+    deadline covers the body. Cancelling a request at any stage fails it with
     :class:`~twisted.internet.defer.CancelledError`, closes its connection and frees its slot.
 
-    :param agent: what does the requests.
-    :param maxConnections: how many at once, for each scheme, host and port.
+    :param agent: sends the requests.
+    :param maxConnections: the most requests at once, for each scheme, host and port.
     :param clock: times the requests.
     :ivar urgent: an agent for requests that must not wait for others that hang. When other requests have all slots, one
         urgent request is sent beside them. With a *clock*, up to :data:`MOST_BESIDE` are sent beside requests that have
@@ -200,14 +200,14 @@ class QueueingAgent:
         isUrgent: bool = False,
     ) -> Deferred[IResponse]:
         """
-        Do a request when its turn comes.
+        Send a request when there is a slot for it.
 
-        :return: fires with an :class:`~twisted.web.iweb.IResponse`, a :class:`WholeResponse`. Fails as the agent
-            underneath does, with :class:`ResponseTooLarge`, or with :class:`AgentClosed`.
+        :return: fires with a :class:`~txserviceregistry.http.bodies.WholeResponse`. Fails as the agent does, with
+            ``ResponseTooLarge``, or with :class:`AgentClosed`.
         """
         if self._closed:
             return fail(AgentClosed())
-        # scheme://host:port, which is all that a connection depends on
+        # scheme://host:port
         key = b"/".join(uri.split(b"/", 3)[:3])
         origin = self._origins.get(key)
         if origin is None:
@@ -262,19 +262,18 @@ class ResumingAgent:
         asked = self._agent.request(method, uri, headers, bodyProducer)
         if asked.called:
             return asked
-        answered: Deferred[IResponse] = Deferred(lambda _: asked.cancel())
+        isStale = False
 
         def resumed(stoodStill: float) -> None:
-            stale = StaleConnection([])  # type: ignore[no-untyped-call] # Twisted has no types there
-            self._suspends.discard(resumed)
-            answered.errback(stale)
+            nonlocal isStale
+            isStale = True
             asked.cancel()
 
-        def over(result: Any) -> None:
+        def over(result: Any) -> Any:
             self._suspends.discard(resumed)
-            if not answered.called:
-                answered.callback(result)
+            if isStale:
+                raise StaleConnection([])  # type: ignore[no-untyped-call] # Twisted has no types there
+            return result
 
         self._suspends.add(resumed)
-        asked.addBoth(over)
-        return answered
+        return asked.addBoth(over)

@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from ..util.deferred import cancelWith
 from ..util.logs import Logger
+from ..util.waiters import Waiters
 
 #: Seconds that a lookup may take before the last known addresses are used instead.
 PATIENCE = 0.25
@@ -112,7 +113,7 @@ class _Lookup:
     """
 
     def __init__(
-        self, began: float, seconds: float, waiting: list[Deferred[None]], done: Callable[[Sequence[IAddress]], None]
+        self, began: float, seconds: float, waiting: Waiters[None], done: Callable[[Sequence[IAddress]], None]
     ) -> None:
         self.began = began
         self.seconds = seconds
@@ -166,25 +167,15 @@ class HostNames:
         if key not in self._underWay:
             # It was answered at once.
             return succeed(self._known.get(key, ()))
-        waiter: Deferred[None] = Deferred(lookup.waiting.remove)
-        lookup.waiting.append(waiter)
+        left = lookup.began + PATIENCE - reactor.seconds()
+        if key in self._known and left <= 0:
+            if left <= PATIENCE - _SLOW:
+                self._tellStale(reactor, key)
+            return succeed(self._known[key])
+        waiter = lookup.waiting.wait()
         if key in self._known:
-            left = lookup.began + PATIENCE - reactor.seconds()
-            if left <= 0:
-                lookup.waiting.remove(waiter)
-                if left <= PATIENCE - _SLOW:
-                    self._tellStale(reactor, key)
-                return succeed(self._known[key])
-            self._giveUpAfter(left, reactor, lookup, waiter)
+            cancelWith(reactor.callLater(left, lookup.waiting.fire, None, [waiter]), waiter)
         return waiter.addCallback(lambda _: self._known.get(key, ()))
-
-    @staticmethod
-    def _giveUpAfter(seconds: float, reactor: Any, lookup: _Lookup, waiter: Deferred[None]) -> None:
-        def tooSlow() -> None:
-            lookup.waiting.remove(waiter)
-            waiter.callback(None)
-
-        cancelWith(reactor.callLater(seconds, tooSlow), waiter)
 
     def _lookUp(self, reactor: Any, key: _Key, hanging: _Lookup | None) -> _Lookup:
         def done(found: Sequence[IAddress]) -> None:
@@ -197,12 +188,9 @@ class HostNames:
                 self._keep(reactor, key, found)
             elif key in self._known:
                 self._tellStale(reactor, key)
-            ended = waiting[:]
-            waiting.clear()
-            for waiter in ended:
-                waiter.callback(None)
+            waiting.fire(None)
 
-        waiting = [] if hanging is None else hanging.waiting
+        waiting: Waiters[None] = Waiters() if hanging is None else hanging.waiting
         seconds = _LONGEST_LOOKUP if hanging is None else 2 * hanging.seconds
         lookup = self._underWay[key] = _Lookup(reactor.seconds(), seconds, waiting, done)
         host, port = key

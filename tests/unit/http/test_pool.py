@@ -202,7 +202,7 @@ class PoolTests(SynchronousTestCase):
 
         clock = Clock()
         pool = ConnectionPool(clock, 2)
-        self.successResultOf(pool.getConnection("key", MuteEndpoint()))
+        self.successResultOf(pool.getConnection((b"http", b"a", 80), MuteEndpoint()))
         closed = pool.close()
         self.assertNoResult(closed)
         clock.advance(1)
