@@ -1,9 +1,9 @@
 """
 The access log: a line of JSON for each request.
 
-It tells who asked for what, and what came of it: never a token, never a value, and of the URL the path alone, because
-anything may stand in a query. Lines are gathered for a second and written by a thread of their own, so that no request
-ever waits for a disk or a pipe; where they can't be written they are lost, and the requests go on.
+A line never has a token or a value, and of the URL only the path, because a query may contain anything. Lines are
+gathered for a second and written by a thread of their own, so that no request waits for a disk or a pipe. Lines that
+can't be written are lost.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import LogLevel
 from twisted.python.threadpool import ThreadPool
 
 from ...util.deferred import returnsDeferred, waitFor
 from ...util.logs import Logger
+from ...util.outage import Outage
 from ...util.ownership import checkPath
 
 #: The target that stands for the standard output.
@@ -31,26 +33,26 @@ STDOUT = "-"
 
 #: Seconds that a line waits at most before it is handed over to be written.
 FLUSH_SECONDS = 1.0
-#: How many lines may wait while the target takes none; those that are too many are lost.
+#: How many lines may wait to be written; more of them are lost.
 MOST_WAITING = 50_000
-#: Of a path that is longer, so many bytes are told.
+#: How many bytes of a path are logged.
 LONGEST_PATH = 2_000
 #: Seconds that the end of a registry waits for its last lines.
 END_SECONDS = 2.0
 
 _STDOUT_FILE = 1
+_TOO_SLOW = "writing is too slow"
 
 
 @attrs.frozen(slots=True)
 class Access:
     """
-    What a line tells.
+    The content of a line.
 
-    :ivar moment: when it was answered, in seconds since the epoch.
-    :ivar address: the client's.
-    :ivar tenant: who asked; empty if no auth token has told.
+    :ivar moment: when the request was answered, in seconds since the epoch.
+    :ivar tenant: empty if the request was not authenticated.
     :ivar path: as the client wrote it.
-    :ivar seconds: how long the answer took, from the moment that the request was there.
+    :ivar seconds: how long the response took, from the moment that the request was there.
     """
 
     moment: float
@@ -64,9 +66,7 @@ class Access:
 
 
 def line(access: Access) -> str:
-    """
-    One line of the log, without its end. Whatever a client sends is escaped: all of it is printable ASCII.
-    """
+    """One line of the log, without its end. Whatever a client sends is escaped: all of it is printable ASCII."""
     whole, milliseconds = divmod(int(access.moment * 1000), 1000)
     return json.dumps(
         {
@@ -83,15 +83,13 @@ def line(access: Access) -> str:
 
 
 def _text(raw: bytes) -> str | None:
-    # What is not UTF-8 is told as well as it can be.
     return raw[:LONGEST_PATH].decode("utf-8", "backslashreplace") or None
 
 
 class _File:
     """
-    What lines are written to; used in the thread.
-
-    The file is opened anew when it is no longer the one under its name: so it can be rotated by moving it away.
+    The file that lines are written to; used in the thread. It is opened again when it is no longer the one under its
+    name, so it can be rotated by moving it away.
     """
 
     def __init__(self, target: str) -> None:
@@ -117,7 +115,6 @@ class _File:
             raise
 
     def close(self) -> None:
-        """Let the file go."""
         if self._file is not None and self._target != STDOUT:
             file, self._file = self._file, None
             os.close(file)
@@ -127,16 +124,13 @@ class _File:
             self.close()
             self._isTorn = False
         if self._file is None:
-            self._file = self._open()
+            # Checked first: a file that is there then, and that another user can't replace, stays in its place.
+            exclusive = 0 if os.path.lexists(self._target) else os.O_EXCL
+            checkPath(self._target)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            # Other users must not read the addresses of clients.
+            self._file = os.open(self._target, flags | exclusive, 0o600)
         return self._file
-
-    def _open(self) -> int:
-        # Looked at first: what is there then, and is nobody else's, nobody else can put something else in place of.
-        exclusive = 0 if os.path.lexists(self._target) else os.O_EXCL
-        checkPath(self._target)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        # Addresses are nobody else's business.
-        return os.open(self._target, flags | exclusive, 0o600)
 
     def _isInPlace(self, file: int) -> bool:
         try:
@@ -167,25 +161,31 @@ class AccessLog:
 
     def __init__(self, target: str, clock: IReactorTime, thread: ILogThread) -> None:
         self.lost = 0
-        self._target = target
         self._clock = clock
         self._thread = thread
         self._file = _File(target)
         self._waiting: list[Access] = []
         self._next: IDelayedCall | None = None
         self._writing: Deferred[None] = succeed(None)
-        self._lostBefore: int | None = None
         self._isStopped = False
+        self._outage = Outage(
+            self._log,
+            clock,
+            "The access log {target} can't be written: {reason}. Requests go on; its lines are lost",
+            "The access log {target} can be written again; {lost} of its lines are lost",
+            level=LogLevel.error,
+            target=target,
+        )
 
     def start(self) -> None:
-        """Open the file, so that the operations log tells at once if that can't be done."""
+        """Open the file, so that a file that can't be written is logged at once."""
         self._flush()
 
     def add(self, access: Access) -> None:
-        """Tell of a request, within a second or so."""
+        """Log a request, within a second or so."""
         if len(self._waiting) >= MOST_WAITING:
             self.lost += 1
-            self._trouble("writing is too slow")
+            self._outage.failed(reason=_TOO_SLOW)
             return
         self._waiting.append(access)
         self._schedule()
@@ -202,7 +202,7 @@ class AccessLog:
         try:
             await waitFor(Deferred.fromCoroutine(self._finish())).addTimeout(END_SECONDS, self._clock)
         except TimeoutError:
-            self._trouble("writing is too slow")
+            self._outage.failed(reason=_TOO_SLOW)
 
     def _schedule(self) -> None:
         if self._next is None and self._writing.called and not self._isStopped:
@@ -219,36 +219,18 @@ class AccessLog:
             await self._thread.run(partial(self._file.write, accesses))
         except OSError as error:
             self.lost += len(accesses)
-            self._trouble(error.strerror or str(error))
+            self._outage.failed(reason=error.strerror or str(error))
         except Exception:
             self.lost += len(accesses)
             self._log.failure("Internal error while writing the access log")
         else:
-            self._recovered()
+            self._outage.succeeded(lost=self.lost)
 
     async def _finish(self) -> None:
         await waitFor(self._writing)
         await self._write()
         await self._thread.run(self._file.close)
         self._thread.stop()
-
-    def _trouble(self, reason: str) -> None:
-        if self._lostBefore is None:
-            self._lostBefore = self.lost
-            self._log.error(
-                "The access log {target} can't be written: {reason}. Requests go on; its lines are lost",
-                target=self._target,
-                reason=reason,
-            )
-
-    def _recovered(self) -> None:
-        if self._lostBefore is not None:
-            self._lostBefore = None
-            self._log.info(
-                "The access log {target} can be written again; {lost} of its lines are lost by now",
-                target=self._target,
-                lost=self.lost,
-            )
 
 
 class _Daemon(Thread):
@@ -261,9 +243,7 @@ class _DaemonPool(ThreadPool):
 
 
 class LogThread:
-    """
-    A thread for one log. It keeps no process from ending: a pipe that nobody reads may hold it for ever.
-    """
+    """A thread for one log. It keeps no process from ending, though writing to a pipe may never return."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor

@@ -1,7 +1,7 @@
 """
-The one place where every answer is noticed: it is counted, and the access log tells of it.
+The requests that are answered: each is counted, and added to the access log.
 
-What is answered before a request is whole (a body that is too large, what is no HTTP) is noticed here too.
+What is refused before it is a whole request (a body that is too large, invalid HTTP) is counted too.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from ..limits import NO_HEADERS
 from ..statistics import RequestStatistics
 from .accesslog import Access, AccessLog
 
-#: What stands for every route that is none.
+#: The route of all paths that are no resource.
 OTHER = "other"
-#: The route of those who wait for events: they are answered when there are some, which says nothing of how fast the
-#: registry is.
+#: The route of requests that wait for events, whose times say nothing of how fast the registry is.
 WAITING = "/events?wait"
-#: The code of a request whose client had gone away before it could be answered: nobody got one. (nginx began this.)
+#: The code, as in nginx, of a request whose client was gone before it could be answered.
 GONE = 499
 
-# Any text can be a method. These have names of their own where they ask for what is not there.
+# Any text can be a method. These are counted under their names where the route is OTHER.
 _METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
 _OTHER_METHOD = b"other"
 
-# Not those of the module `random`, which the application may seed, and whose sequence is its own.
+# Not those of the module `random`, which the application may seed.
 _random = Random()
 _getrandbits = _random.getrandbits
 # A process that goes into the background is a copy, which would go on with the same ids.
@@ -39,20 +38,19 @@ os.register_at_fork(after_in_child=_random.seed)
 
 
 def newTxnId() -> str:
-    """An id for a request, which no other request has."""
-    # A random UUID's worth, without the seven microseconds that making one takes. Nobody gains anything by a guess.
+    """A unique id for a request."""
+    # As random as a UUID, without the seven microseconds that making one takes. It need not be unpredictable.
     return f"{_getrandbits(128):032x}"
 
 
 @attrs.define
 class RequestRecord:
     """
-    A request that is being answered, and what has been found out about it so far.
+    A request that is being answered.
 
-    :ivar txnId: its id.
     :ivar started: when it had come in, in seconds.
-    :ivar route: the pattern of its path; empty until it is known.
-    :ivar tenant: who asks; empty until an auth token has told.
+    :ivar route: the path of its operation or page; empty if it is neither.
+    :ivar tenant: empty until the request is authenticated.
     :ivar isLate: whether it had to wait for something.
     :ivar isGone: whether the client has hung up.
     :ivar headers: headers of its response, whatever the response is.
@@ -70,9 +68,9 @@ class RequestRecord:
 
 class RequestLog:
     """
-    Notices requests and their answers.
+    Counts every response, and adds it to the access log.
 
-    :param accessLog: is told of each; none if ``None``.
+    :param accessLog: ``None`` for none.
     :param seconds: what times are measured with; monotonic.
     :param wallClock: seconds since the epoch, for the log.
     :ivar statistics: counts them.
@@ -96,12 +94,12 @@ class RequestLog:
 
     def end(self, record: RequestRecord, code: int) -> None:
         """It is answered."""
-        request = record.request
-        seconds = self._seconds() - record.started
-        self._count(request.method, record.route, code, seconds)
+        request, seconds = record.request, self._seconds() - record.started
+        self._add(request.method, record.route, code, seconds)
         if self._accessLog is not None:
-            self._tell(
-                request.method, request.path, request.getClientAddress(), record.tenant, code, seconds, record.txnId
+            moment, address = self._wallClock(), request.getClientAddress()
+            self._accessLog.add(
+                Access(moment, address, record.tenant, request.method, request.path, code, seconds, record.txnId)
             )
 
     def refused(self, method: bytes, path: bytes, route: str, address: IAddress, code: int, txnId: str) -> None:
@@ -112,18 +110,12 @@ class RequestLog:
         :param path: the same.
         :param route: see :class:`RequestRecord`.
         """
-        self._count(method, route, code, 0.0)
+        self._add(method, route, code, 0.0)
         if self._accessLog is not None:
-            self._tell(method, path, address, "", code, 0.0, txnId)
+            self._accessLog.add(Access(self._wallClock(), address, "", method, path, code, 0.0, txnId))
 
-    def _count(self, method: bytes, route: str, code: int, seconds: float) -> None:
+    def _add(self, method: bytes, route: str, code: int, seconds: float) -> None:
         if not route:
             route = OTHER
             method = method if method in _METHODS else _OTHER_METHOD
         self.statistics.add(method, route, code, seconds)
-
-    def _tell(
-        self, method: bytes, path: bytes, address: IAddress, tenant: str, code: int, seconds: float, txnId: str
-    ) -> None:
-        assert self._accessLog is not None
-        self._accessLog.add(Access(self._wallClock(), address, tenant, method, path, code, seconds, txnId))

@@ -1,12 +1,11 @@
 """
-JSON Schema (2020-12) for what comes in, made from the rules that check it, and for what goes out, made from the types
-of the API's JSON.
+JSON Schema (2020-12): for requests from the rules that check them, for responses from the types of the API's JSON.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints, is_typeddict
 
 from .rules import AnyOf, Choice, DeferredFields, Field, Items, MappingOf, Number, Rule, Text, TimeUUID
@@ -15,20 +14,46 @@ Schema: TypeAlias = dict[str, Any]
 
 
 def ofRule(rule: Rule) -> Schema:
-    """What fits *rule* in a body."""
-    return _MAKERS[type(rule)](rule)
+    """The values that a rule accepts in a body."""
+    match rule:
+        case Text():
+            schema = {"type": "string"} if rule.pattern is None else ofPattern(rule.pattern)
+            return {**schema, "minLength": rule.shortest, "maxLength": rule.longest}
+        case Number():
+            numbers = "|".join(str(number) for number in range(rule.least, rule.greatest + 1))
+            # Exponents and other white space are accepted too; no pattern can compare a number with an exponent.
+            return {"anyOf": [ofText(rule), ofPattern(rf" *\+?0*(?:{numbers})(?:\.0*)? *")]}
+        case Items():
+            return {"type": "array", "items": ofRule(rule.element), "minItems": rule.least, "maxItems": rule.most}
+        case MappingOf():
+            return {
+                "type": "object",
+                "propertyNames": ofRule(rule.key),
+                "additionalProperties": ofRule(rule.value),
+                "maxProperties": rule.most,
+            }
+        case TimeUUID():
+            return ofPattern(rule.pattern)
+        case Choice():
+            return {"type": "string", "enum": list(rule.words)}
+        case AnyOf():
+            return {"anyOf": [ofRule(rule.first), ofRule(rule.second)]}
+        case DeferredFields():
+            return ofFields(rule.fields)
+    raise TypeError(f"no schema for {rule!r}")
 
 
 def ofText(rule: Rule) -> Schema:
-    """What fits *rule* in a path or a query, where all is text: a number is written in digits, and in one way only."""
-    return _range(rule) if isinstance(rule, Number) else ofRule(rule)
+    """The values that a rule accepts in a path or a query, where a number is written in digits, and in one way only."""
+    if isinstance(rule, Number):
+        return {"type": "integer", "minimum": rule.least, "maximum": rule.greatest}
+    return ofRule(rule)
 
 
 def ofFields(fields: Sequence[Field]) -> Schema:
     """An object with these fields; more of them are ignored."""
-    properties = {field.name: _ofField(field) for field in fields}
+    schema: Schema = {"type": "object", "properties": {field.name: _ofField(field) for field in fields}}
     required = [field.name for field in fields if field.isRequired]
-    schema: Schema = {"type": "object", "properties": properties}
     if required:
         schema["required"] = required
     return schema
@@ -81,64 +106,5 @@ def _ofField(field: Field) -> Schema:
     if field.default is None:
         return schema
     default = field.default()
-    return {
-        **schema,
-        "type": [schema["type"], "null"],
-        "default": list(default) if isinstance(default, tuple) else default,
-    }
-
-
-def _ofText(rule: Text) -> Schema:
-    schema = {"type": "string"} if rule.pattern is None else ofPattern(rule.pattern)
-    return {**schema, "minLength": rule.shortest, "maxLength": rule.longest}
-
-
-def _range(rule: Number) -> Schema:
-    return {"type": "integer", "minimum": rule.least, "maximum": rule.greatest}
-
-
-def _ofNumber(rule: Number) -> Schema:
-    numbers = "|".join(str(number) for number in range(rule.least, rule.greatest + 1))
-    # Exponents and other white space are accepted too; no pattern can tell the value of a number with an exponent.
-    return {"anyOf": [_range(rule), ofPattern(rf" *\+?0*(?:{numbers})(?:\.0*)? *")]}
-
-
-def _ofItems(rule: Items) -> Schema:
-    return {"type": "array", "items": ofRule(rule.element), "minItems": rule.least, "maxItems": rule.most}
-
-
-def _ofPairs(rule: MappingOf) -> Schema:
-    return {
-        "type": "object",
-        "propertyNames": ofRule(rule.key),
-        "additionalProperties": ofRule(rule.value),
-        "maxProperties": rule.most,
-    }
-
-
-def _ofTimeUUID(rule: TimeUUID) -> Schema:
-    return ofPattern(rule.pattern)
-
-
-def _ofChoice(rule: Choice) -> Schema:
-    return {"type": "string", "enum": list(rule.words)}
-
-
-def _ofEither(rule: AnyOf) -> Schema:
-    return {"anyOf": [ofRule(rule.first), ofRule(rule.second)]}
-
-
-def _ofApart(rule: DeferredFields) -> Schema:
-    return ofFields(rule.fields)
-
-
-_MAKERS: Mapping[type[Any], Callable[[Any], Schema]] = {
-    Text: _ofText,
-    Number: _ofNumber,
-    Items: _ofItems,
-    MappingOf: _ofPairs,
-    TimeUUID: _ofTimeUUID,
-    Choice: _ofChoice,
-    AnyOf: _ofEither,
-    DeferredFields: _ofApart,
-}
+    default = list(default) if isinstance(default, tuple) else default
+    return {**schema, "type": [schema["type"], "null"], "default": default}
