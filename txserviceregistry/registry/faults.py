@@ -1,7 +1,5 @@
 """
-The faults of the API: what a rule that is broken answers.
-
-A fault knows its type, status and words; :mod:`txserviceregistry.registry.http.resource` puts it on the wire.
+The faults of the API. :mod:`txserviceregistry.registry.http.resource` sends them.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from types import MappingProxyType
 
 class Fault(Exception):
     """
-    An answer that is an error.
+    A response that is an error.
 
     :ivar code: the HTTP status code.
     :ivar type: the fault's type, one of those that the API names.

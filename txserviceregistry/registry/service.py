@@ -444,6 +444,6 @@ class RegistryService(Service):
 
 def _endConnections(site: ApiSite, registry: Registry) -> Deferred[None]:
     drained = site.drain(DRAIN_SECONDS)
-    # Only now: the answers to those who wait for events tell them that the connection ends.
+    # Only now: the responses to requests that wait for events then say that the connection ends.
     registry.feed.endWaiting()
     return drained

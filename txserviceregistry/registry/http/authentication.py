@@ -13,7 +13,7 @@ from ..faults import Fault, unauthorized
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken
 from .channel import originOf, recognized
 from .keystone import access, credentials
-from .messages import API, AUTH, Answer, baseUrl, parseBody
+from .messages import API, AUTH, Response, baseUrl, parseBody
 
 # The token of a request, wherever it stands in what has arrived.
 _TOKEN = re.compile(rb"\r\nX-Auth-Token:[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IGNORECASE)
@@ -50,9 +50,9 @@ class Authenticator:
             recognized(request)
         return tenant
 
-    async def issueToken(self, request: Request) -> Answer:
+    async def issueToken(self, request: Request) -> Response:
         """
-        Answer a ``POST /tokens``, also where it fails.
+        Response a ``POST /tokens``, also where it fails.
 
         :raises Overloaded: if too many API keys are waiting to be checked.
         """
@@ -65,7 +65,7 @@ class Authenticator:
         except InvalidCredentials:
             return _refusal("unauthorized", 401, "Username or api key is invalid")
         recognized(request)
-        return Answer(200, access(token, f"{baseUrl(request)}{API}/{token.tenant}"))
+        return Response(200, access(token, f"{baseUrl(request)}{API}/{token.tenant}"))
 
     def vouchesFor(self, data: bytes) -> bool:
         """
@@ -89,5 +89,5 @@ def invalidToken(request: Request) -> Fault:
     return unauthorized("Invalid or expired authentication token", baseUrl(request) + AUTH)
 
 
-def _refusal(kind: str, code: int, message: str) -> Answer:
-    return Answer(code, {kind: {"code": code, "message": message}})
+def _refusal(kind: str, code: int, message: str) -> Response:
+    return Response(code, {kind: {"code": code, "message": message}})

@@ -28,7 +28,7 @@ from ..faults import badRequest
 from . import routes
 from .admission import AdmissionQueue, KnownAddresses
 from .connections import ConnectionLimits, Connections, peerOf
-from .messages import AUTH, closeAfterwards, faultAnswer, inBytes
+from .messages import AUTH, closeAfterwards, faultResponse, inBytes
 from .requestlog import RequestLog, RequestRecord, newTxnId
 
 #: How much is read of what comes after a request that is being answered, in bytes.
@@ -57,7 +57,7 @@ class Api(Protocol):
     requestLog: RequestLog
 
     def answer(self, record: RequestRecord) -> None:
-        """Answer a request."""
+        """Response a request."""
 
     def vouchesFor(self, data: bytes) -> bool:
         """
@@ -95,7 +95,7 @@ class Site(Protocol):
 
 
 def recognized(request: server.Request) -> None:
-    """A request has shown a valid token or valid credentials: its connection is one to keep."""
+    """A request has shown a valid token or valid credentials: its connection is known from now on."""
     channel = request.channel
     if isinstance(channel, ApiChannel) and not channel.isKnown:
         channel.isKnown = True
@@ -105,7 +105,7 @@ def recognized(request: server.Request) -> None:
 
 
 def originOf(request: server.Request) -> Origin:
-    """Where a request comes from."""
+    """The origin of a request."""
     channel = request.channel
     return channel.origin if isinstance(channel, ApiChannel) else Origin()
 
@@ -124,10 +124,11 @@ async def inTurn(request: server.Request) -> None:
 
 class ApiChannel(HTTPChannel):
     """
-    A connection that its site knows of, so that all can be closed in good order, and on which nobody can take more
-    time or memory than is meant for one.
+    A connection, which takes a bounded part of the registry's time and memory. Each request has to come in within a
+    while, and each response has to be read.
 
-    Each request has to come to its end within a while, and each response has to be read.
+    :ivar peer: see :func:`~txserviceregistry.registry.http.connections.peerOf`.
+    :ivar isKnown: whether it has brought a request with a valid token, or valid credentials.
     """
 
     site: Site
@@ -137,12 +138,12 @@ class ApiChannel(HTTPChannel):
     isKnown = False
     number = 0
     _isAnswering = False
-    # Requests that have come in whole, and the bytes that have come while one was answered.
+    # How many requests have come in whole, and how many bytes while one was answered.
     _whole = 0
     _ahead = 0
-    # How much is kept of a body that is large.
+    # The size of a large body that is coming in.
     _body = 0
-    # What has come, and waits in the queue; and how many requests have been answered since it came.
+    # What has come and waits in the queue; and how many requests have been answered since it came.
     _held: bytes | None = None
     _answered = 0
     _isTaking = False
@@ -150,10 +151,9 @@ class ApiChannel(HTTPChannel):
     _isClogged = False
     _isGone = False
     _deadline: IDelayedCall | None = None
-    # What every request asks for, and what stays as it is.
+    # Twisted asks for both with every request.
     _host: IAddress | None = None
     _peer: IAddress | None = None
-    _isSecure: bool | None = None
 
     def connectionMade(self) -> None:
         """Called when a client has connected."""
@@ -165,7 +165,7 @@ class ApiChannel(HTTPChannel):
 
     @property
     def origin(self) -> Origin:
-        """Where the requests on it come from."""
+        """The origin of its requests."""
         return Origin(self.peer, self.number, self.site.addresses.has(self.peer))
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
@@ -238,7 +238,7 @@ class ApiChannel(HTTPChannel):
         if self._isNew:
             self._isNew = False
             if data.startswith(_TLS_HANDSHAKE):
-                # It has no end of a line to wait for; and this answer tells such a client enough.
+                # It has no end of a line to wait for.
                 self._respondToBadRequestAndDisconnect()
                 return
         if self._isAnswering:
@@ -312,12 +312,6 @@ class ApiChannel(HTTPChannel):
             self._peer = HTTPChannel.getPeer(self)
         return self._peer
 
-    def isSecure(self) -> bool:
-        """Whether this is TLS."""
-        if self._isSecure is None:
-            self._isSecure = HTTPChannel.isSecure(self)
-        return self._isSecure
-
     def timeoutConnection(self) -> None:
         """See :class:`~txserviceregistry.registry.http.connections.Evictable`."""
         if self._deadline is None:
@@ -380,7 +374,7 @@ class ApiChannel(HTTPChannel):
         return getattr(self, "_command", b""), target.partition(b"?")[0]
 
     def endSoon(self) -> None:
-        """Close at once if nothing is being asked, else with the answer."""
+        """Close at once if there is no request, else with its response."""
         if self.requests:
             closeAfterwards(self.requests[0])
         else:
@@ -400,10 +394,10 @@ class ApiChannel(HTTPChannel):
         self._respondToBadRequestAndDisconnect()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        # Twisted's own answer to what is no HTTP has neither an id nor a body. (If Twisted ever calls this no longer,
-        # its own answer is what clients get.)
+        # Twisted's own response to invalid HTTP has neither an id nor a body. (If Twisted ever calls this no longer,
+        # clients get that one.)
         txnId = newTxnId()
-        answer = faultAnswer(badRequest("Bad Request", "The request is not valid HTTP"), txnId)
-        self.transport.write(inBytes(answer, txnId, mustClose=True))
+        response = faultResponse(badRequest("Bad Request", "The request is not valid HTTP"), txnId)
+        self.transport.write(inBytes(response, txnId, mustClose=True))
         self.loseConnection()
-        self.noticeRefusal(answer.code, txnId)
+        self.noticeRefusal(response.code, txnId)

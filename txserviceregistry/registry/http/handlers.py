@@ -16,7 +16,7 @@ from ..faults import Fault
 from ..limits import RateLimiter, ResourceLimits
 from ..model import NewService, Page
 from . import validation
-from .messages import API, Answer, baseUrl, faultBody, inJSON
+from .messages import API, Response, baseUrl, faultBody, inJSON
 from .requestlog import WAITING, RequestRecord
 from .rules import Field
 
@@ -92,42 +92,42 @@ class Handlers:
         self._registry = registry
         self._rateLimiter = rateLimiter
         self._limits = limits
-        self._told: tuple[Page, int, Answer] | None = None
+        self._told: tuple[Page, int, Response] | None = None
 
-    async def getLimits(self, call: Call) -> Answer:
+    async def getLimits(self, call: Call) -> Response:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
-        return Answer(200, {"resource": resource, "rate": self._rateLimiter.usage(call.used)})
+        return Response(200, {"resource": resource, "rate": self._rateLimiter.usage(call.used)})
 
     # -- services
 
-    async def listServices(self, call: Call) -> Answer:
+    async def listServices(self, call: Call) -> Response:
         query = call.query
         page = await self._registry.list(call.tenant, query["marker"], query["limit"], query["tag"])
-        return Answer(200, call.page(page))
+        return Response(200, call.page(page))
 
-    async def createService(self, call: Call) -> Answer:
+    async def createService(self, call: Call) -> Response:
         service = NewService(*call.fields())
         token = await self._registry.create(call.tenant, service)
-        return Answer(201, {"token": token}, {"Location": call.url(f"/services/{service.id}")})
+        return Response(201, {"token": token}, {"Location": call.url(f"/services/{service.id}")})
 
-    async def getService(self, call: Call) -> Answer:
-        return Answer(200, await self._registry.get(call.tenant, validation.SERVICE_ID.value(call.argument)))
+    async def getService(self, call: Call) -> Response:
+        return Response(200, await self._registry.get(call.tenant, validation.SERVICE_ID.value(call.argument)))
 
-    async def updateService(self, call: Call) -> Answer:
+    async def updateService(self, call: Call) -> Response:
         id = validation.SERVICE_ID.value(call.argument)
         await self._registry.update(call.tenant, id, validation.serviceChanges(call.body, id))
-        return Answer(204, headers={"Location": call.url(f"/services/{id}")})
+        return Response(204, headers={"Location": call.url(f"/services/{id}")})
 
-    async def removeService(self, call: Call) -> Answer:
+    async def removeService(self, call: Call) -> Response:
         await self._registry.remove(call.tenant, validation.SERVICE_ID.value(call.argument))
-        return Answer(204)
+        return Response(204)
 
-    async def heartbeat(self, call: Call) -> Answer:
+    async def heartbeat(self, call: Call) -> Response:
         (token,) = call.fields()
         id = validation.EXISTING_SERVICE_ID.value(call.argument)
-        return Answer(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
+        return Response(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
 
-    async def heartbeats(self, call: Call) -> Answer:
+    async def heartbeats(self, call: Call) -> Response:
         (entries,) = call.fields()
         valid: list[tuple[str, str]] = []
         refused: dict[int, Fault] = {}
@@ -148,43 +148,43 @@ class Handlers:
                 for entry, outcome in zip(entries, outcomes, strict=True)
             ]
         )
-        return Answer(200, text=f'{{"values": [{values}]}}'.encode())
+        return Response(200, text=f'{{"values": [{values}]}}'.encode())
 
     # -- configuration
 
-    async def listValues(self, call: Call) -> Answer:
+    async def listValues(self, call: Call) -> Response:
         return await self._listValues(call, None)
 
-    async def listNamespace(self, call: Call) -> Answer:
+    async def listNamespace(self, call: Call) -> Response:
         # A namespace is written as a key is. "/" is the one that all qualified keys are in.
         return await self._listValues(call, "/" if call.argument == "/" else validation.KEY.value(call.argument))
 
-    async def _listValues(self, call: Call, namespace: str | None) -> Answer:
+    async def _listValues(self, call: Call, namespace: str | None) -> Response:
         query = call.query
         page = await self._registry.listValues(call.tenant, query["marker"], query["limit"], namespace)
-        return Answer(200, call.page(page))
+        return Response(200, call.page(page))
 
-    async def getValue(self, call: Call) -> Answer:
-        return Answer(200, await self._registry.getValue(call.tenant, validation.KEY.value(call.argument)))
+    async def getValue(self, call: Call) -> Response:
+        return Response(200, await self._registry.getValue(call.tenant, validation.KEY.value(call.argument)))
 
-    async def setValue(self, call: Call) -> Answer:
+    async def setValue(self, call: Call) -> Response:
         key = validation.KEY.value(call.argument)
         _, value = call.fields()
         await self._registry.setValue(call.tenant, key, value)
-        return Answer(204, headers={"Location": call.url(f"/configuration/{key}")})
+        return Response(204, headers={"Location": call.url(f"/configuration/{key}")})
 
-    async def removeValue(self, call: Call) -> Answer:
+    async def removeValue(self, call: Call) -> Response:
         await self._registry.removeValue(call.tenant, validation.KEY.value(call.argument))
-        return Answer(204)
+        return Response(204)
 
     # -- events
 
-    async def listEvents(self, call: Call) -> Answer:
+    async def listEvents(self, call: Call) -> Response:
         limit, marker, type, seconds = (call.query[name] for name in ("limit", "marker", "type", "wait"))
         marker = None if marker is None else marker.lower()
         if seconds is None:
             page = await self._registry.feed.list(call.tenant, marker, limit, type)
-            return Answer(200, _eventPage(call, page))
+            return Response(200, _eventPage(call, page))
         call.record.route = WAITING
         if call.record.isGone:
             raise CancelledError()
@@ -193,15 +193,15 @@ class Handlers:
         await call.authenticate()
         return self._sharedPage(call, page)
 
-    def _sharedPage(self, call: Call, page: Page) -> Answer:
+    def _sharedPage(self, call: Call, page: Page) -> Response:
         """The response with a page that many requests may wait for: it is serialised once for all of them."""
         if page.nextMarker is not None:
             # Its link repeats the request.
-            return Answer(200, _eventPage(call, page))
+            return Response(200, _eventPage(call, page))
         limit = call.query["limit"]
         told = self._told
         if told is None or told[0] is not page or told[1] != limit:
-            self._told = told = page, limit, Answer(200, text=inJSON(_eventPage(call, page)).encode())
+            self._told = told = page, limit, Response(200, text=inJSON(_eventPage(call, page)).encode())
         return told[2]
 
 

@@ -1,9 +1,5 @@
 """
-The framing: requests as bytes come in, answers as bytes go out.
-
-What belongs here is true of every request, whatever it asks for: how a body is bounded and parsed, and what an answer
-looks like on the wire. What the answers say is :mod:`txserviceregistry.registry.http.resource`'s business, how
-connections come, wait and end :mod:`txserviceregistry.registry.http.server`'s.
+The framing of every request and response: how a body is parsed, and what a response looks like on the wire.
 """
 
 from __future__ import annotations
@@ -40,21 +36,20 @@ def _refuseConstant(name: str) -> None:
 
 _PARSER = json.JSONDecoder(parse_constant=_refuseConstant)
 _JSON_TYPE = b"application/json; charset=UTF-8"
-# What is in the head of every answer, and of those in JSON.
+# The lines in the head of every response, and of those in JSON.
 _LINES = b"Date: %%b\r\nX-Response-Id: %%b\r\nX-Service-Registry-Extensions: %b\r\n" % _EXTENSIONS
 _JSON_LINES = b"%bContent-Type: %b\r\n" % (_LINES, _JSON_TYPE)
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
 @attrs.frozen
-class Answer:
+class Response:
     """
-    What a request is answered with.
+    The response to a request.
 
-    :ivar code: the HTTP status code.
-    :ivar body: what is sent as JSON; nothing at all if ``None``.
+    :ivar body: sent as JSON; ``None`` for no body.
     :ivar headers: more headers, by name.
-    :ivar text: what is sent instead of a body, as it is: JSON already, unless the headers name its ``Content-Type``.
+    :ivar text: sent instead of a body, as it is: JSON already, unless the headers name its ``Content-Type``.
     """
 
     code: int
@@ -65,55 +60,49 @@ class Answer:
 
 def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:
     """A fault as JSON."""
-    return {
-        "type": fault.type,
-        "code": fault.code,
-        "message": fault.message,
-        "details": fault.details,
-        "txnId": txnId,
-    }
+    return {"type": fault.type, "code": fault.code, "message": fault.message, "details": fault.details, "txnId": txnId}
 
 
-def faultAnswer(fault: Fault, txnId: str) -> Answer:
-    """The answer that a fault is."""
-    return Answer(fault.code, faultBody(fault, txnId), fault.headers)
+def faultResponse(fault: Fault, txnId: str) -> Response:
+    """The response with a fault."""
+    return Response(fault.code, faultBody(fault, txnId), fault.headers)
 
 
-def send(request: server.Request, answer: Answer, txnId: str) -> None:
-    """Send an answer and finish the request."""
-    write(request, answer, txnId)
+def send(request: server.Request, response: Response, txnId: str) -> None:
+    """Send a response and finish the request."""
+    write(request, response, txnId)
     request.finish()
 
 
-def write(request: server.Request, answer: Answer, txnId: str) -> None:
-    """Send an answer; what comes after it, and when the request is finished, is the caller's business."""
+def write(request: server.Request, response: Response, txnId: str) -> None:
+    """Send a response, without finishing the request."""
     # In one piece. Twisted's own way cleans the headers and puts them in order one by one.
     channel, isHead = request.channel, request.method == b"HEAD"
-    data = inBytes(answer, txnId, request.clientproto, mustClose=not channel.persistent, isHead=isHead)
+    data = inBytes(response, txnId, request.clientproto, mustClose=not channel.persistent, isHead=isHead)
     request.startedWriting = 1
     channel.write(data)
 
 
 def inBytes(
-    answer: Answer, txnId: str, version: bytes = b"HTTP/1.1", *, mustClose: bool = False, isHead: bool = False
+    response: Response, txnId: str, version: bytes = b"HTTP/1.1", *, mustClose: bool = False, isHead: bool = False
 ) -> bytes:
     """
-    The whole of an answer as it goes over the wire.
+    A whole response as it goes over the wire.
 
-    :param mustClose: whether the connection ends with it.
-    :param isHead: whether its body is left out.
+    :param mustClose: whether it ends the connection.
+    :param isHead: whether to leave out its body.
     """
-    body = answer.text if answer.body is None else inJSON(answer.body).encode()
-    isJson = body is not None and "Content-Type" not in answer.headers
+    body = response.text if response.body is None else inJSON(response.body).encode()
+    isJson = body is not None and "Content-Type" not in response.headers
     parts = [
-        b"%b %d %b\r\n" % (version, answer.code, RESPONSES[answer.code]),
+        b"%b %d %b\r\n" % (version, response.code, RESPONSES[response.code]),
         (_JSON_LINES if isJson else _LINES) % (_date(int(time.time())), txnId.encode("ascii")),
     ]
     # Nothing that a client has sent may begin a line of its own.
-    parts += [f"{name}: {' '.join(value.splitlines())}\r\n".encode("ascii") for name, value in answer.headers.items()]
+    parts += [f"{name}: {' '.join(value.splitlines())}\r\n".encode("ascii") for name, value in response.headers.items()]
     if mustClose:
         parts.append(b"Connection: close\r\n")
-    if answer.code != NO_CONTENT:
+    if response.code != NO_CONTENT:
         parts.append(b"Content-Length: %d\r\n" % len(body or b""))
     parts.append(b"\r\n")
     if body and not isHead:
@@ -164,7 +153,7 @@ def parseBody(request: server.Request) -> dict[str, Any]:
     """
     The JSON object that a request brings; an empty one if it has no body.
 
-    :raises Fault: if the body is said to be something else, or is no JSON object.
+    :raises Fault: if the body is not declared as JSON, or is not a JSON object.
     """
     content: Any = request.content
     raw: bytes = content.read()
@@ -177,7 +166,7 @@ def parseBody(request: server.Request) -> dict[str, Any]:
     try:
         body = _PARSER.decode(raw.decode("utf-8"))
         if b"\\u" in raw:
-            # An escape can spell half of a surrogate pair, which is no text that could be kept or sent.
+            # An escape can spell half of a surrogate pair, which can neither be kept nor sent.
             json.dumps(body, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise invalidBody(f"not UTF-8 at byte {error.start}")
@@ -195,5 +184,5 @@ def parseBody(request: server.Request) -> dict[str, Any]:
 
 
 def closeAfterwards(request: server.Request) -> None:
-    """Let the connection end with the answer to this request, and tell the client so."""
+    """End the connection with the response to this request."""
     request.channel.persistent = False

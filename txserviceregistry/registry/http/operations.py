@@ -16,14 +16,14 @@ import attrs
 
 from . import validation as rules
 from .handlers import Call, Handlers
-from .messages import Answer
+from .messages import Response
 from .rules import Field, Parameter
 
 #: A body of so many bytes is too large, unless an operation has another limit.
 MAXIMUM_BODY = 5_000
 
 #: Answers a request; a method of :class:`~txserviceregistry.registry.http.handlers.Handlers`.
-Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[Answer]]
+Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[Response]]
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ from twisted.web import server
 
 from ..faults import requestTooLarge
 from . import routes
-from .messages import closeAfterwards, faultAnswer, write
+from .messages import closeAfterwards, faultResponse, write
 from .operations import MAXIMUM_BODY
 from .requestlog import newTxnId
 
@@ -85,7 +85,7 @@ class ApiRequest(server.Request):
         self.channel.endAfter(DISCARD_SECONDS, self._hangUp)
         txnId = newTxnId()
         closeAfterwards(self)
-        write(self, faultAnswer(requestTooLarge(self._limit), txnId), txnId)
+        write(self, faultResponse(requestTooLarge(self._limit), txnId), txnId)
         self.channel.noticeRefusal(413, txnId)
 
     def _hangUp(self) -> None:

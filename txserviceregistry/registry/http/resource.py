@@ -27,7 +27,7 @@ from ..stores.interfaces import StoreUnavailable
 from .authentication import Authenticator, invalidToken
 from .channel import inTurn
 from .handlers import Call, Handlers
-from .messages import Answer, closeAfterwards, faultAnswer, parseBody, send
+from .messages import Response, closeAfterwards, faultResponse, parseBody, send
 from .operations import MAXIMUM_BODY, Operation
 from .requestlog import GONE, WAITING, RequestLog, RequestRecord
 from .routes import TOKENS, bodyLimit, resolve
@@ -75,7 +75,7 @@ class ApiResource(Resource):
 
     def render(self, request: Request) -> int:
         """
-        Answer a request, for a plain Site.
+        Response a request, for a plain Site.
 
         :return: ``NOT_DONE_YET``: the response is sent from here, now or later.
         """
@@ -83,7 +83,7 @@ class ApiResource(Resource):
         return NOT_DONE_YET
 
     def answer(self, record: RequestRecord) -> None:
-        """Answer a request, at once if all that it needs is in memory."""
+        """Response a request, at once if all that it needs is in memory."""
         answering = Deferred.fromCoroutine(self._answer(record))
         if not answering.called:
             record.isLate = True
@@ -98,35 +98,35 @@ class ApiResource(Resource):
     async def _answer(self, record: RequestRecord) -> None:
         txnId = record.txnId
         try:
-            answer = await self._outcome(record)
+            response = await self._outcome(record)
         except Fault as fault:
             _forgetTraces(fault)
-            answer = faultAnswer(fault, txnId)
+            response = faultResponse(fault, txnId)
         except StoreUnavailable:
-            answer = faultAnswer(systemFailure(), txnId)
+            response = faultResponse(systemFailure(), txnId)
         except Overloaded:
-            answer = faultAnswer(systemFailure("Too many authentications in progress; retry later"), txnId)
+            response = faultResponse(systemFailure("Too many authentications in progress; retry later"), txnId)
         except Exception as error:
             if not (record.isGone and isinstance(error, CancelledError)):
                 self._log.failure("Internal error while answering request {txnId}", txnId=txnId)
-            answer = faultAnswer(internalError(), txnId)
+            response = faultResponse(internalError(), txnId)
         if record.isLate:
             await inTurn(record.request)
         if record.isGone:
             self.requestLog.end(record, GONE)
             return
         if record.headers:
-            answer = Answer(answer.code, answer.body, {**answer.headers, **record.headers}, answer.text)
+            response = Response(response.code, response.body, {**response.headers, **record.headers}, response.text)
         try:
-            send(record.request, answer, txnId)
+            send(record.request, response, txnId)
         except Exception:
             self._log.failure("Cannot send the response to request {txnId}", txnId=txnId)
             if not record.request.startedWriting:
-                answer = faultAnswer(internalError(), txnId)
-                send(record.request, answer, txnId)
-        self.requestLog.end(record, answer.code)
+                response = faultResponse(internalError(), txnId)
+                send(record.request, response, txnId)
+        self.requestLog.end(record, response.code)
 
-    async def _outcome(self, record: RequestRecord) -> Answer:
+    async def _outcome(self, record: RequestRecord) -> Response:
         request = record.request
         _checkSize(request)
         target = resolve(request.method, request.path)

@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.web import server
 from twisted.web.http import Request as HTTPRequest
 
+from ...util.waiters import Waiters
 from .admission import AdmissionQueue, KnownAddresses
 from .channel import Api, ApiChannel
 from .connections import ConnectionLimits, Connections
@@ -50,7 +51,7 @@ class ApiSite(server.Site):
         self._ports: list[Any] = []
         self._isPaced = False
         self._channels: set[ApiChannel] = set()
-        self._drained: list[Deferred[None]] = []
+        self._drained: Waiters[None] = Waiters()
 
     def log(self, request: HTTPRequest) -> None:
         """Twisted's access log is not wanted; there is one of our own."""
@@ -60,7 +61,7 @@ class ApiSite(server.Site):
         return [b"http/1.1"]
 
     def pace(self, port: IListeningPort) -> None:
-        """Let a listener of this site accept few connections in a turn of the reactor."""
+        """Let a listener of this site accept only a few connections in a turn of the reactor."""
         if hasattr(port, "numberAccepts"):
             self._ports.append(port)
             self._slowDown()
@@ -86,21 +87,18 @@ class ApiSite(server.Site):
         if not self._channels:
             self.queue.stop()
             self.handshakes.stop()
-            waiting, self._drained = self._drained, []
-            for each in waiting:
-                each.callback(None)
+            self._drained.fire(None)
 
     def drain(self, seconds: float) -> Deferred[None]:
         """
-        Close every connection: idle ones now, the others with the answer to what they have asked.
+        Close every connection: idle ones now, the others with the response to their request.
 
         :param seconds: after so long, connections are closed whatever happens on them.
         :return: fires when no connection is left.
         """
         if not self._channels:
             return succeed(None)
-        drained: Deferred[None] = Deferred()
-        self._drained.append(drained)
+        drained = self._drained.wait()
         abort = self.reactor.callLater(seconds, self._abort)
         for channel in list(self._channels):
             channel.endSoon()

@@ -1,8 +1,7 @@
 """
-The pages beside the API: what an operator, or a program that looks after the registry, asks it.
+The pages beside the API, for operators and monitoring: health, metrics and the description of the API.
 
-They need no token, and are outside ``/v1.0`` and ``/v2.0``: the protocol knows nothing of them. They are framed as all
-answers are (:mod:`txserviceregistry.registry.http.messages`), and answer ``GET`` and ``HEAD``.
+They need no token, are outside ``/v1.0`` and ``/v2.0``, and take ``GET`` and ``HEAD``.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from ..faults import forbidden
 from ..statistics import Sources
 from . import openapi
 from .health import Health
-from .messages import Answer, baseUrl
+from .messages import Response, baseUrl
 
 if TYPE_CHECKING:
     from .metrics import Metrics
 
-#: By path, what answers a request for it.
-Pages: TypeAlias = Mapping[str, Callable[[Request], Awaitable[Answer]]]
+#: By path, the handlers of pages.
+Pages: TypeAlias = Mapping[str, Callable[[Request], Awaitable[Response]]]
 
 NO_PAGES: Pages = MappingProxyType({})
 
-#: Who may have the metrics: everybody, clients on this machine, nobody.
+#: Who may read the metrics: every client, clients on this machine, none.
 ANYWHERE = "anywhere"
 LOOPBACK = "loopback"
 OFF = "off"
@@ -46,19 +45,19 @@ No metrics: prometheus_client is not installed. Install it where the registry ru
 
 class StatusPages:
     """
-    Answers the pages.
+    The pages of a registry.
 
     :param health: of this registry.
     :param sources: of this registry's metrics; there is no page of them if there are none.
     :param audience: who may have the metrics: :data:`ANYWHERE`, :data:`LOOPBACK` or :data:`OFF`.
-    :ivar pages: the table of them: by path, what answers it.
+    :ivar pages: their handlers, by path.
     """
 
     def __init__(self, health: Health, sources: Sources | None = None, audience: str = LOOPBACK) -> None:
         self._health = health
         self._audience = audience
         self._translated: Metrics | None = None
-        pages: dict[str, Callable[[Request], Awaitable[Answer]]] = {
+        pages: dict[str, Callable[[Request], Awaitable[Response]]] = {
             "/health": self._getHealth,
             openapi.PATH: self._getDescription,
         }
@@ -66,7 +65,7 @@ class StatusPages:
             pages["/metrics"] = partial(self._getMetrics, sources)
         self.pages: Pages = MappingProxyType(pages)
 
-    async def _getHealth(self, request: Request) -> Answer:
+    async def _getHealth(self, request: Request) -> Response:
         report = await self._health.report()
         body = {
             "store": {"name": report.store, "state": report.state},
@@ -74,21 +73,21 @@ class StatusPages:
             "version": report.version,
         }
         # What was true a second ago must not be told by a cache an hour later.
-        return Answer(200 if report.isWell else 503, body, {"Cache-Control": "no-store"})
+        return Response(200 if report.isWell else 503, body, {"Cache-Control": "no-store"})
 
-    async def _getDescription(self, request: Request) -> Answer:
-        return Answer(200, text=openapi.document(baseUrl(request)))
+    async def _getDescription(self, request: Request) -> Response:
+        return Response(200, text=openapi.document(baseUrl(request)))
 
-    async def _getMetrics(self, sources: Sources, request: Request) -> Answer:
+    async def _getMetrics(self, sources: Sources, request: Request) -> Response:
         if self._audience != ANYWHERE and not _isOnThisMachine(request.getClientAddress()):
             raise forbidden("Metrics are available only on the registry's machine (see its option --metrics)")
         try:
             from .metrics import CONTENT_TYPE, Metrics
         except ImportError:
-            return Answer(501, headers={"Content-Type": "text/plain; charset=utf-8"}, text=_NOT_INSTALLED)
+            return Response(501, headers={"Content-Type": "text/plain; charset=utf-8"}, text=_NOT_INSTALLED)
         if self._translated is None:
             self._translated = Metrics(sources)
-        return Answer(200, headers={"Content-Type": CONTENT_TYPE}, text=self._translated.text())
+        return Response(200, headers={"Content-Type": CONTENT_TYPE}, text=self._translated.text())
 
 
 def _isOnThisMachine(address: IAddress) -> bool:

@@ -25,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import directlyProvides, providedBy
 
 from txserviceregistry.registry.http.connections import ConnectionLimits
-from txserviceregistry.registry.http.messages import Answer, inBytes
+from txserviceregistry.registry.http.messages import Response, inBytes
 from txserviceregistry.registry.http.server import ApiSite
 
 from ..wire import Api, Connection, Reply, parseReplies, requestBytes
@@ -64,12 +64,12 @@ class FramingCase(SynchronousTestCase):
 
 class AnswerTests(FramingCase):
     """
-    What every answer looks like.
+    What every response looks like.
     """
 
     def test_headers(self) -> None:
         """
-        Every answer says what and how long it is, bears an id of its own, and names the extensions.
+        Every response says what and how long it is, bears an id of its own, and names the extensions.
         """
         ids = set()
         for method, path, body, code in [
@@ -137,7 +137,7 @@ class AnswerTests(FramingCase):
 
     def test_oldHTTP(self) -> None:
         """
-        A client that speaks HTTP/1.0, or asks for it, gets its answer and then the connection is closed.
+        A client that speaks HTTP/1.0, or asks for it, gets its response and then the connection is closed.
         """
         old = requestBytes("GET", SERVICES, None, {"X-Auth-Token": self.api.token}, version="1.0")
         for data in (old, self.request(Connection="close")):
@@ -210,14 +210,14 @@ class AnswerTests(FramingCase):
 
     def test_aHeaderIsOneLine(self) -> None:
         """
-        Whatever a header of an answer is made of, it begins no other line.
+        Whatever a header of an response is made of, it begins no other line.
         """
-        answer = inBytes(Answer(400, headers={"Location": "/a\r\nSet-Cookie: b"}), "1", b"Bad Request")
-        self.assertIn(b"\r\nLocation: /a Set-Cookie: b\r\n", answer)
+        response = inBytes(Response(400, headers={"Location": "/a\r\nSet-Cookie: b"}), "1", b"Bad Request")
+        self.assertIn(b"\r\nLocation: /a Set-Cookie: b\r\n", response)
 
     def test_requestsLeaveNoGarbage(self) -> None:
         """
-        What a request was made of goes with its answer, and is not left to Python's collector: that would look at what
+        What a request was made of goes with its response, and is not left to Python's collector: it would look at what
         thousands of others wait with, too.
         """
         self.addCleanup(gc.enable)
@@ -345,7 +345,7 @@ class BodySizeTests(FramingCase):
 
     def test_answeredBeforeTheBodyComes(self) -> None:
         """
-        The answer does not wait for the body; the connection stays until the body has come, so that nothing is reset.
+        The response does not wait for the body; the connection stays until the body has come, so that nothing is reset.
         """
         data = self.create("web1", 5000)
         self.connection.send(data[:-5000])
@@ -501,7 +501,7 @@ class ConnectionTests(FramingCase):
 
     def test_idleEachByItself(self) -> None:
         """
-        Each has its two minutes, from whatever has come last; and so has one after an answer that took longer.
+        Each has its two minutes, from whatever has come last; and so has one after an response that took longer.
         """
         slow: Deferred[Any] = Deferred()
         self.patch(self.api.registry, "get", lambda *args: slow)
@@ -525,7 +525,7 @@ class ConnectionTests(FramingCase):
 
     def test_drain(self) -> None:
         """
-        Idle connections are closed at once, others with their answer; then the site is drained.
+        Idle connections are closed at once, others with their response; then the site is drained.
         """
         slow: Deferred[Any] = Deferred()
         self.patch(self.api.registry, "get", lambda *args: slow)
@@ -600,7 +600,7 @@ class SocketTests(TestCase):
 
     async def test_theRefusalIsRead(self) -> None:
         """
-        A client that sends all of a large body before it reads gets the answer, and not a reset.
+        A client that sends all of a large body before it reads gets the response, and not a reset.
         """
         for size in (5000, 100_000, 900_000):
             client = await self.connect()
@@ -611,7 +611,7 @@ class SocketTests(TestCase):
 
     async def test_answers(self) -> None:
         """
-        An ordinary request gets an ordinary answer.
+        An ordinary request gets an ordinary response.
         """
         client = await self.connect()
         client.transport.write(self.request(100))  # type: ignore[union-attr]
