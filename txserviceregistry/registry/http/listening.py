@@ -1,8 +1,8 @@
 """
-Where a registry listens: endpoint strings, and the files of those with TLS.
+Where a registry listens: endpoint strings, and the certificate files of those with TLS.
 
-Twisted's own parser of ``ssl:`` strings says what OpenSSL says when a file is not what it should be, and leaves out all
-certificates of a file but the first one: browsers may know the missing ones, programs don't.
+Twisted's own parser of ``ssl:`` strings repeats the errors of OpenSSL, and serves only the first certificate of a file.
+Browsers may know the missing ones, programs don't.
 """
 
 from __future__ import annotations
@@ -38,11 +38,10 @@ from ...util.logs import Logger
 from ...util.reloading import Reloaded
 from .handshakes import handshakingFactory
 
-#: So many days before its certificate expires, a registry that starts says so.
+#: A registry that starts warns so many days before its certificate expires.
 WARNING_DAYS = 14.0
-
-#: How many connections may wait to be accepted, where the endpoint string does not say. When a registry comes back, all
-#: of its clients connect at the same moment, and those for which there is no place try again only after a second.
+#: How many connections may wait to be accepted, unless the endpoint string says. When a registry comes back, all of its
+#: clients connect at the same moment, and those for which there is no place try again only after a second.
 BACKLOG = 1_000
 
 _EXAMPLE = "ssl:8443:privateKey=key.pem:certKey=cert.pem"
@@ -57,10 +56,9 @@ class EndpointError(ValueError):
 @attrs.frozen
 class ServerCertificate:
     """
-    What a listener with TLS shows.
+    The certificate of a listener.
 
-    :ivar certificate: the server's own.
-    :ivar options: the same with its key, and with the certificates between it and its authority's.
+    :ivar options: the same with its key and the intermediate certificates.
     """
 
     certificate: x509.Certificate
@@ -70,16 +68,15 @@ class ServerCertificate:
 @attrs.frozen
 class CertificateFiles:
     """
-    Where a listener's certificate is, as the endpoint string names it.
+    The files of a listener's certificate, as the endpoint string names them.
 
-    :ivar key: the file with the private key.
-    :ivar certificate: the file with the certificate; it may be the same.
-    :ivar between: the file with the certificates between it and its authority's, if they have one of their own.
+    :ivar certificate: may be the same file as the *key*.
+    :ivar intermediates: the file with the intermediate certificates, if they have one of their own.
     """
 
     key: str
     certificate: str
-    between: str | None = None
+    intermediates: str | None = None
 
     def load(self) -> Reloaded[dict[str, bytes], ServerCertificate]:
         """
@@ -88,8 +85,8 @@ class CertificateFiles:
         :raises EndpointError: if they can't be used.
         """
         names = {"certKey": self.certificate, "privateKey": self.key}
-        if self.between is not None:
-            names["extraCertChain"] = self.between
+        if self.intermediates is not None:
+            names["extraCertChain"] = self.intermediates
         # The working directory may be another one when they are read again.
         paths = {name: os.path.abspath(path) for name, path in names.items()}
 
@@ -103,16 +100,16 @@ class CertificateFiles:
         return Reloaded(f"TLS certificate {self.certificate}", list(paths.values()), read, self._made, whyNot=whyNot)
 
     def _made(self, texts: dict[str, bytes]) -> ServerCertificate:
-        own, *between = _certificates("certKey", self.certificate, texts["certKey"])
-        if self.between is not None:
-            between = _certificates("extraCertChain", self.between, texts["extraCertChain"])
+        own, *intermediates = _certificates("certKey", self.certificate, texts["certKey"])
+        if self.intermediates is not None:
+            intermediates = _certificates("extraCertChain", self.intermediates, texts["extraCertChain"])
         text, key = _privateKey(self.key, texts["privateKey"])
         if key.public_key() != own.public_key():
             raise EndpointError(f"the private key in {self.key} does not match the certificate in {self.certificate}")
         options = CertificateOptions(
             privateKey=load_privatekey(FILETYPE_PEM, text),
             certificate=X509.from_cryptography(own),
-            extraCertChain=[X509.from_cryptography(each) for each in between] or None,
+            extraCertChain=[X509.from_cryptography(each) for each in intermediates] or None,
             # A client that resumes its session needs no signature.
             enableSessionTickets=True,
         )
@@ -124,25 +121,11 @@ class CertificateFiles:
 
 
 @implementer(IOpenSSLServerConnectionCreator)
-class _Current:
-    """
-    Makes each connection with the certificate of that moment. A changed certificate comes with a context of its own, so
-    that a session of the earlier one is not resumed: its client shakes hands in full, and sees the new certificate.
-    """
-
-    def __init__(self, files: Reloaded[dict[str, bytes], ServerCertificate]) -> None:
-        self._files = files
-
-    def serverConnectionForTLS(self, protocol: object) -> Connection:
-        return Connection(self._files.current().options.getContext(), None)
-
-
 class TLSEndpoint(SSL4ServerEndpoint):
     """
-    Listens with TLS. The certificate and its key are read again when their files have changed; open connections stay as
-    they are.
+    Listens with TLS. The certificate and its key are read again when their files have changed. Open connections stay as
+    they are. A session of an earlier certificate is not resumed, so its client sees the new one.
 
-    :param files: where the certificate is.
     :raises EndpointError: if the files can't be used.
     :ivar onChange: called when there is another certificate.
     """
@@ -152,10 +135,8 @@ class TLSEndpoint(SSL4ServerEndpoint):
     def __init__(self, reactor: Any, port: int, files: CertificateFiles, backlog: int, interface: str) -> None:
         self._loaded = files.load()
         self._loaded.onChange = self._changed
-        current = _Current(self._loaded)
-        super().__init__(reactor, port, current, backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
+        super().__init__(reactor, port, self, backlog, interface)  # type: ignore[no-untyped-call] # Twisted's own
         self._plain = TCP4ServerEndpoint(reactor, port, backlog, interface)
-        self._current = current
         self.onChange: Callable[[], object] = lambda: None
         self.path = files.certificate
         self._keyPath = files.key
@@ -174,14 +155,18 @@ class TLSEndpoint(SSL4ServerEndpoint):
         self._warn()
         self.onChange()
 
+    def serverConnectionForTLS(self, protocol: object) -> Connection:
+        """See :class:`~twisted.internet.interfaces.IOpenSSLServerConnectionCreator`."""
+        return Connection(self._loaded.current().options.getContext(), None)
+
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """
-        Listen, and say it if clients will not like the certificate, or if the key is everybody's.
+        Listen, and warn if clients will refuse the certificate or other users can read the key.
 
         :return: fires with the port.
         """
         self._warn()
-        listening: Deferred[IListeningPort] = self._plain.listen(handshakingFactory(self._current, protocolFactory))
+        listening: Deferred[IListeningPort] = self._plain.listen(handshakingFactory(self, protocolFactory))
         return listening
 
     def _warn(self) -> None:
@@ -194,24 +179,20 @@ class TLSEndpoint(SSL4ServerEndpoint):
             self._log.warn("Certificate {path} expires in {days:.1f} days", path=self.path, days=days)
         if not namesOf(certificate):
             self._log.warn("Certificate {path} has no subjectAltName; clients will refuse it", path=self.path)
-        if _isEverybodys(self._keyPath):
-            self._log.warn(
-                "Private key {path} is readable by all users of this machine; run chmod o= {path}",
-                path=self._keyPath,
-            )
+        if _isReadableByAll(self._keyPath):
+            text = "Private key {path} is readable by all users of this machine; run chmod o= {path}"
+            self._log.warn(text, path=self._keyPath)
 
     @property
     def ownAuthority(self) -> bytes | None:
-        """The certificate as PEM, if nobody but itself vouches for it, so that clients have to be given it."""
-        if not isSelfSigned(self.certificate):
-            return None
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
+        """The certificate as PEM if it is self-signed, so that clients need a copy of it."""
+        return self.certificate.public_bytes(serialization.Encoding.PEM) if isSelfSigned(self.certificate) else None
 
     def hostFor(self, address: str) -> str:
         """
-        Under which host programs on this machine reach a listener so that the certificate is for it.
+        The host under which programs on this machine reach the listener so that the certificate is for it.
 
-        :param address: what it listens on, as programs on this machine reach it.
+        :param address: where they reach it.
         """
         names = namesOf(self.certificate)
         if address in names:
@@ -225,7 +206,6 @@ class TLSEndpoint(SSL4ServerEndpoint):
 
 def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
-    :param reactor: what will listen.
     :param description: an endpoint string, such as ``tcp:8880:interface=127.0.0.1``.
     :raises EndpointError: if it begins with ``ssl:`` or ``systemd:`` and can't be used, or something is missing.
     :raises Exception: if any other one can't be used; the parsers of Twisted and of plugins raise anything.
@@ -239,16 +219,15 @@ def parseEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     except LookupError:
         if not description.startswith("systemd:"):
             raise
-        raise EndpointError(
-            "systemd passed no such socket; check the .socket unit, and start the service through systemd"
-        )
+        text = "systemd passed no such socket; check the .socket unit, and start the service through systemd"
+        raise EndpointError(text)
     except TypeError:
         # What Twisted says is about the arguments of its functions.
         raise EndpointError("missing or unknown arguments; example: tcp:8880:interface=127.0.0.1")
     return endpoint
 
 
-def _isEverybodys(path: str) -> bool:
+def _isReadableByAll(path: str) -> bool:
     try:
         return bool(os.stat(path).st_mode & (stat.S_IROTH | stat.S_IWOTH))
     except OSError:
@@ -275,7 +254,7 @@ def _tlsEndpoint(reactor: Any, description: str) -> TLSEndpoint:
 
 
 def _argumentsOf(description: str) -> dict[str, str]:
-    """The arguments of an endpoint string; a backslash takes the meaning from a colon, an equals sign, or another."""
+    """The arguments of an endpoint string; a backslash escapes a colon, an equals sign, or another one."""
     arguments: dict[str, str] = {}
     for part in re.findall(r"(?:[^\\:]|\\.)+", description)[1:]:
         name, equals, value = re.fullmatch(r"((?:[^\\=]|\\.)*)(=?)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]  # it matches everything
@@ -338,8 +317,8 @@ class Listener:
     A port as programs on this machine see it.
 
     :ivar root: its URL, without a path.
-    :ivar isLocal: whether it is reached without leaving the machine, and without TLS.
-    :ivar ownAuthority: the PEM certificate that its clients have to be given.
+    :ivar isLocal: whether it is reached on loopback, without TLS.
+    :ivar ownAuthority: see :attr:`TLSEndpoint.ownAuthority`.
     """
 
     root: str
@@ -349,9 +328,8 @@ class Listener:
 
 def listenerOf(endpoint: IStreamServerEndpoint, port: IListeningPort) -> Listener | None:
     """
-    :param endpoint: what has made
-    :param port: this port.
-    :return: ``None`` if it has no address of its own.
+    :param endpoint: made the *port*.
+    :return: ``None`` if the port has no address of its own.
     """
     address = port.getHost()
     if not isinstance(address, (IPv4Address, IPv6Address)):
