@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from .._version import __version__
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
+from ..util.waiters import Waiters
 from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION
@@ -119,12 +120,12 @@ class RegistryService(Service):
         self._metrics = metrics
         self._accessLog = accessLog
         self._wallClock = wallClock
-        # What is to be done at the end, in the opposite order.
+        # The names and functions of what has to be ended, in the opposite order.
         self._endings: list[tuple[str, Callable[[], object]]] = []
         self._starting: Deferred[None] | None = None
         self._outcome: list[IListeningPort] | StartFailed | None = None
-        self._waiting: list[Deferred[list[IListeningPort]]] = []
-        # What listens, and the port that it has made.
+        self._waiting: Waiters[list[IListeningPort]] = Waiters()
+        # Each endpoint, and the port that it has made.
         self._listening: list[tuple[IStreamServerEndpoint, IListeningPort]] = []
         self._unheard: IDelayedCall | None = None
 
@@ -143,8 +144,7 @@ class RegistryService(Service):
         :return: fires with the ports when requests are answered; fails with :class:`StartFailed` if the start fails or
             has failed, when all that it had opened is closed.
         """
-        waiter: Deferred[list[IListeningPort]] = Deferred()
-        self._waiting.append(waiter)
+        waiter = self._waiting.wait()
         self._heard()
         if self._outcome is not None:
             self._tell(self._outcome)
@@ -232,7 +232,7 @@ class RegistryService(Service):
         )
         self._endings.append(("the rules", registry.stop))
         await registry.start()
-        self._tellWhatThereIs(store, registry)
+        self._logStart(store, registry)
         rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit, self._rateWindow)
         accessLog = self._openAccessLog()
         requestLog = RequestLog(accessLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
@@ -268,7 +268,7 @@ class RegistryService(Service):
 
     def _publishUrls(self) -> None:
         """
-        Say where the registry listens, to the programs of this machine as well.
+        Write the URLs of the registry into the data directory, for the programs of this machine.
 
         :raises DataDirectoryError: if that can't be written.
         """
@@ -279,7 +279,7 @@ class RegistryService(Service):
             self._directory.keepUrls(best.root + "/v1.0", best.root + "/v2.0", best.ownAuthority)
 
     def _certificateChanged(self) -> None:
-        # The names in it may be others, and a self-signed one has to be trusted.
+        # Its names may have changed, and a self-signed one has to be trusted.
         try:
             self._publishUrls()
         except DataDirectoryError as error:
@@ -288,7 +288,7 @@ class RegistryService(Service):
     def _secureEndpoints(self) -> list[TLSEndpoint]:
         return [endpoint for endpoint, _ in self._listening if isinstance(endpoint, TLSEndpoint)]
 
-    def _tellWhatThereIs(self, store: IStore, registry: Registry) -> None:
+    def _logStart(self, store: IStore, registry: Registry) -> None:
         services = registry.figures().services
         self._log.info(
             "The registry (txserviceregistry {version}) starts over its {store} store{where}: "
@@ -326,7 +326,7 @@ class RegistryService(Service):
         try:
             return parseEndpoint(self._reactor, endpoint)
         except Exception as error:
-            # The parsers raise anything, and so do plugins.
+            # Parsers of plugins raise anything.
             raise StartFailed(f"can't listen on {endpoint}: {error}")
 
     def _makeStore(self) -> IStore:
@@ -346,7 +346,7 @@ class RegistryService(Service):
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
 
     def _isNewStore(self) -> bool:
-        # Only of its own file a registry can tell. Of other stores it is for the users in them to show.
+        # Other stores than a registry's own file are new if they have no users.
         return self._store != "sqlite" or not self._directory.hasStore()
 
     def _firstCredentials(self) -> tuple[str, str]:
@@ -358,8 +358,8 @@ class RegistryService(Service):
 
     async def _makeFirstUser(self, identity: Identity, isNew: bool) -> None:
         """
-        See that somebody can enter: unless there are users, there is the one whose credentials are in the raxrc. To a
-        store that is new such a user is made; if it is not, its users were taken away, and that is not undone here.
+        Make a user with the credentials in the raxrc, in a store without users. If the store is not new and there are
+        no credentials, its users were removed, which is not undone.
         """
         if not await identity.listUsers():
             if isNew or self._directory.credentials() is not None:
@@ -374,7 +374,7 @@ class RegistryService(Service):
         try:
             await identity.addUser(name, key=key)
         except ObjectExists:
-            # Another registry over the same store was quicker, with another key.
+            # Another registry over the same store has added it, with another key.
             if not areThere:
                 self._directory.forgetCredentials()
         else:
@@ -390,7 +390,7 @@ class RegistryService(Service):
             advice = ". Stop the process that has the port, or choose another port" if inUse else ""
             raise StartFailed(f"can't listen on {where}: {reason}{advice}")
         except Exception as error:
-            # An endpoint may be anybody's.
+            # Endpoints of plugins raise anything.
             raise StartFailed(f"can't listen: {error}")
         self._endings.append(("a listener", port.stopListening))
         site.pace(port)
@@ -398,9 +398,7 @@ class RegistryService(Service):
 
     def _explained(self, failure: Failure) -> StartFailed:
         error = failure.value
-        if isinstance(error, StartFailed):
-            return StartFailed(" ".join(str(error).split()))
-        if isinstance(error, (DataDirectoryError, StoreRefused, StoreUnavailable, InvalidUser)):
+        if isinstance(error, (StartFailed, DataDirectoryError, StoreRefused, StoreUnavailable, InvalidUser)):
             return StartFailed(" ".join(str(error).split()))
         if not self.running:
             return StartFailed("stopped before it was listening")
@@ -409,15 +407,10 @@ class RegistryService(Service):
 
     def _tell(self, outcome: list[IListeningPort] | StartFailed) -> None:
         self._outcome = outcome
-        waiting, self._waiting = self._waiting, []
-        if isinstance(outcome, StartFailed) and not waiting and self.running:
-            # Who starts a registry has until the next turn of the reactor to ask how that went.
+        if isinstance(outcome, StartFailed) and not self._waiting and self.running:
+            # Until the next turn of the reactor the caller of startService can ask for the outcome.
             self._unheard = self._reactor.callLater(0, self._logReason, outcome)
-        for each in waiting:
-            if isinstance(outcome, StartFailed):
-                each.errback(outcome)
-            else:
-                each.callback(outcome)
+        self._waiting.fire(Failure(outcome) if isinstance(outcome, StartFailed) else outcome)
 
     def _logReason(self, reason: StartFailed) -> None:
         self._unheard = None
@@ -434,7 +427,7 @@ class RegistryService(Service):
         latest = self._reactor.seconds() + END_SECONDS
         while self._endings:
             what, end = self._endings.pop()
-            # What comes late still gets its moment: unlocking and closing take no time when nothing is wrong.
+            # Late ones have a moment too: unlocking and closing take no time when nothing is wrong.
             left = max(latest - self._reactor.seconds(), 0.1)
             try:
                 await maybeDeferred(end).addTimeout(left, self._reactor)

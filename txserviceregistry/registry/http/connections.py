@@ -1,9 +1,8 @@
 """
-How many connections there may be, and which one has to go when there are too many.
+How many connections there may be, and which one is closed when there are too many.
 
-A connection that has brought a whole request with a valid token is kept. A connection that was opened and brings
-nothing is closed first, whatever its address and however many such connections there are.
-:mod:`txserviceregistry.registry.http.server` has the connections themselves.
+Connections without a request are closed first, whatever their address and however many there are; those that have
+brought a request with a valid token are kept.
 """
 
 from __future__ import annotations
@@ -32,19 +31,18 @@ LOG_INTERVAL = 60.0
 @attrs.frozen
 class ConnectionLimits:
     """
-    What clients may take of a registry. One connection costs about 15 KB of memory, and twice as much while a request
-    waits on it.
+    How much of a registry clients may use. One connection takes about 15 KB of memory, and twice as much while a
+    request waits on it.
 
-    :ivar connections: how many in all. It is fewer where the process may not open so many files.
+    :ivar connections: how many in all; fewer where the process may not open so many files.
     :ivar perClient: how many from one address.
     :ivar requestSeconds: how long a request may take to come in whole, from its first byte, and how long a new
-        connection may take to bring its first one.
-    :ivar idleSeconds: how long a connection is kept between two requests. The longest heartbeat interval is shorter, so
-        that a client that does nothing but beat keeps its connection.
+        connection may be open without one.
+    :ivar idleSeconds: how long a connection is kept between two requests; longer than any heartbeat interval.
     :ivar followers: how many requests may wait for events in all.
     :ivar followersPerTenant: how many of one tenant.
-    :ivar unfinishedBytes: how much is kept of the requests that have not come in whole, all together, from connections
-        that have never shown a token; more than one request can have.
+    :ivar unfinishedBytes: how much may be kept of all unfinished requests from connections that have never shown a
+        valid token; more than one request can have.
     """
 
     connections: int = 10_000
@@ -57,13 +55,11 @@ class ConnectionLimits:
 
     def within(self, files: int) -> ConnectionLimits:
         """
-        The same, as far as they can be kept to.
-
-        :param files: how many files the process may open.
+        The same for a process that may open so many *files*.
         """
-        # Of very few, half: the store and the listeners need no more than some twenty.
+        # Half of very few: the store and the listeners need some twenty.
         connections = max(1, min(self.connections, max(files - RESERVED_FILES, files // 2)))
-        # Requests that wait for events hold their connections for a minute: some have to be left for others.
+        # Requests that wait for events occupy their connections for a minute: some are left for others.
         return attrs.evolve(self, connections=connections, followers=min(self.followers, connections * 4 // 5))
 
 
@@ -74,9 +70,7 @@ def availableFiles() -> int:
 
 
 def raiseFileLimit(limits: ConnectionLimits) -> None:
-    """
-    Let this process open as many files as the connections need, as far as it may decide that itself.
-    """
+    """Let this process open as many files as the connections need, up to its hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limits.connections + RESERVED_FILES
     if hard != resource.RLIM_INFINITY:
@@ -87,8 +81,8 @@ def raiseFileLimit(limits: ConnectionLimits) -> None:
 
 def peerOf(address: IAddress) -> str:
     """
-    Whom a connection is counted for: its address. One that has an IPv6 address has as many as it likes, in a network
-    of 64 bits.
+    The client that a connection is counted for: its IPv4 address, or its IPv6 network of 64 bits, because a client has
+    as many IPv6 addresses as it likes.
     """
     if isinstance(address, IPv4Address):
         return address.host
@@ -100,11 +94,11 @@ def peerOf(address: IAddress) -> str:
 
 class Evictable(Protocol):
     """
-    What is kept here.
+    A connection.
 
-    :ivar peer: the address that it comes from.
-    :ivar isKnown: whether it has brought a request with a token that counts, or credentials that do.
-    :ivar hasUnread: whether something has come on it that has not been read so far.
+    :ivar peer: see :func:`peerOf`.
+    :ivar isKnown: whether it has brought a request with a valid token, or valid credentials.
+    :ivar hasUnread: whether something has come that has not been read so far.
     """
 
     peer: str
@@ -121,9 +115,7 @@ class Evictable(Protocol):
 
 
 class _Waiting:
-    """
-    Connections that could be closed without harm to a request, those that have waited longest first.
-    """
+    """Connections that could be closed without harm to a request, those that have waited longest first."""
 
     def __init__(self) -> None:
         # By connection, since when. A dict keeps the order in which things came; and what comes again, comes last.
@@ -173,12 +165,11 @@ class _Waiting:
 
 class Connections:
     """
-    All connections of a registry. When there are as many as may be, a new one takes the place of one that waits: the
-    one of an unauthenticated client that has waited longest. If there is none, and at least half of all connections are
-    known ones that wait, the known one that has waited longest is closed. Otherwise the new one is closed: requests are
-    being answered on all, or have just come. When the unfinished requests of unauthenticated clients take too much
-    memory, the connection is closed whose request has been under way longest. Connections that wait for too long are
-    closed in any case.
+    All connections of a registry. When there are too many, the one of an unauthenticated client is closed that has
+    waited longest for a request. If there is none, and at least half of all connections are known ones that wait, the
+    known one is closed that has waited longest. Otherwise the new one is closed: requests are being answered on all
+    others, or have just come. When the unfinished requests of unauthenticated clients take too much memory, the
+    connection with the oldest one is closed. Connections that wait for too long are closed in any case.
 
     :param limits: how many there may be.
     :param clock: the reactor.
