@@ -23,7 +23,8 @@ from txserviceregistry import __version__
 project = "txserviceregistry"
 author = "The txserviceregistry developers"
 version = release = __version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.graphviz"]
+sys.path.append(str(Path(__file__).parent))
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.graphviz", "charts"]
 exclude_patterns = ["*-figures.rst"]
 highlight_language = "python"
 default_role = None

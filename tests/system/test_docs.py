@@ -105,6 +105,17 @@ class PagesTests(SynchronousTestCase):
         named = set(re.findall(r"``([\w.-]+)(?:\[\w+\])?``", (DOCS / "dependencies.rst").read_text()))
         self.assertEqual((packages | extras.keys()) - named, set())
 
+    def test_chartsShowFigures(self) -> None:
+        """Each bar of a chart is a figure of a benchmark, or of a row of the fault table."""
+        performance, reliability = (
+            json.loads((DOCS / f"{kept}-figures.json").read_text()) for kept in ("performance", "reliability")
+        )
+        figures = {f"{name}: {each['name']}" for name, kept in performance.items() for each in kept["figures"]}
+        figures |= {f"{row}: {name}" for row, kept in reliability.items() for name in kept["figures"]}
+        bars = [bar for page in DOCS.glob("*.rst") for bar in re.findall(r"^   (\w+: .*) -> ", page.read_text(), re.M)]
+        self.assertEqual([bar for bar in bars if bar not in figures], [])
+        self.assertGreater(len(bars), 20)
+
     def test_readmeHasEachPage(self) -> None:
         """Who reads on from the README finds every page of the documentation."""
         pages = {page.name for page in DOCS.glob("*.rst") if not page.stem.endswith("-figures")} - {"index.rst"}
