@@ -1,6 +1,6 @@
 """
-Turns: what a great many that ask at once need (heartbeats to a registry, a registry's requests to etcd), so that they
-don't keep each other from getting anywhere.
+A limit on concurrent requests with priorities: for thousands of heartbeats to a registry, and a registry's requests to
+etcd.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from twisted.internet.defer import Deferred, succeed
 
 class PrioritySemaphore:
     """
-    So many at once may ask a server; the others wait, and the one with the nearest deadline is next.
+    A limited number of requests at a time; the others wait, and the one with the nearest deadline is next.
 
-    The time of a request begins when it is made. Ten thousand that are made together spend it on waiting for each
-    other, so that all of them fail, and are made again together. Those that wait here have not begun.
+    The timeout of a request begins when it is sent. Of ten thousand that are sent together, all would time out while
+    they wait for each other, and would be retried together. The timeout of those that wait here has not begun.
 
-    :param most: how many at once: enough to keep the connections busy, and few enough to be made, and answered, well
-        within the time of a request.
+    :param most: how many at a time: enough to keep the connections busy, and few enough to be answered well within the
+        timeout of a request.
     """
 
     def __init__(self, most: int = 100) -> None:
         self._free = most
         self._isGiving = False
         self._waiting: list[tuple[float, int, Deferred[None]]] = []
-        # Among those with the same deadline, who came first goes first.
+        # Requests with the same deadline keep their order.
         self._order = count()
 
     def take(self, deadline: float) -> Deferred[None]:
         """
-        Wait for a turn.
+        Wait for a place.
 
-        :param deadline: in seconds of one clock for all; infinity for who has none.
-        :return: fires with ``None`` when it has come; :meth:`give` it back then. May be cancelled before.
+        :param deadline: in seconds of one clock for all; infinity for none.
+        :return: fires with ``None`` when there is one; :meth:`give` it back then. May be cancelled before.
         """
         if self._free and not self._isGiving:
             self._free -= 1
@@ -44,9 +44,9 @@ class PrioritySemaphore:
         return turn
 
     def give(self) -> None:
-        """End a turn."""
+        """Give back a place."""
         self._free += 1
-        # Requests that are answered at once (in memory) come back here while they are made: one loop is enough.
+        # Requests that are answered at once (in memory) come back here while they are sent: one loop is enough.
         if self._isGiving:
             return
         self._isGiving = True

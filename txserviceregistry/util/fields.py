@@ -56,7 +56,7 @@ def checkedId(serviceId: Any) -> str:
     """
     The id of a service.
 
-    :raises TypeError: if it is no string.
+    :raises TypeError: if it is not a string.
     :raises ValueError: if no service can have it.
     """
     right = f"a service's id is a string of {ID_RULE}"
@@ -71,8 +71,8 @@ def checkedTimeout(heartbeatTimeout: Any) -> int:
     """
     A heartbeat timeout, in seconds.
 
-    :raises TypeError: if it is no number.
-    :raises ValueError: if it is none of :data:`HEARTBEAT_TIMEOUTS`.
+    :raises TypeError: if it is not a number.
+    :raises ValueError: if it is not in :data:`HEARTBEAT_TIMEOUTS`.
     """
     wrong = f"heartbeatTimeout is {heartbeatTimeout!r}, but it has to be a whole number of seconds from 3 to 120"
     if not isinstance(heartbeatTimeout, (int, float)):
@@ -115,7 +115,7 @@ def checkedMetadata(metadata: Any) -> dict[str, str]:
     """
     Metadata; ``None`` stands for none.
 
-    :raises TypeError: if they are no mapping of strings to strings.
+    :raises TypeError: if they are not a mapping of strings to strings.
     """
     if metadata is None:
         return {}

@@ -1,6 +1,5 @@
 """
-Files that are replaced as a whole, that only their owner may read, and without which a program can run for a while.
-Files that one process owns at a time.
+Files that are replaced as a whole, and that only their owner may read; locks on files.
 """
 
 from __future__ import annotations

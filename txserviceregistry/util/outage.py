@@ -1,5 +1,5 @@
 """
-What fails for a while, in two lines of the log.
+Outages in the log: one line when something begins to fail, and one when it works again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Outage:
         """
         It failed.
 
-        :param failure: an error that nobody expected. It is logged with its traceback, and begins an outage at once.
+        :param failure: an unexpected error. It is logged with its traceback, and begins an outage at once.
         :param isCertain: whether another try can't succeed, so that an outage begins at once.
         :param values: for the log.
         """

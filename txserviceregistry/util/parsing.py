@@ -1,5 +1,5 @@
 r"""
-How things are written on a command line, in an endpoint string and in a file of options.
+The formats of values on the command line, in endpoint strings and in files of options.
 
 Tags and metadata are ``a,b`` and ``key=value,key=value``: a comma separates; ``\,`` is a comma and ``\\`` a backslash,
 and any other backslash stands for itself. A duration is ``90s``, ``15m``, ``24h`` or ``30d``, or a plain number of
@@ -27,7 +27,7 @@ LONGEST_INTERVAL = 36_500 * 86_400.0
 LATEST = 253_402_300_799.0
 #: No client waits for longer than this because a response says so, in seconds.
 LONGEST_RETRY_AFTER = 3600.0
-# The periods of a rate: what is shorter can't be told from a burst, what is longer no client waits for.
+# The periods of a rate: a shorter one is a burst, and no client waits for a longer one.
 _PERIODS = ("1s", "366d")
 
 
@@ -40,15 +40,15 @@ def parseMetadata(text: str) -> dict[str, str]:
     """
     Pairs of a key and a value, separated by commas. A key ends at the first ``=``; its value may hold more of them.
 
-    :raises ValueError: if a piece is no pair, or a key is there twice.
+    :raises ValueError: if a piece is not a pair, or a key occurs twice.
     """
     pairs: dict[str, str] = {}
     for piece in _pieces(text):
         key, equals, value = piece.lstrip().partition("=")
         if not key or not equals:
-            raise ValueError(rf"{piece!r} is no key=value pair (a comma within a value is written \,)")
+            raise ValueError(rf"{piece!r} is not a key=value pair (write a comma within a value as \,)")
         if key in pairs:
-            raise ValueError(f"the key {key!r} is there twice")
+            raise ValueError(f"key {key!r} occurs twice")
         pairs[key] = value
     return pairs
 
@@ -67,10 +67,10 @@ def parseCount(text: str, least: int = 0) -> int:
     """
     A whole number, in digits.
 
-    :raises ValueError: if it is none, or less than *least* or more than 2147483647.
+    :raises ValueError: if it is not one, or less than *least* or more than 2147483647.
     """
     if not _COUNT.fullmatch(text) or not least <= int(text) <= _LARGEST_COUNT:
-        raise ValueError(f"{text!r} is no whole number from {least} to {_LARGEST_COUNT}")
+        raise ValueError(f"{text!r} is not a whole number from {least} to {_LARGEST_COUNT}")
     return int(text)
 
 
@@ -78,12 +78,12 @@ def parseDuration(text: str, least: str = "0s", most: str = "36500d") -> float:
     """
     A duration, in seconds: ``90``, ``90s``, ``1.5m``, ``24h``, ``30d``.
 
-    :param least: the shortest that will do, in the same form; *most* the longest.
-    :raises ValueError: if it is none, or out of these bounds.
+    :param least: the shortest that is allowed, in the same form; *most* the longest.
+    :raises ValueError: if it is not one, or out of these bounds.
     """
     seconds = _seconds(text)
     if not _seconds(least) <= seconds <= _seconds(most):
-        raise ValueError(f"{text!r} is not from {least} to {most}")
+        raise ValueError(f"{text!r} is not a duration from {least} to {most}")
     return seconds
 
 
@@ -129,20 +129,20 @@ def parseRate(text: str) -> tuple[int | None, float]:
     A rate: how many in which time. ``500000/24h``, ``100/1m``, ``10/s``; ``off`` is no limit.
 
     :return: the number, ``None`` for ``off``, and the time in seconds.
-    :raises ValueError: if it is none, or if the time is not from a second to 366 days.
+    :raises ValueError: if it is not one, or if the time is not from a second to 366 days.
     """
     if text == "off":
         return None, 86_400.0
     count, slash, period = text.partition("/")
     if not slash:
-        raise ValueError(f"{text!r} is no rate such as 500000/24h, 100/1m or 10/s, nor 'off'")
+        raise ValueError(f"{text!r} is not a rate such as 500000/24h, 100/1m or 10/s, or 'off'")
     return parseCount(count, 1), parseDuration("1" + period if period in _UNITS and period else period, *_PERIODS)
 
 
 def _seconds(duration: str) -> float:
     match = _DURATION.fullmatch(duration)
     if match is None:
-        raise ValueError(f"{duration!r} is no duration such as 90s, 15m, 24h or 30d")
+        raise ValueError(f"{duration!r} is not a duration such as 90s, 15m, 24h or 30d")
     return float(match[1]) * _UNITS[match[2]]
 
 

@@ -1,5 +1,5 @@
 """
-Secrets in what somebody else has written: they are blanked before anybody sees it.
+Redaction: secrets are removed from texts before they are logged, printed or raised.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-# So long a secret is no piece of any ordinary word: it is one wherever it stands.
-_NO_WORD = 16
+# A secret of this length is not part of an ordinary word, and is redacted wherever it occurs.
+_LONG = 16
 
-# Where a word begins: behind what is no letter and no digit, or looks like one but belongs to an escape, in a URL or a
+# The beginning of a word: after a character that is not a letter or digit, or that belongs to an escape in a URL or a
 # quoted text.
 _BEGINNING = r"(?:(?<![^\W_])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[abfnrtv])|(?<=\\x[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4}))"
 _END = r"(?![^\W_])"
 
 
-def redacted(text: str, secrets: Iterable[str], blank: str = "…") -> str:
+def redacted(text: str, secrets: Iterable[str], replacement: str = "…") -> str:
     """
-    *text* without secrets. What is a piece of a longer word is none, unless it has 16 characters or more: a token that
-    is ``bad`` leaves ``badRequest`` as it is.
+    *text* without secrets. A secret of less than 16 characters is not removed from within a word: a token that is
+    ``bad`` leaves ``badRequest`` as it is.
 
-    :param secrets: as they are written in the text; see :func:`spellings`.
-    :param blank: what stands there instead.
+    :param secrets: as they are written in the text; see :func:`encodings`.
+    :param replacement: takes the place of each.
     """
-    # The longest first: another one may be a piece of it.
+    # The longest first, because others may be part of it.
     found = sorted({secret for secret in secrets if secret and secret in text}, key=len, reverse=True)
     for secret in found:
-        text = re.sub(_pattern(secret), lambda _: blank, text)
+        text = re.sub(_pattern(secret), lambda _: replacement, text)
     return text
 
 
@@ -44,8 +44,8 @@ def encodings(secret: str) -> set[str]:
 
 
 def _pattern(secret: str) -> str:
-    if len(secret) >= _NO_WORD:
+    if len(secret) >= _LONG:
         return re.escape(secret)
-    # What begins or ends with another character than those of words stands by itself there.
+    # A secret that begins or ends with another character than a letter or digit is not within a word there.
     beginning, end = _BEGINNING if secret[0].isalnum() else "", _END if secret[-1].isalnum() else ""
     return f"{beginning}{re.escape(secret)}{end}"

@@ -1,5 +1,5 @@
 """
-Work that several callers want at the same time and that is done once, and a table of bounded size.
+Work that several callers want at the same time and that is done once; a cache of bounded size.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ CAPACITY = 10_000
 
 class BoundedCache(Generic[_K, _T]):
     """
-    A table of bounded size that forgets what was put into it longest ago.
+    A cache of bounded size; the oldest item goes first.
     """
 
     def __init__(self) -> None:
         self._items: dict[_K, _T] = {}
 
     def get(self, key: _K) -> _T | None:
-        """What is remembered under *key*, or ``None``."""
+        """The value of *key*, or ``None``."""
         return self._items.get(key)
 
     def put(self, key: _K, value: _T) -> None:
-        """Remember *value*, as the newest."""
+        """Keep *value*, as the newest."""
         self._items.pop(key, None)
         self._items[key] = value
         if len(self._items) > CAPACITY:
@@ -43,28 +43,28 @@ class BoundedCache(Generic[_K, _T]):
         self._items.pop(key, None)
 
     def items(self) -> list[tuple[_K, _T]]:
-        """All that is remembered, oldest first."""
+        """All items, oldest first."""
         return list(self._items.items())
 
 
 class SingleFlight(Generic[_K, _T]):
     """
-    Work that several callers want at the same time and that is done once. Each gets a Deferred of its own, so that
-    one who cancels takes nothing away from the others.
+    Work that several callers want at the same time and that is done once. Each caller has a Deferred of its own:
+    cancelling one leaves the others.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[_K, Waiters[_T]] = {}
 
     def __len__(self) -> int:
-        """How many works are under way."""
+        """How many pieces of work are under way."""
         return len(self._waiting)
 
     def do(self, key: _K, work: Callable[[], Deferred[_T]]) -> Deferred[_T]:
         """
-        :param key: works of the same key are one.
+        :param key: work with the same key is done once.
         :param work: begins the work, unless it is under way.
-        :return: fires with what the work brings.
+        :return: fires with the result of the work.
         """
         if key in self._waiting:
             return self._waiting[key].wait()

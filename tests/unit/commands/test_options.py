@@ -210,7 +210,7 @@ class ConfigFileTests(OptionsCase):
             ("a.toml", "store = 'paper'\n", "store: 'paper' is not one of"),
             ("a.toml", "store = ['memory', 'sqlite']\n", "store: only one value is allowed"),
             ("a.toml", "listen = []\n", "listen: the value is empty"),
-            ("a.toml", "max-services = true\n", "max-services: 'true' is no whole number"),
+            ("a.toml", "max-services = true\n", "max-services: 'true' is not a whole number"),
             ("a.toml", "max-services = 1979-05-27\n", "max-services: must be a string"),
             ("a.toml", "store = memory\n", "is not a valid TOML file"),
             ("a.toml", "store = 'memory'\n[service-registry]\nstore = 'sqlite'\n", "store is given twice"),

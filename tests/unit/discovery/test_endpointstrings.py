@@ -99,7 +99,7 @@ class ServerStringTests(SynchronousTestCase):
             (f"registered:id=web1:heartbeatTimeout=2:{good}", "heartbeatTimeout=2 is not a whole number"),
             (f"registered:id=web1:heartbeatTimeout=121:{good}", "from 3 to 120"),
             (f"registered:id=web1:heartbeatTimeout=x:{good}", "heartbeatTimeout=x is no"),
-            (f"registered:id=web1:metadata=a=b,c:{good}", "metadata: 'c' is no key=value pair"),
+            (f"registered:id=web1:metadata=a=b,c:{good}", "metadata: 'c' is not a key=value pair"),
             ("registered:id=web1:endpoint=tcp", "endpoint=tcp is not a server endpoint"),
             (r"registered:id=web1:endpoint=nonsense\:1", r"endpoint=nonsense:1 is not a server endpoint"),
             (r"registered:id=web1:endpoint=tcp\:x", "endpoint=tcp:x is not a server endpoint"),

@@ -82,8 +82,8 @@ class MetadataTests(SynchronousTestCase):
         self.assertEqual(parseMetadata(r"list=1\,2 ,b=C:\x"), {"list": "1,2 ", "b": r"C:\x"})
 
     def test_saysWhatIsNoPair(self) -> None:
-        """A piece without an equals sign, or without a key, or a key that is there twice is told."""
-        for text, said in (("a=b,novalue", "'novalue'"), ("=x", "'=x'"), ("a=1,a=2", "'a' is there twice")):
+        """A piece without an equals sign, or without a key, or a key that occurs twice is an error."""
+        for text, said in (("a=b,novalue", "'novalue'"), ("=x", "'=x'"), ("a=1,a=2", "key 'a' occurs twice")):
             error = self.assertRaises(ValueError, parseMetadata, text)
             self.assertIn(said, str(error))
 
@@ -111,7 +111,7 @@ class DurationTests(SynchronousTestCase):
         self.assertEqual(parseDuration("60m", "1h"), 3600)
         for text in ("59m", "2d"):
             error = self.assertRaises(ValueError, parseDuration, text, "1h", "1d")
-            self.assertEqual(str(error), f"{text!r} is not from 1h to 1d")
+            self.assertEqual(str(error), f"{text!r} is not a duration from 1h to 1d")
 
 
 class RateTests(SynchronousTestCase):
