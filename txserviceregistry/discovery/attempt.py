@@ -13,9 +13,7 @@ from service_identity import VerificationError
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.error import ConnectError
-from twisted.internet.interfaces import IConsumer, IProtocol, IStreamClientEndpoint, ITransport
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.python.failure import Failure
+from twisted.internet.interfaces import IConsumer, IProtocol, IStreamClientEndpoint
 from twisted.web.client import URI, Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseFailed
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgentEndpointFactory, IBodyProducer, IPolicyForHTTPS, IResponse
@@ -25,6 +23,7 @@ from ..http.agent import endpointTo
 from ..http.bodies import BytesProducer, Collector
 from ..util.deferred import returnsDeferred
 from .balancing import Balancer, TryNext, tryEach
+from .endpoints import WatchedProtocol
 from .instances import Instance
 from .target import Target
 
@@ -102,9 +101,9 @@ class BalancedRequest:
         if not headers.hasHeader(b"Host"):
             headers.setRawHeaders(b"Host", [target.hostFor(instance)])
         agent = Agent.usingEndpointFactory(connections.reactor, watch, connections.pool)
-        self._balancer.began(instance)
+        self._balancer.strategy.began(instance)
         use = ExitStack()
-        use.callback(self._balancer.ended, instance)
+        use.callback(self._balancer.strategy.ended, instance)
         try:
             response: IResponse = await agent.request(self._method, target.uriFor(instance), headers, watch.body)
         except Exception as error:
@@ -115,7 +114,7 @@ class BalancedRequest:
             if canRepeat and _isConnectionLost(error):
                 raise TryNext(error, wasReached=True)
             raise
-        self._balancer.succeeded(instance)
+        self._balancer.ejections.succeeded(instance)
         locations = response.headers.getRawHeaders(b"Location")
         if locations:
             response.headers.setRawHeaders(b"Location", [target.redirected(locations[0], instance)])
@@ -198,24 +197,6 @@ class _WatchedBody:
         return produced
 
 
-class _BodyReader(Protocol):
-    """Passes a body on, and ends the use with it."""
-
-    def __init__(self, wrapped: IProtocol, use: ExitStack) -> None:
-        self._wrapped = wrapped
-        self._use = use
-
-    def makeConnection(self, transport: ITransport) -> None:
-        self._wrapped.makeConnection(transport)
-
-    def dataReceived(self, data: bytes) -> None:
-        self._wrapped.dataReceived(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._use.close()
-        self._wrapped.connectionLost(reason)
-
-
 @implementer(IResponse)
 class _Response:
     """A response; the instance is in use until its body has been read."""
@@ -235,7 +216,7 @@ class _Response:
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """See IResponse."""
-        self._original.deliverBody(_BodyReader(protocol, self._use))
+        self._original.deliverBody(WatchedProtocol(protocol, self._use.close))
 
     def setPreviousResponse(self, response: IResponse) -> None:
         """See IResponse."""

@@ -1,17 +1,16 @@
 """
 Endpoints: connect to a tag instead of an address, and listen as a registered service.
 
-How both are written as strings is in :mod:`~txserviceregistry.discovery.endpointstrings`; what those share, in
-:mod:`~txserviceregistry.discovery.shared`.
+:mod:`~txserviceregistry.discovery.endpointstrings` has their string forms.
 """
 
 from __future__ import annotations
 
 import random as randomModule
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
-from typing import Protocol as Interface
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -42,16 +41,17 @@ from ..util.logs import Logger
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
 from .balancing import Balancer, TryNext, View, tryEach
 from .instances import HOST_KEYS, PORT_KEYS, Instance
+from .shared import Reference
 from .strategies import IStrategy
 
-#: Seconds that each instance is given to accept a connection, if not given.
+#: Seconds that each instance is given to accept a connection, by default.
 CONNECT_TIMEOUT = 5.0
 _SHORTEST_TIMEOUT = 0.001
 
 
 def checkedConnectTimeout(timeout: object) -> float:
     """
-    Seconds that each instance is given, as an argument or an endpoint string has them.
+    The timeout of an argument or an endpoint string, in seconds.
 
     :raises ValueError: if it is not a number from 0.001 to a hundred years.
     """
@@ -61,8 +61,8 @@ def checkedConnectTimeout(timeout: object) -> float:
         raise ValueError(f"timeout: {error}") from None
 
 
-class _Watched(Protocol):
-    """Stands between a transport and a protocol, and tells when the connection is over."""
+class WatchedProtocol(Protocol):
+    """Stands between a transport and a protocol, and calls *lost* when the connection is over."""
 
     def __init__(self, wrapped: Any, lost: Callable[[], None]) -> None:
         self.wrapped = wrapped
@@ -87,21 +87,9 @@ class _Watched(Protocol):
         self._lost()
         self.wrapped.connectionLost(reason)
 
-    def fileDescriptorReceived(self, descriptor: int) -> None:
-        """See IFileDescriptorReceiver."""
-        self.wrapped.fileDescriptorReceived(descriptor)
-
-    def readConnectionLost(self) -> None:
-        """See IHalfCloseableProtocol."""
-        self.wrapped.readConnectionLost()
-
-    def writeConnectionLost(self) -> None:
-        """See IHalfCloseableProtocol."""
-        self.wrapped.writeConnectionLost()
-
-    def handshakeCompleted(self) -> None:
-        """See IHandshakeListener."""
-        self.wrapped.handshakeCompleted()
+    def __getattr__(self, name: str) -> Any:
+        # For the methods of the optional interfaces.
+        return getattr(self.wrapped, name)
 
 
 @implementer(IProtocolFactory)
@@ -110,9 +98,9 @@ class _WatchingFactory:
         self._wrapped = wrapped
         self._lost = lost
 
-    def buildProtocol(self, addr: IAddress) -> _Watched | None:
+    def buildProtocol(self, addr: IAddress) -> WatchedProtocol | None:
         protocol = self._wrapped.buildProtocol(addr)
-        return None if protocol is None else _Watched(protocol, self._lost)
+        return None if protocol is None else WatchedProtocol(protocol, self._lost)
 
     def doStart(self) -> None:
         self._wrapped.doStart()
@@ -124,10 +112,10 @@ class _WatchingFactory:
 @implementer(IStreamClientEndpoint)
 class RegistryEndpoint:
     """
-    Connects to a living service with a tag, whichever it is.
+    Connects to a service with a tag.
 
-    Each :meth:`connect` picks an instance by the strategy, and another one when that can't be connected to; who
-    refused is passed over for a while.
+    Each :meth:`connect` picks an instance by the strategy, and another one when that can't be connected to. An instance
+    that refuses is not picked for a while.
     """
 
     def __init__(
@@ -145,7 +133,7 @@ class RegistryEndpoint:
         :param reactor: connects.
         :param directory: a :class:`~txserviceregistry.discovery.Directory` that runs. It stays the caller's.
         :param tag: which services.
-        :param strategy: ``round-robin``, ``random``, ``least-connections``, or one of its own.
+        :param strategy: ``round-robin``, ``random``, ``least-connections``, or a strategy object.
         :param timeout: seconds that each instance is given, 0.001 at least; also for how long the directory's first
             listing is waited for.
         :param near: our own ``region`` and ``zone``, to prefer what is near.
@@ -170,37 +158,21 @@ class RegistryEndpoint:
         balancer = self._balancer
 
         async def attempt(instance: Instance) -> IProtocol:
-            def ended() -> None:
-                balancer.ended(instance)
-
-            balancer.began(instance)
+            ended = partial(balancer.strategy.ended, instance)
+            balancer.strategy.began(instance)
             endpoint = endpointTo(self._reactor, instance.host, instance.port, self._timeout)
             try:
                 watched: Any = await endpoint.connect(_WatchingFactory(protocolFactory, ended))
-            except (ConnectError, OSError) as error:
+            except BaseException as error:
                 ended()
-                raise TryNext(error)
-            except BaseException:
-                ended()
+                if isinstance(error, (ConnectError, OSError)):
+                    raise TryNext(error)
                 raise
-            balancer.succeeded(instance)
+            balancer.ejections.succeeded(instance)
             protocol: IProtocol = watched.wrapped
             return protocol
 
         return tryEach(balancer, attempt, timeout=self._timeout)
-
-
-class Loan(Interface):
-    """A client that is borrowed; see :class:`txserviceregistry.discovery.shared.Loan`."""
-
-    client: Client
-
-    @property
-    def isOver(self) -> bool: ...
-
-    def onEnd(self, leave: Callable[[], object]) -> None: ...
-
-    def release(self) -> Deferred[None]: ...
 
 
 @implementer(IListeningPort)
@@ -212,17 +184,17 @@ class RegisteredPort:
         :meth:`stopListening`, so that clients that have just looked it up are not refused.
     """
 
-    def __init__(self, port: IListeningPort, service: RegisteredService, loan: Loan | None) -> None:
+    def __init__(self, port: IListeningPort, service: RegisteredService, reference: Reference | None) -> None:
         self.service = service
         self._port = port
-        self._loan = loan
+        self._reference = reference
         self._stopping: Deferred[None] | None = None
 
     def __repr__(self) -> str:
         return f"<RegisteredPort {self.service.serviceId!r} on {self._port!r}>"
 
     def startListening(self) -> None:
-        """See IListeningPort: it listens already."""
+        """See IListeningPort. It listens already."""
         self._port.startListening()
 
     def getHost(self) -> IAddress:
@@ -233,7 +205,7 @@ class RegisteredPort:
         """
         Remove the service from the registry, and then close the port.
 
-        :return: fires with ``None`` when both is done. A registry that does not answer is given three seconds.
+        :return: fires with ``None`` when both are done. A registry that does not respond is given three seconds.
         """
         if self._stopping is None:
             self._stopping = self._stop()
@@ -245,8 +217,8 @@ class RegisteredPort:
             await self.service.stopService()
             await maybeDeferred(self._port.stopListening)
         finally:
-            if self._loan is not None:
-                await self._loan.release()
+            if self._reference is not None:
+                await self._reference.release()
 
 
 @implementer(IStreamServerEndpoint)
@@ -254,15 +226,15 @@ class RegisteredEndpoint:
     """
     Listens, and is a registered service while it listens.
 
-    The real port goes into the metadata, and so does the host, if the port is bound to one address. Otherwise the
-    host is the local address of the connection to the registry. What the metadata say already is left alone.
+    The port's number is added to the metadata, and so is the host, if the port is bound to one address. Otherwise the
+    host is the local address of the connection to the registry. Metadata that are given are not replaced.
     """
 
     _log = Logger()
 
     def __init__(
         self,
-        client: Client | Callable[[], Loan],
+        client: Client | Callable[[], Reference],
         endpoint: IStreamServerEndpoint,
         serviceId: str,
         heartbeatTimeout: int = 30,
@@ -270,18 +242,18 @@ class RegisteredEndpoint:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """
-        :param client: speaks to the registry, and stays the caller's; or what borrows one when it begins to listen.
+        :param client: makes the requests, and stays the caller's; or a function that acquires a client for as long as
+            this listens.
         :param endpoint: where to listen.
         :param serviceId: see :class:`~txserviceregistry.RegisteredService`, here and below.
         :param heartbeatTimeout: seconds.
-        :param tags: what others find the service by.
-        :param metadata: what others should know of it.
-        :raises TypeError: if one of them is of a wrong type.
-        :raises ValueError: if no registry takes the id's length or the timeout.
+        :param tags: the service's tags.
+        :param metadata: the service's metadata.
+        :raises TypeError: if one of them has a wrong type.
+        :raises ValueError: if no registry accepts the id's length or the timeout.
         """
         self._client = client
         self._endpoint = endpoint
-        # Now, and not when a port is open already.
         self._serviceId = checkedId(serviceId)
         self._heartbeatTimeout = checkedTimeout(heartbeatTimeout)
         self._tags = checkedTags(tags)
@@ -293,38 +265,38 @@ class RegisteredEndpoint:
     @returnsDeferred
     async def listen(self, protocolFactory: IProtocolFactory) -> RegisteredPort:
         """
-        Listen, and begin to register: in the background, so that the registry may come up later.
+        Listen, and register in the background, also if the registry is not reachable yet.
 
         :return: fires with a :class:`RegisteredPort` when the port is open. Fails as the wrapped endpoint does, and
-            with :class:`~txserviceregistry.errors.InvalidSettings` if nothing says which registry it is.
+            with :class:`~txserviceregistry.errors.InvalidSettings` if no settings name the registry.
         """
         if isinstance(self._client, Client):
-            loan, client = None, self._client
+            reference, client = None, self._client
         else:
-            loan = self._client()
-            client = loan.client
+            reference = self._client()
+            client = reference.client
         try:
             port = await self._endpoint.listen(protocolFactory)
-            if loan is not None and loan.isOver:
+            if reference is not None and reference.isOver:
                 await maybeDeferred(port.stopListening)
                 raise RegistrationEnded(f"Service {self._serviceId} was stopped before it was registered")
         except BaseException:
-            if loan is not None:
-                await loan.release()
+            if reference is not None:
+                await reference.release()
             raise
         service = RegisteredService(
             client, self._serviceId, self._heartbeatTimeout, self._tags, self._withAddress(port.getHost())
         )
         service.startService()
-        if loan is not None:
-            loan.onEnd(service.stopService)
-        return RegisteredPort(port, service, loan)
+        if reference is not None:
+            reference.onEnd(service.stopService)
+        return RegisteredPort(port, service, reference)
 
     def _withAddress(self, address: IAddress) -> dict[str, str]:
         metadata = dict(self._metadata)
         if not isinstance(address, (IPv4Address, IPv6Address)):
             self._log.info(
-                "Service {id} listens on {address}, which is no host and port: its metadata don't say where it is",
+                "Service {id} listens on {address}, not on a host and port: its metadata have no address",
                 id=self._serviceId,
                 address=address,
             )

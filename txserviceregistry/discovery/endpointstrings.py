@@ -11,7 +11,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 from weakref import finalize
 
 from twisted.internet.defer import Deferred, fail
@@ -25,7 +26,7 @@ from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ..util.logs import Logger
 from ..util.parsing import parseMetadata, parseTags
 from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, checkedConnectTimeout
-from .shared import Loan, borrow
+from .shared import Reference, acquire
 from .strategies import strategyNamed
 
 _CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone")
@@ -34,12 +35,14 @@ _ENDPOINT_START = re.compile("[a-z][a-z0-9]*:")
 _SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
 _log = Logger()
 
+_T = TypeVar("_T")
+
 
 @implementer(IStreamClientEndpoint)
 class SharedRegistryEndpoint:
     """
-    A :class:`~txserviceregistry.discovery.RegistryEndpoint` over the directory that all strings share, which it
-    borrows with its first connect and gives back when nobody has this endpoint any more.
+    A :class:`~txserviceregistry.discovery.RegistryEndpoint` over the directory that all strings share. It refers to
+    that from its first connect until it is garbage.
     """
 
     def __init__(self, reactor: Any, tag: str, options: Mapping[str, Any]) -> None:
@@ -51,8 +54,8 @@ class SharedRegistryEndpoint:
         self._reactor = reactor
         self._tag = tag
         self._options = dict(options)
-        self._loan: Loan | None = None
-        self._end: Callable[[], object] = _nothing
+        self._reference: Reference | None = None
+        self._end: Callable[[], object] = lambda: None
         self._endpoint: RegistryEndpoint | None = None
 
     def __repr__(self) -> str:
@@ -62,57 +65,37 @@ class SharedRegistryEndpoint:
         """
         See :meth:`RegistryEndpoint.connect <txserviceregistry.discovery.RegistryEndpoint.connect>`.
 
-        :return: fires with the protocol; fails with :class:`~txserviceregistry.errors.InvalidSettings` too, if
-            nothing says which registry it is.
+        :return: fires with the protocol; fails with :class:`~txserviceregistry.errors.InvalidSettings` too, if no
+            settings name the registry.
         """
         try:
-            endpoint = self._borrowed()
+            endpoint = self._acquired()
         except InvalidSettings:
             return fail(Failure())
 
         def stillHere(result: Any) -> Any:
-            # Who has only the Deferred has the endpoint, until it fires.
-            self._reactor  # noqa: B018 (that it is named here is all)
+            # The Deferred refers to the endpoint until it fires.
+            self._reactor  # noqa: B018 (it is named for the reference only)
             return result
 
         return endpoint.connect(protocolFactory).addBoth(stillHere)
 
-    def _borrowed(self) -> RegistryEndpoint:
-        if self._endpoint is None or self._loan is None or self._loan.isOver:
+    def _acquired(self) -> RegistryEndpoint:
+        if self._endpoint is None or self._reference is None or self._reference.isOver:
             self._end()
-            self._loan = loan = borrow(self._reactor, reads=True)
-            self._end = end = finalize(self, _release, loan, self._reactor)
+            self._reference = reference = acquire(self._reactor, hasDirectory=True)
+            self._end = end = finalize(self, _release, reference, self._reactor)
             end.atexit = False
-            self._endpoint = RegistryEndpoint(self._reactor, loan.directory, self._tag, **self._options)
+            self._endpoint = RegistryEndpoint(self._reactor, reference.directory, self._tag, **self._options)
         return self._endpoint
 
 
-def _nothing() -> None:
-    """There is nothing to end yet."""
-
-
-def _release(loan: Loan, reactor: Any) -> None:
+def _release(reference: Reference, reactor: Any) -> None:
     def release() -> None:
-        loan.release().addErrback(lambda failure: _log.failure("Closing failed", failure))
+        reference.release().addErrback(lambda failure: _log.failure("Closing the shared client failed", failure))
 
-    # Nobody knows in which thread, and within which call, the garbage collector comes by.
+    # The garbage collector runs in any thread, and within any call.
     reactor.callFromThread(release)
-
-
-def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndpoint:
-    """:func:`registryFromString` for Twisted's parser; while a twistd starts, an error ends it with one line."""
-    try:
-        return registryFromString(reactor, *args, **kwargs)
-    except ValueError as error:
-        raise _orExit(reactor, error)
-
-
-def parseRegistered(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoint:
-    """:func:`registeredFromString` for Twisted's parser; while a twistd starts, an error ends it with one line."""
-    try:
-        return registeredFromString(reactor, *args, **kwargs)
-    except ValueError as error:
-        raise _orExit(reactor, error)
 
 
 def _orExit(reactor: Any, error: ServiceRegistryError | ValueError) -> BaseException:
@@ -124,22 +107,36 @@ def _orExit(reactor: Any, error: ServiceRegistryError | ValueError) -> BaseExcep
     return error
 
 
-def registryFromString(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndpoint:
+def _exits(parse: Callable[..., _T]) -> Callable[..., _T]:
+    """*parse*, whose errors end a twistd that starts with one line."""
+
+    @wraps(parse)
+    def parseOrExit(reactor: Any, *args: str, **kwargs: str) -> _T:
+        try:
+            return parse(reactor, *args, **kwargs)
+        except ValueError as error:
+            raise _orExit(reactor, error)
+
+    return parseOrExit
+
+
+@_exits
+def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndpoint:
     """
-    ``registry:TAG``, with ``strategy=``, ``timeout=`` (seconds that each instance is given), ``region=`` and
-    ``zone=`` (our own, to prefer what is near).
+    ``registry:TAG``, with ``strategy=``, ``timeout=`` (seconds that each instance is given), ``region=`` and ``zone=``
+    (our own, to prefer near instances).
 
     :param reactor: connects.
-    :raises ValueError: if there is something wrong with it.
+    :raises ValueError: if a parameter is not valid.
     """
     given = dict(kwargs)
     for name in given:
         if name not in _CLIENT_KEYS:
-            raise ValueError(f"registry: there is no {name!r} (there are: {', '.join(_CLIENT_KEYS)})")
+            raise ValueError(f"registry: unknown parameter {name!r} (known: {', '.join(_CLIENT_KEYS)})")
     tags = [*args, *([given.pop("tag")] if "tag" in given else [])]
     if len(tags) != 1 or not tags[0]:
         raise ValueError(
-            r"registry: it takes one tag, as in registry:web:strategy=random (a colon within a tag is written \:)"
+            r"registry: one tag is required, as in registry:web:strategy=random (a colon within a tag is written \:)"
         )
     options: dict[str, Any] = {}
     if "strategy" in given:
@@ -153,15 +150,16 @@ def registryFromString(reactor: Any, *args: str, **kwargs: str) -> SharedRegistr
     return SharedRegistryEndpoint(reactor, tags[0], options)
 
 
-def registeredFromString(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoint:
+@_exits
+def parseRegistered(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoint:
     r"""
     ``registered:id=ID:endpoint=ENDPOINT``, with ``tags=``, ``metadata=`` and ``heartbeatTimeout=``. The colons and
     backslashes of the wrapped endpoint are escaped with backslashes, and so is a comma within a tag or a value, with
-    two (``\\,``), because the string's own parser takes one away.
+    two (``\\,``), because the string's own parser removes one.
 
     :param reactor: listens.
-    :raises ValueError: if there is something wrong with it; if the wrapped endpoint was not quoted, the text has the
-        right spelling.
+    :raises ValueError: if a parameter is not valid; if the wrapped endpoint was not quoted, the text has the string
+        with the right quoting.
     """
     unknown = [name for name in kwargs if name not in _SERVER_KEYS]
     if args or unknown:
@@ -181,9 +179,9 @@ def registeredFromString(reactor: Any, *args: str, **kwargs: str) -> RegisteredE
         raise ValueError(rf"registered: metadata: {error}; in an endpoint string that is \\,")
     tags = parseTags(kwargs.get("tags", ""))
 
-    def client() -> Loan:
+    def client() -> Reference:
         try:
-            return borrow(reactor)
+            return acquire(reactor)
         except InvalidSettings as error:
             raise _orExit(reactor, error)
 
@@ -194,7 +192,7 @@ def _nested(reactor: Any, description: str) -> Any:
     try:
         return serverFromString(reactor, description)
     except RuntimeError:
-        # What Twisted's parser makes of a backslash with nothing behind it.
+        # Twisted's parser raises this for a backslash at the end.
         raise ValueError(rf"registered: endpoint={description} ends in a backslash that escapes nothing")
     except (TypeError, ValueError, LookupError, OSError) as error:
         raise ValueError(f"registered: endpoint={description} is not a server endpoint: {error}")
@@ -204,17 +202,17 @@ def _unquoted(args: Sequence[str], unknown: Sequence[str], kwargs: Mapping[str, 
     pieces = [*args, *(f"{name}={kwargs[name]}" for name in unknown)]
     nested = kwargs.get("endpoint")
     if nested is not None and ":" in nested:
-        # The endpoint was quoted. It is something else that was not.
+        # The endpoint was quoted, another value was not.
         return (
-            f"registered: unknown parameter {':'.join(pieces)!r} (there are: {', '.join(_SERVER_KEYS)}). "
+            f"registered: unknown parameter {':'.join(pieces)!r} (known: {', '.join(_SERVER_KEYS)}). "
             r"A colon within a value is written \:"
         )
     values = {name: kwargs[name] for name in _SERVER_KEYS if name in kwargs}
-    wrong = "the colons of the wrapped endpoint have to be escaped, so that it is one value"
+    wrong = "the colons of the wrapped endpoint have to be escaped"
     whole = ":".join([nested, *pieces] if nested is not None else pieces)
     if nested is None and len(pieces) <= (1 if "id" in values else 2) and _ENDPOINT_START.match(pieces[-1]):
         # The endpoint was quoted. A value before it can only be the id.
-        wrong, whole = "each value needs its name", pieces[-1]
+        wrong, whole = "each value needs a name", pieces[-1]
         values.update({"id": pieces[0]} if len(pieces) == 2 else {})
     values = {"id": "web1", **values, "endpoint": whole}
     right = ":".join(f"{name}={quoteStringArgument(values[name])}" for name in _SERVER_KEYS if name in values)

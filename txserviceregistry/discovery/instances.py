@@ -1,7 +1,7 @@
 """
-Where to connect: the address that a service gives of itself in its metadata.
+Instances: services with the address that their metadata have.
 
-The protocol says nothing of addresses. The keys that are looked at here are those that its clients have always used.
+The protocol does not define addresses. The metadata keys are those that its clients have always used.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import attrs
 
 from ..types import Service
 
-#: The metadata keys that may hold the host, and the port: the first that is there and not empty counts.
+#: The metadata keys that may have the host, and the port: the first one that is not empty is used.
 HOST_KEYS = ("host", "address", "ip", "service.host")
 PORT_KEYS = ("port", "service.port")
 
-#: The metadata key with the name that an instance's TLS certificate is for, if that is not its host.
+#: The metadata key with the name that the TLS certificate is for, if that is not the host.
 TLS_NAME_KEY = "tls.name"
 
 _PORT = re.compile(r"[0-9]{1,5}")
-# A host name (in ASCII, which all names have) or an IP address. What is more (a URL, a blank) is somebody's mistake.
+# A host name in ASCII, or an IP address; not a URL, and no blanks.
 _HOST = re.compile(r"(?:(?![/?#@\[\]\\])[!-~])+")
 _HIGHEST_PORT = 65535
 
-#: What tells one instance from another: a service that comes back at another address is another instance.
+#: Identifies an instance: a service that is registered again with another address is another instance.
 Key = tuple[str, str, int]
 
 
 class Unusable(ValueError):
-    """A service does not say where it is; the text says what is wrong."""
+    """A service has no valid address; the text says why."""
 
 
 @attrs.frozen
@@ -59,18 +59,18 @@ class Instance:
 
     @property
     def isEnabled(self) -> bool:
-        """Whether its metadata lets it be picked: ``status=disabled`` takes an instance out, and keeps it running."""
+        """Whether it may be picked: ``status=disabled`` in its metadata prevents that while it keeps running."""
         return self.metadata.get("status") != "disabled"
 
     @property
     def tlsName(self) -> str:
-        """The name that its certificate has to be for."""
+        """The name that its TLS certificate has to be for."""
         name = self.metadata.get(TLS_NAME_KEY, "").strip()
         return name if _HOST.fullmatch(name) else self.host
 
     @property
     def netloc(self) -> str:
-        """The address as it stands in a URL."""
+        """The address as in a URL."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
@@ -82,33 +82,33 @@ def _first(metadata: Mapping[str, str], keys: tuple[str, ...]) -> str:
         value = metadata.get(key, "").strip()
         if value:
             return value
-    raise Unusable(f"its metadata has no {keys[0]!r}")
+    raise Unusable(f"its metadata have no {keys[0]!r}")
 
 
 def readInstance(service: Service) -> Instance:
     """
-    Where a service is.
+    A service's instance.
 
-    :raises Unusable: if it does not say so.
+    :raises Unusable: if it has no valid address.
     """
     metadata = service["metadata"]
     host = _first(metadata, HOST_KEYS)
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     if not _HOST.fullmatch(host):
-        raise Unusable(f"{host!r} in its metadata is no host")
+        raise Unusable(f"{host!r} in its metadata is not a host")
     port = _first(metadata, PORT_KEYS)
     if not _PORT.fullmatch(port) or not 1 <= int(port) <= _HIGHEST_PORT:
-        raise Unusable(f"{port!r} in its metadata is no port from 1 to {_HIGHEST_PORT}")
+        raise Unusable(f"{port!r} in its metadata is not a port from 1 to {_HIGHEST_PORT}")
     return Instance(service["id"], host, int(port), metadata, tuple(service["tags"]))
 
 
 def instanceOf(service: Service) -> Instance | None:
     """
-    Where a service is.
+    The instance of a service.
 
-    :param service: a service, as the registry gives it.
-    :return: the instance, or ``None`` if the service does not say where it is.
+    :param service: a service, as the registry returns it.
+    :return: the instance, or ``None`` if the service's metadata have no valid address.
     """
     try:
         return readInstance(service)

@@ -1,11 +1,12 @@
 """
-What the endpoints out of strings share: one client and one directory for each reactor and registry, which are there as
-long as they are used.
+The client and the directory that endpoint strings share, one for each reactor and registry. They are closed with the
+last reference to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,13 +19,12 @@ from ..util.deferred import returnsDeferred, waitFor
 from ..util.logs import Logger
 from .directory import Directory
 
-_Key = tuple[object, ...]
 _log = Logger()
 
 
-class Loan:
+class Reference:
     """
-    Somebody's use of what is shared, from :func:`borrow` to :meth:`release`.
+    A reference to what is shared, from :func:`acquire` to :meth:`release`.
 
     :ivar client: the :class:`~txserviceregistry.Client`.
     """
@@ -33,82 +33,83 @@ class Loan:
         self.client = shared.client
         self._shared = shared
         self._directory = directory
-        self._atEnd: Callable[[], object] | None = None
+        self._leave: Callable[[], object] | None = None
 
     @property
     def directory(self) -> Directory:
-        """The directory of all services; only for who has asked for it."""
+        """The directory of all services, if this was acquired with it."""
         assert self._directory is not None
         return self._directory
 
     @property
-    def reads(self) -> bool:
-        """Whether this is a use of the directory."""
+    def hasDirectory(self) -> bool:
+        """Whether the directory is needed."""
         return self._directory is not None
 
     @property
     def isOver(self) -> bool:
-        """Whether all is closed, or being closed: there is something new to be borrowed then."""
+        """Whether everything is closed, or being closed, so that a new reference is needed."""
         return self._shared.ending is not None
 
     def onEnd(self, leave: Callable[[], object]) -> None:
-        """When everything is to be closed while this loan lasts, call *leave* first, and wait for its Deferred."""
-        self._atEnd = leave
+        """Before everything is closed while this reference lasts, call *leave*, and wait for its Deferred."""
+        self._leave = leave
 
     def leave(self) -> Deferred[object]:
-        """Do what has to be done before the client is closed."""
-        return succeed(None) if self._atEnd is None else maybeDeferred(self._atEnd)
+        """Do what has to be done before the client is closed; what fails is logged."""
+        left: Deferred[object] = succeed(None) if self._leave is None else maybeDeferred(self._leave)
+        return left.addErrback(_logFailure)
 
     def release(self) -> Deferred[None]:
         """
-        Give back what was borrowed. Once is enough, and more does nothing.
+        Give the reference back. Once is enough, and more does nothing.
 
-        :return: fires when whatever is closed because of it is closed.
+        :return: fires when everything that is closed because of it is closed.
         """
         return self._shared.release(self)
 
 
 class _Shared:
-    """One client, and one directory while there are readers."""
+    """One client, and one directory while a reference needs it."""
 
-    def __init__(self, client: Client, onEnd: Callable[[_Shared, Deferred[None]], None]) -> None:
+    def __init__(self, client: Client, onEnd: Callable[[Deferred[None]], None]) -> None:
         self.client = client
         self.ending: Deferred[None] | None = None
         self._onEnd = onEnd
-        self._loans: list[Loan] = []
+        self._references: list[Reference] = []
         self._directory: Directory | None = None
 
-    def lend(self, reads: bool) -> Loan:
-        if reads and self._directory is None:
+    def acquire(self, hasDirectory: bool) -> Reference:
+        if hasDirectory and self._directory is None:
             self._directory = Directory(self.client)
             self._directory.startService()
-        loan = Loan(self, self._directory if reads else None)
-        self._loans.append(loan)
-        return loan
+        reference = Reference(self, self._directory if hasDirectory else None)
+        self._references.append(reference)
+        return reference
 
-    def release(self, loan: Loan) -> Deferred[None]:
+    def release(self, reference: Reference) -> Deferred[None]:
         if self.ending is not None:
             return waitFor(self.ending)
-        if loan not in self._loans:
+        if reference not in self._references:
             return succeed(None)
-        self._loans.remove(loan)
-        if not self._loans:
+        self._references.remove(reference)
+        if not self._references:
             return self.end()
-        if not any(other.reads for other in self._loans):
+        if not any(other.hasDirectory for other in self._references):
             return self._stopDirectory()
         return succeed(None)
 
     def end(self) -> Deferred[None]:
-        """Close everything, after all who use it have left."""
+        """Close everything, after all references have left."""
         self.ending = ending = Deferred[None]()
-        self._onEnd(self, ending)
+        self._onEnd(ending)
         self._end().chainDeferred(ending)
         return waitFor(ending)
 
     @returnsDeferred
     async def _end(self) -> None:
         try:
-            await gatherResults([loan.leave().addErrback(_logFailure) for loan in self._loans])
+            await gatherResults([reference.leave() for reference in self._references])
             await self._stopDirectory()
         finally:
             await self.client.close()
@@ -117,11 +118,11 @@ class _Shared:
     async def _stopDirectory(self) -> None:
         directory, self._directory = self._directory, None
         if directory is not None:
-            await maybeDeferred(directory.stopService)
+            await directory.stopService()
 
 
 def _logFailure(failure: Any) -> None:
-    _log.failure("Leaving failed", failure)
+    _log.failure("Closing a shared client failed", failure)
 
 
 class _OnReactor:
@@ -129,17 +130,17 @@ class _OnReactor:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._open: dict[_Key, _Shared] = {}
+        self._open: dict[tuple[object, ...], _Shared] = {}
         self._ending: list[Deferred[None]] = []
         self._trigger: Any = None
         if IReactorCore.providedBy(reactor):
-            # Who runs a twistd application stops its servers in the same phase; those are waited for.
+            # A twistd application stops its servers in the same phase; those are waited for.
             self._trigger = reactor.addSystemEventTrigger("before", "shutdown", self.close)
 
-    def borrow(self, settings: Settings, reads: bool) -> Loan:
+    def acquire(self, settings: Settings, hasDirectory: bool) -> Reference:
         key = (
             settings.username,
-            # A client takes up the key that the file has by now.
+            # A client rereads the key in a file.
             settings.raxrcPath or settings.apiKey,
             settings.baseUrls,
             settings.authUrls,
@@ -147,22 +148,9 @@ class _OnReactor:
             settings.verify,
             settings.caFile,
         )
-        shared = self._open.get(key)
-        if shared is None:
-            client = Client(reactor=self._reactor, settings=settings)
-
-            def onEnd(shared: _Shared, ending: Deferred[None]) -> None:
-                del self._open[key]
-                self._ending.append(ending)
-                ending.addBoth(ended, ending)
-
-            def ended(result: Any, ending: Deferred[None]) -> Any:
-                self._ending.remove(ending)
-                self._forgetIfUnused()
-                return result
-
-            shared = self._open[key] = _Shared(client, onEnd)
-        return shared.lend(reads)
+        if key not in self._open:
+            self._open[key] = _Shared(Client(reactor=self._reactor, settings=settings), partial(self._ends, key))
+        return self._open[key].acquire(hasDirectory)
 
     @returnsDeferred
     async def close(self) -> None:
@@ -170,46 +158,53 @@ class _OnReactor:
             shared.end().addErrback(_logFailure)
         await gatherResults([waitFor(ending) for ending in list(self._ending)])
 
-    def _forgetIfUnused(self) -> None:
-        if self._open or self._ending:
-            return
+    def _ends(self, key: tuple[object, ...], ending: Deferred[None]) -> None:
+        def ended(result: Any) -> Any:
+            self._ending.remove(ending)
+            if not self._open and not self._ending:
+                self._forget()
+            return result
+
+        del self._open[key]
+        self._ending.append(ending)
+        ending.addBoth(ended)
+
+    def _forget(self) -> None:
         _reactors.pop(self._reactor, None)
-        if self._trigger is not None:
-            trigger, self._trigger = self._trigger, None
+        trigger, self._trigger = self._trigger, None
+        if trigger is not None:
             try:
                 self._reactor.removeSystemEventTrigger(trigger)
             except (KeyError, ValueError):
-                # The shutdown that it was for has begun, so that it is not there any more.
+                # The shutdown has begun, and has removed it.
                 pass
 
 
 _reactors: WeakKeyDictionary[Any, _OnReactor] = WeakKeyDictionary()
 
 
-def borrow(reactor: Any, *, reads: bool = False) -> Loan:
+def acquire(reactor: Any, *, hasDirectory: bool = False) -> Reference:
     """
-    Use the client, and if you like the directory, of the registry that this machine's settings name.
+    Refer to the shared client of the registry that the settings of this machine name, and to its directory.
 
     :param reactor: the reactor.
-    :param reads: whether the directory is wanted too.
+    :param hasDirectory: whether the directory is needed too.
     :raises InvalidSettings: if a setting can't be used, or there are no credentials.
     """
     settings = readSettings()
-    onReactor = _reactors.get(reactor)
-    if onReactor is None:
-        onReactor = _OnReactor(reactor)
-    loan = onReactor.borrow(settings, reads)
+    onReactor = _reactors.get(reactor) or _OnReactor(reactor)
+    reference = onReactor.acquire(settings, hasDirectory)
     _reactors[reactor] = onReactor
-    return loan
+    return reference
 
 
 def closeShared(reactor: Any = None) -> Deferred[None]:
     """
-    Close what the endpoints out of strings share: for the end of a test that has used such strings. (A reactor that
-    shuts down does it by itself.)
+    Close what endpoint strings share, at the end of a test that has used such strings. (A reactor that shuts down does
+    it by itself.)
 
-    Servers out of ``registered:…`` that still listen leave the registry first; their ports stay open. Nothing is closed
-    under one that is just leaving. Endpoints that are used again after it begin anew.
+    Servers of ``registered:…`` that still listen are deregistered first; their ports stay open. A server that is being
+    deregistered is waited for. Endpoints that are used again afterwards begin anew.
 
     :param reactor: the reactor; the global one if it is not given.
     :return: fires with ``None`` when nothing is left on the reactor.

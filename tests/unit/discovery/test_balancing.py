@@ -12,7 +12,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.balancing import Balancer, PassiveHealth, TryNext, tryEach
+from txserviceregistry.discovery.balancing import Balancer, TryNext, tryEach
+from txserviceregistry.discovery.ejection import Ejections
 from txserviceregistry.discovery.instances import Instance
 from txserviceregistry.errors import NoServiceAvailable
 from txserviceregistry.types import Service
@@ -47,9 +48,9 @@ class PickTests(BalancingTestCase):
         balancer = self.balancer(*services, strategy="least-connections")
         first = balancer.pick()
         assert first is not None
-        balancer.began(first)
+        balancer.strategy.began(first)
         self.assertNotEqual(self.picks(balancer, 1), [first.id])
-        balancer.ended(first)
+        balancer.strategy.ended(first)
 
     def test_followsTheDirectory(self) -> None:
         """Who comes is picked, who goes is not; those of other tags never are."""
@@ -74,7 +75,7 @@ class PickTests(BalancingTestCase):
         """When all are disabled nobody is picked, and the error tells it."""
         balancer = self.balancer(service("aaa", status="disabled"), service("bbb", host=" "))
         self.assertEqual(self.picks(balancer, 1), ["-"])
-        self.assertIn("all 2 are disabled", str(balancer.nobody()))
+        self.assertIn("all 2 are disabled", str(balancer.unavailable()))
 
     def test_tellsOnceOfAServiceThatHasNoAddress(self) -> None:
         """A service that does not say where it is gets one line in the log, however often the directory changes."""
@@ -107,7 +108,7 @@ class PickTests(BalancingTestCase):
         balancer = self.balancer(service("far"), service("same", zone="a"), near={"zone": "a"})
         near = balancer.pick()
         assert near is not None
-        balancer.failed(near)
+        balancer.ejections.failed(near)
         self.assertEqual(self.picks(balancer, 1), ["far"])
         self.clock.advance(1)
         self.assertEqual(self.picks(balancer, 1), ["same"])
@@ -124,39 +125,39 @@ class HealthTests(BalancingTestCase):
 
     def test_isPassedOverForAGrowingWhile(self) -> None:
         """After a failure it is passed over for a second, then two, four, and so on, a minute at most."""
-        health, one = PassiveHealth(self.clock), instance("aaa")
+        ejections, one = Ejections(self.clock), instance("aaa")
         lengths = []
         for _ in range(8):
-            health.failed(one)
+            ejections.failed(one)
             began = self.clock.seconds()
-            while health.isBenched(one):
+            while ejections.isEjected(one):
                 self.clock.advance(0.5)
             lengths.append(self.clock.seconds() - began)
         self.assertEqual(lengths, [1, 2, 4, 8, 16, 32, 60, 60])
-        health.succeeded(one)
-        health.failed(one)
+        ejections.succeeded(one)
+        ejections.failed(one)
         self.clock.advance(1)
-        self.assertFalse(health.isBenched(one))
+        self.assertFalse(ejections.isEjected(one))
 
     def test_failuresTogetherAreOne(self) -> None:
         """Ten connections that are refused at the same time are one failure, not ten in a row."""
-        health, one = PassiveHealth(self.clock), instance("aaa")
+        ejections, one = Ejections(self.clock), instance("aaa")
         for _ in range(10):
-            health.failed(one)
+            ejections.failed(one)
         self.clock.advance(1)
-        self.assertFalse(health.isBenched(one))
+        self.assertFalse(ejections.isEjected(one))
 
     def test_comesBack(self) -> None:
         """The others are picked meanwhile; then it is there again, and after a success its slate is clean."""
         balancer = self.balancer(service("aaa"), service("bbb"))
         first = balancer.pick()
         assert first is not None
-        balancer.failed(first)
+        balancer.ejections.failed(first)
         self.assertEqual(self.picks(balancer, 2), ["bbb", "bbb"])
         self.clock.advance(1)
         self.assertEqual(self.picks(balancer, 2), ["aaa", "bbb"])
-        balancer.succeeded(first)
-        balancer.failed(first)
+        balancer.ejections.succeeded(first)
+        balancer.ejections.failed(first)
         self.clock.advance(1)
         self.assertIn("aaa", self.picks(balancer, 2))
 
@@ -166,7 +167,7 @@ class HealthTests(BalancingTestCase):
         for _ in range(2):
             picked = balancer.pick()
             assert picked is not None
-            balancer.failed(picked)
+            balancer.ejections.failed(picked)
             self.clock.advance(0.1)
         self.assertEqual(self.picks(balancer, 2), ["aaa", "aaa"])
 
@@ -175,7 +176,7 @@ class HealthTests(BalancingTestCase):
         balancer = self.balancer(service("aaa", 1), service("bbb"))
         first = balancer.pick()
         assert first is not None
-        balancer.failed(first)
+        balancer.ejections.failed(first)
         self.directory.put(service("aaa", 2))
         self.assertEqual(sorted(self.picks(balancer, 2)), ["aaa", "bbb"])
         self.directory.put(service("aaa", 1))

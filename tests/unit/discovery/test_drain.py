@@ -18,8 +18,8 @@ from twisted.web.server import Request, Site
 
 from txserviceregistry import Client
 from txserviceregistry.discovery import RegisteredEndpoint, RegistryAgent
-from txserviceregistry.discovery.balancing import PassiveHealth
 from txserviceregistry.discovery.directory import Directory
+from txserviceregistry.discovery.ejection import Ejections
 from txserviceregistry.discovery.endpoints import RegisteredPort
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
@@ -99,7 +99,7 @@ class DrainTests(TestCase):
         request fails, not one connection is refused, and every instance has answered before and after.
         """
         refused: list[object] = []
-        self.patch(PassiveHealth, "failed", lambda health, instance: refused.append(instance))
+        self.patch(Ejections, "failed", lambda ejections, instance: refused.append(instance))
         client = await self.registry()
         instances = [Instance(client, id) for id in ("web1", "web2", "web3")]
         for instance in instances:

@@ -33,13 +33,13 @@ class ClientStringTests(SynchronousTestCase):
     def test_mistakes(self) -> None:
         """A mistake is a ValueError that says what there is."""
         self.assertIn(
-            "registry: there is no strategy 'best' (there are: round-robin", self.refusal("registry:web:strategy=best")
+            "registry: unknown strategy 'best' (known: round-robin", self.refusal("registry:web:strategy=best")
         )
         for timeout in ("soon", "0", "-1", "nan", "inf"):
             self.assertIn(f"timeout: '{timeout}' is not a number", self.refusal(f"registry:web:timeout={timeout}"))
-        self.assertIn("there is no 'colour' (there are: tag, strategy", self.refusal("registry:web:colour=red"))
+        self.assertIn("unknown parameter 'colour' (known: tag, strategy", self.refusal("registry:web:colour=red"))
         for text in ("registry", "registry:", "registry:a:b", "registry:a:tag=b"):
-            self.assertIn("it takes one tag", self.refusal(text))
+            self.assertIn("one tag is required", self.refusal(text))
 
 
 class ServerStringTests(SynchronousTestCase):

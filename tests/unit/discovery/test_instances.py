@@ -57,13 +57,13 @@ class InstanceTests(SynchronousTestCase):
             ("no 'host'", {"port": "80"}),
             ("no 'port'", {"host": "a"}),
             ("no 'port'", {"host": "a", "port": ""}),
-            ("'http://a' in its metadata is no host", {"host": "http://a", "port": "80"}),
-            ("'a b' in its metadata is no host", {"host": "a b", "port": "80"}),
-            ("'bücher.example' in its metadata is no host", {"host": "bücher.example", "port": "80"}),
-            ("'0' in its metadata is no port", {"host": "a", "port": "0"}),
-            ("'65536' in its metadata is no port", {"host": "a", "port": "65536"}),
-            ("'8o' in its metadata is no port", {"host": "a", "port": "8o"}),
-            ("is no port", {"host": "a", "port": "²"}),
+            ("'http://a' in its metadata is not a host", {"host": "http://a", "port": "80"}),
+            ("'a b' in its metadata is not a host", {"host": "a b", "port": "80"}),
+            ("'bücher.example' in its metadata is not a host", {"host": "bücher.example", "port": "80"}),
+            ("'0' in its metadata is not a port", {"host": "a", "port": "0"}),
+            ("'65536' in its metadata is not a port", {"host": "a", "port": "65536"}),
+            ("'8o' in its metadata is not a port", {"host": "a", "port": "8o"}),
+            ("is not a port", {"host": "a", "port": "²"}),
         ):
             self.assertIsNone(instanceOf(withMetadata(**metadata)))
             self.assertIn(reason, str(self.assertRaises(Unusable, readInstance, withMetadata(**metadata))))

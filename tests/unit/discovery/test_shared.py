@@ -19,46 +19,46 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.discovery import shared
-from txserviceregistry.discovery.endpoints import RegisteredPort
-from txserviceregistry.discovery.shared import borrow, closeShared
+from txserviceregistry.discovery.endpoints import RegisteredEndpoint, RegisteredPort
+from txserviceregistry.discovery.shared import acquire, closeShared
 from txserviceregistry.errors import InvalidSettings, NoServiceAvailable, RegistrationEnded
 from txserviceregistry.settings import Settings
 
 from .sharedcase import SharedTestCase
 
 
-class LoanTests(SharedTestCase):
-    """Borrowing and giving back."""
+class ReferenceTests(SharedTestCase):
+    """Acquiring and releasing."""
 
     def test_oneForAll(self) -> None:
         """There is one client, and one directory, however many use them; they are closed with the last."""
-        loans = [borrow(self.reactor, reads=True) for _ in range(3)]
+        references = [acquire(self.reactor, hasDirectory=True) for _ in range(3)]
         self.assertEqual(len(self.clients), 1)
-        self.assertEqual(len({id(loan.directory) for loan in loans}), 1)
+        self.assertEqual(len({id(reference.directory) for reference in references}), 1)
         self.fake.advance(1)
-        self.assertTrue(loans[0].directory.running)
-        for loan in loans[:2]:
-            self.successResultOf(loan.release())
-            self.successResultOf(loan.release())
-        self.assertTrue(loans[2].directory.running)
-        self.assertFalse(loans[2].isOver)
-        self.successResultOf(loans[2].release())
-        self.assertFalse(loans[2].directory.running)
+        self.assertTrue(references[0].directory.running)
+        for reference in references[:2]:
+            self.successResultOf(reference.release())
+            self.successResultOf(reference.release())
+        self.assertTrue(references[2].directory.running)
+        self.assertFalse(references[2].isOver)
+        self.successResultOf(references[2].release())
+        self.assertFalse(references[2].directory.running)
         self.assertEqual(self.closed, self.clients)
-        self.successResultOf(loans[2].release())
+        self.successResultOf(references[2].release())
         self.fake.advance(1)
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
         self.assertEqual(self.reactor.beforeShutdown, [])
 
     def test_theDirectoryIsThereForReaders(self) -> None:
         """Who only registers needs no directory: the last reader ends it, and another one begins a new one."""
-        server = borrow(self.reactor)
-        first = borrow(self.reactor, reads=True)
+        server = acquire(self.reactor)
+        first = acquire(self.reactor, hasDirectory=True)
         directory = first.directory
         self.successResultOf(first.release())
         self.assertFalse(directory.running)
         self.assertEqual(self.closed, [])
-        again = borrow(self.reactor, reads=True)
+        again = acquire(self.reactor, hasDirectory=True)
         self.assertTrue(again.directory.running)
         self.assertIsNot(again.directory, directory)
         self.assertEqual(len(self.clients), 1)
@@ -68,9 +68,9 @@ class LoanTests(SharedTestCase):
 
     def test_otherSettings(self) -> None:
         """Other settings mean another registry, or another user: another client."""
-        first = borrow(self.reactor)
+        first = acquire(self.reactor)
         self.settings = Settings("somebody else", "key", (self.fake.url,), ())
-        second = borrow(self.reactor)
+        second = acquire(self.reactor)
         self.assertIsNot(first.client, second.client)
         self.successResultOf(first.release())
         self.assertEqual(self.closed, [first.client])
@@ -80,20 +80,20 @@ class LoanTests(SharedTestCase):
     def test_anotherKeyInTheSameFile(self) -> None:
         """A client takes up the key that its file has by now; one that was given a key is another one with another."""
         for path, clients in ((Path("/raxrc"), 1), (None, 2)):
-            loans = []
+            references = []
             for key in ("the key", "another key"):
                 self.settings = Settings("fake", key, (self.fake.url,), (), raxrcPath=path)
-                loans.append(borrow(self.reactor))
-            self.assertEqual(len({id(loan.client) for loan in loans}), clients)
-            for loan in loans:
-                self.successResultOf(loan.release())
+                references.append(acquire(self.reactor))
+            self.assertEqual(len({id(reference.client) for reference in references}), clients)
+            for reference in references:
+                self.successResultOf(reference.release())
 
     def test_notOnAReactorThatEnds(self) -> None:
         """A clock that is no whole reactor will do."""
         self.reactor = Clock()  # type: ignore[assignment]  # on purpose
-        loan = borrow(self.reactor)
+        reference = acquire(self.reactor)
         self.successResultOf(closeShared(self.reactor))
-        self.assertTrue(loan.isOver)
+        self.assertTrue(reference.isOver)
 
 
 class CloseTests(SharedTestCase):
@@ -105,6 +105,9 @@ class CloseTests(SharedTestCase):
         assert isinstance(port, RegisteredPort)
         self.fake.advance(1)
         return port
+
+    def server(self, endpoint: Any) -> RegisteredEndpoint:
+        return RegisteredEndpoint(lambda: acquire(self.reactor), endpoint, "web1")
 
     def test_nothingThere(self) -> None:
         """Where nothing is shared there is nothing to close, on the global reactor neither."""
@@ -151,19 +154,19 @@ class CloseTests(SharedTestCase):
 
     def test_aTriggerThatIsGone(self) -> None:
         """A reactor that does not know the trigger any more, because it is at it, is no trouble."""
-        loan = borrow(self.reactor)
+        reference = acquire(self.reactor)
         self.reactor.beforeShutdown.clear()
-        self.successResultOf(loan.release())
+        self.successResultOf(reference.release())
         self.assertEqual(self.closed, self.clients)
 
     def test_whatFailsToLeave(self) -> None:
         """One that can't leave is logged, and holds nobody up."""
-        loan = borrow(self.reactor)
+        reference = acquire(self.reactor)
 
         def leave() -> None:
             raise RuntimeError("no")
 
-        loan.onEnd(leave)
+        reference.onEnd(leave)
         self.successResultOf(closeShared(self.reactor))
         self.assertEqual(self.closed, self.clients)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
@@ -180,7 +183,6 @@ class CloseTests(SharedTestCase):
 
     def test_whileItIsOpening(self) -> None:
         """A server whose port opens while all is closed does not register, and closes its port."""
-        endpoint: Any = serverFromString(self.reactor, r"registered:id=web1:endpoint=tcp\:0")
         opening: Deferred[Any] = Deferred()
 
         class Slow:
@@ -194,23 +196,20 @@ class CloseTests(SharedTestCase):
                 closed.append("port")
                 return succeed(None)
 
-        endpoint._endpoint = Slow()
-        listening = endpoint.listen(Factory())
+        listening = self.server(Slow()).listen(Factory())
         self.successResultOf(closeShared(self.reactor))
         opening.callback(Port())
         self.failureResultOf(listening, RegistrationEnded)
         self.assertEqual(closed, ["port"])
 
     def test_aPortThatIsTaken(self) -> None:
-        """A server that can't listen gives back what it had borrowed."""
-        endpoint: Any = serverFromString(self.reactor, r"registered:id=web1:endpoint=tcp\:0")
+        """A server that can't listen releases its reference."""
 
         class Broken:
             def listen(self, factory: object) -> Deferred[Any]:
                 raise OSError("taken")
 
-        endpoint._endpoint = Broken()
-        self.failureResultOf(endpoint.listen(Factory()), OSError)
+        self.failureResultOf(self.server(Broken()).listen(Factory()), OSError)
         self.assertEqual(self.closed, self.clients)
 
 

@@ -132,4 +132,4 @@ class NamesTests(SynchronousTestCase):
     def test_unknown(self) -> None:
         """A name that is none is a ValueError that tells which there are."""
         text = str(self.assertRaises(ValueError, strategyNamed, "best"))
-        self.assertEqual(text, "there is no strategy 'best' (there are: round-robin, random, least-connections)")
+        self.assertEqual(text, "unknown strategy 'best' (known: round-robin, random, least-connections)")

@@ -1,0 +1,83 @@
+"""
+Outlier ejection: instances that could not be connected to are not picked for a while.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+
+from .instances import Instance, Key
+
+#: Seconds of an instance's first ejection, and of the longest one.
+FIRST_EJECTION = 1.0
+LONGEST_EJECTION = 60.0
+
+
+@attrs.frozen
+class _Failures:
+    """How many failures in a row there were, when the last one was, and when the ejection ends."""
+
+    count: int = 0
+    last: float = -math.inf
+    end: float = -math.inf
+
+
+class Ejections:
+    """
+    The instances that have failed lately.
+
+    An instance is ejected for a second, after its next failure in a row for two, then four, up to a minute. A success
+    ends the row.
+
+    :param clock: tells the time.
+    :ivar epoch: grows when an instance is ejected or may be picked again.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._failures: dict[Key, _Failures] = {}
+        self._nextEnd = math.inf
+        self.epoch = 0
+
+    def failed(self, instance: Instance) -> None:
+        """*instance* could not be connected to."""
+        now = self._clock.seconds()
+        before = self._failures.get(instance.key, _Failures())
+        count, end = before.count, before.end
+        if now >= end:
+            # Failures during an ejection have the same cause.
+            end = now + min(FIRST_EJECTION * 2.0 ** min(count, 62), LONGEST_EJECTION)
+            count += 1
+        self._failures[instance.key] = _Failures(count, now, end)
+        self._nextEnd = min(self._nextEnd, end)
+        self.epoch += 1
+
+    def succeeded(self, instance: Instance) -> None:
+        """*instance* could be connected to."""
+        if self._failures.pop(instance.key, None) is not None:
+            self.epoch += 1
+
+    def currentEpoch(self) -> int:
+        """The :attr:`epoch`, after ejections that have ended by now."""
+        now = self._clock.seconds()
+        if now >= self._nextEnd:
+            self.epoch += 1
+            self._nextEnd = min((one.end for one in self._failures.values() if one.end > now), default=math.inf)
+        return self.epoch
+
+    def isEjected(self, instance: Instance) -> bool:
+        """Whether *instance* is not to be picked."""
+        failures = self._failures.get(instance.key)
+        return failures is not None and failures.end > self._clock.seconds()
+
+    def lastFailure(self, instance: Instance) -> float:
+        """When *instance* failed last; minus infinity if it has not."""
+        return self._failures.get(instance.key, _Failures()).last
+
+    def keepOnly(self, keys: Collection[Key]) -> None:
+        """Forget the failures of all other instances: one that comes back begins anew."""
+        self._failures = {key: failures for key, failures in self._failures.items() if key in keys}
