@@ -386,9 +386,9 @@ class ClusterCase(FaultCase):
         for node in nodes:
             lost: datetime | None = None
             for line in node.running.output.splitlines():
-                if "etcd can't be reached" in line:
+                if "etcd unreachable" in line:
                     lost = datetime.strptime(line.split()[0], _LOG_TIME)
-                elif "etcd can be reached again" in line and lost is not None:
+                elif "etcd reachable again" in line and lost is not None:
                     found = datetime.strptime(line.split()[0], _LOG_TIME)
                     longest, lost = max(longest, (found - lost).total_seconds()), None
         return longest

@@ -1,10 +1,10 @@
 """
-Heartbeats that a node has taken and that etcd does not know of yet, and what the nodes tell each other of them.
+Heartbeats that a node has taken and that are not in etcd yet, and what the nodes report to each other about them.
 
 A heartbeat counts from when a node took it. While more is asked of etcd than it can do, heartbeats wait for it, and
-a lease may run out before the heartbeat that was in time for it gets there. So each node says in its key, all the time,
-how long its oldest one has been waiting. While that is too long on any of them, or can't be heard, a lease that is gone
-is no evidence.
+a lease may run out before the heartbeat that was in time for it gets there. So each node reports in its key, all the
+time, how long its oldest one has been waiting. While that is too long on any of them, or unknown, a lease that is gone
+is not evidence.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ....util.logs import Logger
 
 
 @attrs.frozen
-class _Word:
+class _Report:
     """
-    What another node has said.
+    What another node has reported.
 
-    :ivar heard: when, in seconds of the clock.
+    :ivar received: when, in seconds of the clock.
     :ivar seconds: how long its oldest heartbeat had been waiting then; 0 if none was.
     """
 
-    heard: float
+    received: float
     seconds: float
 
 
@@ -39,14 +39,14 @@ class Backlog:
     :param name: this node's.
     """
 
-    #: Seconds of waiting after which leases are no evidence. Their margin is two, of which the next word of a node, and
-    #: the way of it, may take the other one.
+    #: Seconds of waiting after which leases are not evidence. Their margin is two, of which the next report of a node
+    #: may take the other one.
     LIMIT = 1.0
-    #: Seconds without a word of this node's own, which come back to it as those of the others come, after which nothing
+    #: Seconds without this node's own reports, which come back to it as those of the others come, after which nothing
     #: is known of these.
     DEAF = 1.0
-    #: Seconds for which a word is true, if no other follows: of a node that is not behind, and of one that is. A node
-    #: that is gone takes no heartbeats; but one that is behind may be slow to say that it still is.
+    #: Seconds for which a report is valid, if no other follows: of a node that is not behind, and of one that is. A
+    #: node that is gone takes no heartbeats; one that is behind may be slow to report that it still is.
     FRESH = 1.2
     LASTING = 5.0
 
@@ -58,9 +58,9 @@ class Backlog:
         self._numbers = count()
         # When each was taken; the oldest is the first.
         self._waiting: dict[int, float] = {}
-        self._words: dict[str, _Word] = {}
-        self._ownHeard: float | None = None
-        self._isTold = False
+        self._reports: dict[str, _Report] = {}
+        self._ownReceived: float | None = None
+        self._isLogged = False
 
     def begin(self) -> int:
         """
@@ -74,27 +74,26 @@ class Backlog:
 
     def end(self, number: int) -> None:
         """
-        etcd knows of a heartbeat, or it has been refused.
+        A heartbeat is in etcd, or has been refused.
 
         :param number: what :meth:`begin` gave for it.
         """
         del self._waiting[number]
 
-    def word(self) -> float:
+    def report(self) -> float:
         """
-        What this node has to say: how many seconds its oldest heartbeat has been waiting; 0 if none is. When that has
-        become too long, the log is told.
+        What this node reports: how many seconds its oldest heartbeat has been waiting; 0 if none is. When that is too
+        long, it is logged.
         """
         seconds = self._seconds()
-        if seconds > self.LIMIT and not self._isTold:
-            self._isTold = True
+        if seconds > self.LIMIT and not self._isLogged:
+            self._isLogged = True
             self._log.warn(
-                "Heartbeats have waited for etcd for {seconds:.1f} s, for more is asked of it than it can do: "
-                "nobody times out while they do",
+                "etcd overloaded: heartbeats have waited for {seconds:.1f} s; no service expires meanwhile",
                 seconds=seconds,
             )
         elif not seconds:
-            self._isTold = False
+            self._isLogged = False
         return seconds
 
     def _seconds(self) -> float:
@@ -103,43 +102,43 @@ class Backlog:
         return 0.0
 
     def listen(self) -> None:
-        """From now on the words of all nodes come in, this one's too."""
-        self._ownHeard = self._clock.seconds()
+        """From now on the reports of all nodes come in, this one's too."""
+        self._ownReceived = self._clock.seconds()
 
-    def heard(self, node: str, seconds: float) -> None:
+    def received(self, node: str, seconds: float) -> None:
         """
-        A node has said its word.
+        A node has reported.
 
         :param node: its name.
-        :param seconds: what :meth:`word` is there.
+        :param seconds: its :meth:`report`.
         """
         now = self._clock.seconds()
         if node == self._name:
-            # What it says of itself it knows better by now.
-            self._ownHeard = now
+            # It knows its own state better by now.
+            self._ownReceived = now
         else:
-            self._words[node] = _Word(now, seconds)
+            self._reports[node] = _Report(now, seconds)
 
     def gone(self, node: str) -> None:
-        """A node is there no more."""
-        self._words.pop(node, None)
+        """A node is gone."""
+        self._reports.pop(node, None)
 
-    def heardAll(self, words: Mapping[str, float]) -> None:
-        """These are all the nodes that there are, with the last word of each; see :meth:`heard`."""
-        self._words.clear()
-        for node, seconds in words.items():
-            self.heard(node, seconds)
+    def receivedAll(self, reports: Mapping[str, float]) -> None:
+        """These are all the nodes that there are, with the last report of each."""
+        self._reports.clear()
+        for node, seconds in reports.items():
+            self.received(node, seconds)
 
     @property
     def mayBeLong(self) -> bool:
         """Whether a heartbeat that was in time may have waited, on whichever node, for most of a lease's margin."""
         now = self._clock.seconds()
-        if self._ownHeard is not None and now - self._ownHeard > self.DEAF:
+        if self._ownReceived is not None and now - self._ownReceived > self.DEAF:
             return True
-        return self._seconds() > self.LIMIT or any(self._mayBeBehind(word, now) for word in self._words.values())
+        return self._seconds() > self.LIMIT or any(self._mayBeBehind(each, now) for each in self._reports.values())
 
-    def _mayBeBehind(self, word: _Word, now: float) -> bool:
-        # What waited then may be waiting still.
-        age = now - word.heard
-        isTrue = age <= (self.LASTING if word.seconds > self.LIMIT else self.FRESH)
-        return isTrue and word.seconds > 0 and word.seconds + age > self.LIMIT
+    def _mayBeBehind(self, report: _Report, now: float) -> bool:
+        # What waited then may still be waiting.
+        age = now - report.received
+        isValid = age <= (self.LASTING if report.seconds > self.LIMIT else self.FRESH)
+        return isValid and report.seconds > 0 and report.seconds + age > self.LIMIT

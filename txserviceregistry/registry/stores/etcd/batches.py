@@ -257,7 +257,7 @@ class Batches:
                 urgency=Urgency.pressing,
             )
             # A transaction whose answer was lost is sent again, and fails then: what it did the first time, the key
-            # tells that only this node sets.
+            # shows that only this node sets.
             if done.succeeded or any(each.key == commitKey and each.value == number for each in done.found[1] or ()):
                 self._etcd.statistics.commits.add(len(steps))
                 return outcomes

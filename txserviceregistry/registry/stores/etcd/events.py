@@ -1,5 +1,5 @@
 """
-The feeds in etcd: events by their positions, which are made with the changes that they tell of
+The feeds in etcd: events by their positions, which are made with their changes
 (:mod:`~txserviceregistry.registry.stores.etcd.batches`), read here, and dropped when they are old.
 """
 

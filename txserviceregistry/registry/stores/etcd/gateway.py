@@ -1,8 +1,9 @@
 """
 etcd as a JSON API over HTTP: what the etcd store asks of it, through its own v3 gateway.
 
-Here keys and values are text and bytes, numbers are numbers, and what a leader's death or a dropped connection costs
-is a second try that nobody sees. What the keys mean is :mod:`~txserviceregistry.registry.stores.etcd.store`'s business.
+Here keys and values are text and bytes, numbers are numbers, and a leader's failure or a dropped connection
+costs a second try that callers do not notice. What the keys mean is
+:mod:`~txserviceregistry.registry.stores.etcd.store`'s business.
 
 The facts are etcd's own: its API reference of 3.4 and 3.5, ``rpc.proto`` and ``kv.proto``.
 """
@@ -31,14 +32,14 @@ from ....util.singleflight import SingleFlight
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
 
-#: Seconds after which the first answer is not waited for any longer: a leader's death leaves requests hanging.
+#: Seconds after which the first answer is not waited for any longer: a leader's failure leaves requests hanging.
 TRY = 1.0
 #: Seconds that a request may take with all its tries; clients wait for ten.
 PATIENCE = 4.0
 #: Seconds between two tries.
 PAUSE = 0.1
 #: Seconds that a request waits for its turn when more is asked than the cluster can do. Clients wait for ten: what
-#: comes later helps nobody, and would only keep others waiting.
+#: comes later is of no use, and would only keep others waiting.
 QUEUE = 8.0
 #: Keys in one read: a page of the largest is some megabytes.
 PAGE = 1000
@@ -60,9 +61,9 @@ _TXN = "kv/txn"
 
 
 class Urgency(Enum):
-    """Who has the next turn."""
+    """Which request has the next turn."""
 
-    #: Heartbeats, for a life hangs on them; and what a node reads before it hears of them again.
+    #: Heartbeats, on which registrations depend; and what a node reads before it notices them again.
     vital = 0
     #: What others wait for; of this there is not much at once.
     pressing = 1
@@ -272,7 +273,7 @@ class Etcd:
         """
         A transaction.
 
-        It may be done twice. Who changes something sees to it, with *compare*, that the second time fails, and takes a
+        It may be done twice. A change makes sure, with *compare*, that the second time fails, and takes a
         failure for what it may be: the first time's success.
         """
         conditions = [
@@ -447,7 +448,7 @@ class Etcd:
             answer = response.json
             if response.status == 200:
                 if path == _TXN:
-                    # Leases are their leader's alone, who may not know yet that it is the leader no more.
+                    # Leases belong to their leader alone, which may not know yet that it is no longer the leader.
                     self._onContact(sent)
                 return answer
             fault = answer[0] if isinstance(answer, list) and answer else answer
@@ -460,7 +461,7 @@ class Etcd:
             if not (isOld or error.code == _UNAUTHENTICATED) or self._user is None or isSecond:
                 raise error
             if self._user.token == token:
-                # Else somebody has found out before, and it is another one by now.
+                # Else another request has found out before, and it is another one by now.
                 self._user.token = None
         raise AssertionError("unreachable")
 

@@ -2,7 +2,7 @@
 The leases of services: kept alive together, and asked what is left of them.
 
 A lease is evidence of a service's last heartbeat, on whichever node that was. It is granted for the heartbeat timeout
-and a margin, so that it outlives the deadline by the margin, and what is left of it tells where the deadline is.
+and a margin, so that it outlives the deadline by the margin, and what is left of it shows where the deadline is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from twisted.python.failure import Failure
 
 from .gateway import KEEP_ALIVES, Etcd
 
-#: Seconds that a lease is granted beyond the heartbeat timeout. Two, so that what etcd tells in whole seconds tells the
-#: second after the deadline from the lease's end.
+#  Seconds that a lease is granted beyond the heartbeat timeout. Two, so that what etcd returns in whole seconds shows
+# the  second after the deadline from the lease's end.
 MARGIN = 2
 #: Requests under way at once; heartbeats that come meanwhile share the next one.
 _REQUESTS = 2
@@ -53,7 +53,7 @@ class KeepAlives:
     def __init__(self, etcd: Etcd, clock: IReactorTime) -> None:
         self._etcd = etcd
         self._clock = clock
-        # Those who wait for each lease's turn: a heartbeat that is sent again because the first one waits goes with it.
+        # What waits for each lease's turn: a heartbeat that is sent again because the first one waits goes with it.
         self._waiting: dict[int, list[Deferred[bool]]] = {}
         self._underWay = 0
         self._isDue = False

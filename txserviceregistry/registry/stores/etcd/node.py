@@ -1,9 +1,9 @@
 """
-One node among those that share a cluster of etcd: whether it is in contact, and what it hears of the others.
+One node among those that share a cluster of etcd: whether it is in contact, and what it receives of the others.
 
-A node that can't reach etcd hears of no heartbeat, and must blame nobody for it; so it has to know from when to when
-that was. It writes a key of its own all the time: that shows that a majority of etcd is there, and, as the key comes
-back by the watch, that the watch is not deaf.
+A node that can't reach etcd notices no heartbeats, and must not expire services for it; so it has to know from when to
+when that was. It writes a key of its own all the time: that shows that a majority of etcd is there, and, as the key
+comes back by the watch, that the watch is not deaf.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Node:
     :param load: reads everything again; fires with the revision at which it was so. Called when the watch has ended,
         with whether there was no contact meanwhile.
     :param onLost: is called when there is no contact any more.
-    :param backlog: what the others are told of, in the key.
+    :param backlog: what the node reports to the others, in the key.
     """
 
     #: Seconds between two writes of the node's key.
-    BEAT = 0.4
+    INTERVAL = 0.4
     #: Seconds that the node's key outlives the node.
     PRESENCE = 5
     #: Seconds without an answer after which there is no contact. Less than a lease's margin.
     SILENCE = 1.2
     #: Seconds without an answer after which, for as long as :attr:`RECOVERY`, heartbeats may still be waiting in front
-    #: of etcd: more than two of the beats above.
+    #: of etcd: more than two of the writes above.
     HICCUP = 0.9
     RECOVERY = 0.5
     #: Seconds without a change on the watch after which it counts as deaf.
@@ -85,14 +85,14 @@ class Node:
         self._onLost = onLost
         self._backlog = backlog
         self._lease = 0
-        self._beats = 0
-        self._contact = self._heard = reactor.seconds()
+        self._writes = 0
+        self._contact = self._answered = reactor.seconds()
         self._steadyFrom = 0.0
         self._isLost = False
         # Why the key could not be written the last time.
-        self._trouble = ""
+        self._error = ""
         self._loops: list[LoopingCall] = []
-        self._beating: Deferred[None] | None = None
+        self._writing: Deferred[None] | None = None
         self._keeping: Deferred[Any] | None = None
         self._watch: Watch | None = None
         self._member = 0
@@ -103,11 +103,11 @@ class Node:
     def contact(self, sent: float) -> None:
         """A request that was sent at *sent* has been answered by a majority of etcd."""
         now = self._reactor.seconds()
-        if now - self._heard > self.HICCUP:
+        if now - self._answered > self.HICCUP:
             self._steadyFrom = now + self.RECOVERY
-        self._heard = now
+        self._answered = now
         self._contact = max(self._contact, sent)
-        self._trouble = ""
+        self._error = ""
 
     def secondsAway(self) -> float:
         """How long etcd has not been in contact."""
@@ -116,11 +116,11 @@ class Node:
     @property
     def isSteady(self) -> bool:
         """
-        Whether etcd answers without a pause. If not, what it says of leases may be older than heartbeats that have
-        been sent to it: they wait, as everything does.
+        Whether etcd answers without a pause. If not, what it returns about leases may be older than heartbeats that
+        have been sent to it: they wait, as everything does.
         """
         now = self._reactor.seconds()
-        return not self._isLost and now >= self._steadyFrom and now - self._heard <= self.HICCUP
+        return not self._isLost and now >= self._steadyFrom and now - self._answered <= self.HICCUP
 
     def start(self, revision: int) -> None:
         """
@@ -128,11 +128,11 @@ class Node:
 
         :param revision: at which everything has been read.
         """
-        self._contact = self._heard = self._reactor.seconds()
-        for call, interval in ((self._beat, self.BEAT), (self._look, self.SILENCE / 4)):
+        self._contact = self._answered = self._reactor.seconds()
+        for call, interval in ((self._write, self.INTERVAL), (self._look, self.SILENCE / 4)):
             loop = LoopingCall(call)
             loop.clock = self._reactor
-            loop.start(interval).addErrback(lambda reason: self._log.failure("A node's loop broke", reason))
+            loop.start(interval).addErrback(lambda reason: self._log.failure("Loop of a node failed", reason))
             self._loops.append(loop)
         self._follow(revision)
 
@@ -146,7 +146,7 @@ class Node:
         for loop in self._loops:
             if loop.running:
                 loop.stop()
-        for asked in (self._beating, self._keeping):
+        for asked in (self._writing, self._keeping):
             if asked is not None:
                 asked.cancel()
         watch, self._watch = self._watch, None
@@ -166,31 +166,31 @@ class Node:
 
     # -- contact
 
-    def _beat(self) -> Deferred[None]:
-        self._beating = Deferred.fromCoroutine(self._writeKey())
-        return self._beating.addErrback(self._notWritten)
+    def _write(self) -> Deferred[None]:
+        self._writing = Deferred.fromCoroutine(self._writeKey())
+        return self._writing.addErrback(self._notWritten)
 
     def _notWritten(self, failure: Failure) -> None:
         # The loop must go on whatever happens: without it the node would be lost for ever.
-        self._trouble = failure.getErrorMessage()
+        self._error = failure.getErrorMessage()
         if not self._isStopped and not failure.check(StoreUnavailable, EtcdError):
-            self._log.failure("A node's key can't be written", failure)
+            self._log.failure("Cannot write the key of a node", failure)
 
     async def _writeKey(self) -> None:
-        # One try each time: the next beat is the next try.
+        # One try each time: the next write is the next try.
         if not self._lease:
             lease = newLease()
             await self._etcd.grant(lease, self.PRESENCE)
             self._lease = lease
         lease = self._lease
-        if self._beats % 3 == 0 and self._keeping is None:
-            # Beside it, for the others wait for this node's next word.
+        if self._writes % 3 == 0 and self._keeping is None:
+            # Beside it, because the others wait for this node's next report.
             self._keeping = keeping = self._etcd.keepAlive([lease])
             keeping.addBoth(self._kept, lease).addErrback(self._notWritten)
-        self._beats += 1
-        said = json.dumps({"v": 1, "beats": self._beats, "behind": round(self._backlog.word(), 3)})
+        self._writes += 1
+        report = json.dumps({"v": 1, "beats": self._writes, "behind": round(self._backlog.report(), 3)})
         try:
-            await self._etcd.txn((), [put(self._key, said.encode("ascii"), lease)], patience=0)
+            await self._etcd.txn((), [put(self._key, report.encode("ascii"), lease)], patience=0)
         except EtcdError:
             self._lease = 0
 
@@ -207,8 +207,8 @@ class Node:
             if not self._isLost:
                 self._isLost = True
                 self._log.warn(
-                    "etcd can't be reached, and nobody times out until it is back: {why}",
-                    why=self._trouble or "it does not answer",
+                    "etcd unreachable, no service expires until it is back: {why}",
+                    why=self._error or "it does not answer",
                 )
                 self._onLost()
         elif self._isLost and self._loading is None and self._again is None:
@@ -252,7 +252,7 @@ class Node:
         if wasLost:
             # Contact that was lost only while this was read is not regained by it: then it is read once more.
             self._isLost = False
-            self._log.info("etcd can be reached again")
+            self._log.info("etcd reachable again")
         self._follow(revision)
 
     def _notLoaded(self, failure: Failure) -> None:
@@ -260,5 +260,5 @@ class Node:
         if self._isStopped:
             return
         if not failure.check(StoreUnavailable, EtcdError):
-            self._log.failure("What is in etcd can't be read", failure)
+            self._log.failure("Cannot read the data in etcd; retrying", failure)
         self._again = self._reactor.callLater(self.PAUSE, self._reload)

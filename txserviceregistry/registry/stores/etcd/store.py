@@ -14,7 +14,7 @@ What the keys below the prefix are:
 ``values/T/KEY``                a configuration value
 ``events/T/POSITION``           an event
 ``users/NAME`` ``tokens/HASH``  :mod:`~txserviceregistry.registry.stores.etcd.users`
-``nodes/NODE``                  who is there: :mod:`~txserviceregistry.registry.stores.etcd.node`
+``nodes/NODE``                  which nodes are there: :mod:`~txserviceregistry.registry.stores.etcd.node`
 ==============================  =======================================================================================
 
 Values are JSON with a version, ``v``. The lease is evidence, not proof: a service has expired when a registry has found
@@ -89,7 +89,7 @@ _SEEN_AT_ONCE = 8
 _EVIDENCE_AGE = 3.0
 #: Seconds that a change may take before the lease that was granted for it begins anew.
 _PROMPT = 0.5
-#: Seconds without etcd after which nobody is let wait for it any longer.
+#: Seconds without etcd after which operations fail at once.
 _GIVE_UP = 3.0
 
 
@@ -133,7 +133,7 @@ class EtcdStore:
     :param prefix: what all keys begin with, a slash at its end.
     :param credentials: name and password of a user of etcd's, or the file that has the password; ``None`` where it asks
         for none.
-    :param policy: whom to trust behind an ``https`` URL, and who to be there; the platform decides if not given.
+    :param policy: the certificates to trust and to show for ``https`` URLs; the platform decides if not given.
     :param agent: does the requests, instead of connections of its own; it must hand over bodies as they come.
     :param wallClock: seconds since the epoch.
     """
@@ -248,7 +248,7 @@ class EtcdStore:
             await self._groups.whenIdle()
             await DeferredList(list(self._background))
         finally:
-            # Whoever waits for this may have run out of patience.
+            # The caller may have stopped waiting.
             self._isOpen = False
             await self._node.stop()
             await self._pool.close()
@@ -260,7 +260,7 @@ class EtcdStore:
             raise StoreUnavailable("etcd can't be reached")
 
     async def _asked(self, answer: Awaitable[_T]) -> _T:
-        """What etcd says; what it refuses, it refuses for reasons that may pass."""
+        """The response of etcd; what it refuses, it refuses for reasons that may pass."""
         try:
             return await answer
         except EtcdError as error:
@@ -287,10 +287,10 @@ class EtcdStore:
 
     @returnsDeferred
     async def _load(self, wasLost: bool) -> int:
-        living = await self._everything()
+        services = await self._everything()
         if self._listener is not None:
-            self._listener.synchronized(living, wasLost)
-            for tenant in {one.tenant for one in living} | {tenant for tenant, _ in self._held}:
+            self._listener.synchronized(services, wasLost)
+            for tenant in {one.tenant for one in services} | {tenant for tenant, _ in self._held}:
                 self._listener.eventAdded(tenant)
         return self._revision
 
@@ -303,12 +303,12 @@ class EtcdStore:
             name = self._name(each)
             held[name] = self._hold(each)
             if name in self._seen and self._held.get(name) == held[name]:
-                # What was heard here may be newer than what was written.
+                # The time that is known here may be newer than the one in etcd.
                 seen[name] = max(seen.get(name, 0), self._seen[name])
         self._held, self._seen = held, seen
         self._seenWritten = {name: kept for name, kept in self._seenWritten.items() if name in held}
         nodes = await self._below("nodes/")
-        self._backlog.heardAll({each.key.rpartition("/")[2]: _waitOf(each) for each in nodes})
+        self._backlog.receivedAll({each.key.rpartition("/")[2]: _waitOf(each) for each in nodes})
         self._revision = revision
         return [
             ServiceSummary(tenant, id, one.incarnation, one.timeout, seen.get((tenant, id)))
@@ -357,7 +357,7 @@ class EtcdStore:
             if change.isDeleted:
                 self._seen.pop(self._name(change.now), None)
             else:
-                # What was heard here may be newer than what was written.
+                # The time that is known here may be newer than the one in etcd.
                 name = self._name(change.now)
                 self._seen[name] = max(self._seen.get(name, 0), int(change.now.value))
         elif kind == "events" and not change.isDeleted:
@@ -366,7 +366,7 @@ class EtcdStore:
             if change.isDeleted:
                 self._backlog.gone(rest)
             else:
-                self._backlog.heard(rest, _waitOf(change.now))
+                self._backlog.received(rest, _waitOf(change.now))
 
     # -- the registry itself
 
@@ -621,7 +621,7 @@ class EtcdStore:
         isKnown = held is not None and held.incarnation == incarnation
         if held is not None and isKnown and await self._asked(self._keepAlives.keep(held.lease)):
             return True
-        # The lease is gone: etcd was stopped, or the service has been updated, or has ended. The record tells.
+        # The lease is gone: etcd was stopped, or the service has been updated, or has ended. The record shows which.
         _, aliveKey = self._serviceKeys(tenant, id)
         while True:
             found, alive = await self._recordOf(tenant, id, incarnation, Urgency.vital)
@@ -711,64 +711,64 @@ class EtcdStore:
 
     @returnsDeferred
     async def allServices(self) -> list[ServiceSummary]:
-        living: list[ServiceSummary] = await self._asked(self._everything())
-        return living
+        services: list[ServiceSummary] = await self._asked(self._everything())
+        return services
 
     # -- configuration
 
     def getValue(self, tenant: str, key: str) -> Deferred[str]:
-        return self._told(self._values.get(tenant, key))
+        return self._start(self._values.get(tenant, key))
 
     def listValues(
         self, tenant: str, marker: str | None, count: int, namespace: str | None
     ) -> Deferred[list[tuple[str, str]]]:
-        return self._told(self._values.list(tenant, marker, count, namespace))
+        return self._start(self._values.list(tenant, marker, count, namespace))
 
     def setValue(self, tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
-        return self._told(self._values.set(tenant, key, value, maximum))
+        return self._start(self._values.set(tenant, key, value, maximum))
 
     def removeValue(self, tenant: str, key: str) -> Deferred[None]:
-        return self._told(self._values.remove(tenant, key))
+        return self._start(self._values.remove(tenant, key))
 
     # -- events
 
     def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> Deferred[list[EventRecord]]:
-        return self._told(self._events.list(tenant, position, count, type))
+        return self._start(self._events.list(tenant, position, count, type))
 
     def hasEvent(self, tenant: str, id: str) -> Deferred[bool]:
-        return self._told(self._events.has(tenant, id))
+        return self._start(self._events.has(tenant, id))
 
     def dropEvents(self, before: int) -> Deferred[int]:
         """See :meth:`IStore.dropEvents`, and :meth:`EtcdEvents.drop`."""
-        return self._told(self._events.drop(before))
+        return self._start(self._events.drop(before))
 
     # -- identity
 
     def addUser(self, name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
-        return self._told(self._users.add(name, keyHash, tenant))
+        return self._start(self._users.add(name, keyHash, tenant))
 
     def replaceUserKey(self, name: str, keyHash: str) -> Deferred[UserRecord]:
-        return self._told(self._users.replaceKey(name, keyHash))
+        return self._start(self._users.replaceKey(name, keyHash))
 
     def removeUser(self, name: str) -> Deferred[None]:
-        return self._told(self._users.remove(name))
+        return self._start(self._users.remove(name))
 
     def getUser(self, name: str) -> Deferred[UserRecord]:
-        return self._told(self._users.get(name))
+        return self._start(self._users.get(name))
 
     def listUsers(self) -> Deferred[list[UserRecord]]:
-        return self._told(self._users.all())
+        return self._start(self._users.all())
 
     def addToken(self, token: TokenRecord) -> Deferred[None]:
-        return self._told(self._users.addToken(token))
+        return self._start(self._users.addToken(token))
 
     def getToken(self, tokenHash: str) -> Deferred[TokenRecord]:
-        return self._told(self._users.getToken(tokenHash))
+        return self._start(self._users.getToken(tokenHash))
 
     def removeToken(self, tokenHash: str) -> Deferred[None]:
-        return self._told(self._users.removeToken(tokenHash))
+        return self._start(self._users.removeToken(tokenHash))
 
-    def _told(self, answer: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
+    def _start(self, answer: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
         return Deferred.fromCoroutine(self._asked(answer))
 
 

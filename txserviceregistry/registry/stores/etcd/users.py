@@ -61,7 +61,7 @@ class EtcdUsers:
                 [put(self._users + name, value), put(self._guard, value)],
                 [reading(self._users + name)],
             )
-            # A first try whose answer was lost has made this very user: nobody else has this hash.
+            # A first try whose response was lost has made this very user: the hash is unique.
             if done.succeeded or any(each.value == value for each in done.found[0] or ()):
                 return UserRecord(name, chosen, keyHash)
 

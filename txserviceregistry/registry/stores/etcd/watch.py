@@ -2,7 +2,7 @@
 Watching etcd: every change below a prefix, in its order, as it happens.
 
 A watch is a request whose answer never ends: JSON, a line for each change or group of changes. Lines may be longer than
-any line reader expects, and a watch may go deaf without a word; so whoever watches sees to it that something below the
+any line reader expects, and a watch may go deaf silently; so its owner makes sure that something below the
 prefix changes regularly, and says how long silence may last.
 """
 
@@ -40,7 +40,7 @@ class Change:
     A key was set or deleted.
 
     :ivar now: the key as it is now; of a deleted one only its name, and the revision that deleted it.
-    :ivar before: the key as it was; ``None`` if it was not there, or nobody knows any more.
+    :ivar before: the key as it was; ``None`` if it was not there, or that is unknown.
     :ivar isDeleted: whether it was deleted.
     """
 
@@ -117,7 +117,7 @@ class Watch:
             message = json.loads(line)
             result = message["result"]
         except (ValueError, KeyError, TypeError):
-            self._end("what it says is no watch's answer")
+            self._end("unexpected response to a watch")
             return
         if result.get("canceled"):
             # The answer stays open all the same.

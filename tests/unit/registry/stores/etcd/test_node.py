@@ -182,7 +182,7 @@ class NodeTests(SynchronousTestCase):
                 self.passes(3)
             said = [formatEvent(log) for log in logs if log["log_level"] is LogLevel.warn]
             self.assertEqual(len(said), 1, said)
-            self.assertIn(f"nobody times out until it is back: {trouble}", said[0])
+            self.assertIn(f"no service expires until it is back: {trouble}", said[0])
             self.etcd.broken = None
             self.passes(1)
             self.loads[-1][1].callback(5)
