@@ -73,3 +73,15 @@ class DistributionTests(SynchronousTestCase):
         workflow = (ROOT / ".github/workflows/publish.yml").read_text()
         self.assertIn(f"https://pypi.org/project/{DISTRIBUTION}/", workflow)
         self.assertIn(f"dist/{DISTRIBUTION.replace('-', '_')}-", workflow)
+
+
+class ContributingTests(SynchronousTestCase):
+    """CONTRIBUTING, which says where things are."""
+
+    def test_filesAreThere(self) -> None:
+        """Each file and each folder that it names exists, in the project or in the package."""
+        text = (ROOT / "CONTRIBUTING.rst").read_text()
+        names = re.findall(r"``(\w[\w.-]*(?:/[\w.-]+)*(?:/|\.(?:py|rst|toml|cfg)))``", text)
+        self.assertGreater(len(names), 50)
+        package = ROOT / "txserviceregistry"
+        self.assertEqual([each for each in names if not (ROOT / each).exists() and not any(package.rglob(each))], [])
