@@ -15,22 +15,20 @@ from threading import Timer
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
+from twisted.logger import globalLogBeginner
 from twisted.python import usage
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from ...client import Client
 from ...clock import useMonotonic
 from ...errors import InvalidSettings
-from ...heartbeats.single import HEARTBEAT_FAILED
-from ...registration import REGISTERED_AT
 from ...settings import Settings, defaultDataDir
 from ...util.deferred import returnsDeferred
 from .. import console
 from ..optionsettings import settingsOf
 from ..outcome import oneLine
 from .checks import Checker, makeProbe
+from .loglines import LogLines
 from .options import Options
 from .process import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
 from .registration import NotRegistered, ServiceSpec, WrapperRegistration, tokenFileIn
@@ -244,53 +242,6 @@ def _cancelling(call: Any) -> Callable[[Any], Any]:
     return ended
 
 
-@implementer(ILogObserver)
-class _Lines:
-    """
-    Writes the log for the user: changes of the registration, and errors.
-    """
-
-    def __init__(self) -> None:
-        self.silent = False
-        self._isTrying = True
-        self._isRegistered = False
-        self._told = ""
-
-    def tell(self, text: str) -> None:
-        """Write a line of the wrapper's own."""
-        self._told = text
-        tell(text)
-
-    def tryingIsOver(self) -> None:
-        """The result of the first tries has been told: from now on, heartbeats that fail are told."""
-        self._isTrying = False
-
-    def __call__(self, event: LogEvent) -> None:
-        level = event.get("log_level", LogLevel.info)
-        namespace = str(event.get("log_namespace", ""))
-        ours = namespace.startswith("txserviceregistry.")
-        if (
-            self._isTrying
-            and namespace.startswith("txserviceregistry.heartbeats.heartbeater.")
-            and level >= LogLevel.warn
-        ):
-            return
-        if event.get("log_format") == REGISTERED_AT:
-            self._isRegistered = True
-            return
-        if event.get("log_format") == HEARTBEAT_FAILED and not self._isRegistered and event["reason"] in self._told:
-            # The line about the first tries has the reason.
-            return
-        if namespace.startswith("txserviceregistry.heartbeats.healthcheck."):
-            # The Checker has logged the reason before.
-            return
-        if self.silent or level < (LogLevel.info if ours else LogLevel.warn):
-            return
-        failure: Failure | None = event.get("log_failure")
-        reason = "" if failure is None else f": {failure.value!r}"
-        tell(f"{formatEvent(event)}{reason}")
-
-
 def _tokenFile(serviceId: str) -> Path | None:
     """The file for the heartbeat token, if it can be kept at all."""
     try:
@@ -326,7 +277,7 @@ def _run() -> int:
 
     reactor: Any = installed
     useMonotonic(reactor)
-    lines = _Lines()
+    lines = LogLines(tell)
     globalLogBeginner.beginLoggingTo([lines], redirectStandardIO=False, discardBuffer=True)
     environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(options.serviceId)}
     wrapper = Wrapper(
@@ -334,7 +285,7 @@ def _run() -> int:
         options,
         start=lambda: startChild(options.command, environment, signals.kept),
         tokenFile=_tokenFile(options.serviceId),
-        held=lines.tryingIsOver,
+        held=lines.startIsOver,
         tell=lines.tell,
     )
     codes: list[int] = []
@@ -342,7 +293,7 @@ def _run() -> int:
     def end(code: int) -> None:
         codes.append(code)
         # Requests that are under way fail now.
-        lines.silent = True
+        lines.isEnding = True
         late = Timer(_LONGEST_END, os._exit, [code])
         late.daemon = True
         late.start()
