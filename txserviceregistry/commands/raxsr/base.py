@@ -69,6 +69,8 @@ class RaxsrCommand(Command):
             description=self.get_description(),
             epilog=f"Example: {self.example}" if self.example else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            # --help is one of the options of every command.
+            add_help=False,
         )
         parser.furtherOptions = list(self.app.parser._option_string_actions)
         self.addArguments(parser)

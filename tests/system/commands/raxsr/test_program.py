@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -18,28 +19,38 @@ class ProgramTests(RaxsrProcessTestCase):
     """What only a process shows."""
 
     async def test_completion(self) -> None:
-        """The script is good bash, and completes commands, options and choices."""
-        for shell in ("bash", "zsh"):
-            script = (await self.good("complete", "--shell", shell)).out
-            program = shutil.which(shell)
-            if program is not None:
-                checked = subprocess.run([program, "-n"], input=script.encode(), capture_output=True)
-                self.assertEqual((checked.returncode, checked.stderr), (0, b""))
-        script = (await self.good("complete")).out
+        """The scripts complete commands, options, choices and files in bash, and register themselves in zsh."""
+        script = (await self.good("complete")).out + (
+            'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))\n'
+            '_shtab_raxsr raxsr "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"\n'
+            'echo "${COMPREPLY[@]}"\n'
+        )
 
         def completed(*words: str) -> list[str]:
-            line = " ".join(f"'{word}'" for word in words)
-            asking = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _raxsr; echo "${{COMPREPLY[@]}}"\n'
-            return (
-                subprocess.run(["bash"], input=asking.encode(), capture_output=True, check=True).stdout.decode().split()
+            run = subprocess.run(
+                ["bash", "-s", *words], input=script.encode(), cwd=self.home, capture_output=True, check=True
             )
+            self.assertEqual(run.stderr, b"")
+            return run.stdout.decode().split()
 
-        self.assertEqual(completed("raxsr", "serv"), ["services"])
-        self.assertEqual(completed("raxsr", "services", "re"), ["remove"])
-        self.assertEqual(completed("raxsr", "--username", "joe", "services", "list", "--t"), ["--tag"])
-        self.assertEqual(completed("raxsr", "events", "list", "--type", "service.t"), ["service.timeout"])
-        self.assertEqual(completed("raxsr", "help", "account", "rate"), ["rate-limits"])
-        self.assertEqual(completed("raxsr", "configuration", "exec", "--", "--n"), [])
+        with open(os.path.join(self.home, "values.yaml"), "w"):
+            pass
+        for line, expected in (
+            ("raxsr serv", ["services"]),
+            ("raxsr services re", ["remove"]),
+            ("raxsr --username joe services list --t", ["--tag"]),
+            ("raxsr services list --debug --t", ["--tag"]),
+            ("raxsr events list --type service.t", ["service.timeout"]),
+            ("raxsr help account rate", ["rate-limits"]),
+            ("raxsr configuration export val", ["values.yaml"]),
+            ("raxsr --log-file val", ["values.yaml"]),
+            ("raxsr configuration exec -- --n", []),
+        ):
+            self.assertEqual(completed(*line.split()), expected, line)
+        if shutil.which("zsh") is not None:
+            line = f"source <({RAXSR} complete --shell zsh); print $_comps[raxsr]"
+            run = subprocess.run(["zsh", "-f", "-c", line], env=self.environment(), capture_output=True, check=True)
+            self.assertEqual((run.stdout, run.stderr), (b"_shtab_raxsr\n", b""))
 
     async def test_aReaderThatLeaves(self) -> None:
         """Nobody at the other end of the pipe any more: the shell's code for that, and not a word."""
