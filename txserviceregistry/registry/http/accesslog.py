@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError, succeed
@@ -139,14 +139,6 @@ class _File:
             return False
 
 
-class ILogThread(Protocol):
-    """Where something that may block is done; see :class:`LogThread`."""
-
-    def run(self, work: Callable[[], None]) -> Deferred[None]: ...
-
-    def stop(self) -> None: ...
-
-
 class AccessLog:
     """
     Writes the log.
@@ -159,7 +151,7 @@ class AccessLog:
 
     _log = Logger()
 
-    def __init__(self, target: str, clock: IReactorTime, thread: ILogThread) -> None:
+    def __init__(self, target: str, clock: IReactorTime, thread: LogThread) -> None:
         self.lost = 0
         self._clock = clock
         self._thread = thread
@@ -233,21 +225,13 @@ class AccessLog:
         self._thread.stop()
 
 
-class _Daemon(Thread):
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "daemon": True})
-
-
-class _DaemonPool(ThreadPool):
-    threadFactory: type[Thread] = _Daemon
-
-
 class LogThread:
     """A thread for one log. It keeps no process from ending, though writing to a pipe may never return."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._pool = _DaemonPool(0, 1, name="txserviceregistry access log")
+        self._pool = ThreadPool(0, 1, name="txserviceregistry access log")
+        self._pool.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # it is called like one
         self._pool.start()
 
     def run(self, work: Callable[[], None]) -> Deferred[None]:

@@ -1,13 +1,14 @@
 """
-Health: whether the registry can do its work now.
+Health: whether the store can be read and written now.
 
-It can when its store can be written and read. The store's probe finds that out, once for all requests at the same time,
-and the result counts for a second: so the answer is true, and asking can't wear out a disk.
+The store's probe finds that out, once for all requests at the same time, and its result is used for a second, so the
+page can't wear out a disk.
 """
 
 from __future__ import annotations
 
-import attrs
+from typing import Any
+
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IReactorTime
 
@@ -17,42 +18,20 @@ from ...util.logs import Logger
 from ...util.singleflight import SingleFlight
 from ..stores.interfaces import IStore, StoreUnavailable
 
-#: The states of a store: it works; it says that it can't be written or read; it does not answer.
+#: The states of a store: it works; it can't be written or read; it does not answer.
 OK = "ok"
 UNAVAILABLE = "unavailable"
 SILENT = "not answering"
 
-#: What was found out is believed for so many seconds.
+#: How long the result of a probe is used, in seconds.
 BELIEF = 1.0
-#: A store that has not answered after so many seconds is not of much use to those who wait for it.
+#: How long the page waits for a probe, in seconds.
 PATIENCE = 2.0
-
-
-@attrs.frozen
-class Report:
-    """
-    How a registry is.
-
-    :ivar store: the store's name.
-    :ivar state: one of :data:`OK`, :data:`UNAVAILABLE` and :data:`SILENT`.
-    :ivar uptime: for how long it has been running, in seconds.
-    :ivar version: the release of txserviceregistry.
-    """
-
-    store: str
-    state: str
-    uptime: float
-    version: str = __version__
-
-    @property
-    def isWell(self) -> bool:
-        """Whether it can do its work."""
-        return self.state == OK
 
 
 class Health:
     """
-    Finds out how a registry is.
+    The health of a registry.
 
     :param store: its store, open.
     :param clock: the reactor; its seconds should be monotonic (:mod:`txserviceregistry.clock`). The uptime counts from
@@ -68,22 +47,26 @@ class Health:
         self._probing: SingleFlight[str, str] = SingleFlight()
         self._found: tuple[str, float] | None = None
 
-    def report(self) -> Deferred[Report]:
+    def report(self) -> Deferred[dict[str, Any]]:
         """
-        :return: fires with how the registry is now, or was less than a second ago; within two seconds.
+        :return: fires with the health of the registry now, or less than a second ago, as JSON; within two seconds.
         """
         return self._state().addCallback(
-            lambda state: Report(self._store.name, state, self._clock.seconds() - self._started)
+            lambda state: {
+                "store": {"name": self._store.name, "state": state},
+                "uptime": round(self._clock.seconds() - self._started, 3),
+                "version": __version__,
+            }
         )
 
     def _state(self) -> Deferred[str]:
         if self._found is not None and 0 <= self._clock.seconds() - self._found[1] < BELIEF:
             return succeed(self._found[0])
-        # A probe that hangs is the only one: who asks meanwhile waits for the same one.
-        answer = self._probing.do("", self._probe)
-        if not answer.called:
-            answer.addTimeout(PATIENCE, self._clock)
-        return answer.addErrback(lambda reason: reason.trap(TimeoutError) and self._find(SILENT))
+        # All requests wait for the same probe, also for one that hangs.
+        state = self._probing.do("", self._probe)
+        if not state.called:
+            state.addTimeout(PATIENCE, self._clock)
+        return state.addErrback(lambda reason: reason.trap(TimeoutError) and self._find(SILENT))
 
     @returnsDeferred
     async def _probe(self) -> str:

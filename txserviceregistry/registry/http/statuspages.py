@@ -20,7 +20,7 @@ from ..._version import installCommand
 from ..faults import forbidden
 from ..statistics import Sources
 from . import openapi
-from .health import Health
+from .health import OK, Health
 from .messages import Response, baseUrl
 
 if TYPE_CHECKING:
@@ -67,13 +67,8 @@ class StatusPages:
 
     async def _getHealth(self, request: Request) -> Response:
         report = await self._health.report()
-        body = {
-            "store": {"name": report.store, "state": report.state},
-            "uptime": round(report.uptime, 3),
-            "version": report.version,
-        }
-        # What was true a second ago must not be told by a cache an hour later.
-        return Response(200 if report.isWell else 503, body, {"Cache-Control": "no-store"})
+        # A cache must not repeat it later.
+        return Response(200 if report["store"]["state"] == OK else 503, report, {"Cache-Control": "no-store"})
 
     async def _getDescription(self, request: Request) -> Response:
         return Response(200, text=openapi.document(baseUrl(request)))

@@ -73,7 +73,7 @@ class LineTests(SynchronousTestCase):
         self.assertLess(len(line(access(b"/" + b"x" * 16_000))), 2_500)
 
 
-class _Thread:
+class _Thread(LogThread):
     """Does at once what is to be done in a thread, unless it is held."""
 
     def __init__(self) -> None:
