@@ -1,5 +1,5 @@
 """
-How much an account may have (:class:`ResourceLimits`) and how often it may ask (:class:`RateLimiter`).
+How many objects an account may have (:class:`ResourceLimits`), and how many GETs it may make (:class:`RateLimiter`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .faults import rateLimitReached
 
 #: The pattern of paths that the rate limit counts: all of them.
 PATHS = "/.*"
-#: The names of the headers that tell a client about its rate.
+#: The names of the headers with a client's rate.
 RATE_HEADERS = ("X-Ratelimit-Path-Regex", "X-Ratelimit-Limit", "X-Ratelimit-Used", "X-Ratelimit-Window", "Reply-After")
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -36,9 +36,7 @@ class ResourceLimits:
 
 @attrs.define
 class _Usage:
-    """
-    How often one account asked: ``(bucket, requests)`` pairs, oldest first, and their sum.
-    """
+    """The GETs of one account: ``(bucket, requests)`` pairs, oldest first, and their sum."""
 
     buckets: deque[list[int]] = attrs.field(factory=deque)
     total: int = 0
@@ -46,17 +44,16 @@ class _Usage:
 
 class RateLimiter:
     """
-    Counts the GET requests of each account within a window that slides along with the clock.
+    Counts the GETs of each account within a sliding window.
 
-    Only GETs count: a service must never die of the rate limit, and what changes something is bounded by the resource
-    limits. A GET that is refused does not count either, so that the limit ends at the time that ``Retry-After`` says,
-    however hard a client goes on asking.
+    Only GETs count: the rate limit must never cause an expiration, and the resource limits bound what is written. A GET
+    that is refused does not count, so that the limit ends at the time of ``Retry-After``.
 
-    The window is kept in :attr:`BUCKETS` coarse parts: an account costs at most that many small counters, and a request
-    is forgotten up to one part (15 minutes of a day) late. The counts live in memory and begin anew with the process.
+    The window consists of :attr:`BUCKETS` parts: an account takes at most that many counters, and a request is
+    forgotten up to one part (15 minutes of a day) late. The counts are kept in memory only.
 
     :param seconds: monotonic seconds, such as ``reactor.seconds``.
-    :param limit: how many GETs an account may make in the *window*; ``None`` for as many as it likes.
+    :param limit: how many GETs an account may make in the *window*; ``None`` for no limit.
     :param window: in seconds.
     :param wallClock: seconds since the epoch, for the headers.
     """
@@ -83,8 +80,7 @@ class RateLimiter:
         """
         Count a GET of *tenant*.
 
-        :raises Fault: ``rateLimitReached``, if the account has used up its window; ``Retry-After`` says when the oldest
-            of its requests will be forgotten.
+        :raises Fault: ``rateLimitReached``; its ``Retry-After`` says when the account's oldest GET will be forgotten.
         """
         if self._limit is None:
             return
@@ -107,10 +103,9 @@ class RateLimiter:
 
     def usage(self, used: int) -> dict[str, dict[str, int | str]]:
         """
-        What ``GET /limits`` says of an account's rate: ``limit``, ``used`` and ``window`` by pattern of paths. Without
-        a limit there is no pattern.
+        The rate in ``GET /limits``: ``limit``, ``used`` and ``window`` by pattern of paths; empty without a limit.
 
-        :param used: how many GETs count, without the one that asks.
+        :param used: how many GETs count, without the present one.
         """
         if self._limit is None:
             return {}
@@ -118,8 +113,7 @@ class RateLimiter:
 
     def headers(self, tenant: str) -> Mapping[str, str]:
         """
-        The headers of the response to a GET of *tenant*, made before the request is counted: it does not count itself.
-        Without a limit there are none.
+        The headers of the response to a GET of *tenant*, made before it is counted; none without a limit.
         """
         if self._limit is None:
             return NO_HEADERS
@@ -129,7 +123,7 @@ class RateLimiter:
             "X-Ratelimit-Limit": str(self._limit),
             "X-Ratelimit-Used": str(usage.total),
             "X-Ratelimit-Window": f"{self._window:.15g} seconds",
-            # The original's spelling. Of a window that slides, this is when the oldest counted request leaves it.
+            # The original's spelling. In a sliding window this is when the oldest counted request leaves it.
             "Reply-After": str(math.ceil(self._wallClock() + self._retryAfter(usage))),
         }
 
@@ -137,12 +131,11 @@ class RateLimiter:
         return math.floor(self._seconds() / self._width)
 
     def _hours(self) -> str:
-        # One decimal, as the protocol has it; of windows that would not show so, three digits that count.
+        # One decimal, as in the protocol; three significant digits where one decimal is not exact.
         hours = self._window / 3600
-        decimals = (
-            1 if hours >= 0.1 and abs(hours * 10 - round(hours * 10)) < 1e-6 else 2 - math.floor(math.log10(hours))
-        )
-        return f"{hours:.{max(decimals, 1)}f} hours"
+        isExact = hours >= 0.1 and abs(hours * 10 - round(hours * 10)) < 1e-6
+        decimals = 1 if isExact else max(2 - math.floor(math.log10(hours)), 1)
+        return f"{hours:.{decimals}f} hours"
 
     def _retryAfter(self, usage: _Usage) -> int:
         if not usage.buckets:
@@ -153,7 +146,7 @@ class RateLimiter:
         now = self._bucket()
         if now != self._current:
             self._current = now
-            # Once per bucket is often enough to let go of the accounts that have not asked for a whole window.
+            # Once per bucket is often enough to forget accounts without a GET in the window.
             for name, usage in list(self._usage.items()):
                 self._forget(usage)
                 if not usage.total:

@@ -1,8 +1,8 @@
 """
-What rules are made of: strings, numbers, lists, pairs, each with its bounds, and the reasons why a value does not fit.
+Rules for values: strings, numbers, lists and mappings, each with its bounds, and the reasons why a value breaks them.
 
-A rule is data, so that a description of the API can be made (:mod:`~txserviceregistry.registry.http.schemas`) from the
-same rules that check it. Which field has which rule is in :mod:`~txserviceregistry.registry.http.validation`.
+A rule is data: the description of the API (:mod:`~txserviceregistry.registry.http.schemas`) is made from the rules that
+check requests. Which field has which rule is in :mod:`~txserviceregistry.registry.http.validation`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..faults import Fault, badParameter, validationError
 
 
 class Invalid(Exception):
-    """A value breaks a rule; the text is the reason, in the API's own words."""
+    """A value breaks a rule; the text is the reason, in the words of the API."""
 
 
 class Rule(Protocol):
-    """What a value has to be like."""
+    """A rule for a value."""
 
     def check(self, value: object) -> Any:
         """
-        :return: the value that is meant by *value*.
+        :return: the value that *value* stands for.
         :raises Invalid: if it breaks the rule.
         """
 
@@ -38,18 +38,17 @@ class Text:
 
     :ivar shortest: the least number of characters (code points).
     :ivar longest: the greatest.
-    :ivar pattern: what the whole string has to match; ``None`` for any characters, as far as UTF-8 can express them. It
-        means the same to Python (with ``re.ASCII``) and to ECMAScript, whose dialect descriptions of the API speak.
+    :ivar pattern: what the whole string has to match; ``None`` for all characters that UTF-8 can express. It means the
+        same to Python (with ``re.ASCII``) and to ECMAScript, the dialect of JSON Schema.
     """
 
     shortest: int
     longest: int
     pattern: str | None = None
-    # Looked up by its text, the compiled pattern would cost a heartbeat as much as all the rest of its checks.
-    _compiled: re.Pattern[str] | None = attrs.field(
-        init=False, eq=False, repr=False, default=attrs.Factory(lambda self: self._compile(), takes_self=True)
-    )
+    # Looking up the compiled pattern by its text would cost a heartbeat as much as its other checks.
+    _compiled: re.Pattern[str] | None = attrs.field(init=False, eq=False, repr=False)
 
+    @_compiled.default
     def _compile(self) -> re.Pattern[str] | None:
         return None if self.pattern is None else re.compile(self.pattern, re.ASCII)
 
@@ -82,7 +81,7 @@ class Number:
         if isinstance(value, float) and math.isfinite(value) and value.is_integer():
             return int(value)
         if isinstance(value, str) and _NUMBER.fullmatch(value):
-            # An infinite number is one that overflowed: an integer that is out of every range.
+            # A number that overflows is infinite: an integer out of every range.
             number = max(-_HUGE, min(float(value), _HUGE))
             if number.is_integer():
                 return int(number)
@@ -92,8 +91,7 @@ class Number:
 @attrs.frozen
 class DeferredFields:
     """
-    Something that should be an object with these fields, and that is looked at later, by itself: what is wrong with it
-    concerns nothing beside it.
+    An object with these fields, which is checked later, by itself.
     """
 
     fields: tuple[Field, ...]
@@ -107,7 +105,7 @@ class Choice:
     """
     One of a few words.
 
-    :ivar what: the name of such a word, for reasons.
+    :ivar what: the name of such a word, for the reason.
     """
 
     what: str
@@ -122,7 +120,7 @@ class Choice:
 
 @attrs.frozen
 class AnyOf:
-    """What fits one rule, or else another, which tells what is wrong with it."""
+    """A value that follows one rule or another. The reason is the second one's."""
 
     first: Rule
     second: Rule
@@ -136,7 +134,7 @@ class AnyOf:
 
 @attrs.frozen
 class Items:
-    """An array; what is wrong with an element is told in the element's own reason."""
+    """An array. The reason why an element is invalid is the element's own."""
 
     element: Rule
     most: int
@@ -166,7 +164,7 @@ class MappingOf:
         try:
             return {checkKey(key): checkValue(each) for key, each in value.items()}
         except Invalid:
-            # The reason tells also which pair it is.
+            # The reason names the pair as well.
             return dict([self._pair(key, each) for key, each in value.items()])
 
     def _pair(self, key: str, value: object) -> tuple[str, Any]:
@@ -185,7 +183,7 @@ class TimeUUID:
     """
     The text of a version-1 UUID, in its canonical form, with letters of any case.
 
-    :cvar pattern: what the whole text matches if it fits.
+    :cvar pattern: what the whole text matches.
     """
 
     pattern: ClassVar[str] = "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-1[0-9A-Fa-f]{3}-[89abAB][0-9A-Fa-f]{3}-[0-9A-Fa-f]{12}"
@@ -204,7 +202,7 @@ class TimeUUID:
 
 _TIME_UUID = re.compile(TimeUUID.pattern, re.ASCII)
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
-# Each character fits in one place only, so that no text takes long.
+# Each character can match in one place only, so that no text takes long.
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
 _HUGE = 1e30
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -215,10 +213,8 @@ class Field:
     """
     A field of a body.
 
-    :ivar name: its key.
-    :ivar rule: what its value has to be like.
-    :ivar default: makes its value where it is absent, or ``null``; a field without a default is never ``null``.
-    :ivar isOptional: whether it may be absent without a value taking its place.
+    :ivar default: makes the value of an absent field, or of ``null``; a field without a default is never ``null``.
+    :ivar isOptional: whether the field may be absent, and stays so.
     """
 
     name: str
@@ -228,7 +224,7 @@ class Field:
 
     @property
     def isRequired(self) -> bool:
-        """Whether it has to be there."""
+        """Whether it must not be absent."""
         return self.default is None and not self.isOptional
 
     def value(self, body: Mapping[str, object]) -> Any:
@@ -255,11 +251,9 @@ class Parameter:
     """
     A parameter of a path or a query.
 
-    :ivar name: its name.
-    :ivar rule: what its value has to be like.
     :ivar summary: what it means, for the description of the API.
-    :ivar default: its value where it is absent.
-    :ivar refusal: makes the fault of a value that breaks the rule, from the value and the reason.
+    :ivar default: the value of an absent parameter.
+    :ivar refusal: makes the fault for a value that breaks the rule, from the value and the reason.
     :ivar ignoresEmpty: whether an empty value counts as absent.
     """
 
@@ -293,7 +287,7 @@ def _checkCount(count: int, most: int, least: int = 0) -> None:
 
 
 def _isUnicode(text: str) -> bool:
-    # JSON can spell half of a surrogate pair, which is no character, and which neither UTF-8 nor a store can keep.
+    # JSON can spell half of a surrogate pair, which neither UTF-8 nor a store can express.
     return text.isascii() or _SURROGATE.search(text) is None
 
 
