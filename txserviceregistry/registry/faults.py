@@ -51,7 +51,7 @@ def invalidEventQuery(reason: str) -> Fault:
 
 
 def invalidBody(reason: str) -> Fault:
-    """400: the body is no JSON object."""
+    """400: the body is not a JSON object."""
     return badRequest(f"Failed to parse request body: {reason}", reason)
 
 
@@ -62,7 +62,7 @@ def unsupportedContentType(contentType: str) -> Fault:
 
 
 def invalidLimit(details: str) -> Fault:
-    """400: ``limit`` is no number in its range."""
+    """400: ``limit`` is not a number in its range."""
     return Fault(400, "invalidLimit", "Invalid limit", details)
 
 

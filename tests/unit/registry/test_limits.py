@@ -121,9 +121,9 @@ class RateLimiterTests(SynchronousTestCase):
 
     def test_theWindowIsToldInHours(self) -> None:
         """
-        However short the window is, ``GET /limits`` tells it in hours, with enough decimals to know it by.
+        ``GET /limits`` has the window in hours, with enough decimals, however short it is.
         """
-        for window, told in [
+        for window, text in [
             (86_400, "24.0"),
             (30 * 86_400, "720.0"),
             (5400, "1.5"),
@@ -134,19 +134,19 @@ class RateLimiterTests(SynchronousTestCase):
             (6000, "1.67"),
         ]:
             limiter = RateLimiter(self.clock.seconds, window=window)
-            self.assertEqual(limiter.usage(0)["/.*"]["window"], f"{told} hours")
+            self.assertEqual(limiter.usage(0)["/.*"]["window"], f"{text} hours")
 
     def test_theWindowIsToldInSeconds(self) -> None:
         """Headers and refusals have all digits of the window, however long it is."""
-        for window, told in [
+        for window, text in [
             (86_400.0, "86400"),
             (366 * 86_400.0, "31622400"),
             (1.5, "1.5"),
             (2_592_000.5, "2592000.5"),
         ]:
             self.limiter = RateLimiter(self.clock.seconds, limit=0, window=window)
-            self.assertEqual(self.limiter.headers("1")["X-Ratelimit-Window"], f"{told} seconds")
-            self.assertIn(f" in {told} seconds for ", self.refusal().details)
+            self.assertEqual(self.limiter.headers("1")["X-Ratelimit-Window"], f"{text} seconds")
+            self.assertIn(f" in {text} seconds for ", self.refusal().details)
 
     def test_retryAfterIsTheTruthForEveryWindow(self) -> None:
         """
@@ -164,7 +164,7 @@ class RateLimiterTests(SynchronousTestCase):
 
     def test_noLimit(self) -> None:
         """
-        Without a limit nobody is refused, and ``GET /limits`` has no rate to tell of.
+        Without a limit nothing is refused, and ``GET /limits`` has no rate.
         """
         limiter = RateLimiter(self.clock.seconds, limit=None)
         for _ in range(10):

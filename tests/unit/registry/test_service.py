@@ -80,7 +80,7 @@ class DataDirectoryTests(SynchronousTestCase):
 
     def test_oneRegistryAtATime(self) -> None:
         """
-        Who has the directory keeps others out, and gives it up again.
+        A registry locks its directory, and releases it at the end.
         """
         other = DataDirectory(self.directory.path)
         self.assertFalse(other.isTaken())
@@ -166,7 +166,7 @@ class DataDirectoryTests(SynchronousTestCase):
 
     def test_isBroken(self) -> None:
         """
-        A file that can't be read is named in one line, which tells nothing of what is in it.
+        A file that can't be read is named in one line, without its content.
         """
         self.directory.open()
         self.addCleanup(self.directory.close)
@@ -185,7 +185,7 @@ class DataDirectoryTests(SynchronousTestCase):
 
     def test_isHalf(self) -> None:
         """
-        A name without a key is no way to get in.
+        A name without a key is not enough.
         """
         self.directory.open()
         self.addCleanup(self.directory.close)
@@ -351,7 +351,7 @@ class RegistryServiceTests(TestCase):
 
     async def test_memoryKeepsItsCredentials(self) -> None:
         """
-        A registry that forgets everything lets those in who have the credentials in its directory.
+        A registry with an empty store accepts the credentials in its directory.
         """
         await (await self.started()).stopService()
         before = self.raxrc()
@@ -407,9 +407,9 @@ class RegistryServiceTests(TestCase):
         self.assertIn(b"service_registry_store_commit_operations_count", metrics.raw)
         await service.stopService()
         text = path.read_text()
-        told = [json.loads(line) for line in text.splitlines()]
+        entries = [json.loads(line) for line in text.splitlines()]
         self.assertEqual(
-            [(each["method"], each["path"], each["code"], each["tenant"]) for each in told],
+            [(each["method"], each["path"], each["code"], each["tenant"]) for each in entries],
             [
                 ("GET", "/health", 200, None),
                 ("POST", "/v2.0/tokens", 200, None),
@@ -431,7 +431,7 @@ class RegistryServiceTests(TestCase):
 
     async def test_anAccessLogThatCantBeWritten(self) -> None:
         """
-        It keeps nobody from starting, or from being answered; the log says so once.
+        An access log that fails stops neither the start nor requests; it is logged once.
         """
         service = await self.started(accessLog=self.dataDir / "missing" / "access.log")
         self.assertEqual((await self.ask(service, "GET", "/limits")).code, 200)
@@ -511,7 +511,7 @@ class RegistryServiceTests(TestCase):
 
     async def test_badEndpoint(self) -> None:
         """
-        A string that is no endpoint is named, before anything is made.
+        An invalid endpoint string is named before anything is made.
         """
         for endpoint in ("nothing:1", "tcp", "tcp:x", "tcp:1\\"):
             text = await self.refusal(endpoints=[endpoint])
@@ -558,7 +558,7 @@ class RegistryServiceTests(TestCase):
 
     async def test_badStore(self) -> None:
         """
-        A store that can't be opened says why; what is nobody's fault is logged, and named.
+        A store that can't be opened says why; an internal error is logged and named.
         """
 
         class Broken(MemoryStore):
@@ -577,7 +577,7 @@ class RegistryServiceTests(TestCase):
 
     async def test_nobodyWaits(self) -> None:
         """
-        A start that fails is in the log if nobody asked for its outcome.
+        A start that fails is logged if its outcome was not asked for.
         """
         for asked in (True, False):
             service = self.newService(endpoints=["nothing:1"])

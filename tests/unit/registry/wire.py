@@ -53,7 +53,7 @@ class Reply:
 
 def parseReplies(data: bytes, noBody: bool = False) -> list[Reply]:
     """
-    The answers in a stream of bytes. Each must have a length: this parser knows no other framing.
+    The responses in a stream of bytes. Each must have a length: this parser knows no other framing.
     """
     replies = []
     while data:

@@ -51,7 +51,7 @@ class Api(Protocol):
     """
     What is served (:class:`~txserviceregistry.registry.http.resource.ApiResource`).
 
-    :ivar requestLog: is told of what is refused before it gets to the resource.
+    :ivar requestLog: counts what is refused before it gets to the resource.
     """
 
     requestLog: RequestLog

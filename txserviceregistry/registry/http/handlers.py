@@ -1,5 +1,5 @@
 """
-What answers the operations of the API: each handler goes from the request to the registry's rules and back.
+The handlers of the operations: each goes from a request to the registry's core and back.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Handlers:
         self._registry = registry
         self._rateLimiter = rateLimiter
         self._limits = limits
-        self._told: tuple[Page, int, Response] | None = None
+        self._shared: tuple[Page, int, Response] | None = None
 
     async def getLimits(self, call: Call) -> Response:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
@@ -199,10 +199,10 @@ class Handlers:
             # Its link repeats the request.
             return Response(200, _eventPage(call, page))
         limit = call.query["limit"]
-        told = self._told
-        if told is None or told[0] is not page or told[1] != limit:
-            self._told = told = page, limit, Response(200, text=inJSON(_eventPage(call, page)).encode())
-        return told[2]
+        shared = self._shared
+        if shared is None or shared[0] is not page or shared[1] != limit:
+            self._shared = shared = page, limit, Response(200, text=inJSON(_eventPage(call, page)).encode())
+        return shared[2]
 
 
 def _eventPage(call: Call, page: Page) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """
-The Auth API's JSON: what comes in to be let in, and what goes out to those who are.
+The JSON of the Auth API: credentials and access.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 from ..faults import Fault
 from ..identity.identity import IssuedToken
 
-#: How credentials can come, and under which name the API key does. The key is the only password that there is.
+#: The kinds of credentials, and the name of the API key in each. The key is the only password that there is.
 CREDENTIALS = {"RAX-KSKEY:apiKeyCredentials": "apiKey", "passwordCredentials": "password"}
-#: The region that the registry says it is in.
+#: The region of the registry.
 REGION = "LOCAL"
-#: The entries of the catalog: name, type, and whether it tells the region. Clients of different ages look for the
+#: The entries of the catalog: name, type, and whether it has the region. Clients of different ages look for the
 #: tenant in each of these four; two of them take no region.
 CATALOG = (
     ("cloudServersOpenStack", "compute", True),
@@ -54,7 +54,7 @@ def credentials(body: Mapping[str, Any]) -> tuple[str, str]:
 
 def access(token: IssuedToken, url: str) -> dict[str, Any]:
     """
-    What a user who has been let in is told.
+    The response to valid credentials.
 
     :param url: of the tenant, without a slash at the end.
     """

@@ -36,7 +36,7 @@ _PREFIX = "service_registry_"
 
 class Metrics:
     """
-    Tells the metrics of one registry.
+    The metrics of one registry.
     """
 
     def __init__(self, sources: Sources) -> None:
@@ -57,7 +57,7 @@ class _RegistryCollector(Collector):
         self._sources = sources
 
     def describe(self) -> Iterable[Metric]:
-        """Nobody needs to know beforehand."""
+        """Nothing: names are not needed beforehand."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -94,7 +94,7 @@ def _requests(statistics: RequestStatistics) -> Iterator[Metric]:
     requests = CounterMetricFamily(_PREFIX + "requests", "Requests answered.", labels=["method", "route", "code"])
     seconds = HistogramMetricFamily(
         _PREFIX + "request_seconds",
-        "Time from when a request was there to its answer.",
+        "Time from the arrival of a whole request to its response.",
         labels=["method", "route"],
     )
     for (method, route), one in sorted(statistics.routes.items()):
@@ -130,7 +130,7 @@ def _store(statistics: StoreStatistics) -> Iterator[Metric]:
     )
     seconds = HistogramMetricFamily(
         _PREFIX + "store_seconds",
-        "Time from when the store was asked to its answer.",
+        "Time from an operation of the store to its result.",
         labels=["operation"],
     )
     for operation, isUp, times in (

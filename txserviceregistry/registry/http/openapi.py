@@ -115,7 +115,7 @@ def _text() -> str:
 
 def description() -> Schema:
     """The description as an OpenAPI document, but for its ``servers``."""
-    paths: dict[str, Schema] = {path: {"get": _page(told)} for path, told in PAGES.items()}
+    paths: dict[str, Schema] = {path: {"get": _page(page)} for path, page in PAGES.items()}
     paths[AUTH + "/tokens"] = {"post": _authentication()}
     for path, methods in ROUTES.items():
         names = ["tenant", *(part[1:-1] for part in path.split("/") if part.startswith("{"))]

@@ -130,7 +130,7 @@ def heartbeatOfBatch(entry: Any) -> tuple[str, str]:
     """
     The service id and the token of one heartbeat of a batch.
 
-    :raises Fault: if it is no object, or for the first invalid field.
+    :raises Fault: if it is not an object, or for the first invalid field.
     """
     try:
         return _ID.rule.check(entry[_ID.name]), _TOKEN.rule.check(entry[_TOKEN.name])

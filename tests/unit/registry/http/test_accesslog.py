@@ -57,7 +57,7 @@ class LineTests(SynchronousTestCase):
         )
 
     def test_whatIsNotKnownIsNull(self) -> None:
-        """A tenant, method or path that nobody knows, and the host of a client on a socket, are null."""
+        """An unknown tenant, method or path, and the host of a client on a UNIX socket, are null."""
         found = json.loads(line(access(b"", tenant="", method=b"", address=UNIXAddress(None))))
         self.assertEqual([found[name] for name in ("tenant", "method", "path", "client")], [None] * 4)
 
@@ -74,7 +74,7 @@ class LineTests(SynchronousTestCase):
 
 
 class _Thread(LogThread):
-    """Does at once what is to be done in a thread, unless it is held."""
+    """A thread whose work is done at once, unless it is held."""
 
     def __init__(self) -> None:
         self.held: list[tuple[Callable[[], None], Deferred[None]]] | None = None
@@ -133,7 +133,7 @@ class AccessLogTests(SynchronousTestCase):
         self.assertEqual(self.paths(), ["/a", "/b", "/c"])
 
     def test_theFileIsItsOwners(self) -> None:
-        """Nobody else can read who asked for what."""
+        """Only the owner can read the file."""
         self.assertEqual(self.path.stat().st_mode & 0o777, 0o600)
 
     def test_addsToWhatIsThere(self) -> None:
@@ -165,7 +165,7 @@ class AccessLogTests(SynchronousTestCase):
         self.assertEqual(len(moved.read_text().splitlines()), 1)
 
     def test_troubleIsToldOnceAndOver(self) -> None:
-        """While the file can't be written lines are lost, counted and told of once; then all is well again."""
+        """While the file can't be written, lines are lost and counted, which is logged once; so is the end of that."""
         self.path.unlink()
         self.path.mkdir()
         for _ in range(3):

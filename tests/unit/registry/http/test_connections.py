@@ -69,7 +69,7 @@ class LimitsCase(SynchronousTestCase):
 
 
 class SlowTests(LimitsCase):
-    """Clients that take their time."""
+    """Slow clients."""
 
     def drip(self, connection: Connection, data: bytes, seconds: int) -> None:
         """Send a byte a second."""
@@ -87,7 +87,7 @@ class SlowTests(LimitsCase):
                 self.assertClosed(connection)
 
     def test_aBodyIsPartOfIt(self) -> None:
-        """A body that comes slowly is no better than a head that does."""
+        """A slow body is treated as a slow head."""
         connection = self.connect()
         connection.send(self.request("POST", SERVICES, b"x" * 1000)[:-1000])
         self.drip(connection, b"x" * 30, 30)
@@ -188,8 +188,8 @@ class UnreadTests(LimitsCase):
         self.assertClosed(connection)
 
 
-class LineTests(LimitsCase):
-    """Who has shown no token stands in line."""
+class QueueTests(LimitsCase):
+    """Requests of unauthenticated clients are queued."""
 
     def slow(self) -> None:
         """Every request takes a fiftieth of a second from now on."""
@@ -202,7 +202,7 @@ class LineTests(LimitsCase):
         self.patch(self.api.resource, "answer", slowly)
 
     def test_manyRequestsAtOnce(self) -> None:
-        """Of many requests that come at once, some are answered before others have their turn; all of who is known."""
+        """Of many requests at once, an unauthenticated client has some answered per turn, a known one all."""
         known, guest = self.known(), self.connect()
         for connection in (known, guest):
             connection.send(requestBytes("GET", "/") * 24 + b"GET")
@@ -240,7 +240,7 @@ class LineTests(LimitsCase):
         self.assertEqual([self.codes(each) for each in guests], [[], [404], [404]])
 
     def test_waitingIsNotReading(self) -> None:
-        """Of who stands in line nothing more is read; who hangs up leaves the line."""
+        """Nothing more is read from a client in the queue; a client that hangs up leaves the queue."""
         first, second, third = (self.connect(f"10.0.1.{n}") for n in range(3))
         self.slow()
         for each in (first, second, third):
@@ -272,10 +272,10 @@ class LineTests(LimitsCase):
     def test_aFleetIsNotKeptBack(self) -> None:
         """Clients that all show a token, as after a restart, are served without a pause."""
         self.slow()
-        fleet = [self.connect(f"10.0.1.{n}") for n in range(3)]
-        for each in fleet:
+        clients = [self.connect(f"10.0.1.{n}") for n in range(3)]
+        for each in clients:
             each.send(self.request())
-        self.assertEqual([self.codes(each) for each in fleet], [[200]] * 3)
+        self.assertEqual([self.codes(each) for each in clients], [[200]] * 3)
 
     def crowd(self) -> list[Connection]:
         """Unauthenticated clients of one address, of which one has been answered and the others wait."""
@@ -349,7 +349,7 @@ class LineTests(LimitsCase):
 
 
 class UnfinishedTests(LimitsCase):
-    """Much that is sent by who has shown no token, and that is no whole request."""
+    """Large unfinished requests of unauthenticated clients."""
 
     limits = ConnectionLimits(connections=100, perClient=100, unfinishedBytes=500_000)
 
@@ -402,8 +402,8 @@ class UnfinishedTests(LimitsCase):
             self.assertEqual(self.codes(refused), [413])
             self.assertOpen(first, answered)
 
-    def test_whatWaitsInTheLineCounts(self) -> None:
-        """What has come from who stands in line is kept as well."""
+    def test_whatWaitsInTheQueueCounts(self) -> None:
+        """What has come from clients in the queue counts as well."""
         self.api.site.queue.spend(Origin(), lambda: self.api.clock.advance(1))
         self.assertTrue(self.api.site.queue.isBusy)
         guests = [self.connect() for _ in range(9)]
@@ -534,7 +534,7 @@ class PeerTests(SynchronousTestCase):
 
 
 class FollowerLimitTests(LimitsCase):
-    """More who wait for events than may."""
+    """Too many requests that wait for events."""
 
     limits = ConnectionLimits(followers=3, followersPerTenant=2)
 
@@ -553,7 +553,7 @@ class FollowerLimitTests(LimitsCase):
         return reply
 
     def test_oneTooMany(self) -> None:
-        """One for whom there is no place is told so, and when to come again; the connection stays."""
+        """One too many is 503, with the time to retry after; the connection stays."""
         waiting = [self.follow() for _ in range(2)]
         late = self.follow()
         reply = self.reply(late)
@@ -566,7 +566,7 @@ class FollowerLimitTests(LimitsCase):
         self.assertEqual([self.codes(each) for each in waiting], [[200], [200]])
 
     def test_newsIsForAll(self) -> None:
-        """Who need not wait needs no place."""
+        """A request that need not wait needs no place."""
         first = self.marker
         self.api.create("web2")
         self.marker = self.api.ask("GET", "/events").json["values"][-1]["id"]
@@ -576,7 +576,7 @@ class FollowerLimitTests(LimitsCase):
         self.assertEqual(self.api.ask("GET", f"/events?marker={self.marker}").code, 200)
 
     def test_placesAreGivenBack(self) -> None:
-        """Whoever has been answered, or has hung up, leaves a place."""
+        """A response, and a client that hangs up, free a place."""
         for _ in range(3):
             answered, gone = self.follow(), self.follow()
             gone.transport.loseConnection()
@@ -604,7 +604,7 @@ class FilesTests(SynchronousTestCase):
     """How many files a process may open, and what follows from it."""
 
     def test_fewerWhereThereAreNoMoreFiles(self) -> None:
-        """There are never more connections than the process may open, and some are left for those who do not wait."""
+        """Never more connections than files are allowed, and some remain for requests that do not wait."""
         limits = ConnectionLimits(connections=10_000, followers=9_000)
         self.assertEqual(limits.within(1024).connections, 824)
         self.assertEqual(limits.within(1024).followers, 659)

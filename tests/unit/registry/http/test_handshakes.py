@@ -103,7 +103,7 @@ class HandshakeTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.api = Api()
         self.factory = handshakingFactory(Slow(self.api), self.api.site)
-        # So many that it is plain that nobody shows a token.
+        # So many that it is plain that no client shows a token.
         for _ in range(1000):
             self.api.site.handshakes.spend(Origin("10.9.9.9"), lambda: None)
 
@@ -187,7 +187,7 @@ class HandshakeTests(SynchronousTestCase):
         client.ask(request)
         self.assertEqual([reply.code for reply in parseReplies(client.received)], [200])
 
-    def test_whoHangsUpLeavesTheLine(self) -> None:
+    def test_clientsThatHangUpLeaveTheQueue(self) -> None:
         """A client that is gone costs no handshake."""
         clients = [self.client() for _ in range(3)]
         for each in clients:

@@ -1,5 +1,5 @@
 """
-Health: what a registry says of itself, and what it costs to ask.
+Health: what a registry reports, and how often it probes its store for that.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class HealthTests(SynchronousTestCase):
         self.assertLessEqual(self.store.calls["probe"], 6)
 
     def test_asksOnceForAllWhoAskTogether(self) -> None:
-        """Those who ask at the same time share one probe."""
+        """Requests at the same time share one probe."""
         held = self.store.hold("probe")
         asking: list[Deferred[Any]] = [self.health.report() for _ in range(50)]
         self.assertEqual(len(held), 1)
@@ -77,7 +77,7 @@ class HealthTests(SynchronousTestCase):
         self.assertEqual(self.state(), OK)
 
     def test_survivesAnAskerWhoLeaves(self) -> None:
-        """One who asks and does not wait for the answer takes it from nobody else."""
+        """A request that is cancelled does not end the probe for another."""
         held = self.store.hold("probe")
         first, second = self.health.report(), self.health.report()
         first.addErrback(lambda _: None)
@@ -86,7 +86,7 @@ class HealthTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(second)["store"]["state"], OK)
 
     def test_survivesABugInAStore(self) -> None:
-        """A store that breaks in a way that no store should is unavailable, and the log tells of it."""
+        """A store with a defect is unavailable, and the defect is logged."""
         self.store.breakDown("probe", ZeroDivisionError())
         self.assertEqual(self.state(), UNAVAILABLE)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

@@ -89,7 +89,7 @@ class ParsingTests(FilesCase, SynchronousTestCase):
             self.assertNotIn("\n", said)
 
     def test_tooFewParts(self) -> None:
-        """An endpoint of Twisted's without what it needs is told so in words, not in those of a function."""
+        """The error for an incomplete endpoint of Twisted's does not speak of a function's arguments."""
         for description in ("tcp", "tcp6", "unix", "tcp:1:what=1"):
             said = str(self.assertRaises(EndpointError, parseEndpoint, reactor, description))
             self.assertIn("example: tcp:8880", said)
@@ -249,7 +249,7 @@ class ListeningTests(FilesCase):
 
     async def test_aRenewedCertificate(self) -> None:
         """
-        Files that are replaced, one after the other, are read again when somebody connects. Until they fit each other,
+        Files that are replaced, one after the other, are read again when a client connects. Until they fit each other,
         and while one of them is damaged, the old certificate is shown; the log says so once.
         """
         root = Holder("Root", names=())
@@ -361,7 +361,7 @@ class ListeningTests(FilesCase):
 
     async def test_programsOnThisMachineNeedNoConfiguration(self) -> None:
         """
-        With a certificate that nobody vouches for, the raxrc tells which one to trust; with another kind of one, or
+        With a self-signed certificate, the raxrc has the one to trust; with another kind of one, or
         another listener, it does so no longer. What the operator has written there stays.
         """
         registry = await self.started(self.endpoint(Holder("registry", names=("localhost",))))
@@ -387,7 +387,7 @@ class ListeningTests(FilesCase):
         self.assertEqual(self.raxrc("ssl", "ca_file"), "/etc/ours.pem")
 
     async def test_aLoopbackListenerIsForThisMachine(self) -> None:
-        """Of several listeners, programs on this machine are told the one without TLS on loopback."""
+        """Of several listeners, programs on this machine use the one without TLS on loopback."""
         holder = Holder("registry", names=("registry.example.org",))
         registry = await self.started(self.endpoint(holder, more=""), "tcp:0:interface=127.0.0.1")
         self.assertTrue(registry.urls[0].startswith("https://registry.example.org:"), registry.urls)

@@ -148,7 +148,7 @@ class AnswerTests(FramingCase):
 
     def test_noHTTP(self) -> None:
         """
-        What is no HTTP is refused as a fault, too, and the connection is closed.
+        Invalid HTTP is refused with a fault, and the connection is closed.
         """
         for data in (
             b"hello\r\n\r\n",
@@ -250,7 +250,7 @@ class AnswerTests(FramingCase):
 
 class HostTests(FramingCase):
     """
-    The URLs that answers hold.
+    The URLs in responses.
     """
 
     def location(self, host: str | None, **headers: str) -> str | None:
@@ -403,7 +403,7 @@ class BodySizeTests(FramingCase):
 
     def test_expectContinue(self) -> None:
         """
-        A client that asks first is told to go on, or is refused without being told so.
+        A client that sends ``Expect`` gets 100, or the refusal alone.
         """
         data = self.create("web1", 100, Expect="100-continue")
         self.connection.send(data[:-100])
@@ -563,7 +563,7 @@ class ConnectionTests(FramingCase):
 
 
 class _Client(Protocol):
-    """A client that keeps what comes, and tells how its connection ended."""
+    """A client that keeps what comes, and how its connection ended."""
 
     def __init__(self) -> None:
         self.data = b""

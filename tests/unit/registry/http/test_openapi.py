@@ -1,5 +1,5 @@
 """
-``GET /openapi.json``, and that it tells the truth.
+``GET /openapi.json``, and that requests and responses are as it says.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class DocumentTests(SynchronousTestCase):
 
     def test_unknownTypes(self) -> None:
         """
-        A type that JSON has nothing for is told, not guessed at.
+        A type without an equivalent in JSON is an error.
         """
         self.assertRaises(TypeError, schemas.ofType, bytes)
 
@@ -181,7 +181,7 @@ class ServedTests(SynchronousTestCase):
 
     def test_servers(self) -> None:
         """
-        It needs no token, and tells the registry's URL by the name that the client has for it.
+        It needs no token, and has the registry's URL as the client wrote its host.
         """
         for host in ("registry.example:8880", "[::1]:81", "registry.example:8880"):
             reply = self.api.ask("GET", b"/openapi.json", headers={"Host": host}, token=None)
@@ -191,7 +191,7 @@ class ServedTests(SynchronousTestCase):
 
     def test_answersConform(self) -> None:
         """
-        What the registry answers, well or not, is what is described.
+        Responses, faults too, are as described.
         """
         token = self.api.create("web1", tags=["www"], metadata={"port": "80"})
         entries = [{"id": "web1", "token": token}, {"id": "gone", "token": token}]

@@ -1,5 +1,5 @@
 """
-What is noticed of requests: how they are counted, and what the access log tells of them.
+How requests are counted, and what the access log has of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from txserviceregistry.registry.http.requestlog import GONE, OTHER, WAITING, new
 
 
 class _Log:
-    """Keeps what the access log is told."""
+    """Keeps the entries of the access log."""
 
     def __init__(self) -> None:
         self.accesses: list[Access] = []
@@ -41,7 +41,7 @@ class TxnIdTests(SynchronousTestCase):
 
 
 class ExchangesTests(SynchronousTestCase):
-    """One entry for every answer, whatever it answers."""
+    """One entry for every response."""
 
     def setUp(self) -> None:
         self.log = _Log()
@@ -125,7 +125,7 @@ class ExchangesTests(SynchronousTestCase):
         )
 
     def test_whatIsNoHttp(self) -> None:
-        """What is no HTTP is noticed, once, with its id."""
+        """Invalid HTTP is counted and logged once, with its id."""
         connection = Connection(self.api)
         connection.send(b"GARBAGE\r\n\r\n")
         (reply,) = connection.replies()
@@ -135,7 +135,7 @@ class ExchangesTests(SynchronousTestCase):
         )
 
     def test_tellsWhoAskedForWhat(self) -> None:
-        """The log is told of the client, the tenant, the path as it was written, and the id that the answer has."""
+        """An entry has the client, the tenant, the path as it was written, and the id of the response."""
         reply = self.api.ask("GET", "/services/web%2D1?marker=a")
         access = self.last()
         self.assertEqual(
@@ -146,14 +146,14 @@ class ExchangesTests(SynchronousTestCase):
         self.assertEqual(access.moment, self.api.wallClock.seconds())
 
     def test_aTenantIsOneThatATokenTold(self) -> None:
-        """Without a token that counts, nobody is said to be a tenant, whatever the path says."""
+        """Without a valid token an entry has no tenant, whatever the path says."""
         self.api.ask("GET", "/services", token=None)
         self.assertEqual(self.last().tenant, "")
         self.api.ask("GET", b"/v1.0/77/services")
         self.assertEqual((self.last().tenant, self.last().code), ("1234", 401))
 
     def test_tellsNoSecret(self) -> None:
-        """Neither tokens nor keys nor values are in what the log is told."""
+        """Neither tokens nor keys nor values are in the entries."""
         token = self.api.create("web1", metadata={"a": "s3cret-metadata"})
         self.api.ask("POST", "/services/web1/heartbeat", {"token": token})
         self.api.ask("PUT", "/configuration/key", {"value": "s3cret-value"})
@@ -161,7 +161,7 @@ class ExchangesTests(SynchronousTestCase):
         self.api.ask("GET", "/services?token=s3cret-query")
         credentials: Any = {"auth": {"passwordCredentials": {"username": USER, "password": KEY}}}
         self.api.ask("POST", b"/v2.0/tokens", credentials, token=None)
-        told = repr(self.log.accesses)
+        entries = repr(self.log.accesses)
         self.assertEqual(len(self.log.accesses), 6)
         for secret in (token, self.api.token, KEY, "s3cret"):
-            self.assertNotIn(secret, told)
+            self.assertNotIn(secret, entries)

@@ -153,7 +153,7 @@ class IdentityTests(ApiCase):
 
     def test_storeIsAway(self) -> None:
         """
-        Users who were never seen can't be let in while the store is away.
+        Unknown users can't log in while the store is unreachable.
         """
         self.api.store.unavailable = True
         credentials = {"username": "ann", "apiKey": "k"}
@@ -272,7 +272,7 @@ class BodyTests(ApiCase):
 
     def test_notJSON(self) -> None:
         """
-        A body that is no JSON object is refused with a reason, and stores nothing.
+        A body that is not a JSON object is refused with a reason, and stores nothing.
         """
         for body in (
             b"[]",
@@ -318,7 +318,7 @@ class BodyTests(ApiCase):
 
     def test_tooManyDigits(self) -> None:
         """
-        That Python makes no number of thousands of digits is told in words that are not about Python.
+        The error for a number with thousands of digits does not mention Python.
         """
         reply = self.ask("POST", "/services", b'{"id": "web1", "heartbeat_timeout": ' + b"3" * 4400 + b"}")
         message = "Failed to parse request body: a number has too many digits"
@@ -430,7 +430,7 @@ class ServiceTests(ApiCase):
 
     def test_heartbeat(self) -> None:
         """
-        A heartbeat brings the next token; tokens of nobody and of others are told apart.
+        A heartbeat returns the next token; unknown services and foreign tokens are different faults.
         """
         token = self.api.create("web1")
         reply = self.ask("POST", "/services/web1/heartbeat", {"token": token})
@@ -505,7 +505,7 @@ class ServiceTests(ApiCase):
 
     def test_heartbeatsThatAreNone(self) -> None:
         """
-        An entry that is no heartbeat is told so in its place, with the id that it gave, if that was a string.
+        An invalid entry is refused in its place, with its id, if that is a string.
         """
         token = self.api.create("web1")
         entries = [
@@ -674,7 +674,7 @@ class ServiceTests(ApiCase):
 
     def test_pagesOfLongKeys(self) -> None:
         """
-        A page can begin at a key that is longer than markers are; what is no key has to be as short as they are.
+        A page can begin at a key that is longer than a marker may be; other texts may not be longer.
         """
         long = "/" + "/".join(["x" * 50] * 7)
         for key in ("/aaa/bbb", long):
@@ -706,7 +706,7 @@ class ServiceTests(ApiCase):
 
     def test_markerIsShown(self) -> None:
         """
-        A page tells where it was asked to begin.
+        A page repeats its marker.
         """
         self.assertEqual(self.ask("GET", "/services?marker=web5").json["metadata"]["marker"], "web5")
 
@@ -718,7 +718,7 @@ class ConfigurationTests(ApiCase):
 
     def test_spellings(self) -> None:
         """
-        A value is found under every spelling of its key, and is told where it is.
+        A value is found under every spelling of its key; the Location has its own.
         """
         for path, key in [
             ("/configuration/listen_ip", "listen_ip"),
@@ -818,7 +818,7 @@ class EventTests(ApiCase):
 
     def test_longQueriesAreNotKept(self) -> None:
         """
-        Whatever is asked for with thousands of parameters, nothing of it stays in memory.
+        Queries with thousands of parameters are not kept in memory.
         """
         self.ask("GET", "/events")
         self.addCleanup(tracemalloc.stop)
@@ -891,7 +891,7 @@ class LimitTests(ApiCase):
 
     def test_rate(self) -> None:
         """
-        Who has asked too often is told how long to wait, and can still keep services alive.
+        Beyond the rate limit ``Retry-After`` says when to retry, and heartbeats still work.
         """
         self.api = Api(rateLimit=2)
         token = self.api.create("web1")
@@ -904,14 +904,14 @@ class LimitTests(ApiCase):
 
     def test_unknownPagesDoNotCount(self) -> None:
         """
-        A page that can't be found is no use of the account's.
+        A path that is no resource does not count.
         """
         self.assertNoPage(self.ask("GET", "/nothing"))
         self.assertEqual(self.ask("GET", "/limits").json["rate"]["/.*"]["used"], 0)
 
     def test_headers(self) -> None:
         """
-        Every response to a request that counts, also a fault, tells how the account stands; the others do not.
+        Every response to a request that counts, also a fault, has the rate headers; others do not.
         """
         paths = ("/services", "/services/nobody", "/events", "/limits?limit=x", "/configuration?marker=%20")
         for used, path in enumerate(paths):
@@ -933,12 +933,12 @@ class LimitTests(ApiCase):
 
 class ErrorTests(ApiCase):
     """
-    Errors of the registry's own.
+    Internal errors.
     """
 
     def test_internalError(self) -> None:
         """
-        What breaks inside is a 500 that tells nothing; the log tells it, with the id that the client has.
+        An internal error is a 500 without details; the log has them, with the same id.
         """
         self.patch(self.api.registry, "list", lambda *args: 1 / 0)
         reply = self.ask("GET", "/services")

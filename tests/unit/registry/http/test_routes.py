@@ -88,7 +88,7 @@ class MatchTests(SynchronousTestCase):
 
     def test_head(self) -> None:
         """
-        HEAD is answered by what answers GET.
+        HEAD is the operation of GET.
         """
         for path in ("/services", "/services/web1", "/configuration", "/configuration/abc", "/configuration/abc/"):
             self.assertEqual(match("HEAD", path), match("GET", path))

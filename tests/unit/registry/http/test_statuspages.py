@@ -53,7 +53,7 @@ class HealthPageTests(SynchronousTestCase):
         return self.api.ask(method, path, token=None, **more)
 
     def test_needsNoToken(self) -> None:
-        """It is 200 while all is well, in the framing of all answers, and nothing that a cache may keep."""
+        """It is 200 while all is well, framed as every response, and not to be cached."""
         self.api.advance(2.5)
         reply = self.ask()
         self.assertEqual(reply.code, 200)
@@ -98,7 +98,7 @@ class HealthPageTests(SynchronousTestCase):
 
 
 class MetricsPageTests(SynchronousTestCase):
-    """``GET /metrics``: whom it answers, and with what."""
+    """``GET /metrics``: which clients may read it, and what it has."""
 
     def setUp(self) -> None:
         self.api = Api()
@@ -126,7 +126,7 @@ class MetricsPageTests(SynchronousTestCase):
         return self.samples()[f"service_registry_{name}", frozenset(labels.items())]
 
     def test_isForThisMachine(self) -> None:
-        """Clients on this machine get it, others are told why not; an operator may open it to all, or close it."""
+        """Clients on this machine get it, others a 403; an operator may open it to all, or close it."""
         for host in ("127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1"):
             self.assertEqual(self.ask(host=host).code, 200, host)
         for host in ("192.0.2.1", "10.0.0.1", "2001:db8::1", "::ffff:10.0.0.1", "fe80::1%eth0", "0.0.0.0"):
@@ -153,7 +153,7 @@ class MetricsPageTests(SynchronousTestCase):
         self.assertIn(b"pip install 'twisted-service-registry[metrics]'", reply.raw)
 
     def test_allNamesAreOurs(self) -> None:
-        """What is told is of this registry, of its process and of its Python, and all of it is described."""
+        """The metrics are those of this registry, its process and its Python, and all are documented."""
         for family in text_string_to_metric_families(self.ask().raw.decode("utf-8")):
             self.assertRegex(family.name, "^(service_registry|process|python)_")
             self.assertTrue(family.documentation)
@@ -161,8 +161,8 @@ class MetricsPageTests(SynchronousTestCase):
     def test_theDocumentationHasAllOfThem(self) -> None:
         """The table of metrics names every one, and none that is not there."""
         documented = re.findall(r"^``(service_registry_\w+)``  ", DOCUMENTATION.read_text(), re.MULTILINE)
-        told = re.findall(r"^# TYPE (service_registry_\w+)", self.ask().raw.decode("utf-8"), re.MULTILINE)
-        self.assertEqual(documented, told)
+        found = re.findall(r"^# TYPE (service_registry_\w+)", self.ask().raw.decode("utf-8"), re.MULTILINE)
+        self.assertEqual(documented, found)
 
     def test_tellsWhatHappened(self) -> None:
         """Requests, heartbeats, services and users show in the numbers."""
@@ -171,12 +171,12 @@ class MetricsPageTests(SynchronousTestCase):
         self.api.ask("POST", "/services/web1/heartbeat", {"token": token})
         self.api.ask("POST", "/heartbeats", {"heartbeats": [{"id": "web1", "token": token}] * 2})
         self.api.ask("POST", "/services/web9/heartbeat", {"token": token})
-        beat = "/services/{serviceId}/heartbeat"
+        heartbeat = "/services/{serviceId}/heartbeat"
         self.assertEqual(self.value("heartbeats_total"), 3)
-        self.assertEqual(self.value("requests_total", method="POST", route=beat, code="200"), 1)
-        self.assertEqual(self.value("requests_total", method="POST", route=beat, code="404"), 1)
-        self.assertEqual(self.value("request_seconds_count", method="POST", route=beat), 2)
-        self.assertEqual(self.value("request_seconds_bucket", method="POST", route=beat, le="+Inf"), 2)
+        self.assertEqual(self.value("requests_total", method="POST", route=heartbeat, code="200"), 1)
+        self.assertEqual(self.value("requests_total", method="POST", route=heartbeat, code="404"), 1)
+        self.assertEqual(self.value("request_seconds_count", method="POST", route=heartbeat), 2)
+        self.assertEqual(self.value("request_seconds_bucket", method="POST", route=heartbeat, le="+Inf"), 2)
         self.assertEqual(self.value("services"), 2)
         self.assertEqual(self.value("tenant_services", tenant="1234"), 2)
         self.api.advance(6)
@@ -190,7 +190,7 @@ class MetricsPageTests(SynchronousTestCase):
         )
 
     def test_tellsWhoWaits(self) -> None:
-        """Those who wait for events are counted while they wait."""
+        """Requests that wait for events are counted."""
         self.api.ask("GET", "/limits")
         connection = Connection(self.api)
         headers = {"X-Auth-Token": self.api.token}
@@ -219,7 +219,7 @@ class MetricsPageTests(SynchronousTestCase):
         self.assertAlmostEqual(self.value("stalled_seconds_total"), 9.75, 3)
 
     def test_thereAreNotAsManyLinesAsTenants(self) -> None:
-        """Of a thousand tenants those with the most services are told, and the sum of all."""
+        """Of a thousand tenants, those with the most services have a metric, and there is the sum of all."""
         figures = Figures({str(n): n for n in range(1, 1001)}, 0, 0, 0, 0, 0.0)
         self.patch(self.api.registry, "figures", lambda: figures)
         tenants = {

@@ -125,7 +125,7 @@ class NewServiceTests(ValidationTestCase):
             self.assertEqual(newService(body(id=id)).id, id)
 
     def test_refusesIdsThatAreNoStrings(self) -> None:
-        """The type is checked first; null is no string."""
+        """The type is checked first; null is not a string."""
         for id in (None, 5, 1.5, True, [], ["abc"], {}):
             self.assertBad("id", id, "Not a string")
 
@@ -364,7 +364,7 @@ class ParameterTests(ValidationTestCase):
             self.assertEqual(validation.KEY.value(text), text)
 
     def test_refusesConfigurationKeys(self) -> None:
-        """Length, then characters and form; a namespace alone, with its slash, is no key."""
+        """Length, then characters and form; a namespace alone, with its slash, is not a key."""
         for text in ("", "/", "ab", "/a" * 251):
             self.assertParameter("configurationId", "String is not in range (3..500)", validation.KEY.value, text)
         for text in (
@@ -374,7 +374,7 @@ class ParameterTests(ValidationTestCase):
             self.assertParameter("configurationId", "Invalid characters", validation.KEY.value, text)
 
     def test_keysAreCheckedQuickly(self) -> None:
-        """No key makes the pattern try for ever."""
+        """No key takes the pattern long."""
         begun = time.process_time()
         for text in ("/" + "a" * 498 + "!", "/aaa" * 124 + "!", "/aaa/" * 99 + "!", "a" * 499 + "!", "/" * 500):
             self.refused(validation.KEY.value, text)
