@@ -108,10 +108,8 @@ class Registry:
     @returnsDeferred
     async def start(self) -> None:
         """
-        Begin: every service has a full heartbeat timeout from now on.
-
-        :return: fires when requests can be answered.
-        :raises StoreUnavailable: if the store can't be read.
+        Begin: every service has a full heartbeat timeout from now on. Fires when requests can be answered; fails with
+        :class:`StoreUnavailable` if the store can't be read.
         """
         self._tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
         self._live.start(await self._store.allServices())
@@ -122,9 +120,8 @@ class Registry:
     @returnsDeferred
     async def stop(self) -> None:
         """
-        End: services no longer expire, and nothing is left on the reactor. The store is left open.
-
-        :return: fires when all that is under way is done.
+        End: services no longer expire, and nothing is left on the reactor. The store is left open. Fires when all that
+        is under way is done.
         """
         self.feed.stop()
         self._live.stop()
@@ -151,11 +148,7 @@ class Registry:
         return tenant in self._accounts
 
     def account(self, tenant: str) -> Deferred[Account]:
-        """
-        The tenant's account, which is created by the first call.
-
-        :return: fires with the account, from memory if it is known.
-        """
+        """The tenant's account, which is created by the first call; from memory if it is known."""
         known = self._accounts.get(tenant)
         if known is not None:
             return succeed(known)
@@ -208,11 +201,7 @@ class Registry:
 
     @owned
     async def get(self, tenant: str, id: str) -> types.Service:
-        """
-        One service.
-
-        :raises Fault: 404 if it is not there.
-        """
+        """One service; the fault 404 if it is not there."""
         # There may be many expired services, and most services are known not to be among them.
         hidden = self._live.hidden(tenant) if self._deadlines.active(tenant, id) is None else ()
         try:
@@ -227,11 +216,7 @@ class Registry:
 
     @owned
     async def list(self, tenant: str, marker: str | None, limit: int, tag: str | None) -> Page:
-        """
-        A page of services by id, from *marker* on.
-
-        :param tag: only those with this tag; ``None`` for all.
-        """
+        """A page of services by id, from *marker* on: all, or those with this *tag*."""
         hidden = self._live.hidden(tenant)
         records = await available(self._store.listServices(tenant, marker, limit + 1, tag, hidden))
         nextMarker = records[limit].id if len(records) > limit else None
@@ -251,9 +236,8 @@ class Registry:
 
     def update(self, tenant: str, id: str, changes: ServiceChanges) -> Deferred[None]:
         """
-        Change a service. With a new heartbeat timeout its deadline counts from now; without, it stays.
-
-        :raises Fault: 404 if the service is not there, or has expired before the change was made.
+        Change a service; the fault 404 if it is not there, or has expired before the change was made. With a new
+        heartbeat timeout its deadline counts from now; without, it stays.
         """
         return self._tasks.serialized((tenant, id), lambda: self._update(tenant, id, changes))
 
@@ -269,11 +253,7 @@ class Registry:
             self._deadlines.restart(state, changes.heartbeatTimeout)
 
     def remove(self, tenant: str, id: str) -> Deferred[None]:
-        """
-        Deregister a service, with an event.
-
-        :raises Fault: 404 if it is not there.
-        """
+        """Deregister a service, with an event; the fault 404 if it is not there."""
         return self._tasks.serialized((tenant, id), lambda: self._remove(tenant, id))
 
     async def _remove(self, tenant: str, id: str) -> None:
@@ -392,11 +372,7 @@ class Registry:
 
     @owned
     async def getValue(self, tenant: str, key: str) -> types.ConfigurationValue:
-        """
-        One configuration value.
-
-        :raises Fault: 404 if it is not there.
-        """
+        """One configuration value; the fault 404 if it is not there."""
         try:
             return {"id": key, "value": await available(self._store.getValue(tenant, key))}
         except NoSuchObject:
@@ -405,9 +381,8 @@ class Registry:
     @owned
     async def setValue(self, tenant: str, key: str, value: str) -> None:
         """
-        Set a configuration value, with an event if it is new or changed.
-
-        :raises Fault: ``limitReached`` if it is new and the account is full.
+        Set a configuration value, with an event if it is new or changed; the fault ``limitReached`` if it is new and
+        the account is full.
         """
         maximum = self._limits.configurationValue
         try:
@@ -417,11 +392,7 @@ class Registry:
 
     @owned
     async def removeValue(self, tenant: str, key: str) -> None:
-        """
-        Remove a configuration value, with an event.
-
-        :raises Fault: 404 if it is not there.
-        """
+        """Remove a configuration value, with an event; the fault 404 if it is not there."""
         try:
             await self._changed((tenant,), self._store.removeValue(tenant, key))
         except NoSuchObject:

@@ -24,7 +24,7 @@ class DataDirectoryError(Exception):
 
 @attrs.define
 class DataDirectory:
-    """:ivar path: where it is."""
+    """The directory at *path*. Methods that can't read or write it raise :class:`DataDirectoryError`."""
 
     path: Path = attrs.field(converter=Path)
     _lock: int | None = attrs.field(default=None, init=False)
@@ -50,11 +50,7 @@ class DataDirectory:
         return self.path / "registry.lock"
 
     def make(self) -> None:
-        """
-        Make the directory if it is not there, for its owner only.
-
-        :raises DataDirectoryError: if it can't be made, or see :meth:`checkOwners`.
-        """
+        """Make the directory if it is not there, for its owner only, and :meth:`checkOwners`."""
         try:
             self.checkOwners()
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -85,22 +81,14 @@ class DataDirectory:
             raise self._unwritable(error)
 
     def hasStore(self) -> bool:
-        """
-        Whether there is a file of the sqlite store, or a log that has changes.
-
-        :raises DataDirectoryError: if the directory can't be read.
-        """
+        """Whether there is a file of the sqlite store, or a log that has changes."""
         try:
             return sqlitefile.isThere(str(self.storePath))
         except OSError as error:
             raise DataDirectoryError(f"can't read the data directory {self.path}: {error.strerror}")
 
     def open(self) -> None:
-        """
-        Make the directory if it is not there, for its owner only, and lock it for this process.
-
-        :raises DataDirectoryError: if it can't be written, or if another registry uses it.
-        """
+        """:meth:`make` the directory and lock it for this process; fails if another registry uses it."""
         self.make()
         self._isLost = False
         while self._lock is None or not self._holds(self._lock):
@@ -170,30 +158,18 @@ class DataDirectory:
         return False
 
     def credentials(self) -> tuple[str, str] | None:
-        """
-        User name and API key in the ``raxrc``, or ``None`` if it has none.
-
-        :raises DataDirectoryError: if the file can't be read.
-        """
+        """User name and API key in the ``raxrc``, or ``None`` if it has none."""
         raxrc = self._read()
         name = raxrc.get("credentials", "username", fallback="")
         key = raxrc.get("credentials", "api_key", fallback="")
         return (name, key) if name and key else None
 
     def keepCredentials(self, name: str, key: str) -> None:
-        """
-        Write user name and API key to the ``raxrc``.
-
-        :raises DataDirectoryError: if the file can't be read or written.
-        """
+        """Write user name and API key to the ``raxrc``."""
         self._change({("credentials", "username"): name, ("credentials", "api_key"): key})
 
     def forgetCredentials(self) -> None:
-        """
-        Remove user name and API key from the ``raxrc``; the rest stays.
-
-        :raises DataDirectoryError: if the file can't be read or written.
-        """
+        """Remove user name and API key from the ``raxrc``; the rest stays."""
         self._change({("credentials", "username"): None, ("credentials", "api_key"): None})
 
     def keepUrls(self, url: str, authUrl: str, certificate: bytes | None = None) -> None:
@@ -202,7 +178,6 @@ class DataDirectory:
 
         :param certificate: the self-signed certificate (PEM) that clients of these URLs have to trust; if ``None``, a
             ``ca_file`` that was written for an earlier one is removed.
-        :raises DataDirectoryError: if a file can't be read or written.
         """
         own, caFile = str(self.certificatePath.absolute()), ("ssl", "ca_file")
         settings: dict[tuple[str, str], str | None] = {("api", "url"): url, ("auth_api", "url"): authUrl}

@@ -27,12 +27,7 @@ _MULTICAST = 1 << 40
 
 
 def positionOf(seconds: float) -> int:
-    """
-    The position of a moment.
-
-    :param seconds: seconds since 1970.
-    :return: units of 100 ns since 1582-10-15, within what a UUID can hold.
-    """
+    """The position of a moment, in seconds since 1970, within what a UUID can hold."""
     position = int(seconds * _UNITS_PER_SECOND) + _UNIX_EPOCH
     if 0 <= position <= _LAST_POSITION:
         return position
@@ -40,11 +35,7 @@ def positionOf(seconds: float) -> int:
 
 
 def position(text: str) -> int:
-    """
-    The position that a version-1 UUID holds.
-
-    :raises ValueError: if *text* is not a version-1 UUID.
-    """
+    """The position that a version-1 UUID holds; :class:`ValueError` if *text* is not one."""
     parsed = uuid.UUID(text)
     if parsed.version != 1:
         raise ValueError("not a version-1 UUID")
@@ -54,8 +45,6 @@ def position(text: str) -> int:
 def newTail(randbits: Callable[[int], int] = secrets.randbits) -> str:
     """
     The last two groups of a store's event ids: variant and clock sequence, and a node that is not a network address.
-
-    :param randbits: gives as many random bits as it is asked for.
     """
     sequence = _VARIANT | randbits(_CLOCK_SEQUENCE_BITS)
     return f"{sequence:04x}-{_MULTICAST | randbits(_NODE_BITS):012x}"

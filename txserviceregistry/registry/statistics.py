@@ -49,7 +49,7 @@ class RouteStatistics:
     """
     The requests of one method for one route.
 
-    :ivar codes: how many there were, by the status code of their responses.
+    :ivar codes: how many there were, by status code.
     :ivar seconds: how long their responses took.
     """
 

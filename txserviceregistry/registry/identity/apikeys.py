@@ -96,7 +96,6 @@ class _Check(Generic[_T]):
     A check that waits.
 
     :ivar name: the user name; checks of one name run one after the other.
-    :ivar work: checks the key.
     :ivar isVain: whether the key is known to be wrong, so that the response only takes as long as a check.
     :ivar done: fires with the outcome.
     """

@@ -78,11 +78,7 @@ def isTenant(text: str) -> bool:
 
 
 def checkUser(name: str, tenant: str | None) -> None:
-    """
-    Check the name and the tenant of a new user.
-
-    :raises InvalidUser: if one of them is invalid; *tenant* may be ``None``, for any.
-    """
+    """Check the name of a new user and the tenant, ``None`` for any; raises :class:`InvalidUser`."""
     if not _NAME.fullmatch(name):
         raise InvalidUser(
             f"invalid user name {name!r}: use 1 to 64 letters, digits and _.@+-, the first a letter or digit"
@@ -154,14 +150,12 @@ class Identity:
     @returnsDeferred
     async def addUser(self, name: str, tenant: str | None = None, key: str | None = None) -> tuple[UserRecord, str]:
         """
-        Add a user.
+        Add a user. Fails with :class:`InvalidUser` (see :func:`checkUser`), or :class:`ObjectExists` if the name is
+        taken.
 
-        :param name: 1 to 64 letters, digits and ``_.@+-``, the first a letter or digit.
-        :param tenant: the number of the tenant as a text, 1..2147483647; the first that is free if not given.
+        :param tenant: the first free one if not given.
         :param key: the API key; a random one if not given.
-        :return: fires with the user and the API key, which is kept nowhere.
-        :raises InvalidUser: if the name, the tenant or the key is invalid.
-        :raises ObjectExists: if the name is taken.
+        :return: fires with the user and the API key, which is stored nowhere.
         """
         checkUser(name, tenant)
         if key is None:
@@ -174,12 +168,7 @@ class Identity:
 
     @returnsDeferred
     async def ensureUser(self, name: str, key: str, tenant: str | None = None) -> UserRecord:
-        """
-        Add a user with this API key, unless the name is taken: then the user is left as it is.
-
-        :return: fires with the user.
-        :raises InvalidUser: if the name, the tenant or the key is invalid.
-        """
+        """Add a user with this API key, unless the name is taken: then that user is left as it is. Fires with it."""
         try:
             return await self._store.getUser(name)
         except NoSuchObject:
@@ -189,11 +178,8 @@ class Identity:
     @returnsDeferred
     async def rotate(self, name: str, key: str | None = None) -> tuple[UserRecord, str]:
         """
-        Give a user another API key. The old one and the user's auth tokens end.
-
-        :param key: the new key; a random one if not given.
-        :return: fires with the user and the new key.
-        :raises NoSuchObject: if there is no such user.
+        Give a user another API key, a random one if it is not given. The old one and the user's auth tokens end. Fires
+        with the user and the key; fails with :class:`NoSuchObject` if there is no such user.
         """
         if key is None:
             key = newKey(self._randomBytes)
@@ -205,9 +191,8 @@ class Identity:
     @returnsDeferred
     async def removeUser(self, name: str) -> None:
         """
-        Remove a user. The user's auth tokens end; what belongs to the tenant stays.
-
-        :raises NoSuchObject: if there is no such user.
+        Remove a user; fails with :class:`NoSuchObject` if there is none. The user's auth tokens end; the objects of the
+        tenant stay.
         """
         await self._store.removeUser(name)
         self._forgetUser(name)

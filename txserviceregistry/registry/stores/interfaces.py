@@ -160,7 +160,6 @@ class IStore(Interface):
         """
         Make the store ready; called once, on a running reactor, before anything else.
 
-        :return: fires when the store can be used.
         :raises StoreRefused: if what is there can't be this store's data.
         :raises StoreUnavailable: if it can't be reached now.
         """
@@ -172,7 +171,6 @@ class IStore(Interface):
         """
         Write as much as an operation does, durably, and read it: nothing that any other operation would notice.
 
-        :return: fires when that has been done.
         :raises StoreUnavailable: if the store can't be written and read now, or refuses what others write.
         """
 

@@ -17,8 +17,8 @@ from twisted.python.failure import Failure
 
 from .gateway import KEEP_ALIVES, Etcd
 
-#  Seconds that a lease is granted beyond the heartbeat timeout. Two, so that what etcd returns in whole seconds shows
-# the  second after the deadline from the lease's end.
+#: Seconds that a lease is granted beyond the heartbeat timeout. Two, so that what etcd returns in whole seconds
+#: distinguishes the second after the deadline from the lease's end.
 MARGIN = 2
 #: Requests under way at once; heartbeats that come meanwhile share the next one.
 _REQUESTS = 2

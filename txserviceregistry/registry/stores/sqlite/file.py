@@ -169,12 +169,7 @@ class OpenFiles:
         return next((size for path, size in sizes.items() if path.endswith("-wal")), 0)
 
     def checkToWrite(self) -> int:
-        """
-        Check that a write would not be lost.
-
-        :return: the size of the log in bytes.
-        :raises Exception: if it would be lost; see :meth:`check` and the guard.
-        """
+        """As :meth:`check`, and see the guard."""
         size = self.check()
         self._guard()
         return size
