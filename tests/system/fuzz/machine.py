@@ -7,336 +7,43 @@ something (a token of an earlier registration, the very moment of a deadline) th
 
 from __future__ import annotations
 
-import re
-import sys
-from collections import Counter
-from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import precondition, rule
 
 from tests.system.fuzz.expectations import difference
-from tests.system.fuzz.model import SWEEP, TYPES, Model, Request, timeUUID
-from tests.system.fuzz.nodes import Backing, Memory, Nodes
-from tests.unit.registry.wire import Reply
-
-TENANTS = ("1", "2")
-#: When programs begin: a moment that is no whole number of milliseconds, and that a float can hold exactly.
-BEGINNING = 1_767_225_600 + 2.0**-12
-
-IDS = ["web", "web1", "Web", "we-b", "api.1"]
-BAD_IDS = ["we", "x" * 66, "we b", "wéb", "web\n", "web~"]
-TAGS = ["a", "A", "b", "a-b", ".", "ü b"]
-KEYS = [
-    "abc",
-    "abc.d",
-    "/abc",
-    "/abc/def",
-    "/abc/def/ghi",
-    "/abc-1/def",
-    "/abcd/def",
-    "/abc/de_f",
-    "abc/def",
-    "/zzz/a.b",
-]
-BAD_KEYS = ["/", "//", "ab", "/a/b", "a b c", "/abc//def", "abc/def//ghi", "x" * 501, "/abc\n", "/" + "é" * 3]
-NAMESPACES = [
-    "",
-    "/",
-    "//",
-    "abc/",
-    "/abc/",
-    "/abc/def/",
-    "abc/def/",
-    "/abcd/",
-    "/nobody/",
-    "///",
-    "//abc/",
-    "/a/",
-    "abc.d/",
-]
-LIMITS = [None, None, "1", "1", "2", "2", "3", "1000"]
-BAD_LIMITS = ["0", "1001", "-1", "x", "", "1.0"]
-MARKERS = [
-    None,
-    None,
-    None,
-    None,
-    None,
-    None,
-    "",
-    "a",
-    "we",
-    "web",
-    "web0",
-    "Z",
-    "/abc",
-    "/abc/",
-    "abc",
-    "~",
-    "x" * 256,
-    "é",
-]
-TIMEOUTS = [3, 4, 30, 30, 120, "5", 6.0, " 07", "3e1"]
-BAD_TIMEOUTS = [2, 121, "x", "3.5", 3.5, None, True, [], "-3", "121", "1e400"]
-TAG_LISTS = [[], ["a"], ["a"], ["b"], ["A"], ["a", "b"], ["a", "a"], [".", "ü b"], None]
-BAD_TAG_LISTS = [["a"] * 11, "a", [1], [""], ["x" * 56], {}, [None]]
-METADATA = [{}, {"k": "v"}, {"k": "w", "é": "☃"}, None]
-BAD_METADATA = [{"": "v"}, {"k": ""}, {"k": 1}, [], "x", {str(n): "v" for n in range(21)}, {"k" * 256: "v"}]
-VALUES = ["1", "1", "2", " ", "é☃", "x" * 1024]
-BAD_VALUES = ["", "x" * 1025, 1, None, []]
-BAD_UUIDS = [
-    "",
-    "x",
-    "00000000-0000-4000-8000-000000000000",
-    "00000000-0000-1000-0000-000000000000",
-    "00000000000010008000000000000000",
-]
-MOMENTS = [-86400.0, -7200.0, -3600.0, -10.0, -1.0, -0.125, 0.0, 0.125, 1.0, 3600.0]
-ODD_REQUESTS = [
-    ("POST", "/services/web"),
-    ("PUT", "/services"),
-    ("DELETE", "/services"),
-    ("GET", "/services/"),
-    ("GET", "/services/web/"),
-    ("GET", "/services//"),
-    ("GET", "/services/web/heartbeat"),
-    ("PUT", "/services/web/heartbeat"),
-    ("POST", "/services/web/heartbeat/"),
-    ("POST", "/services/web/heartbeat/x"),
-    ("POST", "/configuration"),
-    ("POST", "/configuration/abc"),
-    ("PUT", "/configuration"),
-    ("DELETE", "/configuration/"),
-    ("POST", "/events"),
-    ("GET", "/events/"),
-    ("PUT", "/limits"),
-    ("GET", "/limits/"),
-    ("GET", "/heartbeats"),
-    ("GET", "/"),
-    ("GET", ""),
-    ("GET", "/tell"),
-    ("PATCH", "/services/web"),
-]
-BODIES = [b"{", b"[]", b"1", b"\xff", b'"x"', b"null", b"{}", b"", b' {"heartbeat_timeout": 5} ', b"{}{}"]
-#: What two may ask for at once.
-CHANGES = ["create", "create", "remove", "update", "heartbeat", "set", "set", "unset"]
-MEDIA = [None, "application/json", "Application/JSON; charset=UTF-8", "text/plain", "foo/bar; a=b"]
-
-picks = st.integers(0, 2**12)
-tenants = st.sampled_from(["1", "1", "1", "2"])
-ids = st.sampled_from(IDS)
-keys = st.sampled_from(KEYS)
+from tests.system.fuzz.inputs import (
+    BAD_KEYS,
+    BAD_LIMITS,
+    BAD_UUIDS,
+    BAD_VALUES,
+    BEGINNING,
+    BODIES,
+    CHANGES,
+    KEYS,
+    LIMITS,
+    MARKERS,
+    MEDIA,
+    MOMENTS,
+    NAMESPACES,
+    ODD_REQUESTS,
+    TENANTS,
+    VALUES,
+    ids,
+    keys,
+    mostly,
+    picks,
+    tenants,
+)
+from tests.system.fuzz.model import TYPES
+from tests.system.fuzz.records import Request, timeUUID
+from tests.system.fuzz.steps import ServiceSteps
 
 
-def mostly(good: list[Any], bad: list[Any]) -> st.SearchStrategy[Any]:
-    """One of the *good* ones, and now and then of the *bad* ones."""
-    return st.integers(0, 9).flatmap(lambda n: st.sampled_from(bad if n == 9 else good))
-
-
-class Programs(RuleBasedStateMachine):
-    """
-    The steps.
-
-    :cvar make: what the registry keeps its data in.
-    :cvar counts: how often each outcome was met.
-    :cvar programs: how many programs have begun.
-    :cvar onProgram: is told their number each time.
-    """
-
-    make: ClassVar[type[Backing]] = Memory
-    counts: ClassVar[Counter[str]] = Counter()
-    programs: ClassVar[int] = 0
-    onProgram: ClassVar[Callable[[int], None]] = staticmethod(lambda number: None)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nodes: Nodes | None = None
-
-    @initialize(
-        limits=st.sampled_from([(200, 1000), (200, 1000), (2, 3), (3, 2)]),
-        gets=st.sampled_from([500_000, 500_000, 500_000, 500_000, 12]),
-    )
-    def begin(self, limits: tuple[int, int], gets: int) -> None:
-        """A registry with small limits or large, and two accounts of different age."""
-        type(self).programs += 1
-        self.onProgram(self.programs)
-        self.nodes = Nodes(self.make, TENANTS, limits, gets, BEGINNING)
-        self.model = Model(limits, gets, BEGINNING, self.make.late)
-        self.txnIds: set[str] = set()
-        for tenant in TENANTS:
-            self.ask("GET", "/limits", tenant=tenant)
-            self.letPass(1.0)
-
-    # -- services
-
-    @rule(
-        tenant=tenants,
-        id=ids,
-        timeout=st.sampled_from(TIMEOUTS),
-        tags=st.sampled_from(TAG_LISTS),
-        metadata=st.sampled_from(METADATA),
-    )
-    def create(self, tenant: str, id: str, timeout: Any, tags: Any, metadata: Any) -> None:
-        """Register a service."""
-        self.ask(
-            "POST",
-            "/services",
-            {"id": id, "heartbeat_timeout": timeout, "tags": tags, "metadata": metadata},
-            tenant=tenant,
-        )
-
-    @rule(tenant=tenants, id=ids, timeout=st.sampled_from([3, 5, 30]))
-    def createPlainly(self, tenant: str, id: str, timeout: int) -> None:
-        """Register a service without what may be left out."""
-        self.ask("POST", "/services", {"id": id, "heartbeat_timeout": timeout}, tenant=tenant)
-
-    @rule(
-        isNew=st.booleans(),
-        id=ids,
-        bad=st.one_of(
-            st.tuples(st.just("id"), st.sampled_from([*BAD_IDS, None, 5])),
-            st.tuples(st.just("heartbeat_timeout"), st.sampled_from(BAD_TIMEOUTS)),
-            st.tuples(st.just("tags"), st.sampled_from(BAD_TAG_LISTS)),
-            st.tuples(st.just("metadata"), st.sampled_from(BAD_METADATA)),
-            st.tuples(st.sampled_from(["-id", "-heartbeat_timeout", "more"]), st.none()),
-        ),
-    )
-    def describeBadly(self, isNew: bool, id: str, bad: tuple[str, Any]) -> None:
-        """Register or change a service with a field that breaks a rule, that is missing, or that is unknown."""
-        body = {"id": id, "heartbeat_timeout": 5, bad[0]: bad[1]}
-        body.pop(bad[0].removeprefix("-") if bad[0].startswith("-") else "", None)
-        self.ask(*(("POST", "/services") if isNew else ("PUT", f"/services/{id}")), body)
-
-    @rule(tenant=tenants, count=st.integers(2, 5), timeout=st.sampled_from([3, 30, 120]))
-    def createMany(self, tenant: str, count: int, timeout: int) -> None:
-        """Register some services, and set as many values."""
-        for id, tags, key in list(zip(IDS, TAG_LISTS, KEYS[2:], strict=False))[:count]:
-            self.ask("POST", "/services", {"id": id, "heartbeat_timeout": timeout, "tags": tags}, tenant=tenant)
-            self.ask("PUT", f"/configuration/{key}", {"value": id}, tenant=tenant)
-
-    @rule(tenant=tenants, pick=picks)
-    def registerAgain(self, tenant: str, pick: int) -> None:
-        """A service ends and is registered again; a heartbeat with its first token is late."""
-        id = self.registered(tenant, pick)
-        token = self.token(tenant, 3, id)
-        self.ask("DELETE", f"/services/{id}", tenant=tenant)
-        self.ask("POST", "/services", {"id": id, "heartbeat_timeout": 30}, tenant=tenant)
-        if token is not None:
-            self.ask("POST", f"/services/{id}/heartbeat", {"token": token}, tenant=tenant)
-
-    @rule(tenant=tenants, pick=picks)
-    def getOneThatIsThere(self, tenant: str, pick: int) -> None:
-        """Look at a service that is there."""
-        self.get(tenant, self.registered(tenant, pick))
-
-    @rule(tenant=tenants, id=mostly(IDS, BAD_IDS))
-    def get(self, tenant: str, id: str) -> None:
-        """Look at a service."""
-        self.ask("GET", f"/services/{id}", tenant=tenant)
-
-    @rule(tenant=tenants, id=mostly(IDS, BAD_IDS))
-    def remove(self, tenant: str, id: str) -> None:
-        """Take a service away."""
-        self.ask("DELETE", f"/services/{id}", tenant=tenant)
-
-    @rule(
-        tenant=tenants,
-        id=mostly(IDS, BAD_IDS),
-        pick=picks,
-        named=st.sampled_from([None, None, None, None, "own", "own", "web", 1]),
-        fields=st.fixed_dictionaries(
-            {},
-            optional={
-                "heartbeat_timeout": st.sampled_from(TIMEOUTS),
-                "tags": st.sampled_from(TAG_LISTS),
-                "metadata": st.sampled_from(METADATA),
-            },
-        ),
-    )
-    def update(self, tenant: str, id: str, pick: int, named: Any, fields: dict[str, Any]) -> None:
-        """Change some of a service, or nothing."""
-        if pick % 4:
-            id = self.registered(tenant, pick // 4)
-        body = fields if named is None else {**fields, "id": id if named == "own" else named}
-        self.ask("PUT", f"/services/{id}", body, tenant=tenant)
-
-    @rule(
-        tenant=tenants,
-        limit=mostly(LIMITS, BAD_LIMITS),
-        marker=st.sampled_from(MARKERS),
-        tag=mostly([None, *TAGS[:5]], ["", "ü b", "x" * 66, "zz"]),
-    )
-    def list(self, tenant: str, limit: str | None, marker: str | None, tag: str | None) -> None:
-        """Look at a page of services."""
-        self.ask("GET", "/services", tenant=tenant, limit=limit, marker=marker, tag=tag)
-
-    @rule(
-        tenant=tenants,
-        path=st.sampled_from(["/services", "/configuration", "/configuration//", "/configuration/abc/", "/events"]),
-        limit=st.sampled_from(["1", "1", "2"]),
-        isFull=st.booleans(),
-    )
-    def turnPages(self, tenant: str, path: str, limit: str, isFull: bool) -> None:
-        """Look at a whole collection, page by page; as a rule there are some pages to turn."""
-        if isFull:
-            self.createMany(tenant, 4, 30)
-        if path == "/events":
-            self.learn(tenant)
-        marker = None
-        while True:
-            page = self.ask("GET", path, tenant=tenant, limit=limit, marker=marker)
-            marker = page.json["metadata"]["next_marker"] if page.code == 200 else None
-            if marker is None:
-                break
-
-    # -- heartbeats
-
-    def token(self, tenant: str, pick: int, id: str) -> str | None:
-        """A token of some service, most often the last one of this one."""
-        tokens = self.model.accounts[tenant].tokens
-        own = [token for token, owner in tokens if owner == id]
-        if own and pick % 8:
-            return own[-1] if pick % 8 > 1 else own[pick // 8 % len(own)]
-        return tokens[pick % len(tokens)][0] if tokens else None
-
-    def registered(self, tenant: str, pick: int) -> str:
-        """The id of a registered service, if there is one."""
-        ids = [*self.model.accounts[tenant].services]
-        return ids[pick % len(ids)] if ids else IDS[pick % len(IDS)]
-
-    @rule(tenant=tenants, pick=picks)
-    def heartbeat(self, tenant: str, pick: int) -> None:
-        """A heartbeat of a registered service, with its last token as a rule."""
-        self.heartbeatAs(tenant, self.registered(tenant, pick // 8), pick, False)
-
-    @rule(tenant=tenants, id=ids, pick=picks, isUpper=st.booleans())
-    def heartbeatAs(self, tenant: str, id: str, pick: int, isUpper: bool) -> None:
-        """A heartbeat, with a token of this registration, an earlier one, or another service."""
-        token = self.token(tenant, pick, id) or timeUUID(self.model.wall)
-        self.ask("POST", f"/services/{id}/heartbeat", {"token": token.upper() if isUpper else token}, tenant=tenant)
-
-    @rule(
-        id=mostly(IDS, BAD_IDS),
-        body=st.sampled_from([{}, {"token": None}, {"token": 5}, *({"token": one} for one in BAD_UUIDS)]),
-    )
-    def heartbeatBadly(self, id: str, body: dict[str, Any]) -> None:
-        """A heartbeat without a token that could be one."""
-        self.ask("POST", f"/services/{id}/heartbeat", body)
-
-    @rule(
-        tenant=tenants,
-        heartbeats=st.lists(st.tuples(ids, picks), max_size=4),
-        odd=st.sampled_from([None, None, 5, {}, {"id": "x", "token": "y"}]),
-    )
-    def heartbeatTogether(self, tenant: str, heartbeats: list[tuple[str, int]], odd: Any) -> None:
-        """Many heartbeats in one request."""
-        entries: list[Any] = [
-            {"id": id, "token": self.token(tenant, pick, id) or timeUUID(1.0)} for id, pick in heartbeats
-        ]
-        self.ask("POST", "/heartbeats", {"heartbeats": entries if odd is None else [odd, *entries]}, tenant=tenant)
+class Programs(ServiceSteps):
+    """The steps."""
 
     # -- time
 
@@ -391,15 +98,6 @@ class Programs(RuleBasedStateMachine):
         assert self.nodes is not None
         self.nodes.ahead += seconds
         self.model.stepWallClock(seconds)
-
-    @rule(down=st.sampled_from([0.0, 1.0, 40.0]))
-    def restart(self, down: float) -> None:
-        """The registry is stopped, and started again."""
-        self.settleExpirations()
-        assert self.nodes is not None
-        self.nodes.restart(down)
-        self.model.time += down
-        self.model.restart()
 
     @rule(tenant=tenants)
     def authenticate(self, tenant: str) -> None:
@@ -545,11 +243,6 @@ class Programs(RuleBasedStateMachine):
         if self.model.news(request):
             assert asked.reply is not None, f"{request} is not answered, and there is something new"
 
-    def settle(self) -> None:
-        """Let everybody hear of what has been done."""
-        assert self.nodes is not None
-        self.nodes.settle()
-
     # -- two at once
 
     @precondition(lambda self: len(self.nodes.nodes) > 1 and self.model.mostGets > 100)
@@ -653,132 +346,3 @@ class Programs(RuleBasedStateMachine):
         """Send a body that is just small enough, or too large."""
         body = b'{"tags": ["a"], "x": "%s"}'
         self.ask("PUT", f"/services/{id}", body.replace(b"%s", b"x" * (size - len(body) + 2)))
-
-    # -- how steps are taken
-
-    def node(self) -> int:
-        """The number of the node that has its turn: dealt by what has been asked before, as good as at random."""
-        assert self.nodes is not None
-        return (len(self.txnIds) * 2654435761 >> 7) % len(self.nodes.nodes)
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        tenant: str = "1",
-        user: str | None = "",
-        contentType: str | None = None,
-        **query: str | None,
-    ) -> Request:
-        """A request; the user is the tenant's own if none is given."""
-        pairs = tuple((name, value) for name, value in query.items() if value is not None)
-        return Request(method, path, body, pairs, tenant, tenant if user == "" else user, contentType)
-
-    def ask(self, *arguments: Any, **more: Any) -> Reply:
-        """Ask registry and model alike."""
-        assert self.nodes is not None
-        request = self.request(*arguments, **more)
-        node = self.node()
-        reply = self.nodes.ask(request, node)
-        self.check(request, reply, self.model.answer(request, node))
-        return reply
-
-    def check(self, request: Request, reply: Reply, expected: Any) -> None:
-        """See that an answer is as expected."""
-        found = self.wrong(reply, expected)
-        self.count(request, reply)
-        assert found is None, f"{request}: {found}\n{reply}"
-
-    def wrong(self, reply: Reply, expected: Any) -> str | None:
-        """Where an answer is not as expected, in words."""
-        found = difference(expected.status, reply.code, "status")
-        found = found or difference(expected.body, reply.json if reply.raw else None)
-        for name, value in expected.headers.items():
-            found = found or difference(value, reply.header(name), name)
-        return found
-
-    def count(self, request: Request, reply: Reply) -> None:
-        """Count an answer, and see to its transaction id."""
-        actual = reply.json if reply.raw else None
-        self.counts[_outcome(request, reply.code, actual)] += 1
-        txnId = reply.header("X-Response-Id")
-        assert txnId is not None and txnId not in self.txnIds, reply
-        self.txnIds.add(txnId)
-        if reply.code >= 400:
-            assert actual["txnId"] == txnId, reply
-
-    def letPass(self, seconds: float) -> None:
-        """Time goes by for registry and model alike."""
-        assert self.nodes is not None
-        self.nodes.pass_(seconds)
-        self.model.advance(seconds)
-        self.clear()
-
-    def clear(self) -> None:
-        """Where it takes some time until all nodes know that a service has expired, let it go by."""
-        assert self.nodes is not None
-        while self.model.late and self.model.isUntold:
-            self.nodes.pass_(SWEEP)
-            self.model.advance(SWEEP)
-
-    def settleExpirations(self) -> None:
-        """Let the feed have all expirations: after a registry that stops before, the services may be there again."""
-        if self.model.isUntold:
-            self.letPass(SWEEP)
-
-    def learn(self, tenant: str) -> None:
-        """Look at the whole feed, unless all is known of it."""
-        account = self.model.accounts[tenant]
-        if all(event.id for event in account.events):
-            return
-        assert self.nodes is not None
-        node = self.node()
-        request = self.feed(tenant)
-        reply = self.nodes.ask(request, node)
-        expected = self.model.answer(request, node)
-        if expected.status != 200:
-            self.check(request, reply, expected)
-            return
-        assert reply.code == 200, f"{request}: {reply}"
-        wrong = self.model.learn(tenant, reply.json["values"])
-        assert wrong is None, f"the feed of {tenant} has {wrong}\n{reply.json['values']}"
-
-    def feed(self, tenant: str) -> Request:
-        """A request for the whole feed."""
-        account = self.model.accounts[tenant]
-        first = account.events[0].id if account.events else None
-        if first is None and self.model.wall > account.created:
-            first = timeUUID(account.created)
-        return self.request("GET", "/events", tenant=tenant, marker=first, limit="1000")
-
-    def teardown(self) -> None:
-        """At the end everything is as the model has it."""
-        if self.nodes is None:
-            return
-        try:
-            if sys.exc_info()[0] is None:
-                self.settleExpirations()
-                self.restart(0.0)
-                for tenant in TENANTS:
-                    for path in ("/services", "/configuration", "/limits"):
-                        self.ask("GET", path, tenant=tenant)
-                    self.learn(tenant)
-        finally:
-            self.nodes.close()
-
-
-def _outcome(request: Request, code: int, actual: Any) -> str:
-    """What kind of answer this is: without the names and numbers in it."""
-    collection = request.path.split("/")[1] if request.path.count("/") else ""
-    words = ""
-    if code >= 400:
-        words = " ".join(dict.fromkeys(str(actual[name]) for name in ("type", "message", "details")))
-        words = re.sub(
-            r"'[^']{12,}'", "'…'", re.sub(r'key "[^"]*"|Service with id \S*|Key .*:|for key \'k+\':', "…", words)
-        )[:150]
-    elif request.method == "GET" and actual and "values" in actual:
-        words = f"{'more' if actual['metadata']['next_href'] else 'last' if actual['values'] else 'empty'} page"
-    what = "heartbeat" if request.path.endswith("/heartbeat") else collection
-    return f"{code} {request.method} {what} {words}".rstrip()

@@ -7,16 +7,35 @@ their form, order and uniqueness are checked. Times are seconds; moments of the 
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import Counter
 from itertools import takewhile
 from typing import Any
 
 import attrs
 
-from tests.system.fuzz.expectations import Expected, Form, difference, isTimeUUID, link, positionOf, text
+from tests.system.fuzz.expectations import Expected, Form, isTimeUUID, link, positionOf, text
+from tests.system.fuzz.records import _EPOCH, HOUR, Account, Event, Request, Service
+from tests.system.fuzz.rules import (
+    Refused,
+    bad,
+    changesIn,
+    full,
+    gone,
+    idReason,
+    integer,
+    invalid,
+    keyReason,
+    limitOf,
+    noPage,
+    page,
+    pageOf,
+    parameter,
+    parsed,
+    string,
+    timeoutReason,
+    uuidReason,
+)
 
 TYPES = (
     "service.join",
@@ -27,232 +46,6 @@ TYPES = (
 )
 #: How long after its deadline an expiration may be missing in the feed: until the registry looks the next time.
 SWEEP = 0.25
-HOUR = 3600.0
-NO_PAGE = "The page cannot be found."
-BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
-
-_EPOCH = 0x01B21DD213814000
-
-
-def timeUUID(moment: float) -> str:
-    """A version-1 UUID of this moment that no registry has made."""
-    position = int(moment * 10_000_000) + _EPOCH
-    return f"{position & 0xFFFFFFFF:08x}-{position >> 32 & 0xFFFF:04x}-1{position >> 48:03x}-8000-0123456789ab"
-
-
-@attrs.frozen
-class Request:
-    """
-    A request.
-
-    :ivar tenant: the one in the path.
-    :ivar path: what follows the tenant.
-    :ivar user: whose auth token it has: a tenant, ``"nobody"`` for an unknown token, ``None`` for none.
-    :ivar body: bytes as they are, anything else as JSON; ``None`` for no body.
-    """
-
-    method: str
-    path: str
-    body: Any = None
-    query: tuple[tuple[str, str], ...] = ()
-    tenant: str = "1"
-    user: str | None = "1"
-    contentType: str | None = None
-
-    @property
-    def raw(self) -> bytes:
-        """The body as it travels."""
-        if self.body is None or isinstance(self.body, bytes):
-            return self.body or b""
-        return json.dumps(self.body).encode()
-
-    def parameter(self, name: str) -> str | None:
-        """The first value of a query parameter."""
-        return dict(reversed(self.query)).get(name)
-
-
-@attrs.define
-class Event:
-    """
-    :ivar stamp: when it happened by the wall clock.
-    :ivar earliest: when it can have been put into the feed first, and *latest* when last: times of the model, each
-        with a number to tell moments at the same time apart.
-    :ivar id: as soon as it is known.
-    :ivar late: seconds by which its time may be later than it was.
-    """
-
-    type: str
-    payload: dict[str, Any]
-    stamp: float
-    earliest: tuple[float, float]
-    latest: tuple[float, float]
-    id: str | None = None
-    late: float = 0.0
-
-    def isThis(self, shown: Any) -> bool:
-        """Whether what the feed shows can be this event."""
-        milliseconds = shown.get("timestamp")
-        return (
-            type(milliseconds) is int
-            and math.floor(self.stamp * 1000) <= milliseconds <= math.ceil((self.stamp + self.late) * 1000)
-            and difference([self.type, self.payload], [shown.get("type"), shown.get("payload")]) is None
-        )
-
-
-@attrs.define
-class Service:
-    """
-    :ivar tokens: the heartbeat tokens of this registration.
-    :ivar moments: when it was seen, if not every node knows the last time.
-    """
-
-    id: str
-    timeout: int
-    tags: list[str]
-    metadata: dict[str, str]
-    deadline: float
-    lastSeen: int | None = None
-    tokens: set[str] = attrs.field(factory=set)
-    moments: list[int] | None = None
-
-    @property
-    def shown(self) -> dict[str, Any]:
-        """As the API shows it."""
-        return {**self.payload, "last_seen": self.lastSeen if self.moments is None else Form(self._wasSeen)}
-
-    def _wasSeen(self, moment: Any) -> str | None:
-        assert self.moments is not None
-        return None if moment is None or moment in self.moments else f"is none of {self.moments}"
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        """As its events show it."""
-        return {"id": self.id, "heartbeat_timeout": self.timeout, "tags": self.tags, "metadata": self.metadata}
-
-
-@attrs.define
-class Account:
-    """:ivar created: when, by the wall clock."""
-
-    created: float
-    services: dict[str, Service] = attrs.field(factory=dict)
-    values: dict[str, str] = attrs.field(factory=dict)
-    events: list[Event] = attrs.field(factory=list)
-    tokens: list[tuple[str, str]] = attrs.field(factory=list)
-    """Every heartbeat token that was given out, and for which id."""
-
-
-class Refused(Exception):
-    """The answer is a fault."""
-
-    def __init__(
-        self, status: int, type: str, message: Any, details: Any, headers: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__(status, type, message, details)
-        self.expected = Expected(
-            status,
-            {"type": type, "code": status, "message": message, "details": details, "txnId": text("[0-9a-z-]+")},
-            headers or {},
-        )
-
-
-def bad(message: str, details: str) -> Refused:
-    return Refused(400, "badRequest", message, details)
-
-
-def invalid(key: str, reason: str) -> Refused:
-    return bad(f"Validation error for key '{key}'", reason)
-
-
-def gone(kind: str, key: str) -> Refused:
-    return Refused(404, "notFoundError", "object does not exist", f'Object "{kind}" with key "{key}" does not exist')
-
-
-def noPage() -> Refused:
-    return Refused(404, "notFoundError", NO_PAGE, NO_PAGE)
-
-
-def full(resource: str, most: int) -> Refused:
-    details = f"Limit for resource {resource} has been reached. Maximum allowed objects: {most}"
-    return Refused(400, "limitReached", "Resource limit has been reached", details)
-
-
-# -- values: each function returns the reason why not, or None
-
-
-def string(value: Any, least: int, most: int, pattern: str = r"(?s:.*)") -> str | None:
-    if not isinstance(value, str):
-        return "Not a string"
-    if not least <= len(value) <= most:
-        return f"String is not in range ({least}..{most})"
-    return None if re.fullmatch(pattern, value, re.ASCII) else "Invalid characters"
-
-
-def integer(value: Any, least: int, most: int) -> str | None:
-    whole = wholeNumber(value)
-    if whole is None:
-        return "Invalid integer"
-    return None if least <= whole <= most else f"Value out of range ({least}..{most})"
-
-
-def wholeNumber(value: Any) -> int | None:
-    """What is meant by a number, or by a text that reads as one; ``None`` if that is not a whole number."""
-    if type(value) is str and re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value, re.ASCII):
-        # (What overflows is out of every range.)
-        value = max(-1e300, min(float(value), 1e300))
-    if type(value) is float and value == int(value):
-        value = int(value)
-    return value if type(value) is int else None
-
-
-def idReason(value: Any) -> str | None:
-    return string(value, 3, 65, r"[A-Za-z0-9_.-]*")
-
-
-def tagsReason(value: Any) -> str | None:
-    if not isinstance(value, list):
-        return "Not an array"
-    if len(value) > 10:
-        return "Object needs to have between 0 and 10 items"
-    return next((reason for tag in value if (reason := string(tag, 1, 55))), None)
-
-
-def metadataReason(value: Any) -> str | None:
-    if not isinstance(value, dict):
-        return "Not a hash"
-    if len(value) > 20:
-        return "Object needs to have between 0 and 20 items"
-    for key, each in value.items():
-        if reason := string(key, 1, 255):
-            return f"Key {key}: {reason}"
-        if reason := string(each, 1, 255):
-            return f"Value for key '{key}': {reason}"
-    return None
-
-
-def uuidReason(value: Any) -> str | None:
-    if not isinstance(value, str):
-        return "Not a string"
-    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value, re.ASCII):
-        return "Invalid UUID"
-    if value[14] != "1":
-        return "UUID is not version 1"
-    return None if value[19] in "89abAB" else "Unsupported UUID variant"
-
-
-def keyReason(key: Any) -> str | None:
-    return string(key, 3, 500, r"(/[A-Za-z0-9_-]{3,50}/?){0,10}([A-Za-z0-9_.-]{3,170})?") or (
-        "Invalid characters" if key.endswith("/") else None
-    )
-
-
-def parameter(name: str, reason: str | None) -> None:
-    if reason:
-        raise bad(f"Invalid value for '{name}' query string parameter", reason)
-
-
-def timeoutReason(value: Any) -> str | None:
-    return integer(value, 3, 120)
 
 
 class Model:
@@ -334,7 +127,7 @@ class Model:
     def _answer(self, request: Request, node: int) -> Expected:
         if len(request.raw) >= (256 * 1024 if (request.method, request.path) == ("POST", "/heartbeats") else 5000):
             raise Refused(413, "requestTooLargeError", text(".*"), text(".*"), {"connection": "close"})
-        body = _parsed(request)
+        body = parsed(request)
         if request.user != request.tenant:
             no = (
                 "No authentication token provided"
@@ -395,7 +188,7 @@ class Model:
             if reason:
                 raise invalid("token", reason)
             return Expected(200, {"token": self._heartbeat(account, id, body["token"])})
-        changes = _changes(body, id) if request.method == "PUT" else {}
+        changes = changesIn(body, id) if request.method == "PUT" else {}
         service = account.services.get(id)
         if service is None:
             raise gone("Service", id)
@@ -413,19 +206,19 @@ class Model:
         return Expected(204, None, {"location": link(f"/v1.0/{request.tenant}/services/{id}", [])})
 
     def _listed(self, request: Request, account: Account) -> Expected:
-        limit, marker = _pageOf(request)
+        limit, marker = pageOf(request)
         tag = request.parameter("tag")
         if tag is not None:
             parameter("tag", string(tag, 1, 65, r"[A-Za-z0-9_.-]*"))
         services = [one for one in account.services.values() if tag is None or tag in one.tags]
-        return _page(request, limit, marker, sorted((one.shown for one in services), key=lambda one: str(one["id"])))
+        return page(request, limit, marker, sorted((one.shown for one in services), key=lambda one: str(one["id"])))
 
     def _created(self, request: Request, account: Account, body: Any) -> Expected:
         for key, reason in (("id", idReason), ("heartbeat_timeout", timeoutReason)):
             why = reason(body[key]) if key in body else f"Missing required key ({key})"
             if why:
                 raise invalid(key, why)
-        changes = _changes(body, body["id"])
+        changes = changesIn(body, body["id"])
         id = body["id"]
         if id in account.services:
             message = f"Service with id {id} already exists."
@@ -499,13 +292,13 @@ class Model:
 
     def _configuration(self, request: Request, account: Account, body: Any, rest: str, node: int) -> Expected:
         if request.method == "GET" and (not rest or rest.endswith("/")):
-            limit, marker = _pageOf(request)
+            limit, marker = pageOf(request)
             namespace = ("/" + rest.removeprefix("/"))[:-1] if rest.strip("/") else rest
             if namespace not in ("", "/"):
                 parameter("configurationId", keyReason(namespace))
             below = namespace.removesuffix("/") + "/" if namespace else ""
             keys = sorted(key for key in account.values if key == namespace or key.startswith(below))
-            return _page(request, limit, marker, [{"id": key, "value": account.values[key]} for key in keys])
+            return page(request, limit, marker, [{"id": key, "value": account.values[key]} for key in keys])
         key = "/" + rest if "/" in rest and not rest.startswith("/") else rest
         parameter("configurationId", keyReason(key))
         if request.method == "PUT":
@@ -593,7 +386,7 @@ class Model:
         return any(value["id"] != (request.parameter("marker") or "").lower() for value in values)
 
     def _events(self, request: Request, account: Account, body: Any, rest: str, node: int) -> Expected:
-        limit = _limitOf(request)
+        limit = limitOf(request)
         marker, type, wait = (request.parameter(name) for name in ("marker", "type", "wait"))
         if marker is not None and (reason := uuidReason(marker)):
             raise bad(reason, reason)
@@ -619,29 +412,13 @@ class Model:
             for event in events
             if positionOf(str(event.id)) >= since and type in (None, event.type)
         ]
-        return _page(request, limit, None, shown)
+        return page(request, limit, None, shown)
 
 
 def _stamp(event: Event) -> Form:
     return Form(
         lambda actual: None if event.isThis({**attrs.asdict(event), "timestamp": actual}) else "is not its time"
     )
-
-
-def _parsed(request: Request) -> Any:
-    raw = request.raw
-    if not raw:
-        return {}
-    media = (request.contentType or "application/json").partition(";")[0].strip()
-    if media.lower() != "application/json":
-        raise Refused(400, "badRequest", f"Unsupported content type: {media}", text(".*"))
-    try:
-        body = json.loads(raw.decode("utf-8"))
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise Refused(400, "badRequest", text("Failed to parse request body:.*"), text(".*"))
-    return body
 
 
 def _isResource(method: str, collection: str, segments: list[str]) -> bool:
@@ -661,61 +438,3 @@ def _isResource(method: str, collection: str, segments: list[str]) -> bool:
         case ("configuration", _):
             return method in ("GET", "PUT", "DELETE")
     return False
-
-
-def _changes(body: Any, id: str) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    if "id" in body and body["id"] != id:
-        raise invalid("id", "Attempted to mutate immutable field" if isinstance(body["id"], str) else "Not a string")
-    if "heartbeat_timeout" in body:
-        if why := timeoutReason(body["heartbeat_timeout"]):
-            raise invalid("heartbeat_timeout", why)
-        changes["heartbeat_timeout"] = wholeNumber(body["heartbeat_timeout"])
-    for key, reason, default in (("tags", tagsReason, []), ("metadata", metadataReason, {})):
-        if key in body:
-            changes[key] = default if body[key] is None else body[key]
-            if why := reason(changes[key]):
-                raise invalid(key, why)
-    return changes
-
-
-def _limitOf(request: Request) -> int:
-    limits = [value for name, value in request.query if name == "limit"]
-    if not limits:
-        return 100
-    limit = limits[0]
-    if len(limits) > 1 or not re.fullmatch("-?[0-9]+", limit, re.ASCII):
-        raise Refused(400, "invalidLimit", "Invalid limit", "Limit must be a number")
-    if not 1 <= int(limit) <= 1000:
-        details = f"Invalid limit {limit}. Minimum limit is 1 and maximum limit is 1000."
-        raise Refused(400, "invalidLimit", "Invalid limit", details)
-    return int(limit)
-
-
-def _pageOf(request: Request) -> tuple[int, str | None]:
-    limit, marker = _limitOf(request), request.parameter("marker")
-    if marker is not None:
-        parameter("marker", BAD_MARKER if string(marker, 0, 255, r"[A-Za-z0-9:_./-]*") else None)
-    return limit, marker
-
-
-def _page(request: Request, limit: int, marker: str | None, values: list[Any]) -> Expected:
-    """A page of *values*: those from the marker on that there is room for."""
-    isFeed = request.path.startswith("/events")
-    left = [value for value in values if isFeed or value["id"] >= (marker or "")]
-    following = left[limit]["id"] if len(left) > limit else None
-    query = [(name, value) for name, value in request.query if name != "marker"]
-    href = link(f"/v1.0/{request.tenant}{request.path}", [*query, ("marker", following)]) if following else None
-    return Expected(
-        200,
-        {
-            "values": left[:limit],
-            "metadata": {
-                "count": len(left[:limit]),
-                "limit": limit,
-                "marker": marker,
-                "next_marker": following,
-                "next_href": href,
-            },
-        },
-    )

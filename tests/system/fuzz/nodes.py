@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from tests.system.fuzz.model import Request
+from tests.system.fuzz.records import Request
 from tests.unit.registry.wire import CHEAP, Connection, Reply, requestBytes
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.resource import ApiResource

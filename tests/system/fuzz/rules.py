@@ -1,0 +1,199 @@
+"""
+The rules of the API for the values and the parameters of requests, and its faults, once more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from tests.system.fuzz.expectations import Expected, link, text
+from tests.system.fuzz.records import Request
+
+NO_PAGE = "The page cannot be found."
+BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
+
+
+class Refused(Exception):
+    """The answer is a fault."""
+
+    def __init__(
+        self, status: int, type: str, message: Any, details: Any, headers: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(status, type, message, details)
+        self.expected = Expected(
+            status,
+            {"type": type, "code": status, "message": message, "details": details, "txnId": text("[0-9a-z-]+")},
+            headers or {},
+        )
+
+
+def bad(message: str, details: str) -> Refused:
+    return Refused(400, "badRequest", message, details)
+
+
+def invalid(key: str, reason: str) -> Refused:
+    return bad(f"Validation error for key '{key}'", reason)
+
+
+def gone(kind: str, key: str) -> Refused:
+    return Refused(404, "notFoundError", "object does not exist", f'Object "{kind}" with key "{key}" does not exist')
+
+
+def noPage() -> Refused:
+    return Refused(404, "notFoundError", NO_PAGE, NO_PAGE)
+
+
+def full(resource: str, most: int) -> Refused:
+    details = f"Limit for resource {resource} has been reached. Maximum allowed objects: {most}"
+    return Refused(400, "limitReached", "Resource limit has been reached", details)
+
+
+def string(value: Any, least: int, most: int, pattern: str = r"(?s:.*)") -> str | None:
+    if not isinstance(value, str):
+        return "Not a string"
+    if not least <= len(value) <= most:
+        return f"String is not in range ({least}..{most})"
+    return None if re.fullmatch(pattern, value, re.ASCII) else "Invalid characters"
+
+
+def integer(value: Any, least: int, most: int) -> str | None:
+    whole = wholeNumber(value)
+    if whole is None:
+        return "Invalid integer"
+    return None if least <= whole <= most else f"Value out of range ({least}..{most})"
+
+
+def wholeNumber(value: Any) -> int | None:
+    """What is meant by a number, or by a text that reads as one; ``None`` if that is not a whole number."""
+    if type(value) is str and re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value, re.ASCII):
+        # (What overflows is out of every range.)
+        value = max(-1e300, min(float(value), 1e300))
+    if type(value) is float and value == int(value):
+        value = int(value)
+    return value if type(value) is int else None
+
+
+def idReason(value: Any) -> str | None:
+    return string(value, 3, 65, r"[A-Za-z0-9_.-]*")
+
+
+def tagsReason(value: Any) -> str | None:
+    if not isinstance(value, list):
+        return "Not an array"
+    if len(value) > 10:
+        return "Object needs to have between 0 and 10 items"
+    return next((reason for tag in value if (reason := string(tag, 1, 55))), None)
+
+
+def metadataReason(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return "Not a hash"
+    if len(value) > 20:
+        return "Object needs to have between 0 and 20 items"
+    for key, each in value.items():
+        if reason := string(key, 1, 255):
+            return f"Key {key}: {reason}"
+        if reason := string(each, 1, 255):
+            return f"Value for key '{key}': {reason}"
+    return None
+
+
+def uuidReason(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return "Not a string"
+    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value, re.ASCII):
+        return "Invalid UUID"
+    if value[14] != "1":
+        return "UUID is not version 1"
+    return None if value[19] in "89abAB" else "Unsupported UUID variant"
+
+
+def keyReason(key: Any) -> str | None:
+    return string(key, 3, 500, r"(/[A-Za-z0-9_-]{3,50}/?){0,10}([A-Za-z0-9_.-]{3,170})?") or (
+        "Invalid characters" if key.endswith("/") else None
+    )
+
+
+def parameter(name: str, reason: str | None) -> None:
+    if reason:
+        raise bad(f"Invalid value for '{name}' query string parameter", reason)
+
+
+def timeoutReason(value: Any) -> str | None:
+    return integer(value, 3, 120)
+
+
+def parsed(request: Request) -> Any:
+    raw = request.raw
+    if not raw:
+        return {}
+    media = (request.contentType or "application/json").partition(";")[0].strip()
+    if media.lower() != "application/json":
+        raise Refused(400, "badRequest", f"Unsupported content type: {media}", text(".*"))
+    try:
+        body = json.loads(raw.decode("utf-8"))
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Refused(400, "badRequest", text("Failed to parse request body:.*"), text(".*"))
+    return body
+
+
+def changesIn(body: Any, id: str) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if "id" in body and body["id"] != id:
+        raise invalid("id", "Attempted to mutate immutable field" if isinstance(body["id"], str) else "Not a string")
+    if "heartbeat_timeout" in body:
+        if why := timeoutReason(body["heartbeat_timeout"]):
+            raise invalid("heartbeat_timeout", why)
+        changes["heartbeat_timeout"] = wholeNumber(body["heartbeat_timeout"])
+    for key, reason, default in (("tags", tagsReason, []), ("metadata", metadataReason, {})):
+        if key in body:
+            changes[key] = default if body[key] is None else body[key]
+            if why := reason(changes[key]):
+                raise invalid(key, why)
+    return changes
+
+
+def limitOf(request: Request) -> int:
+    limits = [value for name, value in request.query if name == "limit"]
+    if not limits:
+        return 100
+    limit = limits[0]
+    if len(limits) > 1 or not re.fullmatch("-?[0-9]+", limit, re.ASCII):
+        raise Refused(400, "invalidLimit", "Invalid limit", "Limit must be a number")
+    if not 1 <= int(limit) <= 1000:
+        details = f"Invalid limit {limit}. Minimum limit is 1 and maximum limit is 1000."
+        raise Refused(400, "invalidLimit", "Invalid limit", details)
+    return int(limit)
+
+
+def pageOf(request: Request) -> tuple[int, str | None]:
+    limit, marker = limitOf(request), request.parameter("marker")
+    if marker is not None:
+        parameter("marker", BAD_MARKER if string(marker, 0, 255, r"[A-Za-z0-9:_./-]*") else None)
+    return limit, marker
+
+
+def page(request: Request, limit: int, marker: str | None, values: list[Any]) -> Expected:
+    """A page of *values*: those from the marker on that there is room for."""
+    isFeed = request.path.startswith("/events")
+    left = [value for value in values if isFeed or value["id"] >= (marker or "")]
+    following = left[limit]["id"] if len(left) > limit else None
+    query = [(name, value) for name, value in request.query if name != "marker"]
+    href = link(f"/v1.0/{request.tenant}{request.path}", [*query, ("marker", following)]) if following else None
+    return Expected(
+        200,
+        {
+            "values": left[:limit],
+            "metadata": {
+                "count": len(left[:limit]),
+                "limit": limit,
+                "marker": marker,
+                "next_marker": following,
+                "next_href": href,
+            },
+        },
+    )
