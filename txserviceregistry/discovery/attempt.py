@@ -14,6 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IConsumer, IProtocol, IStreamClientEndpoint
+from twisted.python.components import proxyForInterface
 from twisted.web.client import URI, Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseFailed
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgentEndpointFactory, IBodyProducer, IPolicyForHTTPS, IResponse
@@ -35,14 +36,7 @@ _KEPT_BODY = 64 * 1024
 
 @attrs.frozen
 class Connections:
-    """
-    How instances are connected to.
-
-    :ivar reactor: connects.
-    :ivar policy: whose certificates are trusted.
-    :ivar timeout: seconds that each instance is given to accept a connection.
-    :ivar pool: keeps connections.
-    """
+    """How instances are connected to, each within *timeout* seconds."""
 
     reactor: Any
     policy: IPolicyForHTTPS
@@ -50,7 +44,6 @@ class Connections:
     pool: HTTPConnectionPool
 
     def endpointFor(self, instance: Instance, isTLS: bool) -> IStreamClientEndpoint:
-        """The address of an instance."""
         endpoint = endpointTo(self.reactor, instance.host, instance.port, self.timeout)
         if not isTLS:
             return endpoint
@@ -58,13 +51,7 @@ class Connections:
 
 
 class BalancedRequest:
-    """
-    A request to a tag, with as many attempts as it takes.
-
-    :param connections: to the instances.
-    :param target: what is requested.
-    :param balancer: picks the instances.
-    """
+    """A request to a tag, with as many attempts as it takes."""
 
     def __init__(
         self,
@@ -85,11 +72,7 @@ class BalancedRequest:
         self._kept: bytes | None = None
 
     def send(self) -> Deferred[IResponse]:
-        """
-        Send it.
-
-        :return: fires with the response. Fails as :func:`~txserviceregistry.discovery.balancing.tryEach` does.
-        """
+        """Send it. Fails as :func:`~txserviceregistry.discovery.balancing.tryEach` does."""
         return tryEach(self._balancer, self._attempt, timeout=self._connections.timeout)
 
     async def _attempt(self, instance: Instance) -> IResponse:
@@ -136,11 +119,7 @@ class BalancedRequest:
 
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)
 class _Watch:
-    """
-    The endpoint of one attempt, which observes how far the attempt gets.
-
-    :ivar body: the body to send, which is observed too.
-    """
+    """The endpoint of one attempt, which observes how far the attempt gets, and the body to send."""
 
     def __init__(self, endpoint: IStreamClientEndpoint, body: Any) -> None:
         self.body = None if body is None else _WatchedBody(body)
@@ -179,48 +158,28 @@ class _Watch:
         return self._isConnected and _tlsError(error) is not None
 
 
-@implementer(IBodyProducer)
-class _WatchedBody:
+class _WatchedBody(proxyForInterface(IBodyProducer, "_body")):  # type: ignore[misc] # a class made by Twisted
     """A body that knows whether it was begun."""
 
-    def __init__(self, body: Any) -> None:
-        self._body = body
-        self.length = body.length
-        self.isBegun = False
-        self.pauseProducing = body.pauseProducing
-        self.resumeProducing = body.resumeProducing
-        self.stopProducing = body.stopProducing
+    isBegun = False
 
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+    def startProducing(self, consumer: IConsumer) -> Any:
         self.isBegun = True
-        produced: Deferred[None] = self._body.startProducing(consumer)
-        return produced
+        return super().startProducing(consumer)
 
 
-@implementer(IResponse)
-class _Response:
+class _Response(proxyForInterface(IResponse, "_original")):  # type: ignore[misc] # as above
     """A response; the instance is in use until its body has been read."""
 
     def __init__(self, original: IResponse, use: ExitStack) -> None:
-        self._original = original
+        super().__init__(original)
         self._use = use
-        self.version = original.version
-        self.code = original.code
-        self.phrase = original.phrase
-        self.headers = original.headers
-        self.length = original.length
-        self.request = original.request
-        self.previousResponse = original.previousResponse
-        if self.length == 0:
+        if original.length == 0:
             use.close()
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """See IResponse."""
         self._original.deliverBody(WatchedProtocol(protocol, self._use.close))
-
-    def setPreviousResponse(self, response: IResponse) -> None:
-        """See IResponse."""
-        self.previousResponse = response
 
 
 def _reasons(error: BaseException) -> list[BaseException]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: What can happen to a service.
 Change = Literal["join", "update", "remove", "timeout"]
 
-#: Seconds after which all services are listed again, for an update of a service leaves no event.
+#: Seconds after which all services are listed again, because an update of a service has no event.
 REFRESH = 60.0
 
 _KINDS: dict[str, Change] = {"service.join": "join", "service.remove": "remove", "service.timeout": "timeout"}
@@ -38,13 +38,12 @@ class Directory(Mirror[Service]):
         directory.forTag("www")
 
     A service that joins, is removed or times out is seen within milliseconds (within
-    :data:`~txserviceregistry.discovery.poller.POLL` seconds of a registry that can't wait for events). An *update*
-    of a service's tags, metadata or timeout leaves no event in this API: it is seen when all are listed again, which is
-    every *refresh* seconds at the latest, or, where a listing takes longer than a hundredth of that, after a hundred
-    times as long as the listing.
+    :data:`~txserviceregistry.discovery.poller.POLL` seconds if the registry can't wait for events). An *update* of a
+    service's tags, metadata or timeout has no event in this API. It is seen when all services are listed again: after
+    *refresh* seconds, or after a hundred times as long as the listing takes, if that is longer.
 
-    While the registry is away the directory goes on answering with what it had, and :attr:`stale` says for how long.
-    What it gives out is shared: do not change it.
+    While the registry is unreachable the directory keeps its services, and :attr:`stale` says for how long. Do not
+    change the services that it returns.
     """
 
     what = "services"
@@ -60,10 +59,9 @@ class Directory(Mirror[Service]):
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         """
-        :param client: asks the registry. It stays the caller's, to be closed after the directory has stopped.
-        :param tag: only services that bear it; all if not given.
-        :param path: a file that keeps the services, so that an application that starts while the registry is away has
-            those of the last time.
+        :param client: makes the requests. It stays the caller's, to be closed after the directory has stopped.
+        :param tag: only services with this tag; all if not given.
+        :param path: a file that keeps the services, for a start while the registry is unreachable.
         :param refresh: seconds after which all are listed again, up to a fifth earlier.
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
@@ -75,7 +73,7 @@ class Directory(Mirror[Service]):
         self.tag = tag
         self._listeners: Listeners[[Change, Service]] = Listeners(self._log, "services")
         self._ofTag: dict[str, dict[str, Service]] = {}
-        # What forTag has given out: as long as nothing of the tag changes it is the very same sequence.
+        # The results of forTag: as long as no service of the tag changes, it returns the same object.
         self._given: dict[str, tuple[Service, ...]] = {}
 
     def __repr__(self) -> str:
@@ -104,10 +102,10 @@ class Directory(Mirror[Service]):
 
     def onChange(self, listener: Callable[[Change, Service], None]) -> Callable[[], None]:
         """
-        Hear of every change from now on.
+        Call *listener* with every change from now on.
 
         :param listener: called with ``join``, ``update``, ``remove`` or ``timeout``, and the service as it is then (or
-            was). When all had to be listed again, one that is not there any more is a ``remove``, whatever the reason.
+            was). After a new listing, a service that is not there any more is a ``remove``, whatever the reason.
         :return: a function that ends it.
         """
         return self._listeners.add(listener)
@@ -131,7 +129,7 @@ class Directory(Mirror[Service]):
 
     def _merge(self, listed: Service | None, events: Sequence[Event]) -> Service | None:
         if listed is not None and len(events) == 1 and events[0]["type"] == "service.join":
-            # It was not there before, so that it was listed after it had joined: updated already, maybe.
+            # It was listed after it had joined, and may have been updated already.
             return listed
         return super()._merge(listed, events)
 
@@ -148,9 +146,9 @@ class Directory(Mirror[Service]):
     def _changed(self, key: str, old: Service | None, new: Service | None, event: Event | None) -> None:
         for tag in old["tags"] if old is not None else ():
             self._given.pop(tag, None)
-            bearers = self._ofTag.get(tag, {})
-            bearers.pop(key, None)
-            if not bearers:
+            others = self._ofTag.get(tag, {})
+            others.pop(key, None)
+            if not others:
                 self._ofTag.pop(tag, None)
         for tag in new["tags"] if new is not None else ():
             self._given.pop(tag, None)
@@ -161,7 +159,7 @@ class Directory(Mirror[Service]):
         elif old is None:
             self._listeners.call("join", new)
         elif event is not None and event["type"] == "service.join":
-            # The old one has ended unnoticed.
+            # The end of the old one was not seen.
             self._listeners.call("remove", old)
             self._listeners.call("join", new)
         else:

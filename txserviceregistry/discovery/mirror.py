@@ -1,17 +1,14 @@
 """
 Mirror: a copy in memory of something that is in the registry, kept current by the event feed.
 
-What services and configuration values have in common is here: in which order they are requested and applied, so that
-the copy equals a full listing whenever nothing is changing. What is particular to them is in
-:mod:`~txserviceregistry.discovery.directory` and :mod:`~txserviceregistry.discovery.watcher`.
+Directory and ConfigurationWatcher are mirrors. They share the order in which items and events are requested and
+applied, so that the copy equals a full listing whenever nothing is changing.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import random as randomModule
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -21,7 +18,7 @@ from twisted.internet.interfaces import IDelayedCall
 from ..errors import NotRunning
 from ..types import Event
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
-from ..util.started import checkRunning, notRunning
+from ..util.started import notRunning
 from ..util.waiters import Waiters
 from .cursor import Cursor, StaleCursor
 from .subscriber import Subscriber
@@ -52,8 +49,9 @@ class Mirror(Subscriber, Generic[_T]):
     The copy.
 
     First everything is listed, then events are applied. The place in the feed is taken before the listing, and the
-    events from there to its end are applied to the listing before anything shows it: no change is missed. Everything is
-    listed again when the feed no longer has that place, or was unreachable. Only a complete listing counts.
+    events from there to its end are applied to the listing before anything shows it, so that no change is missed.
+    Everything is listed again when the feed no longer has that place, or was unreachable. Only a complete listing
+    counts.
 
     Listeners may do anything, stopping it included.
     """
@@ -68,16 +66,12 @@ class Mirror(Subscriber, Generic[_T]):
         *,
         refresh: float | None,
         path: str | os.PathLike[str] | None,
-        random: Callable[[], float] = randomModule.random,
-        wallClock: Callable[[], float] = time.time,
+        random: Callable[[], float],
+        wallClock: Callable[[], float],
     ) -> None:
         """
-        :param client: makes the requests.
-        :param refresh: seconds after which everything is listed again; ``None`` if every change has an event. Raises
-            ValueError if it is not a finite number of 0 or more.
-        :param path: a file that keeps the copy across restarts.
-        :param random: gives numbers from 0 to 1.
-        :param wallClock: seconds since the epoch, for the age of the file.
+        :param refresh: seconds after which everything is listed again; ``None`` if every change has an event.
+        :raises ValueError: if *refresh* is not a finite number of 0 or more.
         """
         super().__init__(client, path, random, wallClock)
         #: Grows with every change.
@@ -89,8 +83,6 @@ class Mirror(Subscriber, Generic[_T]):
         # When the copy was last known to equal the registry; by the clock, which a file's age may lie before.
         self._currentAt: float | None = None
         self._isCurrent = False
-        self._isReady = False
-        self._wasStarted = False
         self._readiness: Waiters[None] = Waiters()
         # When everything is to be listed again, by the clock.
         self._nextListing = math.inf
@@ -149,35 +141,28 @@ class Mirror(Subscriber, Generic[_T]):
             may be cancelled. Fails with :class:`~txserviceregistry.errors.NotRunning` if this is not running, and is
             not the child of a service that will start it.
         """
-        if self._isReady:
+        if self._currentAt is not None:
             return succeed(None)
         try:
-            checkRunning(self, self._running is not None)
+            self._checkRunning()
         except NotRunning:
             return fail()
         return self._readiness.wait()
 
     def _known(self) -> dict[str, _T]:
         """The items; raises NotRunning if this was never started."""
-        if not self._wasStarted:
+        if self._running is None and self._ending is None:
             raise notRunning(self)
         return self._items
 
     # -- Subscriber
 
-    def startService(self) -> None:
-        """Begin, with the content of the file. Never fails."""
-        self._wasStarted = True
-        super().startService()
-
     def _load(self) -> None:
-        if not self._isReady:
-            found = self._readFile(self._parsed)
-            if found is not None:
-                items, age = found
-                self._currentAt = self._clock.seconds() - age
-                self._replace(items, {})
-                self._makeReady()
+        found = self._readFile(self._parsed) if self._currentAt is None else None
+        if found is not None:
+            items, age = found
+            self._replace(items, {})
+            self._becomeReady(self._clock.seconds() - age)
 
     async def _run(self, run: BackgroundTask) -> None:
         try:
@@ -241,9 +226,8 @@ class Mirror(Subscriber, Generic[_T]):
         with run.callingOut():
             self._replace(items, {key: its[-1] for key, its in self._byKey([*missed, *events]).items()})
             self._isCurrent = True
-            self._currentAt = now
             self._saveSoon()
-            self._makeReady()
+            self._becomeReady(now)
 
     def _byKey(self, events: Iterable[Event]) -> dict[str, list[Event]]:
         byKey: dict[str, list[Event]] = {}
@@ -296,8 +280,8 @@ class Mirror(Subscriber, Generic[_T]):
         for key, item in items.items():
             self._put(key, item, events.get(key))
 
-    def _makeReady(self) -> None:
-        self._isReady = True
+    def _becomeReady(self, currentAt: float) -> None:
+        self._currentAt = currentAt
         self._readiness.fire(None)
 
     # -- the file

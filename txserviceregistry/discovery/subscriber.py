@@ -60,12 +60,6 @@ class Subscriber(Service):
         random: Callable[[], float],
         wallClock: Callable[[], float],
     ) -> None:
-        """
-        :param client: makes the requests.
-        :param path: a file that keeps its state across restarts, if there is one.
-        :param random: gives numbers from 0 to 1.
-        :param wallClock: seconds since the epoch.
-        """
         self._client = client
         self._clock = client.clock
         self._random = random
@@ -164,16 +158,12 @@ class Subscriber(Service):
         self._outage.succeeded()
 
     def _iterate(self, queue: ItemQueue[_T], forget: Callable[[], None]) -> Items[_T]:
-        """
-        An iterator over a queue, which ends with the service.
+        """An iterator over a queue, which ends with the service; *forget* stops the items."""
+        return Items(queue, self._checkRunning, forget, self._stopListeners.add(queue.end))
 
-        :param forget: stops the items.
-        """
-
-        def check() -> None:
-            checkRunning(self, self._running is not None)
-
-        return Items(queue, check, forget, self._stopListeners.add(queue.end))
+    def _checkRunning(self) -> None:
+        """Raises NotRunning if nothing that is waited for would come."""
+        checkRunning(self, self._running is not None)
 
     # -- the file
 

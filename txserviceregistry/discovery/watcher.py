@@ -39,7 +39,7 @@ class ConfigurationChange:
 
 class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
     """
-    The configuration values below a namespace, as a mapping that follows the registry::
+    The configuration values below a namespace, as a mapping that is kept current::
 
         watcher = ConfigurationWatcher(client, "/production/www")
         watcher.setServiceParent(application)
@@ -48,7 +48,8 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         async for change in watcher.changes():
             print(change.key, change.old, "->", change.new)
 
-    Keys are in full. While the registry is away it keeps what it had, and :attr:`stale` says for how long.
+    Keys are in full. While the registry is unreachable the mapping keeps its values, and :attr:`stale` says for how
+    long.
     """
 
     what = "configuration values"
@@ -68,9 +69,9 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         """
-        :param client: asks the registry. It stays the caller's, to be closed after the watcher has stopped.
+        :param client: makes the requests. It stays the caller's, to be closed after the watcher has stopped.
         :param namespace: such as ``/production/www``; ``/`` for all that have one, and all values if not given.
-        :param path: a file that keeps the values, for a start while the registry is away.
+        :param path: a file that keeps the values, for a start while the registry is unreachable.
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         """
@@ -96,7 +97,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
 
     def onChange(self, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]:
         """
-        Hear of every change from now on, the first listing included.
+        Call *listener* with every change from now on, the first listing included.
 
         :param listener: called with the change.
         :return: a function that ends it.
@@ -106,7 +107,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
 
     def onKey(self, key: str, listener: Callable[[str | None], None]) -> Callable[[], None]:
         """
-        Hear of one key.
+        Call *listener* when the value of one key changes.
 
         :param key: in full.
         :param listener: called with the new value, ``None`` when it was removed.
@@ -116,7 +117,7 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
 
     def onNamespace(self, namespace: str, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]:
         """
-        Hear of the keys below a namespace.
+        Call *listener* when a value below a namespace changes.
 
         :param namespace: in full, such as ``/production/www``.
         :param listener: called with the change.
@@ -127,10 +128,9 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
 
     def changes(self) -> AsyncIterator[ConfigurationChange]:
         """
-        The changes from now on, until the watcher is stopped. Those that nobody has asked for yet wait; whoever does
-        not want any more closes the iterator with ``aclose()``, or drops it. It raises
-        :class:`~txserviceregistry.errors.NotRunning` if the watcher is not running, and is not the child of a service
-        that will start it.
+        The changes from now on, until the watcher is stopped. Changes wait while the loop is busy. To end it earlier,
+        close the iterator with ``aclose()`` or drop it. It raises :class:`~txserviceregistry.errors.NotRunning` if the
+        watcher is not running, and is not the child of a service that will start it.
         """
         queue: ItemQueue[ConfigurationChange] = ItemQueue()
         return self._iterate(queue, self._listeners.add(queue.put))
