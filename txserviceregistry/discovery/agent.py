@@ -19,7 +19,8 @@ from zope.interface import implementer
 from ..http.agent import httpAgent
 from ..http.tls import tlsPolicy
 from .attempt import BalancedRequest, Connections
-from .balancing import Balancer, View
+from .balancing import Balancer
+from .directory import Directory
 from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout
 from .target import SCHEMES, Target
 
@@ -53,7 +54,7 @@ class RegistryAgent:
     def __init__(
         self,
         reactor: Any,
-        directory: View,
+        directory: Directory,
         pool: HTTPConnectionPool | None = None,
         *,
         strategy: str = "round-robin",

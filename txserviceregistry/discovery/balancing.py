@@ -11,7 +11,7 @@ import math
 import random as randomModule
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from itertools import takewhile
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from ..errors import NoServiceAvailable
 from ..types import Service
 from ..util.logs import Logger
+from .directory import Directory
 from .ejection import Ejections
 from .instances import Instance, Key, Unusable, readInstance
 from .strategies import IStrategy, strategyNamed
@@ -28,20 +29,6 @@ _T = TypeVar("_T")
 
 # The metadata by which instances can be near, the widest area first.
 _AREAS = ("region", "zone")
-
-
-class View(Protocol):
-    """The part of a :class:`~txserviceregistry.discovery.Directory` that balancing uses; see there."""
-
-    @property
-    def version(self) -> int: ...
-
-    @property
-    def stale(self) -> float: ...
-
-    def forTag(self, tag: str) -> Sequence[Service]: ...
-
-    def whenReady(self) -> Deferred[None]: ...
 
 
 class Balancer:
@@ -60,7 +47,7 @@ class Balancer:
 
     def __init__(
         self,
-        directory: View,
+        directory: Directory,
         tag: str,
         *,
         clock: IReactorTime,

@@ -36,11 +36,12 @@ from ..errors import RegistrationEnded
 from ..http.agent import endpointTo
 from ..registration import RegisteredService
 from ..util.deferred import returnsDeferred, waitFor
-from ..util.fields import checkedId, checkedMetadata, checkedTags, checkedTimeout
+from ..util.fields import HOST_KEYS, PORT_KEYS, checkedId, checkedMetadata, checkedTags, checkedTimeout
 from ..util.logs import Logger
 from ..util.parsing import LONGEST_INTERVAL, boundedNumber
-from .balancing import Balancer, TryNext, View, tryEach
-from .instances import HOST_KEYS, PORT_KEYS, Instance
+from .balancing import Balancer, TryNext, tryEach
+from .directory import Directory
+from .instances import Instance
 from .shared import Reference
 from .strategies import IStrategy
 
@@ -121,7 +122,7 @@ class RegistryEndpoint:
     def __init__(
         self,
         reactor: Any,
-        directory: View,
+        directory: Directory,
         tag: str,
         *,
         strategy: str | IStrategy = "round-robin",

@@ -46,11 +46,6 @@ class SharedRegistryEndpoint:
     """
 
     def __init__(self, reactor: Any, tag: str, options: Mapping[str, Any]) -> None:
-        """
-        :param reactor: connects.
-        :param tag: which services.
-        :param options: of RegistryEndpoint's.
-        """
         self._reactor = reactor
         self._tag = tag
         self._options = dict(options)
@@ -86,6 +81,7 @@ class SharedRegistryEndpoint:
             self._reference = reference = acquire(self._reactor, hasDirectory=True)
             self._end = end = finalize(self, _release, reference, self._reactor)
             end.atexit = False
+            assert reference.directory is not None
             self._endpoint = RegistryEndpoint(self._reactor, reference.directory, self._tag, **self._options)
         return self._endpoint
 

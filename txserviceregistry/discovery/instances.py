@@ -12,10 +12,7 @@ from collections.abc import Mapping
 import attrs
 
 from ..types import Service
-
-#: The metadata keys that may have the host, and the port: the first one that is not empty is used.
-HOST_KEYS = ("host", "address", "ip", "service.host")
-PORT_KEYS = ("port", "service.port")
+from ..util.fields import HOST_KEYS, PORT_KEYS
 
 #: The metadata key with the name that the TLS certificate is for, if that is not the host.
 TLS_NAME_KEY = "tls.name"

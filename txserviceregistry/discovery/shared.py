@@ -27,24 +27,14 @@ class Reference:
     A reference to what is shared, from :func:`acquire` to :meth:`release`.
 
     :ivar client: the :class:`~txserviceregistry.Client`.
+    :ivar directory: the directory of all services, if this was acquired with it.
     """
 
     def __init__(self, shared: _Shared, directory: Directory | None) -> None:
         self.client = shared.client
+        self.directory = directory
         self._shared = shared
-        self._directory = directory
         self._leave: Callable[[], object] | None = None
-
-    @property
-    def directory(self) -> Directory:
-        """The directory of all services, if this was acquired with it."""
-        assert self._directory is not None
-        return self._directory
-
-    @property
-    def hasDirectory(self) -> bool:
-        """Whether the directory is needed."""
-        return self._directory is not None
 
     @property
     def isOver(self) -> bool:
@@ -61,11 +51,7 @@ class Reference:
         return left.addErrback(_logFailure)
 
     def release(self) -> Deferred[None]:
-        """
-        Give the reference back. Once is enough, and more does nothing.
-
-        :return: fires when everything that is closed because of it is closed.
-        """
+        """End it, once or more often; fires when everything that is closed because of it is closed."""
         return self._shared.release(self)
 
 
@@ -95,7 +81,7 @@ class _Shared:
         self._references.remove(reference)
         if not self._references:
             return self.end()
-        if not any(other.hasDirectory for other in self._references):
+        if all(other.directory is None for other in self._references):
             return self._stopDirectory()
         return succeed(None)
 

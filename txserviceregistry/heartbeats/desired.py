@@ -19,11 +19,9 @@ from ..http.jsontransport import ClientClosed
 from ..util.backoff import Backoff
 from ..util.concurrency import PrioritySemaphore
 from ..util.deferred import returnsDeferred
-from ..util.fields import checkedMetadata, checkedTags, checkedTimeout
+from ..util.fields import HOST_KEYS, PORT_KEYS, checkedMetadata, checkedTags, checkedTimeout
 from ..util.logs import Logger
 
-_ADDRESS_KEYS = ("host", "address", "ip", "service.host")
-_PORT_KEYS = ("port", "service.port")
 _FIELDS = ("heartbeat_timeout", "tags", "metadata")
 _DEFAULTS: Mapping[str, Any] = {"tags": [], "metadata": {}}
 # So many registrations and updates are remembered while the outcome of a registration is unknown.
@@ -37,7 +35,7 @@ def wantsHost(metadata: Mapping[str, str] | None) -> bool:
     """Whether *metadata* has a port and no address, so that the address is determined automatically."""
     if not metadata:
         return False
-    return any(key in metadata for key in _PORT_KEYS) and not any(key in metadata for key in _ADDRESS_KEYS)
+    return any(key in metadata for key in PORT_KEYS) and not any(key in metadata for key in HOST_KEYS)
 
 
 class _HeartBeater(Protocol):

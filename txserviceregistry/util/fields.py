@@ -20,6 +20,10 @@ KEY = re.compile(r"(?!.*/$)(?=.{3,500}$)(/[A-Za-z0-9_\-]{3,50}/?){0,10}([A-Za-z0
 #: The heartbeat timeouts, in seconds.
 HEARTBEAT_TIMEOUTS = range(3, 121)
 
+#: The metadata keys that may have the host of a service, and its port: the first one that is not empty is used.
+HOST_KEYS = ("host", "address", "ip", "service.host")
+PORT_KEYS = ("port", "service.port")
+
 #: The rules for ids and keys in words, for messages.
 ID_RULE = "3 to 65 characters of a-z A-Z 0-9 _ - ."
 KEY_RULE = "3 to 170 characters of a-z A-Z 0-9 _ - ., after namespaces of 3 to 50 if any, as in /production/web/workers"

@@ -34,16 +34,17 @@ class ReferenceTests(SharedTestCase):
         """There is one client, and one directory, however many use them; they are closed with the last."""
         references = [acquire(self.reactor, hasDirectory=True) for _ in range(3)]
         self.assertEqual(len(self.clients), 1)
-        self.assertEqual(len({id(reference.directory) for reference in references}), 1)
+        [directory] = {reference.directory for reference in references}
+        assert directory is not None
         self.fake.advance(1)
-        self.assertTrue(references[0].directory.running)
+        self.assertTrue(directory.running)
         for reference in references[:2]:
             self.successResultOf(reference.release())
             self.successResultOf(reference.release())
-        self.assertTrue(references[2].directory.running)
+        self.assertTrue(directory.running)
         self.assertFalse(references[2].isOver)
         self.successResultOf(references[2].release())
-        self.assertFalse(references[2].directory.running)
+        self.assertFalse(directory.running)
         self.assertEqual(self.closed, self.clients)
         self.successResultOf(references[2].release())
         self.fake.advance(1)
@@ -55,11 +56,12 @@ class ReferenceTests(SharedTestCase):
         server = acquire(self.reactor)
         first = acquire(self.reactor, hasDirectory=True)
         directory = first.directory
+        assert directory is not None
         self.successResultOf(first.release())
         self.assertFalse(directory.running)
         self.assertEqual(self.closed, [])
         again = acquire(self.reactor, hasDirectory=True)
-        self.assertTrue(again.directory.running)
+        self.assertTrue(again.directory and again.directory.running)
         self.assertIsNot(again.directory, directory)
         self.assertEqual(len(self.clients), 1)
         self.successResultOf(again.release())
