@@ -25,7 +25,7 @@ class LatencyTests(FaultCase):
 
     async def test_staysRegistered(self) -> None:
         """No service expires, with single or with batched heartbeats."""
-        resets = 20 if self.isFull else 3
+        resets = 20 if self.isFull else 2
         Path(self.home, "key.pem").write_bytes(commonHolder().key)
         Path(self.home, "cert.pem").write_bytes(commonHolder().certificate)
         authority = str(Path(self.home, "cert.pem"))
