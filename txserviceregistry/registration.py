@@ -244,7 +244,7 @@ class RegisteredService(Service):
             random=self._random,
         )
         heartBeater.onStateChange(self._stateChanged)
-        self._desired.open(heartBeater, isKept=True)
+        self._desired.open(heartBeater)
         self._ignoreAddress = self._client.onLocalAddress(self._moved)
         self._tell(REGISTERING)
         heartBeater.start()

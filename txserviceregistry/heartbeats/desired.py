@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import random as randomModule
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any, Protocol
 from weakref import ReferenceType, WeakValueDictionary, ref
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from ..errors import APIError, BadRequest, Forbidden, NotFound, ServerError, ServiceRegistryError
@@ -21,14 +23,19 @@ from ..util.concurrency import PrioritySemaphore
 from ..util.deferred import returnsDeferred
 from ..util.fields import HOST_KEYS, PORT_KEYS, checkedMetadata, checkedTags, checkedTimeout
 from ..util.logs import Logger
+from ..util.outage import Outage
+from ..util.tries import LONGEST_DELAY
+from ..util.waiters import Waiters
 
 _FIELDS = ("heartbeat_timeout", "tags", "metadata")
 _DEFAULTS: Mapping[str, Any] = {"tags": [], "metadata": {}}
 # So many registrations and updates are remembered while the outcome of a registration is unknown.
 _MOST_SENT = 100
-# Seconds between two tries to update a service: the shortest and the longest delay after the first try.
+# Seconds to wait after the second try to update a service; then the delays grow.
 _SHORTEST_RETRY = 0.1
-_LONGEST_RETRY = 15.0
+
+_UPDATE_FAILED = "Update of service {serviceId} failed: {reason} (retrying)"
+_UPDATED = "Service {serviceId} updated after {seconds:.1f} s"
 
 
 def wantsHost(metadata: Mapping[str, str] | None) -> bool:
@@ -46,6 +53,9 @@ class _HeartBeater(Protocol):
     @property
     def running(self) -> bool: ...
 
+    @property
+    def registersAgain(self) -> bool: ...
+
     def setTimeout(self, heartbeatTimeout: int) -> None: ...
 
     def sendNow(self) -> None: ...
@@ -61,12 +71,14 @@ class DesiredStates:
     :ivar put: sends an update of a service: its id and the fields.
     :ivar turns: bounds the requests under way for them.
     :ivar pause: waits so many seconds, but no longer than the client is open.
+    :ivar clock: tells how long updates have failed.
     :ivar random: gives numbers from 0 to 1.
     """
 
     put: Callable[[str, Mapping[str, Any]], Deferred[Any]]
     turns: PrioritySemaphore
     pause: Callable[[float], Deferred[None]]
+    clock: IReactorTime
     random: Callable[[], float] = randomModule.random
     _byId: WeakValueDictionary[str, DesiredState] = attrs.field(factory=WeakValueDictionary, init=False)
 
@@ -84,6 +96,30 @@ class DesiredStates:
             del self._byId[state.serviceId]
 
 
+class _State(Enum):
+    """
+    What is done about the fields in the registry.
+
+    ==========  ===============================================  ==========
+    State       Event                                            Next state
+    ==========  ===============================================  ==========
+    ABSENT      a registration has had its effect                REGISTERED
+    REGISTERED  the registry may have other fields than desired  UPDATING
+    UPDATING    it has the desired ones                          REGISTERED
+    ..          the HeartBeater stops, the client is closed      REGISTERED
+    ..          the registry answers with 404                    ABSENT
+    any         ``close()``                                      ABSENT
+    ==========  ===============================================  ==========
+
+    It does not become UPDATING while a request of :meth:`DesiredState.update` is under way, nor without a HeartBeater
+    that would register the service again.
+    """
+
+    ABSENT = "absent"
+    REGISTERED = "registered"
+    UPDATING = "updating"
+
+
 class DesiredState:
     """
     The fields that one service should have, and what is known of those that it has in the registry.
@@ -98,30 +134,6 @@ class DesiredState:
         never becomes part of it.
     :ivar onChange: called when *fields* has changed.
     """
-
-    __slots__ = (
-        "__weakref__",
-        "_flying",
-        "_good",
-        "_heartBeater",
-        "_isListening",
-        "_isOpen",
-        "_isRegistered",
-        "_isTangled",
-        "_known",
-        "_posted",
-        "_registeredAs",
-        "_registrations",
-        "_sent",
-        "_states",
-        "_timeouts",
-        "_waiters",
-        "_worker",
-        "fields",
-        "host",
-        "onChange",
-        "serviceId",
-    )
 
     _log = Logger()
 
@@ -140,8 +152,10 @@ class DesiredState:
         self.host: str | None = None
         self.onChange: Callable[[], object] | None = None
         self._states = states
+        self._state = _State.ABSENT
+        self._worker: Deferred[None] | None = None
         # The fields that the registry accepted last, to fall back on; those that it has now (None: not known); those of
-        # the last registration: desired, as sent, and who waits for them.
+        # the last registration: desired, as sent, and the Deferreds that wait for them.
         self._good: Mapping[str, Any] = self.fields
         self._known: Mapping[str, Any] | None = None
         self._posted: tuple[Mapping[str, Any], Mapping[str, Any], tuple[Deferred[None], ...]] = self.fields, {}, ()
@@ -149,18 +163,13 @@ class DesiredState:
         self._sent: deque[Mapping[str, Any]] = deque(maxlen=_MOST_SENT)
         # The fields of the last registration that had its effect, as sent.
         self._registeredAs: Mapping[str, Any] = {}
-        # How many updates are under way, and whether the last one began beside another, so that either may be the last
-        # to have its effect.
-        self._flying = 0
-        self._isTangled = False
-        self._registrations = 0
-        self._isRegistered = False
+        # How many updates are under way; and how many have begun, and registrations have had their effect.
+        self._underWay = 0
+        self._writes = 0
         # Timeouts that the registry may have.
         self._timeouts: tuple[int, ...] = (heartbeatTimeout,)
         self._heartBeater: ReferenceType[_HeartBeater] | None = None
-        self._isOpen = self._isListening = False
-        self._waiters: tuple[Deferred[None], ...] = ()
-        self._worker: Deferred[None] | None = None
+        self._waiters: Waiters[None] = Waiters()
 
     # -- desired fields
 
@@ -227,7 +236,7 @@ class DesiredState:
             self._sent.clear()
             self._registeredAs = {}
         wire = self.wire()
-        self._posted = self.fields, wire, self._waiters
+        self._posted = self.fields, wire, tuple(self._waiters)
         self._sent.append(_comparable(wire))
         return wire
 
@@ -237,7 +246,7 @@ class DesiredState:
         self._registeredAs = _comparable(wire)
         self._sent.clear()
         self._has(wire)
-        self._fire(covered)
+        self._waiters.fire(None, covered)
         self.converge()
 
     def registeredEarlier(self) -> None:
@@ -256,16 +265,17 @@ class DesiredState:
         fields, _, covered = self._posted
         if not (_isFinal(error) and self._takeBack(fields)):
             return False
-        self._fire(covered, Failure(error))
+        self._waiters.fire(Failure(error), covered)
         return True
 
     def _has(self, fields: Mapping[str, Any]) -> None:
         """The registry has our service, with these *fields*."""
-        self._registrations += 1
-        self._isRegistered = True
+        self._writes += 1
+        if self._state is _State.ABSENT:
+            self._state = _State.REGISTERED
         # An update that is under way may have had its effect before or after.
-        self._known = None if self._flying else fields
-        if not self._flying:
+        self._known = None if self._underWay else fields
+        if not self._underWay:
             self._setTimeouts((fields["heartbeat_timeout"],))
 
     def resumed(self, found: Mapping[str, Any]) -> None:
@@ -284,26 +294,24 @@ class DesiredState:
 
     # -- updates
 
-    def open(self, heartBeater: _HeartBeater, *, isKept: bool) -> None:
+    def open(self, heartBeater: _HeartBeater) -> None:
         """
         Let updates through the client change this state.
 
         :param heartBeater: sends the service's heartbeats. Only a weak reference is kept.
-        :param isKept: whether the service is registered again when the registry loses it.
         """
         self._heartBeater = ref(heartBeater)
-        self._isOpen = isKept
-        self._isListening = False
         self._timeouts = (self.heartbeatTimeout,)
         self._states.add(self)
+        heartBeater.onStateChange(self._heartBeaterChanged)
 
     def close(self, reason: Failure) -> None:
         """The service is not registered any more; updates that wait fail with *reason*."""
-        self._isOpen = self._isRegistered = False
+        self._heartBeater = None
         self._known = None
         self._states.discard(self)
-        self._stopWorker()
-        self._fire(self._waiters, reason)
+        self._transition(_State.ABSENT)
+        self._waiters.fire(reason)
 
     async def update(self, payload: Mapping[str, Any]) -> None:
         """Send one update, and desire its fields unless the registry refuses them."""
@@ -329,81 +337,68 @@ class DesiredState:
             refuses them, and with the reason of :meth:`close`.
         """
         self.change(changes)
-        if self._isRegistered and not self.isDirty and not self._flying:
+        if self._state is not _State.ABSENT and not self.isDirty and not self._underWay:
             return succeed(None)
-        waiter: Deferred[None] = Deferred(self._forget)
-        self._waiters = (*self._waiters, waiter)
+        waiter = self._waiters.wait()
         self.converge()
         return waiter
 
     def converge(self) -> None:
         """Update the service if the registry may have something else than what is desired."""
-        if not self._isOpen or self._worker is not None or self._flying or not self._isRegistered or not self.isDirty:
-            return
         heartBeater = self._heartBeater and self._heartBeater()
-        if not heartBeater or not heartBeater.running:
+        if not heartBeater or not heartBeater.running or not heartBeater.registersAgain:
             return
-        if not self._isListening:
-            self._isListening = True
-            heartBeater.onStateChange(lambda _: self._heartBeaterChanged())
-        # No other worker may begin while the first steps of this one fire Deferreds.
-        beginning: Deferred[None] = Deferred()
-        self._worker = beginning
-        worker = self._converge()
-        worker.addErrback(lambda failure: failure.trap(CancelledError, ClientClosed))
-        worker.addErrback(lambda failure: self._log.failure("Updating a service failed unexpectedly", failure))
-        if self._worker is not beginning:
-            worker.cancel()
-        elif worker.called:
-            self._worker = None
-        else:
-            self._worker = worker
-            worker.addBoth(self._workerEnded, worker)
+        if self._state is _State.REGISTERED and self.isDirty and not self._underWay:
+            self._transition(_State.UPDATING)
 
-    def _workerEnded(self, _: object, worker: Deferred[None]) -> None:
-        if self._worker is worker:
-            self._worker = None
-            self.converge()
-
-    def _heartBeaterChanged(self) -> None:
-        heartBeater = self._heartBeater and self._heartBeater()
-        if heartBeater and heartBeater.running:
-            self.converge()
-        else:
-            self._stopWorker()
-
-    def _stopWorker(self) -> None:
+    def _transition(self, to: _State) -> None:
+        self._state = to
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.cancel()
+        if to is _State.UPDATING:
+            worker = self._work()
+            if self._state is to:
+                self._worker = worker
+            else:
+                # The first steps of the worker have fired a Deferred whose owner closed this.
+                worker.cancel()
+            worker.addBoth(self._ended, worker)
+
+    def _ended(self, result: object, worker: Deferred[None]) -> None:
+        failure = result if isinstance(result, Failure) else None
+        isGone = failure is not None and failure.check(NotFound) is not None
+        if failure is not None and not isGone and not failure.check(CancelledError, ClientClosed):
+            self._log.failure("Updates of service {serviceId} ended unexpectedly", failure, serviceId=self.serviceId)
+        if self._worker is not worker:
+            return
+        self._transition(_State.ABSENT if isGone else _State.REGISTERED)
+        heartBeater = self._heartBeater and self._heartBeater()
+        if isGone and heartBeater:
+            # It will get a 404 too. Then the desired fields are registered.
+            heartBeater.sendNow()
+
+    def _heartBeaterChanged(self, _: str) -> None:
+        heartBeater = self._heartBeater and self._heartBeater()
+        if heartBeater and heartBeater.running:
+            self.converge()
+        elif self._state is _State.UPDATING:
+            self._transition(_State.REGISTERED)
 
     @returnsDeferred
-    async def _converge(self) -> None:
-        backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, self._states.random)
-        hasFailed = False
-        while self._isRegistered and self.isDirty and not self._flying:
+    async def _work(self) -> None:
+        backoff = Backoff(_SHORTEST_RETRY, LONGEST_DELAY, self._states.random)
+        outage = Outage(self._log, self._states.clock, _UPDATE_FAILED, _UPDATED, after=2, serviceId=self.serviceId)
+        while self._state is _State.UPDATING and self.isDirty and not self._underWay:
             try:
                 await self.push()
-            except (CancelledError, ClientClosed):
-                raise
             except ServiceRegistryError as error:
-                if isinstance(error, NotFound):
-                    # The next heartbeat will get a 404 too. Then the desired fields are registered.
-                    self._isRegistered = False
-                    heartBeater = self._heartBeater and self._heartBeater()
-                    if heartBeater:
-                        heartBeater.sendNow()
-                    return
-                if not hasFailed and backoff.failures:
-                    hasFailed = True
-                    self._log.warn(
-                        "Service {serviceId} can't be updated: {reason} (retrying)",
-                        serviceId=self.serviceId,
-                        reason=str(error),
-                    )
+                if isinstance(error, (NotFound, ClientClosed)):
+                    raise
+                outage.failed(reason=str(error))
                 await self._states.pause(backoff.next())
-        if hasFailed and not self.isDirty:
-            self._log.info("Service {serviceId} is updated", serviceId=self.serviceId)
+        if not self.isDirty:
+            outage.succeeded()
 
     async def push(self) -> None:
         """
@@ -415,7 +410,7 @@ class DesiredState:
         turns = self._states.turns
         await turns.take(float("inf"))
         try:
-            fields, wire, known, covered = self.fields, self.wire(), self._known, self._waiters
+            fields, wire, known, covered = self.fields, self.wire(), self._known, tuple(self._waiters)
             changes = {
                 name: value
                 for name, value in _comparable(wire).items()
@@ -425,11 +420,11 @@ class DesiredState:
         except APIError as error:
             if not (_isFinal(error) and self._takeBack(fields)):
                 raise
-            self._fire(covered, Failure(error))
+            self._waiters.fire(Failure(error), covered)
         else:
             if isCertain:
                 self._good = fields
-                self._fire(covered)
+                self._waiters.fire(None, covered)
         finally:
             turns.give()
 
@@ -446,27 +441,27 @@ class DesiredState:
             self._setTimeouts((*self._timeouts, timeout))
         if self._sent:
             self._sent.append(changes)
-        registrations = self._registrations
-        self._isTangled = self._flying > 0
-        self._flying += 1
+        isFirst = not self._underWay
+        self._underWay += 1
+        self._writes = write = self._writes + 1
         isCertain = False
         known: Mapping[str, Any] | None = None
         try:
             await self._states.put(self.serviceId, changes)
-            isCertain = not self._isTangled and registrations == self._registrations
+            isCertain = isFirst and write == self._writes
             if isCertain and (self._known is not None or set(_FIELDS) <= changes.keys()):
                 known = {**(self._known or {}), **changes}
             if isCertain and timeout is not None:
                 self._setTimeouts((timeout,))
         except APIError as error:
-            if not isinstance(error, (NotFound, ServerError)) and not self._isTangled:
+            if not isinstance(error, (NotFound, ServerError)) and isFirst and write == self._writes:
                 # It had no effect.
-                known = self._known if registrations == self._registrations else None
+                known = self._known
                 if timeout is not None:
                     self._setTimeouts(timeoutsBefore)
             raise
         finally:
-            self._flying -= 1
+            self._underWay -= 1
             self._known = known
         return isCertain
 
@@ -500,20 +495,6 @@ class DesiredState:
         if self.host is None or metadata.get("host") != self.host or not wantsHost(self.fields.get("metadata")):
             return metadata
         return {key: value for key, value in metadata.items() if key != "host"}
-
-    # -- waiting Deferreds
-
-    def _forget(self, waiter: Deferred[None]) -> None:
-        self._waiters = tuple(other for other in self._waiters if other is not waiter)
-
-    def _fire(self, waiters: Sequence[Deferred[None]], failure: Failure | None = None) -> None:
-        fired = [waiter for waiter in waiters if waiter in self._waiters]
-        self._waiters = tuple(waiter for waiter in self._waiters if waiter not in fired)
-        for waiter in fired:
-            if failure is None:
-                waiter.callback(None)
-            else:
-                waiter.errback(failure)
 
 
 def _isFinal(error: APIError) -> bool:

@@ -89,9 +89,8 @@ class HeartBeater:
 
     :ivar serviceId: the service's id.
     :ivar heartbeatTimeout: seconds without a heartbeat after which the service expires.
-    :ivar heartbeatInterval: nominal seconds between two heartbeats. The actual interval is drawn once from 0.9 to 1.0
-        of it, so that services that start together do not send at the same time.
-    :ivar interval: the seconds that were drawn.
+    :ivar interval: seconds between two heartbeats, drawn once from 0.9 to 1.0 of *heartbeatInterval*, so that services
+        that start together do not send at the same time.
     :ivar nextToken: the token that the next heartbeat presents; ``None`` while the service is not registered.
     :ivar hadNoToken: whether the registry refused the token of the last registration, and accepted none since. That
         token may be another service's, so the service may still be registered.
@@ -121,7 +120,6 @@ class HeartBeater:
         "batchSlot",
         "desired",
         "hadNoToken",
-        "heartbeatInterval",
         "heartbeatTimeout",
         "interval",
         "lastSeen",
@@ -189,8 +187,9 @@ class HeartBeater:
         self._state = _State.NEW
         self._single: SingleSender | None = None
         self._lost: Failure | None = None
-        self._stopped: Waiters[None] = Waiters()
-        self._listeners: Listeners[[str]] = Listeners(self._log, f"the state of service {serviceId}")
+        # Made when they are needed: thousands of HeartBeaters have neither.
+        self._stopped: Waiters[None] | None = None
+        self._listeners: Listeners[[str]] | None = None
         self._setInterval()
 
     def __repr__(self) -> str:
@@ -202,6 +201,16 @@ class HeartBeater:
     def running(self) -> bool:
         """Whether it sends heartbeats: from :meth:`start` until :meth:`stop`, or until the service is lost for good."""
         return self._state not in (_State.NEW, _State.STOPPED)
+
+    @property
+    def heartbeatInterval(self) -> float:
+        """Nominal seconds between two heartbeats."""
+        return heartbeatIntervalFor(self.heartbeatTimeout)
+
+    @property
+    def registersAgain(self) -> bool:
+        """Whether it registers the service again when the registry loses it."""
+        return self._register is not None
 
     @property
     def healthy(self) -> bool:
@@ -223,13 +232,15 @@ class HeartBeater:
         """
         Call *listener* with the new :attr:`state` whenever it changes. What a listener raises is logged.
         """
+        if self._listeners is None:
+            self._listeners = Listeners(self._log, f"the state of service {self.serviceId}")
         self._listeners.add(listener)
 
     def _transition(self, to: _State) -> None:
         """Enter a state. This comes last: a listener may stop the HeartBeater, or change its timeout."""
         before = self.state
         self._state = to
-        if to.value != before:
+        if to.value != before and self._listeners is not None:
             self._listeners.call(to.value)
 
     # -- starting and stopping
@@ -269,9 +280,11 @@ class HeartBeater:
             :class:`~txserviceregistry.errors.NotFound` when the registry no longer has the service and there is no
             way to register it again.
         """
-        if self.running:
-            return self._stopped.wait()
-        return succeed(None) if self._lost is None else fail(self._lost)
+        if not self.running:
+            return succeed(None) if self._lost is None else fail(self._lost)
+        if self._stopped is None:
+            self._stopped = Waiters()
+        return self._stopped.wait()
 
     def _end(self, lost: Failure | None) -> None:
         self._lost = lost
@@ -279,13 +292,13 @@ class HeartBeater:
         if self._batcher is not None:
             self._batcher.leave(self)
         self._transition(_State.STOPPED)
-        self._stopped.fire(lost)
+        if self._stopped is not None:
+            self._stopped.fire(lost)
 
     # -- times
 
     def _setInterval(self) -> None:
         """How often heartbeats are sent with the timeout."""
-        self.heartbeatInterval = heartbeatIntervalFor(self.heartbeatTimeout)
         self.interval = self.heartbeatInterval * (0.9 + 0.1 * self._random())
 
     def setTimeout(self, heartbeatTimeout: int) -> None:
@@ -371,19 +384,22 @@ class HeartBeater:
         self._provenToken = proven
         self.nextToken = token
         self.lastSeen = sent
-        self._renew(sent)
+        self._renewed = sent
+        if self._single is not None or self._state is not _State.REGISTERED:
+            self._goOn()
 
     def registered(self, sent: float, token: str) -> None:
         """The registration that was sent at that time was answered with this token."""
         self.nextToken = token
-        self._renew(sent)
-
-    def _renew(self, sent: float) -> None:
         self._renewed = sent
-        single = self._single
-        if single is not None and not self._joinBatcher(sent + self.interval):
-            single.beginAt(sent + self.interval)
-        if self._state is not _State.REGISTERED and self.running:
+        self._goOn()
+
+    def _goOn(self) -> None:
+        """Have the next heartbeat sent in an interval."""
+        single, due = self._single, self._renewed + self.interval
+        if single is not None and not self._joinBatcher(due):
+            single.beginAt(due)
+        if self.running:
             self._transition(_State.REGISTERED)
 
     def missed(self) -> None:

@@ -79,7 +79,7 @@ class ServicesClient(ServicesAPI):
         self.context = HeartbeatContext(
             stalls, suspends, PrioritySemaphore(), PrioritySemaphore(2 * connections), batcher
         )
-        self.desired = DesiredStates(self.updateOnce, self.context.registrations, transport.pause)
+        self.desired = DesiredStates(self.updateOnce, self.context.registrations, transport.pause, clock)
         self._heartBeaters: WeakSet[HeartBeater] = WeakSet()
 
     @returnsDeferred
@@ -271,6 +271,6 @@ class ServicesClient(ServicesAPI):
         )
         # The client knows what the service should be as long as someone knows its HeartBeater.
         heartBeater.desired = desired
-        desired.open(heartBeater, isKept=register is not None)
+        desired.open(heartBeater)
         self._heartBeaters.add(heartBeater)
         return heartBeater

@@ -55,11 +55,13 @@ class SingleService(BatchedService, Protocol):
     A service as :class:`SingleSender` needs it.
 
     :ivar heartbeatTimeout: seconds without a heartbeat after which it expires.
-    :ivar heartbeatInterval: nominal seconds between two heartbeats.
     """
 
     heartbeatTimeout: int
-    heartbeatInterval: float
+
+    @property
+    def heartbeatInterval(self) -> float:
+        """Nominal seconds between two heartbeats."""
 
     @property
     def running(self) -> bool:
