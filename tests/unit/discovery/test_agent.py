@@ -44,12 +44,12 @@ def portOf(server: Server) -> int:
 
 
 def hangUp(call: Call) -> None:
-    """A server that closes the connection instead of answering."""
+    """A server that closes the connection instead of responding."""
     call.hangUp()
 
 
 def named(name: str) -> Callable[[Call], None]:
-    """A server that answers with its name."""
+    """A server that responds with its name."""
     return lambda call: call.answer(200, name.encode())
 
 
@@ -117,7 +117,7 @@ class AgentTestCase(LoopbackTestCase):
         return server
 
     async def refusing(self, *ids: str) -> None:
-        """Services in the directory that nobody answers for."""
+        """Services in the directory whose ports refuse connections."""
         for id in ids:
             port = int((await self.unusedUrl()).rpartition(":")[2])
             self.directory.put(service(id, port, host="127.0.0.1"))
@@ -132,7 +132,7 @@ class RequestTests(AgentTestCase):
     """Requests."""
 
     async def test_asksInTurn(self) -> None:
-        """Each request goes to the next instance, with its path, query and headers; connections are kept."""
+        """Requests go to the instances in turn, with path, query and headers; connections are kept."""
         servers = [self.instance(id, named(id)) for id in ("aaa", "bbb")]
         uri = b"registry://web/a%20b?c=d#e"
         self.assertEqual([await self.ask(uri=uri) for _ in range(4)], [b"aaa", b"bbb", b"aaa", b"bbb"])
@@ -143,8 +143,8 @@ class RequestTests(AgentTestCase):
             self.assertEqual(server.opened, 1)
         self.assertTrue(verifyObject(IAgent, self.agent))
 
-    async def test_saysNothing(self) -> None:
-        """What goes well is not in the log."""
+    async def test_logsNothing(self) -> None:
+        """Requests that succeed are not logged."""
         log = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
         self.instance("aaa", named("aaa"))
         await self.ask()
@@ -162,7 +162,7 @@ class RequestTests(AgentTestCase):
         self.assertEqual(server.calls[1].headers.get("cookie"), "a=b")
 
     async def test_otherSchemes(self) -> None:
-        """What is no tag goes where it says; a tag has no port, and has to be there."""
+        """URIs with other schemes go to the server that they name. A tag is required, and has no port."""
         server = self.serve(named("plain"))
         self.assertEqual(await self.ask(uri=server.url.encode() + b"/x"), b"plain")
         for uri in (b"registry://web:80/", b"registry://joe@web/", b"registry:///x", b"registry://%ff/", b"ftp://web/"):
@@ -170,13 +170,13 @@ class RequestTests(AgentTestCase):
                 await self.ask(uri=uri)
 
     async def test_tagsMayBeQuoted(self) -> None:
-        """A tag that is no host name is written with percents; a query may follow at once."""
+        """A tag that is not a host name is percent-encoded; a query may come right after it."""
         server = self.serve(named("blank"))
         self.directory.put(service("aaa", portOf(server), host="127.0.0.1", tags=("a b/ü",)))
         self.assertEqual(await self.ask(uri=b"registry://a%20b%2F%C3%BC?x"), b"blank")
         self.assertEqual(server.calls[0].path, "/?x")
 
-    async def test_nobodyThere(self) -> None:
+    async def test_noInstance(self) -> None:
         """Without an instance it fails at once; when there is one it works, and others' tags don't matter."""
         with self.assertRaises(NoServiceAvailable):
             await self.ask()
@@ -197,7 +197,7 @@ class RequestTests(AgentTestCase):
         await pool.closeCachedConnections()
 
     async def test_leastConnections(self) -> None:
-        """An instance is in use until its answer has been read to the end."""
+        """An instance is in use until its response has been read to the end."""
         self.agent = self.makeAgent(strategy="least-connections")
         servers = {id: self.instance(id, named(id)) for id in ("aaa", "bbb")}
         first = await self.agent.request(b"GET", b"registry://web/")
@@ -214,8 +214,10 @@ class RequestTests(AgentTestCase):
 class RetryTests(AgentTestCase):
     """Another instance, when it is safe."""
 
-    async def test_whoRefusesIsPassedOver(self) -> None:
-        """Where nobody listens nothing was sent: any method is tried elsewhere, with its body."""
+    async def test_refusedConnections(self) -> None:
+        """
+        A refused connection has sent nothing: requests of any method are sent to another instance, with their bodies.
+        """
         await self.refusing("aaa", "bbb")
         self.instance("ccc", named("ccc"))
         self.assertEqual(await self.ask(b"POST", body=FileBodyProducer(BytesIO(b"abc"))), b"ccc")
@@ -230,7 +232,7 @@ class RetryTests(AgentTestCase):
         self.assertIn("refused", str(caught.exception))
 
     async def test_idempotentRequestsAreRepeated(self) -> None:
-        """When an instance hangs up without an answer, GET and PUT go to another one, with the body."""
+        """If an instance closes the connection without a response, GET and PUT go to another one, with the body."""
         for id in ("aaa", "bbb"):
             self.instance(id, hangUp)
         server = self.instance("ccc", named("ccc"))
@@ -239,7 +241,7 @@ class RetryTests(AgentTestCase):
         self.assertEqual(server.calls[-1].body, b"abc")
 
     async def test_othersAreNot(self) -> None:
-        """What may have been done once is not done twice: POST, and a body that can't be sent again, fail."""
+        """Requests that are not idempotent, or whose body can't be sent again, fail instead."""
         servers = [self.instance(id, hangUp) for id in ("aaa", "bbb")]
         for method, body in ((b"POST", None), (b"PATCH", None), (b"PUT", Stream())):
             with self.assertRaises(ResponseNeverReceived):
@@ -250,7 +252,6 @@ class RetryTests(AgentTestCase):
         """When the connection is lost in the middle of a long body, the body is stopped, and the request has failed."""
         servers = [self.instance(id, hangUp) for id in ("aaa", "bbb")]
         body = Endless()
-        # Somebody who hangs up as soon as anything comes.
         for server in servers:
             server.protocol = HangingUp
         with self.assertRaises(RequestTransmissionFailed):
@@ -269,8 +270,8 @@ class RetryTests(AgentTestCase):
         self.assertTrue(body.stopped)
         self.assertEqual(server.opened, 0)
 
-    async def test_requestsThatAreNone(self) -> None:
-        """What is wrong with the request itself is said, and nobody else is bothered with it."""
+    async def test_invalidRequests(self) -> None:
+        """An invalid request fails at once, and is not sent to another instance."""
         server = self.instance("aaa", named("aaa"))
         for _ in range(2):
             with self.assertRaises(ValueError):
@@ -279,14 +280,14 @@ class RetryTests(AgentTestCase):
         self.assertEqual(await self.ask(), b"aaa")
 
     async def test_theLastOnesErrorIsTheResult(self) -> None:
-        """When all hang up, the result is what Twisted's agent says of the last."""
+        """If all close the connection, the error is that of the last one."""
         servers = [self.instance(id, hangUp) for id in ("aaa", "bbb")]
         with self.assertRaises(ResponseNeverReceived):
             await self.ask()
         self.assertEqual([len(server.calls) for server in servers], [1, 1])
 
     async def test_answersAreFinal(self) -> None:
-        """An answer is the result, whatever it says."""
+        """Any response is the result."""
         servers = [self.instance(id, lambda call: call.answer(503)) for id in ("aaa", "bbb")]
         response = await self.agent.request(b"GET", b"registry://web/")
         self.assertEqual(response.code, 503)
@@ -320,7 +321,7 @@ class RetryTests(AgentTestCase):
 
 
 class RedirectTests(AgentTestCase):
-    """Redirects, followed by treq."""
+    """Redirects that treq follows."""
 
     def redirecting(self, location: Callable[[Call], str]) -> Server:
         def handle(call: Call) -> None:
@@ -347,8 +348,8 @@ class RedirectTests(AgentTestCase):
             self.assertEqual(await self.follow(), "/other")
             self.assertEqual([call.headers["authorization"] for call in server.calls], ["mine", "mine"])
 
-    async def test_toSomebodyElse(self) -> None:
-        """Another server's address is just that, and is told no secrets."""
+    async def test_toAnotherServer(self) -> None:
+        """A redirect to another server goes there, without credentials."""
         other = self.serve(named("other"))
         self.redirecting(lambda call: f"{other.url}/x")
         self.assertEqual(await self.follow(), "other")
@@ -363,7 +364,7 @@ class RedirectTests(AgentTestCase):
         self.assertEqual(other.calls[0].path, "/inbox")
 
     async def test_nonsense(self) -> None:
-        """What is no location is passed on as it is."""
+        """An invalid location is left as it is."""
         self.redirecting(lambda call: "http://[")
         response = await self.agent.request(b"GET", b"registry://web/status")
         self.assertEqual(response.headers.getRawHeaders(b"location"), [b"http://["])
@@ -388,16 +389,16 @@ class TLSTests(AgentTestCase):
         self.assertEqual(server.opened, 1)
 
     async def test_anotherName(self) -> None:
-        """With ``tls.name`` it is that name that counts, and nothing is sent to who does not bear it."""
+        """With ``tls.name`` the certificate has to be for that name; otherwise nothing is sent."""
         server = self.instance("aaa", named("aaa"), self.context, **{"tls.name": "web.example"})
         with self.assertRaises(NoServiceAvailable) as caught:
             await self.ask(b"POST", b"registrys://web/")
         self.assertIn("TLS: the certificate is not for web.example", str(caught.exception))
         self.assertEqual(server.calls, [])
 
-    async def test_whoIsNotTrusted(self) -> None:
-        """An instance that nobody vouches for is passed over, even for a POST: nothing was sent."""
-        certificate, key = selfSigned("somebody else")
+    async def test_anUntrustedCertificate(self) -> None:
+        """An instance without a trusted certificate is not used, and a POST goes to another one: nothing was sent."""
+        certificate, key = selfSigned("another")
         other = self.instance("aaa", named("aaa"), PrivateCertificate.loadPEM(certificate + key).options())
         self.instance("bbb", named("bbb"), self.context)
         self.assertEqual([await self.ask(b"POST", b"registrys://web/") for _ in range(2)], [b"bbb"] * 2)

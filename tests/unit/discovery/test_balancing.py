@@ -1,5 +1,5 @@
 """
-Balancing: near ones, those that failed, those that are out, and trying one after the other.
+Load balancing: locality, ejections, disabled instances, and attempts with one instance after another.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BalancingTestCase(SynchronousTestCase):
 
 
 class PickTests(BalancingTestCase):
-    """Who is picked."""
+    """Which instances are picked."""
 
     def test_picksByTheStrategy(self) -> None:
         """The strategy that is named, or given, decides; round robin if none is."""
@@ -53,7 +53,7 @@ class PickTests(BalancingTestCase):
         balancer.strategy.ended(first)
 
     def test_followsTheDirectory(self) -> None:
-        """Who comes is picked, who goes is not; those of other tags never are."""
+        """New services are picked, removed ones are not; services of other tags never are."""
         balancer = self.balancer(service("aaa"), service("xxx", tags=("mail",)))
         self.assertEqual(self.picks(balancer, 2), ["aaa", "aaa"])
         self.directory.put(service("bbb"))
@@ -64,7 +64,7 @@ class PickTests(BalancingTestCase):
         self.assertEqual(self.picks(balancer, 1), ["-"])
         self.assertTrue(balancer.isEmpty)
 
-    def test_disabledOnesArePassedOver(self) -> None:
+    def test_disabledOnesAreNotPicked(self) -> None:
         """``status=disabled`` takes an instance out until it says otherwise."""
         balancer = self.balancer(service("aaa", status="disabled"), service("bbb"))
         self.assertEqual(self.picks(balancer, 2), ["bbb", "bbb"])
@@ -72,21 +72,21 @@ class PickTests(BalancingTestCase):
         self.assertEqual(self.picks(balancer, 2), ["aaa", "bbb"])
 
     def test_onlyDisabledOnes(self) -> None:
-        """When all are disabled nobody is picked, and the error tells it."""
+        """If all are disabled none is picked, and the error says so."""
         balancer = self.balancer(service("aaa", status="disabled"), service("bbb", host=" "))
         self.assertEqual(self.picks(balancer, 1), ["-"])
         self.assertIn("all 2 are disabled", str(balancer.unavailable()))
 
-    def test_tellsOnceOfAServiceThatHasNoAddress(self) -> None:
-        """A service that does not say where it is gets one line in the log, however often the directory changes."""
-        told: list[LogEvent] = []
-        globalLogPublisher.addObserver(told.append)
-        self.addCleanup(globalLogPublisher.removeObserver, told.append)
+    def test_aServiceWithoutAnAddressIsLoggedOnce(self) -> None:
+        """A service without a valid address has one line in the log, however often the directory changes."""
+        logged: list[LogEvent] = []
+        globalLogPublisher.addObserver(logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, logged.append)
         balancer = self.balancer(service("aaa", host=" "), service("bbb"))
         self.assertEqual(self.picks(balancer, 1), ["bbb"])
         self.directory.put(service("aaa", host=" ", note="another"))
         self.assertEqual(self.picks(balancer, 1), ["bbb"])
-        self.assertEqual([event["id"] for event in told if "why" in event], ["aaa"])
+        self.assertEqual([event["id"] for event in logged if "why" in event], ["aaa"])
 
     def test_nearOnesAreTaken(self) -> None:
         """Of the same zone, else of the same region, else any; a zone of the same name elsewhere is far."""
@@ -104,7 +104,7 @@ class PickTests(BalancingTestCase):
         self.assertEqual(self.picks(balancer, 2), ["far", "far"])
 
     def test_fallsBackWhileTheNearOneFails(self) -> None:
-        """A near one that failed is passed over for a far one, and comes back."""
+        """While a near one is ejected, a far one is picked."""
         balancer = self.balancer(service("far"), service("same", zone="a"), near={"zone": "a"})
         near = balancer.pick()
         assert near is not None
@@ -114,17 +114,17 @@ class PickTests(BalancingTestCase):
         self.assertEqual(self.picks(balancer, 1), ["same"])
 
     def test_unknownWords(self) -> None:
-        """A strategy that there is not, and a nearness that means nothing, are ValueErrors."""
+        """Unknown strategies and unknown keys of *near* are ValueErrors."""
         self.assertRaises(ValueError, self.balancer, strategy="best")
         text = str(self.assertRaises(ValueError, self.balancer, near={"rack": "1"}))
         self.assertEqual(text, "near takes region and zone only, not rack")
 
 
-class HealthTests(BalancingTestCase):
-    """Those that failed."""
+class EjectionTests(BalancingTestCase):
+    """Ejections."""
 
-    def test_isPassedOverForAGrowingWhile(self) -> None:
-        """After a failure it is passed over for a second, then two, four, and so on, a minute at most."""
+    def test_growingEjections(self) -> None:
+        """After a failure an instance is ejected for a second, then two, four, and so on, a minute at most."""
         ejections, one = Ejections(self.clock), instance("aaa")
         lengths = []
         for _ in range(8):
@@ -148,7 +148,7 @@ class HealthTests(BalancingTestCase):
         self.assertFalse(ejections.isEjected(one))
 
     def test_comesBack(self) -> None:
-        """The others are picked meanwhile; then it is there again, and after a success its slate is clean."""
+        """The others are picked meanwhile; then it is picked again, and a success ends the row of failures."""
         balancer = self.balancer(service("aaa"), service("bbb"))
         first = balancer.pick()
         assert first is not None
@@ -162,7 +162,7 @@ class HealthTests(BalancingTestCase):
         self.assertIn("aaa", self.picks(balancer, 2))
 
     def test_whenAllHaveFailed(self) -> None:
-        """When everybody has failed, the one whose failure is oldest is picked: better than nobody."""
+        """If all have failed, the one whose failure is oldest is picked."""
         balancer = self.balancer(service("aaa"), service("bbb"))
         for _ in range(2):
             picked = balancer.pick()
@@ -171,7 +171,7 @@ class HealthTests(BalancingTestCase):
             self.clock.advance(0.1)
         self.assertEqual(self.picks(balancer, 2), ["aaa", "aaa"])
 
-    def test_whoComesBackElsewhereHasACleanSlate(self) -> None:
+    def test_anotherAddressIsAnotherInstance(self) -> None:
         """A service that is registered again, with another port, is another instance."""
         balancer = self.balancer(service("aaa", 1), service("bbb"))
         first = balancer.pick()
@@ -198,7 +198,7 @@ class TryEachTests(BalancingTestCase):
         return instance.id if instance.id == "ccc" else await self.refuse(instance)
 
     def test_triesTheNextOne(self) -> None:
-        """The first that will do is the result, and those that would not are passed over from now on."""
+        """The first that works is the result, and those that did not are ejected."""
         balancer = self.balancer(service("aaa"), service("bbb"), service("ccc"))
         self.assertEqual(self.successResultOf(tryEach(balancer, self.onlyC, timeout=1)), "ccc")
         self.assertEqual(self.tried, ["aaa", "bbb"])
@@ -206,7 +206,7 @@ class TryEachTests(BalancingTestCase):
         self.assertEqual(self.tried, ["aaa", "bbb"])
 
     def test_triesEachOnce(self) -> None:
-        """When nobody will do each was tried once, and the error tells of each and of the view's age."""
+        """If none works, each was tried once, and the error has each reason and the age of the directory."""
         balancer = self.balancer(service("aaa", 1), service("bbb", 2))
         self.directory.stale = 12.25
         error = self.failureResultOf(tryEach(balancer, self.refuse, timeout=1), NoServiceAvailable).value
@@ -222,7 +222,7 @@ class TryEachTests(BalancingTestCase):
         self.assertIn("is registered", str(self.failureResultOf(result, NoServiceAvailable).value))
 
     def test_otherErrorsEndIt(self) -> None:
-        """What is no TryNext is the result, and nobody else is tried."""
+        """Any other error is the result, and no other instance is tried."""
 
         async def fail(instance: Instance) -> None:
             self.tried.append(instance.id)
@@ -259,7 +259,7 @@ class TryEachTests(BalancingTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_doesNotWaitForEver(self) -> None:
-        """After its patience it says that the registry was not heard of."""
+        """After its timeout the error says that there is no listing yet."""
         balancer = self.balancer()
         balancer.directory = FakeDirectory(ready=False)
         result = tryEach(balancer, self.refuse, timeout=5)
@@ -276,7 +276,7 @@ class TryEachTests(BalancingTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_cancellingEndsTheAttempt(self) -> None:
-        """Cancelled during an attempt, it ends that, and tries nobody else, whatever the attempt makes of it."""
+        """Cancelling ends the attempt, and no other instance is tried, whatever the attempt raises."""
 
         async def hang(instance: Instance) -> None:
             self.tried.append(instance.id)
@@ -291,7 +291,7 @@ class TryEachTests(BalancingTestCase):
         self.assertEqual(self.tried, ["aaa"])
 
     def test_cancellingAnAttemptThatTakesItsTime(self) -> None:
-        """An attempt that is slow to end does not hold up who has cancelled."""
+        """An attempt that takes long to end does not delay the cancellation."""
         ending: Deferred[None] = Deferred()
 
         async def slow(instance: Instance) -> None:

@@ -50,8 +50,8 @@ class DirectoryTests(SynchronousTestCase):
     def ids(self, directory: Directory) -> list[str]:
         return [service["id"] for service in directory.services()]
 
-    def test_listsThenFollows(self) -> None:
-        """What is there is listed; what joins, leaves and dies is seen with no time going by."""
+    def test_listingAndEvents(self) -> None:
+        """Services are listed; those that join, are removed or expire are seen at once."""
         self.create("web1", tags=["www"], metadata={"port": "80"})
         directory = self.directory()
         self.successResultOf(directory.whenReady())
@@ -91,7 +91,7 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual(self.ids(directory), ["dns1", "web2"])
 
     def test_updatesAreSeenWithinTheRefresh(self) -> None:
-        """An update leaves no event: it is there after so many seconds at the latest, and is told of once."""
+        """An update has no event: it is seen after the refresh interval, and reported once."""
         self.create("web1", metadata={"status": "enabled"})
         directory = self.directory(refresh=60)
         version = directory.version
@@ -110,8 +110,8 @@ class DirectoryTests(SynchronousTestCase):
         self.fake.advance(50)
         self.assertIs(directory.forTag("any"), given)
 
-    def test_updatesAreSeenAmongNews(self) -> None:
-        """However much else happens, an update does not wait for a quiet moment."""
+    def test_updatesAreSeenAmongEvents(self) -> None:
+        """An update is seen in time also while many other things happen."""
         self.create("web1", metadata={"status": "enabled"})
         directory = self.directory(refresh=60)
         self.successResultOf(self.other.services.update("web1", {"metadata": {"status": "disabled"}}))
@@ -139,8 +139,8 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual(self.ids(directory), ["web1"])
         end()
 
-    def test_aChangeBetweenListingAndFollowing(self) -> None:
-        """What happens while pages are turned is neither missed nor undone."""
+    def test_changesDuringAListing(self) -> None:
+        """Changes between two pages of a listing are neither missed nor undone."""
         for number in range(150):
             self.create(f"web{number:03}")
         directory = self.directory()
@@ -183,7 +183,7 @@ class DirectoryTests(SynchronousTestCase):
         return result
 
     def test_theRegistryAway(self) -> None:
-        """It goes on answering, says how old that is, and is right again when the registry is back with others."""
+        """The directory keeps its services, with their age, and is current again when the registry is reachable."""
         self.create("web1")
         directory = self.directory()
         self.fake.advance(40)
@@ -208,7 +208,7 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual(self.ids(directory), ["web2"])
 
     def test_onlyAWholeListingCounts(self) -> None:
-        """A listing that fails in the middle, in whatever way, takes nothing away."""
+        """A listing that fails in the middle removes no service."""
         for number in range(150):
             self.create(f"web{number:03}")
         directory = self.directory(refresh=10)
@@ -242,7 +242,9 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual(directory.stale, 0.0)
 
     def test_fromDisk(self) -> None:
-        """An application that starts while the registry is away has the services of the last time, and their age."""
+        """
+        An application that starts while the registry is unreachable has the services of the last time, and their age.
+        """
         path = self.mktemp()
         now = [1_800_000_000.0]
         self.create("web1", tags=["www"], metadata={"port": "80"})
@@ -259,8 +261,8 @@ class DirectoryTests(SynchronousTestCase):
         self.fake.advance(15)
         self.assertEqual((second.services(), second.stale), ([], 0.0))
 
-    def test_aDamagedFileIsNoHindrance(self) -> None:
-        """It is logged, and all begins as if there were none."""
+    def test_aDamagedFile(self) -> None:
+        """It is logged, and ignored."""
         self.create("web1")
         for text in ("", "{", "[]", '{"version": 9}', json.dumps({"version": 1, "current": 0, "values": {"a": 1}})):
             path = Path(self.mktemp())
@@ -276,7 +278,7 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual(self.ids(directory), ["web1"])
 
     def test_stoppingLeavesNothing(self) -> None:
-        """At any moment: while it lists, waits, or is out of luck."""
+        """At any moment: during a listing, a wait or an outage."""
         for prepare in (lambda: None, self.fake.partition, self.fake.heal, self.fake.stop):
             directory = self.directory()
             prepare()
@@ -290,7 +292,7 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
 
     def test_startsAgain(self) -> None:
-        """A directory that was stopped can be started, and is right again."""
+        """A directory that was stopped can be started again, and is current then."""
         directory = self.directory()
         self.successResultOf(directory.stopService())
         self.create("web1")
@@ -301,18 +303,18 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual((self.ids(directory), directory.stale), (["web1"], 0.0))
 
     def test_aListenerThatRaisesDoesNoHarm(self) -> None:
-        """The others hear of it, and so does the log."""
+        """The other listeners are called all the same, and the error is logged."""
         directory = self.directory()
         directory.onChange(lambda kind, service: 1 / 0)
-        heard: list[str] = []
-        end = directory.onChange(lambda kind, service: heard.append(service["id"]))
+        reported: list[str] = []
+        end = directory.onChange(lambda kind, service: reported.append(service["id"]))
         self.create("web1")
         self.fake.flush()
         end()
         end()
         self.create("web2")
         self.fake.flush()
-        self.assertEqual(heard, ["web1"])
+        self.assertEqual(reported, ["web1"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_aDefectOfTheLibrary(self) -> None:
@@ -338,7 +340,7 @@ class DirectoryTests(SynchronousTestCase):
         self.assertRegex(lines[0], "^The services are current again after [0-9]+ s$")
 
     def test_stoppedAndStartedByAListener(self) -> None:
-        """Both from within a listener, while it lists and while it follows: one run goes on, and nothing is missed."""
+        """Both from a listener, during a listing and after it: one run goes on, and nothing is missed."""
         for isListed in (True, False):
             directory = Directory(self.client, random=lambda: 0.5)
             stopped: list[Any] = []
@@ -363,7 +365,7 @@ class DirectoryTests(SynchronousTestCase):
             self.remove("web3")
 
     def test_whenReadyMayStopIt(self) -> None:
-        """Who has seen enough with the first listing stops it there."""
+        """The first listing may be all that is needed."""
         self.create("web1")
         directory = Directory(self.client)
         # What a parent will start may be waited for before.
@@ -375,7 +377,7 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual(self.ids(directory), ["web1"])
 
     def test_neverStarted(self) -> None:
-        """What would be empty, or waited for without an end, says that it has to be started."""
+        """Reading or waiting raises NotRunning before the first start."""
         directory = Directory(self.client)
         watcher = ConfigurationWatcher(self.client)
         feed = EventsFeed(self.client)
@@ -397,8 +399,8 @@ class DirectoryTests(SynchronousTestCase):
         self.failureResultOf(endpoint.connect(Factory()), NotRunning)
         self.assertEqual(self.fake.requests, [])
 
-    def test_asksNotToBeAskedForEver(self) -> None:
-        """However long the registry asks it to wait, a directory tries again within the hour."""
+    def test_retryAfter(self) -> None:
+        """Whatever Retry-After the registry sends, a directory tries again within the hour."""
         fault = json.dumps(
             {"type": "rateLimitReached", "code": 400, "message": "Rate limit has been reached."}
         ).encode()
@@ -414,13 +416,13 @@ class DirectoryTests(SynchronousTestCase):
             self.assertEqual(directory.stale, 0.0, said)
             self.successResultOf(directory.stopService())
 
-    def test_refreshesThatAreNone(self) -> None:
-        """An interval that is not a number is refused where it is given."""
+    def test_invalidRefresh(self) -> None:
+        """An interval that is not a finite number is a ValueError."""
         for refresh in (float("nan"), float("inf"), -1.0):
             self.assertRaises(ValueError, Directory, self.client, refresh=refresh)
 
-    def test_timeoutsThatAreNone(self) -> None:
-        """What connects through a directory refuses such a timeout too, and says which argument it is."""
+    def test_invalidTimeouts(self) -> None:
+        """Endpoints and agents refuse such a timeout too, and name the argument."""
         directory = Directory(self.client)
         for timeout in (float("nan"), float("inf"), -1.0, 0.0, 1e300):
             for make in (
@@ -443,8 +445,8 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual([service["tags"] for service in directory.services()], [["dns"]])
         self.assertEqual(self.changes, [("join", "web1"), ("remove", "web1"), ("join", "web1")])
 
-    def test_dataLostInSilence(self) -> None:
-        """A registry that has lost its data, and has no events to show it by, is found out by the next listing."""
+    def test_dataLostWithoutEvents(self) -> None:
+        """If a registry without events loses its data, the next listing shows it."""
         _, heartBeater = self.successResultOf(self.other.services.create("web1", 120))
         heartBeater.start()
         self.fake.advance(4000)

@@ -24,7 +24,7 @@ from txserviceregistry.testing import FakeRegistry
 IDS = ["aaa", "bbb", "ccc", "ddd"]
 TAGS = [[], ["one"], ["two"], ["one", "two"]]
 
-# Seconds that a follower's requests take on their way: with those, things happen in the middle of a listing.
+# Seconds that the subscribers' requests take on their way, so that things happen in the middle of a listing.
 SLOW = [0.0, 0.0, 0.1, 0.3, 1.0]
 
 changes = (
@@ -59,7 +59,7 @@ class SlowAgent:
 
 
 class World:
-    """A registry, what follows it, and somebody who changes things."""
+    """A registry, its subscribers, and a client that changes things."""
 
     def __init__(
         self,
@@ -72,10 +72,10 @@ class World:
         self.case = case
         self.fake = FakeRegistry()
         agent = between(SlowAgent(self.fake.agent, self.fake.clock, slow) if slow else self.fake.agent)
-        self.follower = Client(
+        self.subscriber = Client(
             self.fake.username, self.fake.apiKey, baseUrl=self.fake.url, agent=agent, reactor=self.fake.clock
         )
-        client: Any = self.follower if canWait else Plain(self.follower)
+        client: Any = self.subscriber if canWait else Plain(self.subscriber)
         options: dict[str, Any] = {"random": lambda: 0.5, "wallClock": self.fake.wallClock}
         self.directory = Directory(client, refresh=refresh, **options)
         self.tagged = Directory(client, "one", refresh=refresh, **options)
@@ -86,20 +86,20 @@ class World:
         self.feed.onEvent(self.events.append)
         self.feed.onGap(lambda: self.gaps.append(len(self.events)))
         self.mirrors = [self.directory, self.tagged, self.watcher]
-        self.told: dict[str, Any] = {}
-        self.directory.onChange(self.hear)
+        self.reported: dict[str, Any] = {}
+        self.directory.onChange(self.onChange)
         for mirror in self.mirrors:
             mirror.startService()
         self.feed.startService()
         self.fake.advance(5 * slow + 0.1)
         self.by = self.fake.client(cache=None, timeout=1.0)
 
-    def hear(self, kind: str, service: Any) -> None:
+    def onChange(self, kind: str, service: Any) -> None:
         if kind in ("join", "update"):
-            self.case.assertEqual(service["id"] in self.told, kind == "update")
-            self.told[service["id"]] = service["tags"]
+            self.case.assertEqual(service["id"] in self.reported, kind == "update")
+            self.reported[service["id"]] = service["tags"]
         else:
-            del self.told[service["id"]]
+            del self.reported[service["id"]]
 
     def do(self, step: tuple[Any, ...]) -> None:
         fake, by = self.fake, self.by
@@ -163,7 +163,7 @@ class World:
     def end(self) -> None:
         for service in (*self.mirrors, self.feed):
             self.case.successResultOf(service.stopService())
-        for client in (self.follower, self.by):
+        for client in (self.subscriber, self.by):
             self.case.successResultOf(client.close())
 
 
@@ -200,7 +200,7 @@ class PropertyTests(SynchronousTestCase):
             [_bare(service) for service in world.directory.forTag("one")], [_bare(s) for s in world.tagged.services()]
         )
         self.assertEqual(dict(world.watcher), world.values())
-        self.assertEqual({s["id"]: s["tags"] for s in world.directory.services()}, world.told)
+        self.assertEqual({s["id"]: s["tags"] for s in world.directory.services()}, world.reported)
         self.assertEqual([mirror.stale for mirror in world.mirrors], [0.0, 0.0, 0.0])
 
     def end(self, world: World) -> None:
@@ -219,7 +219,7 @@ class PropertyTests(SynchronousTestCase):
 
     @given(st.lists(st.one_of(*changes, *faults), max_size=25), slow, st.booleans())
     def test_eventsAreEnough(self, program: Program, slow: float, canWait: bool) -> None:
-        """What makes an event needs no second listing, and each event comes once and in order."""
+        """Changes that have events need no second listing, and each event comes once and in order."""
         world = World(self, slow, canWait, refresh=1_000_000)
         self.prove(world, program, 200)
         self.assertEqual([event["id"] for event in world.events], world.feedOfAll())

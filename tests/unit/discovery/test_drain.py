@@ -27,7 +27,7 @@ from txserviceregistry.util.deferred import returnsDeferred
 
 
 class Page(Resource):
-    """Answers with the name of who answers."""
+    """Responds with the name of the instance."""
 
     isLeaf = True
 

@@ -109,7 +109,10 @@ class ConnectTests(SynchronousTestCase):
         self.assertEqual(self.attempts()[3], (IPV6, 3))
 
     def test_nobodyAnswers(self) -> None:
-        """When nobody could be connected to it is NoServiceAvailable, with each reason and the view's age."""
+        """
+        If no instance can be connected to, the error is NoServiceAvailable, with each reason and the age of the
+        directory.
+        """
         self.directory.stale = 3.0
         connecting = self.endpoint().connect(self.factory)
         for number in range(3):
@@ -120,7 +123,7 @@ class ConnectTests(SynchronousTestCase):
             self.assertIn(f"{where}: Connection was refused", text)
 
     def test_aFactoryThatDoesNotWantTo(self) -> None:
-        """When it is the factory that refuses, nobody else is tried, and nobody is passed over."""
+        """If the factory refuses, no other instance is tried, and none is ejected."""
 
         class Unwilling(Factory):
             noisy = False
@@ -337,7 +340,7 @@ class RegisteredTests(SynchronousTestCase):
         self.assertIsNotNone(self.server.port.closed)
 
     def test_whatNoRegistryTakesIsToldBeforeItListens(self) -> None:
-        """No port is open while it is seen that a tag is no tag."""
+        """Invalid tags are reported before a port is opened."""
         for options, error in (
             ({"tags": "www"}, TypeError),
             ({"metadata": {"a": 1}}, TypeError),

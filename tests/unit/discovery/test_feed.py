@@ -31,12 +31,12 @@ class FeedTests(SynchronousTestCase):
         self.fake = FakeRegistry()
         self.client = self.fake.client()
         self.other = self.fake.client()
-        self.heard: list[Any] = []
+        self.delivered: list[Any] = []
         self.count = 0
 
     def feed(self, marker: str | None = None, listener: Any = None, **options: Any) -> EventsFeed:
         feed = self.makeFeed(marker, **options)
-        feed.onEvent(listener or self.heard.append)
+        feed.onEvent(listener or self.delivered.append)
         feed.startService()
         self.addCleanup(self.end, feed)
         self.fake.flush()
@@ -58,7 +58,7 @@ class FeedTests(SynchronousTestCase):
         self.fake.flush()
 
     def numbers(self) -> list[int]:
-        return [int(event["payload"]["new_value"]) for event in self.heard]
+        return [int(event["payload"]["new_value"]) for event in self.delivered]
 
     def lastId(self) -> str:
         events: list[Any] = []
@@ -77,7 +77,7 @@ class FeedTests(SynchronousTestCase):
         self.feed()
         self.happen(3)
         self.assertEqual(self.numbers(), [3, 4, 5])
-        self.assertNotIn("redelivered", self.heard[0])
+        self.assertNotIn("redelivered", self.delivered[0])
 
     def test_fromAMarker(self) -> None:
         """With a marker that event comes first."""
@@ -117,7 +117,7 @@ class FeedTests(SynchronousTestCase):
         self.assertEqual(self.numbers(), list(range(1, 22)))
 
     def test_theRegistryAway(self) -> None:
-        """For an hour: it is two lines in the log, and what happened before it could be reached is told."""
+        """After an outage of an hour, the events of that time are delivered."""
         self.feed()
         self.happen()
         self.fake.partition()
@@ -130,17 +130,17 @@ class FeedTests(SynchronousTestCase):
     def test_aListenerThatRaises(self) -> None:
         """It stops neither the feed nor the others."""
         feed = self.feed(listener=lambda event: 1 / 0)
-        feed.onEvent(self.heard.append)
+        feed.onEvent(self.delivered.append)
         self.happen(2)
         self.assertEqual(self.numbers(), [1, 2])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_waitsForListeners(self) -> None:
-        """The next event comes when all are done with the last one; a coroutine will do."""
+        """The next event comes when all listeners have finished with the last one, coroutines included."""
         gates: list[Deferred[None]] = []
 
         async def slow(event: Any) -> None:
-            self.heard.append(event)
+            self.delivered.append(event)
             gate: Deferred[None] = Deferred()
             gates.append(gate)
             await gate
@@ -156,7 +156,7 @@ class FeedTests(SynchronousTestCase):
         self.assertEqual(self.numbers(), [1, 2, 3])
 
     def test_acrossARestart(self) -> None:
-        """With a file nothing is missed; what may have been heard before says so."""
+        """With a file nothing is missed, and events that may come a second time are marked."""
         path = self.mktemp()
         feed = self.feed(path=path)
         self.happen(2)
@@ -165,11 +165,11 @@ class FeedTests(SynchronousTestCase):
         again = self.feed(path=path)
         self.happen()
         self.assertEqual(self.numbers(), [1, 2, 3, 4, 5])
-        self.assertFalse(any(event.get("redelivered") for event in self.heard))
+        self.assertFalse(any(event.get("redelivered") for event in self.delivered))
         self.successResultOf(again.stopService())
 
     def test_acrossACrash(self) -> None:
-        """Events that were being given when the process died come again, and say so."""
+        """Events that were being delivered when the process crashed come again, and are marked."""
         path = self.mktemp()
         self.happen()
         marker = self.lastId()
@@ -187,10 +187,10 @@ class FeedTests(SynchronousTestCase):
         self.happen()
         self.feed(path=path)
         self.assertEqual(self.numbers(), [1, 2, 3, 4])
-        self.assertEqual([event.get("redelivered", False) for event in self.heard], [True, True, True, False])
+        self.assertEqual([event.get("redelivered", False) for event in self.delivered], [True, True, True, False])
 
     def test_acrossALongAbsence(self) -> None:
-        """With a file nothing is missed either when there was no event yet, and one was away for hours."""
+        """With a file nothing is missed after an absence of hours, also if there was no event before."""
         path = self.mktemp()
         self.successResultOf(self.feed(path=path).stopService())
         self.happen(2)
@@ -199,10 +199,10 @@ class FeedTests(SynchronousTestCase):
         again.onGap(lambda: self.fail("there was none"))
         self.happen()
         self.assertEqual(self.numbers(), [1, 2, 3])
-        self.assertFalse(any(event.get("redelivered") for event in self.heard))
+        self.assertFalse(any(event.get("redelivered") for event in self.delivered))
 
-    def test_anAbsenceThatCantBeMadeUpFor(self) -> None:
-        """Where the clocks disagree too much for that, it is told."""
+    def test_anAbsenceWithWrongClocks(self) -> None:
+        """If the clocks differ too much for that, a gap is reported."""
         path = self.mktemp()
         options: dict[str, Any] = {"path": path, "wallClock": lambda: 1800000000.0 + self.fake.clock.seconds()}
         self.successResultOf(self.feed(**options).stopService())
@@ -211,14 +211,14 @@ class FeedTests(SynchronousTestCase):
         again = self.makeFeed(**options)
         gaps: list[int] = []
         again.onGap(lambda: gaps.append(1))
-        again.onEvent(self.heard.append)
+        again.onEvent(self.delivered.append)
         again.startService()
         self.addCleanup(self.end, again)
         self.happen()
         self.assertEqual((self.numbers(), gaps), ([3], [1]))
 
     def test_stoppedInTheMiddleOfAPage(self) -> None:
-        """What they are done with does not come again; the one they were at does, and says so."""
+        """Finished events do not come again; the one in progress does, and is marked."""
         path = self.mktemp()
         gates: list[Deferred[None]] = []
 
@@ -237,13 +237,13 @@ class FeedTests(SynchronousTestCase):
         self.end(feed)
         self.feed(path=path)
         self.assertEqual(self.numbers(), [3, 4])
-        self.assertEqual([event.get("redelivered", False) for event in self.heard], [True, False])
+        self.assertEqual([event.get("redelivered", False) for event in self.delivered], [True, False])
 
     def test_aGap(self) -> None:
-        """A registry that has lost its data: it is told, and what is there now follows."""
+        """A registry that has lost its data is a gap, and its new events are delivered."""
         feed = self.feed()
         gaps: list[int] = []
-        end = feed.onGap(lambda: gaps.append(len(self.heard)))
+        end = feed.onGap(lambda: gaps.append(len(self.delivered)))
         feed.onGap(lambda: 1 / 0)  # type: ignore[arg-type, return-value] # it raises
         self.happen(2)
         self.fake.advance(1)
@@ -258,10 +258,10 @@ class FeedTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_aGapRightAfterTheLastEvent(self) -> None:
-        """A registry that loses its data in the very moment of the last event, and has a new one: it is a gap."""
+        """A registry that loses its data at the very moment of the last event is a gap too."""
         feed = self.feed()
         gaps: list[int] = []
-        feed.onGap(lambda: gaps.append(len(self.heard)))
+        feed.onGap(lambda: gaps.append(len(self.delivered)))
         self.happen()
         self.fake.restart(keepData=False)
         self.happen()
@@ -283,12 +283,12 @@ class FeedTests(SynchronousTestCase):
             self.fake.advance(60)
             self.happen()
         self.assertEqual(self.numbers(), [1, 2, 3, 4, 5, 6])
-        self.assertFalse(any(event.get("redelivered") for event in self.heard))
+        self.assertFalse(any(event.get("redelivered") for event in self.delivered))
 
-    def test_repetitionsSaySo(self) -> None:
-        """When the registry refuses the marker, all events that may have been given before say so, and only those."""
+    def test_repetitionsAreMarked(self) -> None:
+        """If the registry refuses the marker, exactly the events that may come a second time are marked."""
         for path in (None, self.mktemp()):
-            self.heard.clear()
+            self.delivered.clear()
             first = self.count + 1
             feed = self.feed(path=path)
             gaps: list[int] = []
@@ -306,8 +306,8 @@ class FeedTests(SynchronousTestCase):
             self.happen(2)
             again_ = self.numbers()[3:]
             self.assertEqual(again_, list(range(1, first + 5)))
-            told = [event.get("redelivered", False) for event in self.heard]
-            self.assertEqual(told, [False] * 3 + [True] * (first + 2) + [False] * 2)
+            marked = [event.get("redelivered", False) for event in self.delivered]
+            self.assertEqual(marked, [False] * 3 + [True] * (first + 2) + [False] * 2)
             self.end(feed)
 
     def forgetful(self) -> None:
@@ -317,18 +317,18 @@ class FeedTests(SynchronousTestCase):
         self.other = self.fake.client()
 
     def test_anExpiredEventIsNoGap(self) -> None:
-        """A subscriber that was there all the time has missed nothing when the last event is too old to be kept."""
+        """A connected subscriber reports no gap when the last event is too old to be kept."""
         self.forgetful()
         path = self.mktemp()
         feed = self.feed(path=path)
         feed.onGap(lambda: self.fail("there was none"))
         self.happen(2)
         self.fake.advance(3 * 3600)
-        self.assertEqual(self.successResultOf(self.other.events.list(self.heard[0]["id"]))["values"], [])
+        self.assertEqual(self.successResultOf(self.other.events.list(self.delivered[0]["id"]))["values"], [])
         self.happen()
         self.assertEqual(self.numbers(), [1, 2, 3])
-        self.assertFalse(any(event.get("redelivered") for event in self.heard))
-        # Nor has one missed anything that was away for a few minutes at that time.
+        self.assertFalse(any(event.get("redelivered") for event in self.delivered))
+        # Nor is there a gap after an absence of a few minutes at that time.
         self.fake.advance(5400 - 300)
         self.successResultOf(feed.stopService())
         self.fake.advance(900)
@@ -339,8 +339,8 @@ class FeedTests(SynchronousTestCase):
         self.assertEqual(self.numbers(), [1, 2, 3, 4])
 
     def test_aLongAbsenceIsAGap(self) -> None:
-        """A subscriber that was away for longer than events are kept is told that it may have missed some."""
-        for lives in (True, False):
+        """A subscriber that was not connected for longer than events are kept reports a gap."""
+        for isRunning in (True, False):
             self.forgetful()
             path = self.mktemp()
             gaps: list[int] = []
@@ -348,26 +348,28 @@ class FeedTests(SynchronousTestCase):
             feed.onGap(lambda gaps=gaps: gaps.append(1))
             self.happen()
             self.fake.advance(60)
-            if lives:
+            if isRunning:
                 self.fake.partition()
             else:
                 self.successResultOf(feed.stopService())
             self.fake.advance(4 * 3600)
             self.fake.heal()
             self.assertEqual(gaps, [])
-            if not lives:
+            if not isRunning:
                 feed = self.makeFeed(path=path)
                 feed.onGap(lambda gaps=gaps: gaps.append(1))
                 feed.startService()
             self.fake.advance(60)
-            self.assertEqual(gaps, [1], lives)
+            self.assertEqual(gaps, [1], isRunning)
             self.end(feed)
 
     def test_dataLostDuringAnAbsence(self) -> None:
-        """When the registry refuses the position after a long absence, that is one gap, and the last hour follows."""
+        """
+        If the registry refuses the position after a long absence, one gap is reported, and the last hour is delivered.
+        """
         feed = self.feed()
         gaps: list[int] = []
-        feed.onGap(lambda: gaps.append(len(self.heard)))
+        feed.onGap(lambda: gaps.append(len(self.delivered)))
         self.happen()
         self.fake.stop()
         self.fake.advance(4 * 3600)
@@ -377,7 +379,7 @@ class FeedTests(SynchronousTestCase):
         self.assertEqual((self.numbers(), gaps), ([1, 2, 3], [1]))
 
     def test_aLongAbsenceWithoutAnEvent(self) -> None:
-        """Where no event shows whether others are missing, it is a gap after as long as the protocol keeps events."""
+        """Without a last event, an absence for longer than the protocol keeps events is a gap."""
         for days, expected in ((29, []), (31, [1])):
             path = self.mktemp()
             gaps: list[int] = []
@@ -394,7 +396,7 @@ class FeedTests(SynchronousTestCase):
             self.assertEqual(gaps, expected, days)
 
     def test_iterates(self) -> None:
-        """An event is done with when the next one is asked for; iterators that are dropped hold nobody up."""
+        """An event is finished when the next one is requested; dropped iterators delay no listener."""
         feed = self.feed()
         seen: list[Any] = []
 
@@ -426,25 +428,25 @@ class FeedTests(SynchronousTestCase):
             return await anext(events)
 
         events = aiter(feed)
-        feed.onEvent(self.heard.append)
+        feed.onEvent(self.delivered.append)
         taken = Deferred.fromCoroutine(take())
         self.happen(2)
         self.assertEqual(self.successResultOf(taken)["payload"]["new_value"], "1")
         self.successResultOf(feed.stopService())
         self.failureResultOf(Deferred.fromCoroutine(take()), StopAsyncIteration)
-        self.assertEqual(self.heard, [])
+        self.assertEqual(self.delivered, [])
         feed.startService()
         self.fake.flush()
         self.assertEqual(self.numbers(), [1, 2])
-        self.assertEqual([event.get("redelivered", False) for event in self.heard], [True, False])
+        self.assertEqual([event.get("redelivered", False) for event in self.delivered], [True, False])
 
     def test_stoppedByAListener(self) -> None:
-        """A listener may stop the feed from within; it is done with the event then."""
+        """A listener may stop the feed; the event is finished then."""
         path = self.mktemp()
         stopped: list[Deferred[None]] = []
 
         def stop(event: Any) -> None:
-            self.heard.append(event)
+            self.delivered.append(event)
             stopped.append(feed.stopService())
 
         feed = self.feed(path=path, listener=stop)
@@ -453,19 +455,19 @@ class FeedTests(SynchronousTestCase):
         self.successResultOf(stopped[0])
         self.feed(path=path)
         self.assertEqual(self.numbers(), [1, 2, 3])
-        self.assertFalse(self.heard[1].get("redelivered", False))
+        self.assertFalse(self.delivered[1].get("redelivered", False))
 
     def test_stoppedWithinALoop(self) -> None:
         """The loop over a feed ends when it is stopped, also from within the loop."""
         feed = self.feed()
         seen: list[int] = []
 
-        async def follow() -> None:
+        async def iterate() -> None:
             async for event in feed:
                 seen.append(int(event["payload"]["new_value"]))
                 await feed.stopService()
 
-        done = Deferred.fromCoroutine(follow())
+        done = Deferred.fromCoroutine(iterate())
         self.happen(2)
         self.fake.advance(4)
         self.successResultOf(done)
@@ -486,7 +488,7 @@ class FeedTests(SynchronousTestCase):
         self.assertEqual(cancelled, [never])
         self.feed(path=path)
         self.assertEqual(self.numbers(), [1])
-        self.assertTrue(self.heard[0]["redelivered"])
+        self.assertTrue(self.delivered[0]["redelivered"])
 
     def test_stoppingLeavesNothing(self) -> None:
         """At any moment."""
@@ -520,10 +522,10 @@ class FeedTests(SynchronousTestCase):
         for line, away in zip(lines[1::2], (60, 20), strict=True):
             seconds = float(line.split(" after ")[1].removesuffix(" s"))
             self.assertTrue(away - 2 < seconds < away + 45, line)
-        self.assertEqual(self.heard, [])
+        self.assertEqual(self.delivered, [])
 
     def test_damagedFiles(self) -> None:
-        """They are logged, and the feed begins as if there were none."""
+        """They are logged, and ignored."""
         self.happen()
         texts = ["", "[]", "{", "[" * 100_000]
         for marker in (1, [], "\ud800", "x" * 100_000):

@@ -40,7 +40,7 @@ class InstanceTests(SynchronousTestCase):
         self.assertEqual(self.address(host=" ", ip=" 10.0.0.1 ", port="80 "), ("10.0.0.1", 80))
 
     def test_saysAllOfTheService(self) -> None:
-        """The instance bears the service's id, tags and metadata."""
+        """The instance has the service's id, tags and metadata."""
         found = readInstance(withMetadata(host="a", port="1", zone="z"))
         self.assertEqual((found.id, found.tags, found.metadata["zone"]), ("web1", ("www",), "z"))
         self.assertEqual((str(found), found.key), ("web1 at a:1", ("web1", "a", 1)))
@@ -52,7 +52,7 @@ class InstanceTests(SynchronousTestCase):
             self.assertEqual((found.host, found.netloc), ("::1", "[::1]:1"))
 
     def test_noAddress(self) -> None:
-        """A service that does not say where it is, or says nonsense, is none; the reason is in words."""
+        """A service without a valid address is not an instance; the error has the reason."""
         for reason, metadata in (
             ("no 'host'", {"port": "80"}),
             ("no 'port'", {"host": "a"}),

@@ -47,7 +47,7 @@ class IterationTests(SynchronousTestCase):
         self.failureResultOf(self.start(anext(self.items)), StopAsyncIteration)
 
     def test_finished(self) -> None:
-        """An item is finished when the loop asks for the next one."""
+        """An item is finished when the loop requests the next one."""
         finished = [self.queue.deliver(number) for number in (1, 2)]
         self.start(anext(self.items))
         self.assertNoResult(finished[0])

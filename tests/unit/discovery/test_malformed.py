@@ -96,8 +96,8 @@ class MalformedTests(SynchronousTestCase):
         network.plan.clear()
         world.settle(200)
         self.assertEqual([mirror.stale for mirror in world.mirrors], [0.0, 0.0, 0.0])
-        self.assertEqual({s["id"]: s["tags"] for s in world.directory.services()}, world.told)
-        self.assertEqual({s["id"]: s["tags"] for s in world.listing()}, world.told)
+        self.assertEqual({s["id"]: s["tags"] for s in world.directory.services()}, world.reported)
+        self.assertEqual({s["id"]: s["tags"] for s in world.listing()}, world.reported)
         self.assertEqual(dict(world.watcher), world.values())
         self.assertEqual(world.gaps, [])
         ids = [event["id"] for event in world.events]
@@ -108,7 +108,7 @@ class MalformedTests(SynchronousTestCase):
         self.assertEqual(world.fake.clock.getDelayedCalls(), [])
 
     def test_aPageOfSomethingElse(self) -> None:
-        """The three retry after pages that are not pages of events, and log that once."""
+        """The three retry after pages that are not pages of events."""
         world = World(self, 0.0, True)
         world.fake.malformedEventsNext(5)
         world.do(("create", "aaa", 120, []))

@@ -40,11 +40,11 @@ class PollerTests(SynchronousTestCase):
         return result
 
     def waits(self, since: int) -> int:
-        """How many requests of ours have been made that wait for events."""
+        """How many requests waited for events."""
         return sum("wait=" in request.path for request in self.fake.requests[since:])
 
     def test_oneForAll(self) -> None:
-        """Those who stand at the same place wait with one request, and all get its answer."""
+        """Subscribers with the same cursor share one request, and all get its page."""
         position = Cursor(self.happen(), True)
         began = len(self.fake.requests)
         waiting = [self.after(position) for _ in range(1000)]
@@ -53,8 +53,8 @@ class PollerTests(SynchronousTestCase):
         for waiter in waiting:
             self.assertEqual([event["id"] for event in position.newer(self.successResultOf(waiter))], [new])
 
-    def test_whoStandsElsewhereReads(self) -> None:
-        """One that is behind gets what it lacks at once; then it waits with the others."""
+    def test_anotherCursor(self) -> None:
+        """A subscriber that is behind gets the missing events at once; then it waits with the others."""
         first = Cursor(self.happen(), True)
         second = Cursor(self.happen(), True)
         waiting = self.after(second)
@@ -66,7 +66,7 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(waiting), self.successResultOf(also))
 
     def test_cancelling(self) -> None:
-        """One who leaves takes nothing from the others; with the last one the request ends."""
+        """A subscriber that cancels changes nothing for the others; with the last one the request ends."""
         position = Cursor(self.happen(), True)
         one, two = self.after(position), self.after(position)
         one.cancel()
@@ -91,7 +91,7 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual(len(self.fake.requests), made)
 
     def test_failuresAreForAll(self) -> None:
-        """A request that fails fails for all who waited, each with its own."""
+        """A request that fails, fails for all subscribers that share it."""
         position = Cursor(self.happen(), True)
         waiting = [self.after(position) for _ in range(2)]
         self.fake.stop()
@@ -99,8 +99,8 @@ class PollerTests(SynchronousTestCase):
         for waiter in waiting:
             self.failureResultOf(waiter, ConnectionFailed)
 
-    def test_aPlaceThatIsRefusedIsOnesOwn(self) -> None:
-        """A marker that the registry refuses fails for who stands there only."""
+    def test_aRefusedMarker(self) -> None:
+        """A marker that the registry refuses fails for the subscribers at that place only."""
         good = Cursor(self.happen(), True)
         bad = Cursor("nonsense")
         refused = self.after(bad)
@@ -111,8 +111,8 @@ class PollerTests(SynchronousTestCase):
         self.happen()
         self.successResultOf(waiting)
 
-    def test_silenceIsAskedAboutAgain(self) -> None:
-        """Where nothing happens, a request ends after half a minute, and the next one begins."""
+    def test_nothingHappens(self) -> None:
+        """While nothing happens, a request ends after half a minute, and the next one begins."""
         position = Cursor(self.happen(), True)
         waiting = self.after(position)
         began = len(self.fake.requests)
@@ -122,8 +122,8 @@ class PollerTests(SynchronousTestCase):
         self.happen()
         self.successResultOf(waiting)
 
-    def test_aRegistryThatEndsIsNotHammered(self) -> None:
-        """One that answers early, with nothing, is asked again a second later and not before."""
+    def test_aRegistryThatStops(self) -> None:
+        """After an early response without events the next request comes a second later."""
         position = Cursor(self.happen(), True)
         waiting = self.after(position)
         began = len(self.fake.requests)

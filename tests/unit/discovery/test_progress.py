@@ -45,7 +45,7 @@ class ProgressTests(SynchronousTestCase):
         self.assertTrue(here.delivered(FIRST).isGap([SECOND], later))
 
     def test_repetitions(self) -> None:
-        """After a gap everything up to the last event may have been delivered before, and what follows has not."""
+        """After a gap, events up to the last one may have been delivered before; later ones have not."""
         lost = Progress(Cursor.after(SECOND)).afterGap()
         for again in (lost, lost.refused()):
             self.assertEqual([again.isRepeated(one) for one in (FIRST, SECOND, THIRD)], [True, True, False])

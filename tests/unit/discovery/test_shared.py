@@ -1,5 +1,5 @@
 """
-What endpoint strings share, from the first user to the last.
+What endpoint strings share, from the first reference to the last.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class ReferenceTests(SharedTestCase):
         self.assertEqual(self.reactor.beforeShutdown, [])
 
     def test_theDirectoryIsThereForReaders(self) -> None:
-        """Who only registers needs no directory: the last reader ends it, and another one begins a new one."""
+        """
+        Servers need no directory: it ends with the last reference that needs it, and the next one starts a new one.
+        """
         server = acquire(self.reactor)
         first = acquire(self.reactor, hasDirectory=True)
         directory = first.directory
@@ -71,7 +73,7 @@ class ReferenceTests(SharedTestCase):
     def test_otherSettings(self) -> None:
         """Other settings mean another registry, or another user: another client."""
         first = acquire(self.reactor)
-        self.settings = Settings("somebody else", "key", (self.fake.url,), ())
+        self.settings = Settings("another user", "key", (self.fake.url,), ())
         second = acquire(self.reactor)
         self.assertIsNot(first.client, second.client)
         self.successResultOf(first.release())
@@ -91,7 +93,7 @@ class ReferenceTests(SharedTestCase):
                 self.successResultOf(reference.release())
 
     def test_notOnAReactorThatEnds(self) -> None:
-        """A clock that is no whole reactor will do."""
+        """A clock that is not a whole reactor is enough."""
         self.reactor = Clock()  # type: ignore[assignment]  # on purpose
         reference = acquire(self.reactor)
         self.successResultOf(closeShared(self.reactor))
@@ -116,7 +118,7 @@ class CloseTests(SharedTestCase):
         self.successResultOf(closeShared(self.reactor))
         self.successResultOf(closeShared())
 
-    def test_everybodyLeavesFirst(self) -> None:
+    def test_serversLeaveFirst(self) -> None:
         """Servers that still listen leave the registry, and only then the client is closed."""
         ports = [self.listen("web1"), self.listen("web2")]
         self.fake.pause()
@@ -131,7 +133,7 @@ class CloseTests(SharedTestCase):
         for port in ports:
             self.stop(port)
 
-    def test_notUnderOneThatIsLeaving(self) -> None:
+    def test_whileAServerLeaves(self) -> None:
         """A server that is just deregistering is waited for, and so is whatever is being closed already."""
         port = self.listen()
         self.fake.pause()
@@ -155,14 +157,14 @@ class CloseTests(SharedTestCase):
         self.assertEqual((self.services(), self.closed, self.reactor.beforeShutdown), ([], self.clients, []))
 
     def test_aTriggerThatIsGone(self) -> None:
-        """A reactor that does not know the trigger any more, because it is at it, is no trouble."""
+        """A reactor that has removed the trigger, because its shutdown has begun, is no error."""
         reference = acquire(self.reactor)
         self.reactor.beforeShutdown.clear()
         self.successResultOf(reference.release())
         self.assertEqual(self.closed, self.clients)
 
     def test_whatFailsToLeave(self) -> None:
-        """One that can't leave is logged, and holds nobody up."""
+        """A server that fails to leave is logged, and delays no other one."""
         reference = acquire(self.reactor)
 
         def leave() -> None:
@@ -174,7 +176,7 @@ class CloseTests(SharedTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_usedAgain(self) -> None:
-        """Who comes after it begins anew."""
+        """Endpoints that are used afterwards begin anew."""
         self.listen()
         closing = closeShared(self.reactor)
         self.fake.advance(1)
@@ -252,7 +254,7 @@ class ClientEndpointTests(SharedTestCase):
         self.assertEqual(self.closed, self.clients)
 
     def test_closedWithItsLastUser(self) -> None:
-        """When nobody has the endpoint any more, all is closed; but not before a connect of its has come to its end."""
+        """Everything is closed when the last endpoint is garbage, and its connect has ended."""
         connecting = self.connect(clientFromString(self.reactor, "registry:web"))
         gc.collect()
         self.assertEqual(self.closed, [])
@@ -280,7 +282,7 @@ class ClientEndpointTests(SharedTestCase):
         self.assertEqual(self.closed, self.clients)
 
     def test_unknownTags(self) -> None:
-        """A tag that nobody bears is NoServiceAvailable."""
+        """A tag without a service is NoServiceAvailable."""
         endpoint = clientFromString(self.reactor, "registry:mail")
         self.failureResultOf(self.connect(endpoint), NoServiceAvailable)
 

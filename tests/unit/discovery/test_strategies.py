@@ -25,7 +25,7 @@ class RoundRobinTests(SynchronousTestCase):
     """One after the other."""
 
     def test_inTurn(self) -> None:
-        """Everybody has a turn before anybody has a second one."""
+        """Each instance is picked once before one is picked twice."""
         strategy, candidates = RoundRobin(lambda: 0.0), [A, B, C]
         self.assertEqual([strategy.pick(candidates).id for _ in range(7)], ["aaa", "bbb", "ccc"] * 2 + ["aaa"])
 
@@ -86,7 +86,7 @@ class LeastConnectionsTests(SynchronousTestCase):
         self.assertEqual(self.use(candidates), "bbb")
 
     def test_takesTurnsAmongTheIdle(self) -> None:
-        """When each use ends before the next, everybody has a turn."""
+        """If each use ends before the next one begins, the instances are picked in turn."""
         candidates = [A, B, C]
         seen = []
         for _ in range(6):
@@ -95,7 +95,7 @@ class LeastConnectionsTests(SynchronousTestCase):
         self.assertEqual(seen, ["aaa", "bbb", "ccc"] * 2)
 
     def test_countsThroughChanges(self) -> None:
-        """Who was busy before the candidates changed is busy after it; and an end too many does not count."""
+        """Uses are still counted after the candidates changed; one end too many is ignored."""
         self.use([A, B])
         self.assertEqual(self.use([A, B, C]), "bbb")
         self.assertEqual(self.use([A, B, C]), "ccc")
@@ -105,7 +105,7 @@ class LeastConnectionsTests(SynchronousTestCase):
         self.strategy.ended(instance("gone"))
 
     def test_staysSmall(self) -> None:
-        """A long life with many uses picks rightly to its end."""
+        """After many uses the picks are still right."""
         candidates = [A, B]
         for _ in range(1000):
             picked = self.strategy.pick(candidates)
@@ -130,6 +130,6 @@ class NamesTests(SynchronousTestCase):
             strategy.ended(picked)
 
     def test_unknown(self) -> None:
-        """A name that is none is a ValueError that tells which there are."""
+        """An unknown name is a ValueError that lists the known ones."""
         text = str(self.assertRaises(ValueError, strategyNamed, "best"))
         self.assertEqual(text, "unknown strategy 'best' (known: round-robin, random, least-connections)")

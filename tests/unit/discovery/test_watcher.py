@@ -1,4 +1,4 @@
-"""ConfigurationWatcher: values that follow the registry."""
+"""ConfigurationWatcher: values that are kept current."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class WatcherTests(SynchronousTestCase):
         self.assertEqual((len(key), len(everything)), (3, 4))
 
     def test_allThatHaveANamespace(self) -> None:
-        """``/`` is all keys that begin with a slash, whether they were listed or told of."""
+        """``/`` is all keys that begin with a slash, from the listing and from events."""
         self.set("simple", "1")
         self.set("/production/one", "2")
         watcher = self.watcher("/")
@@ -122,17 +122,17 @@ class WatcherTests(SynchronousTestCase):
         self.successResultOf(stopped[0])
 
     def test_anIteratorThatIsDropped(self) -> None:
-        """It is forgotten, with all the changes that nobody will ask for; one that is waited with is not."""
+        """It is collected, with the changes that wait for it; one in a running loop is not."""
         watcher = self.watcher()
         dropped = watcher.changes()
         reference = weakref.ref(dropped)
         seen: list[str | None] = []
 
-        async def follow() -> None:
+        async def iterate() -> None:
             async for change in watcher.changes():
                 seen.append(change.new)
 
-        Deferred.fromCoroutine(follow())
+        Deferred.fromCoroutine(iterate())
         del dropped
         gc.collect()
         self.assertIsNone(reference())
@@ -143,10 +143,10 @@ class WatcherTests(SynchronousTestCase):
         """It is logged, and takes nothing from the others."""
         watcher = self.watcher()
         watcher.onKey("/production/www/workers", lambda value: 1 / 0)
-        heard: list[Any] = []
-        watcher.onKey("/production/www/workers", heard.append)
+        changed: list[Any] = []
+        watcher.onKey("/production/www/workers", changed.append)
         self.set("/production/www/workers", "4")
-        self.assertEqual(heard, ["4"])
+        self.assertEqual(changed, ["4"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_iterates(self) -> None:
@@ -154,11 +154,11 @@ class WatcherTests(SynchronousTestCase):
         watcher = self.watcher()
         seen: list[ConfigurationChange] = []
 
-        async def follow() -> None:
+        async def iterate() -> None:
             async for change in watcher.changes():
                 seen.append(change)
 
-        done = Deferred.fromCoroutine(follow())
+        done = Deferred.fromCoroutine(iterate())
         self.set("/production/www/workers", "4")
         self.set("/production/www/workers", "5")
         self.assertEqual([change.new for change in seen], ["4", "5"])
@@ -166,7 +166,7 @@ class WatcherTests(SynchronousTestCase):
         self.successResultOf(done)
 
     def test_closesAnIterator(self) -> None:
-        """One that is closed has no more to give."""
+        """A closed iterator has no more changes."""
         watcher = self.watcher()
         changes = watcher.changes()
         self.set("/production/www/workers", "4")
@@ -180,7 +180,7 @@ class WatcherTests(SynchronousTestCase):
         self.failureResultOf(Deferred.fromCoroutine(one()), StopAsyncIteration, RuntimeError)
 
     def test_keepsWhatItHad(self) -> None:
-        """While the registry is away, also across a restart with a file."""
+        """While the registry is unreachable, also across a restart with a file."""
         path = self.mktemp()
         self.set("/production/www/workers", "4")
         first = self.watcher(path=path)

@@ -23,7 +23,7 @@ from txserviceregistry.testing import FakeRegistry, Request
 
 
 class FakeRegistryTests(SynchronousTestCase):
-    """What a test of an application's can make happen."""
+    """What the test of an application can make happen."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
@@ -39,8 +39,8 @@ class FakeRegistryTests(SynchronousTestCase):
         self.fake.advance(patience)
         self.failureResultOf(call, kind)
 
-    def test_livesAndDies(self) -> None:
-        """A service that nobody heartbeats is there until its deadline, and gone after it."""
+    def test_expires(self) -> None:
+        """A service without heartbeats is there until its deadline, and not after it."""
         self.successResultOf(self.create())
         self.fake.advance(29.9)
         self.assertEqual(self.ids(), ["web1"])
@@ -79,14 +79,14 @@ class FakeRegistryTests(SynchronousTestCase):
         self.assertEqual(self.ids(), [])
 
     def test_listsWhatWasAsked(self) -> None:
-        """Every request is there with its method and path, the one for the auth token too."""
+        """Every request is listed with its method and path, the one for the auth token too."""
         self.successResultOf(self.create())
         self.assertEqual(self.fake.requests, [Request("POST", "/v2.0/tokens"), Request("POST", "/v1.0/1/services")])
 
-    def test_refusesStrangers(self) -> None:
-        """Its clients have its credentials; others are refused as by any registry."""
-        stranger = self.fake.client(apiKey="another")
-        call = stranger.services.list()
+    def test_refusesOtherKeys(self) -> None:
+        """Clients with another API key are refused."""
+        other = self.fake.client(apiKey="another")
+        call = other.services.list()
         self.failing(call, AuthenticationFailed, patience=5)
 
     def test_hasLimits(self) -> None:
@@ -135,8 +135,8 @@ class FakeRegistryTests(SynchronousTestCase):
         self.assertEqual(response.headers.getRawHeaders("X-Proxy"), ["p"])
         self.assertEqual(self.ids(), [])
 
-    def test_refusesFaultsThatCantBe(self) -> None:
-        """A status, a body, a count and a time that can't be are refused at once, and nothing is scripted."""
+    def test_refusesInvalidFaults(self) -> None:
+        """An invalid status, body, count or time is refused at once, and nothing is scripted."""
         wrong: Any
         for wrong, kind in (
             ("404", TypeError),
@@ -173,26 +173,26 @@ class FakeRegistryTests(SynchronousTestCase):
         """
         token = self.successResultOf(self.create())[0]["token"]
         services = self.client.services
-        for beat in (
+        for send in (
             lambda: services.heartbeat("web1", token),
             lambda: services.heartbeats([("web1", token)]).addCallback(lambda values: values[0]),
         ):
             self.fake.advance(20)
             self.fake.foreignTokenNext()
             self.assertEqual(self.ids(), ["web1"])
-            foreign = self.successResultOf(beat())["token"]
+            foreign = self.successResultOf(send())["token"]
             self.failing(services.heartbeat("web1", foreign), NotFound)
         self.fake.advance(20)
         self.assertEqual(self.ids(), ["web1"])
 
     def test_garbageNext(self) -> None:
-        """An answer that is no JSON."""
+        """A response that is not JSON."""
         self.successResultOf(self.client.account.getLimits())
         self.fake.garbageNext()
         self.failing(self.create(), MalformedResponse)
 
     def test_truncateNext(self) -> None:
-        """The registry has acted, but the answer broke off."""
+        """The registry has acted, but the response broke off."""
         self.successResultOf(self.client.account.getLimits())
         self.fake.truncateNext()
         self.failing(self.create(), MalformedResponse)
@@ -213,7 +213,7 @@ class FakeRegistryTests(SynchronousTestCase):
         self.assertEqual(self.ids(), ["web1"])
 
     def test_hangNext(self) -> None:
-        """No answer comes until the client gives up."""
+        """No response comes until the client gives up."""
         self.successResultOf(self.client.account.getLimits())
         self.fake.hangNext()
         call = self.create()
@@ -244,7 +244,7 @@ class FakeRegistryTests(SynchronousTestCase):
         self.successResultOf(self.create())
 
     def test_pause(self) -> None:
-        """A paused registry answers when it goes on, and has given everybody the time back."""
+        """A paused registry responds when it continues, and the time of the pause does not count for services."""
         self.successResultOf(self.create("old", 5))
         self.fake.pause()
         self.fake.advance(8)
@@ -266,7 +266,7 @@ class FakeRegistryTests(SynchronousTestCase):
         self.assertEqual(self.ids(), ["web1"])
 
     def test_stopAndStart(self) -> None:
-        """A stopped registry refuses connections; started again it has its data, and everybody a full timeout."""
+        """A stopped registry refuses connections; started again it has its data, and each service a full timeout."""
         self.successResultOf(self.create())
         self.fake.advance(20)
         self.fake.stop()
@@ -298,7 +298,7 @@ class FakeRegistryTests(SynchronousTestCase):
         self.assertEqual(self.ids(), ["web1"])
 
     def test_givesAnAddress(self) -> None:
-        """A client can ask for its local address, as it could of a connection."""
+        """A client has a local address, as if it had a connection."""
         self.assertEqual(self.successResultOf(self.client.localAddress()), "127.0.0.1")
 
     def test_leavesNothing(self) -> None:
