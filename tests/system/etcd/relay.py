@@ -23,7 +23,7 @@ class Relay:
     Listens on a port of its own.
 
     :param reactor: connects and listens.
-    :param port: whom to relay to, on loopback.
+    :param port: where to relay to, on loopback.
     """
 
     def __init__(self, reactor: Any, port: int) -> None:
@@ -84,7 +84,7 @@ class Relay:
             await gone
 
     def passes(self, end: _End, data: bytes) -> None:
-        """Something has come to one end; whoever wants to hold what comes by this connection can begin with it."""
+        """Something has come to one end; a test that holds this connection's data can begin with it."""
 
     def lost(self, end: _End) -> None:
         """One end of a connection is gone."""

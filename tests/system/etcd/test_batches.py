@@ -27,7 +27,7 @@ def _outcome(settled: Any) -> Any:
 
 
 class _Meddling:
-    """An etcd in which, after the first read, somebody else sets a key."""
+    """An etcd in which, after the first read, another client sets a key."""
 
     def __init__(self, etcd: Etcd, key: str) -> None:
         self._etcd = etcd
@@ -100,7 +100,7 @@ class GroupsTests(EtcdCase):
         for name in "ab":
             self.assertGreater(sum(name == by for _, by in order[:200]), 40)
 
-    async def test_oneThatFailsHarmsNobody(self) -> None:
+    async def test_oneThatFailsHarmsNoOther(self) -> None:
         """A change that a rule forbids, and one that breaks, leave nothing behind, and their neighbours are made."""
         node = self.node("a")
 
@@ -128,7 +128,7 @@ class GroupsTests(EtcdCase):
         found = await self.asked.get(f"{self.prefix}clocks/{T}")
         self.assertIn(b'"services":0', found.value if found else b"")
 
-    async def test_oneThatEtcdRefusesHarmsNobody(self) -> None:
+    async def test_oneThatEtcdRefusesHarmsNoOther(self) -> None:
         """A key with a lease that is gone is refused by etcd: the others of its group are made all the same."""
         node = self.node("a")
         works: list[Deferred[Any]] = [
@@ -173,7 +173,7 @@ class GroupsTests(EtcdCase):
         self.assertEqual(seen[1], found and found.modified)
 
     async def test_afterTroubleItGoesOn(self) -> None:
-        """While etcd is away changes fail; then they are made again, and whoever waits for the end is told."""
+        """While etcd is unavailable changes fail; then they are made again, and what waits for the end fires."""
         etcd = self.etcd(sharedEtcd(), gate=self.gate)
         self.isClosed = True
         node = Batches(etcd, CLOCK, lambda: NOW, self.prefix, "a")

@@ -37,7 +37,7 @@ class GatewayTests(EtcdCase):
     """An etcd of one member."""
 
     async def test_contactIsWithAMajority(self) -> None:
-        """It is told of transactions, with the time when they were sent; what a leader says alone shows none."""
+        """It is called for transactions, with the time when they were sent; what a leader responds alone shows none."""
         contacts: list[float] = []
         etcd = self.etcd(sharedEtcd(), onContact=contacts.append)
         await etcd.timeToLive(1)
@@ -48,7 +48,7 @@ class GatewayTests(EtcdCase):
         self.assertTrue(before <= contacts[0] <= CLOCK.seconds())
 
     async def test_manyAtOnce(self) -> None:
-        """As many as a request takes, some of them gone: each is told apart."""
+        """As many as a request takes, some of them gone: each has its own result."""
         etcd = self.etcd(sharedEtcd())
         leases = [newLease() for _ in range(14)]
         await gatherResults([etcd.grant(lease, 60) for lease in leases[::2]])
@@ -137,7 +137,7 @@ class TLSTests(EtcdCase):
     """An etcd that speaks TLS, and wants to see a certificate."""
 
     async def test_withACertificate(self) -> None:
-        """A client that has one is let in, and reads and writes; one without is told what is wrong."""
+        """A client that has one is let in, and reads and writes; one without gets an error."""
         folder = Path(self.mktemp())
         folder.mkdir()
         authority = Holder("authority")
@@ -162,8 +162,8 @@ class TLSTests(EtcdCase):
         await etcd.txn((), [put("/a", b"1")])
         found = await etcd.get("/a")
         self.assertEqual(found and found.value, b"1")
-        stranger = self.etcd(url, policy=tlsPolicy(caFile=files["ca"]))
-        await self.refuses(StoreUnavailable, stranger.txn((), [deletion("/a")], patience=0))
+        foreign = self.etcd(url, policy=tlsPolicy(caFile=files["ca"]))
+        await self.refuses(StoreUnavailable, foreign.txn((), [deletion("/a")], patience=0))
 
     async def test_renewed(self) -> None:
         """Certificates that are all renewed, by another authority, are used by the next connection."""

@@ -157,7 +157,7 @@ class DeafAgent:
 
 
 class Muffled(proxyForInterface(IResponse)):  # type: ignore[misc]  # made there and then
-    """An answer of which nothing is heard while an agent is deaf."""
+    """A response of which nothing arrives while an agent is deaf."""
 
     def __init__(self, response: IResponse, agent: DeafAgent) -> None:
         super().__init__(response)
@@ -165,13 +165,13 @@ class Muffled(proxyForInterface(IResponse)):  # type: ignore[misc]  # made there
 
     def deliverBody(self, protocol: Any) -> None:
         """See IResponse."""
-        hear = protocol.dataReceived
-        protocol.dataReceived = lambda data: None if self.agent.isDeaf else hear(data)
+        receive = protocol.dataReceived
+        protocol.dataReceived = lambda data: None if self.agent.isDeaf else receive(data)
         self.original.deliverBody(protocol)
 
 
 class LeaseTests(EtcdStoreCase):
-    """Leases that end, and who is dead then."""
+    """Leases that end, and which services expire then."""
 
     async def test_aLeaseThatIsGoneIsGrantedAgain(self) -> None:
         """A heartbeat of a service that is there gives it a full timeout, whatever has become of its lease."""
@@ -197,7 +197,7 @@ class LeaseTests(EtcdStoreCase):
 
     async def test_aHeartbeatAfterAnotherTimeoutIsAFullOne(self) -> None:
         """A node that knows only the lease from before finds the new one, and lets that begin anew."""
-        # It does not follow, so it never hears of the change.
+        # It does not listen, so it is never notified of the change.
         a, b = await self.store(), await self.store(follows=False)
         made = await self.create(a)
         await b.getService(T, "web")
@@ -212,45 +212,45 @@ class LeaseTests(EtcdStoreCase):
     async def oldLeaseIsGone(self, store: EtcdStore, made: ServiceRecord) -> bool:
         return await store.secondsLeft(T, "web", made.incarnation) <= 3
 
-    async def test_whoComesBackAfterTheVerdictLives(self) -> None:
-        """A death that was found, and could not be kept before a heartbeat gave the service a lease, is none."""
+    async def test_aHeartbeatAfterTheDeadlinePreventsTheExpiration(self) -> None:
+        """An expiration that was found, but not persisted before a heartbeat gave the service a lease, is dropped."""
         a, b = await self.store(), await self.store()
         made = await self.create(a)
         await self.endLease(made)
         self.assertLess(await a.secondsLeft(T, "web", made.incarnation), 0)
         self.assertTrue(await b.heartbeat(T, "web", made.incarnation))
-        self.listener.heard.clear()
-        death = Expiration(T, "web", made.incarnation, 5)
-        await a.expireServices([death])
-        # Whoever has forgotten it is told that it is there.
-        await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.heard)
+        self.listener.calls.clear()
+        expiration = Expiration(T, "web", made.incarnation, 5)
+        await a.expireServices([expiration])
+        # The registry has forgotten it, and is notified that it is there.
+        await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.calls)
         self.assertEqual(await self.types(a), ["service.join"])
         self.assertTrue(await a.heartbeat(T, "web", made.incarnation))
 
-    async def test_theVerdictStaysGuardedWhenItIsTriedAgain(self) -> None:
-        """So it is when etcd was away in between, and the death was refused once."""
+    async def test_anExpirationStaysGuardedWhenItIsTriedAgain(self) -> None:
+        """So it is when etcd was unavailable in between, and the expiration was refused once."""
         relay = self.relay()
         a, b = await self.store(relay.url, follows=False), await self.store()
         made, other = await self.create(a), await self.create(a, "other")
         for each in (made, other):
             await self.endLease(each)
             self.assertLess(await a.secondsLeft(T, each.id, each.incarnation), 0)
-        deaths = [Expiration(T, each.id, each.incarnation, 5) for each in (made, other)]
+        expirations = [Expiration(T, each.id, each.incarnation, 5) for each in (made, other)]
         await relay.refuse()
         relay.reset()
-        await self.refuses(StoreUnavailable, a.expireServices(deaths))
+        await self.refuses(StoreUnavailable, a.expireServices(expirations))
         self.assertTrue(await b.heartbeat(T, "web", made.incarnation))
         relay.heal()
-        await a.expireServices(deaths)
+        await a.expireServices(expirations)
         self.assertEqual(await self.keys(f"services/{T}/"), ["other", "web"])
         # What was found out so long ago is no ground any more; found out again, it is.
         self.assertLess(await a.secondsLeft(T, "other", other.incarnation), 0)
         self.assertGreater(await a.secondsLeft(T, "web", made.incarnation), 0)
-        await a.expireServices(deaths[1:])
+        await a.expireServices(expirations[1:])
         self.assertEqual(await self.keys(f"services/{T}/"), ["web"])
 
     async def test_aHeartbeatThatWaitsCountsOnEveryNode(self) -> None:
-        """While a node could not tell etcd of it yet, no other one takes the lease that is gone for a death."""
+        """While a node could not tell etcd of it yet, no other one takes the lease that is gone for an expiration."""
         slow = SlowAgent()
         a, b = await self.store(agent=slow), await self.store()
         made = await self.create(a)
@@ -279,8 +279,8 @@ class LeaseTests(EtcdStoreCase):
         slow.release()
         self.assertTrue(await beat)
 
-    async def test_whoIsDeafCallsNobodyDead(self) -> None:
-        """A node that does not hear the others by its watch may not know how far behind they are."""
+    async def test_aDeafNodeExpiresNoServices(self) -> None:
+        """A node whose watch does not work may not know how far behind the others are."""
         deaf = DeafAgent()
         a, b = await self.store(), await self.store(agent=deaf)
         made = await self.create(a)
@@ -296,22 +296,22 @@ class LeaseTests(EtcdStoreCase):
         return await store.secondsLeft(T, made.id, made.incarnation) > seconds
 
     async def test_manyDieTogether(self) -> None:
-        """Hundreds of deaths, brought by two nodes at once, are kept once each, and those that live go on."""
+        """Hundreds of expirations, from two nodes at once, are persisted once each, and other services stay."""
         a, b = await self.store(), await self.store()
         made = await gatherResults([self.made(a, f"web{number:03}") for number in range(120)])
         await gatherResults([Deferred.fromCoroutine(self.endLease(each)) for each in made])
         for store in (a, b):
             left = await gatherResults([store.secondsLeft(T, each.id, each.incarnation) for each in made])
             self.assertTrue(all(each < 0 for each in left))
-        living = made[::10]
-        await gatherResults([b.heartbeat(T, each.id, each.incarnation) for each in living])
-        deaths = [Expiration(T, each.id, each.incarnation, 5) for each in made]
-        await gatherResults([a.expireServices(deaths), b.expireServices(deaths[::-1])])
-        self.assertEqual(await self.keys(f"services/{T}/"), [each.id for each in living])
+        kept = made[::10]
+        await gatherResults([b.heartbeat(T, each.id, each.incarnation) for each in kept])
+        expirations = [Expiration(T, each.id, each.incarnation, 5) for each in made]
+        await gatherResults([a.expireServices(expirations), b.expireServices(expirations[::-1])])
+        self.assertEqual(await self.keys(f"services/{T}/"), [each.id for each in kept])
         timeouts = [each.payload["id"] for each in await a.listEvents(T, 0, 1000, "service.timeout")]
-        self.assertEqual(sorted(timeouts), [each.id for each in made if each not in living])
+        self.assertEqual(sorted(timeouts), [each.id for each in made if each not in kept])
         # What is counted for the limit is what is there.
-        self.assertEqual(json.loads((await self.clock_()).value)["services"], len(living))
+        self.assertEqual(json.loads((await self.clock_()).value)["services"], len(kept))
 
     def made(self, store: EtcdStore, id: str) -> Deferred[ServiceRecord]:
         return Deferred.fromCoroutine(self.create(store, id))
@@ -319,19 +319,21 @@ class LeaseTests(EtcdStoreCase):
     async def clock_(self) -> Any:
         return await self.key(f"clocks/{T}")
 
-    async def test_aNodeThatHasForgottenAServiceKillsNobody(self) -> None:
+    async def test_aNodeThatHasForgottenAServiceExpiresNone(self) -> None:
         """What a node does not hold proves nothing: it looks."""
         a, b = await self.store(), await self.store(follows=False)
         made = await self.create(a)
-        # It has been asked of nothing, and told of nothing.
+        # It has had no requests and no notifications.
         self.assertGreater(await b.secondsLeft(T, "web", made.incarnation), 25)
 
 
 class SeenTests(EtcdStoreCase):
     """The times of heartbeats, which are written now and then."""
 
-    async def test_onceForEachLifeAndThenRarely(self) -> None:
-        """The first heartbeat of a life is written, and for minutes no other one; a new life begins with its own."""
+    async def test_onceForEachIncarnationAndThenRarely(self) -> None:
+        """
+        The first heartbeat of an incarnation is written, and for minutes no other one; a new one begins with its own.
+        """
         store = await self.store()
         made = await self.create(store)
         for time in (1000, 2000, 3000):
@@ -354,7 +356,7 @@ class SeenTests(EtcdStoreCase):
     async def isGone(self, name: str) -> bool:
         return await self.key(name) is None
 
-    async def test_othersHearOfThem(self) -> None:
+    async def test_othersAreNotifiedOfThem(self) -> None:
         """What one node writes all show, those that start later too."""
         a, b = await self.store(), await self.store()
         made = await self.create(a)
@@ -389,7 +391,7 @@ class NodeTests(EtcdStoreCase):
     """What other nodes say in their keys."""
 
     async def test_aWordThatIsNotUnderstoodSaysNothing(self) -> None:
-        """One of another release may say something else there: it keeps nobody from reading, hearing or judging."""
+        """One of another release may report something else: the others go on reading, receiving and confirming."""
         odd = (b"12", b'{"v": 2}', b'{"v": 1, "behind": null}', b"not JSON")
         for number, said in enumerate(odd):
             await self.asked.txn((), [put(f"{self.prefix}nodes/early{number}", said)])
@@ -397,11 +399,11 @@ class NodeTests(EtcdStoreCase):
         for number, said in enumerate(odd):
             await self.asked.txn((), [put(f"{self.prefix}nodes/late{number}", said)])
         made = await self.create(b)
-        await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.heard)
+        await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.calls)
         await self.endLease(made)
-        await self.whenever(lambda: self.isDead(a, made))
+        await self.whenever(lambda: self.isExpired(a, made))
 
-    async def isDead(self, store: EtcdStore, made: ServiceRecord) -> bool:
+    async def isExpired(self, store: EtcdStore, made: ServiceRecord) -> bool:
         return await store.secondsLeft(T, made.id, made.incarnation) < 0
 
 
@@ -530,13 +532,15 @@ class ContactTests(EtcdStoreCase):
     """A node that loses etcd, and finds it again."""
 
     async def test_lostAndRegained(self) -> None:
-        """It says so once; it refuses at once after a while; then all is read anew, and everybody has time again."""
+        """
+        It says so once; it refuses at once after a while; then all is read anew, and each service has a full timeout.
+        """
         relay = self.relay()
         store, other = await self.store(relay.url), await self.store(follows=False)
         made = await self.create(store)
-        await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.heard)
+        await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.calls)
         relay.hang()
-        await self.until(lambda: ("lost",) in self.listener.heard)
+        await self.until(lambda: ("lost",) in self.listener.calls)
         await self.create(other, "new")
         await other.removeService(T, "web", made.incarnation)
         began = CLOCK.seconds()
@@ -546,24 +550,24 @@ class ContactTests(EtcdStoreCase):
         await self.refuses(StoreUnavailable, store.heartbeat(T, "web", made.incarnation))
         self.assertLess(CLOCK.seconds() - began, 0.5)
         relay.heal()
-        await self.until(lambda: ("synchronized", ["new"], True) in self.listener.heard)
-        self.assertEqual(self.listener.heard.count(("lost",)), 1)
+        await self.until(lambda: ("synchronized", ["new"], True) in self.listener.calls)
+        self.assertEqual(self.listener.calls.count(("lost",)), 1)
         self.assertFalse(await store.heartbeat(T, "web", made.incarnation))
         # It follows again.
         await other.setValue(T, "key", "value", 1)
-        self.listener.heard.clear()
+        self.listener.calls.clear()
         await other.setValue(T, "key", "another", 1)
-        await self.until(lambda: ("eventAdded", T) in self.listener.heard)
+        await self.until(lambda: ("eventAdded", T) in self.listener.calls)
 
     async def test_aWatchThatBreaksIsBegunAgain(self) -> None:
-        """What happened meanwhile is told by reading all; nobody has been away."""
+        """Changes meanwhile are found by reading all; no contact was lost."""
         relay = self.relay()
         store, other = await self.store(relay.url), await self.store(follows=False)
         await self.whenever(self.hasNode)
         relay.reset()
         await self.create(other)
-        await self.until(lambda: ("synchronized", ["web"], False) in self.listener.heard)
-        self.assertNotIn(("lost",), self.listener.heard)
+        await self.until(lambda: ("synchronized", ["web"], False) in self.listener.calls)
+        self.assertNotIn(("lost",), self.listener.calls)
         await store.probe()
 
     async def hasNode(self) -> bool:
@@ -578,9 +582,9 @@ class ContactTests(EtcdStoreCase):
         assert own is not None
         await self.asked.revoke(own.lease)
         await self.whenever(self.hasNode)
-        self.assertNotIn(("lost",), self.listener.heard)
+        self.assertNotIn(("lost",), self.listener.calls)
 
-    async def test_answersAfterAPauseProveNoDeath(self) -> None:
+    async def test_responsesAfterAPauseProveNoExpiration(self) -> None:
         """When etcd has stood still for less than what counts as lost, heartbeats still wait in front of it."""
         relay = self.relay()
         store = await self.store(relay.url)
@@ -593,15 +597,15 @@ class ContactTests(EtcdStoreCase):
         await self.until(lambda: CLOCK.seconds() - began > 0.95)
         relay.heal()
         self.assertEqual(await asking, 0)
-        self.assertNotIn(("lost",), self.listener.heard)
-        await self.whenever(lambda: self.isDead(store, made))
+        self.assertNotIn(("lost",), self.listener.calls)
+        await self.whenever(lambda: self.isExpired(store, made))
 
-    async def isDead(self, store: EtcdStore, made: ServiceRecord) -> bool:
+    async def isExpired(self, store: EtcdStore, made: ServiceRecord) -> bool:
         return await store.secondsLeft(T, "web", made.incarnation) < 0
 
 
 class StatisticsTests(EtcdStoreCase):
-    """What ``/metrics`` tells of the store."""
+    """What ``/metrics`` shows of the store."""
 
     async def test_countsItsTransactions(self) -> None:
         """Those that read, those that write, and how many changes shared one of those."""

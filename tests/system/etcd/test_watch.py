@@ -24,7 +24,7 @@ class WatchTests(WatchCase):
         return Etcd(JSONTransport(agent, reactor, [sharedEtcd()], name="etcd"), reactor)  # type: ignore[arg-type]  # it keeps time
 
     async def test_overEtcd(self) -> None:
-        """etcd itself tells what happens from a revision on, a value of a megabyte included; and what is compacted."""
+        """etcd itself notifies of changes from a revision on, a value of a megabyte included; and what is compacted."""
         etcd, prefix = self.etcd(), newPrefix()
         begun = await etcd.txn((), [put(f"{prefix}a", b"1")])
         self.watch(sharedEtcd(), begun.revision, prefix)

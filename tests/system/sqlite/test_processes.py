@@ -77,23 +77,23 @@ class ProcessesTests(SqliteCase):
         store = await self.opened()
         removed = {rest[0] for what, *rest in lines if what == "removed"}
         joined = {event.id for event in await store.listEvents("1", 0, 100_000, "service.join")}
-        living = {one.id: one for one in await store.listServices("1", None, 100_000, None, ())}
+        services = {one.id: one for one in await store.listServices("1", None, 100_000, None, ())}
         under = {f"s{n}" for n in range(10**4)} - removed  # those of which a removal may have been under way
         for what, *rest in lines:
             if what == "service":
                 id, incarnation = rest
                 self.assertIn(incarnation, joined)
-                if id in living:
-                    self.assertEqual(living[id].incarnation, incarnation)
+                if id in services:
+                    self.assertEqual(services[id].incarnation, incarnation)
                 elif id in under:
                     self.assertTrue(int(id[1:]) % 30 < 10, f"{id} is lost")
             elif what == "value":
                 self.assertEqual(await store.getValue("1", rest[0]), rest[0][1:])
         self.assertTrue(removed)
-        self.assertEqual(removed & set(living), set())
-        self.assertEqual(await countServices(store), len(living))
-        verdict = self.elsewhere().execute("PRAGMA integrity_check").fetchall()
-        self.assertEqual(verdict, [("ok",)])
+        self.assertEqual(removed & set(services), set())
+        self.assertEqual(await countServices(store), len(services))
+        result = self.elsewhere().execute("PRAGMA integrity_check").fetchall()
+        self.assertEqual(result, [("ok",)])
 
     async def test_seesWhatAnotherProcessWrites(self):
         """Users that another process edits are as that process left them, at once."""

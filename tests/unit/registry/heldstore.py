@@ -40,7 +40,7 @@ class HeldCall:
 
 class HeldStore:
     """
-    Passes everything on to *store*, but for the operations that it has been told to hold.
+    Passes all operations on to *store*, except those that are to be held.
 
     :ivar calls: how often each operation was called.
     """

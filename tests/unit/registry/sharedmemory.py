@@ -34,7 +34,7 @@ class SharedMemory:
     :param wallClock: seconds since the epoch.
     """
 
-    #: Seconds until the others hear of a change.
+    #: Seconds until the others are notified of a change.
     LAG = 0.01
 
     def __init__(self, clock: Clock, wallClock: Callable[[], float]) -> None:
@@ -50,11 +50,11 @@ class SharedMemory:
         self.stores.append(store)
         return store
 
-    def tell(self, name: str, *arguments: Any) -> None:
-        """Let all listeners that are in contact hear of something."""
-        self.clock.callLater(self.LAG, self._tell, name, arguments)
+    def notify(self, name: str, *arguments: Any) -> None:
+        """Notify all listeners that are in contact."""
+        self.clock.callLater(self.LAG, self._notify, name, arguments)
 
-    def _tell(self, name: str, arguments: Sequence[Any]) -> None:
+    def _notify(self, name: str, arguments: Sequence[Any]) -> None:
         for store in self.stores:
             if store.listener is not None and not store.isCutOff:
                 getattr(store.listener, name)(*arguments)
@@ -94,13 +94,13 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
         self.listener, self.isCutOff = None, True
         return succeed(None)
 
-    # -- IStore, where others have to hear of it
+    # -- IStore, where others are notified
 
     def createService(self, tenant: str, *rest: Any) -> Deferred[ServiceRecord]:
         def created(record: ServiceRecord) -> ServiceRecord:
             self._shared.heartbeats[tenant, record.id, record.incarnation] = self._shared.clock.seconds()
-            self._shared.tell("appeared", record.summary(tenant))
-            self._shared.tell("eventAdded", tenant)
+            self._shared.notify("appeared", record.summary(tenant))
+            self._shared.notify("eventAdded", tenant)
             return record
 
         return self._reached(lambda: self._memory.createService(tenant, *rest).addCallback(created))
@@ -112,7 +112,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
         def updated(record: ServiceRecord) -> ServiceRecord:
             if changes.heartbeatTimeout is not None:
                 self._shared.heartbeats[tenant, id, incarnation] = self._shared.clock.seconds()
-            self._shared.tell("appeared", record.summary(tenant))
+            self._shared.notify("appeared", record.summary(tenant))
             return record
 
         return self._reached(lambda: self._memory.updateService(tenant, id, incarnation, changes).addCallback(updated))
@@ -124,8 +124,8 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
     def _gone(self, result: Any, tenant: str, id: str, incarnation: str) -> Any:
         self._shared.heartbeats.pop((tenant, id, incarnation), None)
-        self._shared.tell("vanished", tenant, id, incarnation)
-        self._shared.tell("eventAdded", tenant)
+        self._shared.notify("vanished", tenant, id, incarnation)
+        self._shared.notify("eventAdded", tenant)
         return result
 
     def expireServices(self, expirations: Sequence[Expiration]) -> Deferred[None]:
@@ -137,7 +137,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
     def setValue(self, tenant: str, *rest: Any) -> Deferred[None]:
         def kept(result: None) -> None:
-            self._shared.tell("eventAdded", tenant)
+            self._shared.notify("eventAdded", tenant)
 
         return self._reached(lambda: self._memory.setValue(tenant, *rest).addCallback(kept))
 
@@ -174,7 +174,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
         def left(record: ServiceRecord) -> float:
             latest = self._shared.heartbeats.get((tenant, id, incarnation), float("-inf"))
             exact = latest + record.heartbeatTimeout - self._shared.clock.seconds()
-            # In whole seconds, as etcd tells it: 0 for less than one, below zero for none.
+            # In whole seconds, as etcd returns it: 0 for less than one, below zero for none.
             return float(exact // 1) if exact > 0 else -1.0
 
         return self._reached(lambda: self._memory.getService(tenant, id).addCallbacks(left, lambda _: -1.0))

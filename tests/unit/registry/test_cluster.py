@@ -69,7 +69,7 @@ class ClusterTests(SynchronousTestCase):
         return fault.code, fault.details
 
     def test_theFakeAndTheListenerAreWhatTheySay(self) -> None:
-        """The store in memory has all operations of a shared one, and a registry listens with all that it may hear."""
+        """The store in memory has all operations of a shared one, and a registry has all methods of a listener."""
         verifyObject(ISharedStore, self.stores[0])
         self.assertTrue(IStoreListener.implementedBy(Cluster))
 
@@ -96,7 +96,7 @@ class ClusterTests(SynchronousTestCase):
     def test_manyHeartbeatsAtOnce(self) -> None:
         """A batch is answered in its order, whichever registry registered the services."""
         tokens = {id: self.create(self.a, id) for id in ("web1", "web2")}
-        beats = [("web2", tokens["web2"]), ("nobody", tokens["web1"]), ("web1", tokens["web1"])]
+        beats = [("web2", tokens["web2"]), ("unknown", tokens["web1"]), ("web1", tokens["web1"])]
         answers = self.successResultOf(self.b.heartbeats(T, beats))
         self.assertIsInstance(answers[0], str)
         self.assertEqual(answers[1].code, 404)

@@ -37,7 +37,7 @@ class ServicesTests(RegistryCase):
     limits = ResourceLimits(service=3)
 
     def test_aNewService(self) -> None:
-        """A service is there as it was registered, never seen yet, and the feed tells of it."""
+        """A service is there as it was registered, never seen yet, and the feed has its event."""
         self.create("web1", 15, tags=("www", "db"), metadata={"port": "80"})
         service = {
             "id": "web1",
@@ -149,7 +149,7 @@ class ServicesTests(RegistryCase):
         self.assertGone(self.registry.update("99", "web1", ServiceChanges(tags=())))
 
     def test_remove(self) -> None:
-        """A service that is removed is gone at once, for everybody, and the feed tells of it."""
+        """A service that is removed is gone at once, for all requests, and the feed has an event."""
         token = self.create()
         self.assertIsNone(self.successResultOf(self.registry.remove(TENANT, "web1")))
         self.assertGone(self.registry.get(TENANT, "web1"))
@@ -171,7 +171,7 @@ class ServicesTests(RegistryCase):
         self.beat(new)
 
     def test_servicesThatNeverWere(self) -> None:
-        """An id that nobody has is a 404, for everything."""
+        """An unknown id is a 404, for everything."""
         self.assertGone(self.registry.get(TENANT, "web1"))
         self.assertGone(self.registry.heartbeat(TENANT, "web1", markerAt(NOW)))
         self.assertGone(self.registry.remove(TENANT, "web1"))
@@ -338,7 +338,7 @@ class DeadlinesTests(RegistryCase):
         self.pass_(30)
         self.assertEqual(self.ids(), [])
 
-    def test_aStallIsNobodysFault(self) -> None:
+    def test_aStallExpiresNoServices(self) -> None:
         """A registry that stood still for half a minute takes the heartbeats that waited; nothing has timed out."""
         token = self.create(timeout=10)
         other = self.create("web2", timeout=10)
@@ -394,7 +394,7 @@ class DeadlinesTests(RegistryCase):
         self.assertEqual([formatEvent(event) for event in logs], ["Services expired: 1234/web1"])
 
     def test_expirationsThatFollowEachOtherShareLines(self) -> None:
-        """Services that time out one by one are told in one line a second, and those that are left at the end."""
+        """Services that expire one by one are logged in one line a second, and those that are left at the end."""
         with capturedLogs() as logs:
             for number in range(12):
                 self.create(f"web{number}", timeout=3)
@@ -444,9 +444,9 @@ class DeadlinesTests(RegistryCase):
             self.successResultOf(self.registry.stop())
         lines = [formatEvent(event) for event in logs]
         for what in ("registered", "deregistered"):
-            told = [event["count"] for event in logs if event["log_format"].startswith(f"Services {what}: ")]
-            self.assertEqual(sum(told), 600)
-            self.assertLess(len(told), 5)
+            counts = [event["count"] for event in logs if event["log_format"].startswith(f"Services {what}: ")]
+            self.assertEqual(sum(counts), 600)
+            self.assertLess(len(counts), 5)
         self.assertEqual(lines[0], "Services registered: 1234/web0")
         self.assertRegex(lines[1], r"^Services registered: (1234/web\d, ){4}1234/web5 and \d+ more$")
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -530,7 +530,7 @@ class ConfigurationTests(RegistryCase):
     limits = ResourceLimits(configurationValue=2)
 
     def test_values(self) -> None:
-        """A value that was set is there until it is removed; the feed tells of every change."""
+        """A value that was set is there until it is removed; the feed has an event for every change."""
         self.assertIsNone(self.successResultOf(self.registry.setValue(TENANT, "/a-b/key", "one")))
         self.successResultOf(self.registry.setValue(TENANT, "/a-b/key", "one"))
         self.successResultOf(self.registry.setValue(TENANT, "/a-b/key", "two"))

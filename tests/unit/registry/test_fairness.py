@@ -74,7 +74,7 @@ class FairQueueTests(SynchronousTestCase):
         self.queue.add(("10.0.0.1", 1000), "new")
         self.assertIn("new", self.served(2))
 
-    def test_newcomersKeepNobodyOut(self) -> None:
+    def test_newcomersKeepNoOthersOut(self) -> None:
         """A connection that was served gets its turn again, however many new ones come."""
         self.queue.add(("old",), "old")
         for number in range(10):

@@ -194,7 +194,7 @@ class WaitingTests(SynchronousTestCase):
         self.api.create("web1")
         waiting = self.ask(f"marker={self.lastEvent()}&wait=30")
         self.api.ask("PUT", "/services/web1", {"tags": ["a"]})
-        self.api.ask("PUT", "/services/nobody", {"tags": ["a"]})
+        self.api.ask("PUT", "/services/unknown", {"tags": ["a"]})
         self.api.advance(1)
         self.assertEqual(waiting.replies(), [])
 

@@ -31,7 +31,7 @@ KEY = "/production/key"
 ARGUMENTS = {"{serviceId}": "web1", "{namespace}": "production", "{configurationId}": KEY[1:]}
 
 # What each route is sent, if it takes a body; {token} is the heartbeat token of my service. A route that is missing
-# here fails a test: whoever adds one says how it is called, and below what the other tenant may get of it.
+# here fails a test: a new one needs an entry here, and below what the other tenant may get of it.
 BODIES: Mapping[str, Any] = {
     "getLimits": None,
     "listServices": None,
@@ -145,7 +145,7 @@ class TenantsTestsMixin:
             await tenants.stop()
 
     async def test_anotherTenantsTokenOpensNothing(self) -> None:
-        """With another tenant's token every route on my path is a 401, tells nothing and changes nothing."""
+        """With another tenant's token every route on my path is a 401, discloses nothing and changes nothing."""
 
         async def work(tenants: _TwoTenants) -> None:
             before = await tenants.allThatIsMine()
@@ -179,7 +179,7 @@ class TenantsTestsMixin:
         for call in calls():
             await self.with_(lambda tenants, call=call: work(tenants, *call))  # type: ignore[misc]  # mypy can't see the default
 
-    async def test_myHeartbeatTokenKeepsNoOtherServiceAlive(self) -> None:
+    async def test_myHeartbeatTokenIsForNoOtherService(self) -> None:
         """A service of the same id that another tenant has does not take the token of mine, alone or in a batch."""
 
         async def work(tenants: _TwoTenants) -> None:
@@ -198,8 +198,8 @@ class TenantsTestsMixin:
 
         await self.with_(work)
 
-    async def test_whoWaitsHearsOfItsOwnTenantOnly(self) -> None:
-        """What I do wakes those who wait for my events and nobody else's, and mine are not in what those get."""
+    async def test_aSubscriberGetsEventsOfItsOwnTenantOnly(self) -> None:
+        """My changes notify subscribers to my events only, and my events are in no other tenant's feed."""
 
         async def work(tenants: _TwoTenants) -> None:
             marker = (await tenants.ask(ME, ME, "GET", "/events")).json["values"][-1]["id"]

@@ -42,7 +42,7 @@ class KeyHashTests(SynchronousTestCase):
 
     def test_takesTheDefaultCost(self) -> None:
         """
-        Unless told otherwise a hash costs 16 MiB.
+        By default a hash costs 16 MiB.
         """
         kept = hashKey("k")
         self.assertTrue(kept.startswith("scrypt$16384$8$1$"))

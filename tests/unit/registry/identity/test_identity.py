@@ -108,7 +108,7 @@ class UserTests(IdentityCase):
     """
 
     def test_manyWithOneToken(self) -> None:
-        """When many show one token in the same moment, the store is asked once, and each hears of it."""
+        """When many show one token in the same moment, the store is asked once, and each gets the result."""
         token = self.successResultOf(self.identity.authenticate("joe", self.key))
         self.clock.advance(5)
         held = self.store.hold("getToken")
@@ -121,7 +121,7 @@ class UserTests(IdentityCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_manyWithOneTokenThatHasEnded(self) -> None:
-        """When a token that many show has ended, each of them is told so."""
+        """When a token that many show has ended, each of them is refused."""
         token = self.successResultOf(self.identity.authenticate("joe", self.key))
         self.successResultOf(self.identity.purge(token.id))
         held = self.store.hold("getToken")
@@ -132,7 +132,7 @@ class UserTests(IdentityCase):
 
     def test_addUser(self) -> None:
         """
-        A user gets a random key and, if none is asked for, a tenant that nobody has.
+        A user gets a random key and, if none is given, an unused tenant.
         """
         first, firstKey = self.successResultOf(self.identity.addUser("ann"))
         second, secondKey = self.successResultOf(self.identity.addUser("bob@example.com"))
@@ -233,7 +233,7 @@ class UserTests(IdentityCase):
             self.assertEqual(self.store.calls["addToken"], made + 1)
             self.assertEqual(self.store.calls["removeToken"], self.store.calls["addToken"] - 1)
 
-    def test_rotateNobody(self) -> None:
+    def test_rotateAnUnknownUser(self) -> None:
         """
         Only users have keys.
         """
@@ -291,7 +291,7 @@ class AuthenticationTests(IdentityCase):
 
     def test_wrong(self) -> None:
         """
-        A wrong key, an unknown user and names that nobody can have are refused in the same way.
+        A wrong key, an unknown user and invalid names are refused in the same way.
         """
         for name, key in [
             ("joe", "wrong"),
@@ -306,7 +306,8 @@ class AuthenticationTests(IdentityCase):
 
     def test_unknownUsersTakeAsLongAsWrongKeys(self) -> None:
         """
-        How long a refusal takes does not tell whether there is such a user, though only a user's key costs an scrypt.
+        How long a refusal takes does not disclose whether there is such a user, though only a user's key costs an
+        scrypt.
         """
         _, key = self.successResultOf(self.identity.addUser("ann"))
         self.checks.held = []
@@ -520,7 +521,7 @@ class AuthenticationTests(IdentityCase):
 
     def test_aFloodOfUnknownNamesCostsNothing(self) -> None:
         """
-        Thousands of names that no user has are refused without an scrypt, and hold up nobody's.
+        Thousands of names that no user has are refused without an scrypt, and hold up no others.
         """
         _, key = self.successResultOf(self.identity.addUser("ann"))
         self.refuse()
@@ -718,7 +719,8 @@ class TokenTests(IdentityCase):
 
     def test_storeIsAway(self) -> None:
         """
-        While the store is away, tokens that were seen before count on until they expire; others can't be told.
+        While the store is unavailable, tokens that were seen before stay valid until they expire; others can't be
+        checked.
         """
         self.memory.unavailable = True
         self.advance(3600)

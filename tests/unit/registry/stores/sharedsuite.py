@@ -34,26 +34,26 @@ class Listener:
     """
     Notes what a store notifies of.
 
-    :ivar heard: that, in its order.
+    :ivar calls: that, in its order.
     """
 
     def __init__(self) -> None:
-        self.heard: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     def appeared(self, service: ServiceSummary) -> None:
-        self.heard.append(("appeared", service.id, service.incarnation, service.heartbeatTimeout))
+        self.calls.append(("appeared", service.id, service.incarnation, service.heartbeatTimeout))
 
     def vanished(self, tenant: str, id: str, incarnation: str) -> None:
-        self.heard.append(("vanished", id, incarnation))
+        self.calls.append(("vanished", id, incarnation))
 
     def eventAdded(self, tenant: str) -> None:
-        self.heard.append(("eventAdded", tenant))
+        self.calls.append(("eventAdded", tenant))
 
     def lost(self) -> None:
-        self.heard.append(("lost",))
+        self.calls.append(("lost",))
 
     def synchronized(self, services: Sequence[ServiceSummary], wasLost: bool) -> None:
-        self.heard.append(("synchronized", sorted(each.id for each in services), wasLost))
+        self.calls.append(("synchronized", sorted(each.id for each in services), wasLost))
 
 
 class SharedSuite:
@@ -104,7 +104,7 @@ class SharedSuite:
 
     async def notifies(self, number: int, *what: Any) -> None:
         """Wait until this listener has been notified of that."""
-        await self.until(lambda: what in self.listeners[number].heard)
+        await self.until(lambda: what in self.listeners[number].calls)
 
     async def refuses(self, kind: type[Exception], work: Any) -> None:
         try:
@@ -145,7 +145,7 @@ class SharedSuite:
         verifyObject(ISharedStore, self.a)
 
     async def test_everyChangeIsAtOnceThereForAll(self) -> None:
-        """What one has been told is done, another one reads in the same moment."""
+        """A change that one has made, another one reads in the same moment."""
         made = await self.create(self.a)
         assert (await self.b.getService(T, "web")).incarnation == made.incarnation
         await self.b.updateService(T, "web", made.incarnation, ServiceChanges(tags=("x",)))
@@ -167,7 +167,7 @@ class SharedSuite:
         for number in range(2):
             await self.notifies(number, "vanished", "web", made.incarnation)
         for listener in self.listeners:
-            listener.heard.clear()
+            listener.calls.clear()
         await self.a.setValue(T, "key", "value", 10)
         for number in range(2):
             await self.notifies(number, "eventAdded", T)
@@ -181,7 +181,7 @@ class SharedSuite:
             for number in range(2):
                 await self.notifies(number, "vanished", "web", old.incarnation)
                 await self.notifies(number, "appeared", "web", new.incarnation, 30)
-                assert ("vanished", "web", new.incarnation) not in self.listeners[number].heard
+                assert ("vanished", "web", new.incarnation) not in self.listeners[number].calls
             assert await first.heartbeat(T, "web", new.incarnation)
             await second.removeService(T, "web", new.incarnation)
 
@@ -191,7 +191,7 @@ class SharedSuite:
         for store in (self.a, self.b):
             assert await store.heartbeat(T, "web", made.incarnation)
             assert not await store.heartbeat(T, "web", UNKNOWN)
-            assert not await store.heartbeat(T, "nobody", made.incarnation)
+            assert not await store.heartbeat(T, "unknown", made.incarnation)
         await self.a.removeService(T, "web", made.incarnation)
         again = await self.create(self.a)
         for store in (self.a, self.b):
@@ -205,7 +205,7 @@ class SharedSuite:
             left = await self.left(store, made)
             assert 25 <= left <= 30, left
             assert await store.secondsLeft(T, "web", UNKNOWN) < 0
-            assert await store.secondsLeft(T, "nobody", UNKNOWN) < 0
+            assert await store.secondsLeft(T, "unknown", UNKNOWN) < 0
         await self.a.removeService(T, "web", made.incarnation)
         for store in (self.a, self.b):
             assert await self.left(store, made) < 0
@@ -216,7 +216,7 @@ class SharedSuite:
         assert await self.b.heartbeat(T, "web", made.incarnation)
         await self.a.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         for store in (self.b, self.a):
-            # Who has not heard of it yet knows of less.
+            # One that has not been notified yet knows of less.
             assert 0 <= await self.left(store, made) <= 60
             assert await store.heartbeat(T, "web", made.incarnation)
         for number, store in enumerate((self.a, self.b)):
@@ -225,19 +225,19 @@ class SharedSuite:
             assert 55 <= left <= 60, left
 
     async def test_anExpirationIsFoundByAllAndPersistedOnce(self) -> None:
-        """A deadline passes for all at the same time, not early, and at most a second late; one event tells of it."""
+        """A deadline passes for all at the same time, not early, and at most a second late; it is one event."""
         began = self.seconds()
         made = await self.create(self.a, timeout=3)
         kept = await self.create(self.a, "kept", 30)
         await self.until(lambda: self.seconds() - began > 1)
         sent = self.seconds()
         assert await self.b.heartbeat(T, "web", made.incarnation)
-        beaten = self.seconds()
+        taken = self.seconds()
         await self.expired(self.a, made)
         assert self.seconds() - sent >= 3
         await self.expired(self.b, made)
-        # What a store tells in whole seconds, and the time that it takes to say so.
-        assert self.seconds() - beaten < 4.5
+        # The store returns whole seconds, and takes a while to do so.
+        assert self.seconds() - taken < 4.5
         expiration = Expiration(T, "web", made.incarnation, 5)
         await gatherResults([store.expireServices([expiration]) for store in (self.a, self.b, self.a)])
         for number in range(2):
@@ -255,8 +255,8 @@ class SharedSuite:
         later = await self.opened()
         assert not later.isNew
 
-    async def test_closedItTellsNothing(self) -> None:
-        """A view that is closed answers nothing, and its listener hears no more; the others go on."""
+    async def test_closedItNotifiesNoMore(self) -> None:
+        """A view that is closed fails, and its listener is not notified any more; the others go on."""
         made = await self.create(self.a)
         await self.notifies(1, "appeared", "web", made.incarnation, 30)
         await self.b.close()
@@ -266,8 +266,8 @@ class SharedSuite:
             self.b.getService(T, "web"),
         ):
             await self.refuses(StoreUnavailable, work)
-        self.listeners[1].heard.clear()
+        self.listeners[1].calls.clear()
         assert await self.a.heartbeat(T, "web", made.incarnation)
         await self.a.removeService(T, "web", made.incarnation)
         await self.notifies(0, "vanished", "web", made.incarnation)
-        assert self.listeners[1].heard == []
+        assert self.listeners[1].calls == []

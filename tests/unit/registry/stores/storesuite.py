@@ -168,7 +168,7 @@ class StoreSuite:
     # -- services
 
     async def test_createdServiceIsThereWithItsEvent(self):
-        """A new service can be read, and the feed tells of it under the id that is the service's incarnation."""
+        """A new service can be read, and its event has the id that is the service's incarnation."""
         made = await self.create("web", timeout=15, tags=("b", "a"), metadata={"port": "80", "host": "h"})
         self.assertEqual(await self.store.getService("1", "web"), made)
         self.assertEqual((made.heartbeatTimeout, made.tags, made.lastSeen), (15, ("b", "a"), None))
@@ -197,8 +197,8 @@ class StoreSuite:
         await self.create("Web")
         self.assertEqual(await self.ids(), ["Web", "web"])
 
-    async def test_limitHoldsAndIsToldAfterATakenId(self):
-        """A tenant has no more services than it may; a taken id is the first thing to be told."""
+    async def test_limitHoldsAndIsReportedAfterATakenId(self):
+        """A tenant has no more services than it may; a taken id is reported first."""
         await self.create("a", maximum=2)
         made = await self.create("b", maximum=2)
         await self.raises(LimitExceeded, self.create("c", maximum=2))
@@ -239,7 +239,7 @@ class StoreSuite:
             await self.store.getService("1", f"web{n}")
 
     async def test_unknownServiceIsNoSuchObject(self):
-        """What was never there, or belongs to somebody else, is not found."""
+        """What was never there, or belongs to another tenant, is not found."""
         await self.create("web", tenant="2")
         await self.raises(NoSuchObject, self.store.getService("1", "web"))
 
@@ -252,7 +252,7 @@ class StoreSuite:
         self.assertEqual(await self.ids(marker="b0"), ["b1", "b_1", "c"])
         self.assertEqual(await self.ids(marker="d"), [])
 
-    async def test_listByTagFollowsTheTags(self):
+    async def test_listByTagHasTheCurrentTags(self):
         """A list by tag holds those that bear it, once each, also after an update."""
         await self.create("a", tags=("www", "www", "api"))
         made = await self.create("b", tags=("api",))
@@ -332,7 +332,7 @@ class StoreSuite:
         expected = [("service.join", "web"), ("service.remove", "web"), ("service.join", "web")]
         self.assertEqual(await self.feed(), expected)
 
-    async def test_removeTellsTheServiceAsItWas(self):
+    async def test_theEventOfARemovalHasTheServiceAsItWas(self):
         """The event of a removal bears the service's last state."""
         made = await self.create("web", tags=("a",))
         await self.store.updateService(
@@ -605,8 +605,8 @@ class StoreSuite:
         self.assertEqual([user.name for user in await self.store.listUsers()], ["ann", "bob", "cid", "eve", "\ud800"])
         self.assertEqual(await self.store.getUser("bob"), UserRecord("bob", "3", "hash"))
 
-    async def test_whatARemovedUserLeftIsNobodyElses(self):
-        """A tenant that has an account, or objects, is given to nobody who does not ask for it."""
+    async def test_theTenantOfARemovedUserIsNotReused(self):
+        """A tenant that has an account, or objects, is given to no user that does not ask for it."""
         await self.store.account("1")
         await self.store.setValue("2", "key", "value", 1000)
         self.assertEqual((await self.store.addUser("joe", "hash", None)).tenant, "3")

@@ -81,7 +81,7 @@ class TroubleTests(EtcdCase):
         left = list(answers)
         return self.serve(lambda call: (left.pop(0) if len(left) > 1 else left[0])(call))
 
-    async def test_whatALeadersDeathCostsIsTriedAgain(self) -> None:
+    async def test_whatALeadersFailureCostsIsTriedAgain(self) -> None:
         """Refusals that pass, and connections that end, are not seen by who asks."""
         for trouble in (
             lambda call: call.answer(503, refusal(14, "etcdserver: leader changed")),
@@ -181,7 +181,7 @@ class TurnsTests(SynchronousTestCase):
         for work in works:
             self.successResultOf(work)
 
-    def test_waitingIsNobodysFault(self) -> None:
+    def test_waitingDoesNotCountAsATry(self) -> None:
         """What waits has not been asked: it is, with its whole patience, when its turn has come."""
         busy = [self.etcd.get("/a"), self.etcd.get("/b")]
         late = self.etcd.get("/c")

@@ -1,5 +1,5 @@
 """
-Keeping leases alive, many together.
+Keeping many leases together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 class Leases:
     """
-    What etcd knows of leases; it answers when it is told to.
+    etcd's leases; it responds when the test says so.
 
     :ivar asked: the leases of each request, and its answer to be.
     :ivar isAway: whether it refuses at once.
@@ -59,7 +59,7 @@ class KeepAlivesTests(SynchronousTestCase):
         return kept
 
     def test_thoseOfATurnGoTogether(self) -> None:
-        """They share requests, of which a few are under way at once, and each is told about its own lease."""
+        """They share requests, of which a few are under way at once, and each gets the result for its own lease."""
         kept = self.keep(3 * KEEP_ALIVES)
         self.assertEqual([len(leases) for leases, _ in self.leases.asked], [KEEP_ALIVES] * 2)
         for _ in range(3):
@@ -68,7 +68,7 @@ class KeepAlivesTests(SynchronousTestCase):
         self.assertEqual(self.leases.asked, [])
 
     def test_theSameLeaseAgain(self) -> None:
-        """One that waits is asked for once, and all who wait for it are told; one that is under way, again."""
+        """One that waits is asked for once, and all that wait for it get the result; one that is under way, again."""
         first = self.keep(2 * KEEP_ALIVES)
         waiting = [*self.keep(3), self.keepAlives.keep(100), *self.keep(3)]
         for _ in range(2):
@@ -79,7 +79,7 @@ class KeepAlivesTests(SynchronousTestCase):
         self.assertEqual(len([self.successResultOf(each) for each in first]), 2 * KEEP_ALIVES)
 
     def test_thousandsWaitAndEtcdIsAway(self) -> None:
-        """Each of them is told so, and heartbeats go on when it is back."""
+        """Each of them fails, and heartbeats go on when it is back."""
         kept = self.keep(20_000)
         self.leases.isAway = True
         for _, answer in self.leases.asked:
@@ -95,13 +95,13 @@ class KeepAlivesTests(SynchronousTestCase):
         self.assertTrue(self.successResultOf(again))
 
     def test_answersThatAreThereAtOnce(self) -> None:
-        """However many there are, nobody is left waiting."""
+        """However many there are, none is left waiting."""
         self.leases.keepAlive = lambda leases: succeed([True] * len(leases))  # type: ignore[method-assign]  # at once
         self.assertTrue(all(self.successResultOf(each) for each in self.keep(20_000)))
 
 
 class SecondsLeftTests(SynchronousTestCase):
-    """What a lease tells of a deadline."""
+    """What a lease shows of a deadline."""
 
     def test_theMarginIsNotTheServices(self) -> None:
         """A lease was granted for longer than the service has; what is gone is past its deadline."""

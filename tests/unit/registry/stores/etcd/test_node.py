@@ -114,15 +114,15 @@ class NodeTests(SynchronousTestCase):
             self.clock.advance(0.05)
 
     def test_writesItsKeyAllTheTime(self) -> None:
-        """That shows that etcd is there, and lets the watch be heard."""
+        """That shows that etcd is there, and that the watch works."""
         self.passes(4)
         self.assertTrue(9 <= len(self.etcd.written) <= 11)
         self.assertEqual(len(set(self.etcd.written)), len(self.etcd.written))
         self.assertLess(self.node.secondsAway(), 0.5)
         self.assertTrue(self.node.isSteady)
 
-    def test_theOthersHearHowFarItIsBehind(self) -> None:
-        """Its key tells how long a heartbeat has been waiting, while it does."""
+    def test_itReportsHowFarItIsBehind(self) -> None:
+        """Its key has how long a heartbeat has been waiting, while it does."""
         self.passes(1)
         number = self.backlog.begin()
         self.passes(1)
@@ -156,7 +156,7 @@ class NodeTests(SynchronousTestCase):
         self.assertEqual(len(set(self.agent.begun)), 2)
         self.assertEqual(self.lost, 0)
 
-    def test_lossIsToldOnceAndEndsWhenAllIsRead(self) -> None:
+    def test_lossIsNotifiedOnceAndEndsWhenAllIsRead(self) -> None:
         """Contact that is there again is worth nothing until everything has been read."""
         self.passes(1.25)
         self.etcd.isAway = True
@@ -174,7 +174,7 @@ class NodeTests(SynchronousTestCase):
         self.passes(1)
         self.assertEqual((self.lost, len(self.loads)), (1, 1))
 
-    def test_theLogTellsWhy(self) -> None:
+    def test_theLogHasTheReason(self) -> None:
         """What etcd said, or that it can't be asked, and once for each loss."""
         for trouble in (StoreUnavailable("etcd: connection refused"), EtcdError(3, "user name is empty")):
             with capturedLogs() as logs:
@@ -230,7 +230,7 @@ class NodeTests(SynchronousTestCase):
         self.assertEqual(self.lost, 0)
 
     def test_whateverBreaksItGoesOn(self) -> None:
-        """An error that nobody thought of costs a beat, and is logged."""
+        """An unexpected error costs one write, and is logged."""
         self.passes(1.25)
         self.etcd.broken = KeyError("result")
         self.passes(0.5)

@@ -26,7 +26,7 @@ def message(*events: dict[str, Any], **more: Any) -> bytes:
 
 
 def event(key: str, value: str = "", revision: int = 1) -> dict[str, Any]:
-    """A change as etcd tells it."""
+    """A change as etcd sends it."""
     return {"kv": {"key": encode(key), "value": encode(value), "mod_revision": str(revision)}}
 
 
@@ -104,7 +104,7 @@ class WatchTests(WatchCase):
         self.assertEqual(self.why, [])
 
     async def test_linesMayBeCutAnywhere(self) -> None:
-        """However the network cuts it, and however long a line is, each change is told once and whole."""
+        """However the network cuts it, and however long a line is, each change is notified once and completely."""
         lines = message(event("/long", "x" * 1_500_000)) + b"".join(message(event(f"/{n}", "é\n")) for n in range(50))
         random = Random(6)
         for size in (1, 3, 100_000):
@@ -141,7 +141,7 @@ class WatchTests(WatchCase):
         server.calls[0].raw(chunk(message(event("/b"))))
         await self.until(lambda: len(self.changes) == 2)
         self.clock.advance(2.9)
-        # That it lives without a change, as etcd says now and then, is none.
+        # A response without a change, which etcd sends now and then, is not one.
         server.calls[0].raw(chunk(message()))
         self.assertEqual(self.why, [])
         self.clock.advance(0.2)
@@ -158,7 +158,7 @@ class WatchTests(WatchCase):
         await self.until(lambda: not server.open)
 
     async def test_aLostConnectionIsTheEnd(self) -> None:
-        """However the connection ends, in the middle of a line too, nothing of half a line is told."""
+        """However the connection ends, in the middle of a line too, nothing of half a line is notified."""
         ends: Iterable[Any] = (Call.hangUp, Call.reset, lambda call: call.raw(b"0\r\n\r\n"))
         for number, end in enumerate(ends, 1):
             server = self.serving(message(event("/a")), message(event("/b"))[:-9])
@@ -170,7 +170,7 @@ class WatchTests(WatchCase):
         self.assertEqual({each.now.key for each in self.changes}, {"/a"})
 
     async def test_whatIsNoWatchIsTheEnd(self) -> None:
-        """Another status, another thing than a watch's answer, and nobody there: each is the end, with a reason."""
+        """Another status, another thing than a response to a watch, and no server: each is the end, with a reason."""
         wrong: list[Any] = [
             self.serve(lambda call: call.answer(503, {"error": "no leader"})),
             self.serving(b"no JSON\n"),
@@ -197,8 +197,8 @@ class WatchTests(WatchCase):
         await self.until(lambda: not silent.open and not talking.open)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    async def test_whoStopsAtAChangeHearsOfNoOther(self) -> None:
-        """A watch that is stopped by who hears of a change tells nothing more of what has come with it."""
+    async def test_stoppingAtAChangeEndsNotifications(self) -> None:
+        """A watch that is stopped during a notification does not notify of what has come with it."""
         server = self.serving(message(event("/a"), event("/b")))
         self.watch(server.url, onChange=Watch.stop)
         await self.until(lambda: self.why)

@@ -193,7 +193,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertFalse(os.path.exists(self.path))
 
     async def test_fileIsTheOwnersOnly(self):
-        """The file, and what SQLite keeps beside it, can be read by nobody else, whatever the umask."""
+        """The file, and what SQLite keeps beside it, can be read by no other user, whatever the umask."""
         mask = os.umask(0)
         self.addCleanup(os.umask, mask)
         store = await self.opened()
@@ -473,7 +473,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual((await store.getService("1", "two")).lastSeen, 2)
 
     async def test_heartbeatTimesDoNotPileUp(self):
-        """While a write takes long, however often a service is heard, one more waits, which brings the last time."""
+        """While a write takes long, however many heartbeats come, one more waits, which brings the last time."""
         store = await self.opened()
         made = await store.createService("1", NewService("web", 30), 10)
         elsewhere = self.elsewhere()
@@ -543,7 +543,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertIn("small again", texts[1])
 
     async def test_aLargeChangeLeavesASmallLog(self):
-        """After a change that alone is larger than the log may stay, it is cut, though nobody reads."""
+        """After a change that alone is larger than the log may stay, it is cut, also without readers."""
         store = await self.opened()
         await store.setValue("1", "large", "x" * (LOG_BYTES + 1), 10)
         self.assertGreater(os.path.getsize(self.path + "-wal"), LOG_BYTES)
@@ -552,7 +552,7 @@ class SqliteStoreTests(SqliteCase):
         await self.logIsSmall(store)
 
     async def test_closingWhileTheLogIsLarge(self):
-        """A store can be closed while somebody reads what makes the log large; nothing stays on the reactor."""
+        """A store can be closed while a reader makes the log large; nothing stays on the reactor."""
         threads = set(threading.enumerate())
         store = await self.opened()
         other = self.elsewhere()
@@ -967,7 +967,7 @@ class RefusedFileTests(TestCase):
             await self.isRefused("damaged", "backup")
 
     async def test_aTableOrAnIndexIsMissing(self):
-        """What somebody has dropped is named, and not made again without what was in it."""
+        """What was dropped is named, and not made again without its content."""
         await self.fill()
         with open(self.path, "rb") as file:
             whole = file.read()
