@@ -297,6 +297,13 @@ class PythonTests(PageTestCase):
         """The import."""
         await self.perform(DOCS / "migrating.rst", self.names)
 
+    async def test_fromOthers(self) -> None:
+        """What a program with python-consul becomes."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "from-others.rst", self.names)
+        self.assertEqual([node["id"] for node in self.names["nodes"]], ["web1"])
+        self.assertEqual(self.names["entry"]["value"], "4")
+
     async def test_consistency(self) -> None:
         """The election is one."""
         await self.perform(DOCS / "consistency.rst", self.names)
