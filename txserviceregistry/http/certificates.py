@@ -1,5 +1,5 @@
 """
-What is to be said of a certificate, by those who meet one and by those who serve one.
+The names, the issuer and the validity of certificates, for clients and servers.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from cryptography.x509.oid import NameOID
 
 
 def namesOf(certificate: x509.Certificate) -> list[str]:
-    """The host names and IP addresses that a certificate is for, as verification sees them."""
+    """The host names and IP addresses of a certificate, as in verification."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
-        # The common name of the subject has not counted for years.
+        # Verification ignores the common name of the subject.
         return []
     addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
     return [*names.get_values_for_type(x509.DNSName), *addresses]
 
 
 def ownerOf(name: x509.Name) -> str:
-    """A subject or an issuer, as people call it."""
+    """The short name of a subject or an issuer."""
     common = name.get_attributes_for_oid(NameOID.COMMON_NAME) or name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    return str(common[0].value) if common else name.rfc4514_string() or "somebody without a name"
+    return str(common[0].value) if common else name.rfc4514_string() or "an unnamed owner"
 
 
 def isSelfSigned(certificate: x509.Certificate) -> bool:
-    """Whether nobody vouches for it but itself."""
+    """Whether it is self-signed."""
     return certificate.subject == certificate.issuer
 
 
 def whyNotNow(certificate: x509.Certificate, now: datetime.datetime | None = None) -> str | None:
     """
-    Why a certificate does not count at this time, as the end of a sentence that begins with it.
+    Why a certificate is not valid at this time, as the end of a sentence that begins with it.
 
-    :param now: the time, with its zone; what the wall clock says by default.
-    :return: ``None`` if it counts.
+    :param now: the time, with its zone; by default that of the wall clock.
+    :return: ``None`` if it is valid.
     """
     now = now or datetime.datetime.now(datetime.timezone.utc)
     if now > certificate.not_valid_after_utc:
@@ -51,7 +51,7 @@ def whyNotNow(certificate: x509.Certificate, now: datetime.datetime | None = Non
 
 
 def daysLeft(certificate: x509.Certificate) -> float:
-    """For how many days a certificate counts from now on; negative when it has expired."""
+    """The days until a certificate expires; negative when it has expired."""
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
     return left.total_seconds() / 86_400
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from twisted.internet.ssl import (
     platformTrust,
     trustRootFromCertificates,
 )
-from twisted.web.client import HostnameCachingHTTPSPolicy
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
@@ -37,6 +37,9 @@ from ..errors import InvalidSettings
 from ..util.files import absolutePath
 from ..util.reloading import Reloaded, stampOf
 from .certificates import namesOf, ownerOf, whyNotNow
+
+# The most hosts whose contexts are kept.
+_MOST_HOSTS = 20
 
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
@@ -49,35 +52,35 @@ _SYSTEM_BUNDLES = (
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
 )
 
-_CA_FILE = "ca_file under [ssl] in ~/.raxrc, or RAXSR_CA_FILE"
+_CA_FILE = "RAXSR_CA_FILE ([ssl] ca_file)"
 
-# OpenSSL's numbers for what it finds while it verifies (x509_vfy.h).
+# OpenSSL's numbers of the errors of verification (x509_vfy.h).
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _SELF_SIGNED, _SELF_SIGNED_IN_CHAIN = 18, 19
 _UNKNOWN_ISSUER = {2, 20, 21}
-_WEAK = {66: "its key is too short", 67: "the key of its authority is too short", 68: "it is signed with a weak hash"}
+_WEAK = {66: "its key is too short", 67: "the key of its CA is too short", 68: "it is signed with a weak hash"}
 
-# OpenSSL's words for how a handshake failed, and ours. The other side's alerts are among them.
+# Our words for a failed handshake, and OpenSSL's. The alerts of the server are among them.
 _HANDSHAKE = {
-    "no TLS is spoken at that port. If the registry there is one without TLS, its URL begins with http://": (
+    "the server at that port does not use TLS. If the registry there does not, its URL begins with http://": (
         "wrong version number",
         "packet length too long",
         "record layer failure",
         "http request",
     ),
-    "it and this program, which wants TLS 1.2 or newer, have no version of TLS in common. Update the server": (
+    "no common version of TLS: this program requires TLS 1.2 or newer. Update the server": (
         "tlsv1 alert protocol version",
         "unsupported protocol",
         "no protocols available",
         "version too low",
     ),
-    "it and this program can't agree on how to encrypt. Update the older of the two": (
+    "no common cipher. Update the server or this program": (
         "sslv3 alert handshake failure",
         "ssl/tls alert handshake failure",
         "no shared cipher",
     ),
-    "it has no certificate for that host name. Check the host name in the URL": ("tlsv1 unrecognized name",),
-    "it requires a client certificate that it trusts. Check the files with the client certificate and its key": (
+    "the server has no certificate for that host name. Check the host name in the URL": ("tlsv1 unrecognized name",),
+    "the server requires a client certificate that it trusts. Check the files with the client certificate and key": (
         "alert certificate required",
         "alert bad certificate",
         "alert certificate unknown",
@@ -94,28 +97,28 @@ class _Trust:
     """
     The certificates to trust.
 
-    :ivar root: the same, for a context.
-    :ivar problem: why they are of no use.
+    :ivar root: for a context.
+    :ivar problem: why they can't be used, if they can't.
     """
 
     root: Any
     problem: str | None = None
 
 
-# Files with what to trust, and with the certificate to show.
+# The files with the certificates to trust, and with the client certificate.
 _TrustFiles = Reloaded[Any, _Trust]
 _OwnFiles = Reloaded[list[bytes], PrivateCertificate]
 
 
 class CertificateRefused(TLSError):
     """
-    The other side can't prove who it is.
+    The server's certificate is not valid.
 
     :param text: why, and what to do.
     """
 
     def __init__(self, text: str) -> None:
-        # In the form of OpenSSL's own errors, which Twisted looks into.
+        # In the form of OpenSSL's own errors, which Twisted inspects.
         super().__init__([("certificate", "", text)])
         self._text = text
 
@@ -126,11 +129,11 @@ class CertificateRefused(TLSError):
 @implementer(IOpenSSLClientConnectionCreator)
 class _Verified:
     """
-    TLS with who can prove to be *hostname*.
+    TLS with a server that proves to be *hostname*.
 
-    OpenSSL verifies the chain and service_identity the name. Both are asked here, and not through Twisted's
-    ``optionsForClientTLS``: what that fails with does not tell which certificate it was, and in some releases of
-    Twisted (26.10 is one) it lets a certificate that names no host pass for any host.
+    OpenSSL verifies the chain, and service_identity the name. Twisted's ``optionsForClientTLS`` is not used: its errors
+    do not say which certificate is invalid, and some releases (such as 26.10) accept one without host names for any
+    host.
     """
 
     def __init__(self, hostname: bytes, trust: _TrustFiles, caFile: str | None, own: _OwnFiles | None) -> None:
@@ -160,9 +163,9 @@ class _Verified:
 
     def _verify(self, connection: Connection, certificate: X509, error: int, depth: int, isGood: int) -> bool:
         """
-        Called with each certificate of the chain, the server's own last, and with what OpenSSL finds wrong with it.
+        Called with each certificate of the chain, the server's own last, and with OpenSSL's number of its error.
 
-        :raises CertificateRefused: which ends the handshake, and is what the connection fails with.
+        :raises CertificateRefused: which ends the handshake, and fails the connection.
         """
         try:
             seen = certificate.to_cryptography()
@@ -170,14 +173,14 @@ class _Verified:
                 self._trust.suspect()
                 text = _refused(seen, error, depth, self._caFile)
                 if self._trust.problem is not None:
-                    text += f" (what was read before is in use, because the file has changed: {self._trust.problem})"
+                    text += f" (the previous content of the file is in use: {self._trust.problem})"
                 raise CertificateRefused(text)
             if depth == 0:
                 self._verifyName(seen)
         except CertificateRefused:
             raise
         except Exception as problem:
-            raise CertificateRefused(f"its certificate can't be read: {problem}. The server needs another one")
+            raise CertificateRefused(f"its certificate can't be read: {problem}. Replace it")
         return True
 
     def _verifyName(self, certificate: x509.Certificate) -> None:
@@ -192,7 +195,7 @@ class _Verified:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _Unverified:
-    """TLS with whoever answers."""
+    """TLS with any server."""
 
     def __init__(self, hostname: bytes) -> None:
         self._hostname = hostname
@@ -206,38 +209,24 @@ class _Unverified:
 
 
 @implementer(IPolicyForHTTPS)
-class _TrustSome:
-    """For registries whose certificate a trusted CA has signed."""
-
-    def __init__(self, trust: _TrustFiles, caFile: str | None, own: _OwnFiles | None) -> None:
-        self._trust = trust
-        self._caFile = caFile
-        self._own = own
-
-    def creatorForNetloc(self, hostname: bytes, port: int) -> _Verified:
-        return _Verified(hostname, self._trust, self._caFile, self._own)
-
-
-@implementer(IPolicyForHTTPS)
-class _TrustAnybody:
-    """Without verification of the certificate, when the user asks for it."""
-
-    def creatorForNetloc(self, hostname: bytes, port: int) -> _Unverified:
-        return _Unverified(hostname)
-
-
-class TLSPolicy(HostnameCachingHTTPSPolicy):
+class TLSPolicy:
     """
-    How certificates are verified, and which one is shown. Files that have changed are read again before the next
-    connection; connections that are open stay as they are.
+    How certificates are verified, and which client certificate is shown. Files that have changed are read again before
+    the next connection; open connections stay as they are.
 
-    :param policy: what makes connections to a host that is new.
-    :param files: what the connections are made from.
+    :param make: makes connections to a host.
+    :param files: the files that they are made from.
     """
 
-    def __init__(self, policy: IPolicyForHTTPS, files: Sequence[Reloaded[Any, Any]] = ()) -> None:
-        super().__init__(policy)
+    def __init__(
+        self, make: Callable[[bytes], IOpenSSLClientConnectionCreator], files: Sequence[Reloaded[Any, Any]] = ()
+    ) -> None:
+        self._make = lru_cache(maxsize=_MOST_HOSTS)(make)
         self._files = files
+
+    def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
+        """See IPolicyForHTTPS."""
+        return self._make(hostname)
 
     def reload(self) -> None:
         """Read all files now, whether or not they seem to have changed."""
@@ -254,23 +243,21 @@ def tlsPolicy(
     caSource: str | None = None,
 ) -> TLSPolicy:
     """
-    How certificates are verified, and which one is shown.
+    A policy for these files. They are read now, and at a new connection again, if they have changed or (once a second)
+    can't be used. While they can't be used, the previous content stays in use.
 
-    Files are read now, and again when they have changed or, while they can't be used, once a second: in both cases not
-    before there is a new connection. While they can't be used, what was read before stays in use.
-
-    :param verify: false: not at all; then none is shown either.
+    :param verify: whether certificates are verified. Without it, no client certificate is shown either.
     :param caFile: a file with the PEM certificates to trust, instead of those that the platform trusts.
-    :param certFile: a file with the PEM certificate to show to whoever asks for one, and
-    :param keyFile: one with its private key.
-    :param caSource: where the *caFile*'s name comes from, for texts.
-    :raises InvalidSettings: if a file can't be read, or does not hold what it should.
+    :param certFile: a file with the PEM client certificate.
+    :param keyFile: a file with its private key.
+    :param caSource: the source of the *caFile*'s name, for messages.
+    :raises InvalidSettings: if a file can't be read, or its content is invalid.
     """
     if not verify:
-        return TLSPolicy(_TrustAnybody())
+        return TLSPolicy(_Unverified)
     own = None if certFile is None or keyFile is None else _ownFiles(certFile, keyFile)
     trust = _systemTrust() if caFile is None else _trustIn(caFile, caSource)
-    return TLSPolicy(_TrustSome(trust, caFile, own), [trust] if own is None else [trust, own])
+    return TLSPolicy(lambda host: _Verified(host, trust, caFile, own), [trust] if own is None else [trust, own])
 
 
 def _absolute(path: str) -> str:
@@ -301,18 +288,18 @@ def _certificatesIn(text: bytes, name: str) -> list[Certificate]:
     try:
         certificates = [Certificate.loadPEM(part + _END) for part in parts]
     except CertificateError:
-        raise InvalidSettings(f"{name} holds a certificate that can't be read")
+        raise InvalidSettings(f"{name} contains an invalid certificate")
     if _BEGIN in rest:
         raise InvalidSettings(f"{name} ends in the middle of a certificate")
     if not certificates:
-        raise InvalidSettings(f"{name} holds no PEM certificate")
+        raise InvalidSettings(f"{name} contains no PEM certificate")
     return certificates
 
 
 def _systemTrust() -> _TrustFiles:
     """
-    What the platform trusts. OpenSSL reads it when a context is made, and raises nothing when there is nothing; so what
-    is kept here is only when it has changed.
+    The certificates that the platform trusts. OpenSSL reads them when a context is made, and raises nothing if there
+    are none. So only the stamps of the files are kept here.
     """
     found = ssl.get_default_verify_paths()
     directories = (found.capath or found.openssl_capath or "").split(os.pathsep)
@@ -335,7 +322,7 @@ def _systemTrust() -> _TrustFiles:
 
 
 def _whyNoBundle(paths: Sequence[str]) -> str | None:
-    """Why the first of these files that is there holds no certificates, if it does not."""
+    """Why the first of these files that exists contains no certificates, if it does not."""
     path = next(filter(os.path.exists, paths), None)
     if path is None:
         return f"{paths[0]} does not exist"
@@ -344,7 +331,7 @@ def _whyNoBundle(paths: Sequence[str]) -> str | None:
     except OSError as error:
         return f"{path} can't be read: {error.strerror}"
     if _END not in text:
-        return f"{path} holds no PEM certificate"
+        return f"{path} contains no PEM certificate"
     return f"{path} ends in the middle of a certificate" if _BEGIN in text.rpartition(_END)[2] else None
 
 
@@ -357,7 +344,7 @@ def _ownFiles(certFile: str, keyFile: str) -> _OwnFiles:
             try:
                 texts.append(Path(path).read_bytes())
             except OSError as error:
-                raise InvalidSettings(f"The file {name} can't be read: {error.strerror}")
+                raise InvalidSettings(f"{name} can't be read: {error.strerror}")
         return texts
 
     def make(texts: list[bytes]) -> PrivateCertificate:
@@ -376,16 +363,15 @@ def _ownFiles(certFile: str, keyFile: str) -> _OwnFiles:
 
 def describeTLS(error: BaseException, *, inHandshake: bool = False) -> str | None:
     """
-    Why a TLS connection did not come about, and what to do; to stand behind the name of the other side and a colon.
+    Why a TLS connection failed, and what to do; to follow the name of the server and a colon.
 
-    :param error: what the connection failed with.
-    :param inHandshake: whether it is known to have failed before TLS was there.
-    :return: ``None`` if the error is of another kind.
+    :param inHandshake: whether it is known to have failed during the handshake.
+    :return: ``None`` if the *error* is of another kind.
     """
     if isinstance(error, CertificateRefused):
         return str(error)
     if isinstance(error, ConnectionClosed) and inHandshake:
-        return "the connection was closed during the TLS handshake. Check that the port is the right one"
+        return "the connection was closed during the TLS handshake. Check the port"
     if not isinstance(error, TLSError):
         return None
     words = [str(part[-1]) for part in (error.args[0] if error.args and isinstance(error.args[0], list) else ())]
@@ -398,41 +384,34 @@ def describeTLS(error: BaseException, *, inHandshake: bool = False) -> str | Non
 def _wrongName(certificate: x509.Certificate, host: str) -> str:
     names = namesOf(certificate)
     if not names:
-        return f"its certificate names no host, so it is not for {host} either. The server needs another one"
+        return f"its certificate has no host names, so it is not valid for {host}. Replace it"
     return (
-        f"its certificate is for {', '.join(names[:5])}{', …' if len(names) > 5 else ''}, not for {host}. "
-        "Use a URL with a name that the certificate has, or give the server a certificate for this one"
+        f"its certificate is for {', '.join(names[:3])}{', …' if len(names) > 3 else ''}, not for {host}. "
+        f"Use a name of the certificate in the URL, or a certificate for {host}"
     )
 
 
 def _refused(culprit: x509.Certificate, error: int, depth: int, caFile: str | None) -> str:
     """
-    :param culprit: the certificate that something is wrong with.
-    :param error: OpenSSL's number for what it is.
-    :param depth: how far up in the chain it is; the server's own is at 0.
+    :param culprit: the invalid certificate.
+    :param error: OpenSSL's number of the error.
+    :param depth: its place in the chain; the server's own is at 0.
     """
-    isOwn = depth == 0
-    whose = "its certificate" if isOwn else f"the certificate of {ownerOf(culprit.subject)}, which vouches for it,"
-    distrust = "which this machine does not trust" if caFile is None else f"which the CA file {caFile} does not hold"
+    whose = "its certificate" if depth == 0 else f"the CA certificate of {ownerOf(culprit.subject)}"
+    distrust = "which this machine does not trust" if caFile is None else f"which is not in the CA file {caFile}"
+    trust = f"To trust it, set {_CA_FILE} to a file with its certificate"
     if error == _EXPIRED:
-        return f"{whose} {whyNotNow(culprit) or 'has expired'}. The server needs a new one"
+        return f"{whose} {whyNotNow(culprit) or 'has expired'}. Renew it"
     if error == _NOT_YET_VALID:
         return f"{whose} {whyNotNow(culprit) or 'is not valid yet'}. Check the clocks of both machines"
     if error == _SELF_SIGNED:
-        return (
-            "its certificate is self-signed: nobody vouches for it. If it is the right server, copy its certificate "
-            f"into a file, and name that ({_CA_FILE})"
-        )
+        return f"its certificate is self-signed. {trust}"
     if error == _SELF_SIGNED_IN_CHAIN:
-        return (
-            f"its certificate comes from {ownerOf(culprit.subject)}, {distrust}. If it is the right one, name a file "
-            f"with the certificate of that authority ({_CA_FILE})"
-        )
+        return f"its certificate comes from {ownerOf(culprit.subject)}, {distrust}. {trust}"
     if error in _UNKNOWN_ISSUER:
         return (
-            f"{whose} {'is signed by' if isOwn else 'is in turn signed by'} {ownerOf(culprit.issuer)}, "
-            f"{distrust}. Name a file with the certificate of that authority ({_CA_FILE}); if it is trusted "
-            "elsewhere, the server does not send the certificates between the authority's and its own"
+            f"{whose} is signed by {ownerOf(culprit.issuer)}, {distrust}. {trust}, or let the server send its "
+            "intermediate certificates"
         )
-    wrong = _WEAK.get(error, f"it does not pass verification; OpenSSL calls it error {error}")
-    return f"{whose} can't be trusted: {wrong}. The server needs another one"
+    wrong = _WEAK.get(error, f"OpenSSL calls it error {error}")
+    return f"{whose} is not valid: {wrong}. Replace it"
