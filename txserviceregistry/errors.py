@@ -1,8 +1,8 @@
 """
-Every exception that a caller of this library can see.
+The exceptions of this library.
 
-Their texts say what was asked of which URL, what came back, and what to do about it. No text, ``repr`` or attribute
-holds a credential or a token.
+Their texts say which request failed, why, and what to do. No text, ``repr`` or attribute contains a credential or a
+token.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ __all__ = [
 ]
 
 
+# The most services that the text of a NoServiceAvailable names.
+_MOST_REASONS = 3
+
+
 class ServiceRegistryError(Exception):
     """
-    What all errors of this library have in common: catch it to catch them all.
+    The base class of all errors of this library.
 
-    ``str()`` of one is a line for people: what a server or a file has put into it is escaped. Attributes are exact.
+    ``str()`` of one is a line in which text from servers and files is escaped. Attributes are exact.
     """
 
     def __str__(self) -> str:
@@ -51,25 +55,25 @@ class ServiceRegistryError(Exception):
 
 
 class InvalidSettings(ServiceRegistryError):
-    """A setting (an argument, an environment variable, a line of an INI file) can't be used; the text says which."""
+    """A setting (an argument, an environment variable, a line of an INI file) is invalid; the text says which."""
 
 
 class ConnectionFailed(ServiceRegistryError):
     """
-    The registry, or the Auth API, could not be reached, or hung up before it had answered.
+    The registry, or the Auth API, could not be reached, or closed the connection before its response.
 
-    :ivar wasSent: false if there was no connection at all, so that the request has surely had no effect.
+    :ivar wasSent: false if there was no connection, so that the request certainly had no effect.
     """
 
     wasSent = True
 
 
 class RequestTimedOut(ServiceRegistryError):
-    """No whole answer came before the request's deadline."""
+    """There was no complete response before the request's deadline."""
 
 
 class MalformedResponse(ServiceRegistryError):
-    """The response is not what the API promises: it is not JSON, or it is cut short, or members are missing."""
+    """The response is not one of the API: it is not JSON, it is truncated, or members are missing."""
 
 
 class ForeignResponse(MalformedResponse):
@@ -92,15 +96,13 @@ class ForeignResponse(MalformedResponse):
         self.doubt = doubt
 
     def _text(self) -> str:
-        asked = f"{self.method} {self.url} was answered with " if self.url else ""
-        advice = self.doubt or "Check the proxies in between"
-        if self.status < 400:
-            return f"{asked}{self.status}. {advice}"
-        return f"{asked}{self.status}, but not by the registry: the response is not a fault of its API. {advice}"
+        asked = f"{self.method} {self.url} returned " if self.url else ""
+        origin = "" if self.status < 400 else ", but the response is not from the registry"
+        return f"{asked}{self.status}{origin}. {self.doubt or 'Check the proxies in between'}"
 
 
 class AuthenticationFailed(ServiceRegistryError):
-    """The Auth API refused the credentials. Trying again with the same ones does not help."""
+    """The Auth API refused the credentials. A retry with the same ones does not help."""
 
 
 class RegistrationEnded(ServiceRegistryError):
@@ -109,19 +111,18 @@ class RegistrationEnded(ServiceRegistryError):
 
 class NotRunning(ServiceRegistryError, RuntimeError):
     """
-    A ``Directory``, ``EventsFeed``, ``ConfigurationWatcher`` or ``RegisteredService`` was used before it was started:
-    it knows nothing, and a wait for it would not end.
+    A ``Directory``, ``EventsFeed``, ``ConfigurationWatcher`` or ``RegisteredService`` was used before it was started.
     """
 
 
 class NoServiceAvailable(ServiceRegistryError):
     """
-    No living service with a tag is known, or none of those that are could be reached.
+    No service with a tag is registered, or none of them could be reached.
 
     :ivar tag: the tag.
-    :ivar stale: how many seconds ago it was last known which services there are; 0.0 for now, infinite for never.
-    :ivar reasons: what went wrong with each service that was tried, by its id and address.
-    :ivar unusable: how many services with the tag are disabled, or don't say where they are.
+    :ivar stale: the age of the list of services, in seconds; 0.0 if it is current, infinite if there is none.
+    :ivar reasons: the error of each service that was tried, by its id and address.
+    :ivar unusable: how many services with the tag are disabled, or have no host and port.
     """
 
     def __init__(
@@ -135,11 +136,13 @@ class NoServiceAvailable(ServiceRegistryError):
 
     def _text(self) -> str:
         if math.isinf(self.stale):
-            return f"No service with the tag {self.tag!r} is known: the registry has not been heard of yet"
+            return f"No service with the tag {self.tag!r} is known: no response from the registry yet"
         age = f" (as of {self.stale:.1f} s ago)" if self.stale else ""
         if self.reasons:
-            tried = "; ".join(f"{where}: {str(why) or type(why).__name__}" for where, why in self.reasons.items())
-            return f"No service with the tag {self.tag!r} could be reached{age}: {tried}"
+            tried = [f"{where}: {str(why) or type(why).__name__}" for where, why in self.reasons.items()]
+            more = f"; {len(tried) - _MOST_REASONS} more" if len(tried) > _MOST_REASONS else ""
+            said = "; ".join(tried[:_MOST_REASONS]) + more
+            return f"No service with the tag {self.tag!r} could be reached{age}: {said}"
         if self.unusable:
             return (
                 f"No service with the tag {self.tag!r} can be used{age}: "
@@ -150,16 +153,16 @@ class NoServiceAvailable(ServiceRegistryError):
 
 class APIError(ServiceRegistryError):
     """
-    The registry answered with a fault, or anything on the way to it with a 5xx.
+    The registry returned a fault, or a server before it a 5xx.
 
     :ivar status: the HTTP status code.
     :ivar type: the fault's type, such as ``notFoundError``; empty if a 5xx is not a fault of the API.
-    :ivar message: what the registry says went wrong.
-    :ivar details: more of the same.
-    :ivar txnId: the registry's id of the request, for its operators to find it in their logs.
+    :ivar message: the registry's message.
+    :ivar details: the registry's details.
+    :ivar txnId: the registry's id of the request, with which its operators find it in their logs.
     :ivar method: the request's method.
-    :ivar url: the URL that was asked.
-    :ivar doubt: what may be wrong with that URL; empty if nothing looks as if there were another one to be asked.
+    :ivar url: the requested URL.
+    :ivar doubt: what may be wrong with that URL; empty if the response does not suggest anything.
     """
 
     advice = ""
@@ -187,7 +190,7 @@ class APIError(ServiceRegistryError):
         self.doubt = doubt
 
     def _text(self) -> str:
-        asked = f"{self.method} {self.url} was answered with " if self.url else ""
+        asked = f"{self.method} {self.url} returned " if self.url else ""
         said = ": ".join(dict.fromkeys(part for part in (self.message, self.details) if part))
         kind = f" {self.type}" if self.type else ""
         text = f"{asked}{self.status}{kind}" + (f": {said}" if said else "")
@@ -200,38 +203,38 @@ class APIError(ServiceRegistryError):
 
 
 class BadRequest(APIError):
-    """A value that was sent is not valid (400, 413); ``details`` says which and why."""
+    """A value in the request is not valid (400, 413); ``details`` says which and why."""
 
 
 class ServiceExists(APIError):
-    """A service with this id is registered and alive (400)."""
+    """A service with this id is registered (400)."""
 
-    # Read by who has called create(), and beside programs that wait already.
+    # It is shown by create(), which does not wait, and by programs that do.
     advice = (
-        "After a restart, the id is free when the earlier run's heartbeat timeout has passed; register(), "
-        "RegisteredService and the wrapper wait for that. If it is another service, choose another id"
+        "After a restart, wait for the heartbeat timeout, as register(), RegisteredService and the wrapper do. "
+        "If it is another service, use another id"
     )
 
 
 class LimitReached(APIError):
-    """The account may not have more objects of this kind (400)."""
+    """The account has as many objects of this kind as it may have (400)."""
 
     advice = "Remove some, or ask the registry's operator to raise the limit"
 
 
 class RateLimited(APIError):
     """
-    The account has made too many requests (400).
+    The account has sent too many requests (400).
 
-    :ivar retryAfter: seconds until the registry takes requests again, 3600 at most, or ``None`` if it did not say.
+    :ivar retryAfter: seconds until the registry accepts requests again, at most 3600; ``None`` if unknown.
     """
 
     retryAfter: float | None = None
-    advice = "Ask less often, or ask the registry's operator to raise the limit"
+    advice = "Send fewer requests, or ask the registry's operator to raise the limit"
 
 
 class Unauthorized(APIError):
-    """The auth token is not accepted (401), a fresh one neither."""
+    """The registry refused the auth token, and a new one too (401)."""
 
     advice = "Check that the user belongs to this registry"
 
@@ -245,9 +248,9 @@ class NotFound(APIError):
 
 
 class ServerError(APIError):
-    """The registry, or a gateway before it, can't do its work now (any 5xx)."""
+    """The registry, or a gateway before it, is unavailable (any 5xx)."""
 
-    advice = "The request may be tried again later"
+    advice = "Retry later"
 
 
 _BY_TYPE: dict[str, type[APIError]] = {
@@ -266,9 +269,9 @@ _BY_STATUS: dict[int, type[APIError]] = {
 
 def apiErrorFor(status: int, type: str) -> type[APIError]:
     """
-    The class that stands for a fault: by the fault's *type* where that says more than the HTTP *status*.
+    The class of a fault, by its *type* or its HTTP *status*.
 
-    :return: a subclass of :class:`APIError`, or :class:`APIError` itself for a status that means nothing special.
+    :return: a subclass of :class:`APIError`, or :class:`APIError` itself for an unknown status.
     """
     if status == 400 and type in _BY_TYPE:
         return _BY_TYPE[type]
@@ -277,10 +280,10 @@ def apiErrorFor(status: int, type: str) -> type[APIError]:
     return _BY_STATUS.get(status, APIError)
 
 
-#: No response, or none that says anything about the request.
+#: No response, or none that tells the outcome of the request.
 UNKNOWN_OUTCOME = (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError)
 
 
 def isUnknown(error: BaseException | None) -> bool:
-    """Whether it is unknown, after this *error*, if the registry has done what it was asked."""
+    """Whether the outcome of a request is unknown after this *error*."""
     return isinstance(error, UNKNOWN_OUTCOME) and getattr(error, "wasSent", True)

@@ -144,7 +144,7 @@ class ConnectionTests(ClientTestCase):
         for id in ("silence", "body"):
             with self.assertRaises(RequestTimedOut) as caught:
                 await client.services.heartbeat(id, BEAT, timeout=0.1)
-            self.assertIn(f"/services/{id}/heartbeat had no whole answer after 0.1 s", str(caught.exception))
+            self.assertIn(f"/services/{id}/heartbeat timed out after 0.1 s", str(caught.exception))
         await self.until(lambda: not server.open)
 
     async def test_aCutAnswerIsMalformed(self) -> None:

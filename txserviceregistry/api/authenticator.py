@@ -268,7 +268,7 @@ class KeystoneAuthenticator:
         self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)
         if not failure.check(CancelledError, ClientClosed):
             self._log.warn(
-                "The auth token could not be renewed, the old one stays in use: {error}", error=str(failure.value)
+                "Auth token could not be renewed: {error} (the old one stays in use)", error=str(failure.value)
             )
         self._waiting.fire(self._session)
 
@@ -292,11 +292,11 @@ class KeystoneAuthenticator:
             return False
         except Exception:
             # Requests that wait for a token must not wait without end because of it.
-            self._log.failure("The credentials can't be looked up")
+            self._log.failure("Credentials could not be looked up")
             return False
         if found == self._credentials:
             return False
-        self._log.info("The API key of {username} has changed, and the new one is used", username=found.username)
+        self._log.info("API key of user {username} changed; the new one is used", username=found.username)
         self._credentials = found
         self._refusedUntil = 0.0
         return True

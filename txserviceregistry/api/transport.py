@@ -18,7 +18,7 @@ from twisted.web.iweb import IAgent
 
 from ..errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
 from ..http.jsontransport import TIMEOUT, ClientClosed, JSONTransport, shareOf
-from ..http.messages import Lane, Request, Response, WhenLate, segment
+from ..http.messages import NO_REGISTRY, Lane, Request, Response, WhenLate, segment
 from ..util.deferred import cancelWith
 from ..util.faults import faultIn
 from ..util.parsing import parseRetryAfter
@@ -30,7 +30,7 @@ from .session import IAuthenticator, Session, refusesToken
 EVENTS_WAIT = "events-wait"
 #: The extension with which the registry takes many heartbeats in one request.
 HEARTBEATS = "heartbeats"
-# What a registry says of a path that it does not know at all, and not of a service that is not there.
+# The registry's message for a path that it does not have.
 _NO_PAGE = "The page cannot be found"
 _EXTENSIONS = b"X-Service-Registry-Extensions"
 
@@ -197,7 +197,7 @@ class Transport:
 
 @lru_cache(maxsize=8)
 def _namesIn(header: bytes) -> frozenset[str]:
-    """The same few headers come all the time."""
+    """Few different headers come."""
     return frozenset(name for name in re.split(r"[\s,]+", header.decode("utf-8", "replace")) if name)
 
 
@@ -212,12 +212,12 @@ def faultOf(response: Response, sent: object = None, path: str = "") -> Exceptio
     """
     The exception for a response that is not a success: an ``APIError`` for a fault of the API and any 5xx.
 
-    :param sent: the request's body, whose tokens must not come back in a text.
-    :param path: the part of the response's URL that is below the tenant's.
+    :param sent: the request's body, whose tokens are redacted.
+    :param path: the part of the response's URL below the tenant's.
     """
     if response.status < 400:
-        advice = response.redirection("RAXSR_API_URL ([api] url)") or "No registry does that: check the URL"
-        return MalformedResponse(f"{response.method} {response.url} was answered with {response.status}. {advice}")
+        advice = response.redirection("RAXSR_API_URL ([api] url)") or NO_REGISTRY
+        return MalformedResponse(f"{response.method} {response.url} returned {response.status}. {advice}")
     fault = faultIn(response.json, response.status)
     if fault is None and response.status < 500:
         return ForeignResponse(response.status, method=response.method, url=response.url, doubt=response.doubt)
@@ -248,12 +248,12 @@ def _isFault(status: int, headers: Headers, value: object) -> bool:
 
 
 def _doubt(response: Response, path: str, type: str, message: str) -> str:
-    """What may be wrong with the URL of an answer that is no success."""
+    """What may be wrong with the URL of a response that is an error."""
     if not type:
         return response.doubt
     base = response.url.removesuffix(path).rpartition("/")[0]
     if response.status == 404 and message.startswith(_NO_PAGE) and not base.endswith("/v1.0"):
-        return "The URL of a registry ends in /v1.0 as a rule, and this one does not"
+        return "Check the URL: that of a registry usually ends in /v1.0"
     return ""
 
 
@@ -285,7 +285,7 @@ async def pages(
         if marker is None:
             return
         if marker == passed:
-            raise MalformedResponse(f"GET {response.url} names a page before it as its next page")
+            raise MalformedResponse(f"GET {response.url} returned an earlier page as its next page")
         count += 1
         if count & (count - 1) == 0:
             passed = marker

@@ -292,8 +292,8 @@ class JSONTransport:
             if answer.code >= 300:
                 return None
             raise MalformedResponse(
-                f"{request.method} {url} was answered with {answer.code}, but the body is not JSON: "
-                f"is this the URL of {self._name}?"
+                f"{request.method} {url} returned {answer.code}, but the body is not JSON. Check that this is the URL "
+                f"of {self._name}"
             )
 
     def giveUp(self) -> None:
@@ -315,27 +315,27 @@ class JSONTransport:
     def _lateInItsShare(self, request: Request) -> RequestTimedOut:
         stage = stageOf(self._clock, urlsplit(request.url).hostname or "")
         why = f", {stage}. {NAME_SERVER}" if stage else ": the server hangs"
-        return RequestTimedOut(f"{request.asked} had no whole answer in its share of {request.timeout:g} s{why}")
+        return RequestTimedOut(f"{request.asked} timed out in its share of {request.timeout:g} s{why}")
 
     def _explained(self, error: Exception, request: Request) -> ServiceRegistryError:
         """What the failure of an agent means, and what to do."""
         asked, name, why = request.asked, self._name, describeFailure(error)
         if isinstance(error, AgentClosed):
-            return ClientClosed(f"{asked} was not done: this client has been closed")
+            return ClientClosed(f"{asked} failed: this client has been closed")
         if isinstance(error, InsecureConnection):
             return _unsent(f"{asked} failed: can't connect to {name}: {error}")
         if isinstance(error, (ConnectError, DNSLookupError)):
             advice = NAME_SERVER if isinstance(error, ResolvingTimedOut) else "Check that it runs, and the URL"
             return _unsent(f"{asked} failed: can't connect to {name} ({why}). {advice}")
         if isinstance(error, ResponseTooLarge):
-            return MalformedResponse(f"The answer to {asked} is too long ({error})")
+            return MalformedResponse(f"{asked} failed: the response is too long ({error})")
         advice = ""
         if not self._wasAnswered and request.url.startswith("http:"):
             # Servers that want TLS close a connection that is not TLS, most of them without a word.
-            advice = ". If TLS is spoken at that port, its URL begins with https://"
+            advice = ". If the server uses TLS, its URL begins with https://"
         if isinstance(error, ResponseFailed) and not isinstance(error, ResponseNeverReceived):
-            return MalformedResponse(f"The answer to {asked} was cut short, or is no HTTP ({why}){advice}")
-        return ConnectionFailed(f"{asked} failed: {name} gave no answer ({why}){advice}")
+            return MalformedResponse(f"{asked} failed: the response is truncated, or not HTTP ({why}){advice}")
+        return ConnectionFailed(f"{asked} failed: no response from {name} ({why}){advice}")
 
 
 def _unsent(text: str) -> ConnectionFailed:

@@ -29,6 +29,9 @@ WhenLate = Callable[[Failure], float]
 #: The advice for a host name that does not resolve in time.
 NAME_SERVER = "Check this machine's name server"
 
+#: The advice for a response of another program.
+NO_REGISTRY = "Check that this is the URL of a service registry"
+
 # The statuses of a server that serves something else.
 _NO_SUCH_PAGE = frozenset({404, 405, 501})
 
@@ -213,8 +216,8 @@ class Request:
     def _timedOut(self) -> Failure:
         self.leave()
         stage = self.stage(self.url)
-        advice = NAME_SERVER if stage.startswith(RESOLVING) else "The server hangs, or is too slow for this timeout"
-        return Failure(RequestTimedOut(f"{self.asked} had no whole answer after {self.timeout:g} s, {stage}. {advice}"))
+        advice = NAME_SERVER if stage.startswith(RESOLVING) else "The server hangs, or needs a longer timeout"
+        return Failure(RequestTimedOut(f"{self.asked} timed out after {self.timeout:g} s, {stage}. {advice}"))
 
 
 @attrs.define(eq=False)
@@ -241,8 +244,8 @@ class Response:
 
     @property
     def doubt(self) -> str:
-        """A question about the URL, if there is no such page or it does not accept such a request."""
-        return "Is there a service registry at this URL?" if self.status in _NO_SUCH_PAGE else ""
+        """What may be wrong with the URL, if there is no such page or it does not accept such a request."""
+        return NO_REGISTRY if self.status in _NO_SUCH_PAGE else ""
 
     def redirection(self, setting: str) -> str | None:
         """
@@ -278,7 +281,4 @@ class Response:
             return reader(self.json)
         except ValueError as error:
             self.leave()
-            raise MalformedResponse(
-                f"{self.method} {self.url} was answered with {self.status}, but {error}: "
-                "is this the URL of a service registry?"
-            )
+            raise MalformedResponse(f"{self.method} {self.url} returned {self.status}, but {error}. {NO_REGISTRY}")

@@ -165,7 +165,7 @@ class LargeBodyTests(GatewayCase):
             self.assertLess(requests[-1], 100)
             self.assertEqual([line for line in log if "heartbeat" in line and "registered" not in line], log[:1])
             self.assertIn("A batch of", log[0])
-            self.assertIn(f"answered with {status}", log[0])
+            self.assertIn(f"returned {status}", log[0])
             self.assertKept()
             self.tell(f"requests in the last minute, refused with {status}", requests[-1])
         self.tell("services with a timeout of 10 s", len(self.services))

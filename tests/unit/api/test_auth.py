@@ -426,7 +426,7 @@ class AuthenticatorTests(SynchronousTestCase):
             self.problem = answer(status, b"<html>")
             self.clock.advance(1)
             failure = self.failureResultOf(self.authenticator.session(), kind)
-            self.assertTrue(str(failure.value).endswith(". Is there a service registry at this URL?"))
+            self.assertTrue(str(failure.value).endswith(". Check that this is the URL of a service registry"))
 
     def test_aProxysRefusalIsNotTheAuthApis(self) -> None:
         """Credentials count as refused only after a fault of the Auth API, and are sent again soon otherwise."""

@@ -174,15 +174,15 @@ class TransportTests(SynchronousTestCase):
             self.assertEqual(
                 (error.status, error.type, error.message, error.details, error.txnId), (status, type, "m", "d", "t")
             )
-            self.assertIn(f"POST {SERVER}/7/x was answered with {status} {type}: m: d (txnId t)", str(error))
+            self.assertIn(f"POST {SERVER}/7/x returned {status} {type}: m: d (txnId t)", str(error))
 
     def test_aTakenIdIsExplainedToAll(self) -> None:
         """What is said of an id that is taken holds for who has to wait, and for who waits already."""
         body = {"type": "serviceWithThisIdExists", "code": 400, "message": "Service with id web1 already exists."}
         said = str(self.fault(answer(400, body)))
-        self.assertIn("the id is free when the earlier run's heartbeat timeout has passed", said)
-        self.assertIn("register(), RegisteredService and the wrapper wait for that", said)
-        self.assertIn("If it is another service, choose another id", said)
+        self.assertIn("After a restart, wait for the heartbeat timeout", said)
+        self.assertIn("as register(), RegisteredService and the wrapper do", said)
+        self.assertIn("If it is another service, use another id", said)
 
     def test_aPageThatTheRegistryDoesNotHave(self) -> None:
         """The text says when the registry's URL does not end in /v1.0, also if it has /v1.0 in the middle."""
@@ -199,7 +199,7 @@ class TransportTests(SynchronousTestCase):
             transport = Transport(self.agent, self.clock, self.authenticator, lambda _, base=base: [base])
             for path, query in (("/services", None), ("/services/web1", {"limit": 5})):
                 error: Any = self.failureResultOf(transport.request("GET", path, query=query), NotFound).value
-                self.assertEqual("ends in /v1.0 as a rule" in str(error), doubted, str(error))
+                self.assertEqual("usually ends in /v1.0" in str(error), doubted, str(error))
 
     def test_errorsThatAreNoFaultsAreTypedByTheirStatus(self) -> None:
         """A proxy's error page, or JSON of another kind, is an error all the same."""
@@ -236,7 +236,9 @@ class TransportTests(SynchronousTestCase):
                 error = self.fault(answer(status, body))
                 self.assertIs(type(error), ForeignResponse, (status, body))
                 self.assertEqual((error.status, error.method), (status, "POST"))
-                self.assertIn(f"POST {SERVER}/7/x was answered with {status}, but not by the registry", str(error))
+                self.assertIn(
+                    f"POST {SERVER}/7/x returned {status}, but the response is not from the registry", str(error)
+                )
 
     def test_extensionsEndWithTheRegistryThatHadThem(self) -> None:
         """A fault of a registry without extensions says that it has none; a gateway's page says nothing."""
@@ -282,7 +284,10 @@ class TransportTests(SynchronousTestCase):
         """Where something else answers, or the URL lacks its end, the error doubts the URL."""
         page = {"type": "notFoundError", "code": 404, "message": "The page cannot be found."}
         gone = {"type": "notFoundError", "code": 404, "message": "object does not exist"}
-        ask, short = "Is there a service registry at this URL?", "The URL of a registry ends in /v1.0"
+        ask, short = (
+            "Check that this is the URL of a service registry",
+            "Check the URL: that of a registry usually ends",
+        )
         for response, base, kind, doubt in (
             (answer(404, b"<html>"), SERVER, ForeignResponse, ask),
             (answer(501, b"<html>"), SERVER, ServerError, ask),
@@ -298,7 +303,7 @@ class TransportTests(SynchronousTestCase):
             self.assertIs(type(error), kind)
             self.assertTrue(error.doubt.startswith(doubt) if doubt else error.doubt == "", (response.code, base))
             self.assertIn(error.doubt, str(error))
-            self.assertNotIn("may be tried again later" if doubt else ask, str(error))
+            self.assertNotIn("Retry later" if doubt else ask, str(error))
 
     def test_rateLimitsSayWhenToComeBack(self) -> None:
         """retryAfter is what the registry says in seconds, None if it says nothing that is a number."""
@@ -324,9 +329,9 @@ class TransportTests(SynchronousTestCase):
         ):
             error = self.fault(answer(308, Location=location))
             self.assertIsInstance(error, MalformedResponse)
-            self.assertIn(f"was answered with 308. It redirects to {shown}, which is not followed", str(error))
+            self.assertIn(f"returned 308. It redirects to {shown}, which is not followed", str(error))
             self.assertIn("Change the URL: RAXSR_API_URL ([api] url)", str(error))
-        self.assertIn("answered with 304. No registry does that: check the URL", str(self.fault(answer(304))))
+        self.assertIn("returned 304. Check that this is the URL of a service registry", str(self.fault(answer(304))))
 
     def test_aTokenThatComesBackInAFaultIsHidden(self) -> None:
         """A fault that quotes the token which was sent does not show it, in its text or its attributes."""
@@ -339,7 +344,7 @@ class TransportTests(SynchronousTestCase):
         transport = self.transport(lambda sent: answer(200, {"token": 5}))
         response = self.successResultOf(transport.request("GET", "/x"))
         error = self.assertRaises(MalformedResponse, response.read, readToken)
-        self.assertIn("GET http://registry:8880/v1.0/7/x was answered with 200, but token is not a string", str(error))
+        self.assertIn("GET http://registry:8880/v1.0/7/x returned 200, but token is not a string", str(error))
 
     def test_pausesEndWithTheTransport(self) -> None:
         """A pause fires in its time, can be cancelled, and does not outlive the transport."""

@@ -264,7 +264,7 @@ class TryEachTests(BalancingTestCase):
         balancer.directory = FakeDirectory(ready=False)
         result = tryEach(balancer, self.refuse, timeout=5)
         self.clock.advance(5)
-        self.assertIn("not been heard of yet", str(self.failureResultOf(result, NoServiceAvailable).value))
+        self.assertIn("no response from the registry yet", str(self.failureResultOf(result, NoServiceAvailable).value))
 
     def test_cancellingWhileItWaits(self) -> None:
         """Cancelled while it waits for the listing, it leaves nothing behind."""

@@ -186,7 +186,7 @@ class JSONTransportTests(SynchronousTestCase):
         self.assertNoResult(shorter)
         self.clock.advance(0.2)
         text = self.fails(shorter, RequestTimedOut)
-        self.assertIn(f"GET {SERVER}/y had no whole answer after 2.5 s", text)
+        self.assertIn(f"GET {SERVER}/y timed out after 2.5 s", text)
         self.clock.advance(8)
         self.assertIn("after 10 s", self.fails(byDefault, RequestTimedOut))
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -196,7 +196,7 @@ class ExplanationTests(TLSTestCase):
             with self.assertRaises(ServiceRegistryError) as caught:
                 await self.client(url).services.get("web1")
             self.assertIsInstance(caught.exception, (ConnectionFailed, MalformedResponse))
-            self.assertIn("If TLS is spoken at that port, its URL begins with https://", str(caught.exception))
+            self.assertIn("If the server uses TLS, its URL begins with https://", str(caught.exception))
 
     async def test_versions(self) -> None:
         """A server that knows older versions of TLS only."""

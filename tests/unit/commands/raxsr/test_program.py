@@ -81,8 +81,8 @@ class ProgramTests(RaxsrTestCase):
         short = settings.baseUrls[0].removesuffix("/v1.0")
         credentials = ("--username", settings.username, "--api-key", settings.apiKey)
         for url, doubt in (
-            (other, "Is there a service registry at this URL? "),
-            (short, "The URL of a registry ends in /v1.0 as a rule, and this one does not. "),
+            (other, "Check that this is the URL of a service registry. "),
+            (short, "Check the URL: that of a registry usually ends in /v1.0. "),
         ):
             for words in (("services", "list"), ("services", "get", self.prefix)):
                 told = await self.refused(*words, *credentials, environment={"RAXSR_API_URL": url})
