@@ -21,14 +21,15 @@ from .errors import UNKNOWN_OUTCOME, AuthenticationFailed, NotFound, NotRunning,
 from .heartbeats.creation import ServiceCreator
 from .heartbeats.desired import DesiredState, wantsHost
 from .heartbeats.heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
-from .heartbeats.tokenfile import Kept, TokenFile
+from .heartbeats.statefile import StateFile
 from .http.jsontransport import ClientClosed
 from .util.deferred import returnsDeferred, waitFor
 from .util.fields import checkedHealthCheck, checkedId, checkedMetadata, checkedTags, checkedTimeout
-from .util.files import WriteOutage
+from .util.listeners import Listeners
 from .util.logs import Logger
 from .util.parsing import LONGEST_INTERVAL, boundedNumber
 from .util.started import checkRunning
+from .util.waiters import Waiters
 
 if TYPE_CHECKING:
     from .client import Client
@@ -94,28 +95,23 @@ class RegisteredService(Service):
         self._client = client
         self._clock = client.clock
         self._check = checkedHealthCheck(check)
-        self._tokens = TokenFile(os.fspath(state), serviceId) if state is not None else None
-        loss = f"a restart of the program does not go on as service {serviceId}"
-        self._writing = WriteOutage(os.fspath(state or ""), self._log, self._clock, loss)
         self._random = random
         self._heartBeater: HeartBeater | None = None
         self._desired = DesiredState(client.services.desired, serviceId, heartbeatTimeout, payload)
-        self._desired.onChange = self._save
-        self._given = self._desired.fields
-        self._token: str | None = None
-        self._provenToken: str | None = None
-        # The fields that neither an update nor another argument has changed since an earlier process.
-        self._unchanged: frozenset[str] = frozenset()
+        path = None if state is None else os.fspath(state)
+        self._file = StateFile(path, self._desired, self._log, client.clock)
+        self._desired.onChange = self._file.save
         self._ignoreAddress: Callable[[], None] = lambda: None
         self._creator = ServiceCreator(client.services, self._desired, client.services.context.stalls)
         self._leaving: Deferred[None] = succeed(None)
         self._wasRegistered = False
         self._hasSaidWhere = False
-        self._hasToldOfOwner = False
         self._refusal: Failure | None = None
-        self._waiting: list[Deferred[None]] = []
-        self._listeners: list[Callable[[str], None]] = []
-        self._failureListeners: list[Callable[[Exception], None]] = []
+        self._waiters: Waiters[None] = Waiters()
+        self._listeners: Listeners[[str]] = Listeners(self._log, f"the state of service {serviceId}")
+        self._failureListeners: Listeners[[Exception]] = Listeners(
+            self._log, f"failed registrations of service {serviceId}"
+        )
 
     def __repr__(self) -> str:
         return f"<RegisteredService {self.serviceId!r}: {self.state}>"
@@ -154,14 +150,14 @@ class RegisteredService(Service):
         """
         Call *listener* with the new :attr:`state` whenever it changes. Exceptions of a listener are logged.
         """
-        self._listeners.append(listener)
+        self._listeners.add(listener)
 
     def onRegistrationFailure(self, listener: Callable[[Exception], None]) -> None:
         """
         Call *listener* with the reason whenever a try to register has failed; most often another one follows.
         Exceptions of a listener are logged.
         """
-        self._failureListeners.append(listener)
+        self._failureListeners.add(listener)
 
     def whenRegistered(self) -> Deferred[None]:
         """
@@ -178,9 +174,7 @@ class RegisteredService(Service):
         never = self._whyNever()
         if never is not None:
             return fail(never)
-        waiter: Deferred[None] = Deferred(self._waiting.remove)
-        self._waiting.append(waiter)
-        return waiter
+        return self._waiters.wait()
 
     def _whyNever(self) -> Failure | NotRunning | None:
         """Why it will not be registered without another start; ``None`` if it is, or may be."""
@@ -231,7 +225,8 @@ class RegisteredService(Service):
             return
         Service.startService(self)
         self._refusal = None
-        self._hasSaidWhere = self._hasToldOfOwner = False
+        self._hasSaidWhere = False
+        self._file.open()
         self._heartBeater = heartBeater = HeartBeater(
             self._client.services,
             self.serviceId,
@@ -240,13 +235,13 @@ class RegisteredService(Service):
             register=self._register,
             check=self._check,
             context=self._client.services.context,
-            keep=None if self._tokens is None else self._keep,
+            keep=self._file.keep if self._file.hasFile else None,
             random=self._random,
         )
         heartBeater.onStateChange(self._stateChanged)
         self._desired.open(heartBeater)
         self._ignoreAddress = self._client.onLocalAddress(self._moved)
-        self._tell(REGISTERING)
+        self._listeners.call(REGISTERING)
         heartBeater.start()
         heartBeater.whenStopped().addErrback(self._refused)
 
@@ -270,14 +265,15 @@ class RegisteredService(Service):
         """
         Service.stopService(self)
         heartBeater, self._heartBeater = self._heartBeater, None
+        self._file.close()
         if heartBeater is None:
             return
         heartBeater.stop()
         self._creator.abandon()
         self._creator.mayExist = False
         self._endUpdates()
-        self._releaseState()
-        self._failWaiting(self._ended())
+        self._file.release()
+        self._waiters.fire(self._ended())
 
     def drain(self, seconds: float) -> Deferred[None]:
         """
@@ -294,10 +290,8 @@ class RegisteredService(Service):
 
     def _stateChanged(self, state: str) -> None:
         if state == REGISTERED:
-            waiting, self._waiting = self._waiting, []
-            for waiter in waiting:
-                waiter.callback(None)
-        self._tell(state)
+            self._waiters.fire(None)
+        self._listeners.call(state)
         if state == REGISTERED and not self._hasSaidWhere:
             self._hasSaidWhere = True
             settings = self._client.settings
@@ -305,25 +299,10 @@ class RegisteredService(Service):
                 REGISTERED_AT, serviceId=self.serviceId, url=", ".join(settings.baseUrls or settings.authUrls)
             )
 
-    def _tell(self, state: str) -> None:
-        self._callAll(self._listeners, state)
-
-    def _callAll(self, listeners: Sequence[Callable[[Any], None]], news: Any) -> None:
-        for listener in list(listeners):
-            try:
-                listener(news)
-            except Exception:
-                self._log.failure("A listener to service {serviceId} failed", serviceId=self.serviceId)
-
     def _refused(self, failure: Failure) -> None:
         self._refusal = failure
-        self._failWaiting(failure)
+        self._waiters.fire(failure)
         self._desired.close(failure)
-
-    def _failWaiting(self, failure: Failure) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.errback(failure)
 
     # -- registering
 
@@ -335,7 +314,7 @@ class RegisteredService(Service):
         except CancelledError:
             raise
         except Exception as error:
-            self._callAll(self._failureListeners, error)
+            self._failureListeners.call(error)
             raise
 
     async def _registerOnce(self) -> str:
@@ -345,45 +324,19 @@ class RegisteredService(Service):
             # ours.
             self._wasRegistered = False
             self._creator.mayExist = self._heartBeater is not None and self._heartBeater.hadNoToken
-        kept = self._kept()
-        if kept is not None:
-            self._restore(kept)
-        token = await self._resume(kept)
+        token = await self._resume(self._file.restore())
         if token is None:
             await self._findHost()
             token = await self._creator.create()
-            self._keep(token)
+            self._file.keep(token)
         else:
-            self._save()
+            self._file.save()
         self._wasRegistered = self._creator.mayExist = True
         return token
 
-    def _restore(self, kept: Kept) -> None:
-        """Adopt the updates of an earlier process, except of fields whose arguments have changed since."""
-        if self._desired.fields is not self._given:
-            return
-        same = {name for name, value in self._given.items() if kept.given.get(name) == value}
-        self._unchanged = frozenset(same - kept.updated.keys())
-        self._desired.change(
-            {name: value for name, value in self._desired.understood(kept.updated).items() if name in same}
-        )
-
-    def _adopt(self, found: Mapping[str, Any]) -> None:
-        """Adopt the updates that the service has in the registry, of fields that this program did not change."""
-        metadata = found["metadata"]
-        if wantsHost(self._given["metadata"]):
-            metadata = {name: value for name, value in metadata.items() if name != "host"}
-        fields = {**found, "metadata": metadata}
-        self._desired.change(
-            {name: fields[name] for name in self._unchanged if fields[name] != self._desired.fields[name]}
-        )
-        self._unchanged = frozenset()
-
-    async def _resume(self, kept: Kept | None) -> str | None:
+    async def _resume(self, tokens: Sequence[str]) -> str | None:
         """Continue the service of an earlier process, if it has not expired."""
-        if kept is None or not kept.tokens:
-            return None
-        for presented in kept.tokens:
+        for presented in tokens:
             try:
                 answer = await self._client.services.heartbeat(self.serviceId, presented)
                 break
@@ -391,19 +344,20 @@ class RegisteredService(Service):
                 if isinstance(error, UNKNOWN_OUTCOME):
                     raise
                 if not refusesToken(error):
-                    self._forgetToken()
+                    self._file.forgetToken()
                     return None
         else:
-            self._forgetToken()
+            if tokens:
+                self._file.forgetToken()
             return None
         token: str = answer["token"]
         self._creator.mayExist = True
-        self._keep(token, presented)
+        self._file.keep(token, presented)
         if self._heartBeater is not None:
             self._heartBeater.proveToken(presented)
         await self._findHost()
         found = await self._client.services.get(self.serviceId)
-        self._adopt(found)
+        self._file.adopt(found)
         self._desired.resumed(found)
         while self._desired.isDirty:
             await self._desired.push()
@@ -429,67 +383,11 @@ class RegisteredService(Service):
             host=host,
         )
 
-    # -- the state file
-
-    def _claimed(self) -> TokenFile | None:
-        """
-        The state file, if there is one and this process owns it.
-
-        :raises OSError: if it can't be locked or created.
-        """
-        if self._tokens is None or self._heartBeater is None:
-            return None
-        if self._tokens.claim():
-            return self._tokens
-        if not self._hasToldOfOwner:
-            self._hasToldOfOwner = True
-            self._log.warn(
-                "Service {serviceId} runs without its state file {path} while another process uses it: a process that "
-                "replaces that one waits until the id is free; processes that run side by side need a file each",
-                serviceId=self.serviceId,
-                path=self._tokens.path,
-            )
-        return None
-
-    def _kept(self) -> Kept | None:
-        try:
-            tokens = self._claimed()
-        except OSError:
-            # Logged when there is a token to keep.
-            return None
-        return None if tokens is None else tokens.load()
-
-    def _keep(self, token: str, proven: str | None = None) -> None:
-        self._token = token
-        self._provenToken = proven
-        self._save()
-
-    def _save(self) -> None:
-        try:
-            tokens = self._claimed()
-            if tokens is None:
-                return
-            fields, given = self._desired.fields, self._given
-            updated = {name: value for name, value in fields.items() if value != given[name]}
-            tokens.save(Kept(self._token, given, updated, self._provenToken))
-        except OSError as error:
-            self._writing.notWritten(error)
-        else:
-            self._writing.succeeded()
-
-    def _forgetToken(self) -> None:
-        self._token = self._provenToken = None
-        if self._tokens is not None and self._tokens.isOurs:
-            self._tokens.remove()
-
-    def _releaseState(self) -> None:
-        if self._tokens is not None:
-            self._tokens.release()
-
     # -- leaving
 
     def _leave(self) -> Deferred[None]:
         heartBeater, self._heartBeater = self._heartBeater, None
+        self._file.close()
         if heartBeater is not None:
             self._leaving = self._depart(heartBeater).addTimeout(_LONGEST_LEAVE, self._clock).addErrback(self._stayed)
         return waitFor(self._leaving)
@@ -499,12 +397,12 @@ class RegisteredService(Service):
         try:
             await self._removeIt(heartBeater)
         finally:
-            self._releaseState()
+            self._file.release()
 
     async def _removeIt(self, heartBeater: HeartBeater) -> None:
         await heartBeater.stop()
         self._endUpdates()
-        self._failWaiting(self._ended())
+        self._waiters.fire(self._ended())
         if self._creator.underWay is not None:
             await waitFor(self._creator.underWay).addErrback(lambda _: None)
         self._creator.endLate()
@@ -521,7 +419,7 @@ class RegisteredService(Service):
             except Exception as error:
                 self._log.debug("Removing service {id} failed: {error}", id=self.serviceId, error=type(error).__name__)
                 await deferLater(self._clock, _LEAVE_RETRY, lambda: None)
-        self._forgetToken()
+        self._file.forgetToken()
 
     def _endUpdates(self) -> None:
         self._ignoreAddress()
