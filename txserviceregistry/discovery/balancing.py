@@ -56,13 +56,8 @@ class Balancer:
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
-        :param directory: knows the services.
-        :param tag: which services.
-        :param clock: tells the time for outlier ejection.
         :param strategy: a strategy's name, or a strategy that only this balancer uses.
-        :param near: our own ``region`` and ``zone``, to prefer instances whose metadata have the same.
-        :param random: gives numbers from 0 to 1 to a strategy that is given by name.
-        :raises ValueError: if there is no such strategy, or *near* has other keys.
+        :raises ValueError: if there is no such strategy, or *near* has keys other than ``region`` and ``zone``.
         """
         self.tag = tag
         self.directory = directory
@@ -72,9 +67,9 @@ class Balancer:
         if len(self._near) != len(near or ()):
             raise ValueError(f"near takes {' and '.join(_AREAS)} only, not {', '.join(near or ())}")
         self.ejections = Ejections(clock)
-        self._version: int | None = None
+        # The directory's version and the ejections' epoch of the last refresh.
+        self._state = (-1, -1)
         self._services: Sequence[Service] | None = None
-        self._epoch = -1
         self._read: dict[str, tuple[Service, Instance | None]] = {}
         self._tiers: list[list[Instance]] = []
         self._first: list[Instance] = []
@@ -93,17 +88,9 @@ class Balancer:
         :param tried: keys of instances that are not to be picked.
         :return: an instance, or ``None`` if there is no other one.
         """
-        if self.directory.version != self._version or self.ejections.currentEpoch() != self._epoch:
-            self._refresh()
+        self._refresh()
         if not tried and self._first:
             return self.strategy.pick(self._first)
-        return self._pickElsewhere(tried)
-
-    def unavailable(self, reasons: Mapping[str, BaseException] | None = None) -> NoServiceAvailable:
-        """The error for a tag without an instance, or without one that could be reached."""
-        return NoServiceAvailable(self.tag, self.directory.stale, reasons, self.unusable)
-
-    def _pickElsewhere(self, tried: Collection[Key]) -> Instance | None:
         left = [[one for one in tier if one.key not in tried] for tier in self._tiers]
         for tier in left:
             fit = [one for one in tier if not self.ejections.isEjected(one)]
@@ -111,21 +98,22 @@ class Balancer:
                 return self.strategy.pick(fit)
         return min((one for tier in left for one in tier), key=self.ejections.lastFailure, default=None)
 
+    def unavailable(self, reasons: Mapping[str, BaseException] | None = None) -> NoServiceAvailable:
+        """The error for a tag without an instance, or without one that could be reached."""
+        return NoServiceAvailable(self.tag, self.directory.stale, reasons, self.unusable)
+
     def _refresh(self) -> None:
-        version = self.directory.version
-        if version != self._version:
-            self._version = version
-            services = self.directory.forTag(self.tag)
-            # The same tuple means the same services: the change was one of another tag.
-            if services is not self._services or not isinstance(services, tuple):
-                self._services = services
-                self._readAll(services)
-        self._epoch = self.ejections.currentEpoch()
-        self._first = []
-        for tier in self._tiers:
-            self._first = [one for one in tier if not self.ejections.isEjected(one)]
-            if self._first:
-                break
+        state = (self.directory.version, self.ejections.currentEpoch())
+        if state == self._state:
+            return
+        services = self.directory.forTag(self.tag)
+        # The same tuple means the same services: the change was one of another tag.
+        if services is not self._services or not isinstance(services, tuple):
+            self._services = services
+            self._readAll(services)
+        self._state = state
+        healthy = ([one for one in tier if not self.ejections.isEjected(one)] for tier in self._tiers)
+        self._first = next(filter(None, healthy), [])
 
     def _readAll(self, services: Sequence[Service]) -> None:
         before, self._read = self._read, {}

@@ -32,16 +32,13 @@ class Ejections:
 
     An instance is ejected for a second, after its next failure in a row for two, then four, up to a minute. A success
     ends the row.
-
-    :param clock: tells the time.
-    :ivar epoch: grows when an instance is ejected or may be picked again.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._failures: dict[Key, _Failures] = {}
         self._nextEnd = math.inf
-        self.epoch = 0
+        self._epoch = 0
 
     def failed(self, instance: Instance) -> None:
         """*instance* could not be connected to."""
@@ -54,20 +51,20 @@ class Ejections:
             count += 1
         self._failures[instance.key] = _Failures(count, now, end)
         self._nextEnd = min(self._nextEnd, end)
-        self.epoch += 1
+        self._epoch += 1
 
     def succeeded(self, instance: Instance) -> None:
         """*instance* could be connected to."""
         if self._failures.pop(instance.key, None) is not None:
-            self.epoch += 1
+            self._epoch += 1
 
     def currentEpoch(self) -> int:
-        """The :attr:`epoch`, after ejections that have ended by now."""
+        """A number that grows whenever an instance is ejected or may be picked again."""
         now = self._clock.seconds()
         if now >= self._nextEnd:
-            self.epoch += 1
+            self._epoch += 1
             self._nextEnd = min((one.end for one in self._failures.values() if one.end > now), default=math.inf)
-        return self.epoch
+        return self._epoch
 
     def isEjected(self, instance: Instance) -> bool:
         """Whether *instance* is not to be picked."""

@@ -28,6 +28,7 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.components import proxyForInterface
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
@@ -51,11 +52,7 @@ _SHORTEST_TIMEOUT = 0.001
 
 
 def checkedConnectTimeout(timeout: object) -> float:
-    """
-    The timeout of an argument or an endpoint string, in seconds.
-
-    :raises ValueError: if it is not a number from 0.001 to a hundred years.
-    """
+    """The timeout of an argument or an endpoint string, in seconds; raises ValueError if it is not valid."""
     try:
         return boundedNumber(timeout, _SHORTEST_TIMEOUT, LONGEST_INTERVAL)
     except ValueError as error:
@@ -93,21 +90,14 @@ class WatchedProtocol(Protocol):
         return getattr(self.wrapped, name)
 
 
-@implementer(IProtocolFactory)
-class _WatchingFactory:
+class _WatchingFactory(proxyForInterface(IProtocolFactory, "_wrapped")):  # type: ignore[misc] # made by Twisted
     def __init__(self, wrapped: IProtocolFactory, lost: Callable[[], None]) -> None:
-        self._wrapped = wrapped
+        super().__init__(wrapped)
         self._lost = lost
 
     def buildProtocol(self, addr: IAddress) -> WatchedProtocol | None:
         protocol = self._wrapped.buildProtocol(addr)
         return None if protocol is None else WatchedProtocol(protocol, self._lost)
-
-    def doStart(self) -> None:
-        self._wrapped.doStart()
-
-    def doStop(self) -> None:
-        self._wrapped.doStop()
 
 
 @implementer(IStreamClientEndpoint)

@@ -85,17 +85,12 @@ class ItemQueue(Generic[_T]):
 
 
 class Items(AsyncIterator[_T]):
-    """
-    The iterator over a queue.
+    """The iterator over a queue; *forget* are functions that make the source forget the queue."""
 
-    :param check: see :meth:`ItemQueue.next`.
-    :param registrations: functions that make the source forget the queue.
-    """
-
-    def __init__(self, queue: ItemQueue[_T], check: Callable[[], None], *registrations: Callable[[], None]) -> None:
+    def __init__(self, queue: ItemQueue[_T], check: Callable[[], None], *forget: Callable[[], None]) -> None:
         self._queue = queue
         self._check = check
-        self._registrations = registrations
+        self._forget = forget
 
     async def __anext__(self) -> _T:
         return await self._queue.next(self._check)
@@ -108,7 +103,7 @@ class Items(AsyncIterator[_T]):
         self._close()
 
     def _close(self) -> None:
-        for forget in self._registrations:
+        for forget in self._forget:
             forget()
         self._queue.close()
 

@@ -23,12 +23,7 @@ _log = Logger()
 
 
 class Reference:
-    """
-    A reference to what is shared, from :func:`acquire` to :meth:`release`.
-
-    :ivar client: the :class:`~txserviceregistry.Client`.
-    :ivar directory: the directory of all services, if this was acquired with it.
-    """
+    """A reference to the client, and to the directory if it was acquired with that, until :meth:`release`."""
 
     def __init__(self, shared: _Shared, directory: Directory | None) -> None:
         self.client = shared.client
@@ -171,10 +166,8 @@ _reactors: WeakKeyDictionary[Any, _OnReactor] = WeakKeyDictionary()
 
 def acquire(reactor: Any, *, hasDirectory: bool = False) -> Reference:
     """
-    Refer to the shared client of the registry that the settings of this machine name, and to its directory.
+    Refer to the shared client of the registry that the settings name, and to its directory if that is needed too.
 
-    :param reactor: the reactor.
-    :param hasDirectory: whether the directory is needed too.
     :raises InvalidSettings: if a setting can't be used, or there are no credentials.
     """
     settings = readSettings()

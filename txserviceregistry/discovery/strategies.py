@@ -15,17 +15,10 @@ from .instances import Instance, Key
 
 
 class IStrategy(Interface):
-    """
-    Picks one of several instances. One strategy serves one balancer.
-    """
+    """Picks one of several instances. One strategy serves one balancer."""
 
     def pick(candidates: Sequence[Instance]) -> Instance:
-        """
-        The next one.
-
-        :param candidates: at least one instance, sorted by id. As long as nothing has changed it is the same object, so
-            that results about it can be kept.
-        """
+        """The next one of *candidates*, sorted by id; as long as nothing has changed they are the same object."""
 
     def began(instance: Instance) -> None:
         """A use of *instance* begins: a connection or a request. Follows each :meth:`pick`."""

@@ -38,16 +38,11 @@ _LONGEST_RETRY = 10.0
 
 
 class Subscriber(Service):
-    """
-    A service that reads the event feed, step by step, and retries what fails.
-
-    :cvar what: what it has, for the log.
-    :cvar outageBegins: the log line when it fails, with ``{what}`` and ``{reason}``.
-    :cvar outageEnds: the log line when it succeeds again, with ``{what}`` and ``{seconds}``.
-    :cvar fileLoss: the consequence of a file that can't be written, as a clause.
-    """
+    """A service that reads the event feed, step by step, and retries what fails."""
 
     _log = Logger()
+    # For the log: what it has; the lines when it fails and succeeds again, see Outage; the consequence of a file that
+    # can't be written, as a clause.
     what = ""
     outageBegins = ""
     outageEnds = ""
@@ -81,11 +76,7 @@ class Subscriber(Service):
         raise NotImplementedError
 
     async def _step(self, run: BackgroundTask) -> None:
-        """
-        Make the next request, and do what follows from the response.
-
-        :raises StaleCursor: if the feed no longer has the position.
-        """
+        """The next request and its consequences; raises StaleCursor if the feed no longer has the position."""
         raise NotImplementedError
 
     def _positionLost(self) -> None:
@@ -179,11 +170,7 @@ class Subscriber(Service):
             self._writeOutage.succeeded()
 
     def _readFile(self, parse: Callable[[Any], _T]) -> _T | None:
-        """
-        What *parse* makes of the file; ``None`` without a valid file.
-
-        :param parse: is given the JSON. Raises an error if that is not valid, for example a KeyError.
-        """
+        """What *parse* makes of the JSON in the file; ``None`` if there is no file, or *parse* raises an error."""
         if self._path is None:
             return None
         try:

@@ -17,14 +17,7 @@ SCHEMES = {b"registry": b"http", b"registrys": b"https"}
 
 @attrs.frozen
 class Target:
-    """
-    A tag, and what is requested of its instances.
-
-    :ivar scheme: ``registry`` or ``registrys``.
-    :ivar netloc: the tag, as it is in the URI.
-    :ivar tag: the tag.
-    :ivar path: the path, with the query.
-    """
+    """A tag, also as it is quoted in the URI (*netloc*), and the path with the query."""
 
     scheme: bytes
     netloc: bytes
@@ -33,12 +26,7 @@ class Target:
 
     @classmethod
     def read(cls, uri: bytes) -> Target | None:
-        """
-        The target of a URI.
-
-        :return: ``None`` if it has another scheme.
-        :raises ValueError: if it has no tag, or more than a tag.
-        """
+        """The target of a URI, ``None`` if it has another scheme; raises ValueError if the tag is not valid."""
         scheme, _, rest = uri.partition(b"://")
         if scheme not in SCHEMES:
             return None

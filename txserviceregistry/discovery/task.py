@@ -1,5 +1,5 @@
 """
-Run: background work from its start to its stop, whenever the stop comes.
+BackgroundTask: background work from its start to its stop.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from ..util.deferred import waitFor
 
 class BackgroundTask:
     """
-    One run of a coroutine that goes on until it is stopped.
+    One run of a coroutine until it is stopped.
 
-    A coroutine that is not waiting for anything can't be cancelled: when a listener that it calls stops it, that is
-    found in :attr:`isStopping` once the listener has returned.
+    A coroutine that is not waiting for anything can't be cancelled. When a listener that it calls stops it, the
+    coroutine finds that in :attr:`isStopping` after the listener has returned.
 
     :param previous: a run that was stopped and may not be over yet; this one waits for its end.
-    :ivar isStopping: whether it was stopped. The work looks at it after each :meth:`callingOut`, and whenever something
-        it waited for has failed.
+    :ivar isStopping: whether it was stopped. The work checks it after each :meth:`callingOut`, and after each failure.
     """
 
     def __init__(self, previous: BackgroundTask | None = None) -> None:
@@ -34,14 +33,10 @@ class BackgroundTask:
         self._callsOut = 0
 
     def begin(self, work: Callable[[BackgroundTask], Coroutine[Deferred[Any], Any, None]]) -> Deferred[None]:
-        """
-        Do it.
-
-        :return: fires when the work is over; fails if it failed in a way that stopping it does not explain.
-        """
+        """Start the work; fires when it is over, and fails if it failed for another reason than a stop."""
         self._work = Deferred.fromCoroutine(self._go(work))
         if self.isStopping:
-            # It was stopped before anybody knew what there was to cancel.
+            # It was stopped before there was something to cancel.
             self._work.cancel()
 
         def over(result: Failure | None) -> Failure | None:
@@ -61,7 +56,7 @@ class BackgroundTask:
 
     @contextmanager
     def callingOut(self) -> Iterator[None]:
-        """A context in which foreign code is called, which may stop the run."""
+        """A context in which listeners are called, which may stop the run."""
         self._callsOut += 1
         try:
             yield
@@ -69,12 +64,7 @@ class BackgroundTask:
             self._callsOut -= 1
 
     def stop(self, *, patiently: bool = False) -> Deferred[None]:
-        """
-        End it.
-
-        :param patiently: do not cancel what it waits for.
-        :return: fires when it is over.
-        """
+        """End it, *patiently* if what it waits for is not to be cancelled; fires when it is over."""
         self.isStopping = True
         if not patiently and self._work is not None and not self._callsOut:
             self._work.cancel()

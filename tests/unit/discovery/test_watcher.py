@@ -103,8 +103,8 @@ class WatcherTests(SynchronousTestCase):
         self.addCleanup(lambda: self.successResultOf(watcher.stopService()))
         self.assertEqual(dict(watcher), {"/production/www/workers": "5"})
 
-    def test_dataLostInSilence(self) -> None:
-        """A registry that has lost its data, and has no events to show it by, is found out within a minute."""
+    def test_dataLostWithoutEvents(self) -> None:
+        """If a registry without events loses its data, that is seen within a minute."""
         self.set("/production/www/workers", "4")
         self.fake.advance(4000)
         watcher = self.watcher()
