@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from itertools import count
 
 from tests.system.commands.raxsr.raxsrcase import RaxsrProcessTestCase
@@ -82,31 +81,3 @@ class EventsTests(RaxsrProcessTestCase):
         keys = [json.loads(line)["payload"]["configuration_value_id"] for line in follower.output.splitlines()]
         self.assertEqual(keys, ["first", "second"])
         self.assertEqual(len(follower.errors.splitlines()), 2, follower.errors)
-
-    async def test_followsThroughAChangedKey(self) -> None:
-        """A key that is changed ends nothing, also when the file with the new one comes later."""
-        registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1")
-        await registry.says("Credentials")
-        new = os.path.join(self.dataDir, "raxrc")
-        own = os.path.join(self.home, "raxrc")
-        shutil.copy(new, own)
-        self.settings = {"RAXSR_RAXRC": own}
-        await self.client().configuration.set("first", "1")
-        [event] = (await self.good("events", "list", "-f", "json")).json
-        follower = self.started("events", "follow", "--since", event["id"], "-f", "json")
-        await follower.says("first")
-        users = self.spawn("service-registry-users", "--data-dir", self.dataDir, "rotate", "local")
-        await users.ended
-        self.assertEqual(users.exitCode, 0, users.errors)
-        self.settings = {"RAXSR_RAXRC": new}
-        client = self.client()
-
-        async def lost() -> bool:
-            # Its request ends with the next event, and then its token is looked at.
-            await client.configuration.set("second", "2")
-            return "registry unreachable" in follower.errors
-
-        await self.until(lost)
-        shutil.copy(new, own)
-        await follower.says("registry reachable again")
-        await follower.says("second")

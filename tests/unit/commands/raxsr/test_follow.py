@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -12,6 +13,7 @@ from tests.fakeagent import Proxy
 from txserviceregistry import Client
 from txserviceregistry.commands.raxsr.follow import follow
 from txserviceregistry.errors import BadRequest
+from txserviceregistry.settings import readSettings
 from txserviceregistry.testing import FakeRegistry
 
 
@@ -154,3 +156,28 @@ class FollowTests(SynchronousTestCase):
         new = self.happen()
         self.fake.advance(1)
         self.assertEqual(self.values(), [new])
+
+    def test_aChangedKey(self) -> None:
+        """A key that is changed ends nothing, also when the file with the new one comes later."""
+        raxrc = Path(self.mktemp())
+
+        def write() -> None:
+            raxrc.write_text(
+                f"[credentials]\nusername = {self.fake.username}\napi_key = {self.fake.apiKey}\n"
+                f"[api]\nurl = {self.fake.url}\n"
+            )
+
+        write()
+        settings = readSettings(environ={"RAXSR_RAXRC": str(raxrc), "HOME": self.mktemp()})
+        following = self.follow(Client(settings=settings, agent=self.fake.agent, reactor=self.fake.clock))
+        self.fake.apiKey = "another"
+        self.fake.restart(keepData=False)
+        self.fake.advance(60)
+        self.assertEqual([note.partition(":")[0] for note in self.notes], ["registry unreachable, retrying"])
+        self.other = self.fake.client()
+        new = self.happen()
+        write()
+        self.fake.advance(10)
+        self.assertEqual(self.values(), [new])
+        self.assertIn("registry reachable again", self.notes[-1])
+        self.assertNoResult(following)
