@@ -22,19 +22,12 @@ _OPTIONS = {
 def settingsOf(given: Mapping[str, str | None]) -> Settings:
     """
     :param given: the values of options, by the names that the settings have for them.
-    :raises InvalidSettings: if a setting can't be used, or there are no credentials. Its text names the options.
+    :raises InvalidSettings: if a setting is wrong, or there are no credentials. Its text names the options.
     """
     try:
-        return readSettings(
-            username=given.get("username"),
-            apiKey=given.get("apiKey"),
-            baseUrl=given.get("baseUrl"),
-            authUrl=given.get("authUrl"),
-            region=given.get("region"),
-        )
+        return readSettings(**{name: given.get(name) for name in _OPTIONS})
     except InvalidSettings as error:
-        text = inOptions(str(error)).replace("Give username and apiKey", "Give --username and --api-key")
-        raise InvalidSettings(text) from None
+        raise InvalidSettings(inOptions(str(error))) from None
 
 
 def inOptions(text: str) -> str:

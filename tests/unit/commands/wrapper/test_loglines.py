@@ -46,6 +46,20 @@ class LogLinesTests(SynchronousTestCase):
         self.assertEqual(len(self.written), 2, self.written)
         self.assertIn("Heartbeats for service web1 succeed again", self.written[1])
 
+    def test_refusedCredentials(self) -> None:
+        """The wrapper's own line about them is the only one, however long the key stays wrong."""
+        client = self.fake.client(apiKey="not-the-key")
+        failures: list[str] = []
+        service = RegisteredService(client, "web1", 10)
+        service.onRegistrationFailure(lambda error: failures.append(str(error)))
+        service.startService()
+        self.addCleanup(service.abandon)
+        self.lines.tell(f"{failures[0]}. The command is started unregistered")
+        self.lines.startIsOver()
+        self.fake.advance(600)
+        self.assertEqual(len(self.written), 1, self.written)
+        self.assertNotIn("not-the-key", self.written[0])
+
     def test_anOutageLater(self) -> None:
         """There is a line when heartbeats begin to fail, and one when they succeed again."""
         self.service()

@@ -47,7 +47,7 @@ class WrapperOrderTests(SynchronousTestCase):
         self.said: list[str] = []
 
     def wrapper(self, *arguments: str, command: str = sys.executable) -> Deferred[int]:
-        options = Options()
+        options = self.options = Options()
         options.parseOptions(["--id=web1", "--interval=10", *arguments, command])
         self.wrapped = Wrapper(
             self.fake.clock,
@@ -100,6 +100,30 @@ class WrapperOrderTests(SynchronousTestCase):
 
     # -- the start
 
+    def test_registersWhatItIsGiven(self) -> None:
+        """Tags, metadata and interval are those of the options, which may be repeated."""
+        words = ["--tags=api,www", "--tags=x", "--interval=20", "--metadata=port=8000,host=localhost,is_public=true"]
+        code = self.wrapper(*words, r"--metadata=url=http://h/?a=b\,c")
+        service = self.successResultOf(self.other.services.get("web1"))
+        self.assertEqual((service["tags"], service["heartbeat_timeout"]), (["api", "www", "x"], 20))
+        self.assertEqual(
+            service["metadata"], {"port": "8000", "host": "localhost", "is_public": "true", "url": "http://h/?a=b,c"}
+        )
+        self.ended(code, 0)
+
+    def test_theOriginalsOptions(self) -> None:
+        """The command line of Rackspace's wrapper works as it stands."""
+        words = ["-i", "original", "-t", "api,www", "-m", "port=8000,host=h", "--heartbeat-timeout", "21"]
+        words += ["--session-metadata", "a=b", "--username", "joe", "--api-key", "secret"]
+        code = self.wrapper(*words, "--abort-on-failure")
+        service = self.successResultOf(self.other.services.get("original"))
+        self.assertEqual((service["tags"], service["metadata"]), (["api", "www"], {"port": "8000", "host": "h"}))
+        self.assertEqual(service["heartbeat_timeout"], 21)
+        self.assertEqual(self.options.credentials, {"username": "joe", "apiKey": "secret"})
+        [warning] = self.options.warnings
+        self.assertIn("--session-metadata is ignored", warning)
+        self.ended(code, 0)
+
     def test_registersThenStarts(self) -> None:
         """When the command starts, it is registered."""
         code = self.wrapper()
@@ -131,13 +155,15 @@ class WrapperOrderTests(SynchronousTestCase):
 
     def test_startsAllTheSameWhenItIsRefused(self) -> None:
         """A wrong key, or no settings at all, is told, and no reason not to run."""
-        for settings in (self.fake.client(apiKey="wrong").settings, InvalidSettings("There is no username")):
+        for settings in (self.fake.client(apiKey="not-the-key").settings, InvalidSettings("There is no username")):
             self.settings = settings
             self.child = None
             self.said.clear()
             code = self.wrapper()
             self.running()
-            self.assertEqual(len(self.said), 1)
+            [line] = self.said
+            self.assertIn("started unregistered", line)
+            self.assertNotIn("not-the-key", line)
             self.ended(code, 0)
 
     def test_aSignalBeforeTheStartEndsIt(self) -> None:
@@ -246,13 +272,24 @@ class WrapperOrderTests(SynchronousTestCase):
 
     # -- the end
 
-    def test_theServiceIsLeftToItsTimeout(self) -> None:
-        """Whatever the command ended with, the registry hears nothing of it."""
+    def test_theServiceExpires(self) -> None:
+        """Whatever the command ended with, no request is sent; the exit code is the command's, or 128 + N."""
+        for number in (0, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
+            code = self.wrapper()
+            if number:
+                self.wrapped.signalled(number, False)
+            self.assertEqual(self.ended(code, number or ENDED_WITH_1), 128 + number if number else 1)
+            self.fake.advance(11)
+        self.assertEqual(self.eventTypes(), ["service.join", "service.timeout"] * 6)
+
+    def test_aCommandMayIgnoreSIGTERM(self) -> None:
+        """It goes on, registered, for as long as it likes."""
         code = self.wrapper()
         self.wrapped.signalled(signal.SIGTERM, False)
-        self.assertEqual(self.ended(code, DIED_OF_TERM), 143)
-        self.fake.advance(11)
-        self.assertEqual(self.eventTypes(), ["service.join", "service.timeout"])
+        self.fake.advance(600)
+        self.assertNoResult(code)
+        self.assertEqual(self.listed(), ["web1"])
+        self.assertEqual(self.ended(code, 3 << 8), 3)
 
     def deregistered(self, status: int, *signals: int, typed: bool = False) -> tuple[int, bool]:
         code = self.wrapper("--deregister")
