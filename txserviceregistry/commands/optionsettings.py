@@ -5,6 +5,7 @@ Settings whose first source is a program's options.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ..errors import InvalidSettings
 from ..settings import Settings, readSettings
@@ -24,8 +25,9 @@ def settingsOf(given: Mapping[str, str | None]) -> Settings:
     :param given: the values of options, by the names that the settings have for them.
     :raises InvalidSettings: if a setting is wrong, or there are no credentials. Its text names the options.
     """
+    arguments: dict[str, Any] = {name: given.get(name) for name in _OPTIONS}
     try:
-        return readSettings(**{name: given.get(name) for name in _OPTIONS})
+        return readSettings(**arguments)
     except InvalidSettings as error:
         raise InvalidSettings(inOptions(str(error))) from None
 

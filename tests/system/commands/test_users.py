@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Sequence
 
 from tests.inprocess import Ended
 from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.processes import Child, ProcessTestCase
-from tests.unit.commands.test_users import ANY_PORT, Users
-from txserviceregistry.errors import AuthenticationFailed
+from tests.unit.commands.test_users import ANY_PORT, Users, UsersCase, reactor
+from txserviceregistry.registry.stores.etcd.store import EtcdStore
 
 # The program.
 PROGRAM = """
@@ -52,43 +51,6 @@ class UsersProcessCase(Users, ProcessTestCase):
         registry = self.twistd("service-registry", "--listen", ANY_PORT, *arguments)
         await registry.says("The registry listens on")
         return registry
-
-
-class WithoutARegistryTests(UsersProcessCase):
-    """While no registry runs."""
-
-    async def test_theFirstStartMakesNoOtherUser(self) -> None:
-        """A registry that finds users at its first start lets them in, and says that its raxrc has no credentials."""
-        key = self.key(await self.users("add", "joe"), "joe")
-        registry = await self.registry()
-        await registry.says("There are no credentials in")
-        self.assertEqual(self.raxrc(), {})
-        await self.clientOf("joe", key).account.getLimits()
-        self.assertEqual(len((await self.users("list")).out.splitlines()), 2)
-
-    async def test_whoRemovesTheLastUserIsToldAndNobodyComesBack(self) -> None:
-        """The last user's credentials leave the raxrc, and no start of the registry makes that user or another."""
-        first = await self.registry()
-        client = self.client()
-        await client.configuration.set("abc", "of the first user")
-        await client.close()
-        key = self.raxrc()["api_key"]
-        first.kill("TERM")
-        await first.ended
-        removed = await self.users("remove", "local")
-        self.assertIn("The credentials in", removed.err)
-        self.assertIn("It was the last user", removed.err)
-        self.assertEqual(self.raxrc(), {})
-        registry = await self.registry()
-        self.assertIn("No users exist; all requests will be rejected", registry.output)
-        await self.assertFailure(self.clientOf("local", key).account.getLimits(), AuthenticationFailed)
-        listed = await self.users("list")
-        self.assertEqual(listed.out, "")
-        self.assertIn("No users exist", listed.err)
-        # Who is added then gets in at once, and gets nothing of what the other one had.
-        added = await self.users("add", "local")
-        self.assertIn("tenant 2", added.err)
-        await self.clientOf("local", self.key(added, "local")).account.getLimits()
 
 
 class BesideARegistryTests(UsersProcessCase):
@@ -133,25 +95,6 @@ class BesideARegistryTests(UsersProcessCase):
         self.assertIn("Broken pipe. The user was not changed", program.errors)
         await self.client().account.getLimits()
 
-    async def test_aKeyThatCantBeStored(self) -> None:
-        """A key that was shown, and could not be stored, is said to be of no use; the old one goes on to count."""
-        await self.registry()
-        before = self.raxrc()
-        await self.client().account.getLimits()
-        other = sqlite3.connect(os.path.join(self.dataDir, "registry.sqlite"), isolation_level=None)
-        self.addCleanup(other.close)
-        # For as long as it lasts, nobody else can write.
-        other.execute("BEGIN IMMEDIATE")
-        program = self.spawn(
-            "python", "-m", "txserviceregistry.commands.users", "--data-dir", self.dataDir, "rotate", "local"
-        )
-        await program.ended
-        other.execute("ROLLBACK")
-        self.assertEqual(program.exitCode, 1)
-        self.assertIn('the API key of user "local" that was printed is invalid', program.errors)
-        self.assertEqual(self.raxrc(), before)
-        await self.client().account.getLimits()
-
     async def test_nothingIsMadeForAKeyThatCantBeWritten(self) -> None:
         """Not even the store of a registry that there is not yet, which would let nobody in."""
         program = self.spawn("python", "-c", INTO_NOTHING + PROGRAM, "--data-dir", self.dataDir, "add", "joe")
@@ -184,8 +127,8 @@ class BesideARegistryTests(UsersProcessCase):
         self.assertEqual(len((await self.users("list")).out.splitlines()), 3)
 
 
-class OverEtcdTests(UsersProcessCase):
-    """Users in etcd, on a machine that has a data directory too."""
+class OverEtcdTests(UsersCase):
+    """Users in etcd, on a machine that has a data directory too; the program and the registry are in this process."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -209,14 +152,9 @@ class OverEtcdTests(UsersProcessCase):
 
     async def test_theRaxrcOfThisOneIsKeptUpToDate(self) -> None:
         """A node over etcd that has made the first user has the new key in its folder, or none when it is removed."""
-        await self.registry(*self.etcd)
+        await self.registry(lambda: EtcdStore(reactor, [sharedEtcd()], prefix=self.prefix))
         name = self.raxrc()["username"]
         rotated = await self.users("rotate", name, *self.etcd)
         self.assertEqual(self.raxrc()["api_key"], self.key(rotated, name))
         await self.users("remove", name, *self.etcd)
         self.assertEqual(self.raxrc(), {})
-
-    async def test_anEtcdWithoutItsStoreIsRefused(self) -> None:
-        """Who names an etcd and forgets --store does not get another store without a word."""
-        said = await self.refused("list", "--etcd", "http://h1:2379", code=2)
-        self.assertIn("--etcd requires --store etcd", said)

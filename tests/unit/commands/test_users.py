@@ -6,6 +6,7 @@ import configparser
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import treq
 from twisted.internet import reactor as globalReactor
 from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from tests.inprocess import Ended, runScript, withoutSettings
@@ -98,12 +100,13 @@ class UsersCase(Users):
         environment = {**withoutSettings(), "HOME": self.home}
         return await runScript(main, "--data-dir", dataDir, *words, environment=environment, folder=self.home)
 
-    async def registry(self, store: str = "sqlite") -> None:
+    async def registry(self, store: Any = "sqlite") -> RegistryService:
         """Start a registry."""
         registry = RegistryService(reactor, dataDir=self.dataDir, store=store, endpoints=[ANY_PORT])
         registry.startService()
         self.addCleanup(registry.stopService)
         await registry.whenListening()
+        return registry
 
     def client(self) -> Client:
         """A client with the credentials of the data directory."""
@@ -183,6 +186,50 @@ class WithoutARegistryTests(UsersCase):
             self.assertIn("registry.sqlite", await self.refused(*arguments, dataDir=str(folder)))
         self.assertEqual(Path(folder, "registry.sqlite").read_text(), "this is no database, and never was one")
         self.assertIn("the value is empty", await self.refused("--data-dir", "", "list", code=2))
+
+    async def test_anEtcdWithoutItsStoreIsRefused(self) -> None:
+        """Options of etcd without --store etcd are an error, and no other store is used."""
+        said = await self.refused("list", "--etcd", "http://h1:2379", code=2)
+        self.assertIn("--etcd requires --store etcd", said)
+
+    async def test_theFirstStartMakesNoOtherUser(self) -> None:
+        """A registry that finds users at its first start lets them in, and its raxrc has no credentials."""
+        key = self.key(await self.users("add", "joe"), "joe")
+        registry = await self.registry()
+        self.assertFalse(registry.hasCredentials)
+        self.assertEqual(self.raxrc(), {})
+        await self.clientOf("joe", key).account.getLimits()
+        self.assertEqual(len((await self.users("list")).out.splitlines()), 2)
+
+    async def test_theLastUser(self) -> None:
+        """The last user's credentials leave the raxrc, and no start of the registry makes that user or another."""
+        first = await self.registry()
+        client = self.client()
+        await client.configuration.set("abc", "of the first user")
+        await client.close()
+        key = self.raxrc()["api_key"]
+        await first.stopService()
+        removed = await self.users("remove", "local")
+        self.assertIn(f"The credentials in {os.path.join(self.dataDir, 'raxrc')} were removed", removed.err)
+        self.assertIn("It was the last user", removed.err)
+        self.assertEqual(self.raxrc(), {})
+        lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        await self.registry()
+        self.assertIn("No users exist; all requests will be rejected", "\n".join(lines))
+        await self.assertFailure(self.clientOf("local", key).account.getLimits(), AuthenticationFailed)
+        listed = await self.users("list")
+        self.assertEqual(listed.out, "")
+        self.assertIn("No users exist", listed.err)
+        # A user who is added then gets in at once, and gets nothing of the other one's data.
+        added = await self.users("add", "local")
+        self.assertIn("tenant 2", added.err)
+        await self.clientOf("local", self.key(added, "local")).account.getLimits()
 
     async def test_helpHasExamples(self) -> None:
         """``--help`` shows how it is used."""
@@ -295,6 +342,21 @@ class BesideARegistryTests(UsersCase):
         for action in ("rotate", "remove"):
             self.assertNotIn(self.dataDir, (await self.users(action, "joe")).err)
         self.assertEqual(Path(self.dataDir, "raxrc").read_bytes(), before)
+
+    async def test_aKeyThatCantBeStored(self) -> None:
+        """A key that was shown, and could not be stored, is reported as invalid; the old one stays valid."""
+        await self.registry()
+        before = self.raxrc()
+        await self.client().account.getLimits()
+        other = sqlite3.connect(os.path.join(self.dataDir, "registry.sqlite"), isolation_level=None)
+        self.addCleanup(other.close)
+        # As long as this transaction lasts, no other connection can write.
+        other.execute("BEGIN IMMEDIATE")
+        rotated = await self.users("rotate", "local", code=1)
+        other.execute("ROLLBACK")
+        self.assertIn('the API key of user "local" that was printed is invalid', rotated.err)
+        self.assertEqual(self.raxrc(), before)
+        await self.client().account.getLimits()
 
     async def test_aRegistryInMemoryHasNoOtherUsers(self) -> None:
         """Over the folder of a registry that keeps nothing there, it says so, and makes no store."""
