@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
 
-import treq
 from twisted.internet.utils import getProcessOutputAndValue
 
 from tests.needs import needs
 from tests.system.commands.printed import printedScripts
 from tests.system.processes import Child, ProcessTestCase, reactor
-from txserviceregistry.commands.agent import defaultServiceId
 
 ANY_PORT = "tcp:0:interface=127.0.0.1"
 
@@ -85,54 +82,11 @@ class AgentProcessTests(ProcessTestCase):
         self.assertEqual(types, ["service.join", "service.remove"] * 2)
         self.assertNoTraceback()
 
-    async def test_usesTheRegistryThatRunsHere(self) -> None:
-        """Next to a registry over the same data directory it is a client of that one."""
-        registry = self.twistd("service-registry", "--listen", ANY_PORT)
-        await registry.says("listens on")
-        agents = [self.agent("--id", f"web{i}") for i in range(2)]
-        for agent in agents:
-            await agent.says("is registered")
-            self.assertNotIn("listens on", agent.output)
-        page = await self.client().services.list()
-        self.assertEqual([service["id"] for service in page["values"]], ["web0", "web1"])
-
-    async def test_usesTheRegistryThatIsConfigured(self) -> None:
-        """What the environment names is used, and no registry is started, even if that one is not up yet."""
-        registry = self.twistd("service-registry", "--listen", ANY_PORT)
-        await registry.says("listens on")
-        other = os.path.join(self.home, "elsewhere")
-        configured = {"RAXSR_RAXRC": os.path.join(self.dataDir, "raxrc")}
-        agent = self.agent("--id", "web1", "--data-dir", other, environment=configured)
-        await agent.says("is registered")
-        self.assertFalse(os.path.exists(other))
-        self.assertEqual((await self.client().services.get("web1"))["id"], "web1")
-
-    async def test_theDummyShowsItsState(self) -> None:
-        """With --listen it answers HTTP with its own state, and the registry knows its address."""
-        agent = self.agent("--id", "web1", "--listen", ANY_PORT)
-        await agent.says("is registered")
-        metadata = (await self.client().services.get("web1"))["metadata"]
-        self.assertEqual(metadata["host"], "127.0.0.1")
-        response = await treq.get(f"http://127.0.0.1:{metadata['port']}/", persistent=False)
-        state = json.loads(await response.text())
-        self.assertEqual((state["id"], state["state"], state["healthy"]), ("web1", "registered", True))
-
-    async def test_wrongOptionsAreOneLine(self) -> None:
-        """A mistake is told in one line on stderr, with exit code 1, and nothing is started."""
-        for arguments in (
-            ["--heartbeat-timeout", "2"],
-            ["--listen", "no such:endpoint"],
-        ):
-            self.agent(*arguments)
-        for agent in self.children:
-            await agent.ended
-            self.assertEqual(agent.exitCode, 1, agent.errors)
-            self.assertEqual(len(agent.errors.splitlines()), 1, agent.errors)
-            self.assertEqual(agent.output, "")
-            self.assertFalse(os.path.exists(self.dataDir))
-
     async def test_whatPreventsAStartIsOneLine(self) -> None:
-        """A folder that can't be written, a port in use, a broken raxrc: one line, exit code 1, no traceback."""
+        """
+        A wrong option, a folder that can't be written, a port in use, a broken raxrc: one line, exit code 1, no
+        traceback, and nothing is started.
+        """
         taken = socket.socket()
         self.addCleanup(taken.close)
         taken.bind(("127.0.0.1", 0))
@@ -143,6 +97,7 @@ class AgentProcessTests(ProcessTestCase):
             file.write("this is [no ini file\n")
         blocked = os.path.join(broken, "below-a-file")
         for arguments, environment, expected in (
+            (["--heartbeat-timeout", "2"], {}, "--heartbeat-timeout"),
             (["--data-dir", blocked], {}, blocked),
             (["--registry-listen", f"tcp:{port}:interface=127.0.0.1"], {}, str(port)),
             (["--listen", f"tcp:{port}:interface=127.0.0.1"], {}, str(port)),
@@ -155,10 +110,3 @@ class AgentProcessTests(ProcessTestCase):
             self.assertEqual(len(agent.errors.strip().splitlines()), 1, agent.errors)
             self.assertIn(expected, agent.errors)
         self.assertNoTraceback()
-
-    def test_defaultIdComesFromTheHostName(self) -> None:
-        """Whatever the machine is called, the id is one that the registry takes."""
-        self.assertEqual(defaultServiceId("my.host_1"), "agent-my.host_1")
-        self.assertEqual(defaultServiceId("ho st/ü"), "agent-ho-st")
-        self.assertLessEqual(len(defaultServiceId("x" * 200)), 65)
-        self.assertEqual(defaultServiceId(""), "agent")

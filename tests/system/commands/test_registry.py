@@ -140,32 +140,6 @@ class RegistryProcessTests(ProcessTestCase):
         events = (await client.events.list(limit=1000))["values"]
         self.assertEqual([event["type"] for event in events], ["service.join"])
 
-    async def test_memoryIsLostAtTheEnd(self) -> None:
-        """The memory store is for throw-away use: a restart begins anew, with the same credentials."""
-        registry = self.registry("--store", "memory", "--listen", ANY_PORT)
-        await registry.says("Credentials")
-        client = self.client()
-        await client.configuration.set("abc", "1")
-        await client.close()
-        registry.kill("TERM")
-        await registry.ended
-        again = self.registry("--store", "memory", "--listen", ANY_PORT)
-        await again.says("Credentials")
-        self.assertEqual((await self.client().configuration.list())["values"], [])
-
-    async def test_listensOnSeveralEndpoints(self) -> None:
-        """``--listen`` may be given more than once; all of them answer."""
-        registry = self.registry("--listen", ANY_PORT, "--listen", ANY_PORT)
-        await registry.says("Credentials")
-        line = next(line for line in registry.output.splitlines() if line.startswith("The registry listens on"))
-        urls = line.removeprefix("The registry listens on ").split(", ")
-        self.assertEqual(len(set(urls)), 2)
-        settings = self.client().settings
-        for url in urls:
-            client = Client(settings.username, settings.apiKey, baseUrl=url)
-            self.addCleanup(client.close)
-            await client.account.getLimits()
-
     async def test_whatPreventsAStartIsOneLine(self) -> None:
         """A port in use, a second registry over the same folder, a file that is no database, a wrong option."""
         taken = socket.socket()
@@ -252,12 +226,3 @@ class RegistryProcessTests(ProcessTestCase):
             return not pid.exists()
 
         await self.until(isGone)
-
-    async def test_helpHasAnExample(self) -> None:
-        """``--help`` names every option and shows how to use them."""
-        for command in ("service-registry", "service-registry-agent"):
-            shown = self.twistd(command, "--help")
-            await shown.ended
-            self.assertEqual(shown.exitCode, 0)
-            self.assertIn("Example:", shown.output)
-            self.assertIn("--data-dir", shown.output)

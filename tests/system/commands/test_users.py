@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Sequence
 
 from tests.inprocess import Ended
@@ -125,6 +126,25 @@ class BesideARegistryTests(UsersProcessCase):
             self.assertEqual(program.exitCode, 0)
             self.assertRegex(program.output, "RAXSR_API_KEY=[0-9a-f]{40}\n$")
         self.assertEqual(len((await self.users("list")).out.splitlines()), 3)
+
+
+class LockedStoreTests(UsersCase):
+    """A store that another process writes for longer than sqlite waits; the program is in this process."""
+
+    async def test_aKeyThatCantBeStored(self) -> None:
+        """A key that was shown, and could not be stored, is reported as invalid; the old one stays valid."""
+        await self.registry()
+        before = self.raxrc()
+        await self.client().account.getLimits()
+        other = sqlite3.connect(os.path.join(self.dataDir, "registry.sqlite"), isolation_level=None)
+        self.addCleanup(other.close)
+        # As long as this transaction lasts, no other connection can write.
+        other.execute("BEGIN IMMEDIATE")
+        rotated = await self.users("rotate", "local", code=1)
+        other.execute("ROLLBACK")
+        self.assertIn('the API key of user "local" that was printed is invalid', rotated.err)
+        self.assertEqual(self.raxrc(), before)
+        await self.client().account.getLimits()
 
 
 class OverEtcdTests(UsersCase):

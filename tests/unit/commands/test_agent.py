@@ -1,10 +1,30 @@
-"""The options of ``twistd service-registry-agent``."""
+"""``twistd service-registry-agent``, in this process."""
 
 from __future__ import annotations
 
-from twisted.trial.unittest import SynchronousTestCase
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from typing import Any
+from unittest import mock
 
-from txserviceregistry.commands.agent import Options
+import treq
+from twisted.internet import reactor as globalReactor
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tests.inprocess import withoutSettings
+from txserviceregistry import Client
+from txserviceregistry.commands import agent
+from txserviceregistry.commands.agent import Options, defaultServiceId, makeService
+from txserviceregistry.registry.service import RegistryService
+from txserviceregistry.settings import readSettings
+
+reactor: Any = globalReactor
+ANY_PORT = "tcp:0:interface=127.0.0.1"
 
 
 class OptionsTests(SynchronousTestCase):
@@ -25,3 +45,80 @@ class OptionsTests(SynchronousTestCase):
             line = str(self.assertRaises(SystemExit, Options().parseOptions, words))
             self.assertEqual(len(line.splitlines()), 1, line)
             self.assertIn(named, line)
+
+    def test_defaultIdComesFromTheHostName(self) -> None:
+        """Whatever the machine is called, the id is one that the registry takes."""
+        self.assertEqual(defaultServiceId("my.host_1"), "agent-my.host_1")
+        self.assertEqual(defaultServiceId("ho st/ü"), "agent-ho-st")
+        self.assertLessEqual(len(defaultServiceId("x" * 200)), 65)
+        self.assertEqual(defaultServiceId(""), "agent")
+
+
+class AgentTests(TestCase):
+    """The agent in this process."""
+
+    timeout = 60
+
+    def setUp(self) -> None:
+        # Not below the project, which may be another user's.
+        self.home = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.home)
+        self.dataDir = os.path.join(self.home, "data")
+        self.stdout = io.StringIO()
+        environ = {**withoutSettings(), "HOME": self.home, "RAXSR_DATA_DIR": self.dataDir}
+        for patch in (
+            mock.patch.object(sys, "__stdout__", self.stdout),
+            mock.patch.object(agent, "useMonotonic"),
+            mock.patch.dict(os.environ, environ, clear=True),
+        ):
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    async def agent(self, *words: str) -> str:
+        """Start an agent; what it has printed when its service is registered."""
+        self.stdout.truncate(0)
+        options = Options()
+        options.parseOptions(["--registry-listen", ANY_PORT, *words])
+        process = makeService(options)
+        process.startService()
+        self.addCleanup(process.stopService)
+        while "END" not in self.stdout.getvalue():
+            await deferLater(reactor, 0.01)
+        return self.stdout.getvalue()
+
+    async def registry(self) -> None:
+        registry = RegistryService(reactor, dataDir=self.dataDir, store="memory", endpoints=[ANY_PORT])
+        registry.startService()
+        self.addCleanup(registry.stopService)
+        await registry.whenListening()
+
+    def client(self) -> Client:
+        client = Client(reactor=reactor, settings=readSettings())
+        self.addCleanup(client.close)
+        return client
+
+    async def test_theDummyShowsItsState(self) -> None:
+        """With --listen it answers HTTP with its own state, and the registry knows its address."""
+        self.assertIn("The registry listens on", await self.agent("--id", "web1", "--listen", ANY_PORT))
+        metadata = (await self.client().services.get("web1"))["metadata"]
+        self.assertEqual(metadata["host"], "127.0.0.1")
+        response = await treq.get(f"http://127.0.0.1:{metadata['port']}/", persistent=False)
+        state = json.loads(await response.text())
+        self.assertEqual((state["id"], state["state"], state["healthy"]), ("web1", "registered", True))
+
+    async def test_usesTheRegistryThatRunsHere(self) -> None:
+        """Beside a registry over the same data directory it is a client of that one."""
+        await self.registry()
+        for id in ("web0", "web1"):
+            self.assertNotIn("listens on", await self.agent("--id", id))
+        services = (await self.client().services.list())["values"]
+        self.assertEqual([service["id"] for service in services], ["web0", "web1"])
+
+    async def test_usesTheRegistryThatIsConfigured(self) -> None:
+        """It uses the registry that the environment names, and starts none."""
+        await self.registry()
+        os.environ["RAXSR_RAXRC"] = os.path.join(self.dataDir, "raxrc")
+        other = os.path.join(self.home, "elsewhere")
+        self.assertNotIn("listens on", await self.agent("--id", "web1", "--data-dir", other))
+        self.assertFalse(os.path.exists(other))
+        self.assertEqual((await self.client().services.get("web1"))["id"], "web1")

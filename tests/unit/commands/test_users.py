@@ -6,7 +6,6 @@ import configparser
 import os
 import re
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -342,21 +341,6 @@ class BesideARegistryTests(UsersCase):
         for action in ("rotate", "remove"):
             self.assertNotIn(self.dataDir, (await self.users(action, "joe")).err)
         self.assertEqual(Path(self.dataDir, "raxrc").read_bytes(), before)
-
-    async def test_aKeyThatCantBeStored(self) -> None:
-        """A key that was shown, and could not be stored, is reported as invalid; the old one stays valid."""
-        await self.registry()
-        before = self.raxrc()
-        await self.client().account.getLimits()
-        other = sqlite3.connect(os.path.join(self.dataDir, "registry.sqlite"), isolation_level=None)
-        self.addCleanup(other.close)
-        # As long as this transaction lasts, no other connection can write.
-        other.execute("BEGIN IMMEDIATE")
-        rotated = await self.users("rotate", "local", code=1)
-        other.execute("ROLLBACK")
-        self.assertIn('the API key of user "local" that was printed is invalid', rotated.err)
-        self.assertEqual(self.raxrc(), before)
-        await self.client().account.getLimits()
 
     async def test_aRegistryInMemoryHasNoOtherUsers(self) -> None:
         """Over the folder of a registry that keeps nothing there, it says so, and makes no store."""

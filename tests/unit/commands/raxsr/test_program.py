@@ -153,3 +153,18 @@ class ProgramTests(RaxsrTestCase):
         shown = await self.raxsr("services", "list", "--api-key", "a", "--debug")
         self.assertIn('"apiKey": "***"', shown.err)
         self.assertIn('{"auth": {"RAX-KSKEY:apiKeyCredentials"', shown.err)
+
+    async def test_argumentsThatAreNotText(self) -> None:
+        """One line names the option, and does not repeat what may be a secret."""
+        # As Python decodes Latin-1 in a UTF-8 locale.
+        word = "caf\udce9"
+        for name, words in (
+            ("the value of --username", ("services", "list", "--username", word)),
+            ("the value of --tag", ("services", "list", f"--tag={word}")),
+            ("an argument", ("configuration", "set", "/some/key", word)),
+            ("an argument", ("configuration", "set", "--", "/some/key", word)),
+            ("the value of --namespace", ("configuration", "exec", "--namespace", word, "--", "echo", "ran")),
+        ):
+            told = await self.refused(*words, code=2)
+            self.assertRegex(told, f"^raxsr: {name} is not text in .*: it has the byte 0xE9")
+            self.assertNotIn("caf", told)

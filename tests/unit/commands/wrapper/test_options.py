@@ -40,6 +40,7 @@ class OptionsTests(TestCase):
             (["--id=web1", "--retries=-1", *command], "--retries"),
             (["--id=web1", "--retries=1.5", *command], "--retries"),
             (["--id=web1", "--metadata=novalue", *command], "novalue"),
+            (["--id=web1", "--metadata=caf\udce9", *command], "the value of --metadata is not text in"),
             (["--id=web1", "--check=udp:8000", *command], "udp:8000"),
             (["--id=web1", "--check-interval=0", *command], "more than 0"),
             (["--id=web1", "--no-such-option", *command], "no-such-option"),
