@@ -313,7 +313,7 @@ class Registry:
         return succeed(self._take(tenant, heartbeats))
 
     def _take(self, tenant: str, heartbeats: Iterable[tuple[str, str]]) -> Sequence[str | Fault]:
-        now, lastSeen = self._deadlines.now(), _millisecondsUp(self._wallClock())
+        lastSeen, now = _millisecondsUp(self._wallClock()), self._deadlines.now()
         states, following = self._deadlines.ofTenant(tenant), self._tokens.following()
         record = self._store.recordLastSeen
         outcomes: list[str | Fault] = []

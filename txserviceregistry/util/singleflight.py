@@ -19,32 +19,21 @@ _T = TypeVar("_T")
 CAPACITY = 10_000
 
 
-class BoundedCache(Generic[_K, _T]):
+class BoundedCache(dict[_K, _T]):
     """
-    A cache of bounded size; the oldest item goes first.
+    A cache of bounded size, in the order in which items were put; the oldest one goes first.
     """
-
-    def __init__(self) -> None:
-        self._items: dict[_K, _T] = {}
-
-    def get(self, key: _K) -> _T | None:
-        """The value of *key*, or ``None``."""
-        return self._items.get(key)
 
     def put(self, key: _K, value: _T) -> None:
         """Keep *value*, as the newest."""
-        self._items.pop(key, None)
-        self._items[key] = value
-        if len(self._items) > CAPACITY:
-            del self._items[next(iter(self._items))]
+        self.pop(key, None)
+        self[key] = value
+        if len(self) > CAPACITY:
+            del self[next(iter(self))]
 
     def drop(self, key: _K) -> None:
         """Forget *key*, if it is there."""
-        self._items.pop(key, None)
-
-    def items(self) -> list[tuple[_K, _T]]:
-        """All items, oldest first."""
-        return list(self._items.items())
+        self.pop(key, None)
 
 
 class SingleFlight(Generic[_K, _T]):

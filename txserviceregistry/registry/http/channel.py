@@ -251,14 +251,13 @@ class ApiChannel(HTTPChannel):
         if data and self._whole == whole and not self._isAnswering and self._deadline is None:
             self.endAfter(self.site.limits.requestSeconds, self.loseConnection)
 
-    def allContentReceived(self) -> None:
-        """Called when a request is there whole."""
+    def requestArrived(self) -> None:
+        """A request is there whole."""
         self._inTime()
         self._whole += 1
         self._ahead = 0
         self._isAnswering = True
         self.site.connections.answers(self)
-        HTTPChannel.allContentReceived(self)
 
     def requestDone(self, request: HTTPRequest) -> None:
         """Called when a request has been answered."""

@@ -64,10 +64,12 @@ class ApiRequest(server.Request):
             server.Request.requestReceived(self, command, self._target.partition(b"?")[0], version)
             return
         self.method, self.uri, self.path, self.clientproto = command, self._target, self._target, version
+        self.channel.requestArrived()
         self.finish()  # type: ignore[no-untyped-call]  # Twisted's own
 
     def process(self) -> None:
         """Hand the request over. There is one resource, and it wants every path as it came, ``*`` too."""
+        self.channel.requestArrived()
         self.site = self.channel.site
         self.uri = self._target
         resource = self.site.resource

@@ -7,9 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
 from twisted.web import server
-from twisted.web.http import Request as HTTPRequest
 
 from ...util.waiters import Waiters
 from .admission import AdmissionQueue, KnownAddresses
@@ -53,8 +52,12 @@ class ApiSite(server.Site):
         self._channels: set[ApiChannel] = set()
         self._drained: Waiters[None] = Waiters()
 
-    def log(self, request: HTTPRequest) -> None:
-        """Twisted's access log is not wanted; there is one of our own."""
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Called when a client connects."""
+        channel = server.Site.buildProtocol(self, addr)
+        # Else Twisted has the factory log each response; there is an access log of our own.
+        channel.factory = None
+        return channel
 
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 is what the API's framing is about."""
