@@ -248,8 +248,8 @@ class RegistryService(Service):
             connections=lambda: site.connections.count,
             evictions=lambda: site.connections.evictions,
             waited=lambda: {
-                "request": site.queue.waited,
-                "handshake": site.handshakes.waited,
+                "request": site.admission.requests.waited,
+                "handshake": site.admission.handshakes.waited,
                 "login": identity.loginsWaited,
             },
             loginsRefused=lambda: identity.loginsRefused,
@@ -436,7 +436,7 @@ class RegistryService(Service):
 
 
 def _endConnections(site: ApiSite, registry: Registry) -> Deferred[None]:
-    drained = site.drain(DRAIN_SECONDS)
+    drained = site.connections.drain(DRAIN_SECONDS)
     # Only now: the responses to requests that wait for events then say that the connection ends.
     registry.feed.endWaiting()
     return drained

@@ -157,7 +157,7 @@ class Node:
     def stop(self) -> None:
         """End it in good order; what it has in its store stays there."""
         self._turns.wait(self.registry.stop())
-        self._turns.wait(self.site.drain(0))
+        self._turns.wait(self.site.connections.drain(0))
         self._turns.wait(self.store.close())
 
 

@@ -5,36 +5,18 @@ Work for clients that have not shown a valid token: in which order it is done, a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from itertools import count
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.web.server import Request
 
 from ...util.singleflight import BoundedCache
 from ..fairness import FairQueue, Origin
 
-
-class KnownAddresses:
-    """
-    The addresses at which a client has authenticated recently. A share is reserved for them during a flood from
-    elsewhere.
-
-    :param clock: the reactor.
-    """
-
-    #: Seconds for which an address stays known after the last connection of an authenticated client.
-    SECONDS = 86_400.0
-
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._seen: BoundedCache[str, float] = BoundedCache()
-
-    def add(self, peer: str) -> None:
-        """A client at this address has authenticated."""
-        self._seen.put(peer, self._clock.seconds())
-
-    def has(self, peer: str) -> bool:
-        """Whether the address is known."""
-        seen = self._seen.get(peer)
-        return seen is not None and self._clock.seconds() - seen < self.SECONDS
+# Connections are told apart by numbers: what remembers them keeps none of them alive.
+_numbers = count(1)
 
 
 class AdmissionQueue:
@@ -137,6 +119,84 @@ class AdmissionQueue:
             self._isServing = False
         if self.isBusy:
             self._schedule()
+
+
+class Admission:
+    """
+    The queues of unauthenticated clients, and the addresses at which a client has authenticated recently. During a
+    flood from elsewhere a share of the queues is reserved for these addresses.
+
+    :param clock: the reactor.
+    :ivar requests: the queue of requests.
+    :ivar handshakes: the queue of TLS handshakes.
+    """
+
+    #: Seconds for which an address stays known after the last connection of an authenticated client.
+    SECONDS = 86_400.0
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self.requests = AdmissionQueue(clock)
+        self.handshakes = AdmissionQueue(clock)
+        self._clock = clock
+        self._seen: BoundedCache[str, float] = BoundedCache()
+
+    def remember(self, peer: str) -> None:
+        """An authenticated client is at this address."""
+        self._seen.put(peer, self._clock.seconds())
+
+    def isKnown(self, peer: str) -> bool:
+        """Whether the address is known."""
+        seen = self._seen.get(peer)
+        return seen is not None and self._clock.seconds() - seen < self.SECONDS
+
+    def stop(self) -> None:
+        """All connections are gone: leave nothing on the reactor."""
+        self.requests.stop()
+        self.handshakes.stop()
+
+
+class Client:
+    """
+    The client of a connection.
+
+    :ivar peer: see :func:`~txserviceregistry.registry.http.connections.peerOf`.
+    :ivar isKnown: whether it has sent a request with a valid token, or valid credentials, on this connection.
+    """
+
+    admission: Admission
+    peer = ""
+    isKnown = False
+    _number = 0
+
+    @property
+    def origin(self) -> Origin:
+        """The origin of its requests."""
+        self._number = self._number or next(_numbers)
+        return Origin(self.peer, self._number, self.admission.isKnown(self.peer))
+
+    def recognize(self) -> None:
+        """It has shown a valid token or valid credentials."""
+        if not self.isKnown:
+            self.isKnown = True
+            self.admission.remember(self.peer)
+            self.admission.requests.welcome()
+            self.admission.handshakes.welcome()
+
+    def spend(self, work: Callable[[], None]) -> None:
+        """Do something that counts as work for an unauthenticated client."""
+        self.admission.requests.spend(self.origin, work)
+
+
+async def inTurn(request: Request) -> None:
+    """
+    Wait for the turn of a request that had to wait for something else. What is still to be done for it, and for the
+    requests behind it, is work for an unauthenticated client, unless its client has shown a token meanwhile.
+    """
+    client = request.channel
+    if isinstance(client, Client) and not client.isKnown:
+        turn: Deferred[None] = Deferred()
+        client.admission.requests.enter(client.origin, partial(client.spend, partial(turn.callback, None)))
+        await turn
 
 
 def _path(origin: Origin) -> Sequence[Hashable]:

@@ -9,9 +9,10 @@ import re
 
 from twisted.web.server import Request
 
+from ..fairness import Origin
 from ..faults import Fault, unauthorized
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken
-from .channel import originOf, recognized
+from .admission import Client
 from .keystone import access, credentials
 from .messages import API, AUTH, Response, baseUrl, parseBody
 
@@ -46,8 +47,9 @@ class Authenticator:
                 tenant = await self._identity.tenantOf(token)
             except InvalidToken:
                 raise invalidToken(request)
-        if not getattr(request.channel, "isKnown", True):
-            recognized(request)
+        client = request.channel
+        if isinstance(client, Client) and not client.isKnown:
+            client.recognize()
         return tenant
 
     async def issueToken(self, request: Request) -> Response:
@@ -61,10 +63,12 @@ class Authenticator:
         except Fault as fault:
             return _refusal("badRequest", fault.code, fault.message)
         try:
-            token = await self._identity.authenticate(username, key, originOf(request))
+            origin = request.channel.origin if isinstance(request.channel, Client) else Origin()
+            token = await self._identity.authenticate(username, key, origin)
         except InvalidCredentials:
             return _refusal("unauthorized", 401, "Username or api key is invalid")
-        recognized(request)
+        if isinstance(request.channel, Client):
+            request.channel.recognize()
         return Response(200, access(token, f"{baseUrl(request)}{API}/{token.tenant}"))
 
     def vouchesFor(self, data: bytes) -> bool:

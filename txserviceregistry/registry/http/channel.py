@@ -1,6 +1,6 @@
 """
-A connection of a client: how much time and memory it may take, in which order its requests are answered, and how it
-ends.
+A connection of a client, and its requests while they come in: how much time and memory they may take, in which order
+requests are answered, and how a connection ends.
 
 Which connections are closed when there are too many is in :mod:`txserviceregistry.registry.http.connections`, what has
 to wait in :mod:`txserviceregistry.registry.http.admission`.
@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import count
 from socket import MSG_PEEK
-from typing import Any, Protocol
+from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.python.failure import Failure
 from twisted.web import server
 
@@ -23,14 +21,19 @@ from twisted.web import server
 from twisted.web.http import HTTPChannel
 from twisted.web.http import Request as HTTPRequest
 
-from ..fairness import Origin
-from ..faults import badRequest
+from ..faults import badRequest, requestTooLarge
 from . import routes
-from .admission import AdmissionQueue, KnownAddresses
-from .connections import ConnectionLimits, Connections, peerOf
-from .messages import AUTH, closeAfterwards, faultResponse, inBytes
-from .requestlog import RequestLog, RequestRecord, newTxnId
+from .admission import Client
+from .connections import Connections, peerOf
+from .messages import AUTH, closeAfterwards, faultResponse, inBytes, write
+from .operations import MAXIMUM_BODY
+from .requestlog import newTxnId
+from .resource import ApiResource
 
+#: How much of a body that was refused is read and thrown away, in bytes and seconds, before the connection is closed. A
+#: connection that is closed with bytes unread is reset, and the client may never see the response.
+DISCARD_BYTES = 2**20
+DISCARD_SECONDS = 2.0
 #: How much is read of what comes after a request that is being answered, in bytes.
 AHEAD_BYTES = 2**14
 #: How many requests that come at once are answered in one turn of the reactor, for unauthenticated clients.
@@ -43,100 +46,93 @@ _TLS_HANDSHAKE = b"\x16\x03"
 # The first bytes of a request with credentials; they come behind the head, often a moment later.
 _LOGIN = b"POST " + AUTH.encode()
 
-# Connections are told apart by numbers: what remembers them keeps none of them alive.
-_numbers = count(1)
 
-
-class Api(Protocol):
+class ApiRequest(server.Request):
     """
-    What is served (:class:`~txserviceregistry.registry.http.resource.ApiResource`).
-
-    :ivar requestLog: counts what is refused before it gets to the resource.
+    A request whose body is refused as soon as it is known to be too large, by its length or while it comes in.
     """
 
-    requestLog: RequestLog
+    channel: ApiChannel
+    _isRefused = False
+    _received = 0
+    _limit = MAXIMUM_BODY
+    _target = b""
 
-    def answer(self, record: RequestRecord) -> None:
-        """Response a request."""
+    def gotLength(self, length: int | None) -> None:
+        """Called when the headers are there, with the ``Content-Length``."""
+        # Twisted would put a large body, or one without a length, into a temporary file. All that is taken here has
+        # room in memory.
+        server.Request.gotLength(self, 0)
+        if length is None or length >= self._limit:
+            self._limit = self.channel.bodyLimit()
+        if length is not None and length >= self._limit:
+            # No client is invited to send a body that will be refused.
+            self.requestHeaders.removeHeader(b"Expect")
+            self._refuse()
 
-    def vouchesFor(self, data: bytes) -> bool:
-        """
-        Whether the data of a request shows a token or credentials that were valid when the store was last asked for
-        them. Such a request does not wait in the line. It must not ask the store; the request is authenticated in any
-        case.
-        """
+    def handleContentChunk(self, data: bytes) -> None:
+        """Called with each piece of the body."""
+        self._received += len(data)
+        if self._isRefused:
+            if self._received > DISCARD_BYTES:
+                self._hangUp()
+        elif self._received >= self._limit:
+            self._refuse()
+        else:
+            server.Request.handleContentChunk(self, data)
+            if self._received >= MAXIMUM_BODY:
+                self.channel.keeps(self._received)
 
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Called when the whole request is there."""
+        self._target = path if path.startswith(b"/") else routes.originForm(path)
+        if not self._isRefused:
+            # Twisted would take the query apart, into what nothing here uses.
+            server.Request.requestReceived(self, command, self._target.partition(b"?")[0], version)
+            return
+        self.method, self.uri, self.path, self.clientproto = command, self._target, self._target, version
+        self.channel.requestArrived()
+        self.finish()  # type: ignore[no-untyped-call]  # Twisted's own
 
-class Site(Protocol):
-    """
-    What connections have in common (:class:`~txserviceregistry.registry.http.server.ApiSite`).
+    def process(self) -> None:
+        """Hand the request over. There is one resource, and it wants every path as it came, ``*`` too."""
+        self.channel.requestArrived()
+        self.uri = self._target
+        resource = self.channel.resource
+        resource.answer(resource.requestLog.begin(self))
 
-    :ivar resource: the API.
-    :ivar limits: what one connection may take.
-    :ivar connections: sees to it that there are not too many.
-    :ivar queue: the requests of unauthenticated clients.
-    :ivar handshakes: the TLS handshakes.
-    :ivar addresses: those at which clients have authenticated.
-    """
+    def _refuse(self) -> None:
+        self._isRefused = True
+        self._received = 0
+        content: Any = self.content
+        content.seek(0)
+        content.truncate()
+        self.channel.keeps(0)
+        # The request line has not been handed over yet, and every client that frames a body speaks 1.1.
+        self.clientproto = b"HTTP/1.1"
+        self.channel.endAfter(DISCARD_SECONDS, self._hangUp)
+        txnId = newTxnId()
+        closeAfterwards(self)
+        write(self, faultResponse(requestTooLarge(self._limit), txnId), txnId)
+        self.channel.noticeRefusal(413, txnId)
 
-    resource: Api
-    reactor: IReactorTime
-    limits: ConnectionLimits
-    connections: Connections
-    queue: AdmissionQueue
-    handshakes: AdmissionQueue
-    addresses: KnownAddresses
-
-    def opened(self, channel: ApiChannel) -> None:
-        """A client has connected."""
-
-    def closed(self, channel: ApiChannel) -> None:
-        """A connection is gone."""
-
-
-def recognized(request: server.Request) -> None:
-    """A request has shown a valid token or valid credentials: its connection is known from now on."""
-    channel = request.channel
-    if isinstance(channel, ApiChannel) and not channel.isKnown:
-        channel.isKnown = True
-        channel.site.addresses.add(channel.peer)
-        channel.site.queue.welcome()
-        channel.site.handshakes.welcome()
-
-
-def originOf(request: server.Request) -> Origin:
-    """The origin of a request."""
-    channel = request.channel
-    return channel.origin if isinstance(channel, ApiChannel) else Origin()
-
-
-async def inTurn(request: server.Request) -> None:
-    """
-    Wait until it is the turn of a request that had to wait for something. What is still to be done for it, and for the
-    requests behind it, is work for an unauthenticated client, unless its connection has shown a token meanwhile.
-    """
-    channel = request.channel
-    if isinstance(channel, ApiChannel) and not channel.isKnown:
-        turn: Deferred[None] = Deferred()
-        channel.site.queue.enter(channel.origin, partial(channel.spend, partial(turn.callback, None)))
-        await turn
+    def _hangUp(self) -> None:
+        self.channel.loseConnection()
 
 
-class ApiChannel(HTTPChannel):
+class ApiChannel(Client, HTTPChannel):
     """
     A connection, which takes a bounded part of the registry's time and memory. Each request has to come in within a
     while, and each response has to be read.
 
-    :ivar peer: see :func:`~txserviceregistry.registry.http.connections.peerOf`.
-    :ivar isKnown: whether it has brought a request with a valid token, or valid credentials.
+    :ivar resource: the API.
+    :ivar connections: sees to it that there are not too many.
     """
 
-    site: Site
+    resource: ApiResource
+    connections: Connections
     transport: Any
     _isNew = True
-    peer = ""
-    isKnown = False
-    number = 0
     _isAnswering = False
     # How many requests have come in whole, and how many bytes while one was answered.
     _whole = 0
@@ -159,37 +155,31 @@ class ApiChannel(HTTPChannel):
         """Called when a client has connected."""
         HTTPChannel.connectionMade(self)
         self.peer = peerOf(self.transport.getPeer())
-        self.number = next(_numbers)
-        self.endAfter(self.site.limits.requestSeconds, self.loseConnection)
-        self.site.opened(self)
-
-    @property
-    def origin(self) -> Origin:
-        """The origin of its requests."""
-        return Origin(self.peer, self.number, self.site.addresses.has(self.peer))
+        self.endAfter(self.connections.limits.requestSeconds, self.loseConnection)
+        self.connections.opened(self)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
         """Called when the connection is gone."""
         self._isGone = True
         if self.isKnown:
-            self.site.addresses.add(self.peer)
+            self.admission.remember(self.peer)
         self._isAnswering = False
         self._inTime()
         HTTPChannel.connectionLost(self, reason)
-        self.site.closed(self)
+        self.connections.closed(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Called with what the client sends."""
         if self._held is not None:
             self._held += data
-            if self.site.resource.vouchesFor(self._held):
+            if self.resource.vouchesFor(self._held):
                 self.spend(self._takeHeld)
             else:
                 self.transport.pauseProducing()
                 self.keeps(self._body)
         elif self.isKnown:
             self._take(data)
-        elif self.site.queue.isBusy and not self.site.resource.vouchesFor(data):
+        elif self.admission.requests.isBusy and not self.resource.vouchesFor(data):
             self._held = data
             if not data.startswith(_LOGIN):
                 self.transport.pauseProducing()
@@ -198,19 +188,15 @@ class ApiChannel(HTTPChannel):
         else:
             self.spend(partial(self._take, data))
 
-    def spend(self, work: Callable[[], None]) -> None:
-        """Do something that counts as work for an unauthenticated client."""
-        self.site.queue.spend(self.origin, work)
-
     def _enterQueue(self, go: Callable[[], None]) -> None:
         # A whole request may be waiting, and the connection of such a request is never closed to make room.
-        self.site.connections.answers(self)
-        self.site.queue.enter(self.origin, partial(self._served, go))
+        self.connections.answers(self)
+        self.admission.requests.enter(self.origin, partial(self._served, go))
 
     def _served(self, go: Callable[[], None]) -> None:
         if not self._isGone:
             if not self._isAnswering:
-                self.site.connections.waits(self)
+                self.connections.waits(self)
             self.spend(go)
 
     def _takeHeld(self) -> None:
@@ -249,7 +235,7 @@ class ApiChannel(HTTPChannel):
         whole = self._whole
         HTTPChannel.dataReceived(self, data)
         if data and self._whole == whole and not self._isAnswering and self._deadline is None:
-            self.endAfter(self.site.limits.requestSeconds, self.loseConnection)
+            self.endAfter(self.connections.limits.requestSeconds, self.loseConnection)
 
     def requestArrived(self) -> None:
         """A request is there whole."""
@@ -257,14 +243,14 @@ class ApiChannel(HTTPChannel):
         self._whole += 1
         self._ahead = 0
         self._isAnswering = True
-        self.site.connections.answers(self)
+        self.connections.answers(self)
 
     def requestDone(self, request: HTTPRequest) -> None:
         """Called when a request has been answered."""
         self._isAnswering = False
         if self._body:
             self.keeps(0)
-        self.site.connections.waits(self)
+        self.connections.waits(self)
         self._answered += 1
         hasEnough = self._answered >= AT_ONCE and not self.isKnown
         # A client that does not read responses is sent no more of them.
@@ -338,7 +324,7 @@ class ApiChannel(HTTPChannel):
         """Call *end* after so many seconds, unless the request is there whole before that."""
         self._inTime()
         if not self._isGone:
-            self._deadline = self.site.reactor.callLater(seconds, self._ends, end)
+            self._deadline = self.connections.clock.callLater(seconds, self._ends, end)
 
     def _ends(self, end: Callable[[], None]) -> None:
         self._deadline = None
@@ -354,7 +340,7 @@ class ApiChannel(HTTPChannel):
         self._body = body
         if not self._isGone:
             size = 0 if self.isKnown else body + len(self._held or b"")
-            self.site.connections.keeps(self, size)
+            self.connections.keeps(self, size)
 
     def bodyLimit(self) -> int:
         """How many bytes are too many for the body of the request whose headers have just come."""
@@ -366,7 +352,7 @@ class ApiChannel(HTTPChannel):
         """What has been coming in was refused before it was a request."""
         method, path = self._asked()
         route = routes.targetOf(method, path).route
-        self.site.resource.requestLog.refused(method, path, route, self.transport.getPeer(), code, txnId)
+        self.resource.requestLog.refused(method, path, route, self.transport.getPeer(), code, txnId)
 
     def _asked(self) -> tuple[bytes, bytes]:
         target = routes.originForm(getattr(self, "_path", b""))

@@ -10,14 +10,17 @@ from __future__ import annotations
 import ipaddress
 import resource
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice, takewhile
 from typing import Protocol
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
+from ...util.waiters import Waiters
 
 #: File descriptors that are not for connections: the store, the log, listeners, and those that are accepted in the turn
 #: of the reactor in which others are closed.
@@ -110,6 +113,9 @@ class Evictable(Protocol):
     def evict(self) -> None:
         """Close at once."""
 
+    def endSoon(self) -> None:
+        """Close at once if there is no request, else with its response."""
+
     def timeoutConnection(self) -> None:
         """Called after so many seconds without a request: close, unless one is coming in."""
 
@@ -173,15 +179,18 @@ class Connections:
 
     :param limits: how many there may be.
     :param clock: the reactor.
+    :param onEmpty: called when the last one is gone.
     :ivar evictions: how many had to go since the start.
     """
 
     _log = Logger()
 
-    def __init__(self, limits: ConnectionLimits, clock: IReactorTime) -> None:
-        self._limits = limits
-        self._clock = clock
-        self._count = 0
+    def __init__(self, limits: ConnectionLimits, clock: IReactorTime, onEmpty: Callable[[], object]) -> None:
+        self.limits = limits
+        self.clock = clock
+        self._onEmpty = onEmpty
+        self._all: set[Evictable] = set()
+        self._drained: Waiters[None] = Waiters()
         self._byPeer: Counter[str] = Counter()
         self._waiting = _Waiting()
         self._waitingByPeer: dict[str, _Waiting] = {}
@@ -197,16 +206,16 @@ class Connections:
     @property
     def count(self) -> int:
         """How many there are."""
-        return self._count
+        return len(self._all)
 
     def opened(self, connection: Evictable) -> None:
         """There is a new one, from which nothing has come so far."""
-        self._count += 1
+        self._all.add(connection)
         self._byPeer[connection.peer] += 1
-        if self._byPeer[connection.peer] > self._limits.perClient:
+        if self._byPeer[connection.peer] > self.limits.perClient:
             self._makeRoom(self._waitingByPeer.get(connection.peer), connection, self._byPeer[connection.peer])
-        elif self._count > self._limits.connections:
-            self._makeRoom(self._waiting, connection, self._count)
+        elif self.count > self.limits.connections:
+            self._makeRoom(self._waiting, connection, self.count)
         else:
             self.waits(connection)
 
@@ -214,20 +223,47 @@ class Connections:
         """One is gone."""
         self.answers(connection)
         self.keeps(connection, 0)
-        self._count -= 1
+        self._all.discard(connection)
         self._byPeer[connection.peer] -= 1
         if not self._byPeer[connection.peer]:
             del self._byPeer[connection.peer]
-        if not self._count and self._idleCall is not None:
-            self._idleCall.cancel()
-            self._idleCall = None
+        if not self._all:
+            if self._idleCall is not None:
+                self._idleCall.cancel()
+                self._idleCall = None
+            self._onEmpty()
+            self._drained.fire(None)
+
+    def drain(self, seconds: float) -> Deferred[None]:
+        """
+        Close all: idle ones now, the others with the response to their request.
+
+        :param seconds: after so long, connections are closed whatever happens on them.
+        :return: fires when no connection is left.
+        """
+        if not self._all:
+            return succeed(None)
+        drained = self._drained.wait()
+        abort = self.clock.callLater(seconds, self._abort)
+        for connection in list(self._all):
+            connection.endSoon()
+
+        def done(result: None) -> None:
+            if abort.active():
+                abort.cancel()
+
+        return drained.addCallback(done)
+
+    def _abort(self) -> None:
+        for connection in list(self._all):
+            connection.evict()
 
     def waits(self, connection: Evictable) -> None:
         """Nothing is being answered on it."""
-        now = self._clock.seconds()
+        now = self.clock.seconds()
         self._waiting.add(connection, now)
         if self._idleCall is None:
-            self._idleCall = self._clock.callLater(self._limits.idleSeconds, self._closeIdle)
+            self._idleCall = self.clock.callLater(self.limits.idleSeconds, self._closeIdle)
         ofPeer = self._waitingByPeer.get(connection.peer)
         if ofPeer is None:
             ofPeer = self._waitingByPeer[connection.peer] = _Waiting()
@@ -235,17 +271,17 @@ class Connections:
 
     def _closeIdle(self) -> None:
         self._idleCall = None
-        for connection in self._waiting.idle(self._clock.seconds() - self._limits.idleSeconds):
+        for connection in self._waiting.idle(self.clock.seconds() - self.limits.idleSeconds):
             if connection in self._waiting:  # closing another one may have closed it
                 # It may take a while to close, or a request may be coming in.
                 self.answers(connection)
                 self.waits(connection)
                 connection.timeoutConnection()
         if self._waiting:
-            delay = self._waiting.first() + self._limits.idleSeconds - self._clock.seconds()
+            delay = self._waiting.first() + self.limits.idleSeconds - self.clock.seconds()
             if self._idleCall is not None:
                 self._idleCall.cancel()
-            self._idleCall = self._clock.callLater(max(0.0, delay), self._closeIdle)
+            self._idleCall = self.clock.callLater(max(0.0, delay), self._closeIdle)
 
     def answers(self, connection: Evictable) -> None:
         """A request has come in whole and is being answered, or what has come waits for its turn."""
@@ -263,7 +299,7 @@ class Connections:
             self._kept[connection] = size
         else:
             self._kept.pop(connection, None)
-        while self._allKept > self._limits.unfinishedBytes:
+        while self._allKept > self.limits.unfinishedBytes:
             victim = next(iter(self._kept))
             self.keeps(victim, 0)
             self._evict(
@@ -283,7 +319,7 @@ class Connections:
         self._evict(
             victim,
             "Too many connections ({count}, of which {ofPeer} from {peer}): {evicted} closed",
-            count=self._count,
+            count=self.count,
             peer=newcomer.peer,
             ofPeer=self._byPeer[newcomer.peer],
         )
@@ -291,7 +327,7 @@ class Connections:
     def _evict(self, victim: Evictable, why: str, **figures: object) -> None:
         self.evictions += 1
         self._evicted += 1
-        now = self._clock.seconds()
+        now = self.clock.seconds()
         if self._logged is None or now - self._logged >= LOG_INTERVAL:
             self._log.warn(why, evicted=self._evicted, **figures)
             self._logged = now

@@ -38,13 +38,13 @@ class _Handshaking(TLSMemoryBIOProtocol):
     @property
     def _queue(self) -> AdmissionQueue:
         site: ApiSite = self.factory.wrappedFactory
-        return site.handshakes
+        return site.admission.handshakes
 
     def makeConnection(self, transport: ITransport) -> None:
         """Called when a client has connected."""
         site: ApiSite = self.factory.wrappedFactory
         peer = peerOf(transport.getPeer())
-        self._origin = Origin(peer, _FIRST, site.addresses.has(peer))
+        self._origin = Origin(peer, _FIRST, site.admission.isKnown(peer))
         self._queue.spend(self._origin, partial(super().makeConnection, transport))
 
     def dataReceived(self, data: bytes) -> None:

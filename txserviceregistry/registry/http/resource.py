@@ -24,8 +24,8 @@ from ..identity.apikeys import Overloaded
 from ..identity.identity import Identity, isTenant
 from ..limits import RateLimiter, ResourceLimits
 from ..stores.interfaces import StoreUnavailable
+from .admission import inTurn
 from .authentication import Authenticator, invalidToken
-from .channel import inTurn
 from .handlers import Call, Handlers
 from .messages import Response, closeAfterwards, faultResponse, parseBody, send
 from .operations import MAXIMUM_BODY, Operation

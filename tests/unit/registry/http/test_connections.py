@@ -404,8 +404,8 @@ class UnfinishedTests(LimitsCase):
 
     def test_whatWaitsInTheQueueCounts(self) -> None:
         """What has come from clients in the queue counts as well."""
-        self.api.site.queue.spend(Origin(), lambda: self.api.clock.advance(1))
-        self.assertTrue(self.api.site.queue.isBusy)
+        self.api.site.admission.requests.spend(Origin(), lambda: self.api.clock.advance(1))
+        self.assertTrue(self.api.site.admission.requests.isBusy)
         guests = [self.connect() for _ in range(9)]
         for guest in guests:
             guest.send(self.head() + b" " * 60_000)
@@ -420,7 +420,7 @@ class UnfinishedTests(LimitsCase):
         def work() -> None:
             self.api.clock.rightNow += 1
 
-        for line in (self.api.site.queue, self.api.site.handshakes):
+        for line in (self.api.site.admission.requests, self.api.site.admission.handshakes):
             line.spend(Origin(), work)
         for each in connections:
             each.send(requestBytes("GET", SERVICES))

@@ -531,7 +531,7 @@ class ConnectionTests(FramingCase):
         self.patch(self.api.registry, "get", lambda *args: slow)
         busy = Connection(self.api)
         busy.send(self.request("GET", SERVICES + "/web1") + self.create("web2"))
-        drained = self.api.site.drain(1.0)
+        drained = self.api.site.connections.drain(1.0)
         self.assertFalse(self.connection.isOpen)
         self.assertNoResult(drained)
         slow.callback({"id": "web1"})
@@ -539,7 +539,7 @@ class ConnectionTests(FramingCase):
         self.assertEqual((reply.json, reply.header("Connection")), ({"id": "web1"}, "close"))
         self.assertFalse(busy.isOpen)
         self.successResultOf(drained)
-        self.successResultOf(self.api.site.drain(1.0))
+        self.successResultOf(self.api.site.connections.drain(1.0))
         self.assertEqual(self.services(), [])
 
     def test_drainIsBounded(self) -> None:
@@ -548,7 +548,7 @@ class ConnectionTests(FramingCase):
         """
         self.patch(self.api.registry, "get", lambda *args: Deferred())
         self.connection.send(self.request("GET", SERVICES + "/web1"))
-        drained = self.api.site.drain(1.0)
+        drained = self.api.site.connections.drain(1.0)
         self.api.clock.advance(0.9)
         self.assertNoResult(drained)
         self.api.clock.advance(0.2)
@@ -623,7 +623,7 @@ class SocketTests(TestCase):
         A request that has come in, and has not been read, is answered, though newcomers need its connection's place.
         """
         site = ApiSite(self.api.resource, reactor, ConnectionLimits(connections=2))  # type: ignore[arg-type]
-        self.addCleanup(site.drain, 1)
+        self.addCleanup(site.connections.drain, 1)
         self.port = reactor.listenTCP(0, site, interface="127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(self.port.stopListening)
         clients = [await self.connect() for _ in range(2)]
@@ -649,7 +649,7 @@ class SocketTests(TestCase):
         )
         await arrived
         self.assertFalse(idle.ended.called)
-        await self.site.drain(0.05)
+        await self.site.connections.drain(0.05)
         await idle.ended
         await busy.ended
         self.assertEqual(busy.data, b"")
