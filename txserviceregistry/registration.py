@@ -19,7 +19,8 @@ from twisted.python.failure import Failure
 
 from .errors import UNKNOWN_OUTCOME, AuthenticationFailed, NotFound, NotRunning, RegistrationEnded, ServiceRegistryError
 from .heartbeats.creation import ServiceCreator
-from .heartbeats.desired import DesiredState, wantsHost
+from .heartbeats.desired import DesiredState
+from .heartbeats.fields import wantsHost
 from .heartbeats.heartbeater import REGISTERED, REGISTERING, STOPPED, HeartBeater, refusesToken
 from .heartbeats.statefile import StateFile
 from .http.jsontransport import ClientClosed

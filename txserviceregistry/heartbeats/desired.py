@@ -21,14 +21,12 @@ from ..http.jsontransport import ClientClosed
 from ..util.backoff import Backoff
 from ..util.concurrency import PrioritySemaphore
 from ..util.deferred import returnsDeferred
-from ..util.fields import HOST_KEYS, PORT_KEYS, checkedMetadata, checkedTags, checkedTimeout
 from ..util.logs import Logger
 from ..util.outage import Outage
 from ..util.tries import LONGEST_DELAY
 from ..util.waiters import Waiters
+from .fields import FIELDS, DesiredFields, comparable, plain
 
-_FIELDS = ("heartbeat_timeout", "tags", "metadata")
-_DEFAULTS: Mapping[str, Any] = {"tags": [], "metadata": {}}
 # So many registrations and updates are remembered while the outcome of a registration is unknown.
 _MOST_SENT = 100
 # Seconds to wait after the second try to update a service; then the delays grow.
@@ -36,13 +34,6 @@ _SHORTEST_RETRY = 0.1
 
 _UPDATE_FAILED = "Update of service {serviceId} failed: {reason} (retrying)"
 _UPDATED = "Service {serviceId} updated after {seconds:.1f} s"
-
-
-def wantsHost(metadata: Mapping[str, str] | None) -> bool:
-    """Whether *metadata* has a port and no address, so that the address is determined automatically."""
-    if not metadata:
-        return False
-    return any(key in metadata for key in PORT_KEYS) and not any(key in metadata for key in HOST_KEYS)
 
 
 class _HeartBeater(Protocol):
@@ -120,7 +111,7 @@ class _State(Enum):
     UPDATING = "updating"
 
 
-class DesiredState:
+class DesiredState(DesiredFields):
     """
     The fields that one service should have, and what is known of those that it has in the registry.
 
@@ -128,11 +119,8 @@ class DesiredState:
     registry refuses them. If the registry may have other fields (after an update without a response, or an update and a
     registration that were under way together), a service that is :meth:`open` is updated until it has the desired ones.
 
-    :ivar serviceId: the service.
-    :ivar fields: ``heartbeat_timeout``, and ``tags`` and ``metadata`` where they were given. Replaced, never changed.
-    :ivar host: the address that was determined automatically. It is sent with a *metadata* that :func:`wantsHost`, and
-        never becomes part of it.
-    :ivar onChange: called when *fields* has changed.
+    :param states: sends the updates.
+    :param serviceId: the service. For the other parameters see :class:`DesiredFields`.
     """
 
     _log = Logger()
@@ -144,19 +132,13 @@ class DesiredState:
         heartbeatTimeout: int,
         payload: Mapping[str, Any] | None = None,
     ) -> None:
-        """
-        :param payload: ``tags`` and ``metadata``, both optional.
-        """
+        super().__init__(heartbeatTimeout, payload)
         self.serviceId = serviceId
-        self.fields: Mapping[str, Any] = {**(payload or {}), "heartbeat_timeout": heartbeatTimeout}
-        self.host: str | None = None
-        self.onChange: Callable[[], object] | None = None
         self._states = states
         self._state = _State.ABSENT
         self._worker: Deferred[None] | None = None
-        # The fields that the registry accepted last, to fall back on; those that it has now (None: not known); those of
-        # the last registration: desired, as sent, and the Deferreds that wait for them.
-        self._good: Mapping[str, Any] = self.fields
+        # The fields that the registry has (None: not known); those of the last registration: desired, as sent, and the
+        # Deferreds that wait for them.
         self._known: Mapping[str, Any] | None = None
         self._posted: tuple[Mapping[str, Any], Mapping[str, Any], tuple[Deferred[None], ...]] = self.fields, {}, ()
         # The fields that were sent last since the first registration whose outcome is unknown.
@@ -171,57 +153,15 @@ class DesiredState:
         self._heartBeater: ReferenceType[_HeartBeater] | None = None
         self._waiters: Waiters[None] = Waiters()
 
-    # -- desired fields
-
-    @property
-    def heartbeatTimeout(self) -> int:
-        """The desired heartbeat timeout, in seconds."""
-        timeout: int = self.fields["heartbeat_timeout"]
-        return timeout
-
-    def wire(self) -> Mapping[str, Any]:
-        """The fields to send: with the host that was determined automatically."""
-        metadata = self.fields.get("metadata")
-        if self.host is None or not wantsHost(metadata):
-            return self.fields
-        return {**self.fields, "metadata": {**(metadata or {}), "host": self.host}}
-
     @property
     def isDirty(self) -> bool:
         """Whether the registry may have other fields."""
-        return self._known is None or _comparable(self._known) != _comparable(self.wire())
-
-    def change(self, changes: Mapping[str, Any]) -> None:
-        """Desire other values for some fields."""
-        if not changes:
-            return
-        self.fields = {**self.fields, **changes}
-        if self.onChange is not None:
-            self.onChange()
+        return self._known is None or comparable(self._known) != comparable(self.wire())
 
     def setHost(self, host: str) -> None:
         """The address was determined anew."""
         self.host = host
         self.converge()
-
-    def _takeBack(self, refused: Mapping[str, Any]) -> bool:
-        """
-        Undo the changes that the registry has *refused*: desire again what it accepted last.
-
-        :return: whether that changes anything.
-        """
-        fields: dict[str, Any] = dict(self.fields)
-        for name, value in refused.items():
-            if name in fields and fields[name] is value and value is not self._good.get(name):
-                del fields[name]
-                if name in self._good:
-                    fields[name] = self._good[name]
-        if fields == self.fields:
-            return False
-        self.fields = fields
-        if self.onChange is not None:
-            self.onChange()
-        return True
 
     # -- its registrations
 
@@ -237,13 +177,13 @@ class DesiredState:
             self._registeredAs = {}
         wire = self.wire()
         self._posted = self.fields, wire, tuple(self._waiters)
-        self._sent.append(_comparable(wire))
+        self._sent.append(comparable(wire))
         return wire
 
     def registered(self) -> None:
         """The registration that was sent last had its effect."""
-        self._good, wire, covered = self._posted
-        self._registeredAs = _comparable(wire)
+        self.accepted, wire, covered = self._posted
+        self._registeredAs = comparable(wire)
         self._sent.clear()
         self._has(wire)
         self._waiters.fire(None, covered)
@@ -263,7 +203,7 @@ class DesiredState:
         :return: whether an update may be the reason; it is undone then.
         """
         fields, _, covered = self._posted
-        if not (_isFinal(error) and self._takeBack(fields)):
+        if not (_isFinal(error) and self.takeBack(fields)):
             return False
         self._waiters.fire(Failure(error), covered)
         return True
@@ -272,7 +212,7 @@ class DesiredState:
         """The registry has our service, with these *fields*."""
         self._writes += 1
         if self._state is _State.ABSENT:
-            self._state = _State.REGISTERED
+            self._transition(_State.REGISTERED)
         # An update that is under way may have had its effect before or after.
         self._known = None if self._underWay else fields
         if not self._underWay:
@@ -280,7 +220,7 @@ class DesiredState:
 
     def resumed(self, found: Mapping[str, Any]) -> None:
         """The service that an earlier process left is continued; the registry has these fields."""
-        self._has({name: found[name] for name in _FIELDS})
+        self._has({name: found[name] for name in FIELDS})
 
     def isOurs(self, found: Mapping[str, Any]) -> bool:
         """
@@ -288,8 +228,8 @@ class DesiredState:
         is as a registration or an update sent it.
         """
         return found["last_seen"] is None and all(
-            any(name in sent and _plain(sent[name]) == found[name] for sent in (*self._sent, self._registeredAs))
-            for name in _FIELDS
+            any(name in sent and plain(sent[name]) == found[name] for sent in (*self._sent, self._registeredAs))
+            for name in FIELDS
         )
 
     # -- updates
@@ -322,10 +262,10 @@ class DesiredState:
             await self._put(wire)
         except APIError as error:
             if not isinstance(error, (NotFound, ServerError)):
-                self._takeBack(changes)
+                self.takeBack(changes)
             raise
         else:
-            self._good = {**self._good, **changes}
+            self.accepted = {**self.accepted, **changes}
         finally:
             self.converge()
 
@@ -413,17 +353,17 @@ class DesiredState:
             fields, wire, known, covered = self.fields, self.wire(), self._known, tuple(self._waiters)
             changes = {
                 name: value
-                for name, value in _comparable(wire).items()
-                if known is None or _comparable(known).get(name) != value
+                for name, value in comparable(wire).items()
+                if known is None or comparable(known).get(name) != value
             }
             isCertain = await self._put(changes)
         except APIError as error:
-            if not (_isFinal(error) and self._takeBack(fields)):
+            if not (_isFinal(error) and self.takeBack(fields)):
                 raise
             self._waiters.fire(Failure(error), covered)
         else:
             if isCertain:
-                self._good = fields
+                self.accepted = fields
                 self._waiters.fire(None, covered)
         finally:
             turns.give()
@@ -449,7 +389,7 @@ class DesiredState:
         try:
             await self._states.put(self.serviceId, changes)
             isCertain = isFirst and write == self._writes
-            if isCertain and (self._known is not None or set(_FIELDS) <= changes.keys()):
+            if isCertain and (self._known is not None or set(FIELDS) <= changes.keys()):
                 known = {**(self._known or {}), **changes}
             if isCertain and timeout is not None:
                 self._setTimeouts((timeout,))
@@ -472,41 +412,7 @@ class DesiredState:
         if heartBeater and heartBeater.heartbeatTimeout != min(timeouts):
             heartBeater.setTimeout(min(timeouts))
 
-    def understood(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of an update's *payload*; none if one is not valid, which the registry will report."""
-        changes: dict[str, Any] = {}
-        try:
-            if "tags" in payload:
-                changes["tags"] = checkedTags(payload["tags"] if payload["tags"] is not None else ())
-            if "metadata" in payload:
-                changes["metadata"] = self._withoutOwnHost(checkedMetadata(payload["metadata"]))
-            if "heartbeat_timeout" in payload:
-                timeout = payload["heartbeat_timeout"]
-                changes["heartbeat_timeout"] = checkedTimeout(float(timeout) if isinstance(timeout, str) else timeout)
-        except (TypeError, ValueError):
-            return {}
-        return changes
-
-    def _withoutOwnHost(self, metadata: dict[str, str]) -> dict[str, str]:
-        """
-        Metadata without the host that was determined automatically, which they contain if they were read from the
-        registry. It must not stay when the address changes.
-        """
-        if self.host is None or metadata.get("host") != self.host or not wantsHost(self.fields.get("metadata")):
-            return metadata
-        return {key: value for key, value in metadata.items() if key != "host"}
-
 
 def _isFinal(error: APIError) -> bool:
     """Whether the registry refuses the request, now and later."""
     return isinstance(error, (BadRequest, Forbidden))
-
-
-def _plain(value: Any) -> Any:
-    """A field as the registry returns it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _comparable(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    given = {name: _plain(fields[name]) for name in _FIELDS if fields.get(name) is not None}
-    return {**_DEFAULTS, **given}

@@ -12,7 +12,8 @@ from twisted.internet.interfaces import IReactorTime
 from ..util.files import WriteOutage
 from ..util.logs import Logger
 from ..util.outage import Outage
-from .desired import DesiredState, wantsHost
+from .desired import DesiredState
+from .fields import wantsHost
 from .tokenfile import Kept, TokenFile
 
 _SHARED = (
