@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "project")
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "_trial_temp*"))
+        copyTo(copy)
         began = time.monotonic()
         if isNoticed(copy, ["tests.unit"], None):
             print("The tests fail without a break")
@@ -88,6 +88,20 @@ def main(arguments: list[str]) -> int:
             survivors += [each] if hasSurvived else []
     print(f"seed {seed}: {len(breaks) - len(survivors)} of {len(breaks)} caught", flush=True)
     return int(len(survivors) > options.allow)
+
+
+def copyTo(folder: Path) -> None:
+    """Copy the project without what git ignores."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    for name in filter(None, names.split("\0")):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
 
 
 def draw(seed: int, count: int) -> list[Break]:

@@ -35,6 +35,8 @@ _T = TypeVar("_T")
 # Seconds between two attempts to reach a registry that is unreachable; the first one is made at once.
 _SHORTEST_RETRY = 0.5
 _LONGEST_RETRY = 10.0
+# Characters of an error in the log.
+_LONGEST_REASON = 150
 
 
 class Subscriber(Service):
@@ -179,5 +181,6 @@ class Subscriber(Service):
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            self._log.warn("File {path} ignored: {reason!r}", path=self._path, reason=error)
+            # The error may quote the file.
+            self._log.warn("File {path} ignored: {reason}", path=self._path, reason=repr(error)[:_LONGEST_REASON])
             return None

@@ -525,16 +525,19 @@ class FeedTests(SynchronousTestCase):
         self.assertEqual(self.delivered, [])
 
     def test_damagedFiles(self) -> None:
-        """They are logged, and ignored."""
+        """They are logged, each in a short line, and ignored."""
         self.happen()
         texts = ["", "[]", "{", "[" * 100_000]
         for marker in (1, [], "\ud800", "x" * 100_000):
             texts.append(json.dumps({"marker": marker, "begins": False, "given": None, "quietAt": None}))
             texts.append(json.dumps({"marker": None, "begins": False, "given": marker, "quietAt": None}))
-        for text in texts:
-            path = Path(self.mktemp())
-            path.write_text(text)
-            self.feed(path=path)
+        with capturedLogs() as events:
+            for text in texts:
+                path = Path(self.mktemp())
+                path.write_text(text)
+                self.feed(path=path)
+        lines = [str(formatEvent(event)).split(" ignored: ")[1] for event in events]
+        self.assertEqual((len(lines), max(map(len, lines)) <= 200), (len(texts), True))
         self.happen()
         self.assertEqual(self.numbers(), [2] * len(texts))
         self.feed(path="/proc/nothing/here")
