@@ -45,7 +45,9 @@ class _Registry:
         for service in self._services:
             yield service
 
-    def list(self, marker: str | None = None, limit: int = 100, *, wait: int | None = None) -> Deferred[Any]:
+    def list(
+        self, marker: str | None = None, limit: int = 100, type: str | None = None, *, wait: int | None = None
+    ) -> Deferred[Any]:
         """events.list"""
         if wait is None:
             return succeed({"values": [self._last]})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import random as randomModule
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from itertools import takewhile
 from typing import TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
@@ -93,9 +92,9 @@ class Balancer:
             return self.strategy.pick(self._first)
         left = [[one for one in tier if one.key not in tried] for tier in self._tiers]
         for tier in left:
-            fit = [one for one in tier if not self.ejections.isEjected(one)]
-            if fit:
-                return self.strategy.pick(fit)
+            healthy = self.ejections.without(tier)
+            if healthy:
+                return self.strategy.pick(healthy)
         return min((one for tier in left for one in tier), key=self.ejections.lastFailure, default=None)
 
     def unavailable(self, reasons: Mapping[str, BaseException] | None = None) -> NoServiceAvailable:
@@ -112,8 +111,7 @@ class Balancer:
             self._services = services
             self._readAll(services)
         self._state = state
-        healthy = ([one for one in tier if not self.ejections.isEjected(one)] for tier in self._tiers)
-        self._first = next(filter(None, healthy), [])
+        self._first = next(filter(None, map(self.ejections.without, self._tiers)), [])
 
     def _readAll(self, services: Sequence[Service]) -> None:
         before, self._read = self._read, {}
@@ -149,8 +147,12 @@ class Balancer:
 
     def _distance(self, instance: Instance) -> int:
         # The name of a zone means something within its region only.
-        near = takewhile(lambda area: instance.metadata.get(area[0]) == area[1], self._near.items())
-        return len(self._near) - len(list(near))
+        near = 0
+        for area, name in self._near.items():
+            if instance.metadata.get(area) != name:
+                break
+            near += 1
+        return len(self._near) - near
 
 
 class TryNext(Exception):

@@ -5,7 +5,7 @@ Outlier ejection: instances that could not be connected to are not picked for a 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -66,10 +66,11 @@ class Ejections:
             self._nextEnd = min((one.end for one in self._failures.values() if one.end > now), default=math.inf)
         return self._epoch
 
-    def isEjected(self, instance: Instance) -> bool:
-        """Whether *instance* is not to be picked."""
-        failures = self._failures.get(instance.key)
-        return failures is not None and failures.end > self._clock.seconds()
+    def without(self, instances: Sequence[Instance]) -> list[Instance]:
+        """Those of *instances* that are not ejected."""
+        now = self._clock.seconds()
+        ejected = {key for key, failures in self._failures.items() if failures.end > now}
+        return [one for one in instances if one.key not in ejected] if ejected else list(instances)
 
     def lastFailure(self, instance: Instance) -> float:
         """When *instance* failed last; minus infinity if it has not."""
