@@ -320,7 +320,7 @@ class PythonTests(PageTestCase):
         await self.perform(DOCS / "instance-ids.rst", self.names)
         service = self.names["service"]
         self.assertLessEqual(len(service.serviceId), 65)
-        self.assertIn("8", service.serviceId)
+        self.assertRegex(service.serviceId, r"^web-\d{4}-[A-Za-z0-9_.-]+$")
 
     async def test_findingServices(self) -> None:
         """From the web server that registers itself to the end of a test, in the page's order."""
