@@ -1,18 +1,15 @@
 """
-Validation of responses: what the JSON of each response of the API has to look like.
+Validation of the JSON of responses.
 
-Every method of the client passes what it received through one of these functions before anything else reads it. Each
-takes a JSON value, and returns it when it has the right shape, with ``30`` in place of an integer that is written
-``30.0``. Otherwise it raises ``ValueError``, whose text names the member and what it should be. The text never contains
-a value, which may be a secret.
-
-Unknown members are ignored. Numbers have bounds, so that arithmetic and dates work with every value that passes.
+Each function takes a JSON value and returns it if it has the right shape, with ``30`` in place of an integer that is
+written ``30.0``. Otherwise it raises ``ValueError``, whose text names the member and what it should be, but never a
+value, which may be a secret. Unknown members are ignored. Numbers have bounds, so that arithmetic and dates work.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from ..types import (
@@ -28,46 +25,40 @@ from ..types import (
 )
 from ..util.faults import faultIn
 
-# Characters of any text that the protocol limits to fewer.
+# The most characters of a text. The protocol's limits are lower.
 _LONGEST = 4096
-# The last millisecond of the year 9999: later ones have no date.
+# The last millisecond of the year 9999, which is the last one with a date.
 _LAST_MILLISECOND = 253_402_300_799_999
-# A heartbeat timeout in seconds, whatever the limits of the registry.
+# The longest heartbeat timeout in seconds: more than any registry allows.
 _LONGEST_TIMEOUT = 86_400
 # The largest integer that every JSON implementation keeps exact.
 _LARGEST = 2**53
 
 _TIME_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.I | re.ASCII)
-# What can stand in a header or, encoded, in a path.
+# Text that is valid in a header or, encoded, in a path.
 _PRINTABLE = re.compile(r"[ -~]+")
 
-_SERVICE_EVENTS = frozenset({"service.join", "service.remove", "service.timeout"})
-
-# The entries of a service catalog that name the tenant (by name, the last one by type), in the order of looking.
+# The entries of a service catalog that may have the tenant (by name, the last one by type), in their order.
 _TENANT_ENTRIES = ("cloudServersOpenStack", "cloudServers", "cloudMonitoring", "rax:service-registry")
 
-#: What an authentication gives: the token, the tenant's id, ``expires`` as it was sent, the service catalog.
+# Validates a member of an object.
+_Check = Callable[[dict[str, Any], str], object]
+
+#: The token, the tenant's id, ``expires`` as it was sent, and the service catalog.
 Access = tuple[str, str, object, list[dict[str, Any]]]
-
-
-# -- one thing
 
 
 def readService(value: Any) -> Service:
     """A service."""
     service = _registration(value)
-    lastSeen = service.get("last_seen", False)
-    if lastSeen is not None:
-        _integer(service, "last_seen", 0, _LAST_MILLISECOND)
+    if service.get("last_seen", False) is not None:
+        _integer(service, "last_seen", _LAST_MILLISECOND)
     return cast(Service, service)
 
 
 def readConfigurationValue(value: Any) -> ConfigurationValue:
     """A configuration value."""
-    configurationValue = _object(value)
-    _text(configurationValue, "id")
-    _text(configurationValue, "value")
-    return cast(ConfigurationValue, configurationValue)
+    return cast(ConfigurationValue, _members(value, {"id": _text, "value": _text}))
 
 
 def readEvent(value: Any) -> Event:
@@ -80,20 +71,13 @@ def readEvent(value: Any) -> Event:
     id = event.get("id")
     if not isinstance(id, str) or not _TIME_UUID.fullmatch(id):
         raise ValueError("id is not a version-1 UUID")
-    _integer(event, "timestamp", 0, _LAST_MILLISECOND)
+    _integer(event, "timestamp", _LAST_MILLISECOND)
     type = _text(event, "type")
     try:
         if type in _SERVICE_EVENTS:
             _registration(event.get("payload"))
-        elif type == "configuration_value.update":
-            payload = _object(event.get("payload"))
-            _text(payload, "configuration_value_id")
-            _text(payload, "new_value")
-            _textOrNull(payload, "old_value")
-        elif type == "configuration_value.remove":
-            payload = _object(event.get("payload"))
-            _text(payload, "configuration_value_id")
-            _textOrNull(payload, "old_value")
+        elif type in _VALUE_EVENTS:
+            _members(event.get("payload"), _VALUE_EVENTS[type])
     except ValueError as error:
         raise ValueError(f"payload: {error}")
     return cast(Event, event)
@@ -124,14 +108,11 @@ def readHeartbeats(value: Any, ids: Sequence[str]) -> list[HeartbeatToken | Faul
 def readLimits(value: Any) -> Limits:
     """The account's limits."""
     limits = _object(value)
-    resources, rates = _object(limits.get("resource"), "resource"), _object(limits.get("rate"), "rate")
+    resources = _object(limits.get("resource"), "resource")
     for name in resources:
-        _integer(resources, name, 0, _LARGEST)
-    for rate in rates.values():
-        _object(rate, "a rate")
-        _integer(rate, "limit", 0, _LARGEST)
-        _integer(rate, "used", 0, _LARGEST)
-        _text(rate, "window")
+        _count(resources, name)
+    for rate in _object(limits.get("rate"), "rate").values():
+        _members(rate, {"limit": _count, "used": _count, "window": _text}, "a rate")
     return cast(Limits, limits)
 
 
@@ -153,9 +134,6 @@ def readAccess(value: Any) -> Access:
 def objectsIn(value: object) -> list[dict[str, Any]]:
     """The objects of a list; none of what is not a list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-# -- pages
 
 
 def readServicePage(value: Any) -> ServicePage:
@@ -180,23 +158,17 @@ def _page(value: Any, readOne: Callable[[Any], Any]) -> Any:
     if len(ids) != len(values):
         raise ValueError("values has the same id twice")
     metadata = _object(page.get("metadata"), "metadata")
-    # A page without it would pass for the last one, and what is on the next pages for removed.
+    # A page without it would pass for the last one, and the objects on the next pages for removed ones.
     if "next_marker" not in metadata:
         raise ValueError("metadata has no next_marker")
     if metadata["next_marker"] is not None:
         _printable(metadata, "next_marker")
         if not values:
             raise ValueError("values is empty, although there is a next_marker")
-    for name in ("count", "limit"):
+    for name, check in (("count", _count), ("limit", _count), ("marker", _textOrNull), ("next_href", _textOrNull)):
         if name in metadata:
-            _integer(metadata, name, 0, _LARGEST)
-    for name in ("marker", "next_href"):
-        if name in metadata:
-            _textOrNull(metadata, name)
+            check(metadata, name)
     return page
-
-
-# -- what they consist of
 
 
 def _each(readOne: Callable[[Any], Any], number: int, value: Any) -> Any:
@@ -204,18 +176,6 @@ def _each(readOne: Callable[[Any], Any], number: int, value: Any) -> Any:
         return readOne(value)
     except ValueError as error:
         raise ValueError(f"values[{number}]: {error}")
-
-
-def _registration(value: Any) -> dict[str, Any]:
-    """What a service and the payload of its events have in common."""
-    service = _object(value)
-    _text(service, "id")
-    _integer(service, "heartbeat_timeout", 1, _LONGEST_TIMEOUT)
-    if not all(isinstance(tag, str) for tag in _list(service, "tags")):
-        raise ValueError("tags is not a list of strings")
-    if not all(isinstance(text, str) for text in _object(service.get("metadata"), "metadata").values()):
-        raise ValueError("metadata is not an object of strings")
-    return service
 
 
 def _outcome(value: Any) -> HeartbeatToken | FaultBody:
@@ -262,6 +222,14 @@ def _object(value: Any, name: str = "it") -> dict[str, Any]:
     return value
 
 
+def _members(value: Any, checks: Mapping[str, _Check], name: str = "it") -> dict[str, Any]:
+    """An object with these members."""
+    holder = _object(value, name)
+    for member, check in checks.items():
+        check(holder, member)
+    return holder
+
+
 def _list(holder: dict[str, Any], name: str) -> list[Any]:
     value = holder.get(name)
     if not isinstance(value, list):
@@ -277,7 +245,7 @@ def _text(holder: dict[str, Any], name: str) -> str:
 
 
 def _isEncodable(text: str) -> bool:
-    """Whether it has no half of a surrogate pair: such a text can be neither sent nor written."""
+    """Whether it has no half of a surrogate pair, which can be neither sent nor written."""
     try:
         return text.isascii() or bool(text.encode("utf-8"))
     except UnicodeEncodeError:
@@ -296,11 +264,34 @@ def _printable(holder: dict[str, Any], name: str) -> str:
     return value
 
 
-def _integer(holder: dict[str, Any], name: str, least: int, most: int) -> int:
+def _integer(holder: dict[str, Any], name: str, most: int, least: int = 0) -> None:
     value = holder.get(name)
     if isinstance(value, float) and value.is_integer():
         # JSON has one kind of numbers: 30.0 is 30.
         value = holder[name] = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ValueError(f"{name} is not an integer from {least} to {most}")
-    return value
+
+
+def _count(holder: dict[str, Any], name: str) -> None:
+    _integer(holder, name, _LARGEST)
+
+
+def _registration(value: Any) -> dict[str, Any]:
+    """The common members of a service and of the payload of its events."""
+    service = _object(value)
+    _text(service, "id")
+    _integer(service, "heartbeat_timeout", _LONGEST_TIMEOUT, least=1)
+    if not all(isinstance(tag, str) for tag in _list(service, "tags")):
+        raise ValueError("tags is not a list of strings")
+    if not all(isinstance(text, str) for text in _object(service.get("metadata"), "metadata").values()):
+        raise ValueError("metadata is not an object of strings")
+    return service
+
+
+_SERVICE_EVENTS = frozenset({"service.join", "service.remove", "service.timeout"})
+# The members of the payloads of the other events.
+_VALUE_EVENTS: Mapping[str, Mapping[str, _Check]] = {
+    "configuration_value.update": {"configuration_value_id": _text, "new_value": _text, "old_value": _textOrNull},
+    "configuration_value.remove": {"configuration_value_id": _text, "old_value": _textOrNull},
+}
