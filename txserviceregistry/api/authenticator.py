@@ -27,25 +27,24 @@ from ..util.waiters import Waiters
 from .session import Credentials, IAuthenticator, Session, parseTime
 from .shapes import readAccess
 
-#: A token is renewed when so much of its life is over.
+#: A token is renewed after this part of its lifetime.
 RENEW_AT = 0.9
 
-#: Credentials that were refused are not tried again for so many seconds: whoever mends them is soon heard, and a fleet
-#: with an old key does not hammer the Auth API.
+#: Credentials that were refused are not sent again for so many seconds.
 REFUSAL = 60.0
 
-# While credentials are refused, whether others have taken their place is looked up once in so many seconds at most.
+# Seconds between two lookups of the credentials while they are refused.
 _LOOK_UP_INTERVAL = 1.0
 
-# Seconds between the tries to renew a token that still works: short at first, for it may soon be needed.
+# Seconds between the tries to renew a token that still works.
 _SHORTEST_RETRY = 5.0
 _LONGEST_RETRY = 300.0
-# While there is no token at all, and the Auth API can't be asked, it is tried again after so many seconds: at once at
-# first, then after growing delays. Whoever needs a token in between fails as the last try did.
+# Seconds between the tries while there is no token, and the Auth API is unreachable. Requests in between fail as the
+# last try did.
 _SHORTEST_DELAY = 0.02
 _LONGEST_DELAY = 1.0
 
-# What says where the Auth API is.
+# The settings with the URL of the Auth API.
 _URL_SETTINGS = "RAXSR_AUTH_URL ([auth_api] url) or, if there is none, RAXSR_API_URL ([api] url)"
 
 # The faults of the Auth API by name, with the status code of each.
@@ -62,7 +61,7 @@ _FAULTS = {
 
 
 def _faultIn(status: int, value: object) -> str | None:
-    """The message of a fault of the Auth API, which is named by its only member; ``None`` if it is something else."""
+    """The message of a fault of the Auth API, whose type is its only member; ``None`` if it is something else."""
     for name, fault in value.items() if isinstance(value, dict) else ():
         if _FAULTS.get(name) == status and isinstance(fault, dict) and fault.get("code") == status:
             return fault["message"] if isinstance(fault.get("message"), str) else None
@@ -70,7 +69,7 @@ def _faultIn(status: int, value: object) -> str | None:
 
 
 def isAuthFault(status: int, headers: Headers, value: object) -> bool:
-    """Whether a response that is an error is a fault of the Auth API, and not the page of a gateway before it."""
+    """Whether a response that is an error is a fault of the Auth API, and not a gateway's."""
     return _faultIn(status, value) is not None
 
 
@@ -79,23 +78,23 @@ class KeystoneAuthenticator:
     """
     Gets tokens from the Auth API, and keeps them fresh.
 
-    - A token is renewed when nine tenths of its lifetime are over, by the first request after that. This request and
-      others use the old token meanwhile. There is no timer: an authenticator that is not used does nothing.
+    - The first request after nine tenths of a token's lifetime renews it. The old token stays in use meanwhile. There
+      is no timer: an authenticator that is not used does nothing.
     - An authentication that is late runs on beside the next one, and the first token counts.
     - While the Auth API is unreachable, a token that may still work stays in use. Without one, the Auth API is retried
-      about once a second, however many requests need a token: requests in between fail as the last try did.
-    - Credentials that are refused are not sent again for :data:`REFUSAL` seconds; requests fail with
-      ``AuthenticationFailed`` at once meanwhile.
-    - The credentials are looked up before each authentication, because they may have changed, and a registry answers
-      many wrong keys slowly. While they are refused they are looked up once a second at most, when there are requests.
+      about once a second, and requests in between fail as the last try did.
+    - Credentials that are refused are not sent again for :data:`REFUSAL` seconds. Requests fail with
+      ``AuthenticationFailed`` meanwhile.
+    - The credentials are looked up before each authentication, because a registry delays its responses to wrong keys.
+      While they are refused, requests look them up at most once a second.
 
     :param transport: the Auth API, at its URL that ends in ``/v2.0``.
-    :param credentials: the credentials to begin with.
-    :param lookUp: returns the current credentials. It raises ``InvalidSettings`` if it can't find them; the error is
-        reported when the last known ones are refused. Without it the credentials never change.
+    :param credentials: the first credentials.
+    :param lookUp: returns the current credentials, or raises ``InvalidSettings``; the error is reported when the last
+        known ones are refused. Without it the credentials never change.
     :param clock: for lifetimes.
-    :param wallClock: seconds since the epoch, for what ``expires`` means.
-    :param random: gives numbers from 0 to 1, so that the clients of a fleet do not renew at the same time.
+    :param wallClock: seconds since the epoch, for ``expires``.
+    :param random: gives numbers from 0 to 1, so that many clients do not renew at the same time.
     """
 
     _log = Logger()
@@ -136,8 +135,8 @@ class KeystoneAuthenticator:
         """
         See :meth:`IAuthenticator.session`.
 
-        :return: fails with :class:`~txserviceregistry.errors.AuthenticationFailed` if the credentials are refused,
-            else as the Auth API does: ``ConnectionFailed``, ``RequestTimedOut``, ``ServerError``, ….
+        :return: fails with ``AuthenticationFailed`` if the credentials are refused, and as the request to the Auth API
+            does.
         """
         session = self._session
         if session is not None and (self._renewFrom is None or self._clock.seconds() < self._renewFrom):
@@ -155,7 +154,7 @@ class KeystoneAuthenticator:
 
     @property
     def stage(self) -> str:
-        """What requests that need a token wait for, for error messages."""
+        """The stage of a request that needs a token, for error messages."""
         return self._transport.stage
 
     def invalidate(self, token: str) -> None:
@@ -164,7 +163,7 @@ class KeystoneAuthenticator:
             self._session = None
 
     def suspect(self, token: str) -> None:
-        """See :meth:`IAuthenticator.suspect`. The Auth API is asked for a new one once in a while only."""
+        """See :meth:`IAuthenticator.suspect`. The next request asks for a new one, once in a while."""
         now = self._clock.seconds()
         if self._session is not None and self._session.token == token and now >= self._suspectFrom:
             self._suspectFrom = now + REFUSAL
@@ -187,7 +186,7 @@ class KeystoneAuthenticator:
             return
         self._takeUpOthers()
         self._working = working = self._ask()
-        # Only now: an answer that is there at once has to find its work known.
+        # Only now, because there may be a response at once.
         working.addCallbacks(self._succeeded, self._failed, errbackArgs=(working,))
 
     @returnsDeferred
@@ -207,7 +206,7 @@ class KeystoneAuthenticator:
     def _refused(self, response: Response) -> ServiceRegistryError:
         said = _faultIn(response.status, response.json)
         if said is None and response.status < 500:
-            # It does not refuse the credentials: with the same ones the Auth API may give a token later.
+            # It does not refuse the credentials.
             doubt = response.redirection(_URL_SETTINGS) or response.doubt
             return ForeignResponse(response.status, method=response.method, url=response.url, doubt=doubt)
         message = redacted(said or "", [self._credentials.apiKey])
@@ -217,7 +216,7 @@ class KeystoneAuthenticator:
                 f"{response.status}{message and ': '}{message}. Check the username and the API key, and that they "
                 "belong to this registry"
             )
-        # No subclass for a 4xx: a wrong URL of the Auth API must not look like a service that was not found.
+        # No subclass for a 4xx: a wrong URL of the Auth API is not a service that was not found.
         kind = ServerError if response.status >= 500 else APIError
         return kind(response.status, message=message, method=response.method, url=response.url, doubt=response.doubt)
 
@@ -234,7 +233,7 @@ class KeystoneAuthenticator:
         self._ends = self._renewFrom = None
         if session.expires is not None:
             life = session.expires.timestamp() - self._wallClock()
-            # A token that has ended before it came is one of clocks that disagree: it works until it is refused.
+            # If it has expired already, the clocks differ, and it works until it is refused.
             if life > 0:
                 now = self._clock.seconds()
                 self._ends = now + life
@@ -243,7 +242,7 @@ class KeystoneAuthenticator:
 
     def _failed(self, failure: Failure, working: Deferred[Session]) -> None:
         if working is not self._working:
-            # It was late. The result of the next one counts, unless the credentials were refused.
+            # It was late. The next one counts, unless the credentials were refused.
             if self._working is not None or self._session is not None or not failure.check(AuthenticationFailed):
                 return
             self._late.end()
@@ -261,10 +260,10 @@ class KeystoneAuthenticator:
             if not failure.check(AuthenticationFailed, CancelledError, ClientClosed):
                 self._problem, self._problemUntil = failure.value, now + self._delays.next()
             for waiter in tuple(self._waiting):
-                # One exception for each: raising one a thousand times makes a traceback of a thousand pieces.
+                # One exception for each, because each raise extends its traceback.
                 self._waiting.fire(Failure(copy.copy(failure.value)), [waiter])
             return
-        # Not at once, as the first delay of a backoff is: the old token still works.
+        # Not at once, as the first delay of a backoff: the old token still works.
         self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)
         if not failure.check(CancelledError, ClientClosed):
             self._log.warn(
@@ -273,7 +272,7 @@ class KeystoneAuthenticator:
         self._waiting.fire(self._session)
 
     def _foundOthers(self) -> bool:
-        """Whether there are other credentials in place of those that were refused, if it is time to look."""
+        """Whether there are other credentials than those that were refused."""
         now = self._clock.seconds()
         if now < self._lookUpFrom:
             return False
@@ -291,7 +290,7 @@ class KeystoneAuthenticator:
             self._whyNoOthers = str(error)
             return False
         except Exception:
-            # Requests that wait for a token must not wait without end because of it.
+            # Requests wait for a token.
             self._log.failure("Credentials could not be looked up")
             return False
         if found == self._credentials:

@@ -1,13 +1,11 @@
 """
-The requests about services: one method is one request.
-
-What keeps a service registered, over as many requests as that takes, is in
-:mod:`txserviceregistry.heartbeats.services`.
+The requests for services: one method is one request.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail
@@ -37,25 +35,25 @@ class ServicesAPI:
     ``APIError`` such as ``NotFound`` or ``BadRequest`` when the registry refuses, else ``ConnectionFailed``,
     ``RequestTimedOut``, ``MalformedResponse`` or ``AuthenticationFailed``.
 
-    :param transport: sends the requests.
     :param clock: tells the age of cached pages.
-    :param cache: where the good pages of listings are kept; ``None`` for nowhere.
+    :param cache: keeps pages of listings, if given.
     """
 
     def __init__(self, transport: Transport, clock: IReactorTime, cache: ListCache | None = None) -> None:
         self._transport = transport
         self._clock = clock
         self._cache = cache
+        self._heartbeat = partial(transport.request, "POST", repeatable=True, lane=Lane.HEARTBEAT)
 
     def list(self, marker: str | None = None, limit: int | None = None) -> Deferred[ServicePage]:
         """
         One page of the services, sorted by id.
 
-        When the registry can't be reached or is in trouble, this is the last good page of the same listing, if there is
-        one in the cache: then ``page["metadata"]["stale"]`` says how many seconds old it is.
+        While the registry is unreachable, it is the last page of the same listing, if the cache has one. Then
+        ``page["metadata"]["stale"]`` is its age in seconds.
 
         :param marker: the id to begin at; ``page["metadata"]["next_marker"]`` of the page before.
-        :param limit: how many at most, 1 to 1000; 100 if it is not given.
+        :param limit: the most services, 1 to 1000; 100 by default.
         :return: fires with ``{"values": [service, …], "metadata": {…}}``.
         """
         return self._list({"marker": marker, "limit": limit})
@@ -75,7 +73,7 @@ class ServicesAPI:
             async for service in client.services.iterate("www"):
                 print(service["id"])
 
-        It never takes a page out of the cache: an iteration that the registry can't finish fails.
+        It does not use the cache: an iteration that the registry can't finish fails.
         """
         return pages(self._transport, "/services", readServicePage, {"tag": tag})
 
@@ -112,8 +110,7 @@ class ServicesAPI:
         whenLate: WhenLate | None = None,
     ) -> HeartbeatToken:
         """
-        One request that creates a service, without the retries of ``create()`` and ``register()``. For the parameters
-        see there.
+        One request that creates a service, without the retries of ``create()`` and ``register()``; see there.
 
         :return: fires with ``{"token": …}``. Fails as ``create()`` does with one URL.
         """
@@ -136,21 +133,13 @@ class ServicesAPI:
         :param whenLate: called when the *timeout* is over, with its Failure. The request runs on for as many seconds as
             it returns, and fails only then.
         :return: fires with ``{"token": …}``, the token for the next heartbeat. Fails with ``NotFound`` if the service
-            is gone, or the token is not one of its tokens.
+            is not registered, or the token is not one of its tokens.
         """
         try:
             path = _path(id) + "/heartbeat"
         except BadRequest as error:
             return fail(error)
-        asked = self._transport.request(
-            "POST",
-            path,
-            body={"token": token},
-            timeout=timeout,
-            repeatable=True,
-            whenLate=whenLate,
-            lane=Lane.HEARTBEAT,
-        )
+        asked = self._heartbeat(path, body={"token": token}, timeout=timeout, whenLate=whenLate)
         return asked.addCallback(Response.read, readToken)
 
     @returnsDeferred
@@ -171,22 +160,13 @@ class ServicesAPI:
             one that was refused. Fails as a whole if the request does.
         """
         body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
-        response = await self._transport.request(
-            "POST",
-            "/heartbeats",
-            body=body,
-            timeout=timeout,
-            repeatable=True,
-            whenLate=whenLate,
-            lane=Lane.HEARTBEAT,
-        )
+        response = await self._heartbeat("/heartbeats", body=body, timeout=timeout, whenLate=whenLate)
         return response.read(lambda value: readHeartbeats(value, [id for id, _ in beats]))
 
     @returnsDeferred
     async def updateOnce(self, id: str, payload: Mapping[str, Any]) -> None:
         """
-        One request that updates a service, without the retries of ``update()``. For the parameters and errors see
-        there.
+        One request that updates a service, without the retries of ``update()``; see there.
         """
         await self._transport.request("PUT", _path(id), body=dict(payload), lane=Lane.URGENT)
 

@@ -28,7 +28,7 @@ _TIME = re.compile(
 @attrs.frozen
 class Credentials:
     """
-    Who one is.
+    A user.
 
     :ivar username: the user's name.
     :ivar apiKey: the user's key, a secret.
@@ -41,12 +41,12 @@ class Credentials:
 @attrs.frozen
 class Session:
     """
-    What the Auth API gives for credentials.
+    The response of the Auth API to credentials.
 
-    :ivar token: goes into ``X-Auth-Token``; a secret.
-    :ivar tenantId: the account that the user belongs to.
-    :ivar expires: when the token ends; ``None`` if that is unknown.
-    :ivar catalog: the services there are, as the Auth API lists them.
+    :ivar token: the value of ``X-Auth-Token``; a secret.
+    :ivar tenantId: the user's account.
+    :ivar expires: when the token expires; ``None`` if that is unknown.
+    :ivar catalog: the service catalog.
     """
 
     token: str = attrs.field(repr=False)
@@ -68,30 +68,28 @@ class Session:
 
 
 class IAuthenticator(Interface):
-    """Where tokens come from."""
+    """The source of auth tokens."""
 
     def session() -> Deferred[Session]:
         """
-        A session to use now: the one there is, or a new one. However many ask while there is none, one is made.
+        The current session, or a new one, which is the same for all that wait for it.
 
-        :return: a Deferred of one's own. Cancelling it does not disturb the others that wait.
+        :return: a Deferred of its own for each caller, who may cancel it.
         """
 
     def invalidate(token: str) -> None:
-        """This *token* is not accepted any more. If it is not the current one, nothing happens."""
+        """The registry refused this *token*. If it is not the current one, nothing happens."""
 
     def suspect(token: str) -> None:
         """
-        Something that may not be the registry refused this *token*. It stays in use, and a new one takes its place as
-        soon as there is one. If it is not the current one, nothing happens.
+        A proxy may have refused this *token*. It stays in use until there is a new one. If it is not the current one,
+        nothing happens.
         """
 
 
 def parseTime(text: object) -> datetime | None:
     """
-    An instant in any common form of ISO 8601; without an offset it counts as UTC.
-
-    :return: ``None`` if *text* is none of them.
+    A time in any common form of ISO 8601, in UTC without an offset; ``None`` if *text* is none of them.
     """
     match = _TIME.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
@@ -105,7 +103,7 @@ def parseTime(text: object) -> datetime | None:
             int(day),
             int(hour),
             int(minute),
-            # A leap second has no place of its own in a datetime.
+            # A datetime can't be a leap second.
             min(int(second or 0), 59),
             int((fraction or "0")[:6].ljust(6, "0")),
             timezone(-offset if sign == "-" else offset),

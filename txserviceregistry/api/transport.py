@@ -26,9 +26,9 @@ from ..util.redaction import redacted
 from ..util.waiters import Waiters
 from .session import IAuthenticator, Session, refusesToken
 
-#: The extension with which the registry answers a query of the feed as soon as there is something new.
+#: The extension with which a query of the event feed waits for a new event.
 EVENTS_WAIT = "events-wait"
-#: The extension with which the registry takes many heartbeats in one request.
+#: The extension for heartbeat batching.
 HEARTBEATS = "heartbeats"
 # The registry's message for a path that it does not have.
 _NO_PAGE = "The page cannot be found"
@@ -43,11 +43,10 @@ class Transport:
     :param clock: for the deadlines.
     :param authenticator: knows the tenant and the auth token.
     :param basesFor: the base URLs, without the tenant, for a session.
-    :param timeout: seconds that a request may take, unless it says otherwise.
     :param lanes: sends the requests of these lanes, instead of the *agent*.
     :param random: gives numbers from 0 to 1; draws the server to begin with.
-    :ivar timeout: seconds that a request may take, unless it says otherwise.
-    :ivar extensions: the extensions of the API that the registry has, by its last answer.
+    :ivar timeout: seconds that a request may take by default.
+    :ivar extensions: the extensions of the API that the registry has, by its last response.
     :ivar isClosed: whether :meth:`close` was called.
     """
 
@@ -90,19 +89,17 @@ class Transport:
         """
         Send a request to the registry.
 
-        :param method: the HTTP method.
         :param path: below the tenant's URL, encoded, beginning with a slash.
-        :param body: what to send as JSON; ``None`` for no body.
+        :param body: the body, to be sent as JSON; ``None`` for none.
         :param timeout: seconds for all of it: queue, authentication, connecting, headers and body.
-        :param isTraced: whether the caller finds out what came of a request that may not be repeated. Then the first of
-            several servers has its share of the *timeout*, and no more.
-        :param whenLate: called when the *timeout* is over, with what the request would fail with. The request runs on
-            for as many seconds as it gives, and fails only then.
+        :param isTraced: whether the caller finds out the outcome of a request that is not repeatable. Then the first of
+            several servers has only its share of the *timeout*.
+        :param whenLate: called when the *timeout* is over, with its Failure. The request runs on for as many seconds as
+            it returns, and fails only then.
         :param options: see :meth:`~txserviceregistry.http.messages.Request.make`.
-        :return: fires with the :class:`~txserviceregistry.http.messages.Response`, a 2xx. Fails with ``APIError`` or a
-            subclass for a fault of the API or any 5xx, and with ``ConnectionFailed``, ``RequestTimedOut``,
-            ``MalformedResponse`` (``ForeignResponse`` for any other status) or ``AuthenticationFailed``, and with
-            ``ValueError`` if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
+        :return: fires with the :class:`~txserviceregistry.http.messages.Response`, a 2xx. Fails with ``APIError`` for a
+            fault of the API and any 5xx, ``MalformedResponse`` for any other response, ``ConnectionFailed``,
+            ``RequestTimedOut`` or ``AuthenticationFailed``, and with ``ValueError`` as ``Request.make`` does.
         """
         seconds = self.timeout if timeout is None else timeout
         if isTraced and whenLate is not None:
@@ -113,7 +110,7 @@ class Transport:
                 method,
                 path,
                 self._clock,
-                self._authStage,
+                self._stage,
                 seconds,
                 body=body,
                 isTraced=isTraced,
@@ -140,18 +137,18 @@ class Transport:
                 break
             self._authenticator.invalidate(session.token)
             isRetry = True
-            request.stage, request.leave = self._authStage, lambda: None
+            request.stage, request.leave = self._stage, lambda: None
         named = response.headers.getRawHeaders(_EXTENSIONS)
         if named is not None:
             self.extensions = _namesIn(named[0])
         elif response.status < 300 or faultIn(response.json, response.status) is not None:
-            # Any other error may be a balancer's, which says nothing about the registry behind it.
+            # Any other error may be a load balancer's.
             self.extensions = frozenset()
         if response.status >= 300:
             raise faultOf(response, body, request.path)
         return response
 
-    def _authStage(self, url: str) -> str:
+    def _stage(self, url: str) -> str:
         # An authenticator that was given from outside may not tell.
         return getattr(self._authenticator, "stage", "waiting for the Auth API")
 
@@ -266,15 +263,14 @@ async def pages(
     marker: str | None = None,
 ) -> AsyncIterator[Any]:
     """
-    The values of a collection, page by page as they are asked for.
+    The values of a collection, page by page as they are needed.
 
-    :param path: the collection's.
     :param reader: validates a page: a function of :mod:`~txserviceregistry.api.shapes`.
-    :param query: what belongs to each page's query.
-    :param marker: where to begin.
-    :raises MalformedResponse: if a page has another shape than it should, or the pages lead in a circle.
+    :param query: the query of each page.
+    :param marker: the id to begin at.
+    :raises MalformedResponse: if a page is not valid, or an earlier page is named as the next one.
     """
-    # A circle comes by one page again and again. Remembering each 2^n-th finds it, however long it is.
+    # A circle returns to one page again and again. Comparing with each 2^n-th finds it, however long it is.
     passed, count = marker, 0
     while True:
         response = await transport.request("GET", path, query={**(query or {}), "marker": marker})

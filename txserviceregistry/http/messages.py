@@ -35,15 +35,15 @@ NO_REGISTRY = "Check that this is the URL of a service registry"
 # The statuses of a server that serves something else.
 _NO_SUCH_PAGE = frozenset({404, 405, 501})
 
-# The least of the 5,000 bytes that the registry accepts is UTF-8 as it is.
+# The registry accepts 5,000 bytes, and UTF-8 is shorter than escapes.
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 class Lane(IntEnum):
-    """Which requests to the same server a request waits for, and what a suspend of the machine means to it."""
+    """Which requests to the same server a request waits for."""
 
     ORDINARY = 0
-    #: A service may expire while it waits: it is sent beside requests that hang.
+    #: Is sent beside requests that hang, because a service may expire while it waits.
     URGENT = 1
     #: Urgent; its sender handles a suspend.
     HEARTBEAT = 2
@@ -53,12 +53,12 @@ class Lane(IntEnum):
 
 def segment(text: str) -> str:
     """
-    One segment of a path, whatever its characters: it is encoded so that it can't become two, or none.
+    One segment of a path, encoded so that it stays one segment.
 
     :param text: an id, not empty.
     """
     encoded = quote(text, safe="")
-    # Dots need no encoding, but these two have a meaning of their own in a path.
+    # Dots need no encoding, but these two are special in a path.
     return encoded.replace(".", "%2E") if text in (".", "..") else encoded
 
 
@@ -67,7 +67,7 @@ def pathOf(path: str, query: Mapping[str, object] | None) -> str:
     A path with its query.
 
     :param path: encoded.
-    :param query: the parameters, as they are; those that are ``None`` are left out.
+    :param query: the parameters; those that are ``None`` are left out.
     """
     if not query:
         return path
@@ -82,27 +82,27 @@ def encodeJSON(body: object) -> bytes:
     try:
         return _encode(body).encode("utf-8")
     except UnicodeEncodeError:
-        # Half a surrogate pair can't be UTF-8. As an escape it reaches the registry, which says what is wrong with it.
+        # Half a surrogate pair can't be UTF-8. As an escape it reaches the registry, which refuses it.
         return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 @attrs.define(eq=False)
 class Request:
     """
-    A request, over however many tries.
+    A request, with all its tries.
 
     :ivar path: below the server's URL, encoded, with the query.
-    :ivar isRepeatable: whether it may be sent again when it is unknown whether it had its effect.
+    :ivar isRepeatable: whether it may be sent again when its outcome is unknown.
     :ivar timeout: seconds for all of it.
-    :ivar deadline: when they are over, in seconds of the clock.
-    :ivar wait: seconds for which the server holds its response back; ``None`` for a request that does not wait.
+    :ivar deadline: the end of the *timeout*, in seconds of the clock.
+    :ivar wait: seconds for which the server holds its response back; ``None`` if it does not.
     :ivar isTraced: whether the caller finds out the outcome of a request that is not repeatable.
     :ivar lines: whether its body and the response's are JSON values in a line each.
-    :ivar whenLate: called when the *timeout* is over.
-    :ivar token: the auth token, a secret; empty for a request that has none.
-    :ivar url: where it was sent last.
-    :ivar stage: returns what it waits for at a URL, for error messages.
-    :ivar leave: called when its time is over: later requests go to another server first.
+    :ivar whenLate: called at the deadline.
+    :ivar stage: returns its stage at a URL, for error messages.
+    :ivar token: the auth token, a secret; empty for none.
+    :ivar url: the URL of the last try.
+    :ivar leave: called at the deadline: later requests go to another server first.
     """
 
     method: str
@@ -142,8 +142,8 @@ class Request:
         """
         A request whose time begins now.
 
-        :param query: the query's parameters; those that are ``None`` are left out.
-        :param body: what to send as JSON, with *lines* a sequence of such values; ``None`` for no body.
+        :param query: see :func:`pathOf`.
+        :param body: to be sent as JSON; with *lines* a sequence of such values; ``None`` for none.
         :param repeatable: by default a GET, PUT or DELETE is.
         :param wait: is added to the *timeout*.
         :raises ValueError: if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
@@ -201,7 +201,7 @@ class Request:
             isTooLate = True
             done.cancel()
 
-        # This is Deferred.addTimeout, but for the half of its time that a request need not spend.
+        # Deferred.addTimeout costs twice as much.
         call = clock.callLater(self.timeout, tooLate)
 
         def over(result: Any) -> Any:
@@ -225,12 +225,9 @@ class Response:
     """
     A response with its body.
 
-    :ivar status: the HTTP status code.
-    :ivar headers: the headers.
     :ivar json: the body's value; ``None`` if there is none, or the body of an error is not JSON.
-    :ivar body: the body's bytes.
     :ivar method: the request's method, for error messages.
-    :ivar url: the request's URL, for error messages.
+    :ivar url: the request's URL.
     :ivar leave: called when the body has the wrong shape: later requests go to another server first.
     """
 
@@ -249,10 +246,9 @@ class Response:
 
     def redirection(self, setting: str) -> str | None:
         """
-        The target of a redirect, which is not followed, and what to do about it, in sentences.
+        The target of a redirect and what to do; ``None`` for another response.
 
         :param setting: the setting to change.
-        :return: ``None`` if this is not a redirect, or has no target.
         """
         location = self.header("Location")
         if not 300 <= self.status < 400 or not location:
@@ -260,7 +256,7 @@ class Response:
         try:
             location = urljoin(self.url, location)
         except ValueError:
-            pass  # It is shown as it came.
+            pass
         target = re.sub(r"[^!-~]", "?", location)
         return f"It redirects to {target}, which is not followed. Change the URL: {setting}"
 
@@ -274,8 +270,8 @@ class Response:
         """
         The body's value, validated.
 
-        :param reader: takes the JSON value and returns it, or raises ``ValueError`` if it has the wrong shape.
-        :raises MalformedResponse: if it has the wrong shape.
+        :param reader: takes it and returns it, or raises ``ValueError`` if it has the wrong shape.
+        :raises MalformedResponse: if it has.
         """
         try:
             return reader(self.json)
