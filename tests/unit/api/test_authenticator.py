@@ -1,5 +1,5 @@
 """
-Tokens: getting, sharing, renewing and losing them.
+The authenticator: getting, sharing, renewing and losing tokens.
 """
 
 from __future__ import annotations
@@ -7,19 +7,15 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.internet.testing import EventLoggingObserver
 from twisted.logger import globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase, TestCase
-from twisted.web.http_headers import Headers
-from zope.interface.verify import verifyObject
+from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.api.agent import RetryingAuthAgent
 from txserviceregistry.api.authenticator import KeystoneAuthenticator
-from txserviceregistry.api.session import Credentials, IAuthenticator, Session, parseTime
+from txserviceregistry.api.session import Credentials
 from txserviceregistry.errors import (
     APIError,
     AuthenticationFailed,
@@ -33,9 +29,8 @@ from txserviceregistry.errors import (
 )
 from txserviceregistry.http.jsontransport import JSONTransport
 from txserviceregistry.http.queueing import AgentClosed
-from txserviceregistry.util.deferred import returnsDeferred
 
-from ...fakeagent import API_KEY, TOKEN, FakeAgent, access, answer, authFault, fault
+from ...fakeagent import API_KEY, TOKEN, FakeAgent, access, answer, authFault
 
 AUTH = "http://registry:8880/v2.0"
 NOW = 1_800_000_000.0
@@ -44,115 +39,6 @@ NOW = 1_800_000_000.0
 def at(seconds: float) -> str:
     """How the Auth API writes an instant so many seconds after NOW."""
     return datetime.fromtimestamp(NOW + seconds, timezone.utc).isoformat()
-
-
-class ParseTimeTests(SynchronousTestCase):
-    """Instants in any common form."""
-
-    def test_anyFormOfISO8601(self) -> None:
-        """One instant, however it is written."""
-        instant = datetime(2026, 11, 24, 12, 0, 0, tzinfo=timezone.utc)
-        for text in (
-            "2026-11-24T06:00:00.000-06:00",
-            "2026-11-24T12:00:00Z",
-            "2026-11-24t12:00:00z",
-            "2026-11-24T12:00:00+00:00",
-            "2026-11-24T12:00:00.000000000Z",
-            "2026-11-24T12:00:00,0+0000",
-            "2026-11-24 12:00:00",
-            "2026-11-24T12:00Z",
-            "20261124T120000Z",
-            "2026-11-24T13:30:00+0130",
-            "2026-11-24T13:00:00+01",
-        ):
-            self.assertEqual(parseTime(text), instant, text)
-        self.assertEqual(parseTime("2026-11-24T12:00:00.25Z"), instant.replace(microsecond=250_000))
-        self.assertEqual(parseTime("2026-11-24T12:00:60Z"), instant.replace(second=59))
-
-    def test_whatIsNoneOfThemIsUnknown(self) -> None:
-        """Nonsense is None and no error."""
-        for value in (
-            None,
-            5,
-            "",
-            "tomorrow",
-            "2026-13-01T00:00:00Z",
-            "2026-11-24",
-            "2026-11-24T12:00:00+99:00",
-            "²026",
-        ):
-            self.assertIsNone(parseTime(value), value)
-
-
-class SessionTests(SynchronousTestCase):
-    """What the Auth API's answer says."""
-
-    def session(self, body: Any, status: int = 200) -> Deferred[Session]:
-        return authenticatorOver(FakeAgent(lambda sent: answer(status, body)))[0].session()
-
-    def test_asksForATokenWithTheKey(self) -> None:
-        """The request is the one of API.md, to /tokens below the Auth API's URL."""
-        agent = FakeAgent(lambda sent: answer(200, access()))
-        authenticator, _ = authenticatorOver(agent)
-        self.assertTrue(verifyObject(IAuthenticator, authenticator))
-        session = self.successResultOf(authenticator.session())
-        self.assertEqual(agent.asked, [f"POST {AUTH}/tokens"])
-        credentials = {"username": "joe", "apiKey": API_KEY}
-        self.assertEqual(agent.sent[0].body, {"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}})
-        self.assertEqual((session.token, session.tenantId, session.expires), (TOKEN, "7", None))
-
-    def test_takes203(self) -> None:
-        """Some deployments answer 203."""
-        self.assertEqual(self.successResultOf(self.session(access(), 203)).token, TOKEN)
-
-    def test_findsTheTenantWhereverItStands(self) -> None:
-        """Without token.tenant, the catalog says the tenant, in the order in which old clients looked."""
-        found = {"publicURL": "http://registry/v1.0/42/"}
-        catalogs = [
-            [{"name": "cloudServersOpenStack", "endpoints": [{"tenantId": "42"}]}, {"name": "cloudServers"}],
-            [{"name": "cloudServersOpenStack", "endpoints": [found]}],
-            [
-                {"name": "cloudServersOpenStack", "endpoints": [{}]},
-                {"name": "cloudServers", "endpoints": [found]},
-            ],
-            ["?", {"name": "cloudMonitoring", "endpoints": [None, found]}],
-            [{"name": "whatever", "type": "rax:service-registry", "endpoints": [found]}],
-        ]
-        for catalog in catalogs:
-            body = access(tenant=None)
-            body["access"]["serviceCatalog"] = catalog
-            self.assertEqual(self.successResultOf(self.session(body)).tenantId, "42")
-        self.assertEqual(self.successResultOf(self.session(access(tenant={"id": 43}))).tenantId, "43")
-
-    def test_answersWithoutTheEssentialsAreMalformed(self) -> None:
-        """No token, or nobody's token, is a MalformedResponse."""
-        nobody = access(tenant={})
-        for body in ({}, {"access": []}, {"access": {}}, {"access": {"token": {"id": ""}}}, nobody):
-            self.failureResultOf(self.session(body), MalformedResponse)
-
-    def test_knowsTheRegistriesOfTheCatalog(self) -> None:
-        """registryUrls() has the URL of each region's registry, without the tenant."""
-        body = access()
-        body["access"]["serviceCatalog"] = [
-            {"type": "compute", "endpoints": [{"publicURL": "http://compute/7"}]},
-            {
-                "type": "rax:service-registry",
-                "endpoints": [
-                    {"region": "DFW", "publicURL": "http://dfw/v1.0/7"},
-                    {"publicURL": "http://any/v1.0/7/"},
-                    {"region": "LON"},
-                ],
-            },
-        ]
-        session = self.successResultOf(self.session(body))
-        self.assertEqual(session.registryUrls(), {"DFW": "http://dfw/v1.0", "": "http://any/v1.0"})
-
-    def test_secretsAreNotShown(self) -> None:
-        """Neither the key nor the token is in the repr of what holds them."""
-        session = self.successResultOf(self.session(access()))
-        shown = f"{session!r} {Credentials('joe', API_KEY)!r}"
-        self.assertNotIn(TOKEN, shown)
-        self.assertNotIn(API_KEY, shown)
 
 
 def authenticatorOver(agent: FakeAgent, **options: Any) -> tuple[KeystoneAuthenticator, Clock]:
@@ -580,146 +466,3 @@ class ChangedKeyTests(SynchronousTestCase):
         failure = self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
         self.assertNotIn("raxrc", str(failure.value))
         self.assertNotEqual(self.flushLoggedErrors(ValueError), [])
-
-
-class RetryingAuthAgentTests(SynchronousTestCase):
-    """The agent that puts tokens on requests."""
-
-    def setUp(self) -> None:
-        self.valid = {"token-1"}
-        self.issued = 0
-        self.agent = FakeAgent(self.serve)
-        transport = JSONTransport(self.agent, Clock(), [AUTH])
-        self.authenticator = KeystoneAuthenticator(transport, Credentials("joe", API_KEY), clock=Clock())
-        self.authenticated = RetryingAuthAgent(self.agent, self.authenticator)
-
-    def serve(self, sent: Any) -> Any:
-        if sent.url.startswith(AUTH):
-            self.issued += 1
-            return answer(200, access(f"token-{self.issued}"))
-        return answer(200, {"token": sent.token}) if sent.token in self.valid else fault("unauthorizedError")
-
-    def get(self) -> Deferred[Any]:
-        return self.authenticated.request(b"GET", b"http://registry/x")
-
-    def test_putsTheTokenOn(self) -> None:
-        """Each request bears the token, in headers of its own."""
-        headers = Headers({"X-Other": ["1"]})
-        response = self.successResultOf(self.authenticated.request(b"GET", b"http://registry/x", headers))
-        self.assertEqual(response.code, 200)
-        self.assertEqual(self.agent.sent[-1].headers.getRawHeaders("X-Other"), ["1"])
-        self.assertFalse(headers.hasHeader("X-Auth-Token"))
-
-    def test_aDeadTokenIsReplacedUnnoticed(self) -> None:
-        """On 401 a new token is fetched and the request sent once more."""
-        self.successResultOf(self.get())
-        self.valid = {"token-2"}
-        self.assertEqual(self.successResultOf(self.get()).code, 200)
-        self.assertEqual(self.issued, 2)
-
-    def test_aThousandDeadRequestsCostOneAuthentication(self) -> None:
-        """1,000 requests in flight when the token is purged: one authentication, and all succeed."""
-        self.successResultOf(self.get())
-        self.agent.handler = None
-        waiting = [self.get() for _ in range(1000)]
-        purged, self.agent.pending = self.agent.pending, []
-        self.valid = {"token-2"}
-        # The first complaint asks for a token; half of the others come before it is there.
-        for request in purged[:500]:
-            request.callback(fault("unauthorizedError"))
-        tokens = list(self.agent.pending)
-        self.assertEqual(len(tokens), 1)
-        self.agent.handler = self.serve
-        tokens[0].callback(answer(200, access("token-2")))
-        for request in purged[500:]:
-            request.callback(fault("unauthorizedError"))
-        self.assertEqual({self.successResultOf(request).code for request in waiting}, {200})
-        self.assertEqual(len([sent for sent in self.agent.sent if sent.url.startswith(AUTH)]), 2)
-
-    def test_aFreshTokenThatIsRefusedIsTheAnswer(self) -> None:
-        """A second 401 goes to the caller: there is no loop."""
-        self.valid = set()
-        self.assertEqual(self.successResultOf(self.get()).code, 401)
-        self.assertEqual(self.issued, 2)
-
-    def test_aKeystoneChallengeCounts(self) -> None:
-        """A 401 that asks for a token of Keystone is about the token, whatever its body."""
-        self.successResultOf(self.get())
-        self.valid = {"token-2"}
-        challenge = 'Keystone uri="http://auth/v2.0"'
-        serve = self.serve
-
-        def challenging(sent: Any) -> Any:
-            response = serve(sent)
-            return answer(401, b"<html>", WWW_Authenticate=challenge) if response.code == 401 else response
-
-        self.agent.handler = challenging
-        self.assertEqual(self.successResultOf(self.get()).code, 200)
-
-    def test_aProxys401DoesNotEndTheToken(self) -> None:
-        """
-        A 401 that is not the registry's goes to the caller, and the token stays in use, also while the Auth API is
-        down. A new one is fetched beside it, once a minute at most.
-        """
-        self.successResultOf(self.get())
-        for page in (answer(401), answer(401, b"<html>", WWW_Authenticate="Basic realm=p"), answer(401, {"error": 1})):
-            self.agent.handler = lambda sent, page=page: answer(503) if sent.url.startswith(AUTH) else page
-            for _ in range(10):
-                self.assertEqual(self.successResultOf(self.get()).code, 401)
-        self.assertEqual(len([sent for sent in self.agent.sent if sent.url.startswith(AUTH)]), 2)
-        self.agent.handler = self.serve
-        response = self.successResultOf(self.get())
-        self.assertEqual((response.code, self.agent.sent[-1].token), (200, "token-1"))
-
-    def test_aProxys401IsNotBelievedForever(self) -> None:
-        """A registry whose 401 is not a fault of the API gets a new token at the second try after it."""
-        self.successResultOf(self.get())
-        self.valid = {"token-2"}
-        serve = self.serve
-        self.agent.handler = lambda sent: response if (response := serve(sent)).code == 200 else answer(401)
-        codes = [self.successResultOf(self.get()).code for _ in range(3)]
-        self.assertEqual(codes, [401, 401, 200])
-
-    def test_cancellingReachesWhatIsUnderWay(self) -> None:
-        """Cancelling cancels the request itself."""
-        self.successResultOf(self.get())
-        ended: list[object] = []
-        self.agent.handler = lambda sent: Deferred(ended.append)
-        request = self.get()
-        request.cancel()
-        self.failureResultOf(request, CancelledError)
-        self.assertEqual(len(ended), 1)
-
-
-class TreqTests(TestCase):
-    """The agent under treq, without the rest of the client. (treq sends bodies through the reactor.)"""
-
-    async def test_worksUnderTreqAlone(self) -> None:
-        """With treq and any agent, bodies included: they are sent again whole after a 401."""
-        bodies: list[bytes] = []
-
-        class Consumer:
-            data = b""
-
-            def write(self, data: bytes) -> None:
-                self.data += data
-
-        class Plain:
-            @returnsDeferred
-            async def request(self, method: bytes, uri: bytes, headers: Headers, body: Any) -> Any:
-                consumer = Consumer()
-                await body.startProducing(consumer)
-                bodies.append(consumer.data)
-                [token] = headers.getRawHeaders("X-Auth-Token")
-                original = answer(200, {"token": token}) if token == "token-2" else fault("unauthorizedError")
-                # Not the kind of response that our own queue gives.
-                return type("Plain", (), {**vars(original), "deliverBody": lambda _, p: original.deliverBody(p)})()
-
-        tokens = iter(["token-1", "token-2"])
-        transport = JSONTransport(FakeAgent(lambda sent: answer(200, access(next(tokens)))), Clock(), [AUTH])
-        authenticator = KeystoneAuthenticator(transport, Credentials("joe", API_KEY), clock=Clock())
-        client = HTTPClient(RetryingAuthAgent(Plain(), authenticator))
-        response = await client.post("http://registry/x", json={"a": 1})
-        self.assertEqual(response.code, 200)
-        self.assertEqual(bodies, [b'{"a":1}'] * 2)
-        self.assertEqual(await response.json(), {"token": "token-2"})
