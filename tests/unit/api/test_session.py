@@ -12,9 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from txserviceregistry.api.session import Credentials, IAuthenticator, Session, parseTime
-from txserviceregistry.errors import (
-    MalformedResponse,
-)
+from txserviceregistry.errors import MalformedResponse
 
 from ...fakeagent import API_KEY, TOKEN, FakeAgent, access, answer
 from .test_authenticator import AUTH, authenticatorOver
