@@ -75,7 +75,7 @@ class ApiRequest(server.Request):
         self._received += len(data)
         if self._isRefused:
             if self._received > DISCARD_BYTES:
-                self._hangUp()
+                self.channel.loseConnection()
         elif self._received >= self._limit:
             self._refuse()
         else:
@@ -110,14 +110,11 @@ class ApiRequest(server.Request):
         self.channel.keeps(0)
         # The request line has not been handed over yet, and every client that frames a body speaks 1.1.
         self.clientproto = b"HTTP/1.1"
-        self.channel.endAfter(DISCARD_SECONDS, self._hangUp)
+        self.channel.endAfter(DISCARD_SECONDS, self.channel.loseConnection)
         txnId = newTxnId()
         closeAfterwards(self)
         write(self, faultResponse(requestTooLarge(self._limit), txnId), txnId)
         self.channel.noticeRefusal(413, txnId)
-
-    def _hangUp(self) -> None:
-        self.channel.loseConnection()
 
 
 class ApiChannel(Client, HTTPChannel):
@@ -211,16 +208,16 @@ class ApiChannel(Client, HTTPChannel):
     def _take(self, data: bytes) -> None:
         if self._isTaking:
             # What came behind a body is handed in once more, and counts for the same turn.
-            self._takeMore(data)
+            self._parse(data)
             return
         self._isTaking = True
         self._answered = 0
         try:
-            self._takeMore(data)
+            self._parse(data)
         finally:
             self._isTaking = False
 
-    def _takeMore(self, data: bytes) -> None:
+    def _parse(self, data: bytes) -> None:
         if self._isNew:
             self._isNew = False
             if data.startswith(_TLS_HANDSHAKE):

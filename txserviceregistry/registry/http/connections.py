@@ -271,16 +271,15 @@ class Connections:
 
     def _closeIdle(self) -> None:
         self._idleCall = None
-        for connection in self._waiting.idle(self.clock.seconds() - self.limits.idleSeconds):
+        now = self.clock.seconds()
+        for connection in self._waiting.idle(now - self.limits.idleSeconds):
             if connection in self._waiting:  # closing another one may have closed it
                 # It may take a while to close, or a request may be coming in.
-                self.answers(connection)
-                self.waits(connection)
+                self._waiting.discard(connection)
+                self._waiting.add(connection, now)
                 connection.timeoutConnection()
-        if self._waiting:
-            delay = self._waiting.first() + self.limits.idleSeconds - self.clock.seconds()
-            if self._idleCall is not None:
-                self._idleCall.cancel()
+        if self._waiting and self._idleCall is None:
+            delay = self._waiting.first() + self.limits.idleSeconds - now
             self._idleCall = self.clock.callLater(max(0.0, delay), self._closeIdle)
 
     def answers(self, connection: Evictable) -> None:
