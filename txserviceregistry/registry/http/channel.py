@@ -9,6 +9,7 @@ to wait in :mod:`txserviceregistry.registry.http.admission`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from socket import MSG_PEEK
 from typing import Any
@@ -117,6 +118,17 @@ class ApiRequest(server.Request):
         self.channel.noticeRefusal(413, txnId)
 
 
+class _State(Enum):
+    """
+    The states of a connection: NEW → READING ⇄ ANSWERING, and from each of them to GONE.
+    """
+
+    NEW = "nothing has come so far"
+    READING = "no request has come in whole that is not answered"
+    ANSWERING = "a request is being answered"
+    GONE = "the connection is lost"
+
+
 class ApiChannel(Client, HTTPChannel):
     """
     A connection, which takes a bounded part of the registry's time and memory. Each request has to come in within a
@@ -129,8 +141,7 @@ class ApiChannel(Client, HTTPChannel):
     resource: ApiResource
     connections: Connections
     transport: Any
-    _isNew = True
-    _isAnswering = False
+    _state = _State.NEW
     # How many requests have come in whole, and how many bytes while one was answered.
     _whole = 0
     _ahead = 0
@@ -142,7 +153,6 @@ class ApiChannel(Client, HTTPChannel):
     _isTaking = False
     # Whether the client does not read what it is sent.
     _isClogged = False
-    _isGone = False
     _deadline: IDelayedCall | None = None
     # Twisted asks for both with every request.
     _host: IAddress | None = None
@@ -157,10 +167,9 @@ class ApiChannel(Client, HTTPChannel):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's own has no annotations
         """Called when the connection is gone."""
-        self._isGone = True
+        self._state = _State.GONE
         if self.isKnown:
             self.admission.remember(self.peer)
-        self._isAnswering = False
         self._inTime()
         HTTPChannel.connectionLost(self, reason)
         self.connections.closed(self)
@@ -191,8 +200,8 @@ class ApiChannel(Client, HTTPChannel):
         self.admission.requests.enter(self.origin, partial(self._served, go))
 
     def _served(self, go: Callable[[], None]) -> None:
-        if not self._isGone:
-            if not self._isAnswering:
+        if self._state is not _State.GONE:
+            if self._state is not _State.ANSWERING:
                 self.connections.waits(self)
             self.spend(go)
 
@@ -218,20 +227,20 @@ class ApiChannel(Client, HTTPChannel):
             self._isTaking = False
 
     def _parse(self, data: bytes) -> None:
-        if self._isNew:
-            self._isNew = False
+        if self._state is _State.NEW:
+            self._state = _State.READING
             if data.startswith(_TLS_HANDSHAKE):
                 # It has no end of a line to wait for.
                 self._respondToBadRequestAndDisconnect()
                 return
-        if self._isAnswering:
+        if self._state is _State.ANSWERING:
             # Twisted does not stop reading in every case.
             self._ahead += len(data)
             if self._ahead > AHEAD_BYTES:
                 self.transport.pauseProducing()
         whole = self._whole
         HTTPChannel.dataReceived(self, data)
-        if data and self._whole == whole and not self._isAnswering and self._deadline is None:
+        if data and self._whole == whole and self._state is _State.READING and self._deadline is None:
             self.endAfter(self.connections.limits.requestSeconds, self.loseConnection)
 
     def requestArrived(self) -> None:
@@ -239,12 +248,13 @@ class ApiChannel(Client, HTTPChannel):
         self._inTime()
         self._whole += 1
         self._ahead = 0
-        self._isAnswering = True
+        self._state = _State.ANSWERING
         self.connections.answers(self)
 
     def requestDone(self, request: HTTPRequest) -> None:
         """Called when a request has been answered."""
-        self._isAnswering = False
+        if self._state is _State.ANSWERING:
+            self._state = _State.READING
         if self._body:
             self.keeps(0)
         self.connections.waits(self)
@@ -253,7 +263,7 @@ class ApiChannel(Client, HTTPChannel):
         # A client that does not read responses is sent no more of them.
         self.paused = hasEnough or self._isClogged
         HTTPChannel.requestDone(self, request)
-        if self.paused and not self._isGone:
+        if self.paused and self._state is not _State.GONE:
             self.transport.pauseProducing()
             if hasEnough:
                 self._answered = 0
@@ -266,7 +276,7 @@ class ApiChannel(Client, HTTPChannel):
     def pauseProducing(self) -> None:
         """Called when much of what was sent has not been read."""
         self._isClogged = True
-        self.paused = not self._isAnswering
+        self.paused = self._state is not _State.ANSWERING
         HTTPChannel.pauseProducing(self)
 
     def resumeProducing(self) -> None:
@@ -320,7 +330,7 @@ class ApiChannel(Client, HTTPChannel):
     def endAfter(self, seconds: float, end: Callable[[], None]) -> None:
         """Call *end* after so many seconds, unless the request is there whole before that."""
         self._inTime()
-        if not self._isGone:
+        if self._state is not _State.GONE:
             self._deadline = self.connections.clock.callLater(seconds, self._ends, end)
 
     def _ends(self, end: Callable[[], None]) -> None:
@@ -335,7 +345,7 @@ class ApiChannel(Client, HTTPChannel):
     def keeps(self, body: int) -> None:
         """So many bytes of a body have come."""
         self._body = body
-        if not self._isGone:
+        if self._state is not _State.GONE:
             size = 0 if self.isKnown else body + len(self._held or b"")
             self.connections.keeps(self, size)
 
