@@ -248,8 +248,9 @@ class ServedTests(SynchronousTestCase):
         """
         for operation in OPERATIONS:
             for parameter in operation.query:
-                path = operation.path.replace("{namespace}", "some")
-                reply = self.api.ask("GET", f"{path}?{parameter.name}=%F0%9F%92%A9")
+                path = re.sub(r"\{\w+\}", "some", operation.path)
+                body = None if operation.body is None else {}
+                reply = self.api.ask(operation.method, f"{path}?{parameter.name}=%F0%9F%92%A9", body)
                 self.assertEqual(reply.code, 400, (operation.name, parameter.name))
 
 
