@@ -98,6 +98,23 @@ class StoreStatistics:
     walBytes: int | None = None
 
 
+@attrs.define
+class IdentityStatistics:
+    """
+    Authentications since the start.
+
+    :ivar issued: new auth tokens.
+    :ivar failed: authentications with a wrong user or API key.
+    :ivar waited: checks of an API key that had to wait for their turn.
+    :ivar overloaded: API keys that were not checked because too many waited.
+    """
+
+    issued: int = 0
+    failed: int = 0
+    waited: int = 0
+    overloaded: int = 0
+
+
 @attrs.frozen
 class Sources:
     """
@@ -105,13 +122,10 @@ class Sources:
 
     :ivar store: the store's name.
     :ivar figures: of the registry's rules.
-    :ivar tokensIssued: how many new auth tokens there were.
-    :ivar authenticationsFailed: how many authentications were refused.
     :ivar connections: how many are open.
     :ivar evictions: how many were closed to make room.
     :ivar waited: how often work for unauthenticated clients had to wait, by kind: ``request``, ``handshake``,
         ``login``.
-    :ivar loginsRefused: how many API keys were not checked because too many waited.
     :ivar accessLogLost: how many lines the access log has lost.
     :ivar certificates: those that the listeners show, by their files.
     """
@@ -119,12 +133,10 @@ class Sources:
     store: str
     requests: RequestStatistics
     storeStatistics: StoreStatistics
+    identity: IdentityStatistics
     figures: Callable[[], Figures]
-    tokensIssued: Callable[[], int]
-    authenticationsFailed: Callable[[], int]
     connections: Callable[[], int]
     evictions: Callable[[], int]
     waited: Callable[[], Mapping[str, int]]
-    loginsRefused: Callable[[], int]
     accessLogLost: Callable[[], int]
     certificates: Callable[[], Mapping[str, x509.Certificate]]

@@ -199,6 +199,16 @@ class ClusterTests(SynchronousTestCase):
         self.passes(5)
         self.assertEqual(self.events(self.a), ["service.join"])
 
+    def test_aRegistryThatWasCutOffExpiresServicesAgain(self) -> None:
+        """When A is back, services without heartbeats expire as before, also if there is no other registry."""
+        self.successResultOf(self.b.stop())
+        self.create(self.a)
+        self.stores[0].cutOff()
+        self.passes(5)
+        self.stores[0].reconnect()
+        self.passes(12)
+        self.assertEqual(self.events(self.a), ["service.join", "service.timeout"])
+
     def test_whatWasMissedIsMadeUpFor(self) -> None:
         """What came and went while A was cut off, it knows when it is back."""
         gone = self.create(self.a, "gone")
@@ -206,7 +216,9 @@ class ClusterTests(SynchronousTestCase):
         self.stores[0].cutOff()
         came = self.create(self.b, "came")
         self.successResultOf(self.b.remove(T, "gone"))
+        self.create(self.b, "other")
         self.stores[0].reconnect()
+        self.assertEqual(self.a.figures().services, {T: 2})
         self.beat(self.a, came, "came")
         self.assertEqual(self.fault(self.a.heartbeat(T, "gone", gone))[0], 404)
 

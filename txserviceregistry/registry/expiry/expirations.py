@@ -178,9 +178,6 @@ class MassExpiryWarning:
         self._population = population
         self._began: float | None = None
         self._count = 0
-        self._before = 0
-        # The number at which the next warning is due.
-        self._threshold = 0.0
 
     def add(self, count: int) -> None:
         """Note that so many services have just expired."""
@@ -189,6 +186,7 @@ class MassExpiryWarning:
             self._began = now
             self._count = 0
             self._before = self._population() + count
+            # The number at which the next warning is due.
             self._threshold = max(self.FEWEST, self.SHARE * self._before)
         self._count += count
         if self._count >= self._threshold:

@@ -26,6 +26,7 @@ from twisted.internet.task import deferLater
 from ...util.deferred import returnsDeferred
 from ...util.singleflight import BoundedCache, SingleFlight
 from ..fairness import FairQueue, Origin
+from ..statistics import IdentityStatistics
 
 _T = TypeVar("_T")
 
@@ -104,6 +105,7 @@ class _Check(Generic[_T]):
     origin: Origin
     work: Callable[[], _T]
     isVain: bool
+    hasBegun: bool = False
     done: Deferred[_T | None] = attrs.field(factory=Deferred)
 
 
@@ -137,25 +139,28 @@ class _Lanes:
     :param hasher: runs them.
     :param randomBytes: chooses the duration of a response without a check.
     :param delays: for these responses.
-    :ivar waited: how many checks had to wait since the start.
-    :ivar refused: how many were refused because too many waited.
+    :param statistics: counts those that wait and that are refused.
     """
 
     def __init__(
-        self, clock: IReactorTime, hasher: Hasher, randomBytes: Callable[[int], bytes], delays: _Delays
+        self,
+        clock: IReactorTime,
+        hasher: Hasher,
+        randomBytes: Callable[[int], bytes],
+        delays: _Delays,
+        statistics: IdentityStatistics,
     ) -> None:
         self._clock = clock
         self._hasher = hasher
         self._randomBytes = randomBytes
         self._delays = delays
+        self._statistics = statistics
         self._queues: dict[bool, FairQueue[_Check[Any]]] = {False: FairQueue(), True: FairQueue()}
         self._running: set[str] = set()
         self._isFree = {False: True, True: True}
         self._took: deque[float] = deque(maxlen=_DURATIONS)
         self._count = 0
         self._isServing = False
-        self.waited = 0
-        self.refused = 0
 
     def run(self, name: str, origin: Origin, work: Callable[[], _T], isVain: bool) -> Deferred[_T | None]:
         """
@@ -168,8 +173,8 @@ class _Lanes:
         self._count += 1
         self._queues[origin.isKnown].add((origin.peer, name, origin.connection), check)
         self._serve()
-        if not check.done.called:
-            self.waited += 1
+        if not check.hasBegun:
+            self._statistics.waited += 1
         if self._count > _CHECKS_WAITING:
             self._dropLast()
         return check.done
@@ -200,6 +205,7 @@ class _Lanes:
 
     def _begin(self, lane: bool, check: _Check[Any]) -> None:
         self._count -= 1
+        check.hasBegun = True
         self._running.add(check.name)
         began = self._clock.seconds()
         isRun = not (check.isVain and self._took)
@@ -224,7 +230,7 @@ class _Lanes:
         assert last is not None
         _, victim = last
         self._count -= 1
-        self.refused += 1
+        self._statistics.overloaded += 1
         victim.done.errback(Overloaded())
 
 
@@ -236,9 +242,17 @@ class KeyChecks:
     :param hasher: where hashes are made.
     :param cost: scrypt's *n* for keys that are hashed from now on: a power of two.
     :param randomBytes: a source of so many random bytes, good enough for secrets.
+    :param statistics: counts the checks.
     """
 
-    def __init__(self, clock: IReactorTime, hasher: Hasher, cost: int, randomBytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        hasher: Hasher,
+        cost: int,
+        randomBytes: Callable[[int], bytes],
+        statistics: IdentityStatistics,
+    ) -> None:
         self._clock = clock
         self._hasher = hasher
         self._cost = cost
@@ -250,20 +264,10 @@ class KeyChecks:
         self._wrong: BoundedCache[bytes, str] = BoundedCache()
         self._checking: SingleFlight[tuple[bytes, str], bool] = SingleFlight()
         self._delays = _Delays(clock)
-        self._lanes = _Lanes(clock, hasher, randomBytes, self._delays)
+        self._lanes = _Lanes(clock, hasher, randomBytes, self._delays, statistics)
         self._failures: BoundedCache[bytes, tuple[int, float]] = BoundedCache()
         # The key of an unknown user is checked against this until the duration of a check is known.
         self._decoy = _keyHash(cost, randomBytes(_SALT_BYTES), randomBytes(_HASH_BYTES))
-
-    @property
-    def waited(self) -> int:
-        """How many checks had to wait for their turn since the start."""
-        return self._lanes.waited
-
-    @property
-    def overloaded(self) -> int:
-        """How many were refused because too many waited."""
-        return self._lanes.refused
 
     def stop(self) -> None:
         """End the delays of responses to wrong keys, and leave nothing on the reactor."""

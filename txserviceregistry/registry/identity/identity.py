@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IReactorTime
 from ...util.deferred import returnsDeferred
 from ...util.singleflight import BoundedCache, SingleFlight
 from ..fairness import Origin
+from ..statistics import IdentityStatistics
 from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
 from .storecache import StoreCache
@@ -101,8 +102,7 @@ class Identity:
     :param hasher: runs a function of no arguments that takes long, away from the reactor's thread.
     :param cost: scrypt's *n* for keys that are hashed from now on: a power of two.
     :param randomBytes: a source of so many random bytes, good enough for secrets.
-    :ivar issued: how many new tokens there were since the start.
-    :ivar refused: how many authentications failed since the start.
+    :ivar statistics: counts of authentications.
     """
 
     def __init__(
@@ -121,25 +121,14 @@ class Identity:
         self._wallClock = wallClock
         self._lifetime = tokenLifetime
         self._randomBytes = randomBytes
-        self._keys = KeyChecks(clock, hasher, cost, randomBytes)
+        self.statistics = IdentityStatistics()
+        self._keys = KeyChecks(clock, hasher, cost, randomBytes, self.statistics)
         self._users: StoreCache[UserRecord] = StoreCache(store.getUser, clock)
         self._tokens: StoreCache[TokenRecord] = StoreCache(store.getToken, clock)
         self._issued: BoundedCache[str, IssuedToken] = BoundedCache()
         self._issuing: SingleFlight[str, IssuedToken] = SingleFlight()
         # A thousand requests that have waited for the same event have one token, and send it in the same moment.
         self._asking: SingleFlight[str, str] = SingleFlight()
-        self.issued = 0
-        self.refused = 0
-
-    @property
-    def loginsWaited(self) -> int:
-        """How many checks of an API key had to wait for their turn since the start."""
-        return self._keys.waited
-
-    @property
-    def loginsRefused(self) -> int:
-        """How many API keys were not checked, because too many waited."""
-        return self._keys.overloaded
 
     def stop(self) -> None:
         """End the delays of responses to wrong keys, and leave nothing on the reactor."""
@@ -225,7 +214,7 @@ class Identity:
                     user = None
         right = await self._keys.check(username, apiKey, None if user is None else user.keyHash, origin)
         if user is None or not right:
-            self.refused += 1
+            self.statistics.failed += 1
             raise InvalidCredentials()
         return await self._issuing.do(user.name, lambda: self._tokenFor(user))
 
@@ -296,7 +285,7 @@ class Identity:
             raise InvalidCredentials()
         self._tokens.learn(record.tokenHash, record)
         self._issued.put(user.name, issued)
-        self.issued += 1
+        self.statistics.issued += 1
         return issued
 
     async def _isAsStored(self, user: UserRecord) -> bool:

@@ -436,6 +436,7 @@ class AuthenticationTests(IdentityCase):
         waiting = [self.identity.authenticate("joe", f"wrong{number}") for number in range(502)]
         self.assertEqual(self.checks.running, 1)
         self.failureResultOf(waiting.pop(), Overloaded)
+        self.assertEqual((self.identity.statistics.waited, self.identity.statistics.overloaded), (501, 1))
         self.identity.stop()
         self.checks.release()
         for answer in waiting:

@@ -559,7 +559,11 @@ class SqliteStoreTests(SqliteCase):
         other.execute("BEGIN")
         other.execute("SELECT count(*) FROM meta").fetchone()
         await self.growLog(store, LOG_BYTES)
-        self.reactor.advance(RETRY_SECONDS)
+        for _ in range(100):
+            if self.reactor.getDelayedCalls():
+                break
+            await store.probe()
+        self.assertEqual(len(self.reactor.getDelayedCalls()), 1, "the next attempt to cut the log")
         other.execute("COMMIT")
         await store.close()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
