@@ -165,7 +165,7 @@ def parseRegistered(reactor: Any, *args: str, **kwargs: str) -> RegisteredEndpoi
             raise ValueError(rf"registered: {name}= is missing, as in registered:id=web1:endpoint=tcp\:8080")
     id, nested = kwargs["id"], kwargs["endpoint"]
     if not SERVICE_ID.fullmatch(id):
-        raise ValueError(f"registered: id={id} is not made of {ID_RULE}")
+        raise ValueError(f"registered: id={id} is not valid: it has {ID_RULE}")
     timeout = kwargs.get("heartbeatTimeout", "30")
     if not re.fullmatch("[0-9]{1,3}", timeout) or int(timeout) not in HEARTBEAT_TIMEOUTS:
         raise ValueError(f"registered: heartbeatTimeout={timeout} is not a whole number of seconds from 3 to 120")

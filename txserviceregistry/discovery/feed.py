@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
+from twisted.internet.defer import CancelledError, TimeoutError, maybeDeferred
 
 from ..types import Event
 from ..util.deferred import returnsDeferred
@@ -49,7 +49,8 @@ class EventsFeed(Subscriber):
 
     While the process lives each event comes exactly once. Across restarts, with *path*, each comes at least once: the
     position in the feed is kept when all listeners have finished with an event, and an event that they may have had
-    before the restart is marked (``event.get("redelivered")``).
+    before the restart is marked (``event.get("redelivered")``). When the feed is stopped, a listener that is at work is
+    given three seconds to finish.
 
     ::
 
@@ -123,14 +124,6 @@ class EventsFeed(Subscriber):
         return self._iterate(queue, self._listeners.add(queue.deliver))
 
     # -- Subscriber
-
-    def stopService(self) -> Deferred[None]:
-        """
-        End. A listener that is at work is given three seconds to finish.
-
-        :return: fires when nothing of it is left on the reactor.
-        """
-        return super().stopService()
 
     @returnsDeferred
     async def _stop(self, run: BackgroundTask) -> None:
