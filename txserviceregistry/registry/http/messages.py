@@ -77,8 +77,9 @@ def send(request: server.Request, response: Response, txnId: str) -> None:
 def write(request: server.Request, response: Response, txnId: str) -> None:
     """Send a response, without finishing the request."""
     # In one piece. Twisted's own way cleans the headers and puts them in order one by one.
-    channel, isHead = request.channel, request.method == b"HEAD"
-    data = inBytes(response, txnId, request.clientproto, mustClose=not channel.persistent, isHead=isHead)
+    channel, version = request.channel, request.clientproto
+    mustClose = not channel.persistent and version == b"HTTP/1.1"
+    data = inBytes(response, txnId, version, mustClose=mustClose, isHead=request.method == b"HEAD")
     request.startedWriting = 1
     channel.write(data)
 
@@ -89,7 +90,7 @@ def inBytes(
     """
     A whole response as it goes over the wire.
 
-    :param mustClose: whether it ends the connection.
+    :param mustClose: whether it says that it ends the connection.
     :param isHead: whether to leave out its body.
     """
     body = response.text if response.body is None else inJSON(response.body).encode()
@@ -127,8 +128,8 @@ def baseUrl(request: server.Request) -> str:
     address if there is none that can be used.
     """
     scheme = "https" if request.isSecure() else "http"
-    host = _hostIn((request.requestHeaders.getRawHeaders(b"Host") or [b""])[0])
-    if host is None:
+    host = (request.requestHeaders.getRawHeaders(b"Host") or [b""])[0].decode("latin-1")
+    if not _HOST.fullmatch(host):
         address = request.getHost()
         if isinstance(address, IPv4Address):
             host = f"{address.host}:{address.port}"
@@ -137,13 +138,6 @@ def baseUrl(request: server.Request) -> str:
         else:
             host = "localhost"
     return f"{scheme}://{host}"
-
-
-@lru_cache(maxsize=64)
-def _hostIn(header: bytes) -> str | None:
-    """The authority that a ``Host`` header names, of which there are few; ``None`` if it can't be used."""
-    host = header.decode("latin-1")
-    return host if _HOST.fullmatch(host) else None
 
 
 # -- bodies

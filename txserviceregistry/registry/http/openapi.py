@@ -24,8 +24,6 @@ from .schemas import Schema
 
 #: Where it is served.
 PATH = "/openapi.json"
-#: How many base URLs it is kept for: their names come from clients.
-KEPT = 16
 
 
 @attrs.frozen
@@ -97,7 +95,6 @@ _FAULT_TEXTS = {
 }
 
 
-@lru_cache(maxsize=KEPT)
 def document(baseUrl: str) -> bytes:
     """
     The description, ready to be sent.

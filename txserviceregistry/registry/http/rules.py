@@ -160,12 +160,7 @@ class MappingOf:
         if not isinstance(value, dict):
             raise Invalid("Not a hash")
         _checkCount(len(value), self.most)
-        checkKey, checkValue = self.key.check, self.value.check
-        try:
-            return {checkKey(key): checkValue(each) for key, each in value.items()}
-        except Invalid:
-            # The reason names the pair as well.
-            return dict([self._pair(key, each) for key, each in value.items()])
+        return dict([self._pair(key, each) for key, each in value.items()])
 
     def _pair(self, key: str, value: object) -> tuple[str, Any]:
         try:
