@@ -74,7 +74,7 @@ class TwistdWebTests(ProcessTestCase):
         """An error in a string, or no settings for it, ends twistd with one line that says what to write."""
         for listen, expected in (
             ("registered:id=web1:endpoint=tcp:0", r"Write registered:id=web1:endpoint=tcp\:0"),
-            (r"registered:id=x:endpoint=tcp\:0", "id=x is not made of 3 to 65 characters"),
+            (r"registered:id=x:endpoint=tcp\:0", "id=x is not valid: it has 3 to 65 characters"),
             (r"registered:id=web1:endpoint=tcp\:0", "No username and no API key"),
         ):
             child = await self.twistd("web", "--listen", listen, "--path", ".").ended
@@ -87,4 +87,4 @@ class TwistdWebTests(ProcessTestCase):
         for words in (("twist",), ("python", "-m", "twisted")):
             child = await self.spawn(*words, "web", "--listen", r"registered:id=x:endpoint=tcp\:0").ended
             self.assertEqual((child.exitCode, len(child.errors.splitlines())), (1, 1), child.errors)
-            self.assertIn("id=x is not made of 3 to 65 characters", child.errors)
+            self.assertIn("id=x is not valid: it has 3 to 65 characters", child.errors)
