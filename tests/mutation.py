@@ -166,7 +166,7 @@ def survives(copy: Path, change: Break, longest: float) -> bool:
 def isNoticed(copy: Path, tests: list[str], longest: float | None) -> bool:
     """Whether some tests fail, or don't end."""
     # -B: a module that is changed back within a second must not be taken from its cache.
-    command = [sys.executable, "-B", "-m", "twisted.trial", "--exitfirst", "--reporter=minimal", *tests]
+    command = [sys.executable, "-B", "-m", "twisted.trial", "--exitfirst", *tests]
     # In the copy, Python finds the copy before the project that is installed.
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
