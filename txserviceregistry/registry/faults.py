@@ -124,7 +124,7 @@ def internalError() -> Fault:
     return Fault(500, "internalError", "Internal Error", "Internal Error")
 
 
-def systemFailure(details: str = "The registry can't reach its store at the moment") -> Fault:
+def systemFailure(details: str = "The store is unreachable; retry later") -> Fault:
     """503: the store can't be reached, or the registry is overloaded."""
     return Fault(503, "systemFailureError", "Service unavailable", details)
 

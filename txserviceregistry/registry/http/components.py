@@ -32,7 +32,7 @@ def components() -> Schema:
 
 def _parameters() -> Schema:
     found = {
-        "tenant": ("The account's number.", schemas.ofPattern(TENANT)),
+        "tenant": ("The number of the account.", schemas.ofPattern(TENANT)),
         "namespace": (
             "A namespace, which is written as a key is; the slash that it begins with may be left out.",
             {"type": "string"},
@@ -47,13 +47,13 @@ def _parameters() -> Schema:
 
 def _headers() -> Schema:
     found: Mapping[str, tuple[str, bool, Schema]] = {
-        "X-Response-Id": ("The request's own id, which a fault repeats as txnId.", True, {"type": "string"}),
-        "X-Service-Registry-Extensions": ("The extensions that the registry has.", True, {"type": "string"}),
+        "X-Response-Id": ("The id of the request, which is the txnId of a fault.", True, {"type": "string"}),
+        "X-Service-Registry-Extensions": ("The extensions of the registry.", True, {"type": "string"}),
         "Location": ("The URL of the object that was created or changed.", True, {"type": "string", "format": "uri"}),
-        "WWW-Authenticate": ("Where auth tokens come from.", True, schemas.ofPattern('Keystone uri="[^"]*"')),
+        "WWW-Authenticate": ("The URL of the Auth API.", True, schemas.ofPattern('Keystone uri="[^"]*"')),
         **_rateHeaders(),
         "Retry-After": (
-            "After how many seconds to ask again: with rateLimitReached, and if there is no room to wait for events.",
+            "Seconds after which to retry: after rateLimitReached, and when too many requests wait for events.",
             False,
             {"type": "integer", "minimum": 1},
         ),
@@ -67,11 +67,14 @@ def _headers() -> Schema:
 def _rateHeaders() -> dict[str, tuple[str, bool, Schema]]:
     """With ``--rate-limit off`` they are absent."""
     texts: dict[str, tuple[str, Schema]] = {
-        "X-Ratelimit-Path-Regex": ("The paths that the rate limit counts, as a pattern.", {"const": PATHS}),
-        "X-Ratelimit-Limit": ("How many GETs the account may make in a window.", {"type": "integer", "minimum": 0}),
-        "X-Ratelimit-Used": ("How many of them it made before this one.", {"type": "integer", "minimum": 0}),
-        "X-Ratelimit-Window": ("How long the window is.", schemas.ofPattern(r"[0-9]+(?:\.[0-9]+)? seconds")),
-        "Reply-After": ("When the window ends, in seconds since 1970.", {"type": "integer"}),
+        "X-Ratelimit-Path-Regex": ("The pattern of the paths that the rate limit counts.", {"const": PATHS}),
+        "X-Ratelimit-Limit": (
+            "The number of GETs allowed in a window.",
+            {"type": "integer", "minimum": 0},
+        ),
+        "X-Ratelimit-Used": ("The number of GETs in the window before this one.", {"type": "integer", "minimum": 0}),
+        "X-Ratelimit-Window": ("The length of the window.", schemas.ofPattern(r"[0-9]+(?:\.[0-9]+)? seconds")),
+        "Reply-After": ("The end of the window, in seconds since 1970.", {"type": "integer"}),
     }
     assert texts.keys() == set(RATE_HEADERS)
     return {name: (text, False, schema) for name, (text, schema) in texts.items()}

@@ -59,10 +59,10 @@ PAGES: Mapping[str, Page] = {
         "Check whether the registry can serve requests",
         "The registry can serve requests.",
         _HEALTH,
-        others={503: ("The registry can't serve all requests: its store can't be used.", _HEALTH)},
+        others={503: ("The registry can't serve all requests: its store can't be read or written.", _HEALTH)},
     ),
     "/metrics": Page(
-        "Get the metrics for Prometheus; by default only clients on the registry's machine may",
+        "Get the metrics for Prometheus (by default only from the registry's machine)",
         "The metrics in Prometheus's text format.",
         {"type": "string"},
         "text/plain",
@@ -85,13 +85,13 @@ _ALWAYS = (
 _ANYWHERE = ("badRequest", "requestTooLargeError", "internalError")
 
 _FAULT_TEXTS = {
-    400: "The request is not valid, or a limit is reached.",
+    400: "The request is invalid, or a limit is reached.",
     401: "The auth token is missing, unknown, expired or another tenant's.",
-    403: "This client may not read it.",
-    404: "It does not exist.",
+    403: "This client is not allowed to read the page.",
+    404: "The object or the path does not exist.",
     413: "The body is too large.",
-    500: "An internal error of the registry.",
-    503: "The store can't be reached, or the registry is overloaded.",
+    500: "Internal error.",
+    503: "The store is unreachable, or the registry is overloaded.",
 }
 
 
@@ -179,8 +179,8 @@ def _authentication() -> Schema:
     )
     described["operationId"] = "authenticate"
     described["requestBody"] = _body(credentials())
-    described["responses"]["400"] = _response("The body holds no credentials.", identityFault("badRequest", 400))
-    described["responses"]["401"] = _response("User name or API key is wrong.", identityFault("unauthorized", 401))
+    described["responses"]["400"] = _response("The body has no valid credentials.", identityFault("badRequest", 400))
+    described["responses"]["401"] = _response("Wrong user name or API key.", identityFault("unauthorized", 401))
     described["responses"].update(_faults(["systemFailureError"], MAXIMUM_BODY))
     return described
 

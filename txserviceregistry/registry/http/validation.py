@@ -92,10 +92,10 @@ def _badEventQuery(text: str, reason: str) -> Fault:
     return invalidEventQuery(reason)
 
 
-_MARKER_SUMMARY = "The id of the first value of the page, or what it would come after."
+_MARKER_SUMMARY = "The id at which the page starts. If there is no such object, it starts at the next id."
 
 LIMIT = _Limit(
-    "limit", Number(1, MAXIMUM_LIMIT), f"How many values the page has at most; {DEFAULT_LIMIT} if it is not given."
+    "limit", Number(1, MAXIMUM_LIMIT), f"The maximum number of values in the page (default: {DEFAULT_LIMIT})."
 )
 MARKER = Parameter("marker", _MARKER, _MARKER_SUMMARY, refusal=lambda text, reason: badParameter("marker", BAD_MARKER))
 # A key can be longer than a marker, and the ``next_marker`` of a page has to be a valid marker.
@@ -106,7 +106,7 @@ TAG = Parameter("tag", Text(1, 65, r"[A-Za-z0-9_\-.]*"), "Only services with thi
 EVENT_TYPE = Parameter(
     "type", Choice("type", EVENT_TYPES), "Only events of this type.", refusal=_badEventQuery, ignoresEmpty=True
 )
-WAIT = Parameter("wait", Number(1, 60), "How many seconds to wait for an event that is newer than the marker.")
+WAIT = Parameter("wait", Number(1, 60), "The time to wait for an event that is newer than the marker, in seconds.")
 
 
 def serviceChanges(body: Mapping[str, object], id: str) -> ServiceChanges:
