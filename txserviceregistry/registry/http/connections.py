@@ -57,9 +57,7 @@ class ConnectionLimits:
     unfinishedBytes: int = 2**25
 
     def within(self, files: int) -> ConnectionLimits:
-        """
-        The same for a process that may open so many *files*.
-        """
+        """The same for a process that may open so many *files*."""
         # Half of very few: the store and the listeners need some twenty.
         connections = max(1, min(self.connections, max(files - RESERVED_FILES, files // 2)))
         # Requests that wait for events occupy their connections for a minute: some are left for others.

@@ -1,8 +1,6 @@
 """
-TLS handshakes. The server signs each one, which with a key of 4,096 bits takes as long as some thirty requests.
-
-Handshakes are work for unauthenticated clients, so they wait in a queue of their own
-(:class:`~txserviceregistry.registry.http.admission.AdmissionQueue`).
+TLS handshakes, which wait in a queue of their own (:mod:`~txserviceregistry.registry.http.admission`): the server signs
+each one, which with a key of 4,096 bits takes as long as some thirty requests.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from .admission import AdmissionQueue
 from .connections import peerOf
 from .server import ApiSite
 
-# What an address gets is divided evenly between the first steps of handshakes and the later ones. Later steps usually
-# cost little, so a client that the server has signed for does not wait for all that have just connected.
+# The share of an address is divided evenly between the first steps of handshakes and the later ones, which usually cost
+# little: a client that the server has signed for does not wait for all that have just connected.
 _FIRST, _LATER = range(2)
 
 
@@ -31,8 +29,8 @@ class _Handshaking(TLSMemoryBIOProtocol):
 
     transport: Any
     _origin: Origin
-    _held = b""
-    _isHeld = False
+    # What has come and waits in the queue.
+    _held: bytes | None = None
     _isDone = False
 
     @property
@@ -51,11 +49,10 @@ class _Handshaking(TLSMemoryBIOProtocol):
         """Called with what the client sends."""
         if self._isDone:
             super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's own
-        elif self._isHeld:
+        elif self._held is not None:
             self._held += data
         elif self._queue.isBusy:
             self._held = data
-            self._isHeld = True
             self.transport.pauseProducing()
             self._queue.enter(self._origin, self._goOn)
         else:
@@ -63,13 +60,12 @@ class _Handshaking(TLSMemoryBIOProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Called when the connection is gone."""
-        self._isHeld = False
+        self._held = None
         super().connectionLost(reason)  # type: ignore[no-untyped-call]  # as above
 
     def _goOn(self) -> None:
-        if self._isHeld:
-            self._isHeld = False
-            held, self._held = self._held, b""
+        held, self._held = self._held, None
+        if held is not None:
             self.transport.resumeProducing()
             self._queue.spend(self._origin, partial(self._shake, held))
 

@@ -1,9 +1,5 @@
 """
 The API as a resource of twisted.web: the way of a request through the checks to its handler, and of its response back.
-
-How requests and responses are framed is in :mod:`txserviceregistry.registry.http.messages`, how connections are served
-in :mod:`txserviceregistry.registry.http.server`, which operations there are in
-:mod:`txserviceregistry.registry.http.operations`.
 """
 
 from __future__ import annotations
@@ -40,15 +36,15 @@ _NO_QUERY: tuple[Sequence[tuple[str, str]], Mapping[str, Any]] = ((), {})
 
 class ApiResource(Resource):
     """
-    The whole API: identity at ``/v2.0``, the registry at ``/v1.0``; and the pages beside it. It answers every path
-    itself.
+    All paths: the registry at ``/v1.0``, the Auth API at ``/v2.0``, and the pages beside the API.
 
     :param registry: the rules; has been started.
     :param identity: knows users and tokens.
     :param rateLimiter: counts GETs.
-    :param limits: what ``GET /limits`` says of resources; the same that the *registry* goes by.
-    :param requestLog: notices every request and its response.
-    :ivar pages: what is beside the API (:mod:`txserviceregistry.registry.http.statuspages`).
+    :param limits: the same that the *registry* has.
+    :ivar requestLog: logs and counts requests.
+    :ivar pages: see :mod:`~txserviceregistry.registry.http.statuspages`.
+    :ivar vouchesFor: see :meth:`Authenticator.vouchesFor`.
     """
 
     isLeaf = True

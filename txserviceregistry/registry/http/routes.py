@@ -1,7 +1,6 @@
 """
-Which path is which resource: the table of operations, and the few rules of this API that no table can tell.
-
-Nothing here redirects, and no slash is merged: of the slashes in a configuration key each one counts.
+Routing: the operation that a request asks for. Nothing redirects, and no slash is merged, because each slash in a
+configuration key counts.
 """
 
 from __future__ import annotations
@@ -30,14 +29,13 @@ _HEX = frozenset(b"0123456789abcdefABCDEF")
 @attrs.frozen
 class Target:
     """
-    What the path of a request names.
+    The target of a request.
 
-    :ivar path: the path, decoded.
+    :ivar path: decoded.
     :ivar route: the path of its operation, or :data:`TOKENS`; empty if it is neither.
     :ivar isApi: whether it is below ``/v1.0``, so that it needs a token even if there is no such resource.
-    :ivar tenant: what stands in the place of the tenant.
     :ivar operation: ``None`` if the path is no resource, or does not take the method.
-    :ivar argument: the id, key or namespace in the path; empty where there is none.
+    :ivar argument: the id, key or namespace in the path.
     """
 
     path: str
@@ -50,10 +48,10 @@ class Target:
 
 def resolve(method: bytes, raw: bytes) -> Target:
     """
-    Find what a request asks for.
+    Find the target of a request.
 
     :param raw: its path as it came.
-    :raises Fault: if an escape in it is broken, or if it is not UTF-8.
+    :raises Fault: if the path has a broken escape, or is not UTF-8.
     """
     path = decodePath(raw)
     if path == API or path.startswith(API + "/"):
@@ -67,8 +65,8 @@ def resolve(method: bytes, raw: bytes) -> Target:
 
 def match(method: str, path: str) -> tuple[Operation | None, str]:
     """
-    The operation of a path below the tenant, and its argument. HEAD is GET without the body. The resources of the
-    original protocol may have one slash too many at the end, except configuration, where it has a meaning.
+    The operation of a path below the tenant, and its argument. Paths of the original protocol may end with a slash too
+    many, except in configuration, where it has a meaning.
 
     :param path: decoded.
     :return: ``None`` if the path is no resource or does not take the method.
@@ -90,8 +88,8 @@ def match(method: str, path: str) -> tuple[Operation | None, str]:
 
 def originForm(target: bytes) -> bytes:
     """
-    The target of a request, below this registry. Clients send the whole URL to proxies, and some do to every server
-    (RFC 9112, 3.2.2); its authority, and a name and password in it, are ignored.
+    The path and query of a request. Clients send the whole URL to proxies, and some to every server (RFC 9112, 3.2.2);
+    its authority, and a name and password in it, are ignored.
     """
     if target.startswith(b"/"):
         return target
