@@ -36,11 +36,7 @@ class RetryingAuthAgent:
 
     @returnsDeferred
     async def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> IResponse:
         """
         Do a request, authenticated.

@@ -287,11 +287,7 @@ class PooledAgent:
         self._targets: dict[tuple[bytes, bytes], tuple[tuple[bytes, bytes, int], IStreamClientEndpoint]] = {}
 
     def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
         """See :class:`~twisted.web.iweb.IAgent`."""
         pieces = uri.split(b"/", 3)

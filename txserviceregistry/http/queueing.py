@@ -252,11 +252,7 @@ class ResumingAgent:
         self._suspends = suspends
 
     def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
         """See :class:`~twisted.web.iweb.IAgent`."""
         asked = self._agent.request(method, uri, headers, bodyProducer)
