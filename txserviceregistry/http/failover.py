@@ -1,5 +1,5 @@
 """
-Which server of several to ask: one that works, for as long as it works.
+The choice of one of several servers: one that works, for as long as it works.
 """
 
 from __future__ import annotations
@@ -11,25 +11,22 @@ from twisted.internet.interfaces import IReactorTime
 
 from ..util.backoff import Backoff
 
-# Seconds that a server which has failed is asked last: longer with each failure.
+# Seconds for which a server that failed is asked last: longer with each failure.
 _FIRST_PENALTY = 2.0
 _LONGEST_PENALTY = 60.0
-# Seconds, at the least and at the most, before a client goes back to the server that it began with. Each client draws
-# its own, so that a server that is back meets its clients one after the other.
+# The fewest and the most seconds before a client returns to its first server. Each client draws its own, so that a
+# server that works again gets its clients one after the other.
 _RETURN = (20.0, 80.0)
 
 
 class Servers:
     """
-    Several servers that are one service, as one client sees them.
+    The servers of one service, as one client sees them.
 
-    A client begins with a server that it draws, so that a fleet spreads over all of them. It stays with one that
-    works; from one that doesn't it goes to the next in an order of its own, so that the clients of a server that has
-    died spread over all that are left; and after a while, with a request that may be repeated, it tries the one that it
-    began with.
+    A client draws its first server, and the order of the others, so that the clients of a server that fails spread over
+    the others. It stays with a server that works. After a while a repeatable request tries the first server again.
 
     :param count: how many there are.
-    :param clock: for penalties and returns.
     :param random: gives numbers from 0 to 1.
     :ivar current: the number of the server that is asked first.
     """
@@ -48,24 +45,23 @@ class Servers:
         """
         The servers in the order in which to ask them.
 
-        :param mayTry: whether the request may be repeated with another server if the first one fails: then it may be
-            the one that finds out whether the client can go back.
+        :param mayTry: whether the request may try the first server again, because it is repeatable.
         """
         if len(self._ring) == 1:
             return self._ring
         now = self._clock.seconds()
         first = self.current
         if mayTry and self._returnAt is not None and now >= self._returnAt:
-            # One request tries; the others stay where they are until it is known.
+            # Only one request tries.
             self._drawReturn()
             first = self._home
         at = self._ring.index(self.current)
         others = [number for number in self._ring[at:] + self._ring[:at] if number != first]
-        # Sorting keeps the order of those that are alike.
+        # Sorting is stable.
         return [first, *sorted(others, key=lambda number: self._shunnedUntil[number] > now)]
 
     def worked(self, number: int) -> None:
-        """This one has answered."""
+        """There was a response."""
         if self._shunnedUntil[number]:
             self._shunnedUntil[number] = 0.0
             self._penalties[number].reset()
@@ -78,9 +74,9 @@ class Servers:
             self._drawReturn()
 
     def failed(self, number: int) -> None:
-        """This one has not answered, or said that it can't do its work."""
+        """There was no response, or the server is unavailable."""
         now = self._clock.seconds()
-        # The first delay of a backoff is none, but there are others that can be asked.
+        # The first delay of a backoff is 0, but there are other servers.
         self._shunnedUntil[number] = now + max(self._penalties[number].next(), _FIRST_PENALTY)
         if number != self.current:
             return

@@ -33,11 +33,10 @@ from .resolving import ResolvingTimedOut, stageOf
 #: Seconds that a request may take, unless it says otherwise.
 TIMEOUT = 10.0
 
-# The statuses of a server that can't do its work now, or of a gateway before it: another one may.
+# The statuses of a server that is unavailable, or of a gateway before it.
 _AWAY = frozenset({500, 502, 503, 504})
 
-# When a deadline is shared among several servers, the first has so many seconds, or half of it if that is less: an
-# answer takes its time, however short the deadline and many the servers.
+# When several servers share a timeout, the first has at least so many seconds, or half of the timeout.
 _SHORTEST_SHARE = 0.25
 
 # A pool may hold more than one stale connection. Each repetition uses one up; a new connection is never stale.
@@ -55,9 +54,9 @@ class ClientClosed(ConnectionFailed):
 
 class _Away(Exception):
     """
-    The server says that it can't do its work.
+    The server is unavailable.
 
-    :ivar response: what it says.
+    :ivar response: its response.
     """
 
     def __init__(self, response: Response) -> None:
@@ -67,10 +66,9 @@ class _Away(Exception):
 
 class _Server:
     """
-    The URL of one server, and the headers of requests to it, without a body and with one. They name the host: Twisted's
-    agent copies headers that don't, and checks them all again.
+    The URL of one server, and the headers of requests to it, without a body and with one.
 
-    :param url: it, with no port that goes without saying.
+    :param url: it, without a default port.
     """
 
     def __init__(self, url: str) -> None:
@@ -88,22 +86,20 @@ class JSONTransport:
     """
     JSON over HTTP to one server, or to several that are one service.
 
-    When a server can't be reached, or answers that it can't do its work, requests go to the next one, and stay with one
-    that works (:class:`~txserviceregistry.http.failover.Servers`). A request that had no response is sent again only if
-    it may have its effect twice. Each of several servers has a share of the request's time. When it is over, the
-    request is sent to the next server too, and the first response counts. A request that waits for events is cancelled
-    when its server fails, because that one may never answer.
+    When a server is unreachable or unavailable, requests go to the next one, and stay with one that works
+    (:class:`~txserviceregistry.http.failover.Servers`). A request without a response is sent again only if it is
+    repeatable. Each of several servers has a share of the request's time. After that the request is sent to the next
+    server too, and the first response counts. A request that waits for events is cancelled when its server fails.
 
     :param agent: sends the requests: a :class:`~txserviceregistry.http.queueing.QueueingAgent`, or an agent over one.
     :param clock: for the deadlines.
     :param baseUrls: the URLs before the paths, without a slash at the end.
-    :param timeout: seconds that a request may take, unless it has a timeout of its own.
+    :param timeout: seconds that a request may take by default.
     :param name: the name of the server for error messages.
     :param lanes: sends the requests of these lanes, instead of the *agent*.
     :param random: gives numbers from 0 to 1; draws the server to begin with.
     :param isFault: takes the status, the headers and the JSON of a response that is an error, and returns whether it is
-        the server's own. If not, it comes from a gateway that does not reach the server, and the request goes to the
-        next server. Without it every response is the server's own.
+        the server's own. If not, it is a gateway's, and the request goes to the next server.
     """
 
     def __init__(
@@ -126,8 +122,8 @@ class JSONTransport:
         self._isFault = isFault
         self._servers = Servers(len(baseUrls), clock, random)
         self._wasAnswered = False
-        # The requests whose responses servers hold back: of each its server, and what takes it away from there.
-        self._heldBack: dict[Deferred[Any], tuple[int, Callable[[], None]]] = {}
+        # The servers of the requests whose responses are held back.
+        self._heldBack: dict[Deferred[Any], int] = {}
 
     @property
     def servers(self) -> int:
@@ -136,12 +132,12 @@ class JSONTransport:
 
     @property
     def baseUrl(self) -> str:
-        """The URL of the server that is asked first: the one that worked last, or is about to be tried."""
+        """The URL of the server that is asked first."""
         return self._bases[self._servers.current].url
 
     @property
     def stage(self) -> str:
-        """What a request to that server waits for, for error messages."""
+        """The stage of a request to that server, for error messages."""
         return self._stageAt(self.baseUrl)
 
     def _stageAt(self, url: str) -> str:
@@ -155,17 +151,15 @@ class JSONTransport:
         self, method: str, path: str, *, body: Any = None, timeout: float | None = None, **options: Any
     ) -> Deferred[Response]:
         """
-        Send a request, once or as often as it takes.
+        Send a request.
 
-        :param method: the HTTP method.
         :param path: below the base URL, encoded, beginning with a slash.
-        :param body: what to send as JSON; ``None`` for no body.
+        :param body: the body, to be sent as JSON; ``None`` for none.
         :param timeout: seconds for all of it: queue, connecting, headers and body.
         :param options: see :meth:`~txserviceregistry.http.messages.Request.make`.
-        :return: fires with the :class:`~txserviceregistry.http.messages.Response`, whatever its status. Fails with
-            :class:`~txserviceregistry.errors.ConnectionFailed`, :class:`~txserviceregistry.errors.RequestTimedOut`,
-            or, if a 2xx has no JSON or any response is cut short, with
-            :class:`~txserviceregistry.errors.MalformedResponse`.
+        :return: fires with the :class:`~txserviceregistry.http.messages.Response` of any status. Fails with
+            ``ConnectionFailed``, ``RequestTimedOut``, or ``MalformedResponse`` for a 2xx without JSON and a truncated
+            response.
         """
         seconds = self._timeout if timeout is None else timeout
         request = Request.make(method, path, self._clock, self._stageAt, seconds, body=body, **options)
@@ -173,11 +167,10 @@ class JSONTransport:
 
     async def send(self, request: Request) -> Response:
         """
-        Send a request to one server after the other. It has no deadline here; see
-        :meth:`~txserviceregistry.http.messages.Request.inTime`.
+        Send a request to one server after the other, without a deadline.
         """
         request.stage = self._stageAt
-        # A response that is held back would tell too late whether a server is back.
+        # A response that is held back shows too late whether a server works again.
         order = self._servers.order(mayTry=request.isRepeatable and request.wait is None)
         # After a wait for events there is no time left for another server to wait.
         isFinal = not request.isRepeatable or request.wait is not None
@@ -228,7 +221,7 @@ class JSONTransport:
         The response of one server. The request is sent once more when the connection turns out to be stale.
 
         :param left: how many servers are left, this one included.
-        :raises _Away: if it could not do its work.
+        :raises _Away: if it is unavailable.
         """
         url, leave = request.url, request.leave
         for attempt in range(1, _MOST_STALE + 1):
@@ -265,23 +258,13 @@ class JSONTransport:
             late = self._lateInItsShare
             sent.addTimeout(max(0.0, share), self._clock, lambda _, timeout: Failure(late(request)))
         if wait is not None:
-            self._holdBack(request, server, sent)
+            self._heldBack[sent] = server
+            sent.addBoth(self._released, sent, request)
         return sent
 
-    def _holdBack(self, request: Request, server: int, sent: Deferred[Any]) -> None:
-        isTaken = False
-
-        def takeAway() -> None:
-            nonlocal isTaken
-            isTaken = True
-            sent.cancel()
-
-        def over(result: Any) -> Any:
-            del self._heldBack[sent]
-            return Failure(self._lateInItsShare(request)) if isTaken and isinstance(result, Failure) else result
-
-        self._heldBack[sent] = server, takeAway
-        sent.addBoth(over)
+    def _released(self, result: Any, sent: Deferred[Any], request: Request) -> Any:
+        isTakenAway = self._heldBack.pop(sent, None) is None
+        return Failure(self._lateInItsShare(request)) if isTakenAway and isinstance(result, Failure) else result
 
     def _valueOf(self, answer: WholeResponse, request: Request, url: str) -> Any:
         if not answer.body:
@@ -301,14 +284,15 @@ class JSONTransport:
         self._left(self._servers.current)
 
     def _left(self, server: int) -> None:
-        """A server has not done its work."""
+        """A server failed."""
         self._servers.failed(server)
         if self._servers.current == server:
             # There is no other.
             return
-        for holder, takeAway in list(self._heldBack.values()):
-            if holder == server:
-                takeAway()
+        for sent in [sent for sent, holder in self._heldBack.items() if holder == server]:
+            # The next one may have been taken away with this one.
+            if self._heldBack.pop(sent, None) is not None:
+                sent.cancel()
 
     # -- errors
 
@@ -318,7 +302,7 @@ class JSONTransport:
         return RequestTimedOut(f"{request.asked} timed out in its share of {request.timeout:g} s{why}")
 
     def _explained(self, error: Exception, request: Request) -> ServiceRegistryError:
-        """What the failure of an agent means, and what to do."""
+        """The error for the failure of an agent."""
         asked, name, why = request.asked, self._name, describeFailure(error)
         if isinstance(error, AgentClosed):
             return ClientClosed(f"{asked} failed: this client has been closed")
@@ -345,7 +329,7 @@ def _unsent(text: str) -> ConnectionFailed:
 
 
 def shareOf(left: float, serversLeft: int) -> float:
-    """Seconds of those that are *left* that one of several servers has before the request goes to the next one."""
+    """The part of the seconds that are *left* after which the request goes to the next of several servers."""
     return left if serversLeft == 1 else max(left / serversLeft, min(left / 2, _SHORTEST_SHARE))
 
 
