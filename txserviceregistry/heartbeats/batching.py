@@ -203,7 +203,7 @@ class HeartbeatBatcher:
         self._setTimer()
 
     def _request(self, services: list[BatchedService], sent: float) -> None:
-        timeout = min(self.LONGEST_TRY, *[service.tryTimeout() for service in services])
+        timeout = min(self.LONGEST_TRY, *[service.tryTimeout(sent) for service in services])
         beats = [(service.serviceId, service.nextToken or "") for service in services]
 
         def late(failure: Failure) -> float:

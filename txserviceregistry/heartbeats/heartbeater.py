@@ -319,9 +319,9 @@ class HeartBeater:
         """Seconds to the deadline."""
         return self._renewed + self.heartbeatTimeout - self._clock.seconds()
 
-    def tryTimeout(self) -> float:
-        """After how many seconds the next heartbeat is late."""
-        return patienceFor(self.secondsLeft(), self.heartbeatTimeout)
+    def tryTimeout(self, now: float) -> float:
+        """After how many seconds a heartbeat is late that is sent at that time."""
+        return patienceFor(self._renewed + self.heartbeatTimeout - now, self.heartbeatTimeout)
 
     def retryDelay(self, delay: float) -> float:
         """

@@ -25,8 +25,8 @@ class BatchedService(Protocol):
     batchSlot: object
     batchSince: float
 
-    def tryTimeout(self) -> float:
-        """After how many seconds its next heartbeat is late."""
+    def tryTimeout(self, now: float) -> float:
+        """After how many seconds a heartbeat is late that is sent at that time."""
 
     def retryDelay(self, delay: float) -> float:
         """Seconds to wait after a heartbeat had no response: *delay*, or fewer."""

@@ -233,7 +233,7 @@ class SingleSender:
             self._service.registered(sent, result)
 
     def _heartbeat(self, sent: float, token: str) -> None:
-        timeout = self._service.tryTimeout()
+        timeout = self._service.tryTimeout(sent)
 
         def late(failure: Failure) -> float:
             more = runOnAfter(timeout)

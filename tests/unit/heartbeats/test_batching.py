@@ -47,8 +47,8 @@ class Service:
     def secondsLeft(self) -> float:
         return self.deadline - self.clock.seconds()
 
-    def tryTimeout(self) -> float:
-        return max(0.05, self.secondsLeft() / 3)
+    def tryTimeout(self, now: float) -> float:
+        return max(0.05, (self.deadline - now) / 3)
 
     def retryDelay(self, delay: float) -> float:
         return delayBefore(min(delay, self.interval / 2), self.secondsLeft())
