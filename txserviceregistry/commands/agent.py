@@ -41,11 +41,7 @@ _LONGEST_ID = 65
 
 
 def defaultServiceId(hostName: str) -> str:
-    """
-    A service id made from the machine's name.
-
-    :return: ``agent-`` and the name, without characters that an id can't have.
-    """
+    """``agent-`` and the machine's name, without characters that a service id can't have."""
     return ("agent-" + _ID_CHARACTERS.sub("-", hostName).strip("-"))[:_LONGEST_ID].rstrip("-")
 
 
@@ -71,11 +67,7 @@ class Options(OneLineOptions):
     ]
 
     def postOptions(self) -> None:
-        """
-        Check and complete the values.
-
-        :raises twisted.python.usage.UsageError: if an option is wrong.
-        """
+        """Check and complete the values."""
         self["id"] = self["id"] or defaultServiceId(socket.gethostname())
         if not SERVICE_ID.fullmatch(self["id"]):
             raise usage.UsageError(f"invalid --id {self['id']!r}: use {ID_RULE}")
@@ -102,11 +94,7 @@ class Options(OneLineOptions):
             self["data-dir"] = None
 
     def settings(self) -> Settings:
-        """
-        The settings of the registry.
-
-        :raises InvalidSettings: if a setting is wrong, or there are no credentials.
-        """
+        """:raises InvalidSettings: if a setting of the registry is wrong, or there are no credentials."""
         return readSettings(environ={**os.environ, "RAXSR_DATA_DIR": self["data-dir"] or ""})
 
 
@@ -137,9 +125,7 @@ class AgentProcess(Service):
         self._starting = self._start().addErrback(self._failed)
 
     def stopService(self) -> Deferred[None]:
-        """
-        :return: fires when everything is down.
-        """
+        """Fires when everything has stopped."""
         Service.stopService(self)
         if self._hangup is not None:
             self._hangup.stop()
@@ -187,7 +173,7 @@ class AgentProcess(Service):
         reason = failure.getErrorMessage()
         if not failure.check(StartFailed, ServiceRegistryError):
             self._log.failure("The agent can't start", failure)
-            reason = f"an error of its own, {type(failure.value).__name__}, which the log tells of"
+            reason = f"internal error: {type(failure.value).__name__}; see the log"
         endProcess(self._reactor, f"twistd service-registry-agent: {reason}")
 
     @returnsDeferred
@@ -243,13 +229,8 @@ def _curlLines(settings: Settings) -> str:
     file, isFile, _ = settings.sources["apiKey"].partition(", line ")
     read = "NAME=$RAXSR_USERNAME; KEY=$RAXSR_API_KEY"
     if isFile:
-        read = "; ".join(
-            [
-                f"RAXRC='{file}'",
-                "NAME=$(sed -n 's/^username *= *//p' \"$RAXRC\")",
-                "KEY=$(sed -n 's/^api_key *= *//p' \"$RAXRC\")",
-            ]
-        )
+        name, key = (f"$(sed -n 's/^{option} *= *//p' \"$RAXRC\")" for option in ("username", "api_key"))
+        read = f"RAXRC='{file}'; NAME={name}; KEY={key}"
     curl = "curl -s" if settings.caFile is None else f"curl -s --cacert '{settings.caFile}'"
     pick = '$(echo "$ACCESS" | sed \'s/.*"%s": *{"id": *"\\([^"]*\\)".*/\\1/\')'
     return "\n".join(
@@ -264,6 +245,20 @@ def _curlLines(settings: Settings) -> str:
     )
 
 
+_PYTHON = """\
+{where}{python} - <<'END'
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.task import react
+from txserviceregistry import Client
+
+async def main(reactor):
+    async with Client.fromSettings(reactor) as client:
+        print(await client.services.get("{serviceId}"))
+
+react(lambda reactor: ensureDeferred(main(reactor)))
+END"""
+
+
 def _pythonLines(dataDir: str | None, serviceId: str) -> str:
     """The same in Python, with the Python that runs this."""
     try:
@@ -271,21 +266,7 @@ def _pythonLines(dataDir: str | None, serviceId: str) -> str:
     except InvalidSettings:
         isDefault = False
     where = "" if isDefault else f"RAXSR_DATA_DIR='{dataDir}' "
-    return "\n".join(
-        [
-            f"{where}{sys.executable} - <<'END'",
-            "from twisted.internet.defer import ensureDeferred",
-            "from twisted.internet.task import react",
-            "from txserviceregistry import Client",
-            "",
-            "async def main(reactor):",
-            "    async with Client.fromSettings(reactor) as client:",
-            f'        print(await client.services.get("{serviceId}"))',
-            "",
-            "react(lambda reactor: ensureDeferred(main(reactor)))",
-            "END",
-        ]
-    )
+    return _PYTHON.format(where=where, python=sys.executable, serviceId=serviceId)
 
 
 def makeService(options: Options) -> IService:

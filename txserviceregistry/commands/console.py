@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from .outcome import Interrupted, describe, oneLine
+
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
@@ -22,11 +24,11 @@ _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 def runConsole(name: str, run: Callable[[], int]) -> int:
     """
-    Run a console script.
+    Run a console script, and report its error in one line.
 
-    :param name: its name, for errors.
     :param run: returns the exit code, or raises ``SystemExit`` with it.
-    :return: that exit code; 1 if the output can't be written, 130 after Ctrl-C, 141 if the reader of a pipe has ended.
+    :return: that exit code, or the one of an error; 1 if the output can't be written, 128 + N after signal N, 141 if the
+        reader of a pipe has ended.
     """
     try:
         _prepareStreams()
@@ -36,6 +38,14 @@ def runConsole(name: str, run: Callable[[], int]) -> int:
             if not isinstance(end.code, int):
                 raise
             code = end.code
+        except OSError:
+            # Other files than the output are CommandFailed.
+            raise
+        except Interrupted as interrupted:
+            code = 128 + interrupted.signal
+        except Exception as error:
+            code, problem = describe(error)
+            tell(f"{name}: {problem}")
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = _INTERRUPTED
@@ -118,9 +128,9 @@ def show(text: str) -> None:
 
 
 def tell(line: str) -> None:
-    """Write a line to stderr, if it can be written: there is an exit code too."""
+    """Write a text to stderr as one line, escaped, if it can be written: there is an exit code too."""
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(oneLine(line), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass
 

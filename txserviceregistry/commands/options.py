@@ -88,11 +88,7 @@ class TableOptions(OneLineOptions):
         values.append(text)
 
     def postOptions(self) -> None:
-        """
-        Set each option's value.
-
-        :raises twisted.python.usage.UsageError: if an option, or the file, is wrong.
-        """
+        """Set each option's value."""
         inFile = self._inFile()
         self.given = frozenset({*self._given, *inFile})
         for option in self.table:

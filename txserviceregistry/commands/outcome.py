@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from ..errors import ServiceRegistryError
 from ..util.escaping import escaped
 
 # Python's character for a byte of the command line that the locale's encoding can't decode: 0xDC00 and the byte.
@@ -24,15 +26,21 @@ class CommandFailed(Exception):
 
 
 class Interrupted(Exception):
-    """
-    A signal ended the command: exit code 128 and its number.
-
-    :ivar signal: the signal's number.
-    """
+    """A *signal* ended the command: exit code 128 and its number."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
+
+
+def describe(error: Exception) -> tuple[int, str]:
+    """The exit code after an error, and the line that reports it."""
+    if isinstance(error, UsageError):
+        return 2, str(error)
+    if isinstance(error, (CommandFailed, ServiceRegistryError)):
+        return 1, str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return 1, f"internal error: {type(error).__name__} in {place.filename}:{place.lineno}: {error}"
 
 
 def printable(text: str) -> str:
@@ -42,9 +50,8 @@ def printable(text: str) -> str:
 
 def undecodable(words: Sequence[str]) -> str | None:
     """
-    :param words: a command line.
-    :return: the error about the first word that is not text in the locale's encoding; ``None`` if there is none. The
-        word is not repeated, because it can be a secret.
+    The error about the first word of a command line that is not text in the locale's encoding; ``None`` if there is
+    none. The word is not repeated, because it can be a secret.
     """
     for before, word in zip(["", *words], words, strict=False):
         found = _UNDECODED.search(word)

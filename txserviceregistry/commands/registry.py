@@ -41,15 +41,10 @@ _SOME = partial(parseCount, least=1)
 _STORE = oneOf("sqlite", "memory", ETCD)
 
 
-def checkEndpoint(option: str, description: str) -> str:
-    """
-    :param option: the name of the option.
-    :param description: an endpoint string of Twisted's, such as ``tcp:8880:interface=127.0.0.1``.
-    :return: *description*.
-    :raises twisted.python.usage.UsageError: if it is not an endpoint string.
-    """
+def checkEndpoint(option: str, description: str) -> None:
+    """:raises twisted.python.usage.UsageError: if the value of an option is not an endpoint string of Twisted's."""
     try:
-        return _endpoint(description)
+        _endpoint(description)
     except ValueError as error:
         raise usage.UsageError(f"--{option}: {error}") from None
 
@@ -107,11 +102,7 @@ class Options(TableOptions):
     )
 
     def postOptions(self) -> None:
-        """
-        Set and complete the values.
-
-        :raises twisted.python.usage.UsageError: if an option is wrong.
-        """
+        """Set and complete the values."""
         TableOptions.postOptions(self)
         self["data-dir"] = self["data-dir"] or defaultDataDir()
         checkStore(self["store"], self.given)
@@ -155,9 +146,7 @@ class RegistryProcess(Service):
         self.registry.whenListening().addCallbacks(self._listening, self._failed)
 
     def stopService(self) -> Deferred[None]:
-        """
-        :return: fires when the registry has stopped.
-        """
+        """Fires when the registry has stopped."""
         Service.stopService(self)
         self._hangup.stop()
         return self.registry.stopService()

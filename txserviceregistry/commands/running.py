@@ -18,9 +18,8 @@ _T = TypeVar("_T")
 
 def runReactor(reactor: Any, work: Callable[[], Coroutine[Deferred[Any], Any, _T]]) -> _T:
     """
-    Run the reactor for as long as *work* takes; a signal cancels it. A process can do that once.
+    Run the reactor for as long as *work* takes, and return its result. A process can do that once.
 
-    :return: the result of *work*.
     :raises Interrupted: if a signal ended it; or whatever *work* raises.
     """
     outcome: list[_T | Failure] = []

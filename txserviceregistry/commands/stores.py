@@ -54,7 +54,6 @@ def checkStore(store: str, given: Collection[str]) -> None:
     """
     Check that options of etcd are used with its store only.
 
-    :param store: the value of ``--store``.
     :param given: the names of the options that were given.
     :raises twisted.python.usage.UsageError: if an option of etcd is among them, and the store is another one.
     """
@@ -68,7 +67,6 @@ class EtcdFactory:
     """
     Makes a store.
 
-    :ivar make: makes the store.
     :ivar policy: how its connections use TLS.
     :ivar password: the file with the password of its user, if it has one.
     """

@@ -31,7 +31,7 @@ from ..settings import defaultDataDir
 from ..util.escaping import escaped
 from .console import checkOutput, dropOutput, runConsole, show, tell, whyNotWritten
 from .options import Option
-from .outcome import CommandFailed, Interrupted, UsageError, oneLine, printable, undecodable
+from .outcome import CommandFailed, UsageError, undecodable
 from .privileges import becomeOwner
 from .running import runReactor
 from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
@@ -60,40 +60,16 @@ usage. Run by root, this works as the data directory's owner.
 
 
 def main() -> int:
-    """
-    The console script.
-
-    :return: the exit code.
-    """
+    """The console script; returns the exit code."""
     return runConsole(_NAME, _run)
 
 
 def _run() -> int:
-    try:
-        problem = undecodable(sys.argv[1:])
-        if problem is not None:
-            raise UsageError(problem)
-        _perform(_parser().parse_args())
-    except CommandFailed as error:
-        return _complain(str(error), 1)
-    except UsageError as error:
-        return _complain(str(error), 2)
-    except Interrupted as interruption:
-        return 128 + interruption.signal
-    except OSError:
-        raise  # the output can't be written
-    except Exception as error:
-        return _complain(f"internal error: {error!r}", 1)
+    problem = undecodable(sys.argv[1:])
+    if problem is not None:
+        raise UsageError(problem)
+    _perform(_parser().parse_args())
     return 0
-
-
-def _complain(text: str, code: int) -> int:
-    tell(f"{_NAME}: {oneLine(text)}")
-    return code
-
-
-def _tell(text: str) -> None:
-    tell(printable(text))
 
 
 # -- the command line
@@ -103,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
     """Reports wrong usage in one line."""
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(_complain(f"{message} (see: {_NAME} --help)", 2))
+        raise UsageError(f"{message} (see: {_NAME} --help)")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse's own ignores errors.
@@ -112,10 +88,13 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     where = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    where.add_argument("--data-dir", dest="dataDir", type=_folder, metavar="DIR", help="the registry's data directory")
+    where.add_argument(
+        "--data-dir", dest="dataDir", type=_typeOf(_folder), metavar="DIR", help="the registry's data directory"
+    )
     where.add_argument("--store", choices=("sqlite", ETCD), help="the registry's store (default: sqlite)")
     for option in ETCD_OPTIONS:
-        where.add_argument(f"--{option.name}", dest=option.name, type=_typeOf(option), metavar="…", help=option.help)
+        parse = _typeOf(option.parse)
+        where.add_argument(f"--{option.name}", dest=option.name, type=parse, metavar="…", help=option.help)
     parser = _Parser(
         prog=_NAME,
         description=_DESCRIPTION,
@@ -125,33 +104,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{_NAME} {__version__}")
     actions = parser.add_subparsers(title="actions", metavar="add | list | remove | rotate", required=True)
-    add = actions.add_parser("add", parents=[where], help="add a user, and print the API key")
-    add.add_argument("--tenant", metavar="ID", default=None, help="number of the tenant (default: an unused one)")
-    add.set_defaults(work=_add)
-    list_ = actions.add_parser("list", parents=[where], help="list users and their tenants")
-    list_.set_defaults(work=_list)
-    remove = actions.add_parser("remove", parents=[where], help="remove a user, and revoke all auth tokens")
-    remove.set_defaults(work=_remove)
-    rotate = actions.add_parser("rotate", parents=[where], help="replace a user's API key, and print the new one")
-    rotate.set_defaults(work=_rotate)
-    for action in (add, remove, rotate):
-        action.add_argument("name", metavar="NAME", help="the user's name")
+    for name, work, help in (
+        ("add", _add, "add a user, and print the API key"),
+        ("list", _list, "list users and their tenants"),
+        ("remove", _remove, "remove a user, and revoke all auth tokens"),
+        ("rotate", _rotate, "replace a user's API key, and print the new one"),
+    ):
+        action = actions.add_parser(name, parents=[where], help=help)
+        action.set_defaults(work=work)
+        if work is not _list:
+            action.add_argument("name", metavar="NAME", help="the user's name")
+        if work is _add:
+            action.add_argument(
+                "--tenant", metavar="ID", default=None, help="number of the tenant (default: an unused one)"
+            )
     return parser
 
 
-def _typeOf(option: Option) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
+def _typeOf(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parsed(text: str) -> Any:
         try:
-            return option.parse(text)
+            return parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return parse
+    return parsed
 
 
 def _folder(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("the value is empty")
+        raise ValueError("the value is empty")
     return Path(text)
 
 
@@ -163,7 +145,6 @@ class _Users:
     """
     The users of a registry whose store is open.
 
-    :ivar identity: has the users.
     :ivar directory: the data directory, with the credentials for its machine.
     :ivar where: a name of the store, for messages.
     :ivar isShared: whether the store is not in the data directory.
@@ -175,7 +156,6 @@ class _Users:
     isShared: bool
 
     async def has(self, name: str) -> bool:
-        """Whether there is a user of this name."""
         return name in [user.name for user in await self.identity.listUsers()]
 
     async def credentials(self) -> tuple[str, str] | None:
@@ -231,9 +211,7 @@ def _perform(options: argparse.Namespace) -> None:
         await store.open()
         try:
             if isNew:
-                _tell(
-                    f"There was no registry in {directory.path}; its store was created. Its start adds no other user."
-                )
+                tell(f"There was no registry in {directory.path}; its store was created. Its start adds no other user.")
             await work(_Users(Identity(store, clock=reactor), directory, where, isShared), options)
         finally:
             await store.close()
@@ -255,11 +233,7 @@ def _default(option: Option) -> Any:
 
 
 def _findStore(directory: DataDirectory, *, mayMake: bool) -> bool:
-    """
-    Check that the directory has a store, or may get one.
-
-    :return: whether the store does not exist yet.
-    """
+    """Check that the directory has a store, or may get one; whether the store does not exist yet."""
     if directory.hasStore():
         return False
     if directory.isTaken():
@@ -275,13 +249,13 @@ async def _add(users: _Users, options: argparse.Namespace) -> None:
         raise ObjectExists(options.name)
     with _shownKey(options.name) as key:
         user, _ = await users.identity.addUser(options.name, options.tenant, key)
-    _tell(f'User "{user.name}" of tenant {user.tenant} has been added. {_ONCE}')
+    tell(f'User "{user.name}" of tenant {user.tenant} has been added. {_ONCE}')
 
 
 async def _list(users: _Users, options: argparse.Namespace) -> None:
     found = await users.identity.listUsers()
     if not found:
-        _tell(f"No users exist in {users.where}; {_NAME} add creates one.")
+        tell(f"No users exist in {users.where}; {_NAME} add creates one.")
         return
     width = max(len("name"), *(len(user.name) for user in found))
     for name, tenant in [("name", "tenant"), *((user.name, user.tenant) for user in found)]:
@@ -293,7 +267,7 @@ async def _remove(users: _Users, options: argparse.Namespace) -> None:
     credentials = await users.credentials()
     tenant = next((user.tenant for user in await users.identity.listUsers() if user.name == name), None)
     await users.identity.removeUser(name)
-    _tell(
+    tell(
         f'User "{name}" has been removed; its key and auth tokens are invalid. '
         f"The data of tenant {tenant} is unchanged."
     )
@@ -301,9 +275,9 @@ async def _remove(users: _Users, options: argparse.Namespace) -> None:
     if credentials is not None and (credentials[0] == name or not left):
         # The next start would create a user with them in a store without users.
         users.directory.forgetCredentials()
-        _tell(f"The credentials in {raxrc} were removed: programs on this machine need those of another user.")
+        tell(f"The credentials in {raxrc} were removed: programs on this machine need those of another user.")
     if not left:
-        _tell(
+        tell(
             f"It was the last user: all requests will be rejected, also after a restart, until {_NAME} add creates one."
         )
 
@@ -318,10 +292,10 @@ async def _rotate(users: _Users, options: argparse.Namespace) -> None:
     isInRaxrc = credentials is not None and credentials[0] == user.name
     if isInRaxrc:
         users.directory.keepCredentials(user.name, key)
-    _tell(f'User "{user.name}" has a new API key; the old one and all auth tokens are invalid. {_ONCE}')
+    tell(f'User "{user.name}" has a new API key; the old one and all auth tokens are invalid. {_ONCE}')
     if isInRaxrc:
-        _tell(f"{users.directory.raxrcPath} has the new key.")
-    _tell(
+        tell(f"{users.directory.raxrcPath} has the new key.")
+    tell(
         "Programs that read the key from a file use the new one as soon as it is there. Restart all others: their "
         "requests are rejected, and their services expire."
     )
@@ -347,10 +321,10 @@ def _shownKey(name: str) -> Iterator[str]:
     try:
         yield key
     except StoreError:
-        _tell(f'{_NAME}: the API key of user "{name}" that was printed is invalid: it could not be stored')
+        tell(f'{_NAME}: the API key of user "{name}" that was printed is invalid: it could not be stored')
         raise
     except BaseException:
-        _tell(f'{_NAME}: the API key of user "{name}" that was printed may not have been stored: try again')
+        tell(f'{_NAME}: the API key of user "{name}" that was printed may not have been stored: try again')
         raise
 
 

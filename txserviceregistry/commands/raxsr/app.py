@@ -5,18 +5,16 @@ The application: its commands, the options that all of them have, and its exit c
 from __future__ import annotations
 
 import argparse
-import traceback
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
-from typing import Any, Protocol, cast
+from typing import Any
 
 from cliff.app import App
 from cliff.commandmanager import CommandManager
 
 from ..._version import __version__
-from ...errors import ServiceRegistryError
 from ..console import checkOutput, tell
-from ..outcome import CommandFailed, Interrupted, UsageError, didYouMean, oneLine
+from ..outcome import Interrupted, UsageError, describe, didYouMean, oneLine
 from .logfile import LogFile
 from .parser import GlobalParser
 
@@ -52,16 +50,6 @@ def _commandManager() -> CommandManager:
     return manager
 
 
-class _Command(Protocol):
-    """What is used of a :class:`~txserviceregistry.commands.raxsr.base.RaxsrCommand`."""
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser: ...
-
-    def hasOutput(self, parsed: argparse.Namespace) -> bool: ...
-
-    def run(self, parsed: argparse.Namespace) -> int: ...
-
-
 class Raxsr(App):
     """The application."""
 
@@ -86,7 +74,7 @@ class Raxsr(App):
             add_help=False,
             allow_abbrev=False,
         )
-        options = parser.add_argument_group("options of every command")
+        options = parser.add_argument_group("options of every command, anywhere on the line")
         options.add_argument("-h", "--help", action="store_true", help="show this help, or the command's")
         options.add_argument("--version", action="store_true", help="show the version")
         options.add_argument("--username", metavar="NAME", help="the user's name")
@@ -105,13 +93,8 @@ class Raxsr(App):
         options.add_argument(
             "--debug", action="store_true", help="show requests and responses on stderr, with secrets redacted"
         )
-        options.add_argument(
-            "-v",
-            "--verbose",
-            action="count",
-            default=0,
-            help="show each request and its status on stderr; -vv is the same as --debug",
-        )
+        shown = "show each request and its status on stderr; -vv is the same as --debug"
+        options.add_argument("-v", "--verbose", action="count", default=0, help=shown)
         options.add_argument(
             "--log-file",
             metavar="FILE",
@@ -121,27 +104,15 @@ class Raxsr(App):
         return parser
 
     def run(self, argv: list[str]) -> int:
-        """
-        :param argv: the arguments, without the program's name.
-        :return: the exit code.
-        """
+        """Run the command line *argv*, and return the exit code."""
         try:
             return self._run(argv)
-        except UsageError as error:
-            self.complain(str(error))
-            return 2
-        except (CommandFailed, ServiceRegistryError) as error:
-            self.complain(str(error))
-            return 1
-        except Interrupted as interrupted:
-            return 128 + interrupted.signal
-        except OSError:
-            # The output can't be written: commands handle errors of other files.
+        except (Interrupted, OSError):
             raise
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            self.complain(f"internal error: {type(error).__name__} in {place.filename}:{place.lineno}: {error}")
-            return 1
+            if self.log is not None:
+                self.log(f"{self.NAME}: {oneLine(describe(error)[1])}")
+            raise
 
     def complain(self, text: str) -> None:
         """Write an error, in one line."""
@@ -170,7 +141,6 @@ class Raxsr(App):
 
     def run_subcommand(self, argv: list[str]) -> int:
         """
-        :param argv: a command and its arguments.
         :raises UsageError: if the command or its arguments are wrong.
         :raises OSError: if its output can't be written.
         """
@@ -181,12 +151,13 @@ class Raxsr(App):
         if self.options.logFile is not None and self.log is None:
             self.log = LogFile(self.options.logFile).write
             self.log(f"{self.NAME} {__version__}: {name}")
-        command = cast(_Command, factory(self, self.options))
+        command: Any = factory(self, self.options)
         parsed = command.get_parser(f"{self.NAME} {name}").parse_args(arguments)
         if command.hasOutput(parsed):
             # Before anything is changed: the result could not be shown.
             checkOutput()
-        return command.run(parsed)
+        code: int = command.run(parsed)
+        return code
 
     @staticmethod
     def leadingWords(argv: list[str]) -> list[str]:

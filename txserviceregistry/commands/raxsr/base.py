@@ -60,10 +60,6 @@ class RaxsrCommand(Command):
         raise NotImplementedError
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """
-        :param prog_name: the program and the command.
-        :return: the parser of what follows them.
-        """
         parser = Parser(
             prog=prog_name,
             description=self.get_description(),
@@ -85,11 +81,7 @@ class RaxsrCommand(Command):
         self.say(self.ask(parsed))
 
     def ask(self, parsed: argparse.Namespace) -> Any:
-        """
-        Run the reactor for as long as :meth:`perform` takes.
-
-        :return: its result.
-        """
+        """Run the reactor for as long as :meth:`perform` takes, and return its result."""
         # This import takes most of the time of a start.
         from .running import withClient
 
@@ -111,12 +103,7 @@ class RaxsrCommand(Command):
             print(escaped(text), file=self.app.stdout)
 
     async def onePageOrAll(self, parsed: argparse.Namespace, what: str, page: _Page) -> list[Any]:
-        """
-        The values of one page, or of all, as the options of :func:`addPaging` say.
-
-        :param what: what they are.
-        :param page: requests a page.
-        """
+        """The values of one page, or of all, as the options of :func:`addPaging` say. *what* names them."""
         if parsed.all:
             return [value async for value in self.allPages(what, page, parsed.marker)]
         one = await page(parsed.marker, parsed.limit)
@@ -126,13 +113,7 @@ class RaxsrCommand(Command):
         return list(one["values"])
 
     async def allPages(self, what: str, page: _Page, marker: str | None = None) -> AsyncIterator[Any]:
-        """
-        The values of all pages.
-
-        :param what: what they are.
-        :param page: requests a page.
-        :param marker: where to begin.
-        """
+        """The values of all pages from *marker* on. *what* names them."""
         count = 0
         while True:
             one = await page(marker, _LARGEST_PAGE)
@@ -172,11 +153,6 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
         return FORMATS
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        """
-        Run the command, and show the result.
-
-        :raises UsageError: if a column does not exist.
-        """
         if parsed_args.formatter != "table":
             useUTF8()
         if self.alone is not None and parsed_args.formatter == "value" and not parsed_args.columns:
@@ -191,7 +167,7 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
         return super().run(parsed_args)
 
     def _column(self, word: str) -> str:
-        """The name of the column that *word* means: its name or heading, in any case."""
+        """The name of the column with this name or heading, in any case."""
         for name, column in self.columns.items():
             if _simplified(word) in (name, _simplified(column.heading)):
                 return name
@@ -199,7 +175,6 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
         raise UsageError(f"unknown column {word!r}{hint} Choose from: {', '.join(self.columns)}")
 
     def _generate_columns_and_selector(self, parsed_args: Any, column_names: Any) -> Any:
-        """The names of the chosen columns as the format has them, and which these are."""
         names, selector = super()._generate_columns_and_selector(parsed_args, column_names)
         if parsed_args.formatter in FOR_PEOPLE:
             names = [self.columns[name].heading for name in names]
@@ -246,11 +221,7 @@ class FollowCommand(_Displaying):
         return list(self.columns), ()
 
     def writer(self, parsed: argparse.Namespace) -> Callable[[Mapping[str, Any]], None]:
-        """
-        Write what comes before the first row.
-
-        :return: writes a record.
-        """
+        """Write what comes before the first row; the result writes a record."""
         columns, selector = self._generate_columns_and_selector(parsed, list(self.columns))
         widths = {column.heading: column.width for column in self.columns.values()}
         writeRow = rowWriter(parsed.formatter, columns, widths, self.app.stdout, parsed)
@@ -303,11 +274,7 @@ def _pageSize(text: str) -> int:
 
 
 def addPaging(parser: argparse.ArgumentParser, what: str) -> None:
-    """
-    Add ``--limit``, ``--marker`` and ``--all``.
-
-    :param what: what the list is of.
-    """
+    """Add ``--limit``, ``--marker`` and ``--all`` for a list of *what*."""
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--limit", type=_pageSize, metavar="N", help=f"at most N {what}, 1 to 1000 (default: 100)")
     amount.add_argument("--all", action="store_true", help=f"all {what}, page by page")

@@ -65,10 +65,8 @@ async def follow(
     """
     Show each event once and in order, until it is cancelled.
 
-    :param type: only events of this type; ``None`` for all.
     :param since: the id of the first event; ``None`` for new events.
-    :param note: called with a line when the registry is unreachable, and when it is reachable again.
-    :param begin: called after the first request; returns what shows an event.
+    :param begin: called after the first request; returns the function that shows an event.
     :raises ServiceRegistryError: if the first request fails, or a later one for a reason that is not temporary.
     """
     from ...discovery.cursor import Cursor, StaleCursor

@@ -15,7 +15,6 @@ class LogFile:
     """
     The file. A new one has mode 0600.
 
-    :param path: its name.
     :raises CommandFailed: if it can't be opened.
     """
 

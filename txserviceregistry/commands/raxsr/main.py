@@ -1,5 +1,5 @@
 """
-The console script: what can go wrong before there is a command line to speak of.
+The console script, which can report that the extra is not installed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ from ..console import runConsole
 
 
 def main() -> int:
-    """
-    Run ``raxsr`` with the arguments of this process.
-
-    :return: the exit code: 0, 1 for a failure, 2 for wrong use, 130 after Ctrl-C, 141 when nobody reads the output.
-    """
+    """Run ``raxsr`` with the arguments of this process, and return the exit code."""
     return runConsole("raxsr", _run)
 
 

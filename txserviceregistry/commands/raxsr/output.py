@@ -261,12 +261,7 @@ def _space(columns: int, width: int) -> int:
 
 
 def _keep(columns: Sequence[_Width], important: Sequence[int], width: int) -> list[int]:
-    """
-    Choose the columns that fit without a broken word.
-
-    :param important: those that may be left out, the most important one first.
-    :return: the chosen ones in their order.
-    """
+    """The columns that fit without a broken word, of which *important* may be left out, the last one first."""
     kept = [column for column in range(len(columns)) if column not in important]
     for column in important:
         more = [*kept, column]
@@ -278,9 +273,7 @@ def _keep(columns: Sequence[_Width], important: Sequence[int], width: int) -> li
 def _fit(columns: Sequence[_Width], kept: Sequence[int], width: int) -> list[int]:
     """
     Make columns narrower, the widest one first, until all fit or all have their least width: first by breaking between
-    words, then within them.
-
-    :return: the columns that are narrower now.
+    words, then within them. The result is the columns that are narrower now.
     """
     narrowed = set()
     for breaksWords in (False, True):
@@ -356,14 +349,10 @@ def rowWriter(
     format: str, columns: Sequence[str], widths: Mapping[str, int], stdout: TextIO, options: argparse.Namespace
 ) -> Callable[[Sequence[Any]], None]:
     """
-    Write what comes before the first of the rows that come one by one.
+    Write what comes before the first of the rows that come one by one; the result writes a row at once.
 
-    :param format: the format's name.
-    :param columns: the columns' names.
     :param widths: the least widths of the columns of a table.
-    :param stdout: where to write.
     :param options: the formats' options.
-    :return: writes a row, at once.
     """
     formatter = FORMATS[format].obj
 
@@ -396,15 +385,12 @@ class Formats:
     """
     Formats by their names, as cliff uses its plugins. Searching all installed packages for plugins would take longer
     than all the rest of a help text.
-
-    :param formatters: the formats.
     """
 
     def __init__(self, formatters: Mapping[str, ListFormatter]) -> None:
         self._plugins = {name: SimpleNamespace(obj=formatter) for name, formatter in formatters.items()}
 
     def names(self) -> list[str]:
-        """The formats' names."""
         return list(self._plugins)
 
     def __iter__(self) -> Iterator[SimpleNamespace]:

@@ -23,9 +23,6 @@ class Parser(argparse.ArgumentParser):
     takesCommand = False
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """
-        :raises UsageError: if a word is wrong.
-        """
         args = list(args)
         command = None
         if self.takesCommand and "--" in args:
@@ -40,17 +37,13 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def checkText(self, words: Sequence[str]) -> None:
-        """
-        :raises UsageError: if one of the words is not text.
-        """
+        """:raises UsageError: if one of the words is not text."""
         problem = undecodable(words)
         if problem is not None:
             self.error(problem)
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """
-        :raises UsageError: about the first of the unknown arguments.
-        """
+        """:raises UsageError: about the first of the unknown arguments."""
         hint = ": the command to run comes after --" if self.takesCommand else ""
         # After the first word that is not an option, the options may be those of the command to run.
         for argument in unknown[:1] if self.takesCommand else unknown:
@@ -61,9 +54,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unexpected argument {unknown[0]!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
-        """
-        :raises UsageError: always.
-        """
+        """:raises UsageError: always."""
         end = "" if message.endswith("?") else "."
         raise UsageError(f"{message}{end} See {self.prog} --help")
 
@@ -72,7 +63,6 @@ class GlobalParser(Parser):
     """The parser of options that may be anywhere before ``--``. It leaves unknown options alone."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """See argparse."""
         args = list(args)
         end = args.index("--") if "--" in args else len(args)
         self.checkText(args[:end])

@@ -53,8 +53,6 @@ class RequestLoggingAgent:
 
     :param agent: sends the requests, and returns whole responses.
     :param pool: the agent's connections.
-    :param targets: where they are logged.
-    :param apiKey: the user's key, which is redacted.
     """
 
     def __init__(self, agent: IAgent, pool: ConnectionPool, targets: Sequence[LogTarget], apiKey: str) -> None:
@@ -70,7 +68,6 @@ class RequestLoggingAgent:
         headers: Headers | None = None,
         bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
-        """See :class:`~twisted.web.iweb.IAgent`."""
         request = f"{method.decode('ascii')} {uri.decode('ascii')}"
         began = time.monotonic()
         self._log(">", request, bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b"")
@@ -90,9 +87,7 @@ class RequestLoggingAgent:
         return self._agent.request(method, uri, headers, bodyProducer).addCallbacks(succeeded, failed)
 
     def close(self) -> Deferred[None]:
-        """
-        :return: fires when all connections are closed.
-        """
+        """Fires when all connections are closed."""
         return self._pool.close()
 
     def _log(self, mark: str, line: str, body: bytes) -> None:
@@ -123,13 +118,7 @@ class RequestLoggingAgent:
 
 
 def loggingAgent(reactor: Any, settings: Settings, targets: Sequence[LogTarget]) -> RequestLoggingAgent:
-    """
-    An agent like the client's own, whose requests are logged.
-
-    :param reactor: connects.
-    :param settings: the settings for TLS, and the key.
-    :param targets: where the requests are logged.
-    """
+    """An agent like the client's own, whose requests are logged."""
     pool = ConnectionPool(reactor, _MAX_CONNECTIONS)
     policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
     agent = httpAgent(reactor, policy, TIMEOUT / max(1, len(settings.baseUrls)), pool)

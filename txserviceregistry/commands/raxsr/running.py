@@ -36,13 +36,10 @@ def withClient(
     log: Callable[[str], None] | None = None,
 ) -> _T:
     """
-    Run the reactor for as long as *work* takes. A process can do that once.
+    Run the reactor for as long as *work* takes, and return its result. A process can do that once.
 
     :param options: the options of every command.
-    :param stderr: where ``--debug`` and ``-v`` write.
-    :param work: gets the client, which is closed after it.
     :param log: takes the lines for ``--log-file``.
-    :return: the result of *work*.
     :raises CommandFailed: if no registry can be reached; or whatever *work* raises.
     :raises Interrupted: if a signal ended it.
     """
@@ -80,11 +77,7 @@ def withClient(
 
 
 def _withSources(error: Exception, settings: Settings, names: Mapping[str, str]) -> CommandFailed:
-    """
-    The error, and where the settings come from that may have caused it.
-
-    :param names: what to call each setting.
-    """
+    """The error, and the sources of the settings that may have caused it, with a name for each setting."""
     sources = ", and ".join(
         f"{name} is set by {inOptions(settings.sources[setting])}"
         for setting, name in names.items()

@@ -72,15 +72,12 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     return pairs
 
 
-# Makes fields to update from the present service.
+# Makes the fields to update of the present service.
 _Amendment = Callable[["Service"], dict[str, Any]]
 
 
 def _tagAmendment(parsed: argparse.Namespace) -> _Amendment | None:
-    """
-    :return: makes the new tags of a service from the present ones; ``None`` if no option asks for it.
-    :raises UsageError: if the options contradict each other.
-    """
+    """:raises UsageError: if the options contradict each other."""
     added, removed = _words(parsed.add_tags), _words(parsed.remove_tags)
     if not added and not removed:
         return None
@@ -93,7 +90,7 @@ def _tagAmendment(parsed: argparse.Namespace) -> _Amendment | None:
 
 
 def _metadataAmendment(parsed: argparse.Namespace) -> _Amendment | None:
-    """As :func:`_tagAmendment`, for metadata."""
+    """:raises UsageError: if the options contradict each other."""
     added, removed = _pairs("--add-metadata", parsed.add_metadata), _words(parsed.remove_metadata)
     if not added and not removed:
         return None

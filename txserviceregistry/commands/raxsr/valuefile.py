@@ -48,10 +48,9 @@ class _Object(list[tuple[str, Any]]):
 
 def formatOf(path: str, given: str | None) -> str:
     """
-    :param path: the file.
-    :param given: the format, if it was said.
-    :return: the format.
-    :raises UsageError: if it can't be known.
+    The format that is *given*, or that the name of the file has.
+
+    :raises UsageError: if it has none.
     """
     if given is not None:
         return given
@@ -62,9 +61,7 @@ def formatOf(path: str, given: str | None) -> str:
 
 
 def readText(path: str) -> str:
-    """
-    :raises CommandFailed: if the file can't be read.
-    """
+    """:raises CommandFailed: if the file can't be read."""
     name = "the standard input" if path == STANDARD else path
     try:
         if path == STANDARD:
@@ -129,16 +126,12 @@ def formatValues(values: dict[str, str], format: str) -> str:
 
 def parseValues(text: str, format: str, path: str, namespace: str | None, *, root: bool = True) -> dict[str, str]:
     """
-    Read and check a file.
+    The values of a file by their keys.
 
-    :param text: what is in it.
-    :param format: ``yaml`` or ``json``.
-    :param path: its name, for texts.
-    :param namespace: where keys without a slash at the beginning belong, and all others have to be.
-    :param root: whether keys without a slash at the beginning are good without a *namespace*.
-    :return: the values by their keys.
-    :raises CommandFailed: if anything in it can't be a configuration value; it tells of the first such thing, and how
-        many more there are.
+    :param path: its name, for errors.
+    :param namespace: gets the keys without a leading slash; all others have to be below it.
+    :param root: whether keys without a leading slash are allowed without a *namespace*.
+    :raises CommandFailed: if a key or value is invalid; it has the first problem, and the number of others.
     """
     members = _parseJSON(text, path) if format == "json" else _parseYAML(text, path)
     values: dict[str, str] = {}
@@ -165,10 +158,7 @@ def _qualified(key: str, namespace: str | None) -> str:
 
 
 def problemOf(key: str, value: object, namespace: str | None = None) -> str | None:
-    """
-    :param namespace: where the key has to be.
-    :return: why these can't be a configuration value and its key; ``None`` if they can.
-    """
+    """Why these are not a configuration value and its key below a *namespace*; ``None`` if they are."""
     if not KEY.fullmatch(key):
         return f"not a configuration key: {KEY_RULE}"
     if namespace is not None and not key.startswith(f"/{namespace.strip('/')}/"):

@@ -46,7 +46,6 @@ class _Disconnecting(Protocol):
 
 def makeProbe(reactor: Any, text: str) -> Probe:
     """
-    :param reactor: connects.
     :param text: ``tcp:PORT`` or ``tcp:HOST:PORT`` passes if connections are accepted; ``http://HOST:PORT/PATH`` passes
         if the response has a status from 200 to 399 and is complete. With ``https://`` the certificate is not verified.
     :raises ValueError: if it is none of these.
@@ -131,12 +130,9 @@ class Checker(HealthCheck):
         passed: Callable[[], None],
     ) -> None:
         """
-        :param serviceId: the service, for the log.
         :param name: the port or URL, for the log.
-        :param probe: checks once.
         :param interval: seconds from one check to the next, or less before the first pass.
         :param timeout: seconds that one check may take.
-        :param clock: the reactor.
         :param passed: called when it passes for the first time.
         """
         super().__init__(probe, serviceId, clock, name=f"health check {name}")

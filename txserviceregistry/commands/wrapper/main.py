@@ -23,10 +23,10 @@ from ...client import Client
 from ...clock import useMonotonic
 from ...errors import InvalidSettings
 from ...settings import Settings, defaultDataDir
-from ...util.deferred import returnsDeferred
+from ...util.deferred import cancelWith, returnsDeferred
 from .. import console
 from ..optionsettings import settingsOf
-from ..outcome import oneLine
+from ..outcome import UsageError
 from .checks import Checker, makeProbe
 from .loglines import LogLines
 from .options import Options
@@ -38,8 +38,6 @@ _NAME = "service-registry-wrapper"
 
 #: The exit code of --abort-on-failure.
 ABORTED = 100
-#: The exit code of wrong use.
-WRONG_USE = 2
 
 # Seconds that a request may take. Heartbeats have deadlines of their own.
 _TIMEOUT = 5.0
@@ -54,15 +52,13 @@ _LONGEST_END = 1.0
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
 
 
-def tell(line: str) -> None:
+def tell(text: str) -> None:
     """Write a line to stderr, if it can be written: the command goes on in any case."""
-    console.tell(f"{_NAME}: {oneLine(line)}")
+    console.tell(f"{_NAME}: {text}")
 
 
 class Wrapper:
-    """
-    One command, from before its start to after its end.
-    """
+    """One command, from before its start to after its end."""
 
     def __init__(
         self,
@@ -77,8 +73,6 @@ class Wrapper:
         held: Callable[[], None] = lambda: None,
     ) -> None:
         """
-        :param clock: the reactor.
-        :param options: the command line.
         :param start: starts the command; raises :class:`~.process.CantStart`.
         :param read: reads the settings of the registry; by default, the options come before other settings.
         :param connect: makes a client of them.
@@ -121,11 +115,7 @@ class Wrapper:
 
     @returnsDeferred
     async def run(self) -> int:
-        """
-        Register the service, start the command, and wait for its end.
-
-        :return: fires with the exit code.
-        """
+        """Register the service, start the command, and wait for its end; fires with the exit code."""
         try:
             findProgram(self._options.command[0])
             self._holding = self._hold()
@@ -158,12 +148,7 @@ class Wrapper:
         return code
 
     def signalled(self, number: int, typed: bool) -> None:
-        """
-        Handle a signal to this process.
-
-        :param number: the signal.
-        :param typed: whether the terminal sent it to the whole process group.
-        """
+        """Handle a signal, which the terminal has sent to the whole process group if it was *typed*."""
         child = self._child
         if number == signal.SIGCHLD:
             self._reap()
@@ -218,8 +203,7 @@ class Wrapper:
         self._aborting = True
         self._registration.abandon()
         child.signal(signal.SIGTERM)
-        kill = self._clock.callLater(_GRACE, child.signal, signal.SIGKILL)
-        child.ended.addBoth(_cancelling(kill))
+        cancelWith(self._clock.callLater(_GRACE, child.signal, signal.SIGKILL), child.ended)
 
     # -- the processes
 
@@ -231,15 +215,6 @@ class Wrapper:
 
 def _tookTooLong(_: object, timeout: float) -> Failure:
     return Failure(NotRegistered(f"The registry did not answer within {timeout:g} s"))
-
-
-def _cancelling(call: Any) -> Callable[[Any], Any]:
-    def ended(result: Any) -> Any:
-        if call.active():
-            call.cancel()
-        return result
-
-    return ended
 
 
 def _tokenFile(serviceId: str) -> Path | None:
@@ -254,11 +229,7 @@ def _tokenFile(serviceId: str) -> Path | None:
 
 
 def main() -> int:
-    """
-    The console script. A standard stream that is closed is closed for the command too.
-
-    :return: the exit code.
-    """
+    """The console script; returns the exit code. A standard stream that is closed is closed for the command too."""
     return console.runConsole(_NAME, _run)
 
 
@@ -267,8 +238,7 @@ def _run() -> int:
     try:
         options.parseOptions()
     except usage.UsageError as error:
-        tell(f"{error} (see: {_NAME} --help)")
-        return WRONG_USE
+        raise UsageError(f"{error} (see: {_NAME} --help)") from None
     for warning in options.warnings:
         tell(warning)
     signals = Signals()

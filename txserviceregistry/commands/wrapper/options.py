@@ -30,19 +30,10 @@ Exit codes: the command's own, 128 + N after signal N; 127 command not found,
 
 class Options(usage.Options):
     """
-    The command line.
+    The command line: an attribute for each option, *command* with the program and its arguments, and
 
-    :ivar serviceId: the service's id.
-    :ivar interval: its heartbeat timeout in seconds.
-    :ivar tags: its tags.
-    :ivar metadata: its metadata.
-    :ivar retries: the number of tries at the start after the first one.
     :ivar credentials: the user's name and API key, if they are given, by the names of the settings.
     :ivar warnings: warnings about options without effect.
-    :ivar check: the port or URL of the health check, if there is one.
-    :ivar checkInterval: seconds from one check to the next.
-    :ivar checkTimeout: seconds that a check may take.
-    :ivar command: the program and its arguments.
     """
 
     synopsis = "Usage: service-registry-wrapper --id=ID [options] [--] COMMAND [ARGUMENT …]"
@@ -125,10 +116,6 @@ class Options(usage.Options):
         raise SystemExit(0)
 
     def parseOptions(self, options: Any = None) -> None:
-        """
-        :param options: the words; those of the command line if they are not given.
-        :raises twisted.python.usage.UsageError: if an option is wrong.
-        """
         words = sys.argv[1:] if options is None else options
         try:
             command = getopt.getopt(words, self.shortOpt, self.longOpt)[1]
@@ -141,19 +128,13 @@ class Options(usage.Options):
         super().parseOptions(words)  # type: ignore[no-untyped-call] # as above
 
     def getUsage(self, width: int | None = None) -> str:
-        """The help, with an example that can be copied."""
         return super().getUsage(width) + _EXAMPLE
 
     def parseArgs(self, *words: str) -> None:
-        """The rest is the command."""
         self.command = list(words)
 
     def postOptions(self) -> None:
-        """
-        Check and complete the values.
-
-        :raises twisted.python.usage.UsageError: if an option is wrong.
-        """
+        """Check and complete the values."""
         if self["id"] is None:
             raise usage.UsageError("--id is required")
         if not SERVICE_ID.fullmatch(self["id"]):

@@ -17,11 +17,7 @@ _NOT_RUNNABLE = 126
 
 
 class CantStart(Exception):
-    """
-    A program was not found, or can't be run.
-
-    :ivar exitCode: the exit code that a shell would have.
-    """
+    """A program was not found, or can't be run. *exitCode* is the one that a shell would have."""
 
     def __init__(self, text: str, exitCode: int) -> None:
         super().__init__(text)
@@ -29,12 +25,7 @@ class CantStart(Exception):
 
 
 class Child:
-    """
-    A process that was started.
-
-    :ivar pid: its id.
-    :ivar ended: fires with its wait status; the caller of :func:`reap` fires it.
-    """
+    """A process that was started. *ended* fires with its wait status; the caller of :func:`reap` fires it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -61,9 +52,8 @@ class Child:
 
 def findProgram(word: str) -> str:
     """
-    Find a program as a shell does.
+    Find a program as a shell does: by its path, or by a name without a slash in ``PATH``.
 
-    :param word: a path if it has a slash, else a name in ``PATH``.
     :raises CantStart: if it does not exist, or can't be run.
     """
     path = shutil.which(word)
@@ -89,11 +79,9 @@ def startEnvironment() -> dict[bytes, bytes]:
 
 def startChild(command: Sequence[str], environment: Mapping[bytes, bytes], keepIgnored: frozenset[int]) -> Child:
     """
-    Start a process with our standard streams, terminal and folder, and with no signal blocked or ignored.
+    Start a process with our standard streams, terminal and folder, and with no signal blocked or ignored but those of
+    *keepIgnored*.
 
-    :param command: the program and its arguments.
-    :param environment: its environment.
-    :param keepIgnored: the signals that stay ignored.
     :raises CantStart: if it can't be started.
     """
     path = findProgram(command[0])

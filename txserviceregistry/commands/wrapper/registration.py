@@ -52,14 +52,7 @@ class NotRegistered(Exception):
 
 @attrs.frozen
 class ServiceSpec:
-    """
-    The service to register.
-
-    :ivar serviceId: the service's id.
-    :ivar interval: the heartbeat timeout in seconds.
-    :ivar tags: the service's tags.
-    :ivar metadata: the service's metadata.
-    """
+    """The service to register; *interval* is its heartbeat timeout in seconds."""
 
     serviceId: str
     interval: int
@@ -127,8 +120,6 @@ class WrapperRegistration:
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
-        :param clock: the reactor.
-        :param spec: the service.
         :param read: reads the settings; raises ``InvalidSettings``.
         :param connect: makes a client.
         :param retries: the number of tries at the start after the first one.
@@ -136,7 +127,6 @@ class WrapperRegistration:
             been registered for an interval after its deadline.
         :param check: says whether the service is healthy; without it, it is.
         :param tokenFile: the file for the heartbeat token.
-        :param random: gives numbers from 0 to 1.
         """
         self.client: Client | None = None
         self._clock = clock

@@ -50,10 +50,8 @@ class Signals:
 
     def start(self, reactor: Any, listener: Callable[[int, bool], None]) -> None:
         """
-        Begin to pass signals on, those included that came before.
-
-        :param reactor: calls the listener in its thread.
-        :param listener: called with a signal's number, and whether the terminal sent it to the whole process group.
+        Begin to pass signals on, those included that came before, to a *listener* in the reactor's thread: the signal's
+        number, and whether the terminal sent it to the whole process group.
         """
 
         def listen() -> None:
@@ -66,9 +64,7 @@ class Signals:
 
 
 def stopUntilContinued() -> None:
-    """
-    Stop this process until SIGCONT, as SIGTSTP does by default, unless there is no shell to continue it.
-    """
+    """Stop this process until SIGCONT, as SIGTSTP does by default, unless there is no shell to continue it."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
     os.kill(os.getpid(), signal.SIGTSTP)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
