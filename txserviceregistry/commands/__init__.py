@@ -1,3 +1,1 @@
-"""
-What runs as a process: the commands of twistd, and the console scripts.
-"""
+"""What runs as a process: the commands of twistd, and the console scripts."""

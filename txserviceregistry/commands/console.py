@@ -27,7 +27,7 @@ def runConsole(name: str, run: Callable[[], int]) -> int:
     Run a console script, and report its error in one line.
 
     :param run: returns the exit code, or raises ``SystemExit`` with it.
-    :return: that exit code, or the one of an error; 1 if the output can't be written, 128 + N after signal N, 141 if the
+    :return: that exit code, or that of an error; 1 if the output can't be written, 128 + N after signal N, 141 if the
         reader of a pipe has ended.
     """
     try:

@@ -1,6 +1,4 @@
-"""
-SIGHUP reloads files, as in other daemons. When the terminal was closed, it ends the process.
-"""
+"""SIGHUP reloads files, as in other daemons. When the terminal was closed, it ends the process."""
 
 from __future__ import annotations
 
@@ -16,10 +14,8 @@ _STREAMS = (0, 1, 2)
 
 class Hangup:
     """
-    Handles SIGHUP from :meth:`start` until :meth:`stop`. Both have to be called in the main thread.
-
-    :param reactor: calls *reload* in its thread, and is stopped when the process's terminal was closed.
-    :param reload: called at each SIGHUP.
+    Calls *reload* at each SIGHUP from :meth:`start` until :meth:`stop`, both in the main thread. The reactor is stopped
+    when the process's terminal was closed.
     """
 
     _log = Logger()

@@ -1,6 +1,4 @@
-"""
-Settings whose first source is a program's options.
-"""
+"""Settings whose first source is a program's options."""
 
 from __future__ import annotations
 

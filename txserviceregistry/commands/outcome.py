@@ -1,6 +1,4 @@
-"""
-The ways in which a command fails, and its lines for a terminal.
-"""
+"""The ways in which a command fails, and its lines for a terminal."""
 
 from __future__ import annotations
 

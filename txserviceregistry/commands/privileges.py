@@ -1,6 +1,4 @@
-"""
-Dropping root's privileges before work in a directory of another user.
-"""
+"""Dropping root's privileges before work in a directory of another user."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-What the twistd commands have in common: options, output, garbage collection, and the end of a failed start.
-"""
+"""What the twistd commands have in common: options, output, garbage collection, and the end of a failed start."""
 
 from __future__ import annotations
 

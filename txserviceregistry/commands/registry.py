@@ -1,6 +1,4 @@
-"""
-``twistd -n --pidfile= service-registry``: runs the registry.
-"""
+"""``twistd -n --pidfile= service-registry``: runs the registry."""
 
 from __future__ import annotations
 

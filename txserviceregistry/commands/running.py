@@ -1,6 +1,4 @@
-"""
-The reactor in a console script, for as long as one coroutine takes.
-"""
+"""The reactor in a console script, for as long as one coroutine takes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The options that select a store.
-"""
+"""The options that select a store."""
 
 from __future__ import annotations
 

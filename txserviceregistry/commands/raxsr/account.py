@@ -1,6 +1,4 @@
-"""
-``raxsr account``: the limits of the account.
-"""
+"""``raxsr account``: the limits of the account."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The application: its commands, the options that all of them have, and its exit codes.
-"""
+"""The application: its commands, the options that all of them have, and its exit codes."""
 
 from __future__ import annotations
 

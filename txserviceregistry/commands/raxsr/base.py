@@ -1,6 +1,4 @@
-"""
-The base of all commands: their parsers, their requests, and the columns and pages of what they show.
-"""
+"""The base of all commands: their parsers, their requests, and the columns and pages of what they show."""
 
 from __future__ import annotations
 

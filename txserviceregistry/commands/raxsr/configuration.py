@@ -1,6 +1,4 @@
-"""
-``raxsr configuration``: single values. (:mod:`.transfer` has files of values, :mod:`.execute` environments.)
-"""
+"""``raxsr configuration``: single values. (:mod:`.transfer` has files of values, :mod:`.execute` environments.)"""
 
 from __future__ import annotations
 
@@ -29,12 +27,10 @@ def _namespace(text: str) -> str:
     return text
 
 
-def addNamespace(
-    parser: argparse._ActionsContainer,
-    *,
-    required: bool = False,
-    help: str = "only values below this namespace, such as /production/cassandra",
-) -> None:
+_BELOW = "only values below this namespace, such as /production/cassandra"
+
+
+def addNamespace(parser: argparse._ActionsContainer, *, required: bool = False, help: str = _BELOW) -> None:
     """Add ``--namespace``."""
     parser.add_argument("--namespace", metavar="NAMESPACE", type=_namespace, required=required, help=help)
 

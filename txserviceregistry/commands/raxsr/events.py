@@ -1,6 +1,4 @@
-"""
-``raxsr events list``: what has happened. (:mod:`.follow` shows events as they happen.)
-"""
+"""``raxsr events list``: what has happened. (:mod:`.follow` shows events as they happen.)"""
 
 from __future__ import annotations
 

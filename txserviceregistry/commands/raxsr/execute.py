@@ -1,6 +1,4 @@
-"""
-``raxsr configuration exec``: runs a command with values of the registry in its environment.
-"""
+"""``raxsr configuration exec``: runs a command with values of the registry in its environment."""
 
 from __future__ import annotations
 

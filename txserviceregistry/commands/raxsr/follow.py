@@ -1,6 +1,4 @@
-"""
-``raxsr events follow``: events as they happen.
-"""
+"""``raxsr events follow``: events as they happen."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-``raxsr help``: all commands, those of one resource, or one of them.
-"""
+"""``raxsr help``: all commands, those of one resource, or one of them."""
 
 from __future__ import annotations
 

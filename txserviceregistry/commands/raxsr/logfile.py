@@ -1,6 +1,4 @@
-"""
-``--log-file``: a file to which a command appends lines with the time.
-"""
+"""``--log-file``: a file to which a command appends lines with the time."""
 
 from __future__ import annotations
 

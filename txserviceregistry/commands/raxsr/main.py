@@ -1,6 +1,4 @@
-"""
-The console script, which can report that the extra is not installed.
-"""
+"""The console script, which can report that the extra is not installed."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ import sys
 
 from ..._version import installCommand
 from ..console import runConsole
+from ..outcome import CommandFailed
 
 
 def main() -> int:
@@ -21,10 +20,6 @@ def _run() -> int:
     except ImportError as error:
         if (error.name or "").startswith("txserviceregistry"):
             raise
-        print(
-            f"raxsr needs the extra 'cli', and {error.name or 'a part of it'} is not installed: "
-            + installCommand("cli"),
-            file=sys.stderr,
-        )
-        return 1
+        missing = f"the extra 'cli' is required, and {error.name or 'a part of it'} is not installed"
+        raise CommandFailed(f"{missing}: {installCommand('cli')}") from None
     return Raxsr().run(sys.argv[1:])

@@ -32,6 +32,8 @@ from ...util.parsing import formatMetadata, formatTags
 from ..outcome import printable
 
 _T = TypeVar("_T")
+_Names = Sequence[str]
+_Rows = Iterable[Sequence[Any]]
 
 # The least width of a column that is fitted to the terminal.
 _NARROWEST = 12
@@ -70,21 +72,18 @@ class Cell(FormattableColumn[_T]):
 
 
 class Timestamp(Cell[Any]):
-    """A moment: milliseconds since the epoch, or ``None`` for never."""
+    """A moment in milliseconds since the epoch, or ``None`` for never: local time for people, else ISO 8601 in UTC."""
 
     def machine_readable(self) -> str | None:
-        """ISO 8601, UTC."""
         if self._value is None:
             return None
         moment = datetime.fromtimestamp(self._value / 1000, timezone.utc)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def plain(self) -> str:
-        """ISO 8601, or ``never``."""
         return self.machine_readable() or "never"
 
     def human_readable(self) -> str:
-        """Local time."""
         return self.plain() if self._value is None else f"{datetime.fromtimestamp(self._value / 1000):%F %T}"
 
 
@@ -95,40 +94,35 @@ class Text(Cell[Any]):
 
 
 class Tags(Cell[Sequence[str]]):
-    """A service's tags."""
+    """A service's tags, in flat formats as ``--tags`` reads them."""
 
     wraps = True
 
     def flat(self) -> str:
-        """As ``--tags`` reads them."""
         return formatTags(self._value)
 
     def human_readable(self) -> str:
-        """The tags with spaces, where a line can be broken."""
         return ", ".join(self._value)
 
 
 class Metadata(Cell[Mapping[str, str]]):
-    """A service's metadata."""
+    """A service's metadata, in flat formats as ``--metadata`` reads it."""
 
     wraps = True
 
     def flat(self) -> str:
-        """As ``--metadata`` reads it."""
         return formatMetadata(self._value)
 
     def human_readable(self) -> str:
-        """The pairs with spaces, where a line can be broken."""
         return ", ".join(f"{key}={value}" for key, value in self._value.items())
 
 
 class Payload(Cell[Mapping[str, Any]]):
-    """An event's payload."""
+    """An event's payload, in flat formats as JSON."""
 
     wraps = True
 
     def flat(self) -> str:
-        """JSON on one line."""
         return json.dumps(self._value, ensure_ascii=False)
 
 
@@ -168,18 +162,14 @@ class _Table(ListFormatter, SingleFormatter):
         # Empty tables are always printed; the option is for scripts that other tools were written for.
         group.add_argument("--print-empty", action="store_true", help=argparse.SUPPRESS)
 
-    def emit_list(
-        self, column_names: Sequence[str], data: Iterable[Sequence[Any]], stdout: TextIO, parsed_args: Any
-    ) -> None:
+    def emit_list(self, column_names: _Names, data: _Rows, stdout: TextIO, parsed_args: Any) -> None:
         self._emit(column_names, [list(row) for row in data], stdout, parsed_args, range(len(column_names)))
 
-    def emit_one(self, column_names: Sequence[str], data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
+    def emit_one(self, column_names: _Names, data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
         rows = [[name, value] for name, value in zip(column_names, data, strict=True)]
         self._emit(("Field", "Value"), rows, stdout, parsed_args, ())
 
-    def _emit(
-        self, names: Sequence[str], rows: list[list[Any]], stdout: TextIO, options: Any, numeric: Iterable[int]
-    ) -> None:
+    def _emit(self, names: _Names, rows: list[list[Any]], stdout: TextIO, options: Any, numeric: Iterable[int]) -> None:
         # The import is slow, and not needed for any other format.
         from prettytable import PrettyTable
 
@@ -294,15 +284,13 @@ def _broken(text: str, width: int) -> str:
 
 
 class _CSV(CSVLister, SingleFormatter):
-    def emit_list(
-        self, column_names: Sequence[str], data: Iterable[Sequence[Any]], stdout: TextIO, parsed_args: Any
-    ) -> None:
+    def emit_list(self, column_names: _Names, data: _Rows, stdout: TextIO, parsed_args: Any) -> None:
         # cliff's own doubles each backslash, which few readers of CSV expect.
         writer = csv.writer(stdout, quoting=self.QUOTE_MODES[parsed_args.quote_mode], lineterminator="\n")
         writer.writerow(column_names)
         writer.writerows([_asText(cell) for cell in _flat(row)] for row in data)
 
-    def emit_one(self, column_names: Sequence[str], data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
+    def emit_one(self, column_names: _Names, data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
         self.emit_list(column_names, [data], stdout, parsed_args)
 
 
@@ -312,12 +300,10 @@ def _asText(cell: Any) -> Any:
 
 
 class _Value(ValueFormatter):
-    def emit_list(
-        self, column_names: Sequence[str], data: Iterable[Sequence[Any]], stdout: TextIO, parsed_args: Any
-    ) -> None:
+    def emit_list(self, column_names: _Names, data: _Rows, stdout: TextIO, parsed_args: Any) -> None:
         super().emit_list(column_names, map(_plain, data), stdout, parsed_args)
 
-    def emit_one(self, column_names: Sequence[str], data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
+    def emit_one(self, column_names: _Names, data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
         super().emit_one(column_names, _plain(data), stdout, parsed_args)
 
 
@@ -327,9 +313,7 @@ class _HTML(ListFormatter, SingleFormatter):
     def add_argument_group(self, parser: argparse.ArgumentParser) -> None:
         pass
 
-    def emit_list(
-        self, column_names: Sequence[str], data: Iterable[Sequence[Any]], stdout: TextIO, parsed_args: Any
-    ) -> None:
+    def emit_list(self, column_names: _Names, data: _Rows, stdout: TextIO, parsed_args: Any) -> None:
         print("<table>\n<thead>", file=stdout)
         print(self._row("th", column_names), file=stdout)
         print("</thead>\n<tbody>", file=stdout)
@@ -337,7 +321,7 @@ class _HTML(ListFormatter, SingleFormatter):
             print(self._row("td", row), file=stdout)
         print("</tbody>\n</table>", file=stdout)
 
-    def emit_one(self, column_names: Sequence[str], data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
+    def emit_one(self, column_names: _Names, data: Sequence[Any], stdout: TextIO, parsed_args: Any) -> None:
         self.emit_list(("Field", "Value"), zip(column_names, data, strict=True), stdout, parsed_args)
 
     @staticmethod
@@ -346,7 +330,7 @@ class _HTML(ListFormatter, SingleFormatter):
 
 
 def rowWriter(
-    format: str, columns: Sequence[str], widths: Mapping[str, int], stdout: TextIO, options: argparse.Namespace
+    format: str, columns: _Names, widths: Mapping[str, int], stdout: TextIO, options: argparse.Namespace
 ) -> Callable[[Sequence[Any]], None]:
     """
     Write what comes before the first of the rows that come one by one; the result writes a row at once.

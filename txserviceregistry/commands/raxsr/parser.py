@@ -1,6 +1,4 @@
-"""
-Parsers of command lines, whose errors are one line with a suggestion.
-"""
+"""Parsers of command lines, whose errors are one line with a suggestion."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Requests and responses, with secrets redacted, for ``--debug``, ``-v`` and ``--log-file``.
-"""
+"""Requests and responses, with secrets redacted, for ``--debug``, ``-v`` and ``--log-file``."""
 
 from __future__ import annotations
 

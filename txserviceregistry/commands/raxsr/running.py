@@ -1,6 +1,4 @@
-"""
-A client with the settings of a command line, for as long as a command needs it.
-"""
+"""A client with the settings of a command line, for as long as a command needs it."""
 
 from __future__ import annotations
 

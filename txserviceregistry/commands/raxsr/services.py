@@ -1,11 +1,8 @@
-"""
-``raxsr services``: list, register, heartbeat, update and remove services.
-"""
+"""``raxsr services``: list, register, heartbeat, update and remove services."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +16,6 @@ from .parser import Parser
 
 if TYPE_CHECKING:
     from ...client import Client
-    from ...types import Service
 
 _COLUMNS = {
     "id": Column("Service ID"),
@@ -70,44 +66,6 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
         except ValueError as error:
             raise UsageError(f"{option}: {error}") from None
     return pairs
-
-
-# Makes the fields to update of the present service.
-_Amendment = Callable[["Service"], dict[str, Any]]
-
-
-def _tagAmendment(parsed: argparse.Namespace) -> _Amendment | None:
-    """:raises UsageError: if the options contradict each other."""
-    added, removed = _words(parsed.add_tags), _words(parsed.remove_tags)
-    if not added and not removed:
-        return None
-    _checkAmendment("tags", parsed.tags, set(added) & set(removed))
-
-    def amend(service: Service) -> dict[str, Any]:
-        return {"tags": [tag for tag in dict.fromkeys([*service["tags"], *added]) if tag not in removed]}
-
-    return amend
-
-
-def _metadataAmendment(parsed: argparse.Namespace) -> _Amendment | None:
-    """:raises UsageError: if the options contradict each other."""
-    added, removed = _pairs("--add-metadata", parsed.add_metadata), _words(parsed.remove_metadata)
-    if not added and not removed:
-        return None
-    _checkAmendment("metadata", parsed.metadata, set(added) & set(removed))
-
-    def amend(service: Service) -> dict[str, Any]:
-        pairs = {**service["metadata"], **added}
-        return {"metadata": {key: value for key, value in pairs.items() if key not in removed}}
-
-    return amend
-
-
-def _checkAmendment(name: str, replaced: object, both: Collection[str]) -> None:
-    if replaced is not None:
-        raise UsageError(f"--{name} replaces all: it can't be given with --add-{name} or --remove-{name}")
-    if both:
-        raise UsageError(f"--add-{name} and --remove-{name} both name {sorted(both)[0]!r}")
 
 
 class List(ListCommand):
@@ -224,17 +182,31 @@ class Update(RaxsrCommand):
         parsed.fields = _fields(parsed)
         if parsed.heartbeatTimeout is not None:
             parsed.fields["heartbeat_timeout"] = parsed.heartbeatTimeout
-        parsed.amendments = list(filter(None, (_tagAmendment(parsed), _metadataAmendment(parsed))))
+        parsed.amendments = {
+            "tags": (_words(parsed.add_tags), _words(parsed.remove_tags)),
+            "metadata": (_pairs("--add-metadata", parsed.add_metadata), _words(parsed.remove_metadata)),
+        }
+        for name, (added, removed) in list(parsed.amendments.items()):
+            both = sorted(set(added) & set(removed))
+            if both:
+                raise UsageError(f"--add-{name} and --remove-{name} both name {both[0]!r}")
+            if not added and not removed:
+                del parsed.amendments[name]
+            elif name in parsed.fields:
+                raise UsageError(f"--{name} replaces all: it can't be given with --add-{name} or --remove-{name}")
         if not parsed.fields and not parsed.amendments:
             raise UsageError("nothing to change: give --heartbeat-timeout, --tags or --metadata")
         super().take_action(parsed)
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
         changes = dict(parsed.fields)
-        if parsed.amendments:
-            service = await client.services.get(parsed.id)
-            for amend in parsed.amendments:
-                changes.update(amend(service))
+        service: Any = await client.services.get(parsed.id) if parsed.amendments else None
+        for name, (added, removed) in parsed.amendments.items():
+            present = service[name]
+            if name == "tags":
+                changes[name] = [tag for tag in dict.fromkeys([*present, *added]) if tag not in removed]
+            else:
+                changes[name] = {key: value for key, value in {**present, **added}.items() if key not in removed}
         await client.services.update(parsed.id, changes)
         return f'Service "{parsed.id}" has been updated'
 

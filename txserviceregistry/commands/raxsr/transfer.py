@@ -1,6 +1,4 @@
-"""
-``raxsr configuration import`` and ``export``: many values at once.
-"""
+"""``raxsr configuration import`` and ``export``: many values at once."""
 
 from __future__ import annotations
 

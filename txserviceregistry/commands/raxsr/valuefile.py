@@ -86,7 +86,7 @@ def writeText(path: str, text: str) -> None:
     from ...util.files import replaceFile
 
     try:
-        found = _statusOf(path)
+        found = os.stat(path) if os.path.exists(path) else None
         if found is None or (stat.S_ISREG(found.st_mode) and os.access(path, os.W_OK)):
             try:
                 replaceFile(os.path.realpath(path), text, isDurable=True, like=found)
@@ -98,13 +98,6 @@ def writeText(path: str, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise CommandFailed(f"can't write {path}: {error.strerror}") from None
-
-
-def _statusOf(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except FileNotFoundError:
-        return None
 
 
 def formatValues(values: dict[str, str], format: str) -> str:

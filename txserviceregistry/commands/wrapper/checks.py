@@ -1,6 +1,4 @@
-"""
-Health checks of a process from outside: a port that accepts connections, or a URL that responds.
-"""
+"""Health checks of a process from outside: a port that accepts connections, or a URL that responds."""
 
 from __future__ import annotations
 

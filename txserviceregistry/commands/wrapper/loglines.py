@@ -1,6 +1,4 @@
-"""
-The lines of the log that the wrapper writes to stderr.
-"""
+"""The lines of the log that the wrapper writes to stderr."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The options of ``service-registry-wrapper``, which end at the first word that is not an option.
-"""
+"""The options of ``service-registry-wrapper``, which end at the first word that is not an option."""
 
 from __future__ import annotations
 

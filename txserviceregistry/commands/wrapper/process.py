@@ -1,6 +1,4 @@
-"""
-The wrapped command as a process: started with the wrapper's own standard streams, and reaped.
-"""
+"""The wrapped command as a process: started with the wrapper's own standard streams, and reaped."""
 
 from __future__ import annotations
 
