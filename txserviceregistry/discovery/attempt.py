@@ -146,7 +146,6 @@ class _Watch:
 
     @property
     def isBodyBegun(self) -> bool:
-        """Whether a part of the body may have been sent."""
         return self.body is not None and self.body.isBegun
 
     def isUnsent(self, error: BaseException) -> bool:

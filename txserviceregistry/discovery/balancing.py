@@ -157,10 +157,8 @@ class Balancer:
 
 class TryNext(Exception):
     """
-    What an attempt of :func:`tryEach` raises when another instance may be tried.
-
-    :ivar error: why this one failed.
-    :ivar wasReached: whether it accepted a connection; it is ejected otherwise.
+    What an attempt of :func:`tryEach` raises when another instance may be tried. This one is ejected if it was not
+    reached.
     """
 
     def __init__(self, error: Exception, wasReached: bool = False) -> None:

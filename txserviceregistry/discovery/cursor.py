@@ -70,11 +70,7 @@ class Cursor:
 
 
 def ticksOf(id: str | None) -> int | None:
-    """
-    The time in the id of an event, by which ids are ordered, in units of 100 nanoseconds.
-
-    :return: ``None`` if *id* is not a version-1 UUID.
-    """
+    """The time in an event's id, by which ids are ordered, in units of 100 ns; ``None`` for any other text."""
     try:
         parsed = uuid.UUID(id or "")
     except ValueError:
@@ -83,11 +79,7 @@ def ticksOf(id: str | None) -> int | None:
 
 
 def markerAt(seconds: float) -> str:
-    """
-    The smallest id that an event at a moment can have.
-
-    :param seconds: the moment, since the epoch.
-    """
+    """The smallest id that an event can have, so many seconds after the epoch."""
     ticks = _UUID_EPOCH + int(seconds * _TICKS)
     fields = (ticks & 0xFFFFFFFF, ticks >> 32 & 0xFFFF, ticks >> 48 & 0x0FFF, 0, 0, 0)
     return str(uuid.UUID(fields=fields, version=1))

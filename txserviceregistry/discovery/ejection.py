@@ -19,7 +19,7 @@ LONGEST_EJECTION = 60.0
 
 @attrs.frozen
 class _Failures:
-    """How many failures in a row there were, when the last one was, and when the ejection ends."""
+    """The number of failures in a row, and the times of the last one and of the ejection's end."""
 
     count: int = 0
     last: float = -math.inf

@@ -15,13 +15,12 @@ from functools import wraps
 from typing import Any, TypeVar
 from weakref import finalize
 
-from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import InvalidSettings, ServiceRegistryError
+from ..util.deferred import returnsDeferred
 from ..util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
 from ..util.logs import Logger
 from ..util.parsing import parseMetadata, parseTags
@@ -56,24 +55,11 @@ class SharedRegistryEndpoint:
     def __repr__(self) -> str:
         return f"<registry:{self._tag}>"
 
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        """
-        See :meth:`RegistryEndpoint.connect <txserviceregistry.discovery.RegistryEndpoint.connect>`.
-
-        :return: fires with the protocol; fails with :class:`~txserviceregistry.errors.InvalidSettings` too, if no
-            settings name the registry.
-        """
-        try:
-            endpoint = self._acquired()
-        except InvalidSettings:
-            return fail(Failure())
-
-        def stillHere(result: Any) -> Any:
-            # The Deferred refers to the endpoint until it fires.
-            self._reactor  # noqa: B018 (it is named for the reference only)
-            return result
-
-        return endpoint.connect(protocolFactory).addBoth(stillHere)
+    @returnsDeferred
+    async def connect(self, protocolFactory: IProtocolFactory) -> IProtocol:
+        """See RegistryEndpoint; fails with InvalidSettings too, if no settings name the registry."""
+        # This coroutine refers to the endpoint until it ends.
+        return await self._acquired().connect(protocolFactory)
 
     def _acquired(self) -> RegistryEndpoint:
         if self._endpoint is None or self._reference is None or self._reference.isOver:

@@ -61,12 +61,7 @@ class ItemQueue(Generic[_T]):
         self.end()
 
     async def next(self, check: Callable[[], None]) -> _T:
-        """
-        The next item; the one before is finished.
-
-        :param check: called before this waits; raises an error if no item can come.
-        :raises StopAsyncIteration: after the last item.
-        """
+        """The next item; the one before is finished. *check* raises an error if this would wait for nothing."""
         _fire(self._finished)
         while True:
             while self._items:

@@ -1,8 +1,5 @@
 """
 EventPoller: waits for events on behalf of all subscribers of one client, with one request at a time.
-
-What subscribers do with the events is in :mod:`~txserviceregistry.discovery.feed` and
-:mod:`~txserviceregistry.discovery.mirror`.
 """
 
 from __future__ import annotations
@@ -44,11 +41,7 @@ _log = Logger()
 
 
 class _SharedRequest:
-    """
-    A request that several subscribers wait for.
-
-    :param abandoned: called when none of them waits any more.
-    """
+    """A request that several subscribers wait for; *abandoned* is called when none of them does any more."""
 
     def __init__(self, cursor: Cursor, abandoned: Callable[[], None]) -> None:
         self.cursor = cursor
@@ -129,11 +122,10 @@ class EventPoller:
     @returnsDeferred
     async def readToEnd(self, cursor: Cursor, into: list[Event]) -> Cursor:
         """
-        Read from a place to the end that the feed has now.
+        Read all events *into* a list, to the end that the feed has now.
 
-        :param into: gets the events.
-        :return: fires with the place of the end. Fails as :meth:`read` does, and with
-            :class:`~txserviceregistry.discovery.cursor.StaleCursor` if the feed no longer has the place of *cursor*.
+        :return: fires with the place of the end. Fails as :meth:`after` does, and with StaleCursor if *cursor* is
+            stale.
         """
         while True:
             page = await self.read(cursor)
@@ -148,12 +140,7 @@ class EventPoller:
 
     @returnsDeferred
     async def read(self, cursor: Cursor, wait: int | None = None) -> list[Event]:
-        """
-        One page from a place on.
-
-        :param wait: seconds for which the registry may wait for newer events.
-        :return: fires with the page, the event of the *cursor* included. Fails as :meth:`after` does.
-        """
+        """One page, the event of the *cursor* included, after at most *wait* seconds. Fails as :meth:`after` does."""
         try:
             page = await self._client.events.list(cursor.marker, PAGE, self._type, wait=wait)
         except BadRequest as error:

@@ -111,11 +111,7 @@ class Progress:
 
     @classmethod
     def fromJSON(cls, kept: Any) -> Progress:
-        """
-        The progress that a file has kept.
-
-        :raises ValueError, KeyError, TypeError: if *kept* is not that.
-        """
+        """The progress that a file has kept; raises ValueError, KeyError or TypeError if *kept* is not that."""
         marker, includesMarker, repeatedTo = kept["marker"], kept["begins"] is True, kept["given"]
         for id in (marker, repeatedTo):
             if id is not None and not (isinstance(id, str) and ticksOf(id) is not None):

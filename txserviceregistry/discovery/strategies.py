@@ -157,15 +157,7 @@ STRATEGIES: dict[str, Callable[[Callable[[], float]], IStrategy]] = {
 
 
 def strategyNamed(name: str, random: Callable[[], float] = randomModule.random) -> IStrategy:
-    """
-    A new strategy.
-
-    :param name: ``round-robin``, ``random`` or ``least-connections``.
-    :param random: gives numbers from 0 to 1, for all random decisions.
-    :raises ValueError: if there is no such strategy.
-    """
-    try:
-        make = STRATEGIES[name]
-    except KeyError:
+    """A new strategy; raises ValueError if the name is unknown."""
+    if name not in STRATEGIES:
         raise ValueError(f"unknown strategy {name!r} (known: {', '.join(STRATEGIES)})")
-    return make(random)
+    return STRATEGIES[name](random)
