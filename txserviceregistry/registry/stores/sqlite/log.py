@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from ....util.logs import Logger
+from ....util.outage import Outage
 from ...statistics import StoreStatistics
 from ..interfaces import StoreUnavailable
 from .file import LOG_BYTES
@@ -45,14 +46,20 @@ class LogSize:
         checkpointer: Checkpointer,
         statistics: StoreStatistics,
     ) -> None:
-        self._path = path
         self._reactor = reactor
         self._writer = writer
         self._checkpointer = checkpointer
         self._statistics = statistics
         self._isCutting = False
         self._next: IDelayedCall | None = None
-        self._hasWarned = False
+        self._growth = Outage(
+            self._log,
+            reactor,
+            "Write-ahead log {path}-wal has grown to {size} MB, and will grow until another program ends the "
+            "transaction in which it reads the store",
+            "Write-ahead log {path}-wal is small again",
+            path=path,
+        )
 
     def seen(self, size: int) -> None:
         """Note that the log has *size* bytes, and cut it if that is too much."""
@@ -62,17 +69,10 @@ class LogSize:
                 self._cut()
         elif self._next is not None:
             self.stop()
-        if size > WARNING_BYTES and not self._hasWarned:
-            self._hasWarned = True
-            self._log.warn(
-                "Write-ahead log {path}-wal has grown to {size} MB, and will grow until another program ends the "
-                "transaction in which it reads the store",
-                path=self._path,
-                size=round(size / 1e6),
-            )
-        elif size <= LOG_BYTES and self._hasWarned:
-            self._hasWarned = False
-            self._log.info("Write-ahead log {path}-wal is small again", path=self._path)
+        if size > WARNING_BYTES:
+            self._growth.failed(size=round(size / 1e6))
+        elif size <= LOG_BYTES:
+            self._growth.succeeded()
 
     def stop(self) -> None:
         """Cancel the next attempt."""
