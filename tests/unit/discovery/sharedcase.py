@@ -18,7 +18,7 @@ from txserviceregistry.testing import FakeRegistry
 
 
 class Reactor(MemoryReactorClock):
-    """A reactor in memory that shuts down when it is told to."""
+    """A reactor in memory whose shutdown a test begins."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 """
-Stand-ins for what discovery is built on: a directory that shows what a test puts there, and the services to put.
+Stand-ins: a directory with the services that a test adds, services, and instances.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def instance(id: str, port: int = 80, **metadata: str) -> Instance:
 
 
 class FakeDirectory:
-    """What a Directory shows, as far as balancing looks at it."""
+    """The part of a Directory that balancing uses."""
 
     def __init__(self, *services: Service, ready: bool = True) -> None:
         self.version = 0
@@ -39,18 +39,18 @@ class FakeDirectory:
         self._waiting: list[Deferred[None]] = []
 
     def put(self, *services: Service) -> None:
-        """Let services be there, or be otherwise."""
+        """Add or change services."""
         self.content.update((one["id"], one) for one in services)
         self.version += 1
 
     def remove(self, *ids: str) -> None:
-        """Let services be gone."""
+        """Remove services."""
         for id in ids:
             del self.content[id]
         self.version += 1
 
     def becomeReady(self) -> None:
-        """Let the first listing be there."""
+        """Have the first listing."""
         self.stale = 0.0
         self.version += 1
         waiting, self._waiting = self._waiting, []
@@ -71,6 +71,6 @@ class FakeDirectory:
 
 
 def numbers(*values: float) -> Callable[[], float]:
-    """A source of numbers that are not random at all."""
+    """A source of these numbers."""
     left = iter(values)
     return lambda: next(left)

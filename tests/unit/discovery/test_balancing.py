@@ -216,7 +216,7 @@ class TryEachTests(BalancingTestCase):
             "No service with the tag 'web' could be reached (as of 12.2 s ago): aaa at h:1: no aaa; bbb at h:2: no bbb",
         )
 
-    def test_nobodyThere(self) -> None:
+    def test_noInstance(self) -> None:
         """Without any service it fails at once."""
         result = tryEach(self.balancer(), self.refuse, timeout=1)
         self.assertIn("is registered", str(self.failureResultOf(result, NoServiceAvailable).value))
@@ -232,7 +232,7 @@ class TryEachTests(BalancingTestCase):
         self.failureResultOf(result, KeyError)
         self.assertEqual(self.tried, ["aaa"])
 
-    def test_whoWasReachedIsNotPassedOver(self) -> None:
+    def test_reachedOnesAreNotEjected(self) -> None:
         """When the last one was reached, its own error is the result, and it is picked again next time."""
 
         async def fail(instance: Instance) -> None:
@@ -258,7 +258,7 @@ class TryEachTests(BalancingTestCase):
         self.assertEqual(self.successResultOf(result), "ccc")
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_doesNotWaitForEver(self) -> None:
+    def test_timeout(self) -> None:
         """After its timeout the error says that there is no listing yet."""
         balancer = self.balancer()
         balancer.directory = FakeDirectory(ready=False)

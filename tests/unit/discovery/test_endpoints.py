@@ -96,7 +96,7 @@ class ConnectTests(SynchronousTestCase):
         self.assertIn("web", repr(endpoint))
 
     def test_theNextOneIsTried(self) -> None:
-        """When one refuses, or does not answer in time, the next one is tried; it is passed over then."""
+        """If one refuses, or does not respond in time, the next one is tried, and that one is ejected."""
         endpoint = self.endpoint(timeout=7.0)
         connecting = endpoint.connect(self.factory)
         self.refuse(0)
@@ -108,7 +108,7 @@ class ConnectTests(SynchronousTestCase):
         endpoint.connect(self.factory).addErrback(lambda _: None)
         self.assertEqual(self.attempts()[3], (IPV6, 3))
 
-    def test_nobodyAnswers(self) -> None:
+    def test_noInstanceAccepts(self) -> None:
         """
         If no instance can be connected to, the error is NoServiceAvailable, with each reason and the age of the
         directory.

@@ -36,7 +36,7 @@ class InstanceTests(SynchronousTestCase):
         self.assertEqual(self.address(**given), ("a", 1))
 
     def test_emptyValuesAreNotThere(self) -> None:
-        """A key without a value is passed over, and blanks around a value are no part of it."""
+        """A key without a value is ignored, and so are blanks around a value."""
         self.assertEqual(self.address(host=" ", ip=" 10.0.0.1 ", port="80 "), ("10.0.0.1", 80))
 
     def test_saysAllOfTheService(self) -> None:

@@ -35,8 +35,8 @@ class FakeRegistryTests(SynchronousTestCase):
     def create(self, id: str = "web1", timeout: int = 30) -> Deferred[Any]:
         return self.client.services.create(id, timeout)
 
-    def failing(self, call: Deferred[Any], kind: type[Exception], patience: float = 0) -> None:
-        self.fake.advance(patience)
+    def failing(self, call: Deferred[Any], kind: type[Exception], seconds: float = 0) -> None:
+        self.fake.advance(seconds)
         self.failureResultOf(call, kind)
 
     def test_expires(self) -> None:
@@ -87,7 +87,7 @@ class FakeRegistryTests(SynchronousTestCase):
         """Clients with another API key are refused."""
         other = self.fake.client(apiKey="another")
         call = other.services.list()
-        self.failing(call, AuthenticationFailed, patience=5)
+        self.failing(call, AuthenticationFailed, seconds=5)
 
     def test_hasLimits(self) -> None:
         """The account's limits are the protocol's, or those that were given."""
@@ -219,7 +219,7 @@ class FakeRegistryTests(SynchronousTestCase):
         call = self.create()
         self.fake.advance(9)
         self.assertNoResult(call)
-        self.failing(call, RequestTimedOut, patience=2)
+        self.failing(call, RequestTimedOut, seconds=2)
         self.assertEqual(self.ids(), [])
 
     def test_block(self) -> None:
@@ -239,7 +239,7 @@ class FakeRegistryTests(SynchronousTestCase):
         """Nothing gets through until the network heals."""
         self.successResultOf(self.client.account.getLimits())
         self.fake.partition()
-        self.failing(self.create(), RequestTimedOut, patience=11)
+        self.failing(self.create(), RequestTimedOut, seconds=11)
         self.fake.heal()
         self.successResultOf(self.create())
 
@@ -260,7 +260,7 @@ class FakeRegistryTests(SynchronousTestCase):
         """What a client has asked and given up is done all the same when the registry goes on."""
         self.successResultOf(self.client.account.getLimits())
         self.fake.pause()
-        self.failing(self.create(), RequestTimedOut, patience=11)
+        self.failing(self.create(), RequestTimedOut, seconds=11)
         self.fake.resume()
         self.fake.advance(0.1)
         self.assertEqual(self.ids(), ["web1"])
