@@ -1,6 +1,4 @@
-"""
-``client.account``: what the account may do.
-"""
+"""``client.account``: what the account may do."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Authentication: the current auth token, renewed before it ends.
-"""
+"""Authentication: the current auth token, renewed before it ends."""
 
 from __future__ import annotations
 

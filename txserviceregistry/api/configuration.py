@@ -1,6 +1,4 @@
-"""
-``client.configuration``: values that the account's services share.
-"""
+"""``client.configuration``: values that the account's services share."""
 
 from __future__ import annotations
 

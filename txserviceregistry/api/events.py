@@ -1,6 +1,4 @@
-"""
-``client.events``: what has happened to the account's services and configuration values.
-"""
+"""``client.events``: what has happened to the account's services and configuration values."""
 
 from __future__ import annotations
 

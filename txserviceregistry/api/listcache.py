@@ -1,6 +1,4 @@
-"""
-The last good page of each listing, for the time when the registry can't be reached.
-"""
+"""The last good page of each listing, for the time when the registry can't be reached."""
 
 from __future__ import annotations
 

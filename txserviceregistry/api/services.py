@@ -1,6 +1,4 @@
-"""
-The requests for services: one method is one request.
-"""
+"""The requests for services: one method is one request."""
 
 from __future__ import annotations
 
@@ -165,9 +163,7 @@ class ServicesAPI:
 
     @returnsDeferred
     async def updateOnce(self, id: str, payload: Mapping[str, Any]) -> None:
-        """
-        One request that updates a service, without the retries of ``update()``; see there.
-        """
+        """One request that updates a service, without the retries of ``update()``; see there."""
         await self._transport.request("PUT", _path(id), body=dict(payload), lane=Lane.URGENT)
 
     @returnsDeferred

@@ -1,6 +1,4 @@
-"""
-Credentials, the session that the Auth API gives for them, and where requests get it from.
-"""
+"""Credentials, the session that the Auth API gives for them, and where requests get it from."""
 
 from __future__ import annotations
 
@@ -88,9 +86,7 @@ class IAuthenticator(Interface):
 
 
 def parseTime(text: object) -> datetime | None:
-    """
-    A time in any common form of ISO 8601, in UTC without an offset; ``None`` if *text* is none of them.
-    """
+    """A time in any common form of ISO 8601, in UTC without an offset; ``None`` if *text* is none of them."""
     match = _TIME.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         return None

@@ -1,6 +1,4 @@
-"""
-The registry's API: a tenant and a token in each request, extensions, faults, lists page by page.
-"""
+"""The registry's API: a tenant and a token in each request, extensions, faults, lists page by page."""
 
 from __future__ import annotations
 

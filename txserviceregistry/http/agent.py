@@ -1,6 +1,4 @@
-"""
-Connecting to a host. A refused connection fails at once, so that another server can be tried.
-"""
+"""Connecting to a host. A refused connection fails at once, so that another server can be tried."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Bodies and headers of requests, and responses that are read whole.
-"""
+"""Bodies and headers of requests, and responses that are read whole."""
 
 from __future__ import annotations
 

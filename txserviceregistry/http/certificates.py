@@ -1,6 +1,4 @@
-"""
-The names, the issuer and the validity of certificates, for clients and servers.
-"""
+"""The names, the issuer and the validity of certificates, for clients and servers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The choice of one of several servers: one that works, for as long as it works.
-"""
+"""The choice of one of several servers: one that works, for as long as it works."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-JSON over HTTP to a server, or to several that are one service: URLs, headers, failover, errors.
-"""
+"""JSON over HTTP to a server, or to several that are one service: URLs, headers, failover, errors."""
 
 from __future__ import annotations
 
@@ -166,9 +164,7 @@ class JSONTransport:
         return request.inTime(self._clock, self.send(request))
 
     async def send(self, request: Request) -> Response:
-        """
-        Send a request to one server after the other, without a deadline.
-        """
+        """Send a request to one server after the other, without a deadline."""
         request.stage = self._stageAt
         # A response that is held back shows too late whether a server works again.
         order = self._servers.order(mayTry=request.isRepeatable and request.wait is None)

@@ -1,6 +1,4 @@
-"""
-Requests and responses as data: what the API asks for, and what came back.
-"""
+"""Requests and responses as data: what the API asks for, and what came back."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Verification of the server behind an ``https`` URL, and explanations of its failures.
-"""
+"""Verification of the server behind an ``https`` URL, and explanations of its failures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-How long to wait before the next try: nothing at first, then longer and longer, never two clients in step.
-"""
+"""How long to wait before the next try: nothing at first, then longer and longer, never two clients in step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-One idiom for asynchronous code: coroutines inside, Deferreds at the public edge.
-"""
+"""One idiom for asynchronous code: coroutines inside, Deferreds at the public edge."""
 
 from __future__ import annotations
 

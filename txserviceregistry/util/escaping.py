@@ -1,6 +1,4 @@
-"""
-Text from outside (what a registry or a client sends, names, values, error messages) for a terminal or a log.
-"""
+"""Text from outside (what a registry or a client sends, names, values, error messages) for a terminal or a log."""
 
 from __future__ import annotations
 

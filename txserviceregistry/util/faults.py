@@ -1,6 +1,4 @@
-"""
-Which responses are faults of this API, and so the registry's own: one rule for everything that interprets them.
-"""
+"""Which responses are faults of this API, and so the registry's own: one rule for everything that interprets them."""
 
 from __future__ import annotations
 

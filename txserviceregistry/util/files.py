@@ -1,6 +1,4 @@
-"""
-Files that are replaced as a whole, and that only their owner may read; locks on files.
-"""
+"""Files that are replaced as a whole, and that only their owner may read; locks on files."""
 
 from __future__ import annotations
 

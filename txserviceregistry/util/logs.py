@@ -1,6 +1,4 @@
-"""
-The logger of this package.
-"""
+"""The logger of this package."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Which user controls a path: root must not work in a directory where another user can put symbolic links.
-"""
+"""Which user controls a path: root must not work in a directory where another user can put symbolic links."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Redaction: secrets are removed from texts before they are logged, printed or raised.
-"""
+"""Redaction: secrets are removed from texts before they are logged, printed or raised."""
 
 from __future__ import annotations
 

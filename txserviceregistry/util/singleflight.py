@@ -1,6 +1,4 @@
-"""
-Work that several callers want at the same time and that is done once; a cache of bounded size.
-"""
+"""Work that several callers want at the same time and that is done once; a cache of bounded size."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ CAPACITY = 10_000
 
 
 class BoundedCache(dict[_K, _T]):
-    """
-    A cache of bounded size, in the order in which items were put; the oldest one goes first.
-    """
+    """A cache of bounded size, in the order in which items were put; the oldest one goes first."""
 
     def put(self, key: _K, value: _T) -> None:
         """Keep *value*, as the newest."""

@@ -1,6 +1,4 @@
-"""
-Whether a Twisted service was started, or will be: waiting for one that never starts would not end.
-"""
+"""Whether a Twisted service was started, or will be: waiting for one that never starts would not end."""
 
 from __future__ import annotations
 
