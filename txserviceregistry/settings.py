@@ -29,7 +29,7 @@ __all__ = [
     "readSettings",
 ]
 
-#: Where a registry on this machine listens, unless it was told otherwise.
+#: The default URL of a registry on this machine.
 DEFAULT_URL = "http://127.0.0.1:8880/v1.0"
 
 _DEFAULT_REGION = "us"
@@ -104,14 +104,16 @@ class Settings:
     readAgain: Callable[[], Settings] | None = attrs.field(default=None, eq=False, repr=False)
 
 
-def _homeIn(environ: Mapping[str, str], home: Path | None) -> Path | None:
+def _orDefault(environ: Mapping[str, str] | None, home: Path | None) -> tuple[Mapping[str, str], Path | None]:
+    """The environment, and the user's home directory if there is one."""
+    environ = os.environ if environ is None else environ
     if home is not None or environ.get("HOME"):
-        return home or Path(environ["HOME"])
+        return environ, home or Path(environ["HOME"])
     try:
-        return Path.home()
+        return environ, Path.home()
     except RuntimeError:
-        # Neither HOME nor a passwd entry, as in a container that runs as a bare user id. No file can be there.
-        return None
+        # Neither HOME nor a passwd entry, as in a container that runs as a bare user id.
+        return environ, None
 
 
 def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
@@ -123,8 +125,7 @@ def defaultDataDir(environ: Mapping[str, str] | None = None, home: Path | None =
     :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if the user has no home directory, and the environment names no other one.
     """
-    environ = os.environ if environ is None else environ
-    found = _dataDirIn(environ, _homeIn(environ, home))
+    found = _dataDirIn(*_orDefault(environ, home))
     if found is None:
         raise InvalidSettings(
             "No default data directory: this user has no home directory (HOME is not set, and there is no passwd "
@@ -393,17 +394,13 @@ def readSettings(
     :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if a value or a file can't be used, or there are no credentials.
     """
-    environ = os.environ if environ is None else environ
-    explicit = {
-        "username": username,
-        "apiKey": apiKey,
-        "baseUrl": baseUrl if baseUrl is None or isinstance(baseUrl, str) else ",".join(baseUrl),
-        "authUrl": authUrl if authUrl is None or isinstance(authUrl, str) else ",".join(authUrl),
-        "region": region,
-        "verify": None if verify is None else str(verify),
-        "caFile": caFile,
+    urls = {
+        name: urls if urls is None or isinstance(urls, str) else ",".join(urls)
+        for name, urls in (("baseUrl", baseUrl), ("authUrl", authUrl))
     }
-    return _Lookup(explicit, environ, _homeIn(environ, home), tls=tls).read()
+    texts = {"username": username, "apiKey": apiKey, "region": region, "caFile": caFile}
+    explicit = {**texts, **urls, "verify": None if verify is None else str(verify)}
+    return _Lookup(explicit, *_orDefault(environ, home), tls=tls).read()
 
 
 def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = None) -> bool:
@@ -415,8 +412,7 @@ def namesRegistry(environ: Mapping[str, str] | None = None, home: Path | None = 
     :param home: the user's home directory; by default the one in the environment.
     :raises InvalidSettings: if a file can't be used.
     """
-    environ = os.environ if environ is None else environ
-    found = _Lookup({}, environ, _homeIn(environ, home))
+    found = _Lookup({}, *_orDefault(environ, home))
     return any(found.get(name, local=False) for name in ("baseUrl", "authUrl", "username", "apiKey"))
 
 
