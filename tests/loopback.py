@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -132,11 +133,13 @@ class LoopbackTestCase(TestCase):
         self.addCleanup(lambda: Deferred.fromCoroutine(stop()))
         return server
 
-    def unusedUrl(self) -> Any:
-        """A URL at which no program listens."""
-        port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
-        url = f"http{'' if self.context is None else 's'}://127.0.0.1:{port.getHost().port}"
-        return port.stopListening().addCallback(lambda _: url)
+    def unusedUrl(self) -> str:
+        """A URL at which no program listens, until the test is over."""
+        # A socket that is bound keeps the port from others, and refuses connections.
+        holder = socket.socket()
+        self.addCleanup(holder.close)
+        holder.bind(("127.0.0.1", 0))
+        return f"http{'' if self.context is None else 's'}://127.0.0.1:{holder.getsockname()[1]}"
 
     def policy(self) -> IPolicyForHTTPS:
         """Whose certificates are trusted by what a test makes itself: as a client finds it in its settings."""

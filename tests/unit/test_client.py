@@ -121,7 +121,7 @@ class ConnectionTests(ClientTestCase):
 
     async def test_aServerThatIsNotThere(self) -> None:
         """A refused connection is a ConnectionFailed that names the URL and says what to do."""
-        url = await self.unusedUrl()
+        url = self.unusedUrl()
         with self.assertRaises(ConnectionFailed) as caught:
             await self.client(url).services.list()
         text = str(caught.exception)
@@ -160,7 +160,7 @@ class ConnectionTests(ClientTestCase):
     async def test_theNextUrlWhenOneIsDown(self) -> None:
         """Of several URLs one that works is found, for the Auth API too, and stayed with."""
         server = self.registry(lambda call: call.answer(200, WEB1))
-        client = self.client(await self.unusedUrl(), server)
+        client = self.client(self.unusedUrl(), server)
         for _ in range(2):
             await client.services.get("web1")
         self.assertEqual(len(self.calls(server)), 2)

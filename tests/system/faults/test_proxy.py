@@ -99,7 +99,7 @@ class ProxyTests(LoopbackTestCase):
         self.server.calls[0].hangUp()
         await self.until(lambda: caller.ended)
         self.assertIs(self.how(caller), ConnectionDone)
-        self.proxy.port = int((await self.unusedUrl()).rpartition(":")[2])
+        self.proxy.port = int(self.unusedUrl().rpartition(":")[2])
         alone = await self.caller(1)
         await self.until(lambda: alone.ended)
         self.assertIs(self.how(alone), ConnectionLost)

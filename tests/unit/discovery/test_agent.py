@@ -119,7 +119,7 @@ class AgentTestCase(LoopbackTestCase):
     async def refusing(self, *ids: str) -> None:
         """Services in the directory whose ports refuse connections."""
         for id in ids:
-            port = int((await self.unusedUrl()).rpartition(":")[2])
+            port = int(self.unusedUrl().rpartition(":")[2])
             self.directory.put(service(id, port, host="127.0.0.1"))
 
     async def ask(self, method: bytes = b"GET", uri: bytes = b"registry://web/status", body: Any = None) -> bytes:

@@ -177,7 +177,7 @@ class WatchTests(WatchCase):
             self.serving(b'{"error": {"grpc_code": 14}}\n'),
             self.serving(b"[]\n"),
         ]
-        for number, url in enumerate([*(each.url for each in wrong), await self.unusedUrl()], 1):
+        for number, url in enumerate([*(each.url for each in wrong), self.unusedUrl()], 1):
             self.watch(url)
             await self.until(lambda expected=number: len(self.why) == expected)  # type: ignore[misc]  # a loop's
         self.assertIn("503", str(self.why[0]))
@@ -187,7 +187,7 @@ class WatchTests(WatchCase):
     async def test_stopLeavesNothing(self) -> None:
         """At any moment: while it connects, before the answer, and after it."""
         silent, talking = self.serve(lambda call: None), self.serving(message(event("/a")))
-        watches = [self.watch(await self.unusedUrl()), self.watch(silent.url), self.watch(talking.url)]
+        watches = [self.watch(self.unusedUrl()), self.watch(silent.url), self.watch(talking.url)]
         watches[0].stop()
         await self.until(lambda: silent.calls and self.changes)
         for watch in watches[1:]:
