@@ -112,7 +112,7 @@ class ManyServicesTests(FaultCase):
         for name, child, used in (("application", application, cpuBefore[0]), ("registry", registry, cpuBefore[1])):
             self.tell(f"CPU of the {name}, in cores", round((cpu(child) - used) / lasted, 2))
             self.tell(f"most memory of the {name}, in MiB", memory(child))
-        self.tell("stalls that the registry noticed", registry.output.count("stood still"))
+        self.tell("stalls that the registry noticed", registry.output.count("Registry stalled for"))
 
     async def heartbeats(self, client: Client) -> int:
         """How many the registry has taken so far, as its metrics say."""

@@ -339,7 +339,7 @@ class DeadlinesTests(RegistryCase):
         self.assertEqual(self.ids(), [])
 
     def test_aStallExpiresNoServices(self) -> None:
-        """A registry that stood still for half a minute takes the heartbeats that waited; nothing has timed out."""
+        """A registry that stalled for half a minute takes the heartbeats that waited; no service expires."""
         token = self.create(timeout=10)
         other = self.create("web2", timeout=10)
         self.pass_(9.5)

@@ -107,10 +107,10 @@ def _requests(statistics: RequestStatistics) -> Iterator[Metric]:
 
 
 def _figures(figures: Figures) -> Iterator[Metric]:
-    yield _gauge("services", "Services alive.", sum(figures.services.values()))
+    yield _gauge("services", "Registered services.", sum(figures.services.values()))
     tenants = GaugeMetricFamily(
         _PREFIX + "tenant_services",
-        f"Services alive, by tenant: the {MOST_TENANTS} tenants that have the most.",
+        f"Registered services, by tenant: the {MOST_TENANTS} tenants that have the most.",
         labels=["tenant"],
     )
     largest = sorted(figures.services.items(), key=lambda item: (-item[1], item[0]))
@@ -119,9 +119,9 @@ def _figures(figures: Figures) -> Iterator[Metric]:
     yield tenants
     yield _gauge("followers", "Requests that wait for events.", figures.subscribers)
     yield _counter("heartbeats", "Heartbeats taken, alone or in batches.", figures.heartbeats)
-    yield _counter("expirations", "Services that timed out.", figures.expirations)
-    yield _counter("stalls", "Times that the process stood still for more than a second.", figures.stalls)
-    yield _counter("stalled_seconds", "How long it stood still, all together.", figures.stalledSeconds)
+    yield _counter("expirations", "Expired services.", figures.expirations)
+    yield _counter("stalls", "Stalls of the process of more than a second.", figures.stalls)
+    yield _counter("stalled_seconds", "Total duration of stalls, in seconds.", figures.stalledSeconds)
 
 
 def _store(statistics: StoreStatistics) -> Iterator[Metric]:
