@@ -124,7 +124,7 @@ class EventFeed:
                     if self._clock.seconds() >= latest or _hasNews(page, marker):
                         return page
                     if subscription is None:
-                        subscription = subscribers.subscribe(tenant, seconds, latest)
+                        subscription = subscribers.subscribe(tenant, latest)
                     subscription.change = change
                     if not await change:
                         return page

@@ -4,9 +4,9 @@ Requests that wait for new events in a feed, and how they are notified.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
-from itertools import takewhile
+from math import ceil
 from typing import Any, TypeVar
 
 import attrs
@@ -42,14 +42,12 @@ class Subscription:
     The place of a subscriber.
 
     :ivar tenant: whose feed it is.
-    :ivar seconds: how long it may wait, the first read included.
-    :ivar latest: when it ends, in seconds of the clock.
+    :ivar end: the number of the tenth of a second at which it ends.
     :ivar change: what it waits for now.
     """
 
     tenant: str
-    seconds: float
-    latest: float
+    end: int
     change: Deferred[bool] | None = None
 
 
@@ -74,10 +72,8 @@ class Subscribers:
         self._mostOfTenant = mostOfTenant
         self._countOf: Counter[str] = Counter()
         self._count = 0
-        # The subscriptions, those first that end first: by how long they may wait, because among those of one length
-        # that is nearly always the order in which they come.
-        self._subscriptions: defaultdict[float, dict[Subscription, None]] = defaultdict(dict)
-        self._endings: dict[float, IDelayedCall] = {}
+        # Subscriptions that end within the same tenth of a second share a timer.
+        self._endings: dict[int, tuple[IDelayedCall, dict[Subscription, None]]] = {}
         # By tenant what waits, and what was queried.
         self._waiting: dict[str, dict[Deferred[bool], Hashable]] = {}
         self._reads: dict[str, _Reads] = {}
@@ -92,62 +88,45 @@ class Subscribers:
         """How many subscriptions there are."""
         return self._count
 
-    def subscribe(self, tenant: str, seconds: float, latest: float) -> Subscription:
+    def subscribe(self, tenant: str, latest: float) -> Subscription:
         """
         Take a place for a request that may wait long; :meth:`unsubscribe` gives it back.
 
-        :param seconds: how long it may wait.
-        :param latest: until when that is, in seconds of the clock. Then what it waits for fires with ``False``.
+        :param latest: until when it may wait, in seconds of the clock. Then what it waits for fires with ``False``.
         :raises Fault: 503, if there are too many.
         """
         if self._count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
             raise tooManyFollowers(self.RETRY_AFTER)
         self._countOf[tenant] += 1
         self._count += 1
-        subscription = Subscription(tenant, seconds, latest)
-        those = self._subscriptions[seconds]
-        # A request whose first read took long comes after some that end later.
-        later = list(takewhile(lambda other: other.latest > latest, reversed(those)))
-        those[subscription] = None
-        for other in reversed(later):
-            del those[other]
-            those[other] = None
-        if later or seconds not in self._endings:
-            self._endInTime(seconds)
+        # Rounded first: 4.7 s times 10 is a trifle more than 47.
+        subscription = Subscription(tenant, ceil(round(latest * 10, 3)))
+        if not self._isEnded:
+            if subscription.end not in self._endings:
+                left = max(0, subscription.end / 10 - self._clock.seconds())
+                self._endings[subscription.end] = self._clock.callLater(left, self._endSome, subscription.end), {}
+            self._endings[subscription.end][1][subscription] = None
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription."""
-        those = self._subscriptions[subscription.seconds]
-        those.pop(subscription, None)
-        if not those and subscription.seconds in self._endings:
-            self._endings.pop(subscription.seconds).cancel()
+        ending = self._endings.get(subscription.end)
+        if ending is not None:
+            call, those = ending
+            those.pop(subscription, None)
+            if not those:
+                del self._endings[subscription.end]
+                call.cancel()
         self._count -= 1
         self._countOf[subscription.tenant] -= 1
         if not self._countOf[subscription.tenant]:
             del self._countOf[subscription.tenant]
             self._dropReads(subscription.tenant)
 
-    def _endInTime(self, seconds: float) -> None:
-        those = self._subscriptions[seconds]
-        if not those or self._isEnded:
-            return
-        left = max(0, next(iter(those)).latest - self._clock.seconds())
-        ending = self._endings.get(seconds)
-        if ending is None:
-            self._endings[seconds] = self._clock.callLater(left, self._endSome, seconds)
-        elif self._clock.seconds() + left < ending.getTime():
-            ending.reset(left)
-
-    def _endSome(self, seconds: float) -> None:
-        del self._endings[seconds]
-        now = self._clock.seconds()
-        those = self._subscriptions[seconds]
-        for each in list(takewhile(lambda each: each.latest <= now, those)):
-            # It may have been ended by what the one before has brought about.
-            if those.pop(each, each) is None and each.change is not None and not each.change.called:
+    def _endSome(self, end: int) -> None:
+        for each in self._endings.pop(end)[1]:
+            if each.change is not None and not each.change.called:
                 each.change.callback(False)
-        self._endInTime(seconds)
 
     def wait(self, tenant: str, query: Hashable) -> Deferred[bool]:
         """
@@ -243,7 +222,7 @@ class Subscribers:
         if call is not None:
             call.cancel()
         while self._endings:
-            self._endings.popitem()[1].cancel()
+            self._endings.popitem()[1][0].cancel()
         changes = [change for waiting in self._waiting.values() for change in waiting]
         self._waiting.clear()
         self._reads.clear()

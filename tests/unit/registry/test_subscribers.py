@@ -101,7 +101,7 @@ class WaitingTests(SynchronousTestCase):
         first, second = self.ask(f"marker={marker}&wait=5"), self.ask(f"marker={marker}&wait=5&type=service.remove")
         self.api.advance(1)
         third, fourth = self.ask(f"marker={marker}&wait=5"), self.ask(f"marker={marker}&wait=2")
-        self.assertEqual(len(self.api.clock.getDelayedCalls()), calls + 2)
+        self.assertEqual(len(self.api.clock.getDelayedCalls()), calls + 3)
         first.transport.abortConnection()
         self.api.advance(2)
         self.assertEqual(self.ids(fourth), ["web1"])
@@ -390,8 +390,8 @@ class SubscribersTests(SynchronousTestCase):
             self.failureResultOf(change)
 
     def subscription(self, latest: float) -> Subscription:
-        """A subscription for ten seconds, which waits."""
-        subscription = self.subscribers.subscribe("1", 10, latest)
+        """A subscription that waits."""
+        subscription = self.subscribers.subscribe("1", latest)
         subscription.change = self.subscribers.wait("1", "all")
         return subscription
 
@@ -400,11 +400,11 @@ class SubscribersTests(SynchronousTestCase):
         assert subscription.change is not None
         return subscription.change.called
 
-    def test_subscribesAfterALongRead(self) -> None:
-        """Each is answered in time, in whatever order they subscribed, with one timer for all."""
+    def test_eachEndsInTime(self) -> None:
+        """Each ends in time, in whatever order they subscribed; those that end together share a timer."""
         latest = [7.0, 6.0, 9.0, 5.0, 8.0, 6.0]
         subscriptions = [self.subscription(each) for each in latest]
-        self.assertEqual([call.getTime() for call in self.clock.getDelayedCalls()], [5.0])
+        self.assertEqual(sorted(call.getTime() for call in self.clock.getDelayedCalls()), [5.0, 6.0, 7.0, 8.0, 9.0])
         answered: dict[Subscription, float] = {}
         while len(answered) < len(subscriptions):
             self.clock.advance(0.5)
@@ -412,12 +412,20 @@ class SubscribersTests(SynchronousTestCase):
                 if each not in answered and self.isOver(each):
                     self.subscribers.unsubscribe(each)
                     answered[each] = self.clock.seconds()
-            self.assertEqual(len(self.clock.getDelayedCalls()), min(1, len(subscriptions) - len(answered)))
         self.assertEqual([answered[each] for each in subscriptions], latest)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_thousandsHaveAFewTimers(self) -> None:
+        """Within a second there are ten timers, however many subscribe; without subscriptions there is none."""
+        subscriptions = [self.subscription(60 + number / 1000) for number in range(1000)]
+        self.assertEqual(len(self.clock.getDelayedCalls()), 11)
+        for each in subscriptions:
+            self.subscribers.unsubscribe(each)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_endsWhileASubscriberReads(self) -> None:
         """After the end nothing is left on the reactor, whatever the subscribers were doing."""
-        waits, readers = self.subscription(5), self.subscribers.subscribe("1", 60, 60)
+        waits, readers = self.subscription(5), self.subscribers.subscribe("1", 60)
         self.subscribers.end()
         self.assertTrue(self.isOver(waits))
         self.assertEqual(self.clock.getDelayedCalls(), [])
