@@ -131,14 +131,13 @@ class Registry:
 
     def figures(self) -> Figures:
         """The current counts."""
-        stalls, seconds = self._live.stalls
         return Figures(
             services=self._deadlines.count(),
             subscribers=self._subscribers.count,
             heartbeats=self._heartbeats,
             expirations=self._expirations,
-            stalls=stalls,
-            stalledSeconds=seconds,
+            stalls=self._live.time.stalls,
+            stalledSeconds=self._live.time.stalledSeconds,
         )
 
     # -- accounts
@@ -181,14 +180,14 @@ class Registry:
     async def _tryToCreate(self, tenant: str, service: NewService) -> ServiceRecord | None:
         # Expired services hold ids and places in the limit that are free by the rules. A few are persisted in a moment;
         # while there are many, only those registrations wait that the store refuses.
-        if self._live.hidden(tenant) and self._live.pending <= self.FEW_PENDING:
-            await self._live.whenPersisted()
+        if self._live.hidden(tenant) and len(self._live.expirations) <= self.FEW_PENDING:
+            await self._live.expirations.nextGroup()
         try:
             return await self._changed((tenant,), self._store.createService(tenant, service, self._limits.service))
         except (ObjectExists, LimitExceeded) as refusal:
             if self._live.hidden(tenant):
                 # Some of them may have expired while the store was at it.
-                await self._live.whenPersisted()
+                await self._live.expirations.nextGroup()
                 return None
             if isinstance(refusal, LimitExceeded):
                 raise limitReached("service", self._limits.service)

@@ -58,6 +58,7 @@ class Subscribers:
     :param clock: the reactor; subscribers are notified in its next turns.
     :param most: how many subscriptions there may be.
     :param mostOfTenant: how many of one tenant.
+    :ivar count: how many there are.
     """
 
     #: How many are notified in one turn of the reactor, which is some tens of milliseconds then. Between two turns come
@@ -71,7 +72,7 @@ class Subscribers:
         self._most = most
         self._mostOfTenant = mostOfTenant
         self._countOf: Counter[str] = Counter()
-        self._count = 0
+        self.count = 0
         # Subscriptions that end within the same tenth of a second share a timer.
         self._endings: dict[int, tuple[IDelayedCall, dict[Subscription, None]]] = {}
         # By tenant what waits, and what was queried.
@@ -83,11 +84,6 @@ class Subscribers:
         self._notifying: IDelayedCall | None = None
         self._isEnded = False
 
-    @property
-    def count(self) -> int:
-        """How many subscriptions there are."""
-        return self._count
-
     def subscribe(self, tenant: str, latest: float) -> Subscription:
         """
         Take a place for a request that may wait long; :meth:`unsubscribe` gives it back.
@@ -95,10 +91,10 @@ class Subscribers:
         :param latest: until when it may wait, in seconds of the clock. Then what it waits for fires with ``False``.
         :raises Fault: 503, if there are too many.
         """
-        if self._count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
+        if self.count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
             raise tooManyFollowers(self.RETRY_AFTER)
         self._countOf[tenant] += 1
-        self._count += 1
+        self.count += 1
         # Rounded first: 4.7 s times 10 is a trifle more than 47.
         subscription = Subscription(tenant, ceil(round(latest * 10, 3)))
         if not self._isEnded:
@@ -117,7 +113,7 @@ class Subscribers:
             if not those:
                 del self._endings[subscription.end]
                 call.cancel()
-        self._count -= 1
+        self.count -= 1
         self._countOf[subscription.tenant] -= 1
         if not self._countOf[subscription.tenant]:
             del self._countOf[subscription.tenant]

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from ...util.logs import Logger
 from ...util.outage import Outage
+from ...util.waiters import Waiters
 from ..faults import Fault, systemFailure
 from ..servicelog import ServiceLog
 from ..stores.interfaces import Expiration
@@ -51,8 +52,7 @@ class ExpirationQueue:
         self._queue: deque[Expiration] = deque()
         self._isBusy = False
         self._next: IDelayedCall | None = None
-        self._waiting: list[tuple[int, Deferred[None]]] = []
-        self._added = self._done = 0
+        self._waiters: Waiters[None] = Waiters()
         self._persisted = 0
         # Services that lose their network expire one by one, over the length of a timeout.
         self._expired = ServiceLog(clock, "expired")
@@ -66,7 +66,6 @@ class ExpirationQueue:
     def add(self, expirations: Sequence[Expiration]) -> None:
         """Queue some expirations; :meth:`work` begins with them."""
         self._queue.extend(expirations)
-        self._added += len(expirations)
 
     def work(self) -> None:
         """Persist until the queue is empty or the store fails, unless that is under way."""
@@ -74,22 +73,19 @@ class ExpirationQueue:
             self._isBusy = True
             self._tasks.start(self._persistGroup())
 
-    def whenDone(self) -> Deferred[None]:
+    def nextGroup(self) -> Deferred[None]:
         """
         Begin to persist.
 
-        :return: fires when all that has been added so far is persisted.
-        :raises Fault: if that failed.
+        :return: fires when the next group is persisted, at once if nothing is pending; fails if that failed.
         """
-        done: Deferred[None] = Deferred()
         if self._isStopped:
-            done.errback(_stopping())
-        elif self._queue:
-            self._waiting.append((self._added, done))
-            self.work()
-        else:
-            done.callback(None)
-        return done
+            return fail(_stopping())
+        if not self._queue:
+            return succeed(None)
+        waiter = self._waiters.wait()
+        self.work()
+        return waiter
 
     def stop(self) -> None:
         """Begin nothing new; what is under way belongs to the :class:`TaskOwner`. What waits, fails."""
@@ -98,7 +94,7 @@ class ExpirationQueue:
         if call is not None:
             call.cancel()
         self._expired.stop()
-        self._refuse(Failure(_stopping()))
+        self._waiters.fire(Failure(_stopping()))
 
     async def _persistGroup(self) -> None:
         group = list(islice(self._queue, self.GROUP))
@@ -107,33 +103,22 @@ class ExpirationQueue:
             if pending:
                 await self._persist(pending)
         except Exception:
+            failure = Failure()
             self._isBusy = False
-            self._fail(Failure())
+            self._outage.failed(None if failure.check(Fault) else failure, count=len(self._queue))
+            self._waiters.fire(failure)
             return
         self._isBusy = False
         for _ in group:
             self._queue.popleft()
-        self._done += len(group)
         self._report(pending)
         if self._queue and not self._isStopped:
             self._next = self._clock.callLater(0, self._goOn)
-        ready = [done for number, done in self._waiting if number <= self._done]
-        self._waiting = self._waiting[len(ready) :]
-        for done in ready:
-            done.callback(None)
+        self._waiters.fire(None)
 
     def _goOn(self) -> None:
         self._next = None
         self.work()
-
-    def _fail(self, reason: Failure) -> None:
-        self._outage.failed(None if reason.check(Fault) else reason, count=len(self._queue))
-        self._refuse(reason)
-
-    def _refuse(self, reason: Failure) -> None:
-        waiting, self._waiting = self._waiting, []
-        for _, done in waiting:
-            done.errback(reason)
 
     def _report(self, expirations: Sequence[Expiration]) -> None:
         self._outage.succeeded()

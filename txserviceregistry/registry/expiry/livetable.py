@@ -33,7 +33,9 @@ class LiveServices:
         ``(tenant, id)``.
     :param secondsLeft: for a registry that shares its store with others, which take heartbeats too: finds out how many
         seconds a service has left at the least, below zero if it has expired. ``None`` for one that is alone.
+    :ivar time: the clock of the deadlines.
     :ivar deadlines: the state of each service.
+    :ivar expirations: the expirations that are to be persisted.
     """
 
     #: How many services are looked at in one turn of the reactor, and how many are reconciled after one tick.
@@ -63,24 +65,24 @@ class LiveServices:
         self._unconfirmed: deque[ServiceState] = deque()
         self._confirming = 0
         self._isSuspended = False
-        self._time = StallTolerantClock(clock, self._tick)
-        self.deadlines = Deadlines(self._time.now, isAuthoritative=secondsLeft is None)
+        self.time = StallTolerantClock(clock, self._tick)
+        self.deadlines = Deadlines(self.time.now, isAuthoritative=secondsLeft is None)
         warning = MassExpiryWarning(clock, lambda: self.deadlines.total)
-        self._expirations = ExpirationQueue(persist, self._isPending, clock, tasks, warning.add)
+        self.expirations = ExpirationQueue(persist, self._isPending, clock, tasks, warning.add)
         self._unsure: set[tuple[str, str]] = set()
         self._sweeping: IDelayedCall | None = None
 
     def start(self, services: Iterable[ServiceSummary]) -> None:
         """Begin with these services, each with a full timeout."""
-        self._time.start()
+        self.time.start()
         for service in services:
             self.deadlines.add(service)
 
     def stop(self) -> None:
         """Let no more services expire, and leave nothing on the reactor; what is under way belongs to the tasks."""
-        self._time.stop()
+        self.time.stop()
         self._unconfirmed.clear()
-        self._expirations.stop()
+        self.expirations.stop()
         call, self._sweeping = self._sweeping, None
         if call is not None:
             call.cancel()
@@ -116,11 +118,6 @@ class LiveServices:
         elif anew or state.timeout != service.heartbeatTimeout:
             self.deadlines.restart(state, service.heartbeatTimeout)
 
-    @property
-    def stalls(self) -> tuple[int, float]:
-        """How often the process stalled, and for how many seconds in all."""
-        return self._time.stalls, self._time.stalledSeconds
-
     def hidden(self, tenant: str) -> frozenset[str]:
         """The incarnations of those of *tenant*'s services that have expired and that the store may still have."""
         self._collect()
@@ -130,18 +127,6 @@ class LiveServices:
         """Whether this incarnation has expired, though the store may still have it."""
         state = self.deadlines.find(tenant, id, incarnation)
         return state is not None and self.deadlines.active(tenant, id) is not state
-
-    @property
-    def pending(self) -> int:
-        """How many expirations have still to be persisted."""
-        return len(self._expirations)
-
-    def whenPersisted(self) -> Deferred[None]:
-        """
-        :return: fires when all expirations that were found before are persisted.
-        :raises Fault: if that failed.
-        """
-        return self._expirations.whenDone()
 
     def markUnsure(self, tenant: str, id: str) -> None:
         """Have a service reconciled after the next tick: memory and store may not agree about it."""
@@ -155,7 +140,7 @@ class LiveServices:
 
     def _sweep(self) -> None:
         self._sweeping = self._clock.callLater(0, self._sweep) if self._collect(self.SWEEP) else None
-        self._expirations.work()
+        self.expirations.work()
 
     def _collect(self, most: int | None = None) -> bool:
         if self._isSuspended:
@@ -172,8 +157,8 @@ class LiveServices:
     def _enqueue(self, expired: Sequence[ServiceState]) -> None:
         if expired:
             # When the clock of the deadlines began, if it had never stood still.
-            began = self._wallClock() - self._time.now()
-            self._expirations.add(
+            began = self._wallClock() - self.time.now()
+            self.expirations.add(
                 [
                     Expiration(state.tenant, state.id, state.incarnation, round((began + state.deadline) * 1000))
                     for state in expired
@@ -209,10 +194,10 @@ class LiveServices:
             left = self.PAUSE
         if not self._isKnown(state):
             return
-        if left < 0 and self._time.now() >= state.deadline and not self._isSuspended:
+        if left < 0 and self.time.now() >= state.deadline and not self._isSuspended:
             self.deadlines.expire(state)
             self._enqueue([state])
-            self._expirations.work()
+            self.expirations.work()
         else:
             self.deadlines.postpone(state, max(left, self.PAUSE))
 
