@@ -31,8 +31,6 @@ _AREAS = (
     "registry/stores/memory.py",
     "registry/stores/sqlite/*.py",
 )
-# Run first, those of the part that is broken before the others, and all unit tests for what survives them.
-_TESTS = ("tests.unit.heartbeats", "tests.unit.registry")
 # A break that makes the tests take so many times as long as they do without one is noticed.
 _PATIENCE = 5
 
@@ -157,10 +155,20 @@ def survives(copy: Path, change: Break, longest: float) -> bool:
     original = module.read_text(encoding="utf-8")
     module.write_text(change.source, encoding="utf-8")
     try:
-        first = sorted(_TESTS, key=lambda name: name.rpartition(".")[2] not in change.path.parts)
-        return not isNoticed(copy, first, longest) and not isNoticed(copy, ["tests.unit"], longest)
+        return not any(isNoticed(copy, [tests], longest) for tests in testsOf(change.path))
     finally:
         module.write_text(original, encoding="utf-8")
+
+
+def testsOf(path: Path) -> list[str]:
+    """The tests that may notice a break of a module, those that are likely to first, and then all unit tests."""
+    folder = Path("tests", "unit", *path.parent.parts[1:])
+    module = folder / f"test_{path.name}"
+    names = [".".join(module.with_suffix("").parts)] if (ROOT / module).exists() else []
+    while folder.name != "unit":
+        names.append(".".join(folder.parts))
+        folder = folder.parent
+    return [*names, "tests.unit"]
 
 
 def isNoticed(copy: Path, tests: list[str], longest: float | None) -> bool:
