@@ -140,14 +140,13 @@ class ServicesAPI:
         asked = self._heartbeat(path, body={"token": token}, timeout=timeout, whenLate=whenLate)
         return asked.addCallback(Response.read, readToken)
 
-    @returnsDeferred
-    async def heartbeatsOnce(
+    def heartbeatsOnce(
         self,
         beats: Sequence[tuple[str, str]],
         *,
         timeout: float | None = None,
         whenLate: WhenLate | None = None,
-    ) -> Sequence[HeartbeatToken | FaultBody]:
+    ) -> Deferred[Sequence[HeartbeatToken | FaultBody]]:
         """
         One batch of heartbeats, without the halving of ``heartbeats()``.
 
@@ -158,8 +157,8 @@ class ServicesAPI:
             one that was refused. Fails as a whole if the request does.
         """
         body = {"heartbeats": [{"id": id, "token": token} for id, token in beats]}
-        response = await self._heartbeat("/heartbeats", body=body, timeout=timeout, whenLate=whenLate)
-        return response.read(lambda value: readHeartbeats(value, [id for id, _ in beats]))
+        asked = self._heartbeat("/heartbeats", body=body, timeout=timeout, whenLate=whenLate)
+        return asked.addCallback(Response.read, lambda value: readHeartbeats(value, [id for id, _ in beats]))
 
     @returnsDeferred
     async def updateOnce(self, id: str, payload: Mapping[str, Any]) -> None:
