@@ -19,6 +19,7 @@ from ..http.messages import Response
 from ..util.backoff import Backoff
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
+from ..util.outage import Outage
 from ..util.redaction import redacted
 from ..util.tries import LateTries
 from ..util.waiters import Waiters
@@ -123,6 +124,8 @@ class KeystoneAuthenticator:
         self._waiting: Waiters[Session] = Waiters(self._abandoned)
         self._working: Deferred[Session] | None = None
         self._late = LateTries()
+        begins = "Auth token could not be renewed: {error} (the old one stays in use)"
+        self._outage = Outage(self._log, clock, begins, "Auth token renewed, after {seconds:.1f} s")
         self._refusal = ""
         self._refusedUntil = 0.0
         self._suspectFrom = 0.0
@@ -223,6 +226,7 @@ class KeystoneAuthenticator:
         if working is not None:
             working.cancel()
         self._late.end()
+        self._outage.succeeded()
         self._session = session
         self._refusedUntil = 0.0
         self._problem = None
@@ -264,9 +268,7 @@ class KeystoneAuthenticator:
         # Not at once, as the first delay of a backoff: the old token still works.
         self._renewFrom = now + max(self._backoff.next(), _SHORTEST_RETRY)
         if not failure.check(CancelledError, ClientClosed):
-            self._log.warn(
-                "Auth token could not be renewed: {error} (the old one stays in use)", error=str(failure.value)
-            )
+            self._outage.failed(error=str(failure.value))
         self._waiting.fire(self._session)
 
     def _foundOthers(self) -> bool:

@@ -23,16 +23,17 @@ from zope.interface import implementer
 
 from ..util.deferred import cancelWith
 from ..util.logs import Logger
+from ..util.outage import Outage
 from ..util.waiters import Waiters
 
 #: Seconds that a lookup may take before the last known addresses are used instead.
 PATIENCE = 0.25
 
-# A slow lookup is logged after so many seconds, so that a name server that is merely slow does not fill the log.
+# A lookup is logged after so many seconds, so that a slow name server does not fill the log.
 _SLOW = 2.0
 
-# A lookup that has no result after so many seconds may never have one: another one begins beside it. The time doubles
-# with each of these, so that the threads of a resolver that always hangs stay few.
+# Another lookup begins beside one without a result after so many seconds. The time doubles with each of these, so that
+# a resolver that always hangs uses few threads.
 _LONGEST_LOOKUP = 30.0
 
 # The most host names whose addresses are remembered: more than a client connects to.
@@ -71,14 +72,13 @@ class _Threads:
     def callInThreadWithCallback(
         self, onResult: Callable[[bool, Any], None], function: Callable[..., Any], *arguments: Any
     ) -> None:
-        """See Twisted's ThreadPool; as much of one as a resolver needs."""
+        """See Twisted's ThreadPool."""
 
         def work() -> None:
             try:
                 result = function(*arguments)
             except Exception as error:
-                # Twisted handles only gaierror, and would never end the lookup after another (of a name that can't be
-                # encoded).
+                # Twisted handles only gaierror. A name that can't be encoded raises another error.
                 onResult(False, Failure(error if isinstance(error, gaierror) else gaierror(str(error))))
             else:
                 onResult(True, result)
@@ -146,8 +146,8 @@ class HostNames:
     def __init__(self) -> None:
         self._known: OrderedDict[_Key, Sequence[IAddress]] = OrderedDict()
         self._underWay: dict[_Key, _Lookup] = {}
-        # Names whose last known addresses are used, and since when.
-        self._stale: dict[_Key, float] = {}
+        # Of names whose last known addresses are used.
+        self._outages: dict[_Key, Outage] = {}
 
     def isResolving(self, host: str) -> bool:
         """Whether requests to this *host* wait for its addresses, of which none is known."""
@@ -165,12 +165,12 @@ class HostNames:
         if lookup is None or reactor.seconds() - lookup.began >= lookup.seconds:
             lookup = self._lookUp(reactor, key, lookup)
         if key not in self._underWay:
-            # It was answered at once.
+            # It is complete.
             return succeed(self._known.get(key, ()))
         left = lookup.began + PATIENCE - reactor.seconds()
         if key in self._known and left <= 0:
             if left <= PATIENCE - _SLOW:
-                self._tellStale(reactor, key)
+                self._isStale(reactor, key)
             return succeed(self._known[key])
         waiter = lookup.waiting.wait()
         if key in self._known:
@@ -185,9 +185,9 @@ class HostNames:
                 return
             del self._underWay[key]
             if found:
-                self._keep(reactor, key, found)
+                self._keep(key, found)
             elif key in self._known:
-                self._tellStale(reactor, key)
+                self._isStale(reactor, key)
             waiting.fire(None)
 
         waiting: Waiters[None] = Waiters() if hanging is None else hanging.waiting
@@ -197,24 +197,21 @@ class HostNames:
         _resolverOf(reactor).resolveHostName(lookup, host, portNumber=port)
         return lookup
 
-    def _keep(self, reactor: Any, key: _Key, found: Sequence[IAddress]) -> None:
+    def _keep(self, key: _Key, found: Sequence[IAddress]) -> None:
         self._known[key] = tuple(found)
         self._known.move_to_end(key)
         if len(self._known) > _MOST_NAMES:
-            self._stale.pop(self._known.popitem(last=False)[0], None)
-        since = self._stale.pop(key, None)
-        if since is not None:
-            self._log.info(
-                "Host name {host} resolved again, after {seconds:.1f} s", host=key[0], seconds=reactor.seconds() - since
-            )
+            self._outages.pop(self._known.popitem(last=False)[0], None)
+        outage = self._outages.pop(key, None)
+        if outage is not None:
+            outage.succeeded()
 
-    def _tellStale(self, reactor: Any, key: _Key) -> None:
-        if key not in self._stale:
-            self._stale[key] = reactor.seconds()
-            self._log.warn(
-                "Host name {host} did not resolve; the last known addresses are used meanwhile. Check the name server",
-                host=key[0],
-            )
+    def _isStale(self, reactor: Any, key: _Key) -> None:
+        if key not in self._outages:
+            begins = "Host name {host} did not resolve; its last known addresses are used. Check the name server"
+            ends = "Host name {host} resolved again, after {seconds:.1f} s"
+            self._outages[key] = Outage(self._log, reactor, begins, ends, host=key[0])
+        self._outages[key].failed()
 
 
 # By reactor: all clients in a process share the addresses.
@@ -236,7 +233,7 @@ def stageOf(reactor: Any, host: str) -> str:
 
 
 def _resolverOf(reactor: Any) -> IHostnameResolver:
-    """The resolver that the application has installed; the system's, in threads of our own, if it has not."""
+    """The resolver that the application has installed, or the system's in threads of our own."""
     installed: IHostnameResolver = reactor.nameResolver
     if type(installed) is not GAIResolver:
         return installed

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.internet.testing import EventLoggingObserver
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.api.authenticator import KeystoneAuthenticator
@@ -216,11 +216,14 @@ class AuthenticatorTests(SynchronousTestCase):
             self.clock.advance(1)
             self.assertEqual(self.token(), "token-1")
         self.assertLess(len(self.agent.sent), 25)
-        self.assertIn("could not be renewed", str([event["log_format"] for event in self.log]))
         self.problem = None
         self.clock.advance(300)
         self.token()
         self.assertEqual(self.token(), "token-2")
+        # One line when it begins, and one when it ends.
+        begins, ends = (formatEvent(event) for event in self.log)
+        self.assertIn("Auth token could not be renewed: POST http://registry:8880/v2.0/tokens failed", begins)
+        self.assertEqual(ends, "Auth token renewed, after 3900.0 s")
 
     def test_aTokenThatHasEndedIsRenewedFirst(self) -> None:
         """When the client slept past the token's end, the next request waits for the new one."""
