@@ -58,8 +58,8 @@ class Options(OneLineOptions):
     )
     optParameters = [
         ["id", "i", None, "The service's id (default: made from this machine's name)."],
-        ["tags", "t", "", "Tags of the service, separated by commas."],
-        ["metadata", "m", "", "Metadata of the service: key=value pairs, separated by commas."],
+        ["tags", "t", None, "Tags of the service, separated by commas."],
+        ["metadata", "m", None, "Metadata of the service: key=value pairs, separated by commas."],
         ["heartbeat-timeout", "b", "30", "Seconds without a heartbeat, 3 to 120, after which the service expires."],
         ["listen", "l", None, "Endpoint where the dummy serves its own state as JSON over HTTP, such as tcp:8000."],
         ["registry-listen", None, DEFAULT_LISTEN, "Endpoint of the registry in this process."],
@@ -73,7 +73,7 @@ class Options(OneLineOptions):
             raise usage.UsageError(f"invalid --id {self['id']!r}: use {ID_RULE}")
         for option, parse in (("tags", parseTags), ("metadata", parseMetadata)):
             try:
-                self[option] = parse(self[option])
+                self[option] = parse(self[option] or "")
             except ValueError as error:
                 raise usage.UsageError(f"--{option}: {error}")
         try:

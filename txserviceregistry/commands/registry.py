@@ -83,19 +83,17 @@ class Options(TableOptions):
         Option("data-dir", "d", None, "The data directory (default: ~/.local/state/txserviceregistry)."),
         Option("store", "s", "sqlite", "The store: sqlite (a file in the data directory), memory or etcd.", _STORE),
         *ETCD_OPTIONS,
-        Option("max-services", None, "100000", "Most services of an account.", parseCount),
-        Option("max-configuration-values", None, "100000", "Most configuration values of an account.", parseCount),
-        Option("rate-limit", None, "500000/24h", "Most GET requests of an account, N/PERIOD, or off.", parseRate),
+        Option("max-services", None, "100000", "Maximum number of services of an account.", parseCount),
+        Option("max-configuration-values", None, "100000", "Maximum number of values of an account.", parseCount),
+        Option("rate-limit", None, "500000/24h", "Maximum number of GETs of an account, N/PERIOD, or off.", parseRate),
         Option("token-lifetime", None, "24h", "How long an auth token is valid: a duration.", _TOKEN_LIFETIME),
         Option("metrics", None, LOOPBACK, "Who may read /metrics: loopback, anywhere or off.", _AUDIENCE),
         Option("access-log", None, _NO_LOG, "File with a line for each request, - for stdout, or off.", _logTarget),
-        Option("max-connections", None, "10000", "Most connections.", _SOME),
-        Option("max-connections-per-client", None, "5000", "Most connections from one address.", _SOME),
-        Option("max-followers", None, "5000", "Most requests that wait for events.", parseCount),
-        Option(
-            "max-followers-per-tenant", None, "2500", "Most requests of one account that wait for events.", parseCount
-        ),
-        Option("request-timeout", None, "30s", "How long receiving a request may take: a duration.", _REQUEST),
+        Option("max-connections", None, "10000", "Maximum number of connections.", _SOME),
+        Option("max-connections-per-client", None, "5000", "Maximum number from one address.", _SOME),
+        Option("max-followers", None, "5000", "Maximum number of requests that wait for events.", parseCount),
+        Option("max-followers-per-tenant", None, "2500", "Maximum number of those of one account.", parseCount),
+        Option("request-timeout", None, "30s", "Maximum time to receive a request: a duration.", _REQUEST),
         Option("event-retention", None, "30d", "How long events are kept: a duration of 1h or more.", _RETENTION),
     )
 

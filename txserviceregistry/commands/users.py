@@ -93,8 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     where.add_argument("--store", choices=("sqlite", ETCD), help="the registry's store (default: sqlite)")
     for option in ETCD_OPTIONS:
-        parse = _typeOf(option.parse)
-        where.add_argument(f"--{option.name}", dest=option.name, type=parse, metavar="…", help=option.help)
+        where.add_argument(
+            f"--{option.name}",
+            dest=option.name,
+            type=_typeOf(option.parse),
+            metavar=option.name.rpartition("-")[2].upper(),
+            help=_lower(option.help) + (f" (default: {option.default})" if option.default else ""),
+        )
     parser = _Parser(
         prog=_NAME,
         description=_DESCRIPTION,
@@ -110,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         ("remove", _remove, "remove a user, and revoke all auth tokens"),
         ("rotate", _rotate, "replace a user's API key, and print the new one"),
     ):
-        action = actions.add_parser(name, parents=[where], help=help)
+        action = actions.add_parser(name, parents=[where], help=help, description=f"{help[0].upper()}{help[1:]}.")
         action.set_defaults(work=work)
         if work is not _list:
             action.add_argument("name", metavar="NAME", help="the user's name")
@@ -119,6 +124,10 @@ def _parser() -> argparse.ArgumentParser:
                 "--tenant", metavar="ID", default=None, help="number of the tenant (default: an unused one)"
             )
     return parser
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:].rstrip(".")
 
 
 def _typeOf(parse: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -127,6 +127,16 @@ class RaxsrCommand(Command):
             marker = following
 
 
+# The help of options that cliff adds, where its own is wrong or hard to read.
+_HELP = {
+    "formatter": "the output format (default: table)",
+    "columns": "show this column; may be given several times (default: all)",
+    "sort_columns": "sort by this column; by a second one where the first is equal",
+    "quote_mode": "the values to quote in CSV (default: nonnumeric)",
+    "noindent": "write JSON on one line",
+}
+
+
 class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
     """
     A command whose result has columns.
@@ -139,6 +149,12 @@ class _Displaying(DisplayCommandBase[Any], RaxsrCommand):
     columns: Mapping[str, Column] = {}
     important: Sequence[str] = ()
     alone: str | None = None
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        for action in parser._actions:
+            action.help = _HELP.get(action.dest, action.help)
+        return parser
 
     def hasOutput(self, parsed: argparse.Namespace) -> bool:
         return True
@@ -188,14 +204,6 @@ class ListCommand(_Displaying, Lister):
 
     def take_action(self, parsed: argparse.Namespace) -> Any:
         return list(self.columns), list(map(self.row, self.ask(parsed)))
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        for action in parser._actions:
-            if action.dest == "sort_columns":
-                # cliff's own help says that unknown columns are ignored.
-                action.help = "sort by this column; again for a second one, which decides where the first does not"
-        return parser
 
 
 class ShowCommand(_Displaying, ShowOne):

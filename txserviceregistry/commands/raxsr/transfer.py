@@ -25,7 +25,9 @@ class _Transfer(RaxsrCommand):
 
     def addArguments(self, parser: Parser) -> None:
         parser.add_argument("file", metavar="FILE", help="a file of YAML or JSON; - for stdin or stdout")
-        parser.add_argument("--format", choices=FORMATS, help="its format, if its name does not say it")
+        parser.add_argument(
+            "--format", choices=FORMATS, help="the file's format (default: by its extension, yaml for -)"
+        )
         self.addPlace(parser)
         parser.add_argument("--dry-run", dest="dryRun", action="store_true", help="only show what would change")
 
