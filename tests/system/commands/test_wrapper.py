@@ -346,7 +346,7 @@ class WrapperTests(WrapperTestCase):
         await first.says("ready")
         out, err, code = await self.run_("--id=twice", "--abort-on-failure", "--retries=0", "echo", "started")
         self.assertEqual((out, code), (b"", 100))
-        self.assertIn("while another process uses it", err)
+        self.assertIn("another process uses", err)
         self.assertIn("already exists", err)
 
     async def test_aDataDirThatCantBeWritten(self) -> None:
