@@ -22,7 +22,7 @@ class AgentProcessTests(ProcessTestCase):
         return self.twistd("service-registry-agent", "--registry-listen", ANY_PORT, *arguments, environment=environment)
 
     async def test_runsARegistryAndRegistersAService(self) -> None:
-        """With nothing configured it brings its own registry, and a service that is kept alive in it."""
+        """Without configuration it runs its own registry, with a service whose heartbeats it sends."""
         agent = self.agent("--id", "web1", "--tags", "www,x", "--metadata", "a=b=c,d=e", "--heartbeat-timeout", "3")
         await agent.says("is registered")
         client = self.client()
@@ -30,11 +30,11 @@ class AgentProcessTests(ProcessTestCase):
         self.assertEqual((service["tags"], service["metadata"]), (["www", "x"], {"a": "b=c", "d": "e"}))
         seen = set()
 
-        async def beaten() -> bool:
+        async def hasHeartbeats() -> bool:
             seen.add((await client.services.get("web1"))["last_seen"])
             return len(seen) >= 3
 
-        await self.until(beaten)
+        await self.until(hasHeartbeats)
         self.assertNoTraceback()
 
     async def test_theLinesThatItPrintsWork(self) -> None:

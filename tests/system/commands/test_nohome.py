@@ -81,7 +81,7 @@ class NoHomeTests(ProcessTestCase):
         self.assertEqual(child.output, "False\n'~/ca.pem' can't be used: ~ has no home directory here\n", child.errors)
 
     async def test_raxsr(self) -> None:
-        """raxsr does all it does if it is given a registry; else it says that there is no file to look at."""
+        """raxsr works if a registry is configured; else it says that there is no file with settings."""
         child = await self.ended("raxsr", "services", "list", "-f", "json", environment=self.given)
         self.assertEqual(child.exitCode, 0, child.errors)
         child = await self.ended("raxsr", "services", "list")

@@ -28,7 +28,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 class RegistryProcessTests(ProcessTestCase):
-    """What an operator does to a registry, and what it does then."""
+    """Kills, stops, clock steps and failed starts."""
 
     def registry(self, *arguments: str, **options: Any) -> Child:
         return self.twistd("service-registry", *arguments, **options)
@@ -42,7 +42,7 @@ class RegistryProcessTests(ProcessTestCase):
     async def types(self, client: Client) -> list[str]:
         return [event["type"] for event in (await client.events.list(limit=1000))["values"]]
 
-    async def beats(self, client: Client, id: str, count: int) -> None:
+    async def heartbeats(self, client: Client, id: str, count: int) -> None:
         """Wait until the registry has seen so many more heartbeats of a service."""
         seen: set[int | None] = set()
 
@@ -88,13 +88,13 @@ class RegistryProcessTests(ProcessTestCase):
         self.assertEqual({key: found.get(key) for key in kept}, kept)
         # At most the one request that each writer had under way was kept without being acknowledged.
         self.assertLessEqual(len(found) - len(kept), 4)
-        # Any token of the service's life counts: the one before the last one too.
+        # All tokens of the service are valid: the one before the last one too.
         await client.services.heartbeat("web1", token)
         await client.services.heartbeat("web1", body["token"])
         self.assertEqual((await self.types(client)).count("service.timeout"), 0)
 
-    async def test_itsAbsenceKillsNobody(self) -> None:
-        """Services whose application lives are not reported dead because the registry was away for longer than that."""
+    async def test_anOutageExpiresNoService(self) -> None:
+        """Services whose application runs do not expire because the registry was down for longer than their timeout."""
         registry, client, where = await self.started()
         agent = self.twistd("service-registry-agent", "--id", "web1", "--heartbeat-timeout", "3")
         await agent.says("is registered")
@@ -104,11 +104,11 @@ class RegistryProcessTests(ProcessTestCase):
         again = self.registry("--listen", where)
         await again.says("Credentials")
         await agent.says("succeed again after")
-        await self.beats(client, "web1", 1)
+        await self.heartbeats(client, "web1", 1)
         self.assertEqual(await self.types(client), ["service.join"])
 
-    async def test_aStopForLongKillsNobody(self) -> None:
-        """Stopped with SIGSTOP for longer than a timeout and continued, it gives everybody the time back."""
+    async def test_aLongStopExpiresNoService(self) -> None:
+        """After SIGSTOP for longer than a timeout, and SIGCONT, every service has its timeout again."""
         registry, client, _ = await self.started()
         agent = self.twistd("service-registry-agent", "--id", "web1", "--heartbeat-timeout", "3")
         await agent.says("is registered")
@@ -120,11 +120,11 @@ class RegistryProcessTests(ProcessTestCase):
         await unanswered
         registry.kill("CONT")
         await agent.says("succeed again after")
-        await self.beats(client, "web1", 1)
+        await self.heartbeats(client, "web1", 1)
         self.assertEqual(await self.types(client), ["service.join"])
 
     async def test_theWallClockMayStep(self) -> None:
-        """With the wall clock of all processes stepped by an hour, both ways, no heartbeat is missed, nobody dies."""
+        """When the wall clock of all processes steps by an hour, both ways, no heartbeat is late, nothing expires."""
         stepped = Path(self.home, "faketime")
         fake = fakeTime(stepped)
         registry = self.registry("--listen", ANY_PORT, environment=fake)
@@ -134,14 +134,14 @@ class RegistryProcessTests(ProcessTestCase):
         client = self.client()
         for step in ("+3600", "-3600"):
             stepped.write_text(step + "\n")
-            await self.beats(client, "web1", 1)
+            await self.heartbeats(client, "web1", 1)
         self.assertNotIn("failed for service web1", agent.output)
         stepped.write_text("-3600\n")
         events = (await client.events.list(limit=1000))["values"]
         self.assertEqual([event["type"] for event in events], ["service.join"])
 
     async def test_whatPreventsAStartIsOneLine(self) -> None:
-        """A port in use, a second registry over the same folder, a file that is no database, a wrong option."""
+        """A port in use, a second registry over the same folder, a file that is not a database, a wrong option."""
         taken = socket.socket()
         self.addCleanup(taken.close)
         taken.bind(("127.0.0.1", 0))
@@ -149,7 +149,7 @@ class RegistryProcessTests(ProcessTestCase):
         port = taken.getsockname()[1]
         damaged = os.path.join(self.home, "damaged")
         os.makedirs(damaged)
-        Path(damaged, "registry.sqlite").write_text("this is no database, and never was one")
+        Path(damaged, "registry.sqlite").write_text("this is not a database")
         registry, _, _ = await self.started()
         cases: list[tuple[list[str], str]] = [
             (
@@ -166,12 +166,12 @@ class RegistryProcessTests(ProcessTestCase):
             self.assertEqual(failed.exitCode, 1, failed.output + failed.errors)
             self.assertEqual(len(failed.errors.strip().splitlines()), 1, failed.errors)
             self.assertIn(expected, failed.errors)
-        self.assertEqual(Path(damaged, "registry.sqlite").read_text(), "this is no database, and never was one")
+        self.assertEqual(Path(damaged, "registry.sqlite").read_text(), "this is not a database")
         self.assertNoTraceback()
         self.assertTrue(registry.running)
 
     async def test_fewFiles(self) -> None:
-        """Where there are hardly any files, as many connections as use them all up keep nobody out, then or later."""
+        """With a low limit on files, a crowd of connections does not lock out clients, then or later."""
         twistd = str(Path(sys.executable).with_name("twistd"))
         registry = self.spawn(
             *(Path(sys.executable).name, "-c", WITH_FEW_FILES, twistd, "-n", "--pidfile="),

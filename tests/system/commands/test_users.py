@@ -58,7 +58,7 @@ class BesideARegistryTests(UsersProcessCase):
     """While the registry runs."""
 
     async def test_aKeyThatCantBeWritten(self) -> None:
-        """A key that can't be shown changes nothing: the old key goes on to count, and nobody is added."""
+        """A key that can't be shown changes nothing: the old key stays valid, and no user is added."""
         await self.registry()
         before = self.raxrc()
         for streams, reason in ((INTO_A_FULL_FILE, "No space left on device"), (INTO_NOTHING, "it is closed")):
@@ -97,7 +97,7 @@ class BesideARegistryTests(UsersProcessCase):
         await self.client().account.getLimits()
 
     async def test_nothingIsMadeForAKeyThatCantBeWritten(self) -> None:
-        """Not even the store of a registry that there is not yet, which would let nobody in."""
+        """Not even the store of a registry that does not exist yet, which would have no users."""
         program = self.spawn("python", "-c", INTO_NOTHING + PROGRAM, "--data-dir", self.dataDir, "add", "joe")
         await program.ended
         self.assertEqual(program.exitCode, 1)

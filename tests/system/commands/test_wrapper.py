@@ -126,7 +126,7 @@ class WrapperTests(WrapperTestCase):
     # -- options
 
     async def test_theCommandIsUntouched(self) -> None:
-        """From the first word that is no option on all words are the command's, whatever they look like."""
+        """From the first word that is not an option on, all words are the command's."""
         rest = ["--id=other", "-n", "--", "", "a b", "--help", "*", "ü", "\udcff"]
         code = "import sys; sys.stdout.buffer.write('|'.join(sys.argv[1:]).encode('utf-8', 'surrogateescape'))"
         program = [sys.executable, "-S", "-E", "-X", "utf8", "-c", code]
@@ -219,7 +219,7 @@ class WrapperTests(WrapperTestCase):
 
     async def test_stopsAndGoesOnWithTheCommand(self) -> None:
         """SIGTSTP stops both, SIGCONT continues both."""
-        # Its parent has to be one that could continue it, as a shell is: the system stops nobody else.
+        # Its parent has to be able to continue it, as a shell is: the system stops no other process.
         shell = self.spawn(
             os.path.basename(sys.executable),
             *("-c", "import os, subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], preexec_fn=os.setpgrp))"),
@@ -327,8 +327,8 @@ class WrapperTests(WrapperTestCase):
         self.assertEqual(wrapper.exitCode, 143)
         self.assertEqual(await self.events("removed15"), ["service.join", "service.remove"])
 
-    async def test_goesOnAsTheSameService(self) -> None:
-        """Killed and started again within the interval, it is one service that has never gone."""
+    async def test_continuesTheService(self) -> None:
+        """Killed and started again within the interval, it continues the same service."""
         words = ["--id=restarted", "--interval=20", "sh", "-c", "echo ready; exec sleep 60"]
         first = self.wrapper(*words)
         await first.says("ready")
@@ -341,7 +341,7 @@ class WrapperTests(WrapperTestCase):
         self.assertEqual(await self.events("restarted"), ["service.join"])
 
     async def test_anotherWrapperIsAnotherService(self) -> None:
-        """A second one with an id that lives here does not take it over."""
+        """A second one with the same id does not take over the service of the first."""
         first = self.wrapper("--id=twice", "sh", "-c", "echo ready; exec sleep 60")
         await first.says("ready")
         out, err, code = await self.run_("--id=twice", "--abort-on-failure", "--retries=0", "echo", "started")
@@ -350,7 +350,7 @@ class WrapperTests(WrapperTestCase):
         self.assertIn("already exists", err)
 
     async def test_aDataDirThatCantBeWritten(self) -> None:
-        """It is told in one line, and is no reason not to run."""
+        """There is one line about it, and the command runs."""
         with open(os.path.join(self.home, "state"), "w"):
             pass
         out, err, code = await self.run_("--id=nodir", "echo", "started")

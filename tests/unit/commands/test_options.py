@@ -44,7 +44,7 @@ class CommandLineTests(OptionsCase):
     """Options on the command line."""
 
     def test_anEtcdWithoutItsStore(self) -> None:
-        """Who names an etcd and forgets --store does not get another store without a word, on whichever way."""
+        """Options of etcd without --store etcd are an error, on the command line and in a file."""
         for given in (["--etcd", "http://h1:2379"], ["--store", "memory", "--etcd-prefix", "/x"]):
             self.assertIn("requires --store etcd", self.refusal(*given))
         self.assertIn("--etcd-user", self.refusal("--config", self.file("r.ini", "etcd-user = joe\n")))
@@ -229,7 +229,7 @@ class ConfigFileTests(OptionsCase):
         self.assertIn(f"can't read {os.curdir}: Is a directory", self.refusal("--config", os.curdir))
 
     def test_tomlNeedsAReader(self) -> None:
-        """Where Python has no TOML and nobody has installed it, the line says what to install."""
+        """If Python has no TOML reader, and none is installed, the line says what to install."""
         with mock.patch.dict(sys.modules, {"tomllib": None, "tomli": None}):
             line = self.refusal("--config", self.file("a.toml", "store = 'memory'\n"))
         self.assertIn("pip install tomli", line)

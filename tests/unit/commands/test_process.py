@@ -1,4 +1,4 @@
-"""What the processes have in common."""
+"""What the twistd commands have in common."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from txserviceregistry.commands.process import collectSeldom
 
 
 class GarbageTests(SynchronousTestCase):
-    """How often Python looks for garbage in a process that serves."""
+    """Python's garbage collection in a process that serves requests."""
 
     def setUp(self) -> None:
         self.addCleanup(gc.set_threshold, *gc.get_threshold())
 
-    def test_looksLessOften(self) -> None:
-        """It looks after more new objects than usual, and as seldom as before at those that have been there longer."""
+    def test_collectsLessOften(self) -> None:
+        """The youngest generation is collected less often; the thresholds of the others do not change."""
         gc.set_threshold(700, 10, 5)
         collectSeldom()
         self.assertEqual(gc.get_threshold(), (50_000, 10, 5))
 
-    def test_leavesWhatIsSetOtherwise(self) -> None:
-        """Who has it look even less often, or not at all, knows why."""
+    def test_keepsOtherThresholds(self) -> None:
+        """A higher threshold, or none, is not changed."""
         for young in (100_000, 0):
             gc.set_threshold(young, 10, 10)
             collectSeldom()

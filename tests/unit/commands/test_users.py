@@ -137,7 +137,7 @@ class WithoutARegistryTests(UsersCase):
         self.assertEqual(os.stat(os.path.join(self.dataDir, "registry.sqlite")).st_mode & 0o777, 0o600)
 
     async def test_listShowsNamesAndTenants(self) -> None:
-        """``list`` tells who there is and of which tenant, and never a key."""
+        """``list`` shows users and their tenants, and no keys."""
         keys = [self.key(await self.users("add", "joe"), "joe")]
         keys.append(self.key(await self.users("add", "ann", "--tenant", "77"), "ann"))
         keys.append(self.key(await self.users("add", "jim@example.com"), "jim@example.com"))
@@ -155,7 +155,7 @@ class WithoutARegistryTests(UsersCase):
             self.assertNotIn(key, listed.out + listed.err)
 
     async def test_refusals(self) -> None:
-        """What can't be done is one line and exit code 1, what nobody can mean is one line and 2."""
+        """A failure is one line and exit code 1, wrong usage one line and 2."""
         await self.users("add", "joe")
         self.assertIn('the user "joe" already exists', await self.refused("add", "joe"))
         self.assertIn('there is no user "ann"', await self.refused("remove", "ann"))
@@ -173,17 +173,17 @@ class WithoutARegistryTests(UsersCase):
             await self.refused(*arguments, code=2)
         self.assertEqual(len((await self.users("list")).out.splitlines()), 2)
 
-    async def test_aFolderThatIsNone(self) -> None:
-        """A path that is a file, and a file that is no database, are told in one line and left as they are."""
+    async def test_invalidDataDirectories(self) -> None:
+        """A path that is a file, and a file that is not a database, are errors in one line, and do not change."""
         file = Path(self.home, "file")
         file.write_text("text")
         await self.refused("add", "joe", dataDir=str(file))
         folder = Path(self.home, "folder")
         folder.mkdir()
-        Path(folder, "registry.sqlite").write_text("this is no database, and never was one")
+        Path(folder, "registry.sqlite").write_text("this is not a database")
         for arguments in (["list"], ["add", "joe"]):
             self.assertIn("registry.sqlite", await self.refused(*arguments, dataDir=str(folder)))
-        self.assertEqual(Path(folder, "registry.sqlite").read_text(), "this is no database, and never was one")
+        self.assertEqual(Path(folder, "registry.sqlite").read_text(), "this is not a database")
         self.assertIn("the value is empty", await self.refused("--data-dir", "", "list", code=2))
 
     async def test_anEtcdWithoutItsStoreIsRefused(self) -> None:
@@ -258,15 +258,15 @@ class BesideARegistryTests(UsersCase):
         await treq.content(response)
         return int(response.code)
 
-    async def dies(self, token: str, client: Client, since: float) -> None:
-        """The auth token counts no longer: no request that is sent more than a second later is answered with it."""
+    async def becomesInvalid(self, token: str, client: Client, since: float) -> None:
+        """The auth token is refused: a second later at the latest."""
         while True:
             sent = reactor.seconds()
             code = await self.code(client, token)
             if code == 401:
                 return
             self.assertEqual(code, 200)
-            self.assertTrue(sent - since < A_SECOND + SLACK, f"the token counts after {sent - since:.1f} s")
+            self.assertTrue(sent - since < A_SECOND + SLACK, f"the token is valid after {sent - since:.1f} s")
 
     async def test_anAddedUserGetsInAtOnce(self) -> None:
         """A user who is added while the registry runs has a tenant of their own, and nothing of anybody else's."""
@@ -287,14 +287,14 @@ class BesideARegistryTests(UsersCase):
         key = self.key(rotated, "local")
         self.assertIn("raxrc has the new key", rotated.err)
         self.assertEqual(self.raxrc(), {"username": "local", "api_key": key})
-        await self.dies(token, client, since)
+        await self.becomesInvalid(token, client, since)
         await self.assertFailure(self.clientOf("local", old["api_key"]).account.getLimits(), AuthenticationFailed)
         await self.clientOf("local", key).account.getLimits()
         await self.client().account.getLimits()
 
     async def test_whoHasTheKeyFromTheRaxrcGoesOn(self) -> None:
         """
-        Services whose key is rotated again and again stay registered, and are beaten on without a gap: so many that
+        Services whose key is rotated again and again stay registered, without a gap in their heartbeats: so many that
         the registry would take its time to refuse each an old key.
         """
         await self.registry()
@@ -309,12 +309,12 @@ class BesideARegistryTests(UsersCase):
             other = self.client()
             seen = {service["id"]: service["last_seen"] async for service in other.services.iterate()}
 
-            async def beatenWithTheNewKey(other: Client = other, seen: dict[str, object] = seen) -> bool:
+            async def heartbeatsWithTheNewKey(other: Client = other, seen: dict[str, object] = seen) -> bool:
                 now = {service["id"]: service["last_seen"] async for service in other.services.iterate()}
                 keys = {client.settings.apiKey for client in clients.values()}
                 return keys == {other.settings.apiKey} and all(now[each] != seen[each] for each in clients)
 
-            await self.until(beatenWithTheNewKey)
+            await self.until(heartbeatsWithTheNewKey)
         types = {event["type"] async for event in self.client().events.iterate()}
         self.assertEqual(types, {"service.join"})
 
@@ -330,7 +330,7 @@ class BesideARegistryTests(UsersCase):
         self.assertIn("The data of tenant 1 is unchanged", removed.err)
         self.assertNotIn("last user", removed.err)
         self.assertEqual(self.raxrc(), {})
-        await self.dies(token, client, since)
+        await self.becomesInvalid(token, client, since)
         await self.assertFailure(self.clientOf("local", old["api_key"]).account.getLimits(), AuthenticationFailed)
 
     async def test_anotherUsersKeyLeavesTheRaxrcAlone(self) -> None:

@@ -17,7 +17,7 @@ class EventsTests(RaxsrProcessTestCase):
     """What happens."""
 
     async def test_follow(self) -> None:
-        """Events are printed as they come, in every format, until Ctrl-C; --since tells of what was before."""
+        """Events are printed as they come, in every format, until Ctrl-C; --since begins with an older one."""
         client = self.client()
         key = f"/{self.prefix}/value"
         await client.configuration.set(key, "before")
@@ -34,7 +34,7 @@ class EventsTests(RaxsrProcessTestCase):
         numbers = count()
 
         async def changedUntilHeard() -> bool:
-            # A follower of what is new has nothing to say of its beginning. The same value again is no change.
+            # The command that shows new events prints nothing when it begins. The same value again is not a change.
             await client.configuration.set(key, f"after {next(numbers)}")
             return "after" in new.output
 

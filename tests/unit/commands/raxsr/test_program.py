@@ -44,7 +44,7 @@ class ProgramTests(RaxsrTestCase):
         self.assertEqual((await self.good("--version")).out, f"raxsr {__version__}\n")
 
     async def test_noRegistry(self) -> None:
-        """The line names the URL that was tried, and who said so."""
+        """The line has the URL that was tried, and the setting that it comes from."""
         url = "http://127.0.0.1:9/v1.0"
         self.settings = {}
         credentials = ("--username", "joe", "--api-key", "wrong-key-0123456789")
@@ -62,8 +62,8 @@ class ProgramTests(RaxsrTestCase):
         told = await self.refused("services", "list", "--api-key", "wrong-key-0123456789")
         self.assertNotIn("0123456789", told)
 
-    async def test_whoNamesCredentialsThatAreRefused(self) -> None:
-        """Where the name and the key come from is told, as it is of URLs."""
+    async def test_sourcesOfRefusedCredentials(self) -> None:
+        """The line has the sources of the name and the key."""
         told = await self.refused("services", "list", "--username", "joe", environment={"RAXSR_API_KEY": "wrong-key"})
         self.assertIn(
             ". The username is set by --username, and the API key is set by the environment variable RAXSR_API_KEY\n",
@@ -71,8 +71,8 @@ class ProgramTests(RaxsrTestCase):
         )
         self.assertNotIn("wrong-key", told)
 
-    async def test_urlsThatAreNoRegistrys(self) -> None:
-        """What answers there is no registry, or its URL is not whole: the line says so, and who named the URL."""
+    async def test_urlsOfOtherServers(self) -> None:
+        """A URL of another server, or an incomplete one: the line says so, and has the source of the URL."""
         site = Site(Resource())
         port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(site)
         self.addCleanup(port.stopListening)
@@ -90,7 +90,7 @@ class ProgramTests(RaxsrTestCase):
         self.assertIn(f'there is no service "{self.prefix}"', await self.refused("services", "get", self.prefix))
 
     async def test_debug(self) -> None:
-        """--debug shows what was asked and answered, and no key, no auth token and no heartbeat token."""
+        """--debug shows requests and responses, without keys, auth tokens and heartbeat tokens."""
         settings = readSettings(environ={"HOME": self.home, **self.settings})
         shown = await self.raxsr("services", "create", self.prefix, "-f", "json", "--debug")
         self.assertEqual(shown.code, 0)
@@ -99,9 +99,9 @@ class ProgramTests(RaxsrTestCase):
         self.assertIn("< 201 after", shown.err)
         self.assertNotIn(settings.apiKey, shown.err)
         self.assertNotIn(shown.json["token"], shown.err)
-        beaten = await self.raxsr("services", "heartbeat", self.prefix, "--token", shown.json["token"], "--debug")
-        self.assertEqual(beaten.code, 0)
-        self.assertNotIn(shown.json["token"], beaten.err)
+        heartbeat = await self.raxsr("services", "heartbeat", self.prefix, "--token", shown.json["token"], "--debug")
+        self.assertEqual(heartbeat.code, 0)
+        self.assertNotIn(shown.json["token"], heartbeat.err)
         down = await self.raxsr("services", "list", "--debug", "--api-url", "http://127.0.0.1:9/v1.0")
         self.assertEqual(down.code, 1)
         self.assertIn("no response after", down.err)
@@ -117,7 +117,7 @@ class ProgramTests(RaxsrTestCase):
         self.assertIn('"apiKey": "***"', more.err)
 
     async def test_logFile(self) -> None:
-        """--log-file keeps what a command asks and tells, with the time and without secrets, after what was there."""
+        """--log-file appends requests, responses and messages to a file, with the time and without secrets."""
         settings = readSettings(environ={"HOME": self.home, **self.settings})
         path = Path(self.home, "raxsr.log")
         created = (await self.good("--log-file", str(path), "services", "create", self.prefix, "-f", "json")).json
@@ -141,11 +141,11 @@ class ProgramTests(RaxsrTestCase):
         self.assertIn("can't write the log file /dev/full any more", full.err)
 
     async def test_debugLeavesWordsWhole(self) -> None:
-        """A token or key that is a piece of other words is blanked where it stands by itself, and nowhere else."""
+        """A token or key that is a part of other words is redacted where it is a word, and nowhere else."""
         await self.clientWithServices(self.prefix)
         for token in ("bad", "on"):
-            beaten = ("services", "heartbeat", self.prefix, "--token", token)
-            for words in (beaten, (*beaten, "--debug")):
+            heartbeat = ("services", "heartbeat", self.prefix, "--token", token)
+            for words in (heartbeat, (*heartbeat, "--debug")):
                 shown = await self.raxsr(*words)
                 self.assertEqual(shown.code, 1)
                 self.assertRegex(shown.err, "badRequest|notFoundError")

@@ -17,9 +17,9 @@ ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 class ServicesTests(RaxsrTestCase):
-    """A service's life, by hand."""
+    """Services, one by one and in lists."""
 
-    async def test_life(self) -> None:
+    async def test_oneByOne(self) -> None:
         """create, get, heartbeat, update and remove do what they say, and say what they did."""
         id = self.prefix
         created = (
@@ -30,8 +30,8 @@ class ServicesTests(RaxsrTestCase):
         ).json
         self.assertEqual((created["id"], created["heartbeat_timeout"]), (id, 60))
 
-        beaten = (await self.good("services", "heartbeat", "--id", id, "--token", created["token"], "-f", "json")).json
-        self.assertEqual(list(beaten), ["id", "token"])
+        sent = (await self.good("services", "heartbeat", "--id", id, "--token", created["token"], "-f", "json")).json
+        self.assertEqual(list(sent), ["id", "token"])
 
         got = (await self.good("services", "get", "--id", id, "-f", "json")).json
         self.assertEqual(list(got), COLUMNS)
@@ -97,12 +97,12 @@ class ServicesTests(RaxsrTestCase):
         self.assertEqual(inOrder.out.split(), ids[::-1])
         everything = await self.good("services", "list", "--all", "-f", "value", "-c", "Service ID")
         self.assertLessEqual(set(ids), set(everything.out.split()))
-        none = await self.good("services", "list", "--tag", "nobody-has-it")
+        none = await self.good("services", "list", "--tag", "unused")
         self.assertEqual(
             [line[0] for line in none.out.splitlines()], ["+", "|", "+", "+"][: len(none.out.splitlines())]
         )
         self.assertIn("Service ID", none.out)
-        self.assertEqual((await self.good("services", "list", "--tag", "nobody-has-it", "-f", "json")).json, [])
+        self.assertEqual((await self.good("services", "list", "--tag", "unused", "-f", "json")).json, [])
 
     async def test_neverSeen(self) -> None:
         """A service that has sent no heartbeat was never seen: a word for people, null for programs."""
@@ -195,10 +195,10 @@ class ServicesTests(RaxsrTestCase):
         id = self.prefix
         await self.clientWithServices(id)
         cases = [
-            (["services", "get", "nobody"], 'there is no service "nobody"'),
-            (["services", "remove", "nobody"], 'there is no service "nobody"'),
-            (["services", "update", "nobody", "--tags", "x"], 'there is no service "nobody"'),
-            (["services", "heartbeat", "nobody", "--token", TOKEN], 'there is no service "nobody"'),
+            (["services", "get", "unknown"], 'there is no service "unknown"'),
+            (["services", "remove", "unknown"], 'there is no service "unknown"'),
+            (["services", "update", "unknown", "--tags", "x"], 'there is no service "unknown"'),
+            (["services", "heartbeat", "unknown", "--token", TOKEN], 'there is no service "unknown"'),
             (["services", "heartbeat", id, "--token", TOKEN], f'token does not belong to the service "{id}"'),
             (["services", "create", id], "already exists"),
             (["services", "create", "a/b"], "id"),

@@ -99,7 +99,7 @@ class ValueFileTests(SynchronousTestCase):
         self.assertSurvives(values)
 
     def test_theMarkThatWindowsPutsFirst(self) -> None:
-        """A byte order mark at the beginning of a file is no part of what the file says."""
+        """A byte order mark at the beginning of a file is not part of its content."""
         for format, text in (("json", '{"key": "value"}'), ("yaml", "key: value\n")):
             with open("marked", "w", encoding="utf-8-sig") as file:
                 file.write(text)

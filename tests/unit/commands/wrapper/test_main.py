@@ -1,4 +1,4 @@
-"""In which order the wrapper does things, and what it makes of what happens meanwhile; no process is started."""
+"""The order of the wrapper's actions, and its reactions to events; no process is started."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class WrapperOrderTests(SynchronousTestCase):
         self.ended(code, 0)
 
     def test_theOriginalsOptions(self) -> None:
-        """The command line of Rackspace's wrapper works as it stands."""
+        """The command line of Rackspace's wrapper works unchanged."""
         words = ["-i", "original", "-t", "api,www", "-m", "port=8000,host=h", "--heartbeat-timeout", "21"]
         words += ["--session-metadata", "a=b", "--username", "joe", "--api-key", "secret"]
         code = self.wrapper(*words, "--abort-on-failure")
@@ -130,8 +130,8 @@ class WrapperOrderTests(SynchronousTestCase):
         self.assertEqual(self.listedAtTheStart, ["web1"])
         self.assertEqual((self.ended(code, ENDED_WITH_1), self.said), (1, []))
 
-    def test_startsAllTheSameWithoutARegistry(self) -> None:
-        """The tries at the start over, it runs, and is registered when the registry comes."""
+    def test_startsWithoutARegistry(self) -> None:
+        """After the tries at the start the command runs, and is registered when the registry is started."""
         self.fake.stop()
         code = self.wrapper()
         self.assertIsNone(self.child)
@@ -143,8 +143,8 @@ class WrapperOrderTests(SynchronousTestCase):
         self.assertEqual(self.listed(), ["web1"])
         self.ended(code, 0)
 
-    def test_aRegistryThatHangsDoesNotHoldItForLong(self) -> None:
-        """Three seconds, however many tries there might be."""
+    def test_aHangingRegistryDelaysTheStart(self) -> None:
+        """The command starts after three seconds, whatever --retries says."""
         self.fake.partition()
         code = self.wrapper("--retries=100")
         self.fake.advance(2.9)
@@ -153,8 +153,8 @@ class WrapperOrderTests(SynchronousTestCase):
         self.running()
         self.ended(code, 0)
 
-    def test_startsAllTheSameWhenItIsRefused(self) -> None:
-        """A wrong key, or no settings at all, is told, and no reason not to run."""
+    def test_startsWhenItIsRefused(self) -> None:
+        """With a wrong key, or without settings, there is one line, and the command runs."""
         for settings in (self.fake.client(apiKey="not-the-key").settings, InvalidSettings("There is no username")):
             self.settings = settings
             self.child = None
@@ -167,7 +167,7 @@ class WrapperOrderTests(SynchronousTestCase):
             self.ended(code, 0)
 
     def test_aSignalBeforeTheStartEndsIt(self) -> None:
-        """What ends a process ends the wrapper while it waits for the registry; what does not is nobody's yet."""
+        """While the wrapper waits for the registry, a signal that ends processes ends it; others have no effect."""
         self.fake.stop()
         code = self.wrapper("--retries=100", "--abort-on-failure")
         self.wrapped.signalled(signal.SIGUSR1, False)
@@ -179,13 +179,13 @@ class WrapperOrderTests(SynchronousTestCase):
         self.fake.advance(30)
         self.assertEqual((self.child, self.eventTypes()), (None, []))
 
-    def test_aProgramThatIsNotThereIsNotRegistered(self) -> None:
-        """Nobody hears of a command that could never run."""
+    def test_aMissingProgramIsNotRegistered(self) -> None:
+        """A command that does not exist is not registered."""
         self.assertEqual(self.successResultOf(self.wrapper(command="/no/such/program")), 127)
         self.assertEqual(self.eventTypes(), [])
 
-    def test_aProgramThatCantBeRunIsRemoved(self) -> None:
-        """Where that shows only in the trying, its service goes at once."""
+    def test_aProgramThatCantBeRunIsDeregistered(self) -> None:
+        """If only the start shows that it can't be run, its service is deregistered at once."""
         self.cantStart = CantStart("broken", 126)
         self.assertEqual(self.successResultOf(self.wrapper()), 126)
         self.assertEqual((self.said, self.eventTypes()), (["broken"], ["service.join", "service.remove"]))
@@ -215,13 +215,13 @@ class WrapperOrderTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(code), 100)
 
     def test_abortsWithACheckToo(self) -> None:
-        """A command that has to run before it can be registered is not started for a registry that is away."""
+        """A command that has to run before it can be registered is not started while the registry is unreachable."""
         self.fake.stop()
         code = self.wrapper("--abort-on-failure", "--retries=0", "--check=tcp:1")
         self.assertEqual((self.successResultOf(code), self.child), (100, None))
 
     def test_aLossEndsTheCommand(self) -> None:
-        """It is sent SIGTERM, it may take some seconds to end, and the exit code is 100 whatever its own was."""
+        """It gets SIGTERM and some seconds to end, and the exit code is 100 whatever its own was."""
         code = self.wrapper("--abort-on-failure")
         self.fake.stop()
         self.advanceToASignal()
@@ -235,7 +235,7 @@ class WrapperOrderTests(SynchronousTestCase):
         self.assertEqual(self.running().signals, [signal.SIGTERM])
 
     def test_aCommandThatDoesNotEndIsKilled(self) -> None:
-        """Ten seconds after SIGTERM, for it must not go on unregistered."""
+        """It gets SIGKILL ten seconds after SIGTERM."""
         code = self.wrapper("--abort-on-failure")
         self.fake.stop()
         self.advanceToASignal()
@@ -245,8 +245,8 @@ class WrapperOrderTests(SynchronousTestCase):
         self.assertEqual(self.running().signals, [signal.SIGTERM, signal.SIGKILL])
         self.assertEqual(self.ended(code, signal.SIGKILL), 100)
 
-    def test_aLossEndsNothingOtherwise(self) -> None:
-        """Without --abort-on-failure the command goes on, and is back in the registry when that can be."""
+    def test_aLossWithoutTheOptionEndsNothing(self) -> None:
+        """Without --abort-on-failure the command goes on, and is registered again as soon as possible."""
         code = self.wrapper()
         self.fake.stop()
         self.fake.advance(600)
@@ -258,8 +258,8 @@ class WrapperOrderTests(SynchronousTestCase):
 
     # -- signals
 
-    def test_passesSignalsOn(self) -> None:
-        """Each as often as it comes; what was typed at the terminal the command has already."""
+    def test_forwardsSignals(self) -> None:
+        """Each signal is forwarded once; a signal of the terminal reaches the command without the wrapper."""
         self.wrapper()
         child = self.running()
         for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGINT):
@@ -283,7 +283,7 @@ class WrapperOrderTests(SynchronousTestCase):
         self.assertEqual(self.eventTypes(), ["service.join", "service.timeout"] * 6)
 
     def test_aCommandMayIgnoreSIGTERM(self) -> None:
-        """It goes on, registered, for as long as it likes."""
+        """It goes on, registered, until it ends."""
         code = self.wrapper()
         self.wrapped.signalled(signal.SIGTERM, False)
         self.fake.advance(600)
@@ -302,14 +302,14 @@ class WrapperOrderTests(SynchronousTestCase):
         return result, removed
 
     def test_deregistersAnOrderlyEnd(self) -> None:
-        """An exit code of 0, or the end by a signal that was passed on, in either of the ways to say so."""
+        """An exit code of 0, or the end by a signal that was forwarded, as a wait status or as an exit code."""
         self.assertEqual(self.deregistered(0), (0, True))
         self.assertEqual(self.deregistered(DIED_OF_TERM, signal.SIGTERM), (143, True))
         self.assertEqual(self.deregistered(EXITED_143, signal.SIGTERM), (143, True))
         self.assertEqual(self.deregistered(signal.SIGINT, signal.SIGINT, typed=True), (130, True))
 
-    def test_leavesAnyOtherEndToTheTimeout(self) -> None:
-        """A failure, or a signal from elsewhere, is what followers are to hear of as a timeout."""
+    def test_expiresAfterAnyOtherEnd(self) -> None:
+        """After a failure, or a signal from elsewhere, the service expires."""
         self.assertEqual(self.deregistered(ENDED_WITH_1), (1, False))
         self.assertEqual(self.deregistered(DIED_OF_TERM), (143, False))
         self.assertEqual(self.deregistered(signal.SIGKILL, signal.SIGTERM), (137, False))
