@@ -44,7 +44,7 @@ __all__ = ["APIError", "Client", "HeartBeater"]
 
 _DEFAULT_REGION = "us"
 
-# What, if it is another one than at the start, a program that runs can't take up.
+# The settings that a running client can't change.
 _CHANGES = {
     "username": "user",
     "baseUrls": "URL of the registry",
@@ -52,14 +52,14 @@ _CHANGES = {
     "raxrcPath": "file for the API key",
 }
 
-# Requests that wait for events, at once. All followers of a client share one; the others are for who calls
-# client.events.list(wait=…) by hand.
+# The most requests at once that wait for events. All subscribers of a client share one; the others are for calls of
+# client.events.list(wait=…).
 _MOST_WAITING = 8
 
 
 class Client:
     """
-    A service registry, as one user of it.
+    A service registry, and one user of it.
 
     ::
 
@@ -224,7 +224,7 @@ class Client:
         find = getattr(known, "localAddress", None)
         if find is None:
             raise InvalidSettings(
-                "The agent that this client was given does not tell its local address: say which host to give"
+                "The local address is unknown, because the client was given an agent. Set host in the metadata"
             )
         address: str | None = find(self._transport.baseUrl) if self._transport.servers else None
         if address is not None:
@@ -232,7 +232,7 @@ class Client:
         await self.account.getLimits()
         address = find(self._transport.baseUrl)
         if address is None:
-            raise ConnectionFailed(f"The local address of a connection to {self._transport.baseUrl} is not known")
+            raise ConnectionFailed(f"The local address of a connection to {self._transport.baseUrl} is unknown")
         return address
 
     def onLocalAddress(self, listener: Callable[[str], object]) -> Callable[[], None]:
@@ -254,8 +254,8 @@ class Client:
 
     def close(self) -> Deferred[None]:
         """
-        End everything: what is under way fails with ``ConnectionFailed``, HeartBeaters stop, connections are closed.
-        No service is removed from the registry by it. Closing again does nothing more.
+        Close the client: requests fail with ``ConnectionFailed``, HeartBeaters stop, and connections are closed. The
+        services stay registered until they expire. A second call does nothing more.
 
         :return: fires when nothing of this client is left on the reactor.
         """
@@ -282,7 +282,7 @@ class Client:
             await self._pool.close()
 
     def _resumed(self) -> None:
-        """The machine was suspended: idle connections are most likely dead, and a request would hang on one."""
+        """The machine was suspended: idle connections are most likely dead."""
         if self._pool is not None:
             self._pool.closeCachedConnections()  # type: ignore[no-untyped-call] # Twisted has no types there
 
@@ -290,12 +290,11 @@ class Client:
         known = self.settings
         if known.readAgain is not None:
             found = known.readAgain()
-            # A key goes to no other registry than the one that it is written down for.
+            # A key is only sent to the registry in its settings.
             changed = [what for name, what in _CHANGES.items() if getattr(found, name) != getattr(known, name)]
             if changed:
                 raise InvalidSettings(
-                    f"The settings name another {' and another '.join(changed)} by now. To use it, the program has to "
-                    "be started again"
+                    f"The settings have another {' and another '.join(changed)} now. Restart the program to use it"
                 )
             self.settings = known = attrs.evolve(known, apiKey=found.apiKey, sources=found.sources)
         return Credentials(known.username, known.apiKey)
@@ -312,6 +311,6 @@ class Client:
             regions = ", ".join(sorted(urls)) or "none"
             raise InvalidSettings(
                 f"The Auth API's catalog has no service registry for region {region!r} (it has: {regions}). "
-                "Give the registry's URL, or another region (RAXSR_API_URL, RAXSR_REGION)"
+                "Set RAXSR_API_URL, or another RAXSR_REGION"
             )
         return parseUrls(found, "the Auth API's catalog")

@@ -198,7 +198,7 @@ class APIError(ServiceRegistryError):
             text += f" (txnId {self.txnId})"
         advice = self.doubt or self.advice
         if advice:
-            text += f". {advice}"
+            text = f"{text.rstrip('.')}. {advice}"
         return text
 
 

@@ -406,13 +406,13 @@ class ConstructionTests(SynchronousTestCase):
         valid = "second"
         for wrong, why in (
             (lambda: None, "belong to this registry"),
-            (lambda: self.written("second", api="http://elsewhere/v1.0"), "another URL of the registry by now"),
-            (lambda: self.written("second", auth_api="http://elsewhere/v2.0"), "another URL of the Auth API by now"),
-            (lambda: self.written("second", "jim"), "another user by now"),
+            (lambda: self.written("second", api="http://elsewhere/v1.0"), "another URL of the registry now"),
+            (lambda: self.written("second", auth_api="http://elsewhere/v2.0"), "another URL of the Auth API now"),
+            (lambda: self.written("second", "jim"), "another user now"),
             (lambda: (self.home / ".raxrc").write_text("being written"), "the first line must be a [section]"),
             (
                 lambda: (self.home / ".raxrc").write_text("[api]\nurl=http://a/v1.0\n[auth_api]\nurl=http://a/v2.0\n"),
-                "another file for the API key by now",
+                "another file for the API key now",
             ),
         ):
             wrong()

@@ -183,6 +183,7 @@ class TransportTests(SynchronousTestCase):
         self.assertIn("After a restart, wait for the heartbeat timeout", said)
         self.assertIn("as register(), RegisteredService and the wrapper do", said)
         self.assertIn("If it is another service, use another id", said)
+        self.assertNotIn("..", said)
 
     def test_aPageThatTheRegistryDoesNotHave(self) -> None:
         """The text says when the registry's URL does not end in /v1.0, also if it has /v1.0 in the middle."""
