@@ -218,7 +218,7 @@ class HeartBeater:
         Whether the registry must still have the service: it is registered, and its deadline, counted from the sending
         of the last heartbeat that was answered, has not passed.
         """
-        return self.nextToken is not None and self.secondsLeft() > 0
+        return self.nextToken is not None and self.deadline > self._clock.seconds()
 
     @property
     def state(self) -> str:
@@ -309,26 +309,27 @@ class HeartBeater:
         :param heartbeatTimeout: in seconds.
         """
         # The deadline comes no later than it would have come, and no later than the new timeout from now on.
-        deadline = min(self._renewed + self.heartbeatTimeout, self._clock.seconds() + heartbeatTimeout)
+        deadline = min(self.deadline, self._clock.seconds() + heartbeatTimeout)
         self._renewed = deadline - heartbeatTimeout
         self.heartbeatTimeout = heartbeatTimeout
         self._setInterval()
         self.sendNow()
 
-    def secondsLeft(self) -> float:
-        """Seconds to the deadline."""
-        return self._renewed + self.heartbeatTimeout - self._clock.seconds()
+    @property
+    def deadline(self) -> float:
+        """When the service expires, in seconds of the clock, if no other heartbeat is answered."""
+        return self._renewed + self.heartbeatTimeout
 
     def tryTimeout(self, now: float) -> float:
         """After how many seconds a heartbeat is late that is sent at that time."""
-        return patienceFor(self._renewed + self.heartbeatTimeout - now, self.heartbeatTimeout)
+        return patienceFor(self.deadline - now, self.heartbeatTimeout)
 
     def retryDelay(self, delay: float) -> float:
         """
         Seconds to wait after a heartbeat had no response: *delay*, but fewer near the deadline, and at most half an
         interval. So a registry that is back gets each heartbeat well within one interval.
         """
-        return delayBefore(min(delay, self.interval / 2), self.secondsLeft())
+        return delayBefore(min(delay, self.interval / 2), self.deadline - self._clock.seconds())
 
     def slept(self, seconds: float) -> None:
         """The deadline is nearer than the clock says: it stood still for so many seconds."""
@@ -399,12 +400,12 @@ class HeartBeater:
         single, due = self._single, self._renewed + self.interval
         if single is not None and not self._joinBatcher(due):
             single.beginAt(due)
-        if self.running:
+        if self._state is not _State.REGISTERED and self.running:
             self._transition(_State.REGISTERED)
 
     def missed(self) -> None:
         """A heartbeat had no response; it is retried."""
-        if self.secondsLeft() <= 0:
+        if self.deadline <= self._clock.seconds():
             self._transition(_State.UNREACHABLE)
 
     def refused(self, failure: Failure) -> None:

@@ -67,8 +67,9 @@ class SingleService(BatchedService, Protocol):
     def running(self) -> bool:
         """Whether heartbeats are sent for it."""
 
-    def secondsLeft(self) -> float:
-        """Seconds to its deadline."""
+    @property
+    def deadline(self) -> float:
+        """When it expires, in seconds of the clock."""
 
     def registered(self, sent: float, token: str) -> None:
         """The registration that was sent at that time was answered with this token."""
@@ -200,19 +201,18 @@ class SingleSender:
             if passes:
                 self._takeTurn()
             else:
-                left = 0.0 if service.nextToken is None else service.secondsLeft()
+                left = 0.0 if service.nextToken is None else service.deadline - self._clock.seconds()
                 self._retry(health.nextDelay(service.interval, left))
 
         self._await(partial(health.passes, timeout, suspended), checked)
 
     def _takeTurn(self) -> None:
         """Wait until few enough ask the registry. The service that needs a response first is first."""
-        now = self._clock.seconds()
         if self._service.nextToken is not None:
-            turns, deadline = self._context.turns, now + self._service.secondsLeft()
+            turns, deadline = self._context.turns, self._service.deadline
         else:
             turns = self._context.registrations
-            deadline = self._unheardUntil if self._unheardUntil > now else float("inf")
+            deadline = self._unheardUntil if self._unheardUntil > self._clock.seconds() else float("inf")
         self._await(partial(turns.take, deadline), partial(self._ask, turns))
 
     def _ask(self, turns: PrioritySemaphore, _: None) -> None:
