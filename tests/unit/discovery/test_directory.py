@@ -261,6 +261,17 @@ class DirectoryTests(SynchronousTestCase):
         self.fake.advance(15)
         self.assertEqual((second.services(), second.stale), ([], 0.0))
 
+    def test_savedWhenItStops(self) -> None:
+        """Changes that the file does not have yet are written when the directory stops."""
+        path = self.mktemp()
+        first = self.directory(path=path)
+        self.create("web1")
+        self.fake.flush()
+        self.successResultOf(first.stopService())
+        self.fake.stop()
+        second = self.directory(path=path)
+        self.assertEqual(self.ids(second), ["web1"])
+
     def test_aDamagedFile(self) -> None:
         """It is logged, and ignored."""
         self.create("web1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -11,7 +12,7 @@ from tests.fakeagent import Proxy
 from txserviceregistry import Client
 from txserviceregistry.discovery.cursor import Cursor, StaleCursor
 from txserviceregistry.discovery.poller import EventPoller, pollerOf
-from txserviceregistry.errors import ConnectionFailed
+from txserviceregistry.errors import ConnectionFailed, MalformedResponse
 from txserviceregistry.testing import FakeRegistry
 
 
@@ -25,10 +26,13 @@ class PollerTests(SynchronousTestCase):
         self.poller = pollerOf(self.client)
         self.count = 0
 
-    def happen(self) -> str:
-        """An event; its id."""
+    def change(self) -> None:
         self.count += 1
         self.successResultOf(self.other.configuration.set("key", str(self.count)))
+
+    def happen(self) -> str:
+        """An event; its id."""
+        self.change()
         self.fake.flush()
         events: list[Any] = self.successResultOf(self.other.events.list(limit=1000))["values"]
         id: str = events[-1]["id"]
@@ -110,6 +114,27 @@ class PollerTests(SynchronousTestCase):
         self.assertNoResult(waiting)
         self.happen()
         self.successResultOf(waiting)
+
+    def test_theEndOfTheFeed(self) -> None:
+        """It is found over several pages; a registry that has lost its data has no such place."""
+        for _ in range(1100):
+            self.change()
+        events: list[Any] = []
+        end = self.successResultOf(self.poller.readToEnd(Cursor(), events))
+        self.assertEqual((end.marker, len(events)), (events[-1]["id"], 1100))
+        self.fake.advance(1)
+        self.fake.restart(keepData=False)
+        self.happen()
+        self.failureResultOf(self.poller.readToEnd(end, events), StaleCursor)
+
+    def test_aPageFromBeforeTheMarker(self) -> None:
+        """It is malformed: its events would come again and again."""
+        self.happen()
+        page = self.successResultOf(self.other.events.list())
+        self.fake.advance(1)
+        cursor = Cursor(self.happen(), True)
+        self.fake.answerNext(200, json.dumps(page).encode(), "application/json")
+        self.failureResultOf(self.poller.read(cursor), MalformedResponse)
 
     def test_nothingHappens(self) -> None:
         """While nothing happens, a request ends after half a minute, and the next one begins."""
