@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakeagent import Proxy
 from txserviceregistry import Client
+from txserviceregistry.discovery import poller
 from txserviceregistry.discovery.cursor import Cursor, StaleCursor
 from txserviceregistry.discovery.poller import EventPoller, pollerOf
 from txserviceregistry.errors import ConnectionFailed, MalformedResponse
@@ -117,11 +118,12 @@ class PollerTests(SynchronousTestCase):
 
     def test_theEndOfTheFeed(self) -> None:
         """It is found over several pages; a registry that has lost its data has no such place."""
-        for _ in range(1100):
+        self.patch(poller, "PAGE", 10)
+        for _ in range(25):
             self.change()
         events: list[Any] = []
         end = self.successResultOf(self.poller.readToEnd(Cursor(), events))
-        self.assertEqual((end.marker, len(events)), (events[-1]["id"], 1100))
+        self.assertEqual((end.marker, len(events)), (events[-1]["id"], 25))
         self.fake.advance(1)
         self.fake.restart(keepData=False)
         self.happen()
