@@ -23,7 +23,7 @@ __all__ = [
     "ServicePage",
 ]
 
-#: What an event may be about.
+#: The types of events.
 EventType = Literal[
     "service.join",
     "service.remove",
@@ -58,7 +58,7 @@ class Service(TypedDict):
 
 
 class HeartbeatToken(TypedDict):
-    """What a registration and a heartbeat answer: the token for the next heartbeat."""
+    """The response to a registration and to a heartbeat: the token for the next heartbeat."""
 
     token: str
 
@@ -85,7 +85,7 @@ class ConfigurationPage(TypedDict):
 
 
 class Event(TypedDict):
-    """Something that happened. ``timestamp`` is in milliseconds since the epoch."""
+    """An event. ``timestamp`` is in milliseconds since the epoch."""
 
     id: str
     timestamp: int
@@ -116,7 +116,7 @@ class Limits(TypedDict):
 
 
 class FaultBody(TypedDict):
-    """The body of every error answer."""
+    """The body of every error."""
 
     type: str
     code: int

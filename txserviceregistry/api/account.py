@@ -12,7 +12,7 @@ class AccountClient:
     """
     The account itself.
 
-    :param transport: how to ask the registry.
+    :param transport: sends the requests.
     """
 
     def __init__(self, transport: Transport) -> None:

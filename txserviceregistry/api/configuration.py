@@ -36,7 +36,7 @@ class ConfigurationClient:
     A key is a simple name (``listen_ip``) or a qualified one, with a namespace (``/production/cassandra/listen_ip``).
     Every method returns a Deferred, which fails with a :class:`~txserviceregistry.errors.ServiceRegistryError`.
 
-    :param transport: how to ask the registry.
+    :param transport: sends the requests.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -47,7 +47,7 @@ class ConfigurationClient:
         One page of the values, sorted by key.
 
         :param marker: the key to begin at; ``page["metadata"]["next_marker"]`` of the page before.
-        :param limit: how many at most, 1 to 1000; 100 if it is not given.
+        :param limit: the most values, 1 to 1000; 100 by default.
         :return: fires with ``{"values": [{"id": …, "value": …}, …], "metadata": {…}}``.
         """
         return self._list("/configuration", marker, limit)
@@ -65,7 +65,7 @@ class ConfigurationClient:
 
     async def iterate(self, namespace: str | None = None) -> AsyncIterator[ConfigurationValue]:
         """
-        All values, or all below a *namespace*, page by page as they are asked for::
+        All values, or all below a *namespace*, page by page as they are needed::
 
             async for value in client.configuration.iterate("/production"):
                 print(value["id"], value["value"])

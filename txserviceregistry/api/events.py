@@ -16,7 +16,7 @@ class EventsClient:
     """
     The account's feed of events.
 
-    :param transport: how to ask the registry.
+    :param transport: sends the requests.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -34,15 +34,14 @@ class EventsClient:
         """
         One page of the feed, oldest first.
 
-        :param marker: the id of the event to begin at, that one included; without it, the events of the last hour.
-        :param limit: how many at most, 1 to 1000; 100 if it is not given.
+        :param marker: the id of the first event; without it, the page has the events of the last hour.
+        :param limit: the most events, 1 to 1000; 100 by default.
         :param type: only events of this type, such as ``service.join``.
         :param wait: seconds, 1 to 60, to wait for an event that is newer than the *marker*. The page comes as soon as
-            there is one, else after that time as it is. It takes the registry's extension ``events-wait``: while
-            :attr:`Client.extensions <txserviceregistry.Client.extensions>` does not name it, the page comes at once. A
-            request that waits has a connection of its own, and the client's timeout counts from the end of the wait.
-            Of a registry with several servers, the page comes as it is from another server when the one that was asked
-            fails meanwhile.
+            there is one, or after that time. This is the registry's extension ``events-wait``. Without it in
+            :attr:`Client.extensions <txserviceregistry.Client.extensions>`, the page comes at once. Such a request has
+            a connection of its own, and the client's timeout counts from the end of the wait. When its server fails
+            meanwhile, the current page comes from another server.
         :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with a
             :class:`~txserviceregistry.errors.ServiceRegistryError`, ``BadRequest`` if the marker is not accepted.
         """
@@ -55,13 +54,13 @@ class EventsClient:
         except (ConnectionFailed, RequestTimedOut, MalformedResponse, ServerError):
             if wait is None or self._transport.servers < 2 or self._transport.isClosed:
                 raise
-            # The server has used up the time to wait. Another one tells what there is now.
+            # The time to wait is over.
             response = await self._transport.request("GET", "/events", query={**query, "wait": None})
         return response.read(readEventPage)
 
     def iterate(self, marker: str | None = None) -> AsyncIterator[Event]:
         """
-        The events from *marker* to the end that the feed has when it is reached, page by page as they are asked for::
+        The events from *marker* to the current end of the feed, page by page as they are needed::
 
             async for event in client.events.iterate():
                 print(event["type"], event["payload"])

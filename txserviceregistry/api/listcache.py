@@ -11,12 +11,10 @@ from twisted.internet.interfaces import IReactorTime
 
 class ListCache:
     """
-    Pages as they came, the least recently kept going first when there are too many.
+    The last pages, kept as JSON text, so that no caller changes the page of another. The oldest ones are dropped first.
 
-    A page is kept as its JSON text: nothing that a caller does to one changes what the next one gets.
-
-    :param maxPages: how many pages,
-    :param maxBytes: and how many bytes of JSON, at most.
+    :param maxPages: the most pages.
+    :param maxBytes: the most bytes of JSON.
     """
 
     def __init__(self, maxPages: int = 256, maxBytes: int = 8 * 1024 * 1024) -> None:
@@ -27,11 +25,11 @@ class ListCache:
 
     def keep(self, key: str, page: bytes, clock: IReactorTime) -> None:
         """
-        Keep a page instead of the one that there is.
+        Keep a page of a listing instead of the last one.
 
-        :param key: names the listing: its path and query.
+        :param key: the listing's path and query.
         :param page: the page's JSON.
-        :param clock: what its age is counted by.
+        :param clock: tells its age.
         """
         self._drop(key)
         self._pages[key] = page, clock.seconds()
@@ -40,11 +38,7 @@ class ListCache:
             self._drop(next(iter(self._pages)))
 
     def stale(self, key: str, clock: IReactorTime) -> Any:
-        """
-        The page that was kept, its ``metadata`` bearing ``stale``: its age in seconds.
-
-        :return: ``None`` if there is none.
-        """
+        """The page, with its age in seconds as ``stale`` in its ``metadata``; ``None`` if there is none."""
         kept = self._pages.get(key)
         if kept is None:
             return None

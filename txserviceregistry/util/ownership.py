@@ -23,7 +23,7 @@ class UnsafePath(PermissionError):
 
 def isPrivileged() -> bool:
     """
-    Whether this process may act on the files of all users: root runs it, and not in a user namespace without other
+    Whether this process can change the files of all users: root runs it, and not in a user namespace without other
     users.
     """
     if not hasattr(os, "geteuid") or os.geteuid() != _ROOT:
@@ -37,8 +37,8 @@ def isPrivileged() -> bool:
 
 def controllingUser(path: str | os.PathLike[str]) -> int:
     """
-    The user who can change what *path* leads to, root excepted: the owner of the first directory or symbolic link on
-    the way that is not root's. What does not exist yet is left out.
+    The user besides root who can change where *path* leads: the owner of the first directory or symbolic link in it
+    that is not root's. The part that does not exist is left out.
 
     :return: the user's id; 0 if it is root alone.
     :raises UnsafePath: if it is more than one user.
@@ -99,8 +99,8 @@ def _isOpenToOthers(status: os.stat_result) -> bool:
 
 def checkPath(path: str | os.PathLike[str]) -> None:
     """
-    Check that a privileged process can use *path*: no other user can change where it leads. For other processes every
-    path is safe, because they can do nothing that their own user could not do.
+    Check that no other user can change where *path* leads, if this process is privileged. For another process every
+    path is safe, because it can do only what its user can do.
 
     :raises UnsafePath: if another user can.
     :raises OSError: if a directory on the way can't be read.

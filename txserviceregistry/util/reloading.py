@@ -1,7 +1,4 @@
-"""
-Values made from files, and made again when the files have changed: certificates and keys that are renewed while a
-program runs.
-"""
+"""Values made from files that may change while the program runs, such as certificates and keys."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Generic, TypeVar
 
 from .logs import Logger
 
-#: How often files are read again that have not changed: because they can't be used, or because a handshake failed.
+#: Seconds between two reads of files that have not changed, while they can't be used or after a failed handshake.
 RETRY_SECONDS = 1.0
 
 _Text = TypeVar("_Text")
@@ -22,9 +19,8 @@ _Made = TypeVar("_Made")
 
 def stampOf(path: str) -> tuple[int, ...] | None:
     """
-    What changes whenever a file is replaced or written, also one behind symbolic links.
-
-    :return: ``None`` if there is no such file, or if it can't be looked at.
+    A value that changes when a file is replaced or written, also behind symbolic links; ``None`` if there is no such
+    file, or its status can't be read.
     """
     try:
         found = os.stat(path)
@@ -33,14 +29,14 @@ def stampOf(path: str) -> tuple[int, ...] | None:
     if _isStream(found):
         # Its times change while it is read.
         return found.st_dev, found.st_ino
-    # The last one also shows a file that was written with its old date, and a changed permission.
+    # The ctime also changes with a file's permissions, and when it is written with its old date.
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _isStream(found: os.stat_result) -> bool:
     """
-    Whether it is a pipe, a socket or a device other than the null device: to read it can take forever, and may give
-    each byte only once.
+    Whether it is a pipe, a socket or a device other than the null device: reading it can take forever, and returns each
+    byte only once.
     """
     if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
         return False
@@ -49,16 +45,16 @@ def _isStream(found: os.stat_result) -> bool:
 
 class Reloaded(Generic[_Text, _Made]):
     """
-    A value made from files. When they have changed, it is made again. When the new files can't be used, the previous
-    value stays in use; the log says so once, and once more when the files are good again.
+    A value made from files, and made again when they have changed. While the new files can't be used, the previous
+    value stays in use. That is logged once when it begins and once when it ends.
 
-    :param name: what the files are, as the subject of log lines.
-    :param paths: the files to look at. The first time, they may be pipes.
-    :param read: reads them. When it returns the same as before, nothing has changed.
-    :param make: makes the value of what *read* has returned.
-    :param whyNot: why a value is of no use at this time. Such a value replaces none that is of use.
+    :param name: the subject of log lines.
+    :param paths: the files. The first time, they may be pipes.
+    :param read: reads them.
+    :param make: makes the value from the result of *read*.
+    :param whyNot: why a value can't be used at this time. Such a value does not replace one that can.
     :param seconds: monotonic time.
-    :raises Exception: what *read* and *make* raise.
+    :raises Exception: as *read* and *make*.
     """
 
     _log = Logger()
@@ -76,7 +72,7 @@ class Reloaded(Generic[_Text, _Made]):
         self.name = name
         #: Why the files can't be used as they are now; ``None`` if they are in use.
         self.problem: str | None = None
-        #: Called when there is another value.
+        #: Called when the value has changed.
         self.onChange: Callable[[], object] = lambda: None
         self._paths = paths
         self._read = read
@@ -84,14 +80,14 @@ class Reloaded(Generic[_Text, _Made]):
         self._whyNot = whyNot
         self._seconds = seconds
         self._isSuspect = False
-        # Before they are read: a change meanwhile is seen the next time.
+        # Before they are read, so that a change meanwhile is noticed.
         self._stamps = self._look()
         self._readAt = seconds()
         self._text = read()
         self._made = make(self._text)
 
     def current(self) -> _Made:
-        """The value, made again before if the files have changed. This costs one ``stat`` for each file."""
+        """The value, which is made again if the files have changed. It takes one ``stat`` for each file."""
         if self._look() != self._stamps or (
             (self._isSuspect or self.problem is not None) and self._seconds() - self._readAt >= RETRY_SECONDS
         ):
@@ -99,7 +95,7 @@ class Reloaded(Generic[_Text, _Made]):
         return self._made
 
     def suspect(self) -> None:
-        """Read the files the next time even if they seem not to have changed: the value did not serve."""
+        """Read the files the next time, even if they seem unchanged: the value did not work."""
         self._isSuspect = True
 
     def reload(self) -> None:
@@ -114,7 +110,7 @@ class Reloaded(Generic[_Text, _Made]):
             whyNot = self._whyNot(made)
             if made is not self._made and whyNot is not None and self._whyNot(self._made) is None:
                 raise ValueError(whyNot)
-        # Files of others raise anything, and must not end the connection that looks at them.
+        # Invalid files raise many exceptions, none of which may end a connection.
         except Exception as error:
             if self.problem is None:
                 self._log.warn(
