@@ -54,7 +54,7 @@ class Authenticator:
 
     async def issueToken(self, request: Request) -> Response:
         """
-        Response a ``POST /tokens``, also where it fails.
+        Answer a ``POST /tokens``, also where it fails.
 
         :raises Overloaded: if too many API keys are waiting to be checked.
         """

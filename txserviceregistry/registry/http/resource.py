@@ -71,7 +71,7 @@ class ApiResource(Resource):
 
     def render(self, request: Request) -> int:
         """
-        Response a request, for a plain Site.
+        Answer a request, for a plain Site.
 
         :return: ``NOT_DONE_YET``: the response is sent from here, now or later.
         """
@@ -79,7 +79,7 @@ class ApiResource(Resource):
         return NOT_DONE_YET
 
     def answer(self, record: RequestRecord) -> None:
-        """Response a request, at once if all that it needs is in memory."""
+        """Answer a request, at once if all that it needs is in memory."""
         answering = Deferred.fromCoroutine(self._answer(record))
         if not answering.called:
             record.isLate = True

@@ -210,7 +210,7 @@ class AnswerTests(FramingCase):
 
     def test_aHeaderIsOneLine(self) -> None:
         """
-        Whatever a header of an response is made of, it begins no other line.
+        No value of a header begins another line.
         """
         response = inBytes(Response(400, headers={"Location": "/a\r\nSet-Cookie: b"}), "1", b"Bad Request")
         self.assertIn(b"\r\nLocation: /a Set-Cookie: b\r\n", response)
@@ -501,7 +501,7 @@ class ConnectionTests(FramingCase):
 
     def test_idleEachByItself(self) -> None:
         """
-        Each has its two minutes, from whatever has come last; and so has one after an response that took longer.
+        Each has two minutes from its last request, also after a response that took longer.
         """
         slow: Deferred[Any] = Deferred()
         self.patch(self.api.registry, "get", lambda *args: slow)

@@ -38,7 +38,7 @@ class Leases:
         return answer
 
     def answer(self) -> None:
-        """Response the oldest request: leases of even numbers are there."""
+        """Answer the oldest request: leases of even numbers are there."""
         leases, answer = self.asked.pop(0)
         answer.callback([lease % 2 == 0 for lease in leases])
 
