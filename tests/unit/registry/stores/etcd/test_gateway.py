@@ -158,7 +158,7 @@ class TurnsTests(SynchronousTestCase):
             raise StoreUnavailable("closed")
 
     def answer(self) -> str:
-        """Response what was asked first; what is asked then, if anything is."""
+        """Answer what was asked first; what is asked then, if anything is."""
         path, answered = self.asked.pop(0)
         answer: Any = {"header": {"revision": "1"}, "responses": [{"response_range": {}}]}
         if path == "lease/keepalive":
