@@ -145,11 +145,7 @@ class AgentProcess(Service):
             self._port = await self._listen(dummy)
             metadata.setdefault("port", str(getattr(self._port.getHost(), "port", "")))
         service = self._service = RegisteredService(
-            self._client,
-            self._options["id"],
-            self._options["heartbeat-timeout"],
-            self._options["tags"],
-            metadata,
+            self._client, self._options["id"], self._options["heartbeat-timeout"], self._options["tags"], metadata
         )
         dummy.service = service
         service.startService()

@@ -60,11 +60,7 @@ class RequestLoggingAgent:
         self._secrets = encodings(apiKey)
 
     def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
         request = f"{method.decode('ascii')} {uri.decode('ascii')}"
         began = time.monotonic()

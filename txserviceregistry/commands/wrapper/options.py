@@ -42,18 +42,8 @@ class Options(usage.Options):
     optParameters = [
         ["id", "i", None, f"The service's id: {ID_RULE}"],
         ["username", None, None, "The user's name (default: from the settings)."],
-        [
-            "api-key",
-            None,
-            None,
-            "The user's API key; other users of this machine can see it: prefer RAXSR_API_KEY or ~/.raxrc.",
-        ],
-        [
-            "interval",
-            None,
-            "30",
-            "Heartbeat timeout: seconds without a heartbeat, 3 to 120, after which the service expires.",
-        ],
+        ["api-key", None, None, "The user's API key. Other users can see it: prefer RAXSR_API_KEY or ~/.raxrc."],
+        ["interval", None, "30", "Heartbeat timeout: seconds, 3 to 120, without a heartbeat until expiration."],
         ["retries", None, "2", "How often to retry a failed registration before the command starts."],
         [
             "check",
@@ -66,16 +56,8 @@ class Options(usage.Options):
         ["check-timeout", None, "2", "Seconds that a check may take."],
     ]
     optFlags = [
-        [
-            "abort-on-failure",
-            None,
-            "Don't start the command unregistered; end it when its registration is lost.",
-        ],
-        [
-            "deregister",
-            None,
-            "Deregister the service when the command ends with 0, or by a signal that was forwarded to it.",
-        ],
+        ["abort-on-failure", None, "Don't start the command unregistered; end it when its registration is lost."],
+        ["deregister", None, "Deregister when the command ends with 0, or by a signal that was forwarded."],
     ]
 
     def __init__(self) -> None:
