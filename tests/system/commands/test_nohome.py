@@ -86,7 +86,7 @@ class NoHomeTests(ProcessTestCase):
         self.assertEqual(child.exitCode, 0, child.errors)
         child = await self.ended("raxsr", "services", "list")
         self.assertEqual((child.exitCode, len(child.errors.splitlines())), (1, 1))
-        self.assertIn("no file, because this user has no home directory", child.errors)
+        self.assertIn("searched: no file, no home directory", child.errors)
         child = await self.ended("raxsr", "--help")
         self.assertEqual(child.exitCode, 0, child.errors)
 
@@ -95,7 +95,7 @@ class NoHomeTests(ProcessTestCase):
         command = ("--id", "without-a-home", "--deregister", "sh", "-c", "echo $SERVICE_REGISTRY_ID")
         child = await self.ended("service-registry-wrapper", *command, environment=self.given)
         self.assertEqual((child.output, child.exitCode), ("without-a-home\n", 0), child.errors)
-        self.assertIn("set RAXSR_DATA_DIR", child.errors)
+        self.assertIn("Set RAXSR_DATA_DIR", child.errors)
 
     async def test_theUsersAndTheRegistry(self) -> None:
         """What works on a data directory says in one line that it has to be named, and works with one."""
@@ -106,7 +106,7 @@ class NoHomeTests(ProcessTestCase):
         ):
             child = await self.ended(program, *words)
             self.assertEqual((child.exitCode, len(child.errors.splitlines())), (code, 1), child.errors)
-            self.assertIn("give --data-dir, or set RAXSR_DATA_DIR", child.errors)
+            self.assertIn("Give --data-dir, or set RAXSR_DATA_DIR", child.errors)
         dataDir = os.path.join(self.folder, "data")
         listen = ("--listen", "tcp:0:interface=127.0.0.1", "--data-dir", dataDir)
         registry = self.run_("twistd", "-n", "--pidfile=", "service-registry", *listen)
