@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["REGISTERED_AT", "RegisteredService"]
 
 #: What is logged when a service is registered for the first time after a start.
-REGISTERED_AT = "Service {serviceId} is registered at {url}"
+REGISTERED_AT = "Service {serviceId} registered at {url}"
 
 # Seconds that leaving the registry may take: a process has five in all to end, and the listeners come after this.
 _LONGEST_LEAVE = 3.0
@@ -379,7 +379,7 @@ class RegisteredService(Service):
             return
         self._desired.setHost(host)
         self._log.info(
-            "Service {serviceId} gives its host as {host}, the local address of a connection to the registry",
+            "Service {serviceId} has host {host}, the local address of a connection to the registry",
             serviceId=self.serviceId,
             host=host,
         )
@@ -418,7 +418,11 @@ class RegisteredService(Service):
             except (CancelledError, ClientClosed, AuthenticationFailed):
                 raise
             except Exception as error:
-                self._log.debug("Removing service {id} failed: {error}", id=self.serviceId, error=type(error).__name__)
+                self._log.debug(
+                    "Deregistration of service {serviceId} failed: {error}",
+                    serviceId=self.serviceId,
+                    error=type(error).__name__,
+                )
                 await deferLater(self._clock, _LEAVE_RETRY, lambda: None)
         self._file.forgetToken()
 
@@ -434,7 +438,7 @@ class RegisteredService(Service):
         failure.trap(TimeoutError, CancelledError, ClientClosed, AuthenticationFailed)
         self._creator.mayExist = False
         self._log.warn(
-            "Service {serviceId} could not be deregistered: the registry does not answer. It expires after {timeout} s",
+            "Deregistration of service {serviceId} failed: no response. It expires after {timeout} s",
             serviceId=self.serviceId,
             timeout=self.heartbeatTimeout,
         )

@@ -116,7 +116,7 @@ class PageTestCase(ProcessTestCase):
     STAYING = re.compile(r"(\w+=\S+ )*twistd -n")
     #: What some of them say as soon as they do what they are there for. Ctrl-C is Twisted's to take only then: before
     #: its reactor runs, it is Python's, with a traceback.
-    READY = {"service-registry": "Credentials", "dice.tac": "gives its host"}
+    READY = {"service-registry": "Credentials", "dice.tac": "has host"}
 
     def setUp(self) -> None:
         super().setUp()

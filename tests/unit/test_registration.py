@@ -115,7 +115,7 @@ class RegisteredServiceTests(RegistrationCase):
     def test_theLogSaysWhereItIsRegistered(self) -> None:
         """In one line for each start, and in none when it only comes back."""
         lines = self.logged("info")
-        said = [f"Service web1 is registered at {self.client.settings.baseUrls[0]}"]
+        said = [f"Service web1 registered at {self.client.settings.baseUrls[0]}"]
         service = self.service(10)
         service.startService()
         self.assertEqual(lines, said)
@@ -135,7 +135,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.client = Client(fake.username, fake.apiKey, authUrl=authUrl, agent=fake.agent, reactor=fake.clock)
         self.addCleanup(self.settle, self.client.close)
         self.service().startService()
-        self.assertEqual(lines, [f"Service web1 is registered at {authUrl}"])
+        self.assertEqual(lines, [f"Service web1 registered at {authUrl}"])
 
     def test_registersWhenTheRegistryComesUp(self) -> None:
         """The application may start before the registry does."""

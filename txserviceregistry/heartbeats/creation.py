@@ -246,7 +246,9 @@ class ServiceCreator:
         try:
             return await race.rest()
         except NothingLeft:
-            raise RequestTimedOut(f"No response in time to whether service {self._id} was created. It may exist")
+            raise RequestTimedOut(
+                f"It is unknown whether service {self._id} was created: the registry did not respond in time"
+            )
 
     @returnsDeferred
     async def _lookOnce(self, timeout: float) -> Service | None:

@@ -65,16 +65,6 @@ REGISTERED = _State.REGISTERED.value
 STOPPED = _State.STOPPED.value
 
 
-def heartbeatIntervalFor(heartbeatTimeout: float) -> float:
-    """
-    How often a service with this timeout is heartbeated: at 0.6 of a timeout that is below 15 s, else at 0.8 of it.
-
-    :param heartbeatTimeout: in seconds.
-    :return: in seconds.
-    """
-    return heartbeatTimeout * (0.6 if heartbeatTimeout < _SHORT_TIMEOUT else 0.8)
-
-
 def refusesToken(error: BaseException) -> bool:
     """Whether the registry refused the token of a heartbeat. Its service may still be registered."""
     return isinstance(error, BadRequest) or (isinstance(error, NotFound) and "HeartbeatMarker" in error.details)
@@ -158,7 +148,7 @@ class HeartBeater:
         :param random: gives numbers from 0 to 1.
         """
         if token is None and register is None:
-            raise ValueError("A HeartBeater needs the token of a registration, or a way to register")
+            raise ValueError("HeartBeater needs a token, or a function that registers the service")
         if clock is None:
             from twisted.internet import reactor
 
@@ -190,7 +180,7 @@ class HeartBeater:
         # Made when they are needed: thousands of HeartBeaters have neither.
         self._stopped: Waiters[None] | None = None
         self._listeners: Listeners[[str]] | None = None
-        self._setInterval()
+        self._drawInterval()
 
     def __repr__(self) -> str:
         return f"<HeartBeater of {self.serviceId!r}: {'running' if self.running else 'stopped'}, {self.state}>"
@@ -204,8 +194,8 @@ class HeartBeater:
 
     @property
     def heartbeatInterval(self) -> float:
-        """Nominal seconds between two heartbeats."""
-        return heartbeatIntervalFor(self.heartbeatTimeout)
+        """Nominal seconds between two heartbeats: 0.6 of a timeout below 15 s, 0.8 of a longer one."""
+        return self.heartbeatTimeout * (0.6 if self.heartbeatTimeout < _SHORT_TIMEOUT else 0.8)
 
     @property
     def registersAgain(self) -> bool:
@@ -297,8 +287,7 @@ class HeartBeater:
 
     # -- times
 
-    def _setInterval(self) -> None:
-        """How often heartbeats are sent with the timeout."""
+    def _drawInterval(self) -> None:
         self.interval = self.heartbeatInterval * (0.9 + 0.1 * self._random())
 
     def setTimeout(self, heartbeatTimeout: int) -> None:
@@ -312,7 +301,7 @@ class HeartBeater:
         deadline = min(self.deadline, self._clock.seconds() + heartbeatTimeout)
         self._renewed = deadline - heartbeatTimeout
         self.heartbeatTimeout = heartbeatTimeout
-        self._setInterval()
+        self._drawInterval()
         self.sendNow()
 
     @property

@@ -10,11 +10,8 @@ from typing import Protocol
 
 class BatchedService(Protocol):
     """
-    A service whose heartbeats a :class:`~txserviceregistry.heartbeats.batching.HeartbeatBatcher` sends.
+    What the batcher needs of a :class:`~txserviceregistry.HeartBeater`, which describes the rest.
 
-    :ivar serviceId: its id.
-    :ivar nextToken: the token that its next heartbeat presents.
-    :ivar interval: seconds between two heartbeats.
     :ivar batchSlot: where the batcher keeps the service; ``None`` if it does not.
     :ivar batchSince: when its next heartbeat is due, less the interval; the batcher's own too.
     """
@@ -25,23 +22,17 @@ class BatchedService(Protocol):
     batchSlot: object
     batchSince: float
 
-    def tryTimeout(self, now: float) -> float:
-        """After how many seconds a heartbeat is late that is sent at that time."""
+    def tryTimeout(self, now: float) -> float: ...
 
-    def retryDelay(self, delay: float) -> float:
-        """Seconds to wait after a heartbeat had no response: *delay*, or fewer."""
+    def retryDelay(self, delay: float) -> float: ...
 
-    def answered(self, sent: float, token: str) -> None:
-        """The heartbeat that was sent at that time (of the clock) was answered with this token."""
+    def answered(self, sent: float, token: str) -> None: ...
 
-    def slept(self, seconds: float) -> None:
-        """The clock stood still for so many seconds: its deadline is nearer than it seems."""
+    def slept(self, seconds: float) -> None: ...
 
-    def missed(self) -> None:
-        """A heartbeat had no response; it is retried."""
+    def missed(self) -> None: ...
 
-    def dismissed(self) -> None:
-        """It is not batched any more: its heartbeat was refused, or batches are not accepted."""
+    def dismissed(self) -> None: ...
 
 
 class _Slot:

@@ -36,8 +36,8 @@ from .stalls import StallWatch
 # The protocol's longest heartbeat timeout, in seconds.
 _LONGEST_TIMEOUT = 120
 
-# What a registry may be late by in letting a service die, and the clocks of two machines may disagree by, in seconds.
-_DEATH_MARGIN = 2.0
+# By how many seconds a service may expire late, and the clocks of two machines may differ.
+_EXPIRY_MARGIN = 2.0
 
 
 class ServicesClient(ServicesAPI):
@@ -53,8 +53,8 @@ class ServicesClient(ServicesAPI):
     :param cache: where the good pages of listings are kept; ``None`` for nowhere.
     :param connections: how many requests to one server are under way at once.
     :param suspends: notices that the machine was suspended; one of its own by default.
-    :ivar fleet: what all HeartBeaters of the client share.
-    :ivar desired: what the services should be that were registered by the client.
+    :ivar context: what all HeartBeaters of the client share.
+    :ivar desired: the desired states of the services that the client registered.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ServicesClient(ServicesAPI):
         stalls = StallWatch(clock)
         suspends = SuspendWatch(clock) if suspends is None else suspends
         batcher = HeartbeatBatcher(
-            self._beatTogether, lambda: HEARTBEATS in transport.extensions, stalls, suspends=suspends
+            self._sendBatch, lambda: HEARTBEATS in transport.extensions, stalls, suspends=suspends
         )
         # For heartbeats(); the batching of the HeartBeaters has its own.
         self._batchSize = BatchSize(HeartbeatBatcher.MOST, clock.seconds)
@@ -103,7 +103,7 @@ class ServicesClient(ServicesAPI):
             ``ServerError`` it is not known whether the service was registered. With one URL, the caller has to find
             out (a :class:`~txserviceregistry.RegisteredService` does). With several URLs, another server is asked. A
             service that is just what was sent, and for which no heartbeat was ever sent, is removed, because its token
-            is lost, and created again. Then these errors mean that no server could tell.
+            is lost, and created again. Then these errors mean that the outcome is unknown.
         """
         desired = DesiredState(self.desired, id, heartbeatTimeout, payload)
         timeout = self.timeout if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
@@ -160,7 +160,7 @@ class ServicesClient(ServicesAPI):
             except ServiceExists:
                 if oldTimeout is None:
                     oldTimeout = await self._timeoutOf(id)
-                patience = began + (heartbeatTimeout if oldTimeout is None else oldTimeout) + _DEATH_MARGIN
+                patience = began + (heartbeatTimeout if oldTimeout is None else oldTimeout) + _EXPIRY_MARGIN
                 left = patience - self._clock.seconds()
                 if left <= 0:
                     raise
@@ -253,7 +253,7 @@ class ServicesClient(ServicesAPI):
             return None
 
     @returnsDeferred
-    async def _beatTogether(
+    async def _sendBatch(
         self, beats: Sequence[tuple[str, str]], timeout: float, whenLate: WhenLate
     ) -> Sequence[str | None]:
         outcomes: Any = await self.heartbeatsOnce(beats, timeout=timeout, whenLate=whenLate)
@@ -269,7 +269,7 @@ class ServicesClient(ServicesAPI):
             register=register,
             context=self.context,
         )
-        # The client knows what the service should be as long as someone knows its HeartBeater.
+        # The client has a weak reference to the desired state, which lasts as long as the HeartBeater.
         heartBeater.desired = desired
         desired.open(heartBeater)
         self._heartBeaters.add(heartBeater)

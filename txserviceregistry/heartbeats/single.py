@@ -51,34 +51,24 @@ class HeartbeatRequests(Protocol):
 
 
 class SingleService(BatchedService, Protocol):
-    """
-    A service as :class:`SingleSender` needs it.
-
-    :ivar heartbeatTimeout: seconds without a heartbeat after which it expires.
-    """
+    """What :class:`SingleSender` needs of a :class:`~txserviceregistry.HeartBeater`, which describes it."""
 
     heartbeatTimeout: int
 
     @property
-    def heartbeatInterval(self) -> float:
-        """Nominal seconds between two heartbeats."""
+    def heartbeatInterval(self) -> float: ...
 
     @property
-    def running(self) -> bool:
-        """Whether heartbeats are sent for it."""
+    def running(self) -> bool: ...
 
     @property
-    def deadline(self) -> float:
-        """When it expires, in seconds of the clock."""
+    def deadline(self) -> float: ...
 
-    def registered(self, sent: float, token: str) -> None:
-        """The registration that was sent at that time was answered with this token."""
+    def registered(self, sent: float, token: str) -> None: ...
 
-    def isGone(self, error: BaseException | None) -> bool:
-        """Whether the registry has no such service or, after a registration, never accepts it."""
+    def isGone(self, error: BaseException | None) -> bool: ...
 
-    def refused(self, failure: Failure) -> None:
-        """A request failed because the service is gone, or the client is closed."""
+    def refused(self, failure: Failure) -> None: ...
 
 
 class SingleSender:

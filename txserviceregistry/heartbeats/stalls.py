@@ -1,5 +1,5 @@
 """
-Noticing that the application's reactor stood still: the one thing that no heartbeat survives, whatever it does.
+Detection of a blocked reactor, which delays heartbeats.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from ..util.logs import Logger
 @implementer(IReactorTime)
 class StallWatch:
     """
-    A clock that tells, with a line in the log for each time, that the reactor stood still.
+    A clock that logs each time that the reactor stood still.
 
-    It has no timer of its own, and so costs nothing: what shows a stall is a call of its users that comes far later
-    than it was due. A stall that passes between two calls, and so does no harm, goes unnoticed.
+    It has no timer of its own: a call of its users that comes far later than it was due shows a stall. A stall between
+    two calls does no harm, and is not noticed.
 
     :param clock: the reactor.
     """
 
-    #: How late a call may come, in seconds: more than a busy reactor, a garbage collection or a machine under load
-    #: explains, and less than the shortest heartbeat timeout.
+    #: How late a call may be, in seconds: longer than a busy reactor, a garbage collection or a loaded machine delays
+    #: it, and shorter than the shortest heartbeat timeout.
     LATE = 1.0
 
     _log = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        # A stall makes everything late that fell due in it, and is told once.
-        self._toldUntil = float("-inf")
+        # A stall makes everything late that was due in it, and is logged once.
+        self._loggedUntil = float("-inf")
 
     def seconds(self) -> float:
         """See IReactorTime."""
@@ -60,12 +60,11 @@ class StallWatch:
         :param moment: in seconds of the clock.
         """
         now = self._clock.seconds()
-        if now - moment <= self.LATE or moment <= self._toldUntil:
+        if now - moment <= self.LATE or moment <= self._loggedUntil:
             return
-        self._toldUntil = now
+        self._loggedUntil = now
         self._log.warn(
-            "The application's reactor stood still for {seconds:.1f} s or more, and its heartbeats with it: something "
-            "blocked it (a long computation, time.sleep, a synchronous request: deferToThread takes such things "
-            "elsewhere), or the process was stopped. A service that the registry gave up meanwhile is registered again",
+            "The application's reactor stood still for {seconds:.1f} s or more; heartbeats were late. Move blocking "
+            "calls (time.sleep, long computations, synchronous requests) to threads",
             seconds=now - moment,
         )

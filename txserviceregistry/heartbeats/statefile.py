@@ -39,7 +39,7 @@ class StateFile:
         self._file = None if path is None else TokenFile(path, desired.serviceId)
         self._desired = desired
         self._sharing = Outage(log, clock, _SHARED, serviceId=desired.serviceId, path=path)
-        loss = f"a restart of the program does not go on as service {desired.serviceId}"
+        loss = f"a restarted program can't continue service {desired.serviceId}"
         self._writing = WriteOutage(path or "", log, clock, loss)
         # The fields as the arguments of the program have them, and those that neither an update nor another argument
         # has changed since an earlier process.

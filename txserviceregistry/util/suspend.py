@@ -82,7 +82,7 @@ class SuspendWatch:
         slept, passed = self._total - total, self._at - at
         if slept < self.SHORTEST:
             return
-        self._log.info("Machine was suspended for {seconds:.1f} s: heartbeats are sent at once", seconds=slept)
+        self._log.info("Machine was suspended for {seconds:.1f} s; heartbeats are sent at once", seconds=slept)
         # The clock of a reactor that counts wall-clock time did not stand still.
         stoodStill = 0.0 if passed >= max(slept, 2 * self.TICK) else slept
         self._resumed()

@@ -1,5 +1,5 @@
 """
-One pulse for many services: what travels together, and when.
+Heartbeat batching: which heartbeats are sent in one request, and when.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Service:
         self.dismissals += 1
 
 
-class PulseTests(SynchronousTestCase):
-    """A pulse over a registry that answers when the test says so, or at once."""
+class BatcherTests(SynchronousTestCase):
+    """A batcher and a registry that responds when the test says so, or at once."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -102,7 +102,7 @@ class PulseTests(SynchronousTestCase):
     def ids(self) -> list[list[str]]:
         return [[id for id, _ in beats] for beats, _, _ in self.requests]
 
-    def test_whatIsDueCloseTogetherTravelsTogether(self) -> None:
+    def test_heartbeatsThatAreDueCloseTogetherShareARequest(self) -> None:
         """Two services that fall due within a tenth of their interval share a request, and a third does not."""
         self.service("a", due=5)
         self.service("b", due=5.9)
@@ -113,7 +113,7 @@ class PulseTests(SynchronousTestCase):
         self.assertEqual(self.ids(), [["a", "b"], ["c"]])
 
     def test_noneIsLateAndNoneIsEarlierThanATenth(self) -> None:
-        """Over a hundred intervals of many services no beat comes late, or early by more than a tenth."""
+        """Over a hundred intervals of many services no heartbeat is late, or early by more than a tenth."""
         draw = random.Random(20261124).random
         services = [self.service(f"s{n}", interval=9 + draw(), due=10 * draw()) for n in range(100)]
         self.passes(1000)
@@ -128,8 +128,8 @@ class PulseTests(SynchronousTestCase):
         for service in services:
             self.batcher.leave(service)
 
-    def test_whoLeavesWhenItHearsOfItsBeat(self) -> None:
-        """Services may go while they are told of their beats, or of a failure: nothing is sent for them any more."""
+    def test_aListenerMayEndServices(self) -> None:
+        """Services may leave when they are called with a response, or a failure: nothing is sent for them any more."""
         for outcome in ("answered", "missed"):
             services = [self.service(name) for name in ("a", "b")]
             for service in services:
@@ -158,12 +158,12 @@ class PulseTests(SynchronousTestCase):
         self.assertEqual(self.ids(), [["a", "b"], ["c", "d"], ["e"]])
 
     def test_eachPresentsItsLastToken(self) -> None:
-        """A beat brings the token that the beat before it has brought."""
+        """A heartbeat presents the token of the response before it."""
         self.service("a")
         self.passes(11)
         self.assertEqual([beats for beats, _, _ in self.requests], [[("a", "a's first")], [("a", "a's next")]])
 
-    def test_noRequestIsLargerThanTheRegistryTakes(self) -> None:
+    def test_noRequestIsLargerThanTheRegistryAccepts(self) -> None:
         """What is more than a thousand goes in the next request."""
         for number in range(2500):
             self.service(f"s{number}", due=1)
@@ -189,8 +189,8 @@ class PulseTests(SynchronousTestCase):
         ((_, timeout, _),) = self.requests
         self.assertAlmostEqual(timeout, 2.0, places=1)
 
-    def test_whatHadNoAnswerIsSentAgainInTime(self) -> None:
-        """At once, then after pauses that leave two tries before the nearest deadline; each service hears of it."""
+    def test_aHeartbeatWithoutAResponseIsRepeatedInTime(self) -> None:
+        """At once, then after delays that leave two tries before the nearest deadline; each service is called."""
         self.answersAtOnce = False
         service = self.service("a", due=1, timeout=5)
         self.passes(1.1)
@@ -202,8 +202,8 @@ class PulseTests(SynchronousTestCase):
         self.requests[-1][2].callback(["again"])
         self.assertEqual(service.nextToken, "again")
 
-    def test_aLossIsToldOnce(self) -> None:
-        """A thousand services that nobody hears for a minute are two lines in the log."""
+    def test_anOutageIsLoggedOnce(self) -> None:
+        """A thousand services without a response for a minute are two lines in the log."""
         log: list[str] = []
         self.answersAtOnce = False
         for number in range(1000):
@@ -226,7 +226,7 @@ class PulseTests(SynchronousTestCase):
         self.assertEqual(len([line for line in log if "and 995 more: away" in line]), 1)
         self.assertEqual(len([line for line in log if "succeed again" in line]), 1)
 
-    def test_whoIsRefusedIsLeftAlone(self) -> None:
+    def test_aRefusedServiceIsDismissed(self) -> None:
         """A service whose heartbeat was refused is dismissed, and the others go on."""
         self.answersAtOnce = False
         services = [self.service(name, due=1) for name in "abc"]
@@ -237,7 +237,7 @@ class PulseTests(SynchronousTestCase):
         self.assertEqual([service.dismissals for service in services], [0, 1, 0])
         self.assertEqual(self.ids()[1:], [["a", "c"]])
 
-    def test_whoLeavesIsNotConcernedAnyMore(self) -> None:
+    def test_aResponseDoesNotConcernServicesThatHaveLeft(self) -> None:
         """Neither an answer nor a failure reaches a service that has left meanwhile; nothing is left on the clock."""
         self.answersAtOnce = False
         stays, leaves = self.service("a", due=1), self.service("b", due=1)
@@ -250,7 +250,7 @@ class PulseTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_theLastOneToLeaveEndsTheRequest(self) -> None:
-        """With nobody left what is under way is cancelled."""
+        """Without services, requests under way are cancelled."""
         self.answersAtOnce = False
         service = self.service("a", due=1)
         self.passes(1.1)
@@ -287,7 +287,7 @@ class PulseTests(SynchronousTestCase):
         self.assertEqual({len(service.beats) for service in services}, {2})
         self.assertEqual({service.dismissals for service in services}, {0})
 
-    def test_whereNoBatchIsAcceptedAllGoOnAlone(self) -> None:
+    def test_whereNoBatchIsAcceptedAllSendSingleHeartbeats(self) -> None:
         """
         When the smallest batch is refused, its service is dismissed, and the others wait as in an outage. When it comes
         back, its own heartbeat was accepted: if a batch is still refused, all are dismissed. After a while one tries.
@@ -315,7 +315,7 @@ class PulseTests(SynchronousTestCase):
         self.passes(0.1)
         self.assertTrue(self.batcher.isOffered)
 
-    def test_whereBatchesFailServicesGoOnAlone(self) -> None:
+    def test_whereBatchesFailServicesSendSingleHeartbeats(self) -> None:
         """
         Batches may fail in other ways than by a refusal, while single heartbeats are accepted. One service finds that
         out when the second batch in a row has failed, and more follow when it is back.
@@ -324,7 +324,7 @@ class PulseTests(SynchronousTestCase):
             (MalformedResponse("no JSON"), [0, 1, 5, 20]),
             (ServerError(502), [0, 1, 5, 20]),
             (ConnectionFailed("lost"), [0, 1, 5, 20]),
-            # Whoever waits for one more of these may expire.
+            # A service that waits for one more of these may expire.
             (RequestTimedOut(), [0, 1, 20]),
         ):
             self.setUp()
@@ -341,7 +341,7 @@ class PulseTests(SynchronousTestCase):
                 self.passes(0.5)
             self.assertEqual(alone, numbers, error)
 
-    def test_aLineThatIsBadForAllIsNoReasonToSplit(self) -> None:
+    def test_aBadConnectionIsNoReasonToSplit(self) -> None:
         """When a batch is accepted after two that had no response, the next ones are not halved."""
         self.answersAtOnce = False
         services = [self.service(f"s{number}", due=1, timeout=100) for number in range(20)]
@@ -368,8 +368,8 @@ class PulseTests(SynchronousTestCase):
             self.passes(0.2)
         self.assertEqual((first.dismissals, second.dismissals), (0, 1))
 
-    def test_aGatewayInAnOutageIsNotSplitForEver(self) -> None:
-        """While single heartbeats are refused too, all others are tried together, and none is lost sight of."""
+    def test_anOutageOfAGatewayDoesNotSplitBatchesOnAndOn(self) -> None:
+        """While single heartbeats are refused too, the other services are tried together, and none is forgotten."""
         self.answersAtOnce = False
         services = [self.service(name, due=1) for name in "abcdefghijklmnop"]
         self.passes(1.1)
@@ -387,8 +387,8 @@ class PulseTests(SynchronousTestCase):
         self.passes(20)
         self.assertGreater(len(self.ids()[-1]), 1)
 
-    def test_withoutTheExtensionAllGoOnAlone(self) -> None:
-        """When the registry takes heartbeats together no more everybody is dismissed, in time for the next beat."""
+    def test_withoutTheExtensionAllAreDismissed(self) -> None:
+        """When the registry no longer accepts batches, all are dismissed, in time for the next heartbeat."""
         services = [self.service(name) for name in "ab"]
         self.passes(1)
         self.isOffered = False
@@ -405,8 +405,8 @@ class PulseTests(SynchronousTestCase):
         self.passes(60)
         self.assertEqual((len(self.requests), service.misses), (1, 0))
 
-    def test_anErrorOfItsOwnKillsNobody(self) -> None:
-        """If something breaks inside, it is logged, and the services are tried again."""
+    def test_anUnexpectedErrorIsRetried(self) -> None:
+        """An unexpected error is logged, and the heartbeats are sent again."""
         self.answersAtOnce = False
         self.service("a", due=1)
         self.passes(1.1)
@@ -445,7 +445,7 @@ class PulseTests(SynchronousTestCase):
         self.passes(2.0)
         self.assertEqual(self.requests[3][0], [("a", "late a"), ("b", "late b")])
 
-    def test_aLateAnswerDoesNotConcernWhoHasLeft(self) -> None:
+    def test_aLateResponseDoesNotConcernServicesThatHaveLeft(self) -> None:
         """Nor who was answered, dismissed or registered again meanwhile."""
         self.answersAtOnce = False
         gone, here, new = (self.service(name, timeout=1.2) for name in ("gone", "here", "new"))

@@ -1,4 +1,4 @@
-"""HeartBeater: when it beats, what it does about each failure, and how it ends."""
+"""HeartBeater: when it sends heartbeats, what it does about each failure, and how it ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from txserviceregistry.errors import (
     ServerError,
     ServiceExists,
 )
-from txserviceregistry.heartbeats.heartbeater import HeartBeater, heartbeatIntervalFor
+from txserviceregistry.heartbeats.heartbeater import HeartBeater
 
 GONE = NotFound(404, "notFoundError", "object does not exist", 'Object "Service" with key "web1" does not exist')
 MARKER = NotFound(
@@ -128,13 +128,13 @@ class HeartBeaterTests(SynchronousTestCase):
     # -- the interval
 
     def test_intervalIsAPartOfTheTimeout(self) -> None:
-        """Below 15 s it is 0.6 of the timeout, from there on 0.8 of it, as the old client's users know it."""
-        self.assertEqual(heartbeatIntervalFor(15), 12.0)
-        self.assertEqual(heartbeatIntervalFor(10), 6.0)
+        """Below 15 s it is 0.6 of the timeout, from there on 0.8 of it, as in the old client."""
+        self.assertEqual(self.beater(15).heartbeatInterval, 12.0)
+        self.assertEqual(self.beater(10).heartbeatInterval, 6.0)
         self.assertEqual(self.beater(120).heartbeatInterval, 96.0)
 
-    def test_beatsAtOnceAndThenOnceAnInterval(self) -> None:
-        """The first beat goes with start(), the next ones follow at the interval that was drawn."""
+    def test_sendsAtOnceAndThenOnceAnInterval(self) -> None:
+        """The first heartbeat is sent by start(), the next ones follow at the interval that was drawn."""
         self.beater(30, random=1.0).start()
         self.pass_(49)
         self.assertEqual([round(at) for at in self.services.beats], [0, 24, 48])
@@ -147,8 +147,8 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual([round(at, 1) for at in self.services.beats], [0, 21.6, 43.2])
         self.assertEqual(beater.heartbeatInterval, 24.0)
 
-    def test_presentsTheTokenThatTheLastBeatGave(self) -> None:
-        """Each beat's answer is the next one's token."""
+    def test_presentsTheTokenOfTheLastResponse(self) -> None:
+        """Each response has the next token."""
         beater = self.beater()
         beater.start()
         self.pass_(25)
@@ -156,7 +156,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual(beater.nextToken, "t2")
         self.assertEqual(beater.lastSeen, self.services.beats[-1])
 
-    def test_fewBeatsAtOnce(self) -> None:
+    def test_fewHeartbeatsAtOnce(self) -> None:
         """However long answers take, only some heartbeats are under way at once, each for some seconds at most."""
         self.services.answer = "hang"
         beater = self.beater(3)
@@ -180,7 +180,7 @@ class HeartBeaterTests(SynchronousTestCase):
         return beater
 
     def test_theAnswerToALateTryCounts(self) -> None:
-        """It ends the beat; what it proves, it proves for the moment when it was sent, and other tries are ended."""
+        """It counts from the moment when it was sent, and other tries are ended."""
         beater = self.late(3)
         self.services.hanging[0].callback({"token": "t1"})
         self.assertEqual((beater.nextToken, beater.lastSeen, beater.state), ("t1", 0.0, "registered"))
@@ -221,7 +221,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual(self.services.inFlight, 0)
 
     def test_aRefusalOfALateTryCounts(self) -> None:
-        """A service that is gone is gone, whichever try is told."""
+        """A service that is gone is gone, whichever try is refused."""
         beater = self.late(2)
         gone = beater.whenStopped()
         self.services.hanging[0].errback(NotFound(404, "notFoundError"))
@@ -311,7 +311,7 @@ class HeartBeaterTests(SynchronousTestCase):
         for at, timeout in list(zip(self.services.beats, self.services.timeouts, strict=True))[1:]:
             self.assertLessEqual(timeout, max(0.05, (30 - at) / 3) + 1e-6)
 
-    def test_goesOnForEver(self) -> None:
+    def test_retriesWithoutEnd(self) -> None:
         """Long after the deadline it still tries, at least once an interval, but does not hammer."""
         self.beater(30).start()
         self.services.answer = ServerError(500)
@@ -365,7 +365,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertFalse(beater.healthy)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_a404OfAProxyIsNotTheRegistrysWord(self) -> None:
+    def test_a404OfAProxySaysNothingAboutTheService(self) -> None:
         """An error page that is no fault of the API does not make a service lost."""
         beater = self.beater()
         self.services.answer = ForeignResponse(404)
@@ -403,7 +403,7 @@ class HeartBeaterTests(SynchronousTestCase):
             self.assertEqual(self.services.tokens[4:], ["t4", "t3"])
             self.assertFalse(beater.running)
 
-    def test_aTokenOfAnEarlierLifeIsNotProven(self) -> None:
+    def test_aTokenOfAnEarlierRegistrationIsNotProven(self) -> None:
         """After a registration only the new token counts."""
         tokens = iter(["new", "newer"])
         beater = self.beater(10, register=lambda: succeed(next(tokens)))
@@ -418,7 +418,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual(self.services.tokens, ["t0", "t1", "new", "newer"])
 
     def test_a404RegistersAgain(self) -> None:
-        """With a way to register, the service is registered again at once, and beaten with its new token."""
+        """With a way to register, the service is registered again at once, and heartbeated with its new token."""
         beater = self.beater(register=lambda: succeed("again"))
         beater.start()
         self.services.answer = GONE
@@ -429,7 +429,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual(self.services.tokens[-1], "again")
         self.assertTrue(beater.healthy)
 
-    def test_registersForEver(self) -> None:
+    def test_retriesRegistrationsWithoutEnd(self) -> None:
         """A registration that fails is tried again, as long as it takes."""
         tries: list[float] = []
         result: list[Any] = [ConnectionFailed("refused")]
@@ -447,7 +447,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertTrue(beater.healthy)
         self.assertEqual(self.logged, ["warn", "info"])
 
-    def test_hurriesWhileWhatItMayHaveCreatedLives(self) -> None:
+    def test_hurriesWhileTheServiceMayExist(self) -> None:
         """A registration without an answer is tried again the sooner the less is left of what it may have created."""
         tries: list[float] = []
 
@@ -476,8 +476,8 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertLess(max(after - before for before, after in pairwise(tries)), 15.1)
         self.assertGreater(tries[-1] - tries[-2], 5.0)
 
-    def test_waitsForItsGhost(self) -> None:
-        """While the id is alive in an earlier life, registering is tried every one to two seconds."""
+    def test_waitsWhileTheIdIsTaken(self) -> None:
+        """While another service holds the id, the registration is retried every one to two seconds."""
         tries: list[float] = []
 
         def register() -> Deferred[str]:
@@ -498,8 +498,8 @@ class HeartBeaterTests(SynchronousTestCase):
 
     # -- the check
 
-    def test_aFailingCheckHoldsBackTheBeats(self) -> None:
-        """Nothing goes out while the check fails, raises or hangs; when it passes, beats go on."""
+    def test_aFailingCheckSuspendsHeartbeats(self) -> None:
+        """Nothing is sent while the check fails, raises or hangs; when it passes, heartbeats are resumed."""
         results: list[Any] = [False]
 
         def check() -> Any:
@@ -598,7 +598,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
 
     def test_anAlienCancellationIsAFailureLikeAnother(self) -> None:
-        """A CancelledError that is not stop()'s own does not end the beats."""
+        """A CancelledError that is not stop()'s own does not end the heartbeats."""
         beater = self.beater()
         self.services.answer = CancelledError()
         beater.start()
@@ -609,7 +609,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertTrue(beater.healthy)
 
     def test_aListenerThatRaisesDoesNoHarm(self) -> None:
-        """The error is logged, the other listeners hear, the beats go on."""
+        """The error is logged, the other listeners are called, and heartbeats go on."""
         beater = self.beater(token=None, register=lambda: succeed("t"))
         heard: list[str] = []
 
@@ -624,7 +624,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
 
     def test_cancellingAWaiterLeavesTheRest(self) -> None:
-        """Whoever no longer wants to wait for the end takes nothing from the others."""
+        """Cancelling one waiter does not concern the others."""
         beater = self.beater()
         beater.start()
         one, two = beater.whenStopped(), beater.whenStopped()

@@ -125,4 +125,4 @@ class UnwritableFileTests(SynchronousTestCase):
     def test_registeredService(self) -> None:
         """A RegisteredService: its token."""
         service = RegisteredService(self.client, "web1", 10, state=self.path)
-        self.assertLogsOnce(service, "a restart of the program does not go on as service web1")
+        self.assertLogsOnce(service, "a restarted program can't continue service web1")

@@ -39,7 +39,7 @@ class WatchTests(SynchronousTestCase):
         self.total += 60
         self.clock.pump([1.0] * 10)
         self.assertEqual(self.heard, [-1.0, 60.0])
-        self.assertEqual(self.logged, ["Machine was suspended for 60.0 s: heartbeats are sent at once"])
+        self.assertEqual(self.logged, ["Machine was suspended for 60.0 s; heartbeats are sent at once"])
 
     def test_aClockThatHasCountedIt(self) -> None:
         """With a reactor that counts wall-clock time, the clock did not stand still."""

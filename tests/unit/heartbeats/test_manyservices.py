@@ -1,4 +1,4 @@
-"""Many services of one Client: few connections, and none of them dies of another's trouble."""
+"""Many services of one Client: few connections, and none expires because of another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LATENCY = 0.02
 
 
 @implementer(IAgent)
-class Lines:
+class Connections:
     """
     Stands between a client and a fake, as a pool with two connections would: a request takes the first one if that is
     idle, else the second. Counts what is under way, and can let the second one hang.
@@ -70,20 +70,20 @@ class Lines:
         return result
 
 
-class FleetTests(SynchronousTestCase):
-    """A hundred services of one application, of a registry that takes each heartbeat alone."""
+class SingleHeartbeatTests(SynchronousTestCase):
+    """A hundred services of one application, and a registry without heartbeat batches."""
 
     isPlain = True
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
         self.watcher = self.fake.client()
-        self.lines = Lines(self.fake, self.isPlain)
+        self.connections = Connections(self.fake, self.isPlain)
         self.client = Client(
             self.fake.username,
             self.fake.apiKey,
             baseUrl=self.fake.url,
-            agent=self.lines,
+            agent=self.connections,
             reactor=self.fake.clock,
         )
         draw = random.Random(20261123).random
@@ -92,26 +92,26 @@ class FleetTests(SynchronousTestCase):
             service.startService()
         self.fake.advance(10)
 
-    def assertAllLived(self) -> None:
+    def assertNoneExpired(self) -> None:
         events = self.successResultOf(self.watcher.events.list(limit=1000))["values"]
         self.assertEqual({event["type"] for event in events}, {"service.join"})
         self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), 100)
 
     def test_useTwoConnections(self) -> None:
-        """However many fall due at once, at most two requests are under way."""
+        """However many are due at once, at most two requests are under way."""
         self.fake.advance(60)
-        self.assertLessEqual(self.lines.most, 2)
-        self.assertAllLived()
+        self.assertLessEqual(self.connections.most, 2)
+        self.assertNoneExpired()
 
     def test_surviveAConnectionThatHangs(self) -> None:
-        """While one of the two connections answers nothing for ten seconds, no six-second service dies."""
-        self.lines.secondHangs = True
+        """While one of the two connections answers nothing for ten seconds, no six-second service expires."""
+        self.connections.secondHangs = True
         self.fake.advance(10)
-        self.lines.secondHangs = False
-        self.assertGreater(self.lines.hung, 5)
+        self.connections.secondHangs = False
+        self.assertGreater(self.connections.hung, 5)
         self.fake.advance(30)
-        self.assertLessEqual(self.lines.most, 2 + MOST_BESIDE)
-        self.assertAllLived()
+        self.assertLessEqual(self.connections.most, 2 + MOST_BESIDE)
+        self.assertNoneExpired()
 
     def test_stopAllAtOnce(self) -> None:
         """Stopped together, all of them leave the registry, within the time that stopping may take."""
@@ -122,26 +122,26 @@ class FleetTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.watcher.services.list())["values"], [])
 
 
-class PulseTests(FleetTests):
-    """A hundred services of one application, of a registry that takes heartbeats together."""
+class BatchTests(SingleHeartbeatTests):
+    """A hundred services of one application, and a registry that accepts heartbeat batches."""
 
     isPlain = False
 
-    def test_beatTogether(self) -> None:
-        """Heartbeats that fall due close together travel in one request, over one connection."""
+    def test_shareRequests(self) -> None:
+        """Heartbeats that are due close together are sent in one request, over one connection."""
         self.fake.advance(60)
         before = len(self.fake.requests)
-        self.lines.most = 0
+        self.connections.most = 0
         self.fake.advance(60)
         beats = [request.path for request in self.fake.requests[before:]]
         self.assertEqual({path.rpartition("/")[2] for path in beats}, {"heartbeats"})
-        # A service beats every 3.24 to 3.6 seconds: alone, each of these paths would stand there a hundred times.
+        # A heartbeat of each is due every 3.24 to 3.6 seconds: single ones would be hundreds of requests.
         self.assertLess(len(beats), 60)
-        self.assertEqual(self.lines.most, 1)
-        self.assertAllLived()
+        self.assertEqual(self.connections.most, 1)
+        self.assertNoneExpired()
 
-    def test_beginTogether(self) -> None:
-        """Those that start when it is known what the registry takes send their first heartbeats in one request."""
+    def test_startTogether(self) -> None:
+        """Those that start when the extensions of the registry are known share a request for their first heartbeats."""
         made = [self.successResultOf(self.watcher.services.create(f"more{number}", 60)) for number in range(50)]
         before = len(self.fake.requests)
         for _, heartBeater in made:
@@ -154,15 +154,15 @@ class PulseTests(FleetTests):
         self.successResultOf(self.watcher.services.close())
 
     def test_surviveAConnectionThatHangs(self) -> None:
-        """While one request in two is never answered no six-second service dies."""
+        """While one request in two is never answered no six-second service expires."""
         for _ in range(20):
             self.fake.hangNext()
             self.fake.advance(3)
         self.fake.advance(30)
-        self.assertAllLived()
+        self.assertNoneExpired()
 
     def test_eachHasItsOwnFault(self) -> None:
-        """A service that somebody has removed is registered again; the others do not notice."""
+        """A service that another client has removed is registered again; the others do not notice."""
         self.successResultOf(self.watcher.services.remove("service7"))
         self.fake.advance(10)
         types = [event["type"] for event in self.successResultOf(self.watcher.events.list(limit=1000))["values"]]
@@ -171,8 +171,8 @@ class PulseTests(FleetTests):
         self.assertNotIn("service.timeout", types)
         self.assertEqual({service.state for service in self.services}, {"registered"})
 
-    def test_comeBackAfterALoss(self) -> None:
-        """When the registry was away for long all are registered again, and the loss is told in a few lines."""
+    def test_comeBackAfterAnOutage(self) -> None:
+        """After a long outage all are registered again."""
         self.fake.stop()
         self.fake.advance(60)
         self.assertEqual({service.state for service in self.services}, {"unreachable"})
@@ -191,9 +191,9 @@ class PulseTests(FleetTests):
         self.assertEqual(len(self.successResultOf(self.watcher.services.list(limit=1000))["values"]), 99)
         self.assertEqual(self.services[3].state, "stopped")
 
-    def test_goesOnAloneWhenTheRegistryTakesNoneTogetherAnyMore(self) -> None:
-        """Behind the same URL there may be an older registry tomorrow: nobody dies of it."""
+    def test_goOnWithoutBatches(self) -> None:
+        """An older registry at the same URL, which accepts no batches, expires none of them."""
         self.fake.advance(20)
-        self.lines.isPlain = True
+        self.connections.isPlain = True
         self.fake.advance(60)
-        self.assertAllLived()
+        self.assertNoneExpired()
