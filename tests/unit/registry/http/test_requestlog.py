@@ -40,7 +40,7 @@ class TxnIdTests(SynchronousTestCase):
         self.assertRegex(first[0], "^[0-9a-f]{32}$")
 
 
-class ExchangesTests(SynchronousTestCase):
+class RequestLogTests(SynchronousTestCase):
     """One entry for every response."""
 
     def setUp(self) -> None:
