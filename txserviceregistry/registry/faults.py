@@ -7,32 +7,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ..util.faults import FAULT_TYPES
+
 
 class Fault(Exception):
     """
     A response that is an error.
 
-    :ivar code: the HTTP status code.
-    :ivar type: the fault's type, one of those that the API names.
+    :param details: the same as the *message* if ``None``.
+    :ivar code: the HTTP status code, which belongs to the type.
+    :ivar type: one of :data:`~txserviceregistry.util.faults.FAULT_TYPES`.
     :ivar message: what went wrong; clients match on it.
     :ivar details: why; always a string.
     :ivar headers: headers that go with it, by name.
     """
 
     def __init__(
-        self, code: int, type: str, message: str, details: str = "", headers: Mapping[str, str] = MappingProxyType({})
+        self, type: str, message: str, details: str | None = None, headers: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        super().__init__(code, type, message, details)
-        self.code = code
+        super().__init__(type, message, details)
+        self.code = FAULT_TYPES[type]
         self.type = type
         self.message = message
-        self.details = details
+        self.details = message if details is None else details
         self.headers = headers
 
 
-def badRequest(message: str, details: str) -> Fault:
+def badRequest(message: str, details: str | None = None) -> Fault:
     """400: a value is not valid."""
-    return Fault(400, "badRequest", message, details)
+    return Fault("badRequest", message, details)
 
 
 def validationError(key: str, reason: str) -> Fault:
@@ -45,91 +48,70 @@ def badParameter(name: str, reason: str) -> Fault:
     return badRequest(f"Invalid value for '{name}' query string parameter", reason)
 
 
-def invalidEventQuery(reason: str) -> Fault:
-    """400: the events feed can't be asked so; message and details are the same words."""
-    return badRequest(reason, reason)
-
-
 def invalidBody(reason: str) -> Fault:
     """400: the body is not a JSON object."""
     return badRequest(f"Failed to parse request body: {reason}", reason)
 
 
 def unsupportedContentType(contentType: str) -> Fault:
-    """400: the body is said to be something else than JSON."""
-    message = f"Unsupported content type: {contentType}"
-    return badRequest(message, message)
+    """400: the body is declared as something else than JSON."""
+    return badRequest(f"Unsupported content type: {contentType}")
 
 
 def invalidLimit(details: str) -> Fault:
     """400: ``limit`` is not a number in its range."""
-    return Fault(400, "invalidLimit", "Invalid limit", details)
+    return Fault("invalidLimit", "Invalid limit", details)
 
 
 def serviceExists(serviceId: str) -> Fault:
-    """400: the id is alive."""
-    message = f"Service with id {serviceId} already exists."
-    return Fault(400, "serviceWithThisIdExists", message, message)
+    """400: the id is in use."""
+    return Fault("serviceWithThisIdExists", f"Service with id {serviceId} already exists.")
 
 
 def limitReached(resource: str, maximum: int) -> Fault:
     """400: the account has as many objects of *resource* (``service`` or ``configuration_value``) as it may."""
-    return Fault(
-        400,
-        "limitReached",
-        "Resource limit has been reached",
-        f"Limit for resource {resource} has been reached. Maximum allowed objects: {maximum}",
-    )
+    details = f"Limit for resource {resource} has been reached. Maximum allowed objects: {maximum}"
+    return Fault("limitReached", "Resource limit has been reached", details)
 
 
 def rateLimitReached(details: str, retryAfter: int) -> Fault:
-    """400: the account has asked too often; *retryAfter* is in seconds."""
-    return Fault(
-        400, "rateLimitReached", "Rate limit has been reached.", details, {"Retry-After": str(max(1, retryAfter))}
-    )
+    """400: the account has made too many GETs; *retryAfter* is in seconds."""
+    headers = {"Retry-After": str(max(1, retryAfter))}
+    return Fault("rateLimitReached", "Rate limit has been reached.", details, headers)
 
 
 def unauthorized(details: str, authUrl: str) -> Fault:
-    """401: no token, or none that counts here."""
-    return Fault(401, "unauthorizedError", "forbidden", details, {"WWW-Authenticate": f'Keystone uri="{authUrl}"'})
+    """401: no token, or no valid one."""
+    return Fault("unauthorizedError", "forbidden", details, {"WWW-Authenticate": f'Keystone uri="{authUrl}"'})
 
 
 def forbidden(details: str) -> Fault:
     """403: it is there, but not for this client."""
-    return Fault(403, "forbiddenError", "forbidden", details)
+    return Fault("forbiddenError", "forbidden", details)
 
 
 def notFound(kind: str, key: str) -> Fault:
     """404: no object of *kind* (``Service``, ``ConfigurationValue``, ``HeartbeatMarker``) has this *key*."""
-    return Fault(404, "notFoundError", "object does not exist", f'Object "{kind}" with key "{key}" does not exist')
+    return Fault("notFoundError", "object does not exist", f'Object "{kind}" with key "{key}" does not exist')
 
 
 def pageNotFound() -> Fault:
-    """404: the path is no resource, or takes no such method."""
-    return Fault(404, "notFoundError", "The page cannot be found.", "The page cannot be found.")
+    """404: the path is no resource, or does not take the method."""
+    return Fault("notFoundError", "The page cannot be found.")
 
 
 def requestTooLarge(maximum: int) -> Fault:
     """413: the body has *maximum* bytes or more."""
-    return Fault(
-        413,
-        "requestTooLargeError",
-        "Request body is too large",
-        f"The request body has to be smaller than {maximum} bytes",
-    )
+    details = f"The request body has to be smaller than {maximum} bytes"
+    return Fault("requestTooLargeError", "Request body is too large", details)
 
 
 def internalError() -> Fault:
-    """500: something broke inside; nothing of it leaks."""
-    return Fault(500, "internalError", "Internal Error", "Internal Error")
+    """500: an error of the registry; its reason is in the log only."""
+    return Fault("internalError", "Internal Error")
 
 
-def systemFailure(details: str = "The store is unreachable; retry later") -> Fault:
-    """503: the store can't be reached, or the registry is overloaded."""
-    return Fault(503, "systemFailureError", "Service unavailable", details)
-
-
-def tooManyFollowers(retryAfter: int) -> Fault:
-    """503: as many requests as may wait for events already do."""
-    details = "Too many requests are waiting for events; retry later, or without wait"
-    return Fault(503, "systemFailureError", "Service unavailable", details, {"Retry-After": str(retryAfter)})
+def systemFailure(details: str = "The store is unreachable; retry later", retryAfter: int | None = None) -> Fault:
+    """503: the store can't be reached, or the registry is overloaded; *retryAfter* is in seconds."""
+    headers = {} if retryAfter is None else {"Retry-After": str(retryAfter)}
+    return Fault("systemFailureError", "Service unavailable", details, headers)

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..util.logs import Logger
 from .eventids import position, positionOf
-from .faults import Fault, invalidEventQuery
+from .faults import Fault, badRequest
 from .model import Page
 from .stores.interfaces import Account, EventRecord, ISharedStore, IStore, StoreUnavailable
 from .subscribers import Subscribers, Subscription
@@ -97,9 +97,9 @@ class EventFeed:
 
     def _refusal(self, since: int, account: Account) -> Fault | None:
         if since >= positionOf(self._wallClock()):
-            return invalidEventQuery("from parameter must be smaller than the current time")
+            return badRequest("from parameter must be smaller than the current time")
         if since < positionOf(account.created / 1000):
-            return invalidEventQuery("from parameter must be greater than or equal to the account creation date")
+            return badRequest("from parameter must be greater than or equal to the account creation date")
         return None
 
     async def wait(self, tenant: str, marker: str | None, limit: int, type: str | None, seconds: float) -> Page:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..util.singleflight import SingleFlight
-from .faults import tooManyFollowers
+from .faults import systemFailure
 
 _T = TypeVar("_T")
 
@@ -92,7 +92,8 @@ class Subscribers:
         :raises Fault: 503, if there are too many.
         """
         if self.count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
-            raise tooManyFollowers(self.RETRY_AFTER)
+            details = "Too many requests are waiting for events; retry later, or without wait"
+            raise systemFailure(details, self.RETRY_AFTER)
         self._countOf[tenant] += 1
         self.count += 1
         # Rounded first: 4.7 s times 10 is a trifle more than 47.

@@ -285,7 +285,7 @@ class RegistryServiceTests(TestCase):
         parser.read(self.dataDir / "raxrc")
         return {f"{section}.{name}": value for section in parser.sections() for name, value in parser[section].items()}
 
-    async def exchange(self, url: str, *requests: bytes) -> list[Reply]:
+    async def responses(self, url: str, *requests: bytes) -> list[Reply]:
         host, _, port = url.removeprefix("http://").partition("/")[0].rpartition(":")
         client = await connectProtocol(TCP4ClientEndpoint(reactor, host, int(port)), _Client())
         client.transport.write(b"".join(requests))
@@ -297,14 +297,14 @@ class RegistryServiceTests(TestCase):
         name, key = settings["credentials.username"], settings["credentials.api_key"]
         credentials = json.dumps({"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": name, "apiKey": key}}})
         close = {"Connection": "close"}
-        (reply,) = await self.exchange(
+        (reply,) = await self.responses(
             settings["auth_api.url"], requestBytes("POST", "/v2.0/tokens", credentials.encode(), close)
         )
         token = reply.json["access"]["token"]
         self.secrets += [key, token["id"]]
         data = None if body is None else json.dumps(body).encode()
         headers = {"X-Auth-Token": token["id"], **close}
-        (reply,) = await self.exchange(
+        (reply,) = await self.responses(
             service.urls[0], requestBytes(method, f"/v1.0/{token['tenant']['id']}{path}", data, headers)
         )
         return reply
@@ -399,10 +399,10 @@ class RegistryServiceTests(TestCase):
         path = self.dataDir.with_suffix(".log")
         service = await self.started(store="sqlite", accessLog=path)
         close = {"Connection": "close"}
-        (health,) = await self.exchange(service.urls[0], requestBytes("GET", "/health", headers=close))
+        (health,) = await self.responses(service.urls[0], requestBytes("GET", "/health", headers=close))
         self.assertEqual((health.code, health.json["store"]), (200, {"name": "sqlite", "state": "ok"}))
         await self.ask(service, "PUT", "/configuration/key", {"value": "s3cret"})
-        (metrics,) = await self.exchange(service.urls[0], requestBytes("GET", "/metrics", headers=close))
+        (metrics,) = await self.responses(service.urls[0], requestBytes("GET", "/metrics", headers=close))
         self.assertIn(b'service_registry_info{store="sqlite"', metrics.raw)
         self.assertIn(b"service_registry_store_commit_operations_count", metrics.raw)
         await service.stopService()
@@ -426,7 +426,7 @@ class RegistryServiceTests(TestCase):
         """
         service = await self.started(metrics="off")
         request = requestBytes("GET", "/metrics", headers={"Connection": "close"})
-        (reply,) = await self.exchange(service.urls[0], request)
+        (reply,) = await self.responses(service.urls[0], request)
         self.assertEqual(reply.code, 404)
 
     async def test_anAccessLogThatCantBeWritten(self) -> None:
@@ -466,8 +466,8 @@ class RegistryServiceTests(TestCase):
         self.assertEqual((await self.ask(service, "GET", "/limits")).code, 200)
         close = {"Connection": "close"}
         wrong = {"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": "local", "apiKey": "wr0ngkey"}}}
-        await self.exchange(service.urls[0], requestBytes("POST", "/v2.0/tokens", json.dumps(wrong).encode(), close))
-        await self.exchange(
+        await self.responses(service.urls[0], requestBytes("POST", "/v2.0/tokens", json.dumps(wrong).encode(), close))
+        await self.responses(
             service.urls[0],
             requestBytes("GET", "/v1.0/1/services", headers={"X-Auth-Token": "wr0ngtoken", **close}),
         )

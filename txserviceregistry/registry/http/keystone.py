@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from ..faults import Fault
+from ..faults import Fault, badRequest
 from ..identity.identity import IssuedToken
 
 #: The kinds of credentials, and the name of the API key in each. The key is the only password that there is.
@@ -78,4 +78,4 @@ def access(token: IssuedToken, url: str) -> dict[str, Any]:
 
 
 def _malformed(name: str) -> Fault:
-    return Fault(400, "badRequest", f"Expecting {name}")
+    return badRequest(f"Expecting {name}")

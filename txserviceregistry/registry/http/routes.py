@@ -117,7 +117,7 @@ def decodePath(raw: bytes) -> str:
             parts.append(bytes.fromhex(part[:2].decode("ascii")) + part[2:])
         return b"".join(parts).decode("utf-8")
     except ValueError:
-        raise badRequest("URI malformed", "URI malformed")
+        raise badRequest("URI malformed")
 
 
 def targetOf(method: bytes, raw: bytes) -> Target:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import attrs
 
 from ...types import EventType
-from ..faults import Fault, badParameter, invalidEventQuery, invalidLimit, notFound, validationError
+from ..faults import Fault, badParameter, badRequest, invalidLimit, notFound, validationError
 from ..model import ServiceChanges
 from .rules import (
     AnyOf,
@@ -88,8 +88,8 @@ class _Limit(Parameter):
         return number
 
 
-def _badEventQuery(text: str, reason: str) -> Fault:
-    return invalidEventQuery(reason)
+def _refuseEventQuery(text: str, reason: str) -> Fault:
+    return badRequest(reason)
 
 
 _MARKER_SUMMARY = "The id at which the page starts. If there is no such object, it starts at the next id."
@@ -101,10 +101,14 @@ MARKER = Parameter("marker", _MARKER, _MARKER_SUMMARY, refusal=lambda text, reas
 # A key can be longer than a marker, and the ``next_marker`` of a page has to be a valid marker.
 KEY_MARKER = attrs.evolve(MARKER, rule=AnyOf(_KEY, _MARKER))
 # Whether the feed can begin at the marker's time is decided by the registry's core.
-EVENT_MARKER = Parameter("marker", TimeUUID(), _MARKER_SUMMARY, refusal=_badEventQuery)
+EVENT_MARKER = Parameter("marker", TimeUUID(), _MARKER_SUMMARY, refusal=_refuseEventQuery)
 TAG = Parameter("tag", Text(1, 65, r"[A-Za-z0-9_\-.]*"), "Only services with this tag.")
 EVENT_TYPE = Parameter(
-    "type", Choice("type", EVENT_TYPES), "Only events of this type.", refusal=_badEventQuery, ignoresEmpty=True
+    "type",
+    Choice("type", EVENT_TYPES),
+    "Only events of this type.",
+    refusal=_refuseEventQuery,
+    ignoresEmpty=True,
 )
 WAIT = Parameter("wait", Number(1, 60), "The time to wait for an event that is newer than the marker, in seconds.")
 
