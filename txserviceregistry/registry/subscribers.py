@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
-from math import ceil
 from typing import Any, TypeVar
 
 import attrs
@@ -42,12 +41,10 @@ class Subscription:
     The place of a subscriber.
 
     :ivar tenant: whose feed it is.
-    :ivar end: the number of the tenth of a second at which it ends.
     :ivar change: what it waits for now.
     """
 
     tenant: str
-    end: int
     change: Deferred[bool] | None = None
 
 
@@ -73,8 +70,8 @@ class Subscribers:
         self._mostOfTenant = mostOfTenant
         self._countOf: Counter[str] = Counter()
         self.count = 0
-        # Subscriptions that end within the same tenth of a second share a timer.
-        self._endings: dict[int, tuple[IDelayedCall, dict[Subscription, None]]] = {}
+        # What ends each subscription.
+        self._timers: dict[Subscription, IDelayedCall] = {}
         # By tenant what waits, and what was queried.
         self._waiting: dict[str, dict[Deferred[bool], Hashable]] = {}
         self._reads: dict[str, _Reads] = {}
@@ -96,34 +93,27 @@ class Subscribers:
             raise systemFailure(details, self.RETRY_AFTER)
         self._countOf[tenant] += 1
         self.count += 1
-        # Rounded first: 4.7 s times 10 is a trifle more than 47.
-        subscription = Subscription(tenant, ceil(round(latest * 10, 3)))
+        subscription = Subscription(tenant)
         if not self._isEnded:
-            if subscription.end not in self._endings:
-                left = max(0, subscription.end / 10 - self._clock.seconds())
-                self._endings[subscription.end] = self._clock.callLater(left, self._endSome, subscription.end), {}
-            self._endings[subscription.end][1][subscription] = None
+            left = max(0, latest - self._clock.seconds())
+            self._timers[subscription] = self._clock.callLater(left, self._endOne, subscription)
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription."""
-        ending = self._endings.get(subscription.end)
-        if ending is not None:
-            call, those = ending
-            those.pop(subscription, None)
-            if not those:
-                del self._endings[subscription.end]
-                call.cancel()
+        timer = self._timers.pop(subscription, None)
+        if timer is not None:
+            timer.cancel()
         self.count -= 1
         self._countOf[subscription.tenant] -= 1
         if not self._countOf[subscription.tenant]:
             del self._countOf[subscription.tenant]
             self._dropReads(subscription.tenant)
 
-    def _endSome(self, end: int) -> None:
-        for each in self._endings.pop(end)[1]:
-            if each.change is not None and not each.change.called:
-                each.change.callback(False)
+    def _endOne(self, subscription: Subscription) -> None:
+        del self._timers[subscription]
+        if subscription.change is not None and not subscription.change.called:
+            subscription.change.callback(False)
 
     def wait(self, tenant: str, query: Hashable) -> Deferred[bool]:
         """
@@ -218,8 +208,8 @@ class Subscribers:
         call, self._notifying = self._notifying, None
         if call is not None:
             call.cancel()
-        while self._endings:
-            self._endings.popitem()[1][0].cancel()
+        while self._timers:
+            self._timers.popitem()[1].cancel()
         changes = [change for waiting in self._waiting.values() for change in waiting]
         self._waiting.clear()
         self._reads.clear()
