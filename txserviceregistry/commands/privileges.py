@@ -26,7 +26,8 @@ def becomeOwner(path: Path) -> None:
         user = controllingUser(path)
     except UnsafePath as error:
         raise CommandFailed(
-            f"root can't use {path} safely: {error.filename}: {error.strerror}. Run this as the directory's owner"
+            f"root can't use the data directory {path} safely: {error.filename}: {error.strerror}; run this as the "
+            "directory's owner"
         ) from None
     except OSError as error:
         raise CommandFailed(f"can't read {path}: {error.strerror}") from None

@@ -126,7 +126,7 @@ class RootTests(UsersProcessCase):
     async def test_aDirectoryThatOneUserLeadsToAnothers(self) -> None:
         """Root is not to act as one user because another one has pointed there."""
         os.chown(self.base, ANN, ANN)
-        self.assertIn("Run this as the directory's owner", await self.refused("add", "joe"))
+        self.assertIn("run this as the directory's owner", await self.refused("add", "joe"))
         self.assertEqual(os.listdir(self.dataDir), [])
 
     async def test_aDirectoryThatEverybodyCanWrite(self) -> None:
@@ -143,7 +143,7 @@ class RootTests(UsersProcessCase):
         registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1", "--data-dir", self.dataDir)
         await registry.ended
         self.assertEqual(registry.exitCode, 1)
-        self.assertIn("Run this as the directory's owner", registry.errors)
+        self.assertIn("run this as the directory's owner", registry.errors)
         self.assertFalse(Path(self.base, "made").exists())
 
     async def test_aStoreInADirectoryOfAnotherUser(self) -> None:
@@ -158,11 +158,11 @@ class RootTests(UsersProcessCase):
         for name in ("registry.sqlite-wal", "registry.sqlite-shm"):
             os.link(self.precious, Path(self.dataDir, name))
         self.before = self.precious.stat()
-        self.assertIn("Run this as the directory's owner", await self.refused("add", "ann", dataDir=own))
+        self.assertIn("run this as the directory's owner", await self.refused("add", "ann", dataDir=own))
         registry = self.twistd("service-registry", "--listen", "tcp:0:interface=127.0.0.1", "--data-dir", own)
         await registry.ended
         self.assertEqual(registry.exitCode, 1)
-        self.assertIn("Run this as the directory's owner", registry.errors)
+        self.assertIn("run this as the directory's owner", registry.errors)
         self.assertUntouched()
 
     async def test_theAccessLog(self) -> None:
@@ -206,7 +206,7 @@ class RootTests(UsersProcessCase):
         )
         await wrapper.ended
         self.assertEqual(wrapper.exitCode, 0)
-        self.assertIn("A restart can't go on as the same service", wrapper.errors)
+        self.assertIn("A restart can't continue the same service", wrapper.errors)
         self.assertUntouched()
 
     def test_aStateFile(self) -> None:
