@@ -276,23 +276,23 @@ class HeartbeatBatcher:
         reason = failure.getErrorMessage()
         if not isinstance(error, ServiceRegistryError):
             self._log.failure("A batch of heartbeats failed unexpectedly (retrying)", failure)
-        reaction = self._probe.failed(error, len(services), reason)
-        if reaction.action is Action.DISSOLVE:
+        action, delay, aloneCount = self._probe.failed(error, len(services), reason)
+        if action is Action.DISSOLVE:
             self._dismissAll()
             return
         now = self._clock.seconds()
         moment = now
-        if reaction.action is Action.RETRY:
+        if action is Action.RETRY:
             # Services that send single heartbeats report an outage themselves.
-            if self._probe.failures > 1 and not (reaction.alone and len(services) == 1):
+            if self._probe.failures > 1 and not (aloneCount and len(services) == 1):
                 self._outage.failed(names=_named([service.serviceId for service in waiting]), reason=reason)
-            moment = self._notBefore = now + min(service.retryDelay(reaction.delay) for service in waiting)
+            moment = self._notBefore = now + min(service.retryDelay(delay) for service in waiting)
         for service in waiting:
             if service.batchSlot is services:
                 self._schedule.put(service, moment - service.interval)
                 service.missed()
         # The listeners that were called above may have stopped some of them.
-        alone = [service for service in waiting if service in self._services][: reaction.alone]
+        alone = [service for service in waiting if service in self._services][:aloneCount]
         self._probe.begin(alone)
         for service in alone:
             self._remove(service)

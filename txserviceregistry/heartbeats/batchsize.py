@@ -8,8 +8,6 @@ import math
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-import attrs
-
 from ..errors import BadRequest, Forbidden, ForeignResponse, NotFound, RequestTimedOut, isUnknown
 from ..util.backoff import Backoff
 from ..util.logs import Logger
@@ -113,19 +111,6 @@ class Action(Enum):
     RETRY = "retry"
 
 
-@attrs.frozen
-class Reaction:
-    """
-    :ivar action: what is done.
-    :ivar delay: after how many seconds it is done.
-    :ivar alone: of how many services single heartbeats are sent, to find out whether these are accepted.
-    """
-
-    action: Action
-    delay: float = 0.0
-    alone: int = 0
-
-
 class BatchProbe:
     """
     Decides what is done about batches that fail.
@@ -206,27 +191,30 @@ class BatchProbe:
         if not self._alone:
             self.refused(count, reason)
 
-    def failed(self, error: BaseException, count: int, reason: str) -> Reaction:
-        """A batch of *count* heartbeats failed."""
+    def failed(self, error: BaseException, count: int, reason: str) -> tuple[Action, float, int]:
+        """
+        A batch of *count* heartbeats failed.
+
+        :return: what to do, after how many seconds, and of how many services to send single heartbeats.
+        """
         self._failedCount, self._failedFor = count, reason
         isRefused = isRefusal(error)
         mayBeBatch = isRefused or isUnknown(error)
         if mayBeBatch and self._isItsSize(isRefused, count):
             self.refused(count, reason)
             if count > 1:
-                return Reaction(Action.SPLIT)
+                return Action.SPLIT, 0.0, 0
             if self._backAlone or self._size.isClosed:
                 self._size.close()
-                return Reaction(Action.DISSOLVE)
+                return Action.DISSOLVE, 0.0, 0
         delay = self._backoff.next()
-        mayFindOut = isRefused or self._backAlone > 0 or not self._alone
-        if not (mayBeBatch and mayFindOut):
-            return Reaction(Action.RETRY, delay)
-        if self._backoff.failures == 1 and (not isRefused or self._size.isProven(count)):
-            return Reaction(Action.RETRY, delay)
+        mayFindOut = mayBeBatch and (isRefused or self._backAlone > 0 or not self._alone)
+        isEarly = self._backoff.failures == 1 and (not isRefused or self._size.isProven(count))
+        if isEarly or not mayFindOut:
+            return Action.RETRY, delay, 0
         # After another try that takes as long as one that hangs it would be too late for the others.
         more = count if isinstance(error, RequestTimedOut) else _MORE_ALONE
-        return Reaction(Action.RETRY, delay, max(1, more * self._backAlone))
+        return Action.RETRY, delay, max(1, more * self._backAlone)
 
     def _isItsSize(self, isRefused: bool, count: int) -> bool:
         """Whether a batch that failed may have been too large, rather than met an outage."""

@@ -14,7 +14,7 @@ from ..util.logs import Logger
 from ..util.outage import Outage
 from .desired import DesiredState
 from .fields import wantsHost
-from .tokenfile import Kept, TokenFile
+from .tokenfile import TokenFile
 
 _SHARED = (
     "Service {serviceId} runs without its state file {path}, which another process uses. A process that replaces the "
@@ -82,15 +82,15 @@ class StateFile:
         except OSError:
             # Logged when there is a token to keep.
             return []
-        kept = None if file is None else file.load()
-        if kept is None:
-            return []
-        if self._desired.fields is self._given:
-            same = {name for name, value in self._given.items() if kept.given.get(name) == value}
-            self._unchanged = frozenset(same - kept.updated.keys())
-            updated = self._desired.understood(kept.updated)
-            self._desired.change({name: value for name, value in updated.items() if name in same})
-        return kept.tokens
+        kept = {} if file is None else file.load()
+        if kept and self._desired.fields is self._given:
+            given, updated = (kept[name] if isinstance(kept.get(name), dict) else {} for name in ("given", "updated"))
+            same = {name for name, value in self._given.items() if given.get(name) == value}
+            self._unchanged = frozenset(same - updated.keys())
+            changes = self._desired.understood(updated)
+            self._desired.change({name: value for name, value in changes.items() if name in same})
+        tokens = [token for token in (kept.get("token"), kept.get("provenToken")) if isinstance(token, str)]
+        return list(dict.fromkeys(tokens))
 
     def adopt(self, found: Mapping[str, Any]) -> None:
         """Adopt the updates that the service has in the registry, of fields that this program did not change."""
@@ -119,7 +119,7 @@ class StateFile:
             if file is None:
                 return
             updated = {name: value for name, value in self._desired.fields.items() if value != self._given[name]}
-            file.save(Kept(self._token, self._given, updated, self._provenToken))
+            file.save(token=self._token, given=self._given, updated=updated, provenToken=self._provenToken)
         except OSError as error:
             self._writing.notWritten(error)
         else:

@@ -6,12 +6,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from io import FileIO
 from typing import Any
 from weakref import WeakSet
-
-import attrs
 
 from ..util.files import lockFile, replaceFile
 from ..util.ownership import checkPath
@@ -31,28 +28,6 @@ def _leaveThemToTheParent() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leaveThemToTheParent)
-
-
-@attrs.frozen
-class Kept:
-    """
-    The content of the file.
-
-    :ivar token: the service's last heartbeat token; ``None`` before it has one.
-    :ivar given: the fields of the service as the program's arguments had them.
-    :ivar updated: the fields that updates have changed since.
-    :ivar provenToken: the last heartbeat token that the registry accepted, if there is one.
-    """
-
-    token: str | None
-    given: Mapping[str, Any] = attrs.field(factory=dict)
-    updated: Mapping[str, Any] = attrs.field(factory=dict)
-    provenToken: str | None = None
-
-    @property
-    def tokens(self) -> list[str]:
-        """The tokens to try, in this order."""
-        return list(dict.fromkeys(token for token in (self.token, self.provenToken) if token is not None))
 
 
 class TokenFile:
@@ -106,27 +81,18 @@ class TokenFile:
         if claim is not None:
             claim.close()
 
-    def load(self) -> Kept | None:
-        """The content, or ``None`` if it is of another service or the file can't be read."""
+    def load(self) -> dict[str, Any]:
+        """The content; empty if it is of another service or the file can't be read."""
         try:
             with open(self.path, encoding="utf-8") as file:
                 kept = json.load(file)
         except (OSError, ValueError, RecursionError):
-            return None
-        if not isinstance(kept, dict) or kept.get("id") != self._serviceId:
-            return None
-        token, given, updated = kept.get("token"), kept.get("given"), kept.get("updated")
-        proven = kept.get("provenToken")
-        return Kept(
-            token if isinstance(token, str) else None,
-            given if isinstance(given, dict) else {},
-            updated if isinstance(updated, dict) else {},
-            proven if isinstance(proven, str) else None,
-        )
+            return {}
+        return kept if isinstance(kept, dict) and kept.get("id") == self._serviceId else {}
 
-    def save(self, kept: Kept) -> None:
+    def save(self, **content: object) -> None:
         """:raises OSError: if it can't be written; it keeps its old content then."""
-        replaceFile(self.path, json.dumps({"id": self._serviceId, **attrs.asdict(kept, recurse=False)}))
+        replaceFile(self.path, json.dumps({"id": self._serviceId, **content}))
 
     def remove(self) -> None:
         """Forget the token."""
