@@ -187,7 +187,7 @@ class AuthenticationTests(ClientTestCase):
     """Staying authenticated."""
 
     async def test_aPurgedTokenCostsOneAuthentication(self) -> None:
-        """1,000 requests in flight when the token dies: one authentication, and all succeed."""
+        """1,000 requests in flight when the token expires: one authentication, and all succeed."""
         issued, valid = 0, "token-1"
 
         def handle(call: Call) -> None:
@@ -220,7 +220,7 @@ class AuthenticationTests(ClientTestCase):
         self.assertEqual(len(server.calls), 1)
 
     async def test_anAuthApiThatIsDownIsNotNoticed(self) -> None:
-        """While the token lives, the Auth API may be away."""
+        """While the token is valid, the Auth API may be unreachable."""
         up = True
 
         def handle(call: Call) -> None:

@@ -1,4 +1,4 @@
-"""RegisteredService: registered whatever happens, and gone when it stops."""
+"""RegisteredService: stays registered, and is deregistered when it stops."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertTrue(service.healthy)
 
     def test_staysRegistered(self) -> None:
-        """An hour later it is there, and nobody ever heard that it had timed out."""
+        """An hour later it is there, and there was no timeout event."""
         self.service(3).startService()
         self.fake.advance(3600)
         self.assertEqual(self.listed(), ["web1"])
@@ -217,7 +217,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(self.eventTypes(), ["service.join"])
 
     def test_stoppingRemovesIt(self) -> None:
-        """A clean shutdown leaves no ghost, no timeout event, and nothing that is still to happen."""
+        """A clean shutdown leaves no service, no timeout event, and nothing on the reactor."""
         service = self.service()
         service.startService()
         self.fake.advance(5)
@@ -264,7 +264,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
 
     def test_stoppingTriesMoreThanOnce(self) -> None:
-        """A registry in passing trouble is told all the same."""
+        """The deregistration is retried while the registry has a short outage."""
         service = self.service()
         service.startService()
         self.fake.failNext(503, 3)
@@ -283,7 +283,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.successResultOf(stopped)
 
     def test_stoppingAsksWhileTheRegistrationIsUnderWay(self) -> None:
-        """Stopped while the registration is on its way, it waits for the outcome, and leaves no ghost."""
+        """Stopped while the registration is under way, it waits for the outcome, and leaves no service."""
         self.successResultOf(self.client.account.getLimits())
         self.fake.pause()
         service = self.service()
@@ -297,7 +297,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(self.listed(), [])
 
     def test_stoppingLeavesAStrangerAlone(self) -> None:
-        """Where somebody else took the id while it was lost, stopping does not remove that one."""
+        """If another client took the id while the service was lost, stopping does not remove that one."""
         service = self.service(10)
         service.startService()
         self.fake.partition()
@@ -309,8 +309,8 @@ class RegisteredServiceTests(RegistrationCase):
         self.settle(service.stopService)
         self.assertEqual(self.successResultOf(self.other.services.get("web1"))["tags"], ["theirs"])
 
-    def test_otherRequestsThatHangDoNotHoldUpItsBeats(self) -> None:
-        """All connections taken by requests without an answer, a service of three seconds lives on."""
+    def test_otherRequestsThatHangDoNotDelayHeartbeats(self) -> None:
+        """While all connections wait for responses, a service with a timeout of three seconds does not expire."""
         self.service(3).startService()
         self.fake.advance(1)
         self.fake.hangNext(2)
@@ -341,8 +341,8 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertTrue(service.healthy)
         self.assertEqual(self.listed(), ["web1"])
 
-    def test_waitsForItsGhost(self) -> None:
-        """While an earlier life of the id is still there, it waits, and is registered as soon as that has ended."""
+    def test_waitsWhileTheIdIsTaken(self) -> None:
+        """While an earlier service holds the id, it waits, and is registered as soon as that one has expired."""
         self.successResultOf(self.other.services.create("web1", 20))
         service = self.service(30)
         service.startService()
@@ -363,7 +363,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.fake.advance(300)
         self.assertEqual(len(self.fake.requests), asked)
 
-    def test_whatNoRegistryTakesIsToldAtOnce(self) -> None:
+    def test_invalidArgumentsRaiseAtOnce(self) -> None:
         """An argument of a wrong type, or out of the protocol's bounds, is an error that says what is right."""
         for options, error, text in (
             ({"id": b"web1"}, TypeError, "b'web1', but a service's id is a string"),
@@ -449,7 +449,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(self.listed(), [])
 
     def test_anAbandonedServiceTimesOut(self) -> None:
-        """Nothing is asked of the registry any more, and followers hear that the service has timed out."""
+        """No more requests are sent, and the event feed has the timeout of the service."""
         service = self.service(10)
         service.startService()
         service.abandon()
@@ -461,7 +461,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.settle(service.stopService)
         self.assertEqual(self.eventTypes(), ["service.join", "service.timeout"])
 
-    def test_whoeverFollowsAnAbandonedServiceInTimeGoesOnAsIt(self) -> None:
+    def test_continuesAnAbandonedServiceInTime(self) -> None:
         """The state file keeps its token."""
         path = self.mktemp()
         first = self.service(10, state=path)
@@ -473,7 +473,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(self.eventTypes(), ["service.join"])
 
     def test_abandonedWhileItRegisters(self) -> None:
-        """Whoever waits hears of it, and no try follows."""
+        """Waiting Deferreds fail, and no try follows."""
         self.successResultOf(self.client.account.getLimits())
         self.fake.hangNext()
         service = self.service()
@@ -488,7 +488,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(self.listed(), [])
 
     def test_tellsOfEachTryThatFailed(self) -> None:
-        """A listener hears the reason of every registration that failed, and nothing more once it is registered."""
+        """A listener is called with the reason of each failed registration, and no more once it is registered."""
         self.fake.stop()
         service = self.service()
         reasons: list[Exception] = []
@@ -501,7 +501,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.successResultOf(service.whenRegistered())
         self.assertEqual({type(reason) for reason in reasons}, {ConnectionFailed})
 
-    def test_checkHoldsBackRegistrationAndBeats(self) -> None:
+    def test_checkSuspendsRegistrationAndHeartbeats(self) -> None:
         """It is registered when the check passes first, expires while it fails, and is back when it passes again."""
         well = [False]
         service = self.service(10, check=lambda: well[0])
@@ -550,7 +550,7 @@ class RegisteredServiceTests(RegistrationCase):
     # -- the state file
 
     def crash(self, service: RegisteredService) -> None:
-        """End it as kill -9 would: no beat follows, and the registry hears nothing."""
+        """End it as kill -9 would: no heartbeat follows, and no deregistration."""
         self.fake.partition()
         service.stopService()
         self.fake.advance(3.1)
@@ -675,7 +675,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertTrue(again.healthy)
         self.assertEqual(self.eventTypes(), ["service.join"])
 
-    def test_whoeverStopsWaitingTakesNothingFromOthers(self) -> None:
+    def test_cancellingAWaiterLeavesTheOthers(self) -> None:
         """Cancelling one wait for the registration leaves the others."""
         self.fake.stop()
         service = self.service()
@@ -700,7 +700,7 @@ class RegisteredServiceTests(RegistrationCase):
     # -- the state file, and several who have it
 
     def test_twoWithOneStateFileAreTwoServices(self) -> None:
-        """The second takes nothing of the first that lives: not its service, nor its token, nor the file."""
+        """The second takes nothing of the first while that runs: not its service, nor its token, nor the file."""
         path = self.mktemp()
         lines = self.logged("warn")
         first, second = self.service(10, state=path), self.service(10, state=path)
@@ -733,8 +733,8 @@ class RegisteredServiceTests(RegistrationCase):
         self.fake.advance(30)
         self.assertEqual(self.eventTypes(), ["service.join", "service.remove", "service.join"])
 
-    def test_takesOverFromWhoeverIsKilled(self) -> None:
-        """One that waits goes on as the same service when the first has died."""
+    def test_takesOverFromAKilledProcess(self) -> None:
+        """One that waits goes on as the same service when the first has ended."""
         path = self.mktemp()
         first, second = self.service(10, state=path), self.service(10, state=path)
         first.startService()
@@ -759,7 +759,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(json.loads(Path(path).read_text())["id"], "web2")
 
     def test_isWarnedAfterEachStart(self) -> None:
-        """Stopped and started again, the first has its file again, and the second hears of it again."""
+        """Stopped and started again, the first has its file again, and the second logs that again."""
         path = self.mktemp()
         lines = self.logged("warn")
         first, second = self.service(10, state=path), self.service(10, id="web2", state=path)

@@ -358,7 +358,7 @@ class BatcherTests(SynchronousTestCase):
         self.assertGreater(len(self.ids()[-1]), 10)
 
     def test_aFailureMayStopServices(self) -> None:
-        """Those that are stopped when they hear of a failure are not among those that go on alone."""
+        """Services that a listener stops after a failure are not dismissed."""
         self.answersAtOnce = False
         first, second = self.service("a", due=1), self.service("b", due=1)
         second.missed = lambda: self.batcher.leave(first)  # type: ignore[method-assign] # the service's own reaction

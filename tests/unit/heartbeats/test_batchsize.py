@@ -84,7 +84,7 @@ class BatchSizeTests(SynchronousTestCase):
         self.assertEqual(self.send(), [1, 999])
 
     def test_whatIsARefusal(self) -> None:
-        """A 4xx to the whole batch, whoever sent it; but not a refused token or limit, and nothing of an outage."""
+        """A 4xx to the whole batch, of the registry or a proxy; not a refused token or limit, and no outage."""
         for status in (400, 403, 404, 405, 408, 410, 413, 429, 451):
             self.assertTrue(isRefusal(ForeignResponse(status)))
         for fault in (

@@ -86,7 +86,7 @@ class SlowNetworkTests(SynchronousTestCase):
 
 
 class CreationTests(SynchronousTestCase):
-    """What a client has created itself does not stand in its way, and is not left to die."""
+    """A service that the client created itself is neither in its way nor left to expire."""
 
     def setUp(self) -> None:
         self.fake = FakeRegistry()
@@ -143,7 +143,7 @@ class CreationTests(SynchronousTestCase):
         self.assertNotIn("timeout", self.eventTypes())
 
     def test_aHangIsGivenUpInTime(self) -> None:
-        """A third of the timeout is enough for an answer: what had been created without it would die soon after."""
+        """A request takes a third of the timeout at most: a service without a token would expire soon after."""
         self.fake.hangNext()
         service = self.started(3)
         self.fake.advance(1.5)
@@ -172,7 +172,7 @@ class CreationTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.other.services.get("web1"))["tags"], ["www"])
         self.successResultOf(heartBeater.stop())
 
-    def test_somebodyElseStaysUntouched(self) -> None:
+    def test_anotherClientsServiceStays(self) -> None:
         """Who took the id meanwhile keeps it, also when our stopping comes between."""
         self.fake.dropNext()
         service = self.started(30)
@@ -183,7 +183,7 @@ class CreationTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.other.services.get("web1"))["tags"], ["theirs"])
 
     def test_saysWhetherTheRequestWasSent(self) -> None:
-        """A ConnectionFailed tells a request that had no effect from one that may have had it."""
+        """A ConnectionFailed says whether the request may have had an effect."""
         self.fake.dropNext()
         self.assertTrue(self.failureResultOf(self.client.account.getLimits(), ConnectionFailed).value.wasSent)
         self.fake.stop()

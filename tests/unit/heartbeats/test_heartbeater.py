@@ -272,7 +272,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual(self.services.beats, [0.0, 0.0])
 
     def test_aSingleFailureIsNotLogged(self) -> None:
-        """What the immediate retry makes good is no news."""
+        """If the immediate retry succeeds, nothing is logged."""
         beater = self.beater()
         self.services.answer = ConnectionFailed("reset")
         beater.start()
@@ -282,7 +282,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertEqual(self.logged, [])
 
     def test_anOutageIsTwoLinesInTheLog(self) -> None:
-        """One line when a loss begins, and one when it ends, whatever its length."""
+        """One line when an outage begins, and one when it ends, however long it is."""
         beater = self.beater()
         beater.start()
         self.services.answer = ConnectionFailed("refused")
@@ -634,7 +634,7 @@ class HeartBeaterTests(SynchronousTestCase):
         self.assertIsNone(self.successResultOf(two))
 
     def test_needsAWayToBegin(self) -> None:
-        """Neither a token nor a way to get one is a mistake that is told at once."""
+        """Without a token and a way to get one it raises ValueError."""
         self.assertRaises(ValueError, HeartBeater, self.services, "web1", 30, clock=self.clock)
 
     def test_saysNothingSecretOfItself(self) -> None:

@@ -318,10 +318,10 @@ class CacheTests(ServicesTestCase):
 
 
 class RegisterTests(ServicesTestCase):
-    """Registering an id whose last bearer may not be dead yet."""
+    """Registering an id whose last service may not have expired yet."""
 
     def registry(self, gone: float, timeout: Any = 10) -> Any:
-        """A registry in which the id's old service lives until the second *gone*."""
+        """A registry in which the id's old service expires at the second *gone*."""
 
         def handle(sent: Sent) -> Any:
             alive = self.clock.seconds() < gone
@@ -348,7 +348,7 @@ class RegisterTests(ServicesTestCase):
             self.failureResultOf(client.services.register("web1", 15, retryDelay=delay), ValueError)
         self.assertEqual(self.asked, [])
 
-    def test_waitsForTheOldOneToDie(self) -> None:
+    def test_waitsForTheOldOneToExpire(self) -> None:
         """It tries again every retryDelay seconds until the id is free."""
         client = self.client(self.registry(gone=7))
         registering = client.services.register("web1", 60, retryDelay=2)
@@ -360,7 +360,7 @@ class RegisterTests(ServicesTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_givesUpWhenTheOldOneIsKeptAlive(self) -> None:
-        """When the old service's timeout has surely passed and the id is still taken, somebody else has it."""
+        """When the old service must have expired and the id is still taken, another client has it."""
         client = self.client(self.registry(gone=1000, timeout=10))
         registering = client.services.register("web1", 60)
         self.clock.pump([1.0] * 11)
@@ -413,10 +413,10 @@ class RegisterTests(ServicesTestCase):
 
 
 class HeartBeaterOwnershipTests(ServicesTestCase):
-    """HeartBeaters and the client that they beat through."""
+    """HeartBeaters and the client that they belong to."""
 
     def test_closingStopsTheHeartBeaters(self) -> None:
-        """A closed client leaves no beating HeartBeater behind."""
+        """A closed client leaves no running HeartBeater behind."""
         client = self.client(lambda sent: answer(200, {"token": "t"}))
         _, heartBeater = self.successResultOf(client.services.create("web1", 15))
         heartBeater.start()

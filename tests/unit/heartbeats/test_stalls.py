@@ -1,4 +1,4 @@
-"""A reactor that stood still: the log says so, once, and nobody pays more for it than is right."""
+"""A reactor that stood still: one line in the log, and no service expires before its timeout."""
 
 from __future__ import annotations
 
@@ -34,42 +34,42 @@ class StallTests(SynchronousTestCase):
         self.successResultOf(service.whenRegistered())
         return service
 
-    def deaths(self) -> list[str]:
+    def expired(self) -> list[str]:
         events = self.successResultOf(self.client.events.list(limit=1000))["values"]
         return [event["payload"]["id"] for event in events if event["type"] == "service.timeout"]
 
     def test_saysSoOnce(self) -> None:
-        """However many services were kept from beating, one line says for how long."""
+        """However many heartbeats are late, one line says for how long the reactor stood still."""
         for number in range(20):
             self.register(f"web{number}", 5)
         self.fake.advance(2)
         self.fake.block(4)
         self.fake.advance(60)
-        # The first beat was due after 3 s, a second into the block.
+        # The first heartbeat was due after 3 s, a second into the block.
         self.assertEqual(len(self.stalls()), 1)
         self.assertIn("stood still for 3.0 s or more", self.stalls()[0])
 
     def test_saysSoEachTime(self) -> None:
-        """A second stall is another one, and told too."""
+        """A second stall is another one, and logged too."""
         self.register("web1", 5)
         for _ in range(2):
             self.fake.block(5)
             self.fake.advance(20)
         self.assertEqual(len(self.stalls()), 2)
 
-    def test_theDeadAreRegisteredAgain(self) -> None:
-        """A service whose timeout was shorter has died, rightly, and is back at once; a longer one goes on."""
+    def test_expiredServicesAreRegisteredAgain(self) -> None:
+        """A service whose timeout was shorter has expired, and is back at once; a longer one goes on."""
         services = [self.register("short", 3), self.register("long", 10)]
         self.fake.advance(1)
         self.fake.block(5)
         self.fake.advance(0.5)
         self.assertEqual({service.state for service in services}, {"registered"})
-        self.assertEqual(self.deaths(), ["short"])
+        self.assertEqual(self.expired(), ["short"])
         self.fake.advance(600)
-        self.assertEqual(self.deaths(), ["short"])
+        self.assertEqual(self.expired(), ["short"])
 
     def test_noticesWhileARequestIsUnderWay(self) -> None:
-        """A beat that was under way has had far more time than it may take: a stall all the same."""
+        """A heartbeat that was under way had far more time than it may take: that is a stall too."""
         self.register("web1", 3)
         self.fake.hangNext()
         self.fake.advance(2)

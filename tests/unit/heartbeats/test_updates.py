@@ -238,7 +238,7 @@ class OutageTests(UpdateCase):
         self.fake.advance(4)
         self.failureResultOf(updated, RegistrationEnded)
 
-    def test_whoeverStopsWaiting(self) -> None:
+    def test_aWaiterThatIsCancelled(self) -> None:
         """Cancelling an update's Deferred does not cancel the update."""
         service = self.service()
         self.fake.partition()
