@@ -102,7 +102,6 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
         :param listener: called with the change.
         :return: a function that ends it.
         """
-
         return self._listeners.add(listener)
 
     def onKey(self, key: str, listener: Callable[[str | None], None]) -> Callable[[], None]:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
+from txserviceregistry import Client
 from txserviceregistry.discovery.instances import Instance, readInstance
 from txserviceregistry.types import Service
 
@@ -74,3 +76,15 @@ def numbers(*values: float) -> Callable[[], float]:
     """A source of these numbers."""
     left = iter(values)
     return lambda: next(left)
+
+
+class Plain:
+    """A client of a registry without extensions."""
+
+    extensions: frozenset[str] = frozenset()
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)

@@ -21,6 +21,8 @@ from txserviceregistry.discovery.watcher import ConfigurationWatcher
 from txserviceregistry.errors import ServiceRegistryError
 from txserviceregistry.testing import FakeRegistry
 
+from .standin import Plain
+
 IDS = ["aaa", "bbb", "ccc", "ddd"]
 TAGS = [[], ["one"], ["two"], ["one", "two"]]
 
@@ -169,18 +171,6 @@ class World:
 
 def _bare(service: Any) -> Any:
     return {key: value for key, value in service.items() if key != "last_seen"}
-
-
-class Plain:
-    """A client of a registry without extensions."""
-
-    extensions: frozenset[str] = frozenset()
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
 
 
 slow = st.sampled_from(SLOW)
