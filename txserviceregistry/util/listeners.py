@@ -54,6 +54,9 @@ class Listeners(Generic[_P]):
 
     def call(self, *args: _P.args, **kwargs: _P.kwargs) -> None:
         """Call all of them. What one raises is logged, and the others are called all the same."""
+        if not self._entries:
+            # The usual case: 0.08 instead of 0.32 us.
+            return
         for listener in self:
             try:
                 listener(*args, **kwargs)
