@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -34,12 +33,10 @@ class ResourceLimits:
     configurationValue: int = 100_000
 
 
-@attrs.define
-class _Usage:
-    """The GETs of one account: ``(bucket, requests)`` pairs, oldest first, and their sum."""
+class _Usage(dict[int, int]):
+    """By part of the window, oldest first, the number of GETs of one account; and their sum."""
 
-    buckets: deque[list[int]] = attrs.field(factory=deque)
-    total: int = 0
+    total = 0
 
 
 class RateLimiter:
@@ -90,10 +87,7 @@ class RateLimiter:
                 f'Limit of {self._limit} requests in {self._window:.15g} seconds for path "{PATHS}" has been reached',
                 self._retryAfter(usage),
             )
-        if usage.buckets and usage.buckets[-1][0] == self._current:
-            usage.buckets[-1][1] += 1
-        else:
-            usage.buckets.append([self._current, 1])
+        usage[self._current] = usage.get(self._current, 0) + 1
         usage.total += 1
         self._usage[tenant] = usage
 
@@ -112,9 +106,7 @@ class RateLimiter:
         return {PATHS: {"limit": self._limit, "used": used, "window": self._hours()}}
 
     def headers(self, tenant: str) -> Mapping[str, str]:
-        """
-        The headers of the response to a GET of *tenant*, made before it is counted; none without a limit.
-        """
+        """The headers of the response to a GET of *tenant*, made before it is counted; none without a limit."""
         if self._limit is None:
             return NO_HEADERS
         usage = self._usageOf(tenant)
@@ -138,21 +130,17 @@ class RateLimiter:
         return f"{hours:.{decimals}f} hours"
 
     def _retryAfter(self, usage: _Usage) -> int:
-        if not usage.buckets:
+        if not usage:
             return math.ceil(self._window)
-        return math.ceil((usage.buckets[0][0] + self.BUCKETS + 1) * self._width - self._seconds())
+        return math.ceil((next(iter(usage)) + self.BUCKETS + 1) * self._width - self._seconds())
 
     def _usageOf(self, tenant: str) -> _Usage:
         now = self._bucket()
         if now != self._current:
             self._current = now
-            # Once per bucket is often enough to forget accounts without a GET in the window.
             for name, usage in list(self._usage.items()):
-                self._forget(usage)
-                if not usage.total:
+                for bucket in [each for each in usage if each < now - self.BUCKETS]:
+                    usage.total -= usage.pop(bucket)
+                if not usage:
                     del self._usage[name]
-        return self._usage.get(tenant) or _Usage()
-
-    def _forget(self, usage: _Usage) -> None:
-        while usage.buckets and usage.buckets[0][0] < self._current - self.BUCKETS:
-            usage.total -= usage.buckets.popleft()[1]
+        return self._usage.get(tenant, _Usage())
