@@ -210,10 +210,7 @@ class ServiceExists(APIError):
     """A service with this id is registered (400)."""
 
     # It is shown by create(), which does not wait, and by programs that do.
-    advice = (
-        "After a restart, wait for the heartbeat timeout, as register(), RegisteredService and the wrapper do. "
-        "If it is another service, use another id"
-    )
+    advice = "After a restart, wait for the heartbeat timeout, as register() and the wrapper do; else use another id"
 
 
 class LimitReached(APIError):

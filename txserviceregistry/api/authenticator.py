@@ -43,6 +43,8 @@ _LONGEST_RETRY = 300.0
 _SHORTEST_DELAY = 0.02
 _LONGEST_DELAY = 1.0
 
+_CHECK_CREDENTIALS = "Check the username and the API key, and that they belong to this registry"
+
 # The settings with the URL of the Auth API.
 _URL_SETTINGS = "RAXSR_AUTH_URL ([auth_api] url) or, if there is none, RAXSR_API_URL ([api] url)"
 
@@ -214,8 +216,7 @@ class KeystoneAuthenticator:
         if response.status in (401, 403):
             return AuthenticationFailed(
                 f"{response.method} {response.url} refused the credentials of user {self._credentials.username!r} with "
-                f"{response.status}{message and ': '}{message}. Check the username and the API key, and that they "
-                "belong to this registry"
+                f"{response.status}{message and ': '}{message}"
             )
         # No subclass for a 4xx: a wrong URL of the Auth API is not a service that was not found.
         kind = ServerError if response.status >= 500 else APIError
@@ -254,8 +255,7 @@ class KeystoneAuthenticator:
             if self._foundOthers():
                 self._authenticate()
                 return
-            if self._whyNoOthers:
-                failure = Failure(AuthenticationFailed(f"{failure.value}. ({self._whyNoOthers})"))
+            failure = Failure(AuthenticationFailed(f"{failure.value}. {self._whyNoOthers or _CHECK_CREDENTIALS}"))
             self._refusal = str(failure.value)
             self._refusedUntil = now + REFUSAL
         if self._session is None:

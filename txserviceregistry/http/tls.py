@@ -50,8 +50,6 @@ _SYSTEM_BUNDLES = (
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
 )
 
-_CA_FILE = "RAXSR_CA_FILE ([ssl] ca_file)"
-
 # OpenSSL's numbers of the errors of verification (x509_vfy.h).
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _SELF_SIGNED, _SELF_SIGNED_IN_CHAIN = 18, 19
@@ -396,8 +394,8 @@ def _refused(culprit: x509.Certificate, error: int, depth: int, caFile: str | No
     :param depth: its place in the chain; the server's own is at 0.
     """
     whose = "its certificate" if depth == 0 else f"the CA certificate of {ownerOf(culprit.subject)}"
-    distrust = "which this machine does not trust" if caFile is None else f"which is not in the CA file {caFile}"
-    trust = f"To trust it, set {_CA_FILE} to a file with its certificate"
+    distrust = "an unknown CA" if caFile is None else f"a CA that is not in {caFile}"
+    trust = "To trust it, set RAXSR_CA_FILE to a file with its certificate"
     if error == _EXPIRED:
         return f"{whose} {whyNotNow(culprit) or 'has expired'}. Renew it"
     if error == _NOT_YET_VALID:
@@ -407,9 +405,6 @@ def _refused(culprit: x509.Certificate, error: int, depth: int, caFile: str | No
     if error == _SELF_SIGNED_IN_CHAIN:
         return f"its certificate comes from {ownerOf(culprit.subject)}, {distrust}. {trust}"
     if error in _UNKNOWN_ISSUER:
-        return (
-            f"{whose} is signed by {ownerOf(culprit.issuer)}, {distrust}. {trust}, or let the server send its "
-            "intermediate certificates"
-        )
+        return f"{whose} is signed by {ownerOf(culprit.issuer)}, {distrust}. {trust}, or let the server send its chain"
     wrong = _WEAK.get(error, f"OpenSSL calls it error {error}")
     return f"{whose} is not valid: {wrong}. Replace it"

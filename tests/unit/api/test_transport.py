@@ -181,8 +181,8 @@ class TransportTests(SynchronousTestCase):
         body = {"type": "serviceWithThisIdExists", "code": 400, "message": "Service with id web1 already exists."}
         said = str(self.fault(answer(400, body)))
         self.assertIn("After a restart, wait for the heartbeat timeout", said)
-        self.assertIn("as register(), RegisteredService and the wrapper do", said)
-        self.assertIn("If it is another service, use another id", said)
+        self.assertIn("as register() and the wrapper do", said)
+        self.assertIn("else use another id", said)
         self.assertNotIn("..", said)
 
     def test_aPageThatTheRegistryDoesNotHave(self) -> None:

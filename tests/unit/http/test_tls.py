@@ -95,7 +95,7 @@ class ExplanationTests(TLSTestCase):
             self.assertEqual(server.calls, [])
         text = str(caught.exception)
         for raw in ("[", "(", "Error", "routines"):
-            self.assertNotIn(raw, text.replace("([ssl] ca_file)", ""))
+            self.assertNotIn(raw, text)
         return text
 
     async def refusalOf(self, holder: Holder, *trusted: Holder) -> str:
@@ -109,7 +109,7 @@ class ExplanationTests(TLSTestCase):
         self.assertEqual(
             text,
             f"POST {server.url}/v2.0/tokens failed: can't connect to the Auth API: its certificate is self-signed. "
-            "To trust it, set RAXSR_CA_FILE ([ssl] ca_file) to a file with its certificate",
+            "To trust it, set RAXSR_CA_FILE to a file with its certificate",
         )
 
     async def test_expired(self) -> None:
@@ -146,10 +146,10 @@ class ExplanationTests(TLSTestCase):
         root = Holder("Our Root", names=())
         leaf = Holder("registry", issuer=root, ca=False)
         text = await self.refusal(self.registry(leaf.options()))
-        self.assertIn("is signed by Our Root, which this machine does not trust. To trust it, set RAXSR_CA_FILE", text)
+        self.assertIn("is signed by Our Root, an unknown CA. To trust it, set RAXSR_CA_FILE", text)
         path = self.pem(commonHolder().certificate)
         text = await self.refusal(self.registry(leaf.options()), caFile=path)
-        self.assertIn(f"Our Root, which is not in the CA file {path}", text)
+        self.assertIn(f"Our Root, a CA that is not in {path}", text)
         self.assertIn("RAXSR_CA_FILE", text)
 
     async def test_unknownAuthorityThatIsSent(self) -> None:
@@ -158,7 +158,7 @@ class ExplanationTests(TLSTestCase):
         leaf = Holder("registry", issuer=root, ca=False)
         leaf.chain = (root, root)
         text = await self.refusal(self.registry(leaf.options()))
-        self.assertIn("its certificate comes from Our Root, which this machine does not trust. To trust it", text)
+        self.assertIn("its certificate comes from Our Root, an unknown CA. To trust it", text)
 
     async def test_aMissingLink(self) -> None:
         """One whose server does not send the certificates between it and an authority that is trusted."""
@@ -166,8 +166,8 @@ class ExplanationTests(TLSTestCase):
         leaf = Holder("registry", issuer=Holder("Middle", names=(), issuer=root), ca=False)
         leaf.chain = ()
         text = await self.refusalOf(leaf, root)
-        self.assertIn("is signed by Middle, which is not in the CA file", text)
-        self.assertIn("let the server send its intermediate certificates", text)
+        self.assertIn("is signed by Middle, a CA that is not in", text)
+        self.assertIn("let the server send its chain", text)
 
     async def test_whoMayNotVouch(self) -> None:
         """One that is signed by a certificate that may not sign others."""
@@ -313,11 +313,11 @@ class RotationTests(TLSTestCase):
         """A CA file that has been replaced counts from the next connection on, without a restart."""
         path = Path(self.pem(self.old.certificate))
         ask, server = self.requesting(True, str(path)), self.registry(self.leaf.options())
-        self.assertIn(f"New Root, which is not in the CA file {path}", await self.refused(ask(server)))
+        self.assertIn(f"New Root, a CA that is not in {path}", await self.refused(ask(server)))
         path.write_bytes(self.old.certificate + self.new.certificate)
         self.assertEqual(await ask(server), 200)
         path.write_bytes(self.old.certificate)
-        self.assertIn("is not in the CA file", await self.refused(ask(server)))
+        self.assertIn("a CA that is not in", await self.refused(ask(server)))
 
     async def test_theClient(self) -> None:
         """A Client goes on with the new file; what it has an open connection for is not interrupted by it."""
@@ -364,7 +364,7 @@ class RotationTests(TLSTestCase):
         environment.start()
         self.addCleanup(environment.stop)
         ask, server = self.requesting(), self.registry(self.leaf.options())
-        self.assertIn("which this machine does not trust", await self.refused(ask(server)))
+        self.assertIn("an unknown CA", await self.refused(ask(server)))
         path.write_bytes(self.new.certificate)
         self.assertEqual(await ask(server), 200)
         for text in (b"", self.new.certificate[:100]):
