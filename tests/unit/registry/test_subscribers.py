@@ -402,11 +402,11 @@ class SubscribersTests(SynchronousTestCase):
 
     def test_eachEndsInTime(self) -> None:
         """Each ends in time, in whatever order they subscribed, and leaves no timer."""
-        latest = [7.0, 6.0, 9.0, 5.0, 8.0, 6.0]
+        latest = [7.0, 6 + 1 / 64, 9.0, 5 + 1 / 64, 8.0, 6.0]
         subscriptions = [self.subscription(each) for each in latest]
         answered: dict[Subscription, float] = {}
         while len(answered) < len(subscriptions):
-            self.clock.advance(0.5)
+            self.clock.advance(1 / 64)
             for each in subscriptions:
                 if each not in answered and self.isOver(each):
                     self.subscribers.unsubscribe(each)
