@@ -12,6 +12,7 @@ import queue
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -36,8 +37,6 @@ FILE_ERRORS = (sqlite3.Error, OSError)
 #: How long nothing may have failed before the log has the end of an outage that came back within that time. Outages
 #: follow each other on a disk that has room for small changes only, and with a file that is damaged in part.
 _CALM_SECONDS = 60.0
-#: Reads that wait for each other at most before they are answered: few, because a page takes a millisecond.
-_READS_PER_GROUP = 16
 
 
 class ThreadedReactor(IReactorTime, IReactorFromThreads):
@@ -90,6 +89,8 @@ class Worker(ABC):
     _log = Logger()
     #: What the thread does with the store, for the log.
     _verb: str
+    #: How many jobs are done together at the most.
+    _jobsPerGroup: int
 
     def __init__(
         self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics, waits: Histogram
@@ -113,7 +114,10 @@ class Worker(ABC):
             calm=_CALM_SECONDS,
             verb=self._verb,
         )
+        # Used in the thread only.
         self._tables: Tables | None = None
+        self._background: deque[Job] = deque()
+        self._isEnding = False
 
     # -- in the reactor's thread
 
@@ -236,9 +240,23 @@ class Worker(ABC):
         """Leave the file when there is no more work."""
         self._disconnect()
 
-    @abstractmethod
     def _nextGroup(self) -> Sequence[Job] | None:
         """Wait for work; ``None`` when there will be no more."""
+        jobs: list[Job] = []
+        while len(jobs) < self._jobsPerGroup and not self._isEnding:
+            try:
+                job = self._jobs.get(block=not jobs and not self._background)
+            except queue.Empty:
+                break
+            if job is None:
+                self._isEnding = True
+            elif job.isBackground:
+                self._background.append(job)
+            else:
+                jobs.append(job)
+        if self._background:
+            jobs.insert(0, self._background.popleft())
+        return jobs or None
 
     @abstractmethod
     def _runGroup(self, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
@@ -249,7 +267,8 @@ class Reader(Worker):
     """The thread that reads. It sees what any process has committed."""
 
     _verb = "read"
-    _isEnding = False
+    # Reads that wait for each other before they are answered: few, because a page takes a millisecond.
+    _jobsPerGroup = 16
     _isKeeping = True
 
     def __init__(self, reactor: ThreadedReactor, connect: Callable[[], Tables], statistics: StoreStatistics) -> None:
@@ -270,19 +289,6 @@ class Reader(Worker):
         if not isKeeping and wasKeeping and self.isRunning:
             # An error is logged all the same, and reported to later reads.
             self.submit(lambda tables: None).addErrback(lambda _: None)
-
-    def _nextGroup(self) -> Sequence[Job] | None:
-        jobs: list[Job] = []
-        while len(jobs) < _READS_PER_GROUP and not self._isEnding:
-            try:
-                job = self._jobs.get(block=not jobs)
-            except queue.Empty:
-                break
-            if job is None:
-                self._isEnding = True
-            else:
-                jobs.append(job)
-        return jobs or None
 
     def _runGroup(self, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
         cause: Exception | None = None

@@ -6,9 +6,7 @@ the disk serves them all; an operation's Deferred fires after the commit.
 from __future__ import annotations
 
 import math
-import queue
 import sqlite3
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -25,8 +23,6 @@ from .threads import FILE_ERRORS, Job, Outcome, Reader, ThreadedReactor, Togethe
 _T = TypeVar("_T")
 _C = TypeVar("_C")
 
-#: Operations in one transaction at most: about 50 ms of work.
-_WRITES_PER_GROUP = 1000
 #: How long the first operation of a group waits at most while each turn of the reactor brings more of them.
 _GATHERING_SECONDS = 0.01
 #: How old the last check of the files may be when something is written to them: a check costs some microseconds.
@@ -53,7 +49,8 @@ class Writer(Worker):
     """
 
     _verb = "write"
-    _isEnding = False
+    # In one transaction: about 50 ms of work.
+    _jobsPerGroup = 1000
 
     def __init__(
         self,
@@ -75,7 +72,6 @@ class Writer(Worker):
         self._hasProbeFailed = False
         self._isToCut = False
         self.logSeen: Callable[[int], None] = lambda size: None
-        self._background: deque[Job] = deque()
         self._gathered = 0
 
     # -- in the reactor's thread
@@ -132,23 +128,6 @@ class Writer(Worker):
         super()._settle(outcomes, cause)
 
     # -- in the thread
-
-    def _nextGroup(self) -> Sequence[Job] | None:
-        jobs: list[Job] = []
-        while len(jobs) < _WRITES_PER_GROUP and not self._isEnding:
-            try:
-                job = self._jobs.get(block=not jobs and not self._background)
-            except queue.Empty:
-                break
-            if job is None:
-                self._isEnding = True
-            elif job.isBackground:
-                self._background.append(job)
-            else:
-                jobs.append(job)
-        if self._background:
-            jobs.insert(0, self._background.popleft())
-        return jobs or None
 
     def _runGroup(self, jobs: Sequence[Job]) -> tuple[list[Outcome], Exception | None]:
         cause: Exception | None
