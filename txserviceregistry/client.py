@@ -33,7 +33,7 @@ from .http.agent import httpAgent
 from .http.jsontransport import TIMEOUT, JSONTransport
 from .http.messages import Lane
 from .http.pool import ConnectionPool
-from .http.queueing import QueueingAgent, ResumingAgent
+from .http.queueing import QueueingAgent
 from .http.tls import tlsPolicy
 from .settings import Settings, parseUrls, readSettings
 from .util.deferred import returnsDeferred, waitFor
@@ -148,7 +148,7 @@ class Client:
         self._queue = QueueingAgent(agent, maxConnections, reactor)
         authenticator = KeystoneAuthenticator(
             JSONTransport(
-                self._queue.urgent,
+                self._queue.lane(isUrgent=True),
                 reactor,
                 settings.authUrls,
                 timeout=timeout,
@@ -162,11 +162,11 @@ class Client:
         )
         # Requests that the registry holds back must not keep heartbeats waiting.
         self._waitingQueue = QueueingAgent(agent, _MOST_WAITING)
-        ordinary = ResumingAgent(self._queue, suspends)
-        lanes: dict[Lane, IAgent] = {
-            Lane.URGENT: ResumingAgent(self._queue.urgent, suspends),
-            Lane.HEARTBEAT: self._queue.urgent,
-            Lane.WAITING: ResumingAgent(self._waitingQueue, suspends),
+        ordinary = self._queue.lane(suspends=suspends)
+        lanes = {
+            Lane.URGENT: self._queue.lane(isUrgent=True, suspends=suspends),
+            Lane.HEARTBEAT: self._queue.lane(isUrgent=True),
+            Lane.WAITING: self._waitingQueue.lane(suspends=suspends),
         }
         self._transport = Transport(
             ordinary, reactor, authenticator, self._basesFor, timeout=timeout, lanes=lanes, random=random

@@ -90,20 +90,14 @@ def parseTime(text: object) -> datetime | None:
     match = _TIME.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         return None
-    year, month, day, hour, minute, second, fraction, _, sign, hours, minutes = match.groups()
+    *numbers, fraction, _, sign, hours, minutes = match.groups()
+    year, month, day, hour, minute, second = (int(number or 0) for number in numbers)
+    microsecond = int((fraction or "0")[:6].ljust(6, "0"))
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
     try:
-        offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
-        return datetime(
-            int(year),
-            int(month),
-            int(day),
-            int(hour),
-            int(minute),
-            # A datetime can't be a leap second.
-            min(int(second or 0), 59),
-            int((fraction or "0")[:6].ljust(6, "0")),
-            timezone(-offset if sign == "-" else offset),
-        )
+        zone = timezone(-offset if sign == "-" else offset)
+        # A datetime can't be a leap second.
+        return datetime(year, month, day, hour, minute, min(second, 59), microsecond, zone)
     except ValueError:
         return None
 

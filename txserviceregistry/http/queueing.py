@@ -177,9 +177,6 @@ class QueueingAgent:
     :param agent: sends the requests.
     :param maxConnections: the most requests at once, for each scheme, host and port.
     :param clock: times the requests.
-    :ivar urgent: an agent for requests that must not wait for others that hang. When other requests have all slots, one
-        urgent request is sent beside them. With a *clock*, up to :data:`MOST_BESIDE` are sent beside requests that have
-        had no response for :data:`HANGING` seconds.
     """
 
     def __init__(self, agent: IAgent, maxConnections: int = 2, clock: IReactorTime | None = None) -> None:
@@ -188,7 +185,6 @@ class QueueingAgent:
         self._maxConnections = maxConnections
         self._origins: dict[bytes, _Origin] = {}
         self._closed = False
-        self.urgent: IAgent = _UrgentAgent(self)
 
     def request(
         self,
@@ -216,6 +212,18 @@ class QueueingAgent:
         origin.enter(job)
         return job.result
 
+    def lane(self, *, isUrgent: bool = False, suspends: SuspendWatch | None = None) -> IAgent:
+        """
+        An agent for some of the requests.
+
+        :param isUrgent: whether they must not wait for others that hang. When other requests have all slots, one urgent
+            request is sent beside them. With a clock, up to :data:`MOST_BESIDE` are sent beside requests that have had
+            no response for :data:`HANGING` seconds.
+        :param suspends: fails them with :class:`~txserviceregistry.http.pool.StaleConnection` when the machine was
+            suspended, because their connections are most likely dead.
+        """
+        return _Lane(self, isUrgent, suspends)
+
     def close(self) -> None:
         """End all requests, and accept no others: they fail with :class:`AgentClosed`."""
         self._closed = True
@@ -227,36 +235,18 @@ class QueueingAgent:
 
 @implementer(IAgent)
 @attrs.frozen
-class _UrgentAgent:
+class _Lane:
     _queue: QueueingAgent
+    _isUrgent: bool
+    _suspends: SuspendWatch | None
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
         """See :class:`~twisted.web.iweb.IAgent`."""
-        return self._queue.request(method, uri, headers, bodyProducer, isUrgent=True)
-
-
-@implementer(IAgent)
-class ResumingAgent:
-    """
-    When the machine was suspended, fails the requests under way with :class:`StaleConnection`: their connections are
-    most likely dead, and no response would come.
-
-    :param agent: sends the requests.
-    :param suspends: notices that the machine was suspended.
-    """
-
-    def __init__(self, agent: IAgent, suspends: SuspendWatch) -> None:
-        self._agent = agent
-        self._suspends = suspends
-
-    def request(
-        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
-    ) -> Deferred[IResponse]:
-        """See :class:`~twisted.web.iweb.IAgent`."""
-        asked = self._agent.request(method, uri, headers, bodyProducer)
-        if asked.called:
+        asked = self._queue.request(method, uri, headers, bodyProducer, isUrgent=self._isUrgent)
+        suspends = self._suspends
+        if suspends is None or asked.called:
             return asked
         isStale = False
 
@@ -266,10 +256,10 @@ class ResumingAgent:
             asked.cancel()
 
         def over(result: Any) -> Any:
-            self._suspends.discard(resumed)
+            suspends.discard(resumed)
             if isStale:
                 raise StaleConnection([])  # type: ignore[no-untyped-call] # Twisted has no types there
             return result
 
-        self._suspends.add(resumed)
+        suspends.add(resumed)
         return asked.addBoth(over)

@@ -252,7 +252,7 @@ class QueueTests(SynchronousTestCase):
         self.agent = QueueingAgent(self.inner, 2)
 
     def get(self, url: str) -> Deferred[Any]:
-        agent = self.agent.urgent if "urgent" in url else self.agent
+        agent = self.agent.lane(isUrgent="urgent" in url)
         return agent.request(b"GET", url.encode())
 
     def test_firstComeFirstServed(self) -> None:
