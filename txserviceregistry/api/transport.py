@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
-from ..errors import APIError, ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
+from ..errors import ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
 from ..http.jsontransport import TIMEOUT, ClientClosed, JSONTransport, shareOf
 from ..http.messages import NO_REGISTRY, Lane, Request, Response, WhenLate, segment
 from ..util.deferred import cancelWith
@@ -199,8 +199,7 @@ def _namesIn(header: bytes) -> frozenset[str]:
 def _tokensIn(sent: object) -> list[str]:
     """The heartbeat tokens in a request's body."""
     bodies = [sent, *sent.get("heartbeats", ())] if isinstance(sent, dict) else []
-    tokens = (body.get("token") for body in bodies if isinstance(body, dict))
-    return [token for token in tokens if isinstance(token, str) and token]
+    return [token for body in bodies if isinstance(body, dict) and isinstance(token := body.get("token"), str)]
 
 
 def faultOf(response: Response, sent: object = None, path: str = "") -> Exception:
@@ -217,22 +216,12 @@ def faultOf(response: Response, sent: object = None, path: str = "") -> Exceptio
     if fault is None and response.status < 500:
         return ForeignResponse(response.status, method=response.method, url=response.url, doubt=response.doubt)
     secrets = _tokensIn(sent)
-
-    def text(name: str) -> str:
-        value = None if fault is None else fault.get(name)
-        return redacted(value, secrets) if isinstance(value, str) else ""
-
-    kind = apiErrorFor(response.status, text("type"))
-    error: APIError = kind(
-        response.status,
-        text("type"),
-        text("message"),
-        text("details"),
-        text("txnId") or response.header("X-Response-Id") or "",
-        method=response.method,
-        url=response.url,
-        doubt=_doubt(response, path, text("type"), text("message")),
-    )
+    values = ((fault or {}).get(name) for name in ("type", "message", "details", "txnId"))
+    type, message, details, txnId = (redacted(each, secrets) if isinstance(each, str) else "" for each in values)
+    txnId = txnId or response.header("X-Response-Id") or ""
+    doubt = _doubt(response, path, type, message)
+    kind = apiErrorFor(response.status, type)
+    error = kind(response.status, type, message, details, txnId, method=response.method, url=response.url, doubt=doubt)
     if isinstance(error, RateLimited):
         error.retryAfter = parseRetryAfter(response.header("Retry-After"))
     return error
