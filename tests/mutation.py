@@ -2,8 +2,8 @@
 ``python -m tests.mutation --seed N``: do the unit tests notice when a line of the program is wrong?
 
 Draws statements of the parts that keep the promises (heartbeats, the registry's core, its stores in one process),
-breaks each in turn in a copy of the project (deletes it, or inverts its condition), and runs the unit tests. A break
-that no test notices has survived. ``--list`` only shows what the seed draws.
+breaks each in turn in a copy of the project (deletes it, or inverts its condition), and runs the unit tests that
+execute it. A break that no test notices has survived. ``--list`` only shows what the seed draws.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import ast
 import itertools
+import json
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +32,8 @@ _AREAS = (
     "registry/stores/memory.py",
     "registry/stores/sqlite/*.py",
 )
-# A break that makes the tests take so many times as long as they do without one is noticed.
-_PATIENCE = 5
+# A break is noticed if its tests take so many seconds: much longer than all of them do.
+_PATIENCE = 1200.0
 
 
 @attrs.frozen
@@ -41,7 +42,7 @@ class Break:
     One change of the program.
 
     :ivar path: the module, relative to the project.
-    :ivar line: its line.
+    :ivar line: its line, and *lines* all that it is written on, from those of its statement on.
     :ivar what: what is done to it: ``deleted`` or ``inverted``.
     :ivar was: the statement, or the condition, on one line.
     :ivar source: the module with the change.
@@ -49,6 +50,7 @@ class Break:
 
     path: Path
     line: int
+    lines: range
     what: str
     was: str
     source: str
@@ -74,15 +76,12 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "project")
         copyTo(copy)
-        began = time.monotonic()
-        if isNoticed(copy, ["tests.unit"], None):
-            print("The tests fail without a break")
-            return 1
-        longest = _PATIENCE * (time.monotonic() - began)
+        executed = mapTests(copy)
         survivors = []
         for each in breaks:
-            hasSurvived = survives(copy, each, longest)
-            print("SURVIVED" if hasSurvived else "caught  ", each, flush=True)
+            tests = sorted({test for line in each.lines for test in executed.get(str(each.path), {}).get(line, ())})
+            hasSurvived = survives(copy, each, tests)
+            print("SURVIVED" if hasSurvived else "caught  ", f"{each} ({len(tests)} tests)", flush=True)
             survivors += [each] if hasSurvived else []
     print(f"seed {seed}: {len(breaks) - len(survivors)} of {len(breaks)} caught", flush=True)
     return int(len(survivors) > options.allow)
@@ -136,7 +135,8 @@ def breaksOf(path: Path, source: str) -> Iterator[Break]:
         was = code[begin:end].decode()
         text = f"(not ({was}))" if what == "inverted" else "pass"
         broken = code[:begin] + text.encode() + code[end:]
-        yield Break(path, changed.lineno, what, " ".join(was.split()), broken.decode())
+        lines = range(node.lineno, changed.end_lineno + 1)
+        yield Break(path, changed.lineno, lines, what, " ".join(was.split()), broken.decode())
 
 
 def _actsAlone(node: ast.AST) -> bool:
@@ -149,38 +149,69 @@ def _actsAlone(node: ast.AST) -> bool:
     return isinstance(node, simple)
 
 
-def survives(copy: Path, change: Break, longest: float) -> bool:
-    """Whether no unit test notices a break."""
+def survives(copy: Path, change: Break, tests: list[str]) -> bool:
+    """Whether none of some tests notices a break."""
     module = copy / change.path
     original = module.read_text(encoding="utf-8")
     module.write_text(change.source, encoding="utf-8")
     try:
-        return not any(isNoticed(copy, [tests], longest) for tests in testsOf(change.path))
+        return not tests or trial(copy, "--exitfirst", *tests) == 0
     finally:
         module.write_text(original, encoding="utf-8")
 
 
-def testsOf(path: Path) -> list[str]:
-    """The tests that may notice a break of a module, those that are likely to first, and then all unit tests."""
-    folder = Path("tests", "unit", *path.parent.parts[1:])
-    module = folder / f"test_{path.name}"
-    names = [".".join(module.with_suffix("").parts)] if (ROOT / module).exists() else []
-    while folder.name != "unit":
-        names.append(".".join(folder.parts))
-        folder = folder.parent
-    return [*names, "tests.unit"]
-
-
-def isNoticed(copy: Path, tests: list[str], longest: float | None) -> bool:
-    """Whether some tests fail, or don't end."""
-    # -B: a module that is changed back within a second must not be taken from its cache.
-    command = [sys.executable, "-B", "-m", "twisted.trial", "--exitfirst", *tests]
-    # In the copy, Python finds the copy before the project that is installed.
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+def trial(copy: Path, *arguments: str, **environment: str) -> int | None:
+    """Run trial in the copy; its exit code, ``None`` if it does not end."""
+    # -B: a module that is changed back within a second must not be taken from its cache. In the copy, Python finds the
+    # copy before the project that is installed.
+    command = [sys.executable, "-B", "-m", "twisted.trial", *arguments]
     try:
-        return subprocess.run(command, cwd=copy, timeout=longest, check=False, **quiet).returncode != 0
+        done = subprocess.run(
+            command, cwd=copy, env={**os.environ, **environment}, timeout=_PATIENCE, capture_output=True, check=False
+        )
     except subprocess.TimeoutExpired:
-        return True
+        return None
+    return done.returncode
+
+
+def mapTests(copy: Path) -> dict[str, dict[int, list[str]]]:
+    """The tests that execute each line, by module and line. Ends the program if tests fail without a break."""
+    found = copy / "executed.json"
+    program = f"from tests.mutation import mapInto; mapInto({str(found)!r})"
+    done = subprocess.run([sys.executable, "-B", "-c", program], cwd=copy, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"The tests fail without a break:\n{done.stdout}{done.stderr}")
+    return {
+        path: {int(line): tests for line, tests in lines.items()}
+        for path, lines in json.loads(found.read_text()).items()
+    }
+
+
+def mapInto(path: str) -> None:
+    """Run all unit tests in this process, and write which test executes which lines."""
+    from coverage import Coverage
+    from twisted.trial.reporter import MinimalReporter
+    from twisted.trial.runner import TestLoader, TrialRunner
+
+    coverage = Coverage(data_file=None, source=["txserviceregistry"], branch=False, config_file=False)
+
+    class Reporter(MinimalReporter):
+        def startTest(self, test: object) -> None:
+            super().startTest(test)
+            coverage.switch_context(test.id())
+
+    coverage.start()
+    result = TrialRunner(Reporter).run(TestLoader().loadByName("tests.unit", recurse=True))
+    coverage.stop()
+    data = coverage.get_data()
+    executed = {
+        os.path.relpath(file): {
+            line: [test for test in tests if test] for line, tests in data.contexts_by_lineno(file).items()
+        }
+        for file in data.measured_files()
+    }
+    Path(path).write_text(json.dumps(executed))
+    sys.exit(not result.wasSuccessful())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.mutation import breaksOf, draw, testsOf
+from tests.mutation import breaksOf, draw
 
 MODULE = '''
 """A module."""
@@ -47,20 +47,12 @@ class BreaksTests(SynchronousTestCase):
                 "module.py:16: deleted: return min( total, LIMIT, )",
             ],
         )
+        self.assertEqual([*breaks[1].lines], [12, 13])
         for each in breaks:
             compile(each.source, "module.py", "exec")
         self.assertEqual(breaks[0].source, MODULE.replace("total = 0", "pass"))
         self.assertIn("if ((not (item.isValid\n                and item.isKnown))):", breaks[1].source)
         self.assertTrue(breaks[-1].source.endswith("continue\n    pass\n"))
-
-    def test_likelyTestsFirst(self) -> None:
-        """The tests of the module come first if there are any, then those of its folder, and all unit tests last."""
-        folders = ["tests.unit.registry.stores.sqlite", "tests.unit.registry.stores", "tests.unit.registry"]
-        for name, tests in (
-            ("registry/stores/sqlite/store.py", ["tests.unit.registry.stores.sqlite.test_store", *folders]),
-            ("registry/stores/sqlite/nothing.py", folders),
-        ):
-            self.assertEqual(testsOf(Path("txserviceregistry", name)), [*tests, "tests.unit"])
 
     def test_theSameSeed(self) -> None:
         """A seed always draws the same lines, each of them once."""
