@@ -193,7 +193,7 @@ def mapInto(path: str) -> None:
     from twisted.trial.reporter import MinimalReporter
     from twisted.trial.runner import TestLoader, TrialRunner
 
-    coverage = Coverage(data_file=None, source=["txserviceregistry"], branch=False, config_file=False)
+    coverage = Coverage(data_file=None, include=[f"txserviceregistry/{area}" for area in _AREAS], config_file=False)
 
     class Reporter(MinimalReporter):
         def startTest(self, test: object) -> None:
