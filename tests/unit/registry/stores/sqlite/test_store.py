@@ -31,6 +31,7 @@ from txserviceregistry.registry.stores.interfaces import (
 )
 from txserviceregistry.registry.stores.sqlite.file import (
     APPLICATION_ID,
+    BUSY_SECONDS,
     LOG_BYTES,
     MIGRATIONS,
     connect,
@@ -39,6 +40,7 @@ from txserviceregistry.registry.stores.sqlite.file import (
 )
 from txserviceregistry.registry.stores.sqlite.log import RETRY_SECONDS, WARNING_BYTES
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
+from txserviceregistry.registry.stores.sqlite.tables import Tables
 from txserviceregistry.util.deferred import returnsDeferred
 
 NOW = 1_700_000_000.0
@@ -499,6 +501,27 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual(len(self.flushLoggedErrors(OverflowError)), 1)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    async def test_aProbeThatSucceedsWhileAllChangesFail(self):
+        """The store counts as not writable while all changes are refused, and for five seconds after the last one."""
+
+        def fail(*arguments: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        store = await self.opened()
+        refusing = self.patch(Tables, "setValues", fail)
+        await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 10))
+        await store.probe()
+        await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 10))
+        self.reactor.advance(4.9)
+        self.assertIn("refused all recent changes", await self.raises(StoreUnavailable, store.probe()))
+        self.reactor.advance(0.2)
+        await store.probe()
+        await self.raises(StoreUnavailable, store.setValue("1", "key", "value", 10))
+        await self.raises(StoreUnavailable, store.probe())
+        refusing.restore()
+        await store.setValue("1", "key", "value", 10)
+        await store.probe()
+
     # -- the size of the log
 
     async def growLog(self, store: SqliteStore, size: int) -> None:
@@ -541,6 +564,16 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual(len(texts), 2, texts)
         self.assertTrue(texts[0].startswith(f"Write-ahead log {self.path}-wal has grown to 6"), texts)
         self.assertIn("small again", texts[1])
+
+    async def test_afterTheLogWasCutOthersAreWaitedFor(self):
+        """A connection waits shortly for readers when it cuts the log, and as long as before for its next lock."""
+        prepare(self.path)
+        connection = connect(self.path)
+        self.addCleanup(connection.close)
+        before = connection.execute("PRAGMA busy_timeout").fetchone()
+        self.assertEqual(before, (1000 * BUSY_SECONDS,))
+        Tables(connection, lambda: NOW).cutLog(0.1)
+        self.assertEqual(connection.execute("PRAGMA busy_timeout").fetchone(), before)
 
     async def test_aLargeChangeLeavesASmallLog(self):
         """After a change that alone is larger than the log may stay, it is cut, also without readers."""
