@@ -80,7 +80,10 @@ def main(arguments: list[str]) -> int:
         executed = mapTests(copy)
         survivors = []
         for each in breaks:
-            tests = sorted({test for line in each.lines for test in executed.get(str(each.path), {}).get(line, ())})
+            found = {test for line in each.lines for test in executed.get(str(each.path), {}).get(line, ())}
+            # Those of the module's own folder are more likely to notice.
+            near = {*each.path.parent.parts, f"test_{each.path.stem}"}
+            tests = sorted(found, key=lambda test, near=near: (-len(near.intersection(test.split("."))), test))
             hasSurvived = survives(copy, each, tests)
             print("SURVIVED" if hasSurvived else "caught  ", f"{each} ({len(tests)} tests)", flush=True)
             survivors += [each] if hasSurvived else []
