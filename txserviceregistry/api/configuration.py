@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from reprlib import repr as shown
+from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from ..errors import BadRequest
 from ..http.messages import segment
 from ..types import ConfigurationPage, ConfigurationValue
 from ..util.deferred import returnsDeferred
-from ..util.fields import requestedKey
+from ..util.fields import KEY, KEY_RULE
 from .shapes import readConfigurationPage, readConfigurationValue
 from .transport import Transport, pages
 
 
 def _path(key: str) -> str:
-    return _below(requestedKey(key))
+    return _below(_checked(key, "configuration key"))
+
+
+def _checked(key: Any, what: str) -> str:
+    if isinstance(key, str) and KEY.fullmatch(key):
+        return key
+    message = "Invalid value for 'configurationId' query string parameter"
+    raise BadRequest(400, "badRequest", message, f"{shown(key)} is not a {what}: {KEY_RULE}")
 
 
 def _below(key: str) -> str:
@@ -26,7 +36,7 @@ def _below(key: str) -> str:
 def _namespacePath(namespace: str) -> str:
     namespace = namespace.rstrip("/")
     # All qualified keys are below the slash alone.
-    return _below((requestedKey(namespace, "namespace") if namespace else "") + "/")
+    return _below((_checked(namespace, "namespace") if namespace else "") + "/")
 
 
 class ConfigurationClient:

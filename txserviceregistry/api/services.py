@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
+from reprlib import repr as shown
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail
@@ -14,15 +15,22 @@ from ..http.jsontransport import ClientClosed
 from ..http.messages import Lane, Response, WhenLate, pathOf
 from ..types import FaultBody, HeartbeatToken, Service, ServicePage
 from ..util.deferred import returnsDeferred
-from ..util.fields import requestedId
+from ..util.fields import ID_RULE, SERVICE_ID
 from .listcache import ListCache
 from .shapes import readHeartbeats, readService, readServicePage, readToken
 from .transport import Transport, pages
 
 
 def _path(id: str) -> str:
-    # A valid id contains nothing that has to be escaped in a path.
-    return f"/services/{requestedId(id)}"
+    # A valid id has no character that has to be encoded in a path.
+    return f"/services/{_checked(id)}"
+
+
+def _checked(id: Any) -> str:
+    if isinstance(id, str) and SERVICE_ID.fullmatch(id):
+        return id
+    message = "Invalid value for 'serviceId' query string parameter"
+    raise BadRequest(400, "badRequest", message, f"{shown(id)} is not a service id: {ID_RULE}")
 
 
 class ServicesAPI:
@@ -112,7 +120,7 @@ class ServicesAPI:
 
         :return: fires with ``{"token": …}``. Fails as ``create()`` does with one URL.
         """
-        body = {**(payload or {}), "id": requestedId(id), "heartbeat_timeout": heartbeatTimeout}
+        body = {**(payload or {}), "id": _checked(id), "heartbeat_timeout": heartbeatTimeout}
         response = await self._transport.request(
             "POST", "/services", body=body, timeout=timeout, isTraced=True, whenLate=whenLate, lane=Lane.URGENT
         )

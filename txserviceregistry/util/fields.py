@@ -1,8 +1,8 @@
 """
-What services and configuration keys may be, by the protocol: checked where they are written, before anything is sent.
+The rules of the protocol for services and configuration keys, and their checks before a request is sent.
 
-Only what no registry accepts is refused here. The number of tags and pairs, their lengths and their characters are
-left to the registry.
+Only values that no registry accepts are refused here. The registry checks the number of tags and pairs, their lengths
+and their characters.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import BadRequest
-
-#: What the id of a service is made of.
+#: The id of a service.
 SERVICE_ID = re.compile(r"[A-Za-z0-9_.\-]{3,65}", re.ASCII)
-#: What a configuration key of 3 to 500 characters is made of: the protocol's own pattern.
+#: A configuration key of 3 to 500 characters: the protocol's own pattern.
 KEY = re.compile(r"(?!.*/$)(?=.{3,500}$)(/[A-Za-z0-9_\-]{3,50}/?){0,10}([A-Za-z0-9_\-.]{3,170})?", re.ASCII)
 #: The heartbeat timeouts, in seconds.
 HEARTBEAT_TIMEOUTS = range(3, 121)
@@ -27,33 +25,6 @@ PORT_KEYS = ("port", "service.port")
 #: The rules for ids and keys in words, for messages.
 ID_RULE = "3 to 65 characters of a-z A-Z 0-9 _ - ."
 KEY_RULE = "3 to 170 characters of a-z A-Z 0-9 _ - ., after namespaces of 3 to 50 if any, as in /production/web/workers"
-
-
-def requestedId(serviceId: Any) -> str:
-    """
-    The id of a service in a request.
-
-    :raises BadRequest: what a registry would answer, if no service can have it.
-    """
-    if not isinstance(serviceId, str) or not SERVICE_ID.fullmatch(serviceId):
-        raise _invalid("serviceId", f"{serviceId!r} is not a service id: {ID_RULE}")
-    return serviceId
-
-
-def requestedKey(key: Any, what: str = "configuration key") -> str:
-    """
-    A configuration key in a request, or a namespace, which is written in the same way.
-
-    :param what: which of the two, for the error.
-    :raises BadRequest: what a registry would answer, if no value can have it.
-    """
-    if not isinstance(key, str) or not KEY.fullmatch(key):
-        raise _invalid("configurationId", f"{key!r} is not a {what}: {KEY_RULE}")
-    return key
-
-
-def _invalid(parameter: str, details: str) -> BadRequest:
-    return BadRequest(400, "badRequest", f"Invalid value for '{parameter}' query string parameter", details)
 
 
 def checkedId(serviceId: Any) -> str:
@@ -81,7 +52,7 @@ def checkedTimeout(heartbeatTimeout: Any) -> int:
     wrong = f"heartbeatTimeout is {heartbeatTimeout!r}, but it has to be a whole number of seconds from 3 to 120"
     if not isinstance(heartbeatTimeout, (int, float)):
         raise TypeError(wrong)
-    # 30.0 is in the range, and is one to the protocol too.
+    # 30.0 is in the range, and a whole number in the protocol too.
     if heartbeatTimeout not in HEARTBEAT_TIMEOUTS:
         raise ValueError(wrong)
     return int(heartbeatTimeout)
@@ -117,7 +88,7 @@ def checkedHealthCheck(check: Any) -> Any:
 
 def checkedMetadata(metadata: Any) -> dict[str, str]:
     """
-    Metadata; ``None`` stands for none.
+    Metadata; an empty dict for ``None``.
 
     :raises TypeError: if they are not a mapping of strings to strings.
     """
