@@ -401,9 +401,27 @@ class SlowStoreTests(RegistryCase):
 
 
 class ManyExpirationsTests(RegistryCase):
-    """Stopping while there are more expirations than one group."""
+    """Registering and stopping while there are more expirations than one group."""
 
     limits = ResourceLimits(service=2000)
+
+    def test_aRegistrationWaitsForTheGroupOfItsId(self) -> None:
+        """A registration of an id that has expired succeeds as soon as that is persisted, in whichever group."""
+        for number in range(1200):
+            self.create(f"s{number}", 10)
+        held = self.store.hold("expireServices")
+        self.pass_(10.5)
+        creating = self.registry.create(TENANT, NewService("s700", 10))
+        for _ in range(2):
+            self.assertNoResult(creating)
+            held.pop().release()
+            self.clock.advance(0)
+        self.successResultOf(creating)
+        about = [
+            event.payload["id"] for event in self.successResultOf(self.memory.listEvents(TENANT, 0, 9999, TIMEOUT))
+        ]
+        self.assertEqual((len(about), about.count("s700")), (1000, 1))
+        self.store.pass_("expireServices")
 
     def test_stopBetweenGroups(self) -> None:
         """Between two groups, and while one is kept, a registry stops with nothing left on the reactor."""
