@@ -66,6 +66,25 @@ class SlowNetworkTests(SynchronousTestCase):
             fake.advance(3)
             self.successResultOf(stopped)
 
+    def test_updatesFollowALateResponse(self) -> None:
+        """After the late response of a creation the service has the updates that were made meanwhile."""
+        fake = FakeRegistry()
+        other = fake.client()
+        fake.agent = slow = SlowAgent(fake)
+        slow.delay = 1.1
+        service = RegisteredService(fake.client(), "web1", 3, random=lambda: 0.5)
+        service.startService()
+        fake.advance(0.5)
+        updated = service.update(tags=["new"])
+        fake.advance(20)
+        self.successResultOf(updated)
+        self.assertEqual(self.successResultOf(other.services.get("web1"))["tags"], ["new"])
+        events = self.successResultOf(other.events.list())["values"]
+        self.assertEqual([event["type"] for event in events], ["service.join"])
+        stopped = service.stopService()
+        fake.advance(3)
+        self.successResultOf(stopped)
+
     def test_severalServers(self) -> None:
         """It also joins once with a third of the time for each of three URLs."""
         fake = FakeRegistry()
