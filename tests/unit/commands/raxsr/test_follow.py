@@ -12,7 +12,7 @@ from twisted.web.iweb import IAgent
 from tests.fakeagent import Proxy
 from txserviceregistry import Client
 from txserviceregistry.commands.raxsr.follow import follow
-from txserviceregistry.errors import BadRequest
+from txserviceregistry.errors import AuthenticationFailed, BadRequest
 from txserviceregistry.settings import readSettings
 from txserviceregistry.testing import FakeRegistry
 
@@ -145,14 +145,15 @@ class FollowTests(SynchronousTestCase):
         self.assertEqual(self.values(), [new])
 
     def test_aRegistryThatLosesItsEvents(self) -> None:
-        """There is a note, and the events that follow are shown."""
+        """There is one note, and the events that follow are shown."""
         self.happen()
         self.follow()
         self.happen()
         self.values()
         self.fake.restart(keepData=False)
         self.fake.advance(10)
-        self.assertIn("no longer has the last event", self.notes[-1])
+        self.fake.advance(60)
+        self.assertEqual(sum("no longer has the last event" in note for note in self.notes), 1, self.notes)
         new = self.happen()
         self.fake.advance(1)
         self.assertEqual(self.values(), [new])
@@ -181,3 +182,14 @@ class FollowTests(SynchronousTestCase):
         self.assertEqual(self.values(), [new])
         self.assertIn("registry reachable again", self.notes[-1])
         self.assertNoResult(following)
+
+    def test_aChangedKeyThatIsInNoFile(self) -> None:
+        """Without a file that may get the new key, refused credentials end the command."""
+        following = Deferred.fromCoroutine(
+            follow(self.fake.client(), None, None, self.notes.append, lambda: self.shown.append)
+        )
+        self.fake.flush()
+        self.fake.apiKey = "another"
+        self.fake.restart(keepData=False)
+        self.fake.advance(60)
+        self.failureResultOf(following, AuthenticationFailed)
