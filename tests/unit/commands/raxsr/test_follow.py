@@ -193,3 +193,15 @@ class FollowTests(SynchronousTestCase):
         self.fake.restart(keepData=False)
         self.fake.advance(60)
         self.failureResultOf(following, AuthenticationFailed)
+
+    def test_anEventThatIsNoLongerKept(self) -> None:
+        """When the last event is too old for the registry to keep it, there is one note, and the next one is shown."""
+        self.fake = FakeRegistry(eventRetention=3600)
+        self.other = self.fake.client()
+        self.follow()
+        self.happen()
+        self.values()
+        self.fake.advance(8000)
+        self.assertEqual(sum("no longer has the last event" in note for note in self.notes), 1, self.notes)
+        new = self.happen()
+        self.assertEqual(self.values(), [new])
