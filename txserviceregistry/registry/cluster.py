@@ -47,7 +47,7 @@ class Cluster:
 
     def start(self) -> None:
         """Begin to listen."""
-        self._store.follow(self)
+        self._store.listen(self)
 
     async def heartbeat(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> tuple[ServiceState, str]:
         """

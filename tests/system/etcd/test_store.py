@@ -47,13 +47,13 @@ class EtcdStoreCase(EtcdCase):
         self.asked = self.etcd(sharedEtcd())
         self.listener = Listener()
 
-    async def store(self, url: str | None = None, follows: bool = True, **options: Any) -> EtcdStore:
+    async def store(self, url: str | None = None, listens: bool = True, **options: Any) -> EtcdStore:
         store = EtcdStore(reactor, [url or sharedEtcd()], prefix=self.prefix, **options)
         self.addCleanup(store.close)
         await store.open()
         await store.allServices()
-        if follows:
-            store.follow(self.listener)
+        if listens:
+            store.listen(self.listener)
         return store
 
     def relay(self) -> Relay:
@@ -198,7 +198,7 @@ class LeaseTests(EtcdStoreCase):
     async def test_aHeartbeatAfterAnotherTimeoutIsAFullOne(self) -> None:
         """A node that knows only the lease from before finds the new one, and lets that begin anew."""
         # It does not listen, so it is never notified of the change.
-        a, b = await self.store(), await self.store(follows=False)
+        a, b = await self.store(), await self.store(listens=False)
         made = await self.create(a)
         await b.getService(T, "web")
         await a.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=3))
@@ -230,7 +230,7 @@ class LeaseTests(EtcdStoreCase):
     async def test_anExpirationStaysGuardedWhenItIsTriedAgain(self) -> None:
         """So it is when etcd was unavailable in between, and the expiration was refused once."""
         relay = self.relay()
-        a, b = await self.store(relay.url, follows=False), await self.store()
+        a, b = await self.store(relay.url, listens=False), await self.store()
         made, other = await self.create(a), await self.create(a, "other")
         for each in (made, other):
             await self.endLease(each)
@@ -321,7 +321,7 @@ class LeaseTests(EtcdStoreCase):
 
     async def test_aNodeThatHasForgottenAServiceExpiresNone(self) -> None:
         """What a node does not hold proves nothing: it looks."""
-        a, b = await self.store(), await self.store(follows=False)
+        a, b = await self.store(), await self.store(listens=False)
         made = await self.create(a)
         # It has had no requests and no notifications.
         self.assertGreater(await b.secondsLeft(T, "web", made.incarnation), 25)
@@ -371,7 +371,7 @@ class SeenTests(EtcdStoreCase):
     async def test_writingGoesOnAfterTrouble(self) -> None:
         """However many could not be written while etcd was away, those that come later are."""
         relay = self.relay()
-        store = await self.store(relay.url, follows=False)
+        store = await self.store(relay.url, listens=False)
         made = await gatherResults([Deferred.fromCoroutine(self.create(store, f"web{n:02}")) for n in range(40)])
         await relay.refuse()
         relay.reset()
@@ -395,7 +395,7 @@ class NodeTests(EtcdStoreCase):
         odd = (b"12", b'{"v": 2}', b'{"v": 1, "behind": null}', b"not JSON")
         for number, said in enumerate(odd):
             await self.asked.txn((), [put(f"{self.prefix}nodes/early{number}", said)])
-        a, b = await self.store(), await self.store(follows=False)
+        a, b = await self.store(), await self.store(listens=False)
         for number, said in enumerate(odd):
             await self.asked.txn((), [put(f"{self.prefix}nodes/late{number}", said)])
         made = await self.create(b)
@@ -491,7 +491,7 @@ class OpeningTests(EtcdStoreCase):
 
     async def test_oneSecretForAllThatBeginTogether(self) -> None:
         """Nodes that meet over an empty key space agree about secret and event ids."""
-        stores = await gatherResults([Deferred.fromCoroutine(self.store(follows=False)) for _ in range(5)])
+        stores = await gatherResults([Deferred.fromCoroutine(self.store(listens=False)) for _ in range(5)])
         self.assertEqual(len({await store.secret() for store in stores}), 1)
         await stores[0].setValue(T, "key", "value", 1)
         self.assertEqual(len({(await store.listEvents(T, 0, 1, None))[0].id for store in stores}), 1)
@@ -536,7 +536,7 @@ class ContactTests(EtcdStoreCase):
         It says so once; it refuses at once after a while; then all is read anew, and each service has a full timeout.
         """
         relay = self.relay()
-        store, other = await self.store(relay.url), await self.store(follows=False)
+        store, other = await self.store(relay.url), await self.store(listens=False)
         made = await self.create(store)
         await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.calls)
         relay.hang()
@@ -553,7 +553,7 @@ class ContactTests(EtcdStoreCase):
         await self.until(lambda: ("synchronized", ["new"], True) in self.listener.calls)
         self.assertEqual(self.listener.calls.count(("lost",)), 1)
         self.assertFalse(await store.heartbeat(T, "web", made.incarnation))
-        # It follows again.
+        # It listens again.
         await other.setValue(T, "key", "value", 1)
         self.listener.calls.clear()
         await other.setValue(T, "key", "another", 1)
@@ -562,7 +562,7 @@ class ContactTests(EtcdStoreCase):
     async def test_aWatchThatBreaksIsBegunAgain(self) -> None:
         """Changes meanwhile are found by reading all; no contact was lost."""
         relay = self.relay()
-        store, other = await self.store(relay.url), await self.store(follows=False)
+        store, other = await self.store(relay.url), await self.store(listens=False)
         await self.whenever(self.hasNode)
         relay.reset()
         await self.create(other)
@@ -609,7 +609,7 @@ class StatisticsTests(EtcdStoreCase):
 
     async def test_countsItsTransactions(self) -> None:
         """Those that read, those that write, and how many changes shared one of those."""
-        store = await self.store(follows=False)
+        store = await self.store(listens=False)
         await store.account(T)
         counted = store.statistics
         reads, writes = sum(counted.reads.counts), sum(counted.writes.counts)
@@ -625,7 +625,7 @@ class StatisticsTests(EtcdStoreCase):
     async def test_tellsWhetherEtcdIsThere(self) -> None:
         """It is up until it can't be reached, and again when it can; what it refuses for good reason is an answer."""
         relay = self.relay()
-        store = await self.store(relay.url, follows=False)
+        store = await self.store(relay.url, listens=False)
         counted = store.statistics
         await self.refuses(NoSuchObject, store.getValue(T, "/nothing"))
         self.assertEqual((counted.isReadable, counted.isWritable), (True, True))

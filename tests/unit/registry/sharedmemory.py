@@ -153,8 +153,8 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
     # -- ISharedStore
 
-    def follow(self, listener: IStoreListener) -> None:
-        """See :meth:`ISharedStore.follow`."""
+    def listen(self, listener: IStoreListener) -> None:
+        """See :meth:`ISharedStore.listen`."""
         self.listener = listener
 
     def heartbeat(self, tenant: str, id: str, incarnation: str) -> Deferred[bool]:

@@ -351,7 +351,7 @@ class ISharedStore(IStore):
 
     isNew: bool = Attribute("Whether, when it was opened, there had never been a user in it.")
 
-    def follow(listener: IStoreListener) -> None:
+    def listen(listener: IStoreListener) -> None:
         """Notify *listener* of changes since :meth:`IStore.allServices` was called. Called once."""
 
     def heartbeat(tenant: str, id: str, incarnation: str) -> Deferred[bool]:

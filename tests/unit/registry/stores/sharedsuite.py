@@ -61,7 +61,7 @@ class SharedSuite:
     Mix this into a trial TestCase.
 
     :ivar a: one registry's view of the store, and
-    :ivar b: another's. Both are open, and followed by a :class:`Listener` of their own.
+    :ivar b: another's. Both are open, with a :class:`Listener` of their own.
     """
 
     a: Any
@@ -96,7 +96,7 @@ class SharedSuite:
         await store.open()
         await store.allServices()
         self.listeners.append(Listener())
-        store.follow(self.listeners[-1])
+        store.listen(self.listeners[-1])
         return store
 
     async def create(self, store: Any, id: str = "web", timeout: int = 30) -> ServiceRecord:

@@ -134,7 +134,7 @@ class Node:
             loop.clock = self._reactor
             loop.start(interval).addErrback(lambda reason: self._log.failure("Loop of a node failed", reason))
             self._loops.append(loop)
-        self._follow(revision)
+        self._startWatch(revision)
 
     def stop(self) -> Deferred[Any]:
         """
@@ -220,7 +220,7 @@ class Node:
 
     # -- the watch
 
-    def _follow(self, revision: int) -> None:
+    def _startWatch(self, revision: int) -> None:
         watch = self._watch = Watch(self._agent, self._reactor, self._changed, silence=self.DEAF)
         watch.ended.addErrback(self._watchEnded, watch)
         watch.start(self._urls[self._member % len(self._urls)], self._prefix, revision + 1)
@@ -253,7 +253,7 @@ class Node:
             # Contact that was lost only while this was read is not regained by it: then it is read once more.
             self._isLost = False
             self._log.info("etcd reachable again")
-        self._follow(revision)
+        self._startWatch(revision)
 
     def _notLoaded(self, failure: Failure) -> None:
         self._loading = None

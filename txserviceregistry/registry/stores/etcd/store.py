@@ -274,9 +274,9 @@ class EtcdStore:
 
         work.addErrback(lambda reason: reason.trap(StoreUnavailable, EtcdError)).addBoth(done)
 
-    # -- following
+    # -- changes of others
 
-    def follow(self, listener: IStoreListener) -> None:
+    def listen(self, listener: IStoreListener) -> None:
         self._listener = listener
         self._backlog.listen()
         self._node.start(self._revision)
@@ -295,7 +295,7 @@ class EtcdStore:
         return self._revision
 
     async def _everything(self) -> list[ServiceSummary]:
-        """All services; from the revision at which this began, changes are to be followed."""
+        """All services; from the revision at which this began, changes are to be watched."""
         _, revision = await self._etcd.range(f"{self._prefix}meta", urgency=Urgency.vital)
         seen = {self._name(each): int(each.value) for each in await self._below("seen/")}
         held: dict[tuple[str, str], _Held] = {}
