@@ -34,7 +34,7 @@ _AREAS = (
 )
 # A break is noticed if its tests take longer than so many seconds, and so many for each of them.
 _PATIENCE = 60.0
-_PATIENCE_EACH = 2.0
+_PATIENCE_EACH = 0.5
 
 
 @attrs.frozen
