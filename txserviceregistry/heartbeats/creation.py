@@ -161,7 +161,13 @@ class ServiceCreator:
     async def _retryCreate(self) -> str:
         if self.mayExist:
             await self._removeOrphan()
-        return await self._create()
+        while True:
+            try:
+                return await self._createOnce()
+            except BadRequest as error:
+                # An update that the registry refuses does not end the registration.
+                if not self._desired.refusedRegistration(error):
+                    raise
 
     async def _removeOrphan(self) -> None:
         """Remove a service whose creation had no response, if there is one. Another client's service stays."""
@@ -181,15 +187,6 @@ class ServiceCreator:
         except (NotFound, *UNKNOWN_OUTCOME):
             # Most likely it is gone now. If not, the creation is refused, and this is repeated.
             pass
-
-    async def _create(self) -> str:
-        while True:
-            try:
-                return await self._createOnce()
-            except BadRequest as error:
-                # An update that the registry refuses does not end the registration.
-                if not self._desired.refusedRegistration(error):
-                    raise
 
     async def _createOnce(self) -> str:
         fields = self._desired.begin(isFirst=not self.mayExist)

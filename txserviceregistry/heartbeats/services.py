@@ -14,12 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from ..api.listcache import ListCache
 from ..api.services import ServicesAPI
 from ..api.transport import HEARTBEATS, Transport
-from ..errors import (
-    BadRequest,
-    NotFound,
-    ServiceExists,
-    ServiceRegistryError,
-)
+from ..errors import BadRequest, NotFound, ServiceExists, ServiceRegistryError
 from ..http.messages import WhenLate
 from ..types import FaultBody, HeartbeatToken
 from ..util.concurrency import PrioritySemaphore

@@ -211,7 +211,7 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual(self.fake.clock.getDelayedCalls(), [])
 
     def test_aHeartBeaterOfItsOwn(self) -> None:
-        """One without a client's fleet has a watch of its own, which stops with it."""
+        """One without a client has a watch of its own, which stops with it."""
         clock = Clock()
         beater = HeartBeater(self.client.services, "web1", 20, "token", clock=clock)
         beater.start()
