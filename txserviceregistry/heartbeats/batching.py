@@ -24,7 +24,7 @@ from ..util.concurrency import PrioritySemaphore
 from ..util.logs import Logger
 from ..util.outage import Outage
 from ..util.suspend import SuspendWatch
-from ..util.tries import LateTries, runOnAfter
+from ..util.tries import LateTries, patienceFor, runOnAfter
 from .batchsize import Action, BatchProbe, BatchSize, isRefusal
 from .schedule import BatchedService, Schedule
 from .stalls import StallWatch
@@ -203,7 +203,8 @@ class HeartbeatBatcher:
         self._setTimer()
 
     def _request(self, services: list[BatchedService], sent: float) -> None:
-        timeout = min(self.LONGEST_TRY, *[service.tryTimeout(sent) for service in services])
+        patience = [patienceFor(service.deadline - sent, service.heartbeatTimeout) for service in services]
+        timeout = min(self.LONGEST_TRY, *patience)
         beats = [(service.serviceId, service.nextToken or "") for service in services]
 
         def late(failure: Failure) -> float:

@@ -21,7 +21,7 @@ from ..errors import BadRequest, NotFound
 from ..http.jsontransport import ClientClosed
 from ..util.listeners import Listeners
 from ..util.logs import Logger
-from ..util.tries import delayBefore, patienceFor
+from ..util.tries import delayBefore
 from ..util.waiters import Waiters
 from .batching import HeartbeatContext
 from .healthcheck import HealthCheck
@@ -82,6 +82,8 @@ class HeartBeater:
     :ivar interval: seconds between two heartbeats, drawn once from 0.9 to 1.0 of *heartbeatInterval*, so that services
         that start together do not send at the same time.
     :ivar nextToken: the token that the next heartbeat presents; ``None`` while the service is not registered.
+    :ivar deadline: when the service expires, in seconds of the clock, unless another heartbeat is answered: the
+        heartbeat timeout after the *sending* of the last one that was.
     :ivar hadNoToken: whether the registry refused the token of the last registration, and accepted none since. That
         token may be another service's, so the service may still be registered.
     :ivar lastSeen: when the last heartbeat that was answered had been sent, in seconds of the clock; ``None`` before
@@ -101,13 +103,13 @@ class HeartBeater:
         "_provenToken",
         "_random",
         "_register",
-        "_renewed",
         "_services",
         "_single",
         "_state",
         "_stopped",
         "batchSince",
         "batchSlot",
+        "deadline",
         "desired",
         "hadNoToken",
         "heartbeatTimeout",
@@ -172,8 +174,7 @@ class HeartBeater:
         self._random = random
         # The last token that was accepted. Tried when the next one is refused, which may be another service's.
         self._provenToken: str | None = None
-        # When the deadline was last renewed: the earliest time at which the registry can have received a heartbeat.
-        self._renewed = clock.seconds()
+        self.deadline = clock.seconds() + heartbeatTimeout
         self._state = _State.NEW
         self._single: SingleSender | None = None
         self._lost: Failure | None = None
@@ -247,7 +248,7 @@ class HeartBeater:
         now = self._clock.seconds()
         if self.lastSeen is None:
             # It is not known here when the registration was sent: just now, most likely.
-            self._renewed = now
+            self.deadline = now + self.heartbeatTimeout
         self._transition(_State.REGISTERING if self.nextToken is None else _State.REGISTERED)
         if self.running and not self._joinBatcher(now):
             self._sendSingly()
@@ -298,20 +299,10 @@ class HeartBeater:
         :param heartbeatTimeout: in seconds.
         """
         # The deadline comes no later than it would have come, and no later than the new timeout from now on.
-        deadline = min(self.deadline, self._clock.seconds() + heartbeatTimeout)
-        self._renewed = deadline - heartbeatTimeout
+        self.deadline = min(self.deadline, self._clock.seconds() + heartbeatTimeout)
         self.heartbeatTimeout = heartbeatTimeout
         self._drawInterval()
         self.sendNow()
-
-    @property
-    def deadline(self) -> float:
-        """When the service expires, in seconds of the clock, if no other heartbeat is answered."""
-        return self._renewed + self.heartbeatTimeout
-
-    def tryTimeout(self, now: float) -> float:
-        """After how many seconds a heartbeat is late that is sent at that time."""
-        return patienceFor(self.deadline - now, self.heartbeatTimeout)
 
     def retryDelay(self, delay: float) -> float:
         """
@@ -322,7 +313,7 @@ class HeartBeater:
 
     def slept(self, seconds: float) -> None:
         """The deadline is nearer than the clock says: it stood still for so many seconds."""
-        self._renewed -= seconds
+        self.deadline -= seconds
 
     # -- who sends its heartbeats
 
@@ -374,19 +365,19 @@ class HeartBeater:
         self._provenToken = proven
         self.nextToken = token
         self.lastSeen = sent
-        self._renewed = sent
+        self.deadline = sent + self.heartbeatTimeout
         if self._single is not None or self._state is not _State.REGISTERED:
-            self._goOn()
+            self._goOn(sent)
 
     def registered(self, sent: float, token: str) -> None:
         """The registration that was sent at that time was answered with this token."""
         self.nextToken = token
-        self._renewed = sent
-        self._goOn()
+        self.deadline = sent + self.heartbeatTimeout
+        self._goOn(sent)
 
-    def _goOn(self) -> None:
-        """Have the next heartbeat sent in an interval."""
-        single, due = self._single, self._renewed + self.interval
+    def _goOn(self, sent: float) -> None:
+        """Have the next heartbeat sent an interval after that time."""
+        single, due = self._single, sent + self.interval
         if single is not None and not self._joinBatcher(due):
             single.beginAt(due)
         if self._state is not _State.REGISTERED and self.running:

@@ -18,11 +18,11 @@ class BatchedService(Protocol):
 
     serviceId: str
     nextToken: str | None
+    heartbeatTimeout: int
     interval: float
+    deadline: float
     batchSlot: object
     batchSince: float
-
-    def tryTimeout(self, now: float) -> float: ...
 
     def retryDelay(self, delay: float) -> float: ...
 

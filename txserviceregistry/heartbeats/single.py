@@ -24,7 +24,7 @@ from ..util.backoff import Backoff
 from ..util.concurrency import PrioritySemaphore
 from ..util.logs import Logger
 from ..util.outage import Outage
-from ..util.tries import LONGEST_DELAY, SHORTEST_TRY, LateTries, delayBefore, runOnAfter
+from ..util.tries import LONGEST_DELAY, SHORTEST_TRY, LateTries, delayBefore, patienceFor, runOnAfter
 from .batching import HeartbeatContext
 from .healthcheck import HealthCheck
 from .schedule import BatchedService
@@ -53,16 +53,11 @@ class HeartbeatRequests(Protocol):
 class SingleService(BatchedService, Protocol):
     """What :class:`SingleSender` needs of a :class:`~txserviceregistry.HeartBeater`, which describes it."""
 
-    heartbeatTimeout: int
-
     @property
     def heartbeatInterval(self) -> float: ...
 
     @property
     def running(self) -> bool: ...
-
-    @property
-    def deadline(self) -> float: ...
 
     def registered(self, sent: float, token: str) -> None: ...
 
@@ -223,7 +218,7 @@ class SingleSender:
             self._service.registered(sent, result)
 
     def _heartbeat(self, sent: float, token: str) -> None:
-        timeout = self._service.tryTimeout(sent)
+        timeout = patienceFor(self._service.deadline - sent, self._service.heartbeatTimeout)
 
         def late(failure: Failure) -> float:
             more = runOnAfter(timeout)

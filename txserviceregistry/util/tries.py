@@ -39,7 +39,8 @@ def patienceFor(left: float, heartbeatTimeout: float) -> float:
     """
     if left <= 0:
         return min(_LONGEST_AFTER, heartbeatTimeout / 3)
-    return max(SHORTEST_TRY, left / 3)
+    # Faster than max(), for each heartbeat of a batch.
+    return left / 3 if left > 3 * SHORTEST_TRY else SHORTEST_TRY
 
 
 def delayBefore(delay: float, left: float, shortest: float = SHORTEST_TRY) -> float:

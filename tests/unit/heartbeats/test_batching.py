@@ -35,7 +35,7 @@ class Service:
         self.serviceId = name
         self.nextToken: str | None = f"{name}'s first"
         self.interval = interval
-        self.timeout = timeout
+        self.heartbeatTimeout = timeout
         self.clock = clock
         self.deadline = clock.seconds() + timeout
         self.beats: list[float] = []
@@ -47,9 +47,6 @@ class Service:
     def secondsLeft(self) -> float:
         return self.deadline - self.clock.seconds()
 
-    def tryTimeout(self, now: float) -> float:
-        return max(0.05, (self.deadline - now) / 3)
-
     def retryDelay(self, delay: float) -> float:
         return delayBefore(min(delay, self.interval / 2), self.secondsLeft())
 
@@ -59,7 +56,7 @@ class Service:
     def answered(self, sent: float, token: str) -> None:
         self.beats.append(sent)
         self.nextToken = token
-        self.deadline = sent + self.timeout
+        self.deadline = sent + self.heartbeatTimeout
 
     def missed(self) -> None:
         self.misses += 1
