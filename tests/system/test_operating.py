@@ -60,8 +60,8 @@ class BackupTests(OperatingCase):
 
     async def test_backupUnderLoadAndRestore(self) -> None:
         """
-        A backup that is made while others write has all that was acknowledged before it, and whoever was registered
-        then goes on with the tokens that it has; restored, it is a registry that works.
+        A backup that is made while others write has all that was acknowledged before it, and services that were
+        registered then go on with their tokens; restored, it is a registry that works.
         """
         registry = await self.registry()
         client = self.client()

@@ -91,11 +91,11 @@ class CrashTests(ProcessTestCase):
         return [event["type"] for event in (await client.events.list())["values"]]
 
     async def test_goesOnAsTheSameService(self) -> None:
-        """With a state file the new process is the old service: nobody heard of anything."""
+        """With a state file the new process continues the service: there is no event."""
         types = await self.eventsAfterCrash(8, f", state={str(Path(self.home, 'state-file'))!r}")
         self.assertEqual(types, ["service.join"])
 
-    async def test_registersWhenItsGhostIsGone(self) -> None:
-        """Without one it is registered as soon as the ghost has timed out."""
+    async def test_registersWhenTheOldServiceHasExpired(self) -> None:
+        """Without one it is registered as soon as the old service has expired."""
         types = await self.eventsAfterCrash(3, "")
         self.assertEqual(types, ["service.join", "service.timeout", "service.join"])

@@ -55,7 +55,7 @@ class StateFileTests(RegistrationCase):
         self.addCleanup(holder.stdin.close)
         self.addCleanup(holder.wait)
         self.addCleanup(holder.kill)
-        # A line, or its end: but not for ever.
+        # A line, or its end, within some seconds.
         self.assertNotEqual(select([holder.stdout], [], [], PATIENCE)[0], [])
         self.assertEqual(holder.stdout.readline(), b"forked\n")
         theirs = self.heldBy(path)

@@ -79,7 +79,7 @@ class ConnectionTests(ClientTestCase):
         self.assertEqual(server.mostOpen, 2)
 
     async def test_retriesAtOnceWhenTheConnectionWasStale(self) -> None:
-        """A heartbeat on connections that the server closes at that moment succeeds, and nobody notices."""
+        """A heartbeat on connections that the server closes at that moment succeeds."""
         stale = True
 
         def handle(call: Call) -> None:

@@ -99,7 +99,7 @@ class ReadSettingsTests(SynchronousTestCase):
         self.assertIn("No API key", self.refused())
 
     def test_theLocalKeyIsForTheLocalUser(self) -> None:
-        """Nobody else is tried with the API key of this machine's registry."""
+        """No other user is tried with the API key of this machine's registry."""
         path = self.local()
         self.assertEqual(self.read({"RAXSR_USERNAME": "local"}).apiKey, KEY)
         self.assertTrue(self.refused({"RAXSR_USERNAME": "joe"}).endswith(f"API key in {path} is for another user)"))
@@ -133,7 +133,7 @@ class ReadSettingsTests(SynchronousTestCase):
                 os.chdir(here)
 
     def test_whatIsNoFileIsReadOnce(self) -> None:
-        """A pipe gives its text once: a second reading would wait for somebody who writes to it."""
+        """A pipe gives its text once: a second reading would wait for another writer."""
         path = self.home / "pipe"
         os.mkfifo(path)
         text = f"[credentials]\nusername=joe\napi_key={KEY}\n"
@@ -273,7 +273,7 @@ class ReadSettingsTests(SynchronousTestCase):
             self.assertNotIn("caf", refused)
 
     def test_filesAreReadOnlyWhenNeeded(self) -> None:
-        """A broken file disturbs nobody who gives everything himself."""
+        """A broken file is no problem where all settings are given as arguments."""
         self.raxrc("nonsense")
         given = {"username": "joe", "apiKey": KEY, "baseUrl": "http://a/v1.0", "authUrl": "http://a/v2.0"}
         self.assertEqual(self.read(tls=False, **given).baseUrls, ("http://a/v1.0",))

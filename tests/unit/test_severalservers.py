@@ -1,5 +1,5 @@
 """
-A registry with several URLs, as a client of it sees it: whatever happens to one of its nodes, nobody notices.
+A registry with several URLs, as a client of it sees it: whatever happens to one of its nodes, no service expires.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ class HeartbeatTests(SeveralServersTestCase):
         self.addCleanup(service.stopService)
         return service
 
-    def test_surviveTheDeathOfTheirNode(self) -> None:
-        """Neither alone nor together do they time out, in whatever way their node fails, and nobody sees it."""
+    def test_surviveTheFailureOfTheirNode(self) -> None:
+        """No service expires or changes its state in whatever way its node fails, with single or batched heartbeats."""
         for trouble in TROUBLES:
             self.begin()
             services = [self.service(f"web{number}") for number in range(20)]
@@ -309,7 +309,7 @@ class FollowerTests(SeveralServersTestCase):
             for number in range(10):
                 if number == 5:
                     self.nodes.states["a"] = trouble
-                    # A node that can't serve ends what it holds back, or whoever asks it anything else finds out.
+                    # A node that can't serve ends what it holds back, or the next request to it fails.
                     self.client.account.getLimits().addErrback(lambda _: None)
                     self.fake.advance(6)
                 self.successResultOf(self.other.configuration.set(f"value{number}", "x"))
@@ -337,7 +337,7 @@ class FollowerTests(SeveralServersTestCase):
         self.successResultOf(feed.stopService())
 
     def test_directoriesAndWatchersGoOn(self) -> None:
-        """They are as the registry is a moment after their node has died, and never shrink because of it."""
+        """They are as the registry is a moment after their node has failed, and never shrink because of it."""
         directory = Directory(self.client)
         watcher = ConfigurationWatcher(self.client, "/production")
         changes: list[str] = []

@@ -31,7 +31,7 @@ class ServersTests(SynchronousTestCase):
             servers.failed(0)
             self.assertEqual(servers.order(mayTry=True), [0])
 
-    def test_aFleetSpreads(self) -> None:
+    def test_clientsSpread(self) -> None:
         """Clients begin with all servers alike."""
         draw = random.Random(20261124).random
         begins = [Servers(3, self.clock, draw).current for _ in range(300)]
@@ -99,11 +99,11 @@ class ServersTests(SynchronousTestCase):
         self.clock.advance(1000)
         self.assertEqual(self.first(servers, mayTry=False), 1)
 
-    def test_aFleetGoesBackOneAfterTheOther(self) -> None:
+    def test_clientsGoBackOneAfterTheOther(self) -> None:
         """Of a thousand clients of a server that is back, no second sees more than a few."""
         draw = random.Random(20261124).random
-        fleet = [Servers(3, self.clock, draw) for _ in range(1000)]
-        away = [servers for servers in fleet if servers.current == 0]
+        clients = [Servers(3, self.clock, draw) for _ in range(1000)]
+        away = [servers for servers in clients if servers.current == 0]
         for servers in away:
             servers.failed(0)
         returned = []

@@ -1,4 +1,4 @@
-"""Turns: who is next, and that a fleet that starts together gets anywhere."""
+"""PrioritySemaphore: its order, and thousands of services that start together."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ class Slow:
         return deferLater(clock, self._free - clock.seconds(), self._fake.agent.request, *arguments)
 
 
-class BigFleetTests(SynchronousTestCase):
+class ManyServicesTests(SynchronousTestCase):
     """More services than the registry can answer within the time of one request."""
 
     def test_startedTogether(self) -> None:
-        """All of them are registered, one after the other, and nobody dies of waiting for the others."""
+        """All of them are registered, one after the other, and none expires while it waits for the others."""
         fake = FakeRegistry(limits=ResourceLimits(service=1000))
         client = Client(fake.username, fake.apiKey, baseUrl=fake.url, agent=Slow(fake, 25), reactor=fake.clock)
         services = [RegisteredService(client, f"service{number}", 20 + number % 40) for number in range(400)]

@@ -157,7 +157,7 @@ class ClientTests(SynchronousTestCase):
         self.successResultOf(found)
 
     def test_aHeartbeatThatWasUnderWayIsSentAnew(self) -> None:
-        """It hangs on a dead connection."""
+        """It hangs on a connection that no longer works."""
         for options in ({}, {"check": lambda: True}):
             service = self.register("web1", 20, **options)
             self.fake.pause()

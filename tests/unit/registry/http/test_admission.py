@@ -97,7 +97,7 @@ class QueueTests(LimitsCase):
             answered += sum(len(self.codes(each)) for each in guests)
         self.assertLess(answered * 0.02 / (self.api.clock.seconds() - began), 0.4)
 
-    def test_aFleetIsNotKeptBack(self) -> None:
+    def test_manyKnownClientsAreNotKeptBack(self) -> None:
         """Clients that all show a token, as after a restart, are served without a pause."""
         self.slow()
         clients = [self.connect(f"10.0.1.{n}") for n in range(3)]

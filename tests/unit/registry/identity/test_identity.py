@@ -373,7 +373,7 @@ class AuthenticationTests(IdentityCase):
         self.assertEqual(self.checks.count, 3)
         self.authenticate(key=key)
 
-    def test_aFleetCostsOneScrypt(self) -> None:
+    def test_manyClientsCostOneScrypt(self) -> None:
         """
         A thousand clients with one key that come together cost one check and one token.
         """
