@@ -28,23 +28,6 @@ class Outage:
     :param calm: seconds. An outage that begins sooner after another one ends only when nothing has failed for as long.
     """
 
-    __slots__ = (
-        "_after",
-        "_began",
-        "_begins",
-        "_calm",
-        "_clock",
-        "_ended",
-        "_ends",
-        "_failed",
-        "_failures",
-        "_isCalm",
-        "_level",
-        "_log",
-        "_values",
-        "isOn",
-    )
-
     def __init__(
         self,
         log: Logger,
