@@ -1,13 +1,16 @@
 """
-A registry that shares its store with others: it notices their changes, any of them takes any heartbeat, and services
-that it does not know yet are looked up.
+A registry that shares its store with others: it notices their changes, any of them takes any heartbeat, services that
+it does not know yet are looked up, and a service expires when all of them agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Container, Mapping, Sequence
 from math import inf
 
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from ..util.concurrency import PrioritySemaphore
@@ -26,6 +29,11 @@ from .tokens import HeartbeatTokens
 _LOOKS = 4
 _WAITING = 400
 
+#: Seconds that a registration waits for a service with its id, or in its place in the account, that may have expired;
+#: and from one look to the next.
+_PATIENCE = 1.0
+_PAUSE = 0.05
+
 
 @implementer(IStoreListener)
 class Cluster:
@@ -35,26 +43,51 @@ class Cluster:
     :param store: the store.
     :param services: the services, whose heartbeats this registry takes only in part.
     :param subscribers: the requests that wait for events.
+    :param clock: the reactor.
+    :param onExpired: called with each service whose expiration this registry has persisted.
     """
 
-    def __init__(self, store: ISharedStore, services: LiveServices, subscribers: Subscribers) -> None:
+    def __init__(
+        self,
+        store: ISharedStore,
+        services: LiveServices,
+        subscribers: Subscribers,
+        clock: IReactorTime,
+        onExpired: Callable[[ServiceState], None],
+    ) -> None:
         self._store = store
         self._live = services
         self._deadlines = services.deadlines
         self._subscribers = subscribers
+        self._clock = clock
+        self._onExpired = onExpired
+        self._due: deque[ServiceState] = deque()
         self._looking: SingleFlight[tuple[str, str], None] = SingleFlight()
         self._looks = PrioritySemaphore(_LOOKS)
+        services.share(self._due.extend, store.tick)
 
-    def start(self) -> None:
-        """Begin to listen."""
-        self._store.listen(self)
+    async def start(self) -> None:
+        """Join the registries that share the store."""
+        await self._store.join(self)
 
-    async def heartbeat(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> tuple[ServiceState, str]:
+    # -- heartbeats
+
+    @property
+    def isValid(self) -> bool:
+        """Whether heartbeats may be acknowledged now."""
+        return self._store.isValid
+
+    def closed(self, tenant: str) -> Container[str]:
+        """The incarnations whose heartbeats have to go through :meth:`admit`."""
+        return self._store.closed(tenant)
+
+    async def admit(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> tuple[ServiceState, str]:
         """
-        Note a heartbeat in the store, if the token is the service's own.
+        Let a heartbeat pass that cannot be acknowledged from memory at once.
 
         :return: the service, whose deadline is not moved here, and the next token.
-        :raises Fault: 404 if it is not there or the token is not its own; 503 if the store is unavailable.
+        :raises Fault: 404 if it is not there or the token is not its own; 503 if that cannot be found out, or this
+            registry may not acknowledge heartbeats now.
         """
         state, nextToken = self._known(tenant, id, token, tokens)
         while True:
@@ -65,10 +98,12 @@ class Cluster:
                     raise notFound("Service", id)
                 if nextToken is None:
                     raise notFound("HeartbeatMarker", token)
-            if await available(self._store.heartbeat(tenant, id, state.incarnation)):
-                return state, nextToken
-            # Another registry ended this incarnation. There may be another one.
-            self._deadlines.forget(tenant, id, state.incarnation)
+            if await available(self._store.admit(tenant, state.incarnation)):
+                if self._deadlines.registered((tenant, state.incarnation)) is state:
+                    return state, nextToken
+            else:
+                # This incarnation has ended. There may be another one.
+                self._deadlines.forget(tenant, id, state.incarnation)
             state = None
 
     def _known(
@@ -100,6 +135,32 @@ class Cluster:
         finally:
             self._looks.give()
 
+    # -- registrations
+
+    async def untilDecided(self, tenant: str, id: str | None) -> bool:
+        """
+        Wait for a service that may have expired: until it has, or is known to be alive, or a second has passed.
+
+        :param id: the service; ``None`` for any of the tenant's.
+        :return: whether there was such a service, and it is decided.
+        """
+        end = self._clock.seconds() + _PATIENCE
+        hasWaited = False
+        while self._mayHaveExpired(tenant, id):
+            if self._clock.seconds() >= end:
+                return False
+            hasWaited = True
+            await deferLater(self._clock, _PAUSE)
+        return hasWaited
+
+    def _mayHaveExpired(self, tenant: str, id: str | None) -> bool:
+        closed = self._store.closed(tenant)
+        now = self._deadlines.now()
+        if id is None:
+            return any(state.incarnation in closed for state in self._deadlines.ofTenant(tenant).values())
+        state = self._deadlines.active(tenant, id)
+        return state is not None and (state.incarnation in closed or state.deadline <= now)
+
     # -- IStoreListener
 
     def appeared(self, service: ServiceSummary) -> None:
@@ -111,10 +172,54 @@ class Cluster:
     def eventAdded(self, tenant: str) -> None:
         self._subscribers.notify((tenant,))
 
-    def lost(self) -> None:
+    def synchronized(self, services: Sequence[ServiceSummary]) -> None:
+        self._live.synchronize(services)
+
+    def suspend(self) -> None:
         self._live.suspend()
         # New events are not noticed here: subscribers find out, and may go to another registry.
         self._subscribers.notifyAll()
 
-    def synchronized(self, services: Sequence[ServiceSummary], wasLost: bool) -> None:
-        self._live.synchronize(services, anew=wasLost)
+    def renewAll(self) -> None:
+        self._due.clear()
+        self._live.renewAll()
+
+    def secondsLeft(self, registration: tuple[str, str]) -> float:
+        state = self._deadlines.registered(registration)
+        return -1.0 if state is None else state.deadline - self._deadlines.now()
+
+    def timeout(self, registration: tuple[str, str]) -> float:
+        state = self._deadlines.registered(registration)
+        return 0.0 if state is None else state.timeout
+
+    def due(self, count: int) -> Mapping[tuple[str, str], int]:
+        now = self._deadlines.now()
+        due: dict[tuple[str, str], int] = {}
+        while self._due and len(due) < count:
+            state = self._due.popleft()
+            registration = state.tenant, state.incarnation
+            # A heartbeat that came since has put it back into the queue.
+            if state.deadline <= now and self._deadlines.registered(registration) is state:
+                (due[registration],) = self._live.timestamps([state])
+        return due
+
+    def lookAgain(self, registration: tuple[str, str]) -> None:
+        state = self._deadlines.registered(registration)
+        if state is not None:
+            self._deadlines.requeue(state)
+
+    def leaveTo(self, registration: tuple[str, str]) -> None:
+        state = self._deadlines.registered(registration)
+        if state is not None and state.deadline > self._deadlines.now():
+            self._deadlines.requeue(state)
+
+    def expired(self, registration: tuple[str, str]) -> None:
+        state = self._deadlines.registered(registration)
+        if state is not None:
+            self._live.noteExpired(state)
+            self._onExpired(state)
+
+    def ended(self, registration: tuple[str, str]) -> None:
+        state = self._deadlines.registered(registration)
+        if state is not None:
+            self._deadlines.forget(state.tenant, state.id, state.incarnation)

@@ -20,7 +20,7 @@ from ..util.deferred import returnsDeferred
 from .cluster import Cluster
 from .expiry.deadlines import ServiceState
 from .expiry.livetable import LiveServices
-from .faults import Fault, limitReached, notFound, serviceExists
+from .faults import Fault, limitReached, notFound, serviceExists, systemFailure
 from .feed import EVENT_RETENTION, EventFeed
 from .limits import ResourceLimits
 from .model import Figures, NewService, Page, ServiceChanges
@@ -60,6 +60,8 @@ class Registry:
     :ivar feed: the events.
     """
 
+    #: Seconds that a heartbeat may wait in a cluster until it is decided whether the service has expired.
+    ADMISSION = 1.0
     #: How many pending expirations a registration waits for that may have nothing to do with them.
     FEW_PENDING = 100
 
@@ -74,6 +76,7 @@ class Registry:
         subscribers: Subscribers | None = None,
     ) -> None:
         self._store = store
+        self._clock = clock
         self._wallClock = wallClock
         self._limits = limits
         self._tokens: HeartbeatTokens
@@ -96,10 +99,12 @@ class Registry:
             clock=clock,
             wallClock=wallClock,
             tasks=self._tasks,
-            secondsLeft=None if shared is None else shared.secondsLeft,
+            isAuthoritative=shared is None,
         )
         self._deadlines = self._live.deadlines
-        self._cluster = None if shared is None else Cluster(shared, self._live, self._subscribers)
+        self._cluster = (
+            None if shared is None else Cluster(shared, self._live, self._subscribers, clock, self._hasExpired)
+        )
         self._registered = ServiceLog(clock, "registered")
         self._deregistered = ServiceLog(clock, "deregistered")
         self._heartbeats = 0
@@ -114,7 +119,7 @@ class Registry:
         self._tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
         self._live.start(await self._store.allServices())
         if self._cluster is not None:
-            self._cluster.start()
+            await self._cluster.start()
         self.feed.start()
 
     @returnsDeferred
@@ -189,6 +194,10 @@ class Registry:
                 # Some of them may have expired while the store was at it.
                 await self._live.expirations.nextGroup()
                 return None
+            if self._cluster is not None:
+                inTheWay = service.id if isinstance(refusal, ObjectExists) else None
+                if await self._cluster.untilDecided(tenant, inTheWay):
+                    return None
             if isinstance(refusal, LimitExceeded):
                 raise limitReached("service", self._limits.service)
             if self._deadlines.active(tenant, service.id) is None:
@@ -295,7 +304,8 @@ class Registry:
         :raises Fault: 404 if the service is not there, or the token is not its own.
         """
         if self._cluster is not None:
-            return self._tasks.start(self._sharedHeartbeat(self._cluster, tenant, id, token))
+            (waiting,) = self._takeShared(self._cluster, tenant, [(id, token)])
+            return succeed(waiting) if isinstance(waiting, str) else waiting
         (outcome,) = self._take(tenant, [(id, token)])
         return fail(outcome) if isinstance(outcome, Fault) else succeed(outcome)
 
@@ -308,7 +318,7 @@ class Registry:
             in its order.
         """
         if self._cluster is not None:
-            return self._sharedHeartbeats(self._cluster, tenant, heartbeats)
+            return _outcomes(self._takeShared(self._cluster, tenant, heartbeats))
         return succeed(self._take(tenant, heartbeats))
 
     def _take(self, tenant: str, heartbeats: Iterable[tuple[str, str]]) -> Sequence[str | Fault]:
@@ -333,26 +343,44 @@ class Registry:
             outcomes.append(nextToken)
         return outcomes
 
-    async def _sharedHeartbeat(self, cluster: Cluster, tenant: str, id: str, token: str) -> str:
-        state, nextToken = await cluster.heartbeat(tenant, id, token, self._tokens)
-        lastSeen = _millisecondsUp(self._wallClock())
-        state.heartbeat(self._deadlines.now(), lastSeen)
-        self._store.recordLastSeen(tenant, id, state.incarnation, lastSeen)
-        self._heartbeats += 1
+    def _takeShared(
+        self, cluster: Cluster, tenant: str, heartbeats: Iterable[tuple[str, str]]
+    ) -> Sequence[str | Deferred[str]]:
+        """Like :meth:`_take`; what can't be acknowledged from memory is a Deferred, which fires within a second."""
+        states, following = self._deadlines.ofTenant(tenant), self._tokens.following()
+        isValid, closed = cluster.isValid, cluster.closed(tenant)
+        outcomes: list[str | Deferred[str]] = []
+        for id, token in heartbeats:
+            if not isValid:
+                outcomes.append(fail(systemFailure("This node is not a valid member of the cluster")))
+                continue
+            state = states.get(id)
+            nextToken = None
+            if state is not None and state.incarnation not in closed:
+                if not state.proof:
+                    state.proof = self._tokens.proof(tenant, id, state.incarnation)
+                nextToken = following(state.proof, token)
+            if state is None or nextToken is None:
+                # Also for an unknown token: another registry may know a later incarnation.
+                admitted = self._tasks.start(self._admit(cluster, tenant, id, token))
+                admitted.addTimeout(self.ADMISSION, self._clock, onTimeoutCancel=_undecided)
+                outcomes.append(admitted)
+            else:
+                self._acknowledge(state)
+                outcomes.append(nextToken)
+        return outcomes
+
+    async def _admit(self, cluster: Cluster, tenant: str, id: str, token: str) -> str:
+        state, nextToken = await cluster.admit(tenant, id, token, self._tokens)
+        self._acknowledge(state)
         return nextToken
 
-    @returnsDeferred
-    async def _sharedHeartbeats(
-        self, cluster: Cluster, tenant: str, heartbeats: Iterable[tuple[str, str]]
-    ) -> Sequence[str | Fault]:
-        async def outcome(id: str, token: str) -> str | Fault:
-            try:
-                return await self._sharedHeartbeat(cluster, tenant, id, token)
-            except Fault as fault:
-                return fault
-
-        outcomes = [self._tasks.start(outcome(id, token)) for id, token in heartbeats]
-        return [await each for each in outcomes]
+    def _acknowledge(self, state: ServiceState) -> None:
+        lastSeen = _millisecondsUp(self._wallClock())
+        state.heartbeat(self._deadlines.now(), lastSeen)
+        self._deadlines.requeue(state)
+        self._store.recordLastSeen(state.tenant, state.id, state.incarnation, lastSeen)
+        self._heartbeats += 1
 
     # -- configuration
 
@@ -407,11 +435,30 @@ class Registry:
             self._deadlines.forget(expiration.tenant, expiration.id, expiration.incarnation)
         self._expirations += len(expirations)
 
+    def _hasExpired(self, state: ServiceState) -> None:
+        self._expirations += 1
+        self._subscribers.notify((state.tenant,))
+
     async def _changed(self, tenants: Collection[str], change: Awaitable[_T]) -> _T:
         """The result of a change that makes events in the feeds of *tenants*, whose subscribers are notified."""
         result = await available(change)
         self._subscribers.notify(tenants)
         return result
+
+
+def _undecided(failure: Any, seconds: float) -> None:
+    raise systemFailure("It could not be decided in time whether the service has expired")
+
+
+@returnsDeferred
+async def _outcomes(waiting: Sequence[str | Deferred[str]]) -> Sequence[str | Fault]:
+    outcomes: list[str | Fault] = []
+    for each in waiting:
+        try:
+            outcomes.append(each if isinstance(each, str) else await each)
+        except Fault as fault:
+            outcomes.append(fault)
+    return outcomes
 
 
 def _millisecondsUp(seconds: float) -> int:

@@ -25,6 +25,11 @@ def machineSuspended() -> float:
     return time.clock_gettime(_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
+def bootTime() -> float:
+    """Seconds since the machine was started, those among them for which it was suspended, where that is known."""
+    return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
+
+
 class SuspendWatch:
     """
     Checks every :data:`TICK` seconds whether the machine was suspended, while there is a listener.

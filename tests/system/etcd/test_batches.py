@@ -13,8 +13,7 @@ from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.faults.proxy import Proxy
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, Transaction
-from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
-from txserviceregistry.registry.stores.etcd.leases import newLease
+from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, newLease, put
 from txserviceregistry.registry.stores.interfaces import LimitExceeded, StoreUnavailable
 
 NOW = 1_700_000_000.0
@@ -171,6 +170,25 @@ class GroupsTests(EtcdCase):
         self.assertEqual(seen[0], 0)
         found = await self.asked.get(key)
         self.assertEqual(seen[1], found and found.modified)
+
+    async def test_aKeyIsDeletedAndSetInTwoGroups(self) -> None:
+        """What is deleted and made anew has a create revision of its own, however soon; the order stays."""
+        key, node = f"{self.prefix}thing", self.node("a")
+        await node.do(T, [key], lambda draft: draft.put(key, b"1"))
+        old = await self.asked.get(key)
+        done = await gatherResults(
+            [
+                node.do(T, [key], lambda draft: draft.delete(key)),
+                node.do(T, [key], lambda draft: draft.put(key, b"2")),
+                node.do(T, [key], lambda draft: draft.put(key, b"3")),
+                self.event(node, "x"),
+            ]
+        )
+        self.assertEqual(done[:3], [None] * 3)
+        new = await self.asked.get(key)
+        assert old is not None and new is not None
+        self.assertGreater(new.created, old.created)
+        self.assertEqual(new.value, b"3")
 
     async def test_afterTroubleItGoesOn(self) -> None:
         """While etcd is unavailable changes fail; then they are made again, and what waits for the end fires."""

@@ -4,13 +4,17 @@ What the etcd store does beside the suites: over a real etcd, reached by way of 
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock, LoopingCall
 from twisted.python.components import proxyForInterface
-from twisted.web.client import BrowserLikePolicyForHTTPS
+from twisted.web.client import BrowserLikePolicyForHTTPS, readBody
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
@@ -22,38 +26,59 @@ from tests.unit.registry.stores.sharedsuite import Listener
 from txserviceregistry.http.bodies import BytesProducer
 from txserviceregistry.registry.eventids import position
 from txserviceregistry.registry.model import NewService, ServiceChanges
-from txserviceregistry.registry.stores.etcd.gateway import KeyValue, endOf, put
+from txserviceregistry.registry.stores.etcd.batches import Batches
+from txserviceregistry.registry.stores.etcd.eventids import TenantIds
+from txserviceregistry.registry.stores.etcd.gateway import KeyValue, encode, endOf, newLease, put
+from txserviceregistry.registry.stores.etcd.layout import openLayout
+from txserviceregistry.registry.stores.etcd.node import DEAF, PRESENCE, SAFETY
+from txserviceregistry.registry.stores.etcd.services import EtcdServices
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.etcd.watch import watchingAgent
 from txserviceregistry.registry.stores.interfaces import (
-    Expiration,
     NoSuchObject,
     ServiceRecord,
     StoreRefused,
     StoreUnavailable,
     TokenRecord,
 )
+from txserviceregistry.util.deferred import returnsDeferred
 
 T = "1"
+TICK = 0.1
+_marks = itertools.count()
 
 
 class EtcdStoreCase(EtcdCase):
-    """Stores over one prefix."""
+    """
+    Stores over one prefix.
 
-    timeout = 30
+    :ivar listeners: by store, of those that have joined.
+    :ivar ticking: the stores that take part in votes.
+    """
+
+    timeout = 40
 
     def setUp(self) -> None:
         self.prefix = newPrefix()
         self.asked = self.etcd(sharedEtcd())
-        self.listener = Listener()
+        self.listeners: dict[EtcdStore, Listener] = {}
+        self.ticking: list[EtcdStore] = []
+        ticks = LoopingCall(self.tick)
+        ticks.start(TICK, now=False)
+        self.addCleanup(ticks.stop)
 
-    async def store(self, url: str | None = None, listens: bool = True, **options: Any) -> EtcdStore:
+    def tick(self) -> None:
+        for store in self.ticking:
+            store.tick()
+
+    async def store(self, url: str | None = None, joins: bool = True, **options: Any) -> EtcdStore:
         store = EtcdStore(reactor, [url or sharedEtcd()], prefix=self.prefix, **options)
         self.addCleanup(store.close)
         await store.open()
-        await store.allServices()
-        if listens:
-            store.listen(self.listener)
+        if joins:
+            self.listeners[store] = Listener(CLOCK.seconds)
+            await store.join(self.listeners[store])
+            self.ticking.append(store)
         return store
 
     def relay(self) -> Relay:
@@ -65,6 +90,70 @@ class EtcdStoreCase(EtcdCase):
     async def create(self, store: EtcdStore, id: str = "web", timeout: int = 30, tenant: str = T) -> ServiceRecord:
         return await store.createService(tenant, NewService(id, timeout), 10_000)
 
+    async def created(self, *stores: EtcdStore, id: str = "web", timeout: int = 30) -> ServiceRecord:
+        """A service that all of these stores know."""
+        made = await self.create(stores[0], id, timeout)
+        for store in stores:
+            await self.notifies(store, "appeared", id, made.incarnation, timeout)
+        return made
+
+    async def notifies(self, store: EtcdStore, *what: Any) -> None:
+        """Wait until the listener of a store has been notified of that."""
+        await self.until(lambda: what in self.listeners[store].heard)
+
+    def heartbeat(self, store: EtcdStore, made: ServiceRecord) -> None:
+        """A store's registry receives a heartbeat."""
+        self.listeners[store].heartbeat((T, made.incarnation))
+
+    def passDeadline(self, made: ServiceRecord, *stores: EtcdStore) -> None:
+        """The deadline of a service passes, as these stores' registries know it."""
+        for store in stores:
+            self.listeners[store].deadlines[T, made.incarnation] = 0.0
+
+    def passSilently(self, made: ServiceRecord, *stores: EtcdStore) -> None:
+        """As :meth:`passDeadline`, but these stores open no vote about it."""
+        self.passDeadline(made, *stores)
+        for store in stores:
+            self.listeners[store].due(1000)
+
+    def secondsLeft(self, store: EtcdStore, made: ServiceRecord) -> float:
+        """As a store's registry knows it."""
+        return self.listeners[store].secondsLeft((T, made.incarnation))
+
+    async def admitted(self, store: EtcdStore, made: ServiceRecord) -> bool:
+        """A heartbeat that a store's registry lets pass or not."""
+        isThere = await store.admit(T, made.incarnation)
+        if isThere:
+            self.heartbeat(store, made)
+        return isThere
+
+    def beginAdmitted(self, store: EtcdStore, made: ServiceRecord) -> Deferred[bool]:
+        return Deferred.fromCoroutine(self.admitted(store, made))
+
+    async def voteOf(self, store: EtcdStore, made: ServiceRecord, *others: EtcdStore) -> None:
+        """A store opens a vote about a service, whose deadline has passed there; only the *others* answer."""
+        self.ticking = [store, *others]
+        self.passDeadline(made, store)
+        self.passSilently(made, *others)
+        await self.until(lambda: all(made.incarnation in each.closed(T) for each in (store, *others)))
+
+    async def untilVotesEnd(self, made: ServiceRecord, *stores: EtcdStore) -> None:
+        """Wait until a service is open on these stores, and no node publishes a vote."""
+        await self.whenever(lambda: self.areVotesOver(made, *stores))
+
+    async def areVotesOver(self, made: ServiceRecord, *stores: EtcdStore) -> bool:
+        if any(made.incarnation in store.closed(T) for store in stores):
+            return False
+        begin = f"{self.prefix}nodes/"
+        found, _ = await self.asked.range(begin, endOf(begin))
+        return not any(json.loads(each.value)["votes"] for each in found)
+
+    async def newestNode(self) -> KeyValue:
+        """The key of the node that has joined last. A join whose response comes too late leaves one for a while."""
+        begin = f"{self.prefix}nodes/"
+        found, _ = await self.asked.range(begin, endOf(begin))
+        return max(found, key=lambda each: each.created)
+
     async def key(self, name: str) -> KeyValue | None:
         return await self.asked.get(self.prefix + name)
 
@@ -72,13 +161,6 @@ class EtcdStoreCase(EtcdCase):
         begin = self.prefix + below
         found, _ = await self.asked.range(begin, endOf(begin))
         return [each.key.removeprefix(begin) for each in found]
-
-    async def endLease(self, made: ServiceRecord) -> int:
-        """Let a service's lease end, as it does while etcd is stopped; which one it was."""
-        record = await self.key(f"services/{T}/{made.id}")
-        lease: int = json.loads(record.value)["lease"] if record else 0
-        await self.asked.revoke(lease)
-        return lease
 
     async def types(self, store: EtcdStore) -> list[str]:
         return [each.type for each in await store.listEvents(T, 0, 1000, None)]
@@ -100,251 +182,393 @@ class EtcdStoreCase(EtcdCase):
 
         await self.until(look)
 
+    async def catchesUp(self, store: EtcdStore) -> None:
+        """Wait until a store has been shown all that has happened by now."""
+        tenant = f"mark{next(_marks)}"
+        await self.asked.txn((), [put(f"{self.prefix}events/{tenant}/0", b"x")])
+        await self.notifies(store, "eventAdded", tenant)
+
+    async def haveJoined(self, count: int) -> bool:
+        return len(await self.keys("nodes/")) == count
+
+    async def isGone(self, name: str) -> bool:
+        return await self.key(name) is None
+
+
+def _nothing(body: bytes) -> bool:
+    return False
+
 
 @implementer(IAgent)
-class SlowAgent:
+class TroubledAgent:
     """
-    Holds back what is asked of one lease.
+    A network to etcd that does to some requests what a test says.
 
-    :param what: what is: ``lease/keepalive`` or ``lease/timetolive``.
-    :ivar lease: the lease.
+    :ivar holds: says of a request's body whether it does not arrive before :meth:`release`.
+    :ivar delays: says of a request's body whether its response waits for :meth:`release`.
+    :ivar loses: says of a request's body whether its response gets lost.
+    :ivar isDeaf: whether nothing arrives any more of a watch's response.
+    :ivar isDelayed: whether that waits for :meth:`catchUp`.
+    :ivar watches: how many watches there are.
+    :ivar lost: how many responses got lost.
+    :ivar held: how many requests do not arrive now.
     """
 
-    def __init__(self, what: str = "lease/keepalive") -> None:
-        self.what = what.encode("ascii")
-        self.agent = watchingAgent(reactor, BrowserLikePolicyForHTTPS(), 1)
-        self.lease = 0
-        self.held: list[Deferred[Any]] = []
+    def __init__(self) -> None:
+        self.holds: Callable[[bytes], bool] = _nothing
+        self.delays: Callable[[bytes], bool] = _nothing
+        self.loses: Callable[[bytes], bool] = _nothing
+        self.isDeaf = False
+        self.isDelayed = False
+        self.watches = 0
+        self.lost = 0
+        self._agent = watchingAgent(reactor, BrowserLikePolicyForHTTPS(), 1)
+        self._held: list[Callable[[], None]] = []
+        self._delayed: list[Callable[[], None]] = []
+
+    @property
+    def held(self) -> int:
+        """How many requests and responses do not arrive now."""
+        return len(self._held)
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
     ) -> Deferred[IResponse]:
         """See IAgent."""
         body = bodyProducer.body if isinstance(bodyProducer, BytesProducer) else b""
-        if not uri.endswith(b"/" + self.what) or not self.lease or str(self.lease).encode("ascii") not in body:
-            return self.agent.request(method, uri, headers, bodyProducer)
-        asked: Deferred[Any] = Deferred()
-        self.held.append(asked)
-        return asked.addCallback(lambda _: self.agent.request(method, uri, headers, bodyProducer))
+        if uri.endswith(b"/watch"):
+            return self._agent.request(method, uri, headers, bodyProducer).addCallback(Muffled, self)
+        if self.holds(body):
+            asked: Deferred[Any] = Deferred()
+
+            def arrive() -> None:
+                # Also after the sender has stopped to wait for it.
+                answered = self._agent.request(method, uri, headers, BytesProducer(body))
+                if not asked.called:
+                    answered.chainDeferred(asked)
+                else:
+                    answered.addCallback(readBody).addErrback(lambda failure: None)
+
+            self._held.append(arrive)
+            return asked
+        answered = self._agent.request(method, uri, headers, bodyProducer)
+        if self.delays(body):
+            return answered.addCallback(self._delay)
+        return answered.addCallback(self._lose) if self.loses(body) else answered
+
+    def _delay(self, response: IResponse) -> Deferred[IResponse]:
+        answered: Deferred[IResponse] = Deferred()
+
+        def arrive() -> None:
+            if not answered.called:
+                answered.callback(response)
+
+        self._held.append(arrive)
+        return answered
+
+    async def _lostResponse(self, response: IResponse) -> IResponse:
+        await readBody(response)
+        self.lost += 1
+        raise ConnectionLost()
+
+    def _lose(self, response: IResponse) -> Deferred[IResponse]:
+        return Deferred.fromCoroutine(self._lostResponse(response))
 
     def release(self) -> None:
-        """Hold nothing back any more."""
-        self.lease = 0
-        for asked in self.held:
-            # What was not waited for any longer has been called too.
-            if not asked.called:
-                asked.callback(None)
+        """What was held arrives, and nothing is held any more."""
+        self.holds = self.delays = _nothing
+        held, self._held = self._held, []
+        for arrive in held:
+            arrive()
 
+    def watched(self, receive: Callable[[bytes], None], data: bytes) -> None:
+        """A part of a watch's response has come."""
+        if self.isDelayed:
+            self._delayed.append(lambda: receive(data))
+        elif not self.isDeaf:
+            receive(data)
 
-@implementer(IAgent)
-class DeafAgent:
-    """
-    Hands over no more of a watch's answer.
-
-    :ivar isDeaf: whether it has begun to.
-    """
-
-    def __init__(self) -> None:
-        self.agent = watchingAgent(reactor, BrowserLikePolicyForHTTPS(), 1)
-        self.isDeaf = False
-
-    def request(
-        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
-    ) -> Deferred[IResponse]:
-        """See IAgent."""
-        answered = self.agent.request(method, uri, headers, bodyProducer)
-        return answered.addCallback(Muffled, self) if uri.endswith(b"/watch") else answered
+    def catchUp(self) -> None:
+        """What was delayed arrives, and nothing is delayed any more."""
+        self.isDelayed = False
+        delayed, self._delayed = self._delayed, []
+        for arrive in delayed:
+            arrive()
 
 
 class Muffled(proxyForInterface(IResponse)):  # type: ignore[misc]  # made there and then
-    """A response of which nothing arrives while an agent is deaf."""
+    """A watch's response, of which an agent decides when it arrives."""
 
-    def __init__(self, response: IResponse, agent: DeafAgent) -> None:
+    def __init__(self, response: IResponse, agent: TroubledAgent) -> None:
         super().__init__(response)
         self.agent = agent
 
     def deliverBody(self, protocol: Any) -> None:
         """See IResponse."""
         receive = protocol.dataReceived
-        protocol.dataReceived = lambda data: None if self.agent.isDeaf else receive(data)
+        protocol.dataReceived = lambda data: self.agent.watched(receive, data)
+        end = protocol.connectionLost
+
+        def ended(reason: Any) -> None:
+            self.agent.watches -= 1
+            end(reason)
+
+        protocol.connectionLost = ended
+        self.agent.watches += 1
         self.original.deliverBody(protocol)
 
 
-class LeaseTests(EtcdStoreCase):
-    """Leases that end, and which services expire then."""
+class VoteTests(EtcdStoreCase):
+    """Which services expire by a vote, and which do not."""
 
-    async def test_aLeaseThatIsGoneIsGrantedAgain(self) -> None:
-        """A heartbeat of a service that is there gives it a full timeout, whatever has become of its lease."""
-        a, b = await self.store(), await self.store()
-        made = await self.create(a)
-        for store in (a, b, a):
-            await self.endLease(made)
-            self.assertIsNone(await self.key(f"alive/{T}/web"))
-            self.assertTrue(await store.heartbeat(T, "web", made.incarnation))
-            alive, record = await self.key(f"alive/{T}/web"), await self.key(f"services/{T}/web")
-            self.assertEqual(alive and alive.lease, json.loads(record.value)["lease"] if record else None)
-            self.assertGreater(await b.secondsLeft(T, "web", made.incarnation), 25)
+    def isExpiration(self, body: bytes) -> bool:
+        """Whether a request deletes a record."""
+        return b"request_delete_range" in body
 
-    async def test_manyFindItGoneTogether(self) -> None:
-        """Heartbeats on two nodes that find the lease gone at the same moment are all taken."""
-        a, b = await self.store(), await self.store()
-        made = await self.create(a)
-        for _ in range(5):
-            await self.endLease(made)
-            beats = [store.heartbeat(T, "web", made.incarnation) for store in (a, b) * 5]
-            self.assertEqual(await gatherResults(beats), [True] * 10)
-            self.assertGreater(await a.secondsLeft(T, "web", made.incarnation), 25)
+    def isTouch(self, body: bytes) -> bool:
+        """Whether a request writes the time of a heartbeat of the service, and no more."""
+        return b"request_put" in body and encode(f"{self.prefix}seen/{T}/web").encode() in body
 
-    async def test_aHeartbeatAfterAnotherTimeoutIsAFullOne(self) -> None:
-        """A node that knows only the lease from before finds the new one, and lets that begin anew."""
-        # It does not listen, so it is never notified of the change.
-        a, b = await self.store(), await self.store(listens=False)
-        made = await self.create(a)
-        await b.getService(T, "web")
-        await a.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=3))
-        await self.whenever(lambda: self.oldLeaseIsGone(b, made))
-        began = CLOCK.seconds()
-        await self.until(lambda: CLOCK.seconds() - began > 1.2)
-        await b.allServices()
-        self.assertTrue(await b.heartbeat(T, "web", made.incarnation))
-        self.assertGreaterEqual(await a.secondsLeft(T, "web", made.incarnation), 2)
-
-    async def oldLeaseIsGone(self, store: EtcdStore, made: ServiceRecord) -> bool:
-        return await store.secondsLeft(T, "web", made.incarnation) <= 3
-
-    async def test_aHeartbeatAfterTheDeadlinePreventsTheExpiration(self) -> None:
-        """An expiration that was found, but not persisted before a heartbeat gave the service a lease, is dropped."""
-        a, b = await self.store(), await self.store()
-        made = await self.create(a)
-        await self.endLease(made)
-        self.assertLess(await a.secondsLeft(T, "web", made.incarnation), 0)
-        self.assertTrue(await b.heartbeat(T, "web", made.incarnation))
-        self.listener.calls.clear()
-        expiration = Expiration(T, "web", made.incarnation, 5)
-        await a.expireServices([expiration])
-        # The registry has forgotten it, and is notified that it is there.
-        await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.calls)
+    async def test_aTouchMakesTheExpirationFail(self) -> None:
+        """A heartbeat that comes before the last node has answered keeps the service, on whichever node it comes."""
+        a, b, c = [await self.store() for _ in range(3)]
+        made = await self.created(a, b, c)
+        for receiver in (a, b):
+            await self.voteOf(a, made, b)
+            self.assertTrue(await self.admitted(receiver, made))
+            self.passSilently(made, c)
+            self.ticking = [a, b, c]
+            await self.untilVotesEnd(made, a, b, c)
         self.assertEqual(await self.types(a), ["service.join"])
-        self.assertTrue(await a.heartbeat(T, "web", made.incarnation))
 
-    async def test_anExpirationStaysGuardedWhenItIsTriedAgain(self) -> None:
-        """So it is when etcd was unavailable in between, and the expiration was refused once."""
-        relay = self.relay()
-        a, b = await self.store(relay.url, listens=False), await self.store()
-        made, other = await self.create(a), await self.create(a, "other")
-        for each in (made, other):
-            await self.endLease(each)
-            self.assertLess(await a.secondsLeft(T, each.id, each.incarnation), 0)
-        expirations = [Expiration(T, each.id, each.incarnation, 5) for each in (made, other)]
-        await relay.refuse()
-        relay.reset()
-        await self.refuses(StoreUnavailable, a.expireServices(expirations))
-        self.assertTrue(await b.heartbeat(T, "web", made.incarnation))
-        relay.heal()
-        await a.expireServices(expirations)
-        self.assertEqual(await self.keys(f"services/{T}/"), ["other", "web"])
-        # What was found out so long ago is no ground any more; found out again, it is.
-        self.assertLess(await a.secondsLeft(T, "other", other.incarnation), 0)
-        self.assertGreater(await a.secondsLeft(T, "web", made.incarnation), 0)
-        await a.expireServices(expirations[1:])
-        self.assertEqual(await self.keys(f"services/{T}/"), ["web"])
+    async def test_manyTouchTogether(self) -> None:
+        """Heartbeats on two nodes that find the service closed at the same moment are all admitted."""
+        a, b, c = [await self.store() for _ in range(3)]
+        made = await self.created(a, b, c)
+        for _ in range(3):
+            await self.voteOf(a, made, b)
+            beats = [self.beginAdmitted(store, made) for store in (a, b) * 5]
+            self.assertEqual(await gatherResults(beats), [True] * 10)
+            self.passSilently(made, c)
+            self.ticking = [a, b, c]
+            await self.untilVotesEnd(made, a, b, c)
+        self.assertEqual(await self.types(a), ["service.join"])
 
-    async def test_aHeartbeatThatWaitsCountsOnEveryNode(self) -> None:
-        """While a node could not tell etcd of it yet, no other one takes the lease that is gone for an expiration."""
-        slow = SlowAgent()
-        a, b = await self.store(agent=slow), await self.store()
-        made = await self.create(a)
-        slow.lease = await self.endLease(made)
-        beat = a.heartbeat(T, "web", made.incarnation)
+    async def test_anotherTimeoutIsATouch(self) -> None:
+        """An update of the timeout during a vote keeps the service; each node counts from when it notices."""
+        a, b = await self.store(), await self.store()
+        made = await self.created(a, b)
+        await self.voteOf(a, made)
+        await b.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         for store in (a, b):
-            await self.whenever(lambda store=store: self.isUndecided(store, made))
-        self.assertFalse(beat.called)
-        slow.release()
+            await self.notifies(store, "appeared", "web", made.incarnation, 60)
+            self.assertGreater(self.secondsLeft(store, made), 50)
+        self.passSilently(made, b)
+        self.ticking = [a, b]
+        await self.untilVotesEnd(made, a, b)
+        self.assertEqual(await self.types(a), ["service.join"])
+
+    async def test_anUpdateInTheSameGroupIsATouchToo(self) -> None:
+        """Although etcd does not show it yet when the expiration is worked out."""
+        wire = TroubledAgent()
+        a, b = await self.store(agent=wire), await self.store()
+        made = await self.created(a, b)
+        await self.voteOf(a, made)
+        value = encode(f"{self.prefix}values/{T}/key").encode()
+        wire.holds = lambda body: value in body
+        setting = a.setValue(T, "key", "x", 10)
+        await self.until(lambda: wire.held)
+        updating = a.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
+        self.passSilently(made, b)
+        self.ticking = [a, b]
+        await self.until(lambda: made.incarnation in b.closed(T))
+        # The vote is decided, and its transaction waits for the end of the group that is held.
+        await self.catchesUp(a)
+        wire.release()
+        await gatherResults([setting, updating])
+        await self.untilVotesEnd(made, a, b)
+        self.assertEqual((await b.getService(T, "web")).heartbeatTimeout, 60)
+        self.assertNotIn("service.timeout", await self.types(a))
+
+    async def test_anUpdateOfOtherFieldsIsNone(self) -> None:
+        """Tags that change during a vote do not keep the service; its event shows it as it was last."""
+        a, b = await self.store(), await self.store()
+        made = await self.created(a, b)
+        await self.voteOf(a, made)
+        await b.updateService(T, "web", made.incarnation, ServiceChanges(tags=("x",)))
+        self.passSilently(made, b)
+        self.ticking = [a, b]
+        await self.notifies(b, "vanished", "web", made.incarnation)
+        self.assertEqual((await a.listEvents(T, 0, 10, "service.timeout"))[0].payload["tags"], ["x"])
+
+    async def test_aTouchThatIsUnderWayCountsOnEveryNode(self) -> None:
+        """While a node could not touch a service yet, it answers the votes of others with a full timeout."""
+        wire = TroubledAgent()
+        a, b, c = await self.store(agent=wire), await self.store(), await self.store()
+        made = await self.created(a, b, c)
+        await self.voteOf(a, made)
+        wire.holds = self.isTouch
+        beat = self.beginAdmitted(a, made)
+        await self.until(lambda: wire.held)
+        self.passSilently(made, c)
+        self.passDeadline(made, b)
+        self.ticking = [b]
+        await self.until(lambda: made.incarnation in b.closed(T))
+        self.ticking = [a, b]
+        await self.whenever(self.isAnswered)
+        wire.release()
         self.assertTrue(await beat)
-        await self.whenever(lambda: self.isLeft(b, made, 25))
+        self.ticking = [a, b, c]
+        await self.untilVotesEnd(made, a, b, c)
         self.assertEqual(await self.types(b), ["service.join"])
 
-    async def test_aHeartbeatThatWaitsCountsUntilTheEnd(self) -> None:
-        """It may also have come to wait for too long while another node was finding out what is left of the lease."""
-        slow, looking = SlowAgent(), SlowAgent("lease/timetolive")
-        a, b, c = await self.store(agent=slow), await self.store(agent=looking), await self.store()
-        made = await self.create(a)
-        await self.whenever(lambda: self.isLeft(b, made, 25))
-        slow.lease = looking.lease = await self.endLease(made)
-        beat, left = a.heartbeat(T, "web", made.incarnation), b.secondsLeft(T, "web", made.incarnation)
-        await self.whenever(lambda: self.isUndecided(c, made))
-        self.assertFalse(left.called)
-        looking.release()
-        self.assertEqual(await left, 0)
-        slow.release()
-        self.assertTrue(await beat)
+    async def isAnswered(self) -> bool:
+        """Whether a node has answered a vote with the timeout of a service."""
+        begin = f"{self.prefix}nodes/"
+        found, _ = await self.asked.range(begin, endOf(begin))
+        return any(b'{"0":30.0}' in each.value for each in found)
 
-    async def test_aDeafNodeExpiresNoServices(self) -> None:
-        """A node whose watch does not work may not know how far behind the others are."""
-        deaf = DeafAgent()
-        a, b = await self.store(), await self.store(agent=deaf)
-        made = await self.create(a)
-        await self.whenever(lambda: self.isLeft(b, made, 25))
-        deaf.isDeaf = True
-        await self.endLease(made)
-        await self.whenever(lambda: self.isUndecided(b, made))
+    async def test_aLostResponseIsFoundOut(self) -> None:
+        """An expiration whose first response is lost has happened once, and is found out."""
+        wire = TroubledAgent()
+        a, b = await self.store(agent=wire), await self.store()
+        made = await self.created(a, b)
+        wire.loses = lambda body: self.isExpiration(body) and not wire.lost
+        await self.voteOf(a, made)
+        self.passSilently(made, b)
+        self.ticking = [a, b]
+        await self.notifies(a, "expired", made.incarnation)
+        self.assertEqual(wire.lost, 1)
+        self.assertEqual(await self.types(b), ["service.join", "service.timeout"])
 
-    async def isUndecided(self, store: EtcdStore, made: ServiceRecord) -> bool:
-        return await store.secondsLeft(T, made.id, made.incarnation) == 0
+    async def test_lostResponsesAreDecidedByATouch(self) -> None:
+        """When no response comes at all, a touch finds that the service has expired; until then it is closed."""
+        wire = TroubledAgent()
+        a, b = await self.store(agent=wire), await self.store()
+        made = await self.created(a, b)
+        wire.loses = self.isExpiration
+        await self.voteOf(a, made)
+        self.passSilently(made, b)
+        self.ticking = [a, b]
+        await self.until(lambda: wire.lost)
+        self.assertIn(made.incarnation, a.closed(T))
+        await self.untilVotesEnd(made, a, b)
+        self.assertFalse(await self.admitted(a, made))
+        self.assertFalse(await self.admitted(b, made))
+        self.assertEqual(await self.types(b), ["service.join", "service.timeout"])
 
-    async def isLeft(self, store: EtcdStore, made: ServiceRecord, seconds: float) -> bool:
-        return await store.secondsLeft(T, made.id, made.incarnation) > seconds
+    async def test_anExpirationThatIsLateFailsAfterATouch(self) -> None:
+        """One that arrives at etcd after its sender has decided the vote by a touch changes nothing."""
+        wire = TroubledAgent()
+        a, b = await self.store(agent=wire), await self.store()
+        made = await self.created(a, b)
+        wire.holds = self.isExpiration
+        await self.voteOf(a, made)
+        self.passSilently(made, b)
+        self.ticking = [a, b]
+        await self.until(lambda: wire.held)
+        self.heartbeat(b, made)
+        await self.whenever(lambda: self.key(f"seen/{T}/web"))
+        await self.untilVotesEnd(made, a, b)
+        wire.release()
+        await self.catchesUp(a)
+        self.assertTrue(await self.admitted(a, made))
+        self.assertEqual(await self.types(b), ["service.join"])
 
-    async def test_manyDieTogether(self) -> None:
-        """Hundreds of expirations, from two nodes at once, are persisted once each, and other services stay."""
+    async def test_anExpirationOfANodeThatIsGoneFails(self) -> None:
+        """A transaction that arrives when the key of its node is gone changes nothing."""
+        wire = TroubledAgent()
+        a = await self.store(agent=wire)
+        own = await self.newestNode()
+        b = await self.store()
+        made = await self.created(a, b)
+        wire.holds = self.isExpiration
+        await self.voteOf(a, made)
+        self.passSilently(made, b)
+        self.ticking = [a, b]
+        await self.until(lambda: wire.held)
+        self.ticking = []
+        # It cannot join again, which would make the transaction fail too.
+        wire.holds = lambda body: True
+        await self.asked.revoke(own.lease)
+        await self.until(lambda: self.secondsLeft(b, made) > 0)
+        self.assertNotIn(made.incarnation, b.closed(T))
+        wire.release()
+        await self.notifies(a, "suspend")
+        await self.until(lambda: a.isValid)
+        self.assertTrue(await self.admitted(a, made))
+        self.assertEqual(await self.types(b), ["service.join"])
+
+    async def test_oneThatIsCreatedAgainStays(self) -> None:
+        """A vote is about one registration: another node removes it and creates the service again meanwhile."""
         a, b = await self.store(), await self.store()
-        made = await gatherResults([self.made(a, f"web{number:03}") for number in range(120)])
-        await gatherResults([Deferred.fromCoroutine(self.endLease(each)) for each in made])
+        made = await self.created(a, b)
+        await self.voteOf(a, made)
+        await b.removeService(T, "web", made.incarnation)
+        again = await self.create(b)
+        self.passSilently(made, b)
+        self.ticking = [a, b]
+        await self.untilVotesEnd(made, a, b)
+        await self.notifies(a, "appeared", "web", again.incarnation, 30)
+        self.assertFalse(await self.admitted(a, made))
+        self.assertTrue(await self.admitted(a, again))
+        self.assertEqual(await self.types(a), ["service.join", "service.remove", "service.join"])
+
+    async def test_aTouchOfOneThatWasCreatedAgainFails(self) -> None:
+        """Also on a node that knows nothing of it yet."""
+        wire = TroubledAgent()
+        a, b = await self.store(agent=wire), await self.store()
+        made = await self.created(a, b)
+        await self.voteOf(a, made)
+        wire.isDeaf = True
+        await b.removeService(T, "web", made.incarnation)
+        await self.create(b)
+        self.assertFalse(await self.admitted(a, made))
+        self.assertIsNone(await self.key(f"seen/{T}/web"))
+
+    async def test_manyExpireTogether(self) -> None:
+        """Hundreds of expirations, found by two nodes at once, are persisted once each, and other services stay."""
+        a, b = await self.store(), await self.store()
+        self.ticking = []
+        made = await gatherResults([self.create_(a, f"web{number:03}") for number in range(120)])
         for store in (a, b):
-            left = await gatherResults([store.secondsLeft(T, each.id, each.incarnation) for each in made])
-            self.assertTrue(all(each < 0 for each in left))
+            await self.until(lambda store=store: len(self.listeners[store].deadlines) == 120)
         kept = made[::10]
-        await gatherResults([b.heartbeat(T, each.id, each.incarnation) for each in kept])
-        expirations = [Expiration(T, each.id, each.incarnation, 5) for each in made]
-        await gatherResults([a.expireServices(expirations), b.expireServices(expirations[::-1])])
-        self.assertEqual(await self.keys(f"services/{T}/"), [each.id for each in kept])
+        for each in made:
+            self.passDeadline(each, a, b)
+        for each in kept:
+            self.heartbeat(b, each)
+        self.ticking = [a, b]
+        await self.whenever(lambda: self.areThere([each.id for each in kept]))
         timeouts = [each.payload["id"] for each in await a.listEvents(T, 0, 1000, "service.timeout")]
         self.assertEqual(sorted(timeouts), [each.id for each in made if each not in kept])
         # What is counted for the limit is what is there.
-        self.assertEqual(json.loads((await self.clock_()).value)["services"], len(kept))
+        clock = await self.key(f"clocks/{T}")
+        self.assertEqual(json.loads(clock.value)["services"] if clock else 0, len(kept))
+        expired = [each for store in (a, b) for each in self.listeners[store].heard if each[0] == "expired"]
+        self.assertEqual(len(expired), len(set(expired)))
 
-    def made(self, store: EtcdStore, id: str) -> Deferred[ServiceRecord]:
+    def create_(self, store: EtcdStore, id: str) -> Deferred[ServiceRecord]:
         return Deferred.fromCoroutine(self.create(store, id))
 
-    async def clock_(self) -> Any:
-        return await self.key(f"clocks/{T}")
-
-    async def test_aNodeThatHasForgottenAServiceExpiresNone(self) -> None:
-        """What a node does not hold proves nothing: it looks."""
-        a, b = await self.store(), await self.store(listens=False)
-        made = await self.create(a)
-        # It has had no requests and no notifications.
-        self.assertGreater(await b.secondsLeft(T, "web", made.incarnation), 25)
+    async def areThere(self, ids: list[str]) -> bool:
+        return await self.keys(f"services/{T}/") == ids
 
 
 class SeenTests(EtcdStoreCase):
     """The times of heartbeats, which are written now and then."""
 
     async def test_onceForEachIncarnationAndThenRarely(self) -> None:
-        """
-        The first heartbeat of an incarnation is written, and for minutes no other one; a new one begins with its own.
-        """
+        """The first heartbeat of an incarnation is written, and no other one soon; a new one begins with its own."""
         store = await self.store()
         made = await self.create(store)
-        for time in (1000, 2000, 3000):
-            store.recordLastSeen(T, "web", made.incarnation, time)
+        store.recordLastSeen(T, "web", made.incarnation, 1000)
         await self.whenever(lambda: self.key(f"seen/{T}/web"))
-        seen = await self.key(f"seen/{T}/web")
-        self.assertEqual(seen and seen.value, b"1000")
+        for time in (2000, 3000):
+            store.recordLastSeen(T, "web", made.incarnation, time)
         self.assertEqual((await store.getService(T, "web")).lastSeen, 3000)
-        store.recordLastSeen(T, "web", made.incarnation, 4000)
         await store.removeService(T, "web", made.incarnation)
-        await self.whenever(lambda: self.isGone(f"seen/{T}/web"))
+        self.assertTrue(await self.isGone(f"seen/{T}/web"))
         again = await self.create(store)
         self.assertIsNone((await store.getService(T, "web")).lastSeen)
         store.recordLastSeen(T, "web", made.incarnation, 5000)
@@ -353,25 +577,84 @@ class SeenTests(EtcdStoreCase):
         seen = await self.key(f"seen/{T}/web")
         self.assertEqual(seen and seen.value, b"6000")
 
-    async def isGone(self, name: str) -> bool:
-        return await self.key(name) is None
+    async def test_everyFiveMinutes(self) -> None:
+        """Of a service that is seen all the time, one time in five minutes is written."""
+        clock, batches = Clock(), Batches(self.asked, CLOCK, lambda: 1e9, self.prefix, "a")
+        ids = TenantIds(lambda: 1e9)
+        services = EtcdServices(self.asked, batches, clock, self.prefix, ids)
+        made = await services.create(T, NewService("web", 30), 10)
+        written: list[int] = []
+        for second in range(0, 1000, 10):
+            if services.noteSeen(T, "web", made.incarnation, second):
+                writing = Deferred.fromCoroutine(services.writeSeen())
+                # It pauses after each group.
+                await self.until(clock.getDelayedCalls)
+                seen = await self.key(f"seen/{T}/web")
+                written.append(int(seen.value) if seen else -1)
+                clock.advance(5)
+                await writing
+                clock.advance(5)
+            else:
+                clock.advance(10)
+        self.assertEqual(written, [0, 300, 600, 900])
+
+    async def test_itIsGuardedByTheRecord(self) -> None:
+        """A node that does not know yet that a service has ended writes nothing about it."""
+        wire = TroubledAgent()
+        a, b = await self.store(agent=wire), await self.store()
+        made = await self.created(a, b)
+        wire.isDeaf = True
+        await b.removeService(T, "web", made.incarnation)
+        await self.create(b)
+        writing = encode(f"{self.prefix}seen/{T}/web").encode()
+        wire.holds = lambda body: writing in body
+        a.recordLastSeen(T, "web", made.incarnation, 1000)
+        await self.until(lambda: wire.held)
+        wire.release()
+        await a.probe()
+        self.assertIsNone(await self.key(f"seen/{T}/web"))
 
     async def test_othersAreNotifiedOfThem(self) -> None:
         """What one node writes all show, those that start later too."""
         a, b = await self.store(), await self.store()
-        made = await self.create(a)
+        made = await self.created(a, b)
         a.recordLastSeen(T, "web", made.incarnation, 1000)
         await self.whenever(lambda: self.isSeen(b, 1000))
         later = await self.store()
         self.assertTrue(await self.isSeen(later, 1000))
 
-    async def isSeen(self, store: EtcdStore, time: int) -> bool:
+    async def isSeen(self, store: EtcdStore, time: int | None) -> bool:
         return (await store.getService(T, "web")).lastSeen == time
+
+    async def test_aTouchBeforeTheFirstHeartbeatIsNone(self) -> None:
+        """After an update of the timeout, a service that has sent no heartbeat has no such time on any node."""
+        a, b = await self.store(), await self.store()
+        made = await self.created(a, b)
+        await a.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
+        for store in (a, b):
+            await self.notifies(store, "appeared", "web", made.incarnation, 60)
+            await self.catchesUp(store)
+            self.assertTrue(await self.isSeen(store, None))
+        self.assertTrue(await self.isSeen(await self.store(), None))
+
+    async def test_anEarlierRegistrationsTimeIsNotTheNextOnes(self) -> None:
+        """A node that creates a service again, and is notified of the old one's time after that."""
+        wire = TroubledAgent()
+        a, b = await self.store(agent=wire), await self.store()
+        made = await self.created(a, b)
+        wire.isDelayed = True
+        b.recordLastSeen(T, "web", made.incarnation, 1000)
+        await self.whenever(lambda: self.key(f"seen/{T}/web"))
+        await a.removeService(T, "web", made.incarnation)
+        again = await self.create(a)
+        wire.catchUp()
+        await self.notifies(a, "appeared", "web", again.incarnation, 30)
+        self.assertTrue(await self.isSeen(a, None))
 
     async def test_writingGoesOnAfterTrouble(self) -> None:
         """However many could not be written while etcd was away, those that come later are."""
         relay = self.relay()
-        store = await self.store(relay.url, listens=False)
+        store = await self.store(relay.url, joins=False)
         made = await gatherResults([Deferred.fromCoroutine(self.create(store, f"web{n:02}")) for n in range(40)])
         await relay.refuse()
         relay.reset()
@@ -388,23 +671,37 @@ class SeenTests(EtcdStoreCase):
 
 
 class NodeTests(EtcdStoreCase):
-    """What other nodes say in their keys."""
+    """What other nodes publish in their keys."""
 
-    async def test_aWordThatIsNotUnderstoodSaysNothing(self) -> None:
-        """One of another release may report something else: the others go on reading, receiving and confirming."""
-        odd = (b"12", b'{"v": 2}', b'{"v": 1, "behind": null}', b"not JSON")
+    async def test_aStatusThatIsNotUnderstoodIsWaitedFor(self) -> None:
+        """
+        The others go on reading and receiving. Nothing expires while such a node is there, which may have received
+        heartbeats; when it is gone, each service has a full timeout.
+        """
+        odd = (b"12", b'{"v": 2}', b'{"v": 1, "serial": null}', b"not JSON")
         for number, said in enumerate(odd):
             await self.asked.txn((), [put(f"{self.prefix}nodes/early{number}", said)])
-        a, b = await self.store(), await self.store(listens=False)
+        a, b = await self.store(), await self.store()
         for number, said in enumerate(odd):
             await self.asked.txn((), [put(f"{self.prefix}nodes/late{number}", said)])
-        made = await self.create(b)
-        await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.calls)
-        await self.endLease(made)
-        await self.whenever(lambda: self.isExpired(a, made))
-
-    async def isExpired(self, store: EtcdStore, made: ServiceRecord) -> bool:
-        return await store.secondsLeft(T, made.id, made.incarnation) < 0
+        made = await self.created(b, a)
+        self.passDeadline(made, a, b)
+        await self.until(lambda: all(made.incarnation in each.closed(T) for each in (a, b)))
+        await self.asked.txn(
+            (),
+            [
+                {"request_delete_range": {"key": encode(f"{self.prefix}nodes/{when}{number}")}}
+                for when in ("early", "late")
+                for number in range(len(odd))
+            ],
+        )
+        for store in (a, b):
+            await self.until(lambda store=store: self.secondsLeft(store, made) > 25)
+        await self.untilVotesEnd(made, a, b)
+        self.assertEqual(await self.types(a), ["service.join"])
+        self.passDeadline(made, a, b)
+        await self.notifies(a, "vanished", "web", made.incarnation)
+        self.assertEqual(await self.types(a), ["service.join", "service.timeout"])
 
 
 class HousekeepingTests(EtcdStoreCase):
@@ -416,11 +713,11 @@ class HousekeepingTests(EtcdStoreCase):
         await gone.setValue(T, "key1", "x", 10)
         await store.setValue(T, "key2", "x", 10)
         first, second = await store.listEvents(T, 0, 10, None)
-        await self.whenever(lambda: self.nodes(2))
+        self.assertTrue(await self.haveJoined(2))
         await store.dropEvents(0)
         self.assertEqual(len(await self.keys(f"commits/{T}/")), 2)
         await gone.close()
-        await self.whenever(lambda: self.nodes(1))
+        self.assertTrue(await self.haveJoined(1))
         _, old = await self.asked.range("/")
         self.assertEqual(await store.dropEvents(position(second.id)), 1)
         self.assertEqual([each.id for each in await store.listEvents(T, 0, 10, None)], [second.id])
@@ -433,9 +730,6 @@ class HousekeepingTests(EtcdStoreCase):
         text = await self.refuses(Exception, self.asked.txn((), [{"request_range": history}]))
         self.assertIn("compacted", text)
         self.assertEqual(await store.getValue(T, "key2"), "y")
-
-    async def nodes(self, count: int) -> bool:
-        return len(await self.keys("nodes/")) == count
 
     async def test_manyOldEvents(self) -> None:
         """More than a page of them, while another node drops them too."""
@@ -491,7 +785,7 @@ class OpeningTests(EtcdStoreCase):
 
     async def test_oneSecretForAllThatBeginTogether(self) -> None:
         """Nodes that meet over an empty key space agree about secret and event ids."""
-        stores = await gatherResults([Deferred.fromCoroutine(self.store(listens=False)) for _ in range(5)])
+        stores = await gatherResults([Deferred.fromCoroutine(self.store(joins=False)) for _ in range(5)])
         self.assertEqual(len({await store.secret() for store in stores}), 1)
         await stores[0].setValue(T, "key", "value", 1)
         self.assertEqual(len({(await store.listEvents(T, 0, 1, None))[0].id for store in stores}), 1)
@@ -519,89 +813,327 @@ class OpeningTests(EtcdStoreCase):
         """Neither its own key, nor anything on the reactor, also while etcd is away."""
         relay = self.relay()
         stores = [await self.store(), await self.store(relay.url)]
-        await self.whenever(lambda: self.haveBegun(2))
+        self.assertTrue(await self.haveJoined(2))
+        self.ticking = []
         relay.hang()
         await gatherResults([store.close() for store in stores])
         self.assertEqual(len(await self.keys("nodes/")), 1)
 
-    async def haveBegun(self, count: int) -> bool:
-        return len(await self.keys("nodes/")) == count
+
+class UpgradeTests(EtcdStoreCase):
+    """Keys of version 1, whose services had leases."""
+
+    @returnsDeferred
+    async def setUp(self) -> None:
+        super().setUp()
+        self.meta = {"v": 1, "secret": "ab" * 32, "tail": "8000-0123456789ab"}
+        self.lease = newLease()
+        await self.asked.grant(self.lease, 60)
+        self.addCleanup(self.asked.revoke, self.lease)
+        position_ = 0x1EE000000000000
+        service = {"v": 1, "position": position_, "timeout": 30, "tags": ["a"], "metadata": {}, "lease": self.lease}
+        event = {"id": "web", "heartbeat_timeout": 30, "tags": ["a"], "metadata": {}}
+        await self.asked.txn(
+            (),
+            [
+                self.put_("meta", self.meta),
+                self.put_(f"clocks/{T}", {"v": 1, "last": position_, "services": 1, "values": 0}),
+                self.put_(f"services/{T}/web", service),
+                self.put_(
+                    f"events/{T}/{position_:016x}",
+                    {"v": 1, "timestamp": 1, "type": "service.join", "payload": event},
+                ),
+                put(f"{self.prefix}alive/{T}/web", b"1", self.lease),
+                put(f"{self.prefix}seen/{T}/web", b"5000", self.lease),
+            ],
+        )
+
+    def put_(self, name: str, value: Any) -> Any:
+        return put(self.prefix + name, json.dumps(value).encode())
+
+    async def isConverted(self) -> Any:
+        """What has become of it: all is there, without leases."""
+        meta, seen = await self.key("meta"), await self.key(f"seen/{T}/web")
+        assert meta is not None and seen is not None
+        self.assertEqual(json.loads(meta.value), {**self.meta, "v": 2})
+        self.assertEqual((seen.value, seen.lease), (b"5000", 0))
+        self.assertEqual(await self.keys("alive/"), [])
+        self.assertEqual(await self.keys("converting"), [])
+
+    async def test_itIsConverted(self) -> None:
+        """Alone, a node converts it; each service is as it was, has a full timeout, and expires by votes from then."""
+        store = await self.store()
+        await self.isConverted()
+        self.assertEqual(await store.secret(), bytes.fromhex(self.meta["secret"]))
+        kept = await store.getService(T, "web")
+        self.assertEqual((kept.heartbeatTimeout, kept.tags, kept.lastSeen), (30, ("a",), 5000))
+        self.assertGreater(self.secondsLeft(store, kept), 25)
+        await self.asked.revoke(self.lease)
+        await self.isConverted()
+        self.passDeadline(kept, store)
+        await self.notifies(store, "expired", kept.incarnation)
+        self.assertEqual(await self.types(store), ["service.join", "service.timeout"])
+
+    async def test_itIsConvertedOnce(self) -> None:
+        """Of nodes that start together one converts it; the others wait for that, and find it converted."""
+        outcomes: list[Any] = []
+        works = [Deferred.fromCoroutine(self.store(joins=False)) for _ in range(3)]
+        for each in works:
+            each.addBoth(outcomes.append)
+        await self.until(lambda: len(outcomes) == 3)
+        stores = [each for each in outcomes if isinstance(each, EtcdStore)]
+        self.assertTrue(stores)
+        for failure in outcomes:
+            if failure not in stores:
+                failure.trap(StoreUnavailable)
+        await self.isConverted()
+        meta = await self.key("meta")
+        await self.store(joins=False)
+        self.assertEqual(await self.key("meta"), meta)
+
+    async def test_notWhileANodeOfVersion1IsRunning(self) -> None:
+        """That is said in one line, and nothing has changed; when the node's key has ended, it is converted."""
+        lease = newLease()
+        await self.asked.grant(lease, 60)
+        await self.asked.txn((), [put(f"{self.prefix}nodes/old", b'{"v": 1}', lease)])
+        clock = Clock()
+        opening = Deferred.fromCoroutine(self.opened(clock))
+        advancing = LoopingCall(clock.advance, 0.5)
+        advancing.start(0.005)
+        self.addCleanup(lambda: advancing.running and advancing.stop())
+        text = await self.refuses(StoreRefused, opening)
+        for part in ("1 node(s)", "earlier release", self.prefix, "stop them first"):
+            self.assertIn(part, text)
+        self.assertLess(len(text), 200)
+        meta, seen = await self.key("meta"), await self.key(f"seen/{T}/web")
+        self.assertEqual(json.loads(meta.value if meta else b""), self.meta)
+        self.assertEqual(seen and seen.lease, self.lease)
+        self.assertEqual(await self.keys("alive/"), [f"{T}/web"])
+        opening = Deferred.fromCoroutine(self.opened(clock))
+        await self.asked.revoke(lease)
+        await opening
+        await self.isConverted()
+
+    async def opened(self, clock: Clock) -> Any:
+        return await openLayout(self.asked, clock, self.prefix)
+
+    async def test_anInterruptedConversionIsRepeated(self) -> None:
+        """From its first change on an old node refuses to start; another node goes on with it."""
+        for share in range(1, 6):
+            wire = TroubledAgent()
+            asked: list[bytes] = []
+
+            def holds(body: bytes, share: int = share, asked: list[bytes] = asked) -> bool:
+                if b"request_put" in body or b"request_delete_range" in body:
+                    asked.append(body)
+                    return len(asked) > share
+                return False
+
+            wire.holds = holds
+            broken = EtcdStore(reactor, [sharedEtcd()], prefix=self.prefix, agent=wire)
+            opening = broken.open()
+            await self.until(lambda wire=wire, opening=opening: wire.held or opening.called)
+            meta = await self.key("meta")
+            assert meta is not None
+            hasBegun = json.loads(meta.value) != self.meta
+            self.assertEqual(json.loads(meta.value)["v"], 2 if hasBegun else 1)
+            ended: list[Any] = []
+            opening.addBoth(ended.append)
+            opening.cancel()
+            await self.until(lambda ended=ended: ended)
+            await broken.close()
+            await (await self.store(joins=False)).close()
+            await self.isConverted()
+            await self.again()
+
+    async def again(self) -> None:
+        """What is there is of version 1 again."""
+        await self.asked.txn(
+            (),
+            [
+                self.put_("meta", self.meta),
+                put(f"{self.prefix}alive/{T}/web", b"1", self.lease),
+                put(f"{self.prefix}seen/{T}/web", b"5000", self.lease),
+            ],
+        )
 
 
 class ContactTests(EtcdStoreCase):
     """A node that loses etcd, and finds it again."""
 
     async def test_lostAndRegained(self) -> None:
-        """
-        It says so once; it refuses at once after a while; then all is read anew, and each service has a full timeout.
-        """
+        """It refuses heartbeats, and soon all at once; then all is read anew, and each service has a full timeout."""
         relay = self.relay()
-        store, other = await self.store(relay.url), await self.store(listens=False)
-        made = await self.create(store)
-        await self.until(lambda: ("appeared", "web", made.incarnation, 30) in self.listener.calls)
+        store, other = await self.store(relay.url), await self.store(joins=False)
+        made, kept = await self.created(store), await self.created(store, id="kept")
         relay.hang()
-        await self.until(lambda: ("lost",) in self.listener.calls)
+        await self.notifies(store, "suspend")
         await self.create(other, "new")
         await other.removeService(T, "web", made.incarnation)
+        await self.refuses(StoreUnavailable, store.admit(T, made.incarnation))
+        await self.refuses(StoreUnavailable, store.getService(T, "web"))
         began = CLOCK.seconds()
-        await self.refuses(StoreUnavailable, store.heartbeat(T, "web", made.incarnation))
-        self.assertLess(CLOCK.seconds() - began, 5)
-        began = CLOCK.seconds()
-        await self.refuses(StoreUnavailable, store.heartbeat(T, "web", made.incarnation))
+        await self.refuses(StoreUnavailable, store.getService(T, "web"))
         self.assertLess(CLOCK.seconds() - began, 0.5)
         relay.heal()
-        await self.until(lambda: ("synchronized", ["new"], True) in self.listener.calls)
-        self.assertEqual(self.listener.calls.count(("lost",)), 1)
-        self.assertFalse(await store.heartbeat(T, "web", made.incarnation))
-        # It listens again.
+        await self.notifies(store, "synchronized", ["kept", "new"])
+        await self.until(lambda: store.isValid)
+        self.assertGreater(self.secondsLeft(store, kept), 29)
+        # It is notified again.
         await other.setValue(T, "key", "value", 1)
-        self.listener.calls.clear()
+        self.listeners[store].heard.clear()
         await other.setValue(T, "key", "another", 1)
-        await self.until(lambda: ("eventAdded", T) in self.listener.calls)
+        await self.notifies(store, "eventAdded", T)
 
-    async def test_aWatchThatBreaksIsBegunAgain(self) -> None:
-        """Changes meanwhile are found by reading all; no contact was lost."""
+    async def test_cutOffFromEtcdOnly(self) -> None:
+        """
+        A node that its clients still reach acknowledges for a while and then refuses; the others let nothing expire
+        before its key is gone, and give each service a full timeout then.
+        """
         relay = self.relay()
-        store, other = await self.store(relay.url), await self.store(listens=False)
-        await self.whenever(self.hasNode)
-        relay.reset()
-        await self.create(other)
-        await self.until(lambda: ("synchronized", ["web"], False) in self.listener.calls)
-        self.assertNotIn(("lost",), self.listener.calls)
-        await store.probe()
-
-    async def hasNode(self) -> bool:
-        return len(await self.keys("nodes/")) == 1
-
-    async def test_aNodeWhoseLeaseIsGoneGetsAnother(self) -> None:
-        """Its own key comes back, and is set all the time."""
-        await self.store()
-        await self.whenever(self.hasNode)
-        (name,) = await self.keys("nodes/")
-        own = await self.key(f"nodes/{name}")
-        assert own is not None
-        await self.asked.revoke(own.lease)
-        await self.whenever(self.hasNode)
-        self.assertNotIn(("lost",), self.listener.calls)
-
-    async def test_responsesAfterAPauseProveNoExpiration(self) -> None:
-        """When etcd has stood still for less than what counts as lost, heartbeats still wait in front of it."""
-        relay = self.relay()
-        store = await self.store(relay.url)
-        made = await self.create(store)
-        await self.whenever(self.hasNode)
-        await self.endLease(made)
+        a, b = await self.store(relay.url), await self.store()
+        made = await self.created(b, a)
         relay.hang()
         began = CLOCK.seconds()
-        asking = store.secondsLeft(T, "web", made.incarnation)
-        await self.until(lambda: CLOCK.seconds() - began > 0.95)
+        self.passDeadline(made, b)
+        await self.until(lambda: made.incarnation in b.closed(T))
+        self.assertTrue(await self.admitted(a, made))
+        await self.until(lambda: not a.isValid)
+        self.assertTrue(PRESENCE - SAFETY - 1 < CLOCK.seconds() - began < PRESENCE - SAFETY + 1)
+        await self.refuses(StoreUnavailable, a.admit(T, made.incarnation))
+        self.assertTrue(await self.haveJoined(2))
+        self.assertIn(made.incarnation, b.closed(T))
+        await self.until(lambda: self.secondsLeft(b, made) > 0)
+        self.assertTrue(await self.haveJoined(1))
+        self.assertGreater(self.secondsLeft(b, made), 29)
+        self.assertEqual(await self.types(b), ["service.join"])
         relay.heal()
-        self.assertEqual(await asking, 0)
-        self.assertNotIn(("lost",), self.listener.calls)
-        await self.whenever(lambda: self.isExpired(store, made))
+        await self.until(lambda: a.isValid)
+        self.assertTrue(await self.haveJoined(2))
+        # It takes part again.
+        self.passDeadline(made, a, b)
+        await self.notifies(a, "vanished", "web", made.incarnation)
+        self.assertEqual(await self.types(b), ["service.join", "service.timeout"])
 
-    async def isExpired(self, store: EtcdStore, made: ServiceRecord) -> bool:
-        return await store.secondsLeft(T, "web", made.incarnation) < 0
+    async def test_whileANodeCannotAnswerNothingExpires(self) -> None:
+        """When its network has stood still for a moment, it answers then, and knows of a heartbeat."""
+        relay = self.relay()
+        a, b = await self.store(relay.url), await self.store()
+        made = await self.created(b, a)
+        relay.hang()
+        began = CLOCK.seconds()
+        self.passDeadline(made, b)
+        await self.until(lambda: CLOCK.seconds() - began > 0.95)
+        self.assertIn(made.incarnation, b.closed(T))
+        relay.heal()
+        await self.untilVotesEnd(made, b)
+        self.assertNotIn(("suspend",), self.listeners[a].heard)
+        self.assertEqual(await self.types(b), ["service.join"])
+
+    async def test_aWatchThatBreaksIsBegunAgain(self) -> None:
+        """Changes meanwhile are found by reading all; the node stays a member, and gives full timeouts."""
+        relay = self.relay()
+        store, other = await self.store(relay.url), await self.store(joins=False)
+        kept = await self.created(store, id="kept")
+        names = await self.keys("nodes/")
+        self.ticking = []
+        self.passDeadline(kept, store)
+        await relay.refuse()
+        relay.reset()
+        await self.create(other)
+        relay.heal()
+        await self.notifies(store, "synchronized", ["kept", "web"])
+        await self.until(lambda: self.secondsLeft(store, kept) > 29)
+        self.assertNotIn(("suspend",), self.listeners[store].heard)
+        self.assertEqual(await self.keys("nodes/"), names)
+        await store.probe()
+
+    async def test_aDeafWatchIsBegunAgain(self) -> None:
+        """A node that is shown nothing any more, not even its own status, lets nothing expire and reads all anew."""
+        wire = TroubledAgent()
+        a, b = await self.store(), await self.store(agent=wire)
+        made = await self.created(a, b)
+        wire.isDeaf = True
+        began = CLOCK.seconds()
+        self.passDeadline(made, a, b)
+        await self.create(a, "new")
+        await self.notifies(b, "synchronized", ["new", "web"])
+        self.assertTrue(DEAF - 1 < CLOCK.seconds() - began < DEAF + 2)
+        wire.isDeaf = False
+        await self.until(lambda: self.secondsLeft(b, made) > 25)
+        later = await self.create(a, "later")
+        await self.until(lambda: "later" in str(self.listeners[b].heard))
+        self.assertNotIn(("suspend",), self.listeners[b].heard)
+        self.assertTrue(b.isValid)
+        self.assertTrue(await self.admitted(b, later))
+        self.assertNotIn("service.timeout", await self.types(a))
+
+    async def test_aMembershipThatEndsWhileAllIsRead(self) -> None:
+        """What the next membership reads replaces it: there is one watch afterwards."""
+        relay, wire = self.relay(), TroubledAgent()
+        store = await self.store(relay.url, agent=wire)
+        await self.until(lambda: wire.watches == 1)
+        own = await self.newestNode()
+        reading = encode(f"{self.prefix}services/").encode()
+        wire.holds = lambda body: reading in body
+        relay.reset()
+        await self.until(lambda: wire.held)
+        await self.asked.revoke(own.lease)
+        held = wire.held
+        await self.notifies(store, "suspend")
+        await self.until(lambda: wire.held > held)
+        self.listeners[store].heard.clear()
+        wire.release()
+        await self.until(lambda: store.isValid)
+        await self.catchesUp(store)
+        self.assertEqual(wire.watches, 1)
+        self.assertEqual(self.listeners[store].heard.count(("synchronized", [])), 1)
+
+    async def test_aRenewalThatIsLateIsOfNoUse(self) -> None:
+        """A keep-alive that is answered when the node has joined again under another name changes nothing."""
+        wire = TroubledAgent()
+        store = await self.store(agent=wire)
+        own = await self.newestNode()
+        wire.delays = lambda body: b'"ID"' in body and b'"TTL"' not in body
+        await self.until(lambda: wire.held)
+        await self.asked.txn((), [{"request_delete_range": {"key": encode(own.key)}}])
+        await self.notifies(store, "suspend")
+        await self.until(lambda: store.isValid)
+        wire.release()
+        self.assertNotEqual((await self.newestNode()).key, own.key)
+        await self.catchesUp(store)
+        self.assertTrue(store.isValid)
+
+    async def test_aReadThatIsOlderThanTheWatchIsRepeated(self) -> None:
+        """A service that was read before its end, which the watch shows before that, is not there."""
+        wire = TroubledAgent()
+        a, b = await self.store(agent=wire), await self.store()
+        made = await self.created(b, a)
+        record = encode(f"{self.prefix}services/{T}/web").encode()
+        wire.delays = lambda body: record in body
+        reading = a.getService(T, "web")
+        await self.until(lambda: wire.held)
+        await b.removeService(T, "web", made.incarnation)
+        await self.notifies(a, "vanished", "web", made.incarnation)
+        wire.release()
+        await self.refuses(NoSuchObject, reading)
+        self.assertFalse(await a.admit(T, made.incarnation))
+
+    async def test_aNodeWhoseLeaseIsGoneJoinsAgain(self) -> None:
+        """Under another name; it refuses heartbeats until all is read, and gives full timeouts."""
+        store = await self.store()
+        made = await self.created(store)
+        own = await self.newestNode()
+        self.ticking = []
+        self.passDeadline(made, store)
+        self.listeners[store].heard.clear()
+        await self.asked.revoke(own.lease)
+        await self.notifies(store, "suspend")
+        await self.refuses(StoreUnavailable, store.admit(T, made.incarnation))
+        await self.until(lambda: store.isValid)
+        self.assertIn(("synchronized", ["web"]), self.listeners[store].heard)
+        self.assertGreater(self.secondsLeft(store, made), 29)
+        self.assertNotEqual((await self.newestNode()).key, own.key)
 
 
 class StatisticsTests(EtcdStoreCase):
@@ -609,7 +1141,7 @@ class StatisticsTests(EtcdStoreCase):
 
     async def test_countsItsTransactions(self) -> None:
         """Those that read, those that write, and how many changes shared one of those."""
-        store = await self.store(listens=False)
+        store = await self.store(joins=False)
         await store.account(T)
         counted = store.statistics
         reads, writes = sum(counted.reads.counts), sum(counted.writes.counts)
@@ -625,7 +1157,7 @@ class StatisticsTests(EtcdStoreCase):
     async def test_tellsWhetherEtcdIsThere(self) -> None:
         """It is up until it can't be reached, and again when it can; what it refuses for good reason is an answer."""
         relay = self.relay()
-        store = await self.store(relay.url, listens=False)
+        store = await self.store(relay.url, joins=False)
         counted = store.statistics
         await self.refuses(NoSuchObject, store.getValue(T, "/nothing"))
         self.assertEqual((counted.isReadable, counted.isWritable), (True, True))

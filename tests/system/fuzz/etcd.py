@@ -115,20 +115,13 @@ class Gateway:
 
     def _leased(self, what: str, body: bytes) -> tuple[Any, int]:
         """The answer to a request about leases, and the revision that it made; 0 if it made none."""
-        asked = [json.loads(line) for line in body.splitlines()]
-        id = int(asked[0]["ID"])
-        now = self._turns.seconds()
+        asked = json.loads(body)
+        id = int(asked["ID"])
         if what == "keepalive":
-            lines = [json.dumps({"result": self._kept(int(each["ID"]))}).encode() for each in asked]
-            return answer(200, b"\n".join(lines)), 0
-        if what == "timetolive":
-            lease = self._leases.get(id)
-            left = -1 if lease is None else max(0, math.floor(lease.end - now))
-            granted = 0 if lease is None else lease.granted
-            return answer(200, {"ID": str(id), "TTL": str(left), "grantedTTL": str(granted)}), 0
+            return answer(200, {"result": self._kept(id)}), 0
         if what == "revoke":
             return self._revoked(id)
-        seconds = int(asked[0]["TTL"])
+        seconds, now = int(asked["TTL"]), self._turns.seconds()
         code, said = self._ask("lease/grant", json.dumps({"ID": str(id), "TTL": str(_FOR_EVER)}).encode())
         if code == 200:
             self._leases[id] = _Lease(seconds, now + seconds)
@@ -251,12 +244,11 @@ class TwoNodes(Backing):
     """
     One etcd for two nodes.
 
-    What is left of a lease is told in whole seconds: of a service that another node heard last, a node may know a
-    second late that it has expired, and looks again some quarters of a second later.
+    A service that expires does so after a vote: a second late at most.
     """
 
     nodes = 2
-    late = 1.5
+    late = 1.0
 
     def __init__(self, turns: Turns, wallClock: Callable[[], float]) -> None:
         super().__init__(turns, wallClock)
@@ -266,7 +258,14 @@ class TwoNodes(Backing):
 
     def store(self) -> IStore:
         """See :meth:`Backing.store`."""
-        return EtcdStore(self.turns, [self._url], prefix=self._prefix, agent=self._gateway, wallClock=self.wallClock)
+        return EtcdStore(
+            self.turns,
+            [self._url],
+            prefix=self._prefix,
+            agent=self._gateway,
+            wallClock=self.wallClock,
+            seconds=self.turns.seconds,
+        )
 
     def close(self) -> None:
         """See :meth:`Backing.close`."""

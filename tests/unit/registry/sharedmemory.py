@@ -1,46 +1,68 @@
 """
 A shared store in memory: what several registries over one store do, on a clock that only the test moves.
 
-That it behaves as the real one does is shown by the suite that both pass (``sharedsuite``).
+The nodes and their votes are the program's own; what they keep in etcd is kept here in memory. That the store behaves
+as the real one does is shown by the suite that both pass (``sharedsuite``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
 from txserviceregistry.registry.model import ServiceChanges
+from txserviceregistry.registry.stores.etcd.node import Evidence, INodeKeys, Joined, Node
+from txserviceregistry.registry.stores.etcd.votes import Registration, Status
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
     ISharedStore,
     IStore,
     IStoreListener,
+    NoSuchObject,
     ServiceRecord,
     StoreUnavailable,
 )
 from txserviceregistry.registry.stores.memory import MemoryStore
 
+__all__ = ["SharedMemory", "SharedMemoryStore"]
+
+
+@attrs.define
+class _Member:
+    """A node's key."""
+
+    created: int
+    lifetime: float
+    ends: float
+    status: Status
+
 
 class SharedMemory:
     """
-    What the registries share: a memory store, and when each service was heartbeated last.
+    What the registries share: a memory store, the nodes' keys, and when each service was touched.
 
     :param clock: the time by which services expire.
     :param wallClock: seconds since the epoch.
     """
 
-    #: Seconds until the others are notified of a change.
+    #: Seconds until the others notice a change.
     LAG = 0.01
 
     def __init__(self, clock: Clock, wallClock: Callable[[], float]) -> None:
         self.clock = clock
         self.memory = MemoryStore(wallClock=wallClock)
-        self.heartbeats: dict[tuple[str, str, str], float] = {}
+        self.revision = 1
+        self.joins = 0
+        self.members: dict[str, _Member] = {}
+        # The services, with the revision of their last touch.
+        self.touched: dict[Registration, int] = {}
+        self.names: dict[Registration, str] = {}
         self.stores: list[SharedMemoryStore] = []
         self.hasHadUsers = False
 
@@ -50,14 +72,124 @@ class SharedMemory:
         self.stores.append(store)
         return store
 
-    def notify(self, name: str, *arguments: Any) -> None:
-        """Notify all listeners that are in contact."""
-        self.clock.callLater(self.LAG, self._notify, name, arguments)
+    def next(self) -> int:
+        """The next revision."""
+        self.revision += 1
+        return self.revision
 
-    def _notify(self, name: str, arguments: Sequence[Any]) -> None:
+    def tell(self, notify: Callable[[SharedMemoryStore], object]) -> None:
+        """Let all stores that are in contact notice a change."""
+        self.clock.callLater(self.LAG, self._tell, notify)
+
+    def _tell(self, notify: Callable[[SharedMemoryStore], object]) -> None:
         for store in self.stores:
             if store.listener is not None and not store.isCutOff:
-                getattr(store.listener, name)(*arguments)
+                notify(store)
+
+    def end(self, name: str) -> None:
+        """A node's key is gone."""
+        if self.members.pop(name, None) is not None:
+            self.next()
+            self.tell(lambda store: store.node.nodeGone(name))
+
+    def watchLease(self, name: str) -> None:
+        """End a node's key with its lease."""
+        member = self.members.get(name)
+        if member is None:
+            return
+        left = member.ends - self.clock.seconds()
+        if left > 0:
+            # Not for so short that rounding makes it no time at all.
+            self.clock.callLater(max(left, 0.01), self.watchLease, name)
+        else:
+            self.end(name)
+
+
+@implementer(INodeKeys)
+class MemoryKeys:
+    """The keys of one registry's node."""
+
+    def __init__(self, shared: SharedMemory, store: SharedMemoryStore) -> None:
+        self._shared = shared
+        self._store = store
+
+    def join(self, name: str, seconds: int, status: Status) -> Deferred[Joined]:
+        def join() -> Joined:
+            shared = self._shared
+            created = shared.joins = shared.next()
+            shared.members[name] = _Member(created, seconds, shared.clock.seconds() + seconds, status)
+            shared.watchLease(name)
+            shared.tell(lambda store: self._joined(store, name, created))
+            return Joined(created, seconds)
+
+        return self._store.reached(lambda: succeed(join()))
+
+    def _joined(self, store: SharedMemoryStore, name: str, revision: int) -> None:
+        store.node.joins = revision
+        member = self._shared.members.get(name)
+        if member is not None:
+            store.node.statusChanged(name, member.status)
+
+    def load(self) -> Deferred[None]:
+        def loaded(services: Any) -> None:
+            node = self._store.node
+            self._store.listener.synchronized(services)
+            node.joins = self._shared.joins
+            node.membersAre(set(self._shared.members))
+            for name, member in self._shared.members.items():
+                node.statusChanged(name, member.status)
+
+        return self._store.reached(lambda: self._shared.memory.allServices().addCallback(loaded))
+
+    def renew(self, name: str) -> Deferred[bool]:
+        def renew() -> bool:
+            member = self._shared.members.get(name)
+            if member is not None:
+                member.ends = self._shared.clock.seconds() + member.lifetime
+            return member is not None
+
+        return self._store.reached(lambda: succeed(renew()))
+
+    def publish(self, name: str, created: int, status: Status) -> Deferred[bool]:
+        def publish() -> bool:
+            member = self._shared.members.get(name)
+            if member is None or member.created != created:
+                return False
+            self._shared.next()
+            member.status = status
+            self._shared.tell(lambda store: store.node.statusChanged(name, status))
+            return True
+
+        return self._store.reached(lambda: succeed(publish()))
+
+    def leave(self, name: str) -> Deferred[None]:
+        return self._store.reached(lambda: succeed(self._shared.end(name)))
+
+    def seen(self, registration: Registration) -> int:
+        return self._shared.touched.get(registration, 0)
+
+    def touch(self, registration: Registration) -> Deferred[bool]:
+        def touch() -> bool:
+            exists = registration in self._shared.touched
+            if exists:
+                self._shared.touched[registration] = self._shared.next()
+            return exists
+
+        return self._store.reached(lambda: succeed(touch()))
+
+    def expire(self, name: str, created: int, registration: Registration, evidence: Evidence) -> Deferred[bool]:
+        def expire() -> Deferred[bool]:
+            shared = self._shared
+            if registration not in shared.touched:
+                return fail(NoSuchObject(registration))
+            member = shared.members.get(name)
+            if (shared.touched[registration], shared.joins) != (evidence.seen, evidence.joins) or member is None:
+                return succeed(False)
+            tenant, incarnation = registration
+            expiration = Expiration(tenant, shared.names[registration], incarnation, evidence.timestamp)
+            return self._store.expireServices([expiration]).addCallback(lambda _: True)
+
+        return self._store.reached(expire)
 
 
 @implementer(ISharedStore)
@@ -69,63 +201,69 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
     def __init__(self, shared: SharedMemory) -> None:
         super().__init__(shared.memory)
         self._shared = shared
-        self.listener: IStoreListener | None = None
+        self.listener: Any = None
+        self.node: Any = None
         self.isCutOff = False
         self.isNew = True
 
     def open(self) -> Deferred[None]:
-        """See :meth:`IStore.open`. What is shared is open already."""
+        """What is shared is open already."""
         self.isNew = not self._shared.hasHadUsers
         return succeed(None)
 
     def cutOff(self) -> None:
         """Lose the store."""
         self.isCutOff = True
-        if self.listener is not None:
-            self.listener.lost()
 
     def reconnect(self) -> None:
         """Have the store again."""
         self.isCutOff = False
-        self._shared.memory.allServices().addCallback(lambda services: self.listener.synchronized(services, True))
 
     def close(self) -> Deferred[None]:
         """Only this view is closed."""
-        self.listener, self.isCutOff = None, True
-        return succeed(None)
+        node, self.node = self.node, None
+        self.listener = None
+        work = succeed(None) if node is None else Deferred.fromCoroutine(node.stop())
+        self.isCutOff = True
+        return work
 
-    # -- IStore, where others are notified
+    def reached(self, work: Callable[[], Deferred[Any]]) -> Deferred[Any]:
+        """Do some *work*, unless the store is out of reach."""
+        return fail(StoreUnavailable("cut off")) if self.isCutOff else work()
+
+    # -- IStore, where others have to notice it
 
     def createService(self, tenant: str, *rest: Any) -> Deferred[ServiceRecord]:
         def created(record: ServiceRecord) -> ServiceRecord:
-            self._shared.heartbeats[tenant, record.id, record.incarnation] = self._shared.clock.seconds()
-            self._shared.notify("appeared", record.summary(tenant))
-            self._shared.notify("eventAdded", tenant)
+            registration = tenant, record.incarnation
+            self._shared.touched[registration], self._shared.names[registration] = 0, record.id
+            self._shared.tell(lambda store: store.listener.appeared(record.summary(tenant)))
+            self._shared.tell(lambda store: store.listener.eventAdded(tenant))
             return record
 
-        return self._reached(lambda: self._memory.createService(tenant, *rest).addCallback(created))
+        return self.reached(lambda: self._memory.createService(tenant, *rest).addCallback(created))
 
     def getService(self, tenant: str, id: str) -> Deferred[ServiceRecord]:
-        return self._reached(lambda: self._memory.getService(tenant, id))
+        return self.reached(lambda: self._memory.getService(tenant, id))
 
     def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[Any]:
         def updated(record: ServiceRecord) -> ServiceRecord:
             if changes.heartbeatTimeout is not None:
-                self._shared.heartbeats[tenant, id, incarnation] = self._shared.clock.seconds()
-            self._shared.notify("appeared", record.summary(tenant))
+                self._shared.touched[tenant, incarnation] = self._shared.next()
+            self._shared.tell(lambda store: store.listener.appeared(record.summary(tenant)))
             return record
 
-        return self._reached(lambda: self._memory.updateService(tenant, id, incarnation, changes).addCallback(updated))
+        return self.reached(lambda: self._memory.updateService(tenant, id, incarnation, changes).addCallback(updated))
 
     def removeService(self, tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
-        return self._reached(
+        return self.reached(
             lambda: self._memory.removeService(tenant, id, incarnation).addCallback(self._gone, tenant, id, incarnation)
         )
 
     def _gone(self, result: Any, tenant: str, id: str, incarnation: str) -> Any:
-        self._shared.heartbeats.pop((tenant, id, incarnation), None)
-        self._shared.notify("vanished", tenant, id, incarnation)
-        self._shared.notify("eventAdded", tenant)
+        self._shared.touched.pop((tenant, incarnation), None)
+        self._shared.tell(lambda store: store.listener.vanished(tenant, id, incarnation))
+        self._shared.tell(lambda store: store.listener.eventAdded(tenant))
         return result
 
     def expireServices(self, expirations: Sequence[Expiration]) -> Deferred[None]:
@@ -133,51 +271,45 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
             for each in expirations:
                 self._gone(None, each.tenant, each.id, each.incarnation)
 
-        return self._reached(lambda: self._memory.expireServices(expirations).addCallback(expired))
+        return self.reached(lambda: self._memory.expireServices(expirations).addCallback(expired))
 
     def setValue(self, tenant: str, *rest: Any) -> Deferred[None]:
         def kept(result: None) -> None:
-            self._shared.notify("eventAdded", tenant)
+            self._shared.tell(lambda store: store.listener.eventAdded(tenant))
 
-        return self._reached(lambda: self._memory.setValue(tenant, *rest).addCallback(kept))
+        return self.reached(lambda: self._memory.setValue(tenant, *rest).addCallback(kept))
 
     def listEvents(self, *arguments: Any) -> Deferred[Any]:
-        return self._reached(lambda: self._memory.listEvents(*arguments))
+        return self.reached(lambda: self._memory.listEvents(*arguments))
 
     def addUser(self, *arguments: Any) -> Deferred[Any]:
         def added(user: Any) -> Any:
             self._shared.hasHadUsers = True
             return user
 
-        return self._reached(lambda: self._memory.addUser(*arguments).addCallback(added))
+        return self.reached(lambda: self._memory.addUser(*arguments).addCallback(added))
 
     # -- ISharedStore
 
-    def listen(self, listener: IStoreListener) -> None:
-        """See :meth:`ISharedStore.listen`."""
+    def join(self, listener: IStoreListener) -> Deferred[None]:
         self.listener = listener
+        clock = self._shared.clock
+        self.node = Node(MemoryKeys(self._shared, self), listener, clock, clock.seconds)
+        joined: Deferred[None] = self.node.start()
+        return joined
 
-    def heartbeat(self, tenant: str, id: str, incarnation: str) -> Deferred[bool]:
-        """See :meth:`ISharedStore.heartbeat`."""
+    @property
+    def isValid(self) -> bool:
+        return self.node is not None and self.node.isValid
 
-        def taken() -> Deferred[bool]:
-            isThere = (tenant, id, incarnation) in self._shared.heartbeats
-            if isThere:
-                self._shared.heartbeats[tenant, id, incarnation] = self._shared.clock.seconds()
-            return succeed(isThere)
+    def tick(self) -> None:
+        if self.node is not None:
+            self.node.tick()
 
-        return self._reached(taken)
+    def closed(self, tenant: str) -> Container[str]:
+        return () if self.node is None else self.node.closed(tenant)
 
-    def secondsLeft(self, tenant: str, id: str, incarnation: str) -> Deferred[float]:
-        """See :meth:`ISharedStore.secondsLeft`."""
-
-        def left(record: ServiceRecord) -> float:
-            latest = self._shared.heartbeats.get((tenant, id, incarnation), float("-inf"))
-            exact = latest + record.heartbeatTimeout - self._shared.clock.seconds()
-            # In whole seconds, as etcd returns it: 0 for less than one, below zero for none.
-            return float(exact // 1) if exact > 0 else -1.0
-
-        return self._reached(lambda: self._memory.getService(tenant, id).addCallbacks(left, lambda _: -1.0))
-
-    def _reached(self, work: Callable[[], Deferred[Any]]) -> Deferred[Any]:
-        return fail(StoreUnavailable("cut off")) if self.isCutOff else work()
+    def admit(self, tenant: str, incarnation: str) -> Deferred[bool]:
+        if self.node is None:
+            return fail(StoreUnavailable("closed"))
+        return Deferred.fromCoroutine(self.node.admit((tenant, incarnation)))

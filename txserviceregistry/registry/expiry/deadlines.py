@@ -170,6 +170,8 @@ class Deadlines:
         # What expired() returned last, until it changes.
         self._snapshots: dict[str, frozenset[str]] = {}
         self._queue: list[tuple[float, ServiceState]] = []
+        # Where this registry is not authoritative: the services by tenant and incarnation.
+        self._registrations: dict[tuple[str, str], ServiceState] = {}
 
     def add(self, service: ServiceSummary) -> ServiceState:
         """Add a service, with a full timeout from now on. An earlier active incarnation of the same id is over."""
@@ -181,9 +183,16 @@ class Deadlines:
         states = self._active.setdefault(tenant, {})
         if id in states:
             states[id]._queued = _NOWHERE
+            self._registrations.pop((tenant, states[id].incarnation), None)
         states[id] = state
         heappush(self._queue, (deadline, state))
+        if not self._isAuthoritative:
+            self._registrations[tenant, service.incarnation] = state
         return state
+
+    def registered(self, registration: tuple[str, str]) -> ServiceState | None:
+        """The service with this tenant and incarnation, where this registry is not authoritative."""
+        return self._registrations.get(registration)
 
     def active(self, tenant: str, id: str) -> ServiceState | None:
         """The service with this *id*, if it is active."""
@@ -202,7 +211,7 @@ class Deadlines:
         """Give an active service another timeout (seconds), which begins now."""
         state.timeout = timeout
         state.deadline = self.now() + timeout
-        if state.deadline < state._queued:
+        if state.deadline < state._queued or state._queued == _NOWHERE:
             state._queued = state.deadline
             heappush(self._queue, (state.deadline, state))
 
@@ -221,7 +230,7 @@ class Deadlines:
 
         :param most: look at no more than so many services; ``None`` for all that are due.
         :return: these services, and whether there may be more. None is found twice, unless it has been given another
-            deadline meanwhile (by a heartbeat or :meth:`postpone`).
+            deadline meanwhile (and was given to :meth:`requeue`).
         """
         now = self.now()
         found: list[ServiceState] = []
@@ -251,11 +260,11 @@ class Deadlines:
         self._expired.setdefault(state.tenant, {})[state.incarnation] = state
         self._snapshots.pop(state.tenant, None)
 
-    def postpone(self, state: ServiceState, seconds: float) -> None:
-        """Give a service that :meth:`collect` has found at least so many seconds from now on."""
-        state.deadline = max(state.deadline, self.now() + seconds)
-        state._queued = state.deadline
-        heappush(self._queue, (state.deadline, state))
+    def requeue(self, state: ServiceState) -> None:
+        """Let :meth:`collect` find a service again that it has found, when its deadline has passed."""
+        if state._queued == _NOWHERE:
+            state._queued = state.deadline
+            heappush(self._queue, (state.deadline, state))
 
     def expired(self, tenant: str) -> frozenset[str]:
         """The incarnations of the expired services of *tenant*."""
@@ -282,6 +291,7 @@ class Deadlines:
         if state is not None:
             _remove(self._active, state, id)
             _remove(self._expired, state, incarnation)
+            self._registrations.pop((tenant, incarnation), None)
             self._snapshots.pop(tenant, None)
             state._queued = _NOWHERE
 

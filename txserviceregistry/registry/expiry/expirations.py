@@ -111,7 +111,7 @@ class ExpirationQueue:
         self._isBusy = False
         for _ in group:
             self._queue.popleft()
-        self._report(pending)
+        self.report(pending)
         if self._queue and not self._isStopped:
             self._next = self._clock.callLater(0, self._goOn)
         self._waiters.fire(None)
@@ -120,7 +120,8 @@ class ExpirationQueue:
         self._next = None
         self.work()
 
-    def _report(self, expirations: Sequence[Expiration]) -> None:
+    def report(self, expirations: Sequence[Expiration]) -> None:
+        """Log expirations that are persisted."""
         self._outage.succeeded()
         self._persisted += len(expirations)
         for expiration in expirations:

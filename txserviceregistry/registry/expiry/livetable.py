@@ -5,7 +5,6 @@ agree about them.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -31,8 +30,8 @@ class LiveServices:
         can't be done.
     :param tasks: owns what is done in the background; changes of one service wait for each other there, under the key
         ``(tenant, id)``.
-    :param secondsLeft: for a registry that shares its store with others, which take heartbeats too: finds out how many
-        seconds a service has left at the least, below zero if it has expired. ``None`` for one that is alone.
+    :param isAuthoritative: whether this registry takes all heartbeats. If not, a deadline that has passed is only
+        reported, see :meth:`share`.
     :ivar time: the clock of the deadlines.
     :ivar deadlines: the state of each service.
     :ivar expirations: the expirations that are to be persisted.
@@ -41,9 +40,6 @@ class LiveServices:
     #: How many services are looked at in one turn of the reactor, and how many are reconciled after one tick.
     SWEEP = 1000
     RECONCILED = 100
-    #: How many expirations are confirmed at once, and the least seconds until the same one is tried again.
-    CONFIRMATIONS = 8
-    PAUSE = 0.25
 
     _log = Logger()
 
@@ -55,22 +51,30 @@ class LiveServices:
         clock: IReactorTime,
         wallClock: Callable[[], float],
         tasks: TaskOwner,
-        secondsLeft: Callable[[str, str, str], Deferred[float]] | None = None,
+        isAuthoritative: bool = True,
     ) -> None:
         self._store = store
         self._clock = clock
         self._wallClock = wallClock
         self._tasks = tasks
-        self._secondsLeft = secondsLeft
-        self._unconfirmed: deque[ServiceState] = deque()
-        self._confirming = 0
+        self._onDue: Callable[[Sequence[ServiceState]], None] | None = None
+        self._onTick: Callable[[], None] = lambda: None
         self._isSuspended = False
         self.time = StallTolerantClock(clock, self._tick)
-        self.deadlines = Deadlines(self.time.now, isAuthoritative=secondsLeft is None)
+        self.deadlines = Deadlines(self.time.now, isAuthoritative=isAuthoritative)
         warning = MassExpiryWarning(clock, lambda: self.deadlines.total)
         self.expirations = ExpirationQueue(persist, self._isPending, clock, tasks, warning.add)
         self._unsure: set[tuple[str, str]] = set()
         self._sweeping: IDelayedCall | None = None
+
+    def share(self, onDue: Callable[[Sequence[ServiceState]], None], onTick: Callable[[], None]) -> None:
+        """
+        Leave it to others which services expire.
+
+        :param onDue: called with services whose deadline has passed as far as is known here.
+        :param onTick: called several times a second after that, but not when this process has stalled.
+        """
+        self._onDue, self._onTick = onDue, onTick
 
     def start(self, services: Iterable[ServiceSummary]) -> None:
         """Begin with these services, each with a full timeout."""
@@ -81,41 +85,38 @@ class LiveServices:
     def stop(self) -> None:
         """Let no more services expire, and leave nothing on the reactor; what is under way belongs to the tasks."""
         self.time.stop()
-        self._unconfirmed.clear()
         self.expirations.stop()
         call, self._sweeping = self._sweeping, None
         if call is not None:
             call.cancel()
 
     def suspend(self) -> None:
-        """Let no services expire, because their heartbeats can't be noticed, until :meth:`synchronize` is called."""
+        """Let no services expire, because their heartbeats can't be noticed, until :meth:`renewAll` is called."""
         self._isSuspended = True
 
-    def synchronize(self, services: Iterable[ServiceSummary], *, anew: bool) -> None:
-        """
-        Take over that there are these services and no others.
-
-        :param anew: whether each has a full timeout from now on, and may expire again.
-        """
+    def synchronize(self, services: Iterable[ServiceSummary]) -> None:
+        """Take over that there are these services and no others."""
         unknown = {(state.tenant, state.id, state.incarnation) for state in self.deadlines.all()}
         for service in services:
             unknown.discard((service.tenant, service.id, service.incarnation))
-            self.track(service, anew=anew)
+            self.track(service)
         for name in unknown:
             self.deadlines.forget(*name)
-        if anew:
-            self._isSuspended = False
 
-    def track(self, service: ServiceSummary, *, anew: bool = False) -> None:
+    def renewAll(self) -> None:
+        """Give every service a full timeout from now on."""
+        for state in self.deadlines.all():
+            self.deadlines.restart(state, state.timeout)
+        self._isSuspended = False
+
+    def track(self, service: ServiceSummary) -> None:
         """
         Take over that a service is there. It has a full timeout from now on if it is unknown or its timeout is another.
-
-        :param anew: whether it has one in any case.
         """
         state = self.deadlines.find(service.tenant, service.id, service.incarnation)
         if state is None:
             self.deadlines.add(service)
-        elif anew or state.timeout != service.heartbeatTimeout:
+        elif state.timeout != service.heartbeatTimeout:
             self.deadlines.restart(state, service.heartbeatTimeout)
 
     def hidden(self, tenant: str) -> frozenset[str]:
@@ -135,6 +136,7 @@ class LiveServices:
     def _tick(self) -> None:
         if self._sweeping is None:
             self._sweep()
+        self._onTick()
         if self._unsure and not self._tasks.isBusy("reconcile"):
             self._tasks.serialized("reconcile", self._reconcile)
 
@@ -146,63 +148,34 @@ class LiveServices:
         if self._isSuspended:
             return False
         due, more = self.deadlines.collect(most)
-        if self._secondsLeft is None:
+        if self._onDue is None:
             self._enqueue(due)
-        else:
-            self._unconfirmed += due
-            for _ in range(min(len(self._unconfirmed), self.CONFIRMATIONS - self._confirming)):
-                self._tasks.start(self._confirmAll(self._secondsLeft))
+        elif due:
+            self._onDue(due)
         return more
 
     def _enqueue(self, expired: Sequence[ServiceState]) -> None:
         if expired:
-            # When the clock of the deadlines began, if it had never stood still.
-            began = self._wallClock() - self.time.now()
             self.expirations.add(
                 [
-                    Expiration(state.tenant, state.id, state.incarnation, round((began + state.deadline) * 1000))
-                    for state in expired
+                    Expiration(each.tenant, each.id, each.incarnation, timestamp)
+                    for each, timestamp in zip(expired, self.timestamps(expired), strict=True)
                 ]
             )
 
+    def timestamps(self, states: Sequence[ServiceState]) -> list[int]:
+        """The deadlines of services, in milliseconds since the epoch."""
+        # When the clock of the deadlines began, if it had never stood still.
+        began = self._wallClock() - self.time.now()
+        return [round((began + state.deadline) * 1000) for state in states]
+
+    def noteExpired(self, state: ServiceState) -> None:
+        """A service has expired by a decision of others, and that is persisted."""
+        self.expirations.report([Expiration(state.tenant, state.id, state.incarnation, 0)])
+        self.deadlines.forget(state.tenant, state.id, state.incarnation)
+
     def _isPending(self, expiration: Expiration) -> bool:
         return self.deadlines.isExpired(expiration.tenant, expiration.incarnation)
-
-    async def _confirmAll(self, secondsLeft: Callable[[str, str, str], Deferred[float]]) -> None:
-        # A loop, because a chain of Deferreds that fire each other overflows the stack when thousands wait and all
-        # results are there at once.
-        self._confirming += 1
-        try:
-            while self._unconfirmed:
-                await self._confirmExpiry(self._unconfirmed.popleft(), secondsLeft)
-        finally:
-            self._confirming -= 1
-
-    async def _confirmExpiry(
-        self, state: ServiceState, secondsLeft: Callable[[str, str, str], Deferred[float]]
-    ) -> None:
-        """Find out whether other registries took heartbeats of a service whose deadline has passed here."""
-        if not self._isKnown(state):
-            return
-        try:
-            left = await secondsLeft(state.tenant, state.id, state.incarnation)
-        except StoreUnavailable:
-            left = self.PAUSE
-        except Exception:
-            # It must be tried again: nothing else would.
-            self._log.failure("Cannot confirm the expiration of service {id}; retrying", id=state.id)
-            left = self.PAUSE
-        if not self._isKnown(state):
-            return
-        if left < 0 and self.time.now() >= state.deadline and not self._isSuspended:
-            self.deadlines.expire(state)
-            self._enqueue([state])
-            self.expirations.work()
-        else:
-            self.deadlines.postpone(state, max(left, self.PAUSE))
-
-    def _isKnown(self, state: ServiceState) -> bool:
-        return self.deadlines.find(state.tenant, state.id, state.incarnation) is state
 
     async def _reconcile(self) -> None:
         for tenant, id in list(self._unsure)[: self.RECONCILED]:

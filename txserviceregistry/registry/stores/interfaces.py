@@ -12,7 +12,7 @@ become visible, whatever the wall clock does. A service's *incarnation* is the i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -320,10 +320,13 @@ class IStore(Interface):
 
 
 class IStoreListener(Interface):
-    """What other registries do to a shared store. Each method may be called for one's own changes too."""
+    """
+    What a shared store tells a registry about changes, and what it asks about deadlines. A registration is named by its
+    tenant and its incarnation. Changes that the registry has made itself may be among the others.
+    """
 
     def appeared(service: ServiceSummary) -> None:
-        """A service is there, new or changed. It has a full timeout, if it was not known."""
+        """A service is there, new or changed. It has a full timeout if it was unknown or its timeout is another."""
 
     def vanished(tenant: str, id: str, incarnation: str) -> None:
         """This incarnation of a service is gone."""
@@ -331,39 +334,70 @@ class IStoreListener(Interface):
     def eventAdded(tenant: str) -> None:
         """The tenant's feed has a new event."""
 
-    def lost() -> None:
-        """The store is unavailable: heartbeats elsewhere are not noticed, and no service may expire for it."""
+    def synchronized(services: Sequence[ServiceSummary]) -> None:
+        """All services as they are now: some changes may have been missed."""
 
-    def synchronized(services: Sequence[ServiceSummary], wasLost: bool) -> None:
-        """
-        All services as they are now: some changes may have been missed.
+    def suspend() -> None:
+        """The store is unavailable: heartbeats elsewhere are not noticed, and none is acknowledged here."""
 
-        :param wasLost: whether the store was unavailable meanwhile, so that each service has a full timeout again.
+    def renewAll() -> None:
+        """Give every service a full timeout from now on."""
+
+    def secondsLeft(registration: tuple[str, str]) -> float:
+        """Seconds until the deadline as known here; 0 or less if it has passed, or for an unknown registration."""
+
+    def timeout(registration: tuple[str, str]) -> float:
+        """The heartbeat timeout in seconds; 0 for an unknown registration."""
+
+    def due(count: int) -> Mapping[tuple[str, str], int]:
         """
+        Up to *count* registrations whose deadline has passed, with the deadline in milliseconds since the epoch. Each
+        is returned once, until :meth:`lookAgain` or a new deadline.
+        """
+
+    def lookAgain(registration: tuple[str, str]) -> None:
+        """Let :meth:`due` return a registration again, if its deadline has passed then."""
+
+    def leaveTo(registration: tuple[str, str]) -> None:
+        """
+        Another registry has received a heartbeat: unless the deadline is still to come here, let :meth:`due` return it
+        only after a heartbeat here, or :meth:`renewAll`.
+        """
+
+    def expired(registration: tuple[str, str]) -> None:
+        """This registry has persisted the expiration."""
+
+    def ended(registration: tuple[str, str]) -> None:
+        """The registration has ended by what another registry did."""
 
 
 class ISharedStore(IStore):
     """
     A store that several registries use at the same time.
 
-    Any of them takes any heartbeat, so that only the store knows whether a service has expired.
+    Each of them acknowledges heartbeats from memory, and a service expires when all of them agree that they received
+    none for one timeout.
     """
 
     isNew: bool = Attribute("Whether, when it was opened, there had never been a user in it.")
+    isValid: bool = Attribute("Whether this registry may acknowledge heartbeats now.")
 
-    def listen(listener: IStoreListener) -> None:
-        """Notify *listener* of changes since :meth:`IStore.allServices` was called. Called once."""
-
-    def heartbeat(tenant: str, id: str, incarnation: str) -> Deferred[bool]:
+    def join(listener: IStoreListener) -> Deferred[None]:
         """
-        Note a heartbeat: the service has a full timeout from now on, for all registries.
+        Join the registries that share the store, and notify *listener* of changes. Called once.
 
-        :return: fires with whether this incarnation of the service is there.
+        :return: fires when all services have been read.
         """
 
-    def secondsLeft(tenant: str, id: str, incarnation: str) -> Deferred[float]:
-        """
-        How long a service has until its deadline at the least, by the last heartbeat that any registry took.
+    def tick() -> None:
+        """Take part in the votes. Called several times a second, but not when this process has stalled."""
 
-        :return: fires with seconds: 0 if it is less than one, below zero if its deadline has passed for sure.
+    def closed(tenant: str) -> Container[str]:
+        """The incarnations of those services whose heartbeats have to be admitted before they are acknowledged."""
+
+    def admit(tenant: str, incarnation: str) -> Deferred[bool]:
+        """
+        Let a heartbeat of a closed service pass.
+
+        :return: fires with whether this incarnation is there.
         """

@@ -5,12 +5,12 @@ What becomes of services when the store is slow or unavailable, or its responses
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
@@ -18,91 +18,94 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.unit.registry.heldstore import HeldCall, HeldStore
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.expiry.deadlines import ServiceState
 from txserviceregistry.registry.expiry.livetable import LiveServices
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.model import NewService, ServiceChanges
-from txserviceregistry.registry.stores.interfaces import Expiration, ServiceRecord, ServiceSummary, StoreUnavailable
+from txserviceregistry.registry.stores.interfaces import Expiration, ServiceRecord, ServiceSummary
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.tasks import TaskOwner
 
 JOIN, REMOVE, TIMEOUT = "service.join", "service.remove", "service.timeout"
 
 
-class ConfirmationTests(SynchronousTestCase):
-    """A registry that shares its store confirms an expiration before the service expires."""
+class SharedTests(SynchronousTestCase):
+    """A registry that shares its store leaves it to others which services expire."""
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.tasks = TaskOwner()
-        self.persisted: list[str] = []
-        self.answer: Callable[[], Deferred[float]] = lambda: succeed(-1.0)
+        self.due: list[ServiceState] = []
+        self.ticks = 0
         self.live = LiveServices(
             MemoryStore(),
             self.persist,
             clock=self.clock,
             wallClock=lambda: NOW,
-            tasks=self.tasks,
-            secondsLeft=lambda tenant, id, incarnation: self.answer(),
+            tasks=TaskOwner(),
+            isAuthoritative=False,
         )
+        self.live.share(self.due.extend, self.tick)
         self.live.start(
             ServiceSummary(TENANT, f"web{number}", f"incarnation{number}", 3, None) for number in range(3000)
         )
         self.addCleanup(self.live.stop)
 
     def persist(self, expirations: Sequence[Expiration]) -> Deferred[None]:
-        for each in expirations:
-            self.persisted.append(each.id)
-            self.live.deadlines.forget(each.tenant, each.id, each.incarnation)
-        return succeed(None)
+        raise AssertionError("only the others decide")
 
-    def hold(self) -> list[Deferred[float]]:
-        """Let confirmations wait. :return: those that do."""
-        confirmations: list[Deferred[float]] = []
-
-        def confirm() -> Deferred[float]:
-            confirmations.append(Deferred())
-            return confirmations[-1]
-
-        self.answer = confirm
-        return confirmations
+    def tick(self) -> None:
+        self.ticks += 1
 
     def pass_(self, seconds: float) -> None:
         self.clock.pump([0.01] * round(seconds * 100))
 
-    def test_thousandsAreDueWhileTheStoreIsUnavailable(self) -> None:
-        """None of them expires then, and none is forgotten: when the store is back, each is persisted once."""
-        confirmations = self.hold()
-        self.pass_(4)
-        self.answer = lambda: fail(StoreUnavailable("unavailable"))
-        for confirmation in confirmations:
-            confirmation.errback(StoreUnavailable("unavailable"))
-        self.pass_(2)
-        self.assertEqual(self.persisted, [])
-        self.assertEqual(self.live.deadlines.count(), {TENANT: 3000})
-        self.successResultOf(self.tasks.whenIdle())
-        self.answer = lambda: succeed(-1.0)
-        self.pass_(2)
-        self.assertEqual(sorted(self.persisted), sorted(f"web{number}" for number in range(3000)))
-
-    def test_aConfirmationThatFails(self) -> None:
-        """It is logged, and tried again."""
-        answers = iter([fail(ValueError("broken"))])
-        self.answer = lambda: next(answers, succeed(-1.0))
+    def test_allThatAreDueAreReportedOnce(self) -> None:
+        """However many deadlines pass at once, each service is reported once and stays active."""
         self.pass_(5)
-        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
-        self.assertEqual(len(self.persisted), 3000)
+        self.assertEqual(len({state.id for state in self.due}), 3000)
+        self.assertEqual(len(self.due), 3000)
+        self.assertIsNotNone(self.live.deadlines.active(TENANT, "web0"))
+        self.assertEqual(self.live.hidden(TENANT), frozenset())
 
-    def test_whatWaitsForConfirmationDoesNotHoldUpTheEnd(self) -> None:
-        """A registry that stops waits for the confirmations that are under way, and begins no more."""
-        confirmations = self.hold()
+    def test_afterAHeartbeatAServiceIsReportedAgain(self) -> None:
+        """A service that was reported and has a new deadline is reported when that has passed."""
         self.pass_(4)
-        self.assertEqual(len(confirmations), LiveServices.CONFIRMATIONS)
-        self.live.stop()
-        for confirmation in confirmations:
-            confirmation.callback(1.0)
-        self.successResultOf(self.tasks.whenIdle())
-        self.assertEqual(len(confirmations), LiveServices.CONFIRMATIONS)
+        state = self.live.deadlines.registered((TENANT, "incarnation7"))
+        assert state is not None
+        self.due.clear()
+        state.heartbeat(self.live.deadlines.now(), 0)
+        self.live.deadlines.requeue(state)
+        self.pass_(2.5)
+        self.assertEqual(self.due, [])
+        self.pass_(1)
+        self.assertEqual(self.due, [state])
+
+    def test_suspendedNoneIsReported(self) -> None:
+        """Suspended, no service is reported; afterwards each has a full timeout."""
+        self.live.suspend()
+        self.pass_(5)
+        self.assertEqual(self.due, [])
+        self.live.renewAll()
+        self.pass_(2.5)
+        self.assertEqual(self.due, [])
+        self.pass_(1)
+        self.assertEqual(len(self.due), 3000)
+
+    def test_ticks(self) -> None:
+        """There are four ticks a second, and none when the process has stalled."""
+        self.pass_(1.01)
+        self.assertEqual(self.ticks, 4)
+        self.clock.advance(10)
+        self.assertEqual(self.ticks, 4)
+
+    def test_anExpirationIsForgotten(self) -> None:
+        """A service that has expired by the others' decision is unknown from then on."""
+        state = self.live.deadlines.registered((TENANT, "incarnation7"))
+        assert state is not None
+        self.live.noteExpired(state)
+        self.assertIsNone(self.live.deadlines.registered((TENANT, "incarnation7")))
+        self.assertIsNone(self.live.deadlines.active(TENANT, "web7"))
 
 
 class SlowStoreTests(RegistryCase):

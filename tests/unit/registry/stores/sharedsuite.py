@@ -7,13 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import gatherResults
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.interfaces import (
-    Expiration,
     ISharedStore,
     IStoreListener,
     NoSuchObject,
@@ -32,28 +31,78 @@ UNKNOWN = "00000000-0000-11ee-8000-000000000000"
 @implementer(IStoreListener)
 class Listener:
     """
-    Notes what a store notifies of.
+    Notes what a store notifies of, and keeps deadlines as a registry does.
 
-    :ivar calls: that, in its order.
+    :param seconds: the time.
+    :ivar heard: the notifications in their order.
+    :ivar deadlines: of the services that are known, by tenant and incarnation.
     """
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+        self.deadlines: dict[tuple[str, str], float] = {}
+        self._seconds = seconds
+        self._timeouts: dict[tuple[str, str], float] = {}
+        self._waiting: set[tuple[str, str]] = set()
+
+    def _keep(self, service: ServiceSummary) -> None:
+        registration = service.tenant, service.incarnation
+        if self._timeouts.get(registration) != service.heartbeatTimeout:
+            self._timeouts[registration] = service.heartbeatTimeout
+            self.heartbeat(registration)
+
+    def heartbeat(self, registration: tuple[str, str]) -> None:
+        """A heartbeat is acknowledged."""
+        self.deadlines[registration] = self._seconds() + self._timeouts[registration]
+        self._waiting.add(registration)
 
     def appeared(self, service: ServiceSummary) -> None:
-        self.calls.append(("appeared", service.id, service.incarnation, service.heartbeatTimeout))
+        self.heard.append(("appeared", service.id, service.incarnation, service.heartbeatTimeout))
+        self._keep(service)
 
     def vanished(self, tenant: str, id: str, incarnation: str) -> None:
-        self.calls.append(("vanished", id, incarnation))
+        self.heard.append(("vanished", id, incarnation))
+        self.deadlines.pop((tenant, incarnation), None)
 
     def eventAdded(self, tenant: str) -> None:
-        self.calls.append(("eventAdded", tenant))
+        self.heard.append(("eventAdded", tenant))
 
-    def lost(self) -> None:
-        self.calls.append(("lost",))
+    def synchronized(self, services: Sequence[ServiceSummary]) -> None:
+        self.heard.append(("synchronized", sorted(each.id for each in services)))
+        for each in services:
+            self._keep(each)
 
-    def synchronized(self, services: Sequence[ServiceSummary], wasLost: bool) -> None:
-        self.calls.append(("synchronized", sorted(each.id for each in services), wasLost))
+    def suspend(self) -> None:
+        self.heard.append(("suspend",))
+
+    def renewAll(self) -> None:
+        for registration in list(self.deadlines):
+            self.heartbeat(registration)
+
+    def secondsLeft(self, registration: tuple[str, str]) -> float:
+        return self.deadlines.get(registration, 0.0) - self._seconds()
+
+    def timeout(self, registration: tuple[str, str]) -> float:
+        return self._timeouts[registration] if registration in self.deadlines else 0.0
+
+    def due(self, count: int) -> dict[tuple[str, str], int]:
+        due = [each for each in self._waiting if each in self.deadlines and self.secondsLeft(each) <= 0][:count]
+        self._waiting.difference_update(due)
+        return dict.fromkeys(due, 5)
+
+    def lookAgain(self, registration: tuple[str, str]) -> None:
+        self._waiting.add(registration)
+
+    def leaveTo(self, registration: tuple[str, str]) -> None:
+        if self.secondsLeft(registration) > 0:
+            self._waiting.add(registration)
+
+    def expired(self, registration: tuple[str, str]) -> None:
+        self.heard.append(("expired", registration[1]))
+        self.deadlines.pop(registration, None)
+
+    def ended(self, registration: tuple[str, str]) -> None:
+        self.deadlines.pop(registration, None)
 
 
 class SharedSuite:
@@ -61,7 +110,7 @@ class SharedSuite:
     Mix this into a trial TestCase.
 
     :ivar a: one registry's view of the store, and
-    :ivar b: another's. Both are open, with a :class:`Listener` of their own.
+    :ivar b: another's. Both have joined, each with a :class:`Listener` of its own.
     """
 
     a: Any
@@ -94,17 +143,22 @@ class SharedSuite:
         store = self.makeStore()
         self.stores.append(store)
         await store.open()
-        await store.allServices()
-        self.listeners.append(Listener())
-        store.listen(self.listeners[-1])
+        self.listeners.append(Listener(self.seconds))
+        await self.joined(store, self.listeners[-1])
         return store
+
+    async def joined(self, store: Any, listener: Listener) -> None:
+        """Let a store join."""
+        joining: list[Any] = []
+        store.join(listener).addBoth(joining.append)
+        await self.until(lambda: joining)
 
     async def create(self, store: Any, id: str = "web", timeout: int = 30) -> ServiceRecord:
         return await store.createService(T, NewService(id, timeout), 1000)
 
     async def notifies(self, number: int, *what: Any) -> None:
         """Wait until this listener has been notified of that."""
-        await self.until(lambda: what in self.listeners[number].calls)
+        await self.until(lambda: what in self.listeners[number].heard)
 
     async def refuses(self, kind: type[Exception], work: Any) -> None:
         try:
@@ -113,27 +167,19 @@ class SharedSuite:
             return
         raise AssertionError(f"{kind.__name__} was expected")
 
-    async def left(self, store: Any, made: ServiceRecord) -> float:
-        seconds: float = await store.secondsLeft(T, made.id, made.incarnation)
-        return seconds
+    async def ticks(self, condition: Callable[[], object]) -> None:
+        """Let time pass, with the ticks of all registries, until *condition* is true."""
+        latest = self.seconds()
 
-    async def expired(self, store: Any, made: ServiceRecord) -> None:
-        """Wait until a service's deadline has surely passed, as this store sees it."""
-        seconds = [0.0]
-        asking: list[Deferred[Any]] = []
+        def isTrue() -> object:
+            nonlocal latest
+            if self.seconds() - latest >= 0.25:
+                latest = self.seconds()
+                for store in self.stores:
+                    store.tick()
+            return condition()
 
-        def answered(left: float) -> None:
-            asking.clear()
-            seconds[0] = left
-
-        def isExpired() -> bool:
-            if not asking and seconds[0] >= 0:
-                work = store.secondsLeft(T, made.id, made.incarnation)
-                asking.append(work)
-                work.addCallback(answered)
-            return seconds[0] < 0
-
-        await self.until(isExpired)
+        await self.until(isTrue)
 
     async def types(self, store: Any) -> list[str]:
         return [each.type for each in await store.listEvents(T, 0, 100, None)]
@@ -145,7 +191,7 @@ class SharedSuite:
         verifyObject(ISharedStore, self.a)
 
     async def test_everyChangeIsAtOnceThereForAll(self) -> None:
-        """A change that one has made, another one reads in the same moment."""
+        """What one has been told is done, another one reads in the same moment."""
         made = await self.create(self.a)
         assert (await self.b.getService(T, "web")).incarnation == made.incarnation
         await self.b.updateService(T, "web", made.incarnation, ServiceChanges(tags=("x",)))
@@ -167,7 +213,7 @@ class SharedSuite:
         for number in range(2):
             await self.notifies(number, "vanished", "web", made.incarnation)
         for listener in self.listeners:
-            listener.calls.clear()
+            listener.heard.clear()
         await self.a.setValue(T, "key", "value", 10)
         for number in range(2):
             await self.notifies(number, "eventAdded", T)
@@ -181,71 +227,80 @@ class SharedSuite:
             for number in range(2):
                 await self.notifies(number, "vanished", "web", old.incarnation)
                 await self.notifies(number, "appeared", "web", new.incarnation, 30)
-                assert ("vanished", "web", new.incarnation) not in self.listeners[number].calls
-            assert await first.heartbeat(T, "web", new.incarnation)
+                assert ("vanished", "web", new.incarnation) not in self.listeners[number].heard
             await second.removeService(T, "web", new.incarnation)
 
-    async def test_heartbeatsAreForOneIncarnation(self) -> None:
-        """Each takes heartbeats of an incarnation that is there, whichever created it; of another one none does."""
+    async def test_heartbeatsOfOpenServicesPass(self) -> None:
+        """While no vote is about a service, its heartbeats are admitted at once, and nothing is closed."""
         made = await self.create(self.a)
+        for number in range(2):
+            await self.notifies(number, "appeared", "web", made.incarnation, 30)
         for store in (self.a, self.b):
-            assert await store.heartbeat(T, "web", made.incarnation)
-            assert not await store.heartbeat(T, "web", UNKNOWN)
-            assert not await store.heartbeat(T, "unknown", made.incarnation)
-        await self.a.removeService(T, "web", made.incarnation)
-        again = await self.create(self.a)
-        for store in (self.a, self.b):
-            assert not await store.heartbeat(T, "web", made.incarnation)
-            assert await store.heartbeat(T, "web", again.incarnation)
+            assert store.isValid
+            assert made.incarnation not in store.closed(T)
+            assert await store.admit(T, made.incarnation)
 
-    async def test_whatIsLeftIsNeverTooMuch(self) -> None:
-        """All say how long a service has at the least; of one that is not there, nothing."""
-        made = await self.create(self.a)
-        for store in (self.a, self.b):
-            left = await self.left(store, made)
-            assert 25 <= left <= 30, left
-            assert await store.secondsLeft(T, "web", UNKNOWN) < 0
-            assert await store.secondsLeft(T, "unknown", UNKNOWN) < 0
-        await self.a.removeService(T, "web", made.incarnation)
-        for store in (self.a, self.b):
-            assert await self.left(store, made) < 0
-
-    async def test_anotherTimeoutIsAFullOne(self) -> None:
-        """A timeout that was changed on one counts on all from that moment on; so do heartbeats after it."""
-        made = await self.create(self.a, timeout=3)
-        assert await self.b.heartbeat(T, "web", made.incarnation)
-        await self.a.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
-        for store in (self.b, self.a):
-            # One that has not been notified yet knows of less.
-            assert 0 <= await self.left(store, made) <= 60
-            assert await store.heartbeat(T, "web", made.incarnation)
-        for number, store in enumerate((self.a, self.b)):
-            await self.notifies(number, "appeared", "web", made.incarnation, 60)
-            left = await self.left(store, made)
-            assert 55 <= left <= 60, left
-
-    async def test_anExpirationIsFoundByAllAndPersistedOnce(self) -> None:
-        """A deadline passes for all at the same time, not early, and at most a second late; it is one event."""
+    async def test_anExpirationIsPersistedOnce(self) -> None:
+        """A service without heartbeats expires for all, not early, and at most a second late; one event tells of it."""
         began = self.seconds()
         made = await self.create(self.a, timeout=3)
-        kept = await self.create(self.a, "kept", 30)
-        await self.until(lambda: self.seconds() - began > 1)
+        await self.create(self.a, "kept", 30)
+        await self.notifies(1, "appeared", "web", made.incarnation, 3)
+        await self.ticks(lambda: self.seconds() - began > 1)
         sent = self.seconds()
-        assert await self.b.heartbeat(T, "web", made.incarnation)
-        taken = self.seconds()
-        await self.expired(self.a, made)
-        assert self.seconds() - sent >= 3
-        await self.expired(self.b, made)
-        # The store returns whole seconds, and takes a while to do so.
-        assert self.seconds() - taken < 4.5
-        expiration = Expiration(T, "web", made.incarnation, 5)
-        await gatherResults([store.expireServices([expiration]) for store in (self.a, self.b, self.a)])
-        for number in range(2):
-            await self.notifies(number, "vanished", "web", made.incarnation)
+        self.listeners[1].heartbeat((T, made.incarnation))
+        await self.ticks(lambda: any(("vanished", "web", made.incarnation) in each.heard for each in self.listeners))
+        assert 3 <= self.seconds() - sent < 4.5
+        assert sum(("expired", made.incarnation) in each.heard for each in self.listeners) == 1
         assert await self.types(self.b) == ["service.join", "service.join", "service.timeout"]
         assert [each.id for each in await self.b.listServices(T, None, 10, None, ())] == ["kept"]
-        assert not await self.a.heartbeat(T, "web", made.incarnation)
-        assert await self.a.heartbeat(T, "kept", kept.incarnation)
+
+    async def test_aHeartbeatElsewhereKeepsAService(self) -> None:
+        """A service whose heartbeats one registry receives does not expire by the deadline that another one knows."""
+        made = await self.create(self.a, timeout=3)
+        await self.notifies(1, "appeared", "web", made.incarnation, 3)
+        began = latest = self.seconds()
+
+        def beats() -> bool:
+            nonlocal latest
+            if self.seconds() - latest >= 1:
+                latest = self.seconds()
+                self.listeners[1].heartbeat((T, made.incarnation))
+            return self.seconds() - began > 6
+
+        await self.ticks(beats)
+        assert await self.types(self.b) == ["service.join"]
+
+    async def test_aTouchMakesAnExpirationFail(self) -> None:
+        """A heartbeat that arrives while a vote is under way is admitted, and the service does not expire."""
+        made = await self.create(self.a, timeout=3)
+        await self.notifies(1, "appeared", "web", made.incarnation, 3)
+        await self.ticks(lambda: made.incarnation in self.a.closed(T))
+        admitted: list[bool] = []
+
+        def answered(isThere: bool) -> None:
+            admitted.append(isThere)
+            if isThere:
+                self.listeners[0].heartbeat((T, made.incarnation))
+
+        self.a.admit(T, made.incarnation).addCallback(answered)
+        await self.ticks(lambda: admitted)
+        began = self.seconds()
+        await self.ticks(lambda: self.seconds() - began > 1.5)
+        # Either the heartbeat came in time, or the service had expired, and then it was not admitted.
+        types = await self.types(self.a)
+        assert admitted == ["service.timeout" not in types], (admitted, types)
+
+    async def test_anotherTimeoutIsAFullOne(self) -> None:
+        """A timeout that was changed on one counts on all."""
+        made = await self.create(self.a, timeout=3)
+        await self.notifies(1, "appeared", "web", made.incarnation, 3)
+        began = self.seconds()
+        await self.a.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
+        for number in range(2):
+            await self.notifies(number, "appeared", "web", made.incarnation, 60)
+        await self.ticks(lambda: self.seconds() - began > 5)
+        assert await self.types(self.b) == ["service.join"]
 
     async def test_knowsWhetherThereWasEverAUser(self) -> None:
         """A store is new until it has had its first user, whichever added it, and not again when the user is gone."""
@@ -255,19 +310,15 @@ class SharedSuite:
         later = await self.opened()
         assert not later.isNew
 
-    async def test_closedItNotifiesNoMore(self) -> None:
-        """A view that is closed fails, and its listener is not notified any more; the others go on."""
+    async def test_closedItTellsNothing(self) -> None:
+        """A view that is closed answers nothing, and its listener hears no more; the others go on."""
         made = await self.create(self.a)
         await self.notifies(1, "appeared", "web", made.incarnation, 30)
         await self.b.close()
-        for work in (
-            self.b.heartbeat(T, "web", made.incarnation),
-            self.left(self.b, made),
-            self.b.getService(T, "web"),
-        ):
+        assert not self.b.isValid
+        for work in (self.b.admit(T, made.incarnation), self.b.getService(T, "web")):
             await self.refuses(StoreUnavailable, work)
-        self.listeners[1].calls.clear()
-        assert await self.a.heartbeat(T, "web", made.incarnation)
+        self.listeners[1].heard.clear()
         await self.a.removeService(T, "web", made.incarnation)
         await self.notifies(0, "vanished", "web", made.incarnation)
-        assert self.listeners[1].calls == []
+        assert self.listeners[1].heard == []

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ...eventids import positionOf
 from ..interfaces import StoreUnavailable
-from .gateway import Compare, Etcd, EtcdError, KeyValue, Urgency, deletion, put, reading
+from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, deletion, put, reading
 
 _T = TypeVar("_T")
 
@@ -57,6 +57,10 @@ class TenantClock:
         return json.dumps({"v": 1, **attrs.asdict(self)}, separators=(",", ":")).encode("ascii")
 
 
+class Postponed(Exception):
+    """A change has to be part of a later group than another one."""
+
+
 class Transaction:
     """
     The tenant's objects as they are, and the changes that a group is about to make to them.
@@ -72,7 +76,7 @@ class Transaction:
         self._wallClock = wallClock
         self._prefix = prefix
         self._changes: dict[str, tuple[bytes, int] | None] = {}
-        self._guards: dict[str, int] = {}
+        self._guards: dict[str, Compare] = {}
 
     def get(self, key: str) -> bytes | None:
         """The value of a key that the step has named; ``None`` if it is not there."""
@@ -82,17 +86,33 @@ class Transaction:
         found = self._found.get(key)
         return None if found is None else found.value
 
+    def isChanged(self, key: str) -> bool:
+        """Whether the group is about to change this key."""
+        return key in self._changes
+
     def modified(self, key: str) -> int:
         """The revision of the key's last change in etcd; 0 if it is not there."""
         found = self._found.get(key)
         return 0 if found is None else found.modified
 
-    def guard(self, key: str) -> None:
+    def created(self, key: str) -> int:
+        """The revision that created the key in etcd; 0 if it is not there."""
+        found = self._found.get(key)
+        return 0 if found is None else found.created
+
+    def guard(self, key: str, target: Revision = Revision.modified) -> None:
         """Let the group fail if this key, which changes without the clock, is not as it was found."""
-        self._guards[key] = self.modified(key)
+        revision = self.modified(key) if target is Revision.modified else self.created(key)
+        self._guards[key] = Compare(key, revision, target)
 
     def put(self, key: str, value: bytes, lease: int = 0) -> None:
-        """Set a key."""
+        """
+        Set a key.
+
+        :raises Postponed: if the group deletes it: etcd would only change it, and its create revision would stay.
+        """
+        if key in self._found and self._changes.get(key, ()) is None:
+            raise Postponed(key)
         self._changes[key] = value, lease
 
     def delete(self, key: str) -> None:
@@ -129,7 +149,7 @@ class Transaction:
     @property
     def compares(self) -> list[Compare]:
         """The guards, as etcd takes them."""
-        return [Compare(key, modified) for key, modified in self._guards.items()]
+        return list(self._guards.values())
 
 
 @attrs.frozen(eq=False)
@@ -214,7 +234,12 @@ class Batches:
                 outcomes = [error] if len(steps) == 1 else [await self._alone(tenant, step) for step in steps]
             except Exception as error:
                 outcomes = [error] * len(steps)
+            lane.waiting.extendleft(
+                step for step, outcome in reversed([*zip(steps, outcomes, strict=True)]) if _isPostponed(outcome)
+            )
             for step, outcome in zip(steps, outcomes, strict=True):
+                if _isPostponed(outcome):
+                    continue
                 if isinstance(outcome, Exception):
                     step.done.errback(outcome)
                 else:
@@ -263,6 +288,10 @@ class Batches:
                 return outcomes
             if self._clock.seconds() > end:
                 raise StoreUnavailable("etcd: other nodes' changes leave no room for this one")
+
+
+def _isPostponed(outcome: Any) -> bool:
+    return isinstance(outcome, Postponed)
 
 
 def _attempt(transaction: Transaction, step: Step[Any]) -> Any:

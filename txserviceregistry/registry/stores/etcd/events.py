@@ -6,10 +6,9 @@ The feeds in etcd: events by their positions, which are made with their changes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
-from ...eventids import EventIds
 from ..interfaces import EventRecord
+from .eventids import TenantIds
 from .gateway import PAGE, Compare, Etcd, deletion, endOf
 
 
@@ -19,13 +18,13 @@ class EtcdEvents:
 
     :param etcd: where they are.
     :param prefix: of all keys.
-    :param idsOf: a tenant's event ids.
+    :param ids: the tenants' event ids.
     """
 
-    def __init__(self, etcd: Etcd, prefix: str, idsOf: Callable[[str], EventIds]) -> None:
+    def __init__(self, etcd: Etcd, prefix: str, ids: TenantIds) -> None:
         self._etcd = etcd
         self._prefix = prefix
-        self._idsOf = idsOf
+        self._ids = ids
         self._compactTo = 0
 
     def _events(self, tenant: str) -> str:
@@ -41,7 +40,7 @@ class EtcdEvents:
             for each in found:
                 kept = json.loads(each.value)
                 if type in (None, kept["type"]):
-                    at = self._idsOf(tenant).idAt(int(each.key[len(prefix) :], 16))
+                    at = self._ids.of(tenant).idAt(int(each.key[len(prefix) :], 16))
                     events.append(EventRecord(at, kept["timestamp"], kept["type"], kept["payload"]))
                     if len(events) == count:
                         return events
@@ -50,7 +49,7 @@ class EtcdEvents:
             begin = found[-1].key + "\0"
 
     async def has(self, tenant: str, id: str) -> bool:
-        position = self._idsOf(tenant).owned(id)
+        position = self._ids.of(tenant).owned(id)
         return position is not None and await self._etcd.get(f"{self._events(tenant)}{position:016x}") is not None
 
     async def drop(self, before: int) -> int:
@@ -78,7 +77,7 @@ class EtcdEvents:
         return dropped
 
     async def _forgetNodes(self) -> None:
-        present = {each.key.rpartition("/")[2] for each in await self._etcd.all(f"{self._prefix}nodes/")}
+        present = {json.loads(each.value).get("commits") for each in await self._etcd.all(f"{self._prefix}nodes/")}
         for mark in await self._etcd.all(f"{self._prefix}commits/"):
             if mark.key.rpartition("/")[2] not in present:
                 await self._etcd.txn([Compare(mark.key, mark.modified)], [deletion(mark.key)])

@@ -10,6 +10,7 @@ The facts are etcd's own: its API reference of 3.4 and 3.5, ``rpc.proto`` and ``
 
 from __future__ import annotations
 
+import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -43,9 +44,6 @@ PAUSE = 0.1
 QUEUE = 8.0
 #: Keys in one read: a page of the largest is some megabytes.
 PAGE = 1000
-#: The most keep-alives in one request. Undocumented: beyond 512 bytes of body etcd's gateway loses answers, and an id
-#: has up to 19 digits.
-KEEP_ALIVES = 14
 
 # The codes of gRPC that mean "again, perhaps elsewhere": DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAVAILABLE. UNKNOWN is
 # what a change of the leader looks like from a follower.
@@ -70,6 +68,11 @@ class Urgency(Enum):
     ordinary = 2
     #: What need not be done at all.
     idle = 3
+
+
+def newLease() -> int:
+    """A random id for a lease."""
+    return secrets.randbits(62) | 1
 
 
 class EtcdError(Exception):
@@ -102,16 +105,33 @@ class KeyValue:
     lease: int
 
 
+class Revision(Enum):
+    """Which of a key's revisions a condition is about."""
+
+    modified = "MOD", "mod_revision"
+    created = "CREATE", "create_revision"
+
+
 @attrs.frozen
 class Compare:
     """
     A condition of a transaction: the key is as it was.
 
-    :ivar modified: the revision of its last change; 0 for a key that is not there.
+    :ivar revision: of its last change; 0 for a key that does not exist.
+    :ivar target: which revision is compared.
+    :ivar end: the condition is about every key from *key* up to this one; about *key* alone if it is ``None``.
     """
 
     key: str
-    modified: int
+    revision: int
+    target: Revision = Revision.modified
+    end: str | None = None
+
+    def toJSON(self) -> dict[str, Any]:
+        """The condition, as etcd takes it."""
+        target, field = self.target.value
+        condition = {"key": encode(self.key), "target": target, "result": "EQUAL", field: str(self.revision)}
+        return condition if self.end is None else {**condition, "range_end": encode(self.end)}
 
 
 @attrs.frozen
@@ -151,18 +171,20 @@ def deletion(key: str, end: str | None = None) -> dict[str, Any]:
     return {"request_delete_range": bounds}
 
 
-def reading(key: str, end: str | None = None, limit: int = 0) -> dict[str, Any]:
-    """An operation of a transaction: read a key, or up to *limit* of those from it up to *end* (0: all)."""
-    return {"request_range": _range(key, end, limit)}
+def reading(key: str, end: str | None = None, limit: int = 0, revision: int = 0) -> dict[str, Any]:
+    """
+    An operation of a transaction: read a key, or up to *limit* of those from it up to *end* (0: all).
 
-
-def _range(key: str, end: str | None, limit: int) -> dict[str, Any]:
+    :param revision: read them as they were at this revision (0: now).
+    """
     query: dict[str, Any] = {"key": encode(key)}
     if end is not None:
         query["range_end"] = encode(end)
     if limit:
         query["limit"] = str(limit)
-    return query
+    if revision:
+        query["revision"] = str(revision)
+    return {"request_range": query}
 
 
 def keyValue(found: Mapping[str, Any]) -> KeyValue:
@@ -276,11 +298,7 @@ class Etcd:
         It may be done twice. A change makes sure, with *compare*, that the second time fails, and takes a
         failure for what it may be: the first time's success.
         """
-        conditions = [
-            {"key": encode(each.key), "target": "MOD", "result": "EQUAL", "mod_revision": str(each.modified)}
-            for each in compare
-        ]
-        body = {"compare": conditions, "success": list(success), "failure": list(failure)}
+        body = {"compare": [each.toJSON() for each in compare], "success": list(success), "failure": list(failure)}
         isWrite = any("request_range" not in each for each in (*success, *failure))
         asked = self._clock.seconds()
         try:
@@ -297,23 +315,29 @@ class Etcd:
 
     @returnsDeferred
     async def range(
-        self, key: str, end: str | None = None, limit: int = 0, *, urgency: Urgency = Urgency.ordinary
+        self,
+        key: str,
+        end: str | None = None,
+        limit: int = 0,
+        *,
+        revision: int = 0,
+        urgency: Urgency = Urgency.ordinary,
     ) -> tuple[list[KeyValue], int]:
         """
         Keys in their order, from *key* up to *end* (the key alone without one), at most *limit* of them (0: all).
 
         :return: fires with the keys and the revision at which they were so.
         """
-        done = await self.txn((), [reading(key, end, limit)], urgency=urgency)
+        done = await self.txn((), [reading(key, end, limit, revision)], urgency=urgency)
         return done.found[0] or [], done.revision
 
     @returnsDeferred
-    async def all(self, prefix: str, *, urgency: Urgency = Urgency.ordinary) -> list[KeyValue]:
-        """All keys that begin with *prefix*, in their order; each page of :data:`PAGE` is of its own moment."""
+    async def all(self, prefix: str, *, revision: int = 0, urgency: Urgency = Urgency.ordinary) -> list[KeyValue]:
+        """All keys that begin with *prefix*, in their order, as they were at *revision* (0: each page now)."""
         begin, end = prefix, endOf(prefix)
         everything: list[KeyValue] = []
         while True:
-            found, _ = await self.range(begin, end, PAGE, urgency=urgency)
+            found, _ = await self.range(begin, end, PAGE, revision=revision, urgency=urgency)
             everything += found
             if len(found) < PAGE:
                 return everything
@@ -326,13 +350,19 @@ class Etcd:
         return found[0] if found else None
 
     @returnsDeferred
-    async def grant(self, lease: int, seconds: int, *, urgency: Urgency = Urgency.ordinary) -> None:
-        """Make a lease. That there is one of this id already is no error: ids are drawn, and it is the first try's."""
+    async def grant(self, lease: int, seconds: int) -> int:
+        """
+        Create a lease. An existing one with this id is no error: ids are random, and it is the first attempt's.
+
+        :return: fires with the seconds that etcd granted, which may be more.
+        """
         try:
-            await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)}, urgency=urgency)
+            granted = await self._ask("lease/grant", {"ID": str(lease), "TTL": str(seconds)})
         except EtcdError as error:
             if "already exists" not in str(error):
                 raise
+            return seconds
+        return max(seconds, int(granted.get("TTL", 0)))
 
     @returnsDeferred
     async def revoke(self, lease: int, *, patience: float = PATIENCE) -> None:
@@ -345,37 +375,17 @@ class Etcd:
                 raise
 
     @returnsDeferred
-    async def keepAlive(self, leases: Sequence[int]) -> list[bool]:
+    async def keepAlive(self, lease: int) -> bool:
         """
-        Let leases begin anew, at most :data:`KEEP_ALIVES` of them.
+        Let a lease begin anew.
 
-        :return: fires with whether each was there.
+        :return: fires with whether it exists.
         """
-        alive = await self._keepAlive(leases)
-        missing = [lease for lease in leases if lease not in alive]
-        for lease in missing:
-            # Several in one request is nothing that etcd promises: those without an answer are asked alone.
-            alive |= await self._keepAlive([lease])
-            if lease not in alive:
-                raise StoreUnavailable("etcd: it does not say whether a lease is there")
-        return [alive[lease] for lease in leases]
-
-    async def _keepAlive(self, leases: Sequence[int]) -> dict[int, bool]:
-        answers = await self._askLines("lease/keepalive", [{"ID": str(lease)} for lease in leases])
-        # What goes wrong in the middle is a line of another kind, under a 200 all the same.
-        results = [answer["result"] for answer in answers or () if isinstance(answer.get("result"), dict)]
-        return {int(result.get("ID", 0)): int(result.get("TTL", 0)) > 0 for result in results}
-
-    @returnsDeferred
-    async def timeToLive(self, lease: int) -> tuple[int, int]:
-        """
-        What is left of a lease.
-
-        :return: fires with whole seconds, rounded down (below zero for a lease that is not there), and the seconds that
-            it was granted.
-        """
-        answer = await self._ask("lease/timetolive", {"ID": str(lease)}, urgency=Urgency.pressing)
-        return int(answer.get("TTL", 0)), int(answer.get("grantedTTL", 0))
+        answer = await self._ask("lease/keepalive", {"ID": str(lease)}, 0)
+        result = answer.get("result") if isinstance(answer, dict) else None
+        if not isinstance(result, dict):
+            raise StoreUnavailable("etcd: the response to a keep-alive is not one")
+        return int(result.get("TTL", 0)) > 0
 
     @returnsDeferred
     async def compact(self, revision: int) -> None:
@@ -404,17 +414,11 @@ class Etcd:
         patience: float = PATIENCE,
         urgency: Urgency = Urgency.ordinary,
     ) -> Any:
-        return await self._untilAnswered(path, body, False, patience, urgency)
-
-    async def _askLines(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> Any:
-        return await self._untilAnswered(path, bodies, True, PATIENCE, Urgency.vital)
-
-    async def _untilAnswered(self, path: str, body: Any, lines: bool, patience: float, urgency: Urgency) -> Any:
         end = self._clock.seconds() + patience
         while True:
             self._gate()
             try:
-                return await self._inTurn(path, body, lines, urgency)
+                return await self._inTurn(path, body, urgency)
             except (ServiceRegistryError, EtcdError) as error:
                 if isinstance(error, EtcdError) and error.code not in _PASSING:
                     raise
@@ -422,9 +426,9 @@ class Etcd:
                     raise StoreUnavailable(f"etcd: {error}") from None
             await deferLater(self._clock, PAUSE)
 
-    async def _inTurn(self, path: str, body: Any, lines: bool, urgency: Urgency) -> Any:
+    async def _inTurn(self, path: str, body: Any, urgency: Urgency) -> Any:
         if self._turns is None:
-            return await self._askOnce(path, body, lines)
+            return await self._askOnce(path, body)
         turn = self._turns.take(urgency.value)
         if not turn.called:
             turn.addTimeout(QUEUE, self._clock)
@@ -434,17 +438,17 @@ class Etcd:
             raise StoreUnavailable("etcd: more is asked of it than it can do") from None
         try:
             self._gate()
-            return await self._askOnce(path, body, lines)
+            return await self._askOnce(path, body)
         finally:
             self._turns.give()
 
-    async def _askOnce(self, path: str, body: Any, lines: bool) -> Any:
+    async def _askOnce(self, path: str, body: Any) -> Any:
         for isSecond in (False, True):
             if self._user is not None and self._user.token is None:
                 await self._authenticating.do(None, self._authenticate)
             token = None if self._user is None else self._user.token
             sent = self._clock.seconds()
-            response = await self._transport.request("POST", f"/v3/{path}", body=body, repeatable=True, lines=lines)
+            response = await self._transport.request("POST", f"/v3/{path}", body=body, repeatable=True)
             answer = response.json
             if response.status == 200:
                 if path == _TXN:

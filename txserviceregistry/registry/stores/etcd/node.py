@@ -1,264 +1,506 @@
 """
-One node among those that share a cluster of etcd: whether it is in contact, and what it receives of the others.
+One node of a cluster: its membership, the time for which it may acknowledge heartbeats from memory, and its part in
+the votes by which services expire.
 
-A node that can't reach etcd notices no heartbeats, and must not expire services for it; so it has to know from when to
-when that was. It writes a key of its own all the time: that shows that a majority of etcd is there, and, as the key
-comes back by the watch, that the watch is not deaf.
+What the node reads and writes in etcd is behind :class:`INodeKeys`; what it knows of services is behind
+:class:`IStoreListener`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from typing import Any
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import LoopingCall
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
-from twisted.web.iweb import IAgent
+from zope.interface import Interface
 
 from ....util.logs import Logger
-from ..interfaces import StoreUnavailable
-from .backlog import Backlog
-from .gateway import Etcd, EtcdError, put
-from .leases import newLease
-from .watch import Change, Watch, WatchEnded
+from ....util.outage import Outage
+from ..interfaces import IStoreListener, NoSuchObject, StoreUnavailable
+from .votes import Registration, Status, Votes
+
+#: Registrations that a node's votes hold at most: a status has to fit into one request to etcd.
+LISTED = 40_000
+#: Seconds that a node's key outlives the node, unless etcd grants more.
+PRESENCE = 5
+#: Seconds between two renewals, and at least between two writes of the status.
+RENEWAL = 0.5
+PUBLICATION = 0.25
+#: Seconds before the end of its lease at which a node stops to acknowledge heartbeats.
+SAFETY = 2.0
+#: Seconds that a heartbeat waits for the vote that closes its service.
+VOTE = 0.5
+#: Seconds without its own status on the watch after which a node reads everything again.
+DEAF = 2.0
+#: Seconds between two attempts.
+PAUSE = 0.2
+
+
+_T = TypeVar("_T")
+
+
+@attrs.frozen
+class Joined:
+    """
+    A node has become a member.
+
+    :ivar created: the create revision of its key.
+    :ivar lifetime: seconds that etcd granted for its lease.
+    """
+
+    created: int
+    lifetime: float
+
+
+@attrs.frozen
+class Evidence:
+    """
+    What a node noted of a registration when it opened a vote.
+
+    :ivar seen: the revision of the registration's last touch.
+    :ivar joins: the revision of the last join of a node.
+    :ivar timestamp: when the deadline passed, in milliseconds since the epoch.
+    """
+
+    seen: int
+    joins: int
+    timestamp: int
+
+
+class INodeKeys(Interface):
+    """What a node does in etcd. Every Deferred may fail with :class:`StoreUnavailable`: the outcome is unknown then."""
+
+    def join(name: str, seconds: int, status: Status) -> Deferred[Joined]:
+        """Write the node's key with a lease of its own, and ``joins``, in one transaction."""
+
+    def load() -> Deferred[None]:
+        """Read everything, as it is at one revision, into the node and the registrations, and watch from there on."""
+
+    def renew(name: str) -> Deferred[bool]:
+        """Keep the node's lease alive; fires with whether it exists."""
+
+    def publish(name: str, created: int, status: Status) -> Deferred[bool]:
+        """Write the status, if the node's key has this create revision; fires with whether it has."""
+
+    def touch(registration: Registration) -> Deferred[bool]:
+        """Write the registration's ``seen``, if its record exists; fires with whether it does."""
+
+    def expire(name: str, created: int, registration: Registration, evidence: Evidence) -> Deferred[bool]:
+        """
+        Delete the record and insert its event, if the record, ``seen``, ``joins`` and the node's key are as noted.
+
+        :return: fires with whether that was so.
+        :raises NoSuchObject: if the registration has ended before.
+        """
+
+    def seen(registration: Registration) -> int:
+        """The revision of the registration's last touch that the watch has shown; 0 for none."""
+
+    def leave(name: str) -> Deferred[None]:
+        """Delete the node's key."""
+
+
+@attrs.define(eq=False)
+class _Session:
+    """
+    One membership.
+
+    :ivar created: the create revision of the node's key.
+    :ivar validUntil: when the node stops to acknowledge heartbeats.
+    :ivar renewed: when the last renewal began.
+    :ivar shown: when the watch showed the node's own status last.
+    :ivar isWriting: whether a write of the status is under way.
+    :ivar isReading: whether everything is being read.
+    :ivar isSuspended: whether the registrations have been told that the node is not valid.
+    :ivar lost: fires when the membership ends.
+    """
+
+    name: str
+    votes: Votes[Evidence]
+    created: int = 0
+    lifetime: float = 0.0
+    validUntil: float = 0.0
+    renewed: float = 0.0
+    shown: float = 0.0
+    isWriting: bool = False
+    isReading: bool = False
+    isSuspended: bool = False
+    lost: Deferred[None] = attrs.Factory(Deferred)
 
 
 class Node:
     """
-    Keeps a node's key, and a watch of everything below the prefix.
+    See the module.
 
-    :param etcd: etcd.
-    :param reactor: the reactor.
-    :param agent: does the watch's request.
-    :param urls: etcd's members; the watch goes to one after the other.
-    :param prefix: of all keys.
-    :param name: the node's name.
-    :param onChange: is called with each change below the prefix.
-    :param load: reads everything again; fires with the revision at which it was so. Called when the watch has ended,
-        with whether there was no contact meanwhile.
-    :param onLost: is called when there is no contact any more.
-    :param backlog: what the node reports to the others, in the key.
+    :param keys: what the node does in etcd.
+    :param registrations: the services.
+    :param clock: the reactor.
+    :param seconds: the time on CLOCK_BOOTTIME, which counts on while the machine sleeps.
+    :ivar joins: the revision of the last join of any node.
     """
-
-    #: Seconds between two writes of the node's key.
-    INTERVAL = 0.4
-    #: Seconds that the node's key outlives the node.
-    PRESENCE = 5
-    #: Seconds without an answer after which there is no contact. Less than a lease's margin.
-    SILENCE = 1.2
-    #: Seconds without an answer after which, for as long as :attr:`RECOVERY`, heartbeats may still be waiting in front
-    #: of etcd: more than two of the writes above.
-    HICCUP = 0.9
-    RECOVERY = 0.5
-    #: Seconds without a change on the watch after which it counts as deaf.
-    DEAF = 3.0
-    #: Seconds between two tries to begin a watch.
-    PAUSE = 0.2
 
     _log = Logger()
 
     def __init__(
-        self,
-        etcd: Etcd,
-        reactor: Any,
-        agent: IAgent,
-        urls: Sequence[str],
-        prefix: str,
-        name: str,
-        *,
-        onChange: Callable[[Change], None],
-        load: Callable[[bool], Deferred[int]],
-        onLost: Callable[[], None],
-        backlog: Backlog,
+        self, keys: INodeKeys, registrations: IStoreListener, clock: IReactorTime, seconds: Callable[[], float]
     ) -> None:
-        self._etcd = etcd
-        self._reactor = reactor
-        self._agent = agent
-        self._urls = urls
-        self._prefix = prefix
-        self._key = f"{prefix}nodes/{name}"
-        self._onChange = onChange
-        self._load = load
-        self._onLost = onLost
-        self._backlog = backlog
-        self._lease = 0
-        self._writes = 0
-        self._contact = self._answered = reactor.seconds()
-        self._steadyFrom = 0.0
-        self._isLost = False
-        # Why the key could not be written the last time.
-        self._error = ""
-        self._loops: list[LoopingCall] = []
-        self._writing: Deferred[None] | None = None
-        self._keeping: Deferred[Any] | None = None
-        self._watch: Watch | None = None
-        self._member = 0
-        self._again: IDelayedCall | None = None
-        self._loading: Deferred[Any] | None = None
-        self._isStopped = False
+        self.joins = 0
+        self._keys = keys
+        self._registrations = registrations
+        self._clock = clock
+        self._seconds = seconds
+        self._session: _Session | None = None
+        self._touching: Counter[Registration] = Counter()
+        self._opening: dict[Registration, list[Deferred[None]]] = {}
+        self._background: set[Deferred[Any]] = set()
+        self._running: Deferred[None] | None = None
+        self._outage = Outage(
+            self._log,
+            clock,
+            "Not a valid member of the cluster; heartbeats are refused (retrying): {reason}",
+            "Valid member of the cluster again after {seconds:.1f} s",
+        )
+        self._loop = LoopingCall(self._turn)
+        self._loop.clock = clock
 
-    def contact(self, sent: float) -> None:
-        """A request that was sent at *sent* has been answered by a majority of etcd."""
-        now = self._reactor.seconds()
-        if now - self._answered > self.HICCUP:
-            self._steadyFrom = now + self.RECOVERY
-        self._answered = now
-        self._contact = max(self._contact, sent)
-        self._error = ""
+    # -- membership
 
-    def secondsAway(self) -> float:
-        """How long etcd has not been in contact."""
-        return float(self._reactor.seconds() - self._contact)
+    def start(self) -> Deferred[None]:
+        """
+        Join the cluster, and stay a member: after each loss the node joins again under a new name.
+
+        :return: fires when the node has joined for the first time and has read everything.
+        """
+        joined: Deferred[None] = Deferred()
+        self._running = Deferred.fromCoroutine(self._run(joined))
+        self._running.addErrback(lambda failure: failure.trap(CancelledError))
+        self._loop.start(PUBLICATION, now=False)
+        return joined
+
+    async def stop(self) -> None:
+        """Leave the cluster; nothing is left on the reactor."""
+        if self._loop.running:
+            self._loop.stop()
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+        for work in list(self._background):
+            work.cancel()
+        session, self._session = self._session, None
+        if session is not None:
+            try:
+                await self._keys.leave(session.name)
+            except StoreUnavailable:
+                # The lease ends by itself.
+                pass
+
+    async def _run(self, joined: Deferred[None]) -> None:
+        while True:
+            session = await self._retried(self._join)
+            self._outage.succeeded()
+            if not joined.called:
+                joined.callback(None)
+            await session.lost
+
+    async def _retried(self, steps: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of some steps, which are repeated until they succeed."""
+        while True:
+            try:
+                return await steps()
+            except CancelledError:
+                raise
+            except StoreUnavailable as error:
+                self._outage.failed(reason=str(error))
+            except Exception:
+                # Whatever is in etcd must not end this: a node that does not vote keeps all services from expiring.
+                self._outage.failed(Failure(), reason="unexpected error")
+            await deferLater(self._clock, PAUSE)
+
+    async def _join(self) -> _Session:
+        name = secrets.token_hex(8)
+        votes: Votes[Evidence] = Votes(
+            name,
+            self._secondsLeft,
+            self._registrations.leaveTo,
+            self._opened,
+            lambda *vote: self._expiring(session, *vote),
+        )
+        session = _Session(name, votes)
+        sent = self._seconds()
+        joined = await self._keys.join(name, PRESENCE, votes.status())
+        session.created, session.lifetime = joined.created, joined.lifetime
+        # The watch delivers to it from now on, but it acknowledges nothing before everything has been read.
+        self._session = session
+        session.renewed = sent
+        await self._read(session)
+        if self._session is not session:
+            raise StoreUnavailable("this node's key was gone before everything was read")
+        session.validUntil = sent + joined.lifetime - SAFETY
+        return session
+
+    async def _read(self, session: _Session) -> None:
+        """Read everything, until that succeeds or the membership ends, and give every service a full timeout."""
+        session.isReading = True
+        session.votes.giveUp()
+        await self._retried(partial(self._load, session))
+        if self._session is session:
+            session.isReading = False
+            session.shown = self._seconds()
+            self._registrations.renewAll()
+
+    async def _load(self, session: _Session) -> None:
+        if self._session is session:
+            await self._keys.load()
+
+    def _lose(self, session: _Session, reason: str) -> None:
+        if self._session is session:
+            self._session = None
+            self._registrations.suspend()
+            self._outage.failed(reason=reason)
+            waiting, self._opening = self._opening, {}
+            for each in waiting.values():
+                for one in each:
+                    one.callback(None)
+            session.lost.callback(None)
 
     @property
-    def isSteady(self) -> bool:
+    def name(self) -> str:
+        """The name under which the node is a member now; empty if it is not."""
+        return "" if self._session is None else self._session.name
+
+    @property
+    def votes(self) -> Votes[Evidence] | None:
+        """The votes of the present membership."""
+        return None if self._session is None else self._session.votes
+
+    @property
+    def isValid(self) -> bool:
+        """Whether the node may acknowledge heartbeats now."""
+        session = self._session
+        return session is not None and self._seconds() < session.validUntil
+
+    # -- the own key
+
+    def _turn(self) -> None:
+        session = self._session
+        if session is None or not session.created:
+            return
+        now = self._seconds()
+        if session.validUntil and now > session.validUntil and not session.isSuspended:
+            session.isSuspended = True
+            self._registrations.suspend()
+            self._outage.failed(reason="etcd did not confirm the lease of this node's key in time")
+        if not session.isReading and now - session.shown > DEAF:
+            self.watchEnded()
+        if session.isWriting:
+            return
+        if now - session.renewed >= RENEWAL:
+            session.renewed = now
+            work = self._renew(session, now)
+        elif session.votes.isChanged:
+            work = self._publish(session)
+        else:
+            return
+        session.isWriting = True
+        self._inBackground(work).addBoth(self._written, session)
+
+    def _written(self, result: Any, session: _Session) -> Any:
+        session.isWriting = False
+        return result
+
+    async def _renew(self, session: _Session, sent: float) -> None:
+        if not await self._keys.renew(session.name):
+            self._lose(session, "the lease of this node's key has ended")
+        if self._session is session:
+            await self._publish(session)
+        if self._session is not session or not session.validUntil:
+            return
+        if self._seconds() > session.validUntil:
+            # Heartbeats were refused meanwhile.
+            session.isSuspended = False
+            session.votes.giveUp()
+            self._registrations.renewAll()
+            self._outage.succeeded()
+        session.validUntil = max(session.validUntil, sent + session.lifetime - SAFETY)
+
+    async def _publish(self, session: _Session) -> None:
+        if not await self._keys.publish(session.name, session.created, session.votes.status()):
+            self._lose(session, "this node's key is gone")
+
+    # -- what the watch shows
+
+    def statusChanged(self, name: str, status: Status | None) -> None:
         """
-        Whether etcd answers without a pause. If not, what it returns about leases may be older than heartbeats that
-        have been sent to it: they wait, as everything does.
+        A node's key was written.
+
+        :param status: ``None`` if it cannot be read.
         """
-        now = self._reactor.seconds()
-        return not self._isLost and now >= self._steadyFrom and now - self._answered <= self.HICCUP
+        session = self._session
+        if session is None:
+            return
+        if name == session.name:
+            session.shown = self._seconds()
+        elif status is None:
+            session.votes.join(name)
+        else:
+            session.votes.observe(name, status)
 
-    def start(self, revision: int) -> None:
-        """
-        Begin.
+    def nodeGone(self, name: str) -> None:
+        """A node's key was deleted, or has ended with its lease."""
+        session = self._session
+        if session is None:
+            return
+        if name == session.name:
+            self._lose(session, "this node's key is gone")
+        else:
+            session.votes.leave(name)
+            self._registrations.renewAll()
 
-        :param revision: at which everything has been read.
-        """
-        self._contact = self._answered = self._reactor.seconds()
-        for call, interval in ((self._write, self.INTERVAL), (self._look, self.SILENCE / 4)):
-            loop = LoopingCall(call)
-            loop.clock = self._reactor
-            loop.start(interval).addErrback(lambda reason: self._log.failure("Loop of a node failed", reason))
-            self._loops.append(loop)
-        self._startWatch(revision)
+    def membersAre(self, names: set[str]) -> None:
+        """These nodes are members, and no others: called while everything is read."""
+        session = self._session
+        if session is not None:
+            for name in set(session.votes.members) - names:
+                session.votes.leave(name)
 
-    def stop(self) -> Deferred[Any]:
-        """
-        End.
+    def watchEnded(self) -> None:
+        """The watch has ended or shows nothing: changes may have been missed, and everything is read again."""
+        session = self._session
+        if session is not None and session.created and not session.isReading:
+            self._inBackground(self._read(session))
 
-        :return: fires when nothing is left.
-        """
-        self._isStopped = True
-        for loop in self._loops:
-            if loop.running:
-                loop.stop()
-        for asked in (self._writing, self._keeping):
-            if asked is not None:
-                asked.cancel()
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.stop()
-        again, self._again = self._again, None
-        if again is not None:
-            again.cancel()
-        loading, self._loading = self._loading, None
-        if loading is not None:
-            loading.cancel()
-        if not self._lease:
-            return gatherResults([])
-        return self._etcd.revoke(self._lease, patience=0).addErrback(
-            lambda reason: reason.trap(StoreUnavailable, EtcdError)
-        )
+    # -- votes
 
-    # -- contact
+    def tick(self) -> None:
+        """Take part in the votes. Called a few times a second, except at a tick that finds a stall."""
+        session = self._session
+        if session is None or session.isReading or not self.isValid:
+            return
+        votes = session.votes
+        votes.answer()
+        due: Mapping[Registration, int] = self._registrations.due(LISTED - votes.listed)
+        new = {}
+        for registration, timestamp in due.items():
+            if registration in self._touching or votes.isInVote(registration):
+                self._registrations.lookAgain(registration)
+            else:
+                new[registration] = Evidence(self._keys.seen(registration), self.joins, timestamp)
+        if new:
+            votes.open(new)
 
-    def _write(self) -> Deferred[None]:
-        self._writing = Deferred.fromCoroutine(self._writeKey())
-        return self._writing.addErrback(self._notWritten)
+    def _secondsLeft(self, registration: Registration) -> float:
+        if registration in self._touching:
+            return float(self._registrations.timeout(registration))
+        return float(self._registrations.secondsLeft(registration))
 
-    def _notWritten(self, failure: Failure) -> None:
-        # The loop must go on whatever happens: without it the node would be lost for ever.
-        self._error = failure.getErrorMessage()
-        if not self._isStopped and not failure.check(StoreUnavailable, EtcdError):
-            self._log.failure("Cannot write the key of a node", failure)
+    def _expiring(self, session: _Session, number: int, registration: Registration, evidence: Evidence) -> None:
+        self._inBackground(self._expire(session, number, registration, evidence))
 
-    async def _writeKey(self) -> None:
-        # One try each time: the next write is the next try.
-        if not self._lease:
-            lease = newLease()
-            await self._etcd.grant(lease, self.PRESENCE)
-            self._lease = lease
-        lease = self._lease
-        if self._writes % 3 == 0 and self._keeping is None:
-            # Beside it, because the others wait for this node's next report.
-            self._keeping = keeping = self._etcd.keepAlive([lease])
-            keeping.addBoth(self._kept, lease).addErrback(self._notWritten)
-        self._writes += 1
-        report = json.dumps({"v": 1, "beats": self._writes, "behind": round(self._backlog.report(), 3)})
+    async def _expire(self, session: _Session, number: int, registration: Registration, evidence: Evidence) -> None:
+        hasExpired = False
         try:
-            await self._etcd.txn((), [put(self._key, report.encode("ascii"), lease)], patience=0)
-        except EtcdError:
-            self._lease = 0
+            hasExpired = await self._keys.expire(session.name, session.created, registration, evidence)
+        except NoSuchObject:
+            self._registrations.ended(registration)
+        except CancelledError:
+            raise
+        except Exception as error:
+            if not isinstance(error, StoreUnavailable):
+                self._log.failure("Expiration of a service failed; its outcome is being determined")
+            hasExpired = await self._settle(session, registration)
+        # In this order: what the end of the vote opens must not be acknowledged any more.
+        if hasExpired:
+            self._registrations.expired(registration)
+        else:
+            self._registrations.lookAgain(registration)
+        session.votes.decided(number, registration)
 
-    def _kept(self, result: list[bool] | Failure, lease: int) -> Failure | None:
-        self._keeping = None
-        if isinstance(result, Failure):
-            return result
-        if not result[0] and self._lease == lease:
-            self._lease = 0
-        return None
+    async def _settle(self, session: _Session, registration: Registration) -> bool:
+        """Make sure that a transaction whose outcome is unknown has ended the registration, or never will."""
+        while self._session is session:
+            try:
+                return not await self._keys.touch(registration)
+            except StoreUnavailable:
+                await deferLater(self._clock, PAUSE)
+        # Without its key, none of this node's transactions can succeed any more.
+        return False
 
-    def _look(self) -> None:
-        if self.secondsAway() > self.SILENCE:
-            if not self._isLost:
-                self._isLost = True
-                self._log.warn(
-                    "etcd unreachable, no service expires until it is back: {why}",
-                    why=self._error or "it does not answer",
-                )
-                self._onLost()
-        elif self._isLost and self._loading is None and self._again is None:
-            # What happened meanwhile is read anew, whether or not the watch has noticed anything.
-            watch, self._watch = self._watch, None
-            if watch is not None:
-                watch.stop()
-            self._reload()
+    # -- heartbeats
 
-    # -- the watch
+    def closed(self, tenant: str) -> Mapping[str, Any]:
+        """The incarnations of a tenant's services whose heartbeats have to go through :meth:`admit`."""
+        session = self._session
+        return {} if session is None else session.votes.closed(tenant)
 
-    def _startWatch(self, revision: int) -> None:
-        watch = self._watch = Watch(self._agent, self._reactor, self._changed, silence=self.DEAF)
-        watch.ended.addErrback(self._watchEnded, watch)
-        watch.start(self._urls[self._member % len(self._urls)], self._prefix, revision + 1)
+    async def admit(self, registration: Registration) -> bool:
+        """
+        Let a heartbeat of a registration pass that a vote closes.
 
-    def _changed(self, change: Change) -> None:
-        self._onChange(change)
+        :return: whether the registration exists.
+        :raises StoreUnavailable: if that cannot be found out, or this node may not acknowledge heartbeats.
+        """
+        session = self._validSession()
+        if session.votes.closing(registration):
+            await self._untilOpen(registration)
+        while True:
+            session = self._validSession()
+            votes = session.votes.closing(registration)
+            if not votes:
+                # The watch shows the end of a registration before that of its vote.
+                return bool(self._registrations.timeout(registration))
+            self._touching[registration] += 1
+            try:
+                exists = await self._keys.touch(registration)
+            finally:
+                self._touching[registration] -= 1
+                if not self._touching[registration]:
+                    del self._touching[registration]
+            if not exists:
+                return False
+            if self._session is session:
+                session.votes.touched(registration, votes)
 
-    def _watchEnded(self, failure: Failure, watch: Watch) -> None:
-        failure.trap(WatchEnded)
-        if self._isStopped or self._watch is not watch:
-            return
-        self._log.debug("The watch of etcd has ended: {why}", why=failure.getErrorMessage())
-        self._watch = None
-        self._member += 1
-        self._again = self._reactor.callLater(self.PAUSE, self._reload)
+    def _validSession(self) -> _Session:
+        session = self._session
+        if session is None or not self.isValid:
+            raise StoreUnavailable("this node is not a valid member of the cluster now")
+        return session
 
-    def _reload(self) -> None:
-        self._again = None
-        if self._isStopped or self._loading is not None:
-            return
-        wasLost = self._isLost
-        self._loading = loading = self._load(wasLost)
-        loading.addCallbacks(self._loaded, self._notLoaded, callbackArgs=(wasLost,))
+    async def _untilOpen(self, registration: Registration) -> None:
+        opened: Deferred[None] = Deferred()
+        waiting = self._opening.setdefault(registration, [])
+        waiting.append(opened)
+        opened.addTimeout(VOTE, self._clock)
+        try:
+            await opened
+        except TimeoutError:
+            waiting.remove(opened)
+            if not waiting and self._opening.get(registration) is waiting:
+                del self._opening[registration]
 
-    def _loaded(self, revision: int, wasLost: bool) -> None:
-        self._loading = None
-        if self._isStopped:
-            return
-        if wasLost:
-            # Contact that was lost only while this was read is not regained by it: then it is read once more.
-            self._isLost = False
-            self._log.info("etcd reachable again")
-        self._startWatch(revision)
+    def _opened(self, registration: Registration) -> None:
+        for each in self._opening.pop(registration, ()):
+            each.callback(None)
 
-    def _notLoaded(self, failure: Failure) -> None:
-        self._loading = None
-        if self._isStopped:
-            return
-        if not failure.check(StoreUnavailable, EtcdError):
-            self._log.failure("Cannot read the data in etcd; retrying", failure)
-        self._again = self._reactor.callLater(self.PAUSE, self._reload)
+    # -- inside
+
+    def _inBackground(self, work: Any) -> Deferred[Any]:
+        running = Deferred.fromCoroutine(work)
+        self._background.add(running)
+
+        def done(result: Any) -> None:
+            self._background.discard(running)
+
+        running.addErrback(self._failed).addBoth(done)
+        return running
+
+    def _failed(self, failure: Any) -> None:
+        if not failure.check(StoreUnavailable, CancelledError):
+            self._log.failure("A node's work in the cluster failed", failure)

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from itertools import count as naturals
 
 from ..interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
-from .gateway import Compare, Etcd, KeyValue, deletion, endOf, put, reading
-from .leases import newLease
+from .gateway import Compare, Etcd, KeyValue, deletion, endOf, newLease, put, reading
 
 
 class EtcdUsers:

@@ -5,7 +5,7 @@ etcd as a JSON API, over servers that play a cluster in trouble.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -162,20 +162,18 @@ class TurnsTests(SynchronousTestCase):
         path, answered = self.asked.pop(0)
         answer: Any = {"header": {"revision": "1"}, "responses": [{"response_range": {}}]}
         if path == "lease/keepalive":
-            answer = [{"result": {"ID": "5", "TTL": "30"}}]
+            answer = {"result": {"ID": "5", "TTL": "30"}}
         answered.callback(SimpleNamespace(status=200, json=answer))
         return self.asked[-1][0] if self.asked else ""
 
     def test_thePressingOnesFirst(self) -> None:
         """Heartbeats overtake everything, what others wait for the rest, and what need not be done waits for all."""
         works = [self.etcd.get("/a"), self.etcd.get("/b"), self.etcd.revoke(1), self.etcd.grant(2, 30)]
-        works += [self.etcd.get("/c"), self.etcd.timeToLive(3), self.etcd.txn((), (), urgency=Urgency.pressing)]
-        works += [self.etcd.grant(4, 30, urgency=Urgency.vital), self.etcd.keepAlive([5])]
+        works += [self.etcd.get("/c"), self.etcd.txn((), (), urgency=Urgency.pressing)]
+        works += [self.etcd.range("/d", urgency=Urgency.vital)]
         self.assertEqual([path for path, _ in self.asked], ["kv/txn", "kv/txn"])
-        order = [self.answer() for _ in range(7)]
-        vital, rest = order[:2], order[2:]
-        self.assertEqual(vital, ["lease/grant", "lease/keepalive"])
-        self.assertEqual(rest, ["lease/timetolive", "kv/txn", "lease/grant", "kv/txn", "lease/revoke"])
+        order = [self.answer() for _ in range(5)]
+        self.assertEqual(order, ["kv/txn", "kv/txn", "lease/grant", "kv/txn", "lease/revoke"])
         while self.asked:
             self.answer()
         for work in works:
@@ -232,36 +230,21 @@ class TurnsTests(SynchronousTestCase):
 
 
 class KeepAliveTests(EtcdCase):
-    """Several leases in one request, which is nothing that etcd promises."""
+    """Leases that are kept alive."""
 
-    def keeping(self, answer: Callable[[Sequence[int]], list[Any]]) -> tuple[Any, Etcd]:
-        """A server that answers keep-alives with lines."""
+    def keeping(self, answer: Any) -> Etcd:
+        """An etcd that answers keep-alives with that."""
+        return self.etcd(self.serve(lambda call: call.answer(200, json.dumps(answer).encode())).url, timeout=0.3)
 
-        def handle(call: Call) -> None:
-            asked = [int(json.loads(line)["ID"]) for line in call.body.splitlines()]
-            call.answer(200, b"\n".join(json.dumps(each).encode() for each in answer(asked)))
+    async def test_whetherItExists(self) -> None:
+        """A lease without any time left does not exist."""
+        self.assertTrue(await self.keeping({"result": {"ID": "1", "TTL": "5"}}).keepAlive(1))
+        self.assertFalse(await self.keeping({"result": {"ID": "1"}}).keepAlive(1))
 
-        server = self.serve(handle)
-        return server, self.etcd(server.url, timeout=0.3)
-
-    async def test_missingAnswersAreAskedForAlone(self) -> None:
-        """Answers that vanish under a 200, come in another order, or are an error's, cost a request more."""
-        alive = {"TTL": "5"}
-        server, etcd = self.keeping(
-            lambda asked: (
-                [{"error": {"grpc_code": 14}}, {"result": {"ID": "3"}}, {"result": {"ID": "1", **alive}}]
-                if len(asked) > 1
-                else [{"result": {"ID": str(asked[0]), **alive}}]
-            )
-        )
-        self.assertEqual(await etcd.keepAlive([1, 2, 3, 4]), [True, True, False, True])
-        self.assertEqual(len(server.calls), 3)
-
-    async def test_noAnswerAtAllIsTrouble(self) -> None:
-        """What etcd says nothing about is not called gone."""
-        for lines in ([], [{"error": {"grpc_code": 14, "message": "no leader"}}]):
-            _, etcd = self.keeping(lambda asked, lines=lines: lines)  # type: ignore[misc]  # a loop's
-            await self.refuses(StoreUnavailable, etcd.keepAlive([1]))
+    async def test_anErrorIsTrouble(self) -> None:
+        """An error under a 200, or something else, does not mean that the lease has ended."""
+        for answer in ({"error": {"grpc_code": 14, "message": "no leader"}}, {}, []):
+            await self.refuses(StoreUnavailable, self.keeping(answer).keepAlive(1))
 
 
 class UserTests(EtcdCase):

@@ -1,0 +1,33 @@
+"""
+The event ids of each tenant in etcd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+
+from ...eventids import EventIds, newTail
+
+
+class TenantIds:
+    """
+    The tenants' event ids. Each tenant has positions of its own, and a tail of its own, so that no two events of
+    different tenants have the same id.
+
+    :param wallClock: seconds since the epoch.
+    :ivar tail: the registry's; the tenants' are made of it.
+    """
+
+    def __init__(self, wallClock: Callable[[], float]) -> None:
+        self.tail = ""
+        self._wallClock = wallClock
+        self._ids: dict[str, EventIds] = {}
+
+    def of(self, tenant: str) -> EventIds:
+        """The event ids of one tenant."""
+        ids = self._ids.get(tenant)
+        if ids is None:
+            drawn = int.from_bytes(blake2b(f"{self.tail} {tenant}".encode(), digest_size=8).digest(), "big")
+            ids = self._ids[tenant] = EventIds(self._wallClock, newTail(lambda bits: drawn & (1 << bits) - 1))
+        return ids

@@ -1,0 +1,210 @@
+"""
+What a node reads and writes in etcd for its membership, and the watch by which it sees the changes of others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar
+
+from twisted.python.failure import Failure
+from twisted.web.iweb import IAgent
+from zope.interface import implementer
+
+from ....util.deferred import returnsDeferred
+from ....util.logs import Logger
+from ..interfaces import IStoreListener, StoreUnavailable
+from .eventids import TenantIds
+from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, newLease, put
+from .node import DEAF, Evidence, INodeKeys, Joined, Node
+from .services import EtcdServices
+from .votes import Registration, Status
+from .watch import Change, Watch, WatchEnded
+
+_T = TypeVar("_T")
+
+
+async def available(result: Awaitable[_T]) -> _T:
+    """What etcd responds; what it refuses, it refuses for reasons that may pass."""
+    try:
+        return await result
+    except EtcdError as error:
+        raise StoreUnavailable(f"etcd refuses: {error}") from None
+
+
+@implementer(INodeKeys)
+class NodeKeys:
+    """
+    See the module.
+
+    :param etcd: for the node's own key; requests to it are sent while others are refused.
+    :param reactor: the reactor.
+    :param agent: sends the request of a watch.
+    :param urls: etcd's members; the watch goes to one after the other.
+    :param prefix: of all keys.
+    :param commits: the name that this process's groups of changes have.
+    :param services: the services.
+    :param ids: the tenants' event ids.
+    :param listener: is notified of changes.
+    :ivar node: the node.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        reactor: Any,
+        agent: IAgent,
+        urls: Sequence[str],
+        prefix: str,
+        commits: str,
+        services: EtcdServices,
+        ids: TenantIds,
+        listener: IStoreListener,
+    ) -> None:
+        self.node: Node
+        self._etcd = etcd
+        self._reactor = reactor
+        self._agent = agent
+        self._urls = urls
+        self._prefix = prefix
+        self._commits = commits
+        self._services = services
+        self._ids = ids
+        self._listener = listener
+        self._leases: dict[str, int] = {}
+        self._watch: Watch | None = None
+        self._member = 0
+        self._loads = 0
+
+    # -- the node's key
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}nodes/{name}"
+
+    def _put(self, name: str, status: Status) -> dict[str, Any]:
+        kept = {**status.toJSON(self._positionOf), "commits": self._commits}
+        return put(self._key(name), json.dumps(kept, separators=(",", ":")).encode("ascii"), self._leases[name])
+
+    def _positionOf(self, registration: Registration) -> int:
+        tenant, incarnation = registration
+        position = self._ids.of(tenant).owned(incarnation)
+        assert position is not None, incarnation
+        return position
+
+    @returnsDeferred
+    async def join(self, name: str, seconds: int, status: Status) -> Joined:
+        self._leases = {name: newLease()}
+        granted = await available(self._etcd.grant(self._leases[name], seconds))
+        condition = Compare(self._key(name), 0, Revision.created)
+        changes = [self._put(name, status), put(f"{self._prefix}joins", b"1")]
+        done = await available(self._etcd.txn([condition], changes, patience=0))
+        if not done.succeeded:
+            raise StoreUnavailable("etcd: the name of a new node is taken")
+        return Joined(done.revision, granted)
+
+    @returnsDeferred
+    async def renew(self, name: str) -> bool:
+        return await available(self._etcd.keepAlive(self._leases[name]))
+
+    @returnsDeferred
+    async def publish(self, name: str, created: int, status: Status) -> bool:
+        condition = Compare(self._key(name), created, Revision.created)
+        try:
+            done = await self._etcd.txn([condition], [self._put(name, status)], patience=0)
+        except EtcdError as error:
+            # Its lease has ended, and the key with it.
+            if error.code == 5:
+                return False
+            raise StoreUnavailable(f"etcd refuses: {error}") from None
+        return done.succeeded
+
+    @returnsDeferred
+    async def leave(self, name: str) -> None:
+        self.stopWatching()
+        await available(self._etcd.revoke(self._leases[name], patience=0))
+
+    # -- services
+
+    @returnsDeferred
+    async def touch(self, registration: Registration) -> bool:
+        return await available(self._services.touch(registration))
+
+    @returnsDeferred
+    async def expire(self, name: str, created: int, registration: Registration, evidence: Evidence) -> bool:
+        return await available(self._services.expire(self._key(name), created, registration, evidence))
+
+    def seen(self, registration: Registration) -> int:
+        return self._services.touchedAt(registration)
+
+    # -- reading everything, and watching it
+
+    @returnsDeferred
+    async def load(self) -> None:
+        self.stopWatching()
+        self._loads += 1
+        number = self._loads
+        _, revision = await available(self._etcd.range(f"{self._prefix}meta", urgency=Urgency.vital))
+        records, seen, nodes = [
+            await available(self._etcd.all(self._prefix + kind, revision=revision, urgency=Urgency.vital))
+            for kind in ("services/", "seen/", "nodes/")
+        ]
+        joins, _ = await available(self._etcd.range(f"{self._prefix}joins", revision=revision, urgency=Urgency.vital))
+        if number != self._loads:
+            raise StoreUnavailable("everything is being read for a later membership")
+        services = self._services.load(records, seen, revision)
+        self._listener.synchronized(services)
+        for tenant in {service.tenant for service in services}:
+            self._listener.eventAdded(tenant)
+        self.node.joins = joins[0].modified if joins else 0
+        self.node.membersAre({self._nameOf(each) for each in nodes})
+        for each in nodes:
+            self.node.statusChanged(self._nameOf(each), self._statusOf(each))
+        watch = self._watch = Watch(self._agent, self._reactor, self._changed, silence=DEAF)
+        watch.ended.addErrback(self._watchEnded, watch)
+        watch.start(self._urls[self._member % len(self._urls)], self._prefix, revision + 1)
+
+    def stopWatching(self) -> None:
+        """End the watch."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
+
+    def _watchEnded(self, failure: Failure, watch: Watch) -> None:
+        failure.trap(WatchEnded)
+        if self._watch is watch:
+            self._log.debug("The watch of etcd has ended: {why}", why=failure.getErrorMessage())
+            self._watch = None
+            self._member += 1
+            self.node.watchEnded()
+
+    def _nameOf(self, found: KeyValue) -> str:
+        return found.key.rpartition("/")[2]
+
+    def _statusOf(self, found: KeyValue) -> Status | None:
+        try:
+            return Status.of(json.loads(found.value), lambda tenant, position: self._ids.of(tenant).idAt(position))
+        except ValueError:
+            return None
+
+    def _changed(self, change: Change) -> None:
+        kind, _, rest = change.now.key[len(self._prefix) :].partition("/")
+        if kind == "nodes":
+            if change.isDeleted:
+                self.node.nodeGone(rest)
+            else:
+                self.node.statusChanged(rest, self._statusOf(change.now))
+        elif kind == "joins":
+            self.node.joins = change.now.modified
+        elif kind == "services" and change.isDeleted:
+            gone = self._services.recordDeleted(change.now, change.before)
+            if gone is not None:
+                self._listener.vanished(*gone)
+        elif kind == "services":
+            self._listener.appeared(self._services.recordChanged(change.now))
+        elif kind == "seen" and not change.isDeleted:
+            self._services.seenChanged(change.now)
+        elif kind == "events" and not change.isDeleted:
+            self._listener.eventAdded(rest.partition("/")[0])

@@ -1,0 +1,99 @@
+"""
+The version of what is in etcd, and its conversion from an earlier one.
+
+Version 1 kept services alive by leases. A node of that version cannot share etcd with nodes of this one: the conversion
+waits until it is gone, and an old node that starts afterwards refuses to work.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from ....util.logs import Logger
+from ...eventids import newTail
+from ..interfaces import StoreRefused, StoreUnavailable
+from .gateway import PAGE, Compare, Etcd, KeyValue, Revision, deletion, endOf, newLease, put, reading
+from .votes import VERSION
+
+_log = Logger()
+
+#: Seconds that the keys of nodes that have ended may still be there, and between two looks.
+_GONE = 8.0
+_PAUSE = 0.5
+#: Seconds after which another node may go on with a conversion whose node has ended.
+_CONVERTER = 10
+_GROUP = 100
+
+
+async def openLayout(etcd: Etcd, clock: IReactorTime, prefix: str) -> Mapping[str, Any]:
+    """
+    Make sure that what is in etcd has this version.
+
+    :return: the registry's secret and the tail of its event ids.
+    :raises StoreRefused: if it has an unknown version, or nodes of version 1 are running.
+    :raises StoreUnavailable: if another node is converting it now.
+    """
+    key = f"{prefix}meta"
+    new = {"v": VERSION, "secret": secrets.token_hex(32), "tail": newTail()}
+    done = await etcd.txn([Compare(key, 0)], [put(key, _bytes(new)), reading(key)], [reading(key)])
+    found = next(kept for kept in done.found if kept)[0]
+    meta: dict[str, Any] = json.loads(found.value)
+    if meta.get("v") == 1 or meta.get("converting"):
+        await _convert(etcd, clock, prefix, found, meta)
+    elif meta.get("v") != VERSION:
+        raise StoreRefused(f"what is in etcd below {prefix} was written by another release (version {meta.get('v')})")
+    return meta
+
+
+def _bytes(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value).encode("ascii")
+
+
+async def _convert(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValue, meta: Mapping[str, Any]) -> None:
+    lock, lease = f"{prefix}converting", newLease()
+    await etcd.grant(lease, _CONVERTER)
+    taken = await etcd.txn([Compare(lock, 0)], [put(lock, b"1", lease)])
+    if not taken.succeeded:
+        await etcd.revoke(lease)
+        raise StoreUnavailable("another node is converting what is in etcd")
+    try:
+        meta = {**meta, "v": VERSION}
+        if "converting" not in meta:
+            await _takeOver(etcd, clock, prefix, found, {**meta, "converting": True})
+        await etcd.txn((), [deletion(f"{prefix}alive/", endOf(f"{prefix}alive/"))])
+        seen = await etcd.all(f"{prefix}seen/")
+        for begin in range(0, len(seen), _GROUP):
+            # Written again, they have no lease.
+            await etcd.keepAlive(lease)
+            group = seen[begin : begin + _GROUP]
+            for each in group:
+                await etcd.txn([Compare(each.key, each.modified)], [put(each.key, each.value)])
+        await etcd.txn((), [put(found.key, _bytes({name: meta[name] for name in ("v", "secret", "tail")}))])
+        _log.info("Converted what is in etcd below {prefix} to version {version}", prefix=prefix, version=VERSION)
+    finally:
+        await etcd.revoke(lease)
+
+
+async def _takeOver(etcd: Etcd, clock: IReactorTime, prefix: str, found: KeyValue, meta: Mapping[str, Any]) -> None:
+    """Write the new version, unless a node of version 1 is running."""
+    nodes = f"{prefix}nodes/"
+    conditions = [Compare(found.key, found.modified), Compare(nodes, 0, Revision.created, endOf(nodes))]
+    end = clock.seconds() + _GONE
+    while True:
+        done = await etcd.txn(conditions, [put(found.key, _bytes(meta))], [reading(nodes, endOf(nodes), PAGE)])
+        if done.succeeded:
+            return
+        running = len(done.found[0] or ())
+        if not running:
+            raise StoreUnavailable("etcd: another node has converted what is in it")
+        if clock.seconds() > end:
+            raise StoreRefused(
+                f"{running} node(s) of an earlier release use what is in etcd below {prefix}: stop them first"
+            )
+        await deferLater(clock, _PAUSE)

@@ -1,0 +1,330 @@
+"""
+Expiration by vote: which registrations a node may still acknowledge from memory, and which ones expire.
+
+A service expires when every node has voted that it received no heartbeat for one timeout. This module holds one node's
+part of that protocol, without input, output or time: :class:`Votes` takes what the other nodes publish and says what
+this node publishes. A node publishes its open votes and its answers to the votes of others as its :class:`Status`.
+
+A vote *closes* a registration on a node, from the moment at which that node has found the deadline passed until the
+vote ends. While a registration is closed, a heartbeat may be acknowledged only after a successful touch, which is a
+write that makes the expiration fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+Registration = tuple[str, str]
+"""Tenant and incarnation: the id of the event with which the service joined."""
+
+VoteId = tuple[str, int]
+"""The node that opened the vote, and the vote's number there."""
+
+_E = TypeVar("_E")
+
+VERSION = 2
+"""Of what is in etcd. Nodes of version 1 kept services alive by leases."""
+
+_NONE: Mapping[str, set[VoteId]] = {}
+
+
+@attrs.frozen
+class Status:
+    """
+    What a node publishes.
+
+    :ivar serial: grows with each status of a node.
+    :ivar votes: the node's open votes by number, each with its registrations in a fixed order.
+    :ivar answers: the node's answers to the open votes of others: the seconds left of those registrations that have
+        some, by their place in the vote. The others have none left.
+    """
+
+    serial: int
+    votes: Mapping[int, Sequence[Registration]] = attrs.Factory(dict)
+    answers: Mapping[VoteId, Mapping[int, float]] = attrs.Factory(dict)
+
+    def toJSON(self, positionOf: Callable[[Registration], int]) -> dict[str, Any]:
+        """
+        The status as JSON data.
+
+        :param positionOf: returns the feed position in an incarnation, which names it within its tenant.
+        """
+        votes = {
+            number: [
+                [tenant, [positionOf(each) for each in group]]
+                for tenant, group in groupby(registrations, key=lambda each: each[0])
+            ]
+            for number, registrations in self.votes.items()
+        }
+        answers: dict[str, dict[int, dict[int, float]]] = {}
+        for (node, number), left in self.answers.items():
+            # What is left stays above zero.
+            answers.setdefault(node, {})[number] = {place: round(each, 3) or 0.001 for place, each in left.items()}
+        return {"v": VERSION, "serial": self.serial, "votes": votes, "answers": answers}
+
+    @classmethod
+    def of(cls, kept: Any, incarnationAt: Callable[[str, int], str]) -> Status:
+        """
+        Read a status.
+
+        :param incarnationAt: returns the incarnation with a feed position of a tenant.
+        :raises ValueError: if *kept* is not the JSON data of a status.
+        """
+        try:
+            votes = {
+                int(number): [
+                    (str(tenant), incarnationAt(tenant, int(each))) for tenant, group in groups for each in group
+                ]
+                for number, groups in kept["votes"].items()
+            }
+            answers = {
+                (str(node), int(number)): {int(place): float(left) for place, left in seconds.items()}
+                for node, numbers in kept["answers"].items()
+                for number, seconds in numbers.items()
+            }
+            return cls(int(kept["serial"]), votes, answers)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a node's status: {error!r}") from None
+
+
+@attrs.define(eq=False)
+class _Vote(Generic[_E]):
+    """
+    A vote that this node has opened.
+
+    :ivar items: its registrations in their order, with what was noted of each when the vote began.
+    :ivar answers: by node.
+    :ivar undecided: registrations whose transaction is under way; ``None`` until all members have answered.
+    """
+
+    items: dict[Registration, _E]
+    answers: dict[str, Mapping[int, float]] = attrs.Factory(dict)
+    undecided: dict[Registration, None] | None = None
+
+
+@attrs.define(eq=False)
+class _Question:
+    """
+    Another node's open vote.
+
+    :ivar registrations: in the order of the vote.
+    :ivar answer: this node's; ``None`` until it is given.
+    :ivar alive: those to which any node has answered that there is time left.
+    """
+
+    registrations: Sequence[Registration]
+    answer: Mapping[int, float] | None = None
+    alive: set[Registration] = attrs.Factory(set)
+
+
+class Votes(Generic[_E]):
+    """
+    One node's votes, its answers, and the registrations that they close.
+
+    :param node: the name of this node, which no other node has or had.
+    :param secondsLeft: returns the seconds until a registration's deadline as this node knows it; 0 or less if the
+        deadline has passed or the registration is unknown, and the full timeout while a touch of it is under way.
+    :param onAlive: called with a registration of an own vote that another node has received a heartbeat for.
+    :param onOpen: called with a registration that no vote closes any more.
+    :param onExpired: called with the number of an own vote, a registration that no node has received a heartbeat for,
+        and what was noted of it. The caller deletes the record, and calls :meth:`decided` when the outcome is known.
+    :ivar isChanged: whether the status differs from the last one that :meth:`status` returned.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        secondsLeft: Callable[[Registration], float],
+        onAlive: Callable[[Registration], None],
+        onOpen: Callable[[Registration], None],
+        onExpired: Callable[[int, Registration, _E], None],
+    ) -> None:
+        self.isChanged = True
+        self._node = node
+        self._secondsLeft = secondsLeft
+        self._onAlive = onAlive
+        self._onOpen = onOpen
+        self._onExpired = onExpired
+        self._closed: dict[str, dict[str, set[VoteId]]] = {}
+        self._own: dict[int, _Vote[_E]] = {}
+        self._questions: dict[VoteId, _Question] = {}
+        # The last serial of each other member; -1 before the first.
+        self._members: dict[str, int] = {}
+        self._number = 0
+        self._serial = 0
+
+    # -- heartbeats
+
+    def closed(self, tenant: str) -> Mapping[str, Collection[VoteId]]:
+        """A tenant's closed incarnations, with the votes that close each."""
+        return self._closed.get(tenant, _NONE)
+
+    def closing(self, registration: Registration) -> frozenset[VoteId]:
+        """The votes that close a registration now: to be handed to :meth:`touched` after a touch."""
+        tenant, incarnation = registration
+        return frozenset(self._closed.get(tenant, _NONE).get(incarnation, ()))
+
+    def touched(self, registration: Registration, votes: Collection[VoteId]) -> bool:
+        """
+        A touch of *registration* has succeeded.
+
+        :param votes: those that closed it when the touch was sent.
+        :return: whether it may be acknowledged: no later vote has closed it.
+        """
+        for each in votes:
+            self._reopen(registration, each)
+        return not self.closing(registration)
+
+    # -- own votes
+
+    @property
+    def listed(self) -> int:
+        """How many registrations the own votes hold."""
+        return sum(len(vote.items) for vote in self._own.values())
+
+    def open(self, registrations: Mapping[Registration, _E]) -> None:
+        """
+        Open a vote about registrations whose deadline has passed.
+
+        :param registrations: each with what is noted of it, for the transaction that may end it.
+        """
+        self._number += 1
+        self._own[self._number] = _Vote(dict(registrations))
+        for each in registrations:
+            self._close(each, (self._node, self._number))
+        self.isChanged = True
+        self._settle()
+
+    def isInVote(self, registration: Registration) -> bool:
+        """Whether an own vote holds a registration."""
+        return any(registration in vote.items for vote in self._own.values())
+
+    def decided(self, number: int, registration: Registration) -> None:
+        """The outcome of a registration's transaction is known."""
+        vote = self._own.get(number)
+        if vote is not None and vote.undecided is not None:
+            vote.undecided.pop(registration, None)
+            if not vote.undecided:
+                self._end(number)
+
+    def giveUp(self) -> None:
+        """End the own votes, except those whose transactions are under way."""
+        for number in [number for number, vote in self._own.items() if vote.undecided is None]:
+            self._end(number)
+
+    # -- the votes of others
+
+    def answer(self) -> None:
+        """Answer the open votes of others that are not answered yet. Not called at a tick that finds a stall."""
+        for id, question in self._questions.items():
+            if question.answer is not None:
+                continue
+            answer: dict[int, float] = {}
+            for place, registration in enumerate(question.registrations):
+                left = self._secondsLeft(registration)
+                if left > 0:
+                    answer[place] = left
+                elif registration not in question.alive:
+                    self._close(registration, id)
+            question.answer = answer
+            self.isChanged = True
+
+    def observe(self, node: str, status: Status) -> None:
+        """Another member has published a status. One whose serial is not greater than the last one is ignored."""
+        if status.serial <= self._members.get(node, -1):
+            return
+        self._members[node] = status.serial
+        for number, registrations in status.votes.items():
+            self._questions.setdefault((node, number), _Question(registrations))
+        for id in [id for id in self._questions if id[0] == node and id[1] not in status.votes]:
+            self._drop(id)
+        for id, answer in status.answers.items():
+            if id[0] != self._node:
+                question = self._questions.get(id)
+                if question is not None:
+                    self._reopenAlive(id, question, answer)
+            elif id[1] in self._own:
+                self._own[id[1]].answers.setdefault(node, answer)
+        self._settle()
+
+    def join(self, node: str) -> None:
+        """Another node has become a member, whether or not its status can be read."""
+        self._members.setdefault(node, -1)
+
+    def leave(self, node: str) -> None:
+        """The key of another member is gone: own votes are given up, because it may have received heartbeats."""
+        self.giveUp()
+        self._members.pop(node, None)
+        for id in [id for id in self._questions if id[0] == node]:
+            self._drop(id)
+
+    @property
+    def members(self) -> Collection[str]:
+        """The other members."""
+        return self._members.keys()
+
+    # -- the own status
+
+    def status(self) -> Status:
+        """The next status to publish."""
+        self._serial += 1
+        self.isChanged = False
+        answers = {id: each.answer for id, each in self._questions.items() if each.answer is not None}
+        return Status(self._serial, {number: list(vote.items) for number, vote in self._own.items()}, answers)
+
+    # -- inside
+
+    def _settle(self) -> None:
+        """Decide the votes that all members have answered."""
+        for number, vote in list(self._own.items()):
+            if vote.undecided is not None or not self._members.keys() <= vote.answers.keys():
+                continue
+            places = {place for answer in vote.answers.values() for place in answer}
+            alive = [each for place, each in enumerate(vote.items) if place in places]
+            for each in alive:
+                self._reopen(each, (self._node, number))
+                self._onAlive(each)
+            vote.undecided = undecided = {each: None for place, each in enumerate(vote.items) if place not in places}
+            if not undecided:
+                self._end(number)
+            for each in list(undecided):
+                self._onExpired(number, each, vote.items[each])
+
+    def _end(self, number: int) -> None:
+        for each in self._own.pop(number).items:
+            self._reopen(each, (self._node, number))
+        self.isChanged = True
+
+    def _reopenAlive(self, id: VoteId, question: _Question, answer: Iterable[int]) -> None:
+        for place in answer:
+            if 0 <= place < len(question.registrations):
+                each = question.registrations[place]
+                question.alive.add(each)
+                self._reopen(each, id)
+
+    def _drop(self, id: VoteId) -> None:
+        question = self._questions.pop(id)
+        for each in question.registrations:
+            self._reopen(each, id)
+        self.isChanged = self.isChanged or question.answer is not None
+
+    def _close(self, registration: Registration, id: VoteId) -> None:
+        tenant, incarnation = registration
+        self._closed.setdefault(tenant, {}).setdefault(incarnation, set()).add(id)
+
+    def _reopen(self, registration: Registration, id: VoteId) -> None:
+        tenant, incarnation = registration
+        ofTenant = self._closed.get(tenant)
+        votes = None if ofTenant is None else ofTenant.get(incarnation)
+        if ofTenant is None or votes is None:
+            return
+        votes.discard(id)
+        if not votes:
+            del ofTenant[incarnation]
+            if not ofTenant:
+                del self._closed[tenant]
+            self._onOpen(registration)
