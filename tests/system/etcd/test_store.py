@@ -209,7 +209,7 @@ class TroubledAgent:
     :ivar loses: says of a request's body whether its response gets lost.
     :ivar isDeaf: whether nothing arrives any more of a watch's response.
     :ivar isDelayed: whether that waits for :meth:`catchUp`.
-    :ivar watches: how many watches there are.
+    :ivar watching: what receives the responses of watches.
     :ivar lost: how many responses got lost.
     :ivar held: how many requests do not arrive now.
     """
@@ -220,7 +220,7 @@ class TroubledAgent:
         self.loses: Callable[[bytes], bool] = _nothing
         self.isDeaf = False
         self.isDelayed = False
-        self.watches = 0
+        self.watching: set[Any] = set()
         self.lost = 0
         self._agent = watchingAgent(reactor, BrowserLikePolicyForHTTPS(), 1)
         self._held: list[Callable[[], None]] = []
@@ -310,11 +310,11 @@ class Muffled(proxyForInterface(IResponse)):  # type: ignore[misc]  # made there
         end = protocol.connectionLost
 
         def ended(reason: Any) -> None:
-            self.agent.watches -= 1
+            self.agent.watching.discard(protocol)
             end(reason)
 
         protocol.connectionLost = ended
-        self.agent.watches += 1
+        self.agent.watching.add(protocol)
         self.original.deliverBody(protocol)
 
 
@@ -1070,13 +1070,14 @@ class ContactTests(EtcdStoreCase):
 
     async def test_aMembershipThatEndsWhileAllIsRead(self) -> None:
         """What the next membership reads replaces it: there is one watch afterwards."""
-        relay, wire = self.relay(), TroubledAgent()
-        store = await self.store(relay.url, agent=wire)
-        await self.until(lambda: wire.watches == 1)
+        wire = TroubledAgent()
+        store = await self.store(agent=wire)
+        await self.until(lambda: len(wire.watching) == 1)
         own = await self.newestNode()
         reading = encode(f"{self.prefix}services/").encode()
         wire.holds = lambda body: reading in body
-        relay.reset()
+        for watch in wire.watching:
+            watch.transport.loseConnection()
         await self.until(lambda: wire.held)
         await self.asked.revoke(own.lease)
         held = wire.held
@@ -1086,7 +1087,7 @@ class ContactTests(EtcdStoreCase):
         wire.release()
         await self.until(lambda: store.isValid)
         await self.catchesUp(store)
-        self.assertEqual(wire.watches, 1)
+        self.assertEqual(len(wire.watching), 1)
         self.assertEqual(self.listeners[store].heard.count(("synchronized", [])), 1)
 
     async def test_aRenewalThatIsLateIsOfNoUse(self) -> None:
