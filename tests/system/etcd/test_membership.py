@@ -1,0 +1,226 @@
+"""Nodes that lose etcd or each other."""
+
+from __future__ import annotations
+
+from tests.system.etcd.storecase import EtcdStoreCase, T
+from tests.system.etcd.troubled import TroubledAgent
+from tests.unit.registry.stores.etcd.test_gateway import CLOCK
+from txserviceregistry.registry.stores.etcd.gateway import encode, put
+from txserviceregistry.registry.stores.etcd.node import DEAF, PRESENCE, SAFETY
+from txserviceregistry.registry.stores.interfaces import (
+    NoSuchObject,
+    StoreUnavailable,
+)
+
+
+class NodeTests(EtcdStoreCase):
+    """What other nodes publish in their keys."""
+
+    async def test_aStatusThatIsNotUnderstoodIsWaitedFor(self) -> None:
+        """
+        The others go on reading and receiving. Nothing expires while such a node is there, which may have received
+        heartbeats; when it is gone, each service has a full timeout.
+        """
+        odd = (b"12", b'{"v": 2}', b'{"v": 1, "serial": null}', b"not JSON")
+        for number, said in enumerate(odd):
+            await self.asked.txn((), [put(f"{self.prefix}nodes/early{number}", said)])
+        a, b = await self.store(), await self.store()
+        for number, said in enumerate(odd):
+            await self.asked.txn((), [put(f"{self.prefix}nodes/late{number}", said)])
+        made = await self.created(b, a)
+        self.passDeadline(made, a, b)
+        await self.until(lambda: all(made.incarnation in each.closed(T) for each in (a, b)))
+        await self.asked.txn(
+            (),
+            [
+                {"request_delete_range": {"key": encode(f"{self.prefix}nodes/{when}{number}")}}
+                for when in ("early", "late")
+                for number in range(len(odd))
+            ],
+        )
+        for store in (a, b):
+            await self.until(lambda store=store: self.secondsLeft(store, made) > 25)
+        await self.untilVotesEnd(made, a, b)
+        self.assertEqual(await self.types(a), ["service.join"])
+        self.passDeadline(made, a, b)
+        await self.notifies(a, "vanished", "web", made.incarnation)
+        self.assertEqual(await self.types(a), ["service.join", "service.timeout"])
+
+
+class ContactTests(EtcdStoreCase):
+    """A node that loses etcd, and finds it again."""
+
+    async def test_lostAndRegained(self) -> None:
+        """It refuses heartbeats, and soon all at once; then all is read anew, and each service has a full timeout."""
+        relay = self.relay()
+        store, other = await self.store(relay.url), await self.store(joins=False)
+        made, kept = await self.created(store), await self.created(store, id="kept")
+        relay.hang()
+        await self.notifies(store, "suspend")
+        await self.create(other, "new")
+        await other.removeService(T, "web", made.incarnation)
+        await self.refuses(StoreUnavailable, store.admit(T, made.incarnation))
+        await self.refuses(StoreUnavailable, store.getService(T, "web"))
+        began = CLOCK.seconds()
+        await self.refuses(StoreUnavailable, store.getService(T, "web"))
+        self.assertLess(CLOCK.seconds() - began, 0.5)
+        relay.heal()
+        await self.notifies(store, "synchronized", ["kept", "new"])
+        await self.until(lambda: store.isValid)
+        self.assertGreater(self.secondsLeft(store, kept), 29)
+        # It is notified again.
+        await other.setValue(T, "key", "value", 1)
+        self.listeners[store].heard.clear()
+        await other.setValue(T, "key", "another", 1)
+        await self.notifies(store, "eventAdded", T)
+
+    async def test_cutOffFromEtcdOnly(self) -> None:
+        """
+        A node that its clients still reach acknowledges for a while and then refuses; the others let nothing expire
+        before its key is gone, and give each service a full timeout then.
+        """
+        relay = self.relay()
+        a, b = await self.store(relay.url), await self.store()
+        made = await self.created(b, a)
+        relay.hang()
+        began = CLOCK.seconds()
+        self.passDeadline(made, b)
+        await self.until(lambda: made.incarnation in b.closed(T))
+        self.assertTrue(await self.admitted(a, made))
+        await self.until(lambda: not a.isValid)
+        self.assertTrue(PRESENCE - SAFETY - 1 < CLOCK.seconds() - began < PRESENCE - SAFETY + 1)
+        await self.refuses(StoreUnavailable, a.admit(T, made.incarnation))
+        self.assertTrue(await self.haveJoined(2))
+        self.assertIn(made.incarnation, b.closed(T))
+        await self.until(lambda: self.secondsLeft(b, made) > 0)
+        self.assertTrue(await self.haveJoined(1))
+        self.assertGreater(self.secondsLeft(b, made), 29)
+        self.assertEqual(await self.types(b), ["service.join"])
+        relay.heal()
+        await self.until(lambda: a.isValid)
+        self.assertTrue(await self.haveJoined(2))
+        # It takes part again.
+        self.passDeadline(made, a, b)
+        await self.notifies(a, "vanished", "web", made.incarnation)
+        self.assertEqual(await self.types(b), ["service.join", "service.timeout"])
+
+    async def test_whileANodeCannotAnswerNothingExpires(self) -> None:
+        """When its network has stood still for a moment, it answers then, and knows of a heartbeat."""
+        relay = self.relay()
+        a, b = await self.store(relay.url), await self.store()
+        made = await self.created(b, a)
+        relay.hang()
+        began = CLOCK.seconds()
+        self.passDeadline(made, b)
+        await self.until(lambda: CLOCK.seconds() - began > 0.95)
+        self.assertIn(made.incarnation, b.closed(T))
+        relay.heal()
+        await self.untilVotesEnd(made, b)
+        self.assertNotIn(("suspend",), self.listeners[a].heard)
+        self.assertEqual(await self.types(b), ["service.join"])
+
+    async def test_aWatchThatBreaksIsBegunAgain(self) -> None:
+        """Changes meanwhile are found by reading all; the node stays a member, and gives full timeouts."""
+        relay = self.relay()
+        store, other = await self.store(relay.url), await self.store(joins=False)
+        kept = await self.created(store, id="kept")
+        names = await self.keys("nodes/")
+        self.ticking = []
+        self.passDeadline(kept, store)
+        await relay.refuse()
+        relay.reset()
+        await self.create(other)
+        relay.heal()
+        await self.notifies(store, "synchronized", ["kept", "web"])
+        await self.until(lambda: self.secondsLeft(store, kept) > 29)
+        self.assertNotIn(("suspend",), self.listeners[store].heard)
+        self.assertEqual(await self.keys("nodes/"), names)
+        await store.probe()
+
+    async def test_aDeafWatchIsBegunAgain(self) -> None:
+        """A node that is shown nothing any more, not even its own status, lets nothing expire and reads all anew."""
+        wire = TroubledAgent()
+        a, b = await self.store(), await self.store(agent=wire)
+        made = await self.created(a, b)
+        wire.isDeaf = True
+        began = CLOCK.seconds()
+        self.passDeadline(made, a, b)
+        await self.create(a, "new")
+        await self.notifies(b, "synchronized", ["new", "web"])
+        self.assertTrue(DEAF - 1 < CLOCK.seconds() - began < DEAF + 2)
+        wire.isDeaf = False
+        await self.until(lambda: self.secondsLeft(b, made) > 25)
+        later = await self.create(a, "later")
+        await self.until(lambda: "later" in str(self.listeners[b].heard))
+        self.assertNotIn(("suspend",), self.listeners[b].heard)
+        self.assertTrue(b.isValid)
+        self.assertTrue(await self.admitted(b, later))
+        self.assertNotIn("service.timeout", await self.types(a))
+
+    async def test_aMembershipThatEndsWhileAllIsRead(self) -> None:
+        """What the next membership reads replaces it: there is one watch afterwards."""
+        wire = TroubledAgent()
+        store = await self.store(agent=wire)
+        await self.until(lambda: len(wire.watching) == 1)
+        own = await self.newestNode()
+        reading = encode(f"{self.prefix}services/").encode()
+        wire.holds = lambda body: reading in body
+        for watch in wire.watching:
+            watch.transport.loseConnection()
+        await self.until(lambda: wire.held)
+        await self.asked.revoke(own.lease)
+        held = wire.held
+        await self.notifies(store, "suspend")
+        await self.until(lambda: wire.held > held)
+        self.listeners[store].heard.clear()
+        wire.release()
+        await self.until(lambda: store.isValid)
+        await self.catchesUp(store)
+        self.assertEqual(len(wire.watching), 1)
+        self.assertEqual(self.listeners[store].heard.count(("synchronized", [])), 1)
+
+    async def test_aRenewalThatIsLateIsOfNoUse(self) -> None:
+        """A keep-alive that is answered when the node has joined again under another name changes nothing."""
+        wire = TroubledAgent()
+        store = await self.store(agent=wire)
+        own = await self.newestNode()
+        wire.delays = lambda body: b'"ID"' in body and b'"TTL"' not in body
+        await self.until(lambda: wire.held)
+        await self.asked.txn((), [{"request_delete_range": {"key": encode(own.key)}}])
+        await self.notifies(store, "suspend")
+        await self.until(lambda: store.isValid)
+        wire.release()
+        self.assertNotEqual((await self.newestNode()).key, own.key)
+        await self.catchesUp(store)
+        self.assertTrue(store.isValid)
+
+    async def test_aReadThatIsOlderThanTheWatchIsRepeated(self) -> None:
+        """A service that was read before its end, which the watch shows before that, is not there."""
+        wire = TroubledAgent()
+        a, b = await self.store(agent=wire), await self.store()
+        made = await self.created(b, a)
+        record = encode(f"{self.prefix}services/{T}/web").encode()
+        wire.delays = lambda body: record in body
+        reading = a.getService(T, "web")
+        await self.until(lambda: wire.held)
+        await b.removeService(T, "web", made.incarnation)
+        await self.notifies(a, "vanished", "web", made.incarnation)
+        wire.release()
+        await self.refuses(NoSuchObject, reading)
+        self.assertFalse(await a.admit(T, made.incarnation))
+
+    async def test_aNodeWhoseLeaseIsGoneJoinsAgain(self) -> None:
+        """Under another name; it refuses heartbeats until all is read, and gives full timeouts."""
+        store = await self.store()
+        made = await self.created(store)
+        own = await self.newestNode()
+        self.ticking = []
+        self.passDeadline(made, store)
+        self.listeners[store].heard.clear()
+        await self.asked.revoke(own.lease)
+        await self.notifies(store, "suspend")
+        await self.refuses(StoreUnavailable, store.admit(T, made.incarnation))
+        await self.until(lambda: store.isValid)
+        self.assertIn(("synchronized", ["web"]), self.listeners[store].heard)
+        self.assertGreater(self.secondsLeft(store, made), 29)
+        self.assertNotEqual((await self.newestNode()).key, own.key)
