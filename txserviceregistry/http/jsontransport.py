@@ -266,7 +266,7 @@ class JSONTransport:
         if not answer.body:
             return None
         try:
-            return _linesOf(answer.body) if request.lines else json.loads(answer.body)
+            return json.loads(answer.body)
         except (ValueError, RecursionError):
             if answer.code >= 300:
                 return None
@@ -332,7 +332,3 @@ def shareOf(left: float, serversLeft: int) -> float:
 def _originOf(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _linesOf(body: bytes) -> list[Any]:
-    return [json.loads(line) for line in body.splitlines() if line.strip()]

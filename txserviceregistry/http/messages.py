@@ -95,7 +95,6 @@ class Request:
     :ivar deadline: the end of the *timeout*, in seconds of the clock.
     :ivar wait: seconds for which the server holds its response back; ``None`` if it does not.
     :ivar isTraced: whether the caller finds out the outcome of a request that is not repeatable.
-    :ivar lines: whether its body and the response's are JSON values in a line each.
     :ivar whenLate: called at the deadline.
     :ivar stage: returns its stage at a URL, for error messages.
     :ivar token: the auth token, a secret; empty for none.
@@ -112,7 +111,6 @@ class Request:
     wait: float | None
     lane: Lane
     isTraced: bool
-    lines: bool
     whenLate: WhenLate | None
     stage: Callable[[str], str]
     token: str = attrs.field(default="", repr=False)
@@ -134,14 +132,13 @@ class Request:
         wait: float | None = None,
         lane: Lane = Lane.ORDINARY,
         isTraced: bool = False,
-        lines: bool = False,
         whenLate: WhenLate | None = None,
     ) -> Request:
         """
         A request whose time begins now.
 
         :param query: see :func:`pathOf`.
-        :param body: to be sent as JSON; with *lines* a sequence of such values; ``None`` for none.
+        :param body: to be sent as JSON; ``None`` for none.
         :param repeatable: by default a GET, PUT or DELETE is.
         :param wait: is added to the *timeout*.
         :raises ValueError: if *timeout* or *wait* is not a number from 0 on, or *body* can't be JSON.
@@ -152,7 +149,7 @@ class Request:
             timeout += boundedNumber(wait, 0.0, LONGEST_INTERVAL)
         content = None
         if body is not None:
-            content = b"\n".join(map(encodeJSON, body)) if lines else encodeJSON(body)
+            content = encodeJSON(body)
         isRepeatable = method != "POST" if repeatable is None else repeatable
         return cls(
             method,
@@ -164,7 +161,6 @@ class Request:
             wait,
             lane,
             isTraced,
-            lines,
             whenLate,
             stage,
         )
