@@ -184,7 +184,7 @@ class Cluster:
         """The process of etcd's leader."""
         for number, url in enumerate(self.etcdUrls):
             status = ask(f"{url}/v3/maintenance/status", {})
-            if status and status["leader"] == status["header"]["member_id"]:
+            if status and status.get("leader") == status["header"]["member_id"]:
                 return self.etcds[number]
         return None
 
