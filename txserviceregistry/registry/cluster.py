@@ -6,9 +6,11 @@ it does not know yet are looked up, and a service expires when all of them agree
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
+from typing import NoReturn
 
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from zope.interface import implementer
@@ -18,10 +20,10 @@ from ..util.deferred import returnsDeferred
 from ..util.singleflight import SingleFlight
 from .expiry.deadlines import ServiceState
 from .expiry.livetable import LiveServices
-from .faults import notFound, systemFailure
+from .faults import Fault, notFound, systemFailure
 from .stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, ServiceSummary
 from .subscribers import Subscribers
-from .tasks import available
+from .tasks import TaskOwner, available
 from .tokens import HeartbeatTokens
 
 #: How many services are looked up in the store at once because a heartbeat named an unknown one, and how many may wait
@@ -34,6 +36,13 @@ _WAITING = 400
 _PATIENCE = 1.0
 _PAUSE = 0.05
 
+#: Seconds that a heartbeat may wait until it is decided whether the service has expired.
+ADMISSION = 1.0
+
+
+def _undecided(failure: object, seconds: float) -> NoReturn:
+    raise systemFailure("It could not be decided in time whether the service has expired")
+
 
 @implementer(IStoreListener)
 class Cluster:
@@ -44,6 +53,8 @@ class Cluster:
     :param services: the services, whose heartbeats this registry takes only in part.
     :param subscribers: the requests that wait for events.
     :param clock: the reactor.
+    :param tasks: owns the heartbeats that are not acknowledged at once.
+    :param acknowledge: called with each service whose heartbeat is acknowledged.
     :param onExpired: called with each service whose expiration this registry has persisted.
     """
 
@@ -53,6 +64,8 @@ class Cluster:
         services: LiveServices,
         subscribers: Subscribers,
         clock: IReactorTime,
+        tasks: TaskOwner,
+        acknowledge: Callable[[ServiceState], None],
         onExpired: Callable[[ServiceState], None],
     ) -> None:
         self._store = store
@@ -60,6 +73,8 @@ class Cluster:
         self._deadlines = services.deadlines
         self._subscribers = subscribers
         self._clock = clock
+        self._tasks = tasks
+        self._acknowledge = acknowledge
         self._onExpired = onExpired
         self._due: deque[ServiceState] = deque()
         self._looking: SingleFlight[tuple[str, str], None] = SingleFlight()
@@ -72,23 +87,53 @@ class Cluster:
 
     # -- heartbeats
 
-    @property
-    def isValid(self) -> bool:
-        """Whether heartbeats may be acknowledged now."""
-        return self._store.isValid
-
-    def closed(self, tenant: str) -> Container[str]:
-        """The incarnations whose heartbeats have to go through :meth:`admit`."""
-        return self._store.closed(tenant)
-
-    async def admit(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> tuple[ServiceState, str]:
+    def take(
+        self, tenant: str, heartbeats: Iterable[tuple[str, str]], tokens: HeartbeatTokens
+    ) -> Sequence[str | Deferred[str]]:
         """
-        Let a heartbeat pass that cannot be acknowledged from memory at once.
+        Take heartbeats of open services at once, from memory.
 
-        :return: the service, whose deadline is not moved here, and the next token.
-        :raises Fault: 404 if it is not there or the token is not its own; 503 if that cannot be found out, or this
-            registry may not acknowledge heartbeats now.
+        :param heartbeats: service ids and tokens.
+        :return: the next token for each; for those that are not acknowledged at once a Deferred, which fires within
+            :data:`ADMISSION` seconds, or fails with a :class:`~txserviceregistry.registry.faults.Fault`.
         """
+        states, following = self._deadlines.ofTenant(tenant), tokens.following()
+        isValid, closed = self._store.isValid, self._store.closed(tenant)
+        outcomes: list[str | Deferred[str]] = []
+        for id, token in heartbeats:
+            if not isValid:
+                outcomes.append(fail(systemFailure("This node is not a valid member of the cluster")))
+                continue
+            state = states.get(id)
+            nextToken = None
+            if state is not None and state.incarnation not in closed:
+                if not state.proof:
+                    state.proof = tokens.proof(tenant, id, state.incarnation)
+                nextToken = following(state.proof, token)
+            if state is None or nextToken is None:
+                # Also for an unknown token: another registry may know a later incarnation.
+                admitted = self._tasks.start(self._admit(tenant, id, token, tokens))
+                outcomes.append(admitted.addTimeout(ADMISSION, self._clock, onTimeoutCancel=_undecided))
+            else:
+                self._acknowledge(state)
+                outcomes.append(nextToken)
+        return outcomes
+
+    @returnsDeferred
+    async def takeAll(
+        self, tenant: str, heartbeats: Iterable[tuple[str, str]], tokens: HeartbeatTokens
+    ) -> Sequence[str | Fault]:
+        """:meth:`take`, and wait for all outcomes."""
+        outcomes: list[str | Fault] = []
+        for outcome in self.take(tenant, heartbeats, tokens):
+            try:
+                outcomes.append(outcome if isinstance(outcome, str) else await outcome)
+            except Fault as fault:
+                outcomes.append(fault)
+        return outcomes
+
+    async def _admit(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> str:
+        """Let a heartbeat pass that cannot be acknowledged from memory at once; returns the next token."""
         state, nextToken = self._known(tenant, id, token, tokens)
         while True:
             if state is None or nextToken is None:
@@ -100,7 +145,8 @@ class Cluster:
                     raise notFound("HeartbeatMarker", token)
             if await available(self._store.admit(tenant, state.incarnation)):
                 if self._deadlines.registered((tenant, state.incarnation)) is state:
-                    return state, nextToken
+                    self._acknowledge(state)
+                    return nextToken
             else:
                 # This incarnation has ended. There may be another one.
                 self._deadlines.forget(tenant, id, state.incarnation)

@@ -20,7 +20,7 @@ from ..util.deferred import returnsDeferred
 from .cluster import Cluster
 from .expiry.deadlines import ServiceState
 from .expiry.livetable import LiveServices
-from .faults import Fault, limitReached, notFound, serviceExists, systemFailure
+from .faults import Fault, limitReached, notFound, serviceExists
 from .feed import EVENT_RETENTION, EventFeed
 from .limits import ResourceLimits
 from .model import Figures, NewService, Page, ServiceChanges
@@ -60,8 +60,6 @@ class Registry:
     :ivar feed: the events.
     """
 
-    #: Seconds that a heartbeat may wait in a cluster until it is decided whether the service has expired.
-    ADMISSION = 1.0
     #: How many pending expirations a registration waits for that may have nothing to do with them.
     FEW_PENDING = 100
 
@@ -103,7 +101,9 @@ class Registry:
         )
         self._deadlines = self._live.deadlines
         self._cluster = (
-            None if shared is None else Cluster(shared, self._live, self._subscribers, clock, self._hasExpired)
+            None
+            if shared is None
+            else Cluster(shared, self._live, self._subscribers, clock, self._tasks, self._acknowledge, self._hasExpired)
         )
         self._registered = ServiceLog(clock, "registered")
         self._deregistered = ServiceLog(clock, "deregistered")
@@ -304,10 +304,10 @@ class Registry:
         :raises Fault: 404 if the service is not there, or the token is not its own.
         """
         if self._cluster is not None:
-            (waiting,) = self._takeShared(self._cluster, tenant, [(id, token)])
-            return succeed(waiting) if isinstance(waiting, str) else waiting
-        (outcome,) = self._take(tenant, [(id, token)])
-        return fail(outcome) if isinstance(outcome, Fault) else succeed(outcome)
+            (outcome,) = self._cluster.take(tenant, [(id, token)], self._tokens)
+            return succeed(outcome) if isinstance(outcome, str) else outcome
+        (taken,) = self._take(tenant, [(id, token)])
+        return fail(taken) if isinstance(taken, Fault) else succeed(taken)
 
     def heartbeats(self, tenant: str, heartbeats: Iterable[tuple[str, str]]) -> Deferred[Sequence[str | Fault]]:
         """
@@ -318,7 +318,7 @@ class Registry:
             in its order.
         """
         if self._cluster is not None:
-            return _outcomes(self._takeShared(self._cluster, tenant, heartbeats))
+            return self._cluster.takeAll(tenant, heartbeats, self._tokens)
         return succeed(self._take(tenant, heartbeats))
 
     def _take(self, tenant: str, heartbeats: Iterable[tuple[str, str]]) -> Sequence[str | Fault]:
@@ -342,38 +342,6 @@ class Registry:
             self._heartbeats += 1
             outcomes.append(nextToken)
         return outcomes
-
-    def _takeShared(
-        self, cluster: Cluster, tenant: str, heartbeats: Iterable[tuple[str, str]]
-    ) -> Sequence[str | Deferred[str]]:
-        """Like :meth:`_take`; what can't be acknowledged from memory is a Deferred, which fires within a second."""
-        states, following = self._deadlines.ofTenant(tenant), self._tokens.following()
-        isValid, closed = cluster.isValid, cluster.closed(tenant)
-        outcomes: list[str | Deferred[str]] = []
-        for id, token in heartbeats:
-            if not isValid:
-                outcomes.append(fail(systemFailure("This node is not a valid member of the cluster")))
-                continue
-            state = states.get(id)
-            nextToken = None
-            if state is not None and state.incarnation not in closed:
-                if not state.proof:
-                    state.proof = self._tokens.proof(tenant, id, state.incarnation)
-                nextToken = following(state.proof, token)
-            if state is None or nextToken is None:
-                # Also for an unknown token: another registry may know a later incarnation.
-                admitted = self._tasks.start(self._admit(cluster, tenant, id, token))
-                admitted.addTimeout(self.ADMISSION, self._clock, onTimeoutCancel=_undecided)
-                outcomes.append(admitted)
-            else:
-                self._acknowledge(state)
-                outcomes.append(nextToken)
-        return outcomes
-
-    async def _admit(self, cluster: Cluster, tenant: str, id: str, token: str) -> str:
-        state, nextToken = await cluster.admit(tenant, id, token, self._tokens)
-        self._acknowledge(state)
-        return nextToken
 
     def _acknowledge(self, state: ServiceState) -> None:
         lastSeen = _millisecondsUp(self._wallClock())
@@ -444,21 +412,6 @@ class Registry:
         result = await available(change)
         self._subscribers.notify(tenants)
         return result
-
-
-def _undecided(failure: Any, seconds: float) -> None:
-    raise systemFailure("It could not be decided in time whether the service has expired")
-
-
-@returnsDeferred
-async def _outcomes(waiting: Sequence[str | Deferred[str]]) -> Sequence[str | Fault]:
-    outcomes: list[str | Fault] = []
-    for each in waiting:
-        try:
-            outcomes.append(each if isinstance(each, str) else await each)
-        except Fault as fault:
-            outcomes.append(fault)
-    return outcomes
 
 
 def _millisecondsUp(seconds: float) -> int:
