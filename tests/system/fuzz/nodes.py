@@ -234,6 +234,8 @@ class Nodes:
 
     def ask(self, request: Request, node: int = 0) -> Reply:
         """Send a request to one of the nodes, and wait for the answer while no time goes by."""
+        # Until its watch shows that a service was removed elsewhere, a node may acknowledge its heartbeats.
+        self.turns.hear()
         return self._answer(self.send(request, node))
 
     def _answer(self, asked: Asked) -> Reply:
