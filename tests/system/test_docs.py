@@ -337,8 +337,14 @@ class PythonTests(PageTestCase):
             metadata = {"host": "127.0.0.1", "port": str(self.port)}
             await other.services.create("smtp1", 120, {"tags": ["smtp"], "metadata": metadata})
             changes = LoopingCall(lambda: other.configuration.set("/production/www/workers", str(next(self.numbers))))
-            self.addCleanup(changes.stop)
-            changes.start(0.5)
+            running = changes.start(0.5)
+
+            def stop() -> Any:
+                """Stop, when the change that is under way is done."""
+                changes.stop()
+                return running
+
+            self.addCleanup(stop)
 
 
 class Pool:
