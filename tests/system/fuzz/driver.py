@@ -78,7 +78,7 @@ class Driver(RuleBasedStateMachine):
         self.model.restart()
 
     def settle(self) -> None:
-        """Let everybody hear of what has been done."""
+        """Deliver what the watches show to all nodes."""
         assert self.nodes is not None
         self.nodes.settle()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -130,6 +130,18 @@ class ClusterTests(SynchronousTestCase):
         """Let a registry leave in order."""
         self.successResultOf((self.a, self.b)[number].stop())
         self.successResultOf(self.stores[number].close())
+
+    def test_aRegistryThatStopsBeforeItHasJoined(self) -> None:
+        """Its start, which waits for the store, ends."""
+        store = self.shared.store()
+        store.cutOff()
+        registry = Registry(store, clock=self.clock, wallClock=self.wallClock)
+        starting = registry.start()
+        self.passes(3)
+        self.assertNoResult(starting)
+        self.successResultOf(store.close())
+        self.failureResultOf(starting, CancelledError)
+        self.successResultOf(registry.stop())
 
     def test_aRegistryThatIsKilledDelaysExpirations(self) -> None:
         """

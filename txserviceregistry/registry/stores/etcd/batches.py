@@ -157,7 +157,7 @@ class Step(Generic[_T]):
     """
     A change that is to be part of a group.
 
-    :ivar reads: the keys that it looks at, two at the most.
+    :ivar reads: the keys that it looks at: two at the most, beside those that all steps of a kind share.
     :ivar act: makes the change in a transaction, three keys at the most; may be called again, over another
         transaction. What it raises, the change fails with; other changes of the group do not.
     """

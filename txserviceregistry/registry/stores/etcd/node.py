@@ -161,6 +161,7 @@ class Node:
         self._opening: dict[Registration, list[Deferred[None]]] = {}
         self._background: set[Deferred[Any]] = set()
         self._running: Deferred[None] | None = None
+        self._joined: Deferred[None] = Deferred()
         self._outage = Outage(
             self._log,
             clock,
@@ -176,13 +177,13 @@ class Node:
         """
         Join the cluster, and stay a member: after each loss the node joins again under a new name.
 
-        :return: fires when the node has joined for the first time and has read everything.
+        :return: fires when the node has joined for the first time and has read everything; fails with
+            :class:`~twisted.internet.defer.CancelledError` if the node is stopped before that.
         """
-        joined: Deferred[None] = Deferred()
-        self._running = Deferred.fromCoroutine(self._run(joined))
+        self._running = Deferred.fromCoroutine(self._run())
         self._running.addErrback(lambda failure: failure.trap(CancelledError))
         self._loop.start(PUBLICATION, now=False)
-        return joined
+        return self._joined
 
     async def stop(self) -> None:
         """Leave the cluster; nothing is left on the reactor."""
@@ -191,6 +192,8 @@ class Node:
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
+        if not self._joined.called:
+            self._joined.cancel()
         for work in list(self._background):
             work.cancel()
         session, self._session = self._session, None
@@ -201,12 +204,12 @@ class Node:
                 # The lease ends by itself.
                 pass
 
-    async def _run(self, joined: Deferred[None]) -> None:
+    async def _run(self) -> None:
         while True:
             session = await self._retried(self._join)
             self._outage.succeeded()
-            if not joined.called:
-                joined.callback(None)
+            if not self._joined.called:
+                self._joined.callback(None)
             await session.lost
 
     async def _retried(self, steps: Callable[[], Awaitable[_T]]) -> _T:

@@ -136,11 +136,10 @@ class EtcdServices:
             if self._known.get((known.tenant, known.id)) is known:
                 del self._known[known.tenant, known.id]
 
-    def load(
-        self, records: Collection[KeyValue], seen: Collection[KeyValue], revision: int = 0
-    ) -> list[ServiceSummary]:
+    def load(self, records: Collection[KeyValue], seen: Collection[KeyValue], revision: int) -> list[ServiceSummary]:
         """These are all records and times that there are, at that revision. Returns the services."""
-        self._ended = max(self._ended, revision)
+        # Less than before only where etcd was restored from a backup.
+        self._ended = revision
         before = set(self._byIncarnation)
         for each in records:
             tenant, id = self._name(each.key)
@@ -197,7 +196,7 @@ class EtcdServices:
 
     async def all(self) -> list[ServiceSummary]:
         records, seen = [await self._etcd.all(self._prefix + kind) for kind in ("services/", "seen/")]
-        return self.load(records, seen)
+        return self.load(records, seen, self._ended)
 
     async def create(self, tenant: str, service: NewService, maximum: int) -> ServiceRecord:
         id, timeout = service.id, service.heartbeatTimeout
@@ -307,7 +306,6 @@ class EtcdServices:
     # -- expirations and touches
 
     async def expireAll(self, expirations: Sequence[Expiration]) -> None:
-
         def expire(expiration: Expiration, transaction: Transaction) -> None:
             tenant, id = expiration.tenant, expiration.id
             try:
