@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ __all__ = ["ClusterCase", "Follower", "Member", "Node", "ask", "started"]
 STALL = "reactor stood still"
 # As many as the largest row has, with room for those that come and go.
 _MOST_SERVICES = 2000
-# How twistd's log writes the time.
-_LOG_TIME = "%Y-%m-%dT%H:%M:%S%z"
 # Seconds that a question to etcd or to a node's own pages may take.
 _SOON = 1.0
 
@@ -376,22 +373,6 @@ class ClusterCase(FaultCase):
                 audit.count(f"service.{what}", id) for what in ("join", "remove", "timeout")
             )
             self.assertEqual((expirations, joins - removals), (0, 1), id)
-
-    def longestLoss(self, *nodes: Node) -> float:
-        """
-        The longest time, in seconds, for which one of these nodes said that it could not reach etcd, as its log has it.
-        Until then it had been without an answer for a second or so.
-        """
-        longest = 0.0
-        for node in nodes:
-            lost: datetime | None = None
-            for line in node.running.output.splitlines():
-                if "etcd unreachable" in line:
-                    lost = datetime.strptime(line.split()[0], _LOG_TIME)
-                elif "etcd reachable again" in line and lost is not None:
-                    found = datetime.strptime(line.split()[0], _LOG_TIME)
-                    longest, lost = max(longest, (found - lost).total_seconds()), None
-        return longest
 
     def assertExpiredOnce(self, audit: Audit, application: Application) -> list[str]:
         """
