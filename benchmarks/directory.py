@@ -2,8 +2,8 @@
 What it costs to find a service, and to know of all: ``python -m benchmarks.directory``.
 
 A Directory of 1,000 and of 100,000 services, all in this process: its client is one that answers from memory, so that
-nothing is measured but the directory and the balancer. Of the services 1,000 bear the tag that is asked for; the others
-bear one of a hundred others. A change is a service that times out, or joins: a page of 1,000 such events is given to
+nothing is measured but the directory and the balancer. Of the services 1,000 have the tag that is asked for; the others
+have one of a hundred others. A change is a service that times out, or joins: a page of 1,000 such events is given to
 the directory at once, and its CPU time is divided by their number.
 """
 
@@ -55,7 +55,7 @@ class _Registry:
         return self._waiting
 
     def pause(self, seconds: float) -> Deferred[None]:
-        """Nobody waits here."""
+        """Nothing waits here."""
         return succeed(None)
 
     def tell(self, news: list[tuple[str, dict[str, Any]]]) -> None:

@@ -138,14 +138,14 @@ def services(home: str, tokens: str, rounds: str, seconds: str) -> None:
             api.heartbeatsOnce = counted  # type: ignore[method-assign] # it is only looked at
             before = _resident()
             registered = json.loads(Path(tokens).read_text())
-            beaters = [
+            heartBeaters = [
                 HeartBeater(api, id, _TIMEOUT, token, clock=reactor, context=api.context)
                 for id, token in registered.items()
             ]
             del registered
-            for beater in beaters:
-                beater.start()
-            while not all(beater.lastSeen for beater in beaters):
+            for heartBeater in heartBeaters:
+                heartBeater.start()
+            while not all(heartBeater.lastSeen for heartBeater in heartBeaters):
                 await wait(0.1)
             # Two more heartbeats of each.
             await wait(2 * _INTERVAL)
@@ -167,8 +167,8 @@ def services(home: str, tokens: str, rounds: str, seconds: str) -> None:
                 "memory": memory,
             }
             print(json.dumps(result), flush=True)
-            for beater in beaters:
-                beater.stop()
+            for heartBeater in heartBeaters:
+                heartBeater.stop()
 
     inReactor(main)
 

@@ -19,7 +19,7 @@ from .etcd import etcd
 from .harness import Api, Contender, Figure, alternate, registry, run
 
 _TIMEOUT = 120
-_BEATERS = "benchmarks.beaters"
+_CONTENDERS = "benchmarks.contenders"
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -30,7 +30,7 @@ def measure(quick: bool) -> list[Figure]:
         api = stack.enter_context(closing(Api(home)))
 
         def contender(*arguments: str) -> Contender:
-            return stack.enter_context(closing(Contender("-m", _BEATERS, *arguments)))
+            return stack.enter_context(closing(Contender("-m", _CONTENDERS, *arguments)))
 
         def token(id: str) -> str:
             return api.create(id, _TIMEOUT)["token"]
@@ -39,12 +39,12 @@ def measure(quick: bool) -> list[Figure]:
             url = f"{api.url}/services/by-{name}/heartbeat"
             return contender(name, url, api.authToken, token(f"by-{name}"))
 
-        def beater(id: str, *options: str) -> Contender:
+        def heartBeater(id: str, *options: str) -> Contender:
             return contender("heartbeater", str(home), id, str(_TIMEOUT), token(id), *options)
 
         contenders = {
-            "HeartBeater, alone": beater("alone"),
-            "HeartBeater, batched": beater("batched", "batched"),
+            "HeartBeater, alone": heartBeater("alone"),
+            "HeartBeater, batched": heartBeater("batched", "batched"),
             "treq": loop("treq"),
             "aiohttp": loop("aiohttp"),
             "an etcd lease through aetcd": contender("aetcd", str(stack.enter_context(etcd())), str(_TIMEOUT)),

@@ -54,7 +54,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batched", action="store_true", help="send batches, rather than single heartbeats")
-    parser.add_argument("--beats", type=int, default=20000)
+    parser.add_argument("--heartbeats", type=int, default=20000)
     parser.add_argument("--most", type=int, default=30, help="how many functions to show")
     options = parser.parse_args()
     sampler = Sampler()
@@ -64,12 +64,12 @@ def main() -> None:
 
         async def work(reactor: object) -> None:
             async with heartbeating(reactor, measured.settings, "service", _TIMEOUT, token, options.batched) as beat:
-                await beat(options.beats // 10)
+                await beat(options.heartbeats // 10)
                 began = time.process_time()
                 sampler.start()
-                await beat(options.beats)
+                await beat(options.heartbeats)
                 sampler.stop()
-            perBeat = 1e6 * (time.process_time() - began) / options.beats
+            perBeat = 1e6 * (time.process_time() - began) / options.heartbeats
             byModule: Counter[str] = Counter()
             for (module, _), count in sampler.samples.items():
                 byModule[module] += count

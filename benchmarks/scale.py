@@ -31,7 +31,7 @@ from .harness import Api, Figure, registry, run
 
 MANY, FEW = 100_000, 100
 EVENTS = 1_000_000
-# Every so many services bear the tag that is asked for.
+# Every so many services have the tag that is asked for.
 TAGGED = 10
 PAGE, SHORT = 100, 10
 ATTEMPTS = 3
@@ -187,7 +187,7 @@ def deaths(count):
             measured.costs.since()
             beating = api.create("beating")["token"]
             number, longest = 0, {}
-            # They die in the first of these times, and in the second one nobody does.
+            # They expire in the first of these times; in the second one no service does.
             for when in ("deaths", "peace"):
                 asking.took.clear()
                 ends = time.monotonic() + 8

@@ -6,7 +6,7 @@ as soon as it has been answered. They are as lean as can be, and all in this pro
 measured; ``ulimit -n`` has to be more than their number. The time counts from the moment before a service is created
 until the event is in the hands of a follower, parsed. The CPU per follower and event is that of all of it, the next
 request too, by which a follower waits again; what it takes to deliver the event is what is used until all have it, in
-rounds in which nobody asks before that. Beside it stands what a bare twisted.web resource takes for a request that it
+rounds without requests before that. Beside it stands what a bare twisted.web resource takes for a request that it
 answers at once with as large a page, over as many connections. What followers cost that hear nothing is what a registry
 does with them and without them: CPU, and how often it wakes up.
 """
@@ -98,7 +98,7 @@ def wakeUps(pid):
 
 
 def quiet(measured, crowd, seconds):
-    """:return: the CPU, in parts of one, and the wake-ups in a second of a registry that nobody asks anything."""
+    """:return: the CPU, in parts of one, and the wake-ups in a second of a registry without requests."""
     crowd.hear(1)
     measured.costs.since()
     before = wakeUps(measured.costs.pid)

@@ -1,5 +1,5 @@
 """
-Time that only ever moves forward, for the reactor and for whoever counts on it.
+Time that only ever moves forward, for the reactor and for code that depends on it.
 
 Twisted's reactor counts wall-clock time (Twisted issue 2424): when the wall clock steps back by an hour, every delayed
 call waits for an hour, heartbeats among them. :func:`useMonotonic` mends that for the whole process.

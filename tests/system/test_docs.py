@@ -158,7 +158,7 @@ class PagesTests(SynchronousTestCase):
 
 
 class ShellTests(PageTestCase):
-    """What pages tell the reader to type: whoever does so sees what is shown."""
+    """What pages tell the reader to type gives the output that they show."""
 
     async def test_tutorial(self) -> None:
         """The tutorial, from its first line to its last."""

@@ -90,7 +90,7 @@ class ExampleTests(ProcessTestCase):
 
     async def test_asyncio(self) -> None:
         """
-        Applications that asyncio runs register, hear of each other, are found by a program under ``asyncio.run``, and
+        Applications that asyncio runs register, find each other, are found by a program under ``asyncio.run``, and
         leave the registry when they are told to stop.
         """
         echoes = [self.example("asyncioservice.py", f"echo-{number}") for number in (1, 2)]

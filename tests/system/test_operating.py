@@ -170,7 +170,7 @@ class DockerTests(OperatingCase):
         return re.findall(rf"^(?:HEALTHCHECK .*)?{name} (.*)$", text, re.MULTILINE)
 
     async def test_entryPointAndHealthCheck(self) -> None:
-        """The command starts a registry, in the data directory of the environment; the health check tells of it."""
+        """The command starts a registry, in the data directory of the environment; the health check reports it."""
         (entryPoint,) = map(json.loads, self.instructions("ENTRYPOINT"))
         ((check), command) = (json.loads(text) for text in reversed(self.instructions("CMD")))
         self.assertEqual(command, ["--listen=tcp:8880"])

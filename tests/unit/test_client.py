@@ -498,11 +498,11 @@ class ConstructionTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(client.localAddress()), "here, of http://registry/v1.0/7")
 
     def test_addressesThatConcernOthers(self) -> None:
-        """onLocalAddress() tells of connections to the registry, and not of those to other servers."""
+        """onLocalAddress() reports connections to the registry, and not of those to other servers."""
         given: dict[str, Any] = {"authUrl": "http://a/v2.0", "reactor": Clock()}
         agent = FakeApi(lambda sent: answer(200, {"resource": {}, "rate": {}}))
         client = Client("joe", API_KEY, "us", "http://registry/v1.0", agent, **given)
-        # One that can't tell is no error.
+        # A transport without addresses causes no error.
         client.onLocalAddress(lambda address: None)()
         listeners: list[Any] = []
         agent.onLocalAddress = lambda listener: listeners.append(listener)

@@ -661,7 +661,7 @@ class RegisteredServiceTests(RegistrationCase):
         self.assertEqual(lines, ["warn"])
 
     def test_resumesWhenTheRegistryIsBack(self) -> None:
-        """A registry that is away at the start is no reason to give the kept service up."""
+        """An unreachable registry at the start does not make the client give up the kept service."""
         path = self.mktemp()
         first = self.service(60, state=path)
         first.startService()

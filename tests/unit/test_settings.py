@@ -273,7 +273,7 @@ class ReadSettingsTests(SynchronousTestCase):
             self.assertNotIn("caf", refused)
 
     def test_filesAreReadOnlyWhenNeeded(self) -> None:
-        """A broken file is no problem where all settings are given as arguments."""
+        """A broken file causes no error where all settings are given as arguments."""
         self.raxrc("nonsense")
         given = {"username": "joe", "apiKey": KEY, "baseUrl": "http://a/v1.0", "authUrl": "http://a/v2.0"}
         self.assertEqual(self.read(tls=False, **given).baseUrls, ("http://a/v1.0",))

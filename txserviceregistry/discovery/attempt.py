@@ -28,7 +28,7 @@ from .endpoints import WatchedProtocol
 from .instances import Instance
 from .target import Target
 
-# RFC 9110, section 9.2.2: doing it twice is no different from doing it once.
+# RFC 9110, section 9.2.2: doing it twice has the same effect as doing it once.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 # A body of at most so many bytes is kept, so that it can be sent again where that is safe.
 _KEPT_BODY = 64 * 1024

@@ -130,7 +130,7 @@ class HeartbeatBatcher:
         self._setTimer()
 
     def leave(self, service: BatchedService) -> None:
-        """Let a service go; nothing is sent for it any more. One that is not here is no error."""
+        """Let a service go; nothing is sent for it any more. One that is not here causes no error."""
         self._probe.discard(service)
         self._remove(service)
         if not self._services:

@@ -168,21 +168,21 @@ class ServicesClient(ServicesAPI):
 
     @returnsDeferred
     async def heartbeats(
-        self, beats: Sequence[tuple[str, str]], *, timeout: float | None = None
+        self, heartbeats: Sequence[tuple[str, str]], *, timeout: float | None = None
     ) -> Sequence[HeartbeatToken | FaultBody]:
         """
         Send heartbeats for several services with one request, or with as few as possible: a batch that is refused with
         a 4xx other than 401 is halved, down to single heartbeats, and the size is remembered. The registry has to have
         the extension ``heartbeats`` (``client.extensions``).
 
-        :param beats: pairs of a service's id and its token.
+        :param heartbeats: pairs of a service's id and its token.
         :param timeout: seconds that each request may take, if not the client's own.
         :return: fires with ``{"token": …}`` for each, in their order, or the fault (``{"type": …, "code": …, …}``) of
             one that was refused. Fails as a whole if one of the requests does.
         """
         outcomes: list[HeartbeatToken | FaultBody] = []
-        while len(outcomes) < len(beats):
-            part = beats[len(outcomes) : len(outcomes) + max(1, self._batchSize.most)]
+        while len(outcomes) < len(heartbeats):
+            part = heartbeats[len(outcomes) : len(outcomes) + max(1, self._batchSize.most)]
             if self._batchSize.most or self._batchSize.mayTry:
                 try:
                     outcomes += await self.heartbeatsOnce(part, timeout=timeout)
@@ -249,9 +249,9 @@ class ServicesClient(ServicesAPI):
 
     @returnsDeferred
     async def _sendBatch(
-        self, beats: Sequence[tuple[str, str]], timeout: float, whenLate: WhenLate
+        self, heartbeats: Sequence[tuple[str, str]], timeout: float, whenLate: WhenLate
     ) -> Sequence[str | None]:
-        outcomes: Any = await self.heartbeatsOnce(beats, timeout=timeout, whenLate=whenLate)
+        outcomes: Any = await self.heartbeatsOnce(heartbeats, timeout=timeout, whenLate=whenLate)
         return [outcome.get("token") for outcome in outcomes]
 
     def _heartBeater(self, desired: DesiredState, body: HeartbeatToken, register: Any) -> HeartBeater:

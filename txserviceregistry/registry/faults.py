@@ -96,7 +96,7 @@ def notFound(kind: str, key: str) -> Fault:
 
 
 def pageNotFound() -> Fault:
-    """404: the path is no resource, or does not take the method."""
+    """404: the path is not a resource, or does not take the method."""
     return Fault("notFoundError", "The page cannot be found.")
 
 

@@ -126,7 +126,7 @@ def _shown(value: object) -> str:
 
 def parseRate(text: str) -> tuple[int | None, float]:
     """
-    A rate: how many in which time. ``500000/24h``, ``100/1m``, ``10/s``; ``off`` is no limit.
+    A rate: how many in which time. ``500000/24h``, ``100/1m``, ``10/s``; ``off`` means without a limit.
 
     :return: the number, ``None`` for ``off``, and the time in seconds.
     :raises ValueError: if it is not one, or if the time is not from a second to 366 days.

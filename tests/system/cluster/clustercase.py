@@ -46,8 +46,8 @@ _SOON = 1.0
 @cache
 def findEtcd() -> str | None:
     """
-    An etcd that bears being killed. The one that the extra ``test`` brings does not: 3.5.0 to 3.5.2 may lose then what
-    they have acknowledged (etcd's issue 13766).
+    An etcd that survives being killed. The one that the extra ``test`` brings does not: 3.5.0 to 3.5.2 may
+    lose then what they have acknowledged (etcd's issue 13766).
     """
     for folder in [*os.get_exec_path(), "/usr/bin"]:
         program = shutil.which("etcd", path=folder)

@@ -18,7 +18,7 @@ from txserviceregistry.registry.stores.interfaces import (
 
 
 class HousekeepingTests(EtcdStoreCase):
-    """A key space that does not grow for ever."""
+    """A key space that does not grow without a limit."""
 
     async def test_forgetsThePast(self) -> None:
         """Old events, the marks of nodes that are gone, and etcd's own history go; what is there stays."""

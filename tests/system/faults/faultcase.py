@@ -55,7 +55,7 @@ class Figures:
 class FaultCase(Figures, ProcessTestCase):
     """A row that runs processes."""
 
-    # Of one test at full length, in seconds. What hangs is found out by each step's own patience.
+    # Of one test at full length, in seconds. Each step has its own timeout, which finds what hangs.
     timeout = 1800.0
 
     def setUp(self) -> None:

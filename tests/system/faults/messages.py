@@ -17,7 +17,7 @@ class Messages:
     """
     Cuts one direction of a connection into whole messages, of which each may follow the one before.
 
-    What is no HTTP, or has an end that only the connection's end tells, comes out of :meth:`rest`.
+    What is not HTTP, or ends only with its connection, comes out of :meth:`rest`.
     """
 
     def __init__(self) -> None:

@@ -197,10 +197,10 @@ class Proxy:
         """
         Give answers of its own to so many (0 to 1) of the requests.
 
-        :param messages: to choose from; 500, 502, 503 and what is no HTTP if there are none.
+        :param messages: to choose from; 500, 502, 503 and what is not HTTP if there are none.
         :param reaching: how many of these requests (0 to 1) reach the registry all the same.
         """
-        choice = messages or (answer(500), answer(502), answer(503), b"\x00\xff this is no HTTP\r\n\r\n")
+        choice = messages or (answer(500), answer(502), answer(503), b"\x00\xff this is not HTTP\r\n\r\n")
 
         def chosen(share: float) -> bytes | None:
             if self.random.random() >= share:

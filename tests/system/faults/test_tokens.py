@@ -19,7 +19,7 @@ class _TokenCase(SimulatedCase):
         self.minute = 60.0 if self.isFull else 2.0
 
     def assertNoneFailed(self, operations: list[Operation]) -> None:
-        """The application has seen no call fail. (A value that is not there can't be removed, which is no failure.)"""
+        """The application has seen no call fail. (Removing a value that does not exist does not count as a failure.)"""
         self.assertEqual([each for each in operations if each.outcome is Outcome.unknown], [])
 
 

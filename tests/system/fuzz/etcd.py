@@ -33,7 +33,7 @@ from txserviceregistry.registry.stores.interfaces import IStore
 
 __all__ = ["TwoNodes"]
 
-#: Seconds of the real clock within which etcd has to tell of a change.
+#: Seconds of the real clock within which etcd has to report a change.
 _PATIENCE = 30.0
 #: Seconds that a lease has in etcd itself: it is never to end there by itself.
 _FOR_EVER = 1_000_000
@@ -107,7 +107,7 @@ class Gateway:
         return response.status, json.loads(response.read())
 
     def _tell(self, revision: int) -> None:
-        """Let the watches hear of all changes up to a revision."""
+        """Let the watches receive all changes up to a revision."""
         for watch in list(self._watches):
             watch.readUntil(revision)
 
@@ -206,7 +206,7 @@ class _Watching:
             protocol.dataReceived(line)
 
     def readUntil(self, revision: int) -> None:
-        """Hear from etcd of all changes up to a revision, and tell of them."""
+        """Receive all changes up to a revision from etcd, and report them."""
         while self._revision < revision and self in self._all:
             line = self._response.readline()
             if not line:

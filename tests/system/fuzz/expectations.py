@@ -52,10 +52,10 @@ def link(path: str, query: list[tuple[str, str]]) -> Form:
 
     def check(actual: Any) -> str | None:
         if not isinstance(actual, str):
-            return "is no URL"
+            return "is not a URL"
         parts = urlsplit(actual)
         found = (parts.scheme, parts.path, sorted(parse_qsl(parts.query, keep_blank_values=True)))
-        return None if found == ("http", path, sorted(query)) else f"is no link to {path} with {query}"
+        return None if found == ("http", path, sorted(query)) else f"is not a link to {path} with {query}"
 
     return Form(check)
 

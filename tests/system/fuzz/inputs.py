@@ -36,7 +36,7 @@ NAMESPACES = [
     "/abc/def/",
     "abc/def/",
     "/abcd/",
-    "/nobody/",
+    "/nothing/",
     "///",
     "//abc/",
     "/a/",

@@ -308,7 +308,7 @@ class Programs(ServiceSteps):
                 return self.request("PUT", f"/configuration/{key}", {"value": VALUES[pick % 4]}, tenant=tenant)
         return self.request("DELETE", f"/configuration/{key}", tenant=tenant)
 
-    # -- what is no good request
+    # -- bad requests
 
     @rule(tenant=tenants)
     def limits(self, tenant: str) -> None:
@@ -317,7 +317,7 @@ class Programs(ServiceSteps):
 
     @rule(odd=st.sampled_from(ODD_REQUESTS))
     def goAstray(self, odd: tuple[str, str]) -> None:
-        """Ask for what is no resource, with a slash too many, or with a method that it does not take."""
+        """Ask for what is not a resource, with a slash too many, or with a method that it does not take."""
         if odd == ("GET", "/events/"):
             self.learn("1")
         self.ask(*odd)
@@ -326,7 +326,7 @@ class Programs(ServiceSteps):
         what=st.sampled_from(
             [("GET", "/services"), ("DELETE", "/services/web"), ("PUT", "/configuration/abc"), ("GET", "/nothing")]
         ),
-        user=st.sampled_from([None, "nobody", "2"]),
+        user=st.sampled_from([None, "unknown", "2"]),
     )
     def trespass(self, what: tuple[str, str], user: str | None) -> None:
         """Ask without the right token."""

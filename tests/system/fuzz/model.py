@@ -252,7 +252,7 @@ class Model:
     def _newToken(self, account: Account, service: Service, presented: str = "") -> Form:
         def learn(token: Any) -> str | None:
             if not isTimeUUID(token) or token == presented.lower():
-                return "is no new heartbeat token"
+                return "is not a new heartbeat token"
             owner = next((id for known, id in account.tokens if known == token), service.id)
             if owner != service.id:
                 return f"is a heartbeat token of {owner}"

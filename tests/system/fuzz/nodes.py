@@ -197,7 +197,7 @@ class Nodes:
         self.gets = gets
         self.backing = make(self.turns, self.wallClock)
         self.nodes = [Node(self) for _ in range(self.backing.nodes)]
-        self.tokens: dict[str | None, str] = {"nobody": "0123456789abcdef"}
+        self.tokens: dict[str | None, str] = {"unknown": "0123456789abcdef"}
         for tenant in tenants:
             self.turns.wait(self.nodes[0].identity.addUser(f"user{tenant}", tenant, f"key{tenant}"))
             self.authenticate(tenant, 0)
@@ -266,7 +266,7 @@ class Nodes:
         return seconds - left
 
     def settle(self) -> None:
-        """Let the stores do all that they have been asked for, and those hear of it who wait for it."""
+        """Let the stores do all that they have been asked for, and wake the subscribers."""
         for _ in range(2):
             for node in self.nodes:
                 self.turns.wait(node.store.probe())

@@ -29,7 +29,7 @@ class Request:
 
     :ivar tenant: the one in the path.
     :ivar path: what follows the tenant.
-    :ivar user: whose auth token it has: a tenant, ``"nobody"`` for an unknown token, ``None`` for none.
+    :ivar user: whose auth token it has: a tenant, ``"unknown"`` for an unknown token, ``None`` for none.
     :ivar body: bytes as they are, anything else as JSON; ``None`` for no body.
     """
 

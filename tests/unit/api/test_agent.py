@@ -44,7 +44,7 @@ class RetryingAuthAgentTests(SynchronousTestCase):
         return self.authenticated.request(b"GET", b"http://registry/x")
 
     def test_putsTheTokenOn(self) -> None:
-        """Each request bears the token, in headers of its own."""
+        """Each request carries the token, in headers of its own."""
         headers = Headers({"X-Other": ["1"]})
         response = self.successResultOf(self.authenticated.request(b"GET", b"http://registry/x", headers))
         self.assertEqual(response.code, 200)

@@ -107,13 +107,13 @@ class AuthenticatorTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(other).token, TOKEN)
 
     def leaveWithout(self) -> None:
-        """Somebody asks for a token, and gives up before there is one."""
+        """A request for a token that is cancelled before there is one."""
         session = self.authenticator.session()
         session.cancel()
         self.failureResultOf(session, CancelledError)
 
     def test_aLateAuthenticationRunsOn(self) -> None:
-        """When nobody waits any more, the authentication runs on, and its token is there for those that come later."""
+        """When no request waits any more, the authentication runs on, and later requests use its token."""
         self.agent.handler = None
         self.leaveWithout()
         self.agent.pending[0].callback(answer(200, access()))
@@ -393,8 +393,8 @@ class ChangedKeyTests(SynchronousTestCase):
 
     def test_aRefusalThatTakesLongerThanAnybodyWaits(self) -> None:
         """
-        The registry delays what it says to those who try a wrong key again and again. Nobody has to hear it: the next
-        one who asks gets a token for the new key.
+        The registry delays what it says to those who try a wrong key again and again. No caller has to wait for it: the
+        next one who asks gets a token for the new key.
         """
         self.token()
         self.authenticator.invalidate(f"token of {API_KEY}")
@@ -462,7 +462,7 @@ class ChangedKeyTests(SynchronousTestCase):
         for _ in range(2):
             failure = self.failureResultOf(self.authenticator.session(), AuthenticationFailed)
             self.assertTrue(str(failure.value).endswith("Username or api key is invalid. raxrc can't be read"))
-        # A fault of whoever looks is one for the log, and nobody waits for ever because of it.
+        # A listener's exception is logged, and no request waits without a limit because of it.
         trouble = ValueError("nonsense")
         self.clock.advance(60)
         failure = self.failureResultOf(self.authenticator.session(), AuthenticationFailed)

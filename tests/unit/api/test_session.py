@@ -97,7 +97,7 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.session(access(tenant={"id": 43}))).tenantId, "43")
 
     def test_answersWithoutTheEssentialsAreMalformed(self) -> None:
-        """No token, or nobody's token, is a MalformedResponse."""
+        """A missing or empty token is a MalformedResponse."""
         nobody = access(tenant={})
         for body in ({}, {"access": []}, {"access": {}}, {"access": {"token": {"id": ""}}}, nobody):
             self.failureResultOf(self.session(body), MalformedResponse)

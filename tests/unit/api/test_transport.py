@@ -255,7 +255,7 @@ class TransportTests(SynchronousTestCase):
             self.assertEqual(transport.extensions, extensions)
 
     def test_theNextServerIsAskedWhenAGatewayAnswers(self) -> None:
-        """A gateway without its registry is passed over like a server that is down; a registry that refuses is not."""
+        """A gateway without its registry is skipped like a server that is down; a registry that refuses is not."""
         for page in (
             answer(404, b"<html>"),
             answer(401),

@@ -157,7 +157,7 @@ class CloseTests(SharedTestCase):
         self.assertEqual((self.services(), self.closed, self.reactor.beforeShutdown), ([], self.clients, []))
 
     def test_aTriggerThatIsGone(self) -> None:
-        """A reactor that has removed the trigger, because its shutdown has begun, is no error."""
+        """A reactor that has removed the trigger, because its shutdown has begun, causes no error."""
         reference = acquire(self.reactor)
         self.reactor.beforeShutdown.clear()
         self.successResultOf(reference.release())

@@ -21,12 +21,12 @@ class Services:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.beats: list[float] = []
+        self.sent: list[float] = []
         self.failing = False
 
     def heartbeat(self, id: str, token: str, *, timeout: float | None = None, whenLate: Any = None) -> Deferred[Any]:
-        self.beats.append(self.clock.seconds())
-        return fail(ConnectionFailed("refused")) if self.failing else succeed({"token": f"t{len(self.beats)}"})
+        self.sent.append(self.clock.seconds())
+        return fail(ConnectionFailed("refused")) if self.failing else succeed({"token": f"t{len(self.sent)}"})
 
 
 class Unprintable(Exception):
@@ -76,13 +76,15 @@ class HealthCheckTests(SynchronousTestCase):
             raise self.result
         return self.result() if callable(self.result) else self.result
 
-    def beater(self, timeout: int = 30, check: Callable[[], Any] | None = None, **options: Any) -> HeartBeater:
+    def heartBeater(self, timeout: int = 30, check: Callable[[], Any] | None = None, **options: Any) -> HeartBeater:
         options.setdefault("token", "t0")
         options.setdefault("random", lambda: 1.0)
-        beater = HeartBeater(self.services, "web1", timeout, clock=self.clock, check=check or self.check, **options)
-        self.addCleanup(beater.stop)
-        beater.start()
-        return beater
+        heartBeater = HeartBeater(
+            self.services, "web1", timeout, clock=self.clock, check=check or self.check, **options
+        )
+        self.addCleanup(heartBeater.stop)
+        heartBeater.start()
+        return heartBeater
 
     def pass_(self, seconds: float) -> None:
         self.clock.pump([0.01] * round(seconds / 0.01))
@@ -94,9 +96,9 @@ class HealthCheckTests(SynchronousTestCase):
 
     def test_aPassingCheckIsCalledOncePerHeartbeat(self) -> None:
         """It is called once before each heartbeat, and nothing is logged."""
-        self.beater()
+        self.heartBeater()
         self.pass_(300)
-        self.assertEqual(self.calls, self.services.beats)
+        self.assertEqual(self.calls, self.services.sent)
         self.assertEqual(len(self.calls), 13)
         self.assertEqual(self.events, [])
 
@@ -105,13 +107,13 @@ class HealthCheckTests(SynchronousTestCase):
         for timeout, most in ((3, 0.81), (30, 5), (120, 5)):
             self.renew()
             self.result = False
-            self.beater(timeout, random=lambda: 0.0)
+            self.heartBeater(timeout, random=lambda: 0.0)
             self.pass_(600)
             delays = [after - before for before, after in pairwise(self.calls)]
             self.assertGreater(min(delays), 0.04)
             self.assertApproximates(delays[-1], most, 0.02)
             self.assertLess(len(self.calls), 600 / delays[-1] + 40)
-            self.assertEqual(self.services.beats, [])
+            self.assertEqual(self.services.sent, [])
             self.assertEqual(len(self.events), 1, self.events)
 
     def test_aRecoveryBeforeTheDeadlineIsInTime(self) -> None:
@@ -119,40 +121,40 @@ class HealthCheckTests(SynchronousTestCase):
         for timeout in (3, 5, 10, 14, 15, 30, 60, 120):
             for chance in (0.0, 0.5, 1.0):
                 self.renew()
-                beater = self.beater(timeout, random=lambda chance=chance: chance)
-                due = beater.interval
+                heartBeater = self.heartBeater(timeout, random=lambda chance=chance: chance)
+                due = heartBeater.interval
                 self.pass_(due - 0.1)
                 self.result = False
                 self.pass_(0.1 + (timeout - due) * 2 / 3)
                 self.assertGreater(len(self.calls), 3)
                 self.result = True
                 self.pass_((timeout - due) / 3 - 0.02)
-                self.assertEqual(beater.state, "registered")
-                self.assertEqual(len(self.services.beats), 2, (timeout, chance))
-                beater.stop()
+                self.assertEqual(heartBeater.state, "registered")
+                self.assertEqual(len(self.services.sent), 2, (timeout, chance))
+                heartBeater.stop()
 
     def test_aRecoveryAfterwardsIsNoticedSoon(self) -> None:
         """However long the check has failed, heartbeats are sent within five seconds after it passes."""
         self.result = False
-        self.beater(120, random=lambda: 0.0)
+        self.heartBeater(120, random=lambda: 0.0)
         self.pass_(1000)
         self.result = True
         self.pass_(5.1)
-        self.assertEqual(len(self.services.beats), 1)
+        self.assertEqual(len(self.services.sent), 1)
 
     def test_aCheckThatHangs(self) -> None:
         """It is cancelled, counts as failed, and is called again; when it passes, heartbeats are sent."""
         cancelled: list[Any] = []
         self.result = lambda: Deferred(cancelled.append)
-        self.beater(30)
+        self.heartBeater(30)
         self.pass_(100)
-        self.assertEqual(self.services.beats, [])
+        self.assertEqual(self.services.sent, [])
         self.assertEqual(self.lines(), ["Service web1: health check failed: timed out after 2 s; heartbeats suspended"])
         self.assertGreater(len(self.calls), 10)
         self.assertApproximates(len(cancelled), len(self.calls), 1)
         self.result = True
         self.pass_(10)
-        self.assertEqual(len(self.services.beats), 1)
+        self.assertEqual(len(self.services.sent), 1)
 
     def test_aCheckThatIgnoresItsCancellation(self) -> None:
         """It is not called again before it has ended, and the log has the reason."""
@@ -167,9 +169,9 @@ class HealthCheckTests(SynchronousTestCase):
                     pass
 
         self.result = stubborn
-        beater = self.beater(30)
+        heartBeater = self.heartBeater(30)
         self.pass_(200)
-        self.assertEqual((len(self.calls), self.services.beats), (1, []))
+        self.assertEqual((len(self.calls), self.services.sent), (1, []))
         self.assertEqual(
             self.lines(),
             [
@@ -180,8 +182,8 @@ class HealthCheckTests(SynchronousTestCase):
         rounds[-1].callback(True)
         self.result = True
         self.pass_(10)
-        self.assertEqual((len(self.calls), len(self.services.beats)), (2, 1))
-        self.assertTrue(beater.healthy)
+        self.assertEqual((len(self.calls), len(self.services.sent)), (2, 1))
+        self.assertTrue(heartBeater.healthy)
 
     def test_coroutinesAndDeferreds(self) -> None:
         """A check may be a coroutine function, or return a Deferred that fires later."""
@@ -192,18 +194,18 @@ class HealthCheckTests(SynchronousTestCase):
         later: Deferred[bool] = Deferred()
         for result in (well, lambda: later):
             self.result = result
-            beater = self.beater()
+            heartBeater = self.heartBeater()
             if not later.called:
                 later.callback(True)
-            self.assertTrue(self.services.beats.pop() == self.clock.seconds())
-            beater.stop()
+            self.assertTrue(self.services.sent.pop() == self.clock.seconds())
+            heartBeater.stop()
 
     def test_stoppedDuringACheck(self) -> None:
         """The check is cancelled, nothing is left on the clock, and nothing is logged."""
         cancelled: list[Any] = []
         self.result = lambda: Deferred(cancelled.append)
-        beater = self.beater()
-        beater.stop()
+        heartBeater = self.heartBeater()
+        heartBeater.stop()
         self.assertEqual((len(cancelled), self.clock.getDelayedCalls(), self.events), (1, [], []))
         self.pass_(100)
         self.assertEqual(len(self.calls), 1)
@@ -212,7 +214,7 @@ class HealthCheckTests(SynchronousTestCase):
 
     def test_oneLineWhenItBeginsAndOneWhenItEnds(self) -> None:
         """The first line has the reason, the second one the duration."""
-        beater = self.beater(30)
+        heartBeater = self.heartBeater(30)
         self.result = False
         self.pass_(29.9)
         self.assertEqual(
@@ -225,12 +227,12 @@ class HealthCheckTests(SynchronousTestCase):
         self.assertRegex(
             self.lines("info")[0], r"^Service web1: health check passed after 10\d\.\d s; heartbeats resumed$"
         )
-        self.assertTrue(beater.healthy)
+        self.assertTrue(heartBeater.healthy)
 
     def test_aSingleFailureIsTwoLines(self) -> None:
         """A single failure is logged, because it has suspended a heartbeat."""
         self.result = False
-        self.beater()
+        self.heartBeater()
         self.result = True
         self.pass_(2)
         self.assertEqual([level for level, _ in self.events], ["warn", "info"])
@@ -238,7 +240,7 @@ class HealthCheckTests(SynchronousTestCase):
     def test_beforeTheRegistration(self) -> None:
         """The log says that the registration is suspended."""
         self.result = None
-        self.beater(token=None, register=lambda: succeed("t"))
+        self.heartBeater(token=None, register=lambda: succeed("t"))
         self.pass_(20)
         self.result = True
         self.pass_(6)
@@ -272,7 +274,7 @@ class HealthCheckTests(SynchronousTestCase):
         for result, reason in reasons:
             self.events.clear()
             self.result = result
-            beater = self.beater()
+            heartBeater = self.heartBeater()
             self.pass_(3)
             (line,) = self.lines()
             self.assertIn(f"health check failed: {reason}", line)
@@ -280,12 +282,12 @@ class HealthCheckTests(SynchronousTestCase):
             self.assertNotIn("hidden", line)
             self.assertEqual(self.flushLoggedErrors(), [])
             self.result = True
-            beater.stop()
+            heartBeater.stop()
 
     def test_otherReasonsMeanwhile(self) -> None:
         """Another reason is a warning after a minute at the earliest, each once, and never more than five in all."""
         self.result = ValueError("starting")
-        self.beater()
+        self.heartBeater()
         self.pass_(20)
         self.result = ValueError("no database")
         self.pass_(30)
@@ -312,7 +314,7 @@ class HealthCheckTests(SynchronousTestCase):
     def test_anOutageOfTheRegistryIsNotTheChecks(self) -> None:
         """A heartbeat that fails after the check has passed again is logged with the time of its own outage."""
         self.result = False
-        self.beater()
+        self.heartBeater()
         self.pass_(1000)
         self.services.failing = True
         self.result = True
@@ -328,16 +330,16 @@ class HealthCheckTests(SynchronousTestCase):
     def test_aNewStartIsANewBeginning(self) -> None:
         """A service that is stopped and started again while the check fails logs the failure again."""
         self.result = False
-        beater = self.beater()
-        beater.stop()
-        beater.start()
+        heartBeater = self.heartBeater()
+        heartBeater.stop()
+        heartBeater.start()
         self.assertEqual(len(self.lines("warn")), 2)
 
     def test_anotherTimeoutIsNoNewBeginning(self) -> None:
         """While the check fails the heartbeat timeout may change: nothing more is logged."""
         self.result = False
-        beater = self.beater()
+        heartBeater = self.heartBeater()
         self.pass_(5)
-        beater.setTimeout(10)
+        heartBeater.setTimeout(10)
         self.pass_(50)
         self.assertEqual(len(self.events), 1)

@@ -33,7 +33,7 @@ class Services:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.beats: list[float] = []
+        self.sent: list[float] = []
         self.timeouts: list[float] = []
         self.tokens: list[str] = []
         self.answer: Any = None
@@ -46,7 +46,7 @@ class Services:
         self.isCrowded = False
 
     def heartbeat(self, id: str, token: str, *, timeout: float | None = None, whenLate: Any = None) -> Deferred[Any]:
-        self.beats.append(self.clock.seconds())
+        self.sent.append(self.clock.seconds())
         self.timeouts.append(timeout or 0.0)
         self.tokens.append(token)
         answer = self.refusal[1] if token == self.refusal[0] else self.answer
@@ -54,7 +54,7 @@ class Services:
             return self._hang(timeout or 10.0, whenLate)
         if isinstance(answer, Exception):
             return fail(answer)
-        return succeed({"token": f"t{len(self.beats)}"})
+        return succeed({"token": f"t{len(self.sent)}"})
 
     def _hang(self, timeout: float, whenLate: Any) -> Deferred[Any]:
         self.inFlight += 1
@@ -101,10 +101,14 @@ class HeartBeaterTests(SynchronousTestCase):
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
 
-    def beater(self, timeout: int = 30, token: str | None = "t0", random: float = 1.0, **options: Any) -> HeartBeater:
-        beater = HeartBeater(self.services, "web1", timeout, token, clock=self.clock, random=lambda: random, **options)
-        self.addCleanup(beater.stop)
-        return beater
+    def heartBeater(
+        self, timeout: int = 30, token: str | None = "t0", random: float = 1.0, **options: Any
+    ) -> HeartBeater:
+        heartBeater = HeartBeater(
+            self.services, "web1", timeout, token, clock=self.clock, random=lambda: random, **options
+        )
+        self.addCleanup(heartBeater.stop)
+        return heartBeater
 
     def pass_(self, seconds: float) -> None:
         steps = round(seconds / 0.01)
@@ -113,58 +117,58 @@ class HeartBeaterTests(SynchronousTestCase):
     def test_aMethodCanBeReplaced(self) -> None:
         """An application's tests may put something of their own in the place of a method."""
         calls: list[str] = []
-        beater = self.beater()
-        self.patch(beater, "start", lambda: calls.append("start"))
-        beater.start()
-        self.assertEqual((calls, self.services.beats), (["start"], []))
+        heartBeater = self.heartBeater()
+        self.patch(heartBeater, "start", lambda: calls.append("start"))
+        heartBeater.start()
+        self.assertEqual((calls, self.services.sent), (["start"], []))
 
     def test_hasNoDictionaryOfItsOwn(self) -> None:
         """There can be thousands: attributes in slots take less memory, and less time for each heartbeat."""
-        beater = self.beater()
-        beater.start()
+        heartBeater = self.heartBeater()
+        heartBeater.start()
         self.pass_(30)
-        self.assertEqual(vars(beater), {})
+        self.assertEqual(vars(heartBeater), {})
 
     # -- the interval
 
     def test_intervalIsAPartOfTheTimeout(self) -> None:
         """Below 15 s it is 0.6 of the timeout, from there on 0.8 of it, as in the old client."""
-        self.assertEqual(self.beater(15).heartbeatInterval, 12.0)
-        self.assertEqual(self.beater(10).heartbeatInterval, 6.0)
-        self.assertEqual(self.beater(120).heartbeatInterval, 96.0)
+        self.assertEqual(self.heartBeater(15).heartbeatInterval, 12.0)
+        self.assertEqual(self.heartBeater(10).heartbeatInterval, 6.0)
+        self.assertEqual(self.heartBeater(120).heartbeatInterval, 96.0)
 
     def test_sendsAtOnceAndThenOnceAnInterval(self) -> None:
         """The first heartbeat is sent by start(), the next ones follow at the interval that was drawn."""
-        self.beater(30, random=1.0).start()
+        self.heartBeater(30, random=1.0).start()
         self.pass_(49)
-        self.assertEqual([round(at) for at in self.services.beats], [0, 24, 48])
+        self.assertEqual([round(at) for at in self.services.sent], [0, 24, 48])
 
     def test_drawsItsIntervalOnce(self) -> None:
         """A HeartBeater's own interval is 0.9 to 1.0 of the nominal one, which the attribute keeps saying."""
-        beater = self.beater(30, random=0.0)
-        beater.start()
+        heartBeater = self.heartBeater(30, random=0.0)
+        heartBeater.start()
         self.pass_(44)
-        self.assertEqual([round(at, 1) for at in self.services.beats], [0, 21.6, 43.2])
-        self.assertEqual(beater.heartbeatInterval, 24.0)
+        self.assertEqual([round(at, 1) for at in self.services.sent], [0, 21.6, 43.2])
+        self.assertEqual(heartBeater.heartbeatInterval, 24.0)
 
     def test_presentsTheTokenOfTheLastResponse(self) -> None:
         """Each response has the next token."""
-        beater = self.beater()
-        beater.start()
+        heartBeater = self.heartBeater()
+        heartBeater.start()
         self.pass_(25)
         self.assertEqual(self.services.tokens, ["t0", "t1"])
-        self.assertEqual(beater.nextToken, "t2")
-        self.assertEqual(beater.lastSeen, self.services.beats[-1])
+        self.assertEqual(heartBeater.nextToken, "t2")
+        self.assertEqual(heartBeater.lastSeen, self.services.sent[-1])
 
     def test_fewHeartbeatsAtOnce(self) -> None:
         """However long answers take, only some heartbeats are under way at once, each for some seconds at most."""
         self.services.answer = "hang"
-        beater = self.beater(3)
-        beater.start()
+        heartBeater = self.heartBeater(3)
+        heartBeater.start()
         self.pass_(60)
         self.assertLessEqual(self.services.mostInFlight, 6)
-        self.assertLess(self.clock.seconds() - self.services.beats[-1], 3)
-        beater.stop()
+        self.assertLess(self.clock.seconds() - self.services.sent[-1], 3)
+        heartBeater.stop()
         self.assertEqual(self.services.inFlight, 0)
 
     # -- late tries
@@ -172,18 +176,18 @@ class HeartBeaterTests(SynchronousTestCase):
     def late(self, tries: int = 2, timeout: int = 3, **options: Any) -> HeartBeater:
         """A service whose heartbeat has been tried so often, each of them late."""
         self.services.answer = "hang"
-        beater = self.beater(timeout, **options)
-        beater.start()
-        while len(self.services.beats) < tries:
+        heartBeater = self.heartBeater(timeout, **options)
+        heartBeater.start()
+        while len(self.services.sent) < tries:
             self.clock.advance(0.01)
         self.assertEqual(self.services.inFlight, tries)
-        return beater
+        return heartBeater
 
     def test_theAnswerToALateTryCounts(self) -> None:
         """It counts from the moment when it was sent, and other tries are ended."""
-        beater = self.late(3)
+        heartBeater = self.late(3)
         self.services.hanging[0].callback({"token": "t1"})
-        self.assertEqual((beater.nextToken, beater.lastSeen, beater.state), ("t1", 0.0, "registered"))
+        self.assertEqual((heartBeater.nextToken, heartBeater.lastSeen, heartBeater.state), ("t1", 0.0, "registered"))
         self.assertEqual(self.services.inFlight, 0)
         self.services.answer = None
         self.pass_(1)
@@ -195,70 +199,70 @@ class HeartBeaterTests(SynchronousTestCase):
         while self.clock.seconds() < 2.5:
             self.clock.advance(0.01)
         self.services.answer = None
-        before = len(self.services.beats)
+        before = len(self.services.sent)
         self.services.hanging[0].callback({"token": "t1"})
         self.clock.advance(0)
         self.assertEqual(self.services.tokens[before:], ["t1"])
         self.pass_(1.7)
-        self.assertEqual(len(self.services.beats), before + 1)
+        self.assertEqual(len(self.services.sent), before + 1)
 
     def test_theAnswerToALateTryCountsBetweenTries(self) -> None:
         """Also while the next try waits for its time, or for a turn."""
-        beater = self.late(2)
-        while self.services.beats[1] + self.services.timeouts[1] >= self.clock.seconds():
+        heartBeater = self.late(2)
+        while self.services.sent[1] + self.services.timeouts[1] >= self.clock.seconds():
             self.clock.advance(0.01)
         self.services.answer = None
         self.services.hanging[0].callback({"token": "t1"})
-        self.assertEqual(beater.nextToken, "t1")
+        self.assertEqual(heartBeater.nextToken, "t1")
         self.pass_(1)
         self.assertEqual(self.services.tokens, ["t0", "t0", "t1"])
 
     def test_theAnswerToTheNextTryCounts(self) -> None:
         """The late one before it is ended."""
-        beater = self.late(2)
+        heartBeater = self.late(2)
         self.services.hanging[1].callback({"token": "t2"})
-        self.assertEqual((beater.nextToken, beater.lastSeen), ("t2", self.services.beats[1]))
+        self.assertEqual((heartBeater.nextToken, heartBeater.lastSeen), ("t2", self.services.sent[1]))
         self.assertEqual(self.services.inFlight, 0)
 
     def test_aRefusalOfALateTryCounts(self) -> None:
         """A service that is gone is gone, whichever try is refused."""
-        beater = self.late(2)
-        gone = beater.whenStopped()
+        heartBeater = self.late(2)
+        gone = heartBeater.whenStopped()
         self.services.hanging[0].errback(NotFound(404, "notFoundError"))
         self.failureResultOf(gone, NotFound)
         self.assertEqual(self.services.inFlight, 0)
 
     def test_otherFailuresOfALateTryDoNot(self) -> None:
         """The next try goes on undisturbed."""
-        beater = self.late(2)
+        heartBeater = self.late(2)
         self.services.hanging[0].errback(ConnectionFailed("reset"))
         self.assertEqual(self.services.inFlight, 1)
         self.services.hanging[0].callback({"token": "t2"})
-        self.assertEqual(beater.nextToken, "t2")
+        self.assertEqual(heartBeater.nextToken, "t2")
 
     def test_aTryMayBeAnsweredWhenRoomIsMadeForIt(self) -> None:
         """When one more is late than may be, the oldest is cancelled; that may be what the newest has waited for."""
         self.services.answer = "hang"
-        beater = self.beater(timeout=3)
-        beater.start()
+        heartBeater = self.heartBeater(timeout=3)
+        heartBeater.start()
         self.services.isCrowded = True
         while not self.services.cancelled:
             self.pass_(0.1)
-        self.assertEqual(beater.nextToken, "newest")
+        self.assertEqual(heartBeater.nextToken, "newest")
         self.services.isCrowded = False
-        self.assertEqual(beater.state, "registered")
+        self.assertEqual(heartBeater.state, "registered")
 
     def test_oneThatIsStoppedIsNotDismissed(self) -> None:
         """A listener may have stopped it just before: it does not begin again."""
-        beater = self.beater()
-        beater.dismissed()
-        self.assertFalse(beater.running)
-        self.assertEqual(self.services.beats, [])
+        heartBeater = self.heartBeater()
+        heartBeater.dismissed()
+        self.assertFalse(heartBeater.running)
+        self.assertEqual(self.services.sent, [])
 
     def test_stopEndsLateTries(self) -> None:
         """Nothing is under way after stop()."""
-        beater = self.late(3)
-        beater.stop()
+        heartBeater = self.late(3)
+        heartBeater.stop()
         self.assertEqual(self.services.inFlight, 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -267,24 +271,24 @@ class HeartBeaterTests(SynchronousTestCase):
     def test_retriesAtOnce(self) -> None:
         """A failure that is not a 404 is tried again without a wait."""
         self.services.answer = ServerError(503, "systemFailureError")
-        self.beater().start()
+        self.heartBeater().start()
         self.clock.advance(0)
-        self.assertEqual(self.services.beats, [0.0, 0.0])
+        self.assertEqual(self.services.sent, [0.0, 0.0])
 
     def test_aSingleFailureIsNotLogged(self) -> None:
         """If the immediate retry succeeds, nothing is logged."""
-        beater = self.beater()
+        heartBeater = self.heartBeater()
         self.services.answer = ConnectionFailed("reset")
-        beater.start()
+        heartBeater.start()
         self.services.answer = None
         self.clock.advance(0)
-        self.assertTrue(beater.healthy)
+        self.assertTrue(heartBeater.healthy)
         self.assertEqual(self.logged, [])
 
     def test_anOutageIsTwoLinesInTheLog(self) -> None:
         """One line when an outage begins, and one when it ends, however long it is."""
-        beater = self.beater()
-        beater.start()
+        heartBeater = self.heartBeater()
+        heartBeater.start()
         self.services.answer = ConnectionFailed("refused")
         self.pass_(600)
         self.assertEqual(self.logged, ["warn"])
@@ -294,87 +298,87 @@ class HeartBeaterTests(SynchronousTestCase):
 
     def test_leavesRoomForTwoTriesBeforeTheDeadline(self) -> None:
         """From any moment before the deadline on, at least two more tries begin before it."""
-        beater = self.beater(30)
-        beater.start()
+        heartBeater = self.heartBeater(30)
+        heartBeater.start()
         self.services.answer = "hang"
         self.pass_(31)
-        inTime = [at for at in self.services.beats if 24 <= at < 29.7]
+        inTime = [at for at in self.services.sent if 24 <= at < 29.7]
         self.assertGreaterEqual(len(inTime), 4)
         for at, following in zip(inTime, inTime[2:], strict=False):
             self.assertLess(following, 30, f"no two tries after {at}")
 
     def test_noTryTakesLongerThanAThirdOfWhatIsLeft(self) -> None:
         """Every try before the deadline is given at most a third of the time that is left."""
-        self.beater(30).start()
+        self.heartBeater(30).start()
         self.services.answer = "hang"
         self.pass_(29)
-        for at, timeout in list(zip(self.services.beats, self.services.timeouts, strict=True))[1:]:
+        for at, timeout in list(zip(self.services.sent, self.services.timeouts, strict=True))[1:]:
             self.assertLessEqual(timeout, max(0.05, (30 - at) / 3) + 1e-6)
 
     def test_retriesWithoutEnd(self) -> None:
         """Long after the deadline it still tries, at least once an interval, but does not hammer."""
-        self.beater(30).start()
+        self.heartBeater(30).start()
         self.services.answer = ServerError(500)
         self.pass_(1000)
-        before = len(self.services.beats)
+        before = len(self.services.sent)
         self.pass_(240)
-        self.assertGreaterEqual(len(self.services.beats) - before, 10)
-        self.assertLessEqual(len(self.services.beats) - before, 50)
+        self.assertGreaterEqual(len(self.services.sent) - before, 10)
+        self.assertLessEqual(len(self.services.sent) - before, 50)
 
     def test_healthyUntilTheDeadline(self) -> None:
         """`healthy` turns false when the deadline passes without an answer, and true again with the next one."""
-        beater = self.beater(30)
+        heartBeater = self.heartBeater(30)
         states: list[str] = []
-        beater.onStateChange(states.append)
-        beater.start()
+        heartBeater.onStateChange(states.append)
+        heartBeater.start()
         self.services.answer = ConnectionFailed("refused")
         self.pass_(29.9)
-        self.assertTrue(beater.healthy)
+        self.assertTrue(heartBeater.healthy)
         self.pass_(0.2)
-        self.assertFalse(beater.healthy)
+        self.assertFalse(heartBeater.healthy)
         self.pass_(15)
         self.services.answer = None
         self.pass_(15)
-        self.assertTrue(beater.healthy)
+        self.assertTrue(heartBeater.healthy)
         self.assertEqual(states, ["unreachable", "registered"])
 
     def test_theDeadlineCountsFromTheSending(self) -> None:
         """An answer that took long does not lengthen the time that is left."""
-        beater = self.beater(30)
+        heartBeater = self.heartBeater(30)
         self.services.heartbeat = lambda id, token, **options: answer  # type: ignore[method-assign]  # slow answer
         answer: Deferred[Any] = Deferred()
-        beater.start()
+        heartBeater.start()
         self.pass_(5)
         answer.callback({"token": "t1"})
         answer = Deferred()
         self.pass_(24.9)
-        self.assertTrue(beater.healthy)
+        self.assertTrue(heartBeater.healthy)
         self.pass_(0.2)
-        self.assertFalse(beater.healthy)
+        self.assertFalse(heartBeater.healthy)
 
     # -- losing the service
 
     def test_a404EndsABareOne(self) -> None:
         """Without a way to register again it stops, and says why."""
-        beater = self.beater()
+        heartBeater = self.heartBeater()
         self.services.answer = GONE
-        beater.start()
-        ended = beater.whenStopped()
+        heartBeater.start()
+        ended = heartBeater.whenStopped()
         self.assertIs(self.failureResultOf(ended, NotFound).value, GONE)
-        self.assertFalse(beater.running)
-        self.assertFalse(beater.healthy)
+        self.assertFalse(heartBeater.running)
+        self.assertFalse(heartBeater.healthy)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_a404OfAProxySaysNothingAboutTheService(self) -> None:
         """An error page that is no fault of the API does not make a service lost."""
-        beater = self.beater()
+        heartBeater = self.heartBeater()
         self.services.answer = ForeignResponse(404)
-        beater.start()
+        heartBeater.start()
         self.pass_(10)
         self.services.answer = None
         self.pass_(20)
-        self.assertTrue(beater.running)
-        self.assertTrue(beater.healthy)
+        self.assertTrue(heartBeater.running)
+        self.assertTrue(heartBeater.healthy)
 
     def test_aTokenThatIsRefusedGivesWayToTheLastProvenOne(self) -> None:
         """
@@ -384,14 +388,14 @@ class HeartBeaterTests(SynchronousTestCase):
         invalid = BadRequest(400, "badRequest", "Validation error for key 'token'", "Invalid UUID")
         for refusal, tokens in ((MARKER, ["t0", "t1", "t0"]), (invalid, ["t0", "t1", "t0"]), (GONE, ["t0", "t1"])):
             self.setUp()
-            beater = self.beater(10)
+            heartBeater = self.heartBeater(10)
             kept: list[tuple[str, str]] = []
-            beater = self.beater(10, keep=lambda token, proven, kept=kept: kept.append((token, proven)))
-            beater.start()
+            heartBeater = self.heartBeater(10, keep=lambda token, proven, kept=kept: kept.append((token, proven)))
+            heartBeater.start()
             self.services.refusal = "t1", refusal
             self.pass_(6.5)
             self.assertEqual(self.services.tokens, tokens)
-            self.assertEqual(beater.running, refusal is not GONE)
+            self.assertEqual(heartBeater.running, refusal is not GONE)
             if refusal is GONE:
                 continue
             self.assertEqual(self.logged, [])
@@ -401,13 +405,13 @@ class HeartBeaterTests(SynchronousTestCase):
             self.services.answer = refusal
             self.pass_(6)
             self.assertEqual(self.services.tokens[4:], ["t4", "t3"])
-            self.assertFalse(beater.running)
+            self.assertFalse(heartBeater.running)
 
     def test_aTokenOfAnEarlierRegistrationIsNotProven(self) -> None:
         """After a registration only the new token counts."""
         tokens = iter(["new", "newer"])
-        beater = self.beater(10, register=lambda: succeed(next(tokens)))
-        beater.start()
+        heartBeater = self.heartBeater(10, register=lambda: succeed(next(tokens)))
+        heartBeater.start()
         self.services.refusal = "t1", GONE
         self.pass_(6.5)
         self.assertEqual(self.services.tokens, ["t0", "t1"])
@@ -419,15 +423,15 @@ class HeartBeaterTests(SynchronousTestCase):
 
     def test_a404RegistersAgain(self) -> None:
         """With a way to register, the service is registered again at once, and heartbeated with its new token."""
-        beater = self.beater(register=lambda: succeed("again"))
-        beater.start()
+        heartBeater = self.heartBeater(register=lambda: succeed("again"))
+        heartBeater.start()
         self.services.answer = GONE
         self.pass_(24.5)
-        self.assertEqual(beater.nextToken, "again")
+        self.assertEqual(heartBeater.nextToken, "again")
         self.services.answer = None
         self.pass_(24)
         self.assertEqual(self.services.tokens[-1], "again")
-        self.assertTrue(beater.healthy)
+        self.assertTrue(heartBeater.healthy)
 
     def test_retriesRegistrationsWithoutEnd(self) -> None:
         """A registration that fails is tried again, as long as it takes."""
@@ -438,13 +442,13 @@ class HeartBeaterTests(SynchronousTestCase):
             tries.append(self.clock.seconds())
             return succeed(result[0]) if isinstance(result[0], str) else fail(result[0])
 
-        beater = self.beater(token=None, register=register)
-        beater.start()
+        heartBeater = self.heartBeater(token=None, register=register)
+        heartBeater.start()
         self.pass_(3600)
         self.assertGreater(len(tries), 100)
         result[0] = "at last"
         self.pass_(15)
-        self.assertTrue(beater.healthy)
+        self.assertTrue(heartBeater.healthy)
         self.assertEqual(self.logged, ["warn", "info"])
 
     def test_hurriesWhileTheServiceMayExist(self) -> None:
@@ -455,7 +459,7 @@ class HeartBeaterTests(SynchronousTestCase):
             tries.append(self.clock.seconds())
             return fail(RequestTimedOut("no answer"))
 
-        self.beater(120, token=None, register=register).start()
+        self.heartBeater(120, token=None, register=register).start()
         self.pass_(120)
         for before, after in pairwise(tries):
             self.assertLessEqual(after - before, max((120 - before) / 4, 4.0) + 0.1)
@@ -471,7 +475,7 @@ class HeartBeaterTests(SynchronousTestCase):
             tries.append(self.clock.seconds())
             return fail(refused)
 
-        self.beater(120, token=None, register=register).start()
+        self.heartBeater(120, token=None, register=register).start()
         self.pass_(120)
         self.assertLess(max(after - before for before, after in pairwise(tries)), 15.1)
         self.assertGreater(tries[-1] - tries[-2], 5.0)
@@ -484,17 +488,17 @@ class HeartBeaterTests(SynchronousTestCase):
             tries.append(self.clock.seconds())
             return fail(ServiceExists(400, "serviceWithThisIdExists"))
 
-        self.beater(token=None, register=register).start()
+        self.heartBeater(token=None, register=register).start()
         self.pass_(60)
         gaps = [b - a for a, b in pairwise(tries)]
         self.assertTrue(all(1 <= gap <= 2.1 for gap in gaps[1:]), gaps)
 
     def test_aRegistrationThatCanNeverBeEndsIt(self) -> None:
-        """When the registry says that the registration is not valid, trying again is no use."""
+        """When the registry says that the registration is not valid, the request is not repeated."""
         bad = BadRequest(400, "badRequest", "Validation error for key 'id'")
-        beater = self.beater(token=None, register=lambda: fail(bad))
-        beater.start()
-        self.failureResultOf(beater.whenStopped(), BadRequest)
+        heartBeater = self.heartBeater(token=None, register=lambda: fail(bad))
+        heartBeater.start()
+        self.failureResultOf(heartBeater.whenStopped(), BadRequest)
 
     # -- the check
 
@@ -507,18 +511,18 @@ class HeartBeaterTests(SynchronousTestCase):
                 raise results[0]
             return results[0]
 
-        beater = self.beater(check=check)
-        beater.start()
+        heartBeater = self.heartBeater(check=check)
+        heartBeater.start()
         self.pass_(10)
         results[0] = ValueError("no")
         self.pass_(10)
         results[0] = Deferred()
         self.pass_(10)
-        self.assertEqual(self.services.beats, [])
+        self.assertEqual(self.services.sent, [])
         results[0] = True
         self.pass_(20)
-        self.assertGreater(len(self.services.beats), 0)
-        self.assertTrue(beater.healthy)
+        self.assertGreater(len(self.services.sent), 0)
+        self.assertTrue(heartBeater.healthy)
 
     def test_aCheckMayStopIt(self) -> None:
         """Nothing is sent after that, whatever the check returns, and nothing is left on the reactor."""
@@ -529,59 +533,59 @@ class HeartBeaterTests(SynchronousTestCase):
                 beaters[0].stop()
                 return result
 
-            beaters.append(self.beater(check=check))
+            beaters.append(self.heartBeater(check=check))
             beaters[0].start()
             self.assertFalse(beaters[0].running)
-            self.assertEqual((self.services.beats, self.clock.getDelayedCalls()), ([], []))
+            self.assertEqual((self.services.sent, self.clock.getDelayedCalls()), ([], []))
 
     # -- the end
 
     def test_stopLeavesNothing(self) -> None:
         """Stopping in the middle of a heartbeat cancels it and leaves no call behind; a second stop does nothing."""
-        beater = self.beater()
+        heartBeater = self.heartBeater()
         self.services.answer = "hang"
-        beater.start()
-        ended = beater.whenStopped()
-        self.assertIsNone(self.successResultOf(beater.stop()))
-        self.assertIsNone(self.successResultOf(beater.stop()))
+        heartBeater.start()
+        ended = heartBeater.whenStopped()
+        self.assertIsNone(self.successResultOf(heartBeater.stop()))
+        self.assertIsNone(self.successResultOf(heartBeater.stop()))
         self.assertIsNone(self.successResultOf(ended))
-        self.assertIsNone(self.successResultOf(beater.whenStopped()))
+        self.assertIsNone(self.successResultOf(heartBeater.whenStopped()))
         self.assertEqual((self.services.cancelled, self.services.inFlight), (1, 0))
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.pass_(100)
-        self.assertEqual(len(self.services.beats), 1)
+        self.assertEqual(len(self.services.sent), 1)
 
     def test_stopBetweenTriesLeavesNothing(self) -> None:
         """Stopping while it waits for the next try ends the wait."""
-        beater = self.beater()
+        heartBeater = self.heartBeater()
         self.services.answer = ConnectionFailed("refused")
-        beater.start()
+        heartBeater.start()
         self.pass_(5)
-        beater.stop()
+        heartBeater.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_aListenerMayStopIt(self) -> None:
         """In each state: nothing is sent after that, and nothing is left on the reactor."""
         for state, answer in (("registering", GONE), ("registered", GONE), ("unreachable", ServerError(500))):
             self.setUp()
-            beater = self.beater(3, register=lambda: succeed("again"))
-            beater.onStateChange(lambda now, state=state, stop=beater.stop: stop() if now == state else None)
+            heartBeater = self.heartBeater(3, register=lambda: succeed("again"))
+            heartBeater.onStateChange(lambda now, state=state, stop=heartBeater.stop: stop() if now == state else None)
             self.services.answer = answer
-            beater.start()
+            heartBeater.start()
             self.pass_(10)
-            self.assertEqual((beater.state, self.clock.getDelayedCalls()), ("stopped", []), state)
+            self.assertEqual((heartBeater.state, self.clock.getDelayedCalls()), ("stopped", []), state)
 
     def test_startsAgain(self) -> None:
         """After a stop in the middle of a heartbeat it can be started again: one loop runs."""
-        beater = self.beater()
+        heartBeater = self.heartBeater()
         self.services.answer = "hang"
-        beater.start()
-        beater.stop()
+        heartBeater.start()
+        heartBeater.stop()
         self.services.answer = None
-        beater.start()
-        beater.start()
+        heartBeater.start()
+        heartBeater.start()
         self.pass_(25)
-        self.assertEqual(len(self.services.beats), 3)
+        self.assertEqual(len(self.services.sent), 3)
 
     def test_aTokenThatCannotBeKept(self) -> None:
         """If what is called with each token fails, that is logged, and the heartbeat is repeated with the old token."""
@@ -591,46 +595,46 @@ class HeartBeaterTests(SynchronousTestCase):
             if errors:
                 raise errors.pop()
 
-        beater = self.beater(keep=keep)
-        beater.start()
+        heartBeater = self.heartBeater(keep=keep)
+        heartBeater.start()
         self.pass_(1)
-        self.assertEqual((self.services.tokens, beater.nextToken), (["t0", "t0", "t0"], "t3"))
+        self.assertEqual((self.services.tokens, heartBeater.nextToken), (["t0", "t0", "t0"], "t3"))
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
 
     def test_anAlienCancellationIsAFailureLikeAnother(self) -> None:
         """A CancelledError that is not stop()'s own does not end the heartbeats."""
-        beater = self.beater()
+        heartBeater = self.heartBeater()
         self.services.answer = CancelledError()
-        beater.start()
+        heartBeater.start()
         self.pass_(2)
         self.services.answer = None
         self.pass_(10)
-        self.assertTrue(beater.running)
-        self.assertTrue(beater.healthy)
+        self.assertTrue(heartBeater.running)
+        self.assertTrue(heartBeater.healthy)
 
     def test_aListenerThatRaisesDoesNoHarm(self) -> None:
         """The error is logged, the other listeners are called, and heartbeats go on."""
-        beater = self.beater(token=None, register=lambda: succeed("t"))
+        heartBeater = self.heartBeater(token=None, register=lambda: succeed("t"))
         heard: list[str] = []
 
         def bad(state: str) -> None:
             raise RuntimeError("listener")
 
-        beater.onStateChange(bad)
-        beater.onStateChange(heard.append)
-        beater.start()
-        beater.stop()
+        heartBeater.onStateChange(bad)
+        heartBeater.onStateChange(heard.append)
+        heartBeater.start()
+        heartBeater.stop()
         self.assertEqual(heard, ["registered", "stopped"])
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
 
     def test_cancellingAWaiterLeavesTheRest(self) -> None:
         """Cancelling one waiter does not concern the others."""
-        beater = self.beater()
-        beater.start()
-        one, two = beater.whenStopped(), beater.whenStopped()
+        heartBeater = self.heartBeater()
+        heartBeater.start()
+        one, two = heartBeater.whenStopped(), heartBeater.whenStopped()
         one.cancel()
         self.failureResultOf(one, CancelledError)
-        beater.stop()
+        heartBeater.stop()
         self.assertIsNone(self.successResultOf(two))
 
     def test_needsAWayToBegin(self) -> None:
@@ -639,4 +643,4 @@ class HeartBeaterTests(SynchronousTestCase):
 
     def test_saysNothingSecretOfItself(self) -> None:
         """Its repr shows the service and how it goes, and no token."""
-        self.assertEqual(repr(self.beater(token="secret")), "<HeartBeater of 'web1': stopped, registered>")
+        self.assertEqual(repr(self.heartBeater(token="secret")), "<HeartBeater of 'web1': stopped, registered>")

@@ -143,7 +143,7 @@ class RequestTests(ServicesTestCase):
         self.assertEqual(self.asked, [])
 
     def test_answersWithoutTheEssentialsAreMalformed(self) -> None:
-        """An answer that lacks what the API promises is no success."""
+        """A response that lacks what the API promises is not a success."""
         client = self.client(lambda sent: answer(200, {"values": {}}), cache=None)
         for call in (
             client.services.list(),

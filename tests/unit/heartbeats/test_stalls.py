@@ -88,7 +88,7 @@ class StallTests(SynchronousTestCase):
         self.assertEqual(len(self.stalls()), 1)
 
     def test_silenceIsNoStall(self) -> None:
-        """A registry that hangs, refuses or is late, and a short pause, are no stall of ours."""
+        """A registry that hangs, refuses or is late, and a short pause, do not count as a stall of this process."""
         self.register("web1", 3)
         for _ in range(10):
             self.fake.block(0.9)

@@ -148,13 +148,13 @@ class JSONTransportTests(SynchronousTestCase):
         self.assertEqual((broken.status, broken.json), (502, None))
 
     def test_whatIsNoJSONIsMalformed(self) -> None:
-        """A success whose body is no JSON, or nested beyond reason, is a MalformedResponse that names the URL."""
+        """A success whose body is not JSON, or nested beyond reason, is a MalformedResponse that names the URL."""
         for body in (b"<html>", b'{"a": ', b"\xff\xfe", b"[" * 200_000):
             transport = self.transport(lambda sent, body=body: answer(200, body))
             self.assertIn(f"GET {SERVER}/x", self.fails(transport.request("GET", "/x"), MalformedResponse))
 
     def test_whatIsCutShortOrTooLongIsMalformed(self) -> None:
-        """An answer that ends too early, is no HTTP, or does not end, is a MalformedResponse."""
+        """A response that ends too early, is not HTTP, or does not end, is a MalformedResponse."""
         for error in (lost(ResponseFailed), ResponseTooLarge("more than 5 bytes")):
             transport = self.transport(lambda sent, error=error: error)
             self.assertIn(f"GET {SERVER}/x", self.fails(transport.request("GET", "/x"), MalformedResponse))
@@ -222,13 +222,13 @@ class JSONTransportTests(SynchronousTestCase):
         self.assertEqual(response.json, {"a": 1})
 
     def test_staleConnectionsAreTriedOnlySoOften(self) -> None:
-        """A server that closes every connection is no reason to go on for ever."""
+        """The client gives up on a server that closes every connection."""
         transport = self.transport(lambda sent: lost(StaleConnection))
         self.fails(transport.request("GET", "/x"), ConnectionFailed)
         self.assertEqual(len(self.agent.sent), 3)
 
     def test_whatMayNotBeSentTwiceIsNot(self) -> None:
-        """A POST that was not answered fails: nobody knows whether the server acted on it."""
+        """A POST that was not answered fails: the client can't know whether the server acted on it."""
         transport = self.transport(lambda sent: lost(StaleConnection), SERVER, OTHER)
         self.fails(transport.request("POST", "/x", body={}), ConnectionFailed)
         self.assertEqual(len(self.agent.sent), 1)

@@ -68,7 +68,7 @@ class TrustTests(TLSTestCase):
     async def test_aFileOfCertificatesToTrust(self) -> None:
         """With a CA file the certificates in it are trusted."""
         server = self.registry(commonHolder().options())
-        path = self.pem(b"# two of them\n", selfSigned("somebody else")[0], commonHolder().certificate)
+        path = self.pem(b"# two of them\n", selfSigned("another name")[0], commonHolder().certificate)
         service = await self.client(server, caFile=path).services.get("web1")
         self.assertEqual(service["id"], "web1")
 
@@ -222,7 +222,7 @@ class ExplanationTests(TLSTestCase):
         self.assertIn("the connection was closed during the TLS handshake. Check the port", text)
 
     async def test_theNextServer(self) -> None:
-        """A server whose certificate is refused is passed over, for a create too: nothing was sent to it."""
+        """A server whose certificate is refused is skipped, for a create too: nothing was sent to it."""
         good, bad = commonHolder(), Holder("registry", days=(-9, -2))
         server = self.registry(good.options())
         client = self.client(self.registry(bad.options()), server, caFile=self.pem(good.certificate, bad.certificate))

@@ -377,7 +377,7 @@ class DeadlinesTests(RegistryCase):
         )
 
     def test_stopLeavesNothing(self) -> None:
-        """A registry that has stopped has no calls on the reactor; stopping twice is no error."""
+        """A registry that has stopped has no calls on the reactor; stopping twice causes no error."""
         self.create(timeout=3)
         self.pass_(2)
         self.successResultOf(self.registry.stop())
@@ -723,7 +723,7 @@ class EventsTests(RegistryCase):
         self.assertIn("Dropped 1 events older than 720 hours", [formatEvent(event) for event in logs])
 
     def test_droppingGoesOnAfterTrouble(self) -> None:
-        """That old events could not be dropped once does not keep them for ever."""
+        """When dropping old events fails once, they are dropped later."""
         self.create(timeout=120)
         self.wallOffset += 31 * 86_400
         self.memory.unavailable = True

@@ -25,7 +25,7 @@ class PositionTests(SynchronousTestCase):
         self.assertEqual(positionOf(1e12), 2**60 - 1)
 
     def test_refusesOtherText(self):
-        """What is no version-1 UUID has no position."""
+        """What is not a version-1 UUID has no position."""
         for text in ("", "x", "9b6dbd5e-6ab4-4bb3-8f0a-ab1c56b5bf62", "c232ab00-9414-11ec-33c8-9f6bdeced846"):
             self.assertRaises(ValueError, position, text)
 
@@ -38,7 +38,7 @@ class EventIdsTests(SynchronousTestCase):
         self.ids = EventIds(lambda: self.now, newTail())
 
     def test_areVersion1UUIDs(self):
-        """An id is the text of a version-1 UUID of the RFC's variant, and its node is no network address."""
+        """An id is the text of a version-1 UUID of the RFC's variant, and its node is not a network address."""
         made = self.ids.idAt(self.ids.next())
         parsed = uuid.UUID(made)
         self.assertEqual((str(parsed), parsed.version, parsed.variant), (made, 1, uuid.RFC_4122))

@@ -109,7 +109,7 @@ class FairQueueTests(SynchronousTestCase):
         self.assertIsNone(self.queue.dropLast())
 
     def test_whatMayNotGoKeepsItsPlace(self) -> None:
-        """What may not be served now is passed over, and keeps its place."""
+        """What may not be served now is skipped, and keeps its place."""
         for path in (("a", "x"), ("a", "y"), ("b", "x")):
             self.queue.add(path, " ".join(path))
         served = [self.queue.pop(lambda path: len(path) < 2 or path[1] != "x") for _ in range(2)]

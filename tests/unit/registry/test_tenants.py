@@ -215,7 +215,7 @@ class TenantsTestsMixin:
             await tenants.ask(OTHER, OTHER, "PUT", "/configuration/" + KEY, {"value": "own"})
             (event,) = (await tenants.reply(others)).json["values"]
             self.assertEqual(event["payload"]["new_value"], "own")
-            # My event's id is no event of the other's feed, and nothing of mine is at it.
+            # My event's id is not in the other's feed, and nothing of mine is at it.
             reply = await tenants.ask(OTHER, OTHER, "GET", f"/events?marker={marker}")
             self.assertNotIn(MARK, reply.raw.decode())
 

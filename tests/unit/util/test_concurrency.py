@@ -42,7 +42,7 @@ class TurnsTests(SynchronousTestCase):
         self.assertEqual(order, ["soon", "soon, too", "late", "never"])
 
     def test_cancelled(self) -> None:
-        """Who does not wait any more is passed over."""
+        """A caller that does not wait any more is skipped."""
         turns = PrioritySemaphore(1)
         self.successResultOf(turns.take(0.0))
         gone, next = turns.take(1.0), turns.take(2.0)

@@ -64,7 +64,7 @@ class ListenersTests(SynchronousTestCase):
         self.assertEqual(self.heard, [])
 
     def test_addsAnother(self) -> None:
-        """One that is added during a call hears of the next event first."""
+        """One that is added during a call is first called for the next event."""
         self.listeners.add(lambda text: self.listeners.add(self.heard.append))
         self.listeners.call("rain")
         self.assertEqual(self.heard, [])

@@ -58,7 +58,7 @@ class NumbersTests(SynchronousTestCase):
             self.assertEqual(str(error), f"{shown} is not a number from 0 to 3")
 
     def test_retryAfter(self) -> None:
-        """Seconds, an hour at most; what is no decimal number says nothing."""
+        """Seconds, an hour at most; anything but a decimal number counts as absent."""
         self.assertEqual([parseRetryAfter(text) for text in ("0", " 7 ", "1.5")], [0.0, 7.0, 1.5])
         self.assertEqual(parseRetryAfter("9" * 400), LONGEST_RETRY_AFTER)
         for text in (None, "", "inf", "nan", "1e308", "-1", "Fri, 31 Dec 9999 23:59:59 GMT", "٣"):

@@ -16,7 +16,7 @@ class BlankingTests(SynchronousTestCase):
     """Texts and the secrets in them."""
 
     def test_wordsStayWhole(self) -> None:
-        """A short secret that is a piece of a longer word is no secret there."""
+        """A short secret that is a piece of a longer word is not redacted there."""
         for text, secret in (
             ("400 badRequest: Bad request", "bad"),
             ("Validation error", "on"),

@@ -113,8 +113,8 @@ class ClientTests(SynchronousTestCase):
             self.register(f"together{number}", 100)
         self.fake.advance(10)
         self.fake.suspend(50)
-        self.assertEqual(self.beats(1.1), {"alone/heartbeat", "heartbeats"})
-        self.assertEqual(self.beats(60), set())
+        self.assertEqual(self.sent(1.1), {"alone/heartbeat", "heartbeats"})
+        self.assertEqual(self.sent(60), set())
         self.assertNotIn("timeout", dict(self.events()))
 
     def test_aShortSleepExpiresNothing(self) -> None:
@@ -213,7 +213,7 @@ class ClientTests(SynchronousTestCase):
     def test_aHeartBeaterOfItsOwn(self) -> None:
         """One without a client has a watch of its own, which stops with it."""
         clock = Clock()
-        beater = HeartBeater(self.client.services, "web1", 20, "token", clock=clock)
-        beater.start()
-        beater.stop()
+        heartBeater = HeartBeater(self.client.services, "web1", 20, "token", clock=clock)
+        heartBeater.start()
+        heartBeater.stop()
         self.assertEqual(clock.getDelayedCalls(), [])

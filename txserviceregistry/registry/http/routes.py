@@ -34,7 +34,7 @@ class Target:
     :ivar path: decoded.
     :ivar route: the path of its operation, or :data:`TOKENS`; empty if it is neither.
     :ivar isApi: whether it is below ``/v1.0``, so that it needs a token even if there is no such resource.
-    :ivar operation: ``None`` if the path is no resource, or does not take the method.
+    :ivar operation: ``None`` if the path is not a resource, or does not take the method.
     :ivar argument: the id, key or namespace in the path.
     """
 
@@ -69,7 +69,7 @@ def match(method: str, path: str) -> tuple[Operation | None, str]:
     many, except in configuration, where it has a meaning.
 
     :param path: decoded.
-    :return: ``None`` if the path is no resource or does not take the method.
+    :return: ``None`` if the path is not a resource or does not take the method.
     """
     if method == "HEAD":
         method = "GET"
@@ -142,6 +142,6 @@ def _configuration(method: str, rest: str) -> tuple[str, str]:
         isQualified = "/" in rest and not rest.startswith("/")
         return "/configuration/{configurationId}", "/" + rest if isQualified else rest
     if not rest.strip("/"):
-        # One slash is all qualified keys; more of them are no namespace at all.
+        # One slash is all qualified keys; more of them do not name a namespace.
         return "/configuration/{namespace}/", rest
     return "/configuration/{namespace}/", "/" + rest.removeprefix("/")[:-1]

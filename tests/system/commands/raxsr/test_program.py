@@ -53,7 +53,7 @@ class ProgramTests(RaxsrProcessTestCase):
             self.assertEqual((run.stdout, run.stderr), (b"_shtab_raxsr\n", b""))
 
     async def test_aReaderThatLeaves(self) -> None:
-        """Nobody at the other end of the pipe any more: the shell's code for that, and not a word."""
+        """When the other end of the pipe is closed: the shell's code for that, and no output."""
         await self.clientWithServices(self.prefix)
         command = f"{RAXSR} help | true; echo ${{PIPESTATUS[0]}}; {RAXSR} services list >/dev/full; echo $?"
         ran = await deferToThread(

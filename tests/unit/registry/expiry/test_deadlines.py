@@ -58,7 +58,7 @@ class StallTolerantClockTests(SynchronousTestCase):
         self.assertEqual(self.elapsed(), 0.0)
 
     def test_noSweepBeforeTheInputThatWaited(self) -> None:
-        """The tick that finds a stall is no occasion to sweep; the next one is."""
+        """The tick that finds a stall does not sweep; the next one does."""
         self.clock.advance(31)
         self.assertEqual(self.ticks, [])
         self.clock.advance(0.25)

@@ -69,7 +69,7 @@ class AnswerTests(FramingCase):
 
     def test_headers(self) -> None:
         """
-        Every response says what and how long it is, bears an id of its own, and names the extensions.
+        Every response says what and how long it is, has an id of its own, and names the extensions.
         """
         ids = set()
         for method, path, body, code in [
@@ -116,7 +116,7 @@ class AnswerTests(FramingCase):
         """
         HEAD is answered as GET is, with the length of the body that is left out, and the connection goes on.
         """
-        for path in ("/v1.0/1234/services", "/v1.0/1234/services/nobody", "/v1.0/1234/nothing"):
+        for path in ("/v1.0/1234/services", "/v1.0/1234/services/unknown", "/v1.0/1234/nothing"):
             self.connection.send(self.request("HEAD", path))
             (head,) = self.connection.replies(noBody=True)
             self.connection.send(self.request("GET", path))

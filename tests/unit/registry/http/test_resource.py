@@ -96,7 +96,7 @@ class IdentityTests(ApiCase):
         Wrong users and wrong keys get the very same answer, in the Auth API's own shape.
         """
         bodies = []
-        for username, key in ((USER, "wrong"), ("nobody", KEY)):
+        for username, key in ((USER, "wrong"), ("unknown", KEY)):
             credentials = {"username": username, "apiKey": key}
             reply = self.authenticate({"auth": {"RAX-KSKEY:apiKeyCredentials": credentials}})
             self.assertEqual((reply.code, reply.header("Content-Type")), (401, JSON_TYPE))
@@ -913,7 +913,7 @@ class LimitTests(ApiCase):
         """
         Every response to a request that counts, also a fault, has the rate headers; others do not.
         """
-        paths = ("/services", "/services/nobody", "/events", "/limits?limit=x", "/configuration?marker=%20")
+        paths = ("/services", "/services/unknown", "/events", "/limits?limit=x", "/configuration?marker=%20")
         for used, path in enumerate(paths):
             reply = self.ask("HEAD" if used == 1 else "GET", path)
             self.assertEqual(

@@ -77,7 +77,7 @@ class HealthPageTests(SynchronousTestCase):
         self.assertEqual((reply.code, reply.raw), (200, b""))
 
     def test_everythingElseIsAsBefore(self) -> None:
-        """Other methods, and paths that are nearly the same, are no page."""
+        """Other methods, and paths that are nearly the same, are not a page."""
         for method, path in (
             ("POST", b"/health"),
             ("DELETE", b"/health"),

@@ -608,7 +608,7 @@ class TokenTests(IdentityCase):
 
     def test_unknown(self) -> None:
         """
-        Whatever is no token of ours does not count.
+        Anything else than a valid token does not count.
         """
         for token in ("", "x", self.token + "x", self.token.swapcase(), "\ud800", "\0", "x" * 10_000):
             self.assertRefused(token)
@@ -696,7 +696,7 @@ class TokenTests(IdentityCase):
 
     def test_oneReadASecond(self) -> None:
         """
-        However many requests bear a token, the store is asked for it about once a second.
+        However many requests carry a token, the store is asked for it about once a second.
         """
         for _ in range(100):
             for _ in range(10):

@@ -241,7 +241,7 @@ class SharedSuite:
             assert await store.admit(T, made.incarnation)
 
     async def test_anExpirationIsPersistedOnce(self) -> None:
-        """A service without heartbeats expires for all, not early, and at most a second late; one event tells of it."""
+        """A service without heartbeats expires for all, not early, and at most a second late; one event reports it."""
         began = self.seconds()
         made = await self.create(self.a, timeout=3)
         await self.create(self.a, "kept", 30)

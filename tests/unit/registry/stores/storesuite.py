@@ -151,7 +151,7 @@ class StoreSuite:
         self.assertNotEqual(await other.secret(), secret)
 
     async def test_accountComesIntoBeingOnce(self):
-        """An account bears the time when it was first asked for."""
+        """An account has the time when it was first asked for."""
         await self.create("web", tenant="7")
         self.now = NOW + 10
         self.assertEqual(await self.store.account("7"), Account("7", 1_700_000_010_500))
@@ -253,7 +253,7 @@ class StoreSuite:
         self.assertEqual(await self.ids(marker="d"), [])
 
     async def test_listByTagHasTheCurrentTags(self):
-        """A list by tag holds those that bear it, once each, also after an update."""
+        """A list by tag holds those that have it, once each, also after an update."""
         await self.create("a", tags=("www", "www", "api"))
         made = await self.create("b", tags=("api",))
         await self.create("c", tags=("www",))
@@ -298,7 +298,7 @@ class StoreSuite:
         self.assertEqual(await self.ids(hidden=hidden, tag="other"), [])
 
     async def test_updateReplacesWhatIsGiven(self):
-        """An update replaces whole fields, keeps the others, and is no event."""
+        """An update replaces whole fields, keeps the others, and makes no event of the five types."""
         made = await self.create("web", tags=("a",), metadata={"k": "v", "l": "w"})
         changed = await self.store.updateService(
             "1", "web", made.incarnation, ServiceChanges(heartbeatTimeout=60, metadata={"k": "x"})
@@ -333,7 +333,7 @@ class StoreSuite:
         self.assertEqual(await self.feed(), expected)
 
     async def test_theEventOfARemovalHasTheServiceAsItWas(self):
-        """The event of a removal bears the service's last state."""
+        """The event of a removal has the service's last state."""
         made = await self.create("web", tags=("a",))
         await self.store.updateService(
             "1", "web", made.incarnation, ServiceChanges(heartbeatTimeout=77, tags=("b",), metadata={"k": "v"})
@@ -347,7 +347,7 @@ class StoreSuite:
         self.assertEqual(event.payload, expected)
 
     async def test_theEventHasTheTimeOfTheExpiration(self):
-        """Services that expire are gone, and their events bear the deadline, whatever the time is."""
+        """Services that expire are gone, and their events have the deadline, whatever the time is."""
         one = await self.create("one", tags=("t",), metadata={"k": "v"})
         two = await self.create("two", tenant="2")
         await self.create("three", tags=("t",))

@@ -352,7 +352,7 @@ class Etcd:
     @returnsDeferred
     async def grant(self, lease: int, seconds: int) -> int:
         """
-        Create a lease. An existing one with this id is no error: ids are random, and it is the first attempt's.
+        Create a lease. An existing one with this id causes no error: ids are random, and it is the first attempt's.
 
         :return: fires with the seconds that etcd granted, which may be more.
         """
@@ -389,7 +389,7 @@ class Etcd:
 
     @returnsDeferred
     async def compact(self, revision: int) -> None:
-        """Forget how things were before *revision*. That this has been done is no error."""
+        """Forget how things were before *revision*. Doing it twice causes no error."""
         try:
             await self._ask("kv/compaction", {"revision": str(revision)})
         except EtcdError as error:

@@ -3,7 +3,7 @@ Users and auth tokens in etcd.
 
 A token names the revision in which its user was changed last. With another key, or without the user, that is another
 revision: all tokens of a user end in the moment of one write, however many there are. Each goes with a lease, so that
-none stays for ever.
+none stays indefinitely.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class TroubleTests(EtcdCase):
             self.assertEqual((done.succeeded, done.revision), (True, 7))
 
     async def test_aMemberThatHangsIsLeftForAnother(self) -> None:
-        """Within its share of the time, so that none of the patience is needed."""
+        """Within its share of the time, so that none of the timeout is needed."""
         hanging = self.serve(lambda call: None)
         working = self.serve(lambda call: call.answer(200, DONE))
         etcd = self.etcd(hanging.url, working.url, timeout=0.4)
@@ -107,7 +107,7 @@ class TroubleTests(EtcdCase):
         self.assertEqual((len(hanging.calls), len(working.calls)), (1, 2))
 
     async def test_patienceEnds(self) -> None:
-        """A cluster that is away for too long is unavailable; with no patience after one try."""
+        """A cluster that is unreachable for too long is unavailable; without a timeout, after one try."""
         server = self.answering(lambda call: call.answer(503, refusal(14, "etcdserver: no leader")))
         etcd = self.etcd(server.url)
         self.assertIn("no leader", await self.refuses(StoreUnavailable, etcd.txn((), (), patience=0)))
@@ -180,7 +180,7 @@ class TurnsTests(SynchronousTestCase):
             self.successResultOf(work)
 
     def test_waitingDoesNotCountAsATry(self) -> None:
-        """What waits has not been asked: it is, with its whole patience, when its turn has come."""
+        """A request that waits has not been sent: it is, with its whole timeout, when its turn has come."""
         busy = [self.etcd.get("/a"), self.etcd.get("/b")]
         late = self.etcd.get("/c")
         self.clock.advance(QUEUE - 1)
@@ -327,7 +327,7 @@ class UserTests(EtcdCase):
             self.assertEqual(names, ["joe", "joe"])
 
     async def test_aTokenThatIsRefusedAgainIsTrouble(self) -> None:
-        """A member that refuses each token it has given out is not asked for ever."""
+        """A member that refuses each token it has given out is not asked without a limit."""
 
         def handle(call: Call) -> None:
             if call.path.endswith("/authenticate"):

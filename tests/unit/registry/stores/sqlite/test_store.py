@@ -701,7 +701,7 @@ class SqliteStoreTests(SqliteCase):
 
     async def test_oneRegistryAtATimeWhateverTheName(self):
         """
-        Symbolic and hard links to a registry's file are no way for a second one. What is not a registry's may open it,
+        Symbolic and hard links to a registry's file do not let a second one in. What is not a registry's may open it,
         and an end of the first lets the second have it.
         """
         names = {"symbolic": os.symlink, "hard": os.link}

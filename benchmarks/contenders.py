@@ -1,5 +1,5 @@
 """
-The contenders of :mod:`benchmarks.oneservice`: ``python -m benchmarks.beaters NAME ARGUMENT...``.
+The contenders of :mod:`benchmarks.oneservice`: ``python -m benchmarks.contenders NAME ARGUMENT...``.
 
 Each heartbeats one service, as fast as it gets answers and always with the token of the last answer, and imports
 nothing that it does not need.
@@ -41,16 +41,16 @@ async def heartbeating(
     async def beat(beats: int) -> None:
         nonlocal left, done
         left, done = beats, Deferred()
-        beater.start()
+        each.start()
         await done
         # Not in the middle of the heartbeat that has called us.
         await deferLater(reactor, 0, lambda: None)
-        await beater.stop()
+        await each.stop()
 
     async with Client(settings=settings, reactor=reactor) as client:
         context = client.services.context if isBatched else None
-        beater = HeartBeater(client.services, id, timeout, token, clock=reactor, context=context, keep=count)
-        beater.interval = 0
+        each = HeartBeater(client.services, id, timeout, token, clock=reactor, context=context, keep=count)
+        each.interval = 0
         yield beat
 
 
