@@ -99,7 +99,7 @@ class ClientTests(SynchronousTestCase):
         page = self.successResultOf(self.watcher.events.list(limit=1000))
         return [(event["type"].partition(".")[2], event["payload"].get("id", "")) for event in page["values"]]
 
-    def beats(self, within: float) -> set[str]:
+    def heartbeats(self, within: float) -> set[str]:
         """The heartbeat requests within so many seconds, by the last parts of their paths."""
         before = len(self.fake.requests)
         self.fake.advance(within)
@@ -113,8 +113,8 @@ class ClientTests(SynchronousTestCase):
             self.register(f"together{number}", 100)
         self.fake.advance(10)
         self.fake.suspend(50)
-        self.assertEqual(self.sent(1.1), {"alone/heartbeat", "heartbeats"})
-        self.assertEqual(self.sent(60), set())
+        self.assertEqual(self.heartbeats(1.1), {"alone/heartbeat", "heartbeats"})
+        self.assertEqual(self.heartbeats(60), set())
         self.assertNotIn("timeout", dict(self.events()))
 
     def test_aShortSleepExpiresNothing(self) -> None:
