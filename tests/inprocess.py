@@ -21,7 +21,7 @@ from twisted.internet import reactor as globalReactor
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.threads import blockingCallFromThread, deferToThread
 
-from txserviceregistry.commands import users
+from txserviceregistry.commands import backup, users
 from txserviceregistry.commands.raxsr import running
 
 reactor: Any = globalReactor
@@ -68,7 +68,8 @@ def _alone(arguments: Sequence[str], environment: Mapping[str, str], folder: str
             stack.enter_context(mock.patch.object(module, "useMonotonic", lambda reactor: None))
             stack.enter_context(mock.patch.object(module, "globalLogBeginner"))
         # This process stays what it is.
-        stack.enter_context(mock.patch.object(users, "becomeOwner"))
+        for each in (backup, users):
+            stack.enter_context(mock.patch.object(each, "becomeOwner"))
         stack.callback(time.tzset)
         stack.enter_context(mock.patch.dict(os.environ, environment, clear=True))
         time.tzset()

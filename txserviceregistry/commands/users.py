@@ -12,26 +12,23 @@ import argparse
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import attrs
 from twisted.logger import globalLogBeginner
 from twisted.python.usage import UsageError as WrongOptions
 
-from .._version import __version__
 from ..clock import useMonotonic
-from ..errors import InvalidSettings
 from ..registry.datadir import DataDirectory, DataDirectoryError
 from ..registry.identity.apikeys import keyMatches, newKey
 from ..registry.identity.identity import Identity, InvalidUser, checkUser
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite.store import SqliteStore
-from ..settings import defaultDataDir
 from ..util.escaping import escaped
+from .arguments import ArgumentParser, dataDirectory, typeOf
 from .console import checkOutput, dropOutput, runConsole, show, tell, whyNotWritten
 from .options import Option
-from .outcome import CommandFailed, UsageError, undecodable
+from .outcome import CommandFailed, UsageError
 from .privileges import becomeOwner
 from .running import runReactor
 from .stores import ETCD, ETCD_OPTIONS, checkStore, etcdStore
@@ -65,49 +62,33 @@ def main() -> int:
 
 
 def _run() -> int:
-    problem = undecodable(sys.argv[1:])
-    if problem is not None:
-        raise UsageError(problem)
-    _perform(_parser().parse_args())
+    _perform(_parser().parseWords())
     return 0
 
 
 # -- the command line
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports wrong usage in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see: {_NAME} --help)")
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse's own ignores errors.
-        (file or sys.stderr).write(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    where = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    where.add_argument(
-        "--data-dir", dest="dataDir", type=_typeOf(_folder), metavar="DIR", help="the registry's data directory"
-    )
+def _parser() -> ArgumentParser:
+    where = ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    where.addDataDir()
     where.add_argument("--store", choices=("sqlite", ETCD), help="the registry's store (default: sqlite)")
     for option in ETCD_OPTIONS:
         where.add_argument(
             f"--{option.name}",
             dest=option.name,
-            type=_typeOf(option.parse),
+            type=typeOf(option.parse),
             metavar=option.name.rpartition("-")[2].upper(),
             help=_lower(option.help) + (f" (default: {option.default})" if option.default else ""),
         )
-    parser = _Parser(
+    parser = ArgumentParser(
         prog=_NAME,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[where],
     )
-    parser.add_argument("--version", action="version", version=f"{_NAME} {__version__}")
+    parser.addVersion()
     actions = parser.add_subparsers(title="actions", metavar="add | list | remove | rotate", required=True)
     for name, work, help in (
         ("add", _add, "add a user, and print the API key"),
@@ -128,22 +109,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:].rstrip(".")
-
-
-def _typeOf(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    def parsed(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parsed
-
-
-def _folder(text: str) -> Path:
-    if not text:
-        raise ValueError("the value is empty")
-    return Path(text)
 
 
 # -- what is done
@@ -192,10 +157,7 @@ def _perform(options: argparse.Namespace) -> None:
     useMonotonic(reactor)
     # Errors are raised, and not logged.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
-    try:
-        directory = DataDirectory(getattr(options, "dataDir", None) or defaultDataDir())
-    except InvalidSettings as error:
-        raise UsageError(str(error)) from None
+    directory = dataDirectory(options)
     work: _Work = options.work
     given = vars(options)
     kind = given.get("store", "sqlite")

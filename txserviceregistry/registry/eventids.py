@@ -34,6 +34,11 @@ def positionOf(seconds: float) -> int:
     return 0 if position < 0 else _LAST_POSITION
 
 
+def secondsAt(position: int) -> float:
+    """The moment of a position, in seconds since 1970."""
+    return (position - _UNIX_EPOCH) / _UNITS_PER_SECOND
+
+
 def position(text: str) -> int:
     """The position that a version-1 UUID holds; :class:`ValueError` if *text* is not one."""
     parsed = uuid.UUID(text)

@@ -72,7 +72,8 @@ _VERSION_BYTES = slice(60, 64)
 _APPLICATION_BYTES = slice(68, 72)
 
 
-def _uri(path: str, options: str) -> str:
+def uri(path: str, options: str) -> str:
+    """How a file is opened with *options*, the query of SQLite's URI."""
     return f"file:{quote(os.path.abspath(path))}?{options}"
 
 
@@ -93,7 +94,7 @@ def connect(path: str, *, readOnly: bool = False) -> sqlite3.Connection:
     one that has vanished is not taken for an empty one.
     """
     connection = sqlite3.connect(
-        _uri(path, "mode=rw"), uri=True, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=256
+        uri(path, "mode=rw"), uri=True, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=256
     )
     try:
         if readOnly:
@@ -220,7 +221,7 @@ def prepare(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None
                 os.fsync(folder)
         finally:
             os.close(folder)
-    if _check(path, migrations) < len(migrations):
+    if checkFile(path, migrations) < len(migrations):
         connection = connect(path)
         try:
             _migrate(connection, migrations)
@@ -272,7 +273,7 @@ def _create(path: str, migrations: Sequence[Sequence[str]]) -> None:
     making = f"{path}.new-{secrets.token_hex(4)}"
     os.close(os.open(making, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
-        connection = sqlite3.connect(_uri(making, "mode=rw"), uri=True, isolation_level=None)
+        connection = sqlite3.connect(uri(making, "mode=rw"), uri=True, isolation_level=None)
         try:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             _migrate(connection, migrations)
@@ -307,7 +308,7 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]
         raise
 
 
-def _check(path: str, migrations: Sequence[Sequence[str]]) -> int:
+def checkFile(path: str, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> int:
     """
     Refuse what is not a store, without a change to the file or a new file beside it.
 
@@ -350,7 +351,7 @@ def _look(path: str, migrations: Sequence[Sequence[str]]) -> int:
     # An empty one may be another process's, which is about to write to it.
     companions = any(os.path.exists(os.path.realpath(path) + ending) for ending in _LOGS)
     options = "mode=ro" if companions else _IMMUTABLE
-    connection = sqlite3.connect(_uri(path, options), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+    connection = sqlite3.connect(uri(path, options), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
     try:
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         if version <= len(migrations):
@@ -383,7 +384,7 @@ def _checkLog(connection: sqlite3.Connection, path: str, log: str) -> None:
 
     :param connection: one that sees what is in the log.
     """
-    alone = sqlite3.connect(_uri(path, _IMMUTABLE), uri=True, isolation_level=None)
+    alone = sqlite3.connect(uri(path, _IMMUTABLE), uri=True, isolation_level=None)
     try:
         found = alone.execute(_SECRET).fetchone()
     except sqlite3.Error:

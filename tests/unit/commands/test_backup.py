@@ -1,0 +1,234 @@
+"""``service-registry-backup``, in this process, over the data directory of a registry that runs or not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+from tests.inprocess import Ended, runScript, withoutSettings
+from tests.unit.commands.test_users import UsersCase
+from txserviceregistry.commands.backup import main
+
+
+class BackupCase(UsersCase):
+    """A registry, and what an operator types."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.store = Path(self.dataDir, "registry.sqlite")
+        self.file = Path(self.home, "backups", "registry.sqlite")
+        self.file.parent.mkdir()
+
+    async def backup(self, *words: str, code: int = 0) -> Ended:
+        """Run the program to its end, which is this exit code."""
+        environment = {**withoutSettings(), "HOME": self.home}
+        words = ("--data-dir", self.dataDir, *words)
+        ended = await runScript(main, *words, environment=environment, folder=self.home)
+        self.assertEqual(ended.code, code, ended.out + ended.err)
+        if code:
+            self.assertEqual((ended.out, len(ended.err.splitlines())), ("", 1), ended.err)
+        return ended
+
+    async def restore(self, code: int = 0) -> Ended:
+        """Restore the backup."""
+        return await self.backup("--restore", str(self.file), code=code)
+
+    async def stopped(self) -> None:
+        """A registry that has a service and a value in its store, and has stopped."""
+        registry = await self.registry()
+        client = self.client()
+        await client.services.create("web1", 30)
+        await client.configuration.set("color", "red")
+        await registry.stopService()
+
+    def files(self) -> dict[str, bytes]:
+        """What is in the data directory, as far as it can be compared."""
+        ignored = ("registry.lock", "-shm", "-wal")
+        found = [each for each in Path(self.dataDir).iterdir() if not each.name.endswith(ignored)]
+        return {each.name: each.read_bytes() for each in found}
+
+
+class BackUpTests(BackupCase):
+    """The copy."""
+
+    async def test_whileTheRegistryRuns(self) -> None:
+        """The copy has what was acknowledged, only its owner can read it, and it replaces the one before."""
+        await self.registry()
+        client = self.client()
+        self.file.write_text("an older backup")
+        await client.services.create("web1", 30)
+        await client.configuration.set("color", "red")
+        ended = await self.backup(str(self.file))
+        self.assertEqual(
+            ended.out,
+            f"Backed up {self.store} to {self.file}, and verified it: "
+            "1 service, 1 configuration value, 1 user, 2 events.\n",
+        )
+        self.assertEqual(self.file.stat().st_mode & 0o777, 0o600)
+        await client.configuration.set("color", "blue")
+        found = sqlite3.connect(self.file).execute("SELECT value FROM configuration_values").fetchall()
+        self.assertEqual(found, [(b"red",)])
+
+    async def test_ofADamagedStore(self) -> None:
+        """A store that is damaged is not backed up: the earlier backup stays, and nothing is beside it."""
+        await self.stopped()
+        with open(self.store, "r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * 8192)
+        self.file.write_text("an older backup")
+        ended = await self.backup(str(self.file), code=1)
+        self.assertIn(f"{self.store} is damaged", ended.err)
+        self.assertEqual(self.file.read_text(), "an older backup")
+        self.assertEqual(os.listdir(self.file.parent), ["registry.sqlite"])
+
+    async def test_aCountThatDiffers(self) -> None:
+        """A store whose own counts differ from its rows is not taken for a good backup."""
+        await self.stopped()
+        with sqlite3.connect(self.store) as connection:
+            connection.execute("DELETE FROM services")
+        ended = await self.backup(str(self.file), code=1)
+        self.assertIn("the tenants' counts differ from their objects", ended.err)
+        self.assertFalse(self.file.exists())
+
+    async def test_theStoreItself(self) -> None:
+        """The store is not replaced by its own copy, under whatever name."""
+        await self.stopped()
+        before = self.files()
+        self.file.symlink_to(self.store)
+        for name in (self.store, self.file):
+            ended = await self.backup(str(name), code=1)
+            self.assertIn("is the registry's store itself; choose another file", ended.err)
+        self.assertEqual(self.files(), before)
+
+    async def test_withoutAStore(self) -> None:
+        """Where there is no sqlite store, the error says so, and nothing is made."""
+        ended = await self.backup(str(self.file), code=1)
+        self.assertIn(f"there is no sqlite store in {self.dataDir}\n", ended.err)
+        self.assertFalse(os.path.exists(self.dataDir))
+        await self.registry("memory")
+        ended = await self.backup(str(self.file), code=1)
+        self.assertIn("its registry has another store", ended.err)
+
+    async def test_aFolderThatIsMissing(self) -> None:
+        """The error names the folder and the reason."""
+        await self.stopped()
+        ended = await self.backup(f"{self.home}/missing/registry.sqlite", code=1)
+        self.assertIn("No such file or directory", ended.err)
+
+    async def test_wrongUsage(self) -> None:
+        """Wrong words are one line and exit code 2."""
+        for words in ((), ("",), ("a", "b"), ("--fast", "a")):
+            await self.backup(*words, code=2)
+
+
+class RestoreTests(BackupCase):
+    """The copy, put back."""
+
+    async def test_bringsBackWhatWasThere(self) -> None:
+        """
+        The registry has the state of the backup again; the output says what is lost, and where the replaced store is,
+        which can be restored in turn.
+        """
+        await self.stopped()
+        await self.backup(str(self.file))
+        registry = await self.registry()
+        client = self.client()
+        await client.services.create("web2", 30)
+        await client.configuration.set("color", "blue")
+        await client.configuration.remove("color")
+        await client.configuration.set("shape", "round")
+        await registry.stopService()
+        ended = await self.restore()
+        restored, lost = ended.out.splitlines()
+        self.assertRegex(restored, r"^Restored .*, whose last event is of \d{4}-.* UTC: 1 service, ")
+        self.assertRegex(
+            lost,
+            r"^Lost: 4 events, 1 registration, 1 new or changed configuration value, 1 removal of a configuration "
+            r"value\. The replaced store is in ",
+        )
+        self.assertEqual(ended.err, "")
+        registry = await self.registry()
+        client = self.client()
+        self.assertEqual([each["id"] async for each in client.services.iterate()], ["web1"])
+        self.assertEqual([each["id"] async for each in client.configuration.iterate()], ["color"])
+        await registry.stopService()
+        (replaced,) = Path(self.dataDir).glob("replaced-*/registry.sqlite")
+        self.assertEqual(replaced.parent.stat().st_mode & 0o777, 0o700)
+        await self.backup("--restore", str(replaced))
+        await self.registry()
+        self.assertEqual([each["id"] async for each in self.client().configuration.iterate()], ["shape"])
+
+    async def test_whileARegistryRuns(self) -> None:
+        """A store that is in use is not replaced, under whatever name its registry knows it."""
+        await self.stopped()
+        await self.backup(str(self.file))
+        await self.registry()
+        self.assertIn("another registry uses the data directory", (await self.restore(code=1)).err)
+        other = Path(self.home, "other")
+        other.mkdir()
+        (other / "registry.sqlite").symlink_to(self.store)
+        self.dataDir = str(other)
+        self.assertIn("another registry uses the file", (await self.restore(code=1)).err)
+        self.assertTrue(self.store.exists())
+
+    async def test_onANewMachine(self) -> None:
+        """An empty or missing data directory gets the store; nothing is lost."""
+        await self.stopped()
+        await self.backup(str(self.file))
+        shutil.rmtree(self.dataDir)
+        self.assertEqual(len((await self.restore()).out.splitlines()), 1)
+        self.assertEqual(self.store.stat().st_mode & 0o777, 0o600)
+        await self.registry()
+
+    async def test_throughASymbolicLink(self) -> None:
+        """The store is restored where a link leads, and the link stays."""
+        await self.stopped()
+        await self.backup(str(self.file))
+        elsewhere = Path(self.home, "elsewhere")
+        elsewhere.mkdir()
+        self.store.rename(elsewhere / "data")
+        self.store.symlink_to(elsewhere / "data")
+        await self.restore()
+        self.assertTrue(self.store.is_symlink())
+        self.assertEqual(len(list(elsewhere.glob("replaced-*/data"))), 1)
+        await self.registry()
+
+    async def test_ofADamagedStore(self) -> None:
+        """A store that can't be read any more is replaced and kept; what is lost is unknown."""
+        await self.stopped()
+        await self.backup(str(self.file))
+        self.store.write_bytes(b"garbage" * 1000)
+        ended = await self.restore()
+        self.assertIn("Lost: unknown, because the replaced store can't be read", ended.out)
+        await self.registry()
+
+    async def test_whatIsNotABackup(self) -> None:
+        """A file that is missing, damaged or something else changes nothing."""
+        await self.stopped()
+        await self.backup(str(self.file))
+        before = self.files()
+        good = self.file.read_bytes()
+        for content, reason in (
+            (None, "No such file or directory"),
+            (b"", "is not a SQLite database"),
+            (b"something else" * 1000, "is not a SQLite database"),
+            (good[:8192], "is damaged"),
+            (good[:4096] + b"\xff" * 4096 + good[8192:], "is damaged"),
+        ):
+            self.file.unlink(missing_ok=True)
+            if content is not None:
+                self.file.write_bytes(content)
+            self.assertIn(reason, (await self.restore(code=1)).err)
+        self.assertEqual(self.files(), before)
+
+    async def test_anotherKeyInTheRaxrc(self) -> None:
+        """The key of this machine is checked against the backup: one that was rotated since is reported."""
+        await self.stopped()
+        await self.backup(str(self.file))
+        await self.users("rotate", "local")
+        ended = await self.restore()
+        self.assertIn("1 new user or API key", ended.out)
+        self.assertIn('The API key of user "local" in', ended.err)
+        self.assertIn("is not the one of the backup", ended.err)

@@ -1,0 +1,174 @@
+"""
+Backups of a SQLite file: a verified copy, the comparison of two stores, and the replacement of one by a copy.
+
+Everything here blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
+
+import attrs
+
+from ... import eventids
+from ..interfaces import StoreRefused
+from .file import BUSY_SECONDS, checkFile, uri
+
+# What the file and its companions are called.
+_ENDINGS = ("", "-wal", "-shm", "-journal")
+
+_COUNTED = (
+    ("service", "SELECT count(*) FROM services"),
+    ("configuration value", "SELECT count(*) FROM configuration_values"),
+    ("user", "SELECT count(*) FROM users"),
+    ("event", "SELECT count(*) FROM events"),
+)
+
+# "other" is the older store.
+_LOST = (
+    (
+        "event",
+        "SELECT count(*) FROM events WHERE position > (SELECT value FROM other.meta WHERE name = 'last_position')",
+    ),
+    (
+        "registration",
+        "SELECT count(*) FROM services WHERE incarnation NOT IN (SELECT incarnation FROM other.services)",
+    ),
+    (
+        "new or changed configuration value",
+        "SELECT count(*) FROM (SELECT tenant, key, value FROM configuration_values"
+        " EXCEPT SELECT tenant, key, value FROM other.configuration_values)",
+    ),
+    (
+        "removal of a configuration value",
+        "SELECT count(*) FROM (SELECT tenant, key FROM other.configuration_values"
+        " EXCEPT SELECT tenant, key FROM configuration_values)",
+    ),
+    (
+        "new user or API key",
+        "SELECT count(*) FROM (SELECT name, key_hash FROM users EXCEPT SELECT name, key_hash FROM other.users)",
+    ),
+    (
+        "removal of a user",
+        "SELECT count(*) FROM (SELECT name FROM other.users EXCEPT SELECT name FROM users)",
+    ),
+)
+
+
+@attrs.frozen
+class Contents:
+    """
+    What is in a store.
+
+    :ivar counts: how many objects there are, by their names in the singular.
+    :ivar end: seconds since 1970 of the last event; ``None`` if there has been none.
+    :ivar users: users and the hashes of their keys.
+    """
+
+    counts: tuple[tuple[str, int], ...]
+    end: float | None
+    users: dict[str, str]
+
+
+def copyStore(source: str, target: str) -> Contents:
+    """
+    Copy a store, whether a registry uses it or not, and verify the copy. *target* is replaced only by a complete and
+    verified copy; its mode is 0600.
+
+    The copy is of one moment: it has all changes that were acknowledged before it began.
+
+    :raises StoreRefused: if *source* is not a store of this or an earlier release, or the copy is damaged.
+    :raises OSError: if a file can't be read or written.
+    :raises sqlite3.Error: as above.
+    """
+    checkFile(source)
+    folder = os.path.dirname(os.path.abspath(target))
+    descriptor, making = tempfile.mkstemp(prefix=f".{os.path.basename(target)}-", dir=folder)
+    try:
+        try:
+            connection = sqlite3.connect(uri(source, "mode=ro"), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+            try:
+                connection.execute("VACUUM INTO ?", (making,))
+            finally:
+                connection.close()
+            contents = _verify(making)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(making, target)
+    except BaseException:
+        os.unlink(making)
+        raise
+    _syncFolder(folder)
+    return contents
+
+
+def _verify(path: str) -> Contents:
+    """Read all of a copy: SQLite's own check, and the counts that the store keeps."""
+    checkFile(path)
+    connection = sqlite3.connect(uri(path, "mode=ro&immutable=1"), uri=True, isolation_level=None)
+    try:
+        (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise StoreRefused(f"the copy is damaged: {' '.join(verdict.split())}; the store may be damaged too")
+        counts = tuple((name, int(connection.execute(query).fetchone()[0])) for name, query in _COUNTED)
+        kept = connection.execute("SELECT total(services), total(configuration_values) FROM tenants").fetchone()
+        if kept != (counts[0][1], counts[1][1]):
+            raise StoreRefused("the copy is incomplete: the tenants' counts differ from their objects")
+        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_position'").fetchone()
+        users = {bytes(name).decode("utf-8", "replace"): keyHash for name, keyHash in connection.execute(_USERS)}
+        return Contents(counts, eventids.secondsAt(last) if last else None, users)
+    finally:
+        connection.close()
+
+
+_USERS = "SELECT name, key_hash FROM users"
+
+
+def comparedTo(older: str, path: str) -> list[tuple[str, int]]:
+    """
+    What a store has that an older one has not: how many of each, by their names in the singular.
+
+    :raises sqlite3.Error: if that can't be found out.
+    """
+    connection = sqlite3.connect(uri(path, "mode=ro"), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+    try:
+        connection.execute("ATTACH ? AS other", (uri(older, "mode=ro&immutable=1"),))
+        found = [(name, int(connection.execute(query).fetchone()[0])) for name, query in _LOST]
+        return [(name, count) for name, count in found if count]
+    finally:
+        connection.close()
+
+
+def replaceStore(path: Path, copy: Path) -> Path | None:
+    """
+    Put a copy in the place of a store that no program uses, and keep the old files.
+
+    :param path: the store; where a symbolic link leads, if it is one.
+    :return: the new folder beside *path* with the files that were there; ``None`` if there were none.
+    :raises OSError: if that fails. A registry then refuses to start, or finds the old store or the new one.
+    """
+    there = [path.with_name(path.name + ending) for ending in _ENDINGS]
+    there = [each for each in there if os.path.lexists(each)]
+    folder = None
+    if there:
+        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        folder = Path(tempfile.mkdtemp(prefix=f"replaced-{moment}-", dir=path.parent))
+        # The store before its log, which a registry refuses when it is alone.
+        for each in there:
+            each.rename(folder / each.name)
+    copy.rename(path)
+    _syncFolder(path.parent)
+    return folder
+
+
+def _syncFolder(folder: str | os.PathLike[str]) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
