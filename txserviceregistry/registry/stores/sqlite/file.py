@@ -49,6 +49,11 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         " type INTEGER NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (tenant, position)) WITHOUT ROWID",
         "CREATE INDEX events_by_type ON events (tenant, type, position)",
     ),
+    # Version 2.
+    (
+        # The position of the event of the last change; 0 for what version 1 has written.
+        "ALTER TABLE configuration_values ADD COLUMN position INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 
 #: How long to wait for another process that writes.

@@ -57,7 +57,7 @@ class Values(Database):
         counts = self._counts("configuration_values", {tenant for tenant, _, _, _ in sets})
         outcomes: list[StoreError | None] = []
         # Of each key the last value only: in which order the rows of a statement come is left to SQLite.
-        changed: dict[tuple[str, str], str] = {}
+        changed: dict[tuple[str, str], tuple[str, int]] = {}
         events, added = [], Counter[str]()
         now = self._milliseconds()
         for tenant, key, value, maximum in sets:
@@ -70,13 +70,15 @@ class Values(Database):
                 continue
             if oldValue is None:
                 added[tenant] += 1
-            values[tenant, key] = changed[tenant, key] = value
+            position = self._ids.next()
+            values[tenant, key] = value
+            changed[tenant, key] = value, position
             payload = asJson(payloads.updatedValue(key, oldValue, value))
-            events.append((tenant, self._ids.next(), now, EVENT_TYPES["configuration_value.update"], payload))
+            events.append((tenant, position, now, EVENT_TYPES["configuration_value.update"], payload))
         self._change(
-            "INSERT INTO configuration_values (tenant, key, value) SELECT * FROM {rows} WHERE true"
-            " ON CONFLICT (tenant, key) DO UPDATE SET value = excluded.value",
-            [(*whose, asBytes(value)) for whose, value in changed.items()],
+            "INSERT INTO configuration_values (tenant, key, value, position) SELECT * FROM {rows} WHERE true"
+            " ON CONFLICT (tenant, key) DO UPDATE SET value = excluded.value, position = excluded.position",
+            [(*whose, asBytes(value), position) for whose, (value, position) in changed.items()],
         )
         self._count("configuration_values", added)
         self._addEvents(events)
