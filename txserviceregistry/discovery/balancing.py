@@ -18,10 +18,11 @@ from twisted.python.failure import Failure
 
 from ..errors import NoServiceAvailable
 from ..types import Service
+from ..util.addresses import Unusable
 from ..util.logs import Logger
 from .directory import Directory
 from .ejection import Ejections
-from .instances import Instance, Key, Unusable, readInstance
+from .instances import Instance, Key, readInstance
 from .strategies import IStrategy, strategyNamed
 
 _T = TypeVar("_T")

@@ -204,7 +204,7 @@ def _outcome(request: Request, code: int, actual: Any) -> str:
         words = re.sub(
             r"'[^']{12,}'", "'…'", re.sub(r'key "[^"]*"|Service with id \S*|Key .*:|for key \'k+\':', "…", words)
         )[:150]
-    elif request.method == "GET" and actual and "values" in actual:
+    elif request.method == "GET" and isinstance(actual, dict) and "values" in actual:
         words = f"{'more' if actual['metadata']['next_href'] else 'last' if actual['values'] else 'empty'} page"
     what = "heartbeat" if request.path.endswith("/heartbeat") else collection
     return f"{code} {request.method} {what} {words}".rstrip()

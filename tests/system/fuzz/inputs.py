@@ -68,7 +68,14 @@ TIMEOUTS = [3, 4, 30, 30, 120, "5", 6.0, " 07", "3e1"]
 BAD_TIMEOUTS = [2, 121, "x", "3.5", 3.5, None, True, [], "-3", "121", "1e400"]
 TAG_LISTS = [[], ["a"], ["a"], ["b"], ["A"], ["a", "b"], ["a", "a"], [".", "ü b"], None]
 BAD_TAG_LISTS = [["a"] * 11, "a", [1], [""], ["x" * 56], {}, [None]]
-METADATA = [{}, {"k": "v"}, {"k": "w", "é": "☃"}, None]
+METADATA = [
+    {},
+    {"k": "v"},
+    {"k": "w", "é": "☃"},
+    None,
+    {"host": "::1", "port": "80", "a-b": "1", "a.b": "2"},
+    {"host": "h", "port": "80", "status": "disabled"},
+]
 BAD_METADATA = [{"": "v"}, {"k": ""}, {"k": 1}, [], "x", {str(n): "v" for n in range(21)}, {"k" * 256: "v"}]
 VALUES = ["1", "1", "2", " ", "é☃", "x" * 1024]
 BAD_VALUES = ["", "x" * 1025, 1, None, []]

@@ -25,6 +25,7 @@ from tests.system.fuzz.rules import (
     idReason,
     integer,
     invalid,
+    isTarget,
     keyReason,
     limitOf,
     noPage,
@@ -33,6 +34,7 @@ from tests.system.fuzz.rules import (
     parameter,
     parsed,
     string,
+    target,
     timeoutReason,
     uuidReason,
 )
@@ -212,6 +214,13 @@ class Model:
             parameter("tag", string(tag, 1, 65, r"[A-Za-z0-9_.-]*"))
         services = [one for one in account.services.values() if tag is None or tag in one.tags]
         return page(request, limit, marker, sorted((one.shown for one in services), key=lambda one: str(one["id"])))
+
+    def _prometheus(self, request: Request, account: Account, body: Any, rest: str, node: int) -> Expected:
+        tag = request.parameter("tag")
+        if tag is not None:
+            parameter("tag", string(tag, 1, 65, r"[A-Za-z0-9_.-]*"))
+        services = sorted(account.services.values(), key=lambda one: one.id)
+        return Expected(200, [target(one) for one in services if isTarget(one) and (tag is None or tag in one.tags)])
 
     def _created(self, request: Request, account: Account, body: Any) -> Expected:
         for key, reason in (("id", idReason), ("heartbeat_timeout", timeoutReason)):
@@ -429,7 +438,7 @@ def _isResource(method: str, collection: str, segments: list[str]) -> bool:
             return bool(id) and method in ("GET", "PUT", "DELETE")
         case ("services", [id, "heartbeat"]):
             return bool(id) and method == "POST"
-        case (("limits" | "events"), []):
+        case (("limits" | "events" | "prometheus"), []):
             return method == "GET"
         case ("heartbeats", []):
             return method == "POST"

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from tests.system.fuzz.expectations import Expected, link, text
-from tests.system.fuzz.records import Request
+from tests.system.fuzz.records import Request, Service
 
 NO_PAGE = "The page cannot be found."
 BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
@@ -197,3 +197,20 @@ def page(request: Request, limit: int, marker: str | None, values: list[Any]) ->
             },
         },
     )
+
+
+def isTarget(service: Service) -> bool:
+    """Whether Prometheus is to scrape a service. (The metadata of the programs have good addresses, or none.)"""
+    return "host" in service.metadata and service.metadata.get("status") != "disabled"
+
+
+def target(service: Service) -> dict[str, Any]:
+    """The target group of a service."""
+    host, port = service.metadata["host"], service.metadata["port"]
+    labels = {"id": service.id, "tags": ",".join(["", *service.tags, ""]) if service.tags else "", "state": "up"}
+    for key, value in sorted(service.metadata.items(), reverse=True):
+        labels["metadata_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in key)] = value
+    return {
+        "targets": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"],
+        "labels": {"__meta_service_registry_" + name: value for name, value in labels.items()},
+    }

@@ -139,6 +139,14 @@ class ServiceSteps(Driver):
         """Look at a page of services."""
         self.ask("GET", "/services", tenant=tenant, limit=limit, marker=marker, tag=tag)
 
+    @rule(tenant=tenants, tag=mostly([None, *TAGS[:5]], ["", "ü b"]), isNew=st.booleans())
+    def targets(self, tenant: str, tag: str | None, isNew: bool) -> None:
+        """Look at the targets for Prometheus; as a rule there are some."""
+        if isNew:
+            service = {"id": "target", "heartbeat_timeout": 30, "tags": TAGS[:2], "metadata": METADATA[-2]}
+            self.ask("POST", "/services", service, tenant=tenant)
+        self.ask("GET", "/prometheus", tenant=tenant, tag=tag)
+
     @rule(
         tenant=tenants,
         path=st.sampled_from(["/services", "/configuration", "/configuration//", "/configuration/abc/", "/events"]),

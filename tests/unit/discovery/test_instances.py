@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.discovery.instances import Unusable, instanceOf, readInstance
+from txserviceregistry.discovery.instances import instanceOf, readInstance
 from txserviceregistry.types import Service
+from txserviceregistry.util.addresses import Unusable
 
 
 def withMetadata(**metadata: str) -> Service:

@@ -40,6 +40,7 @@ BODIES: Mapping[str, Any] = {
     "updateService": {"tags": ["changed"]},
     "removeService": None,
     "heartbeat": {"token": "{token}"},
+    "listPrometheusTargets": None,
     "heartbeats": {"heartbeats": [{"id": "web1", "token": "{token}"}]},
     "listValues": None,
     "listNamespace": None,
@@ -169,7 +170,7 @@ class TenantsTestsMixin:
             self.assertEqual(reply.code, CODES.get(name, 404), (name, text))
             self.assertNotIn(MARK, text, name)
             if name.startswith("list"):
-                self.assertEqual(reply.json["values"], [], name)
+                self.assertEqual(reply.json if name == "listPrometheusTargets" else reply.json["values"], [], name)
             elif name == "heartbeats":
                 self.assertEqual(reply.json["values"][0]["fault"]["code"], 404)
             elif name == "getLimits":

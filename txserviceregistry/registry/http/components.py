@@ -105,6 +105,7 @@ def _schemas() -> dict[str, Schema]:
         "HeartbeatToken": token,
         "Limits": schemas.ofType(types.Limits),
         "PageMetadata": _pageMetadata(),
+        "PrometheusTargets": _prometheusTargets(),
         "Service": service,
         "ServicePage": _pageOf("Service"),
     }
@@ -150,6 +151,15 @@ def _outcomes() -> Schema:
     taken = objectOf(id={"type": "string"}, token=schemas.ofRule(TimeUUID()))
     failed = objectOf(id=id, fault=reference("schemas", "Fault"))
     return objectOf(values={"type": "array", "items": {"oneOf": [taken, failed]}, "minItems": 1})
+
+
+def _prometheusTargets() -> Schema:
+    text: Schema = {"type": "string"}
+    targets = {"type": "array", "items": text, "minItems": 1, "maxItems": 1}
+    return {
+        "type": "array",
+        "items": objectOf(targets=targets, labels={"type": "object", "additionalProperties": text}),
+    }
 
 
 def credentials() -> Schema:

@@ -4,19 +4,22 @@ The handlers of the operations: each goes from a request to the registry's core 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 import attrs
 from twisted.internet.defer import CancelledError
 
+from ...types import Service
 from ..core import Registry
 from ..faults import Fault
 from ..limits import RateLimiter, ResourceLimits
 from ..model import NewService, Page
 from . import validation
 from .messages import API, Response, baseUrl, faultBody, inJSON
+from .prometheus import targetGroups
 from .requestlog import WAITING, RequestRecord
 from .rules import Field
 
@@ -149,6 +152,11 @@ class Handlers:
             ]
         )
         return Response(200, text=f'{{"values": [{values}]}}'.encode())
+
+    async def listPrometheusTargets(self, call: Call) -> Response:
+        page = await self._registry.list(call.tenant, None, sys.maxsize - 1, call.query["tag"])
+        groups = [inJSON(group) for group in targetGroups(cast(Sequence[Service], page.values))]
+        return Response(200, text=f"[{', '.join(groups)}]".encode())
 
     # -- configuration
 

@@ -178,6 +178,15 @@ OPERATIONS: tuple[Operation, ...] = (
         limits=Limits(body=256 * 1024, needsStore=False),
     ),
     Operation(
+        "listPrometheusTargets",
+        "GET",
+        "/prometheus",
+        Handlers.listPrometheusTargets,
+        Success("All targets at one moment; there are no pages.", "PrometheusTargets"),
+        "List services as targets for Prometheus's http_sd_configs (the extension prometheus-sd)",
+        query=(rules.TAG,),
+    ),
+    Operation(
         "listValues",
         "GET",
         "/configuration",

@@ -238,9 +238,12 @@ class EtcdServices:
         prefix = self._recordKey(tenant, "")
         begin, end = prefix + (marker or ""), endOf(prefix)
         services: list[ServiceRecord] = []
+        # All pages show the services at one moment, the one of the first page.
+        revision = 0
         while True:
             size = PAGE if tag is not None else min(PAGE, count - len(services) + len(hidden))
-            found, _ = await self._etcd.range(begin, end, size)
+            found, now = await self._etcd.range(begin, end, size, revision=revision)
+            revision = revision or now
             for each in found:
                 record = self._record(tenant, each.key[len(prefix) :], _Record.of(each.value))
                 if record.incarnation in hidden or (tag is not None and tag not in record.tags):
