@@ -64,7 +64,7 @@ class IdentityTests(EtcdStoreCase):
 
         async def token(name: str) -> None:
             await a.addToken(TokenRecord(name, "joe", "1", expires))
-            self.assertEqual((await b.getToken(name)).tenant, "1")
+            self.assertEqual((await b.getToken(name))[0].tenant, "1")
 
         await token("t1")
         await token("t2")

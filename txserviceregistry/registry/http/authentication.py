@@ -12,6 +12,7 @@ from twisted.web.server import Request
 from ..fairness import Origin
 from ..faults import Fault, unauthorized
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken
+from ..stores.interfaces import UserRecord
 from .admission import Client
 from .keystone import access, credentials
 from .messages import API, AUTH, Response, baseUrl, parseBody
@@ -32,25 +33,25 @@ class Authenticator:
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
 
-    async def tenantOf(self, request: Request) -> str:
+    async def userOf(self, request: Request) -> UserRecord:
         """
-        The tenant that the token of a request belongs to.
+        The user who sends a request.
 
         :raises Fault: 401 if it has none, or an invalid one.
         """
         token = (request.requestHeaders.getRawHeaders(b"X-Auth-Token") or [b""])[0].decode("latin-1")
         if not token:
             raise unauthorized("No authentication token provided", baseUrl(request) + AUTH)
-        tenant = self._identity.knownTenant(token)
-        if tenant is None:
+        user = self._identity.knownUser(token)
+        if user is None:
             try:
-                tenant = await self._identity.tenantOf(token)
+                user = await self._identity.userOf(token)
             except InvalidToken:
                 raise invalidToken(request)
         client = request.channel
         if isinstance(client, Client) and not client.isKnown:
             client.recognize()
-        return tenant
+        return user
 
     async def issueToken(self, request: Request) -> Response:
         """

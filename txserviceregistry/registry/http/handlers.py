@@ -17,6 +17,8 @@ from ..core import Registry
 from ..faults import Fault
 from ..limits import RateLimiter, ResourceLimits
 from ..model import NewService, Page
+from ..roles import CONFIGURATION, SERVICES
+from ..stores.interfaces import UserRecord
 from . import validation
 from .messages import API, Response, baseUrl, faultBody, inJSON
 from .prometheus import targetGroups
@@ -29,6 +31,7 @@ class Call:
     """
     A request that has passed authentication, routing and the checks of its query.
 
+    :ivar user: who sends it.
     :ivar tenant: whose objects it is about.
     :ivar argument: the id, key or namespace in its path, not checked so far; empty if it has none.
     :ivar query: the values of the operation's parameters, by name.
@@ -38,6 +41,7 @@ class Call:
     """
 
     record: RequestRecord
+    user: UserRecord
     tenant: str
     argument: str
     query: Mapping[str, Any]
@@ -54,6 +58,17 @@ class Call:
         :raises Fault: for the first invalid one.
         """
         return [field.value(self.body) for field in self._fields]
+
+    def authorize(self, kind: str, key: str) -> None:
+        """
+        Check that the user may change an object. Each handler that changes one calls this, after the checks of the body
+        and before it looks whether the object exists.
+
+        :param kind: one of :data:`~txserviceregistry.registry.roles.KINDS`.
+        :param key: the object's id, key or name.
+        :raises Fault: 403 if the user may not.
+        """
+        self.user.role.check(kind, key)
 
     def url(self, path: str) -> str:
         """The absolute URL of *path* below the tenant. No id or key contains a character to escape."""
@@ -110,6 +125,7 @@ class Handlers:
 
     async def createService(self, call: Call) -> Response:
         service = NewService(*call.fields())
+        call.authorize(SERVICES, service.id)
         token = await self._registry.create(call.tenant, service)
         return Response(201, {"token": token}, {"Location": call.url(f"/services/{service.id}")})
 
@@ -118,25 +134,34 @@ class Handlers:
 
     async def updateService(self, call: Call) -> Response:
         id = validation.SERVICE_ID.value(call.argument)
-        await self._registry.update(call.tenant, id, validation.serviceChanges(call.body, id))
+        changes = validation.serviceChanges(call.body, id)
+        call.authorize(SERVICES, id)
+        await self._registry.update(call.tenant, id, changes)
         return Response(204, headers={"Location": call.url(f"/services/{id}")})
 
     async def removeService(self, call: Call) -> Response:
-        await self._registry.remove(call.tenant, validation.SERVICE_ID.value(call.argument))
+        id = validation.SERVICE_ID.value(call.argument)
+        call.authorize(SERVICES, id)
+        await self._registry.remove(call.tenant, id)
         return Response(204)
 
     async def heartbeat(self, call: Call) -> Response:
         (token,) = call.fields()
         id = validation.EXISTING_SERVICE_ID.value(call.argument)
+        call.authorize(SERVICES, id)
         return Response(200, {"token": await self._registry.heartbeat(call.tenant, id, token)})
 
     async def heartbeats(self, call: Call) -> Response:
         (entries,) = call.fields()
         valid: list[tuple[str, str]] = []
         refused: dict[int, Fault] = {}
+        isLimited = call.user.role.isLimited
         for index, entry in enumerate(entries):
             try:
-                valid.append(validation.heartbeatOfBatch(entry))
+                heartbeat = validation.heartbeatOfBatch(entry)
+                if isLimited:
+                    call.authorize(SERVICES, heartbeat[0])
+                valid.append(heartbeat)
             except Fault as fault:
                 refused[index] = fault
         outcomes = list(await self._registry.heartbeats(call.tenant, valid))
@@ -178,11 +203,14 @@ class Handlers:
     async def setValue(self, call: Call) -> Response:
         key = validation.KEY.value(call.argument)
         _, value = call.fields()
+        call.authorize(CONFIGURATION, key)
         await self._registry.setValue(call.tenant, key, value)
         return Response(204, headers={"Location": call.url(f"/configuration/{key}")})
 
     async def removeValue(self, call: Call) -> Response:
-        await self._registry.removeValue(call.tenant, validation.KEY.value(call.argument))
+        key = validation.KEY.value(call.argument)
+        call.authorize(CONFIGURATION, key)
+        await self._registry.removeValue(call.tenant, key)
         return Response(204)
 
     # -- events

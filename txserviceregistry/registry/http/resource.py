@@ -136,7 +136,8 @@ class ApiResource(Resource):
             record.route = target.path
             return await page(request)
         body = parseBody(request)
-        tenant = record.tenant = await self._authenticator.tenantOf(request)
+        user = await self._authenticator.userOf(request)
+        tenant = record.tenant = user.tenant
         if target.tenant != tenant:
             raise invalidToken(request) if isTenant(target.tenant) else pageNotFound()
         operation = target.operation
@@ -150,10 +151,12 @@ class ApiResource(Resource):
             record.headers = self._rateLimiter.headers(tenant)
             self._rateLimiter.check(tenant)
         parameters, query = _queryOf(operation, request) if operation.query else _NO_QUERY
-        authenticate = partial(self._authenticator.tenantOf, request)
+        authenticate = partial(self._authenticator.userOf, request)
         return await operation.handler(
             self._handlers,
-            Call(record, tenant, target.argument, query, parameters, body, used, authenticate, operation.body or ()),
+            Call(
+                record, user, tenant, target.argument, query, parameters, body, used, authenticate, operation.body or ()
+            ),
         )
 
 

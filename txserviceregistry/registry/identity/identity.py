@@ -4,8 +4,8 @@ Users, API keys and auth tokens.
 The store holds the scrypt hash of an API key and the BLAKE2b hash of an auth token. Tokens are opaque random texts, so
 that they can be ended one by one, and are stored, so that they survive a restart and work on every node. Results of the
 store are cached for a second: a key or a token that another process has replaced or ended is refused within that
-second. While the store is unavailable, those that were seen before are accepted. How keys are checked is in
-:mod:`~txserviceregistry.registry.identity.apikeys`.
+second, and a new role counts. While the store is unavailable, those that were seen before are accepted. How keys are
+checked is in :mod:`~txserviceregistry.registry.identity.apikeys`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IReactorTime
 from ...util.deferred import returnsDeferred
 from ...util.singleflight import BoundedCache, SingleFlight
 from ..fairness import Origin
+from ..roles import WRITE, Role
 from ..statistics import IdentityStatistics
 from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
 from .apikeys import SCRYPT_COST, Hasher, KeyChecks, newKey
@@ -124,11 +125,11 @@ class Identity:
         self.statistics = IdentityStatistics()
         self._keys = KeyChecks(clock, hasher, cost, randomBytes, self.statistics)
         self._users: StoreCache[UserRecord] = StoreCache(store.getUser, clock)
-        self._tokens: StoreCache[TokenRecord] = StoreCache(store.getToken, clock)
+        self._tokens: StoreCache[tuple[TokenRecord, UserRecord]] = StoreCache(store.getToken, clock)
         self._issued: BoundedCache[str, IssuedToken] = BoundedCache()
         self._issuing: SingleFlight[str, IssuedToken] = SingleFlight()
         # A thousand requests that have waited for the same event have one token, and send it in the same moment.
-        self._asking: SingleFlight[str, str] = SingleFlight()
+        self._asking: SingleFlight[str, UserRecord] = SingleFlight()
 
     def stop(self) -> None:
         """End the delays of responses to wrong keys, and leave nothing on the reactor."""
@@ -137,7 +138,9 @@ class Identity:
     # -- users
 
     @returnsDeferred
-    async def addUser(self, name: str, tenant: str | None = None, key: str | None = None) -> tuple[UserRecord, str]:
+    async def addUser(
+        self, name: str, tenant: str | None = None, key: str | None = None, role: Role = WRITE
+    ) -> tuple[UserRecord, str]:
         """
         Add a user. Fails with :class:`InvalidUser` (see :func:`checkUser`), or :class:`ObjectExists` if the name is
         taken.
@@ -151,7 +154,7 @@ class Identity:
             key = newKey(self._randomBytes)
         elif not key:
             raise InvalidUser("the API key is empty; give another one")
-        user = await self._store.addUser(name, await self._keys.hash(key), tenant)
+        user = await self._store.addUser(name, await self._keys.hash(key), tenant, role)
         self._users.learn(name, user)
         return user, key
 
@@ -178,6 +181,13 @@ class Identity:
         return user, key
 
     @returnsDeferred
+    async def changeRole(self, name: str, role: Role) -> UserRecord:
+        """Give a user another role. Fires with the user; fails with :class:`NoSuchObject` if there is none."""
+        user = await self._store.changeRole(name, role)
+        self._forgetRecords(name)
+        return user
+
+    @returnsDeferred
     async def removeUser(self, name: str) -> None:
         """
         Remove a user; fails with :class:`NoSuchObject` if there is none. The user's auth tokens end; the objects of the
@@ -198,7 +208,16 @@ class Identity:
         Give a user an auth token.
 
         :param origin: where the request comes from; keys are checked in an order that is fair to all.
-        :return: fires with the token. It takes a while when the credentials are wrong, and longer with each time.
+        :return: fires with the token; fails as :meth:`verify` does.
+        """
+        user = await self.verify(username, apiKey, origin)
+        return await self._issuing.do(user.name, lambda: self._tokenFor(user))
+
+    async def verify(self, username: str, apiKey: str, origin: Origin = Origin()) -> UserRecord:  # noqa: B008 (as above)
+        """
+        The user with these credentials. It takes a while when they are wrong, and longer with each time.
+
+        :param origin: where the request comes from; keys are checked in an order that is fair to all.
         :raises InvalidCredentials: if there is no such user or the key is wrong.
         :raises Overloaded: if too many keys wait to be checked already.
         :raises StoreUnavailable: if the store is unavailable.
@@ -216,12 +235,12 @@ class Identity:
         if user is None or not right:
             self.statistics.failed += 1
             raise InvalidCredentials()
-        return await self._issuing.do(user.name, lambda: self._tokenFor(user))
+        return user
 
-    def knownTenant(self, token: str) -> str | None:
-        """The tenant of an auth token, if it is valid and was looked up within the last second."""
+    def knownUser(self, token: str) -> UserRecord | None:
+        """The user of an auth token, if it is valid and was looked up within the last second."""
         known = self._tokens.recent(_tokenHash(token))
-        return None if known is None or known.expires <= self._wallClock() else known.tenant
+        return None if known is None or known[0].expires <= self._wallClock() else known[1]
 
     def remembers(self, username: str, apiKey: str) -> bool:
         """Whether a key was right when the store was last asked, which proves nothing about now."""
@@ -233,21 +252,21 @@ class Identity:
         Whether an auth token was valid when the store was last asked, however long ago. It may have ended since.
         """
         known = self._tokens.last(_tokenHash(token))
-        return known is not None and known.expires > self._wallClock()
+        return known is not None and known[0].expires > self._wallClock()
 
-    def tenantOf(self, token: str) -> Deferred[str]:
+    def userOf(self, token: str) -> Deferred[UserRecord]:
         """
-        The tenant of an auth token.
+        The user of an auth token, as the store had it at most a second ago.
 
-        :return: fires with the tenant; at once, if it is a :meth:`knownTenant`.
+        :return: fires with the user; at once, if it is a :meth:`knownUser`.
         :raises InvalidToken: if the token is not valid, or no longer.
         :raises StoreUnavailable: if the store is unavailable and the token was not seen before.
         """
-        known = self.knownTenant(token)
+        known = self.knownUser(token)
         if known is not None:
             return succeed(known)
         tokenHash = _tokenHash(token)
-        return self._asking.do(tokenHash, lambda: self._tenantOf(tokenHash))
+        return self._asking.do(tokenHash, lambda: self._userOf(tokenHash))
 
     @returnsDeferred
     async def purge(self, token: str) -> None:
@@ -279,20 +298,21 @@ class Identity:
         issued = IssuedToken(id=token, expires=expires, tenant=user.tenant, user=user.name)
         record = TokenRecord(_tokenHash(token), user.name, user.tenant, expires)
         await self._store.addToken(record)
-        if not await self._isAsStored(user):
+        stored = await self._storedUser(user.name)
+        if stored is None or stored.keyHash != user.keyHash:
             # Its key was changed after it was checked, and before there was a token to end with it.
             await self._store.removeToken(record.tokenHash)
             raise InvalidCredentials()
-        self._tokens.learn(record.tokenHash, record)
+        self._tokens.learn(record.tokenHash, (record, stored))
         self._issued.put(user.name, issued)
         self.statistics.issued += 1
         return issued
 
-    async def _isAsStored(self, user: UserRecord) -> bool:
+    async def _storedUser(self, name: str) -> UserRecord | None:
         try:
-            return await self._store.getUser(user.name) == user
+            return await self._store.getUser(name)
         except NoSuchObject:
-            return False
+            return None
 
     async def _isYoung(self, issued: IssuedToken, user: UserRecord) -> bool:
         left = issued.expires - self._wallClock()
@@ -306,18 +326,21 @@ class Identity:
         return True
 
     @returnsDeferred
-    async def _tenantOf(self, tokenHash: str) -> str:
+    async def _userOf(self, tokenHash: str) -> UserRecord:
         try:
-            record = await self._tokens.get(tokenHash)
+            record, user = await self._tokens.get(tokenHash)
         except NoSuchObject:
             raise InvalidToken()
         if record.expires <= self._wallClock():
             raise InvalidToken()
-        return record.tenant
+        return user
 
     def _forgetUser(self, name: str) -> None:
-        self._users.forget(name)
         self._issued.drop(name)
-        for tokenHash, record in self._tokens.items():
+        self._forgetRecords(name)
+
+    def _forgetRecords(self, name: str) -> None:
+        self._users.forget(name)
+        for tokenHash, (record, _) in self._tokens.items():
             if record.user == name:
                 self._tokens.forget(tokenHash)

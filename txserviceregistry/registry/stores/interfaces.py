@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from ..model import NewService, ServiceChanges
+from ..roles import WRITE, Role
 from ..statistics import StoreStatistics
 
 
@@ -132,6 +133,7 @@ class UserRecord:
     name: str
     tenant: str
     keyHash: str = attrs.field(repr=False)
+    role: Role = WRITE
 
 
 @attrs.frozen(slots=True)
@@ -280,7 +282,7 @@ class IStore(Interface):
 
     # -- identity
 
-    def addUser(name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
+    def addUser(name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> Deferred[UserRecord]:
         """
         Add a user.
 
@@ -292,6 +294,13 @@ class IStore(Interface):
     def replaceUserKey(name: str, keyHash: str) -> Deferred[UserRecord]:
         """
         Give a user another key; all of the user's auth tokens end.
+
+        :raises NoSuchObject: if there is no such user.
+        """
+
+    def changeRole(name: str, role: Role) -> Deferred[UserRecord]:
+        """
+        Give a user another role; the user's auth tokens stay valid.
 
         :raises NoSuchObject: if there is no such user.
         """
@@ -312,8 +321,11 @@ class IStore(Interface):
     def addToken(token: TokenRecord) -> Deferred[None]:
         """Add an auth token, and drop those that have ended."""
 
-    def getToken(tokenHash: str) -> Deferred[TokenRecord]:
-        """:raises NoSuchObject: if there is none."""
+    def getToken(tokenHash: str) -> Deferred[tuple[TokenRecord, UserRecord]]:
+        """
+        :return: fires with the token, and its user at the same moment.
+        :raises NoSuchObject: if there is none.
+        """
 
     def removeToken(tokenHash: str) -> Deferred[None]:
         """Remove an auth token, if it is there."""

@@ -24,6 +24,7 @@ from zope.interface import implementer
 
 from .. import eventids
 from ..model import NewService, ServiceChanges
+from ..roles import WRITE, Role
 from ..statistics import StoreStatistics
 from . import payloads
 from .interfaces import (
@@ -307,20 +308,25 @@ class MemoryStore:
         return dropped
 
     @_operation
-    def addUser(self, name: str, keyHash: str, tenant: str | None) -> UserRecord:
+    def addUser(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> UserRecord:
         if name in self._users:
             raise ObjectExists(name)
         if tenant is None:
             taken = {user.tenant for user in self._users.values()}
             taken |= {number for number, kept in self._tenants.items() if kept.account is not None or kept.events}
             tenant = next(number for number in map(str, naturals(1)) if number not in taken)
-        self._users[name] = UserRecord(name, tenant, keyHash)
+        self._users[name] = UserRecord(name, tenant, keyHash, role)
         return self._users[name]
 
     @_operation
     def replaceUserKey(self, name: str, keyHash: str) -> UserRecord:
         user = self._users[name] = attrs.evolve(self._user(name), keyHash=keyHash)
         self._endTokensOf(name)
+        return user
+
+    @_operation
+    def changeRole(self, name: str, role: Role) -> UserRecord:
+        user = self._users[name] = attrs.evolve(self._user(name), role=role)
         return user
 
     @_operation
@@ -352,11 +358,11 @@ class MemoryStore:
         self._tokens[token.tokenHash] = token
 
     @_operation
-    def getToken(self, tokenHash: str) -> TokenRecord:
+    def getToken(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
         token = self._tokens.get(tokenHash)
         if token is None:
             raise NoSuchObject("token")
-        return token
+        return token, self._user(token.user)
 
     @_operation
     def removeToken(self, tokenHash: str) -> None:

@@ -147,9 +147,9 @@ class QueueTests(LimitsCase):
 
     def test_whatIsAnsweredLaterWaitsToo(self) -> None:
         """The work for a request after the store was asked for its token is done in the client's turn as well."""
-        slow: list[Deferred[str]] = [Deferred() for _ in range(3)]
+        slow: list[Deferred[Any]] = [Deferred() for _ in range(3)]
         guests = [self.connect() for _ in range(3)]
-        self.patch(self.api.identity, "tenantOf", lambda token: slow[int(token)])
+        self.patch(self.api.identity, "userOf", lambda token: slow[int(token)])
         for number, each in enumerate(guests):
             each.send(requestBytes("GET", SERVICES, None, {"X-Auth-Token": str(number)}))
         send = self.api.requestLog.end

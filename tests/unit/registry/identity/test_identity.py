@@ -96,10 +96,10 @@ class IdentityCase(SynchronousTestCase):
         self.failureResultOf(refused, InvalidCredentials)
 
     def assertCounts(self, token: str, tenant: str = "1234") -> None:
-        self.assertEqual(self.successResultOf(self.identity.tenantOf(token)), tenant)
+        self.assertEqual(self.successResultOf(self.identity.userOf(token)).tenant, tenant)
 
     def assertRefused(self, token: str) -> None:
-        self.failureResultOf(self.identity.tenantOf(token), InvalidToken)
+        self.failureResultOf(self.identity.userOf(token), InvalidToken)
 
 
 class UserTests(IdentityCase):
@@ -112,12 +112,12 @@ class UserTests(IdentityCase):
         token = self.successResultOf(self.identity.authenticate("joe", self.key))
         self.clock.advance(5)
         held = self.store.hold("getToken")
-        asked = [self.identity.tenantOf(token.id) for _ in range(10)]
+        asked = [self.identity.userOf(token.id) for _ in range(10)]
         self.assertEqual(len(held), 1)
         asked[0].cancel()
         self.failureResultOf(asked[0])
         self.release(held)
-        self.assertEqual([self.successResultOf(each) for each in asked[1:]], ["1234"] * 9)
+        self.assertEqual([self.successResultOf(each).tenant for each in asked[1:]], ["1234"] * 9)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_manyWithOneTokenThatHasEnded(self) -> None:
@@ -125,7 +125,7 @@ class UserTests(IdentityCase):
         token = self.successResultOf(self.identity.authenticate("joe", self.key))
         self.successResultOf(self.identity.purge(token.id))
         held = self.store.hold("getToken")
-        asked = [self.identity.tenantOf(token.id) for _ in range(3)]
+        asked = [self.identity.userOf(token.id) for _ in range(3)]
         self.release(held)
         for each in asked:
             self.failureResultOf(each, InvalidToken)
@@ -711,11 +711,11 @@ class TokenTests(IdentityCase):
         self.identity = self.newIdentity()
         self.store.calls.clear()
         held = self.store.hold("getToken")
-        answers = [self.identity.tenantOf(self.token) for _ in range(100)]
+        answers = [self.identity.userOf(self.token) for _ in range(100)]
         answers[0].addErrback(lambda failure: None)
         answers[0].cancel()
         self.release(held)
-        self.assertEqual([self.successResultOf(answer) for answer in answers[1:]], ["1234"] * 99)
+        self.assertEqual([self.successResultOf(answer).tenant for answer in answers[1:]], ["1234"] * 99)
         self.assertEqual(self.store.calls, {"getToken": 1})
 
     def test_storeIsAway(self) -> None:
@@ -726,7 +726,7 @@ class TokenTests(IdentityCase):
         self.memory.unavailable = True
         self.advance(3600)
         self.assertCounts(self.token)
-        self.failureResultOf(self.identity.tenantOf("another"), StoreUnavailable)
+        self.failureResultOf(self.identity.userOf("another"), StoreUnavailable)
         self.advance(DAY)
         self.assertRefused(self.token)
 
@@ -736,11 +736,11 @@ class TokenTests(IdentityCase):
         """
         self.advance(5)
         held = self.store.hold("getToken")
-        answer = self.identity.tenantOf(self.token)
+        answer = self.identity.userOf(self.token)
         self.advance(0.09)
         self.assertNoResult(answer)
         self.advance(0.2)
-        self.assertEqual(self.successResultOf(answer), "1234")
+        self.assertEqual(self.successResultOf(answer).tenant, "1234")
         self.release(held)
         self.assertCounts(self.token)
 

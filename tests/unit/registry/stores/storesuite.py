@@ -12,6 +12,7 @@ from zope.interface.verify import verifyObject
 
 from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.model import NewService, ServiceChanges
+from txserviceregistry.registry.roles import WRITE, Role
 from txserviceregistry.registry.stores.interfaces import (
     Account,
     Expiration,
@@ -628,7 +629,9 @@ class StoreSuite:
         self.assertEqual(changed, UserRecord("joe", "1", "new"))
         self.assertEqual(await self.store.getUser("joe"), changed)
         await self.raises(NoSuchObject, self.store.getToken("joe's"))
-        self.assertEqual(await self.store.getToken("ann's"), TokenRecord("ann's", "ann", "1", NOW + 60))
+        token, user = await self.store.getToken("ann's")
+        self.assertEqual(token, TokenRecord("ann's", "ann", "1", NOW + 60))
+        self.assertEqual(user, await self.store.getUser("ann"))
         await self.store.removeUser("ann")
         await self.raises(NoSuchObject, self.store.getToken("ann's"))
         await self.raises(NoSuchObject, self.store.getUser("ann"))
@@ -637,6 +640,7 @@ class StoreSuite:
 
     async def test_tokensEndAndAreForgotten(self):
         """A token can be ended, more than once, and those that have run out are forgotten when one is added."""
+        await self.store.addUser("joe", "hash", None)
         for n in range(3):
             await self.store.addToken(TokenRecord(f"t{n}", "joe", "1", NOW + n))
         await self.store.removeToken("t1")
@@ -645,8 +649,28 @@ class StoreSuite:
         self.now = NOW + 0.5
         await self.store.addToken(TokenRecord("t3", "joe", "1", NOW + 3))
         await self.raises(NoSuchObject, self.store.getToken("t0"))
-        self.assertEqual((await self.store.getToken("t2")).expires, NOW + 2)
-        self.assertEqual((await self.store.getToken("t3")).user, "joe")
+        self.assertEqual((await self.store.getToken("t2"))[0].expires, NOW + 2)
+        self.assertEqual((await self.store.getToken("t3"))[0].user, "joe")
+
+    async def test_rolesAreKept(self):
+        """A user has the role that was given last, also after a new key; a new role ends no token, a new key does."""
+        role = Role(services=("web-", "w"), configuration=("/a",), locks=("/a", ""))
+        added = await self.store.addUser("joe", "hash", None, role)
+        self.assertEqual(added.role, role)
+        self.assertEqual(await self.store.getUser("joe"), added)
+        self.assertEqual((await self.store.addUser("ann", "hash", None)).role, WRITE)
+        for n, given in enumerate((WRITE, Role("read"), role)):
+            await self.store.addToken(TokenRecord(f"t{n}", "joe", "1", NOW + 60))
+            changed = await self.store.changeRole("joe", given)
+            self.assertEqual(changed, UserRecord("joe", "1", "hash", given))
+            self.assertEqual(await self.store.getUser("joe"), changed)
+            for token in range(n + 1):
+                self.assertEqual((await self.store.getToken(f"t{token}"))[1], changed)
+        self.assertEqual((await self.store.replaceUserKey("joe", "new")).role, role)
+        self.assertEqual([user.role for user in await self.store.listUsers()], [WRITE, role])
+        for token in range(3):
+            await self.raises(NoSuchObject, self.store.getToken(f"t{token}"))
+        await self.raises(NoSuchObject, self.store.changeRole("bob", role))
 
     async def test_outcomesAreOneFamily(self):
         """StoreError is the base class of every outcome that is not a success."""

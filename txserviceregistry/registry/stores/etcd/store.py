@@ -43,6 +43,7 @@ from ....util.deferred import returnsDeferred
 from ....util.reloading import Reloaded
 from ....util.suspend import bootTime
 from ...model import NewService, ServiceChanges
+from ...roles import WRITE, Role
 from ...statistics import StoreStatistics
 from ..interfaces import (
     Account,
@@ -304,11 +305,14 @@ class EtcdStore:
 
     # -- identity
 
-    def addUser(self, name: str, keyHash: str, tenant: str | None) -> Deferred[UserRecord]:
-        return self._told(self._users.add(name, keyHash, tenant))
+    def addUser(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> Deferred[UserRecord]:
+        return self._told(self._users.add(UserRecord(name, tenant or "", keyHash, role)))
 
     def replaceUserKey(self, name: str, keyHash: str) -> Deferred[UserRecord]:
         return self._told(self._users.replaceKey(name, keyHash))
+
+    def changeRole(self, name: str, role: Role) -> Deferred[UserRecord]:
+        return self._told(self._users.changeRole(name, role))
 
     def removeUser(self, name: str) -> Deferred[None]:
         return self._told(self._users.remove(name))
@@ -322,7 +326,7 @@ class EtcdStore:
     def addToken(self, token: TokenRecord) -> Deferred[None]:
         return self._told(self._users.addToken(token))
 
-    def getToken(self, tokenHash: str) -> Deferred[TokenRecord]:
+    def getToken(self, tokenHash: str) -> Deferred[tuple[TokenRecord, UserRecord]]:
         return self._told(self._users.getToken(tokenHash))
 
     def removeToken(self, tokenHash: str) -> Deferred[None]:

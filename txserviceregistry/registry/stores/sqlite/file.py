@@ -53,6 +53,8 @@ MIGRATIONS: Sequence[Sequence[str]] = (
     (
         # The position of the event of the last change; 0 for what version 1 has written.
         "ALTER TABLE configuration_values ADD COLUMN position INTEGER NOT NULL DEFAULT 0",
+        # JSON: what of the role is not the default.
+        "ALTER TABLE users ADD COLUMN role TEXT NOT NULL DEFAULT '{}'",
     ),
 )
 

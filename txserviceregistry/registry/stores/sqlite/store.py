@@ -271,6 +271,7 @@ class SqliteStore:
 
     addUser = _writes(Tables.addUser)
     replaceUserKey = _writes(Tables.replaceUserKey)
+    changeRole = _writes(Tables.changeRole)
     removeUser = _writes(Tables.removeUser)
     getUser = _reads(Tables.getUser)
     listUsers = _reads(Tables.listUsers)

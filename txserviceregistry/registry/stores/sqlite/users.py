@@ -4,12 +4,14 @@ What the operations of a store do to the tables of accounts, users and auth toke
 
 from __future__ import annotations
 
+import json
 from itertools import count as naturals
 
 import attrs
 
+from ...roles import WRITE, Role
 from ..interfaces import Account, NoSuchObject, ObjectExists, TokenRecord, UserRecord
-from .database import Database, asBytes, asText
+from .database import Database, asBytes, asJson, asText
 
 
 class Users(Database):
@@ -31,19 +33,27 @@ class Users(Database):
         assert account is not None
         return account
 
-    def addUser(self, name: str, keyHash: str, tenant: str | None) -> UserRecord:
+    def addUser(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> UserRecord:
         if self._findUser(name) is not None:
             raise ObjectExists(name)
         if tenant is None:
             taken = {row[0] for row in self._execute("SELECT tenant FROM users UNION SELECT tenant FROM tenants")}
             tenant = next(number for number in map(str, naturals(1)) if number not in taken)
-        self._execute("INSERT INTO users (name, tenant, key_hash) VALUES (?, ?, ?)", (asBytes(name), tenant, keyHash))
-        return UserRecord(name, tenant, keyHash)
+        self._execute(
+            "INSERT INTO users (name, tenant, key_hash, role) VALUES (?, ?, ?, ?)",
+            (asBytes(name), tenant, keyHash, asJson(role.asJson())),
+        )
+        return UserRecord(name, tenant, keyHash, role)
 
     def replaceUserKey(self, name: str, keyHash: str) -> UserRecord:
         user = attrs.evolve(self.getUser(name), keyHash=keyHash)
         self._execute("UPDATE users SET key_hash = ? WHERE name = ?", (keyHash, asBytes(name)))
         self._endTokensOf(name)
+        return user
+
+    def changeRole(self, name: str, role: Role) -> UserRecord:
+        user = attrs.evolve(self.getUser(name), role=role)
+        self._execute("UPDATE users SET role = ? WHERE name = ?", (asJson(role.asJson()), asBytes(name)))
         return user
 
     def removeUser(self, name: str) -> None:
@@ -55,8 +65,8 @@ class Users(Database):
         self._execute("DELETE FROM tokens WHERE user = ?", (asBytes(user),))
 
     def _findUser(self, name: str) -> UserRecord | None:
-        row = self._one("SELECT tenant, key_hash FROM users WHERE name = ?", asBytes(name))
-        return None if row is None else UserRecord(name, *row)
+        row = self._one("SELECT name, tenant, key_hash, role FROM users WHERE name = ?", asBytes(name))
+        return None if row is None else _user(*row)
 
     def getUser(self, name: str) -> UserRecord:
         user = self._findUser(name)
@@ -65,8 +75,7 @@ class Users(Database):
         return user
 
     def listUsers(self) -> list[UserRecord]:
-        rows = self._execute("SELECT name, tenant, key_hash FROM users ORDER BY name")
-        return [UserRecord(asText(name), tenant, keyHash) for name, tenant, keyHash in rows]
+        return [_user(*row) for row in self._execute("SELECT name, tenant, key_hash, role FROM users ORDER BY name")]
 
     def addToken(self, token: TokenRecord) -> None:
         self._execute("DELETE FROM tokens WHERE expires <= ?", (self._wallClock(),))
@@ -75,12 +84,20 @@ class Users(Database):
             (token.tokenHash, asBytes(token.user), token.tenant, token.expires),
         )
 
-    def getToken(self, tokenHash: str) -> TokenRecord:
-        row = self._one("SELECT user, tenant, expires FROM tokens WHERE hash = ?", tokenHash)
+    def getToken(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
+        row = self._one(
+            "SELECT tokens.tenant, expires, name, users.tenant, key_hash, role FROM tokens"
+            " JOIN users ON name = user WHERE hash = ?",
+            tokenHash,
+        )
         if row is None:
             raise NoSuchObject("token")
-        user, tenant, expires = row
-        return TokenRecord(tokenHash, asText(user), tenant, expires)
+        user = _user(*row[2:])
+        return TokenRecord(tokenHash, user.name, *row[:2]), user
 
     def removeToken(self, tokenHash: str) -> None:
         self._execute("DELETE FROM tokens WHERE hash = ?", (tokenHash,))
+
+
+def _user(name: bytes, tenant: str, keyHash: str, role: str) -> UserRecord:
+    return UserRecord(asText(name), tenant, keyHash, Role(**json.loads(role)))

@@ -19,6 +19,7 @@ from tests.unit.registry.stores.test_stores import HandReactor
 from txserviceregistry.registry.eventids import position
 from txserviceregistry.registry.identity.apikeys import keyMatches
 from txserviceregistry.registry.model import NewService
+from txserviceregistry.registry.roles import WRITE
 from txserviceregistry.registry.stores.sqlite.file import MIGRATIONS, prepare
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 
@@ -67,7 +68,8 @@ class MigrationTests(TestCase):
         users = {user.name: user for user in await store.listUsers()}
         self.assertEqual({name: user.tenant for name, user in users.items()}, {"jim": "2", "joe": "2", "local": "1"})
         self.assertTrue(keyMatches("2fefb65e4e58033771085f0c7b18c6fe5cf5ba24", users["local"].keyHash))
-        token = await store.getToken("8bada22220649ffbb3b501469ffe359abbd5c77c7869ac0bcecd3875b1be0c7f")
+        self.assertEqual({user.role for user in users.values()}, {WRITE})
+        token, _ = await store.getToken("8bada22220649ffbb3b501469ffe359abbd5c77c7869ac0bcecd3875b1be0c7f")
         self.assertEqual((token.user, token.tenant), ("local", "1"))
         self.assertEqual((await store.account("2")).created, 1_795_886_763_351)
         self.assertEqual(await countValues(store), 3)

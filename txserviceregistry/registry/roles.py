@@ -1,0 +1,110 @@
+"""
+Roles: what a user may change. Every user reads everything of the tenant.
+
+A user has the role ``write`` or ``read``. Prefixes limit the role ``write``: with one or more of them, the user changes
+only objects that match one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from .faults import forbidden
+
+NAMES = ("write", "read")
+#: The kinds of objects, as in the paths of the API; a role has an attribute with the prefixes of each.
+SERVICES, CONFIGURATION, LOCKS = KINDS = ("services", "configuration", "locks")
+
+# What a prefix of each kind can be the beginning of, and the sentence about it.
+_IDS = (r"[A-Za-z0-9_\-.]{0,65}", "0 to 65 letters, digits and _-.")
+_KEYS = (r"[A-Za-z0-9_\-./]{0,500}", "0 to 500 letters, digits and _-./")
+_RULES = {SERVICES: _IDS, CONFIGURATION: _KEYS, LOCKS: _KEYS}
+# How many prefixes of a kind a refusal shows.
+_MOST_SHOWN = 3
+
+
+def checkPrefix(kind: str, prefix: str) -> str:
+    """Check a prefix, which is returned. The ValueError says what is allowed."""
+    pattern, allowed = _RULES[kind]
+    if not re.fullmatch(pattern, prefix):
+        raise ValueError(f"invalid prefix {prefix!r} of {kind}: use {allowed}")
+    return prefix
+
+
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+@attrs.frozen(slots=True)
+class Role:
+    """
+    What a user may change.
+
+    :param name: one of :data:`NAMES`; only ``write`` can have prefixes.
+    :ivar services: beginnings of service ids.
+    :ivar configuration: configuration keys; the keys below them in the tree match too. The empty one matches all keys.
+    :ivar locks: beginnings of the names of locks.
+    :ivar isLimited: whether there is something that it may not change.
+    """
+
+    name: str = attrs.field(default="write", validator=attrs.validators.in_(NAMES))
+    services: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    configuration: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    locks: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    isLimited: bool = attrs.field(init=False, repr=False)
+
+    @isLimited.default
+    def _limited(self) -> bool:
+        return self.name == "read" or any(self.prefixes().values())
+
+    def __attrs_post_init__(self) -> None:
+        if self.name == "read" and any(self.prefixes().values()):
+            raise ValueError("the role read changes nothing, so that it takes no prefixes")
+
+    def prefixes(self) -> Mapping[str, Sequence[str]]:
+        """The prefixes of each kind."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
+    def mayChange(self, kind: str, key: str) -> bool:
+        """Whether it may create, change or remove the object of this *kind* with this *key*."""
+        if not self.isLimited:
+            return True
+        if kind == CONFIGURATION:
+            return any(not each or f"{key}/".startswith(each.removesuffix("/") + "/") for each in self.configuration)
+        prefixes: tuple[str, ...] = getattr(self, kind)
+        return key.startswith(prefixes)
+
+    def check(self, kind: str, key: str) -> None:
+        """
+        :raises Fault: 403 if it may not change this object.
+        """
+        if not self.mayChange(kind, key):
+            raise forbidden(self._refusal())
+
+    def _refusal(self) -> str:
+        if self.name == "read":
+            return "This user may only read (its role is read)"
+        parts = []
+        for kind, prefixes in self.prefixes().items():
+            if prefixes:
+                more = f" and {len(prefixes) - _MOST_SHOWN} more" if len(prefixes) > _MOST_SHOWN else ""
+                shown = ", ".join(f'"{prefix}"' for prefix in prefixes[:_MOST_SHOWN])
+                where = "below" if kind == CONFIGURATION else "that begin with"
+                parts.append(f"{kind} {where} {shown}{more}")
+        return f"This user may only change {'; '.join(parts)}"
+
+    def asJson(self) -> dict[str, Any]:
+        """The role for a store: what is not the default."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in attrs.fields(Role)
+            if field.init and getattr(self, field.name) != field.default
+        }
+
+
+#: The role of a user that was given none.
+WRITE = Role()
