@@ -18,19 +18,23 @@ __all__ = [
     "HeartbeatToken",
     "Limits",
     "PageMetadata",
+    "PlainEventType",
     "RateLimit",
     "Service",
     "ServicePage",
 ]
 
-#: The types of events.
-EventType = Literal[
+#: The types of events of version 1.0.
+PlainEventType = Literal[
     "service.join",
     "service.remove",
     "service.timeout",
     "configuration_value.update",
     "configuration_value.remove",
 ]
+
+#: All types of events. Those that version 1.0 does not have come only with a request that names them.
+EventType = Literal[PlainEventType, "service.update"]
 
 
 class _RequiredPageMetadata(TypedDict):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
 from ..http.messages import Lane
 from ..types import Event, EventPage
 from ..util.deferred import returnsDeferred
 from .shapes import readEventPage
-from .transport import EVENTS_WAIT, Transport, pages
+from .transport import EVENT_TYPES, EVENTS_WAIT, Transport, pages
 
 
 class EventsClient:
@@ -30,6 +30,7 @@ class EventsClient:
         type: str | None = None,
         *,
         wait: int | None = None,
+        types: Iterable[str] | None = None,
     ) -> EventPage:
         """
         One page of the feed, oldest first.
@@ -42,12 +43,17 @@ class EventsClient:
             :attr:`Client.extensions <txserviceregistry.Client.extensions>`, the page comes at once. Such a request has
             a connection of its own, and the client's timeout counts from the end of the wait. When its server fails
             meanwhile, the current page comes from another server.
+        :param types: only events of these types, instead of *type*. Only such a request gets events that version 1.0
+            does not have, such as ``service.update``. This is the registry's extension ``event-types``. Without it in
+            :attr:`Client.extensions <txserviceregistry.Client.extensions>`, the page has events of *type*.
         :return: fires with ``{"values": [event, …], "metadata": {…}}``. Fails with a
             :class:`~txserviceregistry.errors.ServiceRegistryError`, ``BadRequest`` if the marker is not accepted.
         """
         if EVENTS_WAIT not in self._transport.extensions:
             wait = None
-        query = {"marker": marker, "limit": limit, "type": type, "wait": wait}
+        query: dict[str, object] = {"marker": marker, "limit": limit, "type": type, "wait": wait}
+        if types is not None and EVENT_TYPES in self._transport.extensions:
+            query |= {"type": None, "types": ",".join(types)}
         lane = Lane.ORDINARY if wait is None else Lane.WAITING
         try:
             response = await self._transport.request("GET", "/events", query=query, wait=wait, lane=lane)

@@ -65,7 +65,7 @@ def readEvent(value: Any) -> Event:
     """
     An event.
 
-    The payload of an event whose type is not one of the five of the API may be anything.
+    The payload of an event of a type that is not known here may be anything.
     """
     event = _object(value)
     id = event.get("id")
@@ -296,7 +296,7 @@ def _registration(value: Any) -> dict[str, Any]:
     return service
 
 
-_SERVICE_EVENTS = frozenset({"service.join", "service.remove", "service.timeout"})
+_SERVICE_EVENTS = frozenset({"service.join", "service.update", "service.remove", "service.timeout"})
 # The members of the payloads of the other events.
 _VALUE_EVENTS: Mapping[str, Mapping[str, _Check]] = {
     "configuration_value.update": {"configuration_value_id": _text, "new_value": _text, "old_value": _textOrNull},

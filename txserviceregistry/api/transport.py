@@ -26,6 +26,8 @@ from .session import IAuthenticator, Session, refusesToken
 
 #: The extension with which a query of the event feed waits for a new event.
 EVENTS_WAIT = "events-wait"
+#: The extension with which a query of the event feed names types of events.
+EVENT_TYPES = "event-types"
 #: The extension for heartbeat batching.
 HEARTBEATS = "heartbeats"
 # The registry's message for a path that it does not have.

@@ -215,8 +215,8 @@ class Cluster:
     def vanished(self, tenant: str, id: str, incarnation: str) -> None:
         self._deadlines.forget(tenant, id, incarnation)
 
-    def eventAdded(self, tenant: str) -> None:
-        self._subscribers.notify((tenant,))
+    def eventAdded(self, tenant: str, type: str | None) -> None:
+        self._subscribers.notify((tenant,), type)
 
     def synchronized(self, services: Sequence[ServiceSummary]) -> None:
         self._live.synchronize(services)

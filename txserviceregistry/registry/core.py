@@ -188,7 +188,9 @@ class Registry:
         if self._live.hidden(tenant) and len(self._live.expirations) <= self.FEW_PENDING:
             await self._live.expirations.nextGroup()
         try:
-            return await self._changed((tenant,), self._store.createService(tenant, service, self._limits.service))
+            return await self._changed(
+                (tenant,), self._store.createService(tenant, service, self._limits.service), "service.join"
+            )
         except (ObjectExists, LimitExceeded) as refusal:
             if self._live.hidden(tenant):
                 # Some of them may have expired while the store was at it.
@@ -254,7 +256,7 @@ class Registry:
         if changes == ServiceChanges():
             return
         updating = self._store.updateService(tenant, id, state.incarnation, changes)
-        await self._applied(state, available(updating))
+        await self._applied(state, self._changed((tenant,), updating, "service.update"))
         if self._deadlines.active(tenant, id) is not state:
             raise notFound("Service", id)
         if changes.heartbeatTimeout is not None:
@@ -267,7 +269,7 @@ class Registry:
     async def _remove(self, tenant: str, id: str) -> None:
         state = await self._stateOf(tenant, id)
         removing = self._store.removeService(tenant, id, state.incarnation)
-        await self._applied(state, self._changed((tenant,), removing))
+        await self._applied(state, self._changed((tenant,), removing, "service.remove"))
         self._deadlines.forget(tenant, id, state.incarnation)
         self._deregistered.add(tenant, id)
         self._deregistered.flush()
@@ -381,7 +383,8 @@ class Registry:
         """
         maximum = self._limits.configurationValue
         try:
-            await self._changed((tenant,), self._store.setValue(tenant, key, value, maximum))
+            setting = self._store.setValue(tenant, key, value, maximum)
+            await self._changed((tenant,), setting, "configuration_value.update")
         except LimitExceeded:
             raise limitReached("configuration_value", maximum)
 
@@ -389,7 +392,7 @@ class Registry:
     async def removeValue(self, tenant: str, key: str) -> None:
         """Remove a configuration value, with an event; the fault 404 if it is not there."""
         try:
-            await self._changed((tenant,), self._store.removeValue(tenant, key))
+            await self._changed((tenant,), self._store.removeValue(tenant, key), "configuration_value.remove")
         except NoSuchObject:
             raise notFound("ConfigurationValue", key)
 
@@ -398,19 +401,19 @@ class Registry:
     @returnsDeferred
     async def _persist(self, expirations: Sequence[Expiration]) -> None:
         tenants = {expiration.tenant for expiration in expirations}
-        await self._changed(tenants, self._store.expireServices(expirations))
+        await self._changed(tenants, self._store.expireServices(expirations), "service.timeout")
         for expiration in expirations:
             self._deadlines.forget(expiration.tenant, expiration.id, expiration.incarnation)
         self._expirations += len(expirations)
 
     def _hasExpired(self, state: ServiceState) -> None:
         self._expirations += 1
-        self._subscribers.notify((state.tenant,))
+        self._subscribers.notify((state.tenant,), "service.timeout")
 
-    async def _changed(self, tenants: Collection[str], change: Awaitable[_T]) -> _T:
-        """The result of a change that makes events in the feeds of *tenants*, whose subscribers are notified."""
+    async def _changed(self, tenants: Collection[str], change: Awaitable[_T], type: str) -> _T:
+        """The result of a change that makes events of this *type* for *tenants*, whose subscribers are notified."""
         result = await available(change)
-        self._subscribers.notify(tenants)
+        self._subscribers.notify(tenants, type)
         return result
 
 

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from ..util.logs import Logger
 from .eventids import position, positionOf
 from .faults import Fault, badRequest
-from .model import Page
+from .model import EVENT_TYPES, PLAIN_TYPES, Page
 from .stores.interfaces import Account, EventRecord, ISharedStore, IStore, StoreUnavailable
 from .subscribers import Subscribers, Subscription
 from .tasks import TaskOwner, available, owned
@@ -75,13 +75,13 @@ class EventFeed:
             call.cancel()
 
     @owned
-    async def list(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Page:
+    async def list(self, tenant: str, marker: str | None, limit: int, types: frozenset[str] = PLAIN_TYPES) -> Page:
         """
         A page of the feed, oldest first.
 
         :param marker: the text of a version-1 UUID: that event, or that moment, and what is newer; ``None`` for the
             last hour.
-        :param type: only events of this type; ``None`` for all.
+        :param types: only events of these types.
         :raises Fault: 400 if the marker is from the future or from before the account, and no event of this feed.
         """
         if marker is None:
@@ -91,7 +91,8 @@ class EventFeed:
             refusal = self._refusal(since, await self._account(tenant))
             if refusal is not None and not await available(self._store.hasEvent(tenant, marker)):
                 raise refusal
-        records = await available(self._store.listEvents(tenant, since, limit + 1, type))
+        wanted = None if types.issuperset(EVENT_TYPES) else types
+        records = await available(self._store.listEvents(tenant, since, limit + 1, wanted))
         nextMarker = records[limit].id if len(records) > limit else None
         return Page([_event(record) for record in records[:limit]], nextMarker)
 
@@ -102,7 +103,9 @@ class EventFeed:
             return badRequest("from parameter must be greater than or equal to the account creation date")
         return None
 
-    async def wait(self, tenant: str, marker: str | None, limit: int, type: str | None, seconds: float) -> Page:
+    async def wait(
+        self, tenant: str, marker: str | None, limit: int, seconds: float, types: frozenset[str] = PLAIN_TYPES
+    ) -> Page:
         """
         A page of the feed as soon as it has an event that is newer than *marker*; without a marker all are. A
         coroutine; cancelling what awaits it ends the waiting.
@@ -111,16 +114,16 @@ class EventFeed:
         :return: the page. Other subscribers to the same may get the same object.
         :raises Fault: as :meth:`list`; 503 if nothing is new and there are too many subscribers.
         """
-        subscribers, query = self._subscribers, (marker, limit, type)
+        subscribers, query = self._subscribers, (marker, limit, types)
         latest = self._clock.seconds() + seconds
         subscription: Subscription | None = None
         try:
             while True:
-                change = subscribers.wait(tenant, query)
+                change = subscribers.wait(tenant, query, types)
                 try:
                     page: Page | None = subscribers.cached(tenant, query)
                     if page is None:
-                        page = await self._read(tenant, marker, limit, type)
+                        page = await self._read(tenant, marker, limit, types)
                     if self._clock.seconds() >= latest or _hasNews(page, marker):
                         return page
                     if subscription is None:
@@ -134,15 +137,15 @@ class EventFeed:
             if subscription is not None:
                 subscribers.unsubscribe(subscription)
 
-    def _read(self, tenant: str, marker: str | None, limit: int, type: str | None) -> Deferred[Page]:
+    def _read(self, tenant: str, marker: str | None, limit: int, types: frozenset[str]) -> Deferred[Page]:
         """A page of the feed, for a subscriber."""
         if marker is None or self._isShared:
             # Without a marker the page depends on the time, too; and events of other registries are noticed late.
-            return self.list(tenant, marker, limit, type)
+            return self.list(tenant, marker, limit, types)
         return self._subscribers.read(
             tenant,
-            (marker, limit, type),
-            lambda: self.list(tenant, marker, limit, type),
+            (marker, limit, types),
+            lambda: self.list(tenant, marker, limit, types),
             lambda page: len(page.values) <= self.SMALL_PAGE,
         )
 

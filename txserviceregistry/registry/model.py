@@ -5,9 +5,15 @@ What :mod:`~txserviceregistry.registry.core` takes and returns: requests after t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import attrs
+
+from ..types import EventType, PlainEventType
+
+#: All types of events, and those that a request gets which names none.
+EVENT_TYPES: tuple[str, ...] = get_args(EventType)
+PLAIN_TYPES: frozenset[str] = frozenset(get_args(PlainEventType))
 
 
 @attrs.frozen

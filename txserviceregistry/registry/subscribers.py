@@ -5,7 +5,7 @@ Requests that wait for new events in a feed, and how they are notified.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any, TypeVar
 
 import attrs
@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..util.singleflight import SingleFlight
 from .faults import systemFailure
+from .model import PLAIN_TYPES
 
 _T = TypeVar("_T")
 
@@ -73,7 +74,7 @@ class Subscribers:
         # What ends each subscription.
         self._timers: dict[Subscription, IDelayedCall] = {}
         # By tenant what waits, and what was queried.
-        self._waiting: dict[str, dict[Deferred[bool], Hashable]] = {}
+        self._waiting: dict[str, dict[Deferred[bool], tuple[Hashable, Collection[str]]]] = {}
         self._reads: dict[str, _Reads] = {}
         # What is notified next, and what will be when the new events have been read.
         self._due: deque[Deferred[bool]] = deque()
@@ -115,11 +116,12 @@ class Subscribers:
         if subscription.change is not None and not subscription.change.called:
             subscription.change.callback(False)
 
-    def wait(self, tenant: str, query: Hashable) -> Deferred[bool]:
+    def wait(self, tenant: str, query: Hashable, types: Collection[str] = PLAIN_TYPES) -> Deferred[bool]:
         """
         Begin to wait. Doing so before reading the feed misses nothing.
 
         :param query: what is read of the *tenant*'s feed; see :meth:`read`.
+        :param types: which types of events it is about.
         :return: fires with ``True`` when there may be new events in the *tenant*'s feed, and with ``False`` when no
             request may wait any more. To be given to :meth:`forget` in the end.
         """
@@ -127,7 +129,7 @@ class Subscribers:
         if self._isEnded:
             change.callback(False)
         else:
-            self._waiting.setdefault(tenant, {})[change] = query
+            self._waiting.setdefault(tenant, {})[change] = query, types
         return change
 
     def forget(self, tenant: str, change: Deferred[bool]) -> None:
@@ -172,14 +174,19 @@ class Subscribers:
 
         return reads.reading.do(query, lambda: read().addCallback(keep))
 
-    def notify(self, tenants: Iterable[str]) -> None:
-        """Notify the subscribers of these tenants that there are new events."""
+    def notify(self, tenants: Iterable[str], type: str | None = None) -> None:
+        """Notify the subscribers of these tenants that there are new events of a *type*, or of any types."""
         for tenant in tenants:
             reads, waiting = self._reads.pop(tenant, None), self._waiting.pop(tenant, {})
+            if type is not None:
+                others = {change: what for change, what in waiting.items() if type not in what[1]}
+                if others:
+                    self._waiting[tenant] = others
+                    waiting = {change: what for change, what in waiting.items() if change not in others}
             if reads is not None and len(waiting) > 1:
                 # What has been read once before they are notified is there for all of them, and none has to wait for
                 # the read of another.
-                changes, queries = tuple(waiting), set(waiting.values())
+                changes, queries = tuple(waiting), {query for query, _ in waiting.values()}
                 self._afterReads.add(changes)
                 again = [read() for query, (_, read) in reads.results.items() if query in queries]
                 DeferredList(again, consumeErrors=True).addCallback(self._haveRead, changes)

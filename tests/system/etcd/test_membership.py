@@ -72,7 +72,7 @@ class ContactTests(EtcdStoreCase):
         await other.setValue(T, "key", "value", 1)
         self.listeners[store].heard.clear()
         await other.setValue(T, "key", "another", 1)
-        await self.notifies(store, "eventAdded", T)
+        await self.notifies(store, "eventAdded", T, "configuration_value.update")
 
     async def test_cutOffFromEtcdOnly(self) -> None:
         """

@@ -97,7 +97,7 @@ class VoteTests(EtcdStoreCase):
         self.passSilently(made, b)
         self.ticking = [a, b]
         await self.notifies(b, "vanished", "web", made.incarnation)
-        self.assertEqual((await a.listEvents(T, 0, 10, "service.timeout"))[0].payload["tags"], ["x"])
+        self.assertEqual((await a.listEvents(T, 0, 10, {"service.timeout"}))[0].payload["tags"], ["x"])
 
     async def test_aTouchThatIsUnderWayCountsOnEveryNode(self) -> None:
         """While a node could not touch a service yet, it answers the votes of others with a full timeout."""
@@ -238,7 +238,7 @@ class VoteTests(EtcdStoreCase):
             self.heartbeat(b, each)
         self.ticking = [a, b]
         await self.whenever(lambda: self.areThere([each.id for each in kept]))
-        timeouts = [each.payload["id"] for each in await a.listEvents(T, 0, 1000, "service.timeout")]
+        timeouts = [each.payload["id"] for each in await a.listEvents(T, 0, 1000, {"service.timeout"})]
         self.assertEqual(sorted(timeouts), [each.id for each in made if each not in kept])
         # What is counted for the limit is what is there.
         clock = await self.key(f"clocks/{T}")

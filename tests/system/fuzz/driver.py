@@ -177,7 +177,7 @@ class Driver(RuleBasedStateMachine):
         first = account.events[0].id if account.events else None
         if first is None and self.model.wall > account.created:
             first = timeUUID(account.created)
-        return self.request("GET", "/events", tenant=tenant, marker=first, limit="1000")
+        return self.request("GET", "/events", tenant=tenant, marker=first, limit="1000", types="all")
 
     def teardown(self) -> None:
         """At the end everything is as the model has it."""

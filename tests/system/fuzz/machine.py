@@ -171,18 +171,34 @@ class Programs(ServiceSteps):
         id = own[pick % len(own)] if kind < 7 else own[-1]
         return id.upper() if pick % 5 == 0 else id
 
-    @rule(tenant=tenants, pick=picks, limit=mostly(LIMITS, BAD_LIMITS), type=st.sampled_from([None, None, *TYPES]))
-    def events(self, tenant: str, pick: int, limit: str | None, type: str | None) -> None:
+    @rule(
+        tenant=tenants,
+        pick=picks,
+        limit=mostly(LIMITS, BAD_LIMITS),
+        only=st.sampled_from(
+            [
+                *[{}] * 3,
+                *[{"types": "all"}] * 3,
+                *[{"types": "service.join,service.update"}] * 2,
+                {"types": "configuration_value.update"},
+                {"types": ""},
+                *[{"type": type} for type in TYPES],
+            ]
+        ),
+    )
+    def events(self, tenant: str, pick: int, limit: str | None, only: dict[str, str]) -> None:
         """Look at a page of the feed."""
         self.learn(tenant)
-        self.ask("GET", "/events", tenant=tenant, marker=self.eventMarker(tenant, pick), limit=limit, type=type)
+        self.ask("GET", "/events", tenant=tenant, marker=self.eventMarker(tenant, pick), limit=limit, **only)
 
     @rule(
         query=st.sampled_from(
             [
                 *({"marker": one} for one in BAD_UUIDS),
                 {"type": "service.update"},
-                {"type": ""},
+                {"type": "", "types": "service.join,service.sixth"},
+                {"types": "all,service.join"},
+                {"types": "all", "type": "service.join"},
                 *({"wait": one} for one in ("0", "61", "x", "")),
             ]
         )
@@ -196,17 +212,19 @@ class Programs(ServiceSteps):
     @rule(
         tenant=tenants,
         pick=picks,
-        type=st.sampled_from([None, None, "configuration_value.update", "service.timeout"]),
+        only=st.sampled_from(
+            [*[{}] * 2, {"type": "configuration_value.update"}, {"type": "service.timeout"}, {"types": "all"}]
+        ),
         wait=st.sampled_from([1, 2, 4, 60]),
         then=st.sampled_from(["nothing", "set", "setOther", "restart"]),
     )
-    def follow(self, tenant: str, pick: int, type: str | None, wait: int, then: str) -> None:
+    def follow(self, tenant: str, pick: int, only: dict[str, str], wait: int, then: str) -> None:
         """Wait for something new in the feed, and see what comes."""
         assert self.nodes is not None
         self.settleExpirations()
         self.learn(tenant)
         marker = self.eventMarker(tenant, pick)
-        request = self.request("GET", "/events", tenant=tenant, marker=marker, type=type, wait=str(wait))
+        request = self.request("GET", "/events", tenant=tenant, marker=marker, wait=str(wait), **only)
         if self.model.news(request) or self.model.peek(request).status != 200:
             return
         self.model.answer(request)

@@ -46,6 +46,7 @@ TYPES = (
     "configuration_value.update",
     "configuration_value.remove",
 )
+ALL_TYPES = (*TYPES, "service.update")
 #: How long after its deadline an expiration may be missing in the feed: until the registry looks the next time.
 SWEEP = 0.25
 
@@ -200,11 +201,16 @@ class Model:
             del account.services[id]
             self._tell(account, "service.remove", service.payload)
             return Expected(204)
+        before = service.payload
         service.tags = changes.get("tags", service.tags)
         service.metadata = changes.get("metadata", service.metadata)
         if "heartbeat_timeout" in changes:
             service.timeout = changes["heartbeat_timeout"]
             service.deadline = self.time + service.timeout
+        changed = [name for name, value in service.payload.items() if before[name] != value]
+        if changed:
+            oldTags = {"old_tags": before["tags"]} if "tags" in changed else {}
+            self._tell(account, "service.update", {**service.payload, "changed": changed, **oldTags})
         return Expected(204, None, {"location": link(f"/v1.0/{request.tenant}/services/{id}", [])})
 
     def _listed(self, request: Request, account: Account) -> Expected:
@@ -404,6 +410,14 @@ class Model:
             raise bad(*[f"Invalid type: {type}. Valid types are: {','.join(TYPES)}"] * 2)
         if wait is not None:
             parameter("wait", integer(wait, 1, 60))
+        wanted = TYPES if type is None else (type,)
+        if types := request.parameter("types"):
+            wanted = ALL_TYPES if types == "all" else tuple(types.split(","))
+            for each in wanted:
+                if each not in ALL_TYPES:
+                    raise bad(*[f"Invalid type: {each}. Valid types are: {','.join(ALL_TYPES)}"] * 2)
+            if type is not None:
+                raise bad(*["type can't be combined with types"] * 2)
         events = [event for event in account.events if event.id]
         now = int(self.wall * 10_000_000) + _EPOCH
         if marker is None:
@@ -419,7 +433,7 @@ class Model:
         shown = [
             {"id": event.id, "timestamp": _stamp(event), "type": event.type, "payload": event.payload}
             for event in events
-            if positionOf(str(event.id)) >= since and type in (None, event.type)
+            if positionOf(str(event.id)) >= since and event.type in wanted
         ]
         return page(request, limit, None, shown)
 

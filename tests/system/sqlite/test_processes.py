@@ -76,7 +76,7 @@ class ProcessesTests(SqliteCase):
         self.assertGreaterEqual(len(lines), 500)
         store = await self.opened()
         removed = {rest[0] for what, *rest in lines if what == "removed"}
-        joined = {event.id for event in await store.listEvents("1", 0, 100_000, "service.join")}
+        joined = {event.id for event in await store.listEvents("1", 0, 100_000, {"service.join"})}
         services = {one.id: one for one in await store.listServices("1", None, 100_000, None, ())}
         under = {f"s{n}" for n in range(10**4)} - removed  # those of which a removal may have been under way
         for what, *rest in lines:

@@ -104,7 +104,7 @@ class RegistryCase(SynchronousTestCase):
         """The type, and the id of the service or value, of each event of the last hour."""
         return [
             (event["type"], event["payload"].get("id") or event["payload"]["configuration_value_id"])
-            for event in self.page(self.registry.feed.list(tenant, None, 1000, None)).values
+            for event in self.page(self.registry.feed.list(tenant, None, 1000)).values
         ]
 
     def stored(self, tenant: str = TENANT) -> list[str]:

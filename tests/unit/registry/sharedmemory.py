@@ -238,7 +238,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
             registration = tenant, record.incarnation
             self._shared.touched[registration], self._shared.names[registration] = 0, record.id
             self._shared.tell(lambda store: store.listener.appeared(record.summary(tenant)))
-            self._shared.tell(lambda store: store.listener.eventAdded(tenant))
+            self._shared.tell(lambda store: store.listener.eventAdded(tenant, "service.join"))
             return record
 
         return self.reached(lambda: self._memory.createService(tenant, *rest).addCallback(created))
@@ -251,6 +251,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
             if changes.heartbeatTimeout is not None:
                 self._shared.touched[tenant, incarnation] = self._shared.next()
             self._shared.tell(lambda store: store.listener.appeared(record.summary(tenant)))
+            self._shared.tell(lambda store: store.listener.eventAdded(tenant, "service.update"))
             return record
 
         return self.reached(lambda: self._memory.updateService(tenant, id, incarnation, changes).addCallback(updated))
@@ -263,7 +264,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
     def _gone(self, result: Any, tenant: str, id: str, incarnation: str) -> Any:
         self._shared.touched.pop((tenant, incarnation), None)
         self._shared.tell(lambda store: store.listener.vanished(tenant, id, incarnation))
-        self._shared.tell(lambda store: store.listener.eventAdded(tenant))
+        self._shared.tell(lambda store: store.listener.eventAdded(tenant, None))
         return result
 
     def expireServices(self, expirations: Sequence[Expiration]) -> Deferred[None]:
@@ -275,7 +276,7 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
     def setValue(self, tenant: str, *rest: Any) -> Deferred[None]:
         def kept(result: None) -> None:
-            self._shared.tell(lambda store: store.listener.eventAdded(tenant))
+            self._shared.tell(lambda store: store.listener.eventAdded(tenant, "configuration_value.update"))
 
         return self.reached(lambda: self._memory.setValue(tenant, *rest).addCallback(kept))
 

@@ -61,7 +61,7 @@ class ClusterTests(SynchronousTestCase):
         return [each["id"] for each in self.successResultOf(node.list(T, None, 1000, None)).values]
 
     def events(self, node: Registry) -> list[str]:
-        return [each["type"] for each in self.successResultOf(node.feed.list(T, None, 1000, None)).values]
+        return [each["type"] for each in self.successResultOf(node.feed.list(T, None, 1000)).values]
 
     def fault(self, deferred: Deferred[Any]) -> tuple[int, str]:
         fault = self.failureResultOf(deferred, Fault).value
@@ -206,8 +206,8 @@ class ClusterTests(SynchronousTestCase):
     def test_subscribersOfARegistryThatIsCutOffAreNotified(self) -> None:
         """A request that waits for events is answered with 503 when A is no longer a valid member."""
         self.create(self.a)
-        marker = self.successResultOf(self.a.feed.list(T, None, 1, None)).values[-1]["id"]
-        waiting = [Deferred.fromCoroutine(node.feed.wait(T, marker, 100, None, 30)) for node in (self.a, self.b)]
+        marker = self.successResultOf(self.a.feed.list(T, None, 1)).values[-1]["id"]
+        waiting = [Deferred.fromCoroutine(node.feed.wait(T, marker, 100, 30)) for node in (self.a, self.b)]
         self.passes(1)
         self.stores[0].cutOff()
         self.passes(3.5)
@@ -283,7 +283,7 @@ class ClusterTests(SynchronousTestCase):
 
     def test_subscribersAreNotifiedOfOthersChanges(self) -> None:
         """A request that waits on B for events gets one that A has made."""
-        waiting = Deferred.fromCoroutine(self.b.feed.wait(T, None, 100, None, 30))
+        waiting = Deferred.fromCoroutine(self.b.feed.wait(T, None, 100, 30))
         self.passes(1)
         self.create(self.a)
         self.passes(0.1)

@@ -49,7 +49,7 @@ class ServicesTests(RegistryCase):
         self.assertEqual(self.successResultOf(self.registry.get(TENANT, "web1")), service)
         self.assertEqual(self.page(self.registry.list(TENANT, None, 100, None)).values, [service])
         del service["last_seen"]
-        (event,) = self.page(self.registry.feed.list(TENANT, None, 100, None)).values
+        (event,) = self.page(self.registry.feed.list(TENANT, None, 100)).values
         self.assertEqual((event["type"], event["payload"]), ("service.join", service))
         self.assertEqual(event["timestamp"], NOW * 1000)
 
@@ -199,7 +199,7 @@ class DeadlinesTests(RegistryCase):
         self.assertExpired(token)
         self.assertEqual(self.stored(), [])
         self.pass_(60)
-        join, timeout = self.page(self.registry.feed.list(TENANT, None, 100, None)).values
+        join, timeout = self.page(self.registry.feed.list(TENANT, None, 100)).values
         self.assertEqual((timeout["type"], timeout["payload"]), ("service.timeout", join["payload"]))
         self.assertEqual(timeout["timestamp"], (NOW + 30) * 1000)
 
@@ -497,7 +497,7 @@ class ManyExpirationsTests(RegistryCase):
 
     def allEvents(self) -> list[tuple[str, str]]:
         """The types and ids of all events."""
-        values = self.page(self.registry.feed.list(TENANT, None, 100_000, None)).values
+        values = self.page(self.registry.feed.list(TENANT, None, 100_000)).values
         return [(event["type"], event["payload"]["id"]) for event in values]
 
     def test_areHiddenAtOnce(self) -> None:
@@ -537,7 +537,7 @@ class ConfigurationTests(RegistryCase):
         value = {"id": "/a-b/key", "value": "two"}
         self.assertEqual(self.successResultOf(self.registry.getValue(TENANT, "/a-b/key")), value)
         self.assertIsNone(self.successResultOf(self.registry.removeValue(TENANT, "/a-b/key")))
-        events = self.page(self.registry.feed.list(TENANT, None, 100, None)).values
+        events = self.page(self.registry.feed.list(TENANT, None, 100)).values
         self.assertEqual(
             [(event["type"], event["payload"]) for event in events],
             [
@@ -594,12 +594,12 @@ class EventsTests(RegistryCase):
 
     def assertRefused(self, marker: str, reason: str) -> None:
         """The feed can't be asked from this marker on."""
-        fault = self.fault(self.registry.feed.list(TENANT, marker, 100, None))
+        fault = self.fault(self.registry.feed.list(TENANT, marker, 100))
         self.assertEqual((fault.code, fault.type, fault.message, fault.details), (400, "badRequest", reason, reason))
 
     def types(self, marker: str | None) -> list[str]:
         """The types of the events from *marker* on."""
-        return [event["type"] for event in self.page(self.registry.feed.list(TENANT, marker, 1000, None)).values]
+        return [event["type"] for event in self.page(self.registry.feed.list(TENANT, marker, 1000)).values]
 
     def test_theLastHour(self) -> None:
         """Without a marker the feed is that of the last hour."""
@@ -615,14 +615,14 @@ class EventsTests(RegistryCase):
         """A page begins with the event that its marker names, in either case, and names that of the next."""
         for number in range(5):
             self.successResultOf(self.registry.setValue(TENANT, "key", str(number)))
-        every = self.page(self.registry.feed.list(TENANT, None, 5, None))
+        every = self.page(self.registry.feed.list(TENANT, None, 5))
         self.assertIsNone(every.nextMarker)
         self.assertEqual([event["payload"]["new_value"] for event in every.values], list("01234"))
         self.successResultOf(self.registry.account(TENANT))
-        first = self.page(self.registry.feed.list(TENANT, None, 2, None))
+        first = self.page(self.registry.feed.list(TENANT, None, 2))
         assert first.nextMarker is not None
         self.assertEqual(first.nextMarker, every.values[2]["id"])
-        second = self.page(self.registry.feed.list(TENANT, first.nextMarker.upper(), 3, None))
+        second = self.page(self.registry.feed.list(TENANT, first.nextMarker.upper(), 3))
         self.assertEqual(second.values, every.values[2:])
 
     def test_type(self) -> None:
@@ -630,11 +630,11 @@ class EventsTests(RegistryCase):
         for id in ("aaa", "bbb", "ccc"):
             self.create(id)
             self.successResultOf(self.registry.remove(TENANT, id))
-        page = self.page(self.registry.feed.list(TENANT, None, 2, "service.remove"))
+        page = self.page(self.registry.feed.list(TENANT, None, 2, frozenset({"service.remove"})))
         self.assertEqual([event["payload"]["id"] for event in page.values], ["aaa", "bbb"])
         assert page.nextMarker is not None
         self.pass_(1)
-        page = self.page(self.registry.feed.list(TENANT, page.nextMarker, 2, "service.remove"))
+        page = self.page(self.registry.feed.list(TENANT, page.nextMarker, 2, frozenset({"service.remove"})))
         self.assertEqual([event["payload"]["id"] for event in page.values], ["ccc"])
 
     def test_anyTimeIsAPosition(self) -> None:
@@ -666,11 +666,11 @@ class EventsTests(RegistryCase):
     def test_ownEventsAreNeverRefused(self) -> None:
         """The id of an event of this feed is a marker though the wall clock has stepped back; others' ids are not."""
         self.create()
-        (event,) = self.page(self.registry.feed.list(TENANT, None, 5, None)).values
+        (event,) = self.page(self.registry.feed.list(TENANT, None, 5)).values
         self.wallOffset -= 7200
         self.assertEqual(self.types(event["id"]), ["service.join"])
         self.assertEqual(self.types(event["id"].upper()), ["service.join"])
-        fault = self.fault(self.registry.feed.list("99", event["id"], 5, None))
+        fault = self.fault(self.registry.feed.list("99", event["id"], 5))
         self.assertEqual(fault.details, "from parameter must be smaller than the current time")
 
     def test_eventsOfAnotherHourAreInOrder(self) -> None:
@@ -679,7 +679,7 @@ class EventsTests(RegistryCase):
             self.wallOffset += step
             self.successResultOf(self.registry.setValue(TENANT, "key", str(self.clock.seconds() + step)))
             self.pass_(1)
-        events = self.page(self.registry.feed.list(TENANT, None, 100, None)).values
+        events = self.page(self.registry.feed.list(TENANT, None, 100)).values
         times = [uuid.UUID(event["id"]).time for event in events]
         self.assertEqual(times, sorted(set(times)))
         self.assertEqual(len(times), 4)
@@ -785,7 +785,7 @@ class UnavailableTests(RegistryCase):
             self.registry.getValue(TENANT, "key"),
             self.registry.listValues(TENANT, None, 100, None),
             self.registry.removeValue(TENANT, "key"),
-            self.registry.feed.list(TENANT, None, 100, None),
+            self.registry.feed.list(TENANT, None, 100),
         ):
             self.assertUnavailable(deferred)
         self.memory.unavailable = False
@@ -848,7 +848,7 @@ class OverSqliteTests(TestCase):
         self.assertEqual([value["id"] for value in page.values], ["web1"])
         self.assertEqual(page.values[0]["last_seen"], (NOW + 9) * 1000)
         await self.registry.create(TENANT, NewService("web2", 10))
-        page = await self.registry.feed.list(TENANT, None, 100, None)
+        page = await self.registry.feed.list(TENANT, None, 100)
         self.assertEqual(
             [(event["type"], event["payload"]["id"]) for event in page.values][3:],
             [("service.remove", "web0"), ("service.timeout", "web2"), ("service.join", "web2")],

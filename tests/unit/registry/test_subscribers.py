@@ -18,6 +18,7 @@ from twisted.internet.task import Clock, LoopingCall
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool
 
+from txserviceregistry.registry.model import EVENT_TYPES
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.registry.subscribers import Subscribers, Subscription
 
@@ -75,6 +76,38 @@ class WaitingTests(SynchronousTestCase):
         self.api.create("web2")
         self.api.clock.advance(0)
         self.assertEqual(self.ids(waiting), ["web1", "web2"])
+
+    def test_typesOfEventsAreOptIn(self) -> None:
+        """
+        An update is in the feed of those who ask for it and of nobody else, and wakes only those. Its id is a marker
+        for any request.
+        """
+        self.api.create("web1")
+        first = self.lastEvent()
+        waiting = [self.ask(f"marker={first}&wait=30{types}") for types in ("", "&types=", "&types=service.join")]
+        others = [self.ask(f"marker={first}&wait=30&types={types}") for types in ("all", "service.update")]
+        self.api.ask("PUT", "/services/web1", {"tags": ["a"]})
+        self.api.advance(0.1)
+        self.assertEqual([each.replies() for each in waiting], [[], [], []])
+        everything, updates = (self.reply(each).json["values"] for each in others)
+        self.assertEqual([event["type"] for event in everything], ["service.join", "service.update"])
+        self.assertEqual(updates, everything[1:])
+        self.api.create("web2")
+        self.api.advance(0.1)
+        self.assertEqual([self.ids(each) for each in waiting], [["web1", "web2"]] * 3)
+        page = self.api.ask("GET", f"/events?marker={updates[0]['id']}").json["values"]
+        self.assertEqual([event["payload"]["id"] for event in page], ["web2"])
+
+    def test_badTypes(self) -> None:
+        """A type that does not exist is refused with all that do, and types can't stand beside type."""
+        known = "service.join,service.remove,service.timeout,configuration_value.update,configuration_value.remove"
+        for query, reason in [
+            ("types=service.join,x,y", f"Invalid type: x. Valid types are: {','.join(EVENT_TYPES)}"),
+            ("type=service.update", f"Invalid type: service.update. Valid types are: {known}"),
+            ("type=service.join&types=all", "type can't be combined with types"),
+        ]:
+            fault = self.api.ask("GET", f"/events?{query}").json
+            self.assertEqual((fault["code"], fault["message"], fault["details"]), (400, reason, reason))
 
     def test_answersAtOnceWhenThereIsSomethingNewAlready(self) -> None:
         """An event newer than the marker does not have to wait; the marker's own is none."""

@@ -6,7 +6,7 @@ import argparse
 from collections import deque
 from typing import TYPE_CHECKING, Any, get_args
 
-from ...types import EventType
+from ...types import PlainEventType
 from .base import ListCommand, addPaging
 from .output import Column, Payload, Timestamp
 from .parser import Parser
@@ -27,7 +27,7 @@ _DEFAULT_LIMIT = 100
 
 def addType(parser: Parser) -> None:
     """Add ``--type``."""
-    types = get_args(EventType)
+    types = get_args(PlainEventType)
     parser.add_argument("--type", choices=types, metavar="TYPE", help=f"only events of this type: {', '.join(types)}")
 
 

@@ -116,13 +116,16 @@ def _payloads() -> list[Schema]:
     service = schemas.ofType(types.Service)
     del service["properties"]["last_seen"]
     service["required"].remove("last_seen")
-    services = [type for type in validation.EVENT_TYPES if type.startswith("service.")]
+    names = {"type": "array", "items": {"type": "string"}}
+    changed = {**service, "properties": {**service["properties"], "changed": names, "old_tags": names}}
+    changed["required"] = [*service["required"], "changed"]
     value = {"type": "string"}
     update = objectOf(configuration_value_id=value, old_value={"type": ["string", "null"]}, new_value=value)
     remove = objectOf(configuration_value_id=value, old_value=value)
     remove["not"] = {"required": ["new_value"]}
     ofTypes = [
-        (services, service),
+        (["service.join", "service.remove", "service.timeout"], service),
+        (["service.update"], changed),
         (["configuration_value.update"], update),
         (["configuration_value.remove"], remove),
     ]

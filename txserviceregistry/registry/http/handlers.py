@@ -216,15 +216,16 @@ class Handlers:
     # -- events
 
     async def listEvents(self, call: Call) -> Response:
-        limit, marker, type, seconds = (call.query[name] for name in ("limit", "marker", "type", "wait"))
+        limit, marker, seconds = (call.query[name] for name in ("limit", "marker", "wait"))
+        types = validation.eventTypes(call.query)
         marker = None if marker is None else marker.lower()
         if seconds is None:
-            page = await self._registry.feed.list(call.tenant, marker, limit, type)
+            page = await self._registry.feed.list(call.tenant, marker, limit, types)
             return Response(200, _eventPage(call, page))
         call.record.route = WAITING
         if call.record.isGone:
             raise CancelledError()
-        page = await self._registry.feed.wait(call.tenant, marker, limit, type, seconds)
+        page = await self._registry.feed.wait(call.tenant, marker, limit, seconds, types)
         # The token may have ended meanwhile.
         await call.authenticate()
         return self._sharedPage(call, page)

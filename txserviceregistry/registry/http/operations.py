@@ -239,7 +239,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Handlers.listEvents,
         Success("A page of events, oldest first, with the one that the marker names.", "EventPage"),
         "List events, oldest first; with wait (the extension events-wait), wait for one that is newer than the marker",
-        query=(rules.LIMIT, rules.EVENT_MARKER, rules.EVENT_TYPE, rules.WAIT),
+        query=(rules.LIMIT, rules.EVENT_MARKER, rules.EVENT_TYPE, rules.WAIT, rules.EVENT_TYPES_WANTED),
         faults=("invalidLimit",),
     ),
 )

@@ -119,6 +119,24 @@ class Choice:
 
 
 @attrs.frozen
+class Words:
+    """
+    Some of a few words, separated by commas, or ``all``. An empty text is none of them.
+
+    :ivar choice: the words.
+    """
+
+    choice: Choice
+
+    def check(self, value: object) -> frozenset[str]:
+        if not isinstance(value, str):
+            raise Invalid("Not a string")
+        if value == "all":
+            return frozenset(self.choice.words)
+        return frozenset(map(self.choice.check, value.split(",")))
+
+
+@attrs.frozen
 class AnyOf:
     """A value that follows one rule or another. The reason is the second one's."""
 

@@ -4,11 +4,12 @@ JSON Schema (2020-12): for requests from the rules that check them, for response
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints, is_typeddict
 
-from .rules import AnyOf, Choice, DeferredFields, Field, Items, MappingOf, Number, Rule, Text, TimeUUID
+from .rules import AnyOf, Choice, DeferredFields, Field, Items, MappingOf, Number, Rule, Text, TimeUUID, Words
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -36,6 +37,9 @@ def ofRule(rule: Rule) -> Schema:
             return ofPattern(rule.pattern)
         case Choice():
             return {"type": "string", "enum": list(rule.words)}
+        case Words():
+            word = f"(?:{'|'.join(re.escape(word) for word in rule.choice.words)})"
+            return ofPattern(f"|all|{word}(?:,{word})*")
         case AnyOf():
             return {"anyOf": [ofRule(rule.first), ofRule(rule.second)]}
         case DeferredFields():

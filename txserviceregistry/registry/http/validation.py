@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import attrs
 
-from ...types import EventType
 from ..faults import Fault, badParameter, badRequest, invalidLimit, notFound, validationError
-from ..model import ServiceChanges
+from ..model import EVENT_TYPES, PLAIN_TYPES, ServiceChanges
 from .rules import (
     AnyOf,
     Choice,
@@ -30,9 +29,9 @@ from .rules import (
     Parameter,
     Text,
     TimeUUID,
+    Words,
 )
 
-EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 DEFAULT_LIMIT = 100
 MAXIMUM_LIMIT = 1000
 BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
@@ -105,12 +104,34 @@ EVENT_MARKER = Parameter("marker", TimeUUID(), _MARKER_SUMMARY, refusal=_refuseE
 TAG = Parameter("tag", Text(1, 65, r"[A-Za-z0-9_\-.]*"), "Only services with this tag.")
 EVENT_TYPE = Parameter(
     "type",
-    Choice("type", EVENT_TYPES),
+    Choice("type", tuple(type for type in EVENT_TYPES if type in PLAIN_TYPES)),
     "Only events of this type.",
     refusal=_refuseEventQuery,
     ignoresEmpty=True,
 )
+EVENT_TYPES_WANTED = Parameter(
+    "types",
+    Words(Choice("type", EVENT_TYPES)),
+    "Only events of these types, separated by commas; all for all types, those that version 1.0 does not have included"
+    " (the extension event-types). Not together with type.",
+    refusal=_refuseEventQuery,
+    ignoresEmpty=True,
+)
 WAIT = Parameter("wait", Number(1, 60), "The time to wait for an event that is newer than the marker, in seconds.")
+
+
+def eventTypes(query: Mapping[str, Any]) -> frozenset[str]:
+    """
+    The types of events that a query asks for; those of version 1.0 if it names none.
+
+    :raises Fault: if it has both parameters.
+    """
+    type, types = query.get("type"), query["types"]
+    if type is not None and types is not None:
+        raise badRequest("type can't be combined with types")
+    if types is not None:
+        return frozenset(types)
+    return PLAIN_TYPES if type is None else frozenset([type])
 
 
 def serviceChanges(body: Mapping[str, object], id: str) -> ServiceChanges:

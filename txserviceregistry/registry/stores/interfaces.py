@@ -208,7 +208,7 @@ class IStore(Interface):
 
     def updateService(tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """
-        Change a service.
+        Change a service, and add a ``service.update`` event if this changes anything.
 
         :return: fires with the service as it is then.
         :raises NoSuchObject: if the service, or this incarnation of it, is gone.
@@ -268,11 +268,18 @@ class IStore(Interface):
 
     # -- events
 
-    def listEvents(tenant: str, position: int, count: int, type: str | None) -> Deferred[list[EventRecord]]:
+    def listEvents(
+        tenant: str, position: int, count: int, types: Collection[str] | None
+    ) -> Deferred[list[EventRecord]]:
         """
         Up to *count* events, oldest first, from *position* on (the time of a version-1 UUID, in units of 100 ns
         since 1582-10-15).
+
+        :param types: only events of these types; ``None`` for all. The plain ones are found without reading others.
         """
+
+    def lastEvent(tenant: str) -> Deferred[str | None]:
+        """The id of the newest event of *tenant*, of any type, even if it was dropped; ``None`` if there is none."""
 
     def hasEvent(tenant: str, id: str) -> Deferred[bool]:
         """Whether the feed of *tenant* has this very event."""
@@ -343,8 +350,8 @@ class IStoreListener(Interface):
     def vanished(tenant: str, id: str, incarnation: str) -> None:
         """This incarnation of a service is gone."""
 
-    def eventAdded(tenant: str) -> None:
-        """The tenant's feed has a new event."""
+    def eventAdded(tenant: str, type: str | None) -> None:
+        """The tenant's feed has a new event of this type; ``None`` for any number of any types."""
 
     def synchronized(services: Sequence[ServiceSummary]) -> None:
         """All services as they are now: some changes may have been missed."""

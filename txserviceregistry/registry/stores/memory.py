@@ -23,7 +23,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from .. import eventids
-from ..model import NewService, ServiceChanges
+from ..model import PLAIN_TYPES, NewService, ServiceChanges
 from ..roles import WRITE, Role
 from ..statistics import StoreStatistics
 from . import payloads
@@ -57,8 +57,9 @@ class _Tenant:
     idsByTag: defaultdict[str, list[str]] = attrs.Factory(lambda: defaultdict(list))
     values: dict[str, str] = attrs.Factory(dict)
     keys: list[str] = attrs.Factory(list)
-    events: list[EventRecord] = attrs.Factory(list)
+    events: dict[int, EventRecord] = attrs.Factory(dict)
     positions: list[int] = attrs.Factory(list)
+    plainPositions: list[int] = attrs.Factory(list)
 
     def put(self, service: ServiceRecord) -> None:
         self.services[service.id] = service
@@ -150,8 +151,10 @@ class MemoryStore:
         self, tenant: _Tenant, position: int, type: str, payload: Mapping[str, Any], timestamp: int | None = None
     ) -> None:
         tenant.positions.append(position)
+        if type in PLAIN_TYPES:
+            tenant.plainPositions.append(position)
         moment = self._milliseconds() if timestamp is None else timestamp
-        tenant.events.append(EventRecord(self._eventIds.idAt(position), moment, type, payload))
+        tenant.events[position] = EventRecord(self._eventIds.idAt(position), moment, type, payload)
 
     def open(self) -> Deferred[None]:
         if self.unavailable:
@@ -210,8 +213,11 @@ class MemoryStore:
     @_operation
     def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
         kept = self._tenants[tenant]
-        service = kept.take(id, incarnation).changed(changes)
+        old = kept.take(id, incarnation)
+        service = old.changed(changes)
         kept.put(service)
+        if service != old:
+            self._putEvent(kept, self._eventIds.next(), "service.update", payloads.updatedService(old, service))
         return _own(service)
 
     @_operation
@@ -284,26 +290,29 @@ class MemoryStore:
         self._putEvent(kept, self._eventIds.next(), "configuration_value.remove", payload)
 
     @_operation
-    def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> list[EventRecord]:
+    def listEvents(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
         kept = self._tenants[tenant]
-        events = _from(kept.events, bisect_left(kept.positions, position))
-        return copy.deepcopy(list(islice((event for event in events if type in (None, event.type)), count)))
+        positions = kept.plainPositions if types is not None and PLAIN_TYPES.issuperset(types) else kept.positions
+        events = (kept.events[each] for each in _from(positions, bisect_left(positions, position)))
+        return copy.deepcopy(list(islice((each for each in events if types is None or each.type in types), count)))
+
+    @_operation
+    def lastEvent(self, tenant: str) -> str | None:
+        positions = self._tenants[tenant].positions
+        return self._eventIds.idAt(positions[-1]) if positions else None
 
     @_operation
     def hasEvent(self, tenant: str, id: str) -> bool:
-        positions = self._tenants[tenant].positions
-        position = self._eventIds.owned(id)
-        if position is None:
-            return False
-        index = bisect_left(positions, position)
-        return index < len(positions) and positions[index] == position
+        return self._eventIds.owned(id) in self._tenants[tenant].events
 
     @_operation
     def dropEvents(self, before: int) -> int:
         dropped = 0
         for kept in self._tenants.values():
             end = bisect_left(kept.positions, before)
-            del kept.positions[:end], kept.events[:end]
+            for position in kept.positions[:end]:
+                del kept.events[position]
+            del kept.positions[:end], kept.plainPositions[: bisect_left(kept.plainPositions, before)]
             dropped += end
         return dropped
 

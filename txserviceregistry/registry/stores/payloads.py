@@ -1,5 +1,5 @@
 """
-The payloads of the API's five types of event, for all stores.
+The payloads of events, for all stores.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ def serviceState(service: ServiceRecord) -> dict[str, Any]:
         "tags": list(service.tags),
         "metadata": dict(service.metadata),
     }
+
+
+def updatedService(old: ServiceRecord, new: ServiceRecord) -> dict[str, Any]:
+    """The payload of ``service.update``."""
+    before, after = serviceState(old), serviceState(new)
+    payload = {**after, "changed": [name for name in after if after[name] != before[name]]}
+    return {**payload, "old_tags": before["tags"]} if "tags" in payload["changed"] else payload
 
 
 def serviceStateInJson(id: str, heartbeatTimeout: int, tags: str, metadata: str) -> str:

@@ -421,7 +421,7 @@ class ManyExpirationsTests(RegistryCase):
             self.clock.advance(0)
         self.successResultOf(creating)
         about = [
-            event.payload["id"] for event in self.successResultOf(self.memory.listEvents(TENANT, 0, 9999, TIMEOUT))
+            event.payload["id"] for event in self.successResultOf(self.memory.listEvents(TENANT, 0, 9999, {TIMEOUT}))
         ]
         self.assertEqual((len(about), about.count("s700")), (1000, 1))
         self.store.pass_("expireServices")
@@ -477,7 +477,7 @@ class StoreTroubleTests(RegistryCase):
         self.memory.unavailable = False
         self.pass_(0.25)
         self.assertEqual(self.stored(), [])
-        event = self.page(self.registry.feed.list(TENANT, None, 5, TIMEOUT)).values[0]
+        event = self.page(self.registry.feed.list(TENANT, None, 5, {TIMEOUT})).values[0]
         self.assertEqual(event["timestamp"], (NOW + 10) * 1000)
 
     def test_troubleIsLoggedOnce(self) -> None:

@@ -427,8 +427,7 @@ class FollowerLimitTests(LimitsCase):
         for tenant in ("1", "2", "3"):
             self.api.registry.account(tenant)
         waiting = [
-            Deferred.fromCoroutine(self.api.registry.feed.wait(tenant, None, 10, None, 60))
-            for tenant in ("1", "2", "3", "3")
+            Deferred.fromCoroutine(self.api.registry.feed.wait(tenant, None, 10, 60)) for tenant in ("1", "2", "3", "3")
         ]
         for each in waiting[:3]:
             self.assertNoResult(each)

@@ -25,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import directlyProvides, providedBy
 
 from txserviceregistry.registry.http.connections import ConnectionLimits
-from txserviceregistry.registry.http.messages import Response, inBytes
+from txserviceregistry.registry.http.messages import EXTENSIONS, Response, inBytes
 from txserviceregistry.registry.http.server import ApiSite
 
 from ..wire import Api, Connection, Reply, parseReplies, requestBytes
@@ -59,7 +59,7 @@ class FramingCase(SynchronousTestCase):
         self.assertEqual((reply.code, reply.json["type"]), (413, "requestTooLargeError"))
         self.assertEqual((reply.header("Connection"), reply.header("Content-Type")), ("close", JSON_TYPE))
         self.assertEqual(reply.header("X-Response-Id"), reply.json["txnId"])
-        self.assertEqual(reply.header("X-Service-Registry-Extensions"), "events-wait, heartbeats, prometheus-sd")
+        self.assertEqual(reply.header("X-Service-Registry-Extensions"), ", ".join(EXTENSIONS))
 
 
 class AnswerTests(FramingCase):
@@ -91,7 +91,7 @@ class AnswerTests(FramingCase):
             (reply,) = self.connection.replies()
             self.assertEqual(reply.code, code, (method, path))
             self.assertEqual(reply.header("Content-Type"), JSON_TYPE)
-            self.assertEqual(reply.header("X-Service-Registry-Extensions"), "events-wait, heartbeats, prometheus-sd")
+            self.assertEqual(reply.header("X-Service-Registry-Extensions"), ", ".join(EXTENSIONS))
             reply.json  # noqa: B018 (it parses)
             ids.add(reply.header("X-Response-Id"))
         self.assertEqual((len(ids), None in ids), (13, False))

@@ -24,6 +24,7 @@ from txserviceregistry.registry.http.health import Health
 from txserviceregistry.registry.http.messages import API, EXTENSIONS
 from txserviceregistry.registry.http.operations import OPERATIONS
 from txserviceregistry.registry.http.statuspages import StatusPages
+from txserviceregistry.registry.model import EVENT_TYPES
 from txserviceregistry.util.faults import FAULT_TYPES
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.document("http://registry.example:8880"))
@@ -107,7 +108,7 @@ class DocumentTests(SynchronousTestCase):
         """
         event = DOCUMENT["components"]["schemas"]["Event"]
         described = [name for each in event["oneOf"] for name in each["properties"]["type"]["enum"]]
-        self.assertEqual(sorted(described), sorted(validation.EVENT_TYPES))
+        self.assertEqual(sorted(described), sorted(EVENT_TYPES))
         validator = Draft202012Validator({"components": DOCUMENT["components"], **event})
         service = {"id": "web1", "heartbeat_timeout": 30, "tags": ["www"], "metadata": {"port": "80"}}
         value = {"configuration_value_id": "key", "old_value": "a"}
@@ -115,6 +116,7 @@ class DocumentTests(SynchronousTestCase):
             ("service.join", service),
             ("service.remove", service),
             ("service.timeout", service),
+            ("service.update", {**service, "changed": ["tags"]}),
             ("configuration_value.update", {**value, "new_value": "b"}),
             ("configuration_value.remove", value),
         ]:

@@ -64,8 +64,8 @@ class Listener:
         self.heard.append(("vanished", id, incarnation))
         self.deadlines.pop((tenant, incarnation), None)
 
-    def eventAdded(self, tenant: str) -> None:
-        self.heard.append(("eventAdded", tenant))
+    def eventAdded(self, tenant: str, type: str | None) -> None:
+        self.heard.append(("eventAdded", tenant, type))
 
     def synchronized(self, services: Sequence[ServiceSummary]) -> None:
         self.heard.append(("synchronized", sorted(each.id for each in services)))
@@ -198,17 +198,18 @@ class SharedSuite:
         assert (await self.a.getService(T, "web")).tags == ("x",)
         await self.b.removeService(T, "web", made.incarnation)
         await self.refuses(NoSuchObject, self.a.getService(T, "web"))
-        assert await self.types(self.a) == ["service.join", "service.remove"]
+        assert await self.types(self.a) == ["service.join", "service.update", "service.remove"]
 
     async def test_notifiesAllOfChanges(self) -> None:
         """All are notified within moments of services that come, change and go, and of new events."""
         made = await self.create(self.a)
         for number in range(2):
             await self.notifies(number, "appeared", "web", made.incarnation, 30)
-            await self.notifies(number, "eventAdded", T)
+            await self.notifies(number, "eventAdded", T, "service.join")
         await self.b.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=60))
         for number in range(2):
             await self.notifies(number, "appeared", "web", made.incarnation, 60)
+            await self.notifies(number, "eventAdded", T, "service.update")
         await self.b.removeService(T, "web", made.incarnation)
         for number in range(2):
             await self.notifies(number, "vanished", "web", made.incarnation)
@@ -216,7 +217,7 @@ class SharedSuite:
             listener.heard.clear()
         await self.a.setValue(T, "key", "value", 10)
         for number in range(2):
-            await self.notifies(number, "eventAdded", T)
+            await self.notifies(number, "eventAdded", T, "configuration_value.update")
 
     async def test_theIncarnationThatEndsIsNamed(self) -> None:
         """Removed and created again, the service that vanishes is the old one, whichever creates the new one."""
@@ -300,7 +301,7 @@ class SharedSuite:
         for number in range(2):
             await self.notifies(number, "appeared", "web", made.incarnation, 60)
         await self.ticks(lambda: self.seconds() - began > 5)
-        assert await self.types(self.b) == ["service.join"]
+        assert await self.types(self.b) == ["service.join", "service.update"]
 
     async def test_knowsWhetherThereWasEverAUser(self) -> None:
         """A store is new until it has had its first user, whichever added it, and not again when the user is gone."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -19,6 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from ...eventids import positionOf
+from ...model import PLAIN_TYPES
 from ..interfaces import StoreUnavailable
 from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, deletion, put, reading
 
@@ -57,6 +59,12 @@ class TenantClock:
         return json.dumps({"v": 1, **attrs.asdict(self)}, separators=(",", ":")).encode("ascii")
 
 
+def eventKey(prefix: str, tenant: str, type: str, position: int) -> str:
+    """The key of an event."""
+    kind = "events" if type in PLAIN_TYPES else "moreevents"
+    return f"{prefix}{kind}/{tenant}/{position:016x}"
+
+
 class Postponed(Exception):
     """A change has to be part of a later group than another one."""
 
@@ -69,12 +77,16 @@ class Transaction:
     """
 
     def __init__(
-        self, found: Mapping[str, KeyValue], clock: TenantClock, wallClock: Callable[[], float], prefix: str
+        self,
+        found: Mapping[str, KeyValue],
+        clock: TenantClock,
+        wallClock: Callable[[], float],
+        eventKey: Callable[[str, int], str],
     ) -> None:
         self.clock = clock
         self._found = found
         self._wallClock = wallClock
-        self._prefix = prefix
+        self._eventKey = eventKey
         self._changes: dict[str, tuple[bytes, int] | None] = {}
         self._guards: dict[str, Compare] = {}
 
@@ -129,7 +141,7 @@ class Transaction:
         self.clock.last = max(positionOf(self._wallClock()), self.clock.last + 1)
         moment = int(self._wallClock() * 1000) if timestamp is None else timestamp
         event = {"v": 1, "timestamp": moment, "type": type, "payload": payload}
-        self.put(f"{self._prefix}{self.clock.last:016x}", json.dumps(event, separators=(",", ":")).encode("ascii"))
+        self.put(self._eventKey(type, self.clock.last), json.dumps(event, separators=(",", ":")).encode("ascii"))
         return self.clock.last
 
     def attempt(self, act: Callable[[Transaction], _T]) -> _T:
@@ -267,7 +279,10 @@ class Batches:
         while True:
             found = {each.key: each for kept in done.found for each in kept or ()}
             transaction = Transaction(
-                found, TenantClock.of(found.get(clockKey)), self._wallClock, f"{self._prefix}events/{tenant}/"
+                found,
+                TenantClock.of(found.get(clockKey)),
+                self._wallClock,
+                partial(eventKey, self._prefix, tenant),
             )
             outcomes = [_attempt(transaction, step) for step in steps]
             changes = transaction.operations

@@ -6,10 +6,14 @@ The feeds in etcd: events by their positions, which are made with their changes
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from heapq import merge
 
+from ...model import PLAIN_TYPES
 from ..interfaces import EventRecord
+from .batches import TenantClock
 from .eventids import TenantIds
-from .gateway import PAGE, Compare, Etcd, deletion, endOf
+from .gateway import PAGE, Compare, Etcd, deletion, endOf, reading
 
 
 class EtcdEvents:
@@ -27,30 +31,47 @@ class EtcdEvents:
         self._ids = ids
         self._compactTo = 0
 
-    def _events(self, tenant: str) -> str:
-        return f"{self._prefix}events/{tenant}/"
+    def _prefixes(self, tenant: str) -> tuple[str, str]:
+        """Of the keys of the tenant's events: plain ones, and others."""
+        return f"{self._prefix}events/{tenant}/", f"{self._prefix}moreevents/{tenant}/"
 
-    async def list(self, tenant: str, position: int, count: int, type: str | None) -> list[EventRecord]:
-        prefix = self._events(tenant)
-        begin, end = f"{prefix}{position:016x}", endOf(prefix)
+    async def list(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
+        isPlain = types is not None and PLAIN_TYPES.issuperset(types)
+        prefixes = self._prefixes(tenant)[: 1 if isPlain else 2]
+        isWhole = types is None or (isPlain and PLAIN_TYPES.issubset(types))
+        idAt = self._ids.of(tenant).idAt
         events: list[EventRecord] = []
         while True:
-            size = PAGE if type is not None else min(PAGE, count - len(events))
-            found, _ = await self._etcd.range(begin, end, size)
-            for each in found:
-                kept = json.loads(each.value)
-                if type in (None, kept["type"]):
-                    at = self._ids.of(tenant).idAt(int(each.key[len(prefix) :], 16))
-                    events.append(EventRecord(at, kept["timestamp"], kept["type"], kept["payload"]))
+            size = min(PAGE, count - len(events)) if isWhole else PAGE
+            # At one revision, so that no event is passed over.
+            done = await self._etcd.txn(
+                (), [reading(f"{prefix}{position:016x}", endOf(prefix), size) for prefix in prefixes]
+            )
+            found = [[(int(each.key.rpartition("/")[2], 16), each.value) for each in kept or ()] for kept in done.found]
+            # What lies behind the end of a page that is full may be incomplete.
+            last = min((page[-1][0] for page in found if len(page) == size), default=None)
+            for at, value in merge(*found):
+                if last is not None and at > last:
+                    break
+                kept = json.loads(value)
+                if types is None or kept["type"] in types:
+                    events.append(EventRecord(idAt(at), kept["timestamp"], kept["type"], kept["payload"]))
                     if len(events) == count:
                         return events
-            if len(found) < size:
+            if last is None:
                 return events
-            begin = found[-1].key + "\0"
+            position = last + 1
+
+    async def last(self, tenant: str) -> str | None:
+        clock = TenantClock.of(await self._etcd.get(f"{self._prefix}clocks/{tenant}"))
+        return self._ids.of(tenant).idAt(clock.last) if clock.last else None
 
     async def has(self, tenant: str, id: str) -> bool:
         position = self._ids.of(tenant).owned(id)
-        return position is not None and await self._etcd.get(f"{self._events(tenant)}{position:016x}") is not None
+        if position is None:
+            return False
+        done = await self._etcd.txn((), [reading(f"{prefix}{position:016x}") for prefix in self._prefixes(tenant)])
+        return any(done.found)
 
     async def drop(self, before: int) -> int:
         """
@@ -61,14 +82,14 @@ class EtcdEvents:
         """
         dropped = 0
         for clock in await self._etcd.all(f"{self._prefix}clocks/"):
-            prefix = self._events(clock.key.rpartition("/")[2])
-            end = f"{prefix}{max(before, 0):016x}"
-            while True:
-                found, _ = await self._etcd.range(prefix, end, PAGE)
-                if not found:
-                    break
-                await self._etcd.txn((), [deletion(prefix, found[-1].key + "\0")])
-                dropped += len(found)
+            for prefix in self._prefixes(clock.key.rpartition("/")[2]):
+                end = f"{prefix}{max(before, 0):016x}"
+                while True:
+                    found, _ = await self._etcd.range(prefix, end, PAGE)
+                    if not found:
+                        break
+                    await self._etcd.txn((), [deletion(prefix, found[-1].key + "\0")])
+                    dropped += len(found)
         await self._forgetNodes()
         _, revision = await self._etcd.range(f"{self._prefix}meta")
         if self._compactTo:

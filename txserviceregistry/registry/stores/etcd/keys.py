@@ -157,7 +157,7 @@ class NodeKeys:
         services = self._services.load(records, seen, revision)
         self._listener.synchronized(services)
         for tenant in {service.tenant for service in services}:
-            self._listener.eventAdded(tenant)
+            self._listener.eventAdded(tenant, None)
         self.node.joins = joins[0].modified if joins else 0
         self.node.membersAre({self._nameOf(each) for each in nodes})
         for each in nodes:
@@ -206,5 +206,5 @@ class NodeKeys:
             self._listener.appeared(self._services.recordChanged(change.now))
         elif kind == "seen" and not change.isDeleted:
             self._services.seenChanged(change.now)
-        elif kind == "events" and not change.isDeleted:
-            self._listener.eventAdded(rest.partition("/")[0])
+        elif kind in ("events", "moreevents") and not change.isDeleted:
+            self._listener.eventAdded(rest.partition("/")[0], json.loads(change.now.value)["type"])

@@ -269,6 +269,11 @@ class EtcdServices:
                 metadata=record.metadata if metadata is None else metadata,
             )
             transaction.put(key, changed.toBytes())
+            if changed != record:
+                old, new = (
+                    ServiceRecord(id, incarnation, each.timeout, each.tags, each.metadata) for each in (record, changed)
+                )
+                transaction.addEvent("service.update", payloads.updatedService(old, new))
             if timeout is not None:
                 transaction.put(self._seenKey(tenant, id), self._seenValue((tenant, incarnation)))
             return changed

@@ -11,7 +11,8 @@ What the keys below the prefix are:
 ``services/T/ID``               a service's record
 ``seen/T/ID``                   the time of a heartbeat, written by touches and now and then
 ``values/T/KEY``                a configuration value
-``events/T/POSITION``           an event
+``events/T/POSITION``           an event of version 1.0, and
+``moreevents/T/POSITION``       an event of another type
 ``users/NAME`` ``tokens/HASH``  :mod:`~txserviceregistry.registry.stores.etcd.users`
 ``joins``                       written by every node that joins
 ``nodes/NODE``                  a node's status, with a lease: :mod:`~txserviceregistry.registry.stores.etcd.node`
@@ -294,8 +295,13 @@ class EtcdStore:
 
     # -- events
 
-    def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> Deferred[list[EventRecord]]:
-        return self._told(self._events.list(tenant, position, count, type))
+    def listEvents(
+        self, tenant: str, position: int, count: int, types: Collection[str] | None
+    ) -> Deferred[list[EventRecord]]:
+        return self._told(self._events.list(tenant, position, count, types))
+
+    def lastEvent(self, tenant: str) -> Deferred[str | None]:
+        return self._told(self._events.last(tenant))
 
     def hasEvent(self, tenant: str, id: str) -> Deferred[bool]:
         return self._told(self._events.has(tenant, id))

@@ -32,6 +32,7 @@ EVENT_TYPES = {
     "service.timeout": 3,
     "configuration_value.update": 4,
     "configuration_value.remove": 5,
+    "service.update": 6,
 }
 
 #: How many rows a statement is given at most; older versions of SQLite take no more than 999 values at once.

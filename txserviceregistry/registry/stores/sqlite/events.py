@@ -5,33 +5,37 @@ What the operations of a store do to the table of events.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 
 from ..interfaces import EventRecord
 from .database import EVENT_TYPES, Database
 
 _TYPE_NAMES = {number: name for name, number in EVENT_TYPES.items()}
 
+_EVENTS = "SELECT position, timestamp, type, payload FROM events"
+_OF_TYPE = f"{_EVENTS} INDEXED BY events_by_type WHERE tenant = ?1 AND type = {{}} AND position >= ?2"
+_PAGE = "ORDER BY position LIMIT ?3"
+
 
 class Events(Database):
     """Events. The methods are the operations of :class:`IStore`, or parts of them."""
 
-    def listEvents(self, tenant: str, position: int, count: int, type: str | None) -> list[EventRecord]:
-        if type is None:
-            rows = self._execute(
-                "SELECT position, timestamp, type, payload FROM events"
-                " WHERE tenant = ? AND position >= ? ORDER BY position LIMIT ?",
-                (tenant, position, count),
-            )
+    def listEvents(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:
+        if types is None:
+            rows = self._execute(f"{_EVENTS} WHERE tenant = ?1 AND position >= ?2 {_PAGE}", (tenant, position, count))
         else:
-            rows = self._execute(
-                "SELECT position, timestamp, type, payload FROM events INDEXED BY events_by_type"
-                " WHERE tenant = ? AND type = ? AND position >= ? ORDER BY position LIMIT ?",
-                (tenant, EVENT_TYPES.get(type), position, count),
-            )
+            # SQLite merges what it finds by the index, and reads no further than the last row.
+            numbers = sorted(EVENT_TYPES[type] for type in types if type in EVENT_TYPES)
+            statement = " UNION ALL ".join(map(_OF_TYPE.format, numbers)) or _OF_TYPE.format(0)
+            rows = self._execute(f"{statement} {_PAGE}", (tenant, position, count))
         return [
             EventRecord(self._ids.idAt(position), timestamp, _TYPE_NAMES[number], json.loads(payload))
             for position, timestamp, number, payload in rows
         ]
+
+    def lastEvent(self, tenant: str) -> str | None:
+        (position,) = self._one("SELECT max(position) FROM events WHERE tenant = ?", tenant)
+        return None if position is None else self._ids.idAt(position)
 
     def hasEvent(self, tenant: str, id: str) -> bool:
         position = self._ids.owned(id)

@@ -177,6 +177,7 @@ class Services(Database):
             before, after = set(old.tags), set(new.tags)
             self._dropTags(_tagRows(tenant, id, before - after))
             self._addTags(_tagRows(tenant, id, after - before))
+            self._addEvent(tenant, "service.update", payloads.updatedService(old, new))
         return new
 
     def removeService(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:

@@ -254,6 +254,7 @@ class SqliteStore:
     # -- events
 
     listEvents = _reads(Tables.listEvents)
+    lastEvent = _reads(Tables.lastEvent)
     hasEvent = _reads(Tables.hasEvent)
 
     @returnsDeferred
