@@ -13,9 +13,9 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest
 
 #: Debian's packages; ``.ci/run`` installs them.
-PACKAGES = "curl etcd-server faketime openssl"
+PACKAGES = "curl etcd-server faketime haproxy nginx-light openssl"
 #: The programs in them that tests start.
-PROGRAMS = frozenset({"curl", "etcd", "faketime", "openssl"})
+PROGRAMS = frozenset({"curl", "etcd", "faketime", "haproxy", "nginx", "openssl"})
 SENTENCE = f"needs: apt-get install {PACKAGES}, and root"
 
 

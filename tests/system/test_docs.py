@@ -228,6 +228,11 @@ class CommandLineTests(PageTestCase):
         await self.stay("twistd -n service-registry")
         await self.perform(DOCS / "raxsr.rst")
 
+    async def test_templates(self) -> None:
+        """The first template of the page on templates is rendered as shown."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "templates.rst")
+
 
 class PythonTests(PageTestCase):
     """The pieces of Python on the pages, with what they take for granted around them."""

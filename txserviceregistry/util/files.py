@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -53,6 +55,18 @@ def replaceFile(
     :param like: gives the file this mode instead, and this owner and group where the process may do that.
     :raises OSError: if the file can't be written; it keeps its old content then.
     """
+    with replacement(path, text, isDurable=isDurable, like=like) as new:
+        os.replace(new, path)
+
+
+@contextmanager
+def replacement(
+    path: str | os.PathLike[str], text: str, *, isDurable: bool = False, like: os.stat_result | None = None
+) -> Iterator[str]:
+    """
+    The path of a new file beside *path*, to be renamed to it; see :func:`replaceFile`. It is removed if an error is
+    raised.
+    """
     name = os.fspath(path)
     # mkstemp creates a new file with mode 0600, whatever the mode of the old file is.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(name)}-", dir=os.path.dirname(name) or ".")
@@ -64,7 +78,7 @@ def replaceFile(
             file.flush()
             if isDurable:
                 os.fsync(file.fileno())
-        os.replace(temporary, name)
+        yield temporary
     except BaseException:
         os.unlink(temporary)
         raise

@@ -37,6 +37,7 @@ COMMANDS = {
     "services list": "services:List",
     "services remove": "services:Remove",
     "services update": "services:Update",
+    "template": "template:Template",
 }
 
 

@@ -1,0 +1,117 @@
+"""The file that is made of a template: checked, replaced, and brought back when the reload fails."""
+
+from __future__ import annotations
+
+import os
+
+from twisted.internet.defer import Deferred
+
+from tests.unit.templates.templatecase import TemplateCase
+from txserviceregistry.templates.rendering import TemplateFailed
+from txserviceregistry.templates.target import Target
+
+
+class TargetTests(TemplateCase):
+    """One file."""
+
+    def put(self, target: Target, text: str) -> bool:
+        """Put a text into the file."""
+        return self.successResultOf(Deferred.fromCoroutine(target.put(text)))
+
+    def refuses(self, target: Target, text: str) -> str:
+        """Put a text into the file, which fails; why."""
+        failure = self.failureResultOf(Deferred.fromCoroutine(target.put(text)), TemplateFailed)
+        return failure.getErrorMessage()
+
+    def files(self) -> list[str]:
+        """The files in the folder."""
+        return sorted(os.listdir(self.folder))
+
+    def test_aNewFile(self) -> None:
+        """It is made with the mode of any new file, checked before it has its name, and then reloaded."""
+        target = self.target(check="check {}", reload="reload")
+        self.assertTrue(self.put(target, "one"))
+        self.assertEqual(self.file.read_text(), "one")
+        umask = os.umask(0)
+        os.umask(umask)
+        self.assertEqual(self.file.stat().st_mode & 0o777, 0o666 & ~umask)
+        check, reload = self.commands
+        self.assertRegex(check, rf"^check {self.folder}/\.made-")
+        self.assertEqual((reload, self.files()), ("reload", ["made"]))
+
+    def test_anUnchangedFile(self) -> None:
+        """It is left alone: no check, no reload."""
+        target = self.target(check="check {}", reload="reload")
+        self.file.write_text("one\r\n")
+        before = self.file.stat()
+        self.assertFalse(self.put(target, "one\r\n"))
+        self.assertEqual((self.file.stat().st_ino, self.commands), (before.st_ino, []))
+
+    def test_keepsModeAndLink(self) -> None:
+        """The mode stays; a symbolic link leads to the new file."""
+        self.file.write_text("one")
+        self.file.chmod(0o640)
+        link = self.folder / "link"
+        link.symlink_to(self.file)
+        self.assertTrue(self.put(Target(str(link), run=self.run_), "two"))
+        self.assertTrue(link.is_symlink())
+        self.assertEqual((self.file.read_text(), self.file.stat().st_mode & 0o777), ("two", 0o640))
+
+    def test_aCheckThatFails(self) -> None:
+        """The old file stays, and there is no reload; the next text that passes is put."""
+        self.file.write_text("one")
+        target = self.target(check="check {}", reload="reload")
+        self.failing.add("check")
+        self.assertIn("'check' failed", self.refuses(target, "two"))
+        self.assertEqual((self.file.read_text(), self.files()), ("one", ["made"]))
+        self.assertEqual(len(self.commands), 1)
+        self.failing.clear()
+        self.assertTrue(self.put(target, "two"))
+        self.assertEqual(self.commands[2:], ["reload"])
+
+    def test_aReloadThatFails(self) -> None:
+        """The old file comes back, so that a restart of the program works; the next try reloads again."""
+        self.file.write_text("one")
+        target = self.target(reload="reload")
+        self.failing.add("reload")
+        self.assertIn("'reload' failed", self.refuses(target, "two"))
+        self.assertEqual((self.file.read_text(), self.files()), ("one", ["made"]))
+        self.failing.clear()
+        self.assertTrue(self.put(target, "two"))
+        self.assertEqual((self.file.read_text(), self.commands), ("two", ["reload", "reload"]))
+        self.assertFalse(self.put(target, "two"))
+
+    def test_theFirstReloadThatFails(self) -> None:
+        """A new file stays, because its program may not run yet and needs it; the reload is retried."""
+        target = self.target(reload="reload")
+        self.failing.add("reload")
+        self.refuses(target, "one")
+        self.assertEqual(self.file.read_text(), "one")
+        self.failing.clear()
+        self.assertTrue(self.put(target, "one"))
+        self.assertEqual(self.commands, ["reload", "reload"])
+
+    def test_killedBeforeTheReload(self) -> None:
+        """A reload that a killed process did not finish is made by the next one."""
+        self.file.write_text("one")
+
+        def hang(command: str) -> Deferred[None]:
+            return Deferred()
+
+        # The process is killed while this waits.
+        waiting = Deferred.fromCoroutine(Target(str(self.file), reload="reload", run=hang).put("two"))
+        self.assertEqual(self.file.read_text(), "two")
+        self.assertEqual(len(self.files()), 2)
+        self.assertTrue(self.put(self.target(reload="reload"), "two"))
+        self.assertEqual((self.commands, self.files()), (["reload"], ["made"]))
+        waiting.addErrback(lambda failure: None)
+        waiting.cancel()
+
+    def test_whatCantBeWritten(self) -> None:
+        """The error names the file and the reason; nothing is left beside it."""
+        self.assertIn("characters that UTF-8", self.refuses(self.target(), "\ud800"))
+        self.assertEqual(self.files(), [])
+        self.file.mkdir()
+        self.assertIn(f"can't read {self.file}: Is a directory", self.refuses(self.target(), "one"))
+        missing = Target(str(self.folder / "missing" / "made"), run=self.run_)
+        self.assertIn("No such file or directory", self.refuses(missing, "one"))

@@ -1,0 +1,145 @@
+"""``raxsr template``: files of other programs, made of templates and kept current."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from typing import TYPE_CHECKING, Any
+
+from ...util.parsing import parseDuration
+from ..outcome import CommandFailed, UsageError, printable
+from .base import RaxsrCommand
+from .parser import Parser
+
+if TYPE_CHECKING:
+    from ...client import Client
+
+_DEFAULT_WAIT = "1s:10s"
+
+
+class Template(RaxsrCommand):
+    """
+    Keep files current that are made of templates, such as those of nginx or HAProxy.
+
+    A template is a Jinja2 file. In it, services("www") are the services with a tag that can receive connections, and
+    service("web1"), value("/production/color") and values("/production") one service, a value, and the values below a
+    namespace. A file is replaced only by one that passed its check, and only when it differs; then the reload command
+    runs. While the registry is unreachable, files stay as they are. The command runs until Ctrl-C.
+    """
+
+    example = "raxsr template 'haproxy.j2:/etc/haproxy/haproxy.cfg:systemctl reload haproxy' --check 'haproxy -c -f {}'"
+
+    def addArguments(self, parser: Parser) -> None:
+        parser.add_argument(
+            "templates",
+            nargs="+",
+            metavar="SOURCE:DESTINATION[:RELOAD COMMAND]",
+            help="the template, the file that is made of it, and a shell command to run when that has changed",
+        )
+        parser.add_argument(
+            "--check",
+            action="append",
+            default=[],
+            metavar="COMMAND",
+            help="a shell command that fails if a new file is not valid; {} in it is the file's path. Give one for all "
+            "templates, or one for each, in their order",
+        )
+        parser.add_argument(
+            "--wait",
+            type=_wait,
+            default=_wait(_DEFAULT_WAIT),
+            metavar="QUIET:LONGEST",
+            help="render when nothing has changed for QUIET, and at the latest LONGEST after a change "
+            f"(default: {_DEFAULT_WAIT})",
+        )
+        parser.add_argument("--once", action="store_true", help="make each file once, and end")
+        parser.add_argument("--dry-run", action="store_true", help="show what would change, and change and run nothing")
+        parser.add_argument(
+            "--allow-empty", action="store_true", help="render a template also if a tag in it has no service left"
+        )
+
+    def hasOutput(self, parsed: argparse.Namespace) -> bool:
+        return bool(parsed.dry_run)
+
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        # Help does not need these, which take a while.
+        from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+
+        from ...templates.keeper import Job, TemplateKeeper
+        from ...templates.rendering import Renderer, TemplateFailed
+
+        jobs = [
+            Job(source, Renderer(source, allowEmpty=parsed.allow_empty), destination)
+            for source, destination in self._destinations(parsed)
+        ]
+        quiet, longest = parsed.wait
+        keeper = TemplateKeeper(client, jobs, quiet=quiet, longest=longest)
+
+        def observe(event: LogEvent) -> None:
+            level = event.get("log_level", LogLevel.info)
+            if str(event.get("log_namespace", "")).startswith("txserviceregistry.") and level >= LogLevel.info:
+                (self.app.complain if level >= LogLevel.warn else self.app.note)(formatEvent(event))
+
+        # It is a function, which has the only method of the interface.
+        observer: Any = observe
+        globalLogPublisher.addObserver(observer)
+        try:
+            await (keeper.once() if parsed.once or parsed.dry_run else keeper.run())
+        except TemplateFailed as error:
+            raise CommandFailed(str(error)) from None
+        finally:
+            globalLogPublisher.removeObserver(observer)
+
+    def take_action(self, parsed: argparse.Namespace) -> Any:
+        if len(parsed.check) > 1 and len(parsed.check) != len(parsed.templates):
+            raise UsageError("give one --check, or one for each template")
+        self.ask(parsed)
+
+    def _destinations(self, parsed: argparse.Namespace) -> list[tuple[str, Any]]:
+        """The source of each template, and what is made of it."""
+        from ...templates.target import Target
+
+        checks = parsed.check * len(parsed.templates) if len(parsed.check) == 1 else parsed.check
+        found = []
+        for number, text in enumerate(parsed.templates):
+            source, _, rest = text.partition(":")
+            destination, _, reload = rest.partition(":")
+            if not source or not destination:
+                raise UsageError(f"{text!r} is not SOURCE:DESTINATION or SOURCE:DESTINATION:RELOAD COMMAND")
+            if not os.path.isfile(source):
+                raise UsageError(f"there is no template {source}")
+            target = Target(destination, checks[number] if checks else None, reload or None)
+            found.append((source, _Preview(self, target) if parsed.dry_run else target))
+        return found
+
+
+class _Preview:
+    """Shows what would be put into a file."""
+
+    def __init__(self, command: Template, target: Any) -> None:
+        self._command = command
+        self._target = target
+
+    async def put(self, text: str) -> bool:
+        old = self._target.content()
+        lines = difflib.unified_diff(
+            (old or "").splitlines(True),
+            text.splitlines(True),
+            self._target.path if old is not None else os.devnull,
+            self._target.path,
+        )
+        for line in lines:
+            print(printable(line.rstrip("\n")), file=self._command.app.stdout)
+        return False
+
+
+def _wait(text: str) -> tuple[float, float]:
+    quiet, colon, longest = text.partition(":")
+    try:
+        found = parseDuration(quiet), parseDuration(longest if colon else quiet)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: QUIET is longer than LONGEST")
+    return found

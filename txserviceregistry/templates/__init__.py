@@ -1,0 +1,1 @@
+"""Files that are made of templates and of what a registry has, and are kept current."""

@@ -1,0 +1,243 @@
+"""
+Rendering: Jinja2 templates over views of the registry, which are started when a template first asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from twisted.internet.defer import Deferred, gatherResults
+
+from ..discovery.directory import Directory
+from ..discovery.instances import instanceOf
+from ..discovery.watcher import ConfigurationWatcher
+from ..types import Service
+from ..util.waiters import Waiters
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+_View = TypeVar("_View", Directory, ConfigurationWatcher)
+
+#: The weight of a service without a valid one in its metadata.
+DEFAULT_WEIGHT = 100
+_WEIGHT = re.compile(r"[0-9]{1,4}", re.ASCII)
+_HIGHEST_WEIGHT = 1000
+
+# What has no meaning in the syntax of any configuration file: names, addresses, numbers and URLs.
+_WORD = re.compile(r"[A-Za-z0-9._:/@%+\-\[\]]+")
+
+
+class TemplateFailed(Exception):
+    """A template can't be rendered; the text, one line, says why."""
+
+
+class NotCurrent(Exception):
+    """A view is not complete yet, or stale."""
+
+
+@attrs.frozen
+class TemplateService:
+    """
+    A service, for templates.
+
+    :ivar id: its id.
+    :ivar tags: its tags.
+    :ivar metadata: its metadata.
+    :ivar weight: 0 to 1000.
+    :ivar state: ``up``, ``drain`` or ``out``.
+    :ivar host: the host of its address, without brackets; undefined if its metadata have no valid address.
+    :ivar port: the port of its address.
+    :ivar address: host and port as in a URL.
+    """
+
+    id: str
+    tags: tuple[str, ...]
+    metadata: Mapping[str, str]
+    weight: int
+    state: str
+    host: str | Undefined
+    port: int | Undefined
+    address: str | Undefined
+
+    @property
+    def isUsable(self) -> bool:
+        """Whether it is to receive new connections."""
+        return isinstance(self.port, int) and self.state == "up" and self.weight > 0
+
+
+def _forTemplates(service: Service) -> TemplateService:
+    metadata = service["metadata"]
+    id, tags, weight = service["id"], tuple(service["tags"]), _weight(metadata.get("weight", ""))
+    state = "out" if metadata.get("status") == "disabled" else str(service.get("state", "up"))
+    instance = instanceOf(service)
+    # The host comes from whoever registered the service, and templates write it into configuration files.
+    if instance is None or not _WORD.fullmatch(instance.host):
+        missing = StrictUndefined(f"the metadata of service {id!r} have no valid host and port")
+        return TemplateService(id, tags, metadata, weight, state, missing, missing, missing)
+    return TemplateService(id, tags, metadata, weight, state, instance.host, instance.port, instance.netloc)
+
+
+def _weight(text: str) -> int:
+    valid = _WEIGHT.fullmatch(text) and int(text) <= _HIGHEST_WEIGHT
+    return int(text) if valid else DEFAULT_WEIGHT
+
+
+class Views:
+    """
+    What templates see of a registry.
+
+    :param client: makes the requests.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._directory: Directory | None = None
+        self._watcher: ConfigurationWatcher | None = None
+        self._changes: Waiters[None] = Waiters()
+
+    @property
+    def version(self) -> int:
+        """Grows with every change."""
+        return sum(view.version for view in self._started())
+
+    @property
+    def areCurrent(self) -> bool:
+        """Whether all views that were asked for equal the registry."""
+        return not any(view.stale for view in self._started())
+
+    def whenChanged(self) -> Deferred[None]:
+        """Fires at the next change."""
+        return self._changes.wait()
+
+    def whenReady(self) -> Deferred[Any]:
+        """Fires when all views that were asked for are complete."""
+        return gatherResults([view.whenReady() for view in self._started()])
+
+    async def stop(self) -> None:
+        """End the requests."""
+        for view in self._started():
+            await view.stopService()
+
+    def services(self) -> Directory:
+        """
+        The services.
+
+        :raises NotCurrent: if they are not known, or may have changed.
+        """
+        if self._directory is None:
+            self._directory = Directory(self._client)
+            self._directory.onChange(lambda kind, service: self._changes.fire(None))
+            self._directory.startService()
+        return _current(self._directory)
+
+    def values(self) -> ConfigurationWatcher:
+        """
+        The configuration values.
+
+        :raises NotCurrent: as for :meth:`services`.
+        """
+        if self._watcher is None:
+            self._watcher = ConfigurationWatcher(self._client)
+            self._watcher.onChange(lambda change: self._changes.fire(None))
+            self._watcher.startService()
+        return _current(self._watcher)
+
+    def _started(self) -> list[Directory | ConfigurationWatcher]:
+        return [view for view in (self._directory, self._watcher) if view is not None]
+
+
+def _current(view: _View) -> _View:
+    if view.stale:
+        raise NotCurrent
+    return view
+
+
+class _Functions:
+    """The functions of a template while it is rendered once."""
+
+    def __init__(self, views: Views, allowEmpty: bool) -> None:
+        self._views = views
+        self._allowEmpty = allowEmpty
+
+    def services(self, tag: str | None = None, *, all: bool = False, empty: bool = False) -> list[TemplateService]:
+        """The services with a tag that are to receive connections, or with *all* every one of them."""
+        directory = self._views.services()
+        found = [_forTemplates(each) for each in (directory.services() if tag is None else directory.forTag(tag))]
+        if not all:
+            found = [each for each in found if each.isUsable]
+        if not found and not empty and not self._allowEmpty:
+            which = "" if tag is None else f" with tag {tag!r}"
+            raise TemplateFailed(f"no service{which} can receive connections (--allow-empty renders it nevertheless)")
+        return found
+
+    def service(self, id: str) -> TemplateService | Undefined:
+        """The service with this id."""
+        found = self._views.services().get(id)
+        return StrictUndefined(f"there is no service {id!r}") if found is None else _forTemplates(found)
+
+    def value(self, key: str) -> str | Undefined:
+        """The value of a key, in full."""
+        found = self._views.values().get(key)
+        return StrictUndefined(f"there is no configuration value {key!r}") if found is None else found
+
+    def values(self, namespace: str) -> dict[str, str]:
+        """The values below a namespace, by the part of the key that is below it."""
+        prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
+        return {key[len(prefix) :]: value for key, value in self._views.values().items() if key.startswith(prefix)}
+
+
+def word(value: object) -> str:
+    """A filter: the text, if it is one word that is safe in any configuration file, or else an error."""
+    text = str(value)
+    if not _WORD.fullmatch(text):
+        raise TemplateFailed(f"{text[:40]!r} is not one word of letters, digits and . _ : / @ % + - [ ]")
+    return text
+
+
+class Renderer:
+    """
+    A template in a file. It is read again when it has changed, and can include files in its folder.
+
+    :param path: the file.
+    """
+
+    def __init__(self, path: str, *, allowEmpty: bool = False) -> None:
+        folder, self._name = os.path.split(os.path.abspath(path))
+        self._allowEmpty = allowEmpty
+        self._environment = ImmutableSandboxedEnvironment(
+            loader=FileSystemLoader(folder),
+            undefined=StrictUndefined,
+            keep_trailing_newline=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters["word"] = word
+
+    def render(self, views: Views) -> str:
+        """
+        The text now.
+
+        :raises NotCurrent: if what the template needs is not known now.
+        :raises TemplateFailed: if it is wrong, needs something that does not exist, or a tag without services.
+        """
+        functions = _Functions(views, self._allowEmpty)
+        names = ("services", "service", "value", "values")
+        try:
+            template = self._environment.get_template(self._name)
+            return template.render({name: getattr(functions, name) for name in names})
+        except (NotCurrent, TemplateFailed):
+            raise
+        except TemplateSyntaxError as error:
+            raise TemplateFailed(f"{error.message} (line {error.lineno})") from None
+        except TemplateError as error:
+            raise TemplateFailed(error.message or type(error).__name__) from None
+        except Exception as error:
+            # A template is a program: it may divide by zero.
+            raise TemplateFailed(f"{type(error).__name__}: {error}") from None

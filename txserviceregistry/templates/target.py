@@ -1,0 +1,146 @@
+"""
+Checking and reloading: a rendered file that passed its check takes the place of the old one, and a program is told to
+read it. If that fails, the old file comes back.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable
+
+from twisted.internet.threads import deferToThread
+
+from ..util.files import replacement
+from .rendering import TemplateFailed
+
+#: Seconds after which a check or a reload is killed.
+COMMAND_SECONDS = 60.0
+# Of a command's output in an error: its last lines.
+_LONGEST_OUTPUT = 300
+
+
+class CommandFailed(TemplateFailed):
+    """A check or a reload failed; the text, one line, says how."""
+
+
+def runCommand(command: str) -> Awaitable[None]:
+    """
+    Run a shell command, in a thread: it needs no reactor that handles SIGCHLD.
+
+    :return: fails with :class:`CommandFailed` if its exit code is not 0, or it does not end.
+    """
+    return deferToThread(_run, command)
+
+
+def _run(command: str) -> None:
+    # Not a pipe, which a daemon that the command starts would keep open.
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(COMMAND_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise CommandFailed(f"{command!r} did not end within {COMMAND_SECONDS:.0f} s") from None
+        if code:
+            output.seek(0)
+            said = " ".join(output.read().decode("utf-8", "replace").split())[-_LONGEST_OUTPUT:]
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise CommandFailed(f"{command!r} failed with {how}{f': {said}' if said else ''}")
+
+
+class Target:
+    """
+    A file that is kept current.
+
+    :param path: the file; where a symbolic link leads, if it is one.
+    :param check: a shell command that fails if a file is not valid; ``{}`` in it is the file's path.
+    :param reload: a shell command after a change.
+    :param run: runs a command.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        check: str | None = None,
+        reload: str | None = None,
+        run: Callable[[str], Awaitable[None]] = runCommand,
+    ) -> None:
+        self.path = os.path.realpath(path)
+        self._check = check
+        self._reload = reload
+        self._run = run
+        folder, name = os.path.split(self.path)
+        # The old file, from before a change until the reload has succeeded.
+        self._old = os.path.join(folder, f".{name}.before-reload")
+        # Whether the file was changed and the reload has not succeeded: the process may have been killed.
+        self._isPending = os.path.lexists(self._old)
+
+    def content(self) -> str | None:
+        """
+        What is in the file; ``None`` if there is none.
+
+        :raises TemplateFailed: if it can't be read.
+        """
+        try:
+            with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise TemplateFailed(f"can't read {self.path}: {error.strerror}") from None
+
+    async def put(self, text: str) -> bool:
+        """
+        Make *text* the content of the file, and reload.
+
+        :return: whether anything changed. A reload that a killed process did not finish is one too.
+        :raises TemplateFailed: if that fails: the file has its old content.
+        """
+        isChanged = text != self.content()
+        if not isChanged and not self._isPending:
+            return False
+        try:
+            if isChanged:
+                await self._replace(text)
+            if self._reload is not None:
+                await self._run(self._reload)
+        except BaseException as error:
+            if os.path.lexists(self._old):
+                # A restart of the program finds what it has now.
+                os.replace(self._old, self.path)
+            if isinstance(error, (OSError, UnicodeError)):
+                reason = error.strerror if isinstance(error, OSError) else "the text has characters that UTF-8 has not"
+                raise TemplateFailed(f"can't write {self.path}: {reason}") from None
+            raise
+        self._isPending = False
+        if os.path.lexists(self._old):
+            os.unlink(self._old)
+        return True
+
+    async def _replace(self, text: str) -> None:
+        """Check the text, and make it the file's content. Mode and owner stay."""
+        like = os.stat(self.path) if os.path.exists(self.path) else None
+        with replacement(self.path, text, isDurable=True, like=like) as new:
+            if like is None:
+                umask = os.umask(0o077)
+                os.umask(umask)
+                os.chmod(new, 0o666 & ~umask)
+            if self._check is not None:
+                await self._run(self._check.replace("{}", shlex.quote(new)))
+            if os.path.lexists(self._old):
+                os.unlink(self._old)
+            if self._reload is not None and like is not None:
+                os.link(self.path, self._old)
+            self._isPending = self._reload is not None
+            os.rename(new, self.path)
