@@ -4,6 +4,7 @@ How changes are made in etcd: two nodes at one tenant, over a real etcd.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import reactor
@@ -13,7 +14,7 @@ from tests.system.etcd.etcds import newPrefix, sharedEtcd
 from tests.system.faults.proxy import Proxy
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK, EtcdCase
 from txserviceregistry.registry.stores.etcd.batches import GROUP, Batches, Transaction
-from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, newLease, put
+from txserviceregistry.registry.stores.etcd.gateway import Etcd, endOf, put
 from txserviceregistry.registry.stores.interfaces import LimitExceeded, StoreUnavailable
 
 NOW = 1_700_000_000.0
@@ -127,17 +128,21 @@ class GroupsTests(EtcdCase):
         found = await self.asked.get(f"{self.prefix}clocks/{T}")
         self.assertIn(b'"services":0', found.value if found else b"")
 
-    async def test_oneThatEtcdRefusesHarmsNoOther(self) -> None:
-        """A key with a lease that is gone is refused by etcd: the others of its group are made all the same."""
+    async def test_whatIsTooLargeTogetherIsMadeInSeveralGroups(self) -> None:
+        """Changes that etcd takes alone and would refuse together are all made, in their order."""
         node = self.node("a")
-        works: list[Deferred[Any]] = [
-            self.event(node, "1"),
-            node.do(T, (), lambda draft: draft.put(f"{self.prefix}leased", b"x", newLease())),
-            self.event(node, "2"),
-        ]
-        outcomes: Any = [_outcome(each) for each in await DeferredList(works, consumeErrors=True)]
-        self.assertIn("lease", str(outcomes[1]))
-        self.assertEqual(await self.events(), [outcomes[0], outcomes[2]])
+
+        def large(number: int) -> Callable[[Transaction], int]:
+            def act(draft: Transaction) -> int:
+                draft.put(f"{self.prefix}large{number}", b"x" * 250_000)
+                return draft.addEvent("service.join", {})
+
+            return act
+
+        positions = await gatherResults([node.do(T, (), large(number)) for number in range(20)])
+        self.assertEqual(await self.events(), positions)
+        found = await self.asked.all(f"{self.prefix}large")
+        self.assertEqual([len(each.value) for each in found], [250_000] * 20)
 
     async def test_aLostAnswerIsReadBack(self) -> None:
         """Over a network that loses every second answer each change is made once, beside another node's changes."""

@@ -22,12 +22,14 @@ from twisted.internet.interfaces import IReactorTime
 from ...eventids import positionOf
 from ...model import PLAIN_TYPES
 from ..interfaces import StoreUnavailable
-from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, deletion, put, reading
+from .gateway import Compare, Etcd, KeyValue, Revision, Urgency, deletion, put, reading
 
 _T = TypeVar("_T")
 
 #: Changes in one transaction at most. Each reads two keys and sets three at the most; etcd takes 128 operations.
 GROUP = 40
+#: Bytes that a transaction sets before it takes no further change: etcd takes requests of 1.5 MB.
+LARGEST = 1_000_000
 #: Seconds that a group goes on trying while other nodes are always quicker.
 PATIENCE = 8.0
 
@@ -87,14 +89,14 @@ class Transaction:
         self._found = found
         self._wallClock = wallClock
         self._eventKey = eventKey
-        self._changes: dict[str, tuple[bytes, int] | None] = {}
+        self._changes: dict[str, bytes | None] = {}
         self._guards: dict[str, Compare] = {}
+        self._size = 0
 
     def get(self, key: str) -> bytes | None:
         """The value of a key that the step has named; ``None`` if it is not there."""
         if key in self._changes:
-            change = self._changes[key]
-            return None if change is None else change[0]
+            return self._changes[key]
         found = self._found.get(key)
         return None if found is None else found.value
 
@@ -117,15 +119,16 @@ class Transaction:
         revision = self.modified(key) if target is Revision.modified else self.created(key)
         self._guards[key] = Compare(key, revision, target)
 
-    def put(self, key: str, value: bytes, lease: int = 0) -> None:
+    def put(self, key: str, value: bytes) -> None:
         """
         Set a key.
 
         :raises Postponed: if the group deletes it: etcd would only change it, and its create revision would stay.
         """
-        if key in self._found and self._changes.get(key, ()) is None:
+        if key in self._found and self._changes.get(key, b"") is None:
             raise Postponed(key)
-        self._changes[key] = value, lease
+        self._changes[key] = value
+        self._size += len(value)
 
     def delete(self, key: str) -> None:
         """Delete a key; that it is not there is no error."""
@@ -145,18 +148,25 @@ class Transaction:
         return self.clock.last
 
     def attempt(self, act: Callable[[Transaction], _T]) -> _T:
-        """Let *act* make its changes, all of them or, if it fails, none."""
-        before = self._changes.copy(), self._guards.copy(), attrs.evolve(self.clock)
+        """
+        Let *act* make its changes, all of them or, if it fails, none.
+
+        :raises Postponed: if they are too large for a transaction with others.
+        """
+        before = self._changes.copy(), self._guards.copy(), self._size, attrs.evolve(self.clock)
         try:
-            return act(self)
+            outcome = act(self)
+            if before[0] and self._size > LARGEST:
+                raise Postponed(act)
+            return outcome
         except Exception:
-            self._changes, self._guards, self.clock = before
+            self._changes, self._guards, self._size, self.clock = before
             raise
 
     @property
     def operations(self) -> list[dict[str, Any]]:
         """The changes, as etcd takes them."""
-        return [deletion(key) if change is None else put(key, *change) for key, change in self._changes.items()]
+        return [deletion(key) if change is None else put(key, change) for key, change in self._changes.items()]
 
     @property
     def compares(self) -> list[Compare]:
@@ -179,14 +189,6 @@ class Step(Generic[_T]):
     done: Deferred[_T] = attrs.Factory(Deferred)
 
 
-class _Lane:
-    """The groups of one tenant, one after the other."""
-
-    def __init__(self) -> None:
-        self.waiting: deque[Step[Any]] = deque()
-        self.isBusy = False
-
-
 class Batches:
     """
     Makes the changes of all tenants.
@@ -204,7 +206,8 @@ class Batches:
         self._wallClock = wallClock
         self._prefix = prefix
         self._node = node
-        self._lanes: dict[str, _Lane] = {}
+        # By tenant, as long as there are any.
+        self._waiting: dict[str, deque[Step[Any]]] = {}
         self._number = 0
         self._idle: list[Deferred[None]] = []
 
@@ -215,59 +218,45 @@ class Batches:
         :return: fires with what *act* has returned when the change is kept.
         """
         step = Step(reads, act)
-        lane = self._lanes.setdefault(tenant, _Lane())
-        lane.waiting.append(step)
-        if not lane.isBusy:
-            lane.isBusy = True
-            self._work(tenant, lane)
+        waiting = self._waiting.get(tenant)
+        if waiting is None:
+            waiting = self._waiting[tenant] = deque()
+            # The next turn: what comes in this one goes along.
+            self._clock.callLater(0, lambda: Deferred.fromCoroutine(self._work(tenant, waiting)))
+        waiting.append(step)
         return step.done
 
     def whenIdle(self) -> Deferred[None]:
         """Fires when no change is under way."""
         idle: Deferred[None] = Deferred()
-        if self._lanes:
+        if self._waiting:
             self._idle.append(idle)
         else:
             idle.callback(None)
         return idle
 
-    def _work(self, tenant: str, lane: _Lane) -> None:
-        # The next turn: what comes in this one goes along.
-        self._clock.callLater(0, lambda: Deferred.fromCoroutine(self._workThrough(tenant, lane)))
-
-    async def _workThrough(self, tenant: str, lane: _Lane) -> None:
-        while lane.waiting:
-            steps = [lane.waiting.popleft() for _ in range(min(GROUP, len(lane.waiting)))]
+    async def _work(self, tenant: str, waiting: deque[Step[Any]]) -> None:
+        while waiting:
+            steps = [waiting.popleft() for _ in range(min(GROUP, len(waiting)))]
             outcomes: Sequence[Any]
             try:
                 outcomes = await self._group(tenant, steps)
-            except EtcdError as error:
-                # It refuses what one of them asks for: a lease that is gone, say. The others are not to suffer for it.
-                outcomes = [error] if len(steps) == 1 else [await self._alone(tenant, step) for step in steps]
             except Exception as error:
                 outcomes = [error] * len(steps)
-            lane.waiting.extendleft(
-                step for step, outcome in reversed([*zip(steps, outcomes, strict=True)]) if _isPostponed(outcome)
-            )
-            for step, outcome in zip(steps, outcomes, strict=True):
-                if _isPostponed(outcome):
+            done = list(zip(steps, outcomes, strict=True))
+            waiting.extendleft(step for step, outcome in reversed(done) if isinstance(outcome, Postponed))
+            for step, outcome in done:
+                if isinstance(outcome, Postponed):
                     continue
                 if isinstance(outcome, Exception):
                     step.done.errback(outcome)
                 else:
                     step.done.callback(outcome)
-        del self._lanes[tenant]
-        if not self._lanes:
+        del self._waiting[tenant]
+        if not self._waiting:
             idle, self._idle = self._idle, []
             for each in idle:
                 each.callback(None)
-
-    async def _alone(self, tenant: str, step: Step[Any]) -> Any:
-        try:
-            (outcome,) = await self._group(tenant, [step])
-        except Exception as error:
-            return error
-        return outcome
 
     async def _group(self, tenant: str, steps: Sequence[Step[Any]]) -> list[Any]:
         clockKey = f"{self._prefix}clocks/{tenant}"
@@ -303,10 +292,6 @@ class Batches:
                 return outcomes
             if self._clock.seconds() > end:
                 raise StoreUnavailable("etcd: other nodes' changes leave no room for this one")
-
-
-def _isPostponed(outcome: Any) -> bool:
-    return isinstance(outcome, Postponed)
 
 
 def _attempt(transaction: Transaction, step: Step[Any]) -> Any:

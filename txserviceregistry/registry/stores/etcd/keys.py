@@ -8,7 +8,6 @@ import json
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
-from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent
 from zope.interface import implementer
 
@@ -17,10 +16,10 @@ from ....util.logs import Logger
 from ..interfaces import IStoreListener, StoreUnavailable
 from .eventids import TenantIds
 from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, newLease, put
-from .node import DEAF, Evidence, INodeKeys, Joined, Node
+from .node import Evidence, INodeKeys, Joined, Node
 from .services import EtcdServices
 from .votes import Registration, Status
-from .watch import Change, Watch, WatchEnded
+from .watch import Change, Watch
 
 _T = TypeVar("_T")
 
@@ -76,7 +75,6 @@ class NodeKeys:
         self._listener = listener
         self._leases: dict[str, int] = {}
         self._watch: Watch | None = None
-        self._member = 0
         self._loads = 0
 
     # -- the node's key
@@ -162,9 +160,9 @@ class NodeKeys:
         self.node.membersAre({self._nameOf(each) for each in nodes})
         for each in nodes:
             self.node.statusChanged(self._nameOf(each), self._statusOf(each))
-        watch = self._watch = Watch(self._agent, self._reactor, self._changed, silence=DEAF)
-        watch.ended.addErrback(self._watchEnded, watch)
-        watch.start(self._urls[self._member % len(self._urls)], self._prefix, revision + 1)
+        self._watch = Watch(self._agent, self._changed, self._watchEnded)
+        # Each time at another member: one may be what the last watch went deaf for.
+        self._watch.start(self._urls[self._loads % len(self._urls)], self._prefix, revision + 1)
 
     def stopWatching(self) -> None:
         """End the watch."""
@@ -172,13 +170,10 @@ class NodeKeys:
         if watch is not None:
             watch.stop()
 
-    def _watchEnded(self, failure: Failure, watch: Watch) -> None:
-        failure.trap(WatchEnded)
-        if self._watch is watch:
-            self._log.debug("The watch of etcd has ended: {why}", why=failure.getErrorMessage())
-            self._watch = None
-            self._member += 1
-            self.node.watchEnded()
+    def _watchEnded(self, reason: str) -> None:
+        self._log.debug("The watch of etcd has ended: {reason}", reason=reason)
+        self._watch = None
+        self.node.watchEnded()
 
     def _nameOf(self, found: KeyValue) -> str:
         return found.key.rpartition("/")[2]

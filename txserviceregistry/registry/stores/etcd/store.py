@@ -27,8 +27,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Collection, Container, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Container, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.web.iweb import IAgent, IPolicyForHTTPS
@@ -43,21 +43,8 @@ from ....util.concurrency import PrioritySemaphore
 from ....util.deferred import returnsDeferred
 from ....util.reloading import Reloaded
 from ....util.suspend import bootTime
-from ...model import NewService, ServiceChanges
-from ...roles import WRITE, Role
 from ...statistics import StoreStatistics
-from ..interfaces import (
-    Account,
-    EventRecord,
-    Expiration,
-    ISharedStore,
-    IStoreListener,
-    ServiceRecord,
-    ServiceSummary,
-    StoreUnavailable,
-    TokenRecord,
-    UserRecord,
-)
+from ..interfaces import Account, ISharedStore, IStoreListener, StoreUnavailable
 from .batches import Batches
 from .eventids import TenantIds
 from .events import EtcdEvents
@@ -70,6 +57,7 @@ from .users import EtcdUsers
 from .values import EtcdValues
 from .watch import watchingAgent
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 #: What all keys begin with unless told otherwise.
@@ -79,6 +67,11 @@ DEFAULT_PREFIX = "/txserviceregistry/"
 _CONNECTIONS = 8
 #: Seconds without a response of etcd after which requests are refused at once.
 _GIVE_UP = 3.0
+
+
+def _operation(method: Callable[_P, Coroutine[Deferred[Any], Any, _T]]) -> Callable[_P, Deferred[_T]]:
+    """An operation of the store, which a part of it does."""
+    return returnsDeferred(lambda *args, **kwargs: available(method(*args, **kwargs)))
 
 
 @implementer(ISharedStore)
@@ -156,6 +149,31 @@ class EtcdStore:
         self._contacted = 0.0
         # Writes the times of heartbeats.
         self._writing: Deferred[Any] | None = None
+        # The operations, each done by one of the parts.
+        self.createService = _operation(self._services.create)
+        self.getService = _operation(self._services.get)
+        self.listServices = _operation(self._services.list)
+        self.updateService = _operation(self._services.update)
+        self.removeService = _operation(self._services.remove)
+        self.expireServices = _operation(self._services.expireAll)
+        self.allServices = _operation(self._services.all)
+        self.getValue = _operation(self._values.get)
+        self.listValues = _operation(self._values.list)
+        self.setValue = _operation(self._values.set)
+        self.removeValue = _operation(self._values.remove)
+        self.listEvents = _operation(self._events.list)
+        self.lastEvent = _operation(self._events.last)
+        self.hasEvent = _operation(self._events.has)
+        self.dropEvents = _operation(self._events.drop)
+        self.addUser = _operation(self._users.add)
+        self.replaceUserKey = _operation(self._users.replaceKey)
+        self.changeRole = _operation(self._users.changeRole)
+        self.removeUser = _operation(self._users.remove)
+        self.getUser = _operation(self._users.get)
+        self.listUsers = _operation(self._users.all)
+        self.addToken = _operation(self._users.addToken)
+        self.getToken = _operation(self._users.getToken)
+        self.removeToken = _operation(self._users.removeToken)
 
     # -- opening and closing
 
@@ -246,97 +264,7 @@ class EtcdStore:
         found = next(kept for kept in done.found if kept)
         return Account(tenant, json.loads(found[0].value)["created"])
 
-    # -- services
-
-    def createService(self, tenant: str, service: NewService, maximum: int) -> Deferred[ServiceRecord]:
-        return self._told(self._services.create(tenant, service, maximum))
-
-    def getService(self, tenant: str, id: str) -> Deferred[ServiceRecord]:
-        return self._told(self._services.get(tenant, id))
-
-    def listServices(
-        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
-    ) -> Deferred[list[ServiceRecord]]:
-        return self._told(self._services.list(tenant, marker, count, tag, hidden))
-
-    def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:
-        return self._told(self._services.update(tenant, id, incarnation, changes))
-
-    def removeService(self, tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
-        return self._told(self._services.remove(tenant, id, incarnation))
-
-    def expireServices(self, expirations: Sequence[Expiration]) -> Deferred[None]:
-        """See :meth:`IStore.expireServices`: without the votes of others, for a registry that has not joined."""
-        return self._told(self._services.expireAll(expirations))
-
     def recordLastSeen(self, tenant: str, id: str, incarnation: str, lastSeen: int) -> None:
         if self._isOpen and self._services.noteSeen(tenant, id, incarnation, lastSeen):
             self._writing = Deferred.fromCoroutine(self._services.writeSeen())
             self._writing.addErrback(lambda failure: failure.trap(StoreUnavailable, EtcdError, CancelledError))
-
-    def allServices(self) -> Deferred[list[ServiceSummary]]:
-        return self._told(self._services.all())
-
-    # -- configuration
-
-    def getValue(self, tenant: str, key: str) -> Deferred[str]:
-        return self._told(self._values.get(tenant, key))
-
-    def listValues(
-        self, tenant: str, marker: str | None, count: int, namespace: str | None
-    ) -> Deferred[list[tuple[str, str]]]:
-        return self._told(self._values.list(tenant, marker, count, namespace))
-
-    def setValue(self, tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
-        return self._told(self._values.set(tenant, key, value, maximum))
-
-    def removeValue(self, tenant: str, key: str) -> Deferred[None]:
-        return self._told(self._values.remove(tenant, key))
-
-    # -- events
-
-    def listEvents(
-        self, tenant: str, position: int, count: int, types: Collection[str] | None
-    ) -> Deferred[list[EventRecord]]:
-        return self._told(self._events.list(tenant, position, count, types))
-
-    def lastEvent(self, tenant: str) -> Deferred[str | None]:
-        return self._told(self._events.last(tenant))
-
-    def hasEvent(self, tenant: str, id: str) -> Deferred[bool]:
-        return self._told(self._events.has(tenant, id))
-
-    def dropEvents(self, before: int) -> Deferred[int]:
-        return self._told(self._events.drop(before))
-
-    # -- identity
-
-    def addUser(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> Deferred[UserRecord]:
-        return self._told(self._users.add(UserRecord(name, tenant or "", keyHash, role)))
-
-    def replaceUserKey(self, name: str, keyHash: str) -> Deferred[UserRecord]:
-        return self._told(self._users.replaceKey(name, keyHash))
-
-    def changeRole(self, name: str, role: Role) -> Deferred[UserRecord]:
-        return self._told(self._users.changeRole(name, role))
-
-    def removeUser(self, name: str) -> Deferred[None]:
-        return self._told(self._users.remove(name))
-
-    def getUser(self, name: str) -> Deferred[UserRecord]:
-        return self._told(self._users.get(name))
-
-    def listUsers(self) -> Deferred[list[UserRecord]]:
-        return self._told(self._users.all())
-
-    def addToken(self, token: TokenRecord) -> Deferred[None]:
-        return self._told(self._users.addToken(token))
-
-    def getToken(self, tokenHash: str) -> Deferred[tuple[TokenRecord, UserRecord]]:
-        return self._told(self._users.getToken(tokenHash))
-
-    def removeToken(self, tokenHash: str) -> Deferred[None]:
-        return self._told(self._users.removeToken(tokenHash))
-
-    def _told(self, answer: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
-        return Deferred.fromCoroutine(available(answer))

@@ -15,7 +15,7 @@ from itertools import count as naturals
 
 import attrs
 
-from ...roles import Role
+from ...roles import WRITE, Role
 from ..interfaces import NoSuchObject, ObjectExists, TokenRecord, UserRecord
 from .gateway import Compare, Etcd, KeyValue, deletion, endOf, newLease, put, reading
 
@@ -43,9 +43,8 @@ class EtcdUsers:
         """Whether there has ever been a user, as *etcd* says, which may be asked before the store is open."""
         return await etcd.get(self._guard) is not None
 
-    async def add(self, user: UserRecord) -> UserRecord:
-        """Add a user, whose tenant is chosen if it is empty."""
-        name = user.name
+    async def add(self, name: str, keyHash: str, tenant: str | None, role: Role = WRITE) -> UserRecord:
+        user = UserRecord(name, tenant or "", keyHash, role)
         while True:
             users = reading(self._users, endOf(self._users))
             tenants = [reading(prefix, endOf(prefix)) for prefix in self._tenants]

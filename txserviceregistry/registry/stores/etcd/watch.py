@@ -3,7 +3,7 @@ Watching etcd: every change below a prefix, in its order, as it happens.
 
 A watch is a request whose answer never ends: JSON, a line for each change or group of changes. Lines may be longer than
 any line reader expects, and a watch may go deaf silently; so its owner makes sure that something below the
-prefix changes regularly, and says how long silence may last.
+prefix changes regularly, and ends a watch that does not show it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import HTTPConnectionPool
@@ -28,10 +27,6 @@ from .gateway import KeyValue, encode, endOf, keyValue
 # No change, and no group of changes of one revision, is this large; it bounds what a broken server can make us hold.
 _LONGEST_LINE = 64 * 1024 * 1024
 _HEADERS = Headers({b"Content-Type": [b"application/json"]})
-
-
-class WatchEnded(Exception):
-    """The watch has ended, for whatever reason: nothing is known any more about what happens."""
 
 
 @attrs.frozen
@@ -54,23 +49,18 @@ class Watch:
     One watch, until it ends.
 
     :param agent: does the request; it must hand over the body as it comes.
-    :param clock: for the silence.
     :param onChange: is called with each change.
-    :param silence: seconds without any change after which the watch counts as deaf.
-    :ivar ended: fires with :class:`WatchEnded` as a failure when the watch is over; with ``None`` after :meth:`stop`.
+    :param onEnd: is called with the reason when the watch ends, unless it was stopped: nothing is known any more about
+        what happens.
     """
 
-    def __init__(
-        self, agent: IAgent, clock: IReactorTime, onChange: Callable[[Change], None], *, silence: float
-    ) -> None:
+    def __init__(self, agent: IAgent, onChange: Callable[[Change], None], onEnd: Callable[[str], None]) -> None:
         self._agent = agent
-        self._clock = clock
         self._onChange = onChange
-        self._silence = silence
+        self._onEnd = onEnd
+        self._isOver = False
         self._request: Deferred[IResponse] | None = None
         self._body: _Lines | None = None
-        self._deaf: IDelayedCall | None = None
-        self.ended: Deferred[None] = Deferred()
 
     def start(self, url: str, prefix: str, revision: int) -> None:
         """
@@ -87,35 +77,33 @@ class Watch:
             "prev_kv": True,
         }
         body = json.dumps({"create_request": create}).encode("ascii")
-        self._deaf = self._clock.callLater(self._silence, self._end, "it is silent")
         self._request = self._agent.request(b"POST", f"{url}/v3/watch".encode("ascii"), _HEADERS, BytesProducer(body))
         self._request.addCallbacks(self._answered, self._failed)
 
     def stop(self) -> None:
         """End it."""
-        self._finish(None)
+        self._isOver = True
+        if self._body is not None:
+            self._body.abort()
+        elif self._request is not None:
+            self._request.cancel()
 
     def _answered(self, response: IResponse) -> None:
-        if self.ended.called:
-            _Lines(lambda line: None, lambda why: None).abort(response)
-            return
-        if response.code != 200:
-            _Lines(lambda line: None, lambda why: None).abort(response)
+        body = _Lines(self._lineReceived, self._end)
+        if self._isOver or response.code != 200:
+            body.abort(response)
             self._end(f"it was refused with {response.code}")
-            return
-        self._body = _Lines(self._lineReceived, self._end)
-        response.deliverBody(self._body)
+        else:
+            self._body = body
+            response.deliverBody(body)
 
     def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
             self._end(failure.getErrorMessage())
 
     def _lineReceived(self, line: bytes) -> None:
-        if self.ended.called:
-            return
         try:
-            message = json.loads(line)
-            result = message["result"]
+            result = json.loads(line)["result"]
         except (ValueError, KeyError, TypeError):
             self._end("unexpected response to a watch")
             return
@@ -124,33 +112,16 @@ class Watch:
             isCompacted = "compact_revision" in result
             self._end(str(result.get("cancel_reason") or ("it was compacted" if isCompacted else "canceled")))
             return
-        if self._deaf is not None and result.get("events"):
-            self._deaf.reset(self._silence)
         for event in result.get("events", ()):
-            if self.ended.called:
+            if self._isOver:
                 return
             before = keyValue(event["prev_kv"]) if "prev_kv" in event else None
             self._onChange(Change(keyValue(event["kv"]), before, event.get("type") == "DELETE"))
 
     def _end(self, why: str) -> None:
-        self._finish(WatchEnded(why))
-
-    def _finish(self, error: WatchEnded | None) -> None:
-        if self.ended.called:
-            return
-        deaf, self._deaf = self._deaf, None
-        if deaf is not None and deaf.active():
-            deaf.cancel()
-        request, self._request = self._request, None
-        body, self._body = self._body, None
-        if error is None:
-            self.ended.callback(None)
-        else:
-            self.ended.errback(error)
-        if body is not None:
-            body.abort()
-        elif request is not None:
-            request.cancel()
+        if not self._isOver:
+            self.stop()
+            self._onEnd(why)
 
 
 class _QuietPool(HTTPConnectionPool):
