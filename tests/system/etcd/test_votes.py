@@ -64,7 +64,7 @@ class VoteTests(EtcdStoreCase):
         self.passSilently(made, b)
         self.ticking = [a, b]
         await self.untilVotesEnd(made, a, b)
-        self.assertEqual(await self.types(a), ["service.join"])
+        self.assertEqual(await self.types(a), ["service.join", "service.update"])
 
     async def test_anUpdateInTheSameGroupIsATouchToo(self) -> None:
         """Although etcd does not show it yet when the expiration is worked out."""
