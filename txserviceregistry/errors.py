@@ -25,6 +25,9 @@ __all__ = [
     "NoServiceAvailable",
     "NotFound",
     "NotRunning",
+    "NotSupported",
+    "OutcomeUnknown",
+    "PreconditionFailed",
     "RateLimited",
     "RegistrationEnded",
     "RequestTimedOut",
@@ -113,6 +116,38 @@ class NotRunning(ServiceRegistryError, RuntimeError):
     """
     A ``Directory``, ``EventsFeed``, ``ConfigurationWatcher`` or ``RegisteredService`` was used before it was started.
     """
+
+
+class NotSupported(ServiceRegistryError):
+    """
+    The registry does not have an extension of the API that the call needs.
+
+    :ivar extension: its name.
+    """
+
+    def __init__(self, extension: str) -> None:
+        super().__init__(extension)
+        self.extension = extension
+
+    def _text(self) -> str:
+        return f"The registry does not have the extension {self.extension!r} of the API. Upgrade the registry"
+
+
+class OutcomeUnknown(ServiceRegistryError):
+    """
+    A conditional write had no response, and its repetition found that its condition does not hold: either the write had
+    succeeded, or another client has changed the value.
+
+    :ivar etag: the tag of the current value; ``None`` if there is no value.
+    """
+
+    def __init__(self, etag: str | None) -> None:
+        super().__init__(etag)
+        self.etag = etag
+
+    def _text(self) -> str:
+        now = "there is no value now" if self.etag is None else f"the value's tag is now {self.etag}"
+        return f"The write had no response and may have succeeded: {now}. Read the value to find out"
 
 
 class NoServiceAvailable(ServiceRegistryError):
@@ -244,6 +279,17 @@ class NotFound(APIError):
     """There is no such object, or no such path (404)."""
 
 
+class PreconditionFailed(APIError):
+    """
+    A conditional write was refused: the value has another tag, or there is none (412).
+
+    :ivar etag: the tag of the current value; ``None`` if there is no value.
+    """
+
+    etag: str | None = None
+    advice = "Read the value again, then decide"
+
+
 class ServerError(APIError):
     """The registry, or a gateway before it, is unavailable (any 5xx)."""
 
@@ -260,6 +306,7 @@ _BY_STATUS: dict[int, type[APIError]] = {
     401: Unauthorized,
     403: Forbidden,
     404: NotFound,
+    412: PreconditionFailed,
     413: BadRequest,
 }
 

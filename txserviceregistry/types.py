@@ -74,11 +74,15 @@ class ServicePage(TypedDict):
     metadata: PageMetadata
 
 
-class ConfigurationValue(TypedDict):
-    """One configuration value and its key."""
-
+class _RequiredConfigurationValue(TypedDict):
     id: str
     value: str
+
+
+class ConfigurationValue(_RequiredConfigurationValue, total=False):
+    """One configuration value and its key. ``etag`` says which change was the last; it is there only if asked for."""
+
+    etag: str
 
 
 class ConfigurationPage(TypedDict):

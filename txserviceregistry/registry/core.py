@@ -1,5 +1,5 @@
 """
-The rules of the API: what may be done to services, configuration and events, and what follows from it.
+The rules of the API: what may be done to services, and what follows from it.
 
 A :class:`Registry` knows neither HTTP nor how a store keeps things. It decides; the store makes each decision atomic
 and durable; the deadlines are here, in memory. Values that come in have been validated by
@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from .. import types
 from ..util.deferred import returnsDeferred
 from .cluster import Cluster
+from .configuration import Configuration
 from .expiry.deadlines import ServiceState
 from .expiry.livetable import LiveServices
 from .faults import Fault, limitReached, notFound, serviceExists
@@ -57,6 +58,7 @@ class Registry:
     :param limits: how many objects an account may have.
     :param eventRetention: how long events are kept, in seconds; not less than :attr:`EventFeed.EVENTS_SHOWN`.
     :param subscribers: the requests that wait for events; a default number of them may do so if not given.
+    :ivar configuration: the configuration values.
     :ivar feed: the events.
     """
 
@@ -81,6 +83,7 @@ class Registry:
         self._accounts: dict[str, Account] = {}
         self._tasks = TaskOwner()
         self._subscribers = subscribers or Subscribers(clock)
+        self.configuration = Configuration(store, limits, self._subscribers, self._tasks)
         self.feed = EventFeed(
             store,
             self.account,
@@ -351,50 +354,6 @@ class Registry:
         self._deadlines.requeue(state)
         self._store.recordLastSeen(state.tenant, state.id, state.incarnation, lastSeen)
         self._heartbeats += 1
-
-    # -- configuration
-
-    @owned
-    async def listValues(self, tenant: str, marker: str | None, limit: int, namespace: str | None) -> Page:
-        """
-        A page of configuration values by key, from *marker* on.
-
-        :param namespace: ``None`` for all, ``"/"`` for all qualified keys, ``"/a/b"`` for that key and all below it.
-        """
-        pairs = await available(self._store.listValues(tenant, marker, limit + 1, namespace))
-        return Page(
-            [{"id": key, "value": value} for key, value in pairs[:limit]],
-            pairs[limit][0] if len(pairs) > limit else None,
-        )
-
-    @owned
-    async def getValue(self, tenant: str, key: str) -> types.ConfigurationValue:
-        """One configuration value; the fault 404 if it is not there."""
-        try:
-            return {"id": key, "value": await available(self._store.getValue(tenant, key))}
-        except NoSuchObject:
-            raise notFound("ConfigurationValue", key)
-
-    @owned
-    async def setValue(self, tenant: str, key: str, value: str) -> None:
-        """
-        Set a configuration value, with an event if it is new or changed; the fault ``limitReached`` if it is new and
-        the account is full.
-        """
-        maximum = self._limits.configurationValue
-        try:
-            setting = self._store.setValue(tenant, key, value, maximum)
-            await self._changed((tenant,), setting, "configuration_value.update")
-        except LimitExceeded:
-            raise limitReached("configuration_value", maximum)
-
-    @owned
-    async def removeValue(self, tenant: str, key: str) -> None:
-        """Remove a configuration value, with an event; the fault 404 if it is not there."""
-        try:
-            await self._changed((tenant,), self._store.removeValue(tenant, key), "configuration_value.remove")
-        except NoSuchObject:
-            raise notFound("ConfigurationValue", key)
 
     # -- changes that make events
 

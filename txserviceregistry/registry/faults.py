@@ -9,6 +9,9 @@ from types import MappingProxyType
 
 from ..util.faults import FAULT_TYPES
 
+#: The header of a response that no cache may keep.
+NO_STORE: Mapping[str, str] = MappingProxyType({"Cache-Control": "no-store"})
+
 
 class Fault(Exception):
     """
@@ -46,6 +49,11 @@ def validationError(key: str, reason: str) -> Fault:
 def badParameter(name: str, reason: str) -> Fault:
     """400: the path or query parameter *name* breaks a rule."""
     return badRequest(f"Invalid value for '{name}' query string parameter", reason)
+
+
+def badHeader(name: str, reason: str) -> Fault:
+    """400: the header *name* is not valid."""
+    return badRequest(f"Invalid value for '{name}' header", reason)
 
 
 def invalidBody(reason: str) -> Fault:
@@ -98,6 +106,12 @@ def notFound(kind: str, key: str) -> Fault:
 def pageNotFound() -> Fault:
     """404: the path is not a resource, or does not take the method."""
     return Fault("notFoundError", "The page cannot be found.")
+
+
+def preconditionFailed(details: str, etag: str | None = None) -> Fault:
+    """412: a conditional write does not fit; *etag* is the tag of the value that is there."""
+    headers = NO_STORE if etag is None else {"ETag": etag, **NO_STORE}
+    return Fault("preconditionFailed", "precondition failed", details, headers)
 
 
 def requestTooLarge(maximum: int) -> Fault:

@@ -44,6 +44,29 @@ class ServiceChanges:
 
 
 @attrs.frozen
+class Precondition:
+    """
+    What must be true of a configuration value before a write. Its *position* is that of its last change in the feed.
+
+    :ivar exists: whether the value must be there; ``None`` where that does not matter.
+    :ivar positions: the positions of which it must have one, in decimal; ``None`` for any.
+    """
+
+    exists: bool | None = None
+    positions: frozenset[str] | None = None
+
+    def allows(self, position: int | None) -> bool:
+        """Whether the value with this *position*, which is ``None`` if there is no value, may be written."""
+        if self.exists not in (None, position is not None):
+            return False
+        return self.positions is None or str(position) in self.positions
+
+
+#: Lets every write pass.
+UNCONDITIONAL = Precondition()
+
+
+@attrs.frozen
 class Page:
     """
     A part of a collection.

@@ -42,7 +42,7 @@ class HousekeepingTests(EtcdStoreCase):
         history = {"key": "AA==", "range_end": "AA==", "revision": str(old - 1), "limit": "1"}
         text = await self.refuses(Exception, self.asked.txn((), [{"request_range": history}]))
         self.assertIn("compacted", text)
-        self.assertEqual(await store.getValue(T, "key2"), "y")
+        self.assertEqual((await store.getValue(T, "key2")).value, "y")
 
     async def test_manyOldEvents(self) -> None:
         """More than a page of them, while another node drops them too."""

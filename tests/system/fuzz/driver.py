@@ -96,11 +96,12 @@ class Driver(RuleBasedStateMachine):
         tenant: str = "1",
         user: str | None = "",
         contentType: str | None = None,
+        conditions: tuple[tuple[str, str], ...] = (),
         **query: str | None,
     ) -> Request:
         """A request; the user is the tenant's own if none is given."""
         pairs = tuple((name, value) for name, value in query.items() if value is not None)
-        return Request(method, path, body, pairs, tenant, tenant if user == "" else user, contentType)
+        return Request(method, path, body, pairs, tenant, tenant if user == "" else user, contentType, conditions)
 
     def ask(self, *arguments: Any, **more: Any) -> Reply:
         """Ask registry and model alike."""
@@ -202,7 +203,9 @@ def _outcome(request: Request, code: int, actual: Any) -> str:
     if code >= 400:
         words = " ".join(dict.fromkeys(str(actual[name]) for name in ("type", "message", "details")))
         words = re.sub(
-            r"'[^']{12,}'", "'…'", re.sub(r'key "[^"]*"|Service with id \S*|Key .*:|for key \'k+\':', "…", words)
+            r"'[^']{12,}'|the tag .*",
+            "'…'",
+            re.sub(r'key "[^"]*"|Service with id \S*|Key .*:|for key \'k+\':', "…", words),
         )[:150]
     elif request.method == "GET" and isinstance(actual, dict) and "values" in actual:
         words = f"{'more' if actual['metadata']['next_href'] else 'last' if actual['values'] else 'empty'} page"

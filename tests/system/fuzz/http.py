@@ -43,8 +43,9 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-# Of a valid request for these it may still turn out that it is not: by the id in the path, the time, or the namespace.
-DEPENDS = {"updateService", "listEvents", "listNamespace"}
+# Of a valid request for these it may still turn out that it is not: by the id in the path, the time, the namespace, or
+# because both headers are there.
+DEPENDS = {"updateService", "listEvents", "listNamespace", "setValue", "removeValue"}
 # How many of what a registry has given out are remembered: the oldest are forgotten first.
 REMEMBERED = 20
 # How many services and values are there, at least, before an operation is asked for.

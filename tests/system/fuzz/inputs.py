@@ -114,7 +114,10 @@ ODD_REQUESTS = [
 ]
 BODIES = [b"{", b"[]", b"1", b"\xff", b'"x"', b"null", b"{}", b"", b' {"heartbeat_timeout": 5} ', b"{}{}"]
 #: What two may ask for at once.
-CHANGES = ["create", "create", "remove", "update", "heartbeat", "set", "set", "unset"]
+CHANGES = ["create", "create", "remove", "update", "heartbeat", "set", "set", "setIf", "setIf", "unset"]
+#: The values of ``If-Match``, ``{}`` for a tag.
+MATCHES = ["*", "{}", "{}", "{}", "W/{}", '"0", {}', '{} , "x"', '"0"']
+BAD_MATCHES = ["", "x", '"', "*, *", "{}{}", "0", 'w/"0"']
 MEDIA = [None, "application/json", "Application/JSON; charset=UTF-8", "text/plain", "foo/bar; a=b"]
 picks = st.integers(0, 2**12)
 tenants = st.sampled_from(["1", "1", "1", "2"])

@@ -17,6 +17,7 @@ from tests.system.fuzz.expectations import difference
 from tests.system.fuzz.inputs import (
     BAD_KEYS,
     BAD_LIMITS,
+    BAD_MATCHES,
     BAD_UUIDS,
     BAD_VALUES,
     BEGINNING,
@@ -25,6 +26,7 @@ from tests.system.fuzz.inputs import (
     KEYS,
     LIMITS,
     MARKERS,
+    MATCHES,
     MEDIA,
     MOMENTS,
     NAMESPACES,
@@ -122,12 +124,12 @@ class Programs(ServiceSteps):
     @rule(tenant=tenants, pick=picks)
     def getAValueThatIsThere(self, tenant: str, pick: int) -> None:
         """Look at a value that is there, then set it once more to the same, or take it away."""
-        values = sorted(self.model.accounts[tenant].values.items())
+        values = sorted(self.model.accounts[tenant].values.items(), key=lambda item: item[0])
         if values:
             key, value = values[pick % len(values)]
             self.ask("GET", f"/configuration/{key}", tenant=tenant)
             if pick % 3 == 0:
-                self.ask("PUT", f"/configuration/{key}", {"value": value}, tenant=tenant)
+                self.ask("PUT", f"/configuration/{key}", {"value": value.text}, tenant=tenant)
             elif pick % 3 == 1:
                 self.ask("DELETE", f"/configuration/{key}", tenant=tenant)
 
@@ -135,6 +137,39 @@ class Programs(ServiceSteps):
     def getValue(self, tenant: str, key: str) -> None:
         """Look at a configuration value."""
         self.ask("GET", f"/configuration/{key}", tenant=tenant)
+
+    @rule(
+        tenant=tenants,
+        pick=picks,
+        match=mostly(MATCHES, BAD_MATCHES),
+        kind=st.sampled_from(["match", "match", "match", "none", "badNone", "both"]),
+        key=keys,
+        value=mostly(VALUES, BAD_VALUES),
+    )
+    def writeIf(self, tenant: str, pick: int, match: str, kind: str, key: str, value: Any) -> None:
+        """Set a value, or take one away, if it has a certain tag, or if there is none: most often one that is there."""
+        condition = self.condition(tenant, key, pick // 2)
+        there = sorted(self.model.accounts[tenant].values)
+        if there and pick % 4:
+            key = there[pick // 4 % len(there)]
+            condition = self.condition(tenant, key, pick // 16)
+        conditions = {
+            "match": (("If-Match", match.format(condition, condition)),),
+            "none": (("If-None-Match", "*"),),
+            "badNone": (("If-None-Match", condition),),
+            "both": (("If-Match", "*"), ("If-None-Match", "*")),
+        }[kind]
+        what = ("PUT", f"/configuration/{key}", {"value": value}) if pick % 3 else ("DELETE", f"/configuration/{key}")
+        self.ask(*what, tenant=tenant, conditions=conditions)
+
+    def condition(self, tenant: str, key: str, pick: int) -> str:
+        """A tag: most often the key's own, also one that it has had, and another key's."""
+        account = self.model.accounts[tenant]
+        own = account.values.get(key)
+        if own is not None and own.change.tag is not None and pick % 4:
+            return own.change.tag
+        tags = [event.tag for event in account.events if event.tag]
+        return tags[pick // 4 % len(tags)] if tags else '"1"'
 
     @rule(tenant=tenants, key=mostly(KEYS, BAD_KEYS))
     def unset(self, tenant: str, key: str) -> None:
@@ -147,11 +182,14 @@ class Programs(ServiceSteps):
         slash=st.booleans(),
         limit=mostly(LIMITS, BAD_LIMITS),
         marker=st.sampled_from(MARKERS),
+        etags=mostly([None, "true", "false"], ["", "1", "True"]),
     )
-    def listValues(self, tenant: str, namespace: str, slash: bool, limit: str | None, marker: str | None) -> None:
+    def listValues(
+        self, tenant: str, namespace: str, slash: bool, limit: str | None, marker: str | None, etags: str | None
+    ) -> None:
         """Look at a page of configuration values."""
         path = "/configuration/" + namespace if namespace or slash else "/configuration"
-        self.ask("GET", path, tenant=tenant, limit=limit, marker=marker)
+        self.ask("GET", path, tenant=tenant, limit=limit, marker=marker, etags=etags)
 
     # -- events
 
@@ -324,6 +362,10 @@ class Programs(ServiceSteps):
                 return self.request("POST", f"/services/{id}/heartbeat", {"token": token}, tenant=tenant)
             case "set":
                 return self.request("PUT", f"/configuration/{key}", {"value": VALUES[pick % 4]}, tenant=tenant)
+            case "setIf":
+                condition = ("If-Match", self.condition(tenant, key, 1))
+                body = {"value": VALUES[pick % 4]}
+                return self.request("PUT", f"/configuration/{key}", body, tenant=tenant, conditions=(condition,))
         return self.request("DELETE", f"/configuration/{key}", tenant=tenant)
 
     # -- bad requests

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from tests.system.fuzz.expectations import Expected, Form, isTimeUUID, link, positionOf, text
-from tests.system.fuzz.records import _EPOCH, HOUR, Account, Event, Request, Service
+from tests.system.fuzz.records import _EPOCH, HOUR, Account, Event, Request, Service, Value
 from tests.system.fuzz.rules import (
     Refused,
     bad,
@@ -28,12 +28,14 @@ from tests.system.fuzz.rules import (
     isTarget,
     keyReason,
     limitOf,
+    meets,
     noPage,
     page,
     pageOf,
     parameter,
     parsed,
     string,
+    tagOf,
     target,
     timeoutReason,
     uuidReason,
@@ -308,22 +310,32 @@ class Model:
     def _configuration(self, request: Request, account: Account, body: Any, rest: str, node: int) -> Expected:
         if request.method == "GET" and (not rest or rest.endswith("/")):
             limit, marker = pageOf(request)
+            tagged = request.parameter("etags")
+            if tagged not in (None, "true", "false"):
+                parameter("etags", f"Invalid value: {tagged}. Valid values are: true,false")
             namespace = ("/" + rest.removeprefix("/"))[:-1] if rest.strip("/") else rest
             if namespace not in ("", "/"):
                 parameter("configurationId", keyReason(namespace))
             below = namespace.removesuffix("/") + "/" if namespace else ""
             keys = sorted(key for key in account.values if key == namespace or key.startswith(below))
-            return page(request, limit, marker, [{"id": key, "value": account.values[key]} for key in keys])
+            shown = [
+                {"id": key, "value": value.text, **({"etag": value.change.etag} if tagged == "true" else {})}
+                for key, value in ((key, account.values[key]) for key in keys)
+            ]
+            return page(request, limit, marker, shown)
         key = "/" + rest if "/" in rest and not rest.startswith("/") else rest
         parameter("configurationId", keyReason(key))
         if request.method == "PUT":
             return self._set(request, account, key, body)
-        if key not in account.values:
+        value = account.values.get(key)
+        if request.method == "DELETE":
+            meets(request, key, value)
+        if value is None:
             raise gone("ConfigurationValue", key)
         if request.method == "GET":
-            return Expected(200, {"id": key, "value": account.values[key]})
-        old = account.values.pop(key)
-        self._tell(account, "configuration_value.remove", {"configuration_value_id": key, "old_value": old})
+            return Expected(200, {"id": key, "value": value.text}, tagOf(value))
+        del account.values[key]
+        self._tell(account, "configuration_value.remove", {"configuration_value_id": key, "old_value": value.text})
         return Expected(204)
 
     def _set(self, request: Request, account: Account, key: str, body: Any) -> Expected:
@@ -332,14 +344,15 @@ class Model:
         why = string(body["value"], 1, 1024) if "value" in body else "Missing required key (value)"
         if why:
             raise invalid("value", why)
-        old, new = account.values.get(key), body["value"]
-        if old is None and len(account.values) >= self.mostValues:
+        value, new = account.values.get(key), body["value"]
+        meets(request, key, value)
+        if value is None and len(account.values) >= self.mostValues:
             raise full("configuration_value", self.mostValues)
-        account.values[key] = new
-        if old != new:
-            payload = {"configuration_value_id": key, "old_value": old, "new_value": new}
-            self._tell(account, "configuration_value.update", payload)
-        return Expected(204, None, {"location": link(f"/v1.0/{request.tenant}/configuration/{key}", [])})
+        if value is None or value.text != new:
+            payload = {"configuration_value_id": key, "old_value": value and value.text, "new_value": new}
+            value = account.values[key] = Value(new, self._tell(account, "configuration_value.update", payload))
+        location = link(f"/v1.0/{request.tenant}/configuration/{key}", [])
+        return Expected(204, None, {"location": location, **tagOf(value)})
 
     # -- events
 

@@ -227,6 +227,7 @@ class Nodes:
         headers = {}
         if request.contentType is not None:
             headers["Content-Type"] = request.contentType
+        headers.update(request.conditions)
         if request.user is not None:
             headers["X-Auth-Token"] = self.tokens[request.user]
         body = None if request.body is None else request.raw

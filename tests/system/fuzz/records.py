@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import attrs
 
-from tests.system.fuzz.expectations import Form, difference
+from tests.system.fuzz.expectations import Form, difference, positionOf
 
 HOUR = 3600.0
 _EPOCH = 0x01B21DD213814000
@@ -30,6 +31,7 @@ class Request:
     :ivar tenant: the one in the path.
     :ivar path: what follows the tenant.
     :ivar user: whose auth token it has: a tenant, ``"unknown"`` for an unknown token, ``None`` for none.
+    :ivar conditions: its ``If-Match`` or ``If-None-Match`` headers.
     :ivar body: bytes as they are, anything else as JSON; ``None`` for no body.
     """
 
@@ -40,6 +42,7 @@ class Request:
     tenant: str = "1"
     user: str | None = "1"
     contentType: str | None = None
+    conditions: tuple[tuple[str, str], ...] = ()
 
     @property
     def raw(self) -> bytes:
@@ -61,6 +64,7 @@ class Event:
         with a number to tell moments at the same time apart.
     :ivar id: as soon as it is known.
     :ivar late: seconds by which its time may be later than it was.
+    :ivar tag: the tag that it gave to a value, as soon as it is known.
     """
 
     type: str
@@ -70,6 +74,7 @@ class Event:
     latest: tuple[float, float]
     id: str | None = None
     late: float = 0.0
+    tag: str | None = None
 
     def isThis(self, shown: Any) -> bool:
         """Whether what the feed shows can be this event."""
@@ -78,7 +83,21 @@ class Event:
             type(milliseconds) is int
             and math.floor(self.stamp * 1000) <= milliseconds <= math.ceil((self.stamp + self.late) * 1000)
             and difference([self.type, self.payload], [shown.get("type"), shown.get("payload")]) is None
+            and (self.tag is None or shown.get("id") is None or self.tag == f'"{positionOf(shown["id"])}"')
         )
+
+    @property
+    def etag(self) -> Form:
+        """The tag that it gives to a value: the position of its id."""
+
+        def learn(tag: Any) -> str | None:
+            if not isinstance(tag, str) or not re.fullmatch('"[0-9]+"', tag):
+                return "is no tag"
+            if self.tag is None and (self.id is None or tag == f'"{positionOf(self.id)}"'):
+                self.tag = tag
+            return None if tag == self.tag else f"is not {self.tag}"
+
+        return Form(learn)
 
 
 @attrs.define
@@ -112,13 +131,21 @@ class Service:
         return {"id": self.id, "heartbeat_timeout": self.timeout, "tags": self.tags, "metadata": self.metadata}
 
 
+@attrs.frozen(eq=False)
+class Value:
+    """:ivar change: the event of its last change."""
+
+    text: str
+    change: Event
+
+
 @attrs.define
 class Account:
     """:ivar created: when, by the wall clock."""
 
     created: float
     services: dict[str, Service] = attrs.field(factory=dict)
-    values: dict[str, str] = attrs.field(factory=dict)
+    values: dict[str, Value] = attrs.field(factory=dict)
     events: list[Event] = attrs.field(factory=list)
     tokens: list[tuple[str, str]] = attrs.field(factory=list)
     """Every heartbeat token that was given out, and for which id."""

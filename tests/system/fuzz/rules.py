@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from tests.system.fuzz.expectations import Expected, link, text
-from tests.system.fuzz.records import Request, Service
+from tests.system.fuzz.records import Request, Service, Value
 
 NO_PAGE = "The page cannot be found."
 BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
@@ -119,6 +119,31 @@ def keyReason(key: Any) -> str | None:
 def parameter(name: str, reason: str | None) -> None:
     if reason:
         raise bad(f"Invalid value for '{name}' query string parameter", reason)
+
+
+def tagOf(value: Value | None) -> dict[str, Any]:
+    """The headers of a response with a value, or with none."""
+    return {"cache-control": "no-store", "etag": None if value is None else value.change.etag}
+
+
+def meets(request: Request, key: str, value: Value | None) -> None:
+    """Refuse a write whose condition is not met, or malformed."""
+    if not request.conditions:
+        return
+    if len(request.conditions) > 1:
+        raise bad("'If-Match' and 'If-None-Match' headers can't be combined", "Send only one of them")
+    ((name, given),) = request.conditions
+    if name == "If-None-Match":
+        if given != "*":
+            raise bad(f"Invalid value for '{name}' header", f"Invalid value: {given}. Valid values are: *")
+        isMet = value is None
+    else:
+        tags = [each.strip(" ").removeprefix("W/") for each in given.split(",")]
+        if given != "*" and not all(re.fullmatch('"[!#-~]*"', each) for each in tags):
+            raise bad(f"Invalid value for '{name}' header", text("Not .*"))
+        isMet = value is not None and (given == "*" or value.change.tag in tags)
+    if not isMet:
+        raise Refused(412, "preconditionFailed", "precondition failed", text(".*"), tagOf(value))
 
 
 def timeoutReason(value: Any) -> str | None:

@@ -75,7 +75,7 @@ async def fillDisk(path: str) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(path + "-wal"), hard))
     meanwhile = [store.setValue("1", f"meanwhile{n}", value, 100_000) for n in range(100)]
     done += sorted({await outcome(one) for one in [store.probe(), *meanwhile]})
-    found = [key for key, _ in await store.listValues("1", None, 1000, None)]
+    found = [value.key for value in await store.listValues("1", None, 1000, None)]
     events = len(await store.listEvents("1", 0, 1000, None))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     done.append(await outcome(store.setValue("1", "after", value, 100_000)))
@@ -130,12 +130,12 @@ async def writeProtected(_: str) -> None:
         os.chmod(path, 0o400)
         store = SqliteStore(path, reactor=reactor)
         await store.open()
-        done = [await outcome(store.setValue("1", "key", "other", 10)), await store.getValue("1", "key")]
+        done = [await outcome(store.setValue("1", "key", "other", 10)), (await store.getValue("1", "key")).value]
         done.append(await outcome(store.probe()))
         for name in os.listdir(folder):
             os.chmod(os.path.join(folder, name), 0o600)
         done.append(await outcome(store.probe()))
-        done += [await outcome(store.setValue("1", "key", "other", 10)), await store.getValue("1", "key")]
+        done += [await outcome(store.setValue("1", "key", "other", 10)), (await store.getValue("1", "key")).value]
         await store.close()
     print(json.dumps(done))
 

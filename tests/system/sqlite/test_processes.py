@@ -88,7 +88,7 @@ class ProcessesTests(SqliteCase):
                 elif id in under:
                     self.assertTrue(int(id[1:]) % 30 < 10, f"{id} is lost")
             elif what == "value":
-                self.assertEqual(await store.getValue("1", rest[0]), rest[0][1:])
+                self.assertEqual((await store.getValue("1", rest[0])).value, rest[0][1:])
         self.assertTrue(removed)
         self.assertEqual(removed & set(services), set())
         self.assertEqual(await countServices(store), len(services))
@@ -111,7 +111,7 @@ class ProcessesTests(SqliteCase):
         self.assertEqual(seen["done"], ["done", "unavailable", "done"])
         self.assertEqual((seen["found"], seen["events"], seen["count"]), (["before"], 1, 2))
         store = await self.opened()
-        self.assertEqual([key for key, _ in await store.listValues("1", None, 100, None)], ["after", "before"])
+        self.assertEqual([value.key for value in await store.listValues("1", None, 100, None)], ["after", "before"])
 
     async def almostFull(self, *tries: tuple[int, list[int]]) -> list[list[str]]:
         """What becomes of writes and probes; see ``almostFillDisk`` in storeprograms."""

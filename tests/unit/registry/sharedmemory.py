@@ -274,9 +274,10 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
         return self.reached(lambda: self._memory.expireServices(expirations).addCallback(expired))
 
-    def setValue(self, tenant: str, *rest: Any) -> Deferred[None]:
-        def kept(result: None) -> None:
+    def setValue(self, tenant: str, *rest: Any) -> Deferred[int]:
+        def kept(position: int) -> int:
             self._shared.tell(lambda store: store.listener.eventAdded(tenant, "configuration_value.update"))
+            return position
 
         return self.reached(lambda: self._memory.setValue(tenant, *rest).addCallback(kept))
 

@@ -19,7 +19,7 @@ from txserviceregistry.registry.eventids import positionOf
 from txserviceregistry.registry.faults import Fault
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.model import NewService, ServiceChanges
-from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable, ValueRecord
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
 from txserviceregistry.util.deferred import returnsDeferred
@@ -531,12 +531,13 @@ class ConfigurationTests(RegistryCase):
 
     def test_values(self) -> None:
         """A value that was set is there until it is removed; the feed has an event for every change."""
-        self.assertIsNone(self.successResultOf(self.registry.setValue(TENANT, "/a-b/key", "one")))
-        self.successResultOf(self.registry.setValue(TENANT, "/a-b/key", "one"))
-        self.successResultOf(self.registry.setValue(TENANT, "/a-b/key", "two"))
-        value = {"id": "/a-b/key", "value": "two"}
-        self.assertEqual(self.successResultOf(self.registry.getValue(TENANT, "/a-b/key")), value)
-        self.assertIsNone(self.successResultOf(self.registry.removeValue(TENANT, "/a-b/key")))
+        first = self.successResultOf(self.registry.configuration.set(TENANT, "/a-b/key", "one"))
+        self.assertEqual(self.successResultOf(self.registry.configuration.set(TENANT, "/a-b/key", "one")), first)
+        second = self.successResultOf(self.registry.configuration.set(TENANT, "/a-b/key", "two"))
+        self.assertGreater(second, first)
+        value = ValueRecord("/a-b/key", "two", second)
+        self.assertEqual(self.successResultOf(self.registry.configuration.get(TENANT, "/a-b/key")), value)
+        self.assertIsNone(self.successResultOf(self.registry.configuration.remove(TENANT, "/a-b/key")))
         events = self.page(self.registry.feed.list(TENANT, None, 100)).values
         self.assertEqual(
             [(event["type"], event["payload"]) for event in events],
@@ -555,8 +556,11 @@ class ConfigurationTests(RegistryCase):
 
     def test_valuesThatAreNotThere(self) -> None:
         """Neither to be read nor removed; keys of other tenants neither."""
-        self.successResultOf(self.registry.setValue("99", "key", "value"))
-        for deferred in (self.registry.getValue(TENANT, "key"), self.registry.removeValue(TENANT, "key")):
+        self.successResultOf(self.registry.configuration.set("99", "key", "value"))
+        for deferred in (
+            self.registry.configuration.get(TENANT, "key"),
+            self.registry.configuration.remove(TENANT, "key"),
+        ):
             fault = self.fault(deferred)
             self.assertEqual(
                 (fault.code, fault.details), (404, 'Object "ConfigurationValue" with key "key" does not exist')
@@ -565,8 +569,8 @@ class ConfigurationTests(RegistryCase):
     def test_limit(self) -> None:
         """A new key beyond the limit is refused, a new value of an old key is not."""
         for key in ("aaa", "bbb", "aaa"):
-            self.successResultOf(self.registry.setValue(TENANT, key, "v"))
-        fault = self.fault(self.registry.setValue(TENANT, "ccc", "v"))
+            self.successResultOf(self.registry.configuration.set(TENANT, key, "v"))
+        fault = self.fault(self.registry.configuration.set(TENANT, "ccc", "v"))
         self.assertEqual(
             (fault.type, fault.details),
             (
@@ -574,18 +578,18 @@ class ConfigurationTests(RegistryCase):
                 "Limit for resource configuration_value has been reached. Maximum allowed objects: 2",
             ),
         )
-        self.successResultOf(self.registry.setValue(TENANT, "bbb", "w"))
+        self.successResultOf(self.registry.configuration.set(TENANT, "bbb", "w"))
 
     def test_pages(self) -> None:
         """Pages of values, by key, of all or of a namespace."""
         for key in ("/n-s/k-1", "simple"):
-            self.successResultOf(self.registry.setValue(TENANT, key, "v"))
-        page = self.page(self.registry.listValues(TENANT, None, 1, None))
+            self.successResultOf(self.registry.configuration.set(TENANT, key, "v"))
+        page = self.page(self.registry.configuration.list(TENANT, None, 1, None))
         self.assertEqual((page.values, page.nextMarker), ([{"id": "/n-s/k-1", "value": "v"}], "simple"))
-        page = self.page(self.registry.listValues(TENANT, "simple", 1, None))
+        page = self.page(self.registry.configuration.list(TENANT, "simple", 1, None))
         self.assertEqual((page.values, page.nextMarker), ([{"id": "simple", "value": "v"}], None))
         for namespace in ("/", "/n-s"):
-            page = self.page(self.registry.listValues(TENANT, None, 5, namespace))
+            page = self.page(self.registry.configuration.list(TENANT, None, 5, namespace))
             self.assertEqual([value["id"] for value in page.values], ["/n-s/k-1"])
 
 
@@ -614,7 +618,7 @@ class EventsTests(RegistryCase):
     def test_pages(self) -> None:
         """A page begins with the event that its marker names, in either case, and names that of the next."""
         for number in range(5):
-            self.successResultOf(self.registry.setValue(TENANT, "key", str(number)))
+            self.successResultOf(self.registry.configuration.set(TENANT, "key", str(number)))
         every = self.page(self.registry.feed.list(TENANT, None, 5))
         self.assertIsNone(every.nextMarker)
         self.assertEqual([event["payload"]["new_value"] for event in every.values], list("01234"))
@@ -677,7 +681,7 @@ class EventsTests(RegistryCase):
         """Whatever the wall clock does, the ids grow in the order of the feed."""
         for step in (0, -7200, 0, 10):
             self.wallOffset += step
-            self.successResultOf(self.registry.setValue(TENANT, "key", str(self.clock.seconds() + step)))
+            self.successResultOf(self.registry.configuration.set(TENANT, "key", str(self.clock.seconds() + step)))
             self.pass_(1)
         events = self.page(self.registry.feed.list(TENANT, None, 100)).values
         times = [uuid.UUID(event["id"]).time for event in events]
@@ -781,10 +785,10 @@ class UnavailableTests(RegistryCase):
             self.registry.list(TENANT, None, 100, None),
             self.registry.update(TENANT, "web1", ServiceChanges(heartbeatTimeout=3)),
             self.registry.remove(TENANT, "web1"),
-            self.registry.setValue(TENANT, "key", "v"),
-            self.registry.getValue(TENANT, "key"),
-            self.registry.listValues(TENANT, None, 100, None),
-            self.registry.removeValue(TENANT, "key"),
+            self.registry.configuration.set(TENANT, "key", "v"),
+            self.registry.configuration.get(TENANT, "key"),
+            self.registry.configuration.list(TENANT, None, 100, None),
+            self.registry.configuration.remove(TENANT, "key"),
             self.registry.feed.list(TENANT, None, 100),
         ):
             self.assertUnavailable(deferred)

@@ -61,7 +61,7 @@ class WaitingTests(SynchronousTestCase):
         self.api.create("web1")
         connection = self.ask(f"wait=60&marker={self.lastEvent()}")
         fired(self.api.identity.purge(self.api.token))
-        fired(self.api.registry.setValue("1234", "secret", "value"))
+        fired(self.api.registry.configuration.set("1234", "secret", "value"))
         self.api.advance(0.1)
         reply = self.reply(connection)
         self.assertEqual(reply.code, 401)

@@ -50,6 +50,8 @@ def _headers() -> Schema:
         "X-Response-Id": ("The id of the request, which is the txnId of a fault.", True, {"type": "string"}),
         "X-Service-Registry-Extensions": ("The extensions of the registry.", True, {"type": "string"}),
         "Location": ("The URL of the object that was created or changed.", True, {"type": "string", "format": "uri"}),
+        "ETag": ("The tag of the value; absent if there is no value.", False, schemas.ofPattern('"[0-9]+"')),
+        "Cache-Control": ("No cache may keep the response.", True, {"const": "no-store"}),
         "WWW-Authenticate": ("The URL of the Auth API.", True, schemas.ofPattern('Keystone uri="[^"]*"')),
         **_rateHeaders(),
         "Retry-After": (

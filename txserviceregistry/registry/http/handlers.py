@@ -13,14 +13,16 @@ import attrs
 from twisted.internet.defer import CancelledError
 
 from ...types import Service
+from ..configuration import etagAt
 from ..core import Registry
-from ..faults import Fault
+from ..faults import NO_STORE, Fault
 from ..limits import RateLimiter, ResourceLimits
 from ..model import NewService, Page
 from ..roles import CONFIGURATION, SERVICES
 from ..stores.interfaces import UserRecord
 from . import validation
 from .messages import API, Response, baseUrl, faultBody, inJSON
+from .preconditions import preconditionOf
 from .prometheus import targetGroups
 from .requestlog import WAITING, RequestRecord
 from .rules import Field
@@ -194,23 +196,29 @@ class Handlers:
 
     async def _listValues(self, call: Call, namespace: str | None) -> Response:
         query = call.query
-        page = await self._registry.listValues(call.tenant, query["marker"], query["limit"], namespace)
+        tagged = query["etags"] == "true"
+        page = await self._registry.configuration.list(
+            call.tenant, query["marker"], query["limit"], namespace, tagged=tagged
+        )
         return Response(200, call.page(page))
 
     async def getValue(self, call: Call) -> Response:
-        return Response(200, await self._registry.getValue(call.tenant, validation.KEY.value(call.argument)))
+        found = await self._registry.configuration.get(call.tenant, validation.KEY.value(call.argument))
+        return Response(200, {"id": found.key, "value": found.value}, _tagged(found.position))
 
     async def setValue(self, call: Call) -> Response:
         key = validation.KEY.value(call.argument)
         _, value = call.fields()
+        precondition = preconditionOf(call.record.request)
         call.authorize(CONFIGURATION, key)
-        await self._registry.setValue(call.tenant, key, value)
-        return Response(204, headers={"Location": call.url(f"/configuration/{key}")})
+        position = await self._registry.configuration.set(call.tenant, key, value, precondition)
+        return Response(204, headers={"Location": call.url(f"/configuration/{key}"), **_tagged(position)})
 
     async def removeValue(self, call: Call) -> Response:
         key = validation.KEY.value(call.argument)
+        precondition = preconditionOf(call.record.request)
         call.authorize(CONFIGURATION, key)
-        await self._registry.removeValue(call.tenant, key)
+        await self._registry.configuration.remove(call.tenant, key, precondition)
         return Response(204)
 
     # -- events
@@ -240,6 +248,11 @@ class Handlers:
         if shared is None or shared[0] is not page or shared[1] != limit:
             self._shared = shared = page, limit, Response(200, text=inJSON(_eventPage(call, page)).encode())
         return shared[2]
+
+
+def _tagged(position: int) -> dict[str, str]:
+    """The headers of a response with the value that has this position."""
+    return {"ETag": etagAt(position), **NO_STORE}
 
 
 def _eventPage(call: Call, page: Page) -> dict[str, Any]:

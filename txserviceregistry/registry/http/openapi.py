@@ -89,6 +89,7 @@ _FAULT_TEXTS = {
     401: "The auth token is missing, unknown, expired or another tenant's.",
     403: "This client is not allowed to read the page.",
     404: "The object or the path does not exist.",
+    412: "The value does not fit the request's If-Match or If-None-Match.",
     413: "The body is too large.",
     500: "Internal error.",
     503: "The store is unreachable, or the registry is overloaded.",
@@ -156,15 +157,17 @@ def _operation(operation: Operation) -> Schema:
         "summary": operation.summary,
         "responses": {str(success.code): succeeded, **_faults(faults, operation.limits.body)},
     }
-    if operation.query:
+    parameters = [("query", parameter) for parameter in operation.query]
+    parameters += [("header", parameter) for parameter in operation.headers]
+    if parameters:
         described["parameters"] = [
             {
                 "name": parameter.name,
-                "in": "query",
+                "in": place,
                 "description": parameter.summary,
                 "schema": schemas.ofText(parameter.rule),
             }
-            for parameter in operation.query
+            for place, parameter in parameters
         ]
     if operation.body is not None:
         described["requestBody"] = _body(schemas.ofFields(operation.body))
@@ -228,6 +231,8 @@ def _fault(code: int, types: list[str], bodyLimit: int) -> Schema:
         response["headers"]["WWW-Authenticate"] = reference("headers", "WWW-Authenticate")
     if code == 503 or "rateLimitReached" in types:
         response["headers"]["Retry-After"] = reference("headers", "Retry-After")
+    if code == 412:
+        response["headers"].update({name: reference("headers", name) for name in ("ETag", "Cache-Control")})
     if code == 413:
         response["description"] = f"The body has {bodyLimit} bytes or more."
     return response

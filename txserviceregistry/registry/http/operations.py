@@ -71,6 +71,7 @@ class Operation:
     :ivar query: the parameters of its query, in the order in which they are checked.
     :ivar body: the fields of its body, in the order in which they are checked; ``None`` if it takes no body.
     :ivar faults: the types of its faults, beside those that all operations have.
+    :ivar headers: the headers of the request that its handler looks at.
     """
 
     name: str
@@ -83,8 +84,12 @@ class Operation:
     body: tuple[Field, ...] | None = None
     faults: tuple[str, ...] = ()
     limits: Limits = Limits()
+    headers: tuple[Parameter, ...] = ()
 
 
+# Of responses with a value, and of requests that write one.
+_TAGGED = ("ETag", "Cache-Control")
+_CONDITIONS = (rules.IF_MATCH, rules.IF_NONE_MATCH)
 _SERVICE = {"tenant": "$request.path.tenant", "serviceId": "$request.body#/id"}
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -193,7 +198,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Handlers.listValues,
         Success("A page of values, sorted by key.", "ConfigurationPage"),
         "List configuration values by key",
-        query=(rules.LIMIT, rules.KEY_MARKER),
+        query=(rules.LIMIT, rules.KEY_MARKER, rules.ETAGS),
         faults=("invalidLimit",),
     ),
     Operation(
@@ -203,7 +208,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Handlers.listNamespace,
         Success("A page of values, sorted by key.", "ConfigurationPage"),
         "List the configuration values below a namespace, and the one that has its name",
-        query=(rules.LIMIT, rules.KEY_MARKER),
+        query=(rules.LIMIT, rules.KEY_MARKER, rules.ETAGS),
         faults=("invalidLimit",),
     ),
     Operation(
@@ -211,7 +216,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/configuration/{configurationId}",
         Handlers.getValue,
-        Success("The value.", "ConfigurationValue"),
+        Success("The value.", "ConfigurationValue", headers=_TAGGED),
         "Get a configuration value",
     ),
     Operation(
@@ -219,10 +224,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "PUT",
         "/configuration/{configurationId}",
         Handlers.setValue,
-        Success("The value is set.", None, 204, ("Location",)),
+        Success("The value is set.", None, 204, ("Location", *_TAGGED)),
         "Set a configuration value",
         body=rules.VALUE_FIELDS,
-        faults=("limitReached",),
+        faults=("preconditionFailed", "limitReached"),
+        headers=_CONDITIONS,
     ),
     Operation(
         "removeValue",
@@ -231,6 +237,8 @@ OPERATIONS: tuple[Operation, ...] = (
         Handlers.removeValue,
         Success("The value is removed.", None, 204),
         "Remove a configuration value",
+        faults=("preconditionFailed",),
+        headers=_CONDITIONS,
     ),
     Operation(
         "listEvents",

@@ -15,7 +15,8 @@ from typing import Any
 
 import attrs
 
-from ..faults import Fault, badParameter, badRequest, invalidLimit, notFound, validationError
+from ...util.fields import ETAGS as ETAG_LIST
+from ..faults import Fault, badHeader, badParameter, badRequest, invalidLimit, notFound, validationError
 from ..model import EVENT_TYPES, PLAIN_TYPES, ServiceChanges
 from .rules import (
     AnyOf,
@@ -70,6 +71,8 @@ PATH_PARAMETERS = (SERVICE_ID, KEY)
 
 # -- parameters of queries
 
+FLAG = Choice("value", ("true", "false"))
+
 
 class _Limit(Parameter):
     """The one parameter that may not be given twice."""
@@ -117,7 +120,23 @@ EVENT_TYPES_WANTED = Parameter(
     refusal=_refuseEventQuery,
     ignoresEmpty=True,
 )
+ETAGS = Parameter("etags", FLAG, "Whether each value has its tag, as etag (the extension etag).", default="false")
 WAIT = Parameter("wait", Number(1, 60), "The time to wait for an event that is newer than the marker, in seconds.")
+
+# -- headers
+
+IF_MATCH = Parameter(
+    "If-Match",
+    Text(1, 5000, ETAG_LIST.pattern),
+    "Write only if the value exists and has one of these tags; * is any tag (the extension etag).",
+    refusal=lambda text, reason: badHeader("If-Match", 'Not * or a list of tags in quotes, such as "1", "2"'),
+)
+IF_NONE_MATCH = Parameter(
+    "If-None-Match",
+    Choice("value", ("*",)),
+    "Write only if there is no value with this key (the extension etag).",
+    refusal=lambda text, reason: badHeader("If-None-Match", reason),
+)
 
 
 def eventTypes(query: Mapping[str, Any]) -> frozenset[str]:

@@ -19,7 +19,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from ..model import NewService, ServiceChanges
+from ..model import UNCONDITIONAL, NewService, Precondition, ServiceChanges
 from ..roles import WRITE, Role
 from ..statistics import StoreStatistics
 
@@ -38,6 +38,18 @@ class NoSuchObject(StoreError):
 
 class LimitExceeded(StoreError):
     """The tenant has as many objects of this kind as it may."""
+
+
+class PreconditionFailed(StoreError):
+    """
+    A precondition does not allow the write.
+
+    :ivar position: the value's; ``None`` if there is none.
+    """
+
+    def __init__(self, position: int | None) -> None:
+        super().__init__(position)
+        self.position = position
 
 
 class StoreUnavailable(StoreError):
@@ -113,6 +125,15 @@ class EventRecord:
     timestamp: int
     type: str
     payload: Mapping[str, Any]
+
+
+@attrs.frozen(slots=True)
+class ValueRecord:
+    """A configuration value. *position* is that of its last change in the feed; 0 if an early release made it."""
+
+    key: str
+    value: str
+    position: int
 
 
 @attrs.frozen(slots=True)
@@ -238,31 +259,34 @@ class IStore(Interface):
 
     # -- configuration
 
-    def getValue(tenant: str, key: str) -> Deferred[str]:
+    def getValue(tenant: str, key: str) -> Deferred[ValueRecord]:
         """:raises NoSuchObject: if there is none."""
 
-    def listValues(
-        tenant: str, marker: str | None, count: int, namespace: str | None
-    ) -> Deferred[list[tuple[str, str]]]:
+    def listValues(tenant: str, marker: str | None, count: int, namespace: str | None) -> Deferred[list[ValueRecord]]:
         """
-        Up to *count* pairs of key and value, from *marker* on.
+        Up to *count* values by key, from *marker* on.
 
         :param namespace: ``None`` for all; ``"/"`` for every key that begins with a slash; ``"/a/b"`` (no slash at its
             end) for ``/a/b`` itself and every key that begins with ``/a/b/``.
         """
 
-    def setValue(tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
+    def setValue(
+        tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
+    ) -> Deferred[int]:
         """
         Set a value; add a ``configuration_value.update`` event if it is new or changed, none if it is the same.
 
         :param maximum: how many values the tenant may have.
+        :return: fires with the value's position, which is the event's if there is one.
+        :raises PreconditionFailed: if the *precondition* does not allow it, before anything else is looked at.
         :raises LimitExceeded: if the key is new and the tenant has *maximum* values already.
         """
 
-    def removeValue(tenant: str, key: str) -> Deferred[None]:
+    def removeValue(tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> Deferred[None]:
         """
         Remove a value and add its ``configuration_value.remove`` event.
 
+        :raises PreconditionFailed: as :meth:`setValue`.
         :raises NoSuchObject: if there is none.
         """
 

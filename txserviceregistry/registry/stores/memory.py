@@ -23,7 +23,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from .. import eventids
-from ..model import PLAIN_TYPES, NewService, ServiceChanges
+from ..model import PLAIN_TYPES, UNCONDITIONAL, NewService, Precondition, ServiceChanges
 from ..roles import WRITE, Role
 from ..statistics import StoreStatistics
 from . import payloads
@@ -35,12 +35,14 @@ from .interfaces import (
     LimitExceeded,
     NoSuchObject,
     ObjectExists,
+    PreconditionFailed,
     ServiceRecord,
     ServiceSummary,
     StoreError,
     StoreUnavailable,
     TokenRecord,
     UserRecord,
+    ValueRecord,
 )
 
 _P = ParamSpec("_P")
@@ -55,7 +57,7 @@ class _Tenant:
     services: dict[str, ServiceRecord] = attrs.Factory(dict)
     serviceIds: list[str] = attrs.Factory(list)
     idsByTag: defaultdict[str, list[str]] = attrs.Factory(lambda: defaultdict(list))
-    values: dict[str, str] = attrs.Factory(dict)
+    values: dict[str, ValueRecord] = attrs.Factory(dict)
     keys: list[str] = attrs.Factory(list)
     events: dict[int, EventRecord] = attrs.Factory(dict)
     positions: list[int] = attrs.Factory(list)
@@ -251,43 +253,53 @@ class MemoryStore:
         return [one.summary(tenant) for tenant, kept in self._tenants.items() for one in kept.services.values()]
 
     @_operation
-    def getValue(self, tenant: str, key: str) -> str:
-        value = self._tenants[tenant].values.get(key)
-        if value is None:
+    def getValue(self, tenant: str, key: str) -> ValueRecord:
+        kept = self._tenants[tenant].values.get(key)
+        if kept is None:
             raise NoSuchObject(key)
-        return value
+        return kept
 
     @_operation
-    def listValues(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[tuple[str, str]]:
+    def listValues(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[ValueRecord]:
         kept = self._tenants[tenant]
         below = "" if namespace is None else namespace.rstrip("/") + "/"
         first = bisect_left(kept.keys, max(marker or "", namespace or ""))
         keys = (key for key in _from(kept.keys, first) if key == namespace or key.startswith(below))
-        return [(key, kept.values[key]) for key in islice(keys, count)]
+        return [kept.values[key] for key in islice(keys, count)]
 
     @_operation
-    def setValue(self, tenant: str, key: str, value: str, maximum: int) -> None:
-        kept = self._tenants[tenant]
-        oldValue = kept.values.get(key)
-        if oldValue == value:
-            return
-        if oldValue is None:
+    def setValue(
+        self, tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
+    ) -> int:
+        kept, old = self._tenants[tenant], self._valueFor(tenant, key, precondition)
+        if old is not None and old.value == value:
+            return old.position
+        if old is None:
             if len(kept.values) >= maximum:
                 raise LimitExceeded(maximum)
             insort(kept.keys, key)
-        kept.values[key] = value
-        payload = payloads.updatedValue(key, oldValue, value)
-        self._putEvent(kept, self._eventIds.next(), "configuration_value.update", payload)
+        new = kept.values[key] = ValueRecord(key, value, self._eventIds.next())
+        payload = payloads.updatedValue(key, None if old is None else old.value, value)
+        self._putEvent(kept, new.position, "configuration_value.update", payload)
+        return new.position
 
     @_operation
-    def removeValue(self, tenant: str, key: str) -> None:
-        kept = self._tenants[tenant]
-        oldValue = kept.values.pop(key, None)
-        if oldValue is None:
+    def removeValue(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
+        kept, old = self._tenants[tenant], self._valueFor(tenant, key, precondition)
+        if old is None:
             raise NoSuchObject(key)
+        del kept.values[key]
         _takeFrom(kept.keys, key)
-        payload = payloads.removedValue(key, oldValue)
+        payload = payloads.removedValue(key, old.value)
         self._putEvent(kept, self._eventIds.next(), "configuration_value.remove", payload)
+
+    def _valueFor(self, tenant: str, key: str, precondition: Precondition) -> ValueRecord | None:
+        """The value that is to be written; it is ``None`` if there is none."""
+        kept = self._tenants[tenant].values.get(key)
+        position = None if kept is None else kept.position
+        if not precondition.allows(position):
+            raise PreconditionFailed(position)
+        return kept
 
     @_operation
     def listEvents(self, tenant: str, position: int, count: int, types: Collection[str] | None) -> list[EventRecord]:

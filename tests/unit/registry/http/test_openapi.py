@@ -80,12 +80,14 @@ class DocumentTests(SynchronousTestCase):
 
     def test_describesEveryQueryAndBody(self) -> None:
         """
-        Every parameter and every field of an operation is described, and no other.
+        Every parameter, header and field of an operation is described, and no other.
         """
         for operation in OPERATIONS:
             described = DOCUMENT["paths"][API + "/{tenant}" + operation.path][operation.method.lower()]
-            query = [parameter["name"] for parameter in described.get("parameters", ())]
-            self.assertEqual(query, [parameter.name for parameter in operation.query], operation.name)
+            found = [(parameter["in"], parameter["name"]) for parameter in described.get("parameters", ())]
+            expected = [("query", parameter.name) for parameter in operation.query]
+            expected += [("header", parameter.name) for parameter in operation.headers]
+            self.assertEqual(found, expected, operation.name)
             body = described.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
             fields = None if operation.body is None else {field.name for field in operation.body}
             self.assertEqual(body and set(body["properties"]), fields, operation.name)
@@ -156,6 +158,7 @@ class DocumentTests(SynchronousTestCase):
             faults.forbidden("d"),
             faults.notFound("Service", "web1"),
             faults.pageNotFound(),
+            faults.preconditionFailed("d"),
             faults.requestTooLarge(1),
             faults.internalError(),
             faults.systemFailure(),

@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from twisted.internet.defer import gatherResults
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore, gatherResults
+from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
 from txserviceregistry.registry.eventids import position, positionOf
-from txserviceregistry.registry.model import PLAIN_TYPES, NewService, ServiceChanges
+from txserviceregistry.registry.model import PLAIN_TYPES, NewService, Precondition, ServiceChanges
 from txserviceregistry.registry.roles import WRITE, Role
 from txserviceregistry.registry.stores.interfaces import (
     Account,
@@ -20,12 +22,14 @@ from txserviceregistry.registry.stores.interfaces import (
     LimitExceeded,
     NoSuchObject,
     ObjectExists,
+    PreconditionFailed,
     ServiceRecord,
     ServiceSummary,
     StoreError,
     StoreUnavailable,
     TokenRecord,
     UserRecord,
+    ValueRecord,
 )
 from txserviceregistry.util.deferred import returnsDeferred
 
@@ -102,7 +106,7 @@ class StoreSuite:
         return [service.id for service in services]
 
     async def keys(self, namespace: str | None = None, marker: str | None = None, count: int = 100) -> list[str]:
-        return [key for key, _ in await self.store.listValues("1", marker, count, namespace)]
+        return [value.key for value in await self.store.listValues("1", marker, count, namespace)]
 
     async def events(self, tenant: str = "1", type: str | None = None) -> list[Any]:
         return await self.store.listEvents(tenant, 0, 1000, None if type is None else {type})
@@ -444,7 +448,7 @@ class StoreSuite:
         await self.store.setValue("1", "key", "old", 100)
         await self.store.setValue("1", "key", "new", 100)
         await self.store.setValue("1", "key", "new", 100)
-        self.assertEqual(await self.store.getValue("1", "key"), "new")
+        self.assertEqual((await self.store.getValue("1", "key")).value, "new")
         await self.store.removeValue("1", "key")
         await self.raises(NoSuchObject, self.store.getValue("1", "key"))
         await self.raises(NoSuchObject, self.store.removeValue("1", "key"))
@@ -463,7 +467,8 @@ class StoreSuite:
         await gatherResults(
             [self.store.setValue("1", key, text, 2) for text in [*texts, "29"] for key in ("key", "other")]
         )
-        self.assertEqual(await self.store.listValues("1", None, 9, None), [("key", "29"), ("other", "29")])
+        found = await self.store.listValues("1", None, 9, None)
+        self.assertEqual([(value.key, value.value) for value in found], [("key", "29"), ("other", "29")])
         self.assertEqual(await countValues(self.store), 2)
         for key in ("key", "other"):
             payloads = [event.payload for event in await self.events()]
@@ -474,8 +479,8 @@ class StoreSuite:
         """A value comes back as it was, whatever characters are in it."""
         for text in ("\x00a\x00", "ü\u2028😀", "\ud800 half a pair", " '\"\\", "9"):
             await self.store.setValue("1", "key", text, 100)
-            self.assertEqual(await self.store.getValue("1", "key"), text)
-            self.assertEqual(await self.store.listValues("1", None, 9, None), [("key", text)])
+            self.assertEqual((await self.store.getValue("1", "key")).value, text)
+            self.assertEqual([value.value for value in await self.store.listValues("1", None, 9, None)], [text])
             self.assertEqual((await self.events())[-1].payload["new_value"], text)
 
     async def test_valuesHaveALimit(self):
@@ -490,6 +495,95 @@ class StoreSuite:
         self.assertEqual(await countValues(self.store), 1)
         await self.store.setValue("1", "three", "1", 2)
         self.assertEqual(await countValues(self.store, "3"), 0)
+
+    async def test_aValueHasThePositionOfItsLastChange(self):
+        """Setting a value returns the position of its event; the same value again keeps it, a new registration too."""
+        for value in ("old", "new", "new", "old"):
+            kept = await self.store.setValue("1", "key", value, 100)
+            await self.store.setValue("1", "other", value, 100)
+            last = [event for event in await self.events() if event.payload["configuration_value_id"] == "key"][-1]
+            self.assertEqual(kept, position(last.id))
+            self.assertEqual(await self.store.getValue("1", "key"), ValueRecord("key", value, kept))
+            self.assertEqual((await self.store.listValues("1", None, 1, None)), [ValueRecord("key", value, kept)])
+        await self.store.removeValue("1", "key")
+        self.assertGreater(await self.store.setValue("1", "key", "old", 100), kept)
+
+    async def refused(self, operation: Awaitable[Any]) -> int | None:
+        """The position that a refused write has found."""
+        try:
+            result = await operation
+        except PreconditionFailed as refusal:
+            return refusal.position
+        self.fail(f"PreconditionFailed was expected, but it returned {result!r}")
+
+    async def test_aConditionalWriteOfAMissingValue(self):
+        """It succeeds if there must be none; what must be there is looked for before the limit."""
+        anyTag, oneTag, none = Precondition(True), Precondition(True, frozenset(["0", "None"])), Precondition(False)
+        for precondition in (anyTag, oneTag):
+            self.assertIsNone(await self.refused(self.store.setValue("1", "key", "x", 0, precondition)))
+            self.assertIsNone(await self.refused(self.store.removeValue("1", "key", precondition)))
+        await self.raises(LimitExceeded, self.store.setValue("1", "key", "x", 0, none))
+        await self.raises(NoSuchObject, self.store.removeValue("1", "key", none))
+        self.assertEqual(await self.events(), [])
+        made = await self.store.setValue("1", "key", "x", 1, none)
+        self.assertEqual(await self.store.getValue("1", "key"), ValueRecord("key", "x", made))
+
+    async def test_aConditionalWriteOfAValue(self):
+        """It succeeds with the position of the last change, and is refused with any other, also for the same value."""
+        first = await self.store.setValue("1", "key", "old", 9)
+        second = await self.store.setValue("1", "key", "new", 9)
+        none, stale = Precondition(False), Precondition(True, frozenset([f"{first}", f"0{second}", f"{second} ", "*"]))
+        for precondition in (none, stale):
+            for value in ("new", "newest"):
+                self.assertEqual(await self.refused(self.store.setValue("1", "key", value, 9, precondition)), second)
+            self.assertEqual(await self.refused(self.store.removeValue("1", "key", precondition)), second)
+        fresh = Precondition(True, frozenset([f"{first}", f"{second}"]))
+        self.assertEqual(await self.store.setValue("1", "key", "new", 9, fresh), second)
+        third = await self.store.setValue("1", "key", "newer", 9, fresh)
+        fourth = await self.store.setValue("1", "key", "newest", 9, Precondition(True))
+        self.assertEqual(
+            await self.refused(self.store.removeValue("1", "key", Precondition(True, [f"{third}"]))), fourth
+        )
+        await self.store.removeValue("1", "key", Precondition(True, frozenset([f"{fourth}"])))
+        self.assertEqual(len(await self.events()), 5)
+
+    async def test_ofConditionalWritesAtOnceOneSucceeds(self):
+        """Writes that come together are checked one after the other."""
+        made = await self.store.setValue("1", "key", "0", 9)
+        same = Precondition(True, frozenset([f"{made}"]))
+        writes = [self.store.setValue("1", "key", f"{n}", 9, same) for n in range(1, 20)]
+        writes += [self.store.removeValue("1", "key", same)]
+        outcomes = await DeferredList(writes, consumeErrors=True)
+        self.assertEqual([succeeded for succeeded, _ in outcomes].count(True), 1)
+        kept = await self.store.getValue("1", "key")
+        refusals = {result.value.position for succeeded, result in outcomes if not succeeded}
+        self.assertEqual(refusals, {kept.position})
+
+    async def test_conditionalWritesLoseNoUpdate(self):
+        """Of 50 writers that read, increment and write one value 20 times each, every increment counts."""
+        await self.store.setValue("1", "key", "0", 9)
+
+        turns = DeferredSemaphore(4)
+
+        async def write() -> int:
+            async with turns:
+                old = await self.store.getValue("1", "key")
+                # The others read as well before this one writes.
+                await deferLater(reactor, 0)
+                precondition = Precondition(True, frozenset([f"{old.position}"]))
+                try:
+                    await self.store.setValue("1", "key", f"{int(old.value) + 1}", 9, precondition)
+                except PreconditionFailed:
+                    return 0
+                return 1
+
+        async def writeAll() -> None:
+            done = 0
+            while done < 20:
+                done += await write()
+
+        await gatherResults([Deferred.fromCoroutine(writeAll()) for _ in range(50)])
+        self.assertEqual((await self.store.getValue("1", "key")).value, "1000")
 
     async def test_namespacesHoldWhatIsBelowThem(self):
         """A namespace lists its own key and everything below, and nothing that merely begins alike."""
@@ -506,7 +600,8 @@ class StoreSuite:
         self.assertEqual(await self.keys("/"), sorted(key for key in below + others if key[0] == "/"))
         self.assertEqual(await self.keys(marker="/pro/cas2", count=2), ["/pro/cas2", "pro/cas/a"])
         self.assertEqual(await self.keys("/none"), [])
-        self.assertEqual(await self.store.listValues("1", None, 1, "/pro/cas"), [("/pro/cas", "/PRO/CAS")])
+        (found,) = await self.store.listValues("1", None, 1, "/pro/cas")
+        self.assertEqual((found.key, found.value), ("/pro/cas", "/PRO/CAS"))
 
     # -- events
 
@@ -634,7 +729,7 @@ class StoreSuite:
         self.assertEqual(await self.store.getService("2", "web"), two)
         self.assertEqual(await self.ids(tenant="2", tag="t"), ["web"])
         self.assertEqual(await self.ids(tag="t"), [])
-        self.assertEqual(await self.store.getValue("2", "key"), "two")
+        self.assertEqual((await self.store.getValue("2", "key")).value, "two")
         self.assertEqual(await self.keys(), [])
         self.assertEqual(await self.feed("2"), [("service.join", "web"), ("configuration_value.update", "key")])
 

@@ -75,7 +75,7 @@ class MemoryStoreTests(SynchronousTestCase):
         store = MemoryStore()
         self.successResultOf(store.open())
         self.successResultOf(store.setValue("1", "key", "value", 10))
-        self.assertEqual(self.successResultOf(store.getValue("1", "key")), "value")
+        self.assertEqual(self.successResultOf(store.getValue("1", "key")).value, "value")
 
     def test_canBeMadeUnavailable(self):
         """While the switch is on every operation fails and nothing changes; then all is as before."""

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 
+from ...model import UNCONDITIONAL, Precondition
 from .. import payloads
-from ..interfaces import LimitExceeded, NoSuchObject
+from ..interfaces import LimitExceeded, NoSuchObject, PreconditionFailed, ValueRecord
 from .batches import Batches, Transaction
 from .gateway import Etcd, endOf, reading
 
@@ -29,13 +30,13 @@ class EtcdValues:
     def _at(self, tenant: str, key: str) -> str:
         return f"{self._prefix}{tenant}/{key}"
 
-    async def get(self, tenant: str, key: str) -> str:
+    async def get(self, tenant: str, key: str) -> ValueRecord:
         found = await self._etcd.get(self._at(tenant, key))
         if found is None:
             raise NoSuchObject(key)
-        return _textOf(found.value)
+        return _record(key, found.value)
 
-    async def list(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[tuple[str, str]]:
+    async def list(self, tenant: str, marker: str | None, count: int, namespace: str | None) -> list[ValueRecord]:
         prefix = self._at(tenant, "")
         below = "" if namespace is None else namespace.rstrip("/") + "/"
         reads = []
@@ -48,39 +49,52 @@ class EtcdValues:
             return []
         done = await self._etcd.txn((), reads)
         found = [each for kept in done.found for each in kept or ()]
-        return [(each.key[len(prefix) :], _textOf(each.value)) for each in found[:count]]
+        return [_record(each.key[len(prefix) :], each.value) for each in found[:count]]
 
-    async def set(self, tenant: str, key: str, value: str, maximum: int) -> None:
+    async def set(
+        self, tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
+    ) -> int:
         at = self._at(tenant, key)
 
-        def change(transaction: Transaction) -> None:
-            kept = transaction.get(at)
-            oldValue = None if kept is None else _textOf(kept)
-            if oldValue == value:
-                return
-            if oldValue is None:
+        def change(transaction: Transaction) -> int:
+            old = _allowed(key, transaction.get(at), precondition)
+            if old is not None and old.value == value:
+                return old.position
+            if old is None:
                 if transaction.clock.values >= maximum:
                     raise LimitExceeded(maximum)
                 transaction.clock.values += 1
-            transaction.put(at, json.dumps({"v": 1, "value": value}, separators=(",", ":")).encode("ascii"))
-            transaction.addEvent("configuration_value.update", payloads.updatedValue(key, oldValue, value))
+            payload = payloads.updatedValue(key, None if old is None else old.value, value)
+            position = transaction.addEvent("configuration_value.update", payload)
+            record = {"v": 1, "value": value, "position": position}
+            transaction.put(at, json.dumps(record, separators=(",", ":")).encode("ascii"))
+            return position
 
-        await self._groups.do(tenant, [at], change)
+        return await self._groups.do(tenant, [at], change)
 
-    async def remove(self, tenant: str, key: str) -> None:
+    async def remove(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
         at = self._at(tenant, key)
 
         def change(transaction: Transaction) -> None:
-            kept = transaction.get(at)
-            if kept is None:
+            old = _allowed(key, transaction.get(at), precondition)
+            if old is None:
                 raise NoSuchObject(key)
             transaction.delete(at)
             transaction.clock.values -= 1
-            transaction.addEvent("configuration_value.remove", payloads.removedValue(key, _textOf(kept)))
+            transaction.addEvent("configuration_value.remove", payloads.removedValue(key, old.value))
 
         await self._groups.do(tenant, [at], change)
 
 
-def _textOf(value: bytes) -> str:
-    text: str = json.loads(value)["value"]
-    return text
+def _record(key: str, kept: bytes) -> ValueRecord:
+    found = json.loads(kept)
+    return ValueRecord(key, found["value"], found.get("position", 0))
+
+
+def _allowed(key: str, kept: bytes | None, precondition: Precondition) -> ValueRecord | None:
+    """The value that is to be written; ``None`` if there is none."""
+    old = None if kept is None else _record(key, kept)
+    position = None if old is None else old.position
+    if not precondition.allows(position):
+        raise PreconditionFailed(position)
+    return old

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
-from ...model import NewService
+from ...model import UNCONDITIONAL, NewService, Precondition
 from ...statistics import StoreStatistics
 from ..interfaces import Account, Expiration, IStore, ServiceRecord, StoreUnavailable
 from . import file as sqlitefile
@@ -248,8 +248,10 @@ class SqliteStore:
     listValues = _reads(Tables.listValues)
     removeValue = _writes(Tables.removeValue)
 
-    def setValue(self, tenant: str, key: str, value: str, maximum: int) -> Deferred[None]:
-        return self._writer.submitOneOfMany(Tables.setValues, (tenant, key, value, maximum))
+    def setValue(
+        self, tenant: str, key: str, value: str, maximum: int, precondition: Precondition = UNCONDITIONAL
+    ) -> Deferred[int]:
+        return self._writer.submitOneOfMany(Tables.setValues, (tenant, key, value, maximum, precondition))
 
     # -- events
 

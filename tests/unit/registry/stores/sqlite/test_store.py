@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.unit.registry.stores.storesuite import countServices, countValues
 from tests.unit.registry.stores.test_stores import HandReactor
 from txserviceregistry.registry.eventids import position, positionOf
-from txserviceregistry.registry.model import NewService
+from txserviceregistry.registry.model import NewService, Precondition
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
     ServiceRecord,
@@ -249,6 +249,8 @@ class SqliteStoreTests(SqliteCase):
                 yield store.setValue("1", f"key{n % 70}", f"value{n % 2}", 60)
             for value in ("a", "a", "b", "\ud800", "a"):
                 yield store.setValue("2", "key", value, 1)
+                yield store.setValue("2", "key", "new", 1, Precondition(False))
+                yield store.setValue("3", "key", value, 1, Precondition(value == "b"))
             yield store.removeValue("2", "key")
             yield store.setValue("2", "other", "", 1)
             yield store.setValue("2", "key", "", 1)
@@ -258,7 +260,9 @@ class SqliteStoreTests(SqliteCase):
             try:
                 result = await operation
             except Exception as error:
-                return repr(error)
+                return type(error).__name__
+            if isinstance(result, int):
+                return "position"
             return attrs.evolve(result, incarnation="") if isinstance(result, ServiceRecord) else result
 
         async def state(store: SqliteStore, tenant: str) -> Any:
@@ -266,14 +270,14 @@ class SqliteStoreTests(SqliteCase):
                 [event.payload for event in await store.listEvents(tenant, 0, 999, None)],
                 [attrs.evolve(one, incarnation="") for one in await store.listServices(tenant, None, 999, None, ())],
                 [one.id for one in await store.listServices(tenant, None, 999, "t", ())],
-                await store.listValues(tenant, None, 999, None),
+                [(one.key, one.value) for one in await store.listValues(tenant, None, 999, None)],
             )
 
         patient, hurried = await self.opened(), await self.opened(self.mktemp())
         waiting = [Deferred.fromCoroutine(outcome(each)) for each in operations(hurried)]
         outcomes = [await outcome(each) for each in operations(patient)]
         self.assertEqual(await gatherResults(waiting), outcomes)
-        for kind in ("ObjectExists", "LimitExceeded", "ServiceRecord", "None"):
+        for kind in ("ObjectExists", "LimitExceeded", "PreconditionFailed", "ServiceRecord", "None", "position"):
             self.assertIn(kind, str(outcomes))
         for tenant in ("1", "2", "3"):
             self.assertEqual(await state(hurried, tenant), await state(patient, tenant))
@@ -350,7 +354,7 @@ class SqliteStoreTests(SqliteCase):
         bad = store.getValue("1", "\ud800")
         good = store.getValue("1", "key")
         await self.raises(UnicodeEncodeError, bad)
-        self.assertEqual(await good, "value")
+        self.assertEqual((await good).value, "value")
 
     async def test_othersHaveTheirTurnWhileManyExpire(self):
         """An operation that comes while thousands of expirations are written does not wait for the last of them."""
@@ -408,7 +412,7 @@ class SqliteStoreTests(SqliteCase):
             elsewhere.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
         for _ in range(3):
             await store.setValue("1", "key", "other", 10)
-            self.assertEqual(await store.getValue("1", "key"), "other")
+            self.assertEqual((await store.getValue("1", "key")).value, "other")
         expected = [
             (LogLevel.error, "write"),
             (LogLevel.error, "read"),
@@ -641,13 +645,13 @@ class SqliteStoreTests(SqliteCase):
             await self.refusesWrites(
                 store, f"{self.path}{endings[0]} was removed or moved away", "put the same file back"
             )
-            self.assertEqual(await store.getValue("1", "key"), f"before{endings}")
+            self.assertEqual((await store.getValue("1", "key")).value, f"before{endings}")
             back()
             await store.setValue("1", "key", f"after{endings}", 10)
             await store.probe()
             await store.close()
             store = await self.opened()
-            self.assertEqual(await store.getValue("1", "key"), f"after{endings}")
+            self.assertEqual((await store.getValue("1", "key")).value, f"after{endings}")
             await store.close()
 
     async def test_aFileThatIsReplacedIsNoticed(self):
@@ -666,7 +670,7 @@ class SqliteStoreTests(SqliteCase):
         self.assertEqual(sorted(name for name in os.listdir() if name.startswith(self.path + "-")), [])
         back()
         await store.setValue("1", "key", "after", 10)
-        self.assertEqual(await store.getValue("1", "key"), "after")
+        self.assertEqual((await store.getValue("1", "key")).value, "after")
 
     async def test_aFileThatIsOverwrittenIsNoticed(self):
         """
@@ -689,7 +693,7 @@ class SqliteStoreTests(SqliteCase):
             with open(self.path, "wb") as file:
                 file.write(whole)
             store = await self.exclusive()
-            self.assertEqual(await store.getValue("1", "key"), "before")
+            self.assertEqual((await store.getValue("1", "key")).value, "before")
             await store.close()
 
     async def exclusive(self, path: str | None = None) -> SqliteStore:
@@ -732,7 +736,7 @@ class SqliteStoreTests(SqliteCase):
         os.rmdir(folder)
         os.rename(folder + ".away", folder)
         await store.setValue("1", "key", "after", 10)
-        self.assertEqual(await store.getValue("1", "key"), "after")
+        self.assertEqual((await store.getValue("1", "key")).value, "after")
 
     async def test_looksAtTheFilesSeveralTimesASecond(self):
         """Less than a second after a file has vanished no write is acknowledged, however many there are."""
@@ -755,7 +759,7 @@ class SqliteStoreTests(SqliteCase):
             await store.close()
             back()
             store = await self.opened()
-            self.assertEqual(await store.getValue("1", "key"), f"before{endings}")
+            self.assertEqual((await store.getValue("1", "key")).value, f"before{endings}")
             await store.close()
 
     async def test_closingAStoreWhoseLogVanished(self):
@@ -764,7 +768,7 @@ class SqliteStoreTests(SqliteCase):
         await store.setValue("1", "key", "before", 10)
         os.unlink(self.path + "-wal")
         await store.close()
-        self.assertEqual(await (await self.opened()).getValue("1", "key"), "before")
+        self.assertEqual((await (await self.opened()).getValue("1", "key")).value, "before")
 
     async def test_aVanishedFileIsLoggedOnce(self):
         """There is one line when a file vanishes and one when it is back, however many writes fail meanwhile."""
@@ -778,7 +782,7 @@ class SqliteStoreTests(SqliteCase):
         self.reactor.advance(1)
         for _ in range(3):
             await self.refusesWrites(store)
-            self.assertEqual(await store.getValue("1", "key"), "before")
+            self.assertEqual((await store.getValue("1", "key")).value, "before")
         back()
         await store.probe()
         await store.probe()
@@ -802,7 +806,7 @@ class SqliteStoreTests(SqliteCase):
         troubles.append("taken by another")
         self.reactor.advance(1)
         await self.refusesWrites(store, "taken by another")
-        self.assertEqual(await store.getValue("1", "key"), "before")
+        self.assertEqual((await store.getValue("1", "key")).value, "before")
         troubles.clear()
         await store.setValue("1", "key", "after", 10)
 
@@ -899,7 +903,7 @@ class RefusedFileTests(TestCase):
             file.write(whole)
         store = SqliteStore(self.path, reactor=reactor)
         await store.open()
-        self.assertEqual(await store.getValue("1", "key"), "acknowledged")
+        self.assertEqual((await store.getValue("1", "key")).value, "acknowledged")
         await store.close()
 
     async def test_aLogThatIsMovedAwayIsGoneWithout(self):

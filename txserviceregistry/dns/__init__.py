@@ -1,3 +1,0 @@
-"""
-A DNS server over a :class:`~txserviceregistry.discovery.Directory`. It needs dnspython, the extra ``dns``.
-"""

@@ -1,0 +1,100 @@
+"""
+The configuration values of a registry, and their tags: a tag says which change of a value was the last one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .faults import Fault, limitReached, notFound, preconditionFailed
+from .limits import ResourceLimits
+from .model import UNCONDITIONAL, Page, Precondition
+from .stores.interfaces import IStore, LimitExceeded, NoSuchObject, PreconditionFailed, ValueRecord
+from .subscribers import Subscribers
+from .tasks import TaskOwner, available, owned
+
+
+class Configuration:
+    """
+    The configuration values of all tenants.
+
+    :param limits: how many values an account may have.
+    :param subscribers: are notified of changes.
+    """
+
+    def __init__(self, store: IStore, limits: ResourceLimits, subscribers: Subscribers, tasks: TaskOwner) -> None:
+        self._store = store
+        self._maximum = limits.configurationValue
+        self._subscribers = subscribers
+        self._tasks = tasks
+
+    @owned
+    async def list(
+        self, tenant: str, marker: str | None, limit: int, namespace: str | None, *, tagged: bool = False
+    ) -> Page:
+        """
+        A page of configuration values by key, from *marker* on.
+
+        :param namespace: ``None`` for all, ``"/"`` for all qualified keys, ``"/a/b"`` for that key and all below it.
+        :param tagged: whether each has its tag, as ``etag``.
+        """
+        records = await available(self._store.listValues(tenant, marker, limit + 1, namespace))
+        nextMarker = records[limit].key if len(records) > limit else None
+        return Page([_shown(record, tagged) for record in records[:limit]], nextMarker)
+
+    @owned
+    async def get(self, tenant: str, key: str) -> ValueRecord:
+        """One value; the fault 404 if it is not there."""
+        try:
+            return await available(self._store.getValue(tenant, key))
+        except NoSuchObject:
+            raise notFound("ConfigurationValue", key)
+
+    @owned
+    async def set(self, tenant: str, key: str, value: str, precondition: Precondition = UNCONDITIONAL) -> int:
+        """
+        Set a value, with an event if it is new or changed.
+
+        :return: fires with the position of its last change.
+        :raises Fault: ``preconditionFailed``; ``limitReached`` if it is new and the account is full.
+        """
+        try:
+            position = await available(self._store.setValue(tenant, key, value, self._maximum, precondition))
+        except PreconditionFailed as refusal:
+            raise _refused(key, refusal.position)
+        except LimitExceeded:
+            raise limitReached("configuration_value", self._maximum)
+        self._subscribers.notify((tenant,), "configuration_value.update")
+        return position
+
+    @owned
+    async def remove(self, tenant: str, key: str, precondition: Precondition = UNCONDITIONAL) -> None:
+        """
+        Remove a value, with an event.
+
+        :raises Fault: ``preconditionFailed``; 404 if it is not there.
+        """
+        try:
+            await available(self._store.removeValue(tenant, key, precondition))
+        except PreconditionFailed as refusal:
+            raise _refused(key, refusal.position)
+        except NoSuchObject:
+            raise notFound("ConfigurationValue", key)
+        self._subscribers.notify((tenant,), "configuration_value.remove")
+
+
+def etagAt(position: int) -> str:
+    """The tag of a value, as HTTP has it."""
+    return f'"{position}"'
+
+
+def _shown(record: ValueRecord, tagged: bool) -> dict[str, Any]:
+    value = {"id": record.key, "value": record.value}
+    return {**value, "etag": etagAt(record.position)} if tagged else value
+
+
+def _refused(key: str, position: int | None) -> Fault:
+    if position is None:
+        return preconditionFailed(f'Object "ConfigurationValue" with key "{key}" does not exist')
+    tag = etagAt(position)
+    return preconditionFailed(f'Object "ConfigurationValue" with key "{key}" has the tag {tag}', tag)
