@@ -259,11 +259,11 @@ class Registry:
         if changes == ServiceChanges():
             return
         updating = self._store.updateService(tenant, id, state.incarnation, changes)
-        await self._applied(state, self._changed((tenant,), updating, "service.update"))
+        record = await self._applied(state, self._changed((tenant,), updating, "service.update"))
         if self._deadlines.active(tenant, id) is not state:
             raise notFound("Service", id)
         if changes.heartbeatTimeout is not None:
-            self._deadlines.restart(state, changes.heartbeatTimeout)
+            self._deadlines.restart(state, record.heartbeatTimeout)
 
     def remove(self, tenant: str, id: str) -> Deferred[None]:
         """Deregister a service, with an event; the fault 404 if it is not there."""
@@ -286,10 +286,10 @@ class Registry:
             raise notFound("Service", id)
         return state
 
-    async def _applied(self, state: ServiceState, change: Awaitable[object]) -> None:
+    async def _applied(self, state: ServiceState, change: Awaitable[ServiceRecord]) -> ServiceRecord:
         """Wait for a change of a service; the store is right about what is there."""
         try:
-            await change
+            return await change
         except NoSuchObject:
             self._deadlines.forget(state.tenant, state.id, state.incarnation)
             self._live.markUnsure(state.tenant, state.id)

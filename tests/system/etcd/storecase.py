@@ -70,6 +70,9 @@ class EtcdStoreCase(EtcdCase):
     async def create(self, store: EtcdStore, id: str = "web", timeout: int = 30, tenant: str = T) -> ServiceRecord:
         return await store.createService(tenant, NewService(id, timeout), 10_000)
 
+    def beginCreate(self, store: EtcdStore, id: str = "web") -> Deferred[ServiceRecord]:
+        return Deferred.fromCoroutine(self.create(store, id))
+
     async def created(self, *stores: EtcdStore, id: str = "web", timeout: int = 30) -> ServiceRecord:
         """A service that all of these stores know."""
         made = await self.create(stores[0], id, timeout)

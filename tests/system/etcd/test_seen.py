@@ -39,7 +39,7 @@ class SeenTests(EtcdStoreCase):
         store.recordLastSeen(T, "web", again.incarnation, 6000)
         await self.whenever(lambda: self.key(f"seen/{T}/web"))
         seen = await self.key(f"seen/{T}/web")
-        self.assertEqual(seen and seen.value, b"6000")
+        self.assertEqual(seen and int(seen.value), 6000)
 
     async def test_everyFiveMinutes(self) -> None:
         """Of a service that is seen all the time, one time in five minutes is written."""

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import gatherResults
 
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
 from txserviceregistry.registry.model import ServiceChanges
 from txserviceregistry.registry.stores.etcd.gateway import encode, endOf
-from txserviceregistry.registry.stores.etcd.store import EtcdStore
-from txserviceregistry.registry.stores.interfaces import (
-    ServiceRecord,
-)
 
 
 class VoteTests(EtcdStoreCase):
@@ -228,7 +224,7 @@ class VoteTests(EtcdStoreCase):
         """Hundreds of expirations, found by two nodes at once, are persisted once each, and other services stay."""
         a, b = await self.store(), await self.store()
         self.ticking = []
-        made = await gatherResults([self.create_(a, f"web{number:03}") for number in range(120)])
+        made = await gatherResults([self.beginCreate(a, f"web{number:03}") for number in range(120)])
         for store in (a, b):
             await self.until(lambda store=store: len(self.listeners[store].deadlines) == 120)
         kept = made[::10]
@@ -245,9 +241,6 @@ class VoteTests(EtcdStoreCase):
         self.assertEqual(json.loads(clock.value)["services"] if clock else 0, len(kept))
         expired = [each for store in (a, b) for each in self.listeners[store].heard if each[0] == "expired"]
         self.assertEqual(len(expired), len(set(expired)))
-
-    def create_(self, store: EtcdStore, id: str) -> Deferred[ServiceRecord]:
-        return Deferred.fromCoroutine(self.create(store, id))
 
     async def areThere(self, ids: list[str]) -> bool:
         return await self.keys(f"services/{T}/") == ids

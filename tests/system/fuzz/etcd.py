@@ -8,9 +8,10 @@ the agent through which the nodes reach it keeps account of them, and ends one i
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import math
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ _PATIENCE = 30.0
 _FOR_EVER = 1_000_000
 #: A lease ends, in etcd, when it is found at one of its rounds: so many seconds apart.
 _ROUND = 0.5
+#: Seconds that the writes of statuses are delayed, one after the other.
+_DELAYS = (0.0, 0.0, 0.1, 0.0, 0.4, 0.2, 0.0, 0.7)
 
 
 @attrs.define
@@ -52,7 +55,7 @@ class _Lease:
 @implementer(IAgent)
 class Gateway:
     """
-    An agent that asks etcd there and then, and answers in a turn of the program's clock.
+    An agent that asks etcd there and then, but for the statuses of nodes, and answers in a turn of the program's clock.
 
     :param url: etcd's.
     :param turns: the clock.
@@ -64,6 +67,7 @@ class Gateway:
         self._connection = http.client.HTTPConnection(self._host, timeout=_PATIENCE)
         self._leases: dict[int, _Lease] = {}
         self._watches: set[_Watching] = set()
+        self._delays = itertools.cycle(_DELAYS)
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
@@ -72,18 +76,26 @@ class Gateway:
         assert isinstance(bodyProducer, BytesProducer)
         path = uri.decode("ascii").partition("/v3/")[2]
         answered: Deferred[IResponse] = Deferred()
+        delay = next(self._delays) if _isStatus(bodyProducer.body) else 0.0
+        if delay:
+            self._turns.callLater(delay, self._pass, path, bodyProducer.body, answered)
+        else:
+            self._pass(path, bodyProducer.body, answered)
+        return answered
+
+    def _pass(self, path: str, body: bytes, answered: Deferred[IResponse]) -> None:
+        """Ask etcd."""
         response: Any
         revision = 0
         if path == "watch":
-            response = _Watching(self._host, bodyProducer.body, self._turns.callFromThread, self._watches)
+            response = _Watching(self._host, body, self._turns.callFromThread, self._watches)
         elif path.startswith("lease/"):
-            response, revision = self._leased(path.removeprefix("lease/"), bodyProducer.body)
+            response, revision = self._leased(path.removeprefix("lease/"), body)
         else:
-            code, said = self._ask(path, bodyProducer.body)
+            code, said = self._ask(path, body)
             response, revision = answer(code, said), _changed(said)
         self._turns.callFromThread(self._deliver, answered, response)
         self._tell(revision)
-        return answered
 
     def _deliver(self, answered: Deferred[IResponse], response: IResponse) -> None:
         if not answered.called:
@@ -159,12 +171,28 @@ def _id(id: int) -> bytes:
     return json.dumps({"ID": str(id)}).encode()
 
 
+def _isStatus(body: bytes) -> bool:
+    """Whether a request writes the status of a node that is a member."""
+    conditions = json.loads(body).get("compare", ())
+    return (
+        len(conditions) == 1
+        and b"/nodes/" in b64decode(conditions[0]["key"])
+        and conditions[0].get("create_revision", "0") != "0"
+    )
+
+
 def _changed(said: Mapping[str, Any]) -> int:
     """The revision that a transaction made; 0 if it made none."""
-    for response in said.get("responses", ()):
-        if "response_put" in response or int(response.get("response_delete_range", {}).get("deleted", 0)):
-            return int(said["header"]["revision"])
-    return 0
+    return int(said["header"]["revision"]) if _changes(said) else 0
+
+
+def _changes(said: Mapping[str, Any]) -> bool:
+    return any(
+        "response_put" in each
+        or int(each.get("response_delete_range", {}).get("deleted", 0))
+        or _changes(each.get("response_txn", {}))
+        for each in said.get("responses", ())
+    )
 
 
 @implementer(IResponse)
@@ -244,11 +272,12 @@ class TwoNodes(Backing):
     """
     One etcd for two nodes.
 
-    A service that expires does so after a vote: a second late at most.
+    The writes of the nodes' statuses are delayed, so that the nodes see what the other one publishes at different
+    moments. A service that expires does so after a vote: a second late at most, and two such delays.
     """
 
     nodes = 2
-    late = 1.0
+    late = 1.0 + 2 * max(_DELAYS)
 
     def __init__(self, turns: Turns, wallClock: Callable[[], float]) -> None:
         super().__init__(turns, wallClock)

@@ -76,6 +76,7 @@ class Transaction:
     The tenant's objects as they are, and the changes that a group is about to make to them.
 
     :ivar clock: the tenant's clock; a change of it is a change like any other.
+    :ivar revision: at which the group was made; 0 before that.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Transaction:
         eventKey: Callable[[str, int], str],
     ) -> None:
         self.clock = clock
+        self.revision = 0
         self._found = found
         self._wallClock = wallClock
         self._eventKey = eventKey
@@ -287,7 +289,11 @@ class Batches:
             )
             # A transaction whose answer was lost is sent again, and fails then: what it did the first time, the key
             # shows that only this node sets.
-            if done.succeeded or any(each.key == commitKey and each.value == number for each in done.found[1] or ()):
+            before = [] if done.succeeded else done.found[1] or []
+            transaction.revision = next((each.modified for each in before if each.value == number), 0)
+            if done.succeeded:
+                transaction.revision = done.revision
+            if transaction.revision:
                 self._etcd.statistics.commits.add(len(steps))
                 return outcomes
             if self._clock.seconds() > end:

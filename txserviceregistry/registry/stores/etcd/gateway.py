@@ -165,6 +165,13 @@ def put(key: str, value: bytes, lease: int = 0) -> dict[str, Any]:
     return {"request_put": {"key": encode(key), "value": encode(value), "lease": str(lease)}}
 
 
+def putGreater(key: str, value: bytes) -> dict[str, Any]:
+    """An operation of a transaction: set a key, unless its value is greater, which is written again then."""
+    isGreater = {"key": encode(key), "target": "VALUE", "result": "GREATER", "value": encode(value)}
+    again = {"request_put": {"key": encode(key), "ignore_value": True}}
+    return {"request_txn": {"compare": [isGreater], "success": [again], "failure": [put(key, value)]}}
+
+
 def deletion(key: str, end: str | None = None) -> dict[str, Any]:
     """An operation of a transaction: delete a key, or all from it up to *end*."""
     bounds = {"key": encode(key)} if end is None else {"key": encode(key), "range_end": encode(end)}

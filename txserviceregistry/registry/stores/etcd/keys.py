@@ -72,7 +72,7 @@ class NodeKeys:
         self._commits = commits
         self._services = services
         self._ids = ids
-        self._listener = listener
+        self._listener = services.listener = listener
         self._leases: dict[str, int] = {}
         self._watch: Watch | None = None
         self._loads = 0
@@ -194,11 +194,9 @@ class NodeKeys:
         elif kind == "joins":
             self.node.joins = change.now.modified
         elif kind == "services" and change.isDeleted:
-            gone = self._services.recordDeleted(change.now, change.before)
-            if gone is not None:
-                self._listener.vanished(*gone)
+            self._services.recordDeleted(change.now, change.before)
         elif kind == "services":
-            self._listener.appeared(self._services.recordChanged(change.now))
+            self._services.recordChanged(change.now)
         elif kind == "seen" and not change.isDeleted:
             self._services.seenChanged(change.now)
         elif kind in ("events", "moreevents") and not change.isDeleted:

@@ -417,7 +417,9 @@ class Node:
         except Exception as error:
             if not isinstance(error, StoreUnavailable):
                 self._log.failure("Expiration of a service failed; its outcome is being determined")
-            hasExpired = await self._settle(session, registration)
+            if not await self._settle(session, registration):
+                # By this transaction, or by what another node did.
+                self._registrations.ended(registration)
         # In this order: what the end of the vote opens must not be acknowledged any more.
         if hasExpired:
             self._registrations.expired(registration)
@@ -426,14 +428,18 @@ class Node:
         session.votes.decided(number, registration)
 
     async def _settle(self, session: _Session, registration: Registration) -> bool:
-        """Make sure that a transaction whose outcome is unknown has ended the registration, or never will."""
+        """
+        Make sure that a transaction whose outcome is unknown has ended the registration, or never will.
+
+        :return: whether the registration exists.
+        """
         while self._session is session:
             try:
-                return not await self._keys.touch(registration)
+                return await self._keys.touch(registration)
             except StoreUnavailable:
                 await deferLater(self._clock, PAUSE)
         # Without its key, none of this node's transactions can succeed any more.
-        return False
+        return True
 
     # -- heartbeats
 

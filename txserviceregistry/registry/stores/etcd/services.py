@@ -18,10 +18,18 @@ from twisted.python.failure import Failure
 
 from ...model import NewService, ServiceChanges
 from .. import payloads
-from ..interfaces import Expiration, LimitExceeded, NoSuchObject, ObjectExists, ServiceRecord, ServiceSummary
+from ..interfaces import (
+    Expiration,
+    IStoreListener,
+    LimitExceeded,
+    NoSuchObject,
+    ObjectExists,
+    ServiceRecord,
+    ServiceSummary,
+)
 from .batches import Batches, Transaction
 from .eventids import TenantIds
-from .gateway import PAGE, PATIENCE, Compare, Etcd, KeyValue, Revision, Urgency, endOf, put
+from .gateway import PAGE, PATIENCE, Compare, Etcd, KeyValue, Revision, Urgency, endOf, putGreater
 from .node import Evidence
 from .votes import Registration
 
@@ -30,6 +38,8 @@ _SEEN_INTERVAL = 300.0
 #: Times and touches in one transaction (etcd takes 128 operations), and the seconds between two transactions of times.
 _GROUP = 120
 _PACE = 1.0
+#: The time of the last heartbeat of a service that has received none.
+_NEVER = b"0000000000000"
 
 
 @attrs.frozen
@@ -57,7 +67,8 @@ class _Known:
     """
     What is known of a service without reading it.
 
-    :ivar created: the revision that created its record; 0 until the watch has shown it.
+    :ivar created: the revision that created its record.
+    :ivar modified: the revision that its timeout is known from.
     :ivar seen: the time of a heartbeat, in milliseconds since the epoch.
     :ivar touched: the revision of the last touch that the watch has shown; 0 for none.
     :ivar written: when the time of a heartbeat was written here last, in seconds.
@@ -67,7 +78,8 @@ class _Known:
     id: str
     incarnation: str
     timeout: int
-    created: int = 0
+    created: int
+    modified: int
     seen: int | None = None
     touched: int = 0
     written: float | None = None
@@ -87,7 +99,10 @@ class EtcdServices:
     :param clock: for the intervals.
     :param prefix: of all keys.
     :param ids: the tenants' event ids.
+    :ivar listener: is notified of changes.
     """
+
+    listener: IStoreListener
 
     def __init__(self, etcd: Etcd, batches: Batches, clock: IReactorTime, prefix: str, ids: TenantIds) -> None:
         self._etcd = etcd
@@ -100,8 +115,10 @@ class EtcdServices:
         # Services whose time is to be written, in order.
         self._seenDue: dict[_Known, None] = {}
         self._hasSeenWriter = False
-        # The revision of the last end of a service that the watch has shown.
-        self._ended = 0
+        # The revisions of the last record that the watch has shown, and of the last end of a service that is known.
+        self._shown = self._ended = 0
+        # Services that have ended here and whose end the watch has not shown yet, with its revision.
+        self._gone: dict[Registration, int] = {}
         self._touches: list[tuple[_Known, Deferred[bool]]] = []
 
     # -- keys
@@ -118,16 +135,18 @@ class EtcdServices:
 
     # -- what is known
 
-    def _keep(self, tenant: str, id: str, record: _Record, created: int = 0) -> _Known:
-        """Take over that this is the record of a service."""
+    def _keep(self, tenant: str, id: str, record: _Record, created: int, modified: int) -> _Known | None:
+        """Take over a record as it was at a revision; ``None`` if it is known to have ended."""
         incarnation = self._ids.of(tenant).idAt(record.position)
         known = self._known.get((tenant, id))
+        if (tenant, incarnation) in self._gone or (known is not None and known.created > created):
+            return None
         if known is None or known.incarnation != incarnation:
             self._drop(known)
-            known = _Known(tenant, id, incarnation, record.timeout)
+            known = _Known(tenant, id, incarnation, record.timeout, created, modified)
             self._known[tenant, id] = self._byIncarnation[tenant, incarnation] = known
-        known.timeout = record.timeout
-        known.created = created or known.created
+        elif modified >= known.modified:
+            known.timeout, known.modified = record.timeout, modified
         return known
 
     def _drop(self, known: _Known | None) -> None:
@@ -136,47 +155,63 @@ class EtcdServices:
             if self._known.get((known.tenant, known.id)) is known:
                 del self._known[known.tenant, known.id]
 
+    def _end(self, registration: Registration, revision: int) -> None:
+        """A service has ended here."""
+        self._drop(self._byIncarnation.get(registration))
+        self._ended = max(self._ended, revision)
+        if revision > self._shown:
+            self._gone[registration] = revision
+
     def load(self, records: Collection[KeyValue], seen: Collection[KeyValue], revision: int) -> list[ServiceSummary]:
         """These are all records and times that there are, at that revision. Returns the services."""
-        # Less than before only where etcd was restored from a backup.
-        self._ended = revision
-        before = set(self._byIncarnation)
+        if revision < self._shown:
+            # etcd was restored from a backup.
+            self._known, self._byIncarnation, self._gone = {}, {}, {}
+        self._shown = self._ended = revision
+        self._gone = {registration: at for registration, at in self._gone.items() if at > revision}
+        before = {registration for registration, known in self._byIncarnation.items() if known.created <= revision}
         for each in records:
             tenant, id = self._name(each.key)
-            known = self._keep(tenant, id, _Record.of(each.value), each.created)
-            known.touched = 0
-            before.discard((tenant, known.incarnation))
+            known = self._keep(tenant, id, _Record.of(each.value), each.created, each.modified)
+            if known is not None:
+                known.touched = 0
+                before.discard((tenant, known.incarnation))
         for registration in before:
             self._drop(self._byIncarnation[registration])
         for each in seen:
             self.seenChanged(each)
         return [known.summary for known in self._known.values()]
 
-    def recordChanged(self, now: KeyValue) -> ServiceSummary:
-        """The watch shows a record. Returns the service."""
+    def recordChanged(self, now: KeyValue) -> None:
+        """The watch shows a record."""
+        self._shown = now.modified
         tenant, id = self._name(now.key)
-        return self._keep(tenant, id, _Record.of(now.value), now.created).summary
+        known = self._keep(tenant, id, _Record.of(now.value), now.created, now.modified)
+        if known is not None:
+            self.listener.appeared(known.summary)
 
-    def recordDeleted(self, now: KeyValue, before: KeyValue | None) -> tuple[str, str, str] | None:
-        """The watch shows that a record is gone. Returns tenant, id and incarnation, unless it is unknown."""
+    def recordDeleted(self, now: KeyValue, before: KeyValue | None) -> None:
+        """The watch shows that a record is gone."""
+        self._shown = now.modified
         self._ended = max(self._ended, now.modified)
         tenant, id = self._name(now.key)
         known = self._known.get((tenant, id))
         if before is not None:
             # What is known may be a later incarnation, created here, which this change is not about.
             incarnation = self._ids.of(tenant).idAt(_Record.of(before.value).position)
-            self._drop(self._byIncarnation.get((tenant, incarnation)))
-            return tenant, id, incarnation
-        if known is None:
-            return None
-        self._drop(known)
-        return tenant, id, known.incarnation
+        elif known is not None:
+            incarnation = known.incarnation
+        else:
+            return
+        self._gone.pop((tenant, incarnation), None)
+        self._drop(self._byIncarnation.get((tenant, incarnation)))
+        self.listener.vanished(tenant, id, incarnation)
 
     def seenChanged(self, now: KeyValue) -> None:
         """The watch shows the time of a heartbeat."""
         known = self._known.get(self._name(now.key))
         # One of an earlier incarnation may be shown after this one was created here.
-        if known is not None and 0 < known.created <= now.modified:
+        if known is not None and known.created <= now.modified:
             known.touched = now.modified
             # What was received here may be newer than what was written. A touch writes 0 before the first heartbeat.
             known.seen = max(known.seen or 0, int(now.value)) or None
@@ -202,7 +237,7 @@ class EtcdServices:
         id, timeout = service.id, service.heartbeatTimeout
         key = self._recordKey(tenant, id)
 
-        def create(transaction: Transaction) -> _Record:
+        def create(transaction: Transaction) -> tuple[_Record, Transaction]:
             if transaction.get(key) is not None:
                 raise ObjectExists(id)
             if transaction.clock.services >= maximum:
@@ -211,18 +246,23 @@ class EtcdServices:
             record = _Record(position, timeout, service.tags, service.metadata)
             transaction.put(key, record.toBytes())
             transaction.clock.services += 1
-            return record
+            return record, transaction
 
-        record = await self._batches.do(tenant, [key], create)
-        self._keep(tenant, id, record)
-        return self._record(tenant, id, record)
+        record, transaction = await self._batches.do(tenant, [key], create)
+        made, revision = self._record(tenant, id, record), transaction.revision
+        if revision <= self._shown and (tenant, made.incarnation) not in self._byIncarnation:
+            # The watch has shown it already, and its end elsewhere: what the caller takes over now ends again.
+            self._clock.callLater(0, self.listener.vanished, tenant, id, made.incarnation)
+        else:
+            self._keep(tenant, id, record, revision, revision)
+        return made
 
     async def get(self, tenant: str, id: str) -> ServiceRecord:
         found = await self._find(tenant, id, Urgency.ordinary)
         if found is None:
             raise NoSuchObject(id)
         record = _Record.of(found.value)
-        self._keep(tenant, id, record, found.created)
+        self._keep(tenant, id, record, found.created, found.modified)
         return self._record(tenant, id, record)
 
     async def _find(self, tenant: str, id: str, urgency: Urgency) -> KeyValue | None:
@@ -257,9 +297,9 @@ class EtcdServices:
 
     async def update(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
         """See :meth:`IStore.updateService`. A new timeout is a touch."""
-        key = self._recordKey(tenant, id)
+        key, seenKey = self._recordKey(tenant, id), self._seenKey(tenant, id)
 
-        def update(transaction: Transaction) -> _Record:
+        def update(transaction: Transaction) -> tuple[_Record, Transaction]:
             record = self._recordIn(transaction, tenant, key, incarnation)
             timeout, tags, metadata = changes.heartbeatTimeout, changes.tags, changes.metadata
             changed = attrs.evolve(
@@ -275,24 +315,29 @@ class EtcdServices:
                 )
                 transaction.addEvent("service.update", payloads.updatedService(old, new))
             if timeout is not None:
-                transaction.put(self._seenKey(tenant, id), self._seenValue((tenant, incarnation)))
-            return changed
+                transaction.guard(seenKey)
+                transaction.put(seenKey, transaction.get(seenKey) or _NEVER)
+            return changed, transaction
 
-        record = await self._batches.do(tenant, [key], update)
-        self._keep(tenant, id, record)
+        record, transaction = await self._batches.do(tenant, [key, seenKey], update)
+        known = self._byIncarnation.get((tenant, incarnation))
+        if known is not None:
+            self._keep(tenant, id, record, known.created, transaction.revision)
+            # The watch may have shown a later update already.
+            record = attrs.evolve(record, timeout=known.timeout)
         return self._record(tenant, id, record)
 
     async def remove(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:
         key = self._recordKey(tenant, id)
 
-        def remove(transaction: Transaction) -> _Record:
+        def remove(transaction: Transaction) -> tuple[_Record, Transaction]:
             record = self._recordIn(transaction, tenant, key, incarnation)
             self._delete(transaction, tenant, id, record, "service.remove")
-            return record
+            return record, transaction
 
-        record = await self._batches.do(tenant, [key], remove)
+        record, transaction = await self._batches.do(tenant, [key], remove)
         service = self._record(tenant, id, record)
-        self._drop(self._byIncarnation.get((tenant, incarnation)))
+        self._end((tenant, incarnation), transaction.revision)
         return service
 
     def _recordIn(self, transaction: Transaction, tenant: str, key: str, incarnation: str) -> _Record:
@@ -337,7 +382,7 @@ class EtcdServices:
         tenant, id = known.tenant, known.id
         key, seenKey, joinsKey = self._recordKey(tenant, id), self._seenKey(tenant, id), f"{self._prefix}joins"
 
-        def expire(transaction: Transaction) -> bool:
+        def expire(transaction: Transaction) -> Transaction | None:
             record = self._recordIn(transaction, tenant, key, known.incarnation)
             if (
                 # An update in this group is a touch.
@@ -346,26 +391,28 @@ class EtcdServices:
                 or transaction.modified(joinsKey) != evidence.joins
                 or transaction.created(nodeKey) != created
             ):
-                return False
+                return None
             transaction.guard(seenKey)
             transaction.guard(joinsKey)
             transaction.guard(nodeKey, Revision.created)
             self._delete(transaction, tenant, id, record, "service.timeout", evidence.timestamp)
-            return True
+            return transaction
 
-        hasExpired = await self._batches.do(tenant, [key, seenKey, joinsKey, nodeKey], expire)
-        if hasExpired:
-            self._drop(known)
-        else:
+        transaction = await self._batches.do(tenant, [key, seenKey, joinsKey, nodeKey], expire)
+        if transaction is None:
             await self._read(known)
-        return hasExpired
+            return False
+        self._end(registration, transaction.revision)
+        return True
 
     async def _read(self, known: _Known) -> bool:
         """Read a service's record and the time of its heartbeat; returns whether the registration exists."""
         found = await self._find(known.tenant, known.id, Urgency.pressing)
-        if not found or self._keep(known.tenant, known.id, _Record.of(found.value), found.created) is not known:
+        record = None if found is None else _Record.of(found.value)
+        if not found or not record or self._ids.of(known.tenant).idAt(record.position) != known.incarnation:
             self._drop(known)
             return False
+        self._keep(known.tenant, known.id, record, found.created, found.modified)
         seen, _ = await self._etcd.range(self._seenKey(known.tenant, known.id), urgency=Urgency.pressing)
         for each in seen:
             self.seenChanged(each)
@@ -374,7 +421,7 @@ class EtcdServices:
     async def touch(self, registration: Registration) -> bool:
         """See :meth:`INodeKeys.touch`. Touches of one reactor turn share transactions."""
         known = self._byIncarnation.get(registration)
-        if known is None or (not known.created and not await self._read(known)):
+        if known is None:
             return False
         touched: Deferred[bool] = Deferred()
         if not self._touches:
@@ -419,12 +466,9 @@ class EtcdServices:
         return Compare(self._recordKey(known.tenant, known.id), known.created, Revision.created)
 
     def _seenPut(self, known: _Known) -> dict[str, Any]:
-        value = self._seenValue((known.tenant, known.incarnation))
-        return put(self._seenKey(known.tenant, known.id), value)
-
-    def _seenValue(self, registration: Registration) -> bytes:
-        known = self._byIncarnation.get(registration)
-        return str(0 if known is None else known.seen or 0).encode("ascii")
+        # The same number of digits as every time: etcd compares them as text.
+        value = _NEVER if known.seen is None else b"%013d" % known.seen
+        return putGreater(self._seenKey(known.tenant, known.id), value)
 
     # -- the time of heartbeats
 
@@ -453,10 +497,7 @@ class EtcdServices:
                 group = list(islice(self._seenDue, _GROUP))
                 for each in group:
                     del self._seenDue[each]
-                unread = [each for each in group if not each.created and not await self._read(each)]
-                group = [each for each in group if each not in unread]
-                if group:
-                    await self._write(group, patience=0, urgency=Urgency.idle)
+                await self._write(group, patience=0, urgency=Urgency.idle)
                 await deferLater(self._clock, _PACE)
         finally:
             self._hasSeenWriter = False

@@ -318,6 +318,7 @@ class Process:
         self.known: dict[Registration, Known] = {}
         self.seenRevisions: dict[Registration, int] = {}
         self.isSuspended = True
+        self.expirations: list[Registration] = []
         self.node = Node(self, self, self.clock, self.clock.seconds)
         self.serviceClock = StallTolerantClock(self.clock, self.node.tick)
         # The revision from which on the watch delivers; ``None`` while it does not.
@@ -531,9 +532,12 @@ class Process:
 
     def expired(self, registration: Registration) -> None:
         """See :meth:`IStoreListener.expired`."""
-        self.known.pop(registration, None)
+        self.expirations.append(registration)
+        self.ended(registration)
 
-    ended = expired
+    def ended(self, registration: Registration) -> None:
+        """See :meth:`IStoreListener.ended`."""
+        self.known.pop(registration, None)
 
     def suspend(self) -> None:
         """See :meth:`IStoreListener.suspend`."""

@@ -173,3 +173,15 @@ class ScheduleTests(SynchronousTestCase):
         self.arrives()
         self.assertEqual(world.violations, [])
         self.assertIsNone(world.truths[registration].ended)
+
+    def test_anUnknownOutcomeOfOneThatWasRemoved(self) -> None:
+        """When a touch finds that the registration has ended, the node does not report an expiration of its own."""
+        world, registration = self.world()
+        process = world.nodes[0].process
+        process.watching = None
+        world.remove(registration)
+        _, answered = self.held[0]
+        answered.errback(StoreUnavailable("no response"))
+        world.run(world.now + 1)
+        self.assertEqual((world.touches, process.expirations), (1, []))
+        self.assertNotIn(registration, process.known)
