@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from ..clock import useMonotonic
 from ..registry.http.accesslog import STDOUT
 from ..registry.http.connections import ConnectionLimits, raiseFileLimit
+from ..registry.http.health import SILENT
 from ..registry.http.listening import EndpointError, parseEndpoint
 from ..registry.http.statuspages import ANYWHERE, LOOPBACK, OFF
 from ..registry.limits import ResourceLimits
@@ -22,6 +23,7 @@ from ..settings import defaultDataDir
 from ..util.files import absolutePath
 from ..util.parsing import parseCount, parseDuration, parseRate
 from .hangup import Hangup
+from .notify import Notifier, Watchdog
 from .options import Option, TableOptions, oneOf
 from .process import collectSeldom, endProcess, say
 from .stores import ETCD, ETCD_OPTIONS, EtcdFactory, checkStore, etcdStore
@@ -121,7 +123,7 @@ def sayWhere(registry: RegistryService) -> None:
 class RegistryProcess(Service):
     """
     A registry as a process: it prints where it listens, and ends the process if it can't listen. SIGHUP reloads its
-    certificates.
+    certificates. It tells a service manager such as systemd when it is ready, and that it works.
 
     :param etcd: the etcd that *registry* uses, if it uses one.
     """
@@ -133,6 +135,8 @@ class RegistryProcess(Service):
         self._reactor = reactor
         self._etcd = etcd
         self._hangup = Hangup(reactor, self._reload)
+        self._notifier = Notifier()
+        self._watchdog = Watchdog(reactor, self._notifier, self._isWorking)
 
     def startService(self) -> None:
         """Start the registry."""
@@ -144,6 +148,8 @@ class RegistryProcess(Service):
     def stopService(self) -> Deferred[None]:
         """Fires when the registry has stopped."""
         Service.stopService(self)
+        self._notifier.send("STOPPING=1")
+        self._watchdog.stop()
         self._hangup.stop()
         return self.registry.stopService()
 
@@ -154,6 +160,12 @@ class RegistryProcess(Service):
 
     def _listening(self, ports: list[IListeningPort]) -> None:
         sayWhere(self.registry)
+        self._notifier.send("READY=1", f"STATUS=Listening on {', '.join(self.registry.urls)}")
+        self._watchdog.start()
+
+    async def _isWorking(self) -> bool:
+        # A store that says that it is unavailable recovers without a restart.
+        return self.registry.health is not None and (await self.registry.health.report())["store"]["state"] != SILENT
 
     def _failed(self, failure: Failure) -> None:
         if self.running:

@@ -107,6 +107,7 @@ class RegistryService(Service):
     ) -> None:
         self.urls: list[str] = []
         self.hasCredentials = False
+        self.health: Health | None = None
         self._reactor = reactor
         self._directory = DataDirectory(Path(dataDir))
         self._store = store
@@ -254,7 +255,8 @@ class RegistryService(Service):
             accessLogLost=lambda: 0 if accessLog is None else accessLog.lost,
             certificates=lambda: {each.path: each.certificate for each in self._secureEndpoints()},
         )
-        resource.pages = StatusPages(Health(store, self._reactor), sources, self._metrics).pages
+        self.health = Health(store, self._reactor)
+        resource.pages = StatusPages(self.health, sources, self._metrics).pages
         self._endings.append(("the connections", lambda: _endConnections(site, registry)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]

@@ -77,7 +77,7 @@ def _forTemplates(service: Service) -> TemplateService:
     id, tags, weight = service["id"], tuple(service["tags"]), _weight(metadata.get("weight", ""))
     state = "out" if metadata.get("status") == "disabled" else str(service.get("state", "up"))
     instance = instanceOf(service)
-    # The host comes from whoever registered the service, and templates write it into configuration files.
+    # Any client that can write chooses the host, and templates put it into configuration files.
     if instance is None or not _WORD.fullmatch(instance.host):
         missing = StrictUndefined(f"the metadata of service {id!r} have no valid host and port")
         return TemplateService(id, tags, metadata, weight, state, missing, missing, missing)

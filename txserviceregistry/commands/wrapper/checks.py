@@ -1,4 +1,4 @@
-"""Health checks of a process from outside: a port that accepts connections, or a URL that responds."""
+"""Health checks of a process from outside: a port that accepts connections, a URL that responds, or a command."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ class _Disconnecting(Protocol):
         self.transport.loseConnection()
 
 
-def makeProbe(reactor: Any, text: str) -> Probe:
+def makeProbe(reactor: Any, text: str, execute: Callable[[str], Probe] | None = None) -> Probe:
     """
     :param text: ``tcp:PORT`` or ``tcp:HOST:PORT`` passes if connections are accepted; ``http://HOST:PORT/PATH`` passes
         if the response has a status from 200 to 399 and is complete. With ``https://`` the certificate is not verified.
+    :param execute: makes the check of ``exec:COMMAND``.
     :raises ValueError: if it is none of these.
     """
     scheme = text.partition(":")[0].lower()
@@ -54,9 +55,13 @@ def makeProbe(reactor: Any, text: str) -> Probe:
             return _tcpProbe(reactor, text)
         if scheme in ("http", "https"):
             return _httpProbe(reactor, text)
+        if scheme == "exec" and text[5:].strip() and execute is not None:
+            return execute(text[5:])
     except ValueError:
         pass
-    raise ValueError(f"{text!r} is not tcp:PORT, tcp:HOST:PORT, http://HOST:PORT/PATH or https://HOST:PORT/PATH")
+    raise ValueError(
+        f"{text!r} is not tcp:PORT, tcp:HOST:PORT, exec:COMMAND, http://HOST:PORT/PATH or https://HOST:PORT/PATH"
+    )
 
 
 def _tcpProbe(reactor: Any, text: str) -> Probe:
@@ -126,18 +131,26 @@ class Checker(HealthCheck):
         timeout: float,
         clock: Any,
         passed: Callable[[], None],
+        rise: int = 1,
+        fall: int = 1,
     ) -> None:
         """
         :param name: the port or URL, for the log.
         :param interval: seconds from one check to the next, or less before the first pass.
         :param timeout: seconds that one check may take.
         :param passed: called when it passes for the first time.
+        :param rise: how many checks in a row must succeed until it passes.
+        :param fall: how many must fail until it does not pass any more.
         """
         super().__init__(probe, serviceId, clock, name=f"health check {name}")
         self.passing = False
         self._interval = interval
         self._timeout = timeout
         self._firstPass: Callable[[], None] | None = passed
+        self._rise = rise
+        self._fall = fall
+        # How many checks in a row had another result than the present state.
+        self._others = 0
         self._isRunning = False
         self._checking: Deferred[None] = succeed(None)
 
@@ -151,6 +164,20 @@ class Checker(HealthCheck):
         # It may be called by passed(), where cancelling does not end the loop.
         self._isRunning = False
         self._checking.cancel()
+
+    def _call(self, timeout: float) -> Deferred[str | None]:
+        return super()._call(timeout).addCallback(self._judge)
+
+    def _judge(self, reason: str | None) -> str | None:
+        """The reason why it fails, after a check with this one."""
+        if (reason is None) == self.passing:
+            self._others = 0
+            return reason
+        self._others += 1
+        if self._others < (self._fall if self.passing else self._rise):
+            return None if self.passing else f"{self._others} of {self._rise} checks succeeded"
+        self._others = 0
+        return reason
 
     @returnsDeferred
     async def _checkRegularly(self) -> None:

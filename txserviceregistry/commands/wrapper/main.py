@@ -28,10 +28,12 @@ from .. import console
 from ..optionsettings import settingsOf
 from ..outcome import UsageError
 from .checks import Checker, makeProbe
+from .execcheck import CommandChecks
 from .loglines import LogLines
 from .options import Options
 from .process import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
 from .registration import NotRegistered, ServiceSpec, WrapperRegistration, tokenFileIn
+from .relay import relayNotifications
 from .signals import Signals, stopUntilContinued
 
 _NAME = "service-registry-wrapper"
@@ -90,16 +92,19 @@ class Wrapper:
         self._child: Child | None = None
         self._aborting = False
         self._passedOn: set[int] = set()
+        self._commands = CommandChecks()
         self._checker: Checker | None = None
         if options.check is not None:
             self._checker = Checker(
                 options.serviceId,
                 options.check.partition("?")[0],
-                makeProbe(clock, options.check),
+                makeProbe(clock, options.check, lambda command: self._commands.probe(command, options.serviceId)),
                 interval=options.checkInterval,
                 timeout=options.checkTimeout,
                 clock=clock,
                 passed=self._register,
+                rise=options.rise,
+                fall=options.fall,
             )
         checker = self._checker
         self._registration = WrapperRegistration(
@@ -211,6 +216,7 @@ class Wrapper:
         for pid, status in reap():
             if self._child is not None and pid == self._child.pid:
                 self._child.ended.callback(status)
+            self._commands.ended(pid, status)
 
 
 def _tookTooLong(_: object, timeout: float) -> Failure:
@@ -250,6 +256,7 @@ def _run() -> int:
     lines = LogLines(tell)
     globalLogBeginner.beginLoggingTo([lines], redirectStandardIO=False, discardBuffer=True)
     environment = {**startEnvironment(), b"SERVICE_REGISTRY_ID": os.fsencode(options.serviceId)}
+    relayNotifications(reactor, environment)
     wrapper = Wrapper(
         reactor,
         options,

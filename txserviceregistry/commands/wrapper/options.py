@@ -7,11 +7,12 @@ import re
 import sys
 from typing import Any
 
+from twisted.internet.defer import succeed
 from twisted.python import usage
 
 from ..._version import __version__
 from ...util.fields import HEARTBEAT_TIMEOUTS, ID_RULE, SERVICE_ID
-from ...util.parsing import parseMetadata, parseTags
+from ...util.parsing import parseCount, parseMetadata, parseTags
 from ..outcome import undecodable
 from .checks import makeProbe
 
@@ -50,10 +51,12 @@ class Options(usage.Options):
             None,
             None,
             "Health check: register when it first passes, and send heartbeats only while it passes. tcp:PORT, "
-            "tcp:HOST:PORT, or an http or https URL.",
+            "tcp:HOST:PORT, an http or https URL, or exec:COMMAND for a shell command.",
         ],
         ["check-interval", None, "5", "Seconds from one check to the next."],
         ["check-timeout", None, "2", "Seconds that a check may take."],
+        ["rise", None, "1", "How many checks in a row must succeed until the health check passes."],
+        ["fall", None, "1", "How many checks in a row must fail until the health check fails."],
     ]
     optFlags = [
         ["abort-on-failure", None, "Don't start the command unregistered; end it when its registration is lost."],
@@ -135,6 +138,10 @@ class Options(usage.Options):
         self.checkTimeout = self._number("check-timeout")
         if not self.checkInterval or not self.checkTimeout:
             raise usage.UsageError("--check-interval and --check-timeout must be more than 0 seconds")
+        try:
+            self.rise, self.fall = parseCount(self["rise"], 1), parseCount(self["fall"], 1)
+        except ValueError as error:
+            raise usage.UsageError(f"--rise and --fall: {error}")
         if self.check is not None:
             _checkProbe(self.check)
         if not self.command:
@@ -152,6 +159,6 @@ def _checkProbe(text: str) -> None:
 
     reactor_: Any = reactor
     try:
-        makeProbe(reactor_, text)
+        makeProbe(reactor_, text, lambda command: lambda: succeed(True))
     except ValueError as error:
         raise usage.UsageError(f"--check: {error}")

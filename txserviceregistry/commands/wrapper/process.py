@@ -7,8 +7,11 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from twisted.internet.defer import Deferred
+
+from .ownpid import withOwnPid
 
 _NOT_FOUND = 127
 _NOT_RUNNABLE = 126
@@ -75,17 +78,30 @@ def startEnvironment() -> dict[bytes, bytes]:
         return dict(os.environb)
 
 
-def startChild(command: Sequence[str], environment: Mapping[bytes, bytes], keepIgnored: frozenset[int]) -> Child:
+def startChild(
+    command: Sequence[str],
+    environment: Mapping[bytes, bytes],
+    keepIgnored: frozenset[int],
+    *,
+    output: int | None = None,
+) -> Child:
     """
     Start a process with our standard streams, terminal and folder, and with no signal blocked or ignored but those of
     *keepIgnored*.
 
+    :param output: an open file for both outputs. The process then has no input, and a process group of its own.
     :raises CantStart: if it can't be started.
     """
     path = findProgram(command[0])
     defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} - keepIgnored
+    apart: dict[str, Any] = {}
+    if output is not None:
+        nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        streams = [(os.POSIX_SPAWN_DUP2, output, stream) for stream in (1, 2)]
+        apart = {"file_actions": [nothing, *streams], "setpgroup": 0}
+    program, arguments = withOwnPid(command, path, environment)
     try:
-        return Child(os.posix_spawn(path, list(command), environment, setsigmask=(), setsigdef=defaults))
+        return Child(os.posix_spawn(program, arguments, environment, setsigmask=(), setsigdef=defaults, **apart))
     except OSError as error:
         text = error.strerror
         if error.errno == errno.ENOENT and os.path.exists(path):

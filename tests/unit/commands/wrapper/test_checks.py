@@ -47,9 +47,16 @@ class CheckerTests(SynchronousTestCase):
     def passed(self) -> None:
         self.passes += 1
 
-    def checker(self, interval: float = 5) -> Checker:
+    def checker(self, interval: float = 5, **options: int) -> Checker:
         checker = Checker(
-            "web1", "tcp:8000", self.probe, interval=interval, timeout=2, clock=self.clock, passed=self.passed
+            "web1",
+            "tcp:8000",
+            self.probe,
+            interval=interval,
+            timeout=2,
+            clock=self.clock,
+            passed=self.passed,
+            **options,
         )
         self.addCleanup(checker.stop)
         checker.start()
@@ -123,6 +130,19 @@ class CheckerTests(SynchronousTestCase):
         self.assertEqual(
             self.lines, ["Service web1: health check tcp:8000 failed: timed out after 2 s; heartbeats suspended"]
         )
+
+    def test_severalChecksInARow(self) -> None:
+        """With --rise and --fall a state changes only after as many checks in a row with the other result."""
+        results = [True, True, "refused", True, True, True, "refused", True, "refused", "refused", True, True, True]
+        self.result = results[0]
+        checker = self.checker(1, rise=3, fall=2)
+        states = ["+" if checker.passing else "-"]
+        for result in results[1:]:
+            self.result = result
+            while len(self.looks) == len(states):
+                self.pass_(0.05)
+            states.append("+" if checker.passing else "-")
+        self.assertEqual(("".join(states), self.passes), ("-----++++---+", 1))
 
     def test_stopLeavesNothing(self) -> None:
         """Stopped during a look or between two, nothing is left on the reactor, and nothing logged."""
