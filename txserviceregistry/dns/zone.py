@@ -1,0 +1,212 @@
+"""
+Zone: the names of a domain, and the records that the services give them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+import dns.exception
+import dns.name
+from dns.flags import AA
+from dns.rcode import NOERROR, NXDOMAIN, REFUSED
+from dns.rdataclass import IN
+from dns.rdatatype import AAAA, ANY, AXFR, CNAME, IXFR, SOA, SRV, A
+
+from ..types import Service
+from ..util.addresses import Unusable, isEnabled, readAddress
+from .answers import Answer
+from .messages import HEADER, Query, pointer, record
+from .names import encodeLabel, wireName
+
+#: What a service gives to a name, by type: a record, and what belongs into the additional section: its name in the
+#: zone, and what follows the name.
+Given: TypeAlias = Mapping[int, tuple[bytes, tuple[bytes, bytes] | None]]
+
+_SERVICES = wireName(b"service")
+_TCP = wireName(b"_tcp", b"service")
+_IDS = wireName(b"id")
+_ADDRESSES = wireName(b"addr")
+# These exist whatever services there are.
+_ALWAYS = frozenset({b"", _SERVICES, _TCP, _IDS, _ADDRESSES})
+_REFUSED_TYPES = frozenset({ANY, AXFR, IXFR})
+# Answers of these types are kept. There are 65,536 types to ask for.
+_KEPT = frozenset({A, AAAA, SRV})
+# More SRV records than fit into any message leave no room for addresses.
+_MOST_WITH_ADDRESSES = 4000
+_DEFAULT_WEIGHT, _HIGHEST_WEIGHT = 100, 1000
+# Names of the zone are compressed: what follows them is the domain in the question.
+_OWNER = pointer(HEADER.size)
+_NOTHING: Given = {}
+
+
+class Zone:
+    """
+    The names of a domain:
+
+    * ``<tag>.service.<domain>``: the addresses of the services with a tag;
+    * ``_<tag>._tcp.service.<domain>``: their SRV records;
+    * ``<id>.id.<domain>``: the address of one service;
+    * ``<hexadecimal address>.addr.<domain>``: an address, for SRV records, whose targets have to be valid host names.
+
+    A name in another case than that of the tag or id means all that are equal but for the case.
+
+    :param domain: an absolute name.
+    :param ttl: for all records, in seconds.
+    """
+
+    def __init__(self, domain: dns.name.Name, ttl: int) -> None:
+        self._domain = domain.canonicalize().to_wire() or b""
+        self._ttl = ttl
+        self._serial = 0
+        # By name, without the domain, and by service.
+        self._given: dict[bytes, dict[str, Given]] = {}
+        # The names that are this one but for the case.
+        self._alike: dict[bytes, dict[bytes, None]] = {}
+        # The names that a service has given something to.
+        self._names: dict[str, list[tuple[bytes, bytes]]] = {}
+        # By name and type. What changes the records of a name drops its answers.
+        self._answers: dict[bytes, dict[int, Answer]] = {}
+
+    def put(self, id: str, service: Service | None) -> None:
+        """A service is there, or has changed; ``None``: it is gone."""
+        self._serial += 1
+        for name, loose in self._names.pop(id, ()):
+            self._drop(name, loose)
+            del self._given[name][id]
+            if not self._given[name]:
+                del self._given[name]
+                del self._alike[loose][name]
+                if not self._alike[loose]:
+                    del self._alike[loose]
+        if service is None:
+            return
+        names = self._names[id] = []
+        for name, loose, given in self._records(service):
+            self._drop(name, loose)
+            self._given.setdefault(name, {})[id] = given
+            self._alike.setdefault(loose, {})[name] = None
+            names.append((name, loose))
+
+    def _drop(self, name: bytes, loose: bytes) -> None:
+        self._answers.pop(name, None)
+        self._answers.pop(loose, None)
+
+    # -- records
+
+    def _records(self, service: Service) -> Iterator[tuple[bytes, bytes, Given]]:
+        """The names of a service, in their own case and without it, and what it gives to them."""
+        id = service["id"]
+        address, srv = self._addressAndSrv(service["metadata"])
+        yield wireName(encodeLabel(id)) + _IDS, wireName(encodeLabel(id.lower())) + _IDS, address
+        for _, target in srv.values():
+            if target is not None:
+                yield target[0], target[0], address
+        isOffered = isEnabled(service["metadata"]) and weightOf(service["metadata"]) > 0
+        addresses = address if isOffered and CNAME not in address else _NOTHING
+        for tag in dict.fromkeys(service["tags"]):
+            lower = tag.lower()
+            yield wireName(encodeLabel(tag)) + _SERVICES, wireName(encodeLabel(lower)) + _SERVICES, addresses
+            names = [wireName(encodeLabel("_" + text)) + _TCP for text in (tag, lower)]
+            yield names[0], names[1], srv if isOffered else _NOTHING
+
+    def _addressAndSrv(self, metadata: Mapping[str, str]) -> tuple[Given, Given]:
+        """What a service gives to its own name, and to those of its tags."""
+        try:
+            host, port = readAddress(metadata)
+        except Unusable:
+            return _NOTHING, _NOTHING
+        # HAProxy divides it by 256, so that a weight of 100 is 1 there.
+        weight = max(1, -(-weightOf(metadata) * 256 // 100))
+        try:
+            ip = ipaddress.ip_address(host)
+        except ValueError:
+            return self._named(host, port, weight)
+        if "%" in host:
+            # It means something on one machine only.
+            return _NOTHING, _NOTHING
+        type = A if ip.version == 4 else AAAA
+        own = wireName(ip.packed.hex().encode()) + _ADDRESSES
+        srv = record(_OWNER, SRV, self._ttl, struct.pack(">HHH", 0, weight, port) + own + self._domain)
+        rest = record(b"", type, self._ttl, ip.packed)
+        return {type: (_OWNER + rest, None)}, {SRV: (srv, (own, rest))}
+
+    def _named(self, host: str, port: int, weight: int) -> tuple[Given, Given]:
+        """A host name stays as it is: this server does not resolve it."""
+        try:
+            target = dns.name.from_text(host).to_wire() or b""
+        except dns.exception.DNSException:
+            return _NOTHING, _NOTHING
+        srv = record(_OWNER, SRV, self._ttl, struct.pack(">HHH", 0, weight, port) + target)
+        return {CNAME: (record(_OWNER, CNAME, self._ttl, target), None)}, {SRV: (srv, None)}
+
+    # -- queries
+
+    def response(self, query: Query, size: int) -> bytes:
+        """
+        The response to a query.
+
+        :param size: how many bytes it may have.
+        """
+        name, type = query.name, query.type
+        if not name.endswith(self._domain) or query.klass != IN or type in _REFUSED_TYPES:
+            return query.empty(REFUSED)
+        relative = name[: -len(self._domain)]
+        answers = self._answers.get(relative)
+        answer = answers.get(type) if answers is not None else None
+        if answer is None:
+            answer = self._build(relative, type)
+        if answer is not None:
+            return answer.response(query, size)
+        return self._negative(query, relative)
+
+    def _negative(self, query: Query, relative: bytes) -> bytes:
+        position = 0
+        while position < len(relative):
+            position += relative[position] + 1
+        if position != len(relative):
+            # The domain is the end of a longer label.
+            return query.empty(REFUSED)
+        if not relative and query.type == SOA:
+            return Answer([self._soa(_OWNER)], ()).response(query, query.size)
+        exists = relative in _ALWAYS or relative in self._given or relative in self._alike
+        return query.empty(NOERROR if exists else NXDOMAIN, AA, self._soa(pointer(HEADER.size + len(relative))))
+
+    def _soa(self, owner: bytes) -> bytes:
+        names = wireName(b"ns") + self._domain + wireName(b"hostmaster") + self._domain
+        times = (self._serial & 0xFFFFFFFF, 3600, 600, 86400, self._ttl)
+        return record(owner, SOA, self._ttl, names + struct.pack(">5I", *times))
+
+    def _build(self, relative: bytes, type: int) -> Answer | None:
+        """The answer for a name and a type, which is kept; ``None`` if there are no such records."""
+        services = self._servicesAt(relative)
+        domain = pointer(HEADER.size + len(relative))
+        # Several services may have the same address.
+        found = dict([given[type] for given in services if type in given])
+        if not found and len(services) == 1 and CNAME in services[0]:
+            found = dict([services[0][CNAME]])
+        if not found:
+            return None
+        additional: list[bytes] = []
+        if len(found) < _MOST_WITH_ADDRESSES:
+            addresses = dict([target for target in found.values() if target is not None])
+            additional = [name + domain + rest for name, rest in addresses.items()]
+        answer = Answer([*found], additional)
+        if type in _KEPT:
+            self._answers.setdefault(relative, {})[type] = answer
+        return answer
+
+    def _servicesAt(self, relative: bytes) -> list[Given]:
+        if relative in self._given:
+            return [*self._given[relative].values()]
+        return [given for name in self._alike.get(relative, ()) for given in self._given[name].values()]
+
+
+def weightOf(metadata: Mapping[str, str]) -> int:
+    """The weight of a service, from 0 to 1000: 100 unless its metadata have a valid one."""
+    text = metadata.get("weight", "")
+    isNumber = text.isascii() and text.isdigit() and len(text) <= 4 and int(text) <= _HIGHEST_WEIGHT
+    return int(text) if isNumber else _DEFAULT_WEIGHT
