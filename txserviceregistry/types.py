@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 __all__ = [
+    "AcquiredLock",
     "ConfigurationPage",
     "ConfigurationValue",
     "Event",
@@ -17,6 +18,8 @@ __all__ = [
     "FaultBody",
     "HeartbeatToken",
     "Limits",
+    "Lock",
+    "LockPage",
     "PageMetadata",
     "PlainEventType",
     "RateLimit",
@@ -34,7 +37,7 @@ PlainEventType = Literal[
 ]
 
 #: All types of events. Those that version 1.0 does not have come only with a request that names them.
-EventType = Literal[PlainEventType, "service.update"]
+EventType = Literal[PlainEventType, "service.update", "lock.acquire", "lock.release", "lock.expire"]
 
 
 class _RequiredPageMetadata(TypedDict):
@@ -65,6 +68,34 @@ class HeartbeatToken(TypedDict):
     """The response to a registration and to a heartbeat: the token for the next heartbeat."""
 
     token: str
+
+
+class Lock(TypedDict):
+    """
+    A lock that is held. ``fence`` exceeds that of all earlier locks of the account; ``timeout`` is in seconds, and
+    ``acquired_at`` in milliseconds since the epoch.
+    """
+
+    name: str
+    holder: str
+    fence: int
+    timeout: int
+    acquired_at: int
+    metadata: dict[str, str]
+
+
+class LockPage(TypedDict):
+    """A page of locks, sorted by name."""
+
+    values: list[Lock]
+    metadata: PageMetadata
+
+
+class AcquiredLock(TypedDict):
+    """The response to an acquisition: the token for the first heartbeat or the release, and the fence."""
+
+    token: str
+    fence: int
 
 
 class ServicePage(TypedDict):

@@ -21,10 +21,12 @@ from ..util.singleflight import SingleFlight
 from .expiry.deadlines import ServiceState
 from .expiry.livetable import LiveServices
 from .faults import Fault, notFound, systemFailure
+from .scopes import kindOf
 from .stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, ServiceSummary
+from .stores.locks import readSummary
 from .subscribers import Subscribers
 from .tasks import TaskOwner, available
-from .tokens import HeartbeatTokens
+from .tokens import HeartbeatTokens, heartbeatRefused
 
 #: How many services are looked up in the store at once because a heartbeat named an unknown one, and how many may wait
 #: for that: clients that make up ids and tokens must not keep the store from its work.
@@ -140,9 +142,9 @@ class Cluster:
                 await self.look(tenant, id)
                 state, nextToken = self._known(tenant, id, token, tokens)
                 if state is None:
-                    raise notFound("Service", id)
+                    raise notFound(kindOf(tenant), id)
                 if nextToken is None:
-                    raise notFound("HeartbeatMarker", token)
+                    raise heartbeatRefused(state, token)
             if await available(self._store.admit(tenant, state.incarnation)):
                 if self._deadlines.registered((tenant, state.incarnation)) is state:
                     self._acknowledge(state)
@@ -156,7 +158,9 @@ class Cluster:
         self, tenant: str, id: str, token: str, tokens: HeartbeatTokens
     ) -> tuple[ServiceState | None, str | None]:
         state = self._deadlines.active(tenant, id)
-        return state, None if state is None else tokens.next(tenant, id, state.incarnation, token)
+        if state is None:
+            return None, None
+        return state, tokens.following()(state.proof or tokens.proof(tenant, id, state.incarnation), token)
 
     async def look(self, tenant: str, id: str) -> None:
         """
@@ -173,8 +177,7 @@ class Cluster:
         await self._looks.take(inf)
         known = self._deadlines.active(tenant, id)
         try:
-            record = await self._store.getService(tenant, id)
-            self._live.track(record.summary(tenant))
+            self._live.track(await readSummary(self._store, tenant, id))
         except NoSuchObject:
             if known is not None:
                 self._deadlines.forget(tenant, id, known.incarnation)

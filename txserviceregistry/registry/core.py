@@ -9,27 +9,24 @@ and durable; the deadlines are here, in memory. Values that come in have been va
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from .. import types
 from ..util.deferred import returnsDeferred
-from .cluster import Cluster
 from .configuration import Configuration
-from .expiry.deadlines import ServiceState
-from .expiry.livetable import LiveServices
-from .faults import Fault, limitReached, notFound, serviceExists
+from .engine import Engine
+from .faults import limitReached, notFound, serviceExists
 from .feed import EVENT_RETENTION, EventFeed
 from .limits import ResourceLimits
+from .locks import LockOptions, Locks
 from .model import Figures, NewService, Page, ServiceChanges
+from .scopes import isLockScope
 from .servicelog import ServiceLog
 from .stores.interfaces import (
     Account,
-    Expiration,
-    ISharedStore,
     IStore,
     LimitExceeded,
     NoSuchObject,
@@ -37,10 +34,7 @@ from .stores.interfaces import (
     ServiceRecord,
 )
 from .subscribers import Subscribers
-from .tasks import TaskOwner, available, owned
-from .tokens import HeartbeatTokens
-
-_T = TypeVar("_T")
+from .tasks import available, owned
 
 
 class Registry:
@@ -59,11 +53,12 @@ class Registry:
     :param eventRetention: how long events are kept, in seconds; not less than :attr:`EventFeed.EVENTS_SHOWN`.
     :param subscribers: the requests that wait for events; a default number of them may do so if not given.
     :ivar configuration: the configuration values.
+    :param locks: what is to be done about locks after the restore of a backup.
     :ivar feed: the events.
+    :ivar locks: the locks.
+    :ivar heartbeat: see :meth:`Engine.heartbeat`; of a service, the scope is the tenant.
+    :ivar heartbeats: see :meth:`Engine.takeHeartbeats`.
     """
-
-    #: How many pending expirations a registration waits for that may have nothing to do with them.
-    FEW_PENDING = 100
 
     def __init__(
         self,
@@ -74,15 +69,22 @@ class Registry:
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
         eventRetention: float = EVENT_RETENTION,
         subscribers: Subscribers | None = None,
+        locks: LockOptions = LockOptions(),  # noqa: B008 (as above)
     ) -> None:
         self._store = store
         self._clock = clock
         self._wallClock = wallClock
         self._limits = limits
-        self._tokens: HeartbeatTokens
         self._accounts: dict[str, Account] = {}
-        self._tasks = TaskOwner()
         self._subscribers = subscribers or Subscribers(clock)
+        self._engine = engine = Engine(store, clock=clock, wallClock=wallClock, subscribers=self._subscribers)
+        self._tasks, self._live, self._cluster = engine.tasks, engine.live, engine.cluster
+        self._deadlines = self._live.deadlines
+        self._changed = engine.changed
+        self.heartbeat, self.heartbeats = engine.heartbeat, engine.takeHeartbeats
+        self.locks = Locks(
+            store.locks, engine, self._subscribers, clock=clock, wallClock=wallClock, limits=limits, options=locks
+        )
         self.configuration = Configuration(store, limits, self._subscribers, self._tasks)
         self.feed = EventFeed(
             store,
@@ -93,25 +95,8 @@ class Registry:
             tasks=self._tasks,
             retention=eventRetention,
         )
-        shared: Any = store if ISharedStore.providedBy(store) else None
-        self._live = LiveServices(
-            store,
-            self._persist,
-            clock=clock,
-            wallClock=wallClock,
-            tasks=self._tasks,
-            isAuthoritative=shared is None,
-        )
-        self._deadlines = self._live.deadlines
-        self._cluster = (
-            None
-            if shared is None
-            else Cluster(shared, self._live, self._subscribers, clock, self._tasks, self._acknowledge, self._hasExpired)
-        )
-        self._registered = ServiceLog(clock, "registered")
-        self._deregistered = ServiceLog(clock, "deregistered")
-        self._heartbeats = 0
-        self._expirations = 0
+        self._registered = ServiceLog(clock, "Services registered")
+        self._deregistered = ServiceLog(clock, "Services deregistered")
 
     @returnsDeferred
     async def start(self) -> None:
@@ -119,10 +104,7 @@ class Registry:
         Begin: every service has a full heartbeat timeout from now on. Fires when requests can be answered; fails with
         :class:`StoreUnavailable` if the store can't be read.
         """
-        self._tokens = HeartbeatTokens(await self._store.secret(), self._wallClock)
-        self._live.start(await self._store.allServices())
-        if self._cluster is not None:
-            await self._cluster.start()
+        await self._engine.start()
         self.feed.start()
 
     @returnsDeferred
@@ -131,21 +113,31 @@ class Registry:
         End: services no longer expire, and nothing is left on the reactor. The store is left open. Fires when all that
         is under way is done.
         """
+        self.endWaiting()
         self.feed.stop()
         self._live.stop()
         await self._tasks.whenIdle()
         self._registered.stop()
         self._deregistered.stop()
 
+    def endWaiting(self) -> None:
+        """End the waiting of all requests, for events and for locks, now and in the future."""
+        self.feed.endWaiting()
+        self.locks.endWaiting()
+
     def figures(self) -> Figures:
         """The current counts."""
+        counts = self._deadlines.count()
         return Figures(
-            services=self._deadlines.count(),
+            services={scope: count for scope, count in counts.items() if not isLockScope(scope)},
             subscribers=self._subscribers.count,
-            heartbeats=self._heartbeats,
-            expirations=self._expirations,
+            heartbeats=self._engine.heartbeats,
+            expirations=self._engine.expirations,
             stalls=self._live.time.stalls,
             stalledSeconds=self._live.time.stalledSeconds,
+            locks=sum(count for scope, count in counts.items() if isLockScope(scope)),
+            acquisitions=self.locks.acquisitions,
+            lockExpirations=self._engine.lockExpirations,
         )
 
     # -- accounts
@@ -178,39 +170,19 @@ class Registry:
         return self._tasks.serialized((tenant, service.id), lambda: self._create(tenant, service))
 
     async def _create(self, tenant: str, service: NewService) -> str:
-        while (record := await self._tryToCreate(tenant, service)) is None:
-            pass
+        maximum = self._limits.service
+        try:
+            record = await self._engine.create(
+                tenant, service.id, lambda: self._store.createService(tenant, service, maximum)
+            )
+        except ObjectExists:
+            raise serviceExists(service.id)
+        except LimitExceeded:
+            raise limitReached("service", maximum)
         self._live.track(record.summary(tenant))
         self._registered.add(tenant, record.id)
         self._registered.flush()
-        return self._tokens.first(tenant, record.id, record.incarnation)
-
-    async def _tryToCreate(self, tenant: str, service: NewService) -> ServiceRecord | None:
-        # Expired services hold ids and places in the limit that are free by the rules. A few are persisted in a moment;
-        # while there are many, only those registrations wait that the store refuses.
-        if self._live.hidden(tenant) and len(self._live.expirations) <= self.FEW_PENDING:
-            await self._live.expirations.nextGroup()
-        try:
-            return await self._changed(
-                (tenant,), self._store.createService(tenant, service, self._limits.service), "service.join"
-            )
-        except (ObjectExists, LimitExceeded) as refusal:
-            if self._live.hidden(tenant):
-                # Some of them may have expired while the store was at it.
-                await self._live.expirations.nextGroup()
-                return None
-            if self._cluster is not None:
-                inTheWay = service.id if isinstance(refusal, ObjectExists) else None
-                if await self._cluster.untilDecided(tenant, inTheWay):
-                    return None
-            if isinstance(refusal, LimitExceeded):
-                raise limitReached("service", self._limits.service)
-            if self._deadlines.active(tenant, service.id) is None:
-                self._live.markUnsure(tenant, service.id)
-            raise serviceExists(service.id)
-        except Exception:
-            self._live.markUnsure(tenant, service.id)
-            raise
+        return self._engine.tokens.first(tenant, record.id, record.incarnation)
 
     @owned
     async def get(self, tenant: str, id: str) -> types.Service:
@@ -255,11 +227,11 @@ class Registry:
         return self._tasks.serialized((tenant, id), lambda: self._update(tenant, id, changes))
 
     async def _update(self, tenant: str, id: str, changes: ServiceChanges) -> None:
-        state = await self._stateOf(tenant, id)
+        state = await self._engine.stateOf(tenant, id)
         if changes == ServiceChanges():
             return
         updating = self._store.updateService(tenant, id, state.incarnation, changes)
-        record = await self._applied(state, self._changed((tenant,), updating, "service.update"))
+        record = await self._engine.applied(state, self._changed((tenant,), updating, "service.update"))
         if self._deadlines.active(tenant, id) is not state:
             raise notFound("Service", id)
         if changes.heartbeatTimeout is not None:
@@ -270,112 +242,9 @@ class Registry:
         return self._tasks.serialized((tenant, id), lambda: self._remove(tenant, id))
 
     async def _remove(self, tenant: str, id: str) -> None:
-        state = await self._stateOf(tenant, id)
+        state = await self._engine.stateOf(tenant, id)
         removing = self._store.removeService(tenant, id, state.incarnation)
-        await self._applied(state, self._changed((tenant,), removing, "service.remove"))
+        await self._engine.applied(state, self._changed((tenant,), removing, "service.remove"))
         self._deadlines.forget(tenant, id, state.incarnation)
         self._deregistered.add(tenant, id)
         self._deregistered.flush()
-
-    async def _stateOf(self, tenant: str, id: str) -> ServiceState:
-        if self._cluster is not None:
-            # Another registry may have created it a moment ago.
-            await self._cluster.look(tenant, id)
-        state = self._deadlines.active(tenant, id)
-        if state is None:
-            raise notFound("Service", id)
-        return state
-
-    async def _applied(self, state: ServiceState, change: Awaitable[ServiceRecord]) -> ServiceRecord:
-        """Wait for a change of a service; the store is right about what is there."""
-        try:
-            return await change
-        except NoSuchObject:
-            self._deadlines.forget(state.tenant, state.id, state.incarnation)
-            self._live.markUnsure(state.tenant, state.id)
-            raise notFound("Service", state.id)
-        except Exception:
-            self._live.markUnsure(state.tenant, state.id)
-            raise
-
-    # -- heartbeats
-
-    def heartbeat(self, tenant: str, id: str, token: str) -> Deferred[str]:
-        """
-        Take a heartbeat: the service has a full timeout from now on. The store is not asked.
-
-        :param token: any token that was given out for this incarnation of the service.
-        :return: fires, at once, with the next token.
-        :raises Fault: 404 if the service is not there, or the token is not its own.
-        """
-        if self._cluster is not None:
-            (outcome,) = self._cluster.take(tenant, [(id, token)], self._tokens)
-            return succeed(outcome) if isinstance(outcome, str) else outcome
-        (taken,) = self._take(tenant, [(id, token)])
-        return fail(taken) if isinstance(taken, Fault) else succeed(taken)
-
-    def heartbeats(self, tenant: str, heartbeats: Iterable[tuple[str, str]]) -> Deferred[Sequence[str | Fault]]:
-        """
-        Take many heartbeats, each as if it had come alone, and all at the same moment.
-
-        :param heartbeats: service ids and tokens. An id may be there more than once.
-        :return: fires, at once, with the next token, or the fault that :meth:`heartbeat` would have raised, for each
-            in its order.
-        """
-        if self._cluster is not None:
-            return self._cluster.takeAll(tenant, heartbeats, self._tokens)
-        return succeed(self._take(tenant, heartbeats))
-
-    def _take(self, tenant: str, heartbeats: Iterable[tuple[str, str]]) -> Sequence[str | Fault]:
-        lastSeen, now = _millisecondsUp(self._wallClock()), self._deadlines.now()
-        states, following = self._deadlines.ofTenant(tenant), self._tokens.following()
-        record = self._store.recordLastSeen
-        outcomes: list[str | Fault] = []
-        for id, token in heartbeats:
-            state = states.get(id)
-            if state is None or now >= state.deadline:
-                outcomes.append(notFound("Service", id))
-                continue
-            if not state.proof:
-                state.proof = self._tokens.proof(tenant, id, state.incarnation)
-            nextToken = following(state.proof, token)
-            if nextToken is None:
-                outcomes.append(notFound("HeartbeatMarker", token))
-                continue
-            state.heartbeat(now, lastSeen)
-            record(tenant, id, state.incarnation, lastSeen)
-            self._heartbeats += 1
-            outcomes.append(nextToken)
-        return outcomes
-
-    def _acknowledge(self, state: ServiceState) -> None:
-        lastSeen = _millisecondsUp(self._wallClock())
-        state.heartbeat(self._deadlines.now(), lastSeen)
-        self._deadlines.requeue(state)
-        self._store.recordLastSeen(state.tenant, state.id, state.incarnation, lastSeen)
-        self._heartbeats += 1
-
-    # -- changes that make events
-
-    @returnsDeferred
-    async def _persist(self, expirations: Sequence[Expiration]) -> None:
-        tenants = {expiration.tenant for expiration in expirations}
-        await self._changed(tenants, self._store.expireServices(expirations), "service.timeout")
-        for expiration in expirations:
-            self._deadlines.forget(expiration.tenant, expiration.id, expiration.incarnation)
-        self._expirations += len(expirations)
-
-    def _hasExpired(self, state: ServiceState) -> None:
-        self._expirations += 1
-        self._subscribers.notify((state.tenant,), "service.timeout")
-
-    async def _changed(self, tenants: Collection[str], change: Awaitable[_T], type: str) -> _T:
-        """The result of a change that makes events of this *type* for *tenants*, whose subscribers are notified."""
-        result = await available(change)
-        self._subscribers.notify(tenants, type)
-        return result
-
-
-def _millisecondsUp(seconds: float) -> int:
-    # By way of microseconds, the finest that the clock tells: 1.1 s times 1000 is a trifle more than 1100 ms.
-    return -(-round(seconds * 1_000_000) // 1000)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from ..util.faults import FAULT_TYPES
 
@@ -23,10 +24,16 @@ class Fault(Exception):
     :ivar message: what went wrong; clients match on it.
     :ivar details: why; always a string.
     :ivar headers: headers that go with it, by name.
+    :ivar more: more members of its body.
     """
 
     def __init__(
-        self, type: str, message: str, details: str | None = None, headers: Mapping[str, str] = MappingProxyType({})
+        self,
+        type: str,
+        message: str,
+        details: str | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        more: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__(type, message, details)
         self.code = FAULT_TYPES[type]
@@ -34,6 +41,7 @@ class Fault(Exception):
         self.message = message
         self.details = message if details is None else details
         self.headers = headers
+        self.more = more
 
 
 def badRequest(message: str, details: str | None = None) -> Fault:
@@ -77,9 +85,16 @@ def serviceExists(serviceId: str) -> Fault:
 
 
 def limitReached(resource: str, maximum: int) -> Fault:
-    """400: the account has as many objects of *resource* (``service`` or ``configuration_value``) as it may."""
+    """400: the account has as many of *resource* (``service``, ``configuration_value`` or ``lock``) as it may."""
     details = f"Limit for resource {resource} has been reached. Maximum allowed objects: {maximum}"
     return Fault("limitReached", "Resource limit has been reached", details)
+
+
+def lockHeld(name: str, holder: str, fence: int, seconds: float) -> Fault:
+    """409: another holds the lock, for *seconds* if there are no more heartbeats."""
+    details = f"Lock {name} is held" + (f" by {holder}" if holder else "")
+    lock = {"name": name, "holder": holder, "fence": fence, "seconds_left": round(seconds, 3)}
+    return Fault("lockHeld", "Lock is held", details, more={"lock": lock})
 
 
 def rateLimitReached(details: str, retryAfter: int) -> Fault:
@@ -99,7 +114,7 @@ def forbidden(details: str) -> Fault:
 
 
 def notFound(kind: str, key: str) -> Fault:
-    """404: no object of *kind* (``Service``, ``ConfigurationValue``, ``HeartbeatMarker``) has this *key*."""
+    """404: no object of *kind* (``Service``, ``ConfigurationValue``, ``Lock``, ``HeartbeatMarker``) has this *key*."""
     return Fault("notFoundError", "object does not exist", f'Object "{kind}" with key "{key}" does not exist')
 
 

@@ -27,10 +27,12 @@ class ResourceLimits:
 
     :ivar service: living services.
     :ivar configurationValue: configuration values.
+    :ivar lock: locks that are held.
     """
 
     service: int = 100_000
     configurationValue: int = 100_000
+    lock: int = 10_000
 
 
 class _Usage(dict[int, int]):

@@ -90,6 +90,9 @@ class Figures:
     :ivar expirations: how many services expired.
     :ivar stalls: how often the process stalled.
     :ivar stalledSeconds: for how long, all together.
+    :ivar locks: how many locks are held.
+    :ivar acquisitions: how many locks were acquired.
+    :ivar lockExpirations: how many locks expired.
     """
 
     services: Mapping[str, int]
@@ -98,3 +101,6 @@ class Figures:
     expirations: int
     stalls: int
     stalledSeconds: float
+    locks: int
+    acquisitions: int
+    lockExpirations: int

@@ -438,5 +438,5 @@ class RegistryService(Service):
 def _endConnections(site: ApiSite, registry: Registry) -> Deferred[None]:
     drained = site.connections.drain(DRAIN_SECONDS)
     # Only now: the responses to requests that wait for events then say that the connection ends.
-    registry.feed.endWaiting()
+    registry.endWaiting()
     return drained

@@ -1,5 +1,5 @@
 """
-A bounded number of log lines about services.
+A bounded number of log lines about services and locks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class ServiceLog:
     Logs one kind of event, in one line a second at most: ``Services registered: 123456/web1, 123456/web2 and 7 more``.
 
     :param clock: the reactor.
-    :param what: what happened to the services.
+    :param what: what happened to what, such as ``Services registered``.
     """
 
     #: How many services are named in a line.
@@ -26,7 +26,7 @@ class ServiceLog:
 
     def __init__(self, clock: IReactorTime, what: str) -> None:
         self._clock = clock
-        self._text = f"Services {what}: {{names}}"
+        self._text = f"{what}: {{names}}"
         self._named: list[str] = []
         self._count = 0
         self._written = float("-inf")
@@ -37,7 +37,7 @@ class ServiceLog:
         """Note a service. The line follows after :meth:`flush`."""
         self._count += 1
         if len(self._named) < self.NAMED:
-            self._named.append(f"{tenant}/{id}")
+            self._named.append(f"{tenant}/{id.removeprefix('/')}")
 
     def flush(self) -> None:
         """Log what was added, as soon as a second has passed since the last line."""

@@ -90,7 +90,7 @@ class Subscribers:
         :raises Fault: 503, if there are too many.
         """
         if self.count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
-            details = "Too many requests are waiting for events; retry later, or without wait"
+            details = "Too many requests are waiting; retry later, or without wait"
             raise systemFailure(details, self.RETRY_AFTER)
         self._countOf[tenant] += 1
         self.count += 1

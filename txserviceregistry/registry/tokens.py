@@ -8,7 +8,10 @@ from collections.abc import Callable
 from hashlib import blake2b
 from hmac import compare_digest
 
-from .eventids import positionOf
+from .eventids import position, positionOf
+from .expiry.deadlines import REFUSED, ServiceState
+from .faults import Fault, notFound
+from .scopes import kindOf
 
 _LATEST = (1 << 60) - 1
 # The first digit of a tail: of the four bits of the MAC's two are the variant of the UUID (RFC 4122).
@@ -35,6 +38,10 @@ class HeartbeatTokens:
     def first(self, tenant: str, id: str, incarnation: str) -> str:
         """The token in the response to a registration."""
         return self._text(0, self.proof(tenant, id, incarnation))
+
+    def initial(self, tenant: str, id: str, incarnation: str) -> str:
+        """A token that is the same each time; no other is as old."""
+        return _head(f"{position(incarnation):015x}") + self.proof(tenant, id, incarnation)
 
     def next(self, tenant: str, id: str, incarnation: str, presented: str) -> str | None:
         """
@@ -79,6 +86,13 @@ class HeartbeatTokens:
             # Past the end of a UUID's time, in the year 5236, a token stays as it is, and is accepted.
             time = min(earliest, _LATEST)
         return _head(f"{time:015x}") + proof
+
+
+def heartbeatRefused(state: ServiceState, token: str) -> Fault:
+    """The fault for a heartbeat whose token is not one of the registration's, or whose registration takes none."""
+    if state.proof == REFUSED:
+        return notFound(kindOf(state.tenant), state.id)
+    return notFound("HeartbeatMarker", token)
 
 
 def _head(digits: str) -> str:

@@ -329,7 +329,7 @@ class FakeRegistry:
     def _end(self) -> None:
         if self._registry is not None:
             self._identity.stop()
-            self._registry.feed.endWaiting()
+            self._registry.endWaiting()
             self._network.flush()
             _now(self._registry.stop())
             self._registry = None

@@ -17,6 +17,7 @@ FAULT_TYPES: Mapping[str, int] = MappingProxyType(
         "unauthorizedError": 401,
         "forbiddenError": 403,
         "notFoundError": 404,
+        "lockHeld": 409,
         "preconditionFailed": 412,
         "requestTooLargeError": 413,
         "internalError": 500,

@@ -14,8 +14,11 @@ import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
+from ..scopes import isLockScope
 from ..stores.interfaces import ServiceSummary
 
+#: The proof of a registration that takes no heartbeats; no token has it.
+REFUSED = "refused"
 # No entry of the queue has this deadline: it marks a service that the queue no longer holds.
 _NOWHERE = float("-inf")
 
@@ -112,8 +115,9 @@ class StallTolerantClock:
 @attrs.define(eq=False, weakref_slot=False)
 class ServiceState:
     """
-    One incarnation of a service, from its registration to its end.
+    One incarnation of a service or a lock, from its registration to its end.
 
+    :ivar tenant: of a lock, its scope (:mod:`~txserviceregistry.registry.scopes`).
     :ivar timeout: in seconds.
     :ivar deadline: in seconds of the :class:`StallTolerantClock`.
     :ivar lastSeen: when its last heartbeat came, in milliseconds since the epoch; ``None`` before the first.
@@ -160,10 +164,12 @@ class Deadlines:
 
     :param now: seconds of the :class:`StallTolerantClock`.
     :param isAuthoritative: whether this registry takes all heartbeats.
+    :ivar onForgotten: called with each service that is forgotten.
     """
 
     def __init__(self, now: Callable[[], float], isAuthoritative: bool = True) -> None:
         self.now = now
+        self.onForgotten: Callable[[ServiceState], None] = lambda state: None
         self._isAuthoritative = isAuthoritative
         self._active: dict[str, dict[str, ServiceState]] = {}
         self._expired: dict[str, dict[str, ServiceState]] = {}
@@ -177,8 +183,9 @@ class Deadlines:
         """Add a service, with a full timeout from now on. An earlier active incarnation of the same id is over."""
         tenant, id = service.tenant, service.id
         deadline = self.now() + service.heartbeatTimeout
+        proof = REFUSED if service.isForced else ""
         state = ServiceState(
-            tenant, id, service.incarnation, service.heartbeatTimeout, deadline, service.lastSeen, deadline
+            tenant, id, service.incarnation, service.heartbeatTimeout, deadline, service.lastSeen, deadline, proof
         )
         states = self._active.setdefault(tenant, {})
         if id in states:
@@ -221,8 +228,9 @@ class Deadlines:
 
     @property
     def total(self) -> int:
-        """How many are known, active or expired."""
-        return sum(map(len, self._active.values())) + sum(map(len, self._expired.values()))
+        """How many services are known, active or expired."""
+        scopes = (*self._active.items(), *self._expired.items())
+        return sum(len(states) for scope, states in scopes if not isLockScope(scope))
 
     def collect(self, most: int | None = None) -> tuple[list[ServiceState], bool]:
         """
@@ -294,6 +302,7 @@ class Deadlines:
             self._registrations.pop((tenant, incarnation), None)
             self._snapshots.pop(tenant, None)
             state._queued = _NOWHERE
+            self.onForgotten(state)
 
 
 def _remove(states: dict[str, dict[str, ServiceState]], state: ServiceState, key: str) -> None:

@@ -16,6 +16,7 @@ from ...util.logs import Logger
 from ...util.outage import Outage
 from ...util.waiters import Waiters
 from ..faults import Fault, systemFailure
+from ..scopes import isLockScope, tenantOf
 from ..servicelog import ServiceLog
 from ..stores.interfaces import Expiration
 from ..tasks import TaskOwner
@@ -28,7 +29,7 @@ class ExpirationQueue:
 
     :param persist: persists some expirations.
     :param isPending: whether an expiration still has to be persisted.
-    :param onPersisted: is called with the number of persisted expirations when the queue is empty.
+    :param onPersisted: is called with the number of services among the persisted expirations when the queue is empty.
     """
 
     #: How many are persisted together: enough to share a commit, and few enough for one turn of the reactor.
@@ -55,7 +56,7 @@ class ExpirationQueue:
         self._waiters: Waiters[None] = Waiters()
         self._persisted = 0
         # Services that lose their network expire one by one, over the length of a timeout.
-        self._expired = ServiceLog(clock, "expired")
+        self._services, self._locks = ServiceLog(clock, "Services expired"), ServiceLog(clock, "Locks expired")
         self._outage = Outage(self._log, clock, "Cannot persist expirations ({count} pending); retrying")
         self._isStopped = False
 
@@ -93,7 +94,8 @@ class ExpirationQueue:
         call, self._next = self._next, None
         if call is not None:
             call.cancel()
-        self._expired.stop()
+        self._services.stop()
+        self._locks.stop()
         self._waiters.fire(Failure(_stopping()))
 
     async def _persistGroup(self) -> None:
@@ -123,17 +125,21 @@ class ExpirationQueue:
     def report(self, expirations: Sequence[Expiration]) -> None:
         """Log expirations that are persisted."""
         self._outage.succeeded()
-        self._persisted += len(expirations)
         for expiration in expirations:
-            self._expired.add(expiration.tenant, expiration.id)
-        if self._queue or not self._persisted:
+            isLock = isLockScope(expiration.tenant)
+            self._persisted += not isLock
+            log = self._locks if isLock else self._services
+            log.add(tenantOf(expiration.tenant), expiration.id)
+        if self._queue:
             return
+        for log in (self._services, self._locks):
+            if self._isStopped:
+                log.stop()
+            else:
+                log.flush()
         persisted, self._persisted = self._persisted, 0
-        if self._isStopped:
-            self._expired.stop()
-        else:
-            self._expired.flush()
-        self._onPersisted(persisted)
+        if persisted:
+            self._onPersisted(persisted)
 
 
 def _stopping() -> Fault:

@@ -13,8 +13,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ...util.logs import Logger
 from ..stores.interfaces import Expiration, IStore, NoSuchObject, ServiceSummary, StoreUnavailable
+from ..stores.locks import readSummary
 from ..tasks import TaskOwner
-from .deadlines import Deadlines, ServiceState, StallTolerantClock
+from .deadlines import REFUSED, Deadlines, ServiceState, StallTolerantClock
 from .expirations import ExpirationQueue, MassExpiryWarning
 
 
@@ -118,6 +119,8 @@ class LiveServices:
             self.deadlines.add(service)
         elif state.timeout != service.heartbeatTimeout:
             self.deadlines.restart(state, service.heartbeatTimeout)
+        elif service.isForced:
+            state.proof = REFUSED
 
     def hidden(self, tenant: str) -> frozenset[str]:
         """The incarnations of those of *tenant*'s services that have expired and that the store may still have."""
@@ -192,7 +195,7 @@ class LiveServices:
         before = self.deadlines.active(tenant, id)
         hidden = self.hidden(tenant)
         try:
-            record = await self._store.getService(tenant, id)
+            record = await readSummary(self._store, tenant, id)
         except NoSuchObject:
             if before is not None:
                 self.deadlines.forget(tenant, id, before.incarnation)
@@ -202,4 +205,4 @@ class LiveServices:
                 self.deadlines.restart(before, record.heartbeatTimeout)
         elif record.incarnation not in hidden:
             # Its registration was persisted, but never acknowledged.
-            self.deadlines.add(record.summary(tenant))
+            self.deadlines.add(record)

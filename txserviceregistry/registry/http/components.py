@@ -121,6 +121,9 @@ def _payloads() -> list[Schema]:
     names = {"type": "array", "items": {"type": "string"}}
     changed = {**service, "properties": {**service["properties"], "changed": names, "old_tags": names}}
     changed["required"] = [*service["required"], "changed"]
+    lock = schemas.ofType(types.Lock)
+    ended = {**lock, "properties": {**lock["properties"], "forced": {"type": "boolean"}}}
+    ended["required"] = [*lock["required"], "forced"]
     value = {"type": "string"}
     update = objectOf(configuration_value_id=value, old_value={"type": ["string", "null"]}, new_value=value)
     remove = objectOf(configuration_value_id=value, old_value=value)
@@ -128,6 +131,8 @@ def _payloads() -> list[Schema]:
     ofTypes = [
         (["service.join", "service.remove", "service.timeout"], service),
         (["service.update"], changed),
+        (["lock.acquire"], lock),
+        (["lock.release", "lock.expire"], ended),
         (["configuration_value.update"], update),
         (["configuration_value.remove"], remove),
     ]

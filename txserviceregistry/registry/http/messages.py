@@ -60,7 +60,8 @@ class Response:
 
 def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:
     """A fault as JSON."""
-    return {"type": fault.type, "code": fault.code, "message": fault.message, "details": fault.details, "txnId": txnId}
+    body = {"type": fault.type, "code": fault.code, "message": fault.message, "details": fault.details, "txnId": txnId}
+    return {**body, **fault.more}
 
 
 def faultResponse(fault: Fault, txnId: str) -> Response:

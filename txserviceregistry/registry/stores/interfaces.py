@@ -98,13 +98,19 @@ class ServiceRecord:
 
 @attrs.frozen(slots=True)
 class ServiceSummary:
-    """What the registry keeps in memory of each service: enough to set deadlines and check tokens."""
+    """
+    What the registry keeps in memory of each service and each lock: enough to set deadlines and check tokens.
+
+    :ivar tenant: of a lock, the scope of the tenant's locks (:mod:`~txserviceregistry.registry.scopes`).
+    :ivar isForced: whether its heartbeats are refused.
+    """
 
     tenant: str
     id: str
     incarnation: str
     heartbeatTimeout: int
     lastSeen: int | None
+    isForced: bool = False
 
 
 @attrs.frozen(slots=True)
@@ -178,6 +184,7 @@ class IStore(Interface):
 
     name: str = Attribute("What the store is called on the command line: ``memory``, ``sqlite``, …")
     statistics: StoreStatistics = Attribute("What the store counts of its own work.")
+    locks: Any = Attribute("The locks: an :class:`~txserviceregistry.registry.stores.locks.ILockStore`.")
 
     def open() -> Deferred[None]:
         """

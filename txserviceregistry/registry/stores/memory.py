@@ -44,6 +44,7 @@ from .interfaces import (
     UserRecord,
     ValueRecord,
 )
+from .memorylocks import MemoryLocks
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -139,6 +140,7 @@ class MemoryStore:
         self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
         self._users: dict[str, UserRecord] = {}
         self._tokens: dict[str, TokenRecord] = {}
+        self.locks = MemoryLocks(self._checkAvailable, self._addEvent)
 
     def _checkAvailable(self) -> None:
         if self.unavailable:
@@ -157,6 +159,11 @@ class MemoryStore:
             tenant.plainPositions.append(position)
         moment = self._milliseconds() if timestamp is None else timestamp
         tenant.events[position] = EventRecord(self._eventIds.idAt(position), moment, type, payload)
+
+    def _addEvent(self, tenant: str, type: str, payload: Mapping[str, Any], timestamp: int | None = None) -> str:
+        position = self._eventIds.next()
+        self._putEvent(self._tenants[tenant], position, type, payload, timestamp)
+        return self._eventIds.idAt(position)
 
     def open(self) -> Deferred[None]:
         if self.unavailable:

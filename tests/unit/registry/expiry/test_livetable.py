@@ -18,6 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.unit.registry.heldstore import HeldCall, HeldStore
 from tests.unit.registry.registrycase import NOW, TENANT, RegistryCase
 from txserviceregistry.registry.core import Registry
+from txserviceregistry.registry.engine import Engine
 from txserviceregistry.registry.expiry.deadlines import ServiceState
 from txserviceregistry.registry.expiry.livetable import LiveServices
 from txserviceregistry.registry.faults import Fault
@@ -306,7 +307,7 @@ class SlowStoreTests(RegistryCase):
 
     def test_createsDuringManyExpirations(self) -> None:
         """While many expirations are being persisted, only registrations that need an expired id or place wait."""
-        many = self.registry.FEW_PENDING + 1
+        many = Engine.FEW_PENDING + 1
         for number in range(many):
             self.create(f"expired{number}", timeout=10)
         held = self.store.hold("expireServices")

@@ -397,7 +397,7 @@ class FollowerLimitTests(LimitsCase):
         reply = self.reply(late)
         self.assertEqual((reply.code, reply.json["type"]), (503, "systemFailureError"))
         self.assertEqual(reply.header("Retry-After"), "5")
-        self.assertIn("waiting for events", reply.json["details"])
+        self.assertIn("requests are waiting", reply.json["details"])
         self.assertOpen(late)
         self.api.create("web2")
         self.api.clock.advance(0)

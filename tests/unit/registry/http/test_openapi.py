@@ -113,6 +113,7 @@ class DocumentTests(SynchronousTestCase):
         self.assertEqual(sorted(described), sorted(EVENT_TYPES))
         validator = Draft202012Validator({"components": DOCUMENT["components"], **event})
         service = {"id": "web1", "heartbeat_timeout": 30, "tags": ["www"], "metadata": {"port": "80"}}
+        lock = {"name": "/a/lock", "holder": "", "fence": 1, "timeout": 15, "acquired_at": 1, "metadata": {}}
         value = {"configuration_value_id": "key", "old_value": "a"}
         for type, payload in [
             ("service.join", service),
@@ -121,13 +122,17 @@ class DocumentTests(SynchronousTestCase):
             ("service.update", {**service, "changed": ["tags"]}),
             ("configuration_value.update", {**value, "new_value": "b"}),
             ("configuration_value.remove", value),
+            ("lock.acquire", lock),
+            ("lock.release", {**lock, "forced": False}),
+            ("lock.expire", {**lock, "forced": True}),
         ]:
             whole = {"id": "11111111-1111-1111-8111-111111111111", "timestamp": 1, "type": type, "payload": payload}
             self.assertEqual([error.message for error in validator.iter_errors(whole)], [], type)
             for name in payload:
                 less = {key: value for key, value in payload.items() if key != name}
                 self.assertFalse(validator.is_valid({**whole, "payload": less}), (type, name))
-        self.assertFalse(validator.is_valid({**whole, "payload": {**value, "new_value": "b"}}))
+        removed = {**whole, "type": "configuration_value.remove"}
+        self.assertFalse(validator.is_valid({**removed, "payload": {**value, "new_value": "b"}}))
 
     def test_patternsAreOfBothDialects(self) -> None:
         """
@@ -153,6 +158,7 @@ class DocumentTests(SynchronousTestCase):
             faults.invalidLimit("d"),
             faults.serviceExists("web1"),
             faults.limitReached("service", 1),
+            faults.lockHeld("/a/lock", "me", 1, 2.0),
             faults.rateLimitReached("d", 1),
             faults.unauthorized("d", "http://x/v2.0"),
             faults.forbidden("d"),

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore, ga
 from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
+from tests.unit.registry.stores.locksuite import LockSuite
 from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.model import PLAIN_TYPES, NewService, Precondition, ServiceChanges
 from txserviceregistry.registry.roles import WRITE, Role
@@ -62,7 +63,7 @@ async def _refusesOneMore(operation: Awaitable[Any]) -> None:
     raise AssertionError("the limit counts fewer than there are")
 
 
-class StoreSuite:
+class StoreSuite(LockSuite):
     """
     Mix this into a trial TestCase.
 

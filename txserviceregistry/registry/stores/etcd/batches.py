@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ...eventids import positionOf
 from ...model import PLAIN_TYPES
+from ...scopes import tenantOf
 from ..interfaces import StoreUnavailable
 from .gateway import Compare, Etcd, KeyValue, Revision, Urgency, deletion, put, reading
 
@@ -40,13 +41,17 @@ class TenantClock:
     What a tenant's clock holds.
 
     :ivar last: the position of the last event.
-    :ivar services: how many services there are, and
-    :ivar values: how many configuration values.
+    :ivar services: how many services there are,
+    :ivar values: how many configuration values, and
+    :ivar locks: how many locks.
+    :ivar fence: the greatest fence of a lock so far.
     """
 
     last: int = 0
     services: int = 0
     values: int = 0
+    locks: int = 0
+    fence: int = 0
 
     @classmethod
     def of(cls, found: KeyValue | None) -> TenantClock:
@@ -54,7 +59,7 @@ class TenantClock:
         if found is None:
             return cls()
         kept = json.loads(found.value)
-        return cls(kept["last"], kept["services"], kept["values"])
+        return cls(kept["last"], kept["services"], kept["values"], kept.get("locks", 0), kept.get("fence", 0))
 
     def toBytes(self) -> bytes:
         """As it is kept."""
@@ -217,9 +222,10 @@ class Batches:
         """
         Make a change.
 
+        :param tenant: whose objects it is about; a scope of the tenant will do.
         :return: fires with what *act* has returned when the change is kept.
         """
-        step = Step(reads, act)
+        step, tenant = Step(reads, act), tenantOf(tenant)
         waiting = self._waiting.get(tenant)
         if waiting is None:
             waiting = self._waiting[tenant] = deque()

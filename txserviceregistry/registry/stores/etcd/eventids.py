@@ -8,6 +8,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 
 from ...eventids import EventIds, newTail
+from ...scopes import tenantOf
 
 
 class TenantIds:
@@ -25,7 +26,8 @@ class TenantIds:
         self._ids: dict[str, EventIds] = {}
 
     def of(self, tenant: str) -> EventIds:
-        """The event ids of one tenant."""
+        """The event ids of one tenant, which may be given by one of its scopes."""
+        tenant = tenantOf(tenant)
         ids = self._ids.get(tenant)
         if ids is None:
             drawn = int.from_bytes(blake2b(f"{self.tail} {tenant}".encode(), digest_size=8).digest(), "big")

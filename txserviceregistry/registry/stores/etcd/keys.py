@@ -13,9 +13,11 @@ from zope.interface import implementer
 
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
+from ...scopes import isLockScope, tenantOf
 from ..interfaces import IStoreListener, StoreUnavailable
 from .eventids import TenantIds
 from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, newLease, put
+from .locks import LockRegistrations
 from .node import Evidence, INodeKeys, Joined, Node
 from .services import EtcdServices
 from .votes import Registration, Status
@@ -44,6 +46,7 @@ class NodeKeys:
     :param prefix: of all keys.
     :param commits: the name that this process's groups of changes have.
     :param services: the services.
+    :param locks: the locks.
     :param ids: the tenants' event ids.
     :param listener: is notified of changes.
     :ivar node: the node.
@@ -60,6 +63,7 @@ class NodeKeys:
         prefix: str,
         commits: str,
         services: EtcdServices,
+        locks: LockRegistrations,
         ids: TenantIds,
         listener: IStoreListener,
     ) -> None:
@@ -71,8 +75,10 @@ class NodeKeys:
         self._prefix = prefix
         self._commits = commits
         self._services = services
+        self._locks = locks
+        self._kinds = {"services": services, "seen": services, "locks": locks, "seen-locks": locks}
         self._ids = ids
-        self._listener = services.listener = listener
+        self._listener = services.listener = locks.listener = listener
         self._leases: dict[str, int] = {}
         self._watch: Watch | None = None
         self._loads = 0
@@ -124,18 +130,22 @@ class NodeKeys:
         self.stopWatching()
         await available(self._etcd.revoke(self._leases[name], patience=0))
 
-    # -- services
+    # -- services and locks
+
+    def _kind(self, registration: Registration) -> EtcdServices:
+        return self._locks if isLockScope(registration[0]) else self._services
 
     @returnsDeferred
     async def touch(self, registration: Registration) -> bool:
-        return await available(self._services.touch(registration))
+        return await available(self._kind(registration).touch(registration))
 
     @returnsDeferred
     async def expire(self, name: str, created: int, registration: Registration, evidence: Evidence) -> bool:
-        return await available(self._services.expire(self._key(name), created, registration, evidence))
+        expiring = self._kind(registration).expire(self._key(name), created, registration, evidence)
+        return await available(expiring)
 
     def seen(self, registration: Registration) -> int:
-        return self._services.touchedAt(registration)
+        return self._kind(registration).touchedAt(registration)
 
     # -- reading everything, and watching it
 
@@ -145,16 +155,19 @@ class NodeKeys:
         self._loads += 1
         number = self._loads
         _, revision = await available(self._etcd.range(f"{self._prefix}meta", urgency=Urgency.vital))
-        records, seen, nodes = [
+        records, seen, locks, seenLocks, nodes = [
             await available(self._etcd.all(self._prefix + kind, revision=revision, urgency=Urgency.vital))
-            for kind in ("services/", "seen/", "nodes/")
+            for kind in ("services/", "seen/", "locks/", "seen-locks/", "nodes/")
         ]
         joins, _ = await available(self._etcd.range(f"{self._prefix}joins", revision=revision, urgency=Urgency.vital))
         if number != self._loads:
             raise StoreUnavailable("everything is being read for a later membership")
-        services = self._services.load(records, seen, revision)
-        self._listener.synchronized(services)
-        for tenant in {service.tenant for service in services}:
+        registrations = [
+            *self._services.load(records, seen, revision),
+            *self._locks.load(locks, seenLocks, revision),
+        ]
+        self._listener.synchronized(registrations)
+        for tenant in {tenantOf(each.tenant) for each in registrations}:
             self._listener.eventAdded(tenant, None)
         self.node.joins = joins[0].modified if joins else 0
         self.node.membersAre({self._nameOf(each) for each in nodes})
@@ -193,11 +206,11 @@ class NodeKeys:
                 self.node.statusChanged(rest, self._statusOf(change.now))
         elif kind == "joins":
             self.node.joins = change.now.modified
-        elif kind == "services" and change.isDeleted:
-            self._services.recordDeleted(change.now, change.before)
-        elif kind == "services":
-            self._services.recordChanged(change.now)
-        elif kind == "seen" and not change.isDeleted:
-            self._services.seenChanged(change.now)
+        elif kind in ("services", "locks") and change.isDeleted:
+            self._kinds[kind].recordDeleted(change.now, change.before)
+        elif kind in ("services", "locks"):
+            self._kinds[kind].recordChanged(change.now)
+        elif kind in ("seen", "seen-locks") and not change.isDeleted:
+            self._kinds[kind].seenChanged(change.now)
         elif kind in ("events", "moreevents") and not change.isDeleted:
             self._listener.eventAdded(rest.partition("/")[0], json.loads(change.now.value)["type"])

@@ -149,6 +149,20 @@ class EtcdServices:
             known.timeout, known.modified = record.timeout, modified
         return known
 
+    def _made(self, tenant: str, id: str, value: bytes, revision: int) -> None:
+        """Take over a record that was made here."""
+        record = _Record.of(value)
+        incarnation = self._ids.of(tenant).idAt(record.position)
+        if revision <= self._shown and (tenant, incarnation) not in self._byIncarnation:
+            # The watch has shown it already, and its end elsewhere: what the caller takes over now ends again.
+            self._clock.callLater(0, self.listener.vanished, tenant, id, incarnation)
+        else:
+            self._keep(tenant, id, record, revision, revision)
+
+    def _found(self, tenant: str, id: str, found: KeyValue) -> None:
+        """Take over a record that was read."""
+        self._keep(tenant, id, _Record.of(found.value), found.created, found.modified)
+
     def _drop(self, known: _Known | None) -> None:
         if known is not None:
             self._byIncarnation.pop((known.tenant, known.incarnation), None)
@@ -249,21 +263,16 @@ class EtcdServices:
             return record, transaction
 
         record, transaction = await self._batches.do(tenant, [key], create)
-        made, revision = self._record(tenant, id, record), transaction.revision
-        if revision <= self._shown and (tenant, made.incarnation) not in self._byIncarnation:
-            # The watch has shown it already, and its end elsewhere: what the caller takes over now ends again.
-            self._clock.callLater(0, self.listener.vanished, tenant, id, made.incarnation)
-        else:
-            self._keep(tenant, id, record, revision, revision)
+        made = self._record(tenant, id, record)
+        self._made(tenant, id, record.toBytes(), transaction.revision)
         return made
 
     async def get(self, tenant: str, id: str) -> ServiceRecord:
         found = await self._find(tenant, id, Urgency.ordinary)
         if found is None:
             raise NoSuchObject(id)
-        record = _Record.of(found.value)
-        self._keep(tenant, id, record, found.created, found.modified)
-        return self._record(tenant, id, record)
+        self._found(tenant, id, found)
+        return self._record(tenant, id, _Record.of(found.value))
 
     async def _find(self, tenant: str, id: str, urgency: Urgency) -> KeyValue | None:
         """Read a record: not as it was before an end of services that the watch has shown."""

@@ -10,6 +10,8 @@ What the keys below the prefix are:
 ``commits/T/PROCESS``           the number of a process's last group of changes for this tenant
 ``services/T/ID``               a service's record
 ``seen/T/ID``                   the time of a heartbeat, written by touches and now and then
+``locks/T/NAME``                a lock's record, and
+``seen-locks/T/NAME``           its touches
 ``values/T/KEY``                a configuration value
 ``events/T/POSITION``           an event of version 1.0, and
 ``moreevents/T/POSITION``       an event of another type
@@ -51,6 +53,7 @@ from .events import EtcdEvents
 from .gateway import TRY, Compare, Etcd, EtcdError, User, put, reading
 from .keys import NodeKeys, available
 from .layout import openLayout
+from .locks import EtcdLocks, LockRegistrations
 from .node import Node
 from .services import EtcdServices
 from .users import EtcdUsers
@@ -138,6 +141,8 @@ class EtcdStore:
         self._ids = TenantIds(wallClock)
         self._batches = Batches(self._etcd, reactor, wallClock, prefix, self._process)
         self._services = EtcdServices(self._etcd, self._batches, reactor, prefix, self._ids)
+        self._lockRegistrations = LockRegistrations(self._etcd, self._batches, reactor, prefix, self._ids)
+        self.locks = EtcdLocks(self._lockRegistrations, _operation)
         self._values = EtcdValues(self._etcd, self._batches, prefix)
         self._events = EtcdEvents(self._etcd, prefix, self._ids)
         self._users = EtcdUsers(self._etcd, prefix, wallClock)
@@ -220,6 +225,7 @@ class EtcdStore:
             self._prefix,
             self._process,
             self._services,
+            self._lockRegistrations,
             self._ids,
             listener,
         )

@@ -33,6 +33,9 @@ EVENT_TYPES = {
     "configuration_value.update": 4,
     "configuration_value.remove": 5,
     "service.update": 6,
+    "lock.acquire": 8,
+    "lock.release": 9,
+    "lock.expire": 10,
 }
 
 #: How many rows a statement is given at most; older versions of SQLite take no more than 999 values at once.

@@ -55,6 +55,13 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         "ALTER TABLE configuration_values ADD COLUMN position INTEGER NOT NULL DEFAULT 0",
         # JSON: what of the role is not the default.
         "ALTER TABLE users ADD COLUMN role TEXT NOT NULL DEFAULT '{}'",
+        # How many rows the table below has, and the greatest fence that there was.
+        "ALTER TABLE tenants ADD COLUMN locks INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE tenants ADD COLUMN last_fence INTEGER NOT NULL DEFAULT 0",
+        # incarnation is the position of the event of the acquisition; metadata is JSON.
+        "CREATE TABLE locks (tenant TEXT NOT NULL, name TEXT NOT NULL, timeout INTEGER NOT NULL, holder BLOB NOT NULL,"
+        " nonce TEXT, metadata TEXT NOT NULL, incarnation INTEGER NOT NULL, fence INTEGER NOT NULL,"
+        " acquired INTEGER NOT NULL, is_forced INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (tenant, name)) WITHOUT ROWID",
     ),
 )
 

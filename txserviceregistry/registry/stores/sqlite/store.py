@@ -28,6 +28,7 @@ from ...statistics import StoreStatistics
 from ..interfaces import Account, Expiration, IStore, ServiceRecord, StoreUnavailable
 from . import file as sqlitefile
 from .claim import FileClaim
+from .lockstore import SqliteLocks
 from .log import LogSize
 from .services import LastSeen
 from .tables import Tables
@@ -116,6 +117,7 @@ class SqliteStore:
         self._checkpointer = Checkpointer(reactor, self._connect)
         self._logSize = LogSize(self._path, reactor, self._writer, self._checkpointer, self.statistics)
         self._writer.logSeen = self._logSize.seen
+        self.locks = SqliteLocks(self._reader, self._writer)
         self._isPrepared = False
         self._lastSeen: dict[tuple[str, str, str], int] = {}
         self._lastSeenCall: IDelayedCall | None = None

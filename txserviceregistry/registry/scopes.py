@@ -1,0 +1,30 @@
+"""
+Scopes: which services or locks an id is unique among.
+
+Deadlines, heartbeat tokens and votes treat locks as they treat services. To keep them apart, each tenant has two
+scopes: that of its services, which is the tenant's number, and that of its locks, where ids are the names of locks.
+"""
+
+from __future__ import annotations
+
+_LOCKS = "/locks"
+
+
+def lockScope(tenant: str) -> str:
+    """The scope of a tenant's locks."""
+    return tenant + _LOCKS
+
+
+def isLockScope(scope: str) -> bool:
+    """Whether it is a scope of locks."""
+    return scope.endswith(_LOCKS)
+
+
+def tenantOf(scope: str) -> str:
+    """Whose scope it is."""
+    return scope.removesuffix(_LOCKS)
+
+
+def kindOf(scope: str) -> str:
+    """What is in a scope, as faults call it."""
+    return "Lock" if isLockScope(scope) else "Service"

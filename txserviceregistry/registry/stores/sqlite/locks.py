@@ -1,0 +1,101 @@
+"""
+What the operations of a store do to the table of locks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import attrs
+
+from ...scopes import tenantOf
+from ..interfaces import Expiration, LimitExceeded, NoSuchObject, ServiceSummary
+from ..locks import LockRecord, LockTaken, NewLock
+from .database import EVENT_TYPES, Database, asBytes, asJson, asText
+
+_FIELDS = "SELECT name, timeout, holder, nonce, metadata, incarnation, fence, acquired, is_forced FROM locks"
+
+
+class LockTables(Database):
+    """Locks. The methods are the operations of :class:`ILockStore`."""
+
+    def acquireLock(self, tenant: str, lock: NewLock, maximum: int, now: int, fence: int) -> LockRecord:
+        row = self._one(f"{_FIELDS} WHERE tenant = ? AND name = ?", tenant, lock.name)
+        if row is not None:
+            raise LockTaken(self._lock(row))
+        count, last = self._one("SELECT locks, last_fence FROM tenants WHERE tenant = ?", tenant) or (0, 0)
+        if count >= maximum:
+            raise LimitExceeded(maximum)
+        fence = max(last + 1, fence)
+        self._execute(
+            "INSERT INTO tenants (tenant, locks, last_fence) VALUES (?, 1, ?)"
+            " ON CONFLICT (tenant) DO UPDATE SET locks = locks + 1, last_fence = excluded.last_fence",
+            (tenant, fence),
+        )
+        position = self._ids.next()
+        record = LockRecord.of(lock, self._ids.idAt(position), fence, now)
+        self._execute(
+            "INSERT INTO locks (tenant, name, timeout, holder, nonce, metadata, incarnation, fence, acquired)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(tenant, lock.name, lock.timeout, asBytes(lock.holder), lock.nonce, asJson(lock.metadata)),
+                *(position, fence, now),
+            ),
+        )
+        self._addEvents([(tenant, position, self._milliseconds(), EVENT_TYPES["lock.acquire"], asJson(record.shown()))])
+        return record
+
+    def _lock(self, row: Sequence[Any]) -> LockRecord:
+        name, timeout, holder, nonce, metadata, position, fence, acquired, isForced = row
+        incarnation = self._ids.idAt(position)
+        return LockRecord(
+            *(name, timeout, asText(holder), nonce, json.loads(metadata), incarnation, fence, acquired, bool(isForced))
+        )
+
+    def getLock(self, tenant: str, name: str, incarnation: str | None = None) -> LockRecord:
+        row = self._one(f"{_FIELDS} WHERE tenant = ? AND name = ?", tenant, name)
+        record = None if row is None else self._lock(row)
+        if record is None or incarnation not in (None, record.incarnation):
+            raise NoSuchObject(name)
+        return record
+
+    def listLocks(self, tenant: str, marker: str | None, count: int, hidden: Collection[str]) -> list[LockRecord]:
+        locks: list[LockRecord] = []
+        for row in self._execute(f"{_FIELDS} WHERE tenant = ? AND name >= ? ORDER BY name", (tenant, marker or "")):
+            record = self._lock(row)
+            if record.incarnation not in hidden:
+                locks.append(record)
+            if len(locks) == count:
+                break
+        return locks
+
+    def forceLock(self, tenant: str, name: str, incarnation: str) -> LockRecord:
+        self.getLock(tenant, name, incarnation)
+        self._execute("UPDATE locks SET is_forced = 1 WHERE tenant = ? AND name = ?", (tenant, name))
+        return self.getLock(tenant, name)
+
+    def _removeLock(self, tenant: str, name: str, incarnation: str) -> LockRecord:
+        record = self.getLock(tenant, name, incarnation)
+        self._execute("DELETE FROM locks WHERE tenant = ? AND name = ?", (tenant, name))
+        self._count("locks", {tenant: -1})
+        return record
+
+    def releaseLock(self, tenant: str, name: str, incarnation: str, isForced: bool) -> None:
+        record = self._removeLock(tenant, name, incarnation)
+        self._addEvent(tenant, "lock.release", attrs.evolve(record, isForced=isForced).ended())
+
+    def expireLocks(self, expirations: Sequence[Expiration]) -> None:
+        type = EVENT_TYPES["lock.expire"]
+        for each in expirations:
+            tenant = tenantOf(each.tenant)
+            try:
+                record = self._removeLock(tenant, each.id, each.incarnation)
+            except NoSuchObject:
+                continue
+            self._addEvents([(tenant, self._ids.next(), each.timestamp, type, asJson(record.ended()))])
+
+    def allLocks(self) -> Sequence[ServiceSummary]:
+        rows = self._execute(_FIELDS.replace("SELECT", "SELECT tenant,"))
+        return [self._lock(row[1:]).summary(row[0]) for row in rows]
