@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from reprlib import repr as shown
-from typing import Any
+from typing import Any, overload
 
 from twisted.internet.defer import Deferred
 
-from ..errors import BadRequest
+from ..errors import BadRequest, NotSupported
 from ..http.messages import segment
 from ..types import ConfigurationPage, ConfigurationValue
 from ..util.deferred import returnsDeferred
-from ..util.fields import KEY, KEY_RULE
+from ..util.fields import ETAGS, KEY, KEY_RULE
 from .shapes import readConfigurationPage, readConfigurationValue
-from .transport import Transport, pages
+from .transport import ETAG, Transport, etagOf, pages
 
 
 def _path(key: str) -> str:
@@ -26,6 +26,20 @@ def _checked(key: Any, what: str) -> str:
         return key
     message = "Invalid value for 'configurationId' query string parameter"
     raise BadRequest(400, "badRequest", message, f"{shown(key)} is not a {what}: {KEY_RULE}")
+
+
+def _condition(ifMatch: str | None, ifNoneMatch: str | None) -> tuple[str, str]:
+    """The header of a condition."""
+    if ifMatch is not None and ifNoneMatch is not None:
+        raise BadRequest(400, "badRequest", "ifMatch and ifNoneMatch can't be combined")
+    if ifMatch is not None:
+        if not isinstance(ifMatch, str) or not ETAGS.fullmatch(ifMatch):
+            message = f"ifMatch is {shown(ifMatch)}, but it has to be '*' or a tag in quotes, as from getWithEtag()"
+            raise BadRequest(400, "badRequest", message)
+        return "If-Match", ifMatch
+    if ifNoneMatch != "*":
+        raise BadRequest(400, "badRequest", f"ifNoneMatch is {shown(ifNoneMatch)}, but it has to be '*'")
+    return "If-None-Match", "*"
 
 
 def _below(key: str) -> str:
@@ -96,26 +110,64 @@ class ConfigurationClient:
         return response.read(readConfigurationValue)
 
     @returnsDeferred
-    async def set(self, id: str, value: str) -> bool:
+    async def getWithEtag(self, id: str) -> ConfigurationValue:
         """
-        Set a value, whether there is one already or not.
+        One value and its tag, for a conditional write.
+
+        :param id: the key.
+        :return: fires with ``{"id": …, "value": …, "etag": …}``; fails with ``NotFound`` if there is none, and with
+            ``NotSupported`` if the registry has no tags.
+        """
+        response = await self._transport.request("GET", _path(id))
+        value, etag = response.read(readConfigurationValue), etagOf(response)
+        if etag is None:
+            raise NotSupported(ETAG)
+        return {**value, "etag": etag}
+
+    @overload
+    def set(self, id: str, value: str) -> Deferred[bool]: ...
+
+    @overload
+    def set(
+        self, id: str, value: str, *, ifMatch: str | None = None, ifNoneMatch: str | None = None
+    ) -> Deferred[bool | str]: ...
+
+    @returnsDeferred
+    async def set(self, id: str, value: str, *, ifMatch: str | None = None, ifNoneMatch: str | None = None) -> Any:
+        """
+        Set a value, whether there is one already or not, or only on a condition::
+
+            value = await client.configuration.getWithEtag("/production/www/workers")
+            more = str(int(value["value"]) + 1)
+            await client.configuration.set(value["id"], more, ifMatch=value["etag"])
 
         :param id: the key, 3 to 500 characters.
         :param value: a string of 1 to 1024 characters.
-        :return: fires with ``True``.
+        :param ifMatch: set it only if the value has this tag; ``"*"`` is any tag.
+        :param ifNoneMatch: ``"*"`` to set it only if there is no value.
+        :return: fires with ``True``, or with the value's new tag if there is a condition. Then it fails with
+            ``PreconditionFailed`` if the condition does not hold, with ``OutcomeUnknown`` if its own first try may be
+            the reason, and with ``NotSupported`` if the registry has no conditional writes.
         """
-        await self._transport.request("PUT", _path(id), body={"value": value})
-        return True
+        path, body = _path(id), {"value": value}
+        if ifMatch is None and ifNoneMatch is None:
+            await self._transport.request("PUT", path, body=body)
+            return True
+        return etagOf(await self._transport.write("PUT", path, _condition(ifMatch, ifNoneMatch), body)) or True
 
     @returnsDeferred
-    async def remove(self, id: str) -> bool:
+    async def remove(self, id: str, *, ifMatch: str | None = None) -> bool:
         """
         Remove a value.
 
         :param id: the key.
-        :return: fires with ``True``; fails with ``NotFound`` if there is none.
+        :param ifMatch: remove it only if it has this tag; ``"*"`` is any tag.
+        :return: fires with ``True``; fails with ``NotFound`` if there is none, and on a condition as :meth:`set`.
         """
-        await self._transport.request("DELETE", _path(id))
+        if ifMatch is None:
+            await self._transport.request("DELETE", _path(id))
+        else:
+            await self._transport.write("DELETE", _path(id), _condition(ifMatch, None))
         return True
 
     @returnsDeferred

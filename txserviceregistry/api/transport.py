@@ -14,7 +14,19 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
-from ..errors import ForeignResponse, InvalidSettings, MalformedResponse, RateLimited, apiErrorFor
+from ..errors import (
+    ConnectionFailed,
+    ForeignResponse,
+    InvalidSettings,
+    MalformedResponse,
+    NotSupported,
+    OutcomeUnknown,
+    PreconditionFailed,
+    RateLimited,
+    ServiceRegistryError,
+    apiErrorFor,
+    isUnknown,
+)
 from ..http.jsontransport import TIMEOUT, ClientClosed, JSONTransport, shareOf
 from ..http.messages import NO_REGISTRY, Lane, Request, Response, WhenLate, segment
 from ..util.deferred import cancelWith
@@ -28,6 +40,8 @@ from .session import IAuthenticator, Session, refusesToken
 EVENTS_WAIT = "events-wait"
 #: The extension with which a query of the event feed names types of events.
 EVENT_TYPES = "event-types"
+#: The extension for conditional writes.
+ETAG = "etag"
 #: The extension for heartbeat batching.
 HEARTBEATS = "heartbeats"
 # The registry's message for a path that it does not have.
@@ -120,6 +134,49 @@ class Transport:
         except ValueError:
             return fail()
         return request.inTime(self._clock, self._send(request, body))
+
+    async def require(self, extension: str) -> None:
+        """
+        Make sure that the registry has an extension of the API; ask it if no response has named it so far.
+
+        :raises NotSupported: if it does not.
+        """
+        if extension not in self.extensions:
+            await self.request("GET", "/limits")
+        if extension not in self.extensions:
+            raise NotSupported(extension)
+
+    async def write(self, method: str, path: str, condition: tuple[str, str], body: object = None) -> Response:
+        """
+        Send a conditional write. It is repeated once if its outcome is unknown and there is time left.
+
+        :param condition: the name and the value of a header.
+        :return: the response. Fails as :meth:`request` does; with ``NotSupported`` if the registry knows no conditional
+            writes, and with ``OutcomeUnknown`` if the condition may not hold because of the first try.
+        """
+        await self.require(ETAG)
+        name, value = condition
+        options: Any = {"body": body, "header": (name.encode("ascii"), value.encode("ascii"))}
+        end = self._clock.seconds() + self.timeout
+        lost: ServiceRegistryError | None = None
+        try:
+            response = await self.request(method, path, repeatable=False, isTraced=True, **options)
+        except ServiceRegistryError as error:
+            if not isUnknown(error) or self._clock.seconds() >= end:
+                raise
+            lost = error
+        if lost is not None:
+            try:
+                response = await self.request(method, path, timeout=end - self._clock.seconds(), **options)
+            except PreconditionFailed as error:
+                raise OutcomeUnknown(error.etag) from lost
+            except ConnectionFailed as error:
+                error.wasSent = True
+                raise
+        if ETAG not in _namesIn((response.headers.getRawHeaders(_EXTENSIONS) or [b""])[0]):
+            # Another server behind the same URL, which ignored the condition.
+            raise NotSupported(ETAG)
+        return response
 
     async def _send(self, request: Request, body: object) -> Response:
         isRetry = False
@@ -226,7 +283,15 @@ def faultOf(response: Response, sent: object = None, path: str = "") -> Exceptio
     error = kind(response.status, type, message, details, txnId, method=response.method, url=response.url, doubt=doubt)
     if isinstance(error, RateLimited):
         error.retryAfter = parseRetryAfter(response.header("Retry-After"))
+    if isinstance(error, PreconditionFailed):
+        error.etag = etagOf(response)
     return error
+
+
+def etagOf(response: Response) -> str | None:
+    """The tag of a value, in quotes; ``None`` if the response has none. Proxies that compress put ``W/`` before it."""
+    etag = response.header("ETag")
+    return None if etag is None else etag.removeprefix("W/")
 
 
 def _isFault(status: int, headers: Headers, value: object) -> bool:

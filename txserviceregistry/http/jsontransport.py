@@ -77,6 +77,8 @@ class _Server:
 
     def headersFor(self, request: Request) -> Headers:
         headers = self._withoutBody if request.body is None else self._withBody
+        if request.header is not None:
+            headers = headers.having(*request.header)
         return headers.having(b"X-Auth-Token", request.token.encode("utf-8")) if request.token else headers
 
 

@@ -97,6 +97,7 @@ class Request:
     :ivar isTraced: whether the caller finds out the outcome of a request that is not repeatable.
     :ivar whenLate: called at the deadline.
     :ivar stage: returns its stage at a URL, for error messages.
+    :ivar header: one more header, its name and its value; ``None`` for none.
     :ivar token: the auth token, a secret; empty for none.
     :ivar url: the URL of the last try.
     :ivar leave: called at the deadline: later requests go to another server first.
@@ -113,6 +114,7 @@ class Request:
     isTraced: bool
     whenLate: WhenLate | None
     stage: Callable[[str], str]
+    header: tuple[bytes, bytes] | None = None
     token: str = attrs.field(default="", repr=False)
     url: str = ""
     leave: Callable[[], object] = lambda: None
@@ -133,6 +135,7 @@ class Request:
         lane: Lane = Lane.ORDINARY,
         isTraced: bool = False,
         whenLate: WhenLate | None = None,
+        header: tuple[bytes, bytes] | None = None,
     ) -> Request:
         """
         A request whose time begins now.
@@ -163,6 +166,7 @@ class Request:
             isTraced,
             whenLate,
             stage,
+            header,
         )
 
     @property
