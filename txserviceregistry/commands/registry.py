@@ -91,6 +91,7 @@ class Options(TableOptions):
         Option("token-lifetime", None, "24h", "How long an auth token is valid: a duration.", _TOKEN_LIFETIME),
         Option("metrics", None, LOOPBACK, "Who may read /metrics: loopback, anywhere or off.", _AUDIENCE),
         Option("access-log", None, _NO_LOG, "File with a line for each request, - for stdout, or off.", _logTarget),
+        Option("audit-log", None, _NO_LOG, "File with a line for each change, - for stdout, or off.", _logTarget),
         Option("max-connections", None, "10000", "Maximum number of connections.", _SOME),
         Option("max-connections-per-client", None, "5000", "Maximum number from one address.", _SOME),
         Option("max-followers", None, "5000", "Maximum number of requests that wait for events.", parseCount),
@@ -201,6 +202,7 @@ def makeService(options: Options) -> IService:
         eventRetention=options["event-retention"],
         metrics=options["metrics"],
         accessLog=options["access-log"],
+        auditLog=options["audit-log"],
     )
     store = options["store"]
     return RegistryProcess(reactor, registry, store if isinstance(store, EtcdFactory) else None)

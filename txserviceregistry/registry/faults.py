@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..util.faults import FAULT_TYPES
+
+Headers: TypeAlias = Mapping[str, str | tuple[str, ...]]
 
 #: The header of a response that no cache may keep.
 NO_STORE: Mapping[str, str] = MappingProxyType({"Cache-Control": "no-store"})
@@ -23,7 +25,7 @@ class Fault(Exception):
     :ivar type: one of :data:`~txserviceregistry.util.faults.FAULT_TYPES`.
     :ivar message: what went wrong; clients match on it.
     :ivar details: why; always a string.
-    :ivar headers: headers that go with it, by name.
+    :ivar headers: headers that go with it, by name; several values are lines of their own.
     :ivar more: more members of its body.
     """
 
@@ -32,7 +34,7 @@ class Fault(Exception):
         type: str,
         message: str,
         details: str | None = None,
-        headers: Mapping[str, str] = MappingProxyType({}),
+        headers: Headers = MappingProxyType({}),
         more: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__(type, message, details)
@@ -103,9 +105,9 @@ def rateLimitReached(details: str, retryAfter: int) -> Fault:
     return Fault("rateLimitReached", "Rate limit has been reached.", details, headers)
 
 
-def unauthorized(details: str, authUrl: str) -> Fault:
-    """401: no token, or no valid one."""
-    return Fault("unauthorizedError", "forbidden", details, {"WWW-Authenticate": f'Keystone uri="{authUrl}"'})
+def unauthorized(details: str, challenges: tuple[str, ...]) -> Fault:
+    """401: no credentials, or invalid ones; *challenges* says which ones are possible."""
+    return Fault("unauthorizedError", "forbidden", details, {"WWW-Authenticate": challenges})
 
 
 def forbidden(details: str) -> Fault:

@@ -26,7 +26,7 @@ from ..util.waiters import Waiters
 from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION
-from .http.accesslog import AccessLog, LogThread
+from .http.accesslog import LogFile, LogThread
 from .http.connections import ConnectionLimits, availableFiles
 from .http.health import Health
 from .http.listening import TLSEndpoint, listenerOf, nearest, parseEndpoint
@@ -80,6 +80,7 @@ class RegistryService(Service):
     :param eventRetention: how long events are kept, in seconds.
     :param metrics: who may have ``/metrics``: ``"loopback"`` (clients on this machine), ``"anywhere"`` or ``"off"``.
     :param accessLog: the file that the access log is added to, ``"-"`` for the standard output; none if ``None``.
+    :param auditLog: the file that the audit log is added to, as with *accessLog*.
     :param wallClock: seconds since the epoch.
     :ivar urls: the base URLs of the API, one for each listener with an address, once it listens.
     :ivar hasCredentials: whether those in the ``raxrc`` are there, once it listens.
@@ -103,6 +104,7 @@ class RegistryService(Service):
         eventRetention: float = EVENT_RETENTION,
         metrics: str = LOOPBACK,
         accessLog: str | os.PathLike[str] | None = None,
+        auditLog: str | os.PathLike[str] | None = None,
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         self.urls: list[str] = []
@@ -120,6 +122,7 @@ class RegistryService(Service):
         self._eventRetention = eventRetention
         self._metrics = metrics
         self._accessLog = accessLog
+        self._auditLog = auditLog
         self._wallClock = wallClock
         # The names and functions of what has to be ended, in the opposite order.
         self._endings: list[tuple[str, Callable[[], object]]] = []
@@ -235,8 +238,9 @@ class RegistryService(Service):
         await registry.start()
         self._logStart(store, registry)
         rateLimiter = RateLimiter(self._reactor.seconds, self._rateLimit, self._rateWindow)
-        accessLog = self._openAccessLog()
-        requestLog = RequestLog(accessLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
+        accessLog = self._openLog(self._accessLog, "access log")
+        auditLog = self._openLog(self._auditLog, "audit log")
+        requestLog = RequestLog(accessLog, auditLog, seconds=self._reactor.seconds, wallClock=self._wallClock)
         resource = ApiResource(registry, identity, rateLimiter=rateLimiter, limits=self._limits, requestLog=requestLog)
         site = ApiSite(resource, self._reactor, connectionLimits)
         sources = Sources(
@@ -253,6 +257,7 @@ class RegistryService(Service):
                 "login": identity.statistics.waited,
             },
             accessLogLost=lambda: 0 if accessLog is None else accessLog.lost,
+            auditLogLost=lambda: 0 if auditLog is None else auditLog.lost,
             certificates=lambda: {each.path: each.certificate for each in self._secureEndpoints()},
         )
         self.health = Health(store, self._reactor)
@@ -300,12 +305,12 @@ class RegistryService(Service):
             tenants=len(services),
         )
 
-    def _openAccessLog(self) -> AccessLog | None:
-        if self._accessLog is None:
+    def _openLog(self, target: str | os.PathLike[str] | None, name: str) -> LogFile | None:
+        if target is None:
             return None
-        log = AccessLog(os.fspath(self._accessLog), self._reactor, LogThread(self._reactor))
+        log = LogFile(os.fspath(target), self._reactor, LogThread(self._reactor), name)
         log.start()
-        self._endings.append(("the access log", log.stop))
+        self._endings.append((f"the {name}", log.stop))
         return log
 
     def _possibleLimits(self) -> ConnectionLimits:

@@ -127,6 +127,7 @@ class Sources:
     :ivar waited: how often work for unauthenticated clients had to wait, by kind: ``request``, ``handshake``,
         ``login``.
     :ivar accessLogLost: how many lines the access log has lost.
+    :ivar auditLogLost: how many lines the audit log has lost.
     :ivar certificates: those that the listeners show, by their files.
     """
 
@@ -139,4 +140,5 @@ class Sources:
     evictions: Callable[[], int]
     waited: Callable[[], Mapping[str, int]]
     accessLogLost: Callable[[], int]
+    auditLogLost: Callable[[], int]
     certificates: Callable[[], Mapping[str, x509.Certificate]]

@@ -88,6 +88,7 @@ class CommandLineTests(OptionsCase):
                 "request-timeout": 30.0,
                 "metrics": "loopback",
                 "access-log": None,
+                "audit-log": None,
             },
         )
         self.assertEqual(str(options["data-dir"]), "/somewhere")
@@ -98,6 +99,7 @@ class CommandLineTests(OptionsCase):
             *("--listen", "tcp:1", "-l", "tcp:2", "-d", "/x", "-s", "memory", "--max-services=1", "--max-services=2"),
             *("--max-configuration-values", "3", "--rate-limit", "10/s", "--token-lifetime", "5m"),
             *("--event-retention", "1h", "--metrics", "anywhere", "--access-log", "access.log"),
+            *("--audit-log", "audit.log"),
         )
         self.assertEqual(options["listen"], ["tcp:1", "tcp:2"])
         self.assertEqual((options["data-dir"], options["store"]), ("/x", "memory"))
@@ -105,6 +107,7 @@ class CommandLineTests(OptionsCase):
         self.assertEqual(options["rate-limit"], (10, 1.0))
         self.assertEqual((options["token-lifetime"], options["event-retention"]), (300.0, 3600.0))
         self.assertEqual((options["metrics"], options["access-log"]), ("anywhere", os.path.abspath("access.log")))
+        self.assertEqual(options["audit-log"], os.path.abspath("audit.log"))
         self.assertEqual(self.parsed("--access-log", "-")["access-log"], "-")
         self.assertIsNone(self.parsed("--access-log", "off")["access-log"])
 

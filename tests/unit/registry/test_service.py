@@ -397,7 +397,8 @@ class RegistryServiceTests(TestCase):
         holds neither tokens nor values.
         """
         path = self.dataDir.with_suffix(".log")
-        service = await self.started(store="sqlite", accessLog=path)
+        audit = self.dataDir.with_suffix(".audit")
+        service = await self.started(store="sqlite", accessLog=path, auditLog=audit)
         close = {"Connection": "close"}
         (health,) = await self.responses(service.urls[0], requestBytes("GET", "/health", headers=close))
         self.assertEqual((health.code, health.json["store"]), (200, {"name": "sqlite", "state": "ok"}))
@@ -409,14 +410,17 @@ class RegistryServiceTests(TestCase):
         text = path.read_text()
         entries = [json.loads(line) for line in text.splitlines()]
         self.assertEqual(
-            [(each["method"], each["path"], each["code"], each["tenant"]) for each in entries],
+            [(each["method"], each["path"], each["code"], each["tenant"], each["user"]) for each in entries],
             [
-                ("GET", "/health", 200, None),
-                ("POST", "/v2.0/tokens", 200, None),
-                ("PUT", "/v1.0/1/configuration/key", 204, "1"),
-                ("GET", "/metrics", 200, None),
+                ("GET", "/health", 200, None, None),
+                ("POST", "/v2.0/tokens", 200, None, None),
+                ("PUT", "/v1.0/1/configuration/key", 204, "1", "local"),
+                ("GET", "/metrics", 200, None, None),
             ],
         )
+        change = json.loads(audit.read_text())
+        self.assertEqual((change["user"], change["operation"], change["object"]), ("local", "setValue", "key"))
+        text += audit.read_text()
         for secret in ("s3cret", *self.secrets):
             self.assertNotIn(secret, text)
 

@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
 from txserviceregistry.registry.core import Registry
-from txserviceregistry.registry.http.accesslog import AccessLog
+from txserviceregistry.registry.http.accesslog import LogFile
 from txserviceregistry.registry.http.connections import ConnectionLimits
 from txserviceregistry.registry.http.requestlog import RequestLog
 from txserviceregistry.registry.http.resource import ApiResource
@@ -25,6 +25,8 @@ from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.subscribers import Subscribers
+
+from .heldstore import HeldStore
 
 T = TypeVar("T")
 
@@ -125,17 +127,21 @@ class Connection:
 class Api:
     """
     :ivar store: the memory store. Its ``unavailable`` may be set.
+    :ivar held: passes on what the registry's rules ask of the store, unless a test holds it.
     :ivar hashesHang: whether API keys that have to be checked are never done with.
+    :ivar hashes: how many keys were hashed.
     """
 
     hashesHang = False
+    hashes = 0
 
     def __init__(
         self,
         limits: ResourceLimits | None = None,
         rateLimit: int = 500_000,
         connectionLimits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (it is immutable)
-        accessLog: AccessLog | None = None,
+        accessLog: LogFile | None = None,
+        auditLog: LogFile | None = None,
     ) -> None:
         limits = limits or ResourceLimits()
         self.clock = Clock()
@@ -148,12 +154,17 @@ class Api:
         )
         fired(self.identity.addUser(USER, "1234", KEY))
         subscribers = Subscribers(self.clock, connectionLimits.followers, connectionLimits.followersPerTenant)
+        self.held = HeldStore(self.store)
         self.registry = Registry(
-            self.store, clock=self.clock, wallClock=self.wallClock.seconds, limits=limits, subscribers=subscribers
+            self.held,  # type: ignore[arg-type]  # it passes everything on
+            clock=self.clock,
+            wallClock=self.wallClock.seconds,
+            limits=limits,
+            subscribers=subscribers,
         )
         fired(self.registry.start())
         self.rateLimiter = RateLimiter(self.clock.seconds, rateLimit)
-        self.requestLog = RequestLog(accessLog, seconds=self.clock.seconds, wallClock=self.wallClock.seconds)
+        self.requestLog = RequestLog(accessLog, auditLog, seconds=self.clock.seconds, wallClock=self.wallClock.seconds)
         self.resource = ApiResource(
             self.registry, self.identity, rateLimiter=self.rateLimiter, limits=limits, requestLog=self.requestLog
         )
@@ -161,6 +172,7 @@ class Api:
         self.token = fired(self.identity.authenticate(USER, KEY)).id
 
     def _hash(self, work: Callable[[], T], /) -> Deferred[T]:
+        self.hashes += 1
         return Deferred() if self.hashesHang else maybeDeferred(work)
 
     def advance(self, seconds: float) -> None:

@@ -1,5 +1,5 @@
 """
-The access log: a line of JSON for each request.
+The access log: a line of JSON for each request; and how this and the audit log are written.
 
 A line never has a token or a value, and of the URL only the path, because a query may contain anything. Lines are
 gathered for a second and written by a thread of their own, so that no request waits for a disk or a pipe. Lines that
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError, succeed
@@ -44,19 +44,27 @@ _STDOUT_FILE = 1
 _TOO_SLOW = "writing is too slow"
 
 
+class Entry(Protocol):
+    """The content of a line."""
+
+    def line(self) -> str:
+        """The line, without its end. Whatever a client sends is escaped: all of it is printable ASCII."""
+
+
 @attrs.frozen(slots=True)
 class Access:
     """
-    The content of a line.
+    The content of a line of the access log.
 
     :ivar moment: when the request was answered, in seconds since the epoch.
-    :ivar tenant: empty if the request was not authenticated.
+    :ivar user: empty if the request was not authenticated; so is the tenant.
     :ivar path: as the client wrote it.
     :ivar seconds: how long the response took, from the moment that the request was there.
     """
 
     moment: float
     address: IAddress
+    user: str
     tenant: str
     method: bytes
     path: bytes
@@ -64,22 +72,27 @@ class Access:
     seconds: float
     txnId: str
 
+    def line(self) -> str:
+        """See :class:`Entry`."""
+        return json.dumps(
+            {
+                "time": timeText(self.moment),
+                "client": getattr(self.address, "host", None),
+                "user": self.user or None,
+                "tenant": self.tenant or None,
+                "method": _text(self.method),
+                "path": _text(self.path),
+                "code": self.code,
+                "milliseconds": round(self.seconds * 1000, 3),
+                "txnId": self.txnId,
+            }
+        )
 
-def line(access: Access) -> str:
-    """One line of the log, without its end. Whatever a client sends is escaped: all of it is printable ASCII."""
-    whole, milliseconds = divmod(int(access.moment * 1000), 1000)
-    return json.dumps(
-        {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z",
-            "client": getattr(access.address, "host", None),
-            "tenant": access.tenant or None,
-            "method": _text(access.method),
-            "path": _text(access.path),
-            "code": access.code,
-            "milliseconds": round(access.seconds * 1000, 3),
-            "txnId": access.txnId,
-        }
-    )
+
+def timeText(moment: float) -> str:
+    """A time, in seconds since the epoch, as in the lines of logs."""
+    whole, milliseconds = divmod(int(moment * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
 
 
 def _text(raw: bytes) -> str | None:
@@ -97,14 +110,14 @@ class _File:
         self._file: int | None = _STDOUT_FILE if target == STDOUT else None
         self._isTorn = False
 
-    def write(self, accesses: Sequence[Access]) -> None:
+    def write(self, entries: Sequence[Entry]) -> None:
         """
         :raises OSError: if not all could be written.
         """
         file = self._opened()
         # After half a line, whatever follows begins on a line of its own.
-        data = b"\n" if self._isTorn and accesses else b""
-        data += "".join([line(access) + "\n" for access in accesses]).encode("ascii")
+        data = b"\n" if self._isTorn and entries else b""
+        data += "".join([entry.line() + "\n" for entry in entries]).encode("ascii")
         try:
             while data:
                 written = os.write(file, data)
@@ -139,33 +152,36 @@ class _File:
             return False
 
 
-class AccessLog:
+class LogFile:
     """
-    Writes the log.
+    Writes a log.
 
     :param target: the path of a file, which is added to; or ``-`` for the standard output.
     :param clock: the reactor.
     :param thread: where it is written; it ends with the log.
+    :param name: what it is called.
     :ivar lost: how many lines could not be written.
     """
 
     _log = Logger()
 
-    def __init__(self, target: str, clock: IReactorTime, thread: LogThread) -> None:
+    def __init__(self, target: str, clock: IReactorTime, thread: LogThread, name: str = "access log") -> None:
         self.lost = 0
         self._clock = clock
         self._thread = thread
         self._file = _File(target)
-        self._waiting: list[Access] = []
+        self._name = name
+        self._waiting: list[Entry] = []
         self._next: IDelayedCall | None = None
         self._writing: Deferred[None] = succeed(None)
         self._isStopped = False
         self._outage = Outage(
             self._log,
             clock,
-            "The access log {target} can't be written: {reason}. Requests go on; its lines are lost",
-            "The access log {target} can be written again; {lost} of its lines are lost",
+            "The {name} {target} can't be written: {reason}. Requests go on; its lines are lost",
+            "The {name} {target} can be written again; {lost} of its lines are lost",
             level=LogLevel.error,
+            name=name,
             target=target,
         )
 
@@ -173,13 +189,13 @@ class AccessLog:
         """Open the file, so that a file that can't be written is logged at once."""
         self._flush()
 
-    def add(self, access: Access) -> None:
-        """Log a request, within a second or so."""
+    def add(self, entry: Entry) -> None:
+        """Write a line, within a second or so."""
         if len(self._waiting) >= MOST_WAITING:
             self.lost += 1
             self._outage.failed(reason=_TOO_SLOW)
             return
-        self._waiting.append(access)
+        self._waiting.append(entry)
         self._schedule()
 
     @returnsDeferred
@@ -206,15 +222,15 @@ class AccessLog:
         self._writing.addCallback(lambda _: self._schedule() if self._waiting else None)
 
     async def _write(self) -> None:
-        accesses, self._waiting = self._waiting, []
+        entries, self._waiting = self._waiting, []
         try:
-            await self._thread.run(partial(self._file.write, accesses))
+            await self._thread.run(partial(self._file.write, entries))
         except OSError as error:
-            self.lost += len(accesses)
+            self.lost += len(entries)
             self._outage.failed(reason=error.strerror or str(error))
         except Exception:
-            self.lost += len(accesses)
-            self._log.failure("Internal error while writing the access log")
+            self.lost += len(entries)
+            self._log.failure("Internal error while writing the {name}", name=self._name)
         else:
             self._outage.succeeded(lost=self.lost)
 
@@ -230,7 +246,7 @@ class LogThread:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._pool = ThreadPool(0, 1, name="txserviceregistry access log")
+        self._pool = ThreadPool(0, 1, name="txserviceregistry log")
         self._pool.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # it is called like one
         self._pool.start()
 

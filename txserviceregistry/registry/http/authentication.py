@@ -1,26 +1,34 @@
 """
-Who sends a request: the token that it shows, and the credentials that a token is issued for.
+Who sends a request: the token or the credentials that it shows, and the credentials that a token is issued for.
+
+A request shows a token in ``X-Auth-Token`` or as ``Authorization: Bearer``, or a user's name and API key as
+``Authorization: Basic``. Browsers remember Basic credentials for a host and send them for pages on all of its ports, so
+that these are not accepted from pages of another origin, and pages are never asked for them.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 
 from twisted.web.server import Request
 
 from ..fairness import Origin
-from ..faults import Fault, unauthorized
+from ..faults import Fault, badRequest, forbidden, unauthorized
 from ..identity.identity import Identity, InvalidCredentials, InvalidToken
 from ..stores.interfaces import UserRecord
 from .admission import Client
 from .keystone import access, credentials
 from .messages import API, AUTH, Response, baseUrl, parseBody
 
-# The token of a request, wherever it stands in what has arrived.
+# The token or the credentials of a request, wherever they stand in what has arrived.
 _TOKEN = re.compile(rb"\r\nX-Auth-Token:[ \t]*([^\s]{1,200})[ \t]*\r\n", re.IGNORECASE)
+_AUTHORIZATION = re.compile(rb"\r\nAuthorization:[ \t]*(Bearer|Basic)[ \t]+([^\s]{1,400})[ \t]*\r\n", re.IGNORECASE)
 # The beginning of a request with credentials.
 _LOGIN = b"POST " + AUTH.encode()
+# What a browser says of requests that are not for a page of another origin.
+_OWN_SITES = frozenset({b"same-origin", b"none"})
 
 
 class Authenticator:
@@ -37,20 +45,43 @@ class Authenticator:
         """
         The user who sends a request.
 
-        :raises Fault: 401 if it has none, or an invalid one.
+        :raises Fault: 401 if it shows neither a valid token nor valid credentials; 403 for credentials that a page of
+            another origin sends.
+        :raises Overloaded: if too many API keys are waiting to be checked.
         """
-        token = (request.requestHeaders.getRawHeaders(b"X-Auth-Token") or [b""])[0].decode("latin-1")
+        tokens = request.requestHeaders.getRawHeaders(b"X-Auth-Token")
+        if tokens is None:
+            user = await self._authorized(request)
+        else:
+            user = await self._userOfToken(request, tokens[0].decode("latin-1"))
+        client = request.channel
+        if isinstance(client, Client) and not client.isKnown:
+            client.recognize()
+        return user
+
+    async def _authorized(self, request: Request) -> UserRecord:
+        given = request.requestHeaders.getRawHeaders(b"Authorization") or []
+        if len(given) > 1:
+            raise badRequest("Several Authorization headers", "Send one Authorization header, or X-Auth-Token")
+        scheme, _, value = "".join(each.decode("latin-1") for each in given).partition(" ")
+        if scheme.lower() != "basic":
+            return await self._userOfToken(request, value.strip() if scheme.lower() == "bearer" else "")
+        if _isForeign(request):
+            raise forbidden("Basic credentials are not accepted from a web page of another origin; send X-Auth-Token")
+        try:
+            return await self._identity.verify(*_basic(value), _originOf(request))
+        except (ValueError, InvalidCredentials):
+            raise _unauthorized(request, "Username or api key is invalid")
+
+    async def _userOfToken(self, request: Request, token: str) -> UserRecord:
         if not token:
-            raise unauthorized("No authentication token provided", baseUrl(request) + AUTH)
+            raise _unauthorized(request, "No authentication token provided")
         user = self._identity.knownUser(token)
         if user is None:
             try:
                 user = await self._identity.userOf(token)
             except InvalidToken:
                 raise invalidToken(request)
-        client = request.channel
-        if isinstance(client, Client) and not client.isKnown:
-            client.recognize()
         return user
 
     async def issueToken(self, request: Request) -> Response:
@@ -64,8 +95,7 @@ class Authenticator:
         except Fault as fault:
             return _refusal("badRequest", fault.code, fault.message)
         try:
-            origin = request.channel.origin if isinstance(request.channel, Client) else Origin()
-            token = await self._identity.authenticate(username, key, origin)
+            token = await self._identity.authenticate(username, key, _originOf(request))
         except InvalidCredentials:
             return _refusal("unauthorized", 401, "Username or api key is invalid")
         if isinstance(request.channel, Client):
@@ -80,10 +110,16 @@ class Authenticator:
         found = _TOKEN.search(data)
         if found is not None:
             return self._identity.isFamiliar(found[1].decode("latin-1"))
-        if not data.startswith(_LOGIN):
-            return False
+        found = _AUTHORIZATION.search(data)
+        if found is not None and found[1].lower() == b"bearer":
+            return self._identity.isFamiliar(found[2].decode("latin-1"))
         try:
-            username, key = credentials(json.loads(data.partition(b"\r\n\r\n")[2]))
+            if found is not None:
+                username, key = _basic(found[2].decode("latin-1"))
+            elif data.startswith(_LOGIN):
+                username, key = credentials(json.loads(data.partition(b"\r\n\r\n")[2]))
+            else:
+                return False
         except (Fault, ValueError, RecursionError, AttributeError):
             return False
         return self._identity.remembers(username, key)
@@ -91,7 +127,39 @@ class Authenticator:
 
 def invalidToken(request: Request) -> Fault:
     """401: the token of a request is invalid, or another tenant's."""
-    return unauthorized("Invalid or expired authentication token", baseUrl(request) + AUTH)
+    return _unauthorized(request, "Invalid or expired authentication token")
+
+
+def _unauthorized(request: Request, details: str) -> Fault:
+    challenges = [f'Keystone uri="{baseUrl(request)}{AUTH}"', "Bearer"]
+    names = (name.lower() for name, _ in request.requestHeaders.getAllRawHeaders())
+    if not any(name.startswith(b"sec-fetch-") for name in names):
+        challenges.append('Basic realm="service registry", charset="UTF-8"')
+    return unauthorized(details, tuple(challenges))
+
+
+def _originOf(request: Request) -> Origin:
+    return request.channel.origin if isinstance(request.channel, Client) else Origin()
+
+
+def _isForeign(request: Request) -> bool:
+    """Whether a browser sends the request for a page of another origin."""
+    headers = request.requestHeaders
+    sites = headers.getRawHeaders(b"Sec-Fetch-Site")
+    if sites is not None:
+        return not _OWN_SITES.issuperset(sites)
+    # Browsers send Sec-Fetch-Site over TLS and to this machine only, and Origin with each request that may change
+    # something.
+    hosts = headers.getRawHeaders(b"Host")
+    return any([each.partition(b"://")[2]] != hosts for each in headers.getRawHeaders(b"Origin") or ())
+
+
+def _basic(value: str) -> tuple[str, str]:
+    """The user's name and API key in the value of a Basic authorization; the ValueError means that it has none."""
+    username, _, key = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")
+    if not username or not key:
+        raise ValueError("no name, or no key")
+    return username, key
 
 
 def _refusal(kind: str, code: int, message: str) -> Response:

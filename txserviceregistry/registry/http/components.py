@@ -52,7 +52,11 @@ def _headers() -> Schema:
         "Location": ("The URL of the object that was created or changed.", True, {"type": "string", "format": "uri"}),
         "ETag": ("The tag of the value; absent if there is no value.", False, schemas.ofPattern('"[0-9]+"')),
         "Cache-Control": ("No cache may keep the response.", True, {"const": "no-store"}),
-        "WWW-Authenticate": ("The URL of the Auth API.", True, schemas.ofPattern('Keystone uri="[^"]*"')),
+        "WWW-Authenticate": (
+            "The URL of the Auth API, and the other schemes.",
+            True,
+            schemas.ofPattern('Keystone uri="[^"]*".*'),
+        ),
         **_rateHeaders(),
         "Retry-After": (
             "Seconds after which to retry: after rateLimitReached, and when too many requests wait for events.",

@@ -70,6 +70,7 @@ class Call:
         :param key: the object's id, key or name.
         :raises Fault: 403 if the user may not.
         """
+        self.record.object = key
         self.user.role.check(kind, key)
 
     def url(self, path: str) -> str:

@@ -18,7 +18,7 @@ from twisted.web import server
 # By name, because every look into this module costs a detour that Twisted makes for names that it deprecates.
 from twisted.web.http import NO_CONTENT, RESPONSES, datetimeToString
 
-from ..faults import Fault, invalidBody, unsupportedContentType
+from ..faults import Fault, Headers, invalidBody, unsupportedContentType
 
 #: Where the API and the Auth API are.
 API = "/v1.0"
@@ -48,13 +48,13 @@ class Response:
     The response to a request.
 
     :ivar body: sent as JSON; ``None`` for no body.
-    :ivar headers: more headers, by name.
+    :ivar headers: more headers, by name; several values are lines of their own.
     :ivar text: sent instead of a body, as it is: JSON already, unless the headers name its ``Content-Type``.
     """
 
     code: int
     body: Mapping[str, Any] | None = None
-    headers: Mapping[str, str] = attrs.field(factory=dict)
+    headers: Headers = attrs.field(factory=dict)
     text: bytes | None = None
 
 
@@ -101,7 +101,11 @@ def inBytes(
         (_JSON_LINES if isJson else _LINES) % (_date(int(time.time())), txnId.encode("ascii")),
     ]
     # Nothing that a client has sent may begin a line of its own.
-    parts += [f"{name}: {' '.join(value.splitlines())}\r\n".encode("ascii") for name, value in response.headers.items()]
+    parts += [
+        f"{name}: {' '.join(value.splitlines())}\r\n".encode("ascii")
+        for name, values in response.headers.items()
+        for value in ((values,) if isinstance(values, str) else values)
+    ]
     if mustClose:
         parts.append(b"Connection: close\r\n")
     if response.code != NO_CONTENT:

@@ -76,6 +76,7 @@ class _RegistryCollector(Collector):
         yield _counter("tokens_issued", "New auth tokens.", sources.identity.issued)
         yield _counter("authentications_failed", "Wrong users or API keys.", sources.identity.failed)
         yield _counter("access_log_lost", "Lines that the access log could not write.", sources.accessLogLost())
+        yield _counter("audit_log_lost", "Lines that the audit log could not write.", sources.auditLogLost())
         yield _certificates(sources.certificates())
 
 

@@ -77,6 +77,7 @@ PAGES: Mapping[str, Page] = {
 _ALWAYS = (
     "badRequest",
     "unauthorizedError",
+    "forbiddenError",
     "requestTooLargeError",
     "internalError",
     "systemFailureError",
@@ -86,8 +87,8 @@ _ANYWHERE = ("badRequest", "requestTooLargeError", "internalError")
 
 _FAULT_TEXTS = {
     400: "The request is invalid, or a limit is reached.",
-    401: "The auth token is missing, unknown, expired or another tenant's.",
-    403: "This client is not allowed to read the page.",
+    401: "The auth token is missing, unknown, expired or another tenant's, or the credentials are invalid.",
+    403: "This client may not read the page, or this user may not change the object.",
     404: "The object or the path does not exist.",
     412: "The value does not fit the request's If-Match or If-None-Match.",
     413: "The body is too large.",
@@ -129,10 +130,14 @@ def description() -> Schema:
             "description": "Services, which are kept registered by heartbeats, configuration values, and events. "
             f"Served by txserviceregistry {__version__}, with the extensions {', '.join(EXTENSIONS)}.",
         },
-        "security": [{"token": []}],
+        "security": [{"token": []}, {"bearer": []}, {"basic": []}],
         "paths": paths,
         "components": {
-            "securitySchemes": {"token": {"type": "apiKey", "in": "header", "name": "X-Auth-Token"}},
+            "securitySchemes": {
+                "token": {"type": "apiKey", "in": "header", "name": "X-Auth-Token"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "basic": {"type": "http", "scheme": "basic"},
+            },
             **components(),
         },
     }

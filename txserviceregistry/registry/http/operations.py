@@ -72,6 +72,7 @@ class Operation:
     :ivar body: the fields of its body, in the order in which they are checked; ``None`` if it takes no body.
     :ivar faults: the types of its faults, beside those that all operations have.
     :ivar headers: the headers of the request that its handler looks at.
+    :ivar isAudited: whether its requests are in the audit log: it changes something, and is not a heartbeat.
     """
 
     name: str
@@ -85,6 +86,11 @@ class Operation:
     faults: tuple[str, ...] = ()
     limits: Limits = Limits()
     headers: tuple[Parameter, ...] = ()
+    isAudited: bool = attrs.field(init=False)
+
+    @isAudited.default
+    def _audited(self) -> bool:
+        return self.method != "GET" and not self.path.endswith(("/heartbeat", "/heartbeats"))
 
 
 # Of responses with a value, and of requests that write one.

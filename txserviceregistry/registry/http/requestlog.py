@@ -1,5 +1,5 @@
 """
-The requests that are answered: each is counted, and added to the access log.
+The requests that are answered: each is counted, and added to the access log and the audit log.
 
 What is refused before it is a whole request (a body that is too large, invalid HTTP) is counted too.
 """
@@ -16,7 +16,8 @@ from twisted.web.server import Request
 
 from ..limits import NO_HEADERS
 from ..statistics import RequestStatistics
-from .accesslog import Access, AccessLog
+from .accesslog import Access, LogFile
+from .auditlog import Change
 
 #: The route of all paths that are no resource.
 OTHER = "other"
@@ -43,7 +44,9 @@ class RequestRecord:
 
     :ivar started: when it had come in, in seconds.
     :ivar route: the path of its operation or page; empty if it is neither.
-    :ivar tenant: empty until the request is authenticated.
+    :ivar change: the name of its operation if the audit log has it, else empty.
+    :ivar object: the id, key or name of the object that the request is about; empty if it has none.
+    :ivar user: empty until the request is authenticated; so is the tenant.
     :ivar isLate: whether it had to wait for something.
     :ivar isGone: whether the client has hung up.
     :ivar headers: headers of its response, whatever the response is.
@@ -53,6 +56,9 @@ class RequestRecord:
     txnId: str
     started: float
     route: str = ""
+    change: str = ""
+    object: str = ""
+    user: str = ""
     tenant: str = ""
     isLate: bool = False
     isGone: bool = False
@@ -61,9 +67,10 @@ class RequestRecord:
 
 class RequestLog:
     """
-    Counts every response, and adds it to the access log.
+    Counts every response, and adds it to the access log and the audit log.
 
     :param accessLog: ``None`` for none.
+    :param auditLog: ``None`` for none.
     :param seconds: what times are measured with; monotonic.
     :param wallClock: seconds since the epoch, for the log.
     :ivar statistics: counts them.
@@ -71,13 +78,15 @@ class RequestLog:
 
     def __init__(
         self,
-        accessLog: AccessLog | None = None,
+        accessLog: LogFile | None = None,
+        auditLog: LogFile | None = None,
         *,
         seconds: Callable[[], float] = time.monotonic,
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         self.statistics = RequestStatistics()
         self._accessLog = accessLog
+        self._auditLog = auditLog
         self._seconds = seconds
         self._wallClock = wallClock
 
@@ -85,15 +94,22 @@ class RequestLog:
         """A request has come in, as a whole."""
         return RequestRecord(request, newTxnId(), self._seconds())
 
-    def end(self, record: RequestRecord, code: int) -> None:
-        """It is answered."""
+    def end(self, record: RequestRecord, code: int, result: int | None = None) -> None:
+        """
+        It is answered.
+
+        :param result: the code that the response has, or would have if the client were not gone, if that is another.
+        """
         request, seconds = record.request, self._seconds() - record.started
         self._add(request.method, record.route, code, seconds)
+        moment, user, tenant, txnId = self._wallClock(), record.user, record.tenant, record.txnId
         if self._accessLog is not None:
-            moment, address = self._wallClock(), request.getClientAddress()
+            address = request.getClientAddress()
             self._accessLog.add(
-                Access(moment, address, record.tenant, request.method, request.path, code, seconds, record.txnId)
+                Access(moment, address, user, tenant, request.method, request.path, code, seconds, txnId)
             )
+        if self._auditLog is not None and record.change:
+            self._auditLog.add(Change(moment, user, tenant, record.change, record.object, result or code, txnId))
 
     def refused(self, method: bytes, path: bytes, route: str, address: IAddress, code: int, txnId: str) -> None:
         """
@@ -105,7 +121,7 @@ class RequestLog:
         """
         self._add(method, route, code, 0.0)
         if self._accessLog is not None:
-            self._accessLog.add(Access(self._wallClock(), address, "", method, path, code, 0.0, txnId))
+            self._accessLog.add(Access(self._wallClock(), address, "", "", method, path, code, 0.0, txnId))
 
     def _add(self, method: bytes, route: str, code: int, seconds: float) -> None:
         if not route:

@@ -109,7 +109,7 @@ class ApiResource(Resource):
         if record.isLate:
             await inTurn(record.request)
         if record.isGone:
-            self.requestLog.end(record, GONE)
+            self.requestLog.end(record, GONE, response.code)
             return
         if record.headers:
             response = Response(response.code, response.body, {**response.headers, **record.headers}, response.text)
@@ -126,7 +126,7 @@ class ApiResource(Resource):
         request = record.request
         _checkSize(request)
         target = resolve(request.method, request.path)
-        record.route = target.route
+        record.route, record.object = target.route, target.argument
         if not target.isApi:
             if target.route == TOKENS:
                 return await self._authenticator.issueToken(request)
@@ -135,12 +135,15 @@ class ApiResource(Resource):
                 raise pageNotFound()
             record.route = target.path
             return await page(request)
+        operation = target.operation
+        if operation is not None and operation.isAudited:
+            record.change = operation.name
         body = parseBody(request)
         user = await self._authenticator.userOf(request)
-        tenant = record.tenant = user.tenant
-        if target.tenant != tenant:
+        record.user, tenant = user.name, user.tenant
+        record.tenant = tenant
+        if target.tenant != tenant and (target.tenant or operation is None):
             raise invalidToken(request) if isTenant(target.tenant) else pageNotFound()
-        operation = target.operation
         if operation is None:
             raise pageNotFound()
         if operation.limits.needsStore and not self._registry.hasAccount(tenant):

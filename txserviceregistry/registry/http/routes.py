@@ -22,6 +22,8 @@ _MAY_END_IN_SLASH = ("/services/", "/events/", "/limits/")
 _PLACEHOLDERS = {
     segments[1]: segments[2] for segments in (path.split("/") for path in ROUTES) if segments[2:] and "{" in segments[2]
 }
+# The first segments of all paths below the tenant; none is a number.
+_RESOURCES = frozenset(path.split("/")[1] for path in ROUTES)
 _URL = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
@@ -34,6 +36,7 @@ class Target:
     :ivar path: decoded.
     :ivar route: the path of its operation, or :data:`TOKENS`; empty if it is neither.
     :ivar isApi: whether it is below ``/v1.0``, so that it needs a token even if there is no such resource.
+    :ivar tenant: empty if the path begins with a resource, which is then that of the user's own tenant.
     :ivar operation: ``None`` if the path is not a resource, or does not take the method.
     :ivar argument: the id, key or namespace in the path.
     """
@@ -56,7 +59,10 @@ def resolve(method: bytes, raw: bytes) -> Target:
     path = decodePath(raw)
     if path == API or path.startswith(API + "/"):
         # A base URL with a slash too many (``/v1.0//1234``) is tolerated.
-        tenant, slash, rest = path[len(API) :].lstrip("/").partition("/")
+        below = path[len(API) :].lstrip("/")
+        tenant, slash, rest = below.partition("/")
+        if tenant in _RESOURCES:
+            tenant, slash, rest = "", "/", below
         operation, argument = match(method.decode("latin-1"), slash + rest)
         return Target(path, "" if operation is None else operation.path, True, tenant, operation, argument)
     isAuth = method == b"POST" and path.startswith(AUTH + "/")

@@ -1,10 +1,11 @@
 """
 API keys: how they are stored, and how they are checked.
 
-Only the scrypt hash of a key is stored. Each key of a user, valid or wrong, is checked with scrypt once; after that it
-is recognised in memory. A key of an unknown user is not checked, but the response takes as long. The response to each
-further wrong key for one name is delayed longer. Checks run one at a time for each user name, in an order that is fair
-to addresses, names and connections (:mod:`~txserviceregistry.registry.fairness`).
+Only the scrypt hash of a key is stored. Each key of a user, valid or wrong, is checked with scrypt once, a valid one
+again after ten minutes; in between it is recognised in memory. A key of an unknown user is not checked, but the
+response takes as long. The response to each further wrong key for one name is delayed longer. Checks run one at a time
+for each user name, in an order that is fair to addresses, names and connections
+(:mod:`~txserviceregistry.registry.fairness`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ _HASH_BYTES = 32
 _CHECKS_WAITING = 500
 #: The durations of so many checks are remembered: a response without a check takes as long as one of these.
 _DURATIONS = 32
+#: A key that was found to be right is checked again after so many seconds.
+KNOWN_SECONDS = 600.0
 #: A name's failures are forgotten when so many seconds have passed without another one.
 _FAILURES_FORGOTTEN = 60.0
 _FIRST_WAIT = 0.1
@@ -257,10 +260,10 @@ class KeyChecks:
         self._hasher = hasher
         self._cost = cost
         self._randomBytes = randomBytes
-        # Which stored hash a name and key were found to match, and not to match, by a digest that means nothing outside
-        # this process. In two tables, so that no number of wrong keys drives a right one out.
+        # Which stored hash a name and key were found to match, and when, and which not to match, by a digest that means
+        # nothing outside this process. In two tables, so that no number of wrong keys drives a right one out.
         self._digestKey = randomBytes(32)
-        self._known: BoundedCache[bytes, str] = BoundedCache()
+        self._known: BoundedCache[bytes, tuple[str, float]] = BoundedCache()
         self._wrong: BoundedCache[bytes, str] = BoundedCache()
         self._checking: SingleFlight[tuple[bytes, str], bool] = SingleFlight()
         self._delays = _Delays(clock)
@@ -279,7 +282,11 @@ class KeyChecks:
 
     def knows(self, username: str, apiKey: str, keyHash: str) -> bool:
         """Whether a key was found to be right before, so that :meth:`check` takes no time."""
-        return self._known.get(self._digest(username, apiKey)) == keyHash
+        return self._isKnown(self._digest(username, apiKey), keyHash)
+
+    def _isKnown(self, digest: bytes, keyHash: str | None) -> bool:
+        known, checked = self._known.get(digest, (None, 0.0))
+        return known is not None and known == keyHash and self._clock.seconds() - checked < KNOWN_SECONDS
 
     async def check(self, username: str, apiKey: str, keyHash: str | None, origin: Origin) -> bool:
         """
@@ -291,7 +298,7 @@ class KeyChecks:
         :raises Overloaded: if too many keys wait to be checked already.
         """
         digest = self._digest(username, apiKey)
-        if keyHash is not None and self._known.get(digest) == keyHash:
+        if self._isKnown(digest, keyHash):
             return True
         # A thousand clients that come back after a restart of the registry have one key to check.
         key = digest, keyHash or self._decoy
@@ -306,8 +313,10 @@ class KeyChecks:
         isWrong = keyHash is None or self._wrong.get(digest) == keyHash
         work = partial(keyMatches, apiKey, keyHash or self._decoy)
         right = bool(await self._lanes.run(username, origin, work, isWrong)) and not isWrong
-        if keyHash is not None:
-            (self._known if right else self._wrong).put(digest, keyHash)
+        if keyHash is not None and right:
+            self._known.put(digest, (keyHash, self._clock.seconds()))
+        elif keyHash is not None:
+            self._wrong.put(digest, keyHash)
         return right
 
     def _digest(self, username: str, apiKey: str) -> bytes:

@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from txserviceregistry.registry.http.accesslog import MOST_WAITING, Access, AccessLog, LogThread, line
+from txserviceregistry.registry.http.accesslog import MOST_WAITING, Access, LogFile, LogThread
 
 NOW = 1_767_225_600.0625
 
@@ -27,6 +27,7 @@ def access(path: bytes = b"/v1.0/1234/services", **fields: Any) -> Access:
     values: dict[str, Any] = {
         "moment": NOW,
         "address": IPv4Address("TCP", "192.0.2.1", 4711),
+        "user": "joe",
         "tenant": "1234",
         "method": b"GET",
         "path": path,
@@ -43,10 +44,11 @@ class LineTests(SynchronousTestCase):
     def test_fields(self) -> None:
         """It is JSON, with the time in UTC, and milliseconds."""
         self.assertEqual(
-            json.loads(line(access())),
+            json.loads(access().line()),
             {
                 "time": "2026-01-01T00:00:00.062Z",
                 "client": "192.0.2.1",
+                "user": "joe",
                 "tenant": "1234",
                 "method": "GET",
                 "path": "/v1.0/1234/services",
@@ -57,20 +59,20 @@ class LineTests(SynchronousTestCase):
         )
 
     def test_whatIsNotKnownIsNull(self) -> None:
-        """An unknown tenant, method or path, and the host of a client on a UNIX socket, are null."""
-        found = json.loads(line(access(b"", tenant="", method=b"", address=UNIXAddress(None))))
-        self.assertEqual([found[name] for name in ("tenant", "method", "path", "client")], [None] * 4)
+        """An unknown user, tenant, method or path, and the host of a client on a UNIX socket, are null."""
+        found = json.loads(access(b"", user="", tenant="", method=b"", address=UNIXAddress(None)).line())
+        self.assertEqual([found[name] for name in ("user", "tenant", "method", "path", "client")], [None] * 5)
 
     def test_nothingForgesALine(self) -> None:
         """Whatever bytes a client sends, a line is one line of printable ASCII."""
         for path in (b'/"}\r\n{"time": "x"}', bytes(range(256)), "/\u2028\u0085é".encode(), b"/\x1b[31m"):
-            text = line(access(path, method=path))
+            text = access(path, method=path).line()
             self.assertTrue(text.isascii() and text.isprintable(), text)
             json.loads(text)
 
     def test_longPathsAreCut(self) -> None:
         """A path of 16 KB does not make a line of 16 KB."""
-        self.assertLess(len(line(access(b"/" + b"x" * 16_000))), 2_500)
+        self.assertLess(len(access(b"/" + b"x" * 16_000).line()), 2_500)
 
 
 class _Thread(LogThread):
@@ -109,11 +111,11 @@ class AccessLogTests(SynchronousTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, self._observe)
 
     def _observe(self, event: Any) -> None:
-        if "access log" in str(event.get("log_format")):
+        if event.get("name") == "access log":
             self.messages.append(event["log_level"])
 
-    def newLog(self, target: str) -> AccessLog:
-        log = AccessLog(target, self.clock, self.thread)
+    def newLog(self, target: str) -> LogFile:
+        log = LogFile(target, self.clock, self.thread)
         log.start()
         return log
 
@@ -241,7 +243,7 @@ class LogThreadTests(TestCase):
     async def test_writesInItsThread(self) -> None:
         """A log with a thread of its own writes its lines, and the thread ends with it."""
         path = Path(self.mktemp())
-        log = AccessLog(str(path), reactor, LogThread(reactor))  # type: ignore[arg-type]  # it is one
+        log = LogFile(str(path), reactor, LogThread(reactor))  # type: ignore[arg-type]  # it is one
         log.start()
         for number in range(1000):
             log.add(access(b"/%d" % number))
@@ -256,7 +258,7 @@ class LogThreadTests(TestCase):
         os.dup2(writing, 1)
         os.close(writing)
         try:
-            log = AccessLog("-", reactor, LogThread(reactor))  # type: ignore[arg-type]  # it is one
+            log = LogFile("-", reactor, LogThread(reactor))  # type: ignore[arg-type]  # it is one
             log.start()
             log.add(access(b"/a"))
             await log.stop()

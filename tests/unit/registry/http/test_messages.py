@@ -446,7 +446,8 @@ class BodySizeTests(FramingCase):
             ("POST", BATCHES, 256 * 1024),
             ("PUT", BATCHES, 5000),
             ("POST", BATCHES + "/", 5000),
-            ("POST", "/v1.0/heartbeats", 5000),
+            ("POST", "/v1.0/heartbeats", 256 * 1024),
+            ("POST", "/v1.0/services", 5000),
             ("POST", "/v2.0/1234/heartbeats", 5000),
             ("POST", "/v1.0/%zz/heartbeats", 5000),
         ]:

@@ -4,24 +4,26 @@ How requests are counted, and what the access log has of them.
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.unit.registry.wire import KEY, USER, Api, Connection, requestBytes
-from txserviceregistry.registry.http.accesslog import Access
+from tests.unit.registry.wire import KEY, USER, Api, Connection, fired, requestBytes
+from txserviceregistry.registry.http.accesslog import Access, Entry
 from txserviceregistry.registry.http.requestlog import GONE, OTHER, WAITING, newTxnId
+from txserviceregistry.registry.roles import Role
 
 
 class _Log:
     """Keeps the entries of the access log."""
 
     def __init__(self) -> None:
-        self.accesses: list[Access] = []
+        self.accesses: list[Any] = []
 
-    def add(self, access: Access) -> None:
-        self.accesses.append(access)
+    def add(self, entry: Entry) -> None:
+        self.accesses.append(entry)
 
 
 class TxnIdTests(SynchronousTestCase):
@@ -44,14 +46,20 @@ class RequestLogTests(SynchronousTestCase):
     """One entry for every response."""
 
     def setUp(self) -> None:
-        self.log = _Log()
-        self.api = Api(accessLog=self.log)  # type: ignore[arg-type]  # all that is asked of one
+        self.log, self.audit = _Log(), _Log()
+        self.api = Api(accessLog=self.log, auditLog=self.audit)  # type: ignore[arg-type]  # all that is asked of one
 
     def counts(self) -> dict[tuple[bytes, str], dict[int, int]]:
         return {key: one.codes for key, one in self.api.requestLog.statistics.routes.items()}
 
     def last(self) -> Access:
-        return self.log.accesses[-1]
+        access: Access = self.log.accesses[-1]
+        return access
+
+    def changes(self) -> list[tuple[Any, ...]]:
+        """What the audit log has, without times and txnIds."""
+        lines = [json.loads(each.line()) for each in self.audit.accesses]
+        return [tuple(each[name] for name in ("user", "tenant", "operation", "object", "result")) for each in lines]
 
     def test_countsByRouteAndCode(self) -> None:
         """Requests are counted by the pattern of their path: never by an id in it."""
@@ -135,20 +143,20 @@ class RequestLogTests(SynchronousTestCase):
         )
 
     def test_tellsWhoAskedForWhat(self) -> None:
-        """An entry has the client, the tenant, the path as it was written, and the id of the response."""
+        """An entry has the client, the user, the tenant, the path as it was written, and the id of the response."""
         reply = self.api.ask("GET", "/services/web%2D1?marker=a")
         access = self.last()
         self.assertEqual(
-            (access.tenant, access.method, access.path, access.code, access.txnId),
-            ("1234", b"GET", b"/v1.0/1234/services/web%2D1", 404, reply.header("X-Response-Id")),
+            (access.user, access.tenant, access.method, access.path, access.code, access.txnId),
+            ("joe", "1234", b"GET", b"/v1.0/1234/services/web%2D1", 404, reply.header("X-Response-Id")),
         )
         self.assertEqual(getattr(access.address, "host", None), "127.0.0.1")
         self.assertEqual(access.moment, self.api.wallClock.seconds())
 
     def test_aTenantIsOneThatATokenTold(self) -> None:
-        """Without a valid token an entry has no tenant, whatever the path says."""
+        """Without a valid token an entry has no user and no tenant, whatever the path says."""
         self.api.ask("GET", "/services", token=None)
-        self.assertEqual(self.last().tenant, "")
+        self.assertEqual((self.last().user, self.last().tenant), ("", ""))
         self.api.ask("GET", b"/v1.0/77/services")
         self.assertEqual((self.last().tenant, self.last().code), ("1234", 401))
 
@@ -161,7 +169,78 @@ class RequestLogTests(SynchronousTestCase):
         self.api.ask("GET", "/services?token=s3cret-query")
         credentials: Any = {"auth": {"passwordCredentials": {"username": USER, "password": KEY}}}
         self.api.ask("POST", b"/v2.0/tokens", credentials, token=None)
-        entries = repr(self.log.accesses)
+        entries = repr(self.log.accesses + self.audit.accesses)
         self.assertEqual(len(self.log.accesses), 6)
         for secret in (token, self.api.token, KEY, "s3cret"):
             self.assertNotIn(secret, entries)
+
+    def test_auditsChanges(self) -> None:
+        """The audit log has each change, and each that was refused, with the user, the object and the code."""
+        self.api.create("web1")
+        self.api.ask("PUT", "/services/web1", {"tags": ["a"]})
+        self.api.ask("DELETE", "/services/web2")
+        self.api.ask("PUT", "/configuration/production/x_y", {"value": "v"})
+        self.api.ask("DELETE", "/configuration//production/x_y")
+        reply = self.api.ask("POST", "/services", {"id": "web1", "heartbeat_timeout": 30})
+        self.assertEqual(
+            self.changes(),
+            [
+                ("joe", "1234", "createService", "web1", 201),
+                ("joe", "1234", "updateService", "web1", 204),
+                ("joe", "1234", "removeService", "web2", 404),
+                ("joe", "1234", "setValue", "/production/x_y", 204),
+                ("joe", "1234", "removeValue", "/production/x_y", 204),
+                ("joe", "1234", "createService", "web1", 400),
+            ],
+        )
+        line = json.loads(self.audit.accesses[-1].line())
+        self.assertEqual(line["txnId"], reply.header("X-Response-Id"))
+        self.assertEqual(line["time"], "2026-01-01T00:00:00.000Z")
+
+    def test_auditsRefusals(self) -> None:
+        """Requests without valid credentials, with an invalid body and beyond the user's role are there too."""
+        self.api.ask("PUT", "/services/web1", {}, token="wrong")
+        self.api.ask("POST", "/services", b"{")
+        self.api.ask("DELETE", b"/v1.0/77/services/web1")
+        fired(self.api.identity.changeRole(USER, Role("read")))
+        self.api.ask("POST", "/services", {"id": "web1", "heartbeat_timeout": 30})
+        self.assertEqual(
+            self.changes(),
+            [
+                (None, None, "updateService", "web1", 401),
+                (None, None, "createService", None, 400),
+                ("joe", "1234", "removeService", "web1", 401),
+                ("joe", "1234", "createService", "web1", 403),
+            ],
+        )
+
+    def test_auditsNothingElse(self) -> None:
+        """Reads, heartbeats, logins and unknown paths are not changes."""
+        token = self.api.create("web1")
+        self.audit.accesses.clear()
+        self.api.ask("POST", "/services/web1/heartbeat", {"token": token})
+        self.api.ask("POST", "/heartbeats", {"heartbeats": [{"id": "web1", "token": token}]})
+        for method in ("GET", "HEAD"):
+            self.api.ask(method, "/services/web1")
+        self.api.ask("POST", "/nothing", {})
+        self.api.ask("DELETE", "/services")
+        self.api.ask("POST", b"/v2.0/tokens", {}, token=None)
+        self.assertEqual(self.changes(), [])
+
+    def test_auditsAChangeWhoseClientIsGone(self) -> None:
+        """The result is what the registry did, also if the client did not wait for it."""
+        held = self.api.held.hold("setValue")
+        connection = Connection(self.api)
+        headers = {"X-Auth-Token": self.api.token}
+        connection.send(requestBytes("PUT", "/v1.0/1234/configuration/key", b'{"value": "v"}', headers))
+        connection.transport.loseConnection()
+        held[0].release()
+        self.assertEqual(self.last().code, GONE)
+        self.assertEqual(self.changes(), [("joe", "1234", "setValue", "key", 204)])
+
+    def test_whatIsMadeUpForgesNoLine(self) -> None:
+        """Whatever a path has, a line of the audit log is one line of printable ASCII, and not long."""
+        for id in (b"a%0A%22", b"%E2%80%A8", b"x" * 9_000):
+            self.api.ask("DELETE", b"/v1.0/1234/services/" + id)
+            line = self.audit.accesses[-1].line()
+            self.assertTrue(line.isascii() and line.isprintable() and len(line) < 1_000, line)

@@ -182,7 +182,9 @@ class UnauthorizedTests(ApiCase):
 
     def assertUnauthorized(self, reply: Reply, details: str) -> None:
         self.assertFault(reply, 401, "unauthorizedError", "forbidden", details)
-        self.assertEqual(reply.header("WWW-Authenticate"), 'Keystone uri="http://registry.example:8880/v2.0"')
+        challenges = ['Keystone uri="http://registry.example:8880/v2.0"', "Bearer"]
+        challenges.append('Basic realm="service registry", charset="UTF-8"')
+        self.assertEqual(reply.headers["www-authenticate"], challenges)
 
     def test_noToken(self) -> None:
         """

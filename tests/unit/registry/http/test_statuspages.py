@@ -36,6 +36,7 @@ def sourcesOf(api: Api) -> Sources:
         evictions=lambda: api.site.connections.evictions,
         waited=lambda: {"request": 3, "handshake": 2, "login": api.identity.statistics.waited},
         accessLogLost=lambda: 0,
+        auditLogLost=lambda: 0,
         certificates=lambda: {"/cert.pem": commonHolder().x509},
     )
 
