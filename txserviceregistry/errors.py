@@ -272,7 +272,9 @@ class Unauthorized(APIError):
 
 
 class Forbidden(APIError):
-    """The user may not do this (403)."""
+    """The user's role does not allow this (403); ``details`` says what the user may change."""
+
+    advice = "Use another user, or ask the registry's operator for another role"
 
 
 class NotFound(APIError):

@@ -17,7 +17,15 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail,
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from .errors import UNKNOWN_OUTCOME, AuthenticationFailed, NotFound, NotRunning, RegistrationEnded, ServiceRegistryError
+from .errors import (
+    UNKNOWN_OUTCOME,
+    AuthenticationFailed,
+    Forbidden,
+    NotFound,
+    NotRunning,
+    RegistrationEnded,
+    ServiceRegistryError,
+)
 from .heartbeats.creation import ServiceCreator
 from .heartbeats.desired import DesiredState
 from .heartbeats.fields import wantsHost
@@ -165,7 +173,8 @@ class RegisteredService(Service):
         Wait until the service is registered.
 
         :return: fires with ``None`` when the service is registered. Fails with
-            :class:`~txserviceregistry.errors.BadRequest` if the registry does not accept it as it is, and with
+            :class:`~txserviceregistry.errors.BadRequest` if the registry does not accept it as it is, with
+            :class:`~txserviceregistry.errors.Forbidden` if the user may not register it, and with
             :class:`~txserviceregistry.errors.RegistrationEnded` if this service is stopped before. Fails with
             :class:`~txserviceregistry.errors.NotRunning` if it is not running, and is not the child of a service that
             will start it.
@@ -342,7 +351,7 @@ class RegisteredService(Service):
                 answer = await self._client.services.heartbeat(self.serviceId, presented)
                 break
             except ServiceRegistryError as error:
-                if isinstance(error, UNKNOWN_OUTCOME):
+                if isinstance(error, (*UNKNOWN_OUTCOME, Forbidden)):
                     raise
                 if not refusesToken(error):
                     self._file.forgetToken()
@@ -415,7 +424,7 @@ class RegisteredService(Service):
             except NotFound:
                 self._creator.mayExist = False
                 self._log.info("Service {serviceId} was no longer registered when it stopped", serviceId=self.serviceId)
-            except (CancelledError, ClientClosed, AuthenticationFailed):
+            except (CancelledError, ClientClosed, AuthenticationFailed, Forbidden):
                 raise
             except Exception as error:
                 self._log.debug(
@@ -435,10 +444,11 @@ class RegisteredService(Service):
         return Failure(RegistrationEnded(f"Service {self.serviceId} was stopped before it was registered"))
 
     def _stayed(self, failure: Failure) -> None:
-        failure.trap(TimeoutError, CancelledError, ClientClosed, AuthenticationFailed)
+        failure.trap(TimeoutError, CancelledError, ClientClosed, AuthenticationFailed, Forbidden)
         self._creator.mayExist = False
         self._log.warn(
-            "Deregistration of service {serviceId} failed: no response. It expires after {timeout} s",
+            "Deregistration of service {serviceId} failed: {reason}. It expires after {timeout} s",
             serviceId=self.serviceId,
+            reason=failure.getErrorMessage() if failure.check(Forbidden) else "no response",
             timeout=self.heartbeatTimeout,
         )

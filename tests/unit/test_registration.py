@@ -17,6 +17,7 @@ from txserviceregistry import Client, RegisteredService
 from txserviceregistry.errors import (
     BadRequest,
     ConnectionFailed,
+    Forbidden,
     NotFound,
     NotRunning,
     RegistrationEnded,
@@ -362,6 +363,80 @@ class RegisteredServiceTests(RegistrationCase):
         asked = len(self.fake.requests)
         self.fake.advance(300)
         self.assertEqual(len(self.fake.requests), asked)
+
+    def test_aUserThatMayNotRegister(self) -> None:
+        """A user whose role does not allow it is not asked for again; after another start it may be."""
+        self.fake.setRole("write", services=["db"])
+        service = self.service()
+        waiting = service.whenRegistered()
+        self.failureResultOf(waiting, NotRunning)
+        service.startService()
+        error = self.failureResultOf(service.whenRegistered(), Forbidden).value
+        self.assertIn('This user may only change services that begin with "db"', str(error))
+        self.assertIn("another role", str(error))
+        self.assertEqual(service.state, "stopped")
+        asked = len(self.fake.requests)
+        self.fake.advance(600)
+        self.assertEqual(len(self.fake.requests), asked)
+        self.settle(service.stopService)
+        self.fake.setRole("write")
+        service.startService()
+        self.assertIsNone(self.successResultOf(service.whenRegistered()))
+
+    def test_aUserThatMayNoLongerSendHeartbeats(self) -> None:
+        """
+        With a role that lost the right, batched and single heartbeats end with one clear error, and the service
+        expires. Others, whose ids the role allows, stay registered.
+        """
+        lines: list[str] = []
+
+        def observe(event: Any) -> None:
+            if event["log_level"].name in ("warn", "error"):
+                lines.append(str(formatEvent(event)))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        services = [self.service(10, id) for id in ("web1", "web2", "db1")]
+        services.append(self.service(10, "web3", check=lambda: True))
+        for service in services:
+            service.startService()
+        self.fake.advance(30)
+        self.fake.setRole("write", services=["db"])
+        self.fake.advance(60)
+        self.assertEqual([service.state for service in services], ["stopped", "stopped", "registered", "stopped"])
+        self.assertEqual(self.listed(), ["db1"])
+        self.assertEqual(len(lines), 3)
+        for line in lines:
+            self.assertRegex(line, "^Heartbeats for service web[123] ended: .*403 .*This user may only change")
+        self.failureResultOf(services[0].whenRegistered(), Forbidden)
+
+    def test_aUserThatMayNotDeregister(self) -> None:
+        """A service that stops is not deregistered again and again by a user that may not do it."""
+        service = self.service()
+        service.startService()
+        self.fake.setRole("read")
+        lines = self.logged("warn")
+        stopped = service.stopService()
+        self.fake.flush()
+        self.assertIsNone(self.successResultOf(stopped))
+        (line,) = lines
+        self.assertRegex(line, "^Deregistration of service web1 failed: .*may only read.* It expires after 30 s$")
+
+    def test_theStateFileOfAUserThatMayNotRegister(self) -> None:
+        """A token is kept while the user may not use it, so that the service is continued if that changes in time."""
+        path = self.mktemp()
+        service = self.service(state=path)
+        service.startService()
+        service.abandon()
+        self.fake.setRole("read")
+        again = self.service(state=path)
+        again.startService()
+        self.failureResultOf(again.whenRegistered(), Forbidden)
+        again.abandon()
+        self.fake.setRole("write")
+        again.startService()
+        self.assertIsNone(self.successResultOf(again.whenRegistered()))
+        self.assertEqual(self.eventTypes(), ["service.join"])
 
     def test_invalidArgumentsRaiseAtOnce(self) -> None:
         """An argument of a wrong type, or out of the protocol's bounds, is an error that says what is right."""

@@ -1,5 +1,5 @@
 """
-``service-registry-users``: adds, lists and removes the users of a registry, and rotates their API keys.
+``service-registry-users``: adds, lists and removes the users of a registry, rotates their API keys, and changes roles.
 
 It works on the data directory, whether the registry runs or not: several processes may write the store's file, and the
 lock on the directory is the registry's. Run by root, it becomes the directory's owner first. Names and keys go to
@@ -9,9 +9,11 @@ stdout, messages to stderr.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -22,6 +24,7 @@ from ..clock import useMonotonic
 from ..registry.datadir import DataDirectory, DataDirectoryError
 from ..registry.identity.apikeys import keyMatches, newKey
 from ..registry.identity.identity import Identity, InvalidUser, checkUser
+from ..registry.roles import KINDS, NAMES, Role, checkPrefix
 from ..registry.stores.interfaces import IStore, NoSuchObject, ObjectExists, StoreError, StoreRefused, StoreUnavailable
 from ..registry.stores.sqlite.store import SqliteStore
 from ..util.escaping import escaped
@@ -45,6 +48,8 @@ examples:
   {_NAME} add joe                    a user with a new tenant
   {_NAME} add jim --tenant 2         a user of tenant 2
   {_NAME} add joe >joe.env           the key in a file, for systemd or docker
+  {_NAME} add monitor --tenant 1 --role read
+  {_NAME} update joe --role write --services web- --configuration /production/web
   {_NAME} --data-dir /srv/registry list
   {_NAME} rotate joe                 a new key; the old one becomes invalid
   {_NAME} list --store etcd --etcd http://h1:2379,http://h2:2379
@@ -53,6 +58,10 @@ The key is shown once, as the environment variables RAXSR_USERNAME=… and
 RAXSR_API_KEY=… that programs read. It is valid if the exit code is 0; if it
 can't be written, nothing is changed. Exit codes: 0 success, 1 failure, 2 wrong
 usage. Run by root, this works as the data directory's owner.
+
+A user reads everything in the tenant. With the role write and a prefix, the
+user changes only what matches one of the prefixes: nothing of a kind without
+any; '' matches all of a kind.
 """
 
 
@@ -89,10 +98,11 @@ def _parser() -> ArgumentParser:
         parents=[where],
     )
     parser.addVersion()
-    actions = parser.add_subparsers(title="actions", metavar="add | list | remove | rotate", required=True)
+    actions = parser.add_subparsers(title="actions", metavar="add | update | list | remove | rotate", required=True)
     for name, work, help in (
         ("add", _add, "add a user, and print the API key"),
-        ("list", _list, "list users and their tenants"),
+        ("update", _update, "replace a user's role and prefixes"),
+        ("list", _list, "list users, their tenants and roles"),
         ("remove", _remove, "remove a user, and revoke all auth tokens"),
         ("rotate", _rotate, "replace a user's API key, and print the new one"),
     ):
@@ -104,7 +114,29 @@ def _parser() -> ArgumentParser:
             action.add_argument(
                 "--tenant", metavar="ID", default=None, help="number of the tenant (default: an unused one)"
             )
+        if work in (_add, _update):
+            _addRole(action, isRequired=work is _update)
     return parser
+
+
+def _addRole(action: ArgumentParser, *, isRequired: bool) -> None:
+    action.add_argument(
+        "--role",
+        choices=NAMES,
+        required=isRequired,
+        default=None if isRequired else NAMES[0],
+        help="read changes nothing" + ("" if isRequired else f" (default: {NAMES[0]})"),
+    )
+    objects = ("services whose ids begin with this", "this key and those below it", "locks whose names begin with this")
+    for kind, matching in zip(KINDS, objects, strict=True):
+        action.add_argument(
+            f"--{kind}",
+            metavar="PREFIX",
+            action="append",
+            type=typeOf(partial(checkPrefix, kind)),
+            default=[],
+            help=f"limit changes to {matching}; repeatable",
+        )
 
 
 def _lower(sentence: str) -> str:
@@ -165,6 +197,12 @@ def _perform(options: argparse.Namespace) -> None:
     etcd = {each.name: given.get(each.name, _default(each)) for each in ETCD_OPTIONS}
     where = f"etcd below {etcd['etcd-prefix']}" if isShared else str(directory.path)
 
+    if "role" in options:
+        try:
+            options.role = Role(options.role, options.services, options.configuration, options.locks)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
     async def working() -> None:
         if "tenant" in options:
             # Before a store is made, which would have no users.
@@ -219,8 +257,13 @@ async def _add(users: _Users, options: argparse.Namespace) -> None:
     if await users.has(options.name):
         raise ObjectExists(options.name)
     with _shownKey(options.name) as key:
-        user, _ = await users.identity.addUser(options.name, options.tenant, key)
+        user, _ = await users.identity.addUser(options.name, options.tenant, key, options.role)
     tell(f'User "{user.name}" of tenant {user.tenant} has been added. {_ONCE}')
+
+
+async def _update(users: _Users, options: argparse.Namespace) -> None:
+    user = await users.identity.changeRole(options.name, options.role)
+    tell(f'User "{user.name}" of tenant {user.tenant} has the role {_described(user.role)}, within a second.')
 
 
 async def _list(users: _Users, options: argparse.Namespace) -> None:
@@ -229,8 +272,14 @@ async def _list(users: _Users, options: argparse.Namespace) -> None:
         tell(f"No users exist in {users.where}; {_NAME} add creates one.")
         return
     width = max(len("name"), *(len(user.name) for user in found))
-    for name, tenant in [("name", "tenant"), *((user.name, user.tenant) for user in found)]:
-        print(escaped(f"{name:{width}}  {tenant}"))
+    for name, tenant, role in [("name", "tenant", "role"), *((u.name, u.tenant, _described(u.role)) for u in found)]:
+        print(escaped(f"{name:{width}}  {tenant:10}  {role}"))
+
+
+def _described(role: Role) -> str:
+    """A role, with its prefixes as options."""
+    prefixes = [f"--{kind} {shlex.quote(each)}" for kind, those in role.prefixes().items() for each in those]
+    return " ".join([role.name, *prefixes])
 
 
 async def _remove(users: _Users, options: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from ..errors import BadRequest, NotFound
+from ..errors import BadRequest, Forbidden, NotFound
 from ..http.jsontransport import ClientClosed
 from ..util.listeners import Listeners
 from ..util.logs import Logger
@@ -42,6 +42,7 @@ class _State(Enum):
     NEW          ``start()``                                     REGISTERED with a token, otherwise REGISTERING
     REGISTERING  the registration is accepted                    REGISTERED
     ..           the registry will never accept it               STOPPED
+    ..           the user may not send heartbeats, or register   STOPPED
     REGISTERED   the deadline passes without a response          UNREACHABLE
     ..           the registry no longer has the service          REGISTERING, or STOPPED if it can't register again
     UNREACHABLE  a heartbeat is accepted                         REGISTERED
@@ -269,7 +270,8 @@ class HeartBeater:
 
         :return: fires with ``None`` when :meth:`stop` has stopped it (at once if it does not run), and fails with
             :class:`~txserviceregistry.errors.NotFound` when the registry no longer has the service and there is no
-            way to register it again.
+            way to register it again, or with :class:`~txserviceregistry.errors.Forbidden` when the user may not send
+            heartbeats.
         """
         if not self.running:
             return succeed(None) if self._lost is None else fail(self._lost)
@@ -396,7 +398,7 @@ class HeartBeater:
         if self._fallBack(error):
             single.noteOutage("the registry does not know the token of its last response, which may be another's")
             single.begin()
-        elif isinstance(error, ClientClosed) or self._register is None or self.nextToken is None:
+        elif isinstance(error, (ClientClosed, Forbidden)) or self._register is None or self.nextToken is None:
             self.nextToken = None
             self._log.error(
                 "Heartbeats for service {serviceId} ended: {reason}",
@@ -414,10 +416,12 @@ class HeartBeater:
 
     def isGone(self, error: BaseException | None) -> bool:
         """
-        Whether the registry has no such service or, after a registration, never accepts it. Errors of these classes are
-        faults of the API.
+        Whether the registry has no such service, never accepts its registration, or lets this user neither register it
+        nor send heartbeats. Errors of these classes are faults of the API.
         """
-        return isinstance(error, BadRequest if self.nextToken is None else (NotFound, BadRequest))
+        return isinstance(
+            error, (BadRequest, Forbidden) if self.nextToken is None else (NotFound, BadRequest, Forbidden)
+        )
 
     def _fallBack(self, error: BaseException) -> bool:
         """Present the last token that was accepted, if it is the current one that was refused; whether that is so."""

@@ -5,7 +5,7 @@ FakeRegistry: a registry with its clock and the network in front of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..registry.feed import EVENT_RETENTION
 from ..registry.http.resource import ApiResource
 from ..registry.identity.identity import Identity
 from ..registry.limits import RateLimiter, ResourceLimits
+from ..registry.roles import Role
 from ..registry.stores.memory import MemoryStore
 from . import faults
 from .faults import Request
@@ -174,6 +175,23 @@ class FakeRegistry:
         :param count: how many requests; ``None`` for all, until :meth:`answerNormally`.
         """
         self._network.script(faults.foreignTokens(self._foreignToken), count, faults.givesToken)
+
+    def setRole(
+        self,
+        role: str,
+        *,
+        services: Sequence[str] = (),
+        configuration: Sequence[str] = (),
+        locks: Sequence[str] = (),
+    ) -> None:
+        """
+        Give the user of the clients another role, as ``service-registry-users update`` does. It counts at once.
+
+        :param role: ``"write"``, as at first, or ``"read"``.
+        :param services: prefixes that limit what the role ``write`` may change; so do the others.
+        :raises ValueError: if *role* is another text, or ``"read"`` with prefixes.
+        """
+        _now(self._identity.changeRole(self.username, Role(role, services, configuration, locks)))
 
     def answerNormally(self) -> None:
         """Forget all faults that were scripted for requests that have not come yet."""

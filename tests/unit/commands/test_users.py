@@ -20,7 +20,7 @@ from twisted.trial.unittest import TestCase
 from tests.inprocess import Ended, runScript, withoutSettings
 from txserviceregistry import Client, RegisteredService
 from txserviceregistry.commands.users import main
-from txserviceregistry.errors import AuthenticationFailed
+from txserviceregistry.errors import AuthenticationFailed, Forbidden
 from txserviceregistry.registry.service import RegistryService
 from txserviceregistry.settings import readSettings
 
@@ -137,7 +137,7 @@ class WithoutARegistryTests(UsersCase):
         self.assertEqual(os.stat(os.path.join(self.dataDir, "registry.sqlite")).st_mode & 0o777, 0o600)
 
     async def test_listShowsNamesAndTenants(self) -> None:
-        """``list`` shows users and their tenants, and no keys."""
+        """``list`` shows users, their tenants and roles, and no keys."""
         keys = [self.key(await self.users("add", "joe"), "joe")]
         keys.append(self.key(await self.users("add", "ann", "--tenant", "77"), "ann"))
         keys.append(self.key(await self.users("add", "jim@example.com"), "jim@example.com"))
@@ -145,10 +145,10 @@ class WithoutARegistryTests(UsersCase):
         self.assertEqual(
             [line.split() for line in listed.out.splitlines()],
             [
-                ["name", "tenant"],
-                ["ann", "77"],
-                ["jim@example.com", "2"],
-                ["joe", "1"],
+                ["name", "tenant", "role"],
+                ["ann", "77", "write"],
+                ["jim@example.com", "2", "write"],
+                ["joe", "1", "write"],
             ],
         )
         for key in keys:
@@ -160,10 +160,21 @@ class WithoutARegistryTests(UsersCase):
         self.assertIn('the user "joe" already exists', await self.refused("add", "joe"))
         self.assertIn('there is no user "ann"', await self.refused("remove", "ann"))
         self.assertIn('there is no user "ann"', await self.refused("rotate", "ann"))
+        self.assertIn('there is no user "ann"', await self.refused("update", "ann", "--role", "read"))
         for arguments in (
             ["add", "a b"],
             ["add", "ann", "--tenant", "0"],
             ["add", "ann", "--tenant", "many"],
+            ["add", "ann", "--role", "admin"],
+            ["add", "ann", "--role", "read", "--services", "web-"],
+            ["add", "ann", "--services", "/web"],
+            ["add", "ann", "--configuration", "a b"],
+            ["add", "ann", "--locks", "*"],
+            ["update", "joe"],
+            ["update", "joe", "--services", "web-"],
+            ["update", "joe", "--role", "read", "--locks", "/a"],
+            ["update", "joe", "--role", "read", "--tenant", "1"],
+            ["remove", "joe", "--role", "read"],
             ["add"],
             [],
             ["drop"],
@@ -274,6 +285,40 @@ class BesideARegistryTests(UsersCase):
         await self.client().configuration.set("abc", "of the first user")
         joe = self.clientOf("joe", self.key(await self.users("add", "joe"), "joe"))
         self.assertEqual((await joe.configuration.list())["values"], [])
+
+    async def test_roles(self) -> None:
+        """
+        ``add`` gives a role, ``update`` replaces it, while the registry runs, and ``list`` shows it as options. The key
+        and the tokens stay valid, and ``rotate`` leaves the role.
+        """
+        await self.registry()
+        words = ("--services", "web-", "--services", "db", "--configuration", "/production/web", "--locks", "")
+        added = await self.users("add", "joe", "--tenant", "1", "--role", "write", *words)
+        key = self.key(added, "joe")
+        joe = self.clientOf("joe", key)
+        await joe.configuration.set("/production/web/port", "1")
+        with self.assertRaises(Forbidden) as refused:
+            await joe.configuration.set("/production/website", "1")
+        self.assertIn('services that begin with "web-", "db"', str(refused.exception))
+        shown = "write --services web- --services db --configuration /production/web --locks ''"
+        self.assertEqual(await self.roles(), {"local": "write", "joe": shown})
+        self.assertIn("read, within a second", (await self.users("update", "joe", "--role", "read")).err)
+        since = reactor.seconds()
+        while True:
+            sent = reactor.seconds()
+            try:
+                await joe.configuration.set("/production/web/port", "2")
+            except Forbidden:
+                break
+            self.assertTrue(sent - since < A_SECOND + SLACK, f"the role counts for {sent - since:.1f} s")
+        self.assertEqual((await joe.configuration.get("/production/web/port"))["id"], "/production/web/port")
+        await self.users("rotate", "joe")
+        self.assertEqual(await self.roles(), {"local": "write", "joe": "read"})
+
+    async def roles(self) -> dict[str, str]:
+        """What ``list`` shows of the roles of users, by name."""
+        lines = [line.split(None, 2) for line in (await self.users("list")).out.splitlines()[1:]]
+        return {name: role for name, _, role in lines}
 
     async def test_rotateEndsKeyAndTokensWithinASecond(self) -> None:
         """The old token and the old key are refused, the new key is taken, and the raxrc does not go stale."""

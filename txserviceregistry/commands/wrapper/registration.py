@@ -42,7 +42,8 @@ from ...util.waiters import Waiters
 _REFUSALS = (AuthenticationFailed, BadRequest, Forbidden, InvalidSettings, LimitReached, Unauthorized)
 # Seconds between two readings of the settings while the service is not registered: they may be wrong, or not exist yet.
 _READ_AGAIN = 5.0
-# Seconds to the next try for a service that the registry calls invalid: its next version may accept it.
+# Seconds to the next try for a service that the registry refuses: its next version may accept it, and the user's next
+# role allow it.
 _TRY_INVALID_AGAIN = 300.0
 
 
@@ -252,7 +253,7 @@ class WrapperRegistration:
             return
         self._transition(State.REGISTERED if state == REGISTERED else State.INTERRUPTED)
         if state == STOPPED:
-            # The registry calls the service invalid.
+            # The registry calls the service invalid, or the user may not register it.
             self._retryTimer = self._clock.callLater(_TRY_INVALID_AGAIN, self._tryInvalidAgain, service)
 
     def _tryInvalidAgain(self, service: RegisteredService) -> None:

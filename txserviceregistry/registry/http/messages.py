@@ -24,7 +24,7 @@ from ..faults import Fault, Headers, invalidBody, unsupportedContentType
 API = "/v1.0"
 AUTH = "/v2.0"
 #: The extensions of the API that this registry has.
-EXTENSIONS: tuple[str, ...] = ("etag", "event-types", "events-wait", "heartbeats", "prometheus-sd")
+EXTENSIONS: tuple[str, ...] = ("etag", "event-types", "events-wait", "heartbeats", "prometheus-sd", "roles")
 _EXTENSIONS = ", ".join(EXTENSIONS).encode("ascii")
 
 _JSON = json.JSONEncoder(ensure_ascii=False)

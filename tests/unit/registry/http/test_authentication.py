@@ -78,17 +78,17 @@ class SchemeTests(AuthenticationCase):
             self.assertRefused(reply, WRONG_KEY)
 
     def test_otherSchemes(self) -> None:
-        """Any other scheme is no token, and gets the challenges in their order."""
+        """Any other scheme counts as a missing token, and gets the challenges in their order."""
         for other in (None, "", " ", "Digest username=joe", "Negotiate abc", "Basic", "BearerX y"):
             self.assertRefused(self.ask(other), WRONG_KEY if other == "Basic" else NO_TOKEN)
 
     def test_tokenFirst(self) -> None:
         """Beside X-Auth-Token, whatever it is, Authorization is ignored, also several of them."""
-        proxys = "Basic " + base64.b64encode(b"proxy:secret").decode()
-        self.assertEqual(self.ask(proxys, X_Auth_Token=self.api.token).code, 200)
+        ofProxy = "Basic " + base64.b64encode(b"proxy:secret").decode()
+        self.assertEqual(self.ask(ofProxy, X_Auth_Token=self.api.token).code, 200)
         self.assertRefused(self.ask(basic(), X_Auth_Token="wrong"), WRONG_TOKEN)
         self.assertRefused(self.ask(basic(), X_Auth_Token=""), NO_TOKEN)
-        reply = self.severally("X-Auth-Token: " + self.api.token, f"Authorization: {proxys}", "Authorization: x")
+        reply = self.severally("X-Auth-Token: " + self.api.token, f"Authorization: {ofProxy}", "Authorization: x")
         self.assertEqual(reply.code, 200)
 
     def test_several(self) -> None:
@@ -263,7 +263,7 @@ class OwnTenantTests(AuthenticationCase):
     """Paths without a tenant."""
 
     def test_everyResource(self) -> None:
-        """They are the same resources of the user's tenant, and what is no resource stays what it was."""
+        """They are the same resources of the user's tenant, and all other paths stay what they were."""
         token = self.api.create("web1", tags=["a"])
         for path in (
             "services",
