@@ -13,9 +13,11 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest
 
 #: Debian's packages; ``.ci/run`` installs them.
-PACKAGES = "curl etcd-server faketime haproxy nginx-light openssl"
+PACKAGES = "bind9-dnsutils curl dnsmasq-base etcd-server faketime haproxy knot-dnsutils nginx-light openssl prometheus"
 #: The programs in them that tests start.
-PROGRAMS = frozenset({"curl", "etcd", "faketime", "haproxy", "nginx", "openssl"})
+PROGRAMS = frozenset(
+    {"curl", "dig", "dnsmasq", "etcd", "faketime", "haproxy", "kdig", "nginx", "openssl", "prometheus", "promtool"}
+)
 SENTENCE = f"needs: apt-get install {PACKAGES}, and root"
 
 
