@@ -96,6 +96,8 @@ class Options(TableOptions):
         Option("max-connections-per-client", None, "5000", "Maximum number from one address.", _SOME),
         Option("max-followers", None, "5000", "Maximum number of requests that wait for events.", parseCount),
         Option("max-followers-per-tenant", None, "2500", "Maximum number of those of one account.", parseCount),
+        Option("max-streams", None, "10000", "Maximum number of event streams.", parseCount),
+        Option("max-streams-per-tenant", None, "5000", "Maximum number of those of one account.", parseCount),
         Option("request-timeout", None, "30s", "Maximum time to receive a request: a duration.", _REQUEST),
         Option("event-retention", None, "30d", "How long events are kept: a duration of 1h or more.", _RETENTION),
     )
@@ -187,6 +189,8 @@ def makeService(options: Options) -> IService:
         requestSeconds=options["request-timeout"],
         followers=options["max-followers"],
         followersPerTenant=options["max-followers-per-tenant"],
+        streams=options["max-streams"],
+        streamsPerTenant=options["max-streams-per-tenant"],
     )
     raiseFileLimit(connectionLimits)
     registry = RegistryService(

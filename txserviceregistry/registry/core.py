@@ -23,6 +23,7 @@ from .feed import EVENT_RETENTION, EventFeed
 from .limits import ResourceLimits
 from .locks import LockOptions, Locks
 from .model import Figures, NewService, Page, ServiceChanges
+from .places import Places
 from .scopes import isLockScope
 from .servicelog import ServiceLog
 from .stores.interfaces import (
@@ -54,6 +55,7 @@ class Registry:
     :param subscribers: the requests that wait for events; a default number of them may do so if not given.
     :ivar configuration: the configuration values.
     :param locks: what is to be done about locks after the restore of a backup.
+    :param streams: how many event streams there may be; a default number if not given.
     :ivar feed: the events.
     :ivar locks: the locks.
     :ivar heartbeat: see :meth:`Engine.heartbeat`; of a service, the scope is the tenant.
@@ -70,6 +72,7 @@ class Registry:
         eventRetention: float = EVENT_RETENTION,
         subscribers: Subscribers | None = None,
         locks: LockOptions = LockOptions(),  # noqa: B008 (as above)
+        streams: Places | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -90,6 +93,7 @@ class Registry:
             store,
             self.account,
             self._subscribers,
+            streams or Places(10_000, 5_000),
             clock=clock,
             wallClock=wallClock,
             tasks=self._tasks,
@@ -130,7 +134,8 @@ class Registry:
         counts = self._deadlines.count()
         return Figures(
             services={scope: count for scope, count in counts.items() if not isLockScope(scope)},
-            subscribers=self._subscribers.count,
+            subscribers=self._subscribers.places.count,
+            streams=self.feed.streams.places.count,
             heartbeats=self._engine.heartbeats,
             expirations=self._engine.expirations,
             stalls=self._live.time.stalls,

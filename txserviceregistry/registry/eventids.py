@@ -47,6 +47,20 @@ def position(text: str) -> int:
     return parsed.time
 
 
+#: The tail of ids that no event has: they are places between events.
+_MOMENT = "8000-000000000000"
+
+
+def momentAt(position: int) -> str:
+    """An id for a *position* at which there need not be an event."""
+    return EventIds(float, _MOMENT).idAt(position)
+
+
+def isMoment(id: str) -> bool:
+    """Whether an id may come from :func:`momentAt`."""
+    return id.endswith(_MOMENT)
+
+
 def newTail(randbits: Callable[[int], int] = secrets.randbits) -> str:
     """
     The last two groups of a store's event ids: variant and clock sequence, and a node that is not a network address.

@@ -4,8 +4,7 @@ The event feed of a registry: pages of it, requests that wait for new events, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -14,7 +13,9 @@ from ..util.logs import Logger
 from .eventids import position, positionOf
 from .faults import Fault, badRequest
 from .model import EVENT_TYPES, PLAIN_TYPES, Page
-from .stores.interfaces import Account, EventRecord, ISharedStore, IStore, StoreUnavailable
+from .places import Places
+from .stores.interfaces import Account, ISharedStore, IStore, StoreUnavailable
+from .streams import EventStreams
 from .subscribers import Subscribers, Subscription
 from .tasks import TaskOwner, available, owned
 
@@ -29,7 +30,9 @@ class EventFeed:
     The feeds of all tenants.
 
     :param account: gives a tenant's account.
+    :param places: how many event streams there may be.
     :param retention: how long events are kept, in seconds; not less than :attr:`EVENTS_SHOWN`.
+    :ivar streams: the event streams.
     """
 
     #: How much of the events a feed without a marker shows, in seconds.
@@ -47,6 +50,7 @@ class EventFeed:
         store: IStore,
         account: Callable[[str], Deferred[Account]],
         subscribers: Subscribers,
+        places: Places,
         *,
         clock: IReactorTime,
         wallClock: Callable[[], float],
@@ -62,6 +66,9 @@ class EventFeed:
         self._retention = retention
         self._isShared = ISharedStore.providedBy(store)
         self._dropping: IDelayedCall | None = None
+        self.streams = subscribers.streams = EventStreams(
+            store, account, places, clock=clock, wallClock=wallClock, tasks=tasks, retention=retention
+        )
 
     def start(self) -> None:
         """Begin to drop old events."""
@@ -88,13 +95,21 @@ class EventFeed:
             since = positionOf(self._wallClock() - self.EVENTS_SHOWN)
         else:
             since = position(marker)
-            refusal = self._refusal(since, await self._account(tenant))
-            if refusal is not None and not await available(self._store.hasEvent(tenant, marker)):
-                raise refusal
+            await self.checkMarker(tenant, marker)
         wanted = None if types.issuperset(EVENT_TYPES) else types
         records = await available(self._store.listEvents(tenant, since, limit + 1, wanted))
         nextMarker = records[limit].id if len(records) > limit else None
-        return Page([_event(record) for record in records[:limit]], nextMarker)
+        return Page([record.shown for record in records[:limit]], nextMarker)
+
+    async def checkMarker(self, tenant: str, marker: str) -> None:
+        """
+        Check whether the feed can begin at a marker.
+
+        :raises Fault: as :meth:`list`.
+        """
+        refusal = self._refusal(position(marker), await self._account(tenant))
+        if refusal is not None and not await available(self._store.hasEvent(tenant, marker)):
+            raise refusal
 
     def _refusal(self, since: int, account: Account) -> Fault | None:
         if since >= positionOf(self._wallClock()):
@@ -150,8 +165,12 @@ class EventFeed:
         )
 
     def endWaiting(self) -> None:
-        """End the waiting of all subscribers: they get their page now, and later ones get theirs at once."""
+        """
+        End the waiting of all subscribers: they get their page now, and later ones get theirs at once. Event streams
+        end.
+        """
         self._subscribers.end()
+        self.streams.end()
 
     def _drop(self) -> None:
         self._dropping = self._clock.callLater(self.NEXT_DROP, self._drop)
@@ -173,12 +192,3 @@ class EventFeed:
 def _hasNews(page: Page, marker: str | None) -> bool:
     # The event of the marker may be on it; no other is there twice.
     return page.nextMarker is not None or len(page.values) > 1 or any(event["id"] != marker for event in page.values)
-
-
-def _event(record: EventRecord) -> Mapping[str, Any]:
-    return {
-        "id": record.id,
-        "timestamp": record.timestamp,
-        "type": record.type,
-        "payload": dict(record.payload),
-    }

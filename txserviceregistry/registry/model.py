@@ -86,6 +86,7 @@ class Figures:
 
     :ivar services: how many are registered, by tenant.
     :ivar subscribers: how many requests wait for events.
+    :ivar streams: how many event streams are open.
     :ivar heartbeats: how many were taken, those of batches among them.
     :ivar expirations: how many services expired.
     :ivar stalls: how often the process stalled.
@@ -97,6 +98,7 @@ class Figures:
 
     services: Mapping[str, int]
     subscribers: int
+    streams: int
     heartbeats: int
     expirations: int
     stalls: int

@@ -37,6 +37,7 @@ from .http.statuspages import LOOPBACK, StatusPages
 from .identity.apikeys import newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
+from .places import Places
 from .statistics import Sources
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
@@ -225,14 +226,16 @@ class RegistryService(Service):
         )
         await self._makeFirstUser(identity, isNew)
         connectionLimits = self._possibleLimits()
-        subscribers = Subscribers(self._reactor, connectionLimits.followers, connectionLimits.followersPerTenant)
+        held = Places(connectionLimits.held)
+        followers = Places(connectionLimits.followers, connectionLimits.followersPerTenant, held)
         registry = Registry(
             store,
             clock=self._reactor,
             wallClock=self._wallClock,
             limits=self._limits,
             eventRetention=self._eventRetention,
-            subscribers=subscribers,
+            subscribers=Subscribers(self._reactor, followers),
+            streams=Places(connectionLimits.streams, connectionLimits.streamsPerTenant, held),
         )
         self._endings.append(("the rules", registry.stop))
         await registry.start()

@@ -4,8 +4,8 @@ Requests that wait for new events in a feed, and how they are notified.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Hashable
 from typing import Any, TypeVar
 
 import attrs
@@ -15,6 +15,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from ..util.singleflight import SingleFlight
 from .faults import systemFailure
 from .model import PLAIN_TYPES
+from .places import Places
+from .streams import EventStreams
 
 _T = TypeVar("_T")
 
@@ -54,9 +56,8 @@ class Subscribers:
     The subscribers of all tenants. Nothing is polled: each change of a feed notifies them, once.
 
     :param clock: the reactor; subscribers are notified in its next turns.
-    :param most: how many subscriptions there may be.
-    :param mostOfTenant: how many of one tenant.
-    :ivar count: how many there are.
+    :param places: how many subscriptions there may be.
+    :ivar streams: the event streams, which are notified too.
     """
 
     #: How many are notified in one turn of the reactor, which is some tens of milliseconds then. Between two turns come
@@ -65,12 +66,10 @@ class Subscribers:
     #: Seconds after which a request for which there was no place may be sent again.
     RETRY_AFTER = 5
 
-    def __init__(self, clock: IReactorTime, most: int = 5_000, mostOfTenant: int = 2_500) -> None:
+    def __init__(self, clock: IReactorTime, places: Places | None = None) -> None:
+        self.places = places or Places(5_000, 2_500)
+        self.streams: EventStreams | None = None
         self._clock = clock
-        self._most = most
-        self._mostOfTenant = mostOfTenant
-        self._countOf: Counter[str] = Counter()
-        self.count = 0
         # What ends each subscription.
         self._timers: dict[Subscription, IDelayedCall] = {}
         # By tenant what waits, and what was queried.
@@ -89,11 +88,9 @@ class Subscribers:
         :param latest: until when it may wait, in seconds of the clock. Then what it waits for fires with ``False``.
         :raises Fault: 503, if there are too many.
         """
-        if self.count >= self._most or self._countOf[tenant] >= self._mostOfTenant:
+        if not self.places.take(tenant):
             details = "Too many requests are waiting; retry later, or without wait"
             raise systemFailure(details, self.RETRY_AFTER)
-        self._countOf[tenant] += 1
-        self.count += 1
         subscription = Subscription(tenant)
         if not self._isEnded:
             left = max(0, latest - self._clock.seconds())
@@ -105,11 +102,8 @@ class Subscribers:
         timer = self._timers.pop(subscription, None)
         if timer is not None:
             timer.cancel()
-        self.count -= 1
-        self._countOf[subscription.tenant] -= 1
-        if not self._countOf[subscription.tenant]:
-            del self._countOf[subscription.tenant]
-            self._dropReads(subscription.tenant)
+        self.places.give(subscription.tenant)
+        self._dropReads(subscription.tenant)
 
     def _endOne(self, subscription: Subscription) -> None:
         del self._timers[subscription]
@@ -142,7 +136,7 @@ class Subscribers:
         self._dropReads(tenant)
 
     def _dropReads(self, tenant: str) -> None:
-        if tenant not in self._waiting and tenant not in self._countOf:
+        if tenant not in self._waiting and not self.places.has(tenant):
             self._reads.pop(tenant, None)
 
     def cached(self, tenant: str, query: Hashable) -> Any:
@@ -174,8 +168,10 @@ class Subscribers:
 
         return reads.reading.do(query, lambda: read().addCallback(keep))
 
-    def notify(self, tenants: Iterable[str], type: str | None = None) -> None:
+    def notify(self, tenants: Collection[str], type: str | None = None) -> None:
         """Notify the subscribers of these tenants that there are new events of a *type*, or of any types."""
+        if self.streams is not None:
+            self.streams.notify(tenants)
         for tenant in tenants:
             reads, waiting = self._reads.pop(tenant, None), self._waiting.pop(tenant, {})
             if type is not None:
@@ -205,7 +201,9 @@ class Subscribers:
             self._notifying = self._clock.callLater(0, self._notifySome)
 
     def notifyAll(self) -> None:
-        """Notify all subscribers, who have to read the feed again."""
+        """Notify all subscribers, who have to read the feed again. Event streams end."""
+        if self.streams is not None:
+            self.streams.endAll()
         self._reads.clear()
         self.notify(list(self._waiting))
 

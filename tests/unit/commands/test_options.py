@@ -85,6 +85,8 @@ class CommandLineTests(OptionsCase):
                 "max-connections-per-client": 5_000,
                 "max-followers": 5_000,
                 "max-followers-per-tenant": 2_500,
+                "max-streams": 10_000,
+                "max-streams-per-tenant": 5_000,
                 "request-timeout": 30.0,
                 "metrics": "loopback",
                 "access-log": None,

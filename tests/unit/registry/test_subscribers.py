@@ -458,7 +458,7 @@ class SubscribersTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
         for each in (waits, readers, late):
             self.subscribers.unsubscribe(each)
-        self.assertEqual(self.subscribers.count, 0)
+        self.assertEqual(self.subscribers.places.count, 0)
         self.clock.advance(0)
         self.subscribers.notify(["2"])
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -48,9 +48,10 @@ BODIES: Mapping[str, Any] = {
     "setValue": {"value": "changed"},
     "removeValue": None,
     "listEvents": None,
+    "streamEvents": None,
 }
 # What the other tenant, who has nothing, is answered on its own path.
-CODES = {"getLimits": 200, "createService": 201, "setValue": 204, "heartbeats": 200}
+CODES = {"getLimits": 200, "createService": 201, "setValue": 204, "heartbeats": 200, "streamEvents": 200}
 CODES.update({name: 200 for name in BODIES if name.startswith("list")})
 
 

@@ -23,6 +23,7 @@ from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
+from txserviceregistry.registry.places import Places
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.subscribers import Subscribers
 
@@ -55,7 +56,7 @@ class Reply:
 
 def parseReplies(data: bytes, noBody: bool = False) -> list[Reply]:
     """
-    The responses in a stream of bytes. Each must have a length: this parser knows no other framing.
+    The responses in a stream of bytes. Each must have a length, but for an event stream.
     """
     replies = []
     while data:
@@ -67,7 +68,8 @@ def parseReplies(data: bytes, noBody: bool = False) -> list[Reply]:
             headers.setdefault(name.lower(), []).append(value.strip())
         assert "transfer-encoding" not in headers, head
         code = int(first.split(" ")[1])
-        length = 0 if noBody or code in (100, 204) else int(headers["content-length"][0])
+        isStream = headers.get("content-type") == ["text/event-stream"]
+        length = 0 if noBody or code in (100, 204) else len(data) if isStream else int(headers["content-length"][0])
         replies.append(Reply(code, headers, data[:length]))
         assert len(data) >= length, (head, data)
         data = data[length:]
@@ -153,14 +155,17 @@ class Api:
             self.store, clock=self.clock, wallClock=self.wallClock.seconds, hasher=self._hash, cost=CHEAP
         )
         fired(self.identity.addUser(USER, "1234", KEY))
-        subscribers = Subscribers(self.clock, connectionLimits.followers, connectionLimits.followersPerTenant)
         self.held = HeldStore(self.store)
+        held = Places(connectionLimits.held)
         self.registry = Registry(
             self.held,  # type: ignore[arg-type]  # it passes everything on
             clock=self.clock,
             wallClock=self.wallClock.seconds,
             limits=limits,
-            subscribers=subscribers,
+            subscribers=Subscribers(
+                self.clock, Places(connectionLimits.followers, connectionLimits.followersPerTenant, held)
+            ),
+            streams=Places(connectionLimits.streams, connectionLimits.streamsPerTenant, held),
         )
         fired(self.registry.start())
         self.rateLimiter = RateLimiter(self.clock.seconds, rateLimit)

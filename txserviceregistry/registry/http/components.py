@@ -106,6 +106,7 @@ def _schemas() -> dict[str, Schema]:
         "ConfigurationValue": value,
         "Event": event,
         "EventPage": _pageOf("Event"),
+        "EventStream": {"type": "string"},
         "Fault": fault,
         "HeartbeatOutcomes": _outcomes(),
         "HeartbeatToken": token,

@@ -44,6 +44,8 @@ class ConnectionLimits:
     :ivar idleSeconds: how long a connection is kept between two requests; longer than any heartbeat interval.
     :ivar followers: how many requests may wait for events in all.
     :ivar followersPerTenant: how many of one tenant.
+    :ivar streams: how many event streams there may be in all.
+    :ivar streamsPerTenant: how many of one tenant.
     :ivar unfinishedBytes: how much may be kept of all unfinished requests from connections that have never shown a
         valid token; more than one request can have.
     """
@@ -54,14 +56,23 @@ class ConnectionLimits:
     idleSeconds: float = 120.0
     followers: int = 5_000
     followersPerTenant: int = 2_500
+    streams: int = 10_000
+    streamsPerTenant: int = 5_000
     unfinishedBytes: int = 2**25
 
     def within(self, files: int) -> ConnectionLimits:
         """The same for a process that may open so many *files*."""
         # Half of very few: the store and the listeners need some twenty.
         connections = max(1, min(self.connections, max(files - RESERVED_FILES, files // 2)))
-        # Requests that wait for events occupy their connections for a minute: some are left for others.
-        return attrs.evolve(self, connections=connections, followers=min(self.followers, connections * 4 // 5))
+        return attrs.evolve(self, connections=connections)
+
+    @property
+    def held(self) -> int:
+        """
+        How many requests may wait for events, event streams included: they occupy their connections, and some are left
+        for others.
+        """
+        return self.connections * 4 // 5
 
 
 def availableFiles() -> int:

@@ -21,6 +21,7 @@ from ..model import NewService, Page
 from ..roles import CONFIGURATION, SERVICES
 from ..stores.interfaces import UserRecord
 from . import validation
+from .eventstream import streamEvents
 from .messages import API, Response, baseUrl, faultBody, inJSON
 from .preconditions import preconditionOf
 from .prometheus import targetGroups
@@ -238,6 +239,9 @@ class Handlers:
         # The token may have ended meanwhile.
         await call.authenticate()
         return self._sharedPage(call, page)
+
+    async def streamEvents(self, call: Call) -> Response:
+        return await streamEvents(self._registry.feed, call.record, call.query, call.authenticate)
 
     def _sharedPage(self, call: Call, page: Page) -> Response:
         """The response with a page that many requests may wait for: it is serialised once for all of them."""

@@ -24,7 +24,15 @@ from ..faults import Fault, Headers, invalidBody, unsupportedContentType
 API = "/v1.0"
 AUTH = "/v2.0"
 #: The extensions of the API that this registry has.
-EXTENSIONS: tuple[str, ...] = ("etag", "event-types", "events-wait", "heartbeats", "prometheus-sd", "roles")
+EXTENSIONS: tuple[str, ...] = (
+    "etag",
+    "event-stream",
+    "event-types",
+    "events-wait",
+    "heartbeats",
+    "prometheus-sd",
+    "roles",
+)
 _EXTENSIONS = ", ".join(EXTENSIONS).encode("ascii")
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
@@ -49,6 +57,7 @@ class Response:
 
     :ivar body: sent as JSON; ``None`` for no body.
     :ivar headers: more headers, by name; several values are lines of their own.
+    :ivar isStream: whether what follows the head has no length and no end before that of the connection.
     :ivar text: sent instead of a body, as it is: JSON already, unless the headers name its ``Content-Type``.
     """
 
@@ -56,6 +65,7 @@ class Response:
     body: Mapping[str, Any] | None = None
     headers: Headers = attrs.field(factory=dict)
     text: bytes | None = None
+    isStream: bool = False
 
 
 def faultBody(fault: Fault, txnId: str) -> dict[str, Any]:
@@ -108,7 +118,7 @@ def inBytes(
     ]
     if mustClose:
         parts.append(b"Connection: close\r\n")
-    if response.code != NO_CONTENT:
+    if response.code != NO_CONTENT and not response.isStream:
         parts.append(b"Content-Length: %d\r\n" % len(body or b""))
     parts.append(b"\r\n")
     if body and not isHead:

@@ -119,6 +119,7 @@ def _figures(figures: Figures) -> Iterator[Metric]:
         tenants.add_metric([tenant], count)
     yield tenants
     yield _gauge("followers", "Requests that wait for events.", figures.subscribers)
+    yield _gauge("streams", "Open event streams.", figures.streams)
     yield _counter("heartbeats", "Heartbeats taken, alone or in batches.", figures.heartbeats)
     yield _counter("expirations", "Expired services.", figures.expirations)
     yield _counter("stalls", "Stalls of the process of more than a second.", figures.stalls)

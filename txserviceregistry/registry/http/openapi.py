@@ -154,7 +154,7 @@ def _operation(operation: Operation) -> Schema:
         faults.append("rateLimitReached")
         headers += RATE_HEADERS
     schema = None if success.schema is None else reference("schemas", success.schema)
-    succeeded = _response(success.text, schema, headers)
+    succeeded = _response(success.text, schema, headers, mediaType=success.mediaType)
     if success.links:
         succeeded["links"] = success.links
     described: Schema = {

@@ -17,6 +17,7 @@ import attrs
 from . import validation as rules
 from .handlers import Call, Handlers
 from .messages import Response
+from .requestlog import STREAM
 from .rules import Field, Parameter
 
 #: A body of so many bytes is too large, unless an operation has another limit.
@@ -34,6 +35,7 @@ class Success:
     :ivar text: what it means.
     :ivar schema: the name of its body's schema (:mod:`~txserviceregistry.registry.http.components`); ``None`` if it has
         no body.
+    :ivar mediaType: of its body.
     :ivar headers: the names of its headers, beside those that every response has.
     :ivar links: the operations that it leads to, as links of OpenAPI.
     """
@@ -43,6 +45,7 @@ class Success:
     code: int = 200
     headers: tuple[str, ...] = ()
     links: Mapping[str, Any] = attrs.field(factory=dict)
+    mediaType: str = "application/json"
 
 
 @attrs.frozen
@@ -255,6 +258,15 @@ OPERATIONS: tuple[Operation, ...] = (
         "List events, oldest first; with wait (the extension events-wait), wait for one that is newer than the marker",
         query=(rules.LIMIT, rules.EVENT_MARKER, rules.EVENT_TYPE, rules.WAIT, rules.EVENT_TYPES_WANTED),
         faults=("invalidLimit",),
+    ),
+    Operation(
+        "streamEvents",
+        "GET",
+        STREAM,
+        Handlers.streamEvents,
+        Success("Server-sent events until the connection ends.", "EventStream", mediaType="text/event-stream"),
+        "Get events as they happen (the extension event-stream)",
+        query=(rules.EVENT_MARKER, rules.TAG, rules.EVENT_TYPES_WANTED),
     ),
 )
 

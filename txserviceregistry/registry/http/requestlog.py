@@ -23,6 +23,8 @@ from .auditlog import Change
 OTHER = "other"
 #: The route of requests that wait for events, whose times say nothing of how fast the registry is.
 WAITING = "/events?wait"
+#: The route of event streams.
+STREAM = "/events/stream"
 #: The code, as in nginx, of a request whose client was gone before it could be answered.
 GONE = 499
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
@@ -25,7 +26,7 @@ from .authentication import Authenticator, invalidToken
 from .handlers import Call, Handlers
 from .messages import Response, closeAfterwards, faultResponse, parseBody, send
 from .operations import MAXIMUM_BODY, Operation
-from .requestlog import GONE, WAITING, RequestLog, RequestRecord
+from .requestlog import GONE, STREAM, WAITING, RequestLog, RequestRecord
 from .routes import TOKENS, bodyLimit, resolve
 from .statuspages import NO_PAGES, Pages
 
@@ -88,7 +89,7 @@ class ApiResource(Resource):
     def _gone(self, record: RequestRecord, answering: Deferred[None]) -> None:
         # What the client had asked for is done all the same, unless it was only waiting.
         record.isGone = True
-        if record.route == WAITING:
+        if record.route in (WAITING, STREAM):
             answering.cancel()
 
     async def _answer(self, record: RequestRecord) -> None:
@@ -111,8 +112,13 @@ class ApiResource(Resource):
         if record.isGone:
             self.requestLog.end(record, GONE, response.code)
             return
+        if record.request.startedWriting:
+            # An event stream has ended.
+            record.request.finish()
+            self.requestLog.end(record, 200)
+            return
         if record.headers:
-            response = Response(response.code, response.body, {**response.headers, **record.headers}, response.text)
+            response = attrs.evolve(response, headers={**response.headers, **record.headers})
         try:
             send(record.request, response, txnId)
         except Exception:

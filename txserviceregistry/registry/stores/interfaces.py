@@ -132,6 +132,11 @@ class EventRecord:
     type: str
     payload: Mapping[str, Any]
 
+    @property
+    def shown(self) -> dict[str, Any]:
+        """As in the API's JSON."""
+        return {"id": self.id, "timestamp": self.timestamp, "type": self.type, "payload": dict(self.payload)}
+
 
 @attrs.frozen(slots=True)
 class ValueRecord:

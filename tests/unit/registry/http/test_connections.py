@@ -444,9 +444,9 @@ class FilesTests(SynchronousTestCase):
         """Never more connections than files are allowed, and some remain for requests that do not wait."""
         limits = ConnectionLimits(connections=10_000, followers=9_000)
         self.assertEqual(limits.within(1024).connections, 824)
-        self.assertEqual(limits.within(1024).followers, 659)
+        self.assertEqual(limits.within(1024).held, 659)
         self.assertEqual(limits.within(100_000).connections, 10_000)
-        self.assertEqual(limits.within(100_000).followers, 8_000)
+        self.assertEqual(limits.within(100_000).held, 8_000)
         self.assertEqual(ConnectionLimits().within(100_000), ConnectionLimits())
         self.assertEqual(limits.within(64).connections, 32)
         self.assertEqual(limits.within(1).connections, 1)

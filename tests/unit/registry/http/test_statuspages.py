@@ -219,7 +219,7 @@ class MetricsPageTests(SynchronousTestCase):
 
     def test_thereAreNotAsManyLinesAsTenants(self) -> None:
         """Of a thousand tenants, those with the most services have a metric, and there is the sum of all."""
-        figures = Figures({str(n): n for n in range(1, 1001)}, 0, 0, 0, 0, 0.0, 0, 0, 0)
+        figures = Figures({str(n): n for n in range(1, 1001)}, 0, 0, 0, 0, 0, 0.0, 0, 0, 0)
         self.patch(self.api.registry, "figures", lambda: figures)
         tenants = {
             dict(labels)["tenant"]: value

@@ -1,0 +1,334 @@
+"""
+Tests for the extension ``event-stream``: events as they happen, on the wire.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, fail
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.registry.http.connections import ConnectionLimits
+from txserviceregistry.registry.stores.interfaces import StoreUnavailable
+from txserviceregistry.registry.streams import PAGE, PING
+
+from .wire import Api, Connection, fired, requestBytes
+
+STREAM = "/v1.0/1234/events/stream"
+
+
+@attrs.frozen
+class Sent:
+    """A server-sent event."""
+
+    type: str
+    id: str | None
+    data: Any
+
+
+class Reader:
+    """The client of a stream."""
+
+    def __init__(
+        self, api: Api, query: str = "", lastId: str | None = None, method: str = "GET", **headers: str
+    ) -> None:
+        self.connection = Connection(api)
+        named = {"X-Auth-Token": api.token, **headers}
+        if lastId is not None:
+            named["Last-Event-ID"] = lastId
+        self.connection.send(requestBytes(method, f"{STREAM}{query}", None, named))
+        head, _, self._rest = self.connection.transport.value().partition(b"\r\n\r\n")
+        self.connection.transport.clear()
+        self.status = int(head.split(b" ")[1])
+        self.head = head.decode("ascii").split("\r\n")[1:]
+
+    def text(self) -> str:
+        """What has come since the last time."""
+        data, self._rest = self._rest + self.connection.transport.value(), b""
+        self.connection.transport.clear()
+        return data.decode("utf-8")
+
+    def sent(self) -> list[Sent]:
+        """The events that have come since the last time; without ``retry``, which is not one."""
+        found = []
+        for block in self.text().split("\n\n")[:-1]:
+            fields = dict(line.split(": ", 1) for line in block.split("\n"))
+            if "event" in fields:
+                found.append(Sent(fields["event"], fields.get("id"), json.loads(fields["data"])))
+        return found
+
+    def events(self) -> list[tuple[str, str]]:
+        """Types and services of what has come, without pings."""
+        return [(each.type, each.data["payload"]["id"]) for each in self.sent() if each.type != "ping"]
+
+    @property
+    def isOpen(self) -> bool:
+        return self.connection.isOpen
+
+
+class StreamTests(SynchronousTestCase):
+    """
+    ``GET /events/stream``.
+    """
+
+    def setUp(self) -> None:
+        self.api = Api()
+
+    def lastEvent(self) -> Any:
+        return self.api.ask("GET", "/events?types=all").json["values"][-1]
+
+    def update(self, id: str, **fields: Any) -> None:
+        self.api.ask("PUT", f"/services/{id}", fields)
+
+    def test_begins(self) -> None:
+        """
+        The response has no length and ends with its connection. It begins with the delay for reconnecting and a ping
+        with the position, and then has each event in the form of a page, on one line.
+        """
+        self.api.create("web1")
+        last = self.lastEvent()
+        reader = Reader(self.api)
+        self.assertEqual(reader.status, 200)
+        lines = [line for line in reader.head if not line.startswith(("Date", "X-R", "X-S", "Reply"))]
+        expected = ["Cache-Control: no-store", "Connection: close", "Content-Type: text/event-stream"]
+        self.assertEqual(sorted(lines), [*expected, "X-Accel-Buffering: no"])
+        self.assertIn("X-Ratelimit-Used: 1", reader.head)
+        self.assertEqual(reader.text(), f"retry: 2000\n\nid: {last['id']}\nevent: ping\ndata: {{}}\n\n")
+        self.api.create("web2", metadata={"a": "b\nc\u2028", "d": "é"})
+        event = self.lastEvent()
+        text = reader.text()
+        self.assertEqual(text.split("\n")[:2], [f"id: {event['id']}", "event: service.join"])
+        self.assertEqual(json.loads(text.split("\n")[2].removeprefix("data: ")), event)
+        self.assertTrue(text.endswith("\n\n"))
+        self.assertTrue(reader.isOpen)
+
+    def test_head(self) -> None:
+        """HEAD gets the head alone, and takes no place."""
+        reader = Reader(self.api, method="HEAD")
+        self.assertEqual(reader.status, 200)
+        self.assertIn("Content-Type: text/event-stream", reader.head)
+        self.assertEqual((reader.text(), reader.isOpen), ("", False))
+        self.assertEqual(self.api.registry.figures().streams, 0)
+
+    def test_onlyTheTypesAskedFor(self) -> None:
+        """A stream has the five types of version 1.0, unless it asks for others; pings name what is left out."""
+        plain, everything = Reader(self.api), Reader(self.api, "?types=all")
+        updates, nothing = Reader(self.api, "?types=service.update"), Reader(self.api, "?types=")
+        self.api.create("web1")
+        self.update("web1", tags=["a"])
+        self.assertEqual(plain.events(), [("service.join", "web1")])
+        self.assertEqual(nothing.events(), [("service.join", "web1")])
+        self.assertEqual(updates.events(), [("service.update", "web1")])
+        self.assertEqual(everything.events(), [("service.join", "web1"), ("service.update", "web1")])
+        last = self.lastEvent()["id"]
+        self.api.advance(PING)
+        for reader in (plain, everything, updates):
+            self.assertEqual(reader.sent(), [Sent("ping", last, {})])
+
+    def test_onlyTheServicesOfATag(self) -> None:
+        """With a tag there are the events of services that have it or had it before, and no others."""
+        reader = Reader(self.api, "?types=all&tag=a")
+        self.api.create("web1", tags=["a"])
+        self.api.create("web2", tags=["b"])
+        self.api.ask("PUT", "/configuration/key", {"value": "x"})
+        self.update("web1", tags=["b"])
+        self.update("web1", heartbeat_timeout=60)
+        self.update("web2", tags=["a", "b"])
+        self.api.ask("DELETE", "/services/web2")
+        expected = [("service.join", "web1"), ("service.update", "web1"), ("service.update", "web2")]
+        self.assertEqual(reader.events(), [*expected, ("service.remove", "web2")])
+
+    def test_goesOnAfterTheLastEventThatTheClientHas(self) -> None:
+        """Last-Event-ID names the event that was the last one, and wins over the marker."""
+        self.api.create("web1", 120)
+        first = self.lastEvent()["id"]
+        self.api.create("web2", 120)
+        second = self.lastEvent()["id"]
+        self.update("web2", tags=["x"])
+        third = self.lastEvent()["id"]
+        for lastId, query, expected in [
+            (first, "", [("service.join", "web2")]),
+            (first.upper(), f"?marker={second}&types=all", [("service.join", "web2"), ("service.update", "web2")]),
+            (second, f"?marker={first}", []),
+            (third, "?types=all", []),
+            ("", f"?marker={first}", [("service.join", "web1"), ("service.join", "web2")]),
+            (None, f"?marker={second}&types=all", [("service.join", "web2"), ("service.update", "web2")]),
+            (None, "", []),
+        ]:
+            reader = Reader(self.api, query, lastId)
+            ping, *events = reader.sent()
+            self.assertEqual(ping.type, "ping")
+            if lastId:
+                self.assertEqual(ping.id, lastId)
+            found = [(each.type, each.data["payload"]["id"]) for each in events]
+            self.assertEqual(found, expected, (lastId, query))
+            self.api.advance(PING)
+            self.assertEqual(reader.sent(), [Sent("ping", third, {})])
+
+    def test_aPlaceThatIsUnknownIsAReset(self) -> None:
+        """
+        Where something may be missing, the stream begins now and says so. Until the reset has come, the client keeps
+        its own position.
+        """
+        self.api.create("web1")
+        last = self.lastEvent()["id"]
+        for lastId in ("x", "9b6dbd5e-6ab4-4bb3-8f0a-ab1c56b5bf62", "11111111-1111-1111-8111-111111111111"):
+            reader = Reader(self.api, lastId=lastId)
+            self.assertEqual(reader.sent(), [Sent("ping", None, {}), Sent("reset", last, {})])
+            self.api.create(f"web-{lastId[:8]}")
+            self.assertEqual(reader.events(), [("service.join", f"web-{lastId[:8]}")])
+            last = self.lastEvent()["id"]
+
+    def test_aDroppedEventIsAReset(self) -> None:
+        """After an event that is no longer kept, others may be missing."""
+        self.api.create("web1")
+        last = self.lastEvent()["id"]
+        self.api.create("web2")
+        fired(self.api.store.dropEvents(2**59))
+        (_, reset) = Reader(self.api, lastId=last).sent()
+        self.assertEqual(reset.type, "reset")
+
+    def test_anEmptyFeedHasAPlaceToo(self) -> None:
+        """The ping of a feed without events names a place from which a client can go on, and a marker for pages."""
+        reader = Reader(self.api)
+        self.api.advance(1)
+        (ping,) = reader.sent()
+        assert ping.id is not None
+        self.assertEqual(self.api.ask("GET", f"/events?marker={ping.id}").json["values"], [])
+        self.api.create("web1")
+        self.api.advance(PING)
+        again = Reader(self.api, lastId=ping.id)
+        self.assertEqual(again.sent()[0], ping)
+        self.assertEqual(self.api.ask("GET", f"/events?marker={ping.id}").json["metadata"]["count"], 1)
+
+    def test_badQueries(self) -> None:
+        """What a stream is asked for has to be right, in the words of /events; nothing is begun."""
+        for query, reason in [
+            ("marker=x", "Invalid UUID"),
+            ("marker=ffffffff-ffff-1fff-8000-000000000000", "from parameter must be smaller than the current time"),
+            ("types=x", "Invalid type: x. Valid types are: "),
+            ("tag=%20", "Invalid characters"),
+        ]:
+            reply = self.api.ask("GET", f"/events/stream?{query}")
+            self.assertEqual((reply.code, reply.header("Connection")), (400, None))
+            self.assertTrue(reply.json["details"].startswith(reason), reply.json)
+        self.assertEqual(self.api.ask("GET", "/events/stream", token=None).code, 401)
+        self.assertEqual(self.api.registry.figures().streams, 0)
+
+    def test_catchesUpPageByPage(self) -> None:
+        """However much was missed, all of it comes once and in order, with what happens meanwhile."""
+        self.api.create("web1")
+        first = self.lastEvent()["id"]
+        for number in range(PAGE * 2 + 50):
+            fired(self.api.registry.configuration.set("1234", "key", str(number)))
+        read = self.api.store.listEvents
+
+        def listEvents(*args: Any) -> Deferred[Any]:
+            # Another one happens while each page is read.
+            found = read(*args)
+            if len(self.values) < 5:
+                self.values.append(f"late {len(self.values)}")
+                fired(self.api.registry.configuration.set("1234", "key", self.values[-1]))
+            return found
+
+        self.values: list[str] = []
+        self.patch(self.api.store, "listEvents", listEvents)
+        reader = Reader(self.api, lastId=first)
+        self.api.advance(1)
+        values = [each.data["payload"]["new_value"] for each in reader.sent() if each.type != "ping"]
+        self.assertEqual(values, [*map(str, range(PAGE * 2 + 50)), *self.values])
+
+    def test_placesAreBounded(self) -> None:
+        """There are limits for all streams, for those of a tenant, and together with requests that wait."""
+        for limits, open in [
+            (ConnectionLimits(streams=2), 2),
+            (ConnectionLimits(streamsPerTenant=1), 1),
+            (ConnectionLimits(connections=3), 2),
+        ]:
+            api = Api(connectionLimits=limits)
+            readers = [Reader(api) for _ in range(open)]
+            reply = api.ask("GET", "/events/stream")
+            self.assertEqual((reply.code, reply.json["type"]), (503, "systemFailureError"))
+            self.assertEqual((reply.header("Retry-After"), reply.header("Connection")), ("5", None))
+            self.assertEqual(api.registry.figures().streams, open)
+            readers[0].connection.transport.abortConnection()
+            self.assertEqual(api.registry.figures().streams, open - 1)
+            self.assertEqual(Reader(api).status, 200)
+
+    def test_endsWithTheToken(self) -> None:
+        """When the token ends, the stream does with the next ping, and nothing comes after."""
+        reader = Reader(self.api)
+        reader.text()
+        fired(self.api.identity.purge(self.api.token))
+        self.api.advance(PING)
+        self.assertEqual((reader.isOpen, reader.text()), (False, ""))
+
+    def test_endsWithTheRegistry(self) -> None:
+        """When the registry stops, streams end in good order, new ones are refused, and nothing is left."""
+        reader = Reader(self.api)
+        self.api.registry.feed.endWaiting()
+        self.assertFalse(reader.isOpen)
+        self.assertEqual(self.api.ask("GET", "/events/stream").code, 503)
+        fired(self.api.registry.stop())
+        left = [call for call in self.api.clock.getDelayedCalls() if "streams" in repr(call)]
+        self.assertEqual(left, [])
+
+    def test_endsWhenTheStoreIsUnavailable(self) -> None:
+        """A registry that does not reach its store ends its streams within a ping, and begins none."""
+        reader = Reader(self.api)
+        self.api.store.unavailable = True
+        self.api.advance(PING)
+        self.assertFalse(reader.isOpen)
+        self.assertEqual(self.api.ask("GET", "/events/stream").code, 503)
+        self.api.store.unavailable = False
+        self.assertEqual(Reader(self.api).status, 200)
+
+    def test_endsWhenTheStoreHangs(self) -> None:
+        """So it does if the store does not respond."""
+        reader = Reader(self.api)
+        self.patch(self.api.store, "listEvents", lambda *args: Deferred())
+        self.api.advance(PING)
+        self.assertTrue(reader.isOpen)
+        self.api.advance(10)
+        self.assertFalse(reader.isOpen)
+
+    def test_aStoreThatFailsWhileAStreamCatchesUp(self) -> None:
+        """A stream that can't catch up ends; the client comes again."""
+        self.api.create("web1")
+        first = self.lastEvent()["id"]
+        self.api.create("web2")
+        self.patch(self.api.store, "listEvents", lambda *args: fail(StoreUnavailable("gone")))
+        reader = Reader(self.api, lastId=first)
+        self.assertEqual([each.type for each in reader.sent()], ["ping"])
+        self.assertFalse(reader.isOpen)
+        self.assertEqual(self.api.registry.figures().streams, 0)
+
+    def test_aClientThatReadsTooSlowlyIsDisconnected(self) -> None:
+        """
+        What a client does not read is kept up to 256 KiB. A client that reads again in time misses nothing, and others
+        notice nothing.
+        """
+        slow, slower, other = Reader(self.api), Reader(self.api), Reader(self.api)
+        for reader in (slow, slower):
+            reader.text()
+            reader.connection.protocol.pauseProducing()
+        value = "x" * 1024
+        for number in range(80):
+            fired(self.api.registry.configuration.set("1234", "key", f"{value[3:]}{number:03}"))
+        self.assertEqual((slow.text(), slow.isOpen), ("", True))
+        slow.connection.protocol.resumeProducing()
+        for number in range(80, 160):
+            fired(self.api.registry.configuration.set("1234", "key", f"{value[3:]}{number:03}"))
+        self.assertFalse(slower.isOpen)
+        for reader in (slow, other):
+            numbers = [int(each.data["payload"]["new_value"][-3:]) for each in reader.sent() if each.type != "ping"]
+            self.assertEqual(numbers, list(range(160)))
+
+    def test_severalTenantsHaveTheirOwn(self) -> None:
+        """A stream has the events of its tenant only."""
+        reader = Reader(self.api)
+        fired(self.api.registry.configuration.set("99", "key", "x"))
+        self.assertEqual(reader.events(), [])

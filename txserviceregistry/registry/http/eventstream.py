@@ -1,0 +1,145 @@
+"""
+``GET /events/stream``: events as they happen, as server-sent events (WHATWG HTML, "Server-sent events").
+
+It is the one response without a length: it ends with its connection.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IPushProducer
+from twisted.web.server import Request
+from zope.interface import implementer
+
+from ...util.waiters import Waiters
+from ..eventids import position
+from ..feed import EventFeed
+from ..streams import Stream
+from . import validation
+from .messages import Response, closeAfterwards, write
+from .requestlog import RequestRecord
+
+#: What is kept for a client that reads too slowly, in bytes, beside what the kernel has. Then it is disconnected.
+BUFFER = 256 * 1024
+#: Milliseconds after which a connection counts as lost whose peer does not acknowledge what was sent.
+_UNACKNOWLEDGED = 45_000
+
+_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+@implementer(IPushProducer)
+class _Outlet:
+    """
+    The connection of a stream. What its transport does not take is kept here, and bounded.
+
+    :param request: the request.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._transport: Any = request.channel.transport
+        self._isClogged = False
+        self._held: list[bytes] = []
+        self._size = 0
+        self._drained: Waiters[None] = Waiters()
+        # Only TCP writes at once. This depends on names inside Twisted; without them the transport writes as usual.
+        self._isDirect = hasattr(self._transport, "writeSomeData") and hasattr(self._transport, "_tempDataLen")
+
+    def begin(self, head: Response, txnId: str) -> None:
+        """Send the head of the response."""
+        handle = getattr(self._transport, "socket", None)
+        if handle is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED)
+        closeAfterwards(self._request)
+        write(self._request, head, txnId)
+        self._request.registerProducer(self, True)
+
+    def end(self) -> None:
+        """Nothing is written any more; what is kept is left to the transport."""
+        if self._request.channel is not None:
+            self._request.unregisterProducer()
+            if self._held:
+                self._transport.write(b"".join(self._held))
+
+    def write(self, data: bytes) -> None:
+        if not self._isClogged:
+            self._send(data)
+            return
+        self._held.append(data)
+        self._size += len(data)
+        # The transport keeps 64 KiB.
+        if self._size > BUFFER - 64 * 1024:
+            self._held.clear()
+            self._transport.abortConnection()
+
+    def _send(self, data: bytes) -> None:
+        transport = self._transport
+        if self._isDirect and not transport.dataBuffer and not transport._tempDataLen:
+            # Twisted's way takes three times as long: it waits for the reactor to say that there is room.
+            sent = transport.writeSomeData(data)
+            if sent == len(data):
+                return
+            if isinstance(sent, int):
+                data = data[sent:]
+        transport.write(data)
+
+    def drained(self) -> Deferred[None]:
+        return self._drained.wait() if self._isClogged else succeed(None)
+
+    # -- IPushProducer
+
+    def pauseProducing(self) -> None:
+        """Called when the transport keeps much that has not been read."""
+        self._isClogged = True
+
+    def resumeProducing(self) -> None:
+        """Called when that has been read."""
+        self._isClogged = False
+        held, self._held, self._size = self._held, [], 0
+        if held:
+            self._transport.write(b"".join(held))
+        if not self._isClogged:
+            self._drained.fire(None)
+
+    def stopProducing(self) -> None:
+        """Called when the connection is lost."""
+
+
+async def streamEvents(
+    feed: EventFeed, record: RequestRecord, query: Mapping[str, Any], authenticate: Callable[[], Awaitable[object]]
+) -> Response:
+    """
+    Answer a request for the stream.
+
+    :param query: the values of the operation's parameters, by name.
+    :param authenticate: raises a fault if the token of the request has ended.
+    :return: what is left to be sent: the head for a HEAD; nothing of it once the stream has been begun.
+    """
+    request, tenant = record.request, record.tenant
+    marker = query["marker"]
+    lastId = (request.requestHeaders.getRawHeaders(b"Last-Event-ID") or [b""])[0].decode("latin-1").strip()
+    head = Response(200, headers={**_HEADERS, **record.headers}, isStream=True)
+    if marker is not None and not lastId:
+        await feed.checkMarker(tenant, marker.lower())
+    if request.method == b"HEAD":
+        closeAfterwards(request)
+        return head
+    outlet = _Outlet(request)
+    stream = Stream(tenant, validation.eventTypes(query), query["tag"], outlet, authenticate)
+    feed.streams.open(stream)
+    try:
+        isComplete = await feed.streams.locate(stream, None if marker is None else position(marker), lastId)
+        if record.isGone:
+            raise CancelledError()
+        outlet.begin(head, record.txnId)
+        try:
+            await feed.streams.serve(stream, isComplete)
+        finally:
+            outlet.end()
+    finally:
+        feed.streams.close(stream)
+    return head
