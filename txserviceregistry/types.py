@@ -25,6 +25,9 @@ __all__ = [
     "RateLimit",
     "Service",
     "ServicePage",
+    "ServiceState",
+    "ServiceStatePage",
+    "State",
 ]
 
 #: The types of events of version 1.0.
@@ -37,7 +40,7 @@ PlainEventType = Literal[
 ]
 
 #: All types of events. Those that version 1.0 does not have come only with a request that names them.
-EventType = Literal[PlainEventType, "service.update", "lock.acquire", "lock.release", "lock.expire"]
+EventType = Literal[PlainEventType, "service.update", "service.state", "lock.acquire", "lock.release", "lock.expire"]
 
 
 class _RequiredPageMetadata(TypedDict):
@@ -54,14 +57,45 @@ class PageMetadata(_RequiredPageMetadata, total=False):
     stale: float
 
 
-class Service(TypedDict):
-    """A registered service. ``last_seen`` is in milliseconds since the epoch, ``heartbeat_timeout`` in seconds."""
+#: The states of services.
+State = Literal["up", "drain", "out"]
 
+
+class _RequiredService(TypedDict):
     id: str
     heartbeat_timeout: int
     tags: list[str]
     metadata: dict[str, str]
     last_seen: int | None
+
+
+class Service(_RequiredService, total=False):
+    """
+    A registered service. ``last_seen`` is in milliseconds since the epoch, ``heartbeat_timeout`` in seconds.
+    ``state`` (``drain`` or ``out``) and ``state_reason`` are there only while an operator has set that state.
+    """
+
+    state: str
+    state_reason: str
+
+
+class ServiceState(TypedDict):
+    """
+    The state that an operator has set for a service: ``up``, ``drain`` (no new work) or ``out`` (no traffic).
+    ``expires_at``, in milliseconds since the epoch, is when the service is up again; ``None`` for no such time.
+    """
+
+    id: str
+    state: State
+    reason: str
+    expires_at: int | None
+
+
+class ServiceStatePage(TypedDict):
+    """A page of states, sorted by id."""
+
+    values: list[ServiceState]
+    metadata: PageMetadata
 
 
 class HeartbeatToken(TypedDict):

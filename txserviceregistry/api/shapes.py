@@ -22,6 +22,8 @@ from ..types import (
     Limits,
     Service,
     ServicePage,
+    ServiceState,
+    ServiceStatePage,
 )
 from ..util.faults import faultIn
 
@@ -53,7 +55,14 @@ def readService(value: Any) -> Service:
     service = _registration(value)
     if service.get("last_seen", False) is not None:
         _integer(service, "last_seen", _LAST_MILLISECOND)
+    if "state" in service:
+        _members(service, {"state": _text, "state_reason": _note})
     return cast(Service, service)
+
+
+def readServiceState(value: Any) -> ServiceState:
+    """The state of a service."""
+    return cast(ServiceState, _members(value, _STATE))
 
 
 def readConfigurationValue(value: Any) -> ConfigurationValue:
@@ -76,8 +85,8 @@ def readEvent(value: Any) -> Event:
     try:
         if type in _SERVICE_EVENTS:
             _registration(event.get("payload"))
-        elif type in _VALUE_EVENTS:
-            _members(event.get("payload"), _VALUE_EVENTS[type])
+        elif type in _PAYLOADS:
+            _members(event.get("payload"), _PAYLOADS[type])
     except ValueError as error:
         raise ValueError(f"payload: {error}")
     return cast(Event, event)
@@ -145,6 +154,11 @@ def objectsIn(value: object) -> list[dict[str, Any]]:
 def readServicePage(value: Any) -> ServicePage:
     """A page of services."""
     return cast(ServicePage, _page(value, readService))
+
+
+def readServiceStatePage(value: Any) -> ServiceStatePage:
+    """A page of states."""
+    return cast(ServiceStatePage, _page(value, readServiceState))
 
 
 def readConfigurationPage(value: Any) -> ConfigurationPage:
@@ -250,6 +264,17 @@ def _text(holder: dict[str, Any], name: str) -> str:
     return value
 
 
+def _note(holder: dict[str, Any], name: str) -> None:
+    """A text that may be empty."""
+    if holder.get(name) != "":
+        _text(holder, name)
+
+
+def _momentOrNull(holder: dict[str, Any], name: str) -> None:
+    if holder.get(name, 0) is not None:
+        _integer(holder, name, _LAST_MILLISECOND)
+
+
 def _isEncodable(text: str) -> bool:
     """Whether it has no half of a surrogate pair, which can be neither sent nor written."""
     try:
@@ -297,8 +322,10 @@ def _registration(value: Any) -> dict[str, Any]:
 
 
 _SERVICE_EVENTS = frozenset({"service.join", "service.update", "service.remove", "service.timeout"})
+_STATE: Mapping[str, _Check] = {"id": _text, "state": _text, "reason": _note, "expires_at": _momentOrNull}
 # The members of the payloads of the other events.
-_VALUE_EVENTS: Mapping[str, Mapping[str, _Check]] = {
+_PAYLOADS: Mapping[str, Mapping[str, _Check]] = {
     "configuration_value.update": {"configuration_value_id": _text, "new_value": _text, "old_value": _textOrNull},
     "configuration_value.remove": {"configuration_value_id": _text, "old_value": _textOrNull},
+    "service.state": {**_STATE, "old_state": _text},
 }

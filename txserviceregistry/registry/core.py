@@ -26,6 +26,7 @@ from .model import Figures, NewService, Page, ServiceChanges
 from .places import Places
 from .scopes import isLockScope
 from .servicelog import ServiceLog
+from .states import ServiceStates
 from .stores.interfaces import (
     Account,
     IStore,
@@ -34,6 +35,7 @@ from .stores.interfaces import (
     ObjectExists,
     ServiceRecord,
 )
+from .stores.states import UP
 from .subscribers import Subscribers
 from .tasks import available, owned
 
@@ -57,6 +59,7 @@ class Registry:
     :param locks: what is to be done about locks after the restore of a backup.
     :param streams: how many event streams there may be; a default number if not given.
     :ivar feed: the events.
+    :ivar states: the states of services.
     :ivar locks: the locks.
     :ivar heartbeat: see :meth:`Engine.heartbeat`; of a service, the scope is the tenant.
     :ivar heartbeats: see :meth:`Engine.takeHeartbeats`.
@@ -99,6 +102,15 @@ class Registry:
             tasks=self._tasks,
             retention=eventRetention,
         )
+        self.states = ServiceStates(
+            store,
+            lambda tenants: self._subscribers.notify(tenants, "service.state"),
+            clock=clock,
+            wallClock=wallClock,
+            tasks=self._tasks,
+            maximum=limits.service,
+            retention=eventRetention,
+        )
         self._registered = ServiceLog(clock, "Services registered")
         self._deregistered = ServiceLog(clock, "Services deregistered")
 
@@ -110,6 +122,7 @@ class Registry:
         """
         await self._engine.start()
         self.feed.start()
+        self.states.start()
 
     @returnsDeferred
     async def stop(self) -> None:
@@ -119,6 +132,7 @@ class Registry:
         """
         self.endWaiting()
         self.feed.stop()
+        self.states.stop()
         self._live.stop()
         await self._tasks.whenIdle()
         self._registered.stop()
@@ -190,12 +204,12 @@ class Registry:
         return self._engine.tokens.first(tenant, record.id, record.incarnation)
 
     @owned
-    async def get(self, tenant: str, id: str) -> types.Service:
-        """One service; the fault 404 if it is not there."""
+    async def get(self, tenant: str, id: str, states: bool = False) -> types.Service:
+        """One service, with its state if *states* are asked for; the fault 404 if it is not there."""
         # There may be many expired services, and most services are known not to be among them.
         hidden = self._live.hidden(tenant) if self._deadlines.active(tenant, id) is None else ()
         try:
-            record = await available(self._store.getService(tenant, id))
+            record = await available(self._store.getService(tenant, id, states))
         except NoSuchObject:
             if self._deadlines.active(tenant, id) is not None:
                 self._live.markUnsure(tenant, id)
@@ -205,10 +219,10 @@ class Registry:
         return self._shown(tenant, record)
 
     @owned
-    async def list(self, tenant: str, marker: str | None, limit: int, tag: str | None) -> Page:
-        """A page of services by id, from *marker* on: all, or those with this *tag*."""
+    async def list(self, tenant: str, marker: str | None, limit: int, tag: str | None, states: bool = False) -> Page:
+        """A page of services by id, from *marker* on: all, or those with this *tag*; with their states if asked for."""
         hidden = self._live.hidden(tenant)
-        records = await available(self._store.listServices(tenant, marker, limit + 1, tag, hidden))
+        records = await available(self._store.listServices(tenant, marker, limit + 1, tag, hidden, states))
         nextMarker = records[limit].id if len(records) > limit else None
         return Page([self._shown(tenant, record) for record in records[:limit]], nextMarker)
 
@@ -216,13 +230,16 @@ class Registry:
         state = self._deadlines.find(tenant, record.id, record.incarnation)
         if state is None and not self._tasks.isBusy((tenant, record.id)):
             self._live.markUnsure(tenant, record.id)
-        return {
+        shown: types.Service = {
             "id": record.id,
             "heartbeat_timeout": record.heartbeatTimeout,
             "tags": [*record.tags],
             "metadata": dict(record.metadata),
             "last_seen": record.lastSeen if state is None or state.lastSeen is None else state.lastSeen,
         }
+        if record.state is not None and record.state.state != UP:
+            shown["state"], shown["state_reason"] = record.state.state, record.state.reason
+        return shown
 
     def update(self, tenant: str, id: str, changes: ServiceChanges) -> Deferred[None]:
         """

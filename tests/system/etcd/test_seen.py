@@ -13,6 +13,7 @@ from txserviceregistry.registry.stores.etcd.batches import Batches
 from txserviceregistry.registry.stores.etcd.eventids import TenantIds
 from txserviceregistry.registry.stores.etcd.gateway import encode
 from txserviceregistry.registry.stores.etcd.services import EtcdServices
+from txserviceregistry.registry.stores.etcd.states import EtcdStates
 from txserviceregistry.registry.stores.etcd.store import EtcdStore
 from txserviceregistry.registry.stores.interfaces import (
     StoreUnavailable,
@@ -46,6 +47,7 @@ class SeenTests(EtcdStoreCase):
         clock, batches = Clock(), Batches(self.asked, CLOCK, lambda: 1e9, self.prefix, "a")
         ids = TenantIds(lambda: 1e9)
         services = EtcdServices(self.asked, batches, clock, self.prefix, ids)
+        services.states = EtcdStates(self.asked, batches, lambda: 0, self.prefix)
         made = await services.create(T, NewService("web", 30), 10)
         written: list[int] = []
         for second in range(0, 1000, 10):

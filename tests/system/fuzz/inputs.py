@@ -79,6 +79,27 @@ METADATA = [
 BAD_METADATA = [{"": "v"}, {"k": ""}, {"k": 1}, [], "x", {str(n): "v" for n in range(21)}, {"k" * 256: "v"}]
 VALUES = ["1", "1", "2", " ", "é☃", "x" * 1024]
 BAD_VALUES = ["", "x" * 1025, 1, None, []]
+STATES = [
+    {"state": "drain"},
+    {"state": "drain", "reason": "rack move é☃"},
+    {"state": "out", "reason": None},
+    {"state": "up", "reason": "note"},
+    {"state": "up"},
+    {"state": "drain", "expires_in": 1},
+    {"state": "out", "expires_in": 3, "reason": "soon"},
+    {"state": "out", "expires_in": "600"},
+    {"state": "up", "expires_in": 5},
+]
+BAD_STATES = [
+    {},
+    {"state": "down"},
+    {"state": None},
+    {"state": "out", "reason": "x" * 256},
+    {"state": "out", "reason": 5},
+    {"state": "out", "expires_in": 0},
+    {"state": "out", "expires_in": None},
+    {"state": "drain", "expires_in": 2_592_001},
+]
 BAD_UUIDS = [
     "",
     "x",
@@ -111,10 +132,15 @@ ODD_REQUESTS = [
     ("GET", ""),
     ("GET", "/tell"),
     ("PATCH", "/services/web"),
+    ("POST", "/services/web/state"),
+    ("PUT", "/services/web/state/x"),
+    ("GET", "/services/web/state/"),
+    ("PUT", "/states"),
+    ("GET", "/states/web"),
 ]
 BODIES = [b"{", b"[]", b"1", b"\xff", b'"x"', b"null", b"{}", b"", b' {"heartbeat_timeout": 5} ', b"{}{}"]
 #: What two may ask for at once.
-CHANGES = ["create", "create", "remove", "update", "heartbeat", "set", "set", "setIf", "setIf", "unset"]
+CHANGES = ["state", "create", "create", "remove", "update", "heartbeat", "set", "set", "setIf", "setIf", "unset"]
 #: The values of ``If-Match``, ``{}`` for a tag.
 MATCHES = ["*", "{}", "{}", "{}", "W/{}", '"0", {}', '{} , "x"', '"0"']
 BAD_MATCHES = ["", "x", '"', "*, *", "{}{}", "0", 'w/"0"']

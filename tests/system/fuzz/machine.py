@@ -31,6 +31,7 @@ from tests.system.fuzz.inputs import (
     MOMENTS,
     NAMESPACES,
     ODD_REQUESTS,
+    STATES,
     TENANTS,
     VALUES,
     ids,
@@ -39,7 +40,7 @@ from tests.system.fuzz.inputs import (
     picks,
     tenants,
 )
-from tests.system.fuzz.model import TYPES
+from tests.system.fuzz.model import LOOK, SWEEP, TYPES
 from tests.system.fuzz.records import Request, timeUUID
 from tests.system.fuzz.steps import ServiceSteps
 
@@ -100,6 +101,8 @@ class Programs(ServiceSteps):
         assert self.nodes is not None
         self.nodes.ahead += seconds
         self.model.stepWallClock(seconds)
+        if self.model.isUntold:
+            self.letPass(LOOK + SWEEP)
 
     @rule(tenant=tenants)
     def authenticate(self, tenant: str) -> None:
@@ -360,6 +363,8 @@ class Programs(ServiceSteps):
             case "heartbeat":
                 token = self.token(tenant, 2, id) or timeUUID(self.model.wall)
                 return self.request("POST", f"/services/{id}/heartbeat", {"token": token}, tenant=tenant)
+            case "state":
+                return self.request("PUT", f"/services/{id}/state", STATES[pick % 5], tenant=tenant)
             case "set":
                 return self.request("PUT", f"/configuration/{key}", {"value": VALUES[pick % 4]}, tenant=tenant)
             case "setIf":

@@ -34,11 +34,13 @@ from tests.system.fuzz.rules import (
     pageOf,
     parameter,
     parsed,
+    stateIn,
     string,
     tagOf,
     target,
     timeoutReason,
     uuidReason,
+    withStates,
 )
 
 TYPES = (
@@ -48,9 +50,14 @@ TYPES = (
     "configuration_value.update",
     "configuration_value.remove",
 )
-ALL_TYPES = (*TYPES, "service.update")
+ALL_TYPES = (*TYPES, "service.update", "service.state", "lock.acquire", "lock.release", "lock.expire")
 #: How long after its deadline an expiration may be missing in the feed: until the registry looks the next time.
 SWEEP = 0.25
+#: How long after a step of the wall clock the end of a state may be missing in the feed.
+LOOK = 10.0
+
+
+UP: dict[str, Any] = {"state": "up", "reason": "", "expires_at": None}
 
 
 class Model:
@@ -99,13 +106,35 @@ class Model:
                         )
                     )
 
+        self._endStates(SWEEP + self.late)
+
+    def _endStates(self, within: float) -> None:
+        """States whose time is over end; the feed shows it within so many seconds."""
+        for account in self.accounts.values():
+            for id, record in list(account.states.items()):
+                if record["expires_at"] is not None and record["expires_at"] <= self.wall * 1000:
+                    end = min(record["expires_at"] / 1000 - self._ahead, self.time)
+                    latest = (max(end + within, self.time if within > 1.0 else 0.0), math.inf)
+                    self._tellState(account, id, UP, ((end, 0), latest), record["expires_at"] / 1000)
+
+    def _tellState(self, account: Account, id: str, new: Any, when: Any = None, stamp: float | None = None) -> None:
+        old = account.states.pop(id, {"id": id, **UP})
+        if new != UP:
+            account.states[id] = {"id": id, **new}
+        if {**old, **new} != old:
+            event = self._tell(account, "service.state", {"id": id, **new, "old_state": old["state"]})
+            if when is not None and stamp is not None:
+                (event.earliest, event.latest), event.stamp = when, stamp
+
     def stepWallClock(self, seconds: float) -> None:
         """The wall clock is set."""
         self._ahead += seconds
+        self._endStates(LOOK + SWEEP + self.late)
 
     def restart(self) -> None:
         """Every service has a full timeout again, and the counts of GETs begin anew."""
         self.used.clear()
+        self._endStates(SWEEP)
         for account in self.accounts.values():
             for service in account.services.values():
                 service.deadline = self.time + service.timeout
@@ -186,7 +215,10 @@ class Model:
         if not rest:
             return self._listed(request, account) if request.method == "GET" else self._created(request, account, body)
         id, _, action = rest.partition("/")
+        if action == "state":
+            return self._stateOf(request, account, id, body)
         if not action:
+            withStates(request)
             parameter("serviceId", idReason(id))
         if action:
             reason = "Missing required key (token)" if "token" not in body else uuidReason(body["token"])
@@ -198,7 +230,7 @@ class Model:
         if service is None:
             raise gone("Service", id)
         if request.method == "GET":
-            return Expected(200, service.shown)
+            return Expected(200, self._withState(request, account, service))
         if request.method == "DELETE":
             del account.services[id]
             self._tell(account, "service.remove", service.payload)
@@ -212,7 +244,8 @@ class Model:
         changed = [name for name, value in service.payload.items() if before[name] != value]
         if changed:
             oldTags = {"old_tags": before["tags"]} if "tags" in changed else {}
-            self._tell(account, "service.update", {**service.payload, "changed": changed, **oldTags})
+            payload = {**self._payload(account, service), "changed": changed, **oldTags}
+            self._tell(account, "service.update", payload)
         return Expected(204, None, {"location": link(f"/v1.0/{request.tenant}/services/{id}", [])})
 
     def _listed(self, request: Request, account: Account) -> Expected:
@@ -220,15 +253,53 @@ class Model:
         tag = request.parameter("tag")
         if tag is not None:
             parameter("tag", string(tag, 1, 65, r"[A-Za-z0-9_.-]*"))
+        withStates(request)
         services = [one for one in account.services.values() if tag is None or tag in one.tags]
-        return page(request, limit, marker, sorted((one.shown for one in services), key=lambda one: str(one["id"])))
+        shown = (self._withState(request, account, one) for one in services)
+        return page(request, limit, marker, sorted(shown, key=lambda one: str(one["id"])))
+
+    # -- states
+
+    def _payload(self, account: Account, service: Service) -> dict[str, Any]:
+        state = account.states.get(service.id, UP)["state"]
+        return {**service.payload, **({} if state == "up" else {"state": state})}
+
+    def _withState(self, request: Request, account: Account, service: Service) -> dict[str, Any]:
+        record = account.states.get(service.id, UP)
+        if not withStates(request) or record["state"] == "up":
+            return service.shown
+        return {**service.shown, "state": record["state"], "state_reason": record["reason"]}
+
+    def _stateOf(self, request: Request, account: Account, id: str, body: Any) -> Expected:
+        if request.method == "GET":
+            if idReason(id):
+                raise gone("Service", id)
+            return Expected(200, account.states.get(id, {"id": id, **UP}))
+        parameter("serviceId", idReason(id))
+        new = UP
+        if request.method == "PUT":
+            state, reason, seconds = stateIn(body)
+            ends = None if seconds is None else math.floor(self.wall * 1000) + seconds * 1000
+            new = {"state": state, "reason": reason, "expires_at": ends}
+            if state == "up" and not reason:
+                new = UP
+        if new != UP and id not in account.states and len(account.states) >= self.mostServices:
+            raise full("service_state", self.mostServices)
+        self._tellState(account, id, new)
+        return Expected(204)
+
+    def _states(self, request: Request, account: Account, body: Any, rest: str, node: int) -> Expected:
+        limit, marker = pageOf(request)
+        return page(request, limit, marker, [account.states[id] for id in sorted(account.states)])
 
     def _prometheus(self, request: Request, account: Account, body: Any, rest: str, node: int) -> Expected:
         tag = request.parameter("tag")
         if tag is not None:
             parameter("tag", string(tag, 1, 65, r"[A-Za-z0-9_.-]*"))
         services = sorted(account.services.values(), key=lambda one: one.id)
-        return Expected(200, [target(one) for one in services if isTarget(one) and (tag is None or tag in one.tags)])
+        states = {one.id: account.states.get(one.id, UP)["state"] for one in services}
+        asked = [one for one in services if isTarget(one) and (tag is None or tag in one.tags)]
+        return Expected(200, [target(one, states[one.id]) for one in asked if states[one.id] != "out"])
 
     def _created(self, request: Request, account: Account, body: Any) -> Expected:
         for key, reason in (("id", idReason), ("heartbeat_timeout", timeoutReason)):
@@ -246,7 +317,7 @@ class Model:
         service = Service(id, timeout, changes.get("tags", []), changes.get("metadata", {}), self.time + timeout)
         service.moments = [] if self.late else None
         account.services[id] = service
-        event = self._tell(account, "service.join", service.payload)
+        event = self._tell(account, "service.join", self._payload(account, service))
         for earlier in account.events:
             if earlier.type == "service.timeout" and earlier.payload["id"] == id:
                 # The end of one registration comes before the beginning of the next.
@@ -444,11 +515,15 @@ class Model:
                 if since < math.floor(account.created * 1000) * 10_000 + _EPOCH:
                     raise bad(*["from parameter must be greater than or equal to the account creation date"] * 2)
         shown = [
-            {"id": event.id, "timestamp": _stamp(event), "type": event.type, "payload": event.payload}
+            {"id": event.id, "timestamp": _stamp(event), "type": event.type, "payload": _shown(event, bool(types))}
             for event in events
             if positionOf(str(event.id)) >= since and event.type in wanted
         ]
         return page(request, limit, None, shown)
+
+
+def _shown(event: Event, isComplete: bool) -> dict[str, Any]:
+    return {name: value for name, value in event.payload.items() if isComplete or name != "state"}
 
 
 def _stamp(event: Event) -> Form:
@@ -465,7 +540,9 @@ def _isResource(method: str, collection: str, segments: list[str]) -> bool:
             return bool(id) and method in ("GET", "PUT", "DELETE")
         case ("services", [id, "heartbeat"]):
             return bool(id) and method == "POST"
-        case (("limits" | "events" | "prometheus"), []):
+        case ("services", [id, "state"]):
+            return bool(id) and method in ("GET", "PUT", "DELETE")
+        case (("limits" | "events" | "prometheus" | "states"), []):
             return method == "GET"
         case ("heartbeats", []):
             return method == "POST"

@@ -146,6 +146,7 @@ class Account:
     created: float
     services: dict[str, Service] = attrs.field(factory=dict)
     values: dict[str, Value] = attrs.field(factory=dict)
+    states: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     events: list[Event] = attrs.field(factory=list)
     tokens: list[tuple[str, str]] = attrs.field(factory=list)
     """Every heartbeat token that was given out, and for which id."""

@@ -182,6 +182,30 @@ def changesIn(body: Any, id: str) -> dict[str, Any]:
     return changes
 
 
+def stateIn(body: Any) -> tuple[str, str, int | None]:
+    """The state, the reason and the seconds in a body."""
+    if "state" not in body:
+        raise invalid("state", "Missing required key (state)")
+    state, reason, seconds = body["state"], body.get("reason"), body.get("expires_in")
+    if state not in ("up", "drain", "out"):
+        raise invalid("state", f"Invalid state: {state}. Valid states are: up,drain,out")
+    if reason is not None and (why := string(reason, 0, 255)):
+        raise invalid("reason", why)
+    if "expires_in" in body:
+        if why := integer(seconds, 1, 2_592_000):
+            raise invalid("expires_in", why)
+        seconds = wholeNumber(seconds)
+    return state, reason or "", seconds
+
+
+def withStates(request: Request) -> bool:
+    """Whether a request asks for states."""
+    value = request.parameter("states")
+    if value not in (None, "true", "false"):
+        parameter("states", f"Invalid value: {value}. Valid values are: true,false")
+    return value == "true"
+
+
 def limitOf(request: Request) -> int:
     limits = [value for name, value in request.query if name == "limit"]
     if not limits:
@@ -229,10 +253,10 @@ def isTarget(service: Service) -> bool:
     return "host" in service.metadata and service.metadata.get("status") != "disabled"
 
 
-def target(service: Service) -> dict[str, Any]:
+def target(service: Service, state: str) -> dict[str, Any]:
     """The target group of a service."""
     host, port = service.metadata["host"], service.metadata["port"]
-    labels = {"id": service.id, "tags": ",".join(["", *service.tags, ""]) if service.tags else "", "state": "up"}
+    labels = {"id": service.id, "tags": ",".join(["", *service.tags, ""]) if service.tags else "", "state": state}
     for key, value in sorted(service.metadata.items(), reverse=True):
         labels["metadata_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in key)] = value
     return {

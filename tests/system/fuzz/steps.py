@@ -14,6 +14,7 @@ from tests.system.fuzz.inputs import (
     BAD_IDS,
     BAD_LIMITS,
     BAD_METADATA,
+    BAD_STATES,
     BAD_TAG_LISTS,
     BAD_TIMEOUTS,
     BAD_UUIDS,
@@ -22,6 +23,7 @@ from tests.system.fuzz.inputs import (
     LIMITS,
     MARKERS,
     METADATA,
+    STATES,
     TAG_LISTS,
     TAGS,
     TIMEOUTS,
@@ -102,6 +104,32 @@ class ServiceSteps(Driver):
     def get(self, tenant: str, id: str) -> None:
         """Look at a service."""
         self.ask("GET", f"/services/{id}", tenant=tenant)
+
+    # -- states
+
+    @rule(tenant=tenants, id=mostly(IDS, BAD_IDS), pick=picks, body=mostly(STATES, BAD_STATES))
+    def setState(self, tenant: str, id: str, pick: int, body: dict[str, Any]) -> None:
+        """Set the state of a service, most often of one that is there."""
+        self.ask("PUT", f"/services/{self.registered(tenant, pick) if pick % 3 else id}/state", body, tenant=tenant)
+
+    @rule(tenant=tenants, id=mostly(IDS, BAD_IDS), isCleared=st.booleans())
+    def getState(self, tenant: str, id: str, isCleared: bool) -> None:
+        """Look at the state of a service, and clear it."""
+        self.ask("GET", f"/services/{id}/state", tenant=tenant)
+        if isCleared:
+            self.ask("DELETE", f"/services/{id}/state", tenant=tenant)
+
+    @rule(tenant=tenants, pick=picks, states=mostly(["true", "true", "false"], ["", "1"]))
+    def getWithStates(self, tenant: str, pick: int, states: str) -> None:
+        """Look at services with their states, and at all states."""
+        self.ask("GET", "/services", tenant=tenant, states=states)
+        self.ask("GET", f"/services/{self.registered(tenant, pick)}", tenant=tenant, states=states)
+        self.ask("GET", "/states", tenant=tenant)
+
+    @rule(tenant=tenants, limit=mostly(LIMITS, BAD_LIMITS), marker=st.sampled_from(MARKERS))
+    def listStates(self, tenant: str, limit: str | None, marker: str | None) -> None:
+        """Look at a page of states."""
+        self.ask("GET", "/states", tenant=tenant, limit=limit, marker=marker)
 
     @rule(tenant=tenants, id=mostly(IDS, BAD_IDS))
     def remove(self, tenant: str, id: str) -> None:

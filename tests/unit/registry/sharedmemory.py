@@ -243,8 +243,8 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
         return self.reached(lambda: self._memory.createService(tenant, *rest).addCallback(created))
 
-    def getService(self, tenant: str, id: str) -> Deferred[ServiceRecord]:
-        return self.reached(lambda: self._memory.getService(tenant, id))
+    def getService(self, tenant: str, id: str, states: bool = False) -> Deferred[ServiceRecord]:
+        return self.reached(lambda: self._memory.getService(tenant, id, states))
 
     def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[Any]:
         def updated(record: ServiceRecord) -> ServiceRecord:
@@ -280,6 +280,13 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
             return position
 
         return self.reached(lambda: self._memory.setValue(tenant, *rest).addCallback(kept))
+
+    def setState(self, tenant: str, *rest: Any) -> Deferred[bool]:
+        def kept(result: bool) -> bool:
+            self._shared.tell(lambda store: store.listener.eventAdded(tenant, "service.state"))
+            return result
+
+        return self.reached(lambda: self._memory.setState(tenant, *rest).addCallback(kept))
 
     def listEvents(self, *arguments: Any) -> Deferred[Any]:
         return self.reached(lambda: self._memory.listEvents(*arguments))

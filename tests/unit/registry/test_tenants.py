@@ -39,6 +39,10 @@ BODIES: Mapping[str, Any] = {
     "getService": None,
     "updateService": {"tags": ["changed"]},
     "removeService": None,
+    "getState": None,
+    "setState": {"state": "drain", "reason": "changed"},
+    "clearState": None,
+    "listStates": None,
     "heartbeat": {"token": "{token}"},
     "listPrometheusTargets": None,
     "heartbeats": {"heartbeats": [{"id": "web1", "token": "{token}"}]},
@@ -52,6 +56,7 @@ BODIES: Mapping[str, Any] = {
 }
 # What the other tenant, who has nothing, is answered on its own path.
 CODES = {"getLimits": 200, "createService": 201, "setValue": 204, "heartbeats": 200, "streamEvents": 200}
+CODES |= {"getState": 200, "setState": 204, "clearState": 204}
 CODES.update({name: 200 for name in BODIES if name.startswith("list")})
 
 
@@ -96,6 +101,7 @@ class _TwoTenants:
         service = {"id": "web1", "heartbeat_timeout": 120, "tags": [MARK], "metadata": {"a": MARK}}
         self.mine = (await self.ask(ME, ME, "POST", "/services", service)).json["token"]
         await self.ask(ME, ME, "PUT", "/configuration/" + KEY, {"value": MARK})
+        await self.ask(ME, ME, "PUT", "/services/web1/state", {"state": "out", "reason": MARK})
 
     async def stop(self) -> None:
         await self._registry.stop()
@@ -121,7 +127,7 @@ class _TwoTenants:
 
     async def allThatIsMine(self) -> list[Any]:
         """Everything that I can see."""
-        paths = ("/services", "/configuration", "/events")
+        paths = ("/services?states=true", "/configuration", "/events?types=all", "/states")
         return [(await self.ask(ME, ME, "GET", path)).json["values"] for path in paths]
 
 

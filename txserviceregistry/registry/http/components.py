@@ -5,6 +5,7 @@ The components of the description of the API: the schemas, parameters and header
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 from ... import types
 from ...util.faults import FAULT_TYPES
@@ -96,6 +97,8 @@ def _schemas() -> dict[str, Schema]:
     event["oneOf"] = _payloads()
     service = schemas.ofType(types.Service)
     service["properties"]["id"] = schemas.ofText(validation.SERVICE_ID.rule)
+    service["properties"]["state"] = {"type": "string", "enum": ["drain", "out"]}
+    state = schemas.ofType(types.ServiceState)
     value = schemas.ofType(types.ConfigurationValue)
     value["properties"]["id"] = schemas.ofText(validation.KEY.rule)
     token = schemas.ofType(types.HeartbeatToken)
@@ -115,13 +118,16 @@ def _schemas() -> dict[str, Schema]:
         "PrometheusTargets": _prometheusTargets(),
         "Service": service,
         "ServicePage": _pageOf("Service"),
+        "ServiceState": state,
+        "ServiceStatePage": _pageOf("ServiceState"),
     }
 
 
 def _payloads() -> list[Schema]:
     """By types of events, what is in their payloads."""
     service = schemas.ofType(types.Service)
-    del service["properties"]["last_seen"]
+    for name in ("last_seen", "state_reason"):
+        del service["properties"][name]
     service["required"].remove("last_seen")
     names = {"type": "array", "items": {"type": "string"}}
     changed = {**service, "properties": {**service["properties"], "changed": names, "old_tags": names}}
@@ -133,9 +139,14 @@ def _payloads() -> list[Schema]:
     update = objectOf(configuration_value_id=value, old_value={"type": ["string", "null"]}, new_value=value)
     remove = objectOf(configuration_value_id=value, old_value=value)
     remove["not"] = {"required": ["new_value"]}
+    states = get_args(types.State)
+    state = objectOf(
+        **schemas.ofType(types.ServiceState)["properties"], old_state={"type": "string", "enum": [*states]}
+    )
     ofTypes = [
         (["service.join", "service.remove", "service.timeout"], service),
         (["service.update"], changed),
+        (["service.state"], state),
         (["lock.acquire"], lock),
         (["lock.release", "lock.expire"], ended),
         (["configuration_value.update"], update),

@@ -5,11 +5,9 @@ The handlers of the operations: each goes from a request to the registry's core 
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
-from urllib.parse import quote, urlencode
 
-import attrs
 from twisted.internet.defer import CancelledError
 
 from ...types import Service
@@ -19,89 +17,17 @@ from ..faults import NO_STORE, Fault
 from ..limits import RateLimiter, ResourceLimits
 from ..model import NewService, Page
 from ..roles import CONFIGURATION, SERVICES
-from ..stores.interfaces import UserRecord
 from . import validation
+from .call import Call
 from .eventstream import streamEvents
-from .messages import API, Response, baseUrl, faultBody, inJSON
+from .messages import Response, faultBody, inJSON
 from .preconditions import preconditionOf
 from .prometheus import targetGroups
-from .requestlog import WAITING, RequestRecord
-from .rules import Field
+from .requestlog import WAITING
+from .statehandlers import StateHandlers
 
 
-@attrs.frozen
-class Call:
-    """
-    A request that has passed authentication, routing and the checks of its query.
-
-    :ivar user: who sends it.
-    :ivar tenant: whose objects it is about.
-    :ivar argument: the id, key or namespace in its path, not checked so far; empty if it has none.
-    :ivar query: the values of the operation's parameters, by name.
-    :ivar parameters: the query as the client sent it.
-    :ivar used: how many GETs of the tenant counted before this one.
-    :ivar authenticate: checks the token of the request once more; raises a fault if it has ended.
-    """
-
-    record: RequestRecord
-    user: UserRecord
-    tenant: str
-    argument: str
-    query: Mapping[str, Any]
-    parameters: Sequence[tuple[str, str]]
-    body: Mapping[str, Any]
-    used: int
-    authenticate: Callable[[], Awaitable[object]]
-    _fields: Sequence[Field]
-
-    def fields(self) -> list[Any]:
-        """
-        The values of the operation's fields in the body, in their order.
-
-        :raises Fault: for the first invalid one.
-        """
-        return [field.value(self.body) for field in self._fields]
-
-    def authorize(self, kind: str, key: str) -> None:
-        """
-        Check that the user may change an object. Each handler that changes one calls this, after the checks of the body
-        and before it looks whether the object exists.
-
-        :param kind: one of :data:`~txserviceregistry.registry.roles.KINDS`.
-        :param key: the object's id, key or name.
-        :raises Fault: 403 if the user may not.
-        """
-        self.record.object = key
-        self.user.role.check(kind, key)
-
-    def url(self, path: str) -> str:
-        """The absolute URL of *path* below the tenant. No id or key contains a character to escape."""
-        return f"{baseUrl(self.record.request)}{API}/{self.tenant}{path}"
-
-    def page(self, page: Page) -> dict[str, Any]:
-        """A page of a collection, as JSON."""
-        marker = page.nextMarker
-        return {
-            "values": page.values,
-            "metadata": {
-                "count": len(page.values),
-                "limit": self.query["limit"],
-                "marker": self.query["marker"],
-                "next_marker": marker,
-                "next_href": None if marker is None else self._nextHref(marker),
-            },
-        }
-
-    def _nextHref(self, marker: str) -> str:
-        request = self.record.request
-        query = [(name, value) for name, value in self.parameters if name != "marker"]
-        query.append(("marker", marker))
-        # The path as the client wrote it: what was an escape stays one.
-        path = quote(request.path, safe="/%:@!$&'()*+,;=~")
-        return f"{baseUrl(request)}{path}?{urlencode(query, errors='surrogateescape')}"
-
-
-class Handlers:
+class Handlers(StateHandlers):
     """
     The handlers of all operations.
 
@@ -114,7 +40,7 @@ class Handlers:
         self._registry = registry
         self._rateLimiter = rateLimiter
         self._limits = limits
-        self._shared: tuple[Page, int, Response] | None = None
+        self._shared: tuple[Page, tuple[int, bool], Response] | None = None
 
     async def getLimits(self, call: Call) -> Response:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
@@ -124,7 +50,8 @@ class Handlers:
 
     async def listServices(self, call: Call) -> Response:
         query = call.query
-        page = await self._registry.list(call.tenant, query["marker"], query["limit"], query["tag"])
+        states = query["states"] == "true"
+        page = await self._registry.list(call.tenant, query["marker"], query["limit"], query["tag"], states)
         return Response(200, call.page(page))
 
     async def createService(self, call: Call) -> Response:
@@ -134,7 +61,8 @@ class Handlers:
         return Response(201, {"token": token}, {"Location": call.url(f"/services/{service.id}")})
 
     async def getService(self, call: Call) -> Response:
-        return Response(200, await self._registry.get(call.tenant, validation.SERVICE_ID.value(call.argument)))
+        id = validation.SERVICE_ID.value(call.argument)
+        return Response(200, await self._registry.get(call.tenant, id, call.query["states"] == "true"))
 
     async def updateService(self, call: Call) -> Response:
         id = validation.SERVICE_ID.value(call.argument)
@@ -183,7 +111,7 @@ class Handlers:
         return Response(200, text=f'{{"values": [{values}]}}'.encode())
 
     async def listPrometheusTargets(self, call: Call) -> Response:
-        page = await self._registry.list(call.tenant, None, sys.maxsize - 1, call.query["tag"])
+        page = await self._registry.list(call.tenant, None, sys.maxsize - 1, call.query["tag"], True)
         groups = [inJSON(group) for group in targetGroups(cast(Sequence[Service], page.values))]
         return Response(200, text=f"[{', '.join(groups)}]".encode())
 
@@ -248,10 +176,10 @@ class Handlers:
         if page.nextMarker is not None:
             # Its link repeats the request.
             return Response(200, _eventPage(call, page))
-        limit = call.query["limit"]
+        kind = call.query["limit"], call.query["types"] is None
         shared = self._shared
-        if shared is None or shared[0] is not page or shared[1] != limit:
-            self._shared = shared = page, limit, Response(200, text=inJSON(_eventPage(call, page)).encode())
+        if shared is None or shared[0] is not page or shared[1] != kind:
+            self._shared = shared = page, kind, Response(200, text=inJSON(_eventPage(call, page)).encode())
         return shared[2]
 
 
@@ -264,7 +192,17 @@ def _eventPage(call: Call, page: Page) -> dict[str, Any]:
     body = call.page(page)
     # The original never filled it in here.
     body["metadata"]["marker"] = None
+    if call.query["types"] is None:
+        body["values"] = [_asInVersion1(event) for event in page.values]
     return body
+
+
+def _asInVersion1(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An event without what version 1.0 does not have."""
+    payload = event["payload"]
+    if "state" not in payload:
+        return event
+    return {**event, "payload": {name: value for name, value in payload.items() if name != "state"}}
 
 
 def _refusedEntry(entry: Any, fault: Fault, txnId: str) -> str:

@@ -32,6 +32,7 @@ EXTENSIONS: tuple[str, ...] = (
     "heartbeats",
     "prometheus-sd",
     "roles",
+    "service-state",
 )
 _EXTENSIONS = ", ".join(EXTENSIONS).encode("ascii")
 

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import attrs
 
 from . import validation as rules
-from .handlers import Call, Handlers
+from .call import Call
+from .handlers import Handlers
 from .messages import Response
 from .requestlog import STREAM
 from .rules import Field, Parameter
@@ -117,7 +118,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Handlers.listServices,
         Success("A page of services, sorted by id.", "ServicePage"),
         "List services by id, all of them or those with a tag",
-        query=(rules.LIMIT, rules.MARKER, rules.TAG),
+        query=(rules.LIMIT, rules.MARKER, rules.TAG, rules.STATES),
         faults=("invalidLimit",),
     ),
     Operation(
@@ -151,6 +152,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Handlers.getService,
         Success("The service as it is now.", "Service"),
         "Get a service",
+        query=(rules.STATES,),
     ),
     Operation(
         "updateService",
@@ -168,6 +170,42 @@ OPERATIONS: tuple[Operation, ...] = (
         Handlers.removeService,
         Success("The service is deregistered.", None, 204),
         "Deregister a service",
+    ),
+    Operation(
+        "getState",
+        "GET",
+        "/services/{serviceId}/state",
+        Handlers.getState,
+        Success("The state of the service, whether or not it is registered.", "ServiceState"),
+        "Get the state of a service (the extension service-state)",
+    ),
+    Operation(
+        "setState",
+        "PUT",
+        "/services/{serviceId}/state",
+        Handlers.setState,
+        Success("The state is set.", None, 204),
+        "Set the state of a service (the extension service-state); up without a reason clears it",
+        body=rules.STATE_FIELDS,
+        faults=("limitReached",),
+    ),
+    Operation(
+        "clearState",
+        "DELETE",
+        "/services/{serviceId}/state",
+        Handlers.clearState,
+        Success("The service has no state.", None, 204),
+        "Clear the state of a service (the extension service-state)",
+    ),
+    Operation(
+        "listStates",
+        "GET",
+        "/states",
+        Handlers.listStates,
+        Success("A page of states, sorted by id.", "ServiceStatePage"),
+        "List the states that were set for services (the extension service-state)",
+        query=(rules.LIMIT, rules.MARKER),
+        faults=("invalidLimit",),
     ),
     Operation(
         "heartbeat",

@@ -18,8 +18,8 @@ _OTHERS = re.compile(r"[^A-Za-z0-9_]")
 
 def targetGroups(services: Iterable[types.Service]) -> Iterator[dict[str, Any]]:
     """
-    The target group of each service that is to be scraped. Those without a valid address, and those with
-    ``status=disabled``, have none.
+    The target group of each service that is to be scraped. Those without a valid address, those that are out, and those
+    with ``status=disabled``, have none.
     """
     for service in services:
         metadata = service["metadata"]
@@ -27,12 +27,13 @@ def targetGroups(services: Iterable[types.Service]) -> Iterator[dict[str, Any]]:
             host, port = readAddress(metadata)
         except Unusable:
             continue
-        if not isEnabled(metadata):
+        state = service.get("state", "up")
+        if state == "out" or not isEnabled(metadata):
             continue
         labels = {
             f"{_PREFIX}id": service["id"],
             f"{_PREFIX}tags": f",{','.join(service['tags'])}," if service["tags"] else "",
-            f"{_PREFIX}state": "up",
+            f"{_PREFIX}state": state,
         }
         for key in sorted(metadata):
             labels.setdefault(f"{_PREFIX}metadata_{_OTHERS.sub('_', key)}", metadata[key])

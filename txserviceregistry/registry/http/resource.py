@@ -23,7 +23,8 @@ from ..limits import RateLimiter, ResourceLimits
 from ..stores.interfaces import StoreUnavailable
 from .admission import inTurn
 from .authentication import Authenticator, invalidToken
-from .handlers import Call, Handlers
+from .call import Call
+from .handlers import Handlers
 from .messages import Response, closeAfterwards, faultResponse, parseBody, send
 from .operations import MAXIMUM_BODY, Operation
 from .requestlog import GONE, STREAM, WAITING, RequestLog, RequestRecord

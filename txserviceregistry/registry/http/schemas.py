@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints, is_typeddict
 
 from .rules import AnyOf, Choice, DeferredFields, Field, Items, MappingOf, Number, Rule, Text, TimeUUID, Words
@@ -21,7 +21,7 @@ def ofRule(rule: Rule) -> Schema:
             schema = {"type": "string"} if rule.pattern is None else ofPattern(rule.pattern)
             return {**schema, "minLength": rule.shortest, "maxLength": rule.longest}
         case Number():
-            numbers = "|".join(str(number) for number in range(rule.least, rule.greatest + 1))
+            numbers = "|".join(_digits(str(rule.least), str(rule.greatest)))
             # Exponents and other white space are accepted too; no pattern can compare a number with an exponent.
             return {"anyOf": [ofText(rule), ofPattern(rf" *\+?0*(?:{numbers})(?:\.0*)? *")]}
         case Items():
@@ -94,6 +94,24 @@ def ofType(hint: Any) -> Schema:
     if origin is types.UnionType:
         return {"type": [ofType(each)["type"] for each in arguments]}
     raise TypeError(f"no schema for {hint!r}")
+
+
+def _digits(least: str, greatest: str) -> Iterator[str]:
+    """Patterns that match the numbers of a range together."""
+    if len(least) < len(greatest):
+        nines = "9" * len(least)
+        yield from _digits(least, nines)
+        yield from _digits("1" + "0" * len(least), greatest)
+    elif least.strip("0") == "" and greatest.strip("9") == "":
+        yield "[0-9]" * len(least)
+    elif least[0] == greatest[0]:
+        yield from (least[0] + rest for rest in _digits(least[1:], greatest[1:]))
+    else:
+        size = len(least) - 1
+        for first in range(int(least[0]), int(greatest[0]) + 1):
+            low = least[1:] if first == int(least[0]) else "0" * size
+            high = greatest[1:] if first == int(greatest[0]) else "9" * size
+            yield from (str(first) + rest for rest in _digits(low, high))
 
 
 _TYPES: Mapping[Any, Schema] = {

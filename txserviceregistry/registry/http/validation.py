@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 
+from ...types import State
 from ...util.fields import ETAGS as ETAG_LIST
 from ..faults import Fault, badHeader, badParameter, badRequest, invalidLimit, notFound, validationError
 from ..model import EVENT_TYPES, PLAIN_TYPES, ServiceChanges
@@ -35,6 +36,8 @@ from .rules import (
 
 DEFAULT_LIMIT = 100
 MAXIMUM_LIMIT = 1000
+# How long a state may be set for: 30 days.
+MOST_SECONDS = 2_592_000
 BAD_MARKER = r"Marker contains invalid characters. Valid characters are: /^[a-z0-9\-:_\.\/]{0,255}$/i"
 
 _SERVICE_ID = Text(3, 65, r"[A-Za-z0-9_\-.]*")
@@ -60,6 +63,12 @@ HEARTBEAT_FIELDS = (_TOKEN,)
 BATCH_FIELDS = (Field("heartbeats", Items(DeferredFields((_ID, _TOKEN)), most=1000, least=1)),)
 # A client may send a value's key in the body too, where it is ignored; but it has to be one.
 VALUE_FIELDS = (Field("id", _KEY, isOptional=True), Field("value", Text(1, 1024)))
+
+STATE_FIELDS = (
+    Field("state", Choice("state", get_args(State))),
+    Field("reason", Text(0, 255), default=str),
+    Field("expires_in", Number(1, MOST_SECONDS), isOptional=True),
+)
 
 # -- parameters of paths
 
@@ -121,6 +130,12 @@ EVENT_TYPES_WANTED = Parameter(
     ignoresEmpty=True,
 )
 ETAGS = Parameter("etags", FLAG, "Whether each value has its tag, as etag (the extension etag).", default="false")
+STATES = Parameter(
+    "states",
+    FLAG,
+    "Whether services that are not up have their state and state_reason (the extension service-state).",
+    default="false",
+)
 WAIT = Parameter("wait", Number(1, 60), "The time to wait for an event that is newer than the marker, in seconds.")
 
 # -- headers

@@ -22,6 +22,7 @@ from zope.interface import Attribute, Interface
 from ..model import UNCONDITIONAL, NewService, Precondition, ServiceChanges
 from ..roles import WRITE, Role
 from ..statistics import StoreStatistics
+from .states import IStateStore, StateRecord
 
 
 class StoreError(Exception):
@@ -72,6 +73,7 @@ class ServiceRecord:
     :ivar incarnation: the id of the service's join event, which is unique.
     :ivar heartbeatTimeout: in seconds.
     :ivar lastSeen: milliseconds since the epoch, possibly older than the truth; ``None`` before the first heartbeat.
+    :ivar state: the state of the id at the same moment, where it is known; ``None`` also if it has no record.
     """
 
     id: str
@@ -80,11 +82,12 @@ class ServiceRecord:
     tags: tuple[str, ...]
     metadata: Mapping[str, str]
     lastSeen: int | None = None
+    state: StateRecord | None = None
 
     @classmethod
-    def of(cls, service: NewService, incarnation: str) -> ServiceRecord:
+    def of(cls, service: NewService, incarnation: str, state: StateRecord | None = None) -> ServiceRecord:
         """A new service's record."""
-        return cls(service.id, incarnation, service.heartbeatTimeout, service.tags, service.metadata)
+        return cls(service.id, incarnation, service.heartbeatTimeout, service.tags, service.metadata, state=state)
 
     def changed(self, changes: ServiceChanges) -> ServiceRecord:
         """The record with these changes."""
@@ -178,7 +181,7 @@ class TokenRecord:
     expires: float
 
 
-class IStore(Interface):
+class IStore(IStateStore):
     """
     A place where a registry keeps its state.
 
@@ -228,15 +231,27 @@ class IStore(Interface):
         :raises LimitExceeded: if the tenant has *maximum* services already (a taken id is reported first).
         """
 
-    def getService(tenant: str, id: str) -> Deferred[ServiceRecord]:
-        """:raises NoSuchObject: if there is none."""
+    def getService(tenant: str, id: str, states: bool = False) -> Deferred[ServiceRecord]:
+        """
+        One service.
+
+        :param states: whether to read its state too.
+        :raises NoSuchObject: if there is none.
+        """
 
     def listServices(
-        tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
+        tenant: str,
+        marker: str | None,
+        count: int,
+        tag: str | None,
+        hidden: Collection[str],
+        states: bool = False,
     ) -> Deferred[list[ServiceRecord]]:
         """
         Up to *count* services by id, from *marker* on, that have *tag*; those whose incarnation is in *hidden* are left
         out, as if they were not there.
+
+        :param states: whether to read their states too, as they are at the same moment.
         """
 
     def updateService(tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> Deferred[ServiceRecord]:

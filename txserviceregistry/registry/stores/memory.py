@@ -45,6 +45,8 @@ from .interfaces import (
     ValueRecord,
 )
 from .memorylocks import MemoryLocks
+from .memorystates import StateTable
+from .states import StateRecord
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -60,6 +62,7 @@ class _Tenant:
     idsByTag: defaultdict[str, list[str]] = attrs.Factory(lambda: defaultdict(list))
     values: dict[str, ValueRecord] = attrs.Factory(dict)
     keys: list[str] = attrs.Factory(list)
+    states: StateTable = attrs.Factory(StateTable)
     events: dict[int, EventRecord] = attrs.Factory(dict)
     positions: list[int] = attrs.Factory(list)
     plainPositions: list[int] = attrs.Factory(list)
@@ -97,9 +100,9 @@ def _from(values: Sequence[_T], index: int) -> Iterator[_T]:
     return map(values.__getitem__, range(index, len(values)))
 
 
-def _own(service: ServiceRecord) -> ServiceRecord:
-    """A copy whose metadata the caller may change without changing the store."""
-    return attrs.evolve(service, metadata=dict(service.metadata))
+def _own(service: ServiceRecord, state: StateRecord | None = None) -> ServiceRecord:
+    """A copy whose metadata the caller may change without changing the store, with its state."""
+    return attrs.evolve(service, metadata=dict(service.metadata), state=state)
 
 
 def _operation(
@@ -198,26 +201,39 @@ class MemoryStore:
         if len(kept.services) >= maximum:
             raise LimitExceeded(maximum)
         position = self._eventIds.next()
-        record = ServiceRecord.of(service, self._eventIds.idAt(position))
-        kept.put(record)
+        state = kept.states.find(service.id, self._milliseconds())
+        record = ServiceRecord.of(service, self._eventIds.idAt(position), state)
+        kept.put(attrs.evolve(record, state=None))
+        kept.states.used(service.id)
         self._putEvent(kept, position, "service.join", payloads.serviceState(record))
-        return _own(record)
+        return _own(record, state)
 
     @_operation
-    def getService(self, tenant: str, id: str) -> ServiceRecord:
-        service = self._tenants[tenant].services.get(id)
+    def getService(self, tenant: str, id: str, states: bool = False) -> ServiceRecord:
+        kept = self._tenants[tenant]
+        service = kept.services.get(id)
         if service is None:
             raise NoSuchObject(id)
-        return _own(service)
+        return self._shown(kept, service, states)
+
+    def _shown(self, kept: _Tenant, service: ServiceRecord, states: bool) -> ServiceRecord:
+        return _own(service, kept.states.find(service.id, self._milliseconds()) if states else None)
 
     @_operation
     def listServices(
-        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
+        self,
+        tenant: str,
+        marker: str | None,
+        count: int,
+        tag: str | None,
+        hidden: Collection[str],
+        states: bool = False,
     ) -> list[ServiceRecord]:
         kept = self._tenants[tenant]
         ids = kept.serviceIds if tag is None else kept.idsByTag.get(tag, [])
         services = (kept.services[id] for id in _from(ids, bisect_left(ids, marker or "")))
-        return [_own(service) for service in islice((one for one in services if one.incarnation not in hidden), count)]
+        found = islice((one for one in services if one.incarnation not in hidden), count)
+        return [self._shown(kept, service, states) for service in found]
 
     @_operation
     def updateService(self, tenant: str, id: str, incarnation: str, changes: ServiceChanges) -> ServiceRecord:
@@ -226,7 +242,8 @@ class MemoryStore:
         service = old.changed(changes)
         kept.put(service)
         if service != old:
-            self._putEvent(kept, self._eventIds.next(), "service.update", payloads.updatedService(old, service))
+            payload = payloads.updatedService(old, self._shown(kept, service, True))
+            self._putEvent(kept, self._eventIds.next(), "service.update", payload)
         return _own(service)
 
     @_operation
@@ -254,6 +271,39 @@ class MemoryStore:
             kept.services[id] = attrs.evolve(kept.service(id, incarnation), lastSeen=lastSeen)
         except StoreError:
             pass  # the time of a heartbeat may be lost
+
+    # -- the states of services
+
+    @_operation
+    def setState(self, tenant: str, record: StateRecord, maximum: int) -> bool:
+        kept = self._tenants[tenant]
+        return self._putStateEvents(kept, kept.states.set(record, self._milliseconds(), maximum))
+
+    def _putStateEvents(self, kept: _Tenant, events: Sequence[tuple[Mapping[str, Any], int]]) -> bool:
+        for payload, timestamp in events:
+            self._putEvent(kept, self._eventIds.next(), "service.state", payload, timestamp)
+        return bool(events)
+
+    @_operation
+    def getState(self, tenant: str, id: str) -> StateRecord:
+        return self._tenants[tenant].states.find(id, self._milliseconds()) or StateRecord(id)
+
+    @_operation
+    def listStates(self, tenant: str, marker: str | None, count: int) -> list[StateRecord]:
+        return self._tenants[tenant].states.all(marker or "", self._milliseconds())[:count]
+
+    @_operation
+    def endStates(self) -> tuple[Collection[str], int | None]:
+        now, tenants = self._milliseconds(), self._tenants.items()
+        changed = {name for name, kept in tenants if self._putStateEvents(kept, kept.states.end(now))}
+        ends = [end for _, kept in tenants if (end := kept.states.nextEnd()) is not None]
+        return changed, min(ends, default=None)
+
+    @_operation
+    def dropStates(self, before: int) -> Collection[str]:
+        now, tenants = self._milliseconds(), self._tenants.items()
+        dropped = ((name, kept.states.drop(kept.services, before, now)) for name, kept in tenants)
+        return {name for name, events in dropped if self._putStateEvents(self._tenants[name], events)}
 
     @_operation
     def allServices(self) -> list[ServiceSummary]:

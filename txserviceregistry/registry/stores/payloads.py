@@ -7,22 +7,26 @@ from __future__ import annotations
 from typing import Any
 
 from .interfaces import ServiceRecord
+from .states import UP
 
 
 def serviceState(service: ServiceRecord) -> dict[str, Any]:
-    """The payload of ``service.join``, ``service.remove`` and ``service.timeout``."""
-    return {
+    """The payload of ``service.join`` (with the state if it is not up), ``service.remove`` and ``service.timeout``."""
+    payload = {
         "id": service.id,
         "heartbeat_timeout": service.heartbeatTimeout,
         "tags": list(service.tags),
         "metadata": dict(service.metadata),
     }
+    if service.state is not None and service.state.state != UP:
+        payload["state"] = service.state.state
+    return payload
 
 
 def updatedService(old: ServiceRecord, new: ServiceRecord) -> dict[str, Any]:
-    """The payload of ``service.update``."""
+    """The payload of ``service.update``; the *new* service may have its state."""
     before, after = serviceState(old), serviceState(new)
-    payload = {**after, "changed": [name for name in after if after[name] != before[name]]}
+    payload = {**after, "changed": [name for name in before if after[name] != before[name]]}
     return {**payload, "old_tags": before["tags"]} if "tags" in payload["changed"] else payload
 
 

@@ -55,7 +55,9 @@ class RolesCase(SynchronousTestCase):
         )
 
     def everything(self) -> list[Any]:
-        return [self.api.ask("GET", path).json["values"] for path in ("/services", "/configuration", "/events")]
+        return [
+            self.api.ask("GET", path).json["values"] for path in ("/services", "/configuration", "/events", "/states")
+        ]
 
 
 class WalkTests(RolesCase):

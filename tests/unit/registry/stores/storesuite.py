@@ -13,6 +13,7 @@ from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
 from tests.unit.registry.stores.locksuite import LockSuite
+from tests.unit.registry.stores.statesuite import StateSuite
 from txserviceregistry.registry.eventids import position, positionOf
 from txserviceregistry.registry.model import PLAIN_TYPES, NewService, Precondition, ServiceChanges
 from txserviceregistry.registry.roles import WRITE, Role
@@ -63,7 +64,7 @@ async def _refusesOneMore(operation: Awaitable[Any]) -> None:
     raise AssertionError("the limit counts fewer than there are")
 
 
-class StoreSuite(LockSuite):
+class StoreSuite(LockSuite, StateSuite):
     """
     Mix this into a trial TestCase.
 

@@ -27,7 +27,7 @@ from .gateway import Compare, Etcd, KeyValue, Revision, Urgency, deletion, put, 
 
 _T = TypeVar("_T")
 
-#: Changes in one transaction at most. Each reads two keys and sets three at the most; etcd takes 128 operations.
+#: Changes in one transaction at most. Each reads and sets three keys at the most; etcd takes 128 operations.
 GROUP = 40
 #: Bytes that a transaction sets before it takes no further change: etcd takes requests of 1.5 MB.
 LARGEST = 1_000_000
@@ -42,8 +42,9 @@ class TenantClock:
 
     :ivar last: the position of the last event.
     :ivar services: how many services there are,
-    :ivar values: how many configuration values, and
-    :ivar locks: how many locks.
+    :ivar values: how many configuration values,
+    :ivar locks: how many locks, and
+    :ivar states: how many records of states.
     :ivar fence: the greatest fence of a lock so far.
     """
 
@@ -51,6 +52,7 @@ class TenantClock:
     services: int = 0
     values: int = 0
     locks: int = 0
+    states: int = 0
     fence: int = 0
 
     @classmethod
@@ -59,7 +61,8 @@ class TenantClock:
         if found is None:
             return cls()
         kept = json.loads(found.value)
-        return cls(kept["last"], kept["services"], kept["values"], kept.get("locks", 0), kept.get("fence", 0))
+        counts = (kept.get(name, 0) for name in ("locks", "states", "fence"))
+        return cls(kept["last"], kept["services"], kept["values"], *counts)
 
     def toBytes(self) -> bytes:
         """As it is kept."""
@@ -186,7 +189,7 @@ class Step(Generic[_T]):
     """
     A change that is to be part of a group.
 
-    :ivar reads: the keys that it looks at: two at the most, beside those that all steps of a kind share.
+    :ivar reads: the keys that it looks at: three at the most, beside those that all steps of a kind share.
     :ivar act: makes the change in a transaction, three keys at the most; may be called again, over another
         transaction. What it raises, the change fails with; other changes of the group do not.
     """

@@ -339,9 +339,14 @@ class Etcd:
         return done.found[0] or [], done.revision
 
     @returnsDeferred
-    async def all(self, prefix: str, *, revision: int = 0, urgency: Urgency = Urgency.ordinary) -> list[KeyValue]:
-        """All keys that begin with *prefix*, in their order, as they were at *revision* (0: each page now)."""
-        begin, end = prefix, endOf(prefix)
+    async def all(
+        self, begin: str, end: str | None = None, *, revision: int = 0, urgency: Urgency = Urgency.ordinary
+    ) -> list[KeyValue]:
+        """
+        All keys from *begin* up to *end* (that begin with *begin* without one), in their order, as they were at
+        *revision* (0: each page now).
+        """
+        end = endOf(begin) if end is None else end
         everything: list[KeyValue] = []
         while True:
             found, _ = await self.range(begin, end, PAGE, revision=revision, urgency=urgency)

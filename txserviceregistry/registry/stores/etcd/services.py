@@ -27,10 +27,12 @@ from ..interfaces import (
     ServiceRecord,
     ServiceSummary,
 )
+from ..states import StateRecord
 from .batches import Batches, Transaction
 from .eventids import TenantIds
 from .gateway import PAGE, PATIENCE, Compare, Etcd, KeyValue, Revision, Urgency, endOf, putGreater
 from .node import Evidence
+from .states import EtcdStates
 from .votes import Registration
 
 #: Seconds between two writes of the time of a service's heartbeats.
@@ -100,9 +102,11 @@ class EtcdServices:
     :param prefix: of all keys.
     :param ids: the tenants' event ids.
     :ivar listener: is notified of changes.
+    :ivar states: the states of services.
     """
 
     listener: IStoreListener
+    states: EtcdStates
 
     def __init__(self, etcd: Etcd, batches: Batches, clock: IReactorTime, prefix: str, ids: TenantIds) -> None:
         self._etcd = etcd
@@ -237,11 +241,11 @@ class EtcdServices:
 
     # -- operations
 
-    def _record(self, tenant: str, id: str, record: _Record) -> ServiceRecord:
+    def _record(self, tenant: str, id: str, record: _Record, state: StateRecord | None = None) -> ServiceRecord:
         known = self._known.get((tenant, id))
         incarnation = self._ids.of(tenant).idAt(record.position)
         seen = known.seen if known is not None and known.incarnation == incarnation else None
-        return ServiceRecord(id, incarnation, record.timeout, record.tags, record.metadata, seen)
+        return ServiceRecord(id, incarnation, record.timeout, record.tags, record.metadata, seen, state)
 
     async def all(self) -> list[ServiceSummary]:
         records, seen = [await self._etcd.all(self._prefix + kind) for kind in ("services/", "seen/")]
@@ -251,28 +255,37 @@ class EtcdServices:
         id, timeout = service.id, service.heartbeatTimeout
         key = self._recordKey(tenant, id)
 
-        def create(transaction: Transaction) -> tuple[_Record, Transaction]:
+        def create(transaction: Transaction) -> tuple[_Record, StateRecord | None, Transaction]:
             if transaction.get(key) is not None:
                 raise ObjectExists(id)
             if transaction.clock.services >= maximum:
                 raise LimitExceeded(maximum)
-            position = transaction.addEvent("service.join", payloads.serviceState(ServiceRecord.of(service, "")))
+            state = self.states.inTransaction(transaction, tenant, id)
+            payload = payloads.serviceState(ServiceRecord.of(service, "", state))
+            position = transaction.addEvent("service.join", payload)
             record = _Record(position, timeout, service.tags, service.metadata)
             transaction.put(key, record.toBytes())
             transaction.clock.services += 1
-            return record, transaction
+            self.states.used(transaction, tenant, id)
+            return record, state, transaction
 
-        record, transaction = await self._batches.do(tenant, [key], create)
-        made = self._record(tenant, id, record)
+        record, state, transaction = await self._batches.do(tenant, [key, self.states.key(tenant, id)], create)
+        made = self._record(tenant, id, record, state)
         self._made(tenant, id, record.toBytes(), transaction.revision)
         return made
 
-    async def get(self, tenant: str, id: str) -> ServiceRecord:
-        found = await self._find(tenant, id, Urgency.ordinary)
+    async def get(self, tenant: str, id: str, states: bool = False) -> ServiceRecord:
+        if not states:
+            found, state = await self._find(tenant, id, Urgency.ordinary), None
+        else:
+            key, revision = self._recordKey(tenant, id), -1
+            while revision < self._ended:
+                page, records, revision = await self.states.page(tenant, key, f"{key}\0", 1, states)
+            found, state = page[0] if page else None, records.get(id)
         if found is None:
             raise NoSuchObject(id)
         self._found(tenant, id, found)
-        return self._record(tenant, id, _Record.of(found.value))
+        return self._record(tenant, id, _Record.of(found.value), state)
 
     async def _find(self, tenant: str, id: str, urgency: Urgency) -> KeyValue | None:
         """Read a record: not as it was before an end of services that the watch has shown."""
@@ -282,7 +295,13 @@ class EtcdServices:
                 return found[0] if found else None
 
     async def list(
-        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
+        self,
+        tenant: str,
+        marker: str | None,
+        count: int,
+        tag: str | None,
+        hidden: Collection[str],
+        states: bool = False,
     ) -> list[ServiceRecord]:
         prefix = self._recordKey(tenant, "")
         begin, end = prefix + (marker or ""), endOf(prefix)
@@ -291,10 +310,11 @@ class EtcdServices:
         revision = 0
         while True:
             size = PAGE if tag is not None else min(PAGE, count - len(services) + len(hidden))
-            found, now = await self._etcd.range(begin, end, size, revision=revision)
+            found, records, now = await self.states.page(tenant, begin, end, size, states, revision=revision)
             revision = revision or now
             for each in found:
-                record = self._record(tenant, each.key[len(prefix) :], _Record.of(each.value))
+                id = each.key[len(prefix) :]
+                record = self._record(tenant, id, _Record.of(each.value), records.get(id))
                 if record.incarnation in hidden or (tag is not None and tag not in record.tags):
                     continue
                 services.append(record)
@@ -319,16 +339,15 @@ class EtcdServices:
             )
             transaction.put(key, changed.toBytes())
             if changed != record:
-                old, new = (
-                    ServiceRecord(id, incarnation, each.timeout, each.tags, each.metadata) for each in (record, changed)
-                )
+                old, new = self._record(tenant, id, record), self._record(tenant, id, changed)
+                new = attrs.evolve(new, state=self.states.inTransaction(transaction, tenant, id))
                 transaction.addEvent("service.update", payloads.updatedService(old, new))
             if timeout is not None:
                 transaction.guard(seenKey)
                 transaction.put(seenKey, transaction.get(seenKey) or _NEVER)
             return changed, transaction
 
-        record, transaction = await self._batches.do(tenant, [key, seenKey], update)
+        record, transaction = await self._batches.do(tenant, [key, seenKey, self.states.key(tenant, id)], update)
         known = self._byIncarnation.get((tenant, incarnation))
         if known is not None:
             self._keep(tenant, id, record, known.created, transaction.revision)

@@ -9,6 +9,7 @@ What the keys below the prefix are:
 ``clocks/T``                    the tenant's clock: :mod:`~txserviceregistry.registry.stores.etcd.batches`
 ``commits/T/PROCESS``           the number of a process's last group of changes for this tenant
 ``services/T/ID``               a service's record
+``states/T/ID``                 the record of a state: :mod:`~txserviceregistry.registry.stores.etcd.states`
 ``seen/T/ID``                   the time of a heartbeat, written by touches and now and then
 ``locks/T/NAME``                a lock's record, and
 ``seen-locks/T/NAME``           its touches
@@ -56,6 +57,7 @@ from .layout import openLayout
 from .locks import EtcdLocks, LockRegistrations
 from .node import Node
 from .services import EtcdServices
+from .states import EtcdStates
 from .users import EtcdUsers
 from .values import EtcdValues
 from .watch import watchingAgent
@@ -140,7 +142,9 @@ class EtcdStore:
         self._process = secrets.token_hex(8)
         self._ids = TenantIds(wallClock)
         self._batches = Batches(self._etcd, reactor, wallClock, prefix, self._process)
+        self._states = EtcdStates(self._etcd, self._batches, lambda: int(wallClock() * 1000), prefix)
         self._services = EtcdServices(self._etcd, self._batches, reactor, prefix, self._ids)
+        self._services.states = self._states
         self._lockRegistrations = LockRegistrations(self._etcd, self._batches, reactor, prefix, self._ids)
         self.locks = EtcdLocks(self._lockRegistrations, _operation)
         self._values = EtcdValues(self._etcd, self._batches, prefix)
@@ -162,6 +166,11 @@ class EtcdStore:
         self.removeService = _operation(self._services.remove)
         self.expireServices = _operation(self._services.expireAll)
         self.allServices = _operation(self._services.all)
+        self.setState = _operation(self._states.set)
+        self.getState = _operation(self._states.get)
+        self.listStates = _operation(self._states.list)
+        self.endStates = _operation(self._states.end)
+        self.dropStates = _operation(self._states.drop)
         self.getValue = _operation(self._values.get)
         self.listValues = _operation(self._values.list)
         self.setValue = _operation(self._values.set)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from typing import Any, TypeAlias
@@ -33,6 +34,7 @@ EVENT_TYPES = {
     "configuration_value.update": 4,
     "configuration_value.remove": 5,
     "service.update": 6,
+    "service.state": 7,
     "lock.acquire": 8,
     "lock.release": 9,
     "lock.expire": 10,
@@ -166,6 +168,18 @@ class Database:
         if doesIt is not self._checkpointsByItself:
             self._execute(f"PRAGMA wal_autocheckpoint = {1000 if doesIt else 0}")
             self._checkpointsByItself = doesIt
+
+    @contextmanager
+    def moment(self) -> Iterator[None]:
+        """Let all that is read see the same."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self._execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._execute("COMMIT")
 
     # -- what the tables need
 

@@ -62,6 +62,12 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         "CREATE TABLE locks (tenant TEXT NOT NULL, name TEXT NOT NULL, timeout INTEGER NOT NULL, holder BLOB NOT NULL,"
         " nonce TEXT, metadata TEXT NOT NULL, incarnation INTEGER NOT NULL, fence INTEGER NOT NULL,"
         " acquired INTEGER NOT NULL, is_forced INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (tenant, name)) WITHOUT ROWID",
+        # The states of services, and how many a tenant has. ends is when a record ends, unused when it was noticed that
+        # there is no service with the id.
+        "CREATE TABLE states (tenant TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL, reason BLOB NOT NULL,"
+        " ends INTEGER, unused INTEGER, PRIMARY KEY (tenant, id)) WITHOUT ROWID",
+        "CREATE INDEX states_by_end ON states (ends) WHERE ends IS NOT NULL",
+        "ALTER TABLE tenants ADD COLUMN states INTEGER NOT NULL DEFAULT 0",
     ),
 )
 

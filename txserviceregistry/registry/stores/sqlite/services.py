@@ -11,6 +11,8 @@ from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, TypeAlias
 
+import attrs
+
 from ...model import NewService, ServiceChanges
 from .. import payloads
 from ..interfaces import (
@@ -22,7 +24,8 @@ from ..interfaces import (
     ServiceSummary,
     StoreError,
 )
-from .database import EVENT_TYPES, Database, Rows, asBytes, asJson
+from .database import EVENT_TYPES, Rows, asBytes, asJson
+from .states import States
 
 _FIELDS = "SELECT s.id, s.incarnation, s.heartbeat_timeout, s.tags, s.metadata, l.milliseconds"
 _LAST_SEEN = " LEFT JOIN last_seen l ON l.incarnation = s.incarnation"
@@ -55,7 +58,7 @@ def _byTenant(rows: Rows) -> Iterator[tuple[str, Rows]]:
         yield tenant, [row[1:] for row in those]
 
 
-class Services(Database):
+class Services(States):
     """Services. The methods are the operations of :class:`IStore`, or those of many at once."""
 
     def _record(self, row: Sequence[Any]) -> ServiceRecord:
@@ -86,6 +89,11 @@ class Services(Database):
             )
         )
         counts = self._counts("services", {tenant for tenant, _, _ in creates})
+        states = {
+            (tenant, id): record
+            for tenant, those in _byTenant([(tenant, new.id) for tenant, new, _ in creates])
+            for id, record in self._statesOf(tenant, [id for (id,) in those]).items()
+        }
         outcomes: list[ServiceRecord | StoreError] = []
         services, tags, events, added = [], [], [], Counter[str]()
         now = self._milliseconds()
@@ -99,11 +107,16 @@ class Services(Database):
             taken.add((tenant, new.id))
             added[tenant] += 1
             position = self._ids.next()
-            outcomes.append(ServiceRecord.of(new, self._ids.idAt(position)))
+            record = ServiceRecord.of(new, self._ids.idAt(position), states.get((tenant, new.id)))
+            outcomes.append(record)
             tagsInJson, metadataInJson = asJson(new.tags), asJson(new.metadata)
             services.append((tenant, new.id, position, new.heartbeatTimeout, tagsInJson, metadataInJson))
             tags += _tagRows(tenant, new.id, new.tags)
-            payload = payloads.serviceStateInJson(asJson(new.id), new.heartbeatTimeout, tagsInJson, metadataInJson)
+            payload = (
+                payloads.serviceStateInJson(asJson(new.id), new.heartbeatTimeout, tagsInJson, metadataInJson)
+                if record.state is None
+                else asJson(payloads.serviceState(record))
+            )
             events.append((tenant, position, now, EVENT_TYPES["service.join"], payload))
         self._change(
             "INSERT INTO services (tenant, id, incarnation, heartbeat_timeout, tags, metadata) SELECT * FROM {rows}",
@@ -111,6 +124,7 @@ class Services(Database):
         )
         self._addTags(tags)
         self._count("services", added)
+        self._markUsed(list(states))
         self._addEvents(events)
         return outcomes
 
@@ -123,28 +137,38 @@ class Services(Database):
                 "DELETE FROM service_tags WHERE tenant = ? AND (tag, id) IN (SELECT * FROM {rows})", those, tenant
             )
 
-    def getService(self, tenant: str, id: str) -> ServiceRecord:
-        row = self._one(_ONE_SERVICE, tenant, id)
-        if row is None:
-            raise NoSuchObject(id)
-        return self._record(row)
+    def getService(self, tenant: str, id: str, states: bool = False) -> ServiceRecord:
+        with self.moment():
+            row = self._one(_ONE_SERVICE, tenant, id)
+            if row is None:
+                raise NoSuchObject(id)
+            return self._withStates(tenant, [self._record(row)], states)[0]
+
+    def _withStates(self, tenant: str, services: list[ServiceRecord], states: bool) -> list[ServiceRecord]:
+        found = self._statesOf(tenant, [one.id for one in services]) if states else None
+        return [attrs.evolve(one, state=found.get(one.id)) for one in services] if found else services
 
     def listServices(
-        self, tenant: str, marker: str | None, count: int, tag: str | None, hidden: Collection[str]
+        self,
+        tenant: str,
+        marker: str | None,
+        count: int,
+        tag: str | None,
+        hidden: Collection[str],
+        states: bool = False,
     ) -> list[ServiceRecord]:
         services, glance = _SERVICES, _GLANCE_AT_SERVICES
         whose: tuple[Any, ...] = (tenant,)
         if tag is not None:
             services, glance = _SERVICES_BY_TAG, _GLANCE_AT_TAGGED
             whose = (tenant, asBytes(tag))
-        if not hidden:
-            rows = self._execute(f"{services} LIMIT ?", (*whose, marker or "", count))
-            return [self._record(row) for row in rows.fetchall()]
-        self._execute("BEGIN")  # so that all statements see the same
-        try:
-            return self._visible(services, glance, whose, marker or "", count, frozenset(hidden))
-        finally:
-            self._execute("COMMIT")
+        with self.moment():
+            if hidden:
+                found = self._visible(services, glance, whose, marker or "", count, frozenset(hidden))
+            else:
+                rows = self._execute(f"{services} LIMIT ?", (*whose, marker or "", count))
+                found = [self._record(row) for row in rows.fetchall()]
+            return self._withStates(tenant, found, states)
 
     def _visible(
         self, services: str, glance: str, whose: tuple[Any, ...], start: str, count: int, hidden: frozenset[str]
@@ -177,7 +201,8 @@ class Services(Database):
             before, after = set(old.tags), set(new.tags)
             self._dropTags(_tagRows(tenant, id, before - after))
             self._addTags(_tagRows(tenant, id, after - before))
-            self._addEvent(tenant, "service.update", payloads.updatedService(old, new))
+            (shown,) = self._withStates(tenant, [new], True)
+            self._addEvent(tenant, "service.update", payloads.updatedService(old, shown))
         return new
 
     def removeService(self, tenant: str, id: str, incarnation: str) -> ServiceRecord:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial, wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -243,6 +243,21 @@ class SqliteStore:
         self._lastSeenParts -= 1
         if self._lastSeen and self._lastSeenCall is None and self._writer.isRunning:
             self._writeLastSeenLater()
+
+    # -- the states of services
+
+    setState = _writes(Tables.setState)
+    getState = _reads(Tables.getState)
+    listStates = _reads(Tables.listStates)
+    dropStates = _writes(Tables.dropStates)
+
+    @returnsDeferred
+    async def endStates(self) -> tuple[Collection[str], int | None]:
+        over, next = await self._reader.submit(Tables.overStates)
+        changed: set[str] = set()
+        for part in _chunks(over, _EXPIRATIONS_PER_CHUNK):
+            changed |= await self._writer.submit(partial(Tables.endStates, names=part))
+        return changed, next
 
     # -- configuration
 

@@ -1,0 +1,126 @@
+"""
+The states of services: an operator's word that a service gets no new work (``drain``), or no traffic at all (``out``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from ..util.logs import Logger
+from .faults import limitReached
+from .model import Page
+from .stores.interfaces import LimitExceeded, StoreUnavailable
+from .stores.states import UP, IStateStore, StateRecord
+from .tasks import TaskOwner, available, owned
+
+
+class ServiceStates:
+    """
+    The states of all tenants' services.
+
+    :param notify: called with the tenants that have new events.
+    :param maximum: how many records an account may have.
+    :param retention: seconds after which a record is dropped whose id has no service.
+    """
+
+    #: Seconds from one look at what has ended to the next, at most: the wall clock may be set, and other registries
+    #: make records too.
+    LOOK = 10.0
+    #: Seconds from one look at records without a service to the next.
+    DROP = 3600.0
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        store: IStateStore,
+        notify: Callable[[Collection[str]], None],
+        *,
+        clock: IReactorTime,
+        wallClock: Callable[[], float],
+        tasks: TaskOwner,
+        maximum: int,
+        retention: float,
+    ) -> None:
+        self._store = store
+        self._notify = notify
+        self._clock = clock
+        self._wallClock = wallClock
+        self._tasks = tasks
+        self._maximum = maximum
+        self._retention = retention
+        self._looking: IDelayedCall | None = None
+        self._nextDrop = clock.seconds() + self.DROP
+        self._isStopped = False
+
+    def start(self) -> None:
+        """Begin to look for records that have ended."""
+        self._look()
+
+    def stop(self) -> None:
+        """Leave nothing on the reactor."""
+        self._isStopped = True
+        call, self._looking = self._looking, None
+        if call is not None:
+            call.cancel()
+
+    @owned
+    async def set(self, tenant: str, id: str, state: str, reason: str = "", seconds: int | None = None) -> None:
+        """
+        Set the state of a service, with an event if this changes it; ``up`` without a reason clears it.
+
+        :param id: need not be registered.
+        :param seconds: the state ends after so long, by the wall clock; ``None`` for no end.
+        :raises Fault: ``limitReached`` if the account has too many states.
+        """
+        isSet = state != UP or reason
+        ends = int(self._wallClock() * 1000) + seconds * 1000 if seconds is not None and isSet else None
+        record = StateRecord(id, state, reason, ends)
+        try:
+            hasChanged = await available(self._store.setState(tenant, record, self._maximum))
+        except LimitExceeded:
+            raise limitReached("service_state", self._maximum)
+        if hasChanged:
+            self._notify((tenant,))
+        self._lookAt(ends)
+
+    @owned
+    async def get(self, tenant: str, id: str) -> StateRecord:
+        """The state of a service, whether or not it is registered."""
+        return await available(self._store.getState(tenant, id))
+
+    @owned
+    async def list(self, tenant: str, marker: str | None, limit: int) -> Page:
+        """A page of states by id, from *marker* on."""
+        records = await available(self._store.listStates(tenant, marker, limit + 1))
+        nextMarker = records[limit].id if len(records) > limit else None
+        return Page([record.toJSON() for record in records[:limit]], nextMarker)
+
+    def _look(self) -> None:
+        self._looking = None
+        self._tasks.start(self._endAndDrop())
+
+    async def _endAndDrop(self) -> None:
+        next: int | None = None
+        try:
+            tenants, next = await self._store.endStates()
+            self._notify(tenants)
+            if self._clock.seconds() >= self._nextDrop:
+                self._nextDrop += self.DROP
+                self._notify(await self._store.dropStates(int((self._wallClock() - self._retention) * 1000)))
+        except StoreUnavailable:
+            pass  # that is logged elsewhere
+        except Exception:
+            self._log.failure("Cannot end the states of services (retrying)")
+        if not self._isStopped:
+            self._looking = self._clock.callLater(self.LOOK, self._look)
+            self._lookAt(next)
+
+    def _lookAt(self, ends: int | None) -> None:
+        """Look no later than when a record ends, in milliseconds since the epoch."""
+        if ends is not None and self._looking is not None:
+            wait = max(ends / 1000 - self._wallClock(), 0.0)
+            if self._clock.seconds() + wait < self._looking.getTime():
+                self._looking.reset(wait)

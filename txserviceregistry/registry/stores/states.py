@@ -1,0 +1,94 @@
+"""
+The states of services, as stores keep them: records that operators set for ids, apart from the services.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from zope.interface import Interface
+
+UP = "up"
+
+
+@attrs.frozen(slots=True)
+class StateRecord:
+    """
+    The state of the service with an id, whether or not there is one. Without a record it is up.
+
+    :ivar state: ``up``, ``drain`` or ``out``.
+    :ivar ends: when the record ends, in milliseconds since the epoch; ``None`` for a record without an end.
+    """
+
+    id: str
+    state: str = UP
+    reason: str = ""
+    ends: int | None = None
+
+    @property
+    def isDefault(self) -> bool:
+        """Whether it says no more than that the service is up, so that it need not be kept."""
+        return self.state == UP and not self.reason
+
+    def at(self, now: int) -> StateRecord:
+        """What readers see of it at a moment, in milliseconds since the epoch."""
+        return self if self.ends is None or self.ends > now else StateRecord(self.id)
+
+    def toJSON(self) -> dict[str, Any]:
+        """As in the API."""
+        return {"id": self.id, "state": self.state, "reason": self.reason, "expires_at": self.ends}
+
+
+def stateEvents(old: StateRecord, new: StateRecord, now: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """
+    The ``service.state`` events of a change, payloads and timestamps: of the end of the *old* record, if it was over
+    at *now* (milliseconds since the epoch), and of what is new.
+    """
+    before = old.at(now)
+    if before is not old:
+        assert old.ends is not None
+        yield {**before.toJSON(), "old_state": old.state}, old.ends
+    if new != before:
+        yield {**new.toJSON(), "old_state": before.state}, now
+
+
+class IStateStore(Interface):
+    """
+    What a store does with the states of services; see :class:`IStore`. A record whose end has come is no longer
+    returned, but stays until :meth:`endStates` or a change ends it, with an event.
+    """
+
+    def setState(tenant: str, record: StateRecord, maximum: int) -> Deferred[bool]:
+        """
+        Set the record of an id, or remove it (a record that :attr:`StateRecord.isDefault`), with an event for each
+        change.
+
+        :param maximum: how many records the tenant may have.
+        :return: fires with whether anything has changed.
+        :raises LimitExceeded: if the id has no record and the tenant has *maximum* records already.
+        """
+
+    def getState(tenant: str, id: str) -> Deferred[StateRecord]:
+        """The record of an id; one without a reason if there is none."""
+
+    def listStates(tenant: str, marker: str | None, count: int) -> Deferred[list[StateRecord]]:
+        """Up to *count* records by id, from *marker* on."""
+
+    def endStates() -> Deferred[tuple[Collection[str], int | None]]:
+        """
+        End the records whose end has come, each with one event.
+
+        :return: fires with the tenants that have new events, and with when the next record ends, in milliseconds since
+            the epoch.
+        """
+
+    def dropStates(before: int) -> Deferred[Collection[str]]:
+        """
+        Drop the records whose ids have had no service since *before* (milliseconds since the epoch), with an event for
+        each. That an id has no service is noted by the first call that finds it so.
+
+        :return: fires with the tenants that have new events.
+        """
