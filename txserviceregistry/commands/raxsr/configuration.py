@@ -35,6 +35,21 @@ def addNamespace(parser: argparse._ActionsContainer, *, required: bool = False, 
     parser.add_argument("--namespace", metavar="NAMESPACE", type=_namespace, required=required, help=help)
 
 
+def _tag(text: str) -> str:
+    """A value's tag, for which its quotes may be left out: a shell takes them away."""
+    return text if text == "*" or '"' in text else f'"{text}"'
+
+
+def _addIfMatch(parser: Parser, what: str) -> None:
+    parser.add_argument(
+        "--if-match",
+        dest="ifMatch",
+        metavar="TAG",
+        type=_tag,
+        help=f"{what} only if the value still has this tag, as 'get --etag' shows it",
+    )
+
+
 def _pages(client: Client, namespace: str | None) -> Callable[[str | None, int | None], Awaitable[Any]]:
     """Requests a page of all values, or of those below a namespace."""
     configuration = client.configuration
@@ -66,18 +81,30 @@ class Get(ShowCommand):
 
     example = "raxsr configuration get /production/cassandra/listen_ip -f value"
     columns = _COLUMNS
-    alone = "value"
+    alone: str | None = "value"
     kind = _KIND
 
     def addArguments(self, parser: Parser) -> None:
         addId(parser, "value's key")
+        parser.add_argument("--etag", action="store_true", help="show the value's tag, too, for --if-match")
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        if parsed_args.etag:
+            self.columns = {**_COLUMNS, "etag": Column("ETag")}
+            self.alone = None
+        return super().run(parsed_args)
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        return await client.configuration.get(parsed.id)
+        configuration = client.configuration
+        return await (configuration.getWithEtag if parsed.etag else configuration.get)(parsed.id)
 
 
 class Set(RaxsrCommand):
-    """Set a configuration value, whether it exists or not."""
+    """
+    Set a configuration value, whether it exists or not.
+
+    With --if-match, a value that another client has changed meanwhile stays as it is, and the exit code is 1.
+    """
 
     example = "raxsr configuration set /production/cassandra/listen_ip 127.0.0.1"
 
@@ -87,6 +114,7 @@ class Set(RaxsrCommand):
         )
         parser.add_argument("--id", metavar="KEY", help="the key")
         parser.add_argument("--value", metavar="VALUE", help="the value")
+        _addIfMatch(parser, "set it")
 
     def take_action(self, parsed: argparse.Namespace) -> Any:
         given = list(parsed.given)
@@ -101,7 +129,7 @@ class Set(RaxsrCommand):
         super().take_action(parsed)
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        await client.configuration.set(parsed.id, parsed.value)
+        await client.configuration.set(parsed.id, parsed.value, ifMatch=parsed.ifMatch)
         return f'Value for key "{parsed.id}" set to "{parsed.value}"'
 
 
@@ -113,7 +141,8 @@ class Remove(RaxsrCommand):
 
     def addArguments(self, parser: Parser) -> None:
         addId(parser, "value's key")
+        _addIfMatch(parser, "remove it")
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        await client.configuration.remove(parsed.id)
+        await client.configuration.remove(parsed.id, ifMatch=parsed.ifMatch)
         return f'Configuration value "{parsed.id}" has been removed'
