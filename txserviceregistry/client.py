@@ -96,6 +96,7 @@ class Client:
         settings: Settings | None = None,
         random: Callable[[], float] = randomModule.random,
         suspended: Callable[[], float] = machineSuspended,
+        traceparent: Callable[[], str | None] | None = None,
     ) -> None:
         """
         :param username: the user's name.
@@ -116,6 +117,8 @@ class Client:
         :param random: gives numbers from 0 to 1; draws which of several URLs to begin with.
         :param suspended: returns the seconds for which this machine has been suspended in all. After a suspend,
             heartbeats are sent at once.
+        :param traceparent: called where a request begins; returns the value of the W3C header ``traceparent`` for it,
+            or ``None``. The registry logs it. A value that is not valid is not sent.
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
         """
         if reactor is None:
@@ -169,7 +172,14 @@ class Client:
             Lane.WAITING: self._waitingQueue.lane(suspends=suspends),
         }
         self._transport = Transport(
-            ordinary, reactor, authenticator, self._basesFor, timeout=timeout, lanes=lanes, random=random
+            ordinary,
+            reactor,
+            authenticator,
+            self._basesFor,
+            timeout=timeout,
+            lanes=lanes,
+            random=random,
+            traceparent=traceparent,
         )
         self.services = ServicesClient(
             self._transport,

@@ -4,6 +4,7 @@ The client as a whole, over real sockets, as an application has it.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,17 @@ class ConnectionTests(ClientTestCase):
             await client.services.get("web1")
         self.assertEqual((server.opened, len(server.calls)), (1, 4))
         self.assertEqual(self.calls(server)[0].headers["x-auth-token"], TOKEN)
+
+    async def test_tellsTheTraceOfEachRequest(self) -> None:
+        """The header is the one that is current where a request begins; one that is not valid is not sent."""
+        server = self.registry(lambda call: call.answer(200, WEB1))
+        trace: ContextVar[str | None] = ContextVar("trace", default=None)
+        client = self.client(server, traceparent=trace.get)
+        valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        for value in (None, valid, "not\r\nvalid"):
+            trace.set(value)
+            await client.services.get("web1")
+        self.assertEqual([call.headers.get("traceparent") for call in self.calls(server)], [None, valid, None])
 
     async def test_aHundredHeartbeatsUseTwoConnections(self) -> None:
         """Heartbeats of many services at once go over two connections."""

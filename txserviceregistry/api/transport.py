@@ -33,6 +33,7 @@ from ..util.deferred import cancelWith
 from ..util.faults import faultIn
 from ..util.parsing import parseRetryAfter
 from ..util.redaction import redacted
+from ..util.tracing import validTraceparent
 from ..util.waiters import Waiters
 from .session import IAuthenticator, Session, refusesToken
 
@@ -59,6 +60,7 @@ class Transport:
     :param basesFor: the base URLs, without the tenant, for a session.
     :param lanes: sends the requests of these lanes, instead of the *agent*.
     :param random: gives numbers from 0 to 1; draws the server to begin with.
+    :param traceparent: returns the header of this name for the next request.
     :ivar timeout: seconds that a request may take by default.
     :ivar extensions: the extensions of the API that the registry has, by its last response.
     :ivar isClosed: whether :meth:`close` was called.
@@ -74,7 +76,9 @@ class Transport:
         timeout: float = TIMEOUT,
         lanes: Mapping[Lane, IAgent] | None = None,
         random: Callable[[], float] = randomModule.random,
+        traceparent: Callable[[], str | None] | None = None,
     ) -> None:
+        self._traceparent = traceparent
         self.extensions: frozenset[str] = frozenset()
         self.isClosed = False
         self.timeout = timeout
@@ -133,6 +137,8 @@ class Transport:
             )
         except ValueError:
             return fail()
+        if self._traceparent is not None:
+            request.traceparent = validTraceparent(self._traceparent()) or ""
         return request.inTime(self._clock, self._send(request, body))
 
     async def require(self, extension: str) -> None:

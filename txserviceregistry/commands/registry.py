@@ -8,7 +8,9 @@ from typing import Any
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
+from twisted.logger import ILogObserver
 from twisted.python import usage
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from ..clock import useMonotonic
@@ -23,6 +25,7 @@ from ..settings import defaultDataDir
 from ..util.files import absolutePath
 from ..util.parsing import parseCount, parseDuration, parseRate
 from .hangup import Hangup
+from .jsonlog import JSON, TEXT, jsonObserver
 from .notify import Notifier, Watchdog
 from .options import Option, TableOptions, oneOf
 from .process import collectSeldom, endProcess, say
@@ -90,6 +93,7 @@ class Options(TableOptions):
         Option("rate-limit", None, "500000/24h", "Maximum number of GETs of an account, N/PERIOD, or off.", parseRate),
         Option("token-lifetime", None, "24h", "How long an auth token is valid: a duration.", _TOKEN_LIFETIME),
         Option("metrics", None, LOOPBACK, "Who may read /metrics: loopback, anywhere or off.", _AUDIENCE),
+        Option("log-format", None, TEXT, "Format of the operations log: text or json.", oneOf(TEXT, JSON)),
         Option("access-log", None, _NO_LOG, "File with a line for each request, - for stdout, or off.", _logTarget),
         Option("audit-log", None, _NO_LOG, "File with a line for each change, - for stdout, or off.", _logTarget),
         Option("max-connections", None, "10000", "Maximum number of connections.", _SOME),
@@ -112,6 +116,7 @@ class Options(TableOptions):
 
             # Here, so that errors are usage errors.
             self["store"] = etcdStore(self, reactor)
+        self.observer = jsonObserver(self.parent) if self["log-format"] == JSON else None
 
 
 def sayWhere(registry: RegistryService) -> None:
@@ -129,17 +134,31 @@ class RegistryProcess(Service):
     certificates. It tells a service manager such as systemd when it is ready, and that it works.
 
     :param etcd: the etcd that *registry* uses, if it uses one.
+    :param observer: writes the log, instead of twistd's own. The output is its alone.
     """
 
     name = "service-registry"
 
-    def __init__(self, reactor: Any, registry: RegistryService, etcd: EtcdFactory | None = None) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        registry: RegistryService,
+        etcd: EtcdFactory | None = None,
+        observer: ILogObserver | None = None,
+    ) -> None:
         self.registry = registry
+        self._observer = observer
         self._reactor = reactor
         self._etcd = etcd
         self._hangup = Hangup(reactor, self._reload)
         self._notifier = Notifier()
         self._watchdog = Watchdog(reactor, self._notifier, self._isWorking)
+
+    def setServiceParent(self, parent: Any) -> None:
+        """See IService; twistd looks for the log's observer in its application."""
+        if self._observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self._observer)
+        Service.setServiceParent(self, parent)
 
     def startService(self) -> None:
         """Start the registry."""
@@ -162,7 +181,8 @@ class RegistryProcess(Service):
             self._etcd.reload()
 
     def _listening(self, ports: list[IListeningPort]) -> None:
-        sayWhere(self.registry)
+        if self._observer is None:
+            sayWhere(self.registry)
         self._notifier.send("READY=1", f"STATUS=Listening on {', '.join(self.registry.urls)}")
         self._watchdog.start()
 
@@ -209,4 +229,4 @@ def makeService(options: Options) -> IService:
         auditLog=options["audit-log"],
     )
     store = options["store"]
-    return RegistryProcess(reactor, registry, store if isinstance(store, EtcdFactory) else None)
+    return RegistryProcess(reactor, registry, store if isinstance(store, EtcdFactory) else None, options.observer)

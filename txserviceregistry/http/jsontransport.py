@@ -79,6 +79,8 @@ class _Server:
         headers = self._withoutBody if request.body is None else self._withBody
         if request.header is not None:
             headers = headers.having(*request.header)
+        if request.traceparent:
+            headers = headers.having(b"traceparent", request.traceparent.encode("ascii"))
         return headers.having(b"X-Auth-Token", request.token.encode("utf-8")) if request.token else headers
 
 

@@ -101,6 +101,7 @@ class Request:
     :ivar token: the auth token, a secret; empty for none.
     :ivar url: the URL of the last try.
     :ivar leave: called at the deadline: later requests go to another server first.
+    :ivar traceparent: the header of this name; empty for none.
     """
 
     method: str
@@ -118,6 +119,7 @@ class Request:
     token: str = attrs.field(default="", repr=False)
     url: str = ""
     leave: Callable[[], object] = lambda: None
+    traceparent: str = ""
 
     @classmethod
     def make(

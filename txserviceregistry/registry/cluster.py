@@ -58,6 +58,7 @@ class Cluster:
     :param tasks: owns the heartbeats that are not acknowledged at once.
     :param acknowledge: called with each service whose heartbeat is acknowledged.
     :param onExpired: called with each service whose expiration this registry has persisted.
+    :ivar waiting: how many heartbeats wait for the store.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Cluster:
         acknowledge: Callable[[ServiceState], None],
         onExpired: Callable[[ServiceState], None],
     ) -> None:
+        self.waiting = 0
         self._store = store
         self._live = services
         self._deadlines = services.deadlines
@@ -136,6 +138,13 @@ class Cluster:
 
     async def _admit(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> str:
         """Let a heartbeat pass that cannot be acknowledged from memory at once; returns the next token."""
+        self.waiting += 1
+        try:
+            return await self._admitWaiting(tenant, id, token, tokens)
+        finally:
+            self.waiting -= 1
+
+    async def _admitWaiting(self, tenant: str, id: str, token: str, tokens: HeartbeatTokens) -> str:
         state, nextToken = self._known(tenant, id, token, tokens)
         while True:
             if state is None or nextToken is None:

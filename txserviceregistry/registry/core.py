@@ -151,6 +151,7 @@ class Registry:
             subscribers=self._subscribers.places.count,
             streams=self.feed.streams.places.count,
             heartbeats=self._engine.heartbeats,
+            waiting=0 if self._cluster is None else self._cluster.waiting,
             expirations=self._engine.expirations,
             stalls=self._live.time.stalls,
             stalledSeconds=self._live.time.stalledSeconds,

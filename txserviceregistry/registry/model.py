@@ -88,6 +88,7 @@ class Figures:
     :ivar subscribers: how many requests wait for events.
     :ivar streams: how many event streams are open.
     :ivar heartbeats: how many were taken, those of batches among them.
+    :ivar waiting: how many wait for the store now.
     :ivar expirations: how many services expired.
     :ivar stalls: how often the process stalled.
     :ivar stalledSeconds: for how long, all together.
@@ -100,6 +101,7 @@ class Figures:
     subscribers: int
     streams: int
     heartbeats: int
+    waiting: int
     expirations: int
     stalls: int
     stalledSeconds: float

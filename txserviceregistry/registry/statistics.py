@@ -88,6 +88,7 @@ class StoreStatistics:
     :ivar isReadable: whether it could be read the last time.
     :ivar isWritable: whether it could be written the last time.
     :ivar walBytes: the size of its write-ahead log.
+    :ivar votes: returns how many services this node has put to the vote.
     """
 
     reads: Histogram = attrs.field(factory=lambda: Histogram(REQUEST_SECONDS))
@@ -96,6 +97,7 @@ class StoreStatistics:
     isReadable: bool = True
     isWritable: bool = True
     walBytes: int | None = None
+    votes: Callable[[], int] | None = None
 
 
 @attrs.define

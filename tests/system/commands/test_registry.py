@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -51,6 +52,18 @@ class RegistryProcessTests(ProcessTestCase):
             return len(seen) > count
 
         await self.until(enough)
+
+    async def test_theLogInJson(self) -> None:
+        """With --log-format json each line of the output is an object, from the start to the stop."""
+        registry = self.registry("--listen", ANY_PORT, "--log-format", "json")
+        await registry.says("The registry listens on")
+        registry.kill("TERM")
+        await registry.ended
+        lines = [json.loads(line) for line in registry.output.splitlines()]
+        self.assertIn("The registry has stopped", [line["message"] for line in lines])
+        self.assertEqual({line["level"] for line in lines}, {"info"})
+        refused = await self.twistd("--syslog", "service-registry", "--log-format", "json").ended
+        self.assertIn("--log-format json can't be used with --syslog", refused.errors)
 
     async def test_keepsWhatItAcknowledgedThroughKill(self) -> None:
         """After kill -9 in the middle of writes, all that was acknowledged is there, and living services go on."""

@@ -89,6 +89,7 @@ class CommandLineTests(OptionsCase):
                 "max-streams-per-tenant": 5_000,
                 "request-timeout": 30.0,
                 "metrics": "loopback",
+                "log-format": "text",
                 "access-log": None,
                 "audit-log": None,
             },

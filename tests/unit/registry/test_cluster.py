@@ -296,11 +296,13 @@ class ClusterTests(SynchronousTestCase):
         store: Any = self.stores[1]
         store.getService = lambda tenant, id: asked.append(Deferred()) or asked[-1]
         beats = [self.b.heartbeat(T, f"made-up{number}", token) for number in range(400)]
+        self.assertEqual(self.b.figures().waiting, 400)
         store.getService = lambda tenant, id: fail(StoreUnavailable("away"))
         for each in asked:
             each.errback(StoreUnavailable("away"))
         self.passes(1)
         self.assertEqual({self.fault(beat)[0] for beat in beats}, {503})
+        self.assertEqual(self.b.figures().waiting, 0)
         self.assertEqual(self.fault(self.b.heartbeat(T, "another", token))[0], 503)
 
     def test_unknownTokensAreLookedUpAFewAtATime(self) -> None:

@@ -60,6 +60,7 @@ class Access:
     :ivar user: empty if the request was not authenticated; so is the tenant.
     :ivar path: as the client wrote it.
     :ivar seconds: how long the response took, from the moment that the request was there.
+    :ivar traceparent: the trace that the request belongs to, if the client has named one.
     """
 
     moment: float
@@ -71,22 +72,24 @@ class Access:
     code: int
     seconds: float
     txnId: str
+    traceparent: str | None = None
 
     def line(self) -> str:
         """See :class:`Entry`."""
-        return json.dumps(
-            {
-                "time": timeText(self.moment),
-                "client": getattr(self.address, "host", None),
-                "user": self.user or None,
-                "tenant": self.tenant or None,
-                "method": _text(self.method),
-                "path": _text(self.path),
-                "code": self.code,
-                "milliseconds": round(self.seconds * 1000, 3),
-                "txnId": self.txnId,
-            }
-        )
+        found = {
+            "time": timeText(self.moment),
+            "client": getattr(self.address, "host", None),
+            "user": self.user or None,
+            "tenant": self.tenant or None,
+            "method": _text(self.method),
+            "path": _text(self.path),
+            "code": self.code,
+            "milliseconds": round(self.seconds * 1000, 3),
+            "txnId": self.txnId,
+        }
+        if self.traceparent is not None:
+            found["traceparent"] = self.traceparent
+        return json.dumps(found)
 
 
 def timeText(moment: float) -> str:

@@ -121,6 +121,7 @@ def _figures(figures: Figures) -> Iterator[Metric]:
     yield _gauge("followers", "Requests that wait for events.", figures.subscribers)
     yield _gauge("streams", "Open event streams.", figures.streams)
     yield _counter("heartbeats", "Heartbeats taken, alone or in batches.", figures.heartbeats)
+    yield _gauge("heartbeats_waiting", "Heartbeats that wait for the store.", figures.waiting)
     yield _counter("expirations", "Expired services.", figures.expirations)
     yield _counter("stalls", "Stalls of the process of more than a second.", figures.stalls)
     yield _counter("stalled_seconds", "Total duration of stalls, in seconds.", figures.stalledSeconds)
@@ -150,6 +151,12 @@ def _store(statistics: StoreStatistics) -> Iterator[Metric]:
     if statistics.walBytes is not None:
         wal.add_metric([], statistics.walBytes)
     yield wal
+    votes = GaugeMetricFamily(
+        _PREFIX + "votes", "Services whose expiration this node of a cluster has put to the vote."
+    )
+    if statistics.votes is not None:
+        votes.add_metric([], statistics.votes())
+    yield votes
 
 
 def _certificates(certificates: Mapping[str, x509.Certificate]) -> Metric:

@@ -53,13 +53,21 @@ _HEALTH = objectOf(
     version={"type": "string"},
 )
 
+_HEALTH_PAGE = Page(
+    "Check whether the registry can serve requests",
+    "The registry can serve requests.",
+    _HEALTH,
+    others={503: ("The registry can't serve all requests: its store can't be read or written.", _HEALTH)},
+)
+
 #: The pages beside the API, by path.
 PAGES: Mapping[str, Page] = {
-    "/health": Page(
-        "Check whether the registry can serve requests",
-        "The registry can serve requests.",
-        _HEALTH,
-        others={503: ("The registry can't serve all requests: its store can't be read or written.", _HEALTH)},
+    "/health": _HEALTH_PAGE,
+    "/health/ready": _HEALTH_PAGE,
+    "/health/live": Page(
+        "Check whether the registry's process responds",
+        "It does.",
+        objectOf(state={"type": "string"}),
     ),
     "/metrics": Page(
         "Get the metrics for Prometheus (by default only from the registry's machine)",

@@ -14,6 +14,7 @@ import attrs
 from twisted.internet.interfaces import IAddress
 from twisted.web.server import Request
 
+from ...util.tracing import validTraceparent
 from ..limits import NO_HEADERS
 from ..statistics import RequestStatistics
 from .accesslog import Access, LogFile
@@ -66,6 +67,17 @@ class RequestRecord:
     isGone: bool = False
     headers: Mapping[str, str] = NO_HEADERS
 
+    @property
+    def traceparent(self) -> str | None:
+        """The trace that the client has named, if it has."""
+        return validTraceparent(self.request.getHeader("traceparent"))
+
+    @property
+    def name(self) -> str:
+        """The request in a line of the log."""
+        trace = self.traceparent
+        return self.txnId if trace is None else f"{self.txnId} (traceparent {trace})"
+
 
 class RequestLog:
     """
@@ -108,7 +120,18 @@ class RequestLog:
         if self._accessLog is not None:
             address = request.getClientAddress()
             self._accessLog.add(
-                Access(moment, address, user, tenant, request.method, request.path, code, seconds, txnId)
+                Access(
+                    moment,
+                    address,
+                    user,
+                    tenant,
+                    request.method,
+                    request.path,
+                    code,
+                    seconds,
+                    txnId,
+                    record.traceparent,
+                )
             )
         if self._auditLog is not None and record.change:
             self._auditLog.add(Change(moment, user, tenant, record.change, record.object, result or code, txnId))

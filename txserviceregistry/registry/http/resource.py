@@ -106,7 +106,7 @@ class ApiResource(Resource):
             response = faultResponse(systemFailure("Too many authentications in progress; retry later"), txnId)
         except Exception as error:
             if not (record.isGone and isinstance(error, CancelledError)):
-                self._log.failure("Internal error while answering request {txnId}", txnId=txnId)
+                self._log.failure("Internal error while answering request {request}", request=record.name)
             response = faultResponse(internalError(), txnId)
         if record.isLate:
             await inTurn(record.request)
@@ -123,7 +123,7 @@ class ApiResource(Resource):
         try:
             send(record.request, response, txnId)
         except Exception:
-            self._log.failure("Cannot send the response to request {txnId}", txnId=txnId)
+            self._log.failure("Cannot send the response to request {request}", request=record.name)
             if not record.request.startedWriting:
                 response = faultResponse(internalError(), txnId)
                 send(record.request, response, txnId)

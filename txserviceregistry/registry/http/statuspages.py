@@ -59,6 +59,8 @@ class StatusPages:
         self._translated: Metrics | None = None
         pages: dict[str, Callable[[Request], Awaitable[Response]]] = {
             "/health": self._getHealth,
+            "/health/ready": self._getHealth,
+            "/health/live": self._getLife,
             openapi.PATH: self._getDescription,
         }
         if sources is not None and audience != OFF:
@@ -69,6 +71,10 @@ class StatusPages:
         report = await self._health.report()
         # A cache must not repeat it later.
         return Response(200 if report["store"]["state"] == OK else 503, report, {"Cache-Control": "no-store"})
+
+    async def _getLife(self, request: Request) -> Response:
+        # That it responds is the news.
+        return Response(200, {"state": "alive"}, {"Cache-Control": "no-store"})
 
     async def _getDescription(self, request: Request) -> Response:
         return Response(200, text=openapi.document(baseUrl(request)))

@@ -142,6 +142,23 @@ class RequestLogTests(SynchronousTestCase):
             [(each.code, each.txnId) for each in self.log.accesses], [(400, reply.header("X-Response-Id"))]
         )
 
+    def test_tellsTheTrace(self) -> None:
+        """A valid traceparent is in the entry, beside the request's id; anything else is ignored."""
+        trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        for given, logged in (
+            (trace, trace),
+            (None, None),
+            ("00-x", None),
+            (trace.upper(), None),
+            (trace + "-x", None),
+        ):
+            connection = Connection(self.api)
+            headers = {"X-Auth-Token": self.api.token, **({} if given is None else {"traceparent": given})}
+            connection.send(requestBytes("GET", "/v1.0/1234/limits", headers=headers))
+            (reply,) = connection.replies()
+            self.assertEqual((reply.code, self.last().traceparent), (200, logged))
+            self.assertEqual(json.loads(self.last().line()).get("traceparent"), logged)
+
     def test_tellsWhoAskedForWhat(self) -> None:
         """An entry has the client, the user, the tenant, the path as it was written, and the id of the response."""
         reply = self.api.ask("GET", "/services/web%2D1?marker=a")

@@ -70,6 +70,15 @@ class HealthPageTests(SynchronousTestCase):
         self.assertEqual((reply.code, reply.json["store"]), (503, {"name": "memory", "state": "unavailable"}))
         self.assertEqual(set(reply.json), {"store", "uptime", "version"})
 
+    def test_readinessAndLife(self) -> None:
+        """Readiness is the health; a registry lives as long as it responds, whatever its store does."""
+        self.assertEqual(self.ask(path=b"/health/ready").json, self.ask().json)
+        self.api.store.unavailable = True
+        self.api.advance(2)
+        self.assertEqual((self.ask(path=b"/health/ready").code, self.ask().code), (503, 503))
+        live = self.ask(path=b"/health/live")
+        self.assertEqual((live.code, live.json, live.header("Cache-Control")), (200, {"state": "alive"}, "no-store"))
+
     def test_head(self) -> None:
         """A load balancer that asks with HEAD gets the code, and no body."""
         connection = Connection(self.api)
@@ -219,7 +228,7 @@ class MetricsPageTests(SynchronousTestCase):
 
     def test_thereAreNotAsManyLinesAsTenants(self) -> None:
         """Of a thousand tenants, those with the most services have a metric, and there is the sum of all."""
-        figures = Figures({str(n): n for n in range(1, 1001)}, 0, 0, 0, 0, 0, 0.0, 0, 0, 0)
+        figures = Figures({str(n): n for n in range(1, 1001)}, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0)
         self.patch(self.api.registry, "figures", lambda: figures)
         tenants = {
             dict(labels)["tenant"]: value
@@ -234,6 +243,12 @@ class MetricsPageTests(SynchronousTestCase):
         self.assertNotIn(b"\nservice_registry_store_wal_bytes ", self.ask().raw)
         self.api.store.statistics.walBytes = 4096
         self.assertEqual(self.value("store_wal_bytes"), 4096)
+
+    def test_tellsVotes(self) -> None:
+        """A node of a cluster shows how many services it has put to the vote; others do not."""
+        self.assertNotIn(b"\nservice_registry_votes ", self.ask().raw)
+        self.api.store.statistics.votes = lambda: 3
+        self.assertEqual((self.value("votes"), self.value("heartbeats_waiting")), (3, 0))
 
     def test_histogramsAreWhatPrometheusExpects(self) -> None:
         """Each value is in every class whose end it does not exceed, and the last class has them all."""

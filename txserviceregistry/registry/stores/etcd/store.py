@@ -120,7 +120,7 @@ class EtcdStore:
             agent, watching = user.over(agent), user.over(watching)
         # Each member is given its own try.
         transport = JSONTransport(agent, reactor, urls, timeout=TRY * len(urls), name="etcd")
-        self.statistics = StoreStatistics()
+        self.statistics = StoreStatistics(votes=self._countVotes)
         self.isNew = False
         self._reactor = reactor
         self._watching = watching
@@ -188,6 +188,10 @@ class EtcdStore:
         self.addToken = _operation(self._users.addToken)
         self.getToken = _operation(self._users.getToken)
         self.removeToken = _operation(self._users.removeToken)
+
+    def _countVotes(self) -> int:
+        votes = None if self._node is None else self._node.votes
+        return 0 if votes is None else votes.listed
 
     # -- opening and closing
 
