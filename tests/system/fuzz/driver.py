@@ -97,11 +97,12 @@ class Driver(RuleBasedStateMachine):
         user: str | None = "",
         contentType: str | None = None,
         conditions: tuple[tuple[str, str], ...] = (),
+        role: str = "",
         **query: str | None,
     ) -> Request:
         """A request; the user is the tenant's own if none is given."""
         pairs = tuple((name, value) for name, value in query.items() if value is not None)
-        return Request(method, path, body, pairs, tenant, tenant if user == "" else user, contentType, conditions)
+        return Request(method, path, body, pairs, tenant, tenant if user == "" else user, contentType, conditions, role)
 
     def ask(self, *arguments: Any, **more: Any) -> Reply:
         """Ask registry and model alike."""

@@ -9,6 +9,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 TENANTS = ("1", "2")
+#: The users of each tenant: the prefixes of the services and keys that they may change.
+ROLES = {"": ("", ""), "limited": ("we", "/abc"), "read": None}
 #: When programs begin: a moment that is no whole number of milliseconds, and that a float can hold exactly.
 BEGINNING = 1_767_225_600 + 2.0**-12
 IDS = ["web", "web1", "Web", "we-b", "api.1"]

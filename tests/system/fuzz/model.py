@@ -28,6 +28,7 @@ from tests.system.fuzz.rules import (
     isTarget,
     keyReason,
     limitOf,
+    mayChange,
     meets,
     noPage,
     page,
@@ -224,8 +225,10 @@ class Model:
             reason = "Missing required key (token)" if "token" not in body else uuidReason(body["token"])
             if reason:
                 raise invalid("token", reason)
+            mayChange(request, "services", id)
             return Expected(200, {"token": self._heartbeat(account, id, body["token"])})
         changes = changesIn(body, id) if request.method == "PUT" else {}
+        mayChange(request, "services", id)
         service = account.services.get(id)
         if service is None:
             raise gone("Service", id)
@@ -308,6 +311,7 @@ class Model:
                 raise invalid(key, why)
         changes = changesIn(body, body["id"])
         id = body["id"]
+        mayChange(request, "services", id)
         if id in account.services:
             message = f"Service with id {id} already exists."
             raise Refused(400, "serviceWithThisIdExists", message, text(".*"))
@@ -361,9 +365,9 @@ class Model:
             reason = "Object needs to have between 1 and 1000 items"
         if reason or not isinstance(heartbeats, list):
             raise invalid("heartbeats", str(reason))
-        return Expected(200, {"values": [self._oneOfMany(account, heartbeat) for heartbeat in heartbeats]})
+        return Expected(200, {"values": [self._oneOfMany(request, account, heartbeat) for heartbeat in heartbeats]})
 
-    def _oneOfMany(self, account: Account, heartbeat: Any) -> dict[str, Any]:
+    def _oneOfMany(self, request: Request, account: Account, heartbeat: Any) -> dict[str, Any]:
         id = heartbeat.get("id") if isinstance(heartbeat, dict) else None
         try:
             if not isinstance(heartbeat, dict):
@@ -372,6 +376,7 @@ class Model:
                 why = reason(heartbeat[key]) if key in heartbeat else f"Missing required key ({key})"
                 if why:
                     raise invalid(key, why)
+            mayChange(request, "services", str(id))
             return {"id": id, "token": self._heartbeat(account, str(id), heartbeat["token"])}
         except Refused as refused:
             return {"id": id if isinstance(id, str) else None, "fault": refused.expected.body}
@@ -398,6 +403,7 @@ class Model:
         parameter("configurationId", keyReason(key))
         if request.method == "PUT":
             return self._set(request, account, key, body)
+        mayChange(request, "configuration", key)
         value = account.values.get(key)
         if request.method == "DELETE":
             meets(request, key, value)
@@ -415,6 +421,7 @@ class Model:
         why = string(body["value"], 1, 1024) if "value" in body else "Missing required key (value)"
         if why:
             raise invalid("value", why)
+        mayChange(request, "configuration", key)
         value, new = account.values.get(key), body["value"]
         meets(request, key, value)
         if value is None and len(account.values) >= self.mostValues:

@@ -5,6 +5,7 @@ Nodes of a registry over one store, on a clock that a program moves, spoken to i
 from __future__ import annotations
 
 import tempfile
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -14,6 +15,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from tests.system.fuzz.inputs import ROLES
 from tests.system.fuzz.records import Request
 from tests.unit.registry.wire import CHEAP, Connection, Reply, requestBytes
 from txserviceregistry.registry.core import Registry
@@ -21,6 +23,7 @@ from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
 from txserviceregistry.registry.identity.identity import Identity
 from txserviceregistry.registry.limits import RateLimiter, ResourceLimits
+from txserviceregistry.registry.roles import Role
 from txserviceregistry.registry.stores.interfaces import IStore
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
@@ -199,22 +202,29 @@ class Nodes:
         self.nodes = [Node(self) for _ in range(self.backing.nodes)]
         self.tokens: dict[str | None, str] = {"unknown": "0123456789abcdef"}
         for tenant in tenants:
-            self.turns.wait(self.nodes[0].identity.addUser(f"user{tenant}", tenant, f"key{tenant}"))
+            for name, prefixes in ROLES.items():
+                role = (
+                    Role("read") if prefixes is None else Role("write", *([each] if each else [] for each in prefixes))
+                )
+                user = f"{name}{tenant}"
+                self.turns.wait(self.nodes[0].identity.addUser(f"user{user}", tenant, f"key{user}", role))
             self.authenticate(tenant, 0)
+            self.authenticate(tenant, 0, role="read")
 
     def wallClock(self) -> float:
         """Seconds since 1970."""
         return self.turns.seconds() + self.ahead
 
-    def authenticate(self, tenant: str, node: int) -> None:
-        """Have this tenant's user ask for a token, and use it from now on."""
+    def authenticate(self, tenant: str, node: int, *, role: str = "") -> None:
+        """Have a user of this tenant ask for a token, and use it from now on."""
+        user = role + tenant
         body = b'{"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": "user%s", "apiKey": "key%s"}}}'
-        data = requestBytes("POST", "/v2.0/tokens", body.replace(b"%s", tenant.encode()))
+        data = requestBytes("POST", "/v2.0/tokens", body.replace(b"%s", user.encode()))
         reply = self._answer(Asked(self.nodes[node], data, own=False))
         assert reply.code == 200, reply
         token = reply.json["access"]["token"]
         assert token["tenant"] == {"id": tenant, "name": tenant}, token
-        self.tokens[tenant] = token["id"]
+        self.tokens[user] = token["id"]
 
     def send(self, request: Request, node: int = 0, *, own: bool = False) -> Asked:
         """
@@ -228,7 +238,12 @@ class Nodes:
         if request.contentType is not None:
             headers["Content-Type"] = request.contentType
         headers.update(request.conditions)
-        if request.user is not None:
+        if request.role == "read":
+            headers["Authorization"] = f"Bearer {self.tokens[f'read{request.user}']}"
+        elif request.role:
+            user = f"{request.role}{request.user}"
+            headers["Authorization"] = f"Basic {b64encode(f'user{user}:key{user}'.encode()).decode()}"
+        elif request.user is not None:
             headers["X-Auth-Token"] = self.tokens[request.user]
         body = None if request.body is None else request.raw
         return Asked(self.nodes[node], requestBytes(request.method, target, body, headers), own)

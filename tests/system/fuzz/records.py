@@ -31,6 +31,7 @@ class Request:
     :ivar tenant: the one in the path.
     :ivar path: what follows the tenant.
     :ivar user: whose auth token it has: a tenant, ``"unknown"`` for an unknown token, ``None`` for none.
+    :ivar role: which user of that tenant it is; a key of ``ROLES``.
     :ivar conditions: its ``If-Match`` or ``If-None-Match`` headers.
     :ivar body: bytes as they are, anything else as JSON; ``None`` for no body.
     """
@@ -43,6 +44,7 @@ class Request:
     user: str | None = "1"
     contentType: str | None = None
     conditions: tuple[tuple[str, str], ...] = ()
+    role: str = ""
 
     @property
     def raw(self) -> bytes:

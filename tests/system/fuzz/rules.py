@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from tests.system.fuzz.expectations import Expected, link, text
+from tests.system.fuzz.inputs import ROLES
 from tests.system.fuzz.records import Request, Service, Value
 
 NO_PAGE = "The page cannot be found."
@@ -48,6 +49,19 @@ def noPage() -> Refused:
 def full(resource: str, most: int) -> Refused:
     details = f"Limit for resource {resource} has been reached. Maximum allowed objects: {most}"
     return Refused(400, "limitReached", "Resource limit has been reached", details)
+
+
+def mayChange(request: Request, kind: str, key: str) -> None:
+    """A request that changes something is refused if the user's role does not allow it."""
+    prefixes = ROLES[request.role]
+    if request.method == "GET" or prefixes == ("", ""):
+        return
+    if prefixes is not None:
+        services, configuration = prefixes
+        if key.startswith(services) if kind == "services" else (key + "/").startswith(configuration + "/"):
+            return
+    details = "This user may only read.*" if prefixes is None else "This user may only change .*"
+    raise Refused(403, "forbiddenError", "forbidden", text(details))
 
 
 def string(value: Any, least: int, most: int, pattern: str = r"(?s:.*)") -> str | None:

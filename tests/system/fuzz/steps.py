@@ -28,6 +28,7 @@ from tests.system.fuzz.inputs import (
     TAGS,
     TIMEOUTS,
     ids,
+    keys,
     mostly,
     picks,
     tenants,
@@ -224,3 +225,28 @@ class ServiceSteps(Driver):
             {"id": id, "token": self.token(tenant, pick, id) or timeUUID(1.0)} for id, pick in heartbeats
         ]
         self.ask("POST", "/heartbeats", {"heartbeats": entries if odd is None else [odd, *entries]}, tenant=tenant)
+
+    # -- roles
+
+    @rule(tenant=tenants, role=st.sampled_from(["limited", "limited", "read"]), id=ids, key=keys, pick=picks)
+    def asAnother(self, tenant: str, role: str, id: str, key: str, pick: int) -> None:
+        """A user that may change some objects, or none, does something, most often with what is there."""
+        values = sorted(self.model.accounts[tenant].values)
+        if pick % 3 and values:
+            key = values[pick // 27 % len(values)]
+        if pick % 3:
+            id = self.registered(tenant, pick // 27)
+        token = self.token(tenant, pick // 27, id) or timeUUID(1.0)
+        batch = [{"id": each, "token": self.token(tenant, 2, each) or timeUUID(1.0)} for each in IDS]
+        what: tuple[Any, ...] = [
+            ("POST", "/services", {"id": id, "heartbeat_timeout": 30}),
+            ("PUT", f"/services/{id}", {"tags": ["a"]}),
+            ("DELETE", f"/services/{id}"),
+            ("POST", f"/services/{id}/heartbeat", {"token": token}),
+            ("POST", "/heartbeats", {"heartbeats": batch}),
+            ("PUT", f"/configuration/{key}", {"value": "another's"}),
+            ("DELETE", f"/configuration/{key}"),
+            ("GET", f"/services/{id}"),
+            ("GET", "/configuration/"),
+        ][pick // 3 % 9]
+        self.ask(*what, tenant=tenant, role=role)
