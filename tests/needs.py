@@ -1,6 +1,6 @@
 """
-What some tests need that pip does not install: system programs, and in a few cases root. Without them these tests are
-skipped, all with the same sentence, so that trial prints it once.
+What some tests need beside the extra ``test``: system programs, the extra ``browser``, and in a few cases root. Without
+them these tests are skipped, all with the same sentence, so that trial prints it once.
 """
 
 from __future__ import annotations
@@ -13,12 +13,28 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest
 
 #: Debian's packages; ``.ci/run`` installs them.
-PACKAGES = "bind9-dnsutils curl dnsmasq-base etcd-server faketime haproxy knot-dnsutils nginx-light openssl prometheus"
+PACKAGES = (
+    "bind9-dnsutils chromium curl dnsmasq-base etcd-server faketime haproxy knot-dnsutils nginx-light openssl"
+    " prometheus"
+)
 #: The programs in them that tests start.
 PROGRAMS = frozenset(
-    {"curl", "dig", "dnsmasq", "etcd", "faketime", "haproxy", "kdig", "nginx", "openssl", "prometheus", "promtool"}
+    {
+        "chromium",
+        "curl",
+        "dig",
+        "dnsmasq",
+        "etcd",
+        "faketime",
+        "haproxy",
+        "kdig",
+        "nginx",
+        "openssl",
+        "prometheus",
+        "promtool",
+    }
 )
-SENTENCE = f"needs: apt-get install {PACKAGES}, and root"
+SENTENCE = f"needs: apt-get install {PACKAGES}, pip install '.[browser]', and root"
 
 
 def needs(*programs: str) -> None:
