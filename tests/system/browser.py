@@ -32,7 +32,7 @@ def browsing(walk: Callable[[Browser], _T], *arguments: str) -> Deferred[_T]:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        raise SkipTest(SENTENCE) from None
+        raise SkipTest(SENTENCE)
 
     def drive() -> _T:
         # Tests run as root, for whom Chromium has no sandbox.
