@@ -2,9 +2,11 @@
 What a registry of several nodes does, and how fast its clients fail over: ``python -m benchmarks.cluster``.
 
 Three members of etcd; a registry that is alone over them, one of three nodes, and one over sqlite for comparison. They
-take turns, and all of them and the load share the cores of this machine. The load is the same for each: 30 connections
-in all, dealt to the nodes. It registers services, reads them one by one, heartbeats them one by one, and in requests of
-1,000 over three connections, and removes them, all of one tenant.
+take turns, and all of them and the load share the cores of this machine. The load is the same for each: 50 connections
+in all. Each request about a service goes to another node than the last one, as behind a proxy that deals them. It
+registers services, reads them one by one, heartbeats them one by one, and in requests of 1,000 over three connections,
+and removes them, all of one tenant. Creates are compared with bare transactions of etcd over as many connections, each
+of which sets a key if it does not exist.
 
 An event's way is measured with the registry of three nodes, which has nothing else to do then: from the sending of a
 create to the first node to the moment in which a follower of the second node has the event.
@@ -20,6 +22,7 @@ import os
 import signal
 import statistics
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,11 +40,12 @@ from .etcd import Member, etcds
 from .harness import Api, Costs, Figure, Registry, inReactor, registry, run
 
 _BATCH = 1000
-_CONNECTIONS = 30
+_CONNECTIONS = 50
 _HEARTBEAT_TIMEOUT = 120
 # Seconds until what was kept in the background is kept.
 _SETTLING = 1.0
 _USERNAME, _KEY = "bench", "0123456789abcdef" * 2
+_BARE = "bare transactions of etcd"
 _CREATES, _READS, _REMOVES = "creates", "reads of one service", "removes"
 _BEATS = "heartbeats, one by one"
 _BATCHES = f"heartbeats, {_BATCH:,} in a request"
@@ -75,6 +79,7 @@ class Contender:
         self._token = api.authToken
         tenant = api.url.rpartition("/")[2]
         self._urls = [f"{one.settings.baseUrls[0]}/{tenant}" for one in nodes]
+        self._turn = 0
 
     def round(self, number: int, count: int, batches: int) -> None:
         """Do all of it once, with new services."""
@@ -118,8 +123,9 @@ class Contender:
         connections: int = _CONNECTIONS,
     ) -> list[bytes]:
         urls = self._urls
+        self._turn += 1
         requests = [
-            request(method, urls[number % len(urls)] + path, self._token, body)
+            request(method, urls[(number + self._turn) % len(urls)] + path, self._token, body)
             for number, (path, body) in enumerate(asked)
         ]
         for costs in (*(one.costs for one in self._nodes), *self._etcd):
@@ -132,11 +138,54 @@ class Contender:
         return answers
 
 
-def throughput(contenders: Mapping[str, Contender], rounds: int, count: int, batches: int) -> Iterator[Figure]:
+def bare(urls: Sequence[str], number: int, count: int) -> float:
+    """The rate of transactions that etcd makes by itself, each of which sets a key that must not exist."""
+
+    def text(value: str) -> str:
+        return b64encode(value.encode()).decode()
+
+    def transaction(index: int) -> object:
+        key = text(f"/bare/{number:02}/{index:05}")
+        compare = {"key": key, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
+        return {"compare": [compare], "success": [{"request_put": {"key": key, "value": text("x" * 100)}}]}
+
+    requests = [
+        request("POST", f"{urls[index % len(urls)]}/v3/kv/txn", "", transaction(index)) for index in range(count)
+    ]
+    rate, answers = send(requests, _CONNECTIONS // len(urls))
+    assert all(json.loads(answer).get("succeeded") for answer in answers)
+    return rate
+
+
+def throughput(
+    contenders: Mapping[str, Contender], urls: Sequence[str], rounds: int, count: int, batches: int
+) -> Iterator[Figure]:
     """Let them take turns; the first round of each does not count."""
+    alone = []
     for number in range(rounds + 1):
+        alone.append(bare(urls, number, count))
         for contender in contenders.values():
             contender.round(number, count, batches)
+    rates = {
+        (what, name): statistics.median(of[1:])
+        for name, contender in contenders.items()
+        for what, of in contender.rates.items()
+    }
+    perCpu = {
+        (what, name): 1 / statistics.median(nodes for nodes, _ in of[1:])
+        for name, contender in contenders.items()
+        for what, of in contender.cpu.items()
+    }
+    yield Figure(_BARE, statistics.median(alone[1:]), "/s")
+    for name in ("one node", "three nodes"):
+        ratio = rates[_CREATES, name] / statistics.median(alone[1:])
+        yield Figure(f"{_CREATES}, {name} : {_BARE}", ratio, "x", atLeast=0.8)
+    for what in (_BEATS, _BATCHES):
+        ratio = rates[what, "three nodes"] / rates[what, "one node"]
+        yield Figure(f"{what}, three nodes : one node", ratio, "x", atLeast=0.8)
+    for what, least in ((_BEATS, 0.8), (_BATCHES, 0.6)):
+        ratio = perCpu[what, "one node"] / perCpu[what, "sqlite"]
+        yield Figure(f"{what}, for each second of the node's CPU, one node : sqlite", ratio, "x", atLeast=least)
     for what in (_CREATES, _REMOVES, _READS, _BEATS, _BATCHES):
         for name, contender in contenders.items():
             yield Figure(f"{what}, {name}", statistics.median(contender.rates[what][1:]), "/s")
@@ -269,7 +318,7 @@ def measure(quick: bool) -> list[Figure]:
         }
         # While their memory has not grown for anything else.
         figures += sizes(contenders["three nodes"], three[1].costs, members[0], 5 * count)
-        figures += throughput(contenders, rounds, count, batches)
+        figures += throughput(contenders, urls, rounds, count, batches)
 
         async def rest(reactor: Any) -> None:
             figures.extend(await eventsWay(reactor, three, events))

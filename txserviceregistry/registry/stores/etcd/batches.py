@@ -23,7 +23,7 @@ from ...eventids import positionOf
 from ...model import PLAIN_TYPES
 from ...scopes import tenantOf
 from ..interfaces import StoreUnavailable
-from .gateway import Compare, Etcd, KeyValue, Revision, Urgency, deletion, put, reading
+from .gateway import Compare, Etcd, KeyValue, Revision, Txn, Urgency, deletion, put, reading
 
 _T = TypeVar("_T")
 
@@ -192,10 +192,12 @@ class Step(Generic[_T]):
     :ivar reads: the keys that it looks at: three at the most, beside those that all steps of a kind share.
     :ivar act: makes the change in a transaction, three keys at the most; may be called again, over another
         transaction. What it raises, the change fails with; other changes of the group do not.
+    :ivar isNew: whether it is likely that none of its keys exists.
     """
 
     reads: Collection[str]
     act: Callable[[Transaction], _T]
+    isNew: bool
     done: Deferred[_T] = attrs.Factory(Deferred)
 
 
@@ -207,28 +209,34 @@ class Batches:
     :param clock: for the patience.
     :param wallClock: seconds since the epoch.
     :param prefix: what all keys begin with, a slash at its end.
-    :param node: the name of this node, which no other one has or had.
+    :ivar process: the name of this process's groups, which no other one has or had.
     """
 
-    def __init__(self, etcd: Etcd, clock: IReactorTime, wallClock: Callable[[], float], prefix: str, node: str) -> None:
+    def __init__(
+        self, etcd: Etcd, clock: IReactorTime, wallClock: Callable[[], float], prefix: str, process: str
+    ) -> None:
         self._etcd = etcd
         self._clock = clock
         self._wallClock = wallClock
         self._prefix = prefix
-        self._node = node
+        self.process = process
         # By tenant, as long as there are any.
         self._waiting: dict[str, deque[Step[Any]]] = {}
         self._number = 0
+        # The tenants' clocks, as far as they are known.
+        self._clocks: dict[str, KeyValue] = {}
         self._idle: list[Deferred[None]] = []
 
-    def do(self, tenant: str, reads: Collection[str], act: Callable[[Transaction], _T]) -> Deferred[_T]:
+    def do(
+        self, tenant: str, reads: Collection[str], act: Callable[[Transaction], _T], isNew: bool = False
+    ) -> Deferred[_T]:
         """
-        Make a change.
+        Make a change, see :class:`Step`.
 
         :param tenant: whose objects it is about; a scope of the tenant will do.
         :return: fires with what *act* has returned when the change is kept.
         """
-        step, tenant = Step(reads, act), tenantOf(tenant)
+        step, tenant = Step(reads, act, isNew), tenantOf(tenant)
         waiting = self._waiting.get(tenant)
         if waiting is None:
             waiting = self._waiting[tenant] = deque()
@@ -271,42 +279,66 @@ class Batches:
 
     async def _group(self, tenant: str, steps: Sequence[Step[Any]]) -> list[Any]:
         clockKey = f"{self._prefix}clocks/{tenant}"
-        commitKey = f"{self._prefix}commits/{tenant}/{self._node}"
+        commitKey = f"{self._prefix}commits/{tenant}/{self.process}"
         keys = [clockKey, commitKey, *dict.fromkeys(key for step in steps for key in step.reads)]
         reads = [reading(key) for key in keys]
         end = self._clock.seconds() + PATIENCE
-        done = await self._etcd.txn((), reads, urgency=Urgency.pressing)
+        clock = self._clocks.get(tenant)
+        # New objects need not be looked for first: the transaction fails if one of them exists.
+        isAssumed = clock is not None and all(step.isNew for step in steps)
+        found = {clockKey: clock} if clock is not None and isAssumed else await self._read(reads)
         while True:
-            found = {each.key: each for kept in done.found for each in kept or ()}
             transaction = Transaction(
-                found,
-                TenantClock.of(found.get(clockKey)),
-                self._wallClock,
-                partial(eventKey, self._prefix, tenant),
+                found, TenantClock.of(found.get(clockKey)), self._wallClock, partial(eventKey, self._prefix, tenant)
             )
             outcomes = [_attempt(transaction, step) for step in steps]
+            if isAssumed and any(isinstance(outcome, Exception) for outcome in outcomes):
+                isAssumed, found = False, await self._read(reads)
+                continue
             changes = transaction.operations
             if not changes:
                 return outcomes
             self._number += 1
             number = str(self._number).encode("ascii")
+            clockValue, revision = transaction.clock.toBytes(), transaction.modified(clockKey)
+            absent = keys[2:] if isAssumed else ()
             done = await self._etcd.txn(
-                [Compare(clockKey, transaction.modified(clockKey)), *transaction.compares],
-                [*changes, put(clockKey, transaction.clock.toBytes()), put(commitKey, number)],
-                reads,
+                [Compare(clockKey, revision), *transaction.compares, *(Compare(key, 0) for key in absent)],
+                [*changes, put(clockKey, clockValue), put(commitKey, number)],
+                reads[:2] if isAssumed else reads,
                 urgency=Urgency.pressing,
             )
-            # A transaction whose answer was lost is sent again, and fails then: what it did the first time, the key
-            # shows that only this node sets.
-            before = [] if done.succeeded else done.found[1] or []
-            transaction.revision = next((each.modified for each in before if each.value == number), 0)
             if done.succeeded:
                 transaction.revision = done.revision
+                self.clockChanged(tenant, KeyValue(clockKey, clockValue, 0, done.revision, 0))
+            else:
+                # If the answer was lost it was sent again, and failed then: what it did the first time, the key shows
+                # that only this node sets.
+                found = _found(done)
+                commit = found.get(commitKey)
+                if commit is not None and commit.value == number:
+                    transaction.revision = commit.modified
             if transaction.revision:
                 self._etcd.statistics.commits.add(len(steps))
                 return outcomes
             if self._clock.seconds() > end:
                 raise StoreUnavailable("etcd: other nodes' changes leave no room for this one")
+            if isAssumed and (clockKey not in found or found[clockKey].modified == revision):
+                # No other node was in the way, but an object that exists.
+                isAssumed, found = False, await self._read(reads)
+
+    def clockChanged(self, tenant: str, now: KeyValue) -> None:
+        """A tenant's clock is known to have been changed."""
+        before = self._clocks.get(tenant)
+        if before is None or before.modified < now.modified:
+            self._clocks[tenant] = now
+
+    async def _read(self, reads: Sequence[Mapping[str, Any]]) -> Mapping[str, KeyValue]:
+        return _found(await self._etcd.txn((), reads, urgency=Urgency.pressing))
+
+
+def _found(done: Txn) -> Mapping[str, KeyValue]:
+    return {each.key: each for kept in done.found for each in kept or ()}
 
 
 def _attempt(transaction: Transaction, step: Step[Any]) -> Any:

@@ -15,6 +15,7 @@ from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
 from ...scopes import isLockScope, tenantOf
 from ..interfaces import IStoreListener, StoreUnavailable
+from .batches import Batches
 from .eventids import TenantIds
 from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, newLease, put
 from .locks import LockRegistrations
@@ -40,11 +41,10 @@ class NodeKeys:
     See the module.
 
     :param etcd: for the node's own key; requests to it are sent while others are refused.
-    :param reactor: the reactor.
     :param agent: sends the request of a watch.
     :param urls: etcd's members; the watch goes to one after the other.
     :param prefix: of all keys.
-    :param commits: the name that this process's groups of changes have.
+    :param batches: makes the changes.
     :param services: the services.
     :param locks: the locks.
     :param ids: the tenants' event ids.
@@ -57,11 +57,10 @@ class NodeKeys:
     def __init__(
         self,
         etcd: Etcd,
-        reactor: Any,
         agent: IAgent,
         urls: Sequence[str],
         prefix: str,
-        commits: str,
+        batches: Batches,
         services: EtcdServices,
         locks: LockRegistrations,
         ids: TenantIds,
@@ -69,11 +68,10 @@ class NodeKeys:
     ) -> None:
         self.node: Node
         self._etcd = etcd
-        self._reactor = reactor
         self._agent = agent
         self._urls = urls
         self._prefix = prefix
-        self._commits = commits
+        self._batches = batches
         self._services = services
         self._locks = locks
         self._kinds = {"services": services, "seen": services, "locks": locks, "seen-locks": locks}
@@ -89,7 +87,7 @@ class NodeKeys:
         return f"{self._prefix}nodes/{name}"
 
     def _put(self, name: str, status: Status) -> dict[str, Any]:
-        kept = {**status.toJSON(self._positionOf), "commits": self._commits}
+        kept = {**status.toJSON(self._positionOf), "commits": self._batches.process}
         return put(self._key(name), json.dumps(kept, separators=(",", ":")).encode("ascii"), self._leases[name])
 
     def _positionOf(self, registration: Registration) -> int:
@@ -212,5 +210,7 @@ class NodeKeys:
             self._kinds[kind].recordChanged(change.now)
         elif kind in ("seen", "seen-locks") and not change.isDeleted:
             self._kinds[kind].seenChanged(change.now)
+        elif kind == "clocks" and not change.isDeleted:
+            self._batches.clockChanged(rest, change.now)
         elif kind in ("events", "moreevents") and not change.isDeleted:
             self._listener.eventAdded(rest.partition("/")[0], json.loads(change.now.value)["type"])

@@ -269,7 +269,8 @@ class EtcdServices:
             self.states.used(transaction, tenant, id)
             return record, state, transaction
 
-        record, state, transaction = await self._batches.do(tenant, [key, self.states.key(tenant, id)], create)
+        reads = [key, self.states.key(tenant, id)]
+        record, state, transaction = await self._batches.do(tenant, reads, create, isNew=True)
         made = self._record(tenant, id, record, state)
         self._made(tenant, id, record.toBytes(), transaction.revision)
         return made

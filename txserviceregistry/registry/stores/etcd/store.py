@@ -139,9 +139,8 @@ class EtcdStore:
             statistics=self.statistics,
             turns=PrioritySemaphore(_CONNECTIONS),
         )
-        self._process = secrets.token_hex(8)
         self._ids = TenantIds(wallClock)
-        self._batches = Batches(self._etcd, reactor, wallClock, prefix, self._process)
+        self._batches = Batches(self._etcd, reactor, wallClock, prefix, secrets.token_hex(8))
         self._states = EtcdStates(self._etcd, self._batches, lambda: int(wallClock() * 1000), prefix)
         self._services = EtcdServices(self._etcd, self._batches, reactor, prefix, self._ids)
         self._services.states = self._states
@@ -232,11 +231,10 @@ class EtcdStore:
     def join(self, listener: IStoreListener) -> Deferred[None]:
         self._keys = keys = NodeKeys(
             self._asking,
-            self._reactor,
             self._watching,
             self._urls,
             self._prefix,
-            self._process,
+            self._batches,
             self._services,
             self._lockRegistrations,
             self._ids,
