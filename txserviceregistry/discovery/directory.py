@@ -8,12 +8,13 @@ import os
 import random as randomModule
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from ..api.shapes import readService
 from ..types import Event, Service
 from ..util.listeners import Listeners
 from .mirror import Mirror
+from .settling import Settling
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -100,15 +101,28 @@ class Directory(Mirror[Service]):
         """The service with this id, or ``None``; raises ``NotRunning`` before the first start."""
         return self._known().get(id)
 
-    def onChange(self, listener: Callable[[Change, Service], None]) -> Callable[[], None]:
+    @overload
+    def onChange(self, listener: Callable[[Change, Service], None]) -> Callable[[], None]: ...
+
+    @overload
+    def onChange(
+        self, listener: Callable[[list[tuple[Change, Service]]], None], *, settle: float
+    ) -> Callable[[], None]: ...
+
+    def onChange(self, listener: Callable[..., None], *, settle: float | None = None) -> Callable[[], None]:
         """
         Call *listener* with every change from now on.
 
         :param listener: called with ``join``, ``update``, ``remove`` or ``timeout``, and the service as it is then (or
             was). After a new listing, a service that is not there any more is a ``remove``, whatever the reason.
+        :param settle: seconds to wait for further changes. Then *listener* is called once, with a list of such pairs,
+            when nothing has changed for so long; at most four times as long after the first change, and at a stop.
         :return: a function that ends it.
         """
-        return self._listeners.add(listener)
+        if settle is None:
+            return self._listeners.add(listener)
+        settling = Settling(self._clock, settle, listener)
+        return settling.until(self._listeners.add(settling.add), self._ends)
 
     # -- Mirror
 

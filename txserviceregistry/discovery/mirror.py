@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from ..errors import NotRunning
 from ..types import Event
+from ..util.listeners import Listeners
 from ..util.parsing import LATEST, LONGEST_INTERVAL, boundedNumber
 from ..util.started import notRunning
 from ..util.waiters import Waiters
@@ -87,6 +88,8 @@ class Mirror(Subscriber, Generic[_T]):
         # When everything is to be listed again, by the clock.
         self._nextListing = math.inf
         self._saving: IDelayedCall | None = None
+        # Called after each stop, when there are no more changes.
+        self._ends: Listeners[[]] = Listeners(self._log, "a stop")
 
     # -- what a kind of mirror defines
 
@@ -163,6 +166,9 @@ class Mirror(Subscriber, Generic[_T]):
             items, age = found
             self._replace(items, {})
             self._becomeReady(self._clock.seconds() - age)
+
+    def stopService(self) -> Deferred[None]:
+        return super().stopService().addBoth(lambda _: self._ends.call())
 
     async def _run(self, run: BackgroundTask) -> None:
         try:

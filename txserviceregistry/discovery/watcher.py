@@ -8,7 +8,7 @@ import os
 import random as randomModule
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 
@@ -17,6 +17,7 @@ from ..types import Event
 from ..util.listeners import Listeners
 from .iteration import ItemQueue
 from .mirror import Mirror
+from .settling import Settling
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -95,35 +96,72 @@ class ConfigurationWatcher(Mirror[str], Mapping[str, str]):
 
     # -- changes
 
-    def onChange(self, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]:
+    @overload
+    def onChange(self, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]: ...
+
+    @overload
+    def onChange(
+        self, listener: Callable[[list[ConfigurationChange]], None], *, settle: float
+    ) -> Callable[[], None]: ...
+
+    def onChange(self, listener: Callable[[Any], None], *, settle: float | None = None) -> Callable[[], None]:
         """
         Call *listener* with every change from now on, the first listing included.
 
         :param listener: called with the change.
+        :param settle: seconds to wait for further changes, so that values that are changed together are seen together.
+            Then *listener* is called once, with a list of the changes, when nothing has changed for so long; at most
+            four times as long after the first change, and at a stop.
         :return: a function that ends it.
         """
-        return self._listeners.add(listener)
+        return self._on(listener, lambda key: True, settle)
 
-    def onKey(self, key: str, listener: Callable[[str | None], None]) -> Callable[[], None]:
+    def onKey(
+        self, key: str, listener: Callable[[str | None], None], *, settle: float | None = None
+    ) -> Callable[[], None]:
         """
         Call *listener* when the value of one key changes.
 
         :param key: in full.
         :param listener: called with the new value, ``None`` when it was removed.
+        :param settle: as for :meth:`onChange`; *listener* is called with the last value.
         :return: a function that ends it.
         """
-        return self.onChange(lambda change: listener(change.new) if change.key == key else None)
 
-    def onNamespace(self, namespace: str, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]:
+        def changed(found: Any) -> None:
+            listener((found if settle is None else found[-1]).new)
+
+        return self._on(changed, lambda each: each == key, settle)
+
+    @overload
+    def onNamespace(self, namespace: str, listener: Callable[[ConfigurationChange], None]) -> Callable[[], None]: ...
+
+    @overload
+    def onNamespace(
+        self, namespace: str, listener: Callable[[list[ConfigurationChange]], None], *, settle: float
+    ) -> Callable[[], None]: ...
+
+    def onNamespace(
+        self, namespace: str, listener: Callable[[Any], None], *, settle: float | None = None
+    ) -> Callable[[], None]:
         """
         Call *listener* when a value below a namespace changes.
 
         :param namespace: in full, such as ``/production/www``.
         :param listener: called with the change.
+        :param settle: as for :meth:`onChange`.
         :return: a function that ends it.
         """
         within = _normal(namespace)
-        return self.onChange(lambda change: listener(change) if _isWithin(change.key, within) else None)
+        return self._on(listener, lambda key: _isWithin(key, within), settle)
+
+    def _on(
+        self, listener: Callable[[Any], None], isWanted: Callable[[str], bool], settle: float | None
+    ) -> Callable[[], None]:
+        settling = None if settle is None else Settling(self._clock, settle, listener)
+        call = listener if settling is None else settling.add
+        end = self._listeners.add(lambda change: call(change) if isWanted(change.key) else None)
+        return end if settling is None else settling.until(end, self._ends)
 
     def changes(self) -> AsyncIterator[ConfigurationChange]:
         """
