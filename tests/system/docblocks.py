@@ -116,7 +116,7 @@ class PageTestCase(ProcessTestCase):
     STAYING = re.compile(r"(\w+=\S+ )*twistd -n")
     #: What some of them say as soon as they do what they are there for. Ctrl-C is Twisted's to take only then: before
     #: its reactor runs, it is Python's, with a traceback.
-    READY = {"service-registry": "Credentials", "dice.tac": "has host"}
+    READY = {"service-registry": "Credentials", "dice.tac": "has host", "service-registry-dns": "(TCP)"}
 
     def setUp(self) -> None:
         super().setUp()
@@ -161,7 +161,7 @@ class PageTestCase(ProcessTestCase):
         self.staying[command] = child
         self.stayed.append(child)
         for program, saying in self.READY.items():
-            if program in command:
+            if re.search(rf"(?<![\w-]){program}(?![\w-])", command):
                 await child.says(saying)
 
     def expected(self, output: str) -> re.Pattern[str]:

@@ -234,6 +234,29 @@ class CommandLineTests(PageTestCase):
         await self.perform(DOCS / "templates.rst")
 
 
+class OtherProgramsTests(PageTestCase):
+    """Pages on programs that find services without this library."""
+
+    STAYING = re.compile(r"twistd -n|prometheus --|dnsmasq --|haproxy -db|service-registry-wrapper")
+
+    async def test_prometheus(self) -> None:
+        """A user, a configuration, a target, and the rules."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "prometheus.rst")
+        rules = DOCS.parent / "examples" / "monitoring" / "service-registry.test.yml"
+        await self.command(f"promtool test rules {rules}", "Unit Testing: …SUCCESS")
+
+    async def test_dns(self) -> None:
+        """A server, its answers, and a resolver."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "dns.rst")
+
+    async def test_haproxy(self) -> None:
+        """A backend whose servers come from DNS."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "haproxy.rst")
+
+
 class PythonTests(PageTestCase):
     """The pieces of Python on the pages, with what they take for granted around them."""
 

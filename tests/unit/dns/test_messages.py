@@ -1,5 +1,5 @@
 """
-Tests for :mod:`txserviceregistry.dns.messages`, with what clients send and with what nobody should.
+Tests for :mod:`txserviceregistry.dns.messages`, with what clients send, and with random packets.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ReadQueryTests(SynchronousTestCase):
         self.assertEqual(dns.message.from_wire(query.empty(query.rcode)).rcode(), dns.rcode.BADVERS)
 
     def test_otherOpcode(self) -> None:
-        """What is no query is not implemented."""
+        """What is not a query is not implemented."""
         update = dns.message.make_query("a", "A")
         update.set_opcode(dns.opcode.UPDATE)
         self.assertEqual(read(update).rcode, dns.rcode.NOTIMP)
