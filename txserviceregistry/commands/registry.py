@@ -20,6 +20,7 @@ from ..registry.http.health import SILENT
 from ..registry.http.listening import EndpointError, parseEndpoint
 from ..registry.http.statuspages import ANYWHERE, LOOPBACK, OFF
 from ..registry.limits import ResourceLimits
+from ..registry.locks import LockOptions
 from ..registry.service import DEFAULT_LISTEN, RegistryService, StartFailed
 from ..settings import defaultDataDir
 from ..util.files import absolutePath
@@ -40,6 +41,9 @@ _NO_LOG = "off"
 _REQUEST = partial(parseDuration, least="1s", most="120s")
 # Without a connection there are no requests.
 _SOME = partial(parseCount, least=1)
+# Milliseconds since the epoch, or a little more; JSON keeps it exact.
+_FENCE = partial(parseCount, most=2**52)
+_HOLD = partial(parseDuration, most="1d")
 
 _STORE = oneOf("sqlite", "memory", ETCD)
 
@@ -90,6 +94,9 @@ class Options(TableOptions):
         *ETCD_OPTIONS,
         Option("max-services", None, "100000", "Maximum number of services of an account.", parseCount),
         Option("max-configuration-values", None, "100000", "Maximum number of values of an account.", parseCount),
+        Option("max-locks", None, "10000", "Maximum number of locks of an account.", parseCount),
+        Option("fence-from", None, "0", "After a restore: the least fence of a lock that is acquired.", _FENCE),
+        Option("no-locks-for", None, "0s", "After a restore: how long no lock can be acquired: a duration.", _HOLD),
         Option("rate-limit", None, "500000/24h", "Maximum number of GETs of an account, N/PERIOD, or off.", parseRate),
         Option("token-lifetime", None, "24h", "How long an auth token is valid: a duration.", _TOKEN_LIFETIME),
         Option("metrics", None, LOOPBACK, "Who may read /metrics: loopback, anywhere or off.", _AUDIENCE),
@@ -98,7 +105,7 @@ class Options(TableOptions):
         Option("audit-log", None, _NO_LOG, "File with a line for each change, - for stdout, or off.", _logTarget),
         Option("max-connections", None, "10000", "Maximum number of connections.", _SOME),
         Option("max-connections-per-client", None, "5000", "Maximum number from one address.", _SOME),
-        Option("max-followers", None, "5000", "Maximum number of requests that wait for events.", parseCount),
+        Option("max-followers", None, "5000", "Maximum number of requests that wait (for events, locks).", parseCount),
         Option("max-followers-per-tenant", None, "2500", "Maximum number of those of one account.", parseCount),
         Option("max-streams", None, "10000", "Maximum number of event streams.", parseCount),
         Option("max-streams-per-tenant", None, "5000", "Maximum number of those of one account.", parseCount),
@@ -218,7 +225,8 @@ def makeService(options: Options) -> IService:
         dataDir=options["data-dir"],
         store=options["store"],
         endpoints=options["listen"],
-        limits=ResourceLimits(options["max-services"], options["max-configuration-values"]),
+        limits=ResourceLimits(options["max-services"], options["max-configuration-values"], options["max-locks"]),
+        locks=LockOptions(options["fence-from"], options["no-locks-for"]),
         connectionLimits=connectionLimits,
         rateLimit=rateLimit,
         rateWindow=rateWindow,

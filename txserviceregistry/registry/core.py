@@ -89,7 +89,13 @@ class Registry:
         self._changed = engine.changed
         self.heartbeat, self.heartbeats = engine.heartbeat, engine.takeHeartbeats
         self.locks = Locks(
-            store.locks, engine, self._subscribers, clock=clock, wallClock=wallClock, limits=limits, options=locks
+            store.locks,
+            engine,
+            self._subscribers.places,
+            clock=clock,
+            wallClock=wallClock,
+            limits=limits,
+            options=locks,
         )
         self.configuration = Configuration(store, limits, self._subscribers, self._tasks)
         self.feed = EventFeed(

@@ -7,7 +7,7 @@ To the engine a lock is a registration in the scope of its tenant's locks, and o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,11 @@ from .expiry.deadlines import ServiceState
 from .faults import Fault, limitReached, lockHeld, notFound, systemFailure
 from .limits import ResourceLimits
 from .model import Page
+from .places import Places
 from .scopes import isLockScope, lockScope, tenantOf
 from .stores.interfaces import LimitExceeded, NoSuchObject
 from .stores.locks import ILockStore, LockRecord, LockTaken, NewLock
-from .subscribers import Subscribers, Subscription
+from .subscribers import Subscribers
 from .tasks import available, owned
 
 
@@ -48,14 +49,14 @@ class _Waiter:
     :ivar nonce: of its acquisition.
     :ivar isDue: whether the lock may be free, as far as is known.
     :ivar isReplaced: whether the same acquisition waits in a later request.
-    :ivar place: among all that may wait long; ``None`` until it waits.
+    :ivar hasPlace: whether it has one of the places for requests that wait.
     :ivar change: what it waits for now.
     """
 
     nonce: str | None
     isDue: bool
     isReplaced: bool = False
-    place: Subscription | None = None
+    hasPlace: bool = False
     change: Deferred[None] = attrs.Factory(Deferred)
 
     def wake(self) -> None:
@@ -64,13 +65,17 @@ class _Waiter:
             self.change.callback(None)
 
 
+async def _doNothing() -> None:
+    pass
+
+
 class Locks:
     """
     The locks of all tenants.
 
     :param store: keeps them.
     :param engine: their deadlines and heartbeats.
-    :param subscribers: have places for requests that wait.
+    :param places: for requests that wait.
     :param limits: how many locks an account may have.
     :ivar acquisitions: how many were acquired.
     """
@@ -79,7 +84,7 @@ class Locks:
         self,
         store: ILockStore,
         engine: Engine,
-        subscribers: Subscribers,
+        places: Places,
         *,
         clock: IReactorTime,
         wallClock: Callable[[], float],
@@ -93,7 +98,7 @@ class Locks:
         self._live = engine.live
         self._deadlines = engine.live.deadlines
         self._deadlines.onForgotten = self._forgotten
-        self._subscribers = subscribers
+        self._places = places
         self._clock = clock
         self._wallClock = wallClock
         self._maximum = limits.lock
@@ -105,7 +110,9 @@ class Locks:
 
     # -- acquiring
 
-    async def acquire(self, tenant: str, lock: NewLock, wait: float = 0.0) -> dict[str, Any]:
+    async def acquire(
+        self, tenant: str, lock: NewLock, wait: float = 0.0, check: Callable[[], Awaitable[None]] = _doNothing
+    ) -> dict[str, Any]:
         """
         Acquire a lock. A coroutine; cancelling what awaits it ends the waiting only.
 
@@ -114,6 +121,7 @@ class Locks:
 
         :param lock: with the nonce of the present holder, it is a heartbeat of it.
         :param wait: seconds to wait while another holds it.
+        :param check: raises a fault if the one who waits may not acquire it any more.
         :return: token and fence. The deadline counts from now.
         :raises Fault: ``lockHeld`` if another holds it, ``limitReached`` if the account is full; 503 if there are too
             many that wait, or locks are held back.
@@ -145,6 +153,7 @@ class Locks:
                         raise
                 if not waiter.isDue:
                     isLast = not await self._wait(tenant, waiter, latest)
+                    await check()
         finally:
             self._leave(key, waiter)
 
@@ -163,22 +172,24 @@ class Locks:
         return waiter, waiting
 
     def _leave(self, key: tuple[str, str], waiter: _Waiter) -> None:
-        if waiter.place is not None:
-            self._subscribers.unsubscribe(waiter.place)
+        if waiter.hasPlace:
+            self._places.give(key[0])
         waiting = self._waiting.get(key, [])
         if waiter in waiting:
             waiting.remove(waiter)
         if not waiting:
             self._waiting.pop(key, None)
-        elif waiter.isDue:
+        elif waiter.isDue or waiter.isReplaced:
             self._letTry(*key)
 
     async def _wait(self, tenant: str, waiter: _Waiter, latest: float) -> bool:
         """Wait until it may be the waiter's turn; returns whether it has time left."""
         if self._isEnded:
             raise systemFailure("The registry is stopping")
-        if waiter.place is None:
-            waiter.place = self._subscribers.subscribe(tenant, latest)
+        if not waiter.hasPlace and not self._places.take(tenant):
+            details = "Too many requests are waiting; retry later, or without wait"
+            raise systemFailure(details, Subscribers.RETRY_AFTER)
+        waiter.hasPlace = True
         left = latest - self._clock.seconds()
         if left <= 0:
             return False

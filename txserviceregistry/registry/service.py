@@ -37,6 +37,7 @@ from .http.statuspages import LOOPBACK, StatusPages
 from .identity.apikeys import newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
+from .locks import LockOptions
 from .places import Places
 from .statistics import Sources
 from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
@@ -74,6 +75,7 @@ class RegistryService(Service):
     :param store: ``"sqlite"``, ``"memory"``, or what makes another store.
     :param endpoints: where to listen; strings are those of :func:`~twisted.internet.endpoints.serverFromString`.
     :param limits: how many objects an account may have.
+    :param locks: what is to be done about locks after the restore of a backup.
     :param rateLimit: how many GETs an account may make in the *rateWindow*; ``None`` for no limit.
     :param rateWindow: in seconds.
     :param connectionLimits: how many may connect and wait, and for how long.
@@ -98,6 +100,7 @@ class RegistryService(Service):
         store: str | Callable[[], IStore] = "sqlite",
         endpoints: Sequence[str | IStreamServerEndpoint] = (DEFAULT_LISTEN,),
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008 (it is immutable)
+        locks: LockOptions = LockOptions(),  # noqa: B008 (as above)
         rateLimit: int | None = 500_000,
         rateWindow: float = 86_400.0,
         connectionLimits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (as above)
@@ -116,6 +119,7 @@ class RegistryService(Service):
         self._store = store
         self._endpoints = endpoints
         self._limits = limits
+        self._locks = locks
         self._connectionLimits = connectionLimits
         self._rateLimit = rateLimit
         self._rateWindow = rateWindow
@@ -236,6 +240,7 @@ class RegistryService(Service):
             eventRetention=self._eventRetention,
             subscribers=Subscribers(self._reactor, followers),
             streams=Places(connectionLimits.streams, connectionLimits.streamsPerTenant, held),
+            locks=self._locks,
         )
         self._endings.append(("the rules", registry.stop))
         await registry.start()
@@ -265,7 +270,7 @@ class RegistryService(Service):
         )
         self.health = Health(store, self._reactor)
         resource.pages = StatusPages(self.health, sources, self._metrics).pages
-        self._endings.append(("the connections", lambda: _endConnections(site, registry)))
+        self._endings.append(("the connections", lambda: site.connections.drain(DRAIN_SECONDS, registry.endWaiting)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]
         self._listening = list(zip(endpoints, ports, strict=True))
@@ -441,10 +446,3 @@ class RegistryService(Service):
                 await maybeDeferred(end).addTimeout(left, self._reactor)
             except Exception:
                 self._log.failure("Cannot close {what}", what=what)
-
-
-def _endConnections(site: ApiSite, registry: Registry) -> Deferred[None]:
-    drained = site.connections.drain(DRAIN_SECONDS)
-    # Only now: the responses to requests that wait for events then say that the connection ends.
-    registry.endWaiting()
-    return drained

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 _PIECE = re.compile(r"(?:\\[\\,]|[^,])+")
 _ESCAPE = re.compile(r"\\([\\,])")
 
-_COUNT = re.compile(r"[0-9]{1,10}", re.ASCII)
+_COUNT = re.compile(r"[0-9]{1,16}", re.ASCII)
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([smhd]?)", re.ASCII)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LARGEST_COUNT = 2**31 - 1
@@ -63,14 +63,14 @@ def formatMetadata(metadata: Mapping[str, str]) -> str:
     return ",".join(f"{_escape(key)}={_escape(value)}" for key, value in metadata.items())
 
 
-def parseCount(text: str, least: int = 0) -> int:
+def parseCount(text: str, least: int = 0, most: int = _LARGEST_COUNT) -> int:
     """
     A whole number, in digits.
 
-    :raises ValueError: if it is not one, or less than *least* or more than 2147483647.
+    :raises ValueError: if it is not one, or less than *least* or more than *most*.
     """
-    if not _COUNT.fullmatch(text) or not least <= int(text) <= _LARGEST_COUNT:
-        raise ValueError(f"{text!r} is not a whole number from {least} to {_LARGEST_COUNT}")
+    if not _COUNT.fullmatch(text) or not least <= int(text) <= most:
+        raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
     return int(text)
 
 

@@ -28,6 +28,8 @@ OTHER = "1002"
 # Stands in all that is mine, and in nothing that the other one sends.
 MARK = "of-tenant-one"
 KEY = "/production/key"
+LOCK = "/production/lock"
+NONCE = "8ee6ee28-5b6a-4a3a-a2dd-3a9a1a6d7a3b"
 ARGUMENTS = {"{serviceId}": "web1", "{namespace}": "production", "{configurationId}": KEY[1:]}
 
 # What each route is sent, if it takes a body; {token} is the heartbeat token of my service. A route that is missing
@@ -45,18 +47,22 @@ BODIES: Mapping[str, Any] = {
     "listStates": None,
     "heartbeat": {"token": "{token}"},
     "listPrometheusTargets": None,
-    "heartbeats": {"heartbeats": [{"id": "web1", "token": "{token}"}]},
+    "heartbeats": {"heartbeats": [{"id": "web1", "token": "{token}"}, {"lock": LOCK, "token": "{lockToken}"}]},
     "listValues": None,
     "listNamespace": None,
     "getValue": None,
     "setValue": {"value": "changed"},
     "removeValue": None,
     "listEvents": None,
+    "acquireLock": {"name": LOCK, "timeout": 30, "nonce": NONCE},
+    "heartbeatLock": {"name": LOCK, "token": "{lockToken}"},
+    "releaseLock": {"name": LOCK, "token": "{lockToken}"},
+    "listLocks": None,
     "streamEvents": None,
 }
 # What the other tenant, who has nothing, is answered on its own path.
 CODES = {"getLimits": 200, "createService": 201, "setValue": 204, "heartbeats": 200, "streamEvents": 200}
-CODES |= {"getState": 200, "setState": 204, "clearState": 204}
+CODES |= {"acquireLock": 201, "getState": 200, "setState": 204, "clearState": 204}
 CODES.update({name: 200 for name in BODIES if name.startswith("list")})
 
 
@@ -76,13 +82,14 @@ class _TwoTenants:
     A whole registry, spoken to in bytes, with a service, a value and events of one tenant, and nothing of another.
 
     :ivar tokens: the auth token of each tenant.
-    :ivar mine: the heartbeat token of my service.
+    :ivar mine: the heartbeat token of my service, and
+    :ivar lock: that of my lock.
     """
 
     def __init__(self, store: IStore) -> None:
         self._store = store
         self.tokens: dict[str, str] = {}
-        self.mine = ""
+        self.mine = self.lock = ""
 
     async def start(self) -> None:
         await self._store.open()
@@ -91,7 +98,7 @@ class _TwoTenants:
             user, key = await identity.addUser(f"user{tenant}", tenant)
             self.tokens[tenant] = (await identity.authenticate(user.name, key)).id
         # Room for one of each: what is mine must not take the other's place.
-        limits = ResourceLimits(service=1, configurationValue=1)
+        limits = ResourceLimits(service=1, configurationValue=1, lock=1)
         self._registry = Registry(self._store, clock=reactor, limits=limits)
         await self._registry.start()
         resource = ApiResource(
@@ -102,6 +109,8 @@ class _TwoTenants:
         self.mine = (await self.ask(ME, ME, "POST", "/services", service)).json["token"]
         await self.ask(ME, ME, "PUT", "/configuration/" + KEY, {"value": MARK})
         await self.ask(ME, ME, "PUT", "/services/web1/state", {"state": "out", "reason": MARK})
+        lock = {**BODIES["acquireLock"], "holder": MARK, "metadata": {"a": MARK}}
+        self.lock = (await self.ask(ME, ME, "POST", "/locks", lock)).json["token"]
 
     async def stop(self) -> None:
         await self._registry.stop()
@@ -110,7 +119,11 @@ class _TwoTenants:
     def send(self, who: str, whose: str, method: str, path: str, body: Any = None) -> Connection:
         """A request with the token of *who* for a path of *whose*."""
         connection = Connection(self)  # type: ignore[arg-type]  # it wants the site only
-        data = None if body is None else json.dumps(body).replace("{token}", self.mine).encode()
+        data = (
+            None
+            if body is None
+            else json.dumps(body).replace("{token}", self.mine).replace("{lockToken}", self.lock).encode()
+        )
         connection.send(requestBytes(method, f"/v1.0/{whose}{path}", data, {"X-Auth-Token": self.tokens[who]}))
         return connection
 
@@ -127,7 +140,7 @@ class _TwoTenants:
 
     async def allThatIsMine(self) -> list[Any]:
         """Everything that I can see."""
-        paths = ("/services?states=true", "/configuration", "/events?types=all", "/states")
+        paths = ("/services?states=true", "/configuration", "/states", "/locks", "/events?types=all")
         return [(await self.ask(ME, ME, "GET", path)).json["values"] for path in paths]
 
 
@@ -161,7 +174,7 @@ class TenantsTestsMixin:
                 reply = await tenants.ask(OTHER, ME, method, path, BODIES[name])
                 self.assertEqual(reply.code, 401, name)
                 self.assertNotIn(MARK, reply.raw.decode(), name)
-            for query in ("wait=1", f"wait=60&marker={before[2][-1]['id']}"):
+            for query in ("wait=1", f"wait=60&marker={before[-1][-1]['id']}"):
                 self.assertEqual((await tenants.ask(OTHER, ME, "GET", f"/events?{query}")).code, 401)
             self.assertEqual(await tenants.allThatIsMine(), before)
 
@@ -179,7 +192,7 @@ class TenantsTestsMixin:
             if name.startswith("list"):
                 self.assertEqual(reply.json if name == "listPrometheusTargets" else reply.json["values"], [], name)
             elif name == "heartbeats":
-                self.assertEqual(reply.json["values"][0]["fault"]["code"], 404)
+                self.assertEqual([value["fault"]["code"] for value in reply.json["values"]], [404, 404])
             elif name == "getLimits":
                 self.assertEqual(reply.json["rate"]["/.*"]["used"], 0)
             self.assertEqual(await tenants.allThatIsMine(), before, name)

@@ -105,6 +105,7 @@ def _schemas() -> dict[str, Schema]:
     token["properties"]["token"] = schemas.ofRule(TimeUUID())
     return {
         "Access": _access(),
+        "AcquiredLock": schemas.ofType(types.AcquiredLock),
         "ConfigurationPage": _pageOf("ConfigurationValue"),
         "ConfigurationValue": value,
         "Event": event,
@@ -114,6 +115,8 @@ def _schemas() -> dict[str, Schema]:
         "HeartbeatOutcomes": _outcomes(),
         "HeartbeatToken": token,
         "Limits": schemas.ofType(types.Limits),
+        "Lock": schemas.ofType(types.Lock),
+        "LockPage": _pageOf("Lock"),
         "PageMetadata": _pageMetadata(),
         "PrometheusTargets": _prometheusTargets(),
         "Service": service,
@@ -174,9 +177,10 @@ def _pageMetadata() -> Schema:
 
 def _outcomes() -> Schema:
     id = {"type": ["string", "null"]}
-    taken = objectOf(id={"type": "string"}, token=schemas.ofRule(TimeUUID()))
-    failed = objectOf(id=id, fault=reference("schemas", "Fault"))
-    return objectOf(values={"type": "array", "items": {"oneOf": [taken, failed]}, "minItems": 1})
+    token, fault = schemas.ofRule(TimeUUID()), reference("schemas", "Fault")
+    outcomes = [objectOf(id={"type": "string"}, token=token), objectOf(id=id, fault=fault)]
+    outcomes += [objectOf(lock={"type": "string"}, token=token), objectOf(lock=id, fault=fault)]
+    return objectOf(values={"type": "array", "items": {"oneOf": outcomes}, "minItems": 1})
 
 
 def _prometheusTargets() -> Schema:

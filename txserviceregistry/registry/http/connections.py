@@ -243,19 +243,22 @@ class Connections:
             self._onEmpty()
             self._drained.fire(None)
 
-    def drain(self, seconds: float) -> Deferred[None]:
+    def drain(self, seconds: float, endWaiting: Callable[[], None] = lambda: None) -> Deferred[None]:
         """
         Close all: idle ones now, the others with the response to their request.
 
         :param seconds: after so long, connections are closed whatever happens on them.
+        :param endWaiting: ends the waiting of requests, whose responses then say that the connection ends.
         :return: fires when no connection is left.
         """
         if not self._all:
+            endWaiting()
             return succeed(None)
         drained = self._drained.wait()
         abort = self.clock.callLater(seconds, self._abort)
         for connection in list(self._all):
             connection.endSoon()
+        endWaiting()
 
         def done(result: None) -> None:
             if abort.active():

@@ -16,10 +16,12 @@ from ..core import Registry
 from ..faults import NO_STORE, Fault
 from ..limits import RateLimiter, ResourceLimits
 from ..model import NewService, Page
-from ..roles import CONFIGURATION, SERVICES
+from ..roles import CONFIGURATION, LOCKS, SERVICES
+from ..scopes import lockScope
 from . import validation
 from .call import Call
 from .eventstream import streamEvents
+from .locks import LockHandlers
 from .messages import Response, faultBody, inJSON
 from .preconditions import preconditionOf
 from .prometheus import targetGroups
@@ -27,7 +29,7 @@ from .requestlog import WAITING
 from .statehandlers import StateHandlers
 
 
-class Handlers(StateHandlers):
+class Handlers(StateHandlers, LockHandlers):
     """
     The handlers of all operations.
 
@@ -86,25 +88,35 @@ class Handlers(StateHandlers):
     async def heartbeats(self, call: Call) -> Response:
         (entries,) = call.fields()
         valid: list[tuple[str, str]] = []
-        refused: dict[int, Fault] = {}
+        locks: dict[int, tuple[str, str]] = {}
+        others: dict[int, str | Fault] = {}
         isLimited = call.user.role.isLimited
         for index, entry in enumerate(entries):
             try:
                 heartbeat = validation.heartbeatOfBatch(entry)
+                if heartbeat is None:
+                    lock = validation.lockHeartbeatOfBatch(entry)
+                    call.authorize(LOCKS, lock[0])
+                    locks[index] = lock
+                    continue
                 if isLimited:
                     call.authorize(SERVICES, heartbeat[0])
                 valid.append(heartbeat)
             except Fault as fault:
-                refused[index] = fault
-        outcomes = list(await self._registry.heartbeats(call.tenant, valid))
-        for index, refusal in refused.items():
-            outcomes.insert(index, refusal)
+                others[index] = fault
+        taking = self._registry.heartbeats(call.tenant, valid)
+        if locks:
+            ofLocks = await self._registry.heartbeats(lockScope(call.tenant), locks.values())
+            others.update(zip(locks, ofLocks, strict=True))
+        outcomes = list(await taking)
+        for index in sorted(others):
+            outcomes.insert(index, others[index])
         values = ", ".join(
             [
                 # Neither the id of a service nor a token contains a character that JSON escapes.
                 f'{{"id": "{entry["id"]}", "token": "{outcome}"}}'
-                if isinstance(outcome, str)
-                else _refusedEntry(entry, outcome, call.record.txnId)
+                if isinstance(outcome, str) and "id" in entry
+                else _otherEntry(entry, outcome, call.record.txnId)
                 for entry, outcome in zip(entries, outcomes, strict=True)
             ]
         )
@@ -205,8 +217,10 @@ def _asInVersion1(event: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**event, "payload": {name: value for name, value in payload.items() if name != "state"}}
 
 
-def _refusedEntry(entry: Any, fault: Fault, txnId: str) -> str:
-    """The result of an entry of a batch that was refused, as JSON."""
+def _otherEntry(entry: Any, outcome: str | Fault, txnId: str) -> str:
+    """The result of an entry of a batch that is about a lock, or was refused, as JSON."""
     # The id is repeated as it was sent, whether or not a service can have it.
-    id = entry.get("id") if isinstance(entry, dict) else None
-    return inJSON({"id": id if isinstance(id, str) else None, "fault": faultBody(fault, txnId)})
+    kind = "lock" if validation.isOfLock(entry) else "id"
+    id = entry.get(kind) if isinstance(entry, dict) else None
+    result = {"token": outcome} if isinstance(outcome, str) else {"fault": faultBody(outcome, txnId)}
+    return inJSON({kind: id if isinstance(id, str) else None, **result})

@@ -30,6 +30,7 @@ EXTENSIONS: tuple[str, ...] = (
     "event-types",
     "events-wait",
     "heartbeats",
+    "locks",
     "prometheus-sd",
     "roles",
     "service-state",

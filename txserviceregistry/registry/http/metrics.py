@@ -123,6 +123,9 @@ def _figures(figures: Figures) -> Iterator[Metric]:
     yield _counter("heartbeats", "Heartbeats taken, alone or in batches.", figures.heartbeats)
     yield _gauge("heartbeats_waiting", "Heartbeats that wait for the store.", figures.waiting)
     yield _counter("expirations", "Expired services.", figures.expirations)
+    yield _gauge("locks", "Locks that are held.", figures.locks)
+    yield _counter("lock_acquisitions", "Locks acquired.", figures.acquisitions)
+    yield _counter("lock_expirations", "Expired locks.", figures.lockExpirations)
     yield _counter("stalls", "Stalls of the process of more than a second.", figures.stalls)
     yield _counter("stalled_seconds", "Total duration of stalls, in seconds.", figures.stalledSeconds)
 

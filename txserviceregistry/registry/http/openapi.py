@@ -98,6 +98,7 @@ _FAULT_TEXTS = {
     401: "The auth token is missing, unknown, expired or another tenant's, or the credentials are invalid.",
     403: "This client may not read the page, or this user may not change the object.",
     404: "The object or the path does not exist.",
+    409: "Another holds the lock.",
     412: "The value does not fit the request's If-Match or If-None-Match.",
     413: "The body is too large.",
     500: "Internal error.",
@@ -238,12 +239,20 @@ def _faults(types: Sequence[str], bodyLimit: int) -> dict[str, Schema]:
 
 
 def _fault(code: int, types: list[str], bodyLimit: int) -> Schema:
-    narrower = {"properties": {"type": {"enum": types}, "code": {"const": code}}}
+    narrower: Schema = {"properties": {"type": {"enum": types}, "code": {"const": code}}}
     response = _response(_FAULT_TEXTS[code], {"allOf": [reference("schemas", "Fault"), narrower]})
     if code == 401:
         response["headers"]["WWW-Authenticate"] = reference("headers", "WWW-Authenticate")
     if code == 503 or "rateLimitReached" in types:
         response["headers"]["Retry-After"] = reference("headers", "Retry-After")
+    if code == 409:
+        holder = objectOf(
+            name={"type": "string"},
+            holder={"type": "string"},
+            fence={"type": "integer"},
+            seconds_left={"type": "number", "minimum": 0},
+        )
+        narrower.update(properties={**narrower["properties"], "lock": holder}, required=["lock"])
     if code == 412:
         response["headers"].update({name: reference("headers", name) for name in ("ETag", "Cache-Control")})
     if code == 413:

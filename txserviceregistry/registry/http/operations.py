@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from . import locks
 from . import validation as rules
 from .call import Call
 from .handlers import Handlers
@@ -305,6 +306,56 @@ OPERATIONS: tuple[Operation, ...] = (
         Success("Server-sent events until the connection ends.", "EventStream", mediaType="text/event-stream"),
         "Get events as they happen (the extension event-stream)",
         query=(rules.EVENT_MARKER, rules.TAG, rules.EVENT_TYPES_WANTED),
+    ),
+    Operation(
+        "acquireLock",
+        "POST",
+        "/locks",
+        Handlers.acquireLock,
+        Success(
+            "The lock is acquired; its first heartbeat presents this token.",
+            "AcquiredLock",
+            201,
+            links={
+                "heartbeat": {
+                    "operationId": "heartbeatLock",
+                    "parameters": {"tenant": "$request.path.tenant"},
+                    "requestBody": {"name": "$request.body#/name", "token": "$response.body#/token"},
+                },
+            },
+        ),
+        "Acquire a lock, or wait for it; the same nonce while it is held is a heartbeat (the extension locks)",
+        body=locks.ACQUIRE_FIELDS,
+        faults=("lockHeld", "limitReached"),
+    ),
+    Operation(
+        "heartbeatLock",
+        "POST",
+        "/locks/heartbeat",
+        Handlers.heartbeatLock,
+        Success("The lock has its full timeout again; the next heartbeat presents this token.", "HeartbeatToken"),
+        "Send a heartbeat of a lock, with any token that was issued since the lock was acquired (the extension locks)",
+        body=locks.HEARTBEAT_FIELDS,
+        limits=Limits(needsStore=False),
+    ),
+    Operation(
+        "releaseLock",
+        "POST",
+        "/locks/release",
+        Handlers.releaseLock,
+        Success("The lock is free; with force and without now, once its holder's timeout has passed.", None, 204),
+        "Release a lock by a token, or another's by force (the extension locks)",
+        body=locks.RELEASE_FIELDS,
+    ),
+    Operation(
+        "listLocks",
+        "GET",
+        "/locks",
+        Handlers.listLocks,
+        Success("A page of locks, sorted by name.", "LockPage"),
+        "List the locks that are held (the extension locks)",
+        query=(rules.LIMIT, rules.KEY_MARKER, locks.NAME),
+        faults=("invalidLimit",),
     ),
 )
 

@@ -24,6 +24,8 @@ from .auditlog import Change
 OTHER = "other"
 #: The route of requests that wait for events, whose times say nothing of how fast the registry is.
 WAITING = "/events?wait"
+#: The same of those that wait for a lock.
+LOCK_WAITING = "/locks?wait"
 #: The route of event streams.
 STREAM = "/events/stream"
 #: The code, as in nginx, of a request whose client was gone before it could be answered.

@@ -27,7 +27,7 @@ from .call import Call
 from .handlers import Handlers
 from .messages import Response, closeAfterwards, faultResponse, parseBody, send
 from .operations import MAXIMUM_BODY, Operation
-from .requestlog import GONE, STREAM, WAITING, RequestLog, RequestRecord
+from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, RequestRecord
 from .routes import TOKENS, bodyLimit, resolve
 from .statuspages import NO_PAGES, Pages
 
@@ -90,7 +90,7 @@ class ApiResource(Resource):
     def _gone(self, record: RequestRecord, answering: Deferred[None]) -> None:
         # What the client had asked for is done all the same, unless it was only waiting.
         record.isGone = True
-        if record.route in (WAITING, STREAM):
+        if record.route in (WAITING, LOCK_WAITING, STREAM):
             answering.cancel()
 
     async def _answer(self, record: RequestRecord) -> None:

@@ -91,10 +91,11 @@ class Number:
 @attrs.frozen
 class DeferredFields:
     """
-    An object with these fields, which is checked later, by itself.
+    An object with these fields, or with those of *others*, which is checked later, by itself.
     """
 
     fields: tuple[Field, ...]
+    others: tuple[Field, ...]
 
     def check(self, value: object) -> object:
         return value
@@ -213,8 +214,36 @@ class TimeUUID:
         raise Invalid("Unsupported UUID variant")
 
 
+@attrs.frozen
+class AnyUUID:
+    """
+    The text of a UUID of any version, in its canonical form; letters become lower-case.
+
+    :cvar pattern: what the whole text matches.
+    """
+
+    pattern: ClassVar[str] = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise Invalid("Not a string")
+        if not _UUID.fullmatch(value):
+            raise Invalid("Invalid UUID")
+        return value.lower()
+
+
+@attrs.frozen
+class Flag:
+    """``true`` or ``false``."""
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise Invalid("Not a boolean")
+        return value
+
+
 _TIME_UUID = re.compile(TimeUUID.pattern, re.ASCII)
-_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
+_UUID = re.compile(AnyUUID.pattern, re.ASCII)
 # Each character can match in one place only, so that no text takes long.
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
 _HUGE = 1e30

@@ -9,7 +9,21 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints, is_typeddict
 
-from .rules import AnyOf, Choice, DeferredFields, Field, Items, MappingOf, Number, Rule, Text, TimeUUID, Words
+from .rules import (
+    AnyOf,
+    AnyUUID,
+    Choice,
+    DeferredFields,
+    Field,
+    Flag,
+    Items,
+    MappingOf,
+    Number,
+    Rule,
+    Text,
+    TimeUUID,
+    Words,
+)
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -33,7 +47,7 @@ def ofRule(rule: Rule) -> Schema:
                 "additionalProperties": ofRule(rule.value),
                 "maxProperties": rule.most,
             }
-        case TimeUUID():
+        case TimeUUID() | AnyUUID():
             return ofPattern(rule.pattern)
         case Choice():
             return {"type": "string", "enum": list(rule.words)}
@@ -42,8 +56,10 @@ def ofRule(rule: Rule) -> Schema:
             return ofPattern(f"|all|{word}(?:,{word})*")
         case AnyOf():
             return {"anyOf": [ofRule(rule.first), ofRule(rule.second)]}
+        case Flag():
+            return {"type": "boolean"}
         case DeferredFields():
-            return ofFields(rule.fields)
+            return {"anyOf": [ofFields(rule.fields), ofFields(rule.others)]}
     raise TypeError(f"no schema for {rule!r}")
 
 

@@ -60,7 +60,8 @@ SERVICE_FIELDS = (
 CHANGE_FIELDS = tuple(attrs.evolve(field, isOptional=True) for field in SERVICE_FIELDS)
 HEARTBEAT_FIELDS = (_TOKEN,)
 # An invalid entry is refused in its own place of the response.
-BATCH_FIELDS = (Field("heartbeats", Items(DeferredFields((_ID, _TOKEN)), most=1000, least=1)),)
+_LOCK = Field("lock", _KEY)
+BATCH_FIELDS = (Field("heartbeats", Items(DeferredFields((_ID, _TOKEN), (_LOCK, _TOKEN)), most=1000, least=1)),)
 # A client may send a value's key in the body too, where it is ignored; but it has to be one.
 VALUE_FIELDS = (Field("id", _KEY, isOptional=True), Field("value", Text(1, 1024)))
 
@@ -185,9 +186,9 @@ def serviceChanges(body: Mapping[str, object], id: str) -> ServiceChanges:
     return ServiceChanges(*[field.value(body) for field in fields])
 
 
-def heartbeatOfBatch(entry: Any) -> tuple[str, str]:
+def heartbeatOfBatch(entry: Any) -> tuple[str, str] | None:
     """
-    The service id and the token of one heartbeat of a batch.
+    The service id and the token of one heartbeat of a batch; ``None`` if it is one of a lock.
 
     :raises Fault: if it is not an object, or for the first invalid field.
     """
@@ -198,4 +199,18 @@ def heartbeatOfBatch(entry: Any) -> tuple[str, str]:
         pass
     if not isinstance(entry, dict):
         raise validationError("heartbeats", "Not a hash")
-    return _ID.value(entry), _TOKEN.value(entry)
+    return None if isOfLock(entry) else (_ID.value(entry), _TOKEN.value(entry))
+
+
+def isOfLock(entry: Any) -> bool:
+    """Whether an entry of a batch is about a lock."""
+    return isinstance(entry, dict) and _LOCK.name in entry and _ID.name not in entry
+
+
+def lockHeartbeatOfBatch(entry: Mapping[str, object]) -> tuple[str, str]:
+    """
+    The name and the token of one heartbeat of a lock in a batch.
+
+    :raises Fault: for the first invalid field.
+    """
+    return _LOCK.value(entry), _TOKEN.value(entry)

@@ -16,7 +16,7 @@ from ..wire import Api, Reply, fired
 
 # By the first segment of a path: the kind of the object that an operation below it changes, and a prefix of the objects
 # that the walk is about.
-PREFIXES = {"services": "web", "heartbeats": "web", "configuration": "/production", "locks": "/loc"}
+PREFIXES = {"services": "web", "heartbeats": "web", "configuration": "/production", "locks": "/production/l"}
 ELSEWHERE = {"services": "db", "configuration": "/production/key/below", "locks": "/other"}
 
 
@@ -29,12 +29,13 @@ def kindOf(operation: Operation) -> str | None:
 
 
 class RolesCase(SynchronousTestCase):
-    """A registry with a service and a value, and a second user of their tenant."""
+    """A registry with a service, a value and a lock, and a second user of their tenant."""
 
     def setUp(self) -> None:
         self.api = Api()
         self.mine = self.api.create("web1")
         self.api.ask("PUT", "/configuration/production/key", {"value": "old"})
+        self.lock = self.api.ask("POST", "/locks", BODIES["acquireLock"]).json["token"]
         _, key = fired(self.api.identity.addUser("ann", "1234"))
         self.ann = fired(self.api.identity.authenticate("ann", key)).id
 
@@ -49,14 +50,13 @@ class RolesCase(SynchronousTestCase):
         path = operation.path
         for placeholder, argument in ARGUMENTS.items():
             path = path.replace(placeholder, argument)
-        body = BODIES[operation.name]
-        return self.as_(
-            operation.method, path, None if body is None else json.dumps(body).replace("{token}", self.mine).encode()
-        )
+        body = json.dumps(BODIES[operation.name]).replace("{token}", self.mine).replace("{lockToken}", self.lock)
+        return self.as_(operation.method, path, None if body == "null" else body.encode())
 
     def everything(self) -> list[Any]:
         return [
-            self.api.ask("GET", path).json["values"] for path in ("/services", "/configuration", "/events", "/states")
+            self.api.ask("GET", path).json["values"]
+            for path in ("/services", "/configuration", "/locks", "/events", "/states")
         ]
 
 
@@ -103,7 +103,8 @@ class WalkTests(RolesCase):
                 faults = [reply] if reply.code >= 400 else []
                 codes = [fault.json["code"] for fault in faults]
                 if operation.name == "heartbeats":
-                    codes = [value["fault"]["code"] for value in reply.json["values"] if "fault" in value]
+                    # Its second entry is about a lock.
+                    codes = [value["fault"]["code"] for value in reply.json["values"][:1] if "fault" in value]
                 # A service that is there can't be created again.
                 expected = [400] if operation.name == "createService" else []
                 self.assertEqual(codes, expected if isAllowed else [403], (operation.name, role))
@@ -123,6 +124,9 @@ class OrderTests(RolesCase):
             ("PUT", "/services/web2", {"id": "other"}, {"id": "web2"}),
             ("POST", "/services/web2/heartbeat", {"token": "x"}, {"token": token}),
             ("POST", "/heartbeats", {"heartbeats": []}, None),
+            ("POST", "/locks", {"name": "/x"}, {"name": "/other/lock", "timeout": 15}),
+            ("POST", "/locks/heartbeat", {"name": "/other/lock"}, {"name": "/other/lock", "token": token}),
+            ("POST", "/locks/release", {"name": "/other/lock"}, {"name": "/other/lock", "force": True}),
             ("PUT", "/configuration/production/other", {}, {"value": "v"}),
             ("DELETE", "/configuration/x", None, None),
             ("DELETE", "/configuration/other", None, None),
