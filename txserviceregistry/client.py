@@ -24,6 +24,7 @@ from .api.authenticator import KeystoneAuthenticator, isAuthFault
 from .api.configuration import ConfigurationClient
 from .api.events import EventsClient
 from .api.listcache import ListCache
+from .api.locks import LocksClient
 from .api.session import Credentials, Session
 from .api.transport import Transport
 from .errors import APIError, ConnectionFailed, InvalidSettings
@@ -71,6 +72,7 @@ class Client:
 
     :ivar services: :class:`~txserviceregistry.heartbeats.services.ServicesClient`.
     :ivar configuration: :class:`~txserviceregistry.api.configuration.ConfigurationClient`.
+    :ivar locks: :class:`~txserviceregistry.api.locks.LocksClient`.
     :ivar events: :class:`~txserviceregistry.api.events.EventsClient`.
     :ivar account: :class:`~txserviceregistry.api.account.AccountClient`.
     :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections and with the same auth token on each
@@ -189,6 +191,7 @@ class Client:
             suspends=suspends,
         )
         self.configuration = ConfigurationClient(self._transport)
+        self.locks = LocksClient(self._transport)
         self.events = EventsClient(self._transport)
         self.account = AccountClient(self._transport)
         self.treq = HTTPClient(RetryingAuthAgent(ordinary, authenticator))

@@ -21,6 +21,7 @@ __all__ = [
     "ForeignResponse",
     "InvalidSettings",
     "LimitReached",
+    "LockHeld",
     "MalformedResponse",
     "NoServiceAvailable",
     "NotFound",
@@ -281,6 +282,21 @@ class NotFound(APIError):
     """There is no such object, or no such path (404)."""
 
 
+class LockHeld(APIError):
+    """
+    Another client holds the lock (409).
+
+    :ivar holder: who, as far as the holder has said.
+    :ivar fence: the fence of its acquisition.
+    :ivar secondsLeft: the time until the lock expires without further heartbeats; ``None`` if unknown.
+    """
+
+    holder: str = ""
+    fence: int | None = None
+    secondsLeft: float | None = None
+    advice = "Wait for it, or try again later"
+
+
 class PreconditionFailed(APIError):
     """
     A conditional write was refused: the value has another tag, or there is none (412).
@@ -308,6 +324,7 @@ _BY_STATUS: dict[int, type[APIError]] = {
     401: Unauthorized,
     403: Forbidden,
     404: NotFound,
+    409: LockHeld,
     412: PreconditionFailed,
     413: BadRequest,
 }

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from ..types import (
+    AcquiredLock,
     ConfigurationPage,
     ConfigurationValue,
     Event,
@@ -20,6 +21,8 @@ from ..types import (
     FaultBody,
     HeartbeatToken,
     Limits,
+    Lock,
+    LockPage,
     Service,
     ServicePage,
     ServiceState,
@@ -90,6 +93,33 @@ def readEvent(value: Any) -> Event:
     except ValueError as error:
         raise ValueError(f"payload: {error}")
     return cast(Event, event)
+
+
+def readLock(value: Any) -> Lock:
+    """A lock that is held."""
+    lock = _members(value, {"name": _text, "fence": _count})
+    _integer(lock, "timeout", _LONGEST_TIMEOUT, least=1)
+    _integer(lock, "acquired_at", _LAST_MILLISECOND)
+    if not isinstance(lock.get("holder"), str):
+        raise ValueError("holder is not a string")
+    _metadata(lock)
+    return cast(Lock, lock)
+
+
+def readAcquiredLock(value: Any) -> AcquiredLock:
+    """The response to an acquisition: token and fence."""
+    return cast(AcquiredLock, _members(value, {"token": _printable, "fence": _count}))
+
+
+def readHolder(value: Any) -> tuple[str, int | None, float | None]:
+    """Holder, fence and seconds left of a lock that another holds, as far as a fault has them."""
+    lock = value if isinstance(value, dict) else {}
+    holder, fence, left = lock.get("holder"), lock.get("fence"), lock.get("seconds_left")
+    return (
+        holder if isinstance(holder, str) else "",
+        fence if isinstance(fence, int) and not isinstance(fence, bool) else None,
+        float(left) if isinstance(left, (int, float)) and 0 <= left <= _LONGEST_TIMEOUT else None,
+    )
 
 
 def readToken(value: Any) -> HeartbeatToken:
@@ -171,12 +201,17 @@ def readEventPage(value: Any) -> EventPage:
     return cast(EventPage, _page(value, readEvent))
 
 
-def _page(value: Any, readOne: Callable[[Any], Any]) -> Any:
+def readLockPage(value: Any) -> LockPage:
+    """A page of locks."""
+    return cast(LockPage, _page(value, readLock, "name"))
+
+
+def _page(value: Any, readOne: Callable[[Any], Any], key: str = "id") -> Any:
     page = _object(value)
     values = _list(page, "values")
-    ids = {_each(readOne, number, each)["id"] for number, each in enumerate(values)}
+    ids = {_each(readOne, number, each)[key] for number, each in enumerate(values)}
     if len(ids) != len(values):
-        raise ValueError("values has the same id twice")
+        raise ValueError(f"values has the same {key} twice")
     metadata = _object(page.get("metadata"), "metadata")
     # A page without it would pass for the last one, and the objects on the next pages for removed ones.
     if "next_marker" not in metadata:
@@ -316,9 +351,13 @@ def _registration(value: Any) -> dict[str, Any]:
     _integer(service, "heartbeat_timeout", _LONGEST_TIMEOUT, least=1)
     if not all(isinstance(tag, str) for tag in _list(service, "tags")):
         raise ValueError("tags is not a list of strings")
-    if not all(isinstance(text, str) for text in _object(service.get("metadata"), "metadata").values()):
-        raise ValueError("metadata is not an object of strings")
+    _metadata(service)
     return service
+
+
+def _metadata(holder: dict[str, Any]) -> None:
+    if not all(isinstance(text, str) for text in _object(holder.get("metadata"), "metadata").values()):
+        raise ValueError("metadata is not an object of strings")
 
 
 _SERVICE_EVENTS = frozenset({"service.join", "service.update", "service.remove", "service.timeout"})

@@ -18,6 +18,7 @@ from ..errors import (
     ConnectionFailed,
     ForeignResponse,
     InvalidSettings,
+    LockHeld,
     MalformedResponse,
     NotSupported,
     OutcomeUnknown,
@@ -36,6 +37,7 @@ from ..util.redaction import redacted
 from ..util.tracing import validTraceparent
 from ..util.waiters import Waiters
 from .session import IAuthenticator, Session, refusesToken
+from .shapes import readHolder
 
 #: The extension with which a query of the event feed waits for a new event.
 EVENTS_WAIT = "events-wait"
@@ -43,6 +45,8 @@ EVENTS_WAIT = "events-wait"
 EVENT_TYPES = "event-types"
 #: The extension for conditional writes.
 ETAG = "etag"
+#: The extension for locks.
+LOCKS = "locks"
 #: The extension for heartbeat batching.
 HEARTBEATS = "heartbeats"
 # The registry's message for a path that it does not have.
@@ -287,6 +291,8 @@ def faultOf(response: Response, sent: object = None, path: str = "") -> Exceptio
     doubt = _doubt(response, path, type, message)
     kind = apiErrorFor(response.status, type)
     error = kind(response.status, type, message, details, txnId, method=response.method, url=response.url, doubt=doubt)
+    if isinstance(error, LockHeld):
+        error.holder, error.fence, error.secondsLeft = readHolder((fault or {}).get("lock"))
     if isinstance(error, RateLimited):
         error.retryAfter = parseRetryAfter(response.header("Retry-After"))
     if isinstance(error, PreconditionFailed):

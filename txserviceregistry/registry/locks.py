@@ -1,7 +1,7 @@
 """
 The rules of locks: who holds one, who waits for it, and when it is free again.
 
-To the engine a lock is a registration in the scope of its tenant's locks, and only somebody's while it is registered.
+To the engine a lock is a registration in the scope of its tenant's locks, which lasts as long as it is held.
 """
 
 from __future__ import annotations

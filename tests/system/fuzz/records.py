@@ -94,7 +94,7 @@ class Event:
 
         def learn(tag: Any) -> str | None:
             if not isinstance(tag, str) or not re.fullmatch('"[0-9]+"', tag):
-                return "is no tag"
+                return "is not a tag"
             if self.tag is None and (self.id is None or tag == f'"{positionOf(self.id)}"'):
                 self.tag = tag
             return None if tag == self.tag else f"is not {self.tag}"

@@ -174,7 +174,7 @@ class LostResponseTests(ConditionalCase):
         self.assertEqual(len(self.writes), before + 4)
 
     def test_anUnsentRepetitionLeavesTheOutcomeUnknown(self) -> None:
-        """Where the first try may have succeeded, a refused connection of the second is no proof of the contrary."""
+        """Where the first try may have succeeded, a refused connection of the second does not prove the contrary."""
         errors = iter([ResponseNeverReceived([]), *[ConnectionRefusedError()] * 2])
 
         def handler(sent: Any) -> Any:

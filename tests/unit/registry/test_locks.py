@@ -169,7 +169,7 @@ class AcquireTests(LocksCase):
         self.assertEqual(self.fault(again).type, "lockHeld")
 
     def test_lostResponses(self) -> None:
-        """What the store did without a response is found out: a lock that nobody knows of expires."""
+        """What the store did without a response is found out: a lock without a known holder expires."""
         self.locks.loseAnswer("acquire")
         self.assertUnavailable(self.asking())
         token, fence = self.acquire()
@@ -328,7 +328,7 @@ class WaitTests(LocksCase):
             token = acquired["token"]
             self.assertGreater(acquired["fence"], fence)
             fence = acquired["fence"]
-        # One that was refused for each that came while nobody waited, and one for each hand-over.
+        # The first request, the first one that had to wait, and one for each hand-over.
         self.assertEqual(self.locks.calls["acquire"], 102)
 
     def test_atExpiration(self) -> None:
@@ -356,7 +356,7 @@ class WaitTests(LocksCase):
         self.successResultOf(long)
 
     def test_gone(self) -> None:
-        """One that has gone is passed over, wherever it stands."""
+        """One that has gone is skipped, wherever it stands."""
         token, _ = self.acquire()
         waiting = [self.asking(number, wait=60) for number in range(2, 6)]
         for gone in (waiting[0], waiting[2]):
@@ -427,7 +427,7 @@ class WaitTests(LocksCase):
         self.assertEqual(self.successResultOf(lost), self.successResultOf(again))
 
     def test_otherNames(self) -> None:
-        """A release lets nobody try who waits for another lock."""
+        """A release lets no request try that waits for another lock."""
         token, _ = self.acquire()
         self.acquire(2, name="/billing/other")
         other = self.asking(3, wait=60, name="/billing/other")

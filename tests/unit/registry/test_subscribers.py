@@ -79,7 +79,7 @@ class WaitingTests(SynchronousTestCase):
 
     def test_typesOfEventsAreOptIn(self) -> None:
         """
-        An update is in the feed of those who ask for it and of nobody else, and wakes only those. Its id is a marker
+        An update is only in the feed of those who ask for it, and wakes only those. Its id is a marker
         for any request.
         """
         self.api.create("web1")

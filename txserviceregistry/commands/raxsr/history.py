@@ -115,7 +115,7 @@ class Rollback(RaxsrCommand):
         page = await client.events.list(parsed.to, 1)
         event = next((each for each in page["values"] if each["id"] == parsed.to.lower()), None)
         if event is None or event["type"] not in _TYPES or _change(event)[0] != key:
-            raise CommandFailed(f'"{parsed.to}" is no change of "{key}". See raxsr configuration history {key}')
+            raise CommandFailed(f'"{parsed.to}" is not a change of "{key}". See raxsr configuration history {key}')
         _, value = _change(event)
         try:
             now: Any = await values.getWithEtag(key)

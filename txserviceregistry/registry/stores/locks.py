@@ -1,7 +1,7 @@
 """
 The part of a store's interface that is about locks.
 
-Each lock is held by somebody: a name without a holder has no record. A lock's *incarnation* is the id of the event with
+Each lock is held: a name without a holder has no record. A lock's *incarnation* is the id of the event with
 which it was acquired, so that it is unique among all that belong to the tenant.
 """
 

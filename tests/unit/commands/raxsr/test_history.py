@@ -115,8 +115,8 @@ class HistoryTests(RaxsrTestCase):
             await self.good("configuration", "set", one, "1")
         event = (await self.good("configuration", "history", other, "-f", "json")).json[0]["id"]
         line = await self.refused("configuration", "rollback", key, "--to", event)
-        self.assertIn(f'"{event}" is no change of "{key}". See raxsr configuration history {key}', line)
+        self.assertIn(f'"{event}" is not a change of "{key}". See raxsr configuration history {key}', line)
         self.assertIn("Invalid UUID", await self.refused("configuration", "rollback", key, "--to", "x"))
         unknown = event[:-1] + ("0" if event[-1] != "0" else "1")
-        self.assertIn("is no change of", await self.refused("configuration", "rollback", key, "--to", unknown))
+        self.assertIn("is not a change of", await self.refused("configuration", "rollback", key, "--to", unknown))
         await self.refused("configuration", "rollback", key, code=2)

@@ -203,7 +203,7 @@ class LocksTests(LocksCase):
         self.assertNotIn(token, json.dumps(events))
 
     def test_noService(self) -> None:
-        """Locks are no services, and do not count as such."""
+        """Locks are not services, and do not count as such."""
         self.acquire("web1")
         self.assertEqual(self.ask("GET", "/services").json["values"], [])
         self.assertEqual(self.ask("GET", "/services/web1").code, 404)
@@ -249,7 +249,7 @@ class WaitTests(LocksCase):
         self.assertEqual((reply.code, reply.json["lock"]["seconds_left"]), (409, 10))
 
     def test_connectionClosed(self) -> None:
-        """A waiter whose connection is closed is passed over, and a holder's closed connection is no release."""
+        """A waiter whose connection is closed is skipped; a holder's closed connection does not release the lock."""
         token = self.acquire()["token"]
         first, second = self.waiting(holder="first"), self.waiting(holder="second")
         first.transport.loseConnection()

@@ -43,7 +43,7 @@ class EtcdEvents:
         events: list[EventRecord] = []
         while True:
             size = min(PAGE, count - len(events)) if isWhole else PAGE
-            # At one revision, so that no event is passed over.
+            # At one revision, so that no event is skipped.
             done = await self._etcd.txn(
                 (), [reading(f"{prefix}{position:016x}", endOf(prefix), size) for prefix in prefixes]
             )

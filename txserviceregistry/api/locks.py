@@ -1,0 +1,150 @@
+"""``client.locks``: the requests for locks. One method is one request."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Mapping
+
+from ..errors import NotFound
+from ..http.messages import Lane
+from ..types import AcquiredLock, HeartbeatToken, Lock, LockPage
+from ..util.deferred import returnsDeferred
+from .shapes import readAcquiredLock, readLockPage, readToken
+from .transport import LOCKS, Transport, pages
+
+
+class LocksClient:
+    """
+    The locks of the account, request by request: the registry's extension ``locks``.
+
+    A lock is held as long as its heartbeats come. Every method returns a Deferred, which fails with a
+    :class:`~txserviceregistry.errors.ServiceRegistryError`; with ``NotSupported`` if the registry has no locks.
+
+    :param transport: sends the requests.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    @returnsDeferred
+    async def acquire(
+        self,
+        name: str,
+        timeout: int = 15,
+        *,
+        holder: str = "",
+        nonce: str | None = None,
+        wait: int = 0,
+        metadata: Mapping[str, str] | None = None,
+    ) -> AcquiredLock:
+        """
+        Acquire a lock.
+
+        The lock expires *timeout* seconds after the registry has granted it. A holder must stop earlier: nine tenths of
+        *timeout* after it sent the last request that was answered. After a wait, only heartbeats count for that.
+
+        :param name: a configuration key.
+        :param timeout: the heartbeat timeout, 3 to 120 seconds.
+        :param holder: who acquires it, for people; up to 255 characters.
+        :param nonce: a UUID that names this acquisition, by default a new one. With the nonce of a lock that is held,
+            this is a heartbeat of it, and the result is that of the first request.
+        :param wait: seconds to wait while another holds it, up to 60.
+        :param metadata: up to 20 pairs, as a service has.
+        :return: fires with ``{"token": …, "fence": …}``. Fails with ``LockHeld`` if another holds the lock. If the
+            outcome is unknown, repeat the call with the same *nonce*.
+        """
+        await self._transport.require(LOCKS)
+        body = {"name": name, "timeout": timeout, "holder": holder, "nonce": nonce or str(uuid.uuid4())}
+        body |= {"metadata": dict(metadata or {}), "wait": wait}
+        lane = Lane.WAITING if wait else Lane.URGENT
+        response = await self._transport.request(
+            "POST", "/locks", body=body, repeatable=True, wait=wait or None, lane=lane
+        )
+        return response.read(readAcquiredLock)
+
+    @returnsDeferred
+    async def heartbeat(self, name: str, token: str, *, timeout: float | None = None) -> HeartbeatToken:
+        """
+        Send a heartbeat, so that the lock expires no earlier than its timeout from now.
+
+        :param name: the lock.
+        :param token: any token of this acquisition.
+        :param timeout: seconds that the request may take, if not the client's own.
+        :return: fires with ``{"token": …}``; fails with ``NotFound`` if the lock is not held, is held by another
+            acquisition, or is ended by force.
+        """
+        body = {"name": name, "token": token}
+        response = await self._transport.request(
+            "POST", "/locks/heartbeat", body=body, timeout=timeout, repeatable=True, lane=Lane.HEARTBEAT
+        )
+        return response.read(readToken)
+
+    @returnsDeferred
+    async def release(self, name: str, token: str, *, timeout: float | None = None) -> bool:
+        """
+        Release a lock, so that another can acquire it at once.
+
+        :param name: the lock.
+        :param token: any token of this acquisition.
+        :param timeout: seconds that the request may take, if not the client's own.
+        :return: fires with ``True``; fails with ``NotFound`` if this acquisition has ended already.
+        """
+        return await self._release({"name": name, "token": token}, timeout)
+
+    @returnsDeferred
+    async def forceRelease(self, name: str, *, now: bool = False) -> bool:
+        """
+        End another's lock. Its heartbeats are refused, and it is free once the timeout since the last one is over.
+
+        :param name: the lock.
+        :param now: free it at once. Its holder may still rely on it: use it only when you know that it does not.
+        :return: fires with ``True``; fails with ``NotFound`` if the lock is not held.
+        """
+        await self._transport.require(LOCKS)
+        return await self._release({"name": name, "force": True, "now": now}, None)
+
+    @returnsDeferred
+    async def list(self, marker: str | None = None, limit: int | None = None) -> LockPage:
+        """
+        One page of the locks that are held, sorted by name.
+
+        :param marker: the name to begin at; ``page["metadata"]["next_marker"]`` of the page before.
+        :param limit: the most locks, 1 to 1000; 100 by default.
+        :return: fires with ``{"values": [lock, …], "metadata": {…}}``.
+        """
+        await self._transport.require(LOCKS)
+        response = await self._transport.request("GET", "/locks", query={"marker": marker, "limit": limit})
+        return response.read(readLockPage)
+
+    async def iterate(self) -> AsyncIterator[Lock]:
+        """
+        All locks that are held, page by page as they are needed::
+
+            async for lock in client.locks.iterate():
+                print(lock["name"], lock["holder"])
+        """
+        await self._transport.require(LOCKS)
+        async for lock in pages(self._transport, "/locks", readLockPage):
+            yield lock
+
+    @returnsDeferred
+    async def get(self, name: str) -> Lock:
+        """
+        One lock.
+
+        :param name: the lock.
+        :return: fires with the lock; fails with ``NotFound`` if it is not held.
+        """
+        await self._transport.require(LOCKS)
+        response = await self._transport.request("GET", "/locks", query={"name": name})
+        locks = response.read(readLockPage)["values"]
+        if not locks:
+            message, details = "object does not exist", f'Object "Lock" with key "{name}" does not exist'
+            raise NotFound(404, "notFoundError", message, details, method="GET", url=response.url)
+        return locks[0]
+
+    async def _release(self, body: Mapping[str, object], timeout: float | None) -> bool:
+        await self._transport.request(
+            "POST", "/locks/release", body=body, timeout=timeout, repeatable=True, lane=Lane.URGENT
+        )
+        return True
