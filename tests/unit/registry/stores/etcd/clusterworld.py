@@ -11,20 +11,22 @@ registration, one expiration per registration, and every silent service expires 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
+from txserviceregistry.registry.cluster import ADMISSION
 from txserviceregistry.registry.expiry.deadlines import StallTolerantClock
 from txserviceregistry.registry.stores.etcd.node import Evidence, INodeKeys, Joined, Node
 from txserviceregistry.registry.stores.etcd.votes import Registration, Status
 from txserviceregistry.registry.stores.interfaces import IStoreListener, NoSuchObject, StoreUnavailable
+from txserviceregistry.util.deferred import waitFor
 
 __all__ = ["Application", "SimulatedNode", "Violation", "World"]
 
@@ -137,10 +139,10 @@ class World:
         self.lateness: list[float] = []
         self.violations: list[Violation] = []
         self.acknowledged = self.touches = self.refused = self.missing = 0
-        self.writes = 0
+        self.writes = self.updates = self.admitted = 0
         self._positions = count(1)
         self.commit({("joins", ""): None})
-        self.nodes = [SimulatedNode(self, name) for name in "abc"[:nodes]]
+        self.nodes = [SimulatedNode(self, name) for name in "abcd"[:nodes]]
         for node in self.nodes:
             node.start()
 
@@ -237,8 +239,18 @@ class World:
         truth.ended = self.now
         self.lateness.append(silence - truth.timeout)
 
+    def update(self, registration: Registration, timeout: float) -> bool:
+        """A service is given another timeout, which counts from now: its record and the time of a touch are written."""
+        truth = self.truths[registration]
+        if truth.ended is not None:
+            return False
+        truth.timeout, truth.acknowledged = timeout, self.now
+        self.commit({("services", registration): timeout, ("seen", registration): None})
+        self.updates += 1
+        return True
+
     def remove(self, registration: Registration) -> bool:
-        """A service deregisters, or changes its timeout to what it was: both are writes of its record."""
+        """A service deregisters."""
         truth = self.truths[registration]
         if truth.ended is not None:
             return False
@@ -450,7 +462,14 @@ class Process:
             world.commit({}, (("services", registration), ("seen", registration)))
             return True
 
-        return self.ask(apply)
+        def read(hasExpired: bool) -> Any:
+            return True if hasExpired else self.ask(lambda: world.revisionOf(("seen", registration))).addCallback(noted)
+
+        def noted(revision: int) -> bool:
+            self.seenRevisions[registration] = max(revision, self.seenRevisions.get(registration, 0))
+            return False
+
+        return self.ask(apply).addCallback(read)
 
     def seen(self, registration: Registration) -> int:
         """See :meth:`INodeKeys.seen`."""
@@ -487,8 +506,9 @@ class Process:
     # -- IStoreListener
 
     def meet(self, registration: Registration, entry: Entry) -> None:
-        """A service exists."""
-        if registration not in self.known:
+        """A service exists. It has a full timeout if it is new or its timeout is another."""
+        known = self.known.get(registration)
+        if known is None or known.timeout != entry.value:
             deadline = self.serviceClock.now() + entry.value
             self.known[registration] = Known(entry.value, deadline, entry.created)
 
@@ -556,8 +576,10 @@ class Process:
                 return 404
             self.meet(registration, entry)
         tenant, incarnation = registration
-        if incarnation in self.node.closed(tenant) and not await self.node.admit(registration):
-            return 404
+        if incarnation in self.node.closed(tenant):
+            self.world.admitted += 1
+            if not await self.node.admit(registration):
+                return 404
         if not self.node.isValid:
             return 503
         known = self.known.get(registration)
@@ -567,6 +589,19 @@ class Process:
         known.isQueued = True
         self.world.acknowledge(registration)
         return 200
+
+    def heartbeats(self, registrations: Sequence[Registration]) -> Deferred[list[int]]:
+        """
+        Heartbeats arrive in one request; those of closed services wait together. Returns the status of each, 503 for
+        those that are not decided within a second.
+        """
+        outcomes = []
+        for registration in registrations:
+            work = Deferred.fromCoroutine(self.heartbeat(registration))
+            work.addErrback(lambda failure: failure.trap(StoreUnavailable) and 503)
+            outcome = waitFor(work).addTimeout(ADMISSION, self.clock)
+            outcomes.append(outcome.addErrback(lambda failure: failure.trap(TimeoutError) and 503))
+        return gatherResults(outcomes)
 
 
 class SimulatedNode:
@@ -617,63 +652,63 @@ class SimulatedNode:
 
 class Application:
     """
-    A service that registers, sends heartbeats, is late with some of them, and falls silent in the end.
+    Services that register, send their heartbeats in one request, are late with some of them, and fall silent in the
+    end. Now and then one is removed and registers again, or is given another timeout.
 
-    :param isSticky: whether it stays with one node while that answers.
+    :param count: how many.
+    :param isSticky: whether they stay with one node while that answers.
     """
 
-    def __init__(self, world: World, tenant: str, timeout: float, isSticky: bool, ends: float) -> None:
+    def __init__(self, world: World, tenant: str, timeout: float, count: int, isSticky: bool, ends: float) -> None:
         self.world = world
         self.tenant = tenant
         self.timeout = timeout
         self.ends = ends
         self._isSticky = isSticky
         self._node = world.random.choice(world.nodes)
-        self.register()
-
-    def register(self) -> None:
-        """Register, under a new position."""
-        self.registration = self.world.register(self.tenant, self.timeout)
-        self.world.clock.callLater(0.6 * self.timeout, self._send)
+        self.registrations = [world.register(tenant, timeout) for _ in range(count)]
+        world.clock.callLater(0.6 * timeout, self._send)
 
     def _send(self) -> None:
         world, random = self.world, self.world.random
         if world.now > self.ends:
             return
-        if random.random() < 0.01 and world.remove(self.registration):
-            world.clock.callLater(0.2, self.register)
-            return
+        for place, registration in enumerate(self.registrations):
+            change = random.random()
+            if change < 0.01 and world.remove(registration):
+                self.registrations[place] = world.register(self.tenant, self.timeout)
+            elif change < 0.02:
+                world.update(registration, self.timeout * random.choice([1, 1, 2]))
         if not self._isSticky:
             self._node = random.choice(world.nodes)
-        registration = self.registration
-        answers: list[int] = []
+        sent = list(self.registrations)
+        answers: list[list[int]] = []
 
-        def answered(status: int) -> None:
-            if answers or registration != self.registration:
+        def answered(statuses: list[int]) -> None:
+            if answers:
                 return
-            answers.append(status)
-            if status == 200:
-                isLate = random.random() < 0.5
-                wait = random.uniform(0.9, 1.25) if isLate else 0.6 * random.uniform(0.9, 1)
-                world.clock.callLater(wait * self.timeout, self._send)
-            elif status == 404:
-                world.missing += 1
-                world.clock.callLater(0.2, self.register)
-            elif status == 503:
+            answers.append(statuses)
+            for place, status in enumerate(statuses):
+                if status == 404:
+                    world.missing += 1
+                    self.registrations[place] = world.register(self.tenant, self.timeout)
+            if 503 in statuses:
                 world.refused += 1
                 self._node = random.choice(world.nodes)
                 world.clock.callLater(random.uniform(0.05, 0.3), self._send)
+            else:
+                isLate = random.random() < 0.5
+                wait = random.uniform(0.9, 1.25) if isLate else 0.6 * random.uniform(0.9, 1)
+                world.clock.callLater(wait * self.timeout, self._send)
 
         def late() -> None:
-            if not answers:
-                answered(503)
+            answered([503] * len(sent))
 
         process = self._node.process
 
         def arrive() -> None:
-            result = Deferred.fromCoroutine(process.heartbeat(registration))
-            result.addErrback(lambda failure: failure.trap(StoreUnavailable) and 503)
-            result.addCallback(lambda status: world.clock.callLater(world.latency(), answered, status))
+            result = process.heartbeats(sent)
+            result.addCallback(lambda statuses: world.clock.callLater(world.latency(), answered, statuses))
 
         world.clock.callLater(world.latency(), process.clock.receive, arrive)
         world.clock.callLater(self.timeout / 4, late)
@@ -696,7 +731,7 @@ def faults(world: World, until: float) -> Iterator[None]:
         yield
 
 
-def run(seed: int, without: frozenset[str] = frozenset(), *, services: int = 24) -> World:
+def run(seed: int, without: frozenset[str] = frozenset(), *, services: int = 16) -> World:
     """
     One random run.
 
@@ -705,16 +740,15 @@ def run(seed: int, without: frozenset[str] = frozenset(), *, services: int = 24)
     world = World(seed, without)
     world.run(2)
     random = world.random
-    applications = [
+    for _ in range(services):
         Application(
             world,
             random.choice("xy"),
             random.choice([3, 3, 5, 30]),
+            random.choice([1, 1, 1, 1, 5]),
             random.random() < 0.5,
             random.uniform(20, 200),
         )
-        for _ in range(services)
-    ]
     troubles = faults(world, 220)
 
     def trouble() -> None:
@@ -725,11 +759,11 @@ def run(seed: int, without: frozenset[str] = frozenset(), *, services: int = 24)
     # A slow write of a status looks like a deaf watch, after which every service has a full timeout: some more of these
     # may follow each other.
     for end in (420, 520, 620, 720):
-        if any(world.truths[each.registration].ended is None for each in applications):
+        if any(truth.ended is None for truth in world.truths.values()):
             world.run(end)
     for violation in world.violations:
         raise violation
-    forgotten = [each.registration for each in applications if world.truths[each.registration].ended is None]
+    forgotten = [registration for registration, truth in world.truths.items() if truth.ended is None]
     if forgotten:
         raise Violation(f"never reported: {forgotten}")
     return world
