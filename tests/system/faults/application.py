@@ -35,7 +35,8 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
 from txserviceregistry import Client, HeartBeater, RegisteredService, useMonotonic
-from txserviceregistry.errors import APIError, ServerError, ServiceRegistryError
+from txserviceregistry.errors import APIError, NotFound, ServerError, ServiceRegistryError
+from txserviceregistry.util.deferred import returnsDeferred
 
 from .journal import Outcome, note
 
@@ -194,7 +195,7 @@ class Load:
 
 
 class _Writer:
-    """Sets and removes some configuration values."""
+    """Sets and removes some configuration values; half of the sets have the condition that nothing has changed."""
 
     def __init__(self, load: Load, name: str) -> None:
         self._load = load
@@ -205,9 +206,20 @@ class _Writer:
         configuration = self._load.client.configuration
         if self._load.random.random() < 0.8:
             value = str(self._load.nextNumber())
-            await self._load.do("set", key, lambda: configuration.set(key, value), value)
+            change = configuration.set if self._load.random.random() < 0.5 else self._setIf
+            await self._load.do("set", key, lambda: change(key, value), value)
         else:
             await self._load.do("unset", key, lambda: configuration.remove(key))
+
+    @returnsDeferred
+    async def _setIf(self, key: str, value: str) -> None:
+        configuration = self._load.client.configuration
+        try:
+            found = await configuration.getWithEtag(key)
+        except NotFound:
+            await configuration.set(key, value, ifNoneMatch="*")
+        else:
+            await configuration.set(key, value, ifMatch=found["etag"])
 
 
 class _Creator:
