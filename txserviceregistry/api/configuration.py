@@ -147,7 +147,8 @@ class ConfigurationClient:
         :param ifNoneMatch: ``"*"`` to set it only if there is no value.
         :return: fires with ``True``, or with the value's new tag if there is a condition. Then it fails with
             ``PreconditionFailed`` if the condition does not hold, with ``OutcomeUnknown`` if its own first try may be
-            the reason, and with ``NotSupported`` if the registry has no conditional writes.
+            the reason, and with ``NotSupported`` if the registry has no conditional writes. (If only some of its
+            servers have none, one of them may have written the value.)
         """
         path, body = _path(id), {"value": value}
         if ifMatch is None and ifNoneMatch is None:

@@ -8,12 +8,14 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from txserviceregistry.registry.eventids import position
+from txserviceregistry.registry.model import Precondition
 from txserviceregistry.registry.stores.etcd.gateway import put
 from txserviceregistry.registry.stores.interfaces import (
     NoSuchObject,
     StoreRefused,
     StoreUnavailable,
     TokenRecord,
+    ValueRecord,
 )
 
 
@@ -43,6 +45,19 @@ class HousekeepingTests(EtcdStoreCase):
         text = await self.refuses(Exception, self.asked.txn((), [{"request_range": history}]))
         self.assertIn("compacted", text)
         self.assertEqual((await store.getValue(T, "key2")).value, "y")
+
+    async def test_valuesFromBefore(self) -> None:
+        """A value of a release without tags has the position 0 until it is written; a condition may name it."""
+        store = await self.store()
+        await store.setValue(T, "key", "x", 10)
+        before = json.dumps({"v": 1, "value": "x"}).encode()
+        await self.asked.txn((), [put(f"{self.prefix}values/{T}/key", before)])
+        self.assertEqual(await store.getValue(T, "key"), ValueRecord("key", "x", 0))
+        first = Precondition(True, frozenset(["0"]))
+        self.assertEqual(await store.setValue(T, "key", "x", 10, first), 0)
+        changed = await store.setValue(T, "key", "y", 10, first)
+        self.assertEqual(await store.listValues(T, None, 9, None), [ValueRecord("key", "y", changed)])
+        self.assertGreater(changed, 0)
 
     async def test_manyOldEvents(self) -> None:
         """More than a page of them, while another node drops them too."""

@@ -62,7 +62,7 @@ async def firstMarker(client: Client, now: float) -> str | None:
 
 
 def _markerAt(moment: int) -> str:
-    # A microsecond later: what a float can't tell must not lie before the moment.
+    # A microsecond later, because a float rounds, and the registry refuses a marker from before the account.
     return markerAt(moment / 1000 + 1e-6)
 
 

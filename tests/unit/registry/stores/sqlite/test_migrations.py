@@ -18,7 +18,7 @@ from tests.unit.registry.stores.storesuite import countServices, countValues
 from tests.unit.registry.stores.test_stores import HandReactor
 from txserviceregistry.registry.eventids import position
 from txserviceregistry.registry.identity.apikeys import keyMatches
-from txserviceregistry.registry.model import NewService
+from txserviceregistry.registry.model import NewService, Precondition
 from txserviceregistry.registry.roles import WRITE
 from txserviceregistry.registry.stores.sqlite.file import MIGRATIONS, prepare
 from txserviceregistry.registry.stores.sqlite.store import SqliteStore
@@ -77,6 +77,24 @@ class MigrationTests(TestCase):
         newest = (await store.listEvents("1", 0, 99, None))[-1]
         self.assertGreater(position(newest.id), position(events[-1].id))
         self.assertEqual(self.ask(self.path, "PRAGMA user_version"), [(len(MIGRATIONS),)])
+
+    async def test_valuesFromBefore(self):
+        """Values of the first version have the position 0 until they are written; a condition may name it."""
+        store = await self.opened()
+        values = await store.listValues("1", None, 9, None)
+        self.assertEqual(
+            [(value.key, value.value, value.position) for value in values],
+            [
+                ("/production/www/title", "Größe €", 0),
+                ("/production/www/workers", "8", 0),
+                ("listen_ip", "127.0.0.1", 0),
+            ],
+        )
+        first = Precondition(True, frozenset(["0"]))
+        self.assertEqual(await store.setValue("1", "listen_ip", "127.0.0.1", 9, first), 0)
+        changed = await store.setValue("1", "listen_ip", "::1", 9, first)
+        newest = (await store.listEvents("1", 0, 99, None))[-1]
+        self.assertEqual(changed, position(newest.id))
 
     def test_isLikeANewFile(self):
         """A migrated file has the tables, columns and indices of a new one."""
