@@ -4,6 +4,7 @@ Run the benchmarks and write the table of docs/performance.rst: ``python -m benc
 They need the extra ``bench``. With names only these are run, and the figures of the others stay as they are, and
 so do those of one that fails.
 ``--quick`` runs them quickly and leaves the table alone; ``--table`` runs none and makes the table of the kept figures.
+``python -m benchmarks soak --minutes 60`` is not one of them: it prints what a registry takes after an hour of work.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from . import soak
 from .harness import Figure, amount
 
 _DOCS = Path(__file__).parents[1] / "docs"
@@ -50,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     :return: the exit code: 0 if all benchmarks ran, whatever their figures.
     """
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["soak"]:
+        return soak.main(words[1:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--quick", action="store_true", help="less of everything: rougher figures, and no table")
     parser.add_argument("--table", action="store_true", help="run nothing: only make the table of the kept figures")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     unknown = set(options.names) - set(_BENCHMARKS)
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")

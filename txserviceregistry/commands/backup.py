@@ -14,11 +14,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..registry.datadir import DataDirectory, DataDirectoryError
+from ..registry.datadir import HELD_BACK, DataDirectory, DataDirectoryError
 from ..registry.identity.apikeys import keyMatches
 from ..registry.stores.interfaces import StoreRefused
-from ..registry.stores.sqlite.backup import Contents, comparedTo, copyStore, replaceStore
+from ..registry.stores.sqlite.backup import Contents, comparedTo, copyStore, raiseFences, replaceStore
 from ..registry.stores.sqlite.claim import FileClaim
+from ..registry.stores.sqlite.file import prepare
 from ..util.escaping import escaped
 from .arguments import ArgumentParser, dataDirectory
 from .console import runConsole, tell
@@ -97,7 +98,12 @@ def _restore(directory: DataDirectory, file: str) -> None:
             # It may be another directory's registry that uses it.
             claim.take()
         contents = _copied(file, str(making), directory)
+        # As the next start does, but before the other store is gone.
+        prepare(str(making))
         lost = _lost(str(making), str(path)) if directory.hasStore() else None
+        fence = raiseFences(str(making), str(path))
+        if fence is not None:
+            directory.holdBack()
         replaced = replaceStore(path, making)
     except OSError as error:
         raise CommandFailed(f"can't replace {path}: {error.strerror}") from None
@@ -109,6 +115,8 @@ def _restore(directory: DataDirectory, file: str) -> None:
     print(escaped(f"Restored {path} from {file}{until}: {_listed(contents.counts)}."))
     if replaced is not None:
         print(escaped(f"Lost: {lost}. The replaced store is in {replaced}."))
+    if fence is not None:
+        print(f"Locks: fences go on above {fence}; none can be acquired for {HELD_BACK:.0f} s after the next start.")
     _checkCredentials(directory, contents)
 
 

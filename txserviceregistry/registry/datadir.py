@@ -17,6 +17,10 @@ from ..util.files import lockFile, replaceFile
 from ..util.ownership import UnsafePath, checkPath
 from .stores.sqlite import file as sqlitefile
 
+#: Seconds after the restore of a backup in which no lock can be acquired: the longest timeout of a lock, which a client
+#: may hold that the backup does not know.
+HELD_BACK = 120.0
+
 
 class DataDirectoryError(Exception):
     """The data directory can't be used; the text, one line, says why."""
@@ -44,6 +48,10 @@ class DataDirectory:
     def certificatePath(self) -> Path:
         """The registry's self-signed certificate, for the programs on this machine."""
         return self.path / "certificate.pem"
+
+    @property
+    def _restoredPath(self) -> Path:
+        return self.path / "registry.restored"
 
     @property
     def _lockPath(self) -> Path:
@@ -142,6 +150,29 @@ class DataDirectory:
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
+
+    def holdBack(self) -> None:
+        """Let no lock be acquired for :data:`HELD_BACK` seconds after the next start: the store has been restored."""
+        self._replace(self._restoredPath, "")
+
+    def heldBack(self, now: float) -> float:
+        """
+        Seconds for which no lock may be acquired after a start at *now* (seconds since the epoch). They are counted
+        from the first start after the restore.
+        """
+        try:
+            text = self._restoredPath.read_text("ascii")
+            if not text:
+                self._replace(self._restoredPath, f"{now}")
+            left = HELD_BACK - max(0.0, now - float(text or now))
+            if left > 0:
+                return left
+            self._restoredPath.unlink()
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise DataDirectoryError(f"can't read or remove {self._restoredPath}: {error}")
+        return 0.0
 
     def isTaken(self) -> bool:
         """Whether a registry, of whatever process, uses the directory now."""

@@ -40,6 +40,10 @@ class LockOptions:
     fenceFrom: int = 0
     heldBack: float = 0.0
 
+    def heldBackFor(self, seconds: float) -> LockOptions:
+        """The same, with at least so many seconds in which no lock can be acquired."""
+        return LockOptions(self.fenceFrom, max(self.heldBack, seconds))
+
 
 @attrs.define(eq=False)
 class _Waiter:

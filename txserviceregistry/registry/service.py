@@ -240,7 +240,7 @@ class RegistryService(Service):
             eventRetention=self._eventRetention,
             subscribers=Subscribers(self._reactor, followers),
             streams=Places(connectionLimits.streams, connectionLimits.streamsPerTenant, held),
-            locks=self._locks,
+            locks=self._locks.heldBackFor(self._directory.heldBack(self._wallClock())),
         )
         self._endings.append(("the rules", registry.stop))
         await registry.start()

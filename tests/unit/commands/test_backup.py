@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import sqlite3
+import time
 from pathlib import Path
+from typing import Any
 
 from tests.inprocess import Ended, runScript, withoutSettings
-from tests.unit.commands.test_users import UsersCase
+from tests.unit.commands.test_users import ANY_PORT, UsersCase, reactor
 from txserviceregistry.commands.backup import main
+from txserviceregistry.registry.service import RegistryService
 
 
 class BackupCase(UsersCase):
@@ -178,7 +183,9 @@ class RestoreTests(BackupCase):
         await self.stopped()
         await self.backup(str(self.file))
         shutil.rmtree(self.dataDir)
-        self.assertEqual(len((await self.restore()).out.splitlines()), 1)
+        # There may have been locks that the backup does not know.
+        restored, locks = (await self.restore()).out.splitlines()
+        self.assertTrue(restored.startswith("Restored") and locks.startswith("Locks:"), (restored, locks))
         self.assertEqual(self.store.stat().st_mode & 0o777, 0o600)
         await self.registry()
 
@@ -222,6 +229,45 @@ class RestoreTests(BackupCase):
                 self.file.write_bytes(content)
             self.assertIn(reason, (await self.restore(code=1)).err)
         self.assertEqual(self.files(), before)
+
+    async def locks(self, path: str, **body: object) -> tuple[int, dict[str, Any]]:
+        """A request about locks: the status and the response."""
+        client = self.client()
+        url = f"{client.settings.baseUrls[0]}/1/locks{path}"
+        response = await client.treq.post(url, json=body)
+        text = await response.text()
+        return response.code, json.loads(text) if text else {}
+
+    async def test_locks(self) -> None:
+        """
+        After a restore no lock can be acquired for two minutes from the first start on, and fences exceed all that
+        there were, also if the wall clock has been set back.
+        """
+        registry = await self.registry()
+        _, held = await self.locks("", name="/billing", timeout=30)
+        await self.backup(str(self.file))
+        await self.locks("/release", name="/billing", token=held["token"])
+        _, later = await self.locks("", name="/billing", timeout=30)
+        await registry.stopService()
+        ended = await self.restore()
+        self.assertIn("1 acquired lock", ended.out)
+        found = re.search(r"^Locks: fences go on above (\d+); none can be acquired for 120 s", ended.out, re.MULTILINE)
+        assert found is not None, ended.out
+        self.assertGreaterEqual(int(found[1]), later["fence"])
+        for seconds, expected in ((0, 503), (60, 503), (125, 201), (-1000, 201)):
+            now = time.time() + seconds
+            registry = RegistryService(
+                reactor, dataDir=self.dataDir, endpoints=[ANY_PORT], wallClock=lambda now=now: now
+            )
+            registry.startService()
+            await registry.whenListening()
+            try:
+                code, acquired = await self.locks("", name=f"/other{abs(seconds)}", timeout=3)
+            finally:
+                await registry.stopService()
+            self.assertEqual(code, expected, (seconds, acquired))
+            if code == 201:
+                self.assertGreater(acquired["fence"], int(found[1]))
 
     async def test_anotherKeyInTheRaxrc(self) -> None:
         """The key of this machine is checked against the backup: one that was rotated since is reported."""

@@ -16,7 +16,7 @@ import attrs
 
 from ... import eventids
 from ..interfaces import StoreRefused
-from .file import BUSY_SECONDS, checkFile, uri
+from .file import BUSY_SECONDS, checkFile, connect, uri
 
 # What the file and its companions are called.
 _ENDINGS = ("", "-wal", "-shm", "-journal")
@@ -56,7 +56,14 @@ _LOST = (
         "removal of a user",
         "SELECT count(*) FROM (SELECT name FROM other.users EXCEPT SELECT name FROM users)",
     ),
+    ("acquired lock", "SELECT count(*) FROM locks WHERE incarnation NOT IN (SELECT incarnation FROM other.locks)"),
+    (
+        "state of a service",
+        "SELECT count(*) FROM (SELECT tenant, id, state, reason FROM states"
+        " EXCEPT SELECT tenant, id, state, reason FROM other.states)",
+    ),
 )
+_LAST_FENCE = "SELECT coalesce(max(last_fence), 0) FROM tenants"
 
 
 @attrs.frozen
@@ -131,7 +138,8 @@ _USERS = "SELECT name, key_hash FROM users"
 
 def comparedTo(older: str, path: str) -> list[tuple[str, int]]:
     """
-    What a store has that an older one has not: how many of each, by their names in the singular.
+    What a store has that an older one has not: how many of each, by their names in the singular. Both must have the
+    newest schema.
 
     :raises sqlite3.Error: if that can't be found out.
     """
@@ -140,6 +148,34 @@ def comparedTo(older: str, path: str) -> list[tuple[str, int]]:
         connection.execute("ATTACH ? AS other", (uri(older, "mode=ro&immutable=1"),))
         found = [(name, int(connection.execute(query).fetchone()[0])) for name, query in _LOST]
         return [(name, count) for name, count in found if count]
+    finally:
+        connection.close()
+
+
+def raiseFences(copy: str, path: str) -> int | None:
+    """
+    Make the fences of all further locks in a copy greater than those of the store that it replaces, and than the wall
+    clock.
+
+    :return: the greatest fence so far, in milliseconds since 1970 or above; ``None`` if there has never been a lock.
+    """
+    try:
+        replaced = sqlite3.connect(uri(path, "mode=ro"), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+        try:
+            (before,) = replaced.execute(_LAST_FENCE).fetchone()
+        finally:
+            replaced.close()
+    except sqlite3.Error:
+        # It is not there, or damaged: there may have been locks.
+        before = 1
+    connection = connect(copy)
+    try:
+        fence = max(int(before), int(connection.execute(_LAST_FENCE).fetchone()[0]))
+        if not fence:
+            return None
+        fence = max(fence, int(time.time() * 1000))
+        connection.execute("UPDATE tenants SET last_fence = ?", (fence,))
+        return fence
     finally:
         connection.close()
 
