@@ -158,7 +158,7 @@ class NoServiceAvailable(ServiceRegistryError):
     :ivar tag: the tag.
     :ivar stale: the age of the list of services, in seconds; 0.0 if it is current, infinite if there is none.
     :ivar reasons: the error of each service that was tried, by its id and address.
-    :ivar unusable: how many services with the tag are disabled, or have no host and port.
+    :ivar unusable: how many services with the tag are drained or disabled, or have no host and port.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class NoServiceAvailable(ServiceRegistryError):
         if self.unusable:
             return (
                 f"No service with the tag {self.tag!r} can be used{age}: "
-                f"all {self.unusable} are disabled, or have no host and port in their metadata"
+                f"all {self.unusable} are drained or disabled, or have no host and port in their metadata"
             )
         return f"No service with the tag {self.tag!r} is registered{age}"
 

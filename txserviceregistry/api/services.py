@@ -13,12 +13,19 @@ from twisted.internet.interfaces import IReactorTime
 from ..errors import BadRequest, ConnectionFailed, MalformedResponse, RequestTimedOut, ServerError
 from ..http.jsontransport import ClientClosed
 from ..http.messages import Lane, Response, WhenLate, pathOf
-from ..types import FaultBody, HeartbeatToken, Service, ServicePage
+from ..types import FaultBody, HeartbeatToken, Service, ServicePage, ServiceState, ServiceStatePage
 from ..util.deferred import returnsDeferred
 from ..util.fields import ID_RULE, SERVICE_ID
 from .listcache import ListCache
-from .shapes import readHeartbeats, readService, readServicePage, readToken
-from .transport import Transport, pages
+from .shapes import (
+    readHeartbeats,
+    readService,
+    readServicePage,
+    readServiceState,
+    readServiceStatePage,
+    readToken,
+)
+from .transport import SERVICE_STATE, Transport, pages
 
 
 def _path(id: str) -> str:
@@ -81,7 +88,12 @@ class ServicesAPI:
 
         It does not use the cache: an iteration that the registry can't finish fails.
         """
-        return pages(self._transport, "/services", readServicePage, {"tag": tag})
+        return pages(self._transport, "/services", readServicePage, {"tag": tag, **self._withStates})
+
+    @property
+    def _withStates(self) -> dict[str, object]:
+        """The query for services with their states, where the registry is known to have them."""
+        return {"states": "true"} if SERVICE_STATE in self._transport.extensions else {}
 
     @property
     def servers(self) -> int:
@@ -102,7 +114,8 @@ class ServicesAPI:
         :param timeout: seconds that the request may take, if not the client's own.
         :return: fires with the service; fails with ``NotFound`` if there is none with this *id*.
         """
-        response = await self._transport.request("GET", _path(id), timeout=timeout, lane=Lane.URGENT)
+        path = pathOf(_path(id), self._withStates)
+        response = await self._transport.request("GET", path, timeout=timeout, lane=Lane.URGENT)
         return response.read(readService)
 
     @returnsDeferred
@@ -185,11 +198,56 @@ class ServicesAPI:
         await self._transport.request("DELETE", _path(id), timeout=timeout, lane=Lane.URGENT)
         return True
 
+    # -- states
+
+    @returnsDeferred
+    async def setState(self, id: str, state: str, reason: str = "", *, expiresIn: int | None = None) -> None:
+        """
+        Set the state of a service, registered or not: ``drain`` for no new work, ``out`` for no traffic at all, ``up``
+        for neither. This is the registry's extension ``service-state``.
+
+        :param id: the service.
+        :param state: ``up``, ``drain`` or ``out``.
+        :param reason: for operators, up to 255 characters.
+        :param expiresIn: seconds after which the service is up again, 1 to 2592000; it stays so if not given.
+        :return: fires with ``None``. Fails with ``BadRequest`` if a value is not valid, ``LimitReached`` if the account
+            has too many states, and ``NotFound`` if the registry does not have the extension.
+        """
+        body = {"state": state, "reason": reason, **({} if expiresIn is None else {"expires_in": expiresIn})}
+        await self._transport.request("PUT", f"{_path(id)}/state", body=body, lane=Lane.URGENT)
+
+    @returnsDeferred
+    async def clearState(self, id: str) -> None:
+        """Clear the state of a service: it is up. See :meth:`setState`."""
+        await self._transport.request("DELETE", f"{_path(id)}/state", lane=Lane.URGENT)
+
+    @returnsDeferred
+    async def getState(self, id: str) -> ServiceState:
+        """
+        The state of a service, registered or not. See :meth:`setState`.
+
+        :return: fires with ``{"id": …, "state": …, "reason": …, "expires_at": …}``.
+        """
+        response = await self._transport.request("GET", f"{_path(id)}/state", lane=Lane.URGENT)
+        return response.read(readServiceState)
+
+    @returnsDeferred
+    async def listStates(self, marker: str | None = None, limit: int | None = None) -> ServiceStatePage:
+        """
+        One page of the states that were set, sorted by id. See :meth:`setState`.
+
+        :param marker: the id to begin at.
+        :param limit: the most states, 1 to 1000; 100 by default.
+        :return: fires with ``{"values": [state, …], "metadata": {…}}``.
+        """
+        response = await self._transport.request("GET", "/states", query={"marker": marker, "limit": limit})
+        return response.read(readServiceStatePage)
+
     @returnsDeferred
     async def _list(self, query: dict[str, object]) -> ServicePage:
         key = pathOf("/services", query)
         try:
-            response = await self._transport.request("GET", "/services", query=query)
+            response = await self._transport.request("GET", "/services", query={**query, **self._withStates})
             page = response.read(readServicePage)
         except (ConnectionFailed, RequestTimedOut, ServerError, MalformedResponse) as error:
             stale = None if self._cache is None else self._cache.stale(key, self._clock)

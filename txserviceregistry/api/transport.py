@@ -47,6 +47,8 @@ EVENT_TYPES = "event-types"
 ETAG = "etag"
 #: The extension for locks.
 LOCKS = "locks"
+#: The extension with which services have states.
+SERVICE_STATE = "service-state"
 #: The extension for heartbeat batching.
 HEARTBEATS = "heartbeats"
 # The registry's message for a path that it does not have.

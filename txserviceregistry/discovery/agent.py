@@ -22,6 +22,7 @@ from .attempt import BalancedRequest, Connections
 from .balancing import Balancer
 from .directory import Directory
 from .endpoints import CONNECT_TIMEOUT, checkedConnectTimeout
+from .suspects import THRESHOLD, Suspects
 from .target import SCHEMES, Target
 
 # Idle connections to one instance that are kept, and for how many seconds: shorter than servers commonly do.
@@ -61,6 +62,7 @@ class RegistryAgent:
         timeout: float = CONNECT_TIMEOUT,
         near: Mapping[str, str] | None = None,
         policy: IPolicyForHTTPS | None = None,
+        panicThreshold: float = THRESHOLD,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
@@ -72,13 +74,17 @@ class RegistryAgent:
             the directory's first listing is waited for.
         :param near: our own ``region`` and ``zone``, to prefer what is near.
         :param policy: whose certificates are trusted; by default those that browsers trust.
+        :param panicThreshold: when a larger part of a tag's instances expires within one heartbeat timeout, three at
+            least, they stay in use, until enough of them are registered again; 0 to 1, 0 for never.
         :param random: gives numbers from 0 to 1 to the strategy.
-        :raises ValueError: if there is no such strategy, *near* has other keys, or *timeout* is not such a number.
+        :raises ValueError: if there is no such strategy, *near* has other keys, or *timeout* or *panicThreshold* is not
+            such a number.
         """
         timeout = checkedConnectTimeout(timeout)
         self._reactor = reactor
         self._directory = directory
-        self._options: dict[str, Any] = {"strategy": strategy, "near": near, "random": random}
+        suspects = Suspects(directory, reactor, panicThreshold)
+        self._options: dict[str, Any] = {"strategy": strategy, "near": near, "random": random, "suspects": suspects}
         _registerSchemes()
         policy = tlsPolicy() if policy is None else policy
         self._ownPool: HTTPConnectionPool | None = None

@@ -24,6 +24,7 @@ from .directory import Directory
 from .ejection import Ejections
 from .instances import Instance, Key, readInstance
 from .strategies import IStrategy, strategyNamed
+from .suspects import Suspects
 
 _T = TypeVar("_T")
 
@@ -35,7 +36,8 @@ class Balancer:
     """
     Picks among the services of one tag.
 
-    Services with ``status=disabled`` are never picked, and ejected ones only if there are no others. With *near*,
+    Services whose state is ``drain`` or ``out``, those with ``status=disabled`` or ``weight=0``, are never picked, and
+    ejected ones only if there are no others. Suspects are picked like other instances. With *near*,
     instances of the same ``region`` and ``zone`` are preferred, then those of the same region, then all others.
 
     :ivar strategy: is told when a use of an instance begins and ends.
@@ -54,9 +56,11 @@ class Balancer:
         strategy: str | IStrategy = "round-robin",
         near: Mapping[str, str] | None = None,
         random: Callable[[], float] = randomModule.random,
+        suspects: Suspects | None = None,
     ) -> None:
         """
         :param strategy: a strategy's name, or a strategy that only this balancer uses.
+        :param suspects: the services of the directory with suspects among them; without it there are no suspects.
         :raises ValueError: if there is no such strategy, or *near* has keys other than ``region`` and ``zone``.
         """
         self.tag = tag
@@ -67,8 +71,9 @@ class Balancer:
         if len(self._near) != len(near or ()):
             raise ValueError(f"near takes {' and '.join(_AREAS)} only, not {', '.join(near or ())}")
         self.ejections = Ejections(clock)
-        # The directory's version and the ejections' epoch of the last refresh.
-        self._state = (-1, -1)
+        self._suspects = suspects
+        # The versions of the services and the ejections' epoch of the last refresh.
+        self._state = (-1, -1, -1)
         self._services: Sequence[Service] | None = None
         self._read: dict[str, tuple[Service, Instance | None]] = {}
         self._tiers: list[list[Instance]] = []
@@ -103,10 +108,12 @@ class Balancer:
         return NoServiceAvailable(self.tag, self.directory.stale, reasons, self.unusable)
 
     def _refresh(self) -> None:
-        state = (self.directory.version, self.ejections.currentEpoch())
+        suspects = self._suspects
+        version = 0 if suspects is None else suspects.version
+        state = (self.directory.version, version, self.ejections.currentEpoch())
         if state == self._state:
             return
-        services = self.directory.forTag(self.tag)
+        services = (suspects or self.directory).forTag(self.tag)
         # The same tuple means the same services: the change was one of another tag.
         if services is not self._services or not isinstance(services, tuple):
             self._services = services

@@ -25,7 +25,13 @@ Change = Literal["join", "update", "remove", "timeout"]
 #: Seconds after which all services are listed again, because an update of a service has no event.
 REFRESH = 60.0
 
-_KINDS: dict[str, Change] = {"service.join": "join", "service.remove": "remove", "service.timeout": "timeout"}
+_KINDS: dict[str, Change] = {
+    "service.join": "join",
+    "service.update": "update",
+    "service.state": "update",
+    "service.remove": "remove",
+    "service.timeout": "timeout",
+}
 
 
 class Directory(Mirror[Service]):
@@ -133,26 +139,36 @@ class Directory(Mirror[Service]):
         return _service(item, item["last_seen"])
 
     def _read(self, event: Event) -> tuple[str, Service | None] | None:
-        kind = _KINDS.get(event["type"])
-        if kind is None:
+        if event["type"] not in _KINDS:
             return None
+        id = event["payload"]["id"]
+        return id, self._after(event, self._items.get(id))
+
+    def _after(self, event: Event, service: Service | None) -> Service | None:
+        """What becomes of a service, or of none, by an event."""
         payload = event["payload"]
-        if kind != "join" or (self.tag is not None and self.tag not in payload["tags"]):
-            return payload["id"], None
-        return payload["id"], _service(payload, None)
+        if event["type"] == "service.state":
+            return None if service is None else _withState(service, payload["state"], payload["reason"])
+        if event["type"] not in ("service.join", "service.update"):
+            return None
+        if self.tag is not None and self.tag not in payload["tags"]:
+            return None
+        isUpdate = service is not None and event["type"] == "service.update"
+        before: Any = service if isUpdate else {"last_seen": None}
+        state = payload.get("state", "up")
+        reason = before["state_reason"] if before.get("state") == state else ""
+        return _withState(_service(payload, before["last_seen"]), state, reason)
 
     def _merge(self, listed: Service | None, events: Sequence[Event]) -> Service | None:
         if listed is not None and len(events) == 1 and events[0]["type"] == "service.join":
             # It was listed after it had joined, and may have been updated already.
             return listed
-        return super()._merge(listed, events)
+        for event in events:
+            listed = self._after(event, listed)
+        return listed
 
     def _differ(self, old: Service, new: Service) -> bool:
-        return (old["heartbeat_timeout"], old["tags"], old["metadata"]) != (
-            new["heartbeat_timeout"],
-            new["tags"],
-            new["metadata"],
-        )
+        return {**old, "last_seen": None} != {**new, "last_seen": None}
 
     def _checked(self, key: str, value: Any) -> Service:
         return self._valueOf(readService(value))
@@ -169,7 +185,7 @@ class Directory(Mirror[Service]):
             self._ofTag.setdefault(tag, {})[key] = cast(Service, new)
         if new is None:
             kind = _KINDS.get(event["type"], "remove") if event is not None else "remove"
-            self._listeners.call("remove" if kind == "join" else kind, cast(Service, old))
+            self._listeners.call("timeout" if kind == "timeout" else "remove", cast(Service, old))
         elif old is None:
             self._listeners.call("join", new)
         elif event is not None and event["type"] == "service.join":
@@ -182,10 +198,19 @@ class Directory(Mirror[Service]):
 
 def _service(item: Any, lastSeen: int | None) -> Service:
     """A service out of a listing or an event."""
-    return {
+    service: Service = {
         "id": item["id"],
         "heartbeat_timeout": item["heartbeat_timeout"],
         "tags": list(item["tags"]),
         "metadata": dict(item["metadata"]),
         "last_seen": lastSeen,
     }
+    return _withState(service, item.get("state", "up"), item.get("state_reason", ""))
+
+
+def _withState(service: Service, state: str, reason: str) -> Service:
+    """A service with another state."""
+    changed: Any = {name: value for name, value in service.items() if name not in ("state", "state_reason")}
+    if state != "up":
+        changed |= {"state": state, "state_reason": reason}
+    return cast(Service, changed)

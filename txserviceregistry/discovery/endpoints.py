@@ -45,6 +45,7 @@ from .directory import Directory
 from .instances import Instance
 from .shared import Reference
 from .strategies import IStrategy
+from .suspects import THRESHOLD, Suspects
 
 #: Seconds that each instance is given to accept a connection, by default.
 CONNECT_TIMEOUT = 5.0
@@ -118,6 +119,7 @@ class RegistryEndpoint:
         strategy: str | IStrategy = "round-robin",
         timeout: float = CONNECT_TIMEOUT,
         near: Mapping[str, str] | None = None,
+        panicThreshold: float = THRESHOLD,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
@@ -128,12 +130,18 @@ class RegistryEndpoint:
         :param timeout: seconds that each instance is given, 0.001 at least; also for how long the directory's first
             listing is waited for.
         :param near: our own ``region`` and ``zone``, to prefer what is near.
+        :param panicThreshold: when a larger part of the instances expires within one heartbeat timeout, three at least,
+            they stay in use, until enough of them are registered again; 0 to 1, 0 for never.
         :param random: gives numbers from 0 to 1 to a strategy that is given by name.
-        :raises ValueError: if there is no such strategy, *near* has other keys, or *timeout* is not such a number.
+        :raises ValueError: if there is no such strategy, *near* has other keys, or *timeout* or *panicThreshold* is not
+            such a number.
         """
         self._reactor = reactor
         self._timeout = checkedConnectTimeout(timeout)
-        self._balancer = Balancer(directory, tag, clock=reactor, strategy=strategy, near=near, random=random)
+        suspects = Suspects(directory, reactor, panicThreshold)
+        self._balancer = Balancer(
+            directory, tag, clock=reactor, strategy=strategy, near=near, random=random, suspects=suspects
+        )
 
     def __repr__(self) -> str:
         return f"<RegistryEndpoint {self._balancer.tag!r}>"

@@ -27,8 +27,9 @@ from ..util.parsing import parseMetadata, parseTags
 from .endpoints import CONNECT_TIMEOUT, RegisteredEndpoint, RegistryEndpoint, checkedConnectTimeout
 from .shared import Reference, acquire
 from .strategies import strategyNamed
+from .suspects import THRESHOLD, checkedThreshold
 
-_CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone")
+_CLIENT_KEYS = ("tag", "strategy", "timeout", "region", "zone", "panicThreshold")
 # How the description of an endpoint begins: with the name of its type.
 _ENDPOINT_START = re.compile("[a-z][a-z0-9]*:")
 _SERVER_KEYS = ("id", "tags", "metadata", "heartbeatTimeout", "endpoint")
@@ -106,7 +107,7 @@ def _exits(parse: Callable[..., _T]) -> Callable[..., _T]:
 def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndpoint:
     """
     ``registry:TAG``, with ``strategy=``, ``timeout=`` (seconds that each instance is given), ``region=`` and ``zone=``
-    (our own, to prefer near instances).
+    (our own, to prefer near instances), and ``panicThreshold=`` (0 to 1, 0.5 by default).
 
     :param reactor: connects.
     :raises ValueError: if a parameter is not valid.
@@ -126,6 +127,7 @@ def parseRegistry(reactor: Any, *args: str, **kwargs: str) -> SharedRegistryEndp
     try:
         strategyNamed(given.get("strategy", "round-robin"))
         options["timeout"] = checkedConnectTimeout(given.get("timeout", CONNECT_TIMEOUT))
+        options["panicThreshold"] = checkedThreshold(given.get("panicThreshold", THRESHOLD))
     except ValueError as error:
         raise ValueError(f"registry: {error}") from None
     options["near"] = {area: given[area] for area in ("region", "zone") if area in given}

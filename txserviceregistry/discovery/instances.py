@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import attrs
 
 from ..types import Service
-from ..util.addresses import HOST, Unusable, isEnabled, netloc, readAddress
+from ..util.addresses import HOST, Unusable, netloc, readAddress, takesWork, weightOf
 
 #: The metadata key with the name that the TLS certificate is for, if that is not the host.
 TLS_NAME_KEY = "tls.name"
@@ -28,6 +28,9 @@ class Instance:
     :ivar port: the port's number.
     :ivar metadata: the service's metadata.
     :ivar tags: the service's tags.
+    :ivar isEnabled: whether it may be picked. The state ``drain`` or ``out`` prevents that, as do ``status=disabled``
+        and ``weight=0`` in its metadata.
+    :ivar weight: its share of new work compared with others, 0 to 1000: ``weight`` in its metadata, 100 by default.
     :ivar key: the id and the address.
     """
 
@@ -36,16 +39,17 @@ class Instance:
     port: int
     metadata: Mapping[str, str] = attrs.field(factory=dict, eq=False)
     tags: tuple[str, ...] = attrs.field(default=(), eq=False)
+    isEnabled: bool = attrs.field(default=True, eq=False, repr=False)
     key: Key = attrs.field(init=False, eq=False, repr=False)
+    weight: int = attrs.field(init=False, eq=False, repr=False)
 
     @key.default
     def _makeKey(self) -> Key:
         return (self.id, self.host, self.port)
 
-    @property
-    def isEnabled(self) -> bool:
-        """Whether it may be picked: ``status=disabled`` in its metadata prevents that while it keeps running."""
-        return isEnabled(self.metadata)
+    @weight.default
+    def _readWeight(self) -> int:
+        return weightOf(self.metadata)
 
     @property
     def tlsName(self) -> str:
@@ -69,7 +73,7 @@ def readInstance(service: Service) -> Instance:
     :raises Unusable: if it has no valid address.
     """
     host, port = readAddress(service["metadata"])
-    return Instance(service["id"], host, port, service["metadata"], tuple(service["tags"]))
+    return Instance(service["id"], host, port, service["metadata"], tuple(service["tags"]), takesWork(service))
 
 
 def instanceOf(service: Service) -> Instance | None:

@@ -17,7 +17,7 @@ from dns.rdataclass import IN
 from dns.rdatatype import AAAA, ANY, AXFR, CNAME, IXFR, SOA, SRV, A
 
 from ..types import Service
-from ..util.addresses import Unusable, isEnabled, readAddress
+from ..util.addresses import Unusable, readAddress, takesWork, weightOf
 from .answers import Answer
 from .messages import HEADER, Query, pointer, record
 from .names import encodeLabel, wireName
@@ -37,7 +37,6 @@ _REFUSED_TYPES = frozenset({ANY, AXFR, IXFR})
 _KEPT = frozenset({A, AAAA, SRV})
 # More SRV records than fit into any message leave no room for addresses.
 _MOST_WITH_ADDRESSES = 4000
-_DEFAULT_WEIGHT, _HIGHEST_WEIGHT = 100, 1000
 # Names of the zone are compressed: what follows them is the domain in the question.
 _OWNER = pointer(HEADER.size)
 _NOTHING: Given = {}
@@ -105,7 +104,7 @@ class Zone:
         for _, target in srv.values():
             if target is not None:
                 yield target[0], target[0], address
-        isOffered = isEnabled(service["metadata"]) and weightOf(service["metadata"]) > 0
+        isOffered = takesWork(service)
         addresses = address if isOffered and CNAME not in address else _NOTHING
         for tag in dict.fromkeys(service["tags"]):
             lower = tag.lower()
@@ -203,10 +202,3 @@ class Zone:
         if relative in self._given:
             return [*self._given[relative].values()]
         return [given for name in self._alike.get(relative, ()) for given in self._given[name].values()]
-
-
-def weightOf(metadata: Mapping[str, str]) -> int:
-    """The weight of a service, from 0 to 1000: 100 unless its metadata have a valid one."""
-    text = metadata.get("weight", "")
-    isNumber = text.isascii() and text.isdigit() and len(text) <= 4 and int(text) <= _HIGHEST_WEIGHT
-    return int(text) if isNumber else _DEFAULT_WEIGHT

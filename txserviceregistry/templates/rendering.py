@@ -18,17 +18,13 @@ from ..discovery.directory import Directory
 from ..discovery.instances import instanceOf
 from ..discovery.watcher import ConfigurationWatcher
 from ..types import Service
+from ..util.addresses import weightOf
 from ..util.waiters import Waiters
 
 if TYPE_CHECKING:
     from ..client import Client
 
 _View = TypeVar("_View", Directory, ConfigurationWatcher)
-
-#: The weight of a service without a valid one in its metadata.
-DEFAULT_WEIGHT = 100
-_WEIGHT = re.compile(r"[0-9]{1,4}", re.ASCII)
-_HIGHEST_WEIGHT = 1000
 
 # What has no meaning in the syntax of any configuration file: names, addresses, numbers and URLs.
 _WORD = re.compile(r"[A-Za-z0-9._:/@%+\-\[\]]+")
@@ -74,7 +70,7 @@ class TemplateService:
 
 def _forTemplates(service: Service) -> TemplateService:
     metadata = service["metadata"]
-    id, tags, weight = service["id"], tuple(service["tags"]), _weight(metadata.get("weight", ""))
+    id, tags, weight = service["id"], tuple(service["tags"]), weightOf(metadata)
     state = "out" if metadata.get("status") == "disabled" else str(service.get("state", "up"))
     instance = instanceOf(service)
     # Any client that can write chooses the host, and templates put it into configuration files.
@@ -82,11 +78,6 @@ def _forTemplates(service: Service) -> TemplateService:
         missing = StrictUndefined(f"the metadata of service {id!r} have no valid host and port")
         return TemplateService(id, tags, metadata, weight, state, missing, missing, missing)
     return TemplateService(id, tags, metadata, weight, state, instance.host, instance.port, instance.netloc)
-
-
-def _weight(text: str) -> int:
-    valid = _WEIGHT.fullmatch(text) and int(text) <= _HIGHEST_WEIGHT
-    return int(text) if valid else DEFAULT_WEIGHT
 
 
 class Views:

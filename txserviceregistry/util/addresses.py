@@ -1,7 +1,7 @@
 """
-The address in a service's metadata.
+What is in a service's metadata for load balancers: its address, and whether and how much it is used.
 
-The protocol does not define addresses. The metadata keys are those that its clients have always used.
+The protocol does not define any of it. The metadata keys are those that its clients have always used.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ..types import Service
 from .fields import HOST_KEYS, PORT_KEYS
 
 #: A host name in ASCII, or an IP address; not a URL, and no blanks.
 HOST = re.compile(r"(?:(?![/?#@\[\]\\])[!-~])+")
 _PORT = re.compile(r"[0-9]{1,5}")
 _HIGHEST_PORT = 65535
+
+HIGHEST_WEIGHT = 1000
+DEFAULT_WEIGHT = 100
+_WEIGHT = re.compile(r"[0-9]{1,4}", re.ASCII)
 
 
 class Unusable(ValueError):
@@ -44,8 +49,24 @@ def netloc(host: str, port: int) -> str:
 
 
 def isEnabled(metadata: Mapping[str, str]) -> bool:
-    """Whether new work may go to a service: ``status=disabled`` in its metadata prevents that while it runs."""
+    """Whether ``status=disabled`` in a service's metadata does not prevent that it is used."""
     return metadata.get("status") != "disabled"
+
+
+def weightOf(metadata: Mapping[str, str]) -> int:
+    """The weight of a service, from 0 to 1000: 100 unless its metadata have a valid one."""
+    text = metadata.get("weight", "")
+    isValid = _WEIGHT.fullmatch(text) and int(text) <= HIGHEST_WEIGHT
+    return int(text) if isValid else DEFAULT_WEIGHT
+
+
+def takesWork(service: Service) -> bool:
+    """
+    Whether new work may go to a service: not while its state is ``drain`` or ``out``, its weight is 0, or its metadata
+    have ``status=disabled``.
+    """
+    metadata = service["metadata"]
+    return service.get("state", "up") == "up" and isEnabled(metadata) and weightOf(metadata) > 0
 
 
 def _first(metadata: Mapping[str, str], keys: tuple[str, ...]) -> str:

@@ -11,8 +11,11 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 
 from txserviceregistry import Client
+from txserviceregistry.discovery.directory import Change
 from txserviceregistry.discovery.instances import Instance, readInstance
 from txserviceregistry.types import Service
+from txserviceregistry.util.listeners import Listeners
+from txserviceregistry.util.logs import Logger
 
 
 def service(id: str, port: int = 80, *, host: str = "h", tags: tuple[str, ...] = ("web",), **metadata: str) -> Service:
@@ -39,17 +42,39 @@ class FakeDirectory:
         self.stale = 0.0 if ready else math.inf
         self.content = {one["id"]: one for one in services}
         self._waiting: list[Deferred[None]] = []
+        self._listeners: Listeners[[Change, Service]] = Listeners(Logger(), "changes")
+        self.onChange = self._listeners.add
 
     def put(self, *services: Service) -> None:
         """Add or change services."""
-        self.content.update((one["id"], one) for one in services)
-        self.version += 1
+        for one in services:
+            kind: Change = "update" if one["id"] in self.content else "join"
+            self.content[one["id"]] = one
+            self.version += 1
+            self._listeners.call(kind, one)
 
     def remove(self, *ids: str) -> None:
         """Remove services."""
+        self._end("remove", ids)
+
+    def expire(self, *ids: str) -> None:
+        """Let services expire."""
+        self._end("timeout", ids)
+
+    def _end(self, kind: Change, ids: tuple[str, ...]) -> None:
         for id in ids:
-            del self.content[id]
-        self.version += 1
+            one = self.content.pop(id)
+            self.version += 1
+            self._listeners.call(kind, one)
+
+    @property
+    def listeners(self) -> int:
+        """How many listen to changes."""
+        return len(self._listeners)
+
+    def services(self) -> list[Service]:
+        """See Directory."""
+        return [one for _, one in sorted(self.content.items())]
 
     def becomeReady(self) -> None:
         """Have the first listing."""

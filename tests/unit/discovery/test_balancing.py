@@ -64,6 +64,15 @@ class PickTests(BalancingTestCase):
         self.assertEqual(self.picks(balancer, 1), ["-"])
         self.assertTrue(balancer.isEmpty)
 
+    def test_drainedOnesAreNotPicked(self) -> None:
+        """The state ``drain`` or ``out`` takes an instance out until it is up; so does a weight of 0."""
+        balancer = self.balancer(service("aaa"), service("bbb"), service("ccc", weight="0"))
+        for state in ("drain", "out"):
+            self.directory.put({**service("aaa"), "state": state, "state_reason": ""})  # type: ignore[typeddict-item]
+            self.assertEqual(self.picks(balancer, 2), ["bbb", "bbb"])
+        self.directory.put(service("aaa"))
+        self.assertEqual(set(self.picks(balancer, 4)), {"aaa", "bbb"})
+
     def test_disabledOnesAreNotPicked(self) -> None:
         """``status=disabled`` takes an instance out until it says otherwise."""
         balancer = self.balancer(service("aaa", status="disabled"), service("bbb"))
@@ -75,7 +84,7 @@ class PickTests(BalancingTestCase):
         """If all are disabled none is picked, and the error says so."""
         balancer = self.balancer(service("aaa", status="disabled"), service("bbb", host=" "))
         self.assertEqual(self.picks(balancer, 1), ["-"])
-        self.assertIn("all 2 are disabled", str(balancer.unavailable()))
+        self.assertIn("all 2 are drained or disabled", str(balancer.unavailable()))
 
     def test_aServiceWithoutAnAddressIsLoggedOnce(self) -> None:
         """A service without a valid address has one line in the log, however often the directory changes."""

@@ -76,6 +76,32 @@ class DirectoryTests(DirectoryTestCase):
         self.fake.advance(50)
         self.assertIs(directory.forTag("any"), given)
 
+    def test_states(self) -> None:
+        """A service has its state while it is not up, whether that was set before or after the directory's start."""
+        self.create("web1", metadata={"port": "80"})
+        self.create("web2")
+        self.successResultOf(self.other.services.setState("web1", "drain", "rack move"))
+        directory = self.directory(refresh=60)
+        self.assertEqual([service.get("state") for service in directory.services()], ["drain", None])
+        found = directory.get("web1")
+        assert found is not None
+        self.assertEqual((found["state_reason"], found["metadata"]), ("rack move", {"port": "80"}))
+        self.successResultOf(self.other.services.setState("web2", "out"))
+        self.successResultOf(self.other.services.clearState("web1"))
+        self.fake.advance(61)
+        self.assertEqual([service.get("state") for service in directory.services()], [None, "out"])
+        self.assertEqual(self.changes[2:], [("update", "web1"), ("update", "web2")])
+
+    def test_statesInAFile(self) -> None:
+        """A state is kept in the file, for a start while the registry is unreachable."""
+        self.create("web1")
+        self.successResultOf(self.other.services.setState("web1", "drain"))
+        path = self.mktemp()
+        self.end(self.directory(path=path))
+        self.fake.stop()
+        directory = self.directory(path=path)
+        self.assertEqual([service.get("state") for service in directory.services()], ["drain"])
+
     def test_updatesAreSeenAmongEvents(self) -> None:
         """An update is seen in time also while many other things happen."""
         self.create("web1", metadata={"status": "enabled"})

@@ -80,3 +80,24 @@ class InstanceTests(SynchronousTestCase):
         for name, expected in (("web.example", "web.example"), ("", "a"), ("not a name", "a")):
             self.assertEqual(readInstance(withMetadata(host="a", port="1", tls_name=name)).tlsName, expected)
         self.assertEqual(readInstance(withMetadata(host="a", port="1")).tlsName, "a")
+
+    def test_takesWork(self) -> None:
+        """The state, the weight and ``status=disabled`` decide whether an instance may be picked."""
+
+        def isEnabled(state: str = "up", **metadata: str) -> bool:
+            service = withMetadata(host="a", port="1", **metadata)
+            if state != "up":
+                service["state"] = state
+            return readInstance(service).isEnabled
+
+        self.assertTrue(isEnabled())
+        self.assertTrue(isEnabled(weight="1", status="enabled"))
+        self.assertEqual([isEnabled(state) for state in ("drain", "out", "something-else")], [False] * 3)
+        self.assertFalse(isEnabled(status="disabled"))
+        self.assertFalse(isEnabled(weight="0"))
+
+    def test_weight(self) -> None:
+        """The weight is a number from 0 to 1000; what is not counts as 100."""
+        for text, weight in (("0", 0), ("7", 7), ("1000", 1000), ("1001", 100), ("-1", 100), ("x", 100), ("1.5", 100)):
+            self.assertEqual(readInstance(withMetadata(host="a", port="1", weight=text)).weight, weight)
+        self.assertEqual(readInstance(withMetadata(host="a", port="1")).weight, 100)

@@ -133,3 +133,40 @@ class NamesTests(SynchronousTestCase):
         """An unknown name is a ValueError that lists the known ones."""
         text = str(self.assertRaises(ValueError, strategyNamed, "best"))
         self.assertEqual(text, "unknown strategy 'best' (known: round-robin, random, least-connections)")
+
+
+class WeightTests(SynchronousTestCase):
+    """Instances with different weights."""
+
+    def picked(self, strategy: IStrategy, count: int, *weights: int) -> list[str]:
+        candidates = [instance(f"a{number}", weight=str(weight)) for number, weight in enumerate(weights)]
+        picks = []
+        for _ in range(count):
+            one = strategy.pick(candidates)
+            strategy.began(one)
+            picks.append(one.id)
+        return picks
+
+    def test_roundRobin(self) -> None:
+        """Each is picked as often as its weight says, evenly distributed."""
+        picks = self.picked(RoundRobin(lambda: 0.0), 7, 500, 100, 100)
+        self.assertEqual(picks, ["a0", "a0", "a1", "a0", "a2", "a0", "a0"])
+        picks = self.picked(RoundRobin(lambda: 0.7), 700, 500, 100, 100)
+        self.assertEqual([picks.count(f"a{number}") for number in range(3)], [500, 100, 100])
+
+    def test_roundRobinWhenWeightsChange(self) -> None:
+        """Weights may become equal and different again."""
+        strategy = RoundRobin(lambda: 0.0)
+        for weights, counts in (((100, 100), [50, 50]), ((300, 100), [75, 25]), ((100, 100), [50, 50])):
+            picks = self.picked(strategy, 100, *weights)
+            self.assertEqual([picks.count("a0"), picks.count("a1")], counts)
+
+    def test_random(self) -> None:
+        """A number below the part of its weight picks an instance."""
+        strategy = RandomChoice(numbers(0.0, 0.24, 0.26, 0.99, 1.0))
+        self.assertEqual(self.picked(strategy, 5, 100, 300), ["a0", "a0", "a1", "a1", "a1"])
+
+    def test_leastConnections(self) -> None:
+        """The uses of each are in proportion to its weight."""
+        picks = self.picked(LeastConnections(lambda: 0.0), 80, 300, 100)
+        self.assertEqual([picks.count("a0"), picks.count("a1")], [60, 20])

@@ -1,0 +1,97 @@
+"""The states of services, from the client's side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.client import Client
+from txserviceregistry.errors import BadRequest, MalformedResponse, NotFound
+from txserviceregistry.testing import FakeRegistry
+
+from ...fakeagent import API_KEY, FakeApi, answer
+
+URL = "http://registry/v1.0"
+
+
+class StatesTests(SynchronousTestCase):
+    """Calls for states, to a registry that has them."""
+
+    def setUp(self) -> None:
+        self.client = FakeRegistry().client(cache=None)
+        self.services = self.client.services
+
+    def test_setGetClear(self) -> None:
+        """A state is set, read, listed and cleared."""
+        self.successResultOf(self.services.setState("web1", "drain", "rack move", expiresIn=600))
+        state = self.successResultOf(self.services.getState("web1"))
+        self.assertEqual((state["state"], state["reason"]), ("drain", "rack move"))
+        self.assertIsInstance(state["expires_at"], int)
+        self.successResultOf(self.services.setState("web2", "out"))
+        page = self.successResultOf(self.services.listStates(limit=1))
+        self.assertEqual((page["values"], page["metadata"]["next_marker"]), ([state], "web2"))
+        self.successResultOf(self.services.clearState("web1"))
+        self.successResultOf(self.services.setState("web2", "up"))
+        self.assertEqual(self.successResultOf(self.services.listStates())["values"], [])
+
+    def test_refused(self) -> None:
+        """What is not valid is a BadRequest that names the field."""
+        failure = self.failureResultOf(self.services.setState("web1", "down"), BadRequest)
+        self.assertIn("'state'", str(failure.value))
+        self.failureResultOf(self.services.setState("x", "out"), BadRequest)
+
+    def test_servicesWithStates(self) -> None:
+        """Once the registry is known to have states, services that are not up have theirs in every call."""
+        self.successResultOf(self.services.create("web1", 30, {"tags": ["www"]}))
+        self.successResultOf(self.services.setState("web1", "drain", "rack move"))
+
+        async def all_() -> list[Any]:
+            return [service async for service in self.services.iterate()]
+
+        found = [
+            self.successResultOf(self.services.get("web1")),
+            *self.successResultOf(self.services.list())["values"],
+            *self.successResultOf(self.services.listForTag("www"))["values"],
+            *self.successResultOf(Deferred.fromCoroutine(all_())),
+        ]
+        self.assertEqual([(one["state"], one["state_reason"]) for one in found], [("drain", "rack move")] * 4)
+
+
+class OtherRegistryTests(SynchronousTestCase):
+    """Registries without the extension, or with invalid responses."""
+
+    def client(self, *responses: Any) -> Client:
+        left = list(responses)
+        self.agent = FakeApi(lambda sent: left.pop(0))
+        return Client("joe", API_KEY, baseUrl=URL, authUrl=URL, agent=self.agent, reactor=Clock(), cache=None)
+
+    def test_notAskedFor(self) -> None:
+        """A registry that does not have states is not asked for them."""
+        page = {"values": [], "metadata": {"next_marker": None}}
+        client = self.client(answer(200, page), answer(200, page))
+        for _ in range(2):
+            self.successResultOf(client.services.list())
+        self.assertNotIn("states", "".join(sent.asked for sent in self.agent.calls))
+
+    def test_withoutTheExtension(self) -> None:
+        """Setting a state fails with NotFound."""
+        gone = {
+            "type": "notFoundError",
+            "code": 404,
+            "message": "The page cannot be found.",
+            "details": "",
+            "txnId": "x",
+        }
+        client = self.client(answer(404, gone))
+        self.failureResultOf(client.services.setState("web1", "drain"), NotFound)
+
+    def test_malformed(self) -> None:
+        """A response that is not a state is refused."""
+        good = {"id": "web1", "state": "drain", "reason": "", "expires_at": None}
+        for bad in ({"state": 5}, {"reason": None}, {"expires_at": "x"}, {"id": ""}):
+            client = self.client(answer(200, {**good, **bad}))
+            self.failureResultOf(client.services.getState("web1"), MalformedResponse)
+        self.assertEqual(self.successResultOf(self.client(answer(200, good)).services.getState("web1")), good)

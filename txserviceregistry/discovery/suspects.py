@@ -1,0 +1,173 @@
+"""
+Suspects: what clients use when a registry says that most services of a tag have expired at once.
+
+That rarely means that so many have stopped: more often the services are cut off from the registry, and clients that can
+still reach them must not stop using them (Envoy calls this panic mode).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from weakref import finalize, ref
+
+from twisted.internet.interfaces import IReactorTime
+
+from ..types import Service
+from ..util.listeners import Listeners
+from ..util.logs import Logger
+from ..util.parsing import boundedNumber
+from .directory import Change, Directory
+
+#: The part of a tag's instances that has to expire.
+THRESHOLD = 0.5
+#: How many of them have to expire at least.
+FEWEST = 3
+
+
+def checkedThreshold(threshold: object) -> float:
+    """The panic threshold of an argument or an option, 0 to 1; raises ValueError if it is not valid."""
+    try:
+        return boundedNumber(threshold, 0.0, 1.0)
+    except ValueError as error:
+        raise ValueError(f"panicThreshold: {error}") from None
+
+
+class Suspects:
+    """
+    The services of a directory, and the suspects among those that have expired: when a larger part of a tag's instances
+    than the threshold, three at least, expires within one heartbeat timeout, they stay in use. A suspect that is
+    registered again is an ordinary service. When enough have returned, the other suspects of the tag are dropped.
+
+    Use it in place of the directory to find services, for any number of tags. What the directory says of its own state
+    (``stale``, ``whenReady``) stays there::
+
+        directory = Directory(client)
+        suspects = Suspects(directory, reactor, threshold=0.5)  # before the directory starts
+        suspects.onChange(changed)
+        directory.startService()
+        suspects.forTag("web")
+
+    It ends when there is no reference to it.
+
+    :ivar version: grows with every change.
+    """
+
+    _log = Logger()
+
+    def __init__(self, directory: Directory, clock: IReactorTime, threshold: float = THRESHOLD) -> None:
+        """
+        :param clock: the reactor.
+        :param threshold: 0 to 1; 0 for no suspects.
+        :raises ValueError: if it is not such a number.
+        """
+        self.version = 0
+        self._directory = directory
+        self._clock = clock
+        self._threshold = checkedThreshold(threshold)
+        self._listeners: Listeners[[Change, Service]] = Listeners(self._log, "services and suspects")
+        # By tag and id, those that have expired and not returned, and when, the earliest first.
+        self._expired: dict[str, dict[str, tuple[float, Service]]] = {}
+        # The tags that have suspects: all of their expired services. For each suspect, how many of its tags these are.
+        self._panicking: set[str] = set()
+        self._uses: Counter[str] = Counter()
+        # The results of forTag for these tags, each with the directory's result that it is made of.
+        self._given: dict[str, tuple[Sequence[Service], tuple[Service, ...]]] = {}
+        if self._threshold:
+            self_ = ref(self)
+
+            def changed(change: Change, service: Service) -> None:
+                suspects = self_()
+                if suspects is not None:
+                    suspects._changed(change, service)
+
+            finalize(self, directory.onChange(changed)).atexit = False
+
+    def services(self) -> list[Service]:
+        """All services, and all suspects, by id. Raises as the directory does."""
+        return _merged(self._directory.services(), *map(self._suspects, self._panicking))
+
+    def forTag(self, tag: str) -> Sequence[Service]:
+        """The services with the *tag*, and its suspects, by id. Raises as the directory does."""
+        present = self._directory.forTag(tag)
+        if tag not in self._panicking:
+            return present
+        given = self._given.get(tag)
+        if given is None or given[0] is not present:
+            given = self._given[tag] = present, tuple(_merged(present, self._suspects(tag)))
+        return given[1]
+
+    def isSuspect(self, id: str) -> bool:
+        """Whether the service with this id has expired, and stays in use."""
+        return id in self._uses
+
+    def onChange(self, listener: Callable[[Change, Service], None]) -> Callable[[], None]:
+        """
+        Call *listener* with every change from now on, as :meth:`Directory.onChange` does. A suspect has a ``timeout``
+        only when it is dropped, and a ``join`` when it was gone before it became a suspect.
+        """
+        return self._listeners.add(listener) if self._threshold else self._directory.onChange(listener)
+
+    def _suspects(self, tag: str) -> list[Service]:
+        return [service for _, service in self._expired[tag].values()]
+
+    def _changed(self, change: Change, service: Service) -> None:
+        self.version += 1
+        id = service["id"]
+        self._uses.pop(id, None)
+        tags = {tag for tag, expired in self._expired.items() if expired.pop(id, None) is not None}
+        if change == "timeout":
+            tags.update(service["tags"])
+            for tag in set(service["tags"]):
+                self._expired.setdefault(tag, {})[id] = self._clock.seconds(), service
+                self._uses.update([id] if tag in self._panicking else [])
+        tags.update(set(service["tags"]) & self._panicking)
+        effects: list[tuple[Change, Service]] = []
+        for tag in tags:
+            self._given.pop(tag, None)
+            effects += self._judge(tag)
+        if id not in self._uses:
+            self._listeners.call(change, service)
+        for effect in effects:
+            if effect[1]["id"] != id:
+                self._listeners.call(*effect)
+
+    def _judge(self, tag: str) -> list[tuple[Change, Service]]:
+        """Begin or end to use the expired services of a tag. Returns what that changes."""
+        expired, isPanicking = self._expired[tag], tag in self._panicking
+        now = self._clock.seconds()
+        while expired and not isPanicking:
+            id, (moment, service) = next(iter(expired.items()))
+            if now - moment <= service["heartbeat_timeout"]:
+                break
+            del expired[id]
+        total = len(expired) + len(self._directory.forTag(tag))
+        isMuch = len(expired) > self._threshold * total
+        ids, effects = list(expired), [service for _, service in expired.values()]
+        if isMuch and not isPanicking and len(expired) >= FEWEST:
+            self._panicking.add(tag)
+            self._log.warn(
+                "{count} of {total} services with tag {tag} expired at once: they stay in use as suspects;"
+                " check the network between them and the registry",
+                count=len(expired),
+                total=total,
+                tag=tag,
+            )
+            self._uses.update(ids)
+            return [("join", service) for service in effects if self._uses[service["id"]] == 1]
+        if isMuch or (expired and not isPanicking):
+            return []
+        del self._expired[tag]
+        if not isPanicking:
+            return []
+        self._panicking.discard(tag)
+        self._log.info(
+            "Enough services with tag {tag} are registered again; {count} suspects dropped", tag=tag, count=len(expired)
+        )
+        self._uses = +(self._uses - Counter(ids))
+        return [("timeout", service) for service in effects if service["id"] not in self._uses]
+
+
+def _merged(*lists: Iterable[Service]) -> list[Service]:
+    byId = {service["id"]: service for services in reversed(lists) for service in services}
+    return [byId[id] for id in sorted(byId)]
