@@ -12,6 +12,7 @@ __all__ = [
     "AcquiredLock",
     "ConfigurationPage",
     "ConfigurationValue",
+    "ConsoleLink",
     "Event",
     "EventPage",
     "EventType",
@@ -186,6 +187,13 @@ class Limits(TypedDict):
 
     resource: dict[str, int]
     rate: dict[str, RateLimit]
+
+
+class ConsoleLink(TypedDict):
+    """A link that opens the web console once, within ``expires_in`` seconds."""
+
+    href: str
+    expires_in: int
 
 
 class FaultBody(TypedDict):

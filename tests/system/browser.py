@@ -15,7 +15,7 @@ from twisted.trial.unittest import SkipTest
 from tests.needs import SENTENCE, needs
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 _T = TypeVar("_T")
 
@@ -41,3 +41,26 @@ def browsing(walk: Callable[[Browser], _T], *arguments: str) -> Deferred[_T]:
             return walk(browser)
 
     return deferToThread(drive)
+
+
+class Watched:
+    """
+    A page of which nothing goes unnoticed.
+
+    :ivar complaints: errors of its scripts, what it writes to the console as an error, and everything that its content
+        security policy prevents.
+    """
+
+    def __init__(self, context: BrowserContext, *, expected: tuple[str, ...] = ()) -> None:
+        self.page: Page = context.new_page()
+        self.complaints: list[str] = []
+        self._expected = expected
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda message: self._note(message.type, message.text))
+        self.page.add_init_script(
+            "addEventListener('securitypolicyviolation', (event) => console.error('CSP ' + event.violatedDirective))"
+        )
+
+    def _note(self, kind: str, text: str) -> None:
+        if kind == "error" and not any(each in text for each in self._expected):
+            self.complaints.append(text)

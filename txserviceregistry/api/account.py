@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..types import Limits
+from ..types import ConsoleLink, Limits
 from ..util.deferred import returnsDeferred
-from .shapes import readLimits
+from .shapes import readConsoleLink, readLimits
 from .transport import Transport
 
 
@@ -28,3 +28,14 @@ class AccountClient:
         """
         response = await self._transport.request("GET", "/limits")
         return response.read(readLimits)
+
+    @returnsDeferred
+    async def createConsoleLink(self) -> ConsoleLink:
+        """
+        Make a link that opens the web console as this client's user, once and within a minute.
+
+        :return: fires with ``{"href", "expires_in"}``; the link is a secret. Fails with a
+            :class:`~txserviceregistry.errors.NotFound` if the registry has no console.
+        """
+        response = await self._transport.request("POST", "/console-links")
+        return response.read(readConsoleLink)

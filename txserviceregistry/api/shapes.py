@@ -16,6 +16,7 @@ from ..types import (
     AcquiredLock,
     ConfigurationPage,
     ConfigurationValue,
+    ConsoleLink,
     Event,
     EventPage,
     FaultBody,
@@ -159,6 +160,11 @@ def readLimits(value: Any) -> Limits:
     for rate in _object(limits.get("rate"), "rate").values():
         _members(rate, {"limit": _count, "used": _count, "window": _text}, "a rate")
     return cast(Limits, limits)
+
+
+def readConsoleLink(value: Any) -> ConsoleLink:
+    """A link to the console."""
+    return cast(ConsoleLink, _members(_object(value), {"href": _printable, "expires_in": _count}, "a link"))
 
 
 def readAccess(value: Any) -> Access:

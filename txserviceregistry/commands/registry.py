@@ -103,6 +103,8 @@ class Options(TableOptions):
         Option("log-format", None, TEXT, "Format of the operations log: text or json.", oneOf(TEXT, JSON)),
         Option("access-log", None, _NO_LOG, "File with a line for each request, - for stdout, or off.", _logTarget),
         Option("audit-log", None, _NO_LOG, "File with a line for each change, - for stdout, or off.", _logTarget),
+        Option("console", None, "on", "Whether to serve the web console at /console: on or off.", oneOf("on", "off")),
+        Option("console-host", None, None, "Further host name of the console; may be given several times.", str, True),
         Option("max-connections", None, "10000", "Maximum number of connections.", _SOME),
         Option("max-connections-per-client", None, "5000", "Maximum number from one address.", _SOME),
         Option("max-followers", None, "5000", "Maximum number of requests that wait (for events, locks).", parseCount),
@@ -235,6 +237,7 @@ def makeService(options: Options) -> IService:
         metrics=options["metrics"],
         accessLog=options["access-log"],
         auditLog=options["audit-log"],
+        consoleNames=options["console-host"] or () if options["console"] == "on" else None,
     )
     store = options["store"]
     return RegistryProcess(reactor, registry, store if isinstance(store, EtcdFactory) else None, options.observer)

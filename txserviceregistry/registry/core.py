@@ -63,6 +63,7 @@ class Registry:
     :ivar locks: the locks.
     :ivar heartbeat: see :meth:`Engine.heartbeat`; of a service, the scope is the tenant.
     :ivar heartbeats: see :meth:`Engine.takeHeartbeats`.
+    :ivar lastSeen: see :meth:`Engine.lastSeen`.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Registry:
         self._deadlines = self._live.deadlines
         self._changed = engine.changed
         self.heartbeat, self.heartbeats = engine.heartbeat, engine.takeHeartbeats
+        self.lastSeen = engine.lastSeen
         self.locks = Locks(
             store.locks,
             engine,

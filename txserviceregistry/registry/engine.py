@@ -150,6 +150,14 @@ class Engine:
 
     # -- heartbeats
 
+    def lastSeen(self, scope: str, ids: Iterable[str]) -> dict[str, int | None]:
+        """
+        When the last heartbeats of these services arrived, in milliseconds since the epoch, as far as this registry
+        knows. Services that are not there are left out.
+        """
+        states = self._deadlines.ofTenant(scope)
+        return {id: states[id].lastSeen for id in ids if id in states}
+
     def heartbeat(self, scope: str, id: str, token: str) -> Deferred[str]:
         """
         Take a heartbeat: the registration has a full timeout from now on. The store is not asked.

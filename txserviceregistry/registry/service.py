@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from errno import EADDRINUSE
 from itertools import starmap
 from pathlib import Path
@@ -23,9 +23,13 @@ from .._version import __version__
 from ..util.deferred import returnsDeferred
 from ..util.logs import Logger
 from ..util.waiters import Waiters
+from .console.console import Console
+from .console.overview import Overview
+from .console.sessions import Sessions
 from .core import Registry
 from .datadir import DataDirectory, DataDirectoryError
 from .feed import EVENT_RETENTION
+from .firstuser import firstCredentials, makeFirstUser
 from .http.accesslog import LogFile, LogThread
 from .http.connections import ConnectionLimits, availableFiles
 from .http.health import Health
@@ -34,13 +38,12 @@ from .http.requestlog import RequestLog
 from .http.resource import ApiResource
 from .http.server import ApiSite
 from .http.statuspages import LOOPBACK, StatusPages
-from .identity.apikeys import newKey
 from .identity.identity import Identity, InvalidUser
 from .limits import RateLimiter, ResourceLimits
 from .locks import LockOptions
 from .places import Places
 from .statistics import Sources
-from .stores.interfaces import ISharedStore, IStore, ObjectExists, StoreRefused, StoreUnavailable
+from .stores.interfaces import ISharedStore, IStore, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
 from .stores.sqlite.store import SqliteStore
 from .subscribers import Subscribers
@@ -49,8 +52,6 @@ _T = TypeVar("_T")
 
 #: Where a registry listens unless told otherwise: on this machine only.
 DEFAULT_LISTEN = "tcp:8880:interface=127.0.0.1"
-#: The name of the user that a new registry has.
-FIRST_USER = "local"
 
 #: How long requests that are under way may still take when the registry stops, and all of the stopping, in seconds.
 DRAIN_SECONDS = 1.0
@@ -84,6 +85,8 @@ class RegistryService(Service):
     :param metrics: who may have ``/metrics``: ``"loopback"`` (clients on this machine), ``"anywhere"`` or ``"off"``.
     :param accessLog: the file that the access log is added to, ``"-"`` for the standard output; none if ``None``.
     :param auditLog: the file that the audit log is added to, as with *accessLog*.
+    :param consoleNames: the host names under which the console is served, beside those of the loopback and the
+        listeners' own addresses; ``None`` for no console.
     :param wallClock: seconds since the epoch.
     :ivar urls: the base URLs of the API, one for each listener with an address, once it listens.
     :ivar hasCredentials: whether those in the ``raxrc`` are there, once it listens.
@@ -109,6 +112,7 @@ class RegistryService(Service):
         metrics: str = LOOPBACK,
         accessLog: str | os.PathLike[str] | None = None,
         auditLog: str | os.PathLike[str] | None = None,
+        consoleNames: Collection[str] | None = (),
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         self.urls: list[str] = []
@@ -128,6 +132,7 @@ class RegistryService(Service):
         self._metrics = metrics
         self._accessLog = accessLog
         self._auditLog = auditLog
+        self._consoleNames = consoleNames
         self._wallClock = wallClock
         # The names and functions of what has to be ended, in the opposite order.
         self._endings: list[tuple[str, Callable[[], object]]] = []
@@ -217,7 +222,7 @@ class RegistryService(Service):
         isNew = self._isNewStore()
         if isNew and self._store == "sqlite":
             # First the file, then the store: a crash in between must not leave a registry without credentials.
-            self._firstCredentials()
+            firstCredentials(self._directory)
         await store.open()
         if ISharedStore.providedBy(store):
             isNew = store.isNew
@@ -228,7 +233,8 @@ class RegistryService(Service):
             tokenLifetime=self._tokenLifetime,
             hasher=self._inThread,
         )
-        await self._makeFirstUser(identity, isNew)
+        await makeFirstUser(identity, self._directory, isNew=isNew)
+        self.hasCredentials = self._directory.credentials() is not None
         connectionLimits = self._possibleLimits()
         held = Places(connectionLimits.held)
         followers = Places(connectionLimits.followers, connectionLimits.followersPerTenant, held)
@@ -270,6 +276,11 @@ class RegistryService(Service):
         )
         self.health = Health(store, self._reactor)
         resource.pages = StatusPages(self.health, sources, self._metrics).pages
+        if self._consoleNames is not None:
+            sessions = Sessions(store, clock=self._reactor, wallClock=self._wallClock)
+            overview = Overview(registry, self.health, requestLog.statistics, self._reactor, self._wallClock)
+            names = self._consoleNames
+            resource.console = Console(resource.operate, registry, store, identity, sessions, overview, names)
         self._endings.append(("the connections", lambda: site.connections.drain(DRAIN_SECONDS, registry.endWaiting)))
         self._endings.append(("the authentications", identity.stop))
         ports = [await self._listen(endpoint, site) for endpoint in endpoints]
@@ -361,37 +372,6 @@ class RegistryService(Service):
     def _isNewStore(self) -> bool:
         # Other stores than a registry's own file are new if they have no users.
         return self._store != "sqlite" or not self._directory.hasStore()
-
-    def _firstCredentials(self) -> tuple[str, str]:
-        credentials = self._directory.credentials()
-        if credentials is None:
-            credentials = FIRST_USER, newKey()
-            self._directory.keepCredentials(*credentials)
-        return credentials
-
-    async def _makeFirstUser(self, identity: Identity, isNew: bool) -> None:
-        """
-        Make a user with the credentials in the raxrc, in a store without users. If the store is not new and there are
-        no credentials, its users were removed, which is not undone.
-        """
-        if not await identity.listUsers():
-            if isNew or self._directory.credentials() is not None:
-                await self._addFirstUser(identity)
-            else:
-                self._log.warn("No users exist; all requests will be rejected (service-registry-users add creates one)")
-        self.hasCredentials = self._directory.credentials() is not None
-
-    async def _addFirstUser(self, identity: Identity) -> None:
-        areThere = self._directory.credentials() is not None
-        name, key = self._firstCredentials()
-        try:
-            await identity.addUser(name, key=key)
-        except ObjectExists:
-            # Another registry over the same store has added it, with another key.
-            if not areThere:
-                self._directory.forgetCredentials()
-        else:
-            self._log.info("Created user {user}; the API key is in {raxrc}", user=name, raxrc=self.raxrcPath)
 
     async def _listen(self, endpoint: IStreamServerEndpoint, site: ApiSite) -> IListeningPort:
         try:

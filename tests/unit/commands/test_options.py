@@ -95,6 +95,8 @@ class CommandLineTests(OptionsCase):
                 "log-format": "text",
                 "access-log": None,
                 "audit-log": None,
+                "console": "on",
+                "console-host": [],
             },
         )
         self.assertEqual(str(options["data-dir"]), "/somewhere")

@@ -366,7 +366,7 @@ class RegistryServiceTests(TestCase):
         lines: list[str] = []
 
         def observe(event: Any) -> None:
-            if event.get("log_namespace", "").endswith("RegistryService"):
+            if event.get("log_namespace", "").endswith(("RegistryService", "firstuser")):
                 lines.append(formatEvent(event))
 
         globalLogPublisher.addObserver(observe)

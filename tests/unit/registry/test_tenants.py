@@ -36,6 +36,7 @@ ARGUMENTS = {"{serviceId}": "web1", "{namespace}": "production", "{configuration
 # here fails a test: a new one needs an entry here, and below what the other tenant may get of it.
 BODIES: Mapping[str, Any] = {
     "getLimits": None,
+    "createConsoleLink": None,
     "listServices": None,
     "createService": {"id": "web1", "heartbeat_timeout": 30},
     "getService": None,

@@ -5,7 +5,7 @@ A whole registry over the memory store, spoken to in bytes: what tests of the HT
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import attrs
@@ -15,9 +15,13 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
+from txserviceregistry.registry.console.console import Console
+from txserviceregistry.registry.console.overview import Overview
+from txserviceregistry.registry.console.sessions import Sessions
 from txserviceregistry.registry.core import Registry
 from txserviceregistry.registry.http.accesslog import LogFile
 from txserviceregistry.registry.http.connections import ConnectionLimits
+from txserviceregistry.registry.http.health import Health
 from txserviceregistry.registry.http.requestlog import RequestLog
 from txserviceregistry.registry.http.resource import ApiResource
 from txserviceregistry.registry.http.server import ApiSite
@@ -228,3 +232,13 @@ def fired(deferred: Deferred[Any]) -> Any:
     if hasattr(results[0], "raiseException"):
         results[0].raiseException()
     return results[0]
+
+
+def addConsole(api: Api, names: Collection[str] = ()) -> None:
+    """Let it serve the console, under these *names* too."""
+    sessions = Sessions(api.store, clock=api.clock, wallClock=api.wallClock.seconds)
+    health = Health(api.store, api.clock)
+    overview = Overview(api.registry, health, api.requestLog.statistics, api.clock, api.wallClock.seconds)
+    api.resource.console = Console(
+        api.resource.operate, api.registry, api.store, api.identity, sessions, overview, names
+    )

@@ -30,6 +30,7 @@ COMMANDS = {
     "configuration remove": "configuration:Remove",
     "configuration rollback": "history:Rollback",
     "configuration set": "configuration:Set",
+    "console": "console:Console",
     "events follow": "follow:Follow",
     "events list": "events:List",
     "help": "help:Help",

@@ -108,6 +108,7 @@ def _schemas() -> dict[str, Schema]:
         "AcquiredLock": schemas.ofType(types.AcquiredLock),
         "ConfigurationPage": _pageOf("ConfigurationValue"),
         "ConfigurationValue": value,
+        "ConsoleLink": schemas.ofType(types.ConsoleLink),
         "Event": event,
         "EventPage": _pageOf("Event"),
         "EventStream": {"type": "string"},

@@ -20,6 +20,7 @@ from ..roles import CONFIGURATION, LOCKS, SERVICES
 from ..scopes import lockScope
 from . import validation
 from .call import Call
+from .consolehandlers import ConsoleHandlers
 from .eventstream import streamEvents
 from .locks import LockHandlers
 from .messages import Response, faultBody, inJSON
@@ -29,7 +30,7 @@ from .requestlog import WAITING
 from .statehandlers import StateHandlers
 
 
-class Handlers(StateHandlers, LockHandlers):
+class Handlers(StateHandlers, LockHandlers, ConsoleHandlers):
     """
     The handlers of all operations.
 

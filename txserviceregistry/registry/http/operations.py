@@ -113,6 +113,14 @@ OPERATIONS: tuple[Operation, ...] = (
         "Get the account's limits, and how much of the rate limit is used",
     ),
     Operation(
+        "createConsoleLink",
+        "POST",
+        "/console-links",
+        Handlers.createConsoleLink,
+        Success("The link, which ends after a minute.", "ConsoleLink", 201),
+        "Make a link that opens the web console once, without a key",
+    ),
+    Operation(
         "listServices",
         "GET",
         "/services",

@@ -4,7 +4,7 @@ The API as a resource of twisted.web: the way of a request through the checks to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
@@ -20,15 +20,16 @@ from ..faults import Fault, internalError, pageNotFound, requestTooLarge, system
 from ..identity.apikeys import Overloaded
 from ..identity.identity import Identity, isTenant
 from ..limits import RateLimiter, ResourceLimits
-from ..stores.interfaces import StoreUnavailable
+from ..stores.interfaces import StoreUnavailable, UserRecord
 from .admission import inTurn
 from .authentication import Authenticator, invalidToken
 from .call import Call
+from .consolehandlers import Console
 from .handlers import Handlers
 from .messages import Response, closeAfterwards, faultResponse, parseBody, send
 from .operations import MAXIMUM_BODY, Operation
 from .requestlog import GONE, LOCK_WAITING, STREAM, WAITING, RequestLog, RequestRecord
-from .routes import TOKENS, bodyLimit, resolve
+from .routes import TOKENS, Target, bodyLimit, resolve
 from .statuspages import NO_PAGES, Pages
 
 # What the rate limit counts.
@@ -70,6 +71,15 @@ class ApiResource(Resource):
         self._authenticator = Authenticator(identity)
         self.vouchesFor = self._authenticator.vouchesFor
         self._handlers = Handlers(registry, rateLimiter, limits)
+
+    @property
+    def console(self) -> Console | None:
+        """The console, which answers requests of its own; ``None`` if there is none."""
+        return self._handlers.console
+
+    @console.setter
+    def console(self, console: Console | None) -> None:
+        self._handlers.console = console
 
     def render(self, request: Request) -> int:
         """
@@ -137,6 +147,8 @@ class ApiResource(Resource):
         if not target.isApi:
             if target.route == TOKENS:
                 return await self._authenticator.issueToken(request)
+            if self.console is not None and self.console.serves(request, target.path):
+                return await self.console.answer(record, target.path)
             page = self.pages.get(target.path)
             if page is None or request.method not in _COUNTED:
                 raise pageNotFound()
@@ -147,10 +159,26 @@ class ApiResource(Resource):
             record.change = operation.name
         body = parseBody(request)
         user = await self._authenticator.userOf(request)
-        record.user, tenant = user.name, user.tenant
-        record.tenant = tenant
-        if target.tenant != tenant and (target.tenant or operation is None):
+        record.user, record.tenant = user.name, user.tenant
+        if target.tenant != user.tenant and (target.tenant or operation is None):
             raise invalidToken(request) if isTenant(target.tenant) else pageNotFound()
+        return await self.operate(record, user, target, body, partial(self._authenticator.userOf, request))
+
+    async def operate(
+        self,
+        record: RequestRecord,
+        user: UserRecord,
+        target: Target,
+        body: Mapping[str, Any],
+        authenticate: Callable[[], Awaitable[object]],
+    ) -> Response:
+        """
+        Answer a request of the API.
+
+        :param user: who sends it.
+        :param authenticate: see :class:`Call`.
+        """
+        request, operation, tenant = record.request, target.operation, user.tenant
         if operation is None:
             raise pageNotFound()
         if operation.limits.needsStore and not self._registry.hasAccount(tenant):
@@ -158,10 +186,9 @@ class ApiResource(Resource):
         used = 0
         if request.method in _COUNTED:
             used = self._rateLimiter.used(tenant)
-            record.headers = self._rateLimiter.headers(tenant)
+            record.headers = {**record.headers, **self._rateLimiter.headers(tenant)}
             self._rateLimiter.check(tenant)
         parameters, query = _queryOf(operation, request) if operation.query else _NO_QUERY
-        authenticate = partial(self._authenticator.userOf, request)
         return await operation.handler(
             self._handlers,
             Call(

@@ -1,0 +1,445 @@
+"""The console in a real browser, over a registry in a process of its own."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tests.system.browser import Watched, browsing
+from tests.system.ports import freePorts
+from tests.system.processes import Child, ProcessTestCase
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+_T = TypeVar("_T")
+# What a hostile service would write.
+PAYLOADS = (
+    "<script>window.hostile = 1</script>",
+    "<img src=x onerror='window.hostile = 1'>",
+    "javascript:window.hostile=1",
+    "\"'><svg onload=window.hostile=1>",
+    "abc\u202edcba\u0007\u200b\u2066",
+    "{{constructor.constructor('window.hostile=1')()}}",
+)
+# What the browser itself writes to its console when a request fails.
+FAILED = "Failed to load resource"
+
+
+class Api:
+    """Requests to the registry, made in the thread of the browser."""
+
+    def __init__(self, raxrc: Path) -> None:
+        settings = configparser.ConfigParser()
+        settings.read(raxrc)
+        self.user, self.key = settings["credentials"]["username"], settings["credentials"]["api_key"]
+        self.root = settings["api"]["url"].removesuffix("/v1.0")
+        self._headers: dict[str, str] = {}
+        credentials = {"auth": {"RAX-KSKEY:apiKeyCredentials": {"username": self.user, "apiKey": self.key}}}
+        access = self._send("POST", "/v2.0/tokens", credentials)["access"]
+        self._headers["X-Auth-Token"] = access["token"]["id"]
+        self._base = "/v1.0/" + access["token"]["tenant"]["id"]
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        return self._send(method, self._base + path, body)
+
+    def _send(self, method: str, path: str, body: Any) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {**self._headers, "Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(self.root + path, data, headers, method=method)) as response:
+            return json.loads(response.read() or b"null")
+
+    def register(self, id: str, timeout: int = 120, **fields: Any) -> str:
+        token: str = self.ask("POST", "/services", {"id": id, "heartbeat_timeout": timeout, **fields})["token"]
+        return token
+
+
+class ConsoleTestCase(ProcessTestCase):
+    """A registry, and pages of its console."""
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
+        super().setUp()
+        (self.port,) = freePorts(1)
+        self.registry = await self.start()
+
+    async def start(self) -> Child:
+        registry = self.twistd(
+            "service-registry", f"--listen=tcp:{self.port}:interface=127.0.0.1", f"--data-dir={self.dataDir}"
+        )
+        await registry.says("The registry listens on http")
+        return registry
+
+    async def browse(self, walk: Callable[[Browser, Api], _T]) -> _T:
+        """Run *walk* in the browser's thread."""
+        return await browsing(lambda browser: walk(browser, Api(Path(self.dataDir) / "raxrc")))
+
+    def opened(self, context: BrowserContext, api: Api, view: str = "services", **more: Any) -> Watched:
+        """A page of the console, logged in."""
+        watched = Watched(context, **more)
+        watched.page.goto(f"{api.root}/")
+        logIn(watched.page, api.user, api.key)
+        watched.page.evaluate(f"location.hash = '#/{view}'")
+        watched.page.wait_for_selector(".live:text-is('Live')")
+        return watched
+
+
+def logIn(page: Page, user: str, key: str) -> None:
+    page.fill("#user", user)
+    page.fill("#key", key)
+    page.click("button[type=submit]")
+    page.wait_for_selector("#nav a")
+
+
+def row(page: Page, id: str) -> Any:
+    """The row of a table with this id in its first cell."""
+    return page.locator(".rows .row", has=page.locator(f'bdi:text-is("{id}")'))
+
+
+class SessionTests(ConsoleTestCase):
+    """Logging in and out."""
+
+    async def test_logInAndOut(self) -> None:
+        """A wrong key is said to be wrong; a session survives a reload and another tab, and ends everywhere at once."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            context = browser.new_context()
+            # A cookie that another page of this host has planted.
+            context.add_cookies(
+                [{"name": "registry-console", "value": "planted", "domain": "127.0.0.1", "path": "/console/api"}]
+            )
+            watched = Watched(context, expected=(FAILED,))
+            page = watched.page
+            page.goto(f"{api.root}/")
+            self.assertEqual(page.url, f"{api.root}/console/")
+            page.fill("#user", api.user)
+            page.fill("#key", "wrong")
+            page.click("button[type=submit]")
+            page.wait_for_selector("text=The user name or the API key is wrong.")
+            logIn(page, api.user, api.key)
+            page.wait_for_selector(".live:text-is('Live')")
+            (cookie,) = context.cookies()
+            self.assertEqual((cookie["httpOnly"], cookie["sameSite"], cookie["path"]), (True, "Strict", "/console/api"))
+            self.assertNotEqual(cookie["value"], "planted")
+            self.assertEqual(page.evaluate("document.cookie"), "")
+            page.reload()
+            other = context.new_page()
+            other.goto(f"{api.root}/console/#/account")
+            for each in (page, other):
+                each.wait_for_selector(".live:text-is('Live')")
+            other.click("text=Log out")
+            other.wait_for_selector("#user")
+            # The stream of the first page ends with the session.
+            page.reload()
+            page.wait_for_selector("#user")
+            self.assertEqual(watched.complaints, [])
+
+        await self.browse(walk)
+
+    async def test_link(self) -> None:
+        """The link of raxsr console opens the page without a key, once; the address bar does not keep it."""
+        raxsr = self.spawn("raxsr", "console", "--print", environment={"RAXSR_DATA_DIR": self.dataDir})
+        await raxsr.ended
+        self.assertEqual(raxsr.exitCode, 0, raxsr.errors)
+        link = raxsr.output.split()[-1]
+
+        def walk(browser: Browser, api: Api) -> None:
+            page = browser.new_context().new_page()
+            page.goto(link)
+            page.wait_for_selector(".live:text-is('Live')")
+            self.assertEqual(page.url, f"{api.root}/console/#/services")
+            again = browser.new_context().new_page()
+            again.goto(link)
+            again.wait_for_selector("text=This link has been used, or is too old.")
+
+        await self.browse(walk)
+
+
+class LiveTests(ConsoleTestCase):
+    """What is shown is what is there."""
+
+    async def test_changesAppear(self) -> None:
+        """Registrations, updates, states and removals appear without a reload, and the counts are of instances."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            watched = self.opened(browser.new_context(), api)
+            page = watched.page
+            page.wait_for_selector("text=No services yet")
+            for number in range(1, 4):
+                api.register(f"web{number}", tags=["web", "web"], metadata={"host": "10.0.0.1", "port": "80"})
+            row(page, "web3").wait_for()
+            page.wait_for_selector(".tag-list a:has-text('web') .count:text-is('3')")
+            api.ask("PUT", "/services/web1", {"tags": ["edge"]})
+            page.wait_for_selector(".tag-list a:has-text('edge') .count:text-is('1')")
+            api.ask("PUT", "/services/web2/state", {"state": "drain", "reason": "upgrade"})
+            row(page, "web2").locator(".badge:text-is('drain')").wait_for()
+            api.ask("DELETE", "/services/web1")
+            row(page, "web1").wait_for(state="detached")
+            page.click(".tag-list a:has-text('web')")
+            page.fill("input[type=search]", "web2 port=80")
+            row(page, "web3").wait_for(state="detached")
+            self.assertIn("tag=web", page.url)
+            page.reload()
+            row(page, "web2").wait_for()
+            self.assertEqual(row(page, "web3").count(), 0)
+            self.assertEqual(watched.complaints, [])
+
+        await self.browse(walk)
+
+    async def test_expiredServicesStay(self) -> None:
+        """A service that has expired stays visible as such, with the reason and its last metadata."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            page = self.opened(browser.new_context(), api).page
+            api.register("web1", 3, metadata={"version": "17"})
+            row(page, "web1").locator(".badge:text-is('expired')").click(timeout=15_000)
+            detail = page.locator(".detail")
+            detail.get_by_text("no heartbeat arrived for 3 s").wait_for()
+            self.assertIn("17", detail.inner_text())
+
+        await self.browse(walk)
+
+    async def test_restart(self) -> None:
+        """While the registry is killed, the page says since when it is not current; then it catches up by itself."""
+        from twisted.internet import reactor
+        from twisted.internet.threads import blockingCallFromThread
+
+        async def kill() -> None:
+            self.registry.kill("KILL")
+            await self.registry.ended
+
+        async def again() -> None:
+            self.registry = await self.start()
+
+        def walk(browser: Browser, api: Api) -> None:
+            watched = self.opened(browser.new_context(), api, expected=(FAILED, "net::ERR"))
+            page = watched.page
+            api.register("web1")
+            row(page, "web1").wait_for()
+            blockingCallFromThread(reactor, kill)
+            page.wait_for_selector(".live.stale:has-text('Not current for')")
+            blockingCallFromThread(reactor, again)
+            api.register("web2")
+            row(page, "web2").wait_for()
+            page.wait_for_selector(".live:text-is('Live')")
+            self.assertEqual(row(page, "web1").count(), 1)
+            self.assertEqual(watched.complaints, [])
+
+        await self.browse(walk)
+
+
+class ActionTests(ConsoleTestCase):
+    """What users change in the page."""
+
+    async def test_drain(self) -> None:
+        """An instance is drained with a reason, and put back."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.register("web1")
+            page = self.opened(browser.new_context(), api, "services?id=web1").page
+            page.click("text=Drain…")
+            page.fill("#reason", "kernel upgrade")
+            page.select_option("#time", "600")
+            page.click("dialog button[type=submit]")
+            page.wait_for_selector(".note:has-text('Draining: kernel upgrade (until')")
+            state = api.ask("GET", "/services/web1/state")
+            self.assertEqual((state["state"], state["reason"]), ("drain", "kernel upgrade"))
+            page.click(".detail button:text-is('Up')")
+            page.wait_for_selector(".note", state="detached")
+            self.assertEqual(api.ask("GET", "/services/web1/state")["state"], "up")
+
+        await self.browse(walk)
+
+    async def test_twoEditors(self) -> None:
+        """The second of two editors of one value overwrites nothing: the page shows both changes."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            key = "/production/web/workers"
+            api.ask("PUT", f"/configuration/{key}", {"value": "1"})
+            pages = [
+                self.opened(browser.new_context(), api, f"configuration/{key}", expected=(FAILED,)) for _ in range(2)
+            ]
+            first, second = (each.page for each in pages)
+            for page in (first, second):
+                page.click("text=Edit…")
+            first.fill("#text", "2")
+            first.click("dialog button[type=submit]")
+            second.wait_for_selector("pre.value:has-text('2')")
+            second.fill("#text", "3")
+            second.click("dialog button[type=submit]")
+            second.wait_for_selector("text=The value has changed meanwhile")
+            self.assertEqual(api.ask("GET", f"/configuration/{key}")["value"], "2")
+            second.click("text=Edit mine again…")
+            second.wait_for_selector(".diff .new:has-text('3')")
+            second.click("dialog button[type=submit]")
+            first.wait_for_selector("pre.value:has-text('3')")
+            first.click("li:has(.new:has-text('2')) >> text=Roll back to this…")
+            first.click("dialog button[type=submit]")
+            second.wait_for_selector("pre.value:has-text('2')")
+            self.assertEqual([each.complaints for each in pages], [[], []])
+
+        await self.browse(walk)
+
+    async def test_readers(self) -> None:
+        """A user with the role read sees everything and has no buttons that change something."""
+        users = self.spawn(
+            "service-registry-users", "add", "ann", "--tenant", "1", "--role", "read", "--data-dir", self.dataDir
+        )
+        await users.ended
+        self.assertEqual(users.exitCode, 0, users.errors)
+        key = users.output.partition("RAXSR_API_KEY=")[2].split()[0]
+
+        def walk(browser: Browser, api: Api) -> None:
+            api.register("web1")
+            api.ask("PUT", "/configuration/a_key", {"value": "1"})
+            api.user, api.key = "ann", key
+            page = self.opened(browser.new_context(), api, "services?id=web1").page
+            page.wait_for_selector(".detail dl")
+            self.assertEqual(page.locator("text=Drain…").count(), 0)
+            page.evaluate("location.hash = '#/configuration/a_key'")
+            page.wait_for_selector("pre.value:has-text('1')")
+            self.assertEqual(page.locator("text=/Edit…|Remove…|New value…/").count(), 0)
+
+        await self.browse(walk)
+
+
+class HostileTests(ConsoleTestCase):
+    """Text from services that means harm."""
+
+    async def test_hostileText(self) -> None:
+        """In ids, tags, metadata, values and reasons it is shown as text, and nothing is loaded or run."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            for number, payload in enumerate(PAYLOADS):
+                id = f"evil{number}"
+                metadata = {"host": payload, "port": payload, "zone": payload, "weight": payload, payload: payload}
+                api.register(id, tags=[payload[:55]], metadata=metadata)
+                api.ask("PUT", f"/services/{id}/state", {"state": "out", "reason": payload})
+                api.ask("PUT", f"/configuration//evil/key{number}", {"value": payload})
+            watched = self.opened(browser.new_context(), api)
+            page = watched.page
+            for number in range(len(PAYLOADS)):
+                row(page, f"evil{number}").click()
+                page.wait_for_selector(f".detail h2:has-text('evil{number}')")
+                page.evaluate(f"location.hash = '#/configuration//evil/key{number}'")
+                page.wait_for_selector("pre.value")
+                page.evaluate("location.hash = '#/services'")
+            for view in (
+                "services?q=evil",
+                "events",
+                "configuration?view=flat",
+                "services?tag=%3Cscript%3E",
+                "x?y=%3Cb%3E",
+            ):
+                page.evaluate(f"location.hash = '#/{view}'")
+                page.wait_for_timeout(200)
+                self.assertEqual(page.locator("main script, main svg, main img").count(), 0)
+            page.evaluate("location.hash = '#/services?id=evil4'")
+            page.wait_for_selector(".metadata")
+            shown = page.inner_text(".metadata")
+            self.assertIn("abc\\u{202e}dcba\\u{7}\\u{200b}\\u{2066}", shown)
+            self.assertNotIn("\u202e", shown)
+            self.assertIsNone(page.evaluate("window.hostile ?? null"))
+            self.assertEqual(watched.complaints, [])
+
+        await self.browse(walk)
+
+
+class AccessTests(ConsoleTestCase):
+    """Everybody can use it."""
+
+    async def test_axe(self) -> None:
+        """axe-core has no serious finding in any view, in both themes, wide and narrow."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            from axe_playwright_python.sync_playwright import Axe
+
+            for number in range(5):
+                api.register(f"web{number}", tags=["web"], metadata={"host": "10.0.0.1", "port": "80"})
+            api.ask("PUT", "/services/web1/state", {"state": "drain"})
+            api.ask("PUT", "/configuration//production/key", {"value": "1"})
+            views = (
+                *("services", "services?id=web1", "events", "configuration//production/key"),
+                *("cluster", "account", "services?q=nothing"),
+            )
+            for scheme, width in (("light", 1400), ("dark", 1400), ("light", 360)):
+                context = browser.new_context(
+                    color_scheme=scheme,  # type: ignore[arg-type]  # a Literal
+                    viewport={"width": width, "height": 800},
+                )
+                page = self.opened(context, api).page
+                for view in views:
+                    page.evaluate(f"location.hash = '#/{view}'")
+                    page.wait_for_timeout(150)
+                    for found in Axe().run(page).response["violations"]:
+                        if found["impact"] in ("serious", "critical"):
+                            targets = [node["target"] for node in found["nodes"]][:3]
+                            self.fail(f"{view}, {scheme}, {width}: {found['id']}: {targets}")
+                    self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), width, view)
+                context.close()
+
+        await self.browse(walk)
+
+    async def test_keyboard(self) -> None:
+        """Without a pointer: log in, find a service, drain it, change a value, log out."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            for id in ("api1", "web1", "web2"):
+                api.register(id)
+            page = browser.new_context().new_page()
+            page.goto(f"{api.root}/")
+            page.wait_for_selector("#user:focus")
+            press = page.keyboard.press
+            page.keyboard.type(api.user)
+            press("Tab")
+            page.keyboard.type(api.key)
+            press("Enter")
+            page.wait_for_selector(".live:text-is('Live')")
+            press("/")
+            page.keyboard.type("web")
+            press("Enter")
+            press("ArrowDown")
+            press("ArrowDown")
+            press("Enter")
+            page.wait_for_selector(".detail h2:has-text('web2')")
+            self.tabTo(page, "Drain…")
+            press("Enter")
+            page.wait_for_selector("#reason:focus")
+            page.keyboard.type("by hand")
+            press("Enter")
+            page.wait_for_selector(".note:has-text('by hand')")
+            press("Escape")
+            page.wait_for_selector(".detail", state="hidden")
+            press("g")
+            press("c")
+            page.wait_for_selector("text=No configuration yet")
+            self.tabTo(page, "New value…")
+            press("Enter")
+            page.keyboard.type("a_key")
+            press("Tab")
+            page.keyboard.type("a value")
+            self.tabTo(page, "Save")
+            press("Enter")
+            page.wait_for_selector(".leaf:has-text('a_key')")
+            self.assertEqual(api.ask("GET", "/configuration/a_key")["value"], "a value")
+            press("?")
+            page.wait_for_selector("dialog:has-text('Keyboard')")
+            press("Escape")
+            press("g")
+            press("a")
+            self.tabTo(page, "Log out")
+            press("Enter")
+            page.wait_for_selector("#user")
+
+        await self.browse(walk)
+
+    def tabTo(self, page: Page, text: str) -> None:
+        """Press Tab until the element with this text has the focus."""
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.textContent") == text:
+                return
+        self.fail(f"Tab does not reach {text}")

@@ -1,0 +1,44 @@
+/** The session: its user, role, prefixes and limits. */
+
+import { request, signOut } from "./api.js";
+import { button, fill, h, identifier } from "./dom.js";
+import { exactly } from "./time.js";
+
+const WORDS = { services: "Services", configuration: "Configuration", locks: "Locks" };
+
+export function accountView(place, model) {
+  const { session } = model;
+  const limits = h("div", {}, h("p.muted", {}, "Loading"));
+  const term = (name, value) => [h("dt", {}, name), h("dd", {}, value)];
+  fill(place, h("div.center.cards", {},
+    h("section.card", {}, h("h2", {}, "User"), h("dl", {},
+      term("Name", identifier(session.user, "the user name")), term("Tenant", identifier(session.tenant, "the tenant")),
+      term("Role", [h(`span.badge.${session.role === "write" ? "up" : "drain"}`, {}, session.role), " ",
+        session.role === "write" ? "may read and write" : "may read"]),
+      Object.entries(WORDS).map(([kind, title]) => (session.limits?.[kind]?.length
+        ? term(`${title} it may write`, session.limits[kind].map((prefix) => h("bdi.chip", {}, prefix))) : null)),
+      term("Session ends", exactly(session.expires))),
+    h("div.actions.start", {}, button("Log out", signOut, { class: "primary" }))),
+    h("section.card", {}, h("h2", {}, "Limits"), limits)));
+
+  async function load() {
+    try {
+      const { resource, rate } = await request("GET", "/limits");
+      const used = { service: model.services.size, configuration_value: model.values.size, lock: model.locks.size };
+      fill(limits, h("table.plain", {},
+        h("thead", {}, h("tr", {}, ["", "Used", "Limit"].map((text) => h("th", { scope: "col" }, text || h("span.offscreen", {}, "What"))))),
+        h("tbody", {}, Object.entries(resource).map(([name, limit]) => h("tr", {}, h("th", { scope: "row" }, name.replaceAll("_", " ")),
+          h("td.number", {}, (used[name] ?? 0).toLocaleString("en")), h("td.number", {}, limit.toLocaleString("en")))),
+        Object.values(rate).map((each) => h("tr", {}, h("th", { scope: "row" }, `reads in ${each.window}`),
+          h("td.number", {}, each.used.toLocaleString("en")), h("td.number", {}, each.limit.toLocaleString("en")))))));
+    } catch (error) {
+      fill(limits, h("p.problem", {}, error.message));
+    }
+  }
+
+  let isAsked = false;
+  return {
+    route() { if (model.isLoaded && !isAsked) { isAsked = true; load(); } },
+    update(kinds) { if (model.isLoaded && (!isAsked || kinds.has("values") || kinds.has("locks"))) { isAsked = true; load(); } },
+  };
+}

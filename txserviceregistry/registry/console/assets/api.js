@@ -1,0 +1,158 @@
+/** Requests of this page: its session, the API as the session's user, and the event stream. */
+
+const BASE = "/console/api";
+const SECRET = "registry-console-secret";
+const SILENCE = 35_000;
+
+/** A response other than a success, or none at all (status 0). */
+export class ApiError extends Error {
+  constructor(status, body) {
+    const details = body?.details && body.details !== body.message ? `: ${body.details}` : "";
+    super(status ? `${body?.message ?? `HTTP ${status}`}${details}` : "The registry does not answer");
+    this.status = status;
+    this.body = body;
+  }
+}
+
+const listeners = new Set();
+
+/** Have a function called when the session has ended. */
+export function onSignedOut(listener) {
+  listeners.add(listener);
+}
+
+function headers(more = {}) {
+  const secret = localStorage.getItem(SECRET);
+  return { ...(secret ? { "X-Console-Secret": secret } : {}), ...more };
+}
+
+async function send(method, path, { body, ...options } = {}) {
+  const given = headers(options.headers);
+  if (body !== undefined) given["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(BASE + path, {
+      method, headers: given, signal: options.signal, cache: "no-store", credentials: "same-origin",
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0);
+  }
+  if (response.ok) return response;
+  const fault = await response.json().catch(() => null);
+  if (response.status === 401 && !options.isLogin) signOutHere();
+  throw new ApiError(response.status, fault);
+}
+
+/** Send a request; the answer's JSON, or null. */
+export async function request(method, path, options) {
+  const response = await send(method, path, options);
+  return response.status === 204 ? null : response.json();
+}
+
+/** GET with the answer's headers. */
+export async function getWithHeaders(path) {
+  const response = await send("GET", path);
+  return { body: await response.json(), headers: response.headers };
+}
+
+/** All values of a collection, page by page. */
+export async function* pages(path, limit = 1000) {
+  let marker = null;
+  do {
+    const next = marker === null ? "" : `&marker=${encodeURIComponent(marker)}`;
+    const page = await request("GET", `${path}${path.includes("?") ? "&" : "?"}limit=${limit}${next}`);
+    yield page.values;
+    marker = page.metadata.next_marker;
+  } while (marker !== null);
+}
+
+export async function all(path) {
+  const values = [];
+  for await (const page of pages(path)) values.push(...page);
+  return values;
+}
+
+function signOutHere() {
+  localStorage.removeItem(SECRET);
+  for (const listener of listeners) listener();
+}
+
+/** Begin a session, with {user, key} or {once}; what the session is. */
+export async function signIn(credentials) {
+  const session = await request("POST", "/login", { body: credentials, isLogin: true });
+  localStorage.setItem(SECRET, session.secret);
+  return session;
+}
+
+/** End the session. */
+export async function signOut() {
+  await request("POST", "/logout", { body: {} }).catch(() => null);
+  signOutHere();
+}
+
+export function hasSession() {
+  return localStorage.getItem(SECRET) !== null;
+}
+
+/**
+ * Follow the event stream until the signal aborts, and across reconnects. *handle* gets type, data and id of each event;
+ * *state* gets true when the stream has begun and false, with the reason, when it has ended.
+ */
+export async function follow(handle, state, signal) {
+  let last = "";
+  let delay = 500;
+  while (!signal.aborted) {
+    const attempt = new AbortController();
+    const abort = () => attempt.abort();
+    signal.addEventListener("abort", abort);
+    let watch = setTimeout(abort, SILENCE);
+    try {
+      const response = await send("GET", "/events/stream?types=all", {
+        signal: attempt.signal, headers: last ? { "Last-Event-ID": last } : {},
+      });
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      let text = "";
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) break;
+        clearTimeout(watch);
+        watch = setTimeout(abort, SILENCE);
+        text += value;
+        const blocks = text.split("\n\n");
+        text = blocks.pop();
+        for (const block of blocks) {
+          const event = parse(block);
+          if (event.type === null) continue;
+          if (event.type === "ping" || event.type === "reset") { state(true); delay = 500; }
+          handle(event.type, event.data, event.id);
+          if (event.id) last = event.id;
+        }
+      }
+      state(false, "The event stream ended");
+    } catch (error) {
+      if (signal.aborted) return;
+      state(false, error.name === "AbortError" ? "The event stream is silent" : error.message);
+      if (error.status === 401) return;
+    } finally {
+      clearTimeout(watch);
+      signal.removeEventListener("abort", abort);
+    }
+    await new Promise((resolve) => setTimeout(resolve, delay * (0.75 + Math.random() / 2)));
+    delay = Math.min(delay * 2, 5000);
+  }
+}
+
+function parse(block) {
+  const event = { type: null, data: null, id: "" };
+  const data = [];
+  for (const line of block.split("\n")) {
+    const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line);
+    if (field === "event") event.type = value;
+    else if (field === "id") event.id = value;
+    else if (field === "data") data.push(value);
+  }
+  if (event.type !== null) event.data = JSON.parse(data.join("\n") || "{}");
+  return event;
+}

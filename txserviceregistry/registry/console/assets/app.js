@@ -1,0 +1,233 @@
+/** The frame of the page: login, views by URL, keyboard, theme, and whether what is shown is current. */
+
+import { ApiError, hasSession, onSignedOut, request, signIn } from "./api.js";
+import { button, dialog, fill, h } from "./dom.js";
+import { Model } from "./model.js";
+import { duration } from "./time.js";
+import { accountView } from "./account.js";
+import { clusterView } from "./cluster.js";
+import { configurationView } from "./configuration.js";
+import { eventsView } from "./events.js";
+import { locksView } from "./locks.js";
+import { servicesView } from "./services.js";
+
+const VIEWS = [
+  { name: "services", title: "Services", key: "s", make: servicesView },
+  { name: "events", title: "Events", key: "e", make: eventsView },
+  { name: "configuration", title: "Configuration", key: "c", make: configurationView },
+  { name: "locks", title: "Locks", key: "l", make: locksView, extension: "locks" },
+  { name: "cluster", title: "Cluster", key: "n", make: clusterView },
+  { name: "account", title: "Account", key: "a", make: accountView },
+];
+const main = document.getElementById("main");
+const bar = document.getElementById("bar");
+let model = null;
+let current = null;
+
+// -- views and URLs
+
+/** The route in the URL: #/view/rest?parameters. */
+function route() {
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  const [name, ...rest] = path.split("/");
+  let decoded = rest.join("/");
+  try { decoded = decodeURIComponent(decoded); } catch { /* as it is */ }
+  return { name: name || "services", rest: decoded, parameters: new URLSearchParams(query) };
+}
+
+/** The URL of a view. */
+function url(name, rest = "", parameters = {}) {
+  const given = Object.entries(parameters).filter(([, value]) => value);
+  const path = rest ? `/${encodeURIComponent(rest).replaceAll("%2F", "/")}` : "";
+  return `#/${name}${path}${given.length ? `?${new URLSearchParams(given)}` : ""}`;
+}
+
+/** Go to a view; *replace* adds nothing to the browser's history. */
+function go(target, { replace = false } = {}) {
+  if (target === location.hash) return;
+  if (replace) {
+    history.replaceState(null, "", target);
+    showRoute();
+  } else {
+    location.hash = target;
+  }
+}
+
+function views() {
+  return VIEWS.filter((view) => !view.extension || model.has(view.extension));
+}
+
+function showRoute() {
+  if (!model) return;
+  const wanted = route();
+  const view = views().find((each) => each.name === wanted.name) ?? VIEWS[0];
+  if (current?.name !== view.name) {
+    current?.view.end?.();
+    fill(main);
+    main.className = view.name;
+    current = { name: view.name, view: view.make(main, model, { url, go }) };
+    document.title = `${view.title} · Service Registry`;
+    for (const link of document.querySelectorAll("#nav a")) {
+      const isCurrent = link.dataset.view === view.name;
+      if (isCurrent) link.scrollIntoView({ block: "nearest", inline: "nearest" });
+      if (isCurrent) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+  }
+  current.view.route(wanted);
+}
+
+// -- whether the page is current
+
+function showLive() {
+  const live = document.getElementById("live");
+  if (!model) return;
+  const { staleSince, isLoaded, problem } = model;
+  const text = staleSince !== null ? `Not current for ${duration(Math.round((Date.now() - staleSince) / 1000))}`
+    : isLoaded ? "Live" : "Loading";
+  const kind = staleSince !== null ? "live stale" : isLoaded ? "live" : "live loading";
+  if (live.textContent !== text) live.textContent = text;
+  if (live.className !== kind) live.className = kind;
+  live.title = staleSince !== null ? `${problem || "The event stream is down"}. The page reconnects by itself.`
+    : "Changes appear as they happen";
+  main.classList.toggle("is-stale", staleSince !== null);
+}
+
+// -- login
+
+function showLogin(message = "") {
+  current?.view.end?.();
+  current = null;
+  bar.hidden = true;
+  main.className = "login";
+  const user = h("input", { id: "user", name: "username", autocomplete: "username", required: true });
+  const key = h("input", { id: "key", name: "password", type: "password", autocomplete: "current-password", required: true });
+  const problem = h("p.problem", { role: "alert" }, message);
+  const submit = h("button.primary", { type: "submit" }, "Log in");
+  const form = h("form", {
+    onsubmit: async (event) => {
+      event.preventDefault();
+      submit.disabled = true;
+      try {
+        begin(await signIn({ user: user.value, key: key.value }));
+      } catch (error) {
+        fill(problem, error.status === 401 ? "The user name or the API key is wrong." : error.message);
+        submit.disabled = false;
+        key.focus();
+      }
+    },
+  },
+  h("img", { src: "mark.svg", alt: "", width: "40", height: "40" }),
+  h("h1", {}, "Service Registry"),
+  h("label", { for: "user" }, "User"), user,
+  h("label", { for: "key" }, "API key"), key,
+  problem, submit,
+  h("p.hint", {}, "On the registry's machine ", h("code", {}, "raxsr console"), " opens this page without a key. ",
+    h("code", {}, "service-registry-users"), " adds users."));
+  fill(main, form);
+  user.focus();
+}
+
+function begin(session) {
+  model = new Model(session);
+  model.onChange(() => showLive());
+  model.onChange((kinds) => current?.view.update?.(kinds));
+  bar.hidden = false;
+  fill(document.getElementById("nav"), views().map((view) =>
+    h("a", { href: url(view.name), "data-view": view.name, title: `${view.title} (g ${view.key})` }, view.title)));
+  current = null;
+  showRoute();
+  model.start();
+  showLive();
+}
+
+onSignedOut(() => {
+  if (!model) return;
+  model.stop();
+  model = null;
+  for (const box of document.querySelectorAll("dialog")) box.close();
+  showLogin("The session has ended. Log in again.");
+});
+
+// -- theme and keyboard
+
+const THEMES = { auto: ["◐", "Theme: as the system"], light: ["☀", "Theme: light"], dark: ["☾", "Theme: dark"] };
+
+function setTheme(theme) {
+  if (theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  const toggle = document.getElementById("theme");
+  [toggle.textContent, toggle.title] = THEMES[theme];
+  toggle.setAttribute("aria-label", toggle.title);
+  localStorage.setItem("registry-console-theme", theme);
+}
+
+const SHORTCUTS = [
+  ["/", "filter"], ["↑ ↓ or j k", "select a row"], ["Enter", "open the row"], ["Escape", "close, or clear the filter"],
+  ...VIEWS.map((view) => [`g ${view.key}`, view.title.toLowerCase()]), ["t", "theme"], ["?", "this list"],
+];
+
+function showShortcuts() {
+  dialog("Keyboard", (close) => [
+    h("table.shortcuts", {}, h("tbody", {}, SHORTCUTS.map(([keys, what]) =>
+      h("tr", {}, h("th", { scope: "row" }, h("kbd", {}, keys)), h("td", {}, what))))),
+    h("div.actions", {}, button("Close", () => close(), { class: "primary" })),
+  ]);
+}
+
+let leader = 0;
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || !model || document.querySelector("dialog[open]")) return;
+  const isTyping = event.target.matches("input, textarea, select");
+  if (event.key === "Escape") {
+    if (current?.view.escape?.()) event.preventDefault();
+    else if (isTyping) event.target.blur();
+    return;
+  }
+  if (isTyping) return;
+  const view = performance.now() - leader < 1500 && views().find((each) => each.key === event.key);
+  leader = 0;
+  if (view) go(url(view.name));
+  else if (event.key === "g") leader = performance.now();
+  else if (event.key === "?") showShortcuts();
+  else if (event.key === "t") nextTheme();
+  else if (event.key === "/") document.querySelector("input[type=search]")?.focus();
+  else return;
+  event.preventDefault();
+});
+
+function nextTheme() {
+  const names = Object.keys(THEMES);
+  setTheme(names[(names.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % names.length]);
+}
+
+// -- start
+
+async function boot() {
+  setTheme(localStorage.getItem("registry-console-theme") in THEMES ? localStorage.getItem("registry-console-theme") : "auto");
+  document.getElementById("theme").addEventListener("click", nextTheme);
+  document.getElementById("help").addEventListener("click", showShortcuts);
+  window.addEventListener("hashchange", showRoute);
+  setInterval(() => { showLive(); model?.dropOldExpirations(); current?.view.tick?.(); }, 500);
+  const once = /^#once=([\w-]+)$/.exec(location.hash);
+  if (once) {
+    history.replaceState(null, "", "#/services");
+    try {
+      begin(await signIn({ once: once[1] }));
+    } catch (error) {
+      showLogin(error.status === 401 ? "This link has been used, or is too old. Run raxsr console again." : error.message);
+    }
+  } else if (hasSession()) {
+    try {
+      begin(await request("GET", "/session"));
+    } catch (error) {
+      if (error instanceof ApiError && error.status !== 401) showLogin(error.message);
+      else showLogin();
+    }
+  } else {
+    showLogin();
+  }
+}
+
+boot();

@@ -1,0 +1,70 @@
+/** The registry itself: its nodes, store, versions and load. */
+
+import { request } from "./api.js";
+import { fill, h } from "./dom.js";
+import { ago, duration } from "./time.js";
+
+const INTERVAL = 2000;
+
+export function clusterView(place, model) {
+  let report = null;
+  let problem = "";
+  let asked = -Infinity;
+  let isAsking = false;
+  let signature = "";
+
+  async function ask() {
+    isAsking = true;
+    try {
+      report = await request("GET", "/cluster");
+      problem = "";
+    } catch (error) {
+      problem = error.message;
+    }
+    isAsking = false;
+    asked = performance.now();
+    show();
+  }
+
+  function show() {
+    const wanted = JSON.stringify([report, problem]);
+    if (wanted === signature) return;
+    signature = wanted;
+    if (!report) {
+      fill(place, problem ? h("p.problem", { role: "alert" }, problem) : h("p.loading", {}, "Loading"));
+      return;
+    }
+    const { store, version, uptime, figures, nodes } = report;
+    fill(place, h("div.center.cards", {},
+      problem ? h("p.problem", { role: "alert" }, `Not current: ${problem}`) : null,
+      h("section.figures", { "aria-label": "Figures" },
+        figure("Services", figures.services), figure("Heartbeats per second", figures.heartbeats_per_second),
+        figure("Subscribers", figures.subscribers), figure("Requests per second", figures.requests_per_second)),
+      h("section.card", {}, h("h2", {}, "This node"), h("dl", {},
+        term("Version", version), term("Uptime", duration(uptime)),
+        term("Store", [store.name, " ", h(`span.badge.${store.state === "ok" ? "up" : "out"}`, {}, store.state)]),
+        Object.entries(report.details ?? {}).map(([key, value]) => term(key, String(value))))),
+      h("section.card", {}, h("h2", {}, nodes.length > 1 ? `${nodes.length} nodes` : "Nodes"), nodes.length
+        ? h("table.plain", {}, h("thead", {}, h("tr", {}, ["Node", "Version", "State", "Last status"].map((text) => h("th", { scope: "col" }, text)))),
+          h("tbody", {}, nodes.map((node) => h("tr", {},
+            h("td", {}, h("bdi.mono", {}, node.name), node.is_this ? h("span.chip", {}, "this one") : null),
+            h("td", {}, node.version ?? "–"), h("td", {}, h(`span.badge.${node.state === "valid" ? "up" : "drain"}`, {}, node.state)),
+            h("td", {}, node.status_at ? ago(node.status_at) : "–")))))
+        : h("p.muted", {}, `One node over ${store.name}. With etcd as the store, several nodes can share the work.`))));
+  }
+
+  return {
+    route() { show(); if (!isAsking) ask(); },
+    tick() { if (!isAsking && !document.hidden && performance.now() - asked > INTERVAL) ask(); },
+  };
+}
+
+function figure(title, value) {
+  const text = value === null || value === undefined ? "–"
+    : value >= 10 || Number.isInteger(value) ? Math.round(value).toLocaleString("en") : value.toFixed(1);
+  return h("div.figure", {}, h("div.number", {}, text), h("div.label", {}, title));
+}
+
+function term(name, value) {
+  return [h("dt", {}, name), h("dd", {}, value)];
+}

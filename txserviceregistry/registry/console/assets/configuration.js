@@ -1,0 +1,242 @@
+/** The configuration: a tree of keys, one value with its history, and edits that never overwrite another's unseen. */
+
+import { all, getWithHeaders, request } from "./api.js";
+import { actions, button, command, copyButton, dialog, empty, fill, h, identifier, toast } from "./dom.js";
+import { diffElement } from "./diff.js";
+import { ago, exactly, moment } from "./time.js";
+
+/** The path of a key below the API. A key's own slash stays: /configuration//production/x. */
+function pathOf(key) {
+  return `/configuration/${key.split("/").map(encodeURIComponent).join("/")}`;
+}
+
+export function configurationView(place, model, { url, go }) {
+  let parameters = {};
+  let open = "";
+  const change = (changes) => go(url("configuration", open, { ...parameters, ...changes }), { replace: true });
+  const target = (key) => url("configuration", key, parameters);
+  const search = h("input", {
+    type: "search", placeholder: "Filter by key or value  ( / )", "aria-label": "Filter", spellcheck: "false",
+    oninput: () => change({ q: search.value }),
+  });
+  const form = h("div.segments", { role: "group", "aria-label": "Form" }, [["", "Tree"], ["flat", "Flat"]].map(([view, title]) =>
+    h("button", { type: "button", "data-view": view, onclick: () => change({ view }) }, title)));
+  const list = h("section.list.keys", { "aria-label": "Keys" });
+  const detail = h("aside.detail", { hidden: true, "aria-label": "Value" });
+  const add = button("New value…", () => editor(model, "", null));
+  fill(place, h("div.center", {}, h("div.tools", {}, search, form, model.session.role === "write" ? add : null), list), detail);
+
+  function refresh() {
+    const { q = "", view = "" } = parameters;
+    const words = q.toLowerCase().split(/\s+/).filter(Boolean);
+    const values = [...model.values.values()]
+      .filter(({ id, value }) => words.every((word) => `${id} ${value}`.toLowerCase().includes(word)))
+      .sort((a, b) => (a.id < b.id ? -1 : 1));
+    for (const segment of form.children) segment.setAttribute("aria-pressed", segment.dataset.view === view);
+    if (search.value !== q) search.value = q;
+    const signature = JSON.stringify([values.map(({ id, value }) => [id, value]), view, open, q, model.isLoaded]);
+    if (list.dataset.signature === signature) return;
+    list.dataset.signature = signature;
+    if (!values.length) fill(list, nothing(q));
+    else if (view === "flat" || q) fill(list, h("ul.flat", {}, values.map((value) => h("li", {}, leaf(value, value.id)))));
+    else keepOpen(() => fill(list, h("div.tree", {}, branch(treeOf(values), ""))));
+  }
+
+  /** Draw the tree anew with the folders open that are open now. */
+  function keepOpen(draw) {
+    const closed = new Set([...list.querySelectorAll("details:not([open])")].map((each) => each.dataset.path));
+    const focused = document.activeElement?.dataset?.key;
+    draw();
+    for (const folder of list.querySelectorAll("details")) folder.open = !closed.has(folder.dataset.path);
+    if (focused) list.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+  }
+
+  function branch(node, path) {
+    const folders = [...node.folders].map(([name, child]) => {
+      const below = `${path}/${name}`;
+      return h("details", { open: true, "data-path": below },
+        h("summary", { "data-key": below }, h("bdi.mono", {}, name), h("span.count", {}, String(child.count))), branch(child, below));
+    });
+    return h("div.branch", {}, folders, node.values.map(([name, value]) => leaf(value, name)));
+  }
+
+  function leaf(value, name) {
+    return h("a.leaf", { href: target(value.id), "data-key": value.id, "aria-current": value.id === open ? "true" : null },
+      h("bdi.mono.key", {}, name), h("bdi.value", {}, oneLine(value.value)));
+  }
+
+  function nothing(q) {
+    if (!model.isLoaded) return h("p.loading", {}, "Loading");
+    if (q) return empty("No value matches", h("p", {}, `${model.values.size} values exist.`));
+    return empty("No configuration yet", h("p", {}, "Set a first value here, or in a shell:"),
+      command("raxsr configuration set /production/web/workers 4"));
+  }
+
+  function showDetail() {
+    detail.hidden = !open;
+    place.classList.toggle("has-detail", Boolean(open));
+    const value = model.values.get(open);
+    const signature = JSON.stringify([open, value, model.isLoaded]);
+    if (!open || detail.dataset.signature === signature) return;
+    detail.dataset.signature = signature;
+    const head = h("header", {}, h("h2", {}, identifier(open, "the key")),
+      button("×", () => go(url("configuration", "", parameters)), { class: "quiet close", "aria-label": "Close" }));
+    const mayWrite = model.mayWrite("configuration", open);
+    const history = h("div.history", {}, h("p.muted", {}, "Loading"));
+    fill(detail, head,
+      value ? h("pre.value", { tabindex: "0" }, value.value.split("\n").map((line) => [line, h("br")]))
+        : h("p.muted", {}, model.isLoaded ? "No value has this key." : "Loading"),
+      h("div.actions.start", {}, value ? copyButton(value.value, "the value") : null,
+        mayWrite && value ? button("Edit…", () => editor(model, open, value.value)) : null,
+        mayWrite && value ? button("Remove…", () => remover(model, open), { class: "danger" }) : null),
+      h("h3", {}, "History"), history);
+    if (model.isLoaded) showHistory(history, model, open, mayWrite);
+  }
+
+  return {
+    route(wanted) {
+      parameters = Object.fromEntries(wanted.parameters);
+      open = wanted.rest;
+      refresh();
+      showDetail();
+    },
+    update(kinds) {
+      if (kinds.has("values")) { refresh(); showDetail(); }
+    },
+    escape() {
+      if (open) go(url("configuration", "", parameters));
+      else if (parameters.q) go(url("configuration"));
+      else return false;
+      return true;
+    },
+  };
+}
+
+function oneLine(value) {
+  const line = value.replaceAll("\n", " ⏎ ");
+  return line.length > 120 ? `${line.slice(0, 117)}…` : line;
+}
+
+/** Keys by their namespaces: /production/web/workers is "workers" in the folder web in the folder production. */
+function treeOf(values) {
+  const folder = () => ({ folders: new Map(), values: [], count: 0 });
+  const root = folder();
+  for (const value of values) {
+    const names = value.id.split("/");
+    const name = names.length > 2 ? names.pop() : value.id;
+    let node = root;
+    for (const part of names.length > 1 && name !== value.id ? names.slice(1) : []) {
+      if (!node.folders.has(part)) node.folders.set(part, folder());
+      node = node.folders.get(part);
+      node.count += 1;
+    }
+    node.values.push([name, value]);
+  }
+  return root;
+}
+
+// -- history
+
+async function showHistory(place, model, key, mayWrite) {
+  try {
+    const changes = (await all(`/value-history?key=${encodeURIComponent(key)}`)).reverse();
+    if (!changes.length) {
+      fill(place, h("p.muted", {}, "No change within the last 30 days."));
+      return;
+    }
+    const now = model.values.get(key)?.value ?? null;
+    fill(place, h("ol.changes", {}, changes.map((event) => {
+      const value = event.payload.new_value ?? null;
+      return h("li", {}, h("div.change", {},
+        h("time", { datetime: exactly(event.timestamp), title: exactly(event.timestamp) }, `${moment(event.timestamp)} (${ago(event.timestamp)})`),
+        mayWrite && value !== null && value !== now ? button("Roll back to this…", () => editor(model, key, now, value)) : null),
+      diffElement(event.payload.old_value, value));
+    })));
+  } catch (error) {
+    fill(place, h("p.problem", {}, error.message));
+  }
+}
+
+// -- editing
+
+/** The value and its tag, as the registry has them now; null if there is none. */
+async function current(key) {
+  try {
+    const { body, headers } = await getWithHeaders(pathOf(key));
+    return { value: body.value, tag: headers.get("ETag") };
+  } catch (error) {
+    if (error.status === 404) return null;
+    throw error;
+  }
+}
+
+function conditionFor(base) {
+  if (base === null) return { "If-None-Match": "*" };
+  return base.tag ? { "If-Match": base.tag } : {};
+}
+
+/** Edit a value, or set a new one; *proposed* is what the editor begins with. */
+async function editor(model, key, value, proposed = value ?? "") {
+  let base = null;
+  try {
+    if (key) base = await current(key);
+  } catch (error) {
+    toast(error.message, "error");
+    return;
+  }
+  await dialog(key ? `Edit ${key}` : "New value", (close) => {
+    const name = h("input", { id: "key", value: key, required: true, autocomplete: "off", spellcheck: "false", placeholder: "/production/web/workers" });
+    const text = h("textarea", { id: "text", rows: "8", maxlength: "1024", required: true, spellcheck: "false", value: proposed });
+    const problem = h("p.problem", { role: "alert" });
+    const preview = h("div.preview");
+    const show = () => fill(preview, h("h3", {}, "Changes"), diffElement(base?.value ?? null, text.value, ["the value now", "yours"]));
+    text.addEventListener("input", show);
+    show();
+    return h("form", {
+      onsubmit: async (event) => {
+        event.preventDefault();
+        const wanted = key || name.value;
+        try {
+          await request("PUT", pathOf(wanted), { body: { value: text.value }, headers: conditionFor(base) });
+          toast(`${wanted} is set`);
+          close();
+        } catch (error) {
+          if (error.status !== 412) { fill(problem, error.message); return; }
+          close();
+          conflict(model, wanted, base, text.value);
+        }
+      },
+    },
+    key ? null : [h("label", { for: "key" }, "Key"), name],
+    h("label", { for: "text" }, "Value"), text, preview, problem, actions(close, "Save"));
+  }, "wide");
+}
+
+/** Another editor was first: show both, and let the user decide. */
+async function conflict(model, key, base, mine) {
+  const theirs = await current(key).catch(() => null);
+  const choice = await dialog("The value has changed meanwhile", (close) => [
+    h("p", {}, h("bdi.mono", {}, key), " was changed by another editor after you opened it. Nothing of yours is saved."),
+    h("h3", {}, "Their change"), diffElement(base?.value ?? null, theirs?.value ?? null, ["what you began with", "theirs"]),
+    h("h3", {}, "Yours, compared with theirs"), diffElement(theirs?.value ?? null, mine, ["theirs", "yours"]),
+    h("div.actions", {}, button("Keep theirs", () => close("theirs")), button("Edit mine again…", () => close("edit"), { class: "primary" })),
+  ], "wide");
+  if (choice === "edit") await editor(model, key, theirs?.value ?? null, mine);
+}
+
+async function remover(model, key) {
+  const base = await current(key).catch(() => null);
+  if (base === null) return;
+  await dialog(`Remove ${key}?`, (close) => h("form", {
+    onsubmit: async (event) => {
+      event.preventDefault();
+      close();
+      try {
+        await request("DELETE", pathOf(key), { headers: conditionFor(base) });
+        toast(`${key} is removed`);
+      } catch (error) {
+        toast(error.status === 412 ? "Not removed: the value has changed meanwhile" : error.message, "error");
+      }
+    },
+  }, diffElement(base.value, null), actions(close, "Remove", "danger")));
+}

@@ -1,0 +1,115 @@
+/**
+ * Elements, made from data. Text enters the page as text only, and characters that could mislead a reader (control
+ * characters, changes of the writing direction, invisible ones) are shown as escapes.
+ */
+
+const MISLEADING =
+  /[\u0000-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff]|[\u{e0000}-\u{e0fff}]/gu;
+
+/** Text as it is shown. */
+export function visible(text) {
+  return String(text).replace(MISLEADING, (character) => `\\u{${character.codePointAt(0).toString(16)}}`);
+}
+
+/**
+ * An element. Attributes whose names begin with "on" are listeners; false and null leave one out. Children are elements,
+ * texts, or lists of them.
+ */
+export function h(tag, attributes = {}, ...children) {
+  const [name, ...classes] = tag.split(".");
+  const element = document.createElement(name || "div");
+  if (classes.length) element.className = classes.join(" ");
+  for (const [key, value] of Object.entries(attributes ?? {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (key === "value" || key === "checked") element[key] = value;
+    else element.setAttribute(key, value === true ? "" : visible(value));
+  }
+  element.append(...nodes(children));
+  return element;
+}
+
+function nodes(children) {
+  return children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false)
+    .map((child) => (child instanceof Node ? child : visible(child)));
+}
+
+/** Replace the children of an element. */
+export function fill(element, ...children) {
+  element.replaceChildren(...nodes(children));
+  return element;
+}
+
+/** A button. */
+export function button(text, action, attributes = {}) {
+  return h("button", { type: "button", onclick: action, ...attributes }, text);
+}
+
+/** A button that copies a text. */
+export function copyButton(text, what = "") {
+  const copy = button("Copy", async (event) => {
+    event.stopPropagation();
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Without HTTPS a browser may refuse that; this works everywhere.
+      const area = h("textarea", { value: text, class: "offscreen" });
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    copy.textContent = "Copied";
+    setTimeout(() => { copy.textContent = "Copy"; }, 1200);
+  }, { class: "copy", "aria-label": `Copy ${what || text}` });
+  return copy;
+}
+
+/** An identifier that can be copied. */
+export function identifier(text, what = "") {
+  return h("span.identifier", {}, h("bdi.mono", {}, text), copyButton(text, what));
+}
+
+/** Say something for a moment, at the edge of the page. */
+export function toast(text, kind = "info") {
+  const note = h(`div.toast.${kind}`, {}, text);
+  document.getElementById("toasts").append(note);
+  setTimeout(() => note.remove(), kind === "error" ? 9000 : 4000);
+}
+
+/**
+ * A modal dialog. *content* gets a function that closes it. The returned promise has what was given to that function,
+ * undefined after Escape.
+ */
+export function dialog(title, content, kind = "") {
+  return new Promise((resolve) => {
+    const before = document.activeElement;
+    let outcome;
+    const box = h("dialog", { "aria-labelledby": "dialog-title", class: kind });
+    const close = (value) => { outcome = value; box.close(); };
+    box.append(h("h2", { id: "dialog-title" }, title), ...nodes([content(close)]));
+    box.addEventListener("close", () => {
+      box.remove();
+      if (before instanceof HTMLElement && before.isConnected) before.focus();
+      resolve(outcome);
+    });
+    box.addEventListener("click", (event) => { if (event.target === box) box.close(); });
+    document.body.append(box);
+    box.showModal();
+  });
+}
+
+/** The buttons at the end of a dialog's form. */
+export function actions(close, text, kind = "primary") {
+  return h("div.actions", {}, button("Cancel", () => close()), h("button", { type: "submit", class: kind }, text));
+}
+
+/** What a view says when it has nothing to show: a sentence, and what to do next. */
+export function empty(title, ...rest) {
+  return h("div.empty", {}, h("h2", {}, title), ...rest);
+}
+
+/** A command that can be copied. */
+export function command(text) {
+  return h("div.command", {}, h("code", { tabindex: "0" }, text), copyButton(text, "the command"));
+}

@@ -1,0 +1,233 @@
+/**
+ * What the registry holds, as this page knows it: listed once, then kept current by the event stream. Changes reach the
+ * views at most four times a second.
+ */
+
+import { all, follow, pages, request } from "./api.js";
+import { serverNow, setServerTime } from "./time.js";
+
+const INTERVAL = 250;
+const HOUR = 3_600_000;
+const KEPT_EVENTS = 5000;
+
+export class Model {
+  constructor(session) {
+    this.session = session;
+    this.services = new Map();
+    this.expired = new Map();
+    this.states = new Map();
+    this.values = new Map();
+    this.locks = new Map();
+    this.events = [];
+    this.extensions = new Set(session.extensions);
+    this.isLoaded = false;
+    this.staleSince = null;
+    this.problem = "";
+    this._waiting = [];
+    this._dirty = new Set();
+    this._listeners = new Set();
+    this._timer = null;
+    this._flushed = 0;
+    this._ids = new Set();
+    this._loading = null;
+    this._ended = new AbortController();
+  }
+
+  /** Have a function called with the set of what has changed: services, events, values, locks, live. */
+  onChange(listener) {
+    this._listeners.add(listener);
+    return () => this._listeners.delete(listener);
+  }
+
+  has(extension) {
+    return this.extensions.has(extension);
+  }
+
+  /** Whether the session's user may write this: kind is services, configuration or locks. */
+  mayWrite(kind, id) {
+    const { role, limits } = this.session;
+    if (role !== "write") return false;
+    const prefixes = limits?.[kind] ?? [];
+    if (!prefixes.length) return true;
+    if (kind !== "configuration") return prefixes.some((prefix) => id.startsWith(prefix));
+    return prefixes.some((prefix) => id === prefix || id.startsWith(`${prefix.replace(/\/$/, "")}/`));
+  }
+
+  start() {
+    const state = (isLive, problem = "") => this._live(isLive, problem);
+    follow((type, data, id) => this._handle(type, data, id), state, this._ended.signal);
+  }
+
+  stop() {
+    this._ended.abort();
+    clearTimeout(this._timer);
+    this._listeners.clear();
+  }
+
+  _live(isLive, problem) {
+    if (isLive) {
+      if (!this.isLoaded && !this._loading) this._load();
+      if (this.isLoaded) this.staleSince = null;
+    } else {
+      this.staleSince ??= Date.now();
+    }
+    this.problem = problem;
+    this._mark("live");
+  }
+
+  _handle(type, data, id) {
+    if (type === "ping") return;
+    if (type === "reset") {
+      if (this.isLoaded || this._loading) this._load();
+      return;
+    }
+    this._waiting.push(data.id ? data : { ...data, id });
+    this._schedule();
+  }
+
+  /** List everything; what the stream brings meanwhile is applied afterwards. */
+  async _load() {
+    const loading = (this._loading = Symbol("loading"));
+    const isCurrent = () => this._loading === loading && !this._ended.signal.aborted;
+    try {
+      const [services, states, values, locks, events] = await Promise.all([
+        this._list("/services"),
+        this.has("service-state") ? all("/states") : [],
+        all(this.has("etag") ? "/configuration?etags=true" : "/configuration"),
+        this.has("locks") ? all("/locks") : [],
+        all(this.has("event-types") ? "/events?types=all" : "/events"),
+        this.refreshTimes([]),
+      ]);
+      if (!isCurrent()) return;
+      this.services = new Map(services.map((service) => [service.id, service]));
+      this.states = new Map(states.map((state) => [state.id, state]));
+      this.values = new Map(values.map((value) => [value.id, value]));
+      this.locks = new Map(locks.map((lock) => [lock.name, lock]));
+      this.events = events.slice(-KEPT_EVENTS);
+      this._ids = new Set(this.events.map((event) => event.id));
+      this.expired.clear();
+      for (const event of events) this._rememberExpiration(event);
+      this.isLoaded = true;
+      this.staleSince = null;
+      this._mark("services", "events", "values", "locks", "live");
+      this._loading = null;
+    } catch (error) {
+      if (!isCurrent()) return;
+      this._loading = null;
+      this.problem = error.message;
+      this.staleSince ??= Date.now();
+      this._mark("live");
+      if (error.status !== 401) setTimeout(() => { if (!this._loading && !this._ended.signal.aborted) this._load(); }, 2000);
+    }
+  }
+
+  async _list(path) {
+    const values = [];
+    for await (const page of pages(path)) values.push(...page);
+    return values;
+  }
+
+  _mark(...kinds) {
+    for (const kind of kinds) this._dirty.add(kind);
+    this._schedule();
+  }
+
+  _schedule() {
+    if (this._timer !== null) return;
+    const wait = Math.max(0, this._flushed + INTERVAL - performance.now());
+    this._timer = setTimeout(() => this._flush(), wait);
+  }
+
+  _flush() {
+    this._timer = null;
+    this._flushed = performance.now();
+    if (!this._loading) {
+      for (const event of this._waiting.splice(0)) this._apply(event);
+    }
+    const dirty = this._dirty;
+    this._dirty = new Set();
+    if (dirty.size) for (const listener of [...this._listeners]) listener(dirty);
+  }
+
+  _apply(event) {
+    if (this._ids.has(event.id)) return;
+    this._ids.add(event.id);
+    this.events.push(event);
+    if (this.events.length > KEPT_EVENTS) this._ids.delete(this.events.shift().id);
+    this._dirty.add("events");
+    const { type, payload } = event;
+    if (type === "service.join") {
+      this.services.set(payload.id, { last_seen: null, ...payload, joined: event.timestamp });
+      this.expired.delete(payload.id);
+    } else if (type === "service.update") {
+      const { changed, old_tags, ...service } = payload.service ?? payload;
+      this.services.set(service.id, { ...this.services.get(service.id), ...service });
+    } else if (type === "service.remove" || type === "service.timeout") {
+      this.services.delete(payload.id);
+      this._rememberExpiration(event);
+    } else if (type === "service.state") {
+      if (payload.state === "up" && !payload.reason) this.states.delete(payload.id);
+      else this.states.set(payload.id, payload);
+    } else if (type === "configuration_value.update") {
+      this.values.set(payload.configuration_value_id, {
+        id: payload.configuration_value_id, value: payload.new_value, changed: event.timestamp,
+      });
+    } else if (type === "configuration_value.remove") {
+      this.values.delete(payload.configuration_value_id);
+    } else if (type === "lock.acquire") {
+      this.locks.set(payload.name, { acquired_at: event.timestamp, ...payload });
+    } else if (type === "lock.release" || type === "lock.expire") {
+      this.locks.delete(payload.name);
+    }
+    this._dirty.add(type.startsWith("service") ? "services" : type.startsWith("lock") ? "locks" : "values");
+  }
+
+  _rememberExpiration(event) {
+    if (event.type === "service.join" || event.type === "service.remove") this.expired.delete(event.payload.id);
+    if (event.type === "service.timeout") {
+      this.expired.set(event.payload.id, { ...event.payload, expiredAt: event.timestamp });
+    }
+  }
+
+  /** Forget expirations that are older than an hour; whether there were any. */
+  dropOldExpirations() {
+    const before = this.expired.size;
+    for (const [id, service] of this.expired) {
+      if (service.expiredAt < serverNow() - HOUR) this.expired.delete(id);
+    }
+    if (this.expired.size !== before) this._mark("services");
+  }
+
+  /** The state of a service: {state, reason, expires_at}. */
+  stateOf(id) {
+    return this.states.get(id) ?? { state: "up", reason: "", expires_at: null };
+  }
+
+  /** Ask when the last heartbeats of these services arrived, and what time it is. */
+  async refreshTimes(ids) {
+    const answer = await request("POST", "/heartbeats-seen", { body: { ids } });
+    setServerTime(answer.now);
+    for (const [id, seen] of Object.entries(answer.seen)) {
+      const service = this.services.get(id);
+      if (service && seen !== null) service.last_seen = seen;
+    }
+  }
+}
+
+const HOST_KEYS = ["host", "address", "ip", "hostname"];
+
+/** The address in a service's metadata, or "". */
+export function addressOf(service, keys) {
+  const { metadata } = service;
+  const find = (names) => names.map((name) => metadata[name]?.trim()).find(Boolean) ?? "";
+  const host = find(keys?.host ?? HOST_KEYS);
+  const port = find(keys?.port ?? ["port"]);
+  if (!host) return "";
+  return port ? (host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`) : host;
+}
+
+/** The weight of a service, 0 to 1000; 100 by default. */
+export function weightOf(service) {
+  const weight = service.metadata.weight;
+  return /^\d{1,4}$/.test(weight ?? "") && Number(weight) <= 1000 ? Number(weight) : 100;
+}

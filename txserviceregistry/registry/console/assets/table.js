@@ -1,0 +1,168 @@
+/**
+ * A table of many rows, of which only the visible ones are elements. Rows are objects with an "id"; a row that has
+ * changed is another object.
+ */
+
+import { fill, h } from "./dom.js";
+
+const SPARE = 6;
+
+export class Table {
+  /**
+   * @param columns each with key, title, cell(row) and, if the table can be ordered by it, order(row).
+   * @param open called with a row that is clicked, or chosen with Enter.
+   * @param sorted called with the name of the column that the user orders by, "-name" for the other direction.
+   */
+  constructor(label, columns, { open, sorted, tick } = {}) {
+    this.columns = columns;
+    this.rows = [];
+    this.selected = null;
+    this._open = open;
+    this._tick = tick;
+    this._shown = new Map();
+    this._sort = "";
+    this._heads = columns.map((column) => {
+      const head = column.order
+        ? h("button", { type: "button", onclick: () => sorted(this._sort === column.key ? `-${column.key}` : column.key) }, column.title)
+        : h("span", {}, column.title);
+      return h(`div.cell.${column.key}`, { role: "columnheader" }, head);
+    });
+    this._body = h("div.rows", { role: "rowgroup" });
+    this.scroller = h("div.scroller", {}, this._body);
+    this.grid = h("div.table", { role: "grid", tabindex: "0", "aria-label": label },
+      h("div.head", { role: "rowgroup" }, h("div.row", { role: "row" }, this._heads)), this.scroller);
+    this.scroller.addEventListener("scroll", () => this._render(), { passive: true });
+    this.grid.addEventListener("keydown", (event) => this._key(event));
+    this._size = new ResizeObserver(() => { this._height = null; this._render(); });
+    this._size.observe(this.scroller);
+  }
+
+  end() {
+    this._size.disconnect();
+  }
+
+  /** Show these rows, in the order of a column ("" is theirs). */
+  show(rows, sort = "") {
+    this._sort = sort;
+    const key = sort.replace(/^-/, "");
+    const column = this.columns.find((each) => each.key === key);
+    if (column?.order) {
+      const direction = sort.startsWith("-") ? -1 : 1;
+      const keyed = rows.map((row) => [column.order(row), row]);
+      keyed.sort(([a, first], [b, second]) => (a < b ? -direction : a > b ? direction : first.id < second.id ? -1 : 1));
+      rows = keyed.map(([, row]) => row);
+    }
+    this._heads.forEach((head, index) => {
+      const { key: name } = this.columns[index];
+      head.setAttribute("aria-sort", name !== key ? "none" : sort.startsWith("-") ? "descending" : "ascending");
+    });
+    this.rows = rows;
+    this.grid.setAttribute("aria-rowcount", rows.length + 1);
+    this._render();
+  }
+
+  /** Mark the row with this id. */
+  select(id, { scroll = false } = {}) {
+    this.selected = id;
+    if (scroll) this._reveal(this.rows.findIndex((row) => row.id === id));
+    this._render();
+  }
+
+  /** The rows that are to be seen. */
+  visibleRows() {
+    const [first, last] = this._window();
+    return this.rows.slice(first, last);
+  }
+
+  /** Update what depends on the time. */
+  tick() {
+    for (const { row, element } of this._shown.values()) this._tick?.(row, element);
+  }
+
+  _rowHeight() {
+    if (!this._height) {
+      const probe = h("div.row", { role: "presentation" });
+      this._body.append(probe);
+      this._height = probe.offsetHeight || 34;
+      probe.remove();
+    }
+    return this._height;
+  }
+
+  _window() {
+    const height = this._rowHeight();
+    const first = Math.max(0, Math.floor(this.scroller.scrollTop / height) - SPARE);
+    const last = Math.ceil((this.scroller.scrollTop + this.scroller.clientHeight) / height) + SPARE;
+    return [first, Math.min(last, this.rows.length)];
+  }
+
+  _render() {
+    const height = this._rowHeight();
+    this._body.style.height = `${this.rows.length * height}px`;
+    const [first, last] = this._window();
+    const seen = new Set();
+    for (let index = first; index < last; index += 1) {
+      const row = this.rows[index];
+      seen.add(row.id);
+      let shown = this._shown.get(row.id);
+      if (shown?.row !== row) {
+        shown?.element.remove();
+        shown = { row, element: this._element(row) };
+        this._shown.set(row.id, shown);
+        this._body.append(shown.element);
+        this._tick?.(row, shown.element);
+      }
+      const { element } = shown;
+      if (shown.index !== index || shown.height !== height) {
+        shown.index = index;
+        shown.height = height;
+        element.style.transform = `translateY(${index * height}px)`;
+        element.setAttribute("aria-rowindex", index + 2);
+      }
+      element.setAttribute("aria-selected", row.id === this.selected);
+    }
+    for (const [id, shown] of this._shown) {
+      if (!seen.has(id)) { shown.element.remove(); this._shown.delete(id); }
+    }
+    const active = this._shown.get(this.selected);
+    if (active) this.grid.setAttribute("aria-activedescendant", active.element.id);
+    else this.grid.removeAttribute("aria-activedescendant");
+  }
+
+  _element(row) {
+    this._count = (this._count ?? 0) + 1;
+    return h("div.row", {
+      role: "row", id: `row-${this._count}`, class: row.kind ? `row ${row.kind}` : "row",
+      onclick: () => { this.select(row.id); this._open?.(row); },
+    }, this.columns.map((column) => h(`div.cell.${column.key}`, { role: "gridcell" }, column.cell(row))));
+  }
+
+  _reveal(index) {
+    if (index < 0) return;
+    const height = this._rowHeight();
+    const { scrollTop, clientHeight } = this.scroller;
+    if (index * height < scrollTop) this.scroller.scrollTop = index * height;
+    else if ((index + 1) * height > scrollTop + clientHeight) this.scroller.scrollTop = (index + 1) * height - clientHeight;
+  }
+
+  _key(event) {
+    if (event.target !== this.grid || event.ctrlKey || event.metaKey || event.altKey) return;
+    const page = Math.max(1, Math.floor(this.scroller.clientHeight / this._rowHeight()) - 1);
+    const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
+    const current = this.rows.findIndex((row) => row.id === this.selected);
+    if (event.key === "Enter" && current >= 0) {
+      event.preventDefault();
+      this._open?.(this.rows[current]);
+    } else if (event.key in steps && this.rows.length) {
+      event.preventDefault();
+      const next = Math.min(Math.max(current + steps[event.key], 0), this.rows.length - 1);
+      this.select(this.rows[next].id, { scroll: true });
+    }
+  }
+}
+
+/** Show a table, or in its place what is said when it is empty. */
+export function tableOr(place, table, count, nothing) {
+  if (count && place.firstChild !== table.grid) fill(place, table.grid);
+  if (!count) fill(place, nothing());
+}

@@ -1,0 +1,41 @@
+/** Times: the registry's clock as this page knows it, and how times are written. */
+
+let offset = 0;
+
+/** The registry has just said what time it is, in milliseconds since the epoch. */
+export function setServerTime(now) {
+  offset = now - Date.now();
+}
+
+/** The registry's time, in milliseconds since the epoch. */
+export function serverNow() {
+  return Date.now() + offset;
+}
+
+/** A duration in words of a table: "3.2 s", "4 min", "2 h". */
+export function duration(seconds) {
+  if (seconds < 0) return "0 s";
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 172800) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} d`;
+}
+
+/** How long ago a moment was, in milliseconds since the epoch. */
+export function ago(moment) {
+  const seconds = (serverNow() - moment) / 1000;
+  return seconds < 1 ? "now" : `${duration(seconds)} ago`;
+}
+
+/** A moment, with its day if that is not today. */
+export function moment(milliseconds) {
+  const date = new Date(milliseconds);
+  const time = date.toLocaleTimeString([], { hour12: false });
+  return date.toDateString() === new Date().toDateString() ? time : `${date.toLocaleDateString()} ${time}`;
+}
+
+/** A moment, exactly. */
+export function exactly(milliseconds) {
+  return new Date(milliseconds).toISOString();
+}

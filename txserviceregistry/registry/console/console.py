@@ -1,0 +1,254 @@
+"""
+The console's requests: the files of the page, its sessions, and the API as the user of a session.
+
+Below ``/console/api`` a request needs both secrets of a session (see
+:mod:`~txserviceregistry.registry.console.sessions`); everything of the API is there as below ``/v1.0/{tenant}``, with
+the same rules and roles. Besides, there are a few requests that only the page needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
+from typing import Any, Protocol
+from urllib.parse import parse_qs
+
+from twisted.web.server import Request
+
+from ..._version import __version__
+from ...util.fields import HOST_KEYS, PORT_KEYS
+from ..core import Registry
+from ..fairness import Origin
+from ..faults import Fault, badRequest, pageNotFound, validationError
+from ..http.admission import Client
+from ..http.messages import API, EXTENSIONS, Response, parseBody
+from ..http.requestlog import RequestRecord
+from ..http.routes import Target, resolve
+from ..identity.identity import Identity, InvalidCredentials, InvalidToken
+from ..stores.interfaces import IStore, UserRecord
+from . import assets, origins
+from .history import changesOf
+from .overview import Overview
+from .sessions import LIFETIME, LINK_LIFETIME, Session, Sessions
+
+_ROOT = "/console"
+_API = _ROOT + "/api"
+#: The header with the secret that the page keeps.
+SECRET = b"X-Console-Secret"
+#: So many services' last heartbeats are asked for at once; their ids fit into a body of 5,000 bytes.
+MOST_SEEN = 60
+
+
+class Operate(Protocol):
+    """Answers a request of the API; a method of :class:`~txserviceregistry.registry.http.resource.ApiResource`."""
+
+    def __call__(
+        self,
+        record: RequestRecord,
+        user: UserRecord,
+        target: Target,
+        body: Mapping[str, Any],
+        authenticate: Callable[[], Awaitable[object]],
+    ) -> Awaitable[Response]: ...
+
+
+class Console:
+    """
+    Answers the requests of the console.
+
+    :param operate: answers requests of the API.
+    :param registry: the rules.
+    :param store: its store.
+    :param identity: knows users.
+    :param sessions: the sessions.
+    :param overview: describes the registry itself.
+    :param names: the names under which the console is served, beside those of the loopback and its own address.
+    """
+
+    #: Where the page is, below the registry's URL.
+    ROOT: str = _ROOT
+    #: How long a link may be used, in seconds.
+    LINK_SECONDS: float = LINK_LIFETIME
+
+    def __init__(
+        self,
+        operate: Operate,
+        registry: Registry,
+        store: IStore,
+        identity: Identity,
+        sessions: Sessions,
+        overview: Overview,
+        names: Collection[str] = (),
+    ) -> None:
+        self._operate = operate
+        self._registry = registry
+        self._store = store
+        self._identity = identity
+        self._sessions = sessions
+        self._overview = overview
+        self._names = frozenset(map(origins.nameOf, names))
+        self._files = assets.load()
+        self._requests: dict[tuple[bytes, str], Callable[[RequestRecord, Session], Awaitable[Response]]] = {
+            (b"GET", "/session"): self._getSession,
+            (b"POST", "/logout"): self._logOut,
+            (b"POST", "/heartbeats-seen"): self._getHeartbeats,
+            (b"GET", "/cluster"): self._getOverview,
+            (b"GET", "/value-history"): self._getHistory,
+        }
+
+    def issueLink(self, user: UserRecord) -> Awaitable[str]:
+        """See :meth:`Sessions.issueLink`."""
+        return self._sessions.issueLink(user)
+
+    def serves(self, request: Request, path: str) -> bool:
+        """Whether a request, of which *path* is the decoded path, is for the console."""
+        if path == "/":
+            accepted = (request.requestHeaders.getRawHeaders(b"Accept") or [b""])[0]
+            return request.method in (b"GET", b"HEAD") and b"text/html" in accepted
+        return path == _ROOT or path.startswith(_ROOT + "/")
+
+    async def answer(self, record: RequestRecord, path: str) -> Response:
+        """
+        Answer a request that is for the console.
+
+        :raises Fault: if it is refused.
+        """
+        request = record.request
+        record.headers = assets.HEADERS
+        record.route = _ROOT
+        try:
+            origins.check(request, self._names)
+        except Fault:
+            if path == _API + "/login":
+                await self._spend(request)
+            raise
+        if not path.startswith(_API + "/"):
+            return self._page(request, path)
+        record.route = path
+        api = path.removeprefix(_API)
+        if request.method == b"POST" and api == "/login":
+            return await self._logIn(request)
+        session = await self._session(request)
+        record.user, record.tenant = session.user.name, session.user.tenant
+        handler = self._requests.get((request.method, api))
+        if handler is not None:
+            return await handler(record, session)
+        raw = request.path.partition(b"/api")[2]
+        target = resolve(request.method, f"{API}/{session.user.tenant}".encode() + raw)
+        record.route, record.object = target.route, target.argument
+        if target.operation is not None and target.operation.isAudited:
+            record.change = target.operation.name
+        authenticate = partial(self._session, request)
+        return await self._operate(record, session.user, target, parseBody(request), authenticate)
+
+    # -- the page
+
+    def _page(self, request: Request, path: str) -> Response:
+        if request.method not in (b"GET", b"HEAD"):
+            raise pageNotFound()
+        if path in ("/", _ROOT):
+            return Response(303, headers={"Location": _ROOT + "/"})
+        response = self._files.get(path.removeprefix(_ROOT + "/"))
+        if response is None:
+            raise pageNotFound()
+        return response
+
+    # -- sessions
+
+    async def _session(self, request: Request) -> Session:
+        cookie = (request.getCookie(_cookieName(request)) or b"").decode("latin-1")
+        secret = (request.requestHeaders.getRawHeaders(SECRET) or [b""])[0].decode("latin-1")
+        if not (cookie and secret and (cookie + secret).isascii()):
+            raise _unauthorized("There is no session; log in")
+        try:
+            session = await self._sessions.find(cookie, secret)
+        except InvalidToken:
+            raise _unauthorized("The session has ended; log in again")
+        _recognize(request)
+        return session
+
+    async def _logIn(self, request: Request) -> Response:
+        body = parseBody(request)
+        try:
+            if "once" in body:
+                user = await self._sessions.redeem(_text(body, "once"))
+            else:
+                origin = request.channel.origin if isinstance(request.channel, Client) else Origin()
+                user = await self._identity.verify(_text(body, "user"), _text(body, "key"), origin)
+        except (InvalidCredentials, InvalidToken):
+            raise _unauthorized("Username or api key is invalid")
+        _recognize(request)
+        session = await self._sessions.begin(user)
+        response = self._describe(session)
+        return Response(200, {**response, "secret": session.secret}, _setCookie(request, session.cookie, int(LIFETIME)))
+
+    async def _spend(self, request: Request) -> None:
+        """Spend the link in a request that is refused."""
+        try:
+            await self._sessions.redeem(_text(parseBody(request), "once"))
+        except (Fault, InvalidToken):
+            pass
+
+    async def _logOut(self, record: RequestRecord, session: Session) -> Response:
+        await self._sessions.end(session)
+        return Response(204, headers=_setCookie(record.request, "", 0))
+
+    async def _getSession(self, record: RequestRecord, session: Session) -> Response:
+        return Response(200, self._describe(session))
+
+    def _describe(self, session: Session) -> dict[str, Any]:
+        role = session.user.role
+        return {
+            "user": session.user.name,
+            "tenant": session.user.tenant,
+            "role": role.name,
+            "limits": {kind: [*prefixes] for kind, prefixes in role.prefixes().items()},
+            "expires": int(session.expires * 1000),
+            "extensions": [*EXTENSIONS],
+            "address_keys": {"host": [*HOST_KEYS], "port": [*PORT_KEYS]},
+            "version": __version__,
+        }
+
+    # -- what only the page asks for
+
+    async def _getHeartbeats(self, record: RequestRecord, session: Session) -> Response:
+        ids = parseBody(record.request).get("ids")
+        if not isinstance(ids, list) or len(ids) > MOST_SEEN or not all(isinstance(id, str) for id in ids):
+            raise validationError("ids", f"Not an array of at most {MOST_SEEN} strings")
+        return Response(200, {"now": self._overview.now(), "seen": self._registry.lastSeen(session.user.tenant, ids)})
+
+    async def _getOverview(self, record: RequestRecord, session: Session) -> Response:
+        return Response(200, await self._overview.report(session.user.tenant))
+
+    async def _getHistory(self, record: RequestRecord, session: Session) -> Response:
+        keys = parse_qs(record.request.uri.partition(b"?")[2].decode("latin-1")).get("key", [""])
+        changes = await changesOf(self._store, session.user.tenant, keys[0])
+        return Response(200, {"values": changes, "metadata": {"count": len(changes), "next_marker": None}})
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str):
+        raise badRequest(f"Validation error for key '{name}'", "Not a string")
+    return value
+
+
+def _recognize(request: Request) -> None:
+    if isinstance(request.channel, Client):
+        request.channel.recognize()
+
+
+def _unauthorized(details: str) -> Fault:
+    # No challenge: a browser would ask for a password in a window of its own.
+    return Fault("unauthorizedError", "forbidden", details)
+
+
+def _cookieName(request: Request) -> bytes:
+    return b"__Host-registry-console" if request.isSecure() else b"registry-console"
+
+
+def _setCookie(request: Request, value: str, seconds: int) -> dict[str, str]:
+    # A browser takes the prefix __Host- only with these two.
+    where = "Path=/; Secure" if request.isSecure() else f"Path={_API}"
+    name = _cookieName(request).decode("ascii")
+    return {"Set-Cookie": f"{name}={value}; {where}; HttpOnly; SameSite=Strict; Max-Age={seconds}"}

@@ -1,0 +1,73 @@
+"""
+Under which names the console is served, and which pages may send requests to it.
+
+A page of another site can let a browser connect to this machine under a name of its own (DNS rebinding), so only names
+are served that cannot be such a one: those of the loopback, the address that the client has connected to, and those
+that the operator has listed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from twisted.web.server import Request
+
+from ..faults import forbidden
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::[0-9]{1,5})?", re.ASCII)
+
+
+def check(request: Request, names: Collection[str]) -> None:
+    """
+    Check the ``Host`` of a request, and its ``Origin`` where it has one or changes something.
+
+    :param names: the names that the operator has listed, in lower case.
+    :raises Fault: 403 if the request must not be served.
+    """
+    host = _header(request, b"Host")
+    name = nameOf(host)
+    if not (name in names or _isLoopback(name) or name == _ownAddress(request)):
+        raise forbidden(f"The console is not served under the name {name[:100]!r} (see --console-host)")
+    origin = _header(request, b"Origin")
+    if not origin:
+        if request.method not in (b"GET", b"HEAD"):
+            raise forbidden("The request has no Origin header")
+    elif urlsplit(origin).netloc.lower() != host.lower():
+        raise forbidden("The request comes from a page of another site")
+
+
+def nameOf(host: str) -> str:
+    """The name in a ``Host`` header, in lower case and without the port; an IP address in its shortest form."""
+    found = _HOST.fullmatch(host.lower())
+    if found is None:
+        return ""
+    name = (found[1] or found[2]).removesuffix(".")
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name
+
+
+def _isLoopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def _ownAddress(request: Request) -> str:
+    host = getattr(request.getHost(), "host", "")
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return ""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+def _header(request: Request, name: bytes) -> str:
+    values = request.requestHeaders.getRawHeaders(name) or [b""]
+    return values[0].decode("latin-1")

@@ -1,0 +1,80 @@
+"""The registry itself, as the console shows it: its version, store, nodes and load."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from ..core import Registry
+from ..http.health import Health
+from ..statistics import RequestStatistics
+
+#: Rates are those of the last so many seconds.
+_SECONDS = 10.0
+
+
+class Overview:
+    """
+    Describes the registry.
+
+    :param registry: the rules.
+    :param health: of this node.
+    :param requests: the requests that were answered.
+    :param clock: the reactor.
+    :param wallClock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        health: Health,
+        requests: RequestStatistics,
+        clock: IReactorTime,
+        wallClock: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = registry
+        self._health = health
+        self._requests = requests
+        self._clock = clock
+        self._wallClock = wallClock
+        # When something was counted, and the heartbeats and requests until then.
+        self._counts: deque[tuple[float, int, int]] = deque()
+
+    def now(self) -> int:
+        """The time, in milliseconds since the epoch."""
+        return int(self._wallClock() * 1000)
+
+    async def report(self, tenant: str) -> dict[str, Any]:
+        """The state of the registry, with the number of services of a tenant, as JSON."""
+        health = await self._health.report()
+        figures = self._registry.figures()
+        heartbeats, requests = self._rates()
+        return {
+            **health,
+            "figures": {
+                "services": figures.services.get(tenant, 0),
+                "subscribers": figures.subscribers,
+                "heartbeats_per_second": heartbeats,
+                "requests_per_second": requests,
+            },
+            "nodes": [],
+        }
+
+    def _rates(self) -> tuple[float | None, float | None]:
+        """Heartbeats and requests per second, of the last seconds in which the console was looked at."""
+        now = self._clock.seconds()
+        requests = sum(sum(route.codes.values()) for route in self._requests.routes.values())
+        counted = now, self._registry.figures().heartbeats, requests
+        while len(self._counts) > 1 and self._counts[1][0] < now - _SECONDS:
+            self._counts.popleft()
+        if not self._counts or now - self._counts[-1][0] >= 1:
+            self._counts.append(counted)
+        passed = now - self._counts[0][0]
+        if passed < 1:
+            return None, None
+        before = self._counts[0]
+        return (counted[1] - before[1]) / passed, (counted[2] - before[2]) / passed

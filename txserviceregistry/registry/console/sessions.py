@@ -1,0 +1,145 @@
+"""
+The sessions of the console, and the links that begin one.
+
+A session is two random secrets: the browser keeps one in a cookie, the page has the other and sends it in a header.
+Both are needed, because a browser sends cookies to every port of a host. The store keeps a hash of both, as it keeps
+those of auth tokens, so that sessions work on every node and after a restart, and end with the user's API key. They are
+no auth tokens: their hashes are made in another way. A session has the digest of its user's role, and ends when the
+role changes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+
+from ..identity.identity import InvalidToken
+from ..identity.storecache import StoreCache
+from ..roles import Role
+from ..stores.interfaces import IStore, NoSuchObject, TokenRecord, UserRecord
+
+#: How long a session lasts, and a link that begins one, in seconds.
+LIFETIME = 8 * 3600.0
+LINK_LIFETIME = 60.0
+
+
+@attrs.frozen
+class Session:
+    """
+    A session.
+
+    :ivar cookie: the secret that the browser keeps.
+    :ivar secret: the secret that the page keeps.
+    :ivar expires: when it ends, in seconds since the epoch.
+    """
+
+    user: UserRecord
+    expires: float
+    cookie: str = attrs.field(repr=False)
+    secret: str = attrs.field(repr=False)
+
+
+class Sessions:
+    """
+    The sessions of all users.
+
+    :param store: keeps them; is open.
+    :param clock: the reactor.
+    :param wallClock: seconds since the epoch.
+    :param randomBytes: a source of so many random bytes, good enough for secrets.
+    """
+
+    def __init__(
+        self,
+        store: IStore,
+        *,
+        clock: IReactorTime,
+        wallClock: Callable[[], float] = time.time,
+        randomBytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._store = store
+        self._wallClock = wallClock
+        self._randomBytes = randomBytes
+        self._records: StoreCache[tuple[TokenRecord, UserRecord]] = StoreCache(store.getToken, clock)
+        self._redeeming: set[str] = set()
+
+    async def begin(self, user: UserRecord) -> Session:
+        """Begin a session of a user who has just authenticated."""
+        cookie, secret = f"{self._random()}.{_roleDigest(user.role)}", self._random()
+        expires = float(int(self._wallClock() + LIFETIME))
+        await self._store.addToken(TokenRecord(_hash("session", cookie, secret), user.name, user.tenant, expires))
+        return Session(user, expires, cookie, secret)
+
+    async def find(self, cookie: str, secret: str) -> Session:
+        """
+        The session with these secrets.
+
+        :raises InvalidToken: if there is none, or it has ended.
+        :raises StoreUnavailable: if the store is unavailable and the session was not seen before.
+        """
+        record, user = await self._get(_hash("session", cookie, secret))
+        if cookie.rpartition(".")[2] != _roleDigest(user.role):
+            raise InvalidToken()
+        return Session(user, record.expires, cookie, secret)
+
+    async def end(self, session: Session) -> None:
+        """End a session."""
+        await self._remove(_hash("session", session.cookie, session.secret))
+
+    async def issueLink(self, user: UserRecord) -> str:
+        """A secret that begins one session within a minute."""
+        link = self._random()
+        expires = self._wallClock() + LINK_LIFETIME
+        await self._store.addToken(TokenRecord(_hash("link", link), user.name, user.tenant, expires))
+        return link
+
+    async def redeem(self, link: str) -> UserRecord:
+        """
+        The user to whom a link was issued. It is spent, whatever follows.
+
+        :raises InvalidToken: if it is unknown, spent or too old.
+        """
+        linkHash = _hash("link", link)
+        if linkHash in self._redeeming:
+            raise InvalidToken()
+        self._redeeming.add(linkHash)
+        try:
+            _, user = await self._get(linkHash)
+            await self._remove(linkHash)
+        finally:
+            self._redeeming.discard(linkHash)
+        return user
+
+    async def _get(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
+        try:
+            found = self._records.recent(tokenHash) or await self._records.get(tokenHash)
+        except NoSuchObject:
+            raise InvalidToken()
+        if found[0].expires <= self._wallClock():
+            raise InvalidToken()
+        return found
+
+    async def _remove(self, tokenHash: str) -> None:
+        await self._store.removeToken(tokenHash)
+        self._records.forget(tokenHash)
+
+    def _random(self) -> str:
+        return base64.urlsafe_b64encode(self._randomBytes(32)).rstrip(b"=").decode("ascii")
+
+
+def _hash(purpose: str, *secrets: str) -> str:
+    text = json.dumps(secrets).encode("ascii")
+    # The person makes it another function than the hash of auth tokens, and one for each purpose.
+    return hashlib.blake2b(text, digest_size=32, person=b"console-" + purpose.encode("ascii")).hexdigest()
+
+
+def _roleDigest(role: Role) -> str:
+    text = json.dumps(role.asJson(), sort_keys=True).encode("ascii")
+    return hashlib.blake2b(text, digest_size=8, person=b"console-role").hexdigest()
