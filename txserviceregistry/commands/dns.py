@@ -26,38 +26,31 @@ from .options import Option, TableOptions
 from .process import say
 
 _MISSING = "dnspython is missing: pip install 'twisted-service-registry[dns]'"
-_LOOPBACK = "127.0.0.1"
-_EXAMPLE = r"udp:8600, tcp:8600:interface=0.0.0.0 or udp:53:interface=\:\:1"
+_LISTENER = re.compile(r"(udp|tcp):([0-9]{1,5})(?::interface=((?:\\:|[0-9A-Za-z.])+))?")
+_EXAMPLES = r"udp:8600, tcp:8600:interface=0.0.0.0 or udp:53:interface=\:\:1"
 _TTL = partial(parseDuration, least="0s", most="1d")
-# Datagrams that are read in one turn of the reactor, so that a flood leaves time for everything else.
+# What is read in one turn of the reactor, so that a flood leaves time for everything else.
 _BYTES_IN_A_TURN = 16 * 1024
 
 
 @attrs.frozen
 class Listener:
-    """
-    Where queries are received.
-
-    :ivar kind: ``udp`` or ``tcp``.
-    """
+    """Where queries are received, over ``udp`` or ``tcp``."""
 
     kind: str
     port: int
-    interface: str = _LOOPBACK
-
-    @classmethod
-    def parse(cls, text: str) -> Listener:
-        """
-        :param text: as an endpoint string of Twisted's.
-        :raises ValueError: if it is not one for UDP or TCP.
-        """
-        found = re.fullmatch(r"(udp|tcp):([0-9]{1,5})(?::interface=((?:\\:|[0-9A-Za-z.])+))?", text)
-        if found is None or int(found[2]) > 65535:
-            raise ValueError(f"{text!r} is not a listener; examples are {_EXAMPLE}")
-        return cls(found[1], int(found[2]), (found[3] or _LOOPBACK).replace("\\:", ":"))
+    interface: str = "127.0.0.1"
 
     def __str__(self) -> str:
         return f"{netloc(self.interface, self.port)} ({self.kind.upper()})"
+
+
+def _listener(text: str) -> Listener:
+    found = _LISTENER.fullmatch(text)
+    if found is None or int(found[2]) > 65535:
+        raise ValueError(f"{text!r} is not a listener; examples are {_EXAMPLES}")
+    interface = [] if found[3] is None else [found[3].replace("\\:", ":")]
+    return Listener(found[1], int(found[2]), *interface)
 
 
 def _domain(text: str) -> Any:
@@ -84,16 +77,9 @@ class Options(TableOptions):
         "one that runs over the data directory. "
         "Example: twistd -n --pidfile= service-registry-dns --listen udp:8600 --listen tcp:8600"
     )
+    _LISTEN = "udp:PORT or tcp:PORT, perhaps with :interface=ADDRESS, repeatable (default: udp:8600, tcp:8600)."
     table = (
-        Option(
-            "listen",
-            "l",
-            None,
-            "Where to listen: udp:PORT or tcp:PORT, with :interface=ADDRESS if not on 127.0.0.1; may be given several "
-            "times (default: udp:8600 and tcp:8600).",
-            Listener.parse,
-            True,
-        ),
+        Option("listen", "l", None, _LISTEN, _listener, True),
         Option("domain", None, "registry.", "The domain to answer for.", _domain),
         Option("ttl", None, "5s", "How long resolvers may keep an answer, also a negative one: a duration.", _TTL),
         Option("cache", None, None, "File that keeps the services, for a start without the registry.", absolutePath),
@@ -117,7 +103,7 @@ class DnsProcess(Service):
     """
     The server as a process.
 
-    :param view: a :class:`~txserviceregistry.dns.view.View` of *client*'s services, which may not have been started.
+    :param view: a :class:`~txserviceregistry.dns.view.View` of *client*'s services, not started.
     """
 
     name = "service-registry-dns"
@@ -130,28 +116,25 @@ class DnsProcess(Service):
         self._ports: list[IListeningPort] = []
 
     def privilegedStartService(self) -> None:
-        """
-        Listen.
-
-        :raises SystemExit: if that is not possible.
-        """
-        from ..dns.server import TcpServer, UdpServer
-
+        """Listen; raises SystemExit if that is not possible."""
         for listener in self._listeners:
             try:
-                if listener.kind == "udp":
-                    server = UdpServer(self._view, self._reactor)
-                    port = self._reactor.listenUDP(listener.port, server, listener.interface)
-                    port.maxThroughput = _BYTES_IN_A_TURN
-                else:
-                    factory = TcpServer(self._view, self._reactor)
-                    port = self._reactor.listenTCP(listener.port, factory, interface=listener.interface)
+                port = self._listen(listener)
             except CannotListenError as error:
-                raise SystemExit(
-                    f"twistd service-registry-dns: can't listen on {listener}: {error.socketError}"
-                ) from None
+                reason = f"can't listen on {listener}: {error.socketError}"
+                raise SystemExit(f"twistd service-registry-dns: {reason}") from None
             self._ports.append(port)
             say(f"Answering DNS queries on {attrs.evolve(listener, port=port.getHost().port)}")
+
+    def _listen(self, listener: Listener) -> Any:
+        from ..dns.server import TcpServer, UdpServer
+
+        if listener.kind == "tcp":
+            factory = TcpServer(self._view, self._reactor)
+            return self._reactor.listenTCP(listener.port, factory, interface=listener.interface)
+        port = self._reactor.listenUDP(listener.port, UdpServer(self._view, self._reactor), listener.interface)
+        port.maxThroughput = _BYTES_IN_A_TURN
+        return port
 
     def startService(self) -> None:
         """Follow the registry."""
@@ -165,11 +148,7 @@ class DnsProcess(Service):
         await self._client.close()
 
     def stopService(self) -> Deferred[None]:
-        """
-        End.
-
-        :return: fires when nothing is left on the reactor.
-        """
+        """Fires when nothing is left on the reactor."""
         Service.stopService(self)
         return self._stop()
 

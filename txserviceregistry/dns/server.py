@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 from dns.rcode import NOERROR, SERVFAIL
-from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol, connectionDone
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
@@ -86,7 +86,7 @@ class UdpServer(DatagramProtocol):
         return False
 
 
-@implementer(IPushProducer, IHalfCloseableProtocol)
+@implementer(IPushProducer)
 class TcpConnection(Protocol, TimeoutMixin):
     """Answers the queries of one connection in their order. While the client does not read, none is answered."""
 
@@ -148,16 +148,6 @@ class TcpConnection(Protocol, TimeoutMixin):
 
     def stopProducing(self) -> None:
         """The connection is lost."""
-
-    # -- IHalfCloseableProtocol
-
-    def readConnectionLost(self) -> None:
-        """The client asks nothing more; what it asked is answered."""
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
-
-    def writeConnectionLost(self) -> None:
-        """The connection ends soon."""
 
 
 class TcpServer(Factory):

@@ -342,13 +342,6 @@ class TcpTests(ServerCase):
         self.clock.advance(IDLE)
         self.assertFalse(stream.connected)
 
-    def test_halfClosed(self) -> None:
-        """A client that has closed its side gets the responses, and then the connection ends."""
-        connection, stream = self.connect()
-        connection.dataReceived(self.query())
-        connection.readConnectionLost()
-        self.assertEqual((len(self.responses(stream)), stream.connected), (1, False))
-
     def test_strangePackets(self) -> None:
         """Random messages over a connection are answered or not; the next query is."""
         connection, stream = self.connect()
@@ -358,5 +351,4 @@ class TcpTests(ServerCase):
         connection.dataReceived(self.query())
         self.assertEqual(len(self.responses(stream)), 1)
         connection.stopProducing()
-        connection.writeConnectionLost()
         stream.loseConnection()
