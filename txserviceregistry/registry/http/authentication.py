@@ -53,7 +53,8 @@ class Authenticator:
         if tokens is None:
             user = await self._authorized(request)
         else:
-            user = await self._userOfToken(request, tokens[0].decode("latin-1"))
+            token = tokens[0].decode("latin-1")
+            user = self._identity.knownUser(token) or await self._userOfToken(request, token)
         client = request.channel
         if isinstance(client, Client) and not client.isKnown:
             client.recognize()
@@ -76,13 +77,10 @@ class Authenticator:
     async def _userOfToken(self, request: Request, token: str) -> UserRecord:
         if not token:
             raise _unauthorized(request, "No authentication token provided")
-        user = self._identity.knownUser(token)
-        if user is None:
-            try:
-                user = await self._identity.userOf(token)
-            except InvalidToken:
-                raise invalidToken(request)
-        return user
+        try:
+            return await self._identity.userOf(token)
+        except InvalidToken:
+            raise invalidToken(request)
 
     async def issueToken(self, request: Request) -> Response:
         """
