@@ -15,6 +15,7 @@ import json
 import random
 import sys
 import time
+from base64 import b64encode
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -44,8 +45,8 @@ CHECKS = [
     response_schema_conformance,
 ]
 # Of a valid request for these it may still turn out that it is not: by the id in the path, the time, the namespace, or
-# because both headers are there.
-DEPENDS = {"updateService", "listEvents", "listNamespace", "setValue", "removeValue", "streamEvents"}
+# because both headers, or one field without another, are there.
+DEPENDS = {"updateService", "listEvents", "listNamespace", "setValue", "removeValue", "streamEvents", "releaseLock"}
 # How many of what a registry has given out are remembered: the oldest are forgotten first.
 REMEMBERED = 20
 # How many services and values are there, at least, before an operation is asked for.
@@ -147,7 +148,13 @@ class Target:
         drawn = chance.random()
         if drawn < 0.06:
             return {}
-        return {"X-Auth-Token": "none-of-ours" if drawn < 0.1 else self._token}
+        if drawn < 0.14:
+            return {"Authorization": f"Bearer {self._token}"}
+        if drawn < 0.18:
+            credentials = self._server.credentials
+            pair = f"{credentials['username']}:{credentials['apiKey']}"
+            return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
+        return {"X-Auth-Token": "none-of-ours" if drawn > 0.96 else self._token}
 
     def _path(self, invented: Mapping[str, Any], chance: random.Random) -> dict[str, str]:
         path = {"tenant": self._tenant}
@@ -215,6 +222,8 @@ class Target:
                 self._keepService(str(case.path_parameters["serviceId"]), body["token"])
             elif name == "heartbeats":
                 for value in body["values"]:
+                    if "id" not in value:
+                        continue  # that of a lock
                     if "token" in value:
                         self._keepService(value["id"], value["token"])
                     else:
