@@ -21,15 +21,19 @@ def preconditionOf(request: Request) -> Precondition:
 
     :raises Fault: 400 if a header is malformed, or both are there.
     """
-    headers = request.requestHeaders
-    match, noneMatch = (headers.getRawHeaders(parameter.name) for parameter in (IF_MATCH, IF_NONE_MATCH))
+    match, noneMatch = _header(request, b"If-Match"), _header(request, b"If-None-Match")
     if match is not None and noneMatch is not None:
         raise badRequest("'If-Match' and 'If-None-Match' headers can't be combined", "Send only one of them")
     if match is not None:
-        # Several lines are one list.
-        text = IF_MATCH.value(", ".join(match))
+        text = IF_MATCH.value(match)
         return Precondition(True, None if text == "*" else frozenset(_TAG.findall(text)))
     if noneMatch is not None:
-        IF_NONE_MATCH.value(", ".join(noneMatch))
+        IF_NONE_MATCH.value(noneMatch)
         return Precondition(False)
     return UNCONDITIONAL
+
+
+def _header(request: Request, name: bytes) -> str | None:
+    """A header, whose lines are one list; any bytes may come in it."""
+    lines = request.requestHeaders.getRawHeaders(name)
+    return None if lines is None else b", ".join(lines).decode("latin-1")

@@ -150,6 +150,15 @@ class ConditionTests(ConditionCase):
             connection.send(request.replace(b"\r\nHost", b"\r\n" + head + b"Host", 1))
             self.assertEqual([reply.code for reply in connection.replies()], [code], lines)
 
+    def test_anyBytes(self) -> None:
+        """Bytes that are not UTF-8 are a malformed header like any other."""
+        request = requestBytes("DELETE", "/v1.0/1234/configuration/abc", None, {"X-Auth-Token": self.api.token})
+        for name in (b"If-Match", b"If-None-Match"):
+            connection = Connection(self.api)
+            connection.send(request.replace(b"\r\nHost", b"\r\n" + name + b': "\xff"\r\nHost', 1))
+            (reply,) = connection.replies()
+            self.assertEqual((reply.code, reply.json["message"]), (400, f"Invalid value for '{name.decode()}' header"))
+
     def test_malformed(self) -> None:
         """A header that is no list of tags is a fault that names it and what it may be; nothing is written."""
         self.put()
