@@ -39,6 +39,7 @@ class _Directory(Service):
     def onChange(self, listener):
         """See Directory."""
         self.tell = listener
+        return lambda: None
 
     def whenReady(self):
         """See Directory."""
@@ -57,7 +58,7 @@ def _services():
 
 def _view(clock, whenReady):
     directory = _Directory()
-    view = View(directory, Zone(dns.name.from_text("registry."), 5), clock, whenReady)
+    view = View(directory, Zone(dns.name.from_text("registry."), 5), clock, whenReady=whenReady)
     view.startService()
     for service in _services():
         directory.tell("join", service)

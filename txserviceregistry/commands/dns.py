@@ -16,12 +16,13 @@ from twisted.internet.interfaces import IListeningPort
 from ..client import Client
 from ..clock import useMonotonic
 from ..discovery import Directory
+from ..discovery.suspects import THRESHOLD
 from ..errors import InvalidSettings
 from ..settings import readSettings
 from ..util.addresses import netloc
 from ..util.deferred import returnsDeferred
 from ..util.files import absolutePath
-from ..util.parsing import parseDuration
+from ..util.parsing import boundedNumber, parseDuration
 from .options import Option, TableOptions
 from .process import say
 
@@ -78,10 +79,12 @@ class Options(TableOptions):
         "Example: twistd -n --pidfile= service-registry-dns --listen udp:8600 --listen tcp:8600"
     )
     _LISTEN = "udp:PORT or tcp:PORT, perhaps with :interface=ADDRESS, repeatable (default: udp:8600, tcp:8600)."
+    _PANIC = "Part of a tag's services, 0 to 1, from which on those that expire at once stay in use; 0: never."
     table = (
         Option("listen", "l", None, _LISTEN, _listener, True),
         Option("domain", None, "registry.", "The domain to answer for.", _domain),
         Option("ttl", None, "5s", "How long resolvers may keep an answer, also a negative one: a duration.", _TTL),
+        Option("panic-threshold", None, str(THRESHOLD), _PANIC, partial(boundedNumber, least=0.0, most=1.0)),
         Option("cache", None, None, "File that keeps the services, for a start without the registry.", absolutePath),
     )
 
@@ -167,5 +170,7 @@ def makeService(options: Options) -> IService:
     useMonotonic(reactor)
     client = Client(reactor=reactor, settings=settings)
     directory = Directory(client, path=options["cache"])
-    view = View(directory, Zone(options["domain"], int(options["ttl"])), client.clock, settle)
+    view = View(
+        directory, Zone(options["domain"], int(options["ttl"])), client.clock, options["panic-threshold"], settle
+    )
     return DnsProcess(reactor, client, view, options["listen"])

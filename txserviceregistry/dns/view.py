@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ..discovery import Directory
+from ..discovery.suspects import THRESHOLD, Suspects
 from ..types import Service as ServiceRecord
 from .zone import Zone
 
@@ -27,6 +28,7 @@ class View(MultiService):
     what it has.
 
     :param directory: becomes a child of this service.
+    :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.
     :param whenReady: called when there has been a list of services.
     :param timer: seconds, for the length of a slice.
     :ivar isReady: whether there has been a list of services.
@@ -37,6 +39,7 @@ class View(MultiService):
         directory: Directory,
         zone: Zone,
         clock: IReactorTime,
+        panicThreshold: float = THRESHOLD,
         whenReady: Callable[[], object] = lambda: None,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -51,7 +54,8 @@ class View(MultiService):
         # The last change of each service that the zone does not have yet.
         self._changes: dict[str, ServiceRecord | None] = {}
         self._call: IDelayedCall | None = None
-        directory.onChange(self._changed)
+        self._suspects = Suspects(directory, clock, panicThreshold)
+        self._suspects.onChange(self._changed)
         Service.setServiceParent(directory, self)
 
     def startService(self) -> None:

@@ -100,7 +100,8 @@ class Zone:
         """The names of a service, in their own case and without it, and what it gives to them."""
         id = service["id"]
         address, srv = self._addressAndSrv(service["metadata"])
-        yield wireName(encodeLabel(id)) + _IDS, wireName(encodeLabel(id.lower())) + _IDS, address
+        own = address if service.get("state") != "out" else _NOTHING
+        yield wireName(encodeLabel(id)) + _IDS, wireName(encodeLabel(id.lower())) + _IDS, own
         for _, target in srv.values():
             if target is not None:
                 yield target[0], target[0], address

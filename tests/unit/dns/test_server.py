@@ -59,9 +59,10 @@ class _Directory(Service):
     def __init__(self) -> None:
         self.ready: Deferred[None] = Deferred()
 
-    def onChange(self, listener: Callable[[str, Any], None]) -> None:
+    def onChange(self, listener: Callable[[str, Any], None]) -> Callable[[], None]:
         """See Directory."""
         self.tell = listener
+        return lambda: None
 
     def whenReady(self) -> Deferred[None]:
         """See Directory."""
@@ -90,7 +91,7 @@ class ServerCase(SynchronousTestCase):
         self.timer = 0.0
         self.clock = _Turns()
         self.other = self.fake.client(cache=None)
-        directory = Directory(self.fake.client(), random=lambda: 0.5)
+        directory = Directory(self.fake.client(), refresh=10, random=lambda: 0.5)
         self.view = View(directory, Zone(dns.name.from_text("registry."), 5), self.fake.clock, timer=self.look)
         self.udp = UdpServer(self.view, self.clock)
         self.datagrams = _Datagrams()
@@ -160,6 +161,30 @@ class ViewTests(ServerCase):
         self.fake.stop()
         self.fake.advance(3600)
         self.assertEqual(self.addresses(), ["10.0.0.1"])
+
+    def test_states(self) -> None:
+        """A service that is drained leaves its tag and keeps its own name; one that is out leaves both."""
+        self.register("web1")
+        self.register("web2", "10.0.0.2")
+        self.start()
+        for state, own in (("drain", ["10.0.0.1"]), ("out", []), ("up", ["10.0.0.1"])):
+            self.successResultOf(self.other.services.setState("web1", state))
+            self.fake.advance(11)
+            self.assertEqual(self.addresses(), ["10.0.0.2"] if state != "up" else ["10.0.0.1", "10.0.0.2"], state)
+            self.assertEqual(recordsOf(self.ask("web1.id.registry"), "A"), own, state)
+
+    def test_massExpiration(self) -> None:
+        """When most services of a tag expire at once, they stay, until enough of them are registered again."""
+        addresses = [f"10.0.0.{number}" for number in range(4)]
+        for number, address in enumerate(addresses):
+            self.register(f"web{number}", address)
+        self.start()
+        self.fake.advance(121)
+        self.assertEqual(self.addresses(), addresses)
+        for number, address in enumerate(addresses[:3]):
+            self.register(f"web{number}", address)
+        self.fake.advance(0.1)
+        self.assertEqual(self.addresses(), addresses[:3])
 
     def test_slices(self) -> None:
         """Many changes are applied in slices of time, between which queries are answered."""

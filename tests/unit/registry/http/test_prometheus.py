@@ -62,6 +62,14 @@ class TargetsTests(SynchronousTestCase):
         self.register("off", host="10.0.0.2", port="80", status="disabled")
         self.assertEqual([group["targets"] for group in self.targets()], [["web.example:81"], ["[2001:db8::1]:80"]])
 
+    def test_states(self) -> None:
+        """A service that is drained stays a target, and its state is a label; one that is out is not a target."""
+        for id, state in (("web1", "drain"), ("web2", "out"), ("web3", "up")):
+            self.register(id, host=id, port="80")
+            self.assertEqual(self.api.ask("PUT", f"/services/{id}/state", {"state": state}).code, 204)
+        found = {group["targets"][0]: group["labels"]["__meta_service_registry_state"] for group in self.targets()}
+        self.assertEqual(found, {"web1:80": "drain", "web3:80": "up"})
+
     def test_labels(self) -> None:
         """Where two keys make the same name, the first by code point counts; without tags their label is empty."""
         self.register("web1", **{"a.b": "2", "a-b": "1", "é": "3", "host": "h", "port": "1"})
