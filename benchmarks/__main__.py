@@ -42,6 +42,7 @@ _BENCHMARKS = (
     "waiting",
     "followers",
     "dns",
+    "console",
     "cluster",
 )
 

@@ -151,9 +151,10 @@ class AgentProcess(Service):
         service.startService()
         say(f"Registering service {service.serviceId} …")
         await service.whenRegistered()
+        say(f"Service {service.serviceId} is registered while this process runs.")
         if self._registry is not None:
             await self._sayConsole(self._client)
-        say(f"Service {service.serviceId} is registered while this process runs. To see it, paste into another shell:")
+        say("To see it, paste into another shell:")
         say(f"\n{_curlLines(settings)}\n\nor this, for the same in Python:\n")
         say(f"{_pythonLines(self._options['data-dir'], service.serviceId)}\n")
 
@@ -161,7 +162,7 @@ class AgentProcess(Service):
         # The link is a secret: a terminal forgets it, a file keeps it.
         if sys.__stdout__ is not None and sys.__stdout__.isatty():
             link = await client.account.createConsoleLink()
-            say(f"To see it in a browser, open this link within {link['expires_in']} seconds:\n{link['href']}\n")
+            say(f"\nTo see it in a browser, open this link within {link['expires_in']} seconds:\n{link['href']}\n")
 
     async def _listen(self, dummy: _Dummy) -> IListeningPort:
         description = self._options["listen"]
