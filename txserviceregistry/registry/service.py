@@ -278,7 +278,7 @@ class RegistryService(Service):
         resource.pages = StatusPages(self.health, sources, self._metrics).pages
         if self._consoleNames is not None:
             sessions = Sessions(store, clock=self._reactor, wallClock=self._wallClock)
-            overview = Overview(registry, self.health, requestLog.statistics, self._reactor, self._wallClock)
+            overview = Overview(registry, store, self.health, requestLog.statistics, self._reactor, self._wallClock)
             names = self._consoleNames
             resource.console = Console(resource.operate, registry, store, identity, sessions, overview, names)
         self._endings.append(("the connections", lambda: site.connections.drain(DRAIN_SECONDS, registry.endWaiting)))

@@ -308,6 +308,10 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
         return joined
 
     @property
+    def members(self) -> Sequence[str]:
+        return [] if self.node is None else self.node.members
+
+    @property
     def isValid(self) -> bool:
         return self.node is not None and self.node.isValid
 

@@ -68,6 +68,12 @@ class ClusterTests(SynchronousTestCase):
         assert isinstance(fault, Fault)
         return fault.code, fault.details
 
+    def test_members(self) -> None:
+        """Each registry knows the names of all, its own first."""
+        first, second = (store.members for store in self.stores)
+        self.assertEqual(len(first), 2)
+        self.assertEqual(first, second[::-1])
+
     def test_theFakeAndTheListenerAreWhatTheySay(self) -> None:
         """The store in memory has all operations of a shared one, and a registry has all methods of a listener."""
         verifyObject(ISharedStore, self.stores[0])

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from ..core import Registry
 from ..http.health import Health
 from ..statistics import RequestStatistics
+from ..stores.interfaces import ISharedStore
 
 #: Rates are those of the last so many seconds.
 _SECONDS = 10.0
@@ -22,6 +23,7 @@ class Overview:
     Describes the registry.
 
     :param registry: the rules.
+    :param store: its store.
     :param health: of this node.
     :param requests: the requests that were answered.
     :param clock: the reactor.
@@ -31,12 +33,14 @@ class Overview:
     def __init__(
         self,
         registry: Registry,
+        store: Any,
         health: Health,
         requests: RequestStatistics,
         clock: IReactorTime,
         wallClock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
+        self._store = store
         self._health = health
         self._requests = requests
         self._clock = clock
@@ -61,8 +65,17 @@ class Overview:
                 "heartbeats_per_second": heartbeats,
                 "requests_per_second": requests,
             },
-            "nodes": [],
+            "nodes": self._nodes(),
         }
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        store = self._store
+        if not ISharedStore.providedBy(store):
+            return []
+        return [
+            {"name": name, "is_this": place == 0, "may_acknowledge": store.isValid if place == 0 else None}
+            for place, name in enumerate(store.members)
+        ]
 
     def _rates(self) -> tuple[float | None, float | None]:
         """Heartbeats and requests per second, of the last seconds in which the console was looked at."""

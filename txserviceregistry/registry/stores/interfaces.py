@@ -452,6 +452,8 @@ class ISharedStore(IStore):
     isNew: bool = Attribute("Whether, when it was opened, there had never been a user in it.")
     isValid: bool = Attribute("Whether this registry may acknowledge heartbeats now.")
 
+    members: Sequence[str] = Attribute("The names of the registries that share it now, this one's first.")
+
     def join(listener: IStoreListener) -> Deferred[None]:
         """
         Join the registries that share the store, and notify *listener* of changes. Called once.

@@ -2,7 +2,7 @@
 
 import { request } from "./api.js";
 import { fill, h } from "./dom.js";
-import { ago, duration } from "./time.js";
+import { duration } from "./time.js";
 
 const INTERVAL = 2000;
 
@@ -45,11 +45,11 @@ export function clusterView(place, model) {
         term("Store", [store.name, " ", h(`span.badge.${store.state === "ok" ? "up" : "out"}`, {}, store.state)]),
         Object.entries(report.details ?? {}).map(([key, value]) => term(key, String(value))))),
       h("section.card", {}, h("h2", {}, nodes.length > 1 ? `${nodes.length} nodes` : "Nodes"), nodes.length
-        ? h("table.plain", {}, h("thead", {}, h("tr", {}, ["Node", "Version", "State", "Last status"].map((text) => h("th", { scope: "col" }, text)))),
+        ? h("table.plain", {}, h("thead", {}, h("tr", {}, ["Node", "Heartbeats"].map((text) => h("th", { scope: "col" }, text)))),
           h("tbody", {}, nodes.map((node) => h("tr", {},
             h("td", {}, h("bdi.mono", {}, node.name), node.is_this ? h("span.chip", {}, "this one") : null),
-            h("td", {}, node.version ?? "–"), h("td", {}, h(`span.badge.${node.state === "valid" ? "up" : "drain"}`, {}, node.state)),
-            h("td", {}, node.status_at ? ago(node.status_at) : "–")))))
+            h("td", {}, node.may_acknowledge === null ? "–" : node.may_acknowledge
+              ? h("span.badge.up", {}, "acknowledged") : h("span.badge.drain", {}, "refused: cut off from the store"))))))
         : h("p.muted", {}, `One node over ${store.name}. With etcd as the store, several nodes can share the work.`))));
   }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -282,6 +282,12 @@ class Node:
     def votes(self) -> Votes[Evidence] | None:
         """The votes of the present membership."""
         return None if self._session is None else self._session.votes
+
+    @property
+    def members(self) -> Sequence[str]:
+        """The names of all members, the own one first; none while it is not a member."""
+        session = self._session
+        return [] if session is None else [session.name, *sorted(session.votes.members)]
 
     @property
     def isValid(self) -> bool:

@@ -245,6 +245,10 @@ class EtcdStore:
         return self._node.start()
 
     @property
+    def members(self) -> Sequence[str]:
+        return [] if self._node is None else self._node.members
+
+    @property
     def isValid(self) -> bool:
         return self._node is not None and self._node.isValid
 
