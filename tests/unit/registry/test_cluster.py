@@ -70,6 +70,7 @@ class ClusterTests(SynchronousTestCase):
 
     def test_members(self) -> None:
         """Each registry knows the names of all, its own first."""
+        self.passes(1)
         first, second = (store.members for store in self.stores)
         self.assertEqual(len(first), 2)
         self.assertEqual(first, second[::-1])
