@@ -74,7 +74,7 @@ class PrometheusTests(ProcessTestCase):
         await client.services.create(id, 120, payload)
 
     async def test_targets(self) -> None:
-        """Targets appear with their labels, survive outages and a new key, and disappear when services expire."""
+        """Targets appear with labels, survive outages and a new key, and disappear when services expire or are out."""
         needs("prometheus")
         self.registryPort, self.port = freePorts(2)
         await self.startRegistry()
@@ -83,13 +83,15 @@ class PrometheusTests(ProcessTestCase):
         await self.register(client, "web-1", zone="a")
         await self.register(client, "web-2", host="::1")
         await self.register(client, "web-3", port="10")
+        await client.services.setState("web-2", "drain")
         self.startPrometheus()
         await self.has("web-1", "web-2", "web-3")
         labels = (await self.targets())["web-1"]
         self.assertEqual(labels["__address__"], "127.0.0.1:9")
         self.assertEqual(labels["__meta_service_registry_tags"], ",www,eu,")
         self.assertEqual(labels["__meta_service_registry_metadata_zone"], "a")
-        self.assertEqual((await self.targets())["web-2"]["__address__"], "[::1]:9")
+        drained = (await self.targets())["web-2"]
+        self.assertEqual((drained["__address__"], drained["__meta_service_registry_state"]), ("[::1]:9", "drain"))
         self.registry.kill("KILL")
         await self.registry.ended
         for _ in range(6):
@@ -102,6 +104,6 @@ class PrometheusTests(ProcessTestCase):
         await self.has("web-1", "web-2", "web-4")
         # With the old key it would see no change any more.
         await self.users("rotate", "prometheus")
-        await client.services.update("web-2", {"metadata": {"host": "::1", "port": "9", "status": "disabled"}})
+        await client.services.setState("web-2", "out")
         await client.services.remove("web-1")
         await self.has("web-4")

@@ -23,7 +23,7 @@ def encodeLabel(text: str) -> bytes:
     ``--`` and two hexadecimal digits. A label that would exceed 63 bytes is cut, and ends in a hyphen and a hash of the
     whole text.
     """
-    raw = text.encode()
+    raw = text.encode(errors="surrogatepass")
     label = _ESCAPED.sub(lambda found: b"--" + found[0].hex().encode(), raw)
     if len(label) > LONGEST_LABEL:
         digest = hashlib.sha256(raw).hexdigest()[:_HASH_LENGTH].encode()

@@ -21,8 +21,14 @@ class EncodeLabelTests(SynchronousTestCase):
         self.assertEqual(encodeLabel("web-1_a"), b"web-1_a")
 
     def test_escapes(self) -> None:
-        """All else is two hyphens and hexadecimal digits, by the bytes of UTF-8; so is a hyphen before a hyphen."""
-        for text, label in (("v1.2", b"v1--2e2"), ("Web", b"--57eb"), ("é", b"--c3--a9"), ("a--b", b"a--2d-b")):
+        """All else is two hyphens and hexadecimal digits for each byte; so is a hyphen before a hyphen."""
+        for text, label in (
+            ("v1.2", b"v1--2e2"),
+            ("Web", b"--57eb"),
+            ("é", b"--c3--a9"),
+            ("a--b", b"a--2d-b"),
+            ("\ud800", b"--ed--a0--80"),
+        ):
             self.assertEqual(encodeLabel(text), label)
 
     @given(st.text(min_size=1, max_size=20))
