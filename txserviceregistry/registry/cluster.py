@@ -224,6 +224,11 @@ class Cluster:
     def appeared(self, service: ServiceSummary) -> None:
         self._live.track(service)
 
+    def renew(self, registration: tuple[str, str]) -> None:
+        state = self._deadlines.registered(registration)
+        if state is not None:
+            self._deadlines.restart(state, state.timeout)
+
     def vanished(self, tenant: str, id: str, incarnation: str) -> None:
         self._deadlines.forget(tenant, id, incarnation)
 

@@ -244,7 +244,9 @@ class ClusterCase(FaultCase):
         await self.nodes[0].start()
         await gatherResults([started(node) for node in self.nodes[1:]])
 
-    def addNode(self, number: int, port: int, etcd: str, *options: str) -> None:
+    def addNode(
+        self, number: int, port: int, etcd: str, *options: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         """One more registry, which is not started yet."""
         command = [
             "service-registry",
@@ -252,10 +254,12 @@ class ClusterCase(FaultCase):
             *("--store", "etcd", "--etcd", etcd, "--etcd-prefix", self.prefix),
             *("--max-services", str(_MOST_SERVICES), *options),
         ]
-        self.nodes.append(Node(f"node{number}", f"http://127.0.0.1:{port}", lambda: self._startNode(command)))
+        self.nodes.append(
+            Node(f"node{number}", f"http://127.0.0.1:{port}", lambda: self._startNode(command, environment))
+        )
 
-    async def _startNode(self, command: Sequence[str]) -> Child:
-        node = self.twistd(*command)
+    async def _startNode(self, command: Sequence[str], environment: Mapping[str, str] | None) -> Child:
+        node = self.twistd(*command, environment=environment)
         await node.says("The registry listens on")
         return node
 

@@ -62,6 +62,20 @@ class VoteTests(EtcdStoreCase):
         await self.untilVotesEnd(made, a, b)
         self.assertEqual(await self.types(a), ["service.join", "service.update"])
 
+    async def test_theSameTimeoutIsATouchToo(self) -> None:
+        """An update to the timeout that a service has gives it a full timeout on the other nodes as well."""
+        a, b = await self.store(), await self.store()
+        made = await self.created(a, b)
+        self.ticking = []
+        self.passDeadline(made, a)
+        await b.updateService(T, "web", made.incarnation, ServiceChanges(heartbeatTimeout=30))
+        await self.notifies(a, "renew", made.incarnation)
+        self.assertGreater(self.secondsLeft(a, made), 25)
+        await b.updateService(T, "web", made.incarnation, ServiceChanges(tags=("x",)))
+        await self.catchesUp(a)
+        self.assertEqual(self.listeners[a].heard.count(("renew", made.incarnation)), 1)
+        self.assertNotIn(("renew", made.incarnation), self.listeners[b].heard)
+
     async def test_anUpdateInTheSameGroupIsATouchToo(self) -> None:
         """Although etcd does not show it yet when the expiration is worked out."""
         wire = TroubledAgent()

@@ -398,6 +398,9 @@ class IStoreListener(Interface):
     def appeared(service: ServiceSummary) -> None:
         """A service is there, new or changed. It has a full timeout if it was unknown or its timeout is another."""
 
+    def renew(registration: tuple[str, str]) -> None:
+        """Give a service a full timeout from now on: another registry has updated its timeout."""
+
     def vanished(tenant: str, id: str, incarnation: str) -> None:
         """This incarnation of a service is gone."""
 

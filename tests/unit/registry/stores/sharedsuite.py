@@ -60,6 +60,10 @@ class Listener:
         self.heard.append(("appeared", service.id, service.incarnation, service.heartbeatTimeout))
         self._keep(service)
 
+    def renew(self, registration: tuple[str, str]) -> None:
+        self.heard.append(("renew", registration[1]))
+        self.heartbeat(registration)
+
     def vanished(self, tenant: str, id: str, incarnation: str) -> None:
         self.heard.append(("vanished", id, incarnation))
         self.deadlines.pop((tenant, incarnation), None)

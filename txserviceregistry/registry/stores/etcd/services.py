@@ -46,18 +46,23 @@ _NEVER = b"0000000000000"
 
 @attrs.frozen
 class _Record:
-    """A service's record as it is stored."""
+    """
+    A service's record as it is stored.
+
+    :ivar renewals: how many updates have set the timeout, each of which gives the service a full timeout.
+    """
 
     position: int
     timeout: int
     tags: tuple[str, ...]
     metadata: Mapping[str, str]
+    renewals: int = 0
 
     @classmethod
     def of(cls, value: bytes) -> _Record:
         """From the key's value."""
         kept = json.loads(value)
-        return cls(kept["position"], kept["timeout"], tuple(kept["tags"]), kept["metadata"])
+        return cls(kept["position"], kept["timeout"], tuple(kept["tags"]), kept["metadata"], kept.get("renewals", 0))
 
     def toBytes(self) -> bytes:
         """The key's value."""
@@ -70,7 +75,7 @@ class _Known:
     What is known of a service without reading it.
 
     :ivar created: the revision that created its record.
-    :ivar modified: the revision that its timeout is known from.
+    :ivar modified: the revision that its timeout and the renewals are known from.
     :ivar seen: the time of a heartbeat, in milliseconds since the epoch.
     :ivar touched: the revision of the last touch that the watch has shown; 0 for none.
     :ivar written: when the time of a heartbeat was written here last, in seconds.
@@ -80,6 +85,7 @@ class _Known:
     id: str
     incarnation: str
     timeout: int
+    renewals: int
     created: int
     modified: int
     seen: int | None = None
@@ -147,10 +153,10 @@ class EtcdServices:
             return None
         if known is None or known.incarnation != incarnation:
             self._drop(known)
-            known = _Known(tenant, id, incarnation, record.timeout, created, modified)
+            known = _Known(tenant, id, incarnation, record.timeout, record.renewals, created, modified)
             self._known[tenant, id] = self._byIncarnation[tenant, incarnation] = known
         elif modified >= known.modified:
-            known.timeout, known.modified = record.timeout, modified
+            known.timeout, known.renewals, known.modified = record.timeout, record.renewals, modified
         return known
 
     def _made(self, tenant: str, id: str, value: bytes, revision: int) -> None:
@@ -204,9 +210,13 @@ class EtcdServices:
         """The watch shows a record."""
         self._shown = now.modified
         tenant, id = self._name(now.key)
-        known = self._keep(tenant, id, _Record.of(now.value), now.created, now.modified)
+        record, before = _Record.of(now.value), self._known.get((tenant, id))
+        isRenewed = before is not None and before.renewals < record.renewals
+        known = self._keep(tenant, id, record, now.created, now.modified)
         if known is not None:
             self.listener.appeared(known.summary)
+            if isRenewed:
+                self.listener.renew((tenant, known.incarnation))
 
     def recordDeleted(self, now: KeyValue, before: KeyValue | None) -> None:
         """The watch shows that a record is gone."""
@@ -338,14 +348,15 @@ class EtcdServices:
                 tags=record.tags if tags is None else tags,
                 metadata=record.metadata if metadata is None else metadata,
             )
-            transaction.put(key, changed.toBytes())
             if changed != record:
                 old, new = self._record(tenant, id, record), self._record(tenant, id, changed)
                 new = attrs.evolve(new, state=self.states.inTransaction(transaction, tenant, id))
                 transaction.addEvent("service.update", payloads.updatedService(old, new))
             if timeout is not None:
+                changed = attrs.evolve(changed, renewals=record.renewals + 1)
                 transaction.guard(seenKey)
                 transaction.put(seenKey, transaction.get(seenKey) or _NEVER)
+            transaction.put(key, changed.toBytes())
             return changed, transaction
 
         record, transaction = await self._batches.do(tenant, [key, seenKey, self.states.key(tenant, id)], update)
@@ -429,22 +440,9 @@ class EtcdServices:
 
         transaction = await self._batches.do(tenant, [key, seenKey, joinsKey, nodeKey], expire)
         if transaction is None:
-            await self._read(known)
+            # What was touched is noted again when the watch shows it: after what it shows before that.
             return False
         self._end(registration, transaction.revision)
-        return True
-
-    async def _read(self, known: _Known) -> bool:
-        """Read a service's record and the time of its heartbeat; returns whether the registration exists."""
-        found = await self._find(known.tenant, known.id, Urgency.pressing)
-        record = None if found is None else _Record.of(found.value)
-        if not found or not record or self._ids.of(known.tenant).idAt(record.position) != known.incarnation:
-            self._drop(known)
-            return False
-        self._keep(known.tenant, known.id, record, found.created, found.modified)
-        seen, _ = await self._etcd.range(self._seenKey(known.tenant, known.id), urgency=Urgency.pressing)
-        for each in seen:
-            self.seenChanged(each)
         return True
 
     async def touch(self, registration: Registration) -> bool:

@@ -214,7 +214,7 @@ class World:
         """A service registers."""
         registration = tenant, f"s{next(self._positions)}"
         self.truths[registration] = Truth(timeout, self.now)
-        self.commit({("services", registration): timeout})
+        self.commit({("services", registration): (timeout, 0)})
         return registration
 
     def acknowledge(self, registration: Registration) -> None:
@@ -245,7 +245,8 @@ class World:
         if truth.ended is not None:
             return False
         truth.timeout, truth.acknowledged = timeout, self.now
-        self.commit({("services", registration): timeout, ("seen", registration): None})
+        _, renewals = self.entries["services", registration].value
+        self.commit({("services", registration): (timeout, renewals + 1), ("seen", registration): None})
         self.updates += 1
         return True
 
@@ -315,7 +316,7 @@ class Known:
 
     timeout: float
     deadline: float
-    created: int
+    renewals: int
     isQueued: bool = True
 
 
@@ -462,14 +463,7 @@ class Process:
             world.commit({}, (("services", registration), ("seen", registration)))
             return True
 
-        def read(hasExpired: bool) -> Any:
-            return True if hasExpired else self.ask(lambda: world.revisionOf(("seen", registration))).addCallback(noted)
-
-        def noted(revision: int) -> bool:
-            self.seenRevisions[registration] = max(revision, self.seenRevisions.get(registration, 0))
-            return False
-
-        return self.ask(apply).addCallback(read)
+        return self.ask(apply)
 
     def seen(self, registration: Registration) -> int:
         """See :meth:`INodeKeys.seen`."""
@@ -506,11 +500,10 @@ class Process:
     # -- IStoreListener
 
     def meet(self, registration: Registration, entry: Entry) -> None:
-        """A service exists. It has a full timeout if it is new or its timeout is another."""
-        known = self.known.get(registration)
-        if known is None or known.timeout != entry.value:
-            deadline = self.serviceClock.now() + entry.value
-            self.known[registration] = Known(entry.value, deadline, entry.created)
+        """A service exists. It has a full timeout if it is new or its timeout was updated."""
+        known, (timeout, renewals) = self.known.get(registration), entry.value
+        if known is None or known.renewals < renewals:
+            self.known[registration] = Known(timeout, self.serviceClock.now() + timeout, renewals)
 
     def secondsLeft(self, registration: Registration) -> float:
         """See :meth:`IStoreListener.secondsLeft`."""

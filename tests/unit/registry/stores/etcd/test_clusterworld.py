@@ -258,7 +258,8 @@ class ScheduleTests(SynchronousTestCase):
         Deferred.fromCoroutine(second.heartbeat(registration)).addBoth(statuses.append)
         while not answers:
             world.run(world.now + 0.05)
-        # The touch makes the first expiration fail.
+        # The touch, which both nodes have seen, makes the first expiration fail.
+        world.run(world.now + 0.02)
         apply, answered = self.held.pop()
         answered.callback(apply())
         end = world.now + 5
@@ -292,6 +293,23 @@ class ScheduleTests(SynchronousTestCase):
 
         self.patch(Votes, "touched", touchedForAll)
         self.assertRaises(Violation, self.lateTouch)
+
+    def update(self) -> World:
+        """A service is given the timeout that it has: the deadline counts from then on all nodes."""
+        world = self.steady(2)
+        registration = world.register("x", 3.0)
+        world.run(world.now + 1)
+        world.update(registration, 3.0)
+        world.run(world.now + 5)
+        return world
+
+    def test_update(self) -> None:
+        """An update of the timeout that the watch shows gives a full timeout, also if it stays the same."""
+        world = self.update()
+        self.assertEqual((len(world.lateness), world.violations), (1, []))
+        meet = Process.meet
+        self.patch(Process, "meet", lambda node, name, entry: None if name in node.known else meet(node, name, entry))
+        self.assertRaises(Violation, self.update)
 
     def aliveElsewhere(self, reads: bool = True) -> tuple[World, SimulatedNode, Registration]:
         """
