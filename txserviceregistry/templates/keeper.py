@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 from twisted.internet.task import deferLater
 
+from ..discovery.suspects import THRESHOLD
 from ..util.backoff import Backoff
 from ..util.logs import Logger
 from ..util.outage import Outage
@@ -47,6 +48,7 @@ class TemplateKeeper:
     :param client: makes the requests.
     :param quiet: seconds without a change until files are rendered again.
     :param longest: seconds after the first change until they are rendered even if more changes come.
+    :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.
     :param randomNumber: gives numbers from 0 to 1.
     """
 
@@ -59,10 +61,11 @@ class TemplateKeeper:
         *,
         quiet: float = 0.0,
         longest: float = 0.0,
+        panicThreshold: float = THRESHOLD,
         randomNumber: Callable[[], float] = random.random,
     ) -> None:
         self._clock = client.clock
-        self._views = Views(client)
+        self._views = Views(client, panicThreshold)
         self._quiet = quiet
         self._longest = longest
         self._backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, randomNumber)

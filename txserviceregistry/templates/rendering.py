@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from ..discovery.directory import Directory
 from ..discovery.instances import instanceOf
+from ..discovery.suspects import THRESHOLD, Suspects
 from ..discovery.watcher import ConfigurationWatcher
 from ..types import Service
 from ..util.addresses import weightOf
@@ -23,8 +24,6 @@ from ..util.waiters import Waiters
 
 if TYPE_CHECKING:
     from ..client import Client
-
-_View = TypeVar("_View", Directory, ConfigurationWatcher)
 
 # What has no meaning in the syntax of any configuration file: names, addresses, numbers and URLs.
 _WORD = re.compile(r"[A-Za-z0-9._:/@%+\-\[\]]+")
@@ -85,18 +84,21 @@ class Views:
     What templates see of a registry.
 
     :param client: makes the requests.
+    :param panicThreshold: see :class:`~txserviceregistry.discovery.suspects.Suspects`.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, panicThreshold: float = THRESHOLD) -> None:
         self._client = client
-        self._directory: Directory | None = None
+        self._directory = Directory(client)
+        self._suspects = Suspects(self._directory, client.clock, panicThreshold)
+        self._suspects.onChange(lambda kind, service: self._changes.fire(None))
         self._watcher: ConfigurationWatcher | None = None
         self._changes: Waiters[None] = Waiters()
 
     @property
     def version(self) -> int:
         """Grows with every change."""
-        return sum(view.version for view in self._started())
+        return self._suspects.version + sum(view.version for view in self._started())
 
     @property
     def areCurrent(self) -> bool:
@@ -116,17 +118,21 @@ class Views:
         for view in self._started():
             await view.stopService()
 
-    def services(self) -> Directory:
+    def services(self) -> Suspects:
         """
-        The services.
+        The services, those among them that expired all at once.
 
         :raises NotCurrent: if they are not known, or may have changed.
         """
-        if self._directory is None:
-            self._directory = Directory(self._client)
-            self._directory.onChange(lambda kind, service: self._changes.fire(None))
+        if not self._directory.running:
             self._directory.startService()
-        return _current(self._directory)
+        _check(self._directory)
+        return self._suspects
+
+    def service(self, id: str) -> Service | None:
+        """The service with this id. Raises as :meth:`services` does."""
+        self.services()
+        return self._directory.get(id)
 
     def values(self) -> ConfigurationWatcher:
         """
@@ -138,16 +144,16 @@ class Views:
             self._watcher = ConfigurationWatcher(self._client)
             self._watcher.onChange(lambda change: self._changes.fire(None))
             self._watcher.startService()
-        return _current(self._watcher)
+        _check(self._watcher)
+        return self._watcher
 
     def _started(self) -> list[Directory | ConfigurationWatcher]:
-        return [view for view in (self._directory, self._watcher) if view is not None]
+        return [view for view in (self._directory, self._watcher) if view is not None and view.running]
 
 
-def _current(view: _View) -> _View:
+def _check(view: Directory | ConfigurationWatcher) -> None:
     if view.stale:
         raise NotCurrent
-    return view
 
 
 class _Functions:
@@ -159,8 +165,8 @@ class _Functions:
 
     def services(self, tag: str | None = None, *, all: bool = False, empty: bool = False) -> list[TemplateService]:
         """The services with a tag that are to receive connections, or with *all* every one of them."""
-        directory = self._views.services()
-        found = [_forTemplates(each) for each in (directory.services() if tag is None else directory.forTag(tag))]
+        services = self._views.services()
+        found = [_forTemplates(each) for each in (services.services() if tag is None else services.forTag(tag))]
         if not all:
             found = [each for each in found if each.isUsable]
         if not found and not empty and not self._allowEmpty:
@@ -170,7 +176,7 @@ class _Functions:
 
     def service(self, id: str) -> TemplateService | Undefined:
         """The service with this id."""
-        found = self._views.services().get(id)
+        found = self._views.service(id)
         return StrictUndefined(f"there is no service {id!r}") if found is None else _forTemplates(found)
 
     def value(self, key: str) -> str | Undefined:

@@ -90,6 +90,28 @@ class RunTests(KeeperCase):
         self.assertEqual(self.file.read_text(), "web2")
         self.assertIn("succeeded after 600 s", self.lines[-1])
 
+    def test_manyExpireAtOnce(self) -> None:
+        """When most services of a tag expire at once they stay in the file, until they return or are deregistered."""
+        for name in ("web1", "web2", "web3"):
+            self.create(name, timeout=10)
+        self.create("web4")
+        self.start(quiet=1.0, longest=5.0)
+        self.fake.advance(30)
+        self.assertEqual((self.file.read_text(), len(self.commands)), ("web1,web2,web3,web4", 1))
+        for name in ("web1", "web2"):
+            self.create(name, timeout=100)
+        self.fake.advance(10)
+        self.assertEqual(self.file.read_text(), "web1,web2,web4")
+
+    def test_manyExpireAtOnceWithoutAThreshold(self) -> None:
+        """With a threshold of 0 they are removed."""
+        for name in ("web1", "web2", "web3"):
+            self.create(name, timeout=10)
+        self.create("web4")
+        self.start(panicThreshold=0.0)
+        self.fake.advance(30)
+        self.assertEqual(self.file.read_text(), "web4")
+
     def test_aReloadIsRetried(self) -> None:
         """A reload that fails is retried without a change, later and later, and logged once."""
         self.create("web1")

@@ -66,6 +66,15 @@ class RenderingTests(TemplateCase):
         )
         self.assertIn("'web4' have no valid host and port", self.fails("{{ services('www', all=true)[3].address }}"))
 
+    def test_states(self) -> None:
+        """Services that are drained or out are left out, unless all are asked for."""
+        for number, state in enumerate(("up", "drain", "out")):
+            self.create(f"web{number}")
+            self.successResultOf(self.other.services.setState(f"web{number}", state, "maintenance"))
+        self.assertEqual(self.render("{{ services('www')|map(attribute='id')|join(',') }}"), "web0")
+        text = "{{ services('www', all=true)|map(attribute='state')|join(',') }}"
+        self.assertEqual(self.render(text), "up,drain,out")
+
     def test_oneService(self) -> None:
         """One service by its id; one that is not there is undefined."""
         self.create("web1")

@@ -7,7 +7,7 @@ import difflib
 import os
 from typing import TYPE_CHECKING, Any
 
-from ...util.parsing import parseDuration
+from ...util.parsing import boundedNumber, parseDuration
 from ..outcome import CommandFailed, UsageError, printable
 from .base import RaxsrCommand
 from .parser import Parser
@@ -53,6 +53,14 @@ class Template(RaxsrCommand):
             help="render when nothing has changed for QUIET, and at the latest LONGEST after a change "
             f"(default: {_DEFAULT_WAIT})",
         )
+        parser.add_argument(
+            "--panic-threshold",
+            type=_threshold,
+            default=0.5,
+            metavar="PART",
+            help="when a larger part of a tag's services than this, 0 to 1, expires at once, they stay in use "
+            "(default: 0.5; 0: never)",
+        )
         parser.add_argument("--once", action="store_true", help="make each file once, and end")
         parser.add_argument("--dry-run", action="store_true", help="show what would change, and change and run nothing")
         parser.add_argument(
@@ -74,7 +82,7 @@ class Template(RaxsrCommand):
             for source, destination in self._destinations(parsed)
         ]
         quiet, longest = parsed.wait
-        keeper = TemplateKeeper(client, jobs, quiet=quiet, longest=longest)
+        keeper = TemplateKeeper(client, jobs, quiet=quiet, longest=longest, panicThreshold=parsed.panic_threshold)
 
         def observe(event: LogEvent) -> None:
             level = event.get("log_level", LogLevel.info)
@@ -132,6 +140,13 @@ class _Preview:
         for line in lines:
             print(printable(line.rstrip("\n")), file=self._command.app.stdout)
         return False
+
+
+def _threshold(text: str) -> float:
+    try:
+        return boundedNumber(text, 0.0, 1.0)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _wait(text: str) -> tuple[float, float]:

@@ -79,6 +79,7 @@ class TemplateTests(RaxsrTestCase):
                 (["template", "servers.j2:"], "is not SOURCE:DESTINATION"),
                 (["template", "missing.j2:x"], "there is no template missing.j2"),
                 (["template", "servers.j2:x", "--wait", "soon"], "is not a duration"),
+                (["template", "servers.j2:x", "--panic-threshold", "2"], "is not a number from 0 to 1"),
                 (["template", "servers.j2:x", "--wait", "5s:2s"], "QUIET is longer than LONGEST"),
                 (["template", "servers.j2:x", "--check", "a", "--check", "b"], "one for each template"),
             ],
