@@ -263,7 +263,7 @@ async def _add(users: _Users, options: argparse.Namespace) -> None:
 
 async def _update(users: _Users, options: argparse.Namespace) -> None:
     user = await users.identity.changeRole(options.name, options.role)
-    tell(f'User "{user.name}" of tenant {user.tenant} has the role {_described(user.role)}, within a second.')
+    tell(f'User "{user.name}" of tenant {user.tenant} has the role {_described(user.role)}. It counts within a second.')
 
 
 async def _list(users: _Users, options: argparse.Namespace) -> None:

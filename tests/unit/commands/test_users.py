@@ -302,7 +302,9 @@ class BesideARegistryTests(UsersCase):
         self.assertIn('services that begin with "web-", "db"', str(refused.exception))
         shown = "write --services web- --services db --configuration /production/web --locks ''"
         self.assertEqual(await self.roles(), {"local": "write", "joe": shown})
-        self.assertIn("read, within a second", (await self.users("update", "joe", "--role", "read")).err)
+        self.assertIn(
+            "the role read. It counts within a second", (await self.users("update", "joe", "--role", "read")).err
+        )
         since = reactor.seconds()
         while True:
             sent = reactor.seconds()

@@ -193,6 +193,16 @@ class RegistrationTests(SynchronousTestCase):
         self.fake.advance(60)
         self.assertEqual(len(self.lost), 1)
 
+    def test_aRoleThatNoLongerAllowsItIsALoss(self) -> None:
+        """A service whose user may no longer send heartbeats is lost; it is tried again, and registered when it may."""
+        self.registered()
+        self.fake.setRole("read")
+        self.fake.advance(25)
+        self.assertEqual((len(self.lost), self.listed()), (1, []))
+        self.fake.setRole("write")
+        self.fake.advance(300)
+        self.assertEqual(self.listed(), ["web1"])
+
     def test_aFullAccountIsALoss(self) -> None:
         """A service that can't be registered again because of the account's limit is lost."""
         self.fake = FakeRegistry(limits=ResourceLimits(service=1))
