@@ -22,8 +22,9 @@ from .expiry.deadlines import ServiceState
 from .expiry.livetable import LiveServices
 from .faults import Fault, notFound, systemFailure
 from .scopes import kindOf
-from .stores.interfaces import ISharedStore, IStoreListener, NoSuchObject, ServiceSummary
+from .stores.interfaces import NoSuchObject, ServiceSummary
 from .stores.locks import readSummary
+from .stores.shared import ISharedStore, IStoreListener
 from .subscribers import Subscribers
 from .tasks import TaskOwner, available
 from .tokens import HeartbeatTokens, heartbeatRefused

@@ -19,7 +19,8 @@ from .expiry.deadlines import ServiceState
 from .expiry.livetable import LiveServices
 from .faults import Fault, notFound
 from .scopes import isLockScope, kindOf, tenantOf
-from .stores.interfaces import Expiration, ISharedStore, IStore, LimitExceeded, NoSuchObject, ObjectExists
+from .stores.interfaces import Expiration, IStore, LimitExceeded, NoSuchObject, ObjectExists
+from .stores.shared import ISharedStore
 from .subscribers import Subscribers
 from .tasks import TaskOwner, available
 from .tokens import HeartbeatTokens, heartbeatRefused
@@ -54,12 +55,7 @@ class Engine:
         self.tasks = TaskOwner()
         shared: Any = store if ISharedStore.providedBy(store) else None
         self.live = LiveServices(
-            store,
-            self._persist,
-            clock=clock,
-            wallClock=wallClock,
-            tasks=self.tasks,
-            isAuthoritative=shared is None,
+            store, self._persist, clock=clock, wallClock=wallClock, tasks=self.tasks, isAuthoritative=shared is None
         )
         self._deadlines = self.live.deadlines
         self.cluster = (

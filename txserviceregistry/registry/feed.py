@@ -14,7 +14,8 @@ from .eventids import position, positionOf
 from .faults import Fault, badRequest
 from .model import EVENT_TYPES, PLAIN_TYPES, Page
 from .places import Places
-from .stores.interfaces import Account, ISharedStore, IStore, StoreUnavailable
+from .stores.interfaces import Account, IStore, StoreUnavailable
+from .stores.shared import ISharedStore
 from .streams import EventStreams
 from .subscribers import Subscribers, Subscription
 from .tasks import TaskOwner, available, owned

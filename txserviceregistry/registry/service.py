@@ -43,8 +43,9 @@ from .limits import RateLimiter, ResourceLimits
 from .locks import LockOptions
 from .places import Places
 from .statistics import Sources
-from .stores.interfaces import ISharedStore, IStore, StoreRefused, StoreUnavailable
+from .stores.interfaces import IStore, StoreRefused, StoreUnavailable
 from .stores.memory import MemoryStore
+from .stores.shared import ISharedStore
 from .stores.sqlite.store import SqliteStore
 from .subscribers import Subscribers
 

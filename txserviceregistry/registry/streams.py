@@ -21,7 +21,8 @@ from .eventids import isMoment, momentAt, position, positionOf
 from .faults import Fault, systemFailure
 from .model import EVENT_TYPES
 from .places import Places
-from .stores.interfaces import Account, EventRecord, ISharedStore, NoSuchObject, ServiceRecord, StoreUnavailable
+from .stores.interfaces import Account, EventRecord, NoSuchObject, ServiceRecord, StoreUnavailable
+from .stores.shared import ISharedStore
 from .tasks import TaskOwner, available
 
 #: Seconds from one ping to the next.

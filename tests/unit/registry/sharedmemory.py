@@ -21,14 +21,13 @@ from txserviceregistry.registry.stores.etcd.node import Evidence, INodeKeys, Joi
 from txserviceregistry.registry.stores.etcd.votes import Registration, Status
 from txserviceregistry.registry.stores.interfaces import (
     Expiration,
-    ISharedStore,
     IStore,
-    IStoreListener,
     NoSuchObject,
     ServiceRecord,
     StoreUnavailable,
 )
 from txserviceregistry.registry.stores.memory import MemoryStore
+from txserviceregistry.registry.stores.shared import ISharedStore, IStoreListener
 
 __all__ = ["SharedMemory", "SharedMemoryStore"]
 

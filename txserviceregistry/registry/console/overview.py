@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from ..core import Registry
 from ..http.health import Health
 from ..statistics import RequestStatistics
-from ..stores.interfaces import ISharedStore
+from ..stores.shared import ISharedStore
 
 #: Rates are those of the last so many seconds.
 _SECONDS = 10.0

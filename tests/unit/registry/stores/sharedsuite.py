@@ -12,14 +12,8 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from txserviceregistry.registry.model import NewService, ServiceChanges
-from txserviceregistry.registry.stores.interfaces import (
-    ISharedStore,
-    IStoreListener,
-    NoSuchObject,
-    ServiceRecord,
-    ServiceSummary,
-    StoreUnavailable,
-)
+from txserviceregistry.registry.stores.interfaces import NoSuchObject, ServiceRecord, ServiceSummary, StoreUnavailable
+from txserviceregistry.registry.stores.shared import ISharedStore, IStoreListener
 from txserviceregistry.util.deferred import returnsDeferred
 
 __all__ = ["Listener", "SharedSuite"]

@@ -14,7 +14,8 @@ from zope.interface import implementer
 from ....util.deferred import returnsDeferred
 from ....util.logs import Logger
 from ...scopes import isLockScope, tenantOf
-from ..interfaces import IStoreListener, StoreUnavailable
+from ..interfaces import StoreUnavailable
+from ..shared import IStoreListener
 from .batches import Batches
 from .eventids import TenantIds
 from .gateway import Compare, Etcd, EtcdError, KeyValue, Revision, Urgency, newLease, put
@@ -160,10 +161,7 @@ class NodeKeys:
         joins, _ = await available(self._etcd.range(f"{self._prefix}joins", revision=revision, urgency=Urgency.vital))
         if number != self._loads:
             raise StoreUnavailable("everything is being read for a later membership")
-        registrations = [
-            *self._services.load(records, seen, revision),
-            *self._locks.load(locks, seenLocks, revision),
-        ]
+        registrations = [*self._services.load(records, seen, revision), *self._locks.load(locks, seenLocks, revision)]
         self._listener.synchronized(registrations)
         for tenant in {tenantOf(each.tenant) for each in registrations}:
             self._listener.eventAdded(tenant, None)

@@ -23,7 +23,8 @@ from zope.interface import Interface
 
 from ....util.logs import Logger
 from ....util.outage import Outage
-from ..interfaces import IStoreListener, NoSuchObject, StoreUnavailable
+from ..interfaces import NoSuchObject, StoreUnavailable
+from ..shared import IStoreListener
 from .votes import Registration, Status, Votes
 
 #: Registrations that a node's votes hold at most: a status has to fit into one request to etcd.

@@ -18,15 +18,8 @@ from twisted.python.failure import Failure
 
 from ...model import NewService, ServiceChanges
 from .. import payloads
-from ..interfaces import (
-    Expiration,
-    IStoreListener,
-    LimitExceeded,
-    NoSuchObject,
-    ObjectExists,
-    ServiceRecord,
-    ServiceSummary,
-)
+from ..interfaces import Expiration, LimitExceeded, NoSuchObject, ObjectExists, ServiceRecord, ServiceSummary
+from ..shared import IStoreListener
 from ..states import StateRecord
 from .batches import Batches, Transaction
 from .eventids import TenantIds

@@ -47,7 +47,8 @@ from ....util.deferred import returnsDeferred
 from ....util.reloading import Reloaded
 from ....util.suspend import bootTime
 from ...statistics import StoreStatistics
-from ..interfaces import Account, ISharedStore, IStoreListener, StoreUnavailable
+from ..interfaces import Account, StoreUnavailable
+from ..shared import ISharedStore, IStoreListener
 from .batches import Batches
 from .eventids import TenantIds
 from .events import EtcdEvents
