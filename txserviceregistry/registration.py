@@ -305,9 +305,8 @@ class RegisteredService(Service):
         if state == REGISTERED and not self._hasSaidWhere:
             self._hasSaidWhere = True
             settings = self._client.settings
-            self._log.info(
-                REGISTERED_AT, serviceId=self.serviceId, url=", ".join(settings.baseUrls or settings.authUrls)
-            )
+            urls = ", ".join(settings.baseUrls or settings.authUrls)
+            self._log.info(REGISTERED_AT, serviceId=self.serviceId, url=urls)
 
     def _refused(self, failure: Failure) -> None:
         self._refusal = failure
@@ -427,11 +426,8 @@ class RegisteredService(Service):
             except (CancelledError, ClientClosed, AuthenticationFailed, Forbidden):
                 raise
             except Exception as error:
-                self._log.debug(
-                    "Deregistration of service {serviceId} failed: {error}",
-                    serviceId=self.serviceId,
-                    error=type(error).__name__,
-                )
+                text = "Deregistration of service {serviceId} failed: {error}"
+                self._log.debug(text, serviceId=self.serviceId, error=type(error).__name__)
                 await deferLater(self._clock, _LEAVE_RETRY, lambda: None)
         self._file.forgetToken()
 
