@@ -28,6 +28,7 @@ from .. import console
 from ..optionsettings import settingsOf
 from ..outcome import UsageError
 from .checks import Checker, makeProbe
+from .drain import Drain
 from .execcheck import CommandChecks
 from .loglines import LogLines
 from .options import Options
@@ -116,7 +117,19 @@ class Wrapper:
             lost=self._lost,
             check=None if checker is None else lambda: checker.passing,
             tokenFile=tokenFile,
+            onRegistered=lambda: None if self._drain is None else self._drain.registered(),
         )
+        self._drain: Drain | None = None
+        if options.drain is not None:
+            self._drain = Drain(
+                clock,
+                self._registration,
+                options.serviceId,
+                options.drain,
+                timeout=options.interval,
+                deregister=bool(options["deregister"]),
+                tell=tell,
+            )
 
     @returnsDeferred
     async def run(self) -> int:
@@ -141,6 +154,8 @@ class Wrapper:
         if self._checker is not None:
             self._checker.start()
         status = await child.ended
+        if self._drain is not None:
+            self._drain.stop()
         if self._checker is not None:
             self._checker.stop()
         if self._aborting:
@@ -161,12 +176,17 @@ class Wrapper:
             if number in _ENDING and self._holding is not None:
                 self._interruption = number
                 self._holding.cancel()
+        elif number == signal.SIGTERM and self._drain is not None and (drained := self._drain.begin()) is not None:
+            drained.addCallback(lambda _: self._passOn(child, number, typed))
         else:
-            if not (typed and child.sharesTerminalSignals):
-                child.signal(number)
-            self._passedOn.add(number)
-            if number == signal.SIGTSTP:
-                stopUntilContinued()
+            self._passOn(child, number, typed)
+
+    def _passOn(self, child: Child, number: int, typed: bool) -> None:
+        if not (typed and child.sharesTerminalSignals):
+            child.signal(number)
+        self._passedOn.add(number)
+        if number == signal.SIGTSTP:
+            stopUntilContinued()
 
     # -- the registration
 

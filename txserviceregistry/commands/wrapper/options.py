@@ -26,6 +26,8 @@ Exit codes: the command's own, 128 + N after signal N; 127 command not found,
 126 it can't be run, 100 --abort-on-failure, 2 wrong usage.
 """
 
+_LONGEST_DRAIN = 86_400
+
 
 class Options(usage.Options):
     """
@@ -55,6 +57,12 @@ class Options(usage.Options):
         ],
         ["check-interval", None, "5", "Seconds from one check to the next."],
         ["check-timeout", None, "2", "Seconds that a check may take."],
+        [
+            "drain",
+            None,
+            None,
+            "Seconds that the command still serves after SIGTERM, while the service gets no new work.",
+        ],
         ["rise", None, "1", "How many checks in a row must succeed until the health check passes."],
         ["fall", None, "1", "How many checks in a row must fail until the health check fails."],
     ]
@@ -133,6 +141,9 @@ class Options(usage.Options):
         self.retries = int(self._number("retries"))
         if self["retries"] != str(self.retries):
             raise usage.UsageError("--retries must be a whole number")
+        self.drain = None if self["drain"] is None else self._number("drain")
+        if self.drain is not None and not 0 < self.drain <= _LONGEST_DRAIN:
+            raise usage.UsageError(f"--drain must be more than 0 and at most {_LONGEST_DRAIN} seconds")
         self.check: str | None = self["check"]
         self.checkInterval = self._number("check-interval")
         self.checkTimeout = self._number("check-timeout")

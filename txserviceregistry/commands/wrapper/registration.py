@@ -118,6 +118,7 @@ class WrapperRegistration:
         lost: Callable[[str], None],
         check: Callable[[], bool] | None = None,
         tokenFile: Path | None = None,
+        onRegistered: Callable[[], None] = lambda: None,
         random: Callable[[], float] = randomModule.random,
     ) -> None:
         """
@@ -128,6 +129,7 @@ class WrapperRegistration:
             been registered for an interval after its deadline.
         :param check: says whether the service is healthy; without it, it is.
         :param tokenFile: the file for the heartbeat token.
+        :param onRegistered: called each time that the registry has the service again.
         """
         self.client: Client | None = None
         self._clock = clock
@@ -138,6 +140,7 @@ class WrapperRegistration:
         self._lost = lost
         self._check = check
         self._tokenFile = tokenFile
+        self._onRegistered = onRegistered
         self._random = random
         self._state = State.NEW
         self._service: RegisteredService | None = None
@@ -236,6 +239,7 @@ class WrapperRegistration:
             self._lost(reason)
         elif state is State.REGISTERED:
             self._starting.fire(None)
+            self._onRegistered()
         elif state is State.UNREGISTERED:
             self._starting.fire(Failure(NotRegistered(reason)))
 

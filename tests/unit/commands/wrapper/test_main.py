@@ -35,7 +35,7 @@ class FakeChild(Child):
         self.signals.append(number)
 
 
-class WrapperOrderTests(SynchronousTestCase):
+class WrapperCase(SynchronousTestCase):
     """The wrapper over a registry in memory."""
 
     def setUp(self) -> None:
@@ -97,6 +97,10 @@ class WrapperOrderTests(SynchronousTestCase):
         self.fake.flush()
         result: int = self.successResultOf(code)
         return result
+
+
+class WrapperOrderTests(WrapperCase):
+    """The order of what the wrapper does."""
 
     # -- the start
 

@@ -1,0 +1,113 @@
+"""
+Graceful shutdown: after SIGTERM the service is drained while the command still serves. Then the signal is passed on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.task import deferLater
+
+from ...api.transport import SERVICE_STATE
+from ...errors import ServiceRegistryError
+from ...util.deferred import returnsDeferred
+from .registration import WrapperRegistration
+
+#: The reason of states that the wrapper sets. It never changes any other state.
+REASON = "service-registry-wrapper"
+
+
+class Drain:
+    """
+    Drains a service, once.
+
+    :param seconds: how long the command still serves.
+    :param timeout: the service's heartbeat timeout, in seconds.
+    :param deregister: whether to deregister the service at the end.
+    :param tell: writes a line for the user.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        registration: WrapperRegistration,
+        serviceId: str,
+        seconds: float,
+        *,
+        timeout: int,
+        deregister: bool,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._clock = clock
+        self._registration = registration
+        self._serviceId = serviceId
+        self._seconds = seconds
+        self._timeout = timeout
+        self._deregister = deregister
+        self._tell = tell
+        self._draining: Deferred[None] | None = None
+        self._isStopped = False
+
+    def registered(self) -> None:
+        """The service was registered: the state that an earlier wrapper has set for it ends."""
+        if self._draining is None:
+            self._clear().addErrback(lambda failure: failure.trap(ServiceRegistryError))
+
+    @returnsDeferred
+    async def _clear(self) -> None:
+        client = self._registration.client
+        if client is None or SERVICE_STATE not in client.extensions:
+            return
+        if (await client.services.getState(self._serviceId))["reason"] == REASON:
+            await client.services.clearState(self._serviceId)
+
+    def begin(self) -> Deferred[None] | None:
+        """
+        Begin to drain.
+
+        :return: fires when the command may end; ``None`` if it may end at once, because the service is not registered,
+            or is being drained already, which is cut short.
+        """
+        if self._draining is not None:
+            self.stop()
+            return None
+        if not self._registration.registered:
+            return None
+        self._draining = self._drain()
+        return self._draining
+
+    def stop(self) -> None:
+        """Wait no longer."""
+        self._isStopped = True
+        if self._draining is not None:
+            self._draining.cancel()
+
+    @returnsDeferred
+    async def _drain(self) -> None:
+        end = self._clock.seconds() + self._seconds
+        try:
+            await Deferred.fromCoroutine(self._announce()).addTimeout(self._seconds, self._clock)
+        except (ServiceRegistryError, TimeoutError, CancelledError) as error:
+            if not self._isStopped:
+                self._tell(f"the service can't be drained: {error}")
+        try:
+            if not self._isStopped:
+                await deferLater(self._clock, max(0.0, end - self._clock.seconds()))
+                if self._deregister:
+                    await self._registration.leave()
+        except CancelledError:
+            pass  # it was stopped
+
+    async def _announce(self) -> None:
+        """Let clients find out that the service gets no new work."""
+        client = self._registration.client
+        if client is None or SERVICE_STATE not in client.extensions:
+            await self._registration.leave()
+            return
+        present = await client.services.getState(self._serviceId)
+        if present["reason"] == REASON or (present["state"] == "up" and not present["reason"]):
+            seconds = math.ceil(self._seconds) + self._timeout
+            await client.services.setState(self._serviceId, "drain", REASON, expiresIn=seconds)
