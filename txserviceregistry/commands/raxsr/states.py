@@ -61,7 +61,7 @@ class Out(Drain):
     """
     Let a service receive no traffic.
 
-    Clients send it nothing new, and it is no target of Prometheus either. The state belongs to the ID. It survives
+    Clients send it nothing new, and Prometheus does not scrape it. The state belongs to the ID. It survives
     restarts of the service, and may be set before it is registered.
     """
 
