@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+
 from tests.system.etcd.storecase import EtcdStoreCase, T
 from tests.system.etcd.troubled import TroubledAgent
 from tests.unit.registry.stores.etcd.test_gateway import CLOCK
@@ -156,6 +160,34 @@ class ContactTests(EtcdStoreCase):
         self.assertTrue(b.isValid)
         self.assertTrue(await self.admitted(b, later))
         self.assertNotIn("service.timeout", await self.types(a))
+
+    async def test_watchesThatLag(self) -> None:
+        """Nodes that see what happens at different times let nothing expire early, nor twice, nor never."""
+        wires = [TroubledAgent() for _ in range(3)]
+        stores = [await self.store(agent=wire) for wire in wires]
+        made = await self.created(*stores, id="web", timeout=4)
+        began = CLOCK.seconds()
+
+        async def lag(wire: TroubledAgent, seconds: float) -> None:
+            # Again and again, less than what counts as deaf.
+            while CLOCK.seconds() - began < 6:
+                wire.isDelayed = True
+                await deferLater(reactor, seconds, lambda: None)
+                wire.catchUp()
+                await deferLater(reactor, 0.1, lambda: None)
+
+        lags = [Deferred.fromCoroutine(lag(*each)) for each in ((wires[1], 0.5), (wires[2], 1.1))]
+        last = 0.0
+        for turn in range(4):
+            await deferLater(reactor, 1, lambda: None)
+            store = stores[(turn + 1) % 3]
+            if made.incarnation not in store.closed(T) or await store.admit(T, made.incarnation):
+                self.heartbeat(store, made)
+                last = CLOCK.seconds()
+        await self.notifies(stores[0], "vanished", "web", made.incarnation)
+        self.assertGreater(CLOCK.seconds() - last, 4)
+        await gatherResults(lags)
+        self.assertEqual(await self.types(stores[0]), ["service.join", "service.timeout"])
 
     async def test_aMembershipThatEndsWhileAllIsRead(self) -> None:
         """What the next membership reads replaces it: there is one watch afterwards."""

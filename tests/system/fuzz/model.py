@@ -109,13 +109,13 @@ class Model:
 
         self._endStates(SWEEP + self.late)
 
-    def _endStates(self, within: float) -> None:
-        """States whose time is over end; the feed shows it within so many seconds."""
+    def _endStates(self, within: float, since: float = -math.inf) -> None:
+        """States whose time is over end; the feed shows it within so many seconds, at the earliest from *since* on."""
         for account in self.accounts.values():
             for id, record in list(account.states.items()):
                 if record["expires_at"] is not None and record["expires_at"] <= self.wall * 1000:
                     end = min(record["expires_at"] / 1000 - self._ahead, self.time)
-                    latest = (max(end + within, self.time if within > 1.0 else 0.0), math.inf)
+                    latest = (max(max(end, since) + within, self.time if within > 1.0 else 0.0), math.inf)
                     self._tellState(account, id, UP, ((end, 0), latest), record["expires_at"] / 1000)
 
     def _tellState(self, account: Account, id: str, new: Any, when: Any = None, stamp: float | None = None) -> None:
@@ -130,7 +130,8 @@ class Model:
     def stepWallClock(self, seconds: float) -> None:
         """The wall clock is set."""
         self._ahead += seconds
-        self._endStates(LOOK + SWEEP + self.late)
+        # It is noticed at the next look.
+        self._endStates(LOOK + SWEEP + self.late, self.time)
 
     def restart(self) -> None:
         """Every service has a full timeout again, and the counts of GETs begin anew."""
