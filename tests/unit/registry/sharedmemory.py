@@ -11,12 +11,13 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.task import Clock
 from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
 from txserviceregistry.registry.model import ServiceChanges
+from txserviceregistry.registry.scopes import isLockScope, lockScope, tenantOf
 from txserviceregistry.registry.stores.etcd.node import Evidence, INodeKeys, Joined, Node
 from txserviceregistry.registry.stores.etcd.votes import Registration, Status
 from txserviceregistry.registry.stores.interfaces import (
@@ -24,8 +25,10 @@ from txserviceregistry.registry.stores.interfaces import (
     IStore,
     NoSuchObject,
     ServiceRecord,
+    ServiceSummary,
     StoreUnavailable,
 )
+from txserviceregistry.registry.stores.locks import ILockStore, LockRecord
 from txserviceregistry.registry.stores.memory import MemoryStore
 from txserviceregistry.registry.stores.shared import ISharedStore, IStoreListener
 
@@ -138,7 +141,9 @@ class MemoryKeys:
             for name, member in self._shared.members.items():
                 node.statusChanged(name, member.status)
 
-        return self._store.reached(lambda: self._shared.memory.allServices().addCallback(loaded))
+        memory = self._shared.memory
+        every = gatherResults([memory.allServices(), memory.locks.all()])
+        return self._store.reached(lambda: every.addCallback(lambda each: loaded([*each[0], *each[1]])))
 
     def renew(self, name: str) -> Deferred[bool]:
         def renew() -> bool:
@@ -186,9 +191,52 @@ class MemoryKeys:
                 return succeed(False)
             tenant, incarnation = registration
             expiration = Expiration(tenant, shared.names[registration], incarnation, evidence.timestamp)
-            return self._store.expireServices([expiration]).addCallback(lambda _: True)
+            isLock = isLockScope(tenant)
+            expiring = self._store.locks.expire if isLock else self._store.expireServices
+            return expiring([expiration]).addCallback(lambda _: True)
 
         return self._store.reached(expire)
+
+
+class SharedMemoryLocks(proxyForInterface(ILockStore, "_locks")):  # type: ignore[misc]  # it makes a class
+    """One registry's view of the locks."""
+
+    def __init__(self, store: SharedMemoryStore, shared: SharedMemory) -> None:
+        super().__init__(shared.memory.locks)
+        self._store = store
+        self._shared = shared
+
+    def acquire(self, tenant: str, *rest: Any) -> Deferred[LockRecord]:
+        def acquired(record: LockRecord) -> LockRecord:
+            self._store.created(record.summary(tenant), "lock.acquire")
+            return record
+
+        return self._store.reached(lambda: self._locks.acquire(tenant, *rest).addCallback(acquired))
+
+    def get(self, tenant: str, name: str) -> Deferred[LockRecord]:
+        return self._store.reached(lambda: self._locks.get(tenant, name))
+
+    def force(self, tenant: str, name: str, incarnation: str) -> Deferred[LockRecord]:
+        def forced(record: LockRecord) -> LockRecord:
+            self._shared.tell(lambda store: store.listener.appeared(record.summary(tenant)))
+            return record
+
+        return self._store.reached(lambda: self._locks.force(tenant, name, incarnation).addCallback(forced))
+
+    def release(self, tenant: str, name: str, incarnation: str, isForced: bool) -> Deferred[None]:
+        releasing = self._locks.release
+        return self._store.reached(
+            lambda: releasing(tenant, name, incarnation, isForced).addCallback(
+                self._store.gone, lockScope(tenant), name, incarnation
+            )
+        )
+
+    def expire(self, expirations: Sequence[Expiration]) -> Deferred[None]:
+        def expired(result: None) -> None:
+            for each in expirations:
+                self._store.gone(None, each.tenant, each.id, each.incarnation)
+
+        return self._store.reached(lambda: self._locks.expire(expirations).addCallback(expired))
 
 
 @implementer(ISharedStore)
@@ -200,10 +248,16 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
     def __init__(self, shared: SharedMemory) -> None:
         super().__init__(shared.memory)
         self._shared = shared
+        self._locks = SharedMemoryLocks(self, shared)
         self.listener: Any = None
         self.node: Any = None
         self.isCutOff = False
         self.isNew = True
+
+    @property
+    def locks(self) -> SharedMemoryLocks:
+        """Its own view, where the proxy would set the attribute of the store that is shared."""
+        return self._locks
 
     def open(self) -> Deferred[None]:
         """What is shared is open already."""
@@ -232,12 +286,16 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
     # -- IStore, where others have to notice it
 
+    def created(self, summary: ServiceSummary, type: str) -> None:
+        """A service or a lock was created."""
+        registration = summary.tenant, summary.incarnation
+        self._shared.touched[registration], self._shared.names[registration] = 0, summary.id
+        self._shared.tell(lambda store: store.listener.appeared(summary))
+        self._shared.tell(lambda store: store.listener.eventAdded(tenantOf(summary.tenant), type))
+
     def createService(self, tenant: str, *rest: Any) -> Deferred[ServiceRecord]:
         def created(record: ServiceRecord) -> ServiceRecord:
-            registration = tenant, record.incarnation
-            self._shared.touched[registration], self._shared.names[registration] = 0, record.id
-            self._shared.tell(lambda store: store.listener.appeared(record.summary(tenant)))
-            self._shared.tell(lambda store: store.listener.eventAdded(tenant, "service.join"))
+            self.created(record.summary(tenant), "service.join")
             return record
 
         return self.reached(lambda: self._memory.createService(tenant, *rest).addCallback(created))
@@ -257,19 +315,20 @@ class SharedMemoryStore(proxyForInterface(IStore, "_memory")):  # type: ignore[m
 
     def removeService(self, tenant: str, id: str, incarnation: str) -> Deferred[ServiceRecord]:
         return self.reached(
-            lambda: self._memory.removeService(tenant, id, incarnation).addCallback(self._gone, tenant, id, incarnation)
+            lambda: self._memory.removeService(tenant, id, incarnation).addCallback(self.gone, tenant, id, incarnation)
         )
 
-    def _gone(self, result: Any, tenant: str, id: str, incarnation: str) -> Any:
+    def gone(self, result: Any, tenant: str, id: str, incarnation: str) -> Any:
+        """A service or a lock has ended."""
         self._shared.touched.pop((tenant, incarnation), None)
         self._shared.tell(lambda store: store.listener.vanished(tenant, id, incarnation))
-        self._shared.tell(lambda store: store.listener.eventAdded(tenant, None))
+        self._shared.tell(lambda store: store.listener.eventAdded(tenantOf(tenant), None))
         return result
 
     def expireServices(self, expirations: Sequence[Expiration]) -> Deferred[None]:
         def expired(result: None) -> None:
             for each in expirations:
-                self._gone(None, each.tenant, each.id, each.incarnation)
+                self.gone(None, each.tenant, each.id, each.incarnation)
 
         return self.reached(lambda: self._memory.expireServices(expirations).addCallback(expired))
 

@@ -23,7 +23,7 @@ NOW = 1_700_000_000.0
 T = "1234"
 
 
-class ClusterTests(SynchronousTestCase):
+class ClusterCase(SynchronousTestCase):
     """Two registries, A and B, on one clock."""
 
     def setUp(self) -> None:
@@ -68,6 +68,10 @@ class ClusterTests(SynchronousTestCase):
         fault = self.failureResultOf(deferred, Fault).value
         assert isinstance(fault, Fault)
         return fault.code, fault.details
+
+
+class ClusterTests(ClusterCase):
+    """What services and events are on A and B."""
 
     def test_members(self) -> None:
         """Each registry knows the names of all, its own first."""

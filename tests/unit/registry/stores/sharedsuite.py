@@ -11,6 +11,7 @@ from twisted.internet.defer import gatherResults
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from tests.unit.registry.stores.sharedlocksuite import SharedLockSuite
 from txserviceregistry.registry.model import NewService, ServiceChanges
 from txserviceregistry.registry.stores.interfaces import NoSuchObject, ServiceRecord, ServiceSummary, StoreUnavailable
 from txserviceregistry.registry.stores.shared import ISharedStore, IStoreListener
@@ -52,6 +53,8 @@ class Listener:
 
     def appeared(self, service: ServiceSummary) -> None:
         self.heard.append(("appeared", service.id, service.incarnation, service.heartbeatTimeout))
+        if service.isForced:
+            self.heard.append(("forced", service.id, service.incarnation))
         self._keep(service)
 
     def renew(self, registration: tuple[str, str]) -> None:
@@ -103,7 +106,7 @@ class Listener:
         self.deadlines.pop(registration, None)
 
 
-class SharedSuite:
+class SharedSuite(SharedLockSuite):
     """
     Mix this into a trial TestCase.
 
