@@ -46,14 +46,15 @@ class Answer:
 
     :param records: the records, each owned by the name that was asked for.
     :param additional: the addresses of what they name.
+    :param start: the number of the record that the first response begins with, modulo their number.
     """
 
     __slots__ = ("_additional", "_next", "_records")
 
-    def __init__(self, records: Sequence[bytes], additional: Sequence[bytes]) -> None:
+    def __init__(self, records: Sequence[bytes], additional: Sequence[bytes], start: int = 0) -> None:
         self._records = Ring(records)
         self._additional = Ring(additional)
-        self._next = 0
+        self._next = start % len(records)
 
     def response(self, query: Query, size: int) -> bytes:
         """

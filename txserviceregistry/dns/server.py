@@ -23,8 +23,8 @@ ANSWERS_PER_SECOND = 20
 CONNECTIONS = 500
 #: Seconds in which a connection has to bring a query.
 IDLE = 10.0
-# So many networks in a second have places of their own.
-_NETWORKS = 50_000
+#: So many networks in a second have counts of their own.
+NETWORKS = 50_000
 
 
 def networkOf(address: str) -> str | bytes | None:
@@ -80,7 +80,7 @@ class UdpServer(DatagramProtocol):
             self._second = second
             self._counts.clear()
         count = self._counts.get(network, 0)
-        if count >= ANSWERS_PER_SECOND or (not count and len(self._counts) >= _NETWORKS):
+        if count >= ANSWERS_PER_SECOND or (not count and len(self._counts) >= NETWORKS):
             return True
         self._counts[network] = count + 1
         return False

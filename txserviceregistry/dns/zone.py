@@ -22,9 +22,11 @@ from .answers import Answer
 from .messages import HEADER, Query, pointer, record
 from .names import encodeLabel, wireName
 
-#: What a service gives to a name, by type: a record, and what belongs into the additional section: its name in the
-#: zone, and what follows the name.
-Given: TypeAlias = Mapping[int, tuple[bytes, tuple[bytes, bytes] | None]]
+# What a service gives to a name: a record, and what belongs into the additional section: its name in the zone, and what
+# follows the name.
+_Given: TypeAlias = "tuple[bytes, tuple[bytes, bytes] | None]"
+#: The same by type.
+Given: TypeAlias = Mapping[int, _Given]
 
 _SERVICES = wireName(b"service")
 _TCP = wireName(b"_tcp", b"service")
@@ -61,8 +63,9 @@ class Zone:
         self._domain = domain.canonicalize().to_wire() or b""
         self._ttl = ttl
         self._serial = 0
-        # By name, without the domain, and by service.
-        self._given: dict[bytes, dict[str, Given]] = {}
+        self._builds = 0
+        # By name, without the domain: what all services give to it, and by type what each of them does.
+        self._nodes: dict[bytes, tuple[dict[str, Given], dict[int, dict[str, _Given]]]] = {}
         # The names that are this one but for the case.
         self._alike: dict[bytes, dict[bytes, None]] = {}
         # The names that a service has given something to.
@@ -75,9 +78,11 @@ class Zone:
         self._serial += 1
         for name, loose in self._names.pop(id, ()):
             self._drop(name, loose)
-            del self._given[name][id]
-            if not self._given[name]:
-                del self._given[name]
+            services, byType = self._nodes[name]
+            for type in services.pop(id):
+                del byType[type][id]
+            if not services:
+                del self._nodes[name]
                 del self._alike[loose][name]
                 if not self._alike[loose]:
                     del self._alike[loose]
@@ -86,7 +91,10 @@ class Zone:
         names = self._names[id] = []
         for name, loose, given in self._records(service):
             self._drop(name, loose)
-            self._given.setdefault(name, {})[id] = given
+            services, byType = self._nodes.setdefault(name, ({}, {}))
+            services[id] = given
+            for type, one in given.items():
+                byType.setdefault(type, {})[id] = one
             self._alike.setdefault(loose, {})[name] = None
             names.append((name, loose))
 
@@ -172,7 +180,7 @@ class Zone:
             return query.empty(REFUSED)
         if not relative and query.type == SOA:
             return Answer([self._soa(_OWNER)], ()).response(query, query.size)
-        exists = relative in _ALWAYS or relative in self._given or relative in self._alike
+        exists = relative in _ALWAYS or relative in self._nodes or relative in self._alike
         return query.empty(NOERROR if exists else NXDOMAIN, AA, self._soa(pointer(HEADER.size + len(relative))))
 
     def _soa(self, owner: bytes) -> bytes:
@@ -182,24 +190,23 @@ class Zone:
 
     def _build(self, relative: bytes, type: int) -> Answer | None:
         """The answer for a name and a type, which is kept; ``None`` if there are no such records."""
-        services = self._servicesAt(relative)
+        names = [relative] if relative in self._nodes else self._alike.get(relative, ())
+        nodes = [self._nodes[name] for name in names]
         domain = pointer(HEADER.size + len(relative))
         # Several services may have the same address.
-        found = dict([given[type] for given in services if type in given])
-        if not found and len(services) == 1 and CNAME in services[0]:
-            found = dict([services[0][CNAME]])
+        found: dict[bytes, tuple[bytes, bytes] | None] = {}
+        for _, byType in nodes:
+            found.update(byType.get(type, {}).values())
+        if not found and len(nodes) == len(nodes[0][0] if nodes else ()) == 1:
+            found.update(nodes[0][1].get(CNAME, {}).values())
         if not found:
             return None
         additional: list[bytes] = []
         if len(found) < _MOST_WITH_ADDRESSES:
             addresses = dict([target for target in found.values() if target is not None])
             additional = [name + domain + rest for name, rest in addresses.items()]
-        answer = Answer([*found], additional)
+        answer = Answer([*found], additional, self._builds)
+        self._builds += 1
         if type in _KEPT:
             self._answers.setdefault(relative, {})[type] = answer
         return answer
-
-    def _servicesAt(self, relative: bytes) -> list[Given]:
-        if relative in self._given:
-            return [*self._given[relative].values()]
-        return [given for name in self._alike.get(relative, ()) for given in self._given[name].values()]

@@ -117,19 +117,22 @@ def strangePackets(count: int, seed: int) -> list[bytes]:
     chance = random.Random(seed)
     names = ["www.service.registry", "_www._tcp.service.registry", "a" * 63 + ".id.registry", "registry", ".", "b.c"]
     cookie = dns.edns.CookieOption(b"12345678", b"")
-    packets = []
-    for _ in range(count):
-        if chance.random() < 0.1:
-            packets.append(chance.randbytes(chance.randrange(100)))
-            continue
-        query = dns.message.make_query(
+    queries = [
+        dns.message.make_query(
             chance.choice(names),
             chance.choice(["A", "AAAA", "SRV", "SOA", "ANY", "TXT"]),
             use_edns=chance.choice([-1, 0, 0, 1]),
             payload=chance.choice([0, 512, 1232, 8192, 65535]),
             options=[cookie] if chance.random() < 0.5 else [],
-        )
-        data = bytearray(query.to_wire())
+        ).to_wire()
+        for _ in range(200)
+    ]
+    packets = []
+    for _ in range(count):
+        if chance.random() < 0.1:
+            packets.append(chance.randbytes(chance.randrange(100)))
+            continue
+        data = bytearray(chance.choice(queries))
         for _ in range(chance.choice([0, 1, 1, 2, 5])):
             data[chance.randrange(len(data))] = chance.choice([0, 1, 0x3F, 0xC0, 0xFF, chance.randrange(256)])
         cut = chance.choice([0, 0, 0, 1, 5, 20])

@@ -169,6 +169,14 @@ class SizesTests(SynchronousTestCase):
             firsts[records[0]] += 1
         self.assertEqual(set(firsts.values()), {2})
 
+    def test_rotationAfterChanges(self) -> None:
+        """Also where each answer follows a change, all services are at the beginning of some."""
+        firsts = set()
+        for number in range(60):
+            self.zone.put("web-0", service("web-0", host="10.0.0.0", port=str(number + 1)))
+            firsts.add(recordsOf(ask(self.zone, "www.service.registry"), "A")[0])
+        self.assertGreater(len(firsts), 50)
+
     def test_truncated(self) -> None:
         """An answer that is too large has as many whole records as fit, and the flag."""
         for size in (512, 513, 1000, 1232, 4096):
