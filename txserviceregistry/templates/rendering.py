@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import attrs
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from twisted.internet.defer import Deferred, gatherResults
@@ -19,7 +17,7 @@ from ..discovery.instances import instanceOf
 from ..discovery.suspects import THRESHOLD, Suspects
 from ..discovery.watcher import ConfigurationWatcher
 from ..types import Service
-from ..util.addresses import weightOf
+from ..util.addresses import isEnabled, takesWork, weightOf
 from ..util.waiters import Waiters
 
 if TYPE_CHECKING:
@@ -37,46 +35,21 @@ class NotCurrent(Exception):
     """A view is not complete yet, or stale."""
 
 
-@attrs.frozen
-class TemplateService:
-    """
-    A service, for templates.
-
-    :ivar id: its id.
-    :ivar tags: its tags.
-    :ivar metadata: its metadata.
-    :ivar weight: 0 to 1000.
-    :ivar state: ``up``, ``drain`` or ``out``.
-    :ivar host: the host of its address, without brackets; undefined if its metadata have no valid address.
-    :ivar port: the port of its address.
-    :ivar address: host and port as in a URL.
-    """
-
-    id: str
-    tags: tuple[str, ...]
-    metadata: Mapping[str, str]
-    weight: int
-    state: str
-    host: str | Undefined
-    port: int | Undefined
-    address: str | Undefined
-
-    @property
-    def isUsable(self) -> bool:
-        """Whether it is to receive new connections."""
-        return isinstance(self.port, int) and self.state == "up" and self.weight > 0
-
-
-def _forTemplates(service: Service) -> TemplateService:
-    metadata = service["metadata"]
-    id, tags, weight = service["id"], tuple(service["tags"]), weightOf(metadata)
-    state = "out" if metadata.get("status") == "disabled" else str(service.get("state", "up"))
-    instance = instanceOf(service)
+def _forTemplates(service: Service) -> dict[str, Any]:
+    """What templates see of a service. Host, port and address are undefined if its metadata have no valid ones."""
+    metadata, instance = service["metadata"], instanceOf(service)
+    found = {
+        "id": service["id"],
+        "tags": service["tags"],
+        "metadata": metadata,
+        "weight": weightOf(metadata),
+        "state": service.get("state", "up") if isEnabled(metadata) else "out",
+    }
     # Any client that can write chooses the host, and templates put it into configuration files.
     if instance is None or not _WORD.fullmatch(instance.host):
-        missing = StrictUndefined(f"the metadata of service {id!r} have no valid host and port")
-        return TemplateService(id, tags, metadata, weight, state, missing, missing, missing)
-    return TemplateService(id, tags, metadata, weight, state, instance.host, instance.port, instance.netloc)
+        missing = StrictUndefined(f"the metadata of service {service['id']!r} have no valid host and port")
+        return {**found, "host": missing, "port": missing, "address": missing}
+    return {**found, "host": instance.host, "port": instance.port, "address": instance.netloc}
 
 
 class Views:
@@ -163,18 +136,19 @@ class _Functions:
         self._views = views
         self._allowEmpty = allowEmpty
 
-    def services(self, tag: str | None = None, *, all: bool = False, empty: bool = False) -> list[TemplateService]:
+    def services(self, tag: str | None = None, *, all: bool = False, empty: bool = False) -> list[dict[str, Any]]:
         """The services with a tag that are to receive connections, or with *all* every one of them."""
         services = self._views.services()
-        found = [_forTemplates(each) for each in (services.services() if tag is None else services.forTag(tag))]
+        listed = services.services() if tag is None else services.forTag(tag)
+        found = [_forTemplates(each) for each in listed if all or takesWork(each)]
         if not all:
-            found = [each for each in found if each.isUsable]
+            found = [each for each in found if isinstance(each["port"], int)]
         if not found and not empty and not self._allowEmpty:
             which = "" if tag is None else f" with tag {tag!r}"
             raise TemplateFailed(f"no service{which} can receive connections (--allow-empty renders it nevertheless)")
         return found
 
-    def service(self, id: str) -> TemplateService | Undefined:
+    def service(self, id: str) -> dict[str, Any] | Undefined:
         """The service with this id."""
         found = self._views.service(id)
         return StrictUndefined(f"there is no service {id!r}") if found is None else _forTemplates(found)

@@ -41,9 +41,7 @@ class RenderingTests(TemplateCase):
         each = "{{ s.id }} {{ s.host }} {{ s.port }} {{ s.address }} {{ s.weight }};"
         text = f"{{% for s in services('www') %}}{each}{{% endfor %}}"
         self.assertEqual(self.render(text), "web1 10.0.0.1 8001 10.0.0.1:8001 100;web2 ::1 8002 [::1]:8002 5;")
-        self.assertEqual(
-            self.render("{% set s = services('www')[0] %}{{ s.metadata.zone }} {{ s.tags }}"), "a ('www',)"
-        )
+        self.assertEqual(self.render("{% set s = services('www')[0] %}{{ s.metadata.zone }} {{ s.tags }}"), "a ['www']")
         self.assertEqual(self.render("{{ services()|map(attribute='id')|join(',') }}"), "db1,web1,web2")
 
     def test_servicesThatCantReceiveConnections(self) -> None:

@@ -21,47 +21,29 @@ from .file import BUSY_SECONDS, checkFile, connect, uri
 # What the file and its companions are called.
 _ENDINGS = ("", "-wal", "-shm", "-journal")
 
-_COUNTED = (
-    ("service", "SELECT count(*) FROM services"),
-    ("configuration value", "SELECT count(*) FROM configuration_values"),
-    ("user", "SELECT count(*) FROM users"),
-    ("event", "SELECT count(*) FROM events"),
+_TABLES = (
+    ("service", "services"),
+    ("configuration value", "configuration_values"),
+    ("user", "users"),
+    ("event", "events"),
 )
+
+
+def _without(columns: str, table: str, one: str = "main", other: str = "other") -> str:
+    """The rows of a table in one store that the other has not."""
+    return f"(SELECT {columns} FROM {one}.{table} EXCEPT SELECT {columns} FROM {other}.{table})"
+
 
 # "other" is the older store.
 _LOST = (
-    (
-        "event",
-        "SELECT count(*) FROM events WHERE position > (SELECT value FROM other.meta WHERE name = 'last_position')",
-    ),
-    (
-        "registration",
-        "SELECT count(*) FROM services WHERE incarnation NOT IN (SELECT incarnation FROM other.services)",
-    ),
-    (
-        "new or changed configuration value",
-        "SELECT count(*) FROM (SELECT tenant, key, value FROM configuration_values"
-        " EXCEPT SELECT tenant, key, value FROM other.configuration_values)",
-    ),
-    (
-        "removal of a configuration value",
-        "SELECT count(*) FROM (SELECT tenant, key FROM other.configuration_values"
-        " EXCEPT SELECT tenant, key FROM configuration_values)",
-    ),
-    (
-        "new user or API key",
-        "SELECT count(*) FROM (SELECT name, key_hash FROM users EXCEPT SELECT name, key_hash FROM other.users)",
-    ),
-    (
-        "removal of a user",
-        "SELECT count(*) FROM (SELECT name FROM other.users EXCEPT SELECT name FROM users)",
-    ),
-    ("acquired lock", "SELECT count(*) FROM locks WHERE incarnation NOT IN (SELECT incarnation FROM other.locks)"),
-    (
-        "state of a service",
-        "SELECT count(*) FROM (SELECT tenant, id, state, reason FROM states"
-        " EXCEPT SELECT tenant, id, state, reason FROM other.states)",
-    ),
+    ("event", "events WHERE position > (SELECT value FROM other.meta WHERE name = 'last_position')"),
+    ("registration", _without("incarnation", "services")),
+    ("new or changed configuration value", _without("tenant, key, value", "configuration_values")),
+    ("removal of a configuration value", _without("tenant, key", "configuration_values", "other", "main")),
+    ("new user or API key", _without("name, key_hash", "users")),
+    ("removal of a user", _without("name", "users", "other", "main")),
+    ("acquired lock", _without("incarnation", "locks")),
+    ("state of a service", _without("tenant, id, state, reason", "states")),
 )
 _LAST_FENCE = "SELECT coalesce(max(last_fence), 0) FROM tenants"
 
@@ -122,18 +104,20 @@ def _verify(path: str) -> Contents:
         (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise StoreRefused(f"the copy is damaged: {' '.join(verdict.split())}; the store may be damaged too")
-        counts = tuple((name, int(connection.execute(query).fetchone()[0])) for name, query in _COUNTED)
+        counts = tuple((name, _count(connection, table)) for name, table in _TABLES)
         kept = connection.execute("SELECT total(services), total(configuration_values) FROM tenants").fetchone()
         if kept != (counts[0][1], counts[1][1]):
             raise StoreRefused("the copy is incomplete: the tenants' counts differ from their objects")
         (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_position'").fetchone()
-        users = {bytes(name).decode("utf-8", "replace"): keyHash for name, keyHash in connection.execute(_USERS)}
+        rows = connection.execute("SELECT name, key_hash FROM users")
+        users = {bytes(name).decode("utf-8", "replace"): keyHash for name, keyHash in rows}
         return Contents(counts, eventids.secondsAt(last) if last else None, users)
     finally:
         connection.close()
 
 
-_USERS = "SELECT name, key_hash FROM users"
+def _count(connection: sqlite3.Connection, rows: str) -> int:
+    return int(connection.execute(f"SELECT count(*) FROM {rows}").fetchone()[0])
 
 
 def comparedTo(older: str, path: str) -> list[tuple[str, int]]:
@@ -146,7 +130,7 @@ def comparedTo(older: str, path: str) -> list[tuple[str, int]]:
     connection = sqlite3.connect(uri(path, "mode=ro"), uri=True, isolation_level=None, timeout=BUSY_SECONDS)
     try:
         connection.execute("ATTACH ? AS other", (uri(older, "mode=ro&immutable=1"),))
-        found = [(name, int(connection.execute(query).fetchone()[0])) for name, query in _LOST]
+        found = [(name, _count(connection, rows)) for name, rows in _LOST]
         return [(name, count) for name, count in found if count]
     finally:
         connection.close()
