@@ -61,6 +61,11 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(options["domain"].to_text(), "sr.example.")
         self.assertIn("'a..b' is not a domain: A DNS label is empty", self.refusal("--domain=a..b"))
 
+    def test_numbers(self) -> None:
+        """The TTL and the panic threshold have bounds."""
+        self.assertIn("--ttl: '2d' is not a duration from 0s to 1d", self.refusal("--ttl=2d"))
+        self.assertIn("--panic-threshold: '2' is not a number from 0 to 1", self.refusal("--panic-threshold=2"))
+
     def test_withoutDnspython(self) -> None:
         """Without dnspython it says what to install; ``--help`` needs nothing."""
         with mock.patch.dict(sys.modules, {"dns": None, "dns.name": None, "dns.exception": None}):
