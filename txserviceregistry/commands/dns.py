@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.application.service import IService, Service
+from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
@@ -102,7 +102,7 @@ def settle() -> None:
     gc.freeze()
 
 
-class DnsProcess(Service):
+class DnsProcess(MultiService):
     """
     The server as a process.
 
@@ -112,10 +112,12 @@ class DnsProcess(Service):
     name = "service-registry-dns"
 
     def __init__(self, reactor: Any, client: Client, view: Any, listeners: list[Listener]) -> None:
+        MultiService.__init__(self)
         self._reactor = reactor
         self._client = client
         self._view = view
         self._listeners = listeners
+        view.setServiceParent(self)
         self._ports: list[IListeningPort] = []
 
     def privilegedStartService(self) -> None:
@@ -139,20 +141,14 @@ class DnsProcess(Service):
         port.maxThroughput = _BYTES_IN_A_TURN
         return port
 
-    def startService(self) -> None:
-        """Follow the registry."""
-        Service.startService(self)
-        self._view.startService()
-
     @returnsDeferred
     async def _stop(self) -> None:
         await gatherResults([maybeDeferred(port.stopListening) for port in self._ports])
-        await self._view.stopService()
+        await MultiService.stopService(self)
         await self._client.close()
 
     def stopService(self) -> Deferred[None]:
         """Fires when nothing is left on the reactor."""
-        Service.stopService(self)
         return self._stop()
 
 

@@ -64,11 +64,7 @@ class View(MultiService):
         self._directory.whenReady().addCallback(self._listed)
 
     def stopService(self) -> Deferred[None]:
-        """
-        End.
-
-        :return: fires when nothing is left on the reactor.
-        """
+        """Fires when nothing is left on the reactor."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
