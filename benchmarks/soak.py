@@ -238,7 +238,7 @@ def registries(store: str) -> Iterator[tuple[list[Registry], list[Member]]]:
             yield [one], []
         return
     with ExitStack() as stack:
-        members = stack.enter_context(etcds(1))
+        members = stack.enter_context(etcds(1, isSystems=True))
         nodes = []
         for _ in range(2):
             home = stack.enter_context(TemporaryDirectory())

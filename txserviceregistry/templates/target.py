@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -141,6 +142,10 @@ class Target:
             if os.path.lexists(self._old):
                 os.unlink(self._old)
             if self._reload is not None and like is not None:
-                os.link(self.path, self._old)
+                try:
+                    os.link(self.path, self._old)
+                except OSError:
+                    # Not every file system has links, and the file may be another user's.
+                    shutil.copy2(self.path, self._old)
             self._isPending = self._reload is not None
             os.rename(new, self.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from twisted.internet.defer import Deferred
@@ -80,6 +81,18 @@ class TargetTests(TemplateCase):
         self.assertTrue(self.put(target, "two"))
         self.assertEqual((self.file.read_text(), self.commands), ("two", ["reload", "reload"]))
         self.assertFalse(self.put(target, "two"))
+
+    def test_withoutLinks(self) -> None:
+        """The old file comes back also where it can't have a second link."""
+
+        def refuse(*arguments: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        self.patch(os, "link", refuse)
+        self.file.write_text("one")
+        self.failing.add("reload")
+        self.refuses(self.target(reload="reload"), "two")
+        self.assertEqual((self.file.read_text(), self.files()), ("one", ["made"]))
 
     def test_theFirstReloadThatFails(self) -> None:
         """A new file stays, because its program may not run yet and needs it; the reload is retried."""
