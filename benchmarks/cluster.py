@@ -84,13 +84,9 @@ class Contender:
     def round(self, number: int, count: int, batches: int) -> None:
         """Do all of it once, with new services."""
         ids = [f"service-{number:02}-{index:05}" for index in range(count)]
-        services = [{"id": id, "heartbeat_timeout": _HEARTBEAT_TIMEOUT} for id in ids]
-        created = self._do(_CREATES, "POST", [("/services", service) for service in services])
+        beats = self.heartbeats(ids)
         self._do(_READS, "GET", [(f"/services/{id}", None) for id in ids])
-        # A token counts as long as its service lives, and may come again.
-        tokens = [json.loads(body)["token"] for body in created]
-        beats = [(f"/services/{id}/heartbeat", {"token": token}) for id, token in zip(ids, tokens, strict=True)]
-        batch = [{"id": id, "token": token} for id, token in zip(ids, tokens, strict=True)]
+        batch = [{"id": id, "token": body["token"]} for id, (_, body) in zip(ids, beats, strict=True)]
         # Of each service's heartbeats a node keeps the time of the first one, and none for five minutes.
         for first in range(0, count, _BATCH):
             some = {"heartbeats": batch[first : first + _BATCH]}
@@ -100,6 +96,23 @@ class Contender:
         batch = batch[:_BATCH]
         self._do(_BATCHES, "POST", [("/heartbeats", {"heartbeats": batch})] * batches, each=len(batch), connections=3)
         self._do(_REMOVES, "DELETE", [(f"/services/{id}", None) for id in ids])
+
+    def requests(self, method: str, asked: Sequence[tuple[str, object]]) -> list[tuple[int, bytes]]:
+        """Requests, by path and body; each one about the same object as before goes to another node than before."""
+        urls = self._urls
+        self._turn += 1
+        return [
+            request(method, urls[(number + self._turn) % len(urls)] + path, self._token, body)
+            for number, (path, body) in enumerate(asked)
+        ]
+
+    def heartbeats(self, ids: Sequence[str]) -> list[tuple[str, Any]]:
+        """Register services; the paths and bodies of their heartbeats."""
+        created = self._do(
+            _CREATES, "POST", [("/services", {"id": id, "heartbeat_timeout": _HEARTBEAT_TIMEOUT}) for id in ids]
+        )
+        # A token counts as long as its service lives, and may come again.
+        return [(f"/services/{id}/heartbeat", json.loads(body)) for id, body in zip(ids, created, strict=True)]
 
     def fill(self, count: int) -> None:
         """Register services that have some data, as those have that one finds in practice."""
@@ -122,15 +135,10 @@ class Contender:
         each: int = 1,
         connections: int = _CONNECTIONS,
     ) -> list[bytes]:
-        urls = self._urls
-        self._turn += 1
-        requests = [
-            request(method, urls[(number + self._turn) % len(urls)] + path, self._token, body)
-            for number, (path, body) in enumerate(asked)
-        ]
+        requests = self.requests(method, asked)
         for costs in (*(one.costs for one in self._nodes), *self._etcd):
             costs.since()
-        rate, answers = send(requests, connections // len(urls))
+        rate, answers = send(requests, connections // len(self._urls))
         count = len(requests) * each
         cpu = sum(one.costs.since() for one in self._nodes) / count, sum(c.since() for c in self._etcd) / count
         self.rates.setdefault(what, []).append(rate * each)

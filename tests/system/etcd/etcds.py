@@ -29,8 +29,9 @@ def newPrefix() -> str:
     return f"/test{next(_names)}/"
 
 
-#: The etcd that the extra ``test`` brings. It does not suit tests that kill it: it loses what it has acknowledged.
-BROUGHT = os.path.join(os.path.dirname(sys.executable), "etcd")
+#: The etcd that the extra ``test`` brings, or another one that the environment names. It does not suit tests that kill
+#: it: it loses what it has acknowledged.
+BROUGHT = os.environ.get("TEST_ETCD") or os.path.join(os.path.dirname(sys.executable), "etcd")
 #: The etcd of the system, which is made for that.
 SYSTEMS = "/usr/bin/etcd"
 
