@@ -28,6 +28,10 @@ class ServiceStates:
     #: Seconds from one look at what has ended to the next, at most: the wall clock may be set, and other registries
     #: make records too.
     LOOK = 10.0
+    #: Seconds from one look to the next at least, and the part of the time that looks take at most: many states may end
+    #: one after the other.
+    PAUSE = 0.25
+    SHARE = 0.1
     #: Seconds from one look at records without a service to the next.
     DROP = 3600.0
 
@@ -53,6 +57,7 @@ class ServiceStates:
         self._retention = retention
         self._looking: IDelayedCall | None = None
         self._nextDrop = clock.seconds() + self.DROP
+        self._nextLook = clock.seconds()
         self._isStopped = False
 
     def start(self) -> None:
@@ -104,6 +109,7 @@ class ServiceStates:
 
     async def _endAndDrop(self) -> None:
         next: int | None = None
+        began = self._clock.seconds()
         try:
             tenants, next = await self._store.endStates()
             self._notify(tenants)
@@ -114,13 +120,16 @@ class ServiceStates:
             pass  # that is logged elsewhere
         except Exception:
             self._log.failure("Cannot end the states of services (retrying)")
+        now = self._clock.seconds()
+        self._nextLook = now + max(self.PAUSE, (now - began) / self.SHARE)
         if not self._isStopped:
-            self._looking = self._clock.callLater(self.LOOK, self._look)
+            self._looking = self._clock.callLater(max(self.LOOK, self._nextLook - now), self._look)
             self._lookAt(next)
 
     def _lookAt(self, ends: int | None) -> None:
         """Look no later than when a record ends, in milliseconds since the epoch."""
         if ends is not None and self._looking is not None:
-            wait = max(ends / 1000 - self._wallClock(), 0.0)
-            if self._clock.seconds() + wait < self._looking.getTime():
+            now = self._clock.seconds()
+            wait = max(ends / 1000 - self._wallClock(), self._nextLook - now, 0.0)
+            if now + wait < self._looking.getTime():
                 self._looking.reset(wait)

@@ -62,6 +62,16 @@ class StatesTests(RegistryCase):
         self.assertEqual(self.stateEvents()[3:], [("up", 100.0)])
         waiting.close()
 
+    def test_manyEndsOneAfterTheOther(self) -> None:
+        """Thousands of ends make a few looks a second, and each has its own time."""
+        self.successResultOf(self.registry.states.set(TENANT, "web1", "out", "", 100))
+        before = self.store.calls["endStates"]
+        for number in range(100):
+            self.stepTo(0.01)
+            self.successResultOf(self.registry.states.set("99", "web1", "out", str(number), 1))
+            self.clock.advance(0)
+        self.assertLess(self.store.calls["endStates"] - before, 8)
+
     def test_theWallClockDecides(self) -> None:
         """A step of the wall clock ends a state within some seconds, and readers see it at once."""
         self.set("drain", seconds=3000)

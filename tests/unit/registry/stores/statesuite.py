@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from txserviceregistry.registry.model import ServiceChanges
 from txserviceregistry.registry.stores.interfaces import LimitExceeded, ServiceRecord
 from txserviceregistry.registry.stores.states import StateRecord
@@ -22,6 +24,7 @@ class StateSuite:
     store: Any
     assertEqual: Any
     assertIsNone: Any
+    assertIn: Any
     assertTrue: Any
     assertFalse: Any
 
@@ -108,6 +111,24 @@ class StateSuite:
         self.assertEqual(await self.shown(), [("aaa", None), ("bbb", "out"), ("ccc", None)])
         self.assertIsNone((await self.store.getService("1", "bbb")).state)
         self.assertIsNone((await self.store.listServices("1", "bbb", 1, None, ()))[0].state)
+
+    @returnsDeferred
+    async def test_servicesAndStatesOfOneMoment(self):
+        """A listing never has a state that was set after the version of the service that it shows."""
+        service = await self.create("web", metadata={"number": "0"})
+
+        async def write() -> None:
+            for number in range(1, 30):
+                changes = ServiceChanges(metadata={"number": str(number)})
+                await self.store.updateService("1", "web", service.incarnation, changes)
+                await self.setState("web", "out", str(number))
+
+        writing = Deferred.fromCoroutine(write())
+        while not writing.called:
+            (found,) = await self.store.listServices("1", None, 10, None, (), True)
+            number = int(found.metadata["number"])
+            self.assertIn(0 if found.state is None else int(found.state.reason), (number - 1, number))
+        await writing
 
     @returnsDeferred
     async def test_joinAndUpdateHaveTheState(self):

@@ -1,0 +1,63 @@
+"""The states of services in etcd, with several nodes."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import gatherResults
+
+from tests.system.etcd.storecase import EtcdStoreCase, T
+from txserviceregistry.registry.stores.interfaces import LimitExceeded
+from txserviceregistry.registry.stores.states import StateRecord
+
+NOW = 1_767_225_600.0
+
+
+class StatesTests(EtcdStoreCase):
+    """Two nodes over one etcd."""
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
+        super().setUp()
+        self.now = NOW
+        self.first, self.second = [await self.store(joins=False, wallClock=lambda: self.now) for _ in range(2)]
+
+    async def stateEvents(self) -> list[tuple[str, str]]:
+        events = await self.first.listEvents(T, 0, 1000, frozenset({"service.state"}))
+        return [(event.payload["old_state"], event.payload["state"]) for event in events]
+
+    async def test_oneEnd(self) -> None:
+        """However many nodes end a state, its end is one event, and a change meanwhile is not undone."""
+        for number in range(5):
+            await self.first.setState(T, StateRecord(f"web{number}", "out", "", int((NOW + 10) * 1000)), 100)
+        self.now += 10
+        changed = StateRecord("web0", "drain", "rack move")
+        results = await gatherResults(
+            [
+                self.first.endStates(),
+                self.second.setState(T, changed, 100),
+                self.second.endStates(),
+                self.first.endStates(),
+            ]
+        )
+        self.assertIn(T, [*results[0][0], *results[2][0], *results[3][0]])
+        self.assertEqual(await self.first.listStates(T, None, 100), [changed])
+        self.assertEqual(
+            sorted(await self.stateEvents()), [("out", "up")] * 5 + [("up", "drain")] + [("up", "out")] * 5
+        )
+
+    async def test_theLimitIsTheTenants(self) -> None:
+        """The limit counts the records of all nodes, and a node that joins later finds them."""
+        await self.first.setState(T, StateRecord("web1", "out"), 2)
+        await self.second.setState(T, StateRecord("web2", "out"), 2)
+        with self.assertRaises(LimitExceeded):
+            await self.first.setState(T, StateRecord("web3", "out"), 2)
+        third = await self.store(wallClock=lambda: self.now)
+        self.assertEqual([record.id for record in await third.listStates(T, None, 10)], ["web1", "web2"])
+
+    async def test_moreRecordsThanAPage(self) -> None:
+        """Thousands of records are set together, listed and shown with their services."""
+        records = [StateRecord(f"web{number:04}", "out") for number in range(1100)]
+        await gatherResults([self.first.setState(T, record, 2000) for record in records])
+        await self.create(self.second, "web0000")
+        await self.create(self.second, "web1099")
+        self.assertEqual(await self.second.listStates(T, None, 2000), records)
+        shown = await self.second.listServices(T, None, 10, None, (), True)
+        self.assertEqual([one.state for one in shown], [records[0], records[-1]])
