@@ -39,7 +39,7 @@ from .http.tls import tlsPolicy
 from .settings import Settings, parseUrls, readSettings
 from .util.deferred import returnsDeferred, waitFor
 from .util.parsing import LONGEST_INTERVAL, boundedNumber
-from .util.suspend import SuspendWatch, machineSuspended
+from .util.suspend import SuspendWatch, bootTime, machineSuspended
 
 __all__ = ["APIError", "Client", "HeartBeater"]
 
@@ -56,6 +56,8 @@ _CHANGES = {
 # The most requests at once that wait for events. All subscribers of a client share one; the others are for calls of
 # client.events.list(wait=…).
 _MOST_WAITING = 8
+# The most requests at once that wait for locks.
+_MOST_WAITING_LOCKS = 1000
 
 
 class Client:
@@ -78,6 +80,7 @@ class Client:
     :ivar treq: treq's :class:`~treq.client.HTTPClient` over the same connections and with the same auth token on each
         request, for what this client has no method for. The token goes to whatever URL is asked: ask the registry only.
     :ivar clock: the reactor, or the clock that was given instead.
+    :ivar bootTime: returns the seconds since the machine was started, in which it was suspended or not.
     :ivar settings: what was given and found. The API key in it changes when its file has another one by the time that
         the client authenticates again.
     """
@@ -98,6 +101,7 @@ class Client:
         settings: Settings | None = None,
         random: Callable[[], float] = randomModule.random,
         suspended: Callable[[], float] = machineSuspended,
+        bootTime: Callable[[], float] = bootTime,
         traceparent: Callable[[], str | None] | None = None,
     ) -> None:
         """
@@ -119,6 +123,7 @@ class Client:
         :param random: gives numbers from 0 to 1; draws which of several URLs to begin with.
         :param suspended: returns the seconds for which this machine has been suspended in all. After a suspend,
             heartbeats are sent at once.
+        :param bootTime: returns seconds of a clock that neither stands still in a suspend nor steps; locks use it.
         :param traceparent: called where a request begins; returns the value of the W3C header ``traceparent`` for it,
             or ``None``. The registry logs it. A value that is not valid is not sent.
         :raises InvalidSettings: if a setting can't be used, or there are no credentials.
@@ -141,6 +146,7 @@ class Client:
             raise InvalidSettings(f"timeout: {error}")
         self.settings = settings
         self.clock: IReactorTime = reactor
+        self.bootTime = bootTime
         self._pool: ConnectionPool | None = None
         if agent is None:
             policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
@@ -167,11 +173,13 @@ class Client:
         )
         # Requests that the registry holds back must not keep heartbeats waiting.
         self._waitingQueue = QueueingAgent(agent, _MOST_WAITING)
+        self._lockQueue = QueueingAgent(agent, _MOST_WAITING_LOCKS)
         ordinary = self._queue.lane(suspends=suspends)
         lanes = {
             Lane.URGENT: self._queue.lane(isUrgent=True, suspends=suspends),
             Lane.HEARTBEAT: self._queue.lane(isUrgent=True),
             Lane.WAITING: self._waitingQueue.lane(suspends=suspends),
+            Lane.LOCK: self._lockQueue.lane(suspends=suspends),
         }
         self._transport = Transport(
             ordinary,
@@ -290,6 +298,7 @@ class Client:
         self._transport.close()
         self._queue.close()
         self._waitingQueue.close()
+        self._lockQueue.close()
         await stopped
         if self._pool is not None:
             await self._pool.close()

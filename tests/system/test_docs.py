@@ -38,6 +38,7 @@ PUBLIC_MODULES = (
     "txserviceregistry",
     "txserviceregistry.client",
     "txserviceregistry.clock",
+    "txserviceregistry.coordination",
     "txserviceregistry.discovery",
     "txserviceregistry.errors",
     "txserviceregistry.registration",
@@ -320,6 +321,11 @@ class PythonTests(PageTestCase):
         (old,) = [block for block in blocksOf(DOCS.parent / "README.rst") if "was: from" in block.text]
         await self.python(old.text, self.names)
         self.clients.append(self.names["client"])
+
+    async def test_distributedLocks(self) -> None:
+        """A lock, work that ends with it, and a table that checks fences."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "distributed-locks.rst", self.names)
 
     async def test_migrating(self) -> None:
         """The import."""

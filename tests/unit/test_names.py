@@ -7,9 +7,9 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 import txserviceregistry
-from txserviceregistry import discovery, registry
+from txserviceregistry import coordination, discovery, registry
 
-PACKAGES = (txserviceregistry, discovery, registry)
+PACKAGES = (txserviceregistry, coordination, discovery, registry)
 
 
 class NamesTests(SynchronousTestCase):

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 
 from ..errors import NotFound
-from ..http.messages import Lane
+from ..http.messages import Lane, WhenLate
 from ..types import AcquiredLock, HeartbeatToken, Lock, LockPage
 from ..util.deferred import returnsDeferred
 from .shapes import readAcquiredLock, readLockPage, readToken
@@ -56,26 +56,35 @@ class LocksClient:
         await self._transport.require(LOCKS)
         body = {"name": name, "timeout": timeout, "holder": holder, "nonce": nonce or str(uuid.uuid4())}
         body |= {"metadata": dict(metadata or {}), "wait": wait}
-        lane = Lane.WAITING if wait else Lane.URGENT
+        lane = Lane.LOCK if wait else Lane.URGENT
         response = await self._transport.request(
             "POST", "/locks", body=body, repeatable=True, wait=wait or None, lane=lane
         )
         return response.read(readAcquiredLock)
 
     @returnsDeferred
-    async def heartbeat(self, name: str, token: str, *, timeout: float | None = None) -> HeartbeatToken:
+    async def heartbeat(
+        self, name: str, token: str, *, timeout: float | None = None, whenLate: WhenLate | None = None
+    ) -> HeartbeatToken:
         """
         Send a heartbeat, so that the lock expires no earlier than its timeout from now.
 
         :param name: the lock.
         :param token: any token of this acquisition.
         :param timeout: seconds that the request may take, if not the client's own.
+        :param whenLate: see ``client.services.heartbeat``.
         :return: fires with ``{"token": …}``; fails with ``NotFound`` if the lock is not held, is held by another
             acquisition, or is ended by force.
         """
         body = {"name": name, "token": token}
         response = await self._transport.request(
-            "POST", "/locks/heartbeat", body=body, timeout=timeout, repeatable=True, lane=Lane.HEARTBEAT
+            "POST",
+            "/locks/heartbeat",
+            body=body,
+            timeout=timeout,
+            whenLate=whenLate,
+            repeatable=True,
+            lane=Lane.HEARTBEAT,
         )
         return response.read(readToken)
 

@@ -163,7 +163,7 @@ class ServicesAPI:
 
     def heartbeatsOnce(
         self,
-        heartbeats: Sequence[tuple[str, str]],
+        heartbeats: Sequence[Mapping[str, str]],
         *,
         timeout: float | None = None,
         whenLate: WhenLate | None = None,
@@ -171,15 +171,15 @@ class ServicesAPI:
         """
         One batch of heartbeats, without the halving of ``heartbeats()``.
 
-        :param heartbeats: up to 1,000 pairs of a service's id and its token.
+        :param heartbeats: up to 1,000 entries: ``{"id": …, "token": …}``, or ``{"lock": …, "token": …}``.
         :param timeout: seconds that the request may take, if not the client's own.
         :param whenLate: see :meth:`heartbeat`.
         :return: fires with ``{"token": …}`` for each, in their order, or the fault (``{"type": …, "code": …, …}``) of
             one that was refused. Fails as a whole if the request does.
         """
-        body = {"heartbeats": [{"id": id, "token": token} for id, token in heartbeats]}
+        body = {"heartbeats": heartbeats}
         asked = self._heartbeat("/heartbeats", body=body, timeout=timeout, whenLate=whenLate)
-        return asked.addCallback(Response.read, lambda value: readHeartbeats(value, [id for id, _ in heartbeats]))
+        return asked.addCallback(Response.read, lambda value: readHeartbeats(value, heartbeats))
 
     @returnsDeferred
     async def updateOnce(self, id: str, payload: Mapping[str, Any]) -> None:

@@ -130,21 +130,22 @@ def readToken(value: Any) -> HeartbeatToken:
     return cast(HeartbeatToken, token)
 
 
-def readHeartbeats(value: Any, ids: Sequence[str]) -> list[HeartbeatToken | FaultBody]:
+def readHeartbeats(value: Any, entries: Sequence[Mapping[str, str]]) -> list[HeartbeatToken | FaultBody]:
     """
-    The response to heartbeats of these services in one request.
+    The response to these heartbeats in one request.
 
     :return: for each its token, or the fault.
     """
     values = _list(_object(value), "values")
-    if len(values) != len(ids):
-        raise ValueError(f"values has {len(values)} items instead of {len(ids)}")
+    if len(values) != len(entries):
+        raise ValueError(f"values has {len(values)} items instead of {len(entries)}")
     outcomes: list[HeartbeatToken | FaultBody] = []
-    for id, each in zip(ids, values, strict=True):
+    for entry, each in zip(entries, values, strict=True):
         try:
             outcome = _outcome(each)
-            if each.get("id", id) != id:
-                raise ValueError("it is of another service")
+            kind = "lock" if "lock" in entry else "id"
+            if each.get(kind, entry[kind]) != entry[kind]:
+                raise ValueError("it is of another lock" if kind == "lock" else "it is of another service")
         except ValueError as error:
             raise ValueError(f"values[{len(outcomes)}]: {error}")
         outcomes.append(outcome)

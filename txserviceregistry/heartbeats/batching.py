@@ -10,7 +10,7 @@ which costs next to nothing for each service.
 from __future__ import annotations
 
 import random as randomModule
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -66,7 +66,7 @@ class HeartbeatBatcher:
 
     A heartbeat may be sent early by a tenth of its interval, together with one that is due; it is never sent late.
 
-    :param send: sends heartbeats, pairs of ids and tokens. It is late after so many seconds, and calls the third
+    :param send: sends heartbeats, the entries of a batch. It is late after so many seconds, and calls the third
         argument then. Fires with a token for each, or ``None`` for one that was refused.
     :param isOffered: whether the registry accepts batches.
     :param clock: the time, which notices when it stood still.
@@ -87,7 +87,7 @@ class HeartbeatBatcher:
 
     def __init__(
         self,
-        send: Callable[[Sequence[tuple[str, str]], float, WhenLate], Deferred[Sequence[str | None]]],
+        send: Callable[[Sequence[Mapping[str, str]], float, WhenLate], Deferred[Sequence[str | None]]],
         isOffered: Callable[[], bool],
         clock: StallWatch,
         random: Callable[[], float] = randomModule.random,
@@ -205,7 +205,7 @@ class HeartbeatBatcher:
     def _request(self, services: list[BatchedService], sent: float) -> None:
         patience = [patienceFor(service.deadline - sent, service.heartbeatTimeout) for service in services]
         timeout = min(self.LONGEST_TRY, *patience)
-        beats = [(service.serviceId, service.nextToken or "") for service in services]
+        beats = [service.entry(sent) for service in services]
 
         def late(failure: Failure) -> float:
             more = runOnAfter(timeout)
@@ -259,13 +259,13 @@ class HeartbeatBatcher:
     def _answeredLate(
         self,
         services: Sequence[BatchedService],
-        beats: Sequence[tuple[str, str]],
+        beats: Sequence[Mapping[str, str]],
         tokens: Sequence[str | None],
         sent: float,
     ) -> None:
         """A service with another token by now was answered by another try. The next try reports refusals."""
-        for service, (_, presented), token in zip(services, beats, tokens, strict=True):
-            if token is not None and service in self._services and service.nextToken == presented:
+        for service, beat, token in zip(services, beats, tokens, strict=True):
+            if token is not None and service in self._services and service.nextToken == beat["token"]:
                 self._schedule.put(service, sent)
                 service.answered(sent, token)
 
@@ -286,7 +286,7 @@ class HeartbeatBatcher:
         if action is Action.RETRY:
             # Services that send single heartbeats report an outage themselves.
             if self._probe.failures > 1 and not (aloneCount and len(services) == 1):
-                self._outage.failed(names=_named([service.serviceId for service in waiting]), reason=reason)
+                self._outage.failed(names=_named(waiting), reason=reason)
             moment = self._notBefore = now + min(service.retryDelay(delay) for service in waiting)
         for service in waiting:
             if service.batchSlot is services:
@@ -305,9 +305,11 @@ class HeartbeatBatcher:
         self._dismissAll()
 
 
-def _named(ids: Sequence[str]) -> str:
-    """These services in a log line."""
-    if len(ids) == 1:
-        return f"service {ids[0]}"
-    more = len(ids) - _NAMED
-    return f"services {', '.join(ids[:_NAMED])}{f' and {more} more' if more > 0 else ''}"
+def _named(services: Sequence[BatchedService]) -> str:
+    """These services and locks in a log line."""
+    if len(services) == 1:
+        return f"{services[0].what} {services[0].serviceId}"
+    kinds = " and ".join(sorted({f"{service.what}s" for service in services}, reverse=True))
+    more = len(services) - _NAMED
+    names = ", ".join(service.serviceId for service in services[:_NAMED])
+    return f"{kinds} {names}{f' and {more} more' if more > 0 else ''}"

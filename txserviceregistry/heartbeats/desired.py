@@ -39,7 +39,7 @@ _UPDATED = "Service {serviceId} updated after {seconds:.1f} s"
 class _HeartBeater(Protocol):
     """The HeartBeater of a service, as :class:`DesiredState` needs it."""
 
-    heartbeatTimeout: int
+    heartbeatTimeout: float
 
     @property
     def running(self) -> bool: ...

@@ -121,12 +121,14 @@ class HeartBeater:
     )
 
     _log = Logger()
+    # For the log.
+    what = "service"
 
     def __init__(
         self,
         services: HeartbeatRequests,
         serviceId: str,
-        heartbeatTimeout: int,
+        heartbeatTimeout: float,
         token: str | None = None,
         *,
         clock: IReactorTime | None = None,
@@ -237,9 +239,11 @@ class HeartBeater:
 
     # -- starting and stopping
 
-    def start(self) -> None:
+    def start(self, sent: float | None = None) -> None:
         """
         Begin to send heartbeats, the first one at once. Does nothing if it is running.
+
+        :param sent: when the registration was sent, if that is known: the first heartbeat is due an interval later.
         """
         if self.running:
             return
@@ -248,10 +252,10 @@ class HeartBeater:
             self._health.reset()
         now = self._clock.seconds()
         if self.lastSeen is None:
-            # It is not known here when the registration was sent: just now, most likely.
-            self.deadline = now + self.heartbeatTimeout
+            # If it is not known when the registration was sent: just now, most likely.
+            self.deadline = (now if sent is None else sent) + self.heartbeatTimeout
         self._transition(_State.REGISTERING if self.nextToken is None else _State.REGISTERED)
-        if self.running and not self._joinBatcher(now):
+        if self.running and not self._joinBatcher(now if sent is None else sent + self.interval):
             self._sendSingly()
 
     def stop(self) -> Deferred[None]:
@@ -305,6 +309,10 @@ class HeartBeater:
         self.heartbeatTimeout = heartbeatTimeout
         self._drawInterval()
         self.sendNow()
+
+    def entry(self, sent: float) -> dict[str, str]:
+        """Its entry in a batch that is sent at this time."""
+        return {"id": self.serviceId, "token": self.nextToken or ""}
 
     def retryDelay(self, delay: float) -> float:
         """
@@ -401,7 +409,8 @@ class HeartBeater:
         elif isinstance(error, (ClientClosed, Forbidden)) or self._register is None or self.nextToken is None:
             self.nextToken = None
             self._log.error(
-                "Heartbeats for service {serviceId} ended: {reason}",
+                "Heartbeats for {what} {serviceId} ended: {reason}",
+                what=self.what,
                 serviceId=self.serviceId,
                 reason=failure.getErrorMessage(),
             )

@@ -16,13 +16,16 @@ class BatchedService(Protocol):
     :ivar batchSince: when its next heartbeat is due, less the interval; the batcher's own too.
     """
 
+    what: str
     serviceId: str
     nextToken: str | None
-    heartbeatTimeout: int
+    heartbeatTimeout: float
     interval: float
     deadline: float
     batchSlot: object
     batchSince: float
+
+    def entry(self, sent: float) -> dict[str, str]: ...
 
     def retryDelay(self, delay: float) -> float: ...
 

@@ -185,7 +185,8 @@ class ServicesClient(ServicesAPI):
             part = heartbeats[len(outcomes) : len(outcomes) + max(1, self._batchSize.most)]
             if self._batchSize.most or self._batchSize.mayTry:
                 try:
-                    outcomes += await self.heartbeatsOnce(part, timeout=timeout)
+                    entries = [{"id": id, "token": token} for id, token in part]
+                    outcomes += await self.heartbeatsOnce(entries, timeout=timeout)
                     self._batchSize.accepted(len(part))
                     continue
                 except ServiceRegistryError as error:
@@ -238,6 +239,10 @@ class ServicesClient(ServicesAPI):
         """Stop the HeartBeaters that were made here. A client does it when it is closed."""
         await gatherResults([heartBeater.stop() for heartBeater in list(self._heartBeaters)], consumeErrors=True)
 
+    def adopt(self, heartBeater: HeartBeater) -> None:
+        """Stop this one too when the client is closed."""
+        self._heartBeaters.add(heartBeater)
+
     # -- inside
 
     async def _timeoutOf(self, id: str) -> int | None:
@@ -249,7 +254,7 @@ class ServicesClient(ServicesAPI):
 
     @returnsDeferred
     async def _sendBatch(
-        self, heartbeats: Sequence[tuple[str, str]], timeout: float, whenLate: WhenLate
+        self, heartbeats: Sequence[Mapping[str, str]], timeout: float, whenLate: WhenLate
     ) -> Sequence[str | None]:
         outcomes: Any = await self.heartbeatsOnce(heartbeats, timeout=timeout, whenLate=whenLate)
         return [outcome.get("token") for outcome in outcomes]
@@ -267,5 +272,5 @@ class ServicesClient(ServicesAPI):
         # The client has a weak reference to the desired state, which lasts as long as the HeartBeater.
         heartBeater.desired = desired
         desired.open(heartBeater)
-        self._heartBeaters.add(heartBeater)
+        self.adopt(heartBeater)
         return heartBeater

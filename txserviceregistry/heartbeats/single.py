@@ -30,8 +30,8 @@ from .healthcheck import HealthCheck
 from .schedule import BatchedService
 
 #: The warning when heartbeats, or registrations, begin to fail.
-HEARTBEAT_FAILED = "Heartbeat failed for service {serviceId}: {reason} (retrying)"
-_SUCCEED_AGAIN = "Heartbeats for service {serviceId} succeed again after {seconds:.1f} s"
+HEARTBEAT_FAILED = "Heartbeat failed for {what} {serviceId}: {reason} (retrying)"
+_SUCCEED_AGAIN = "Heartbeats for {what} {serviceId} succeed again after {seconds:.1f} s"
 
 # The shortest time limit of a health check, in seconds.
 _SHORTEST_CHECK = 1.0
@@ -202,9 +202,9 @@ class SingleSender:
 
     def _ask(self, turns: PrioritySemaphore, _: None) -> None:
         self._turn = turns
-        sent, token = self._clock.seconds(), self._service.nextToken
-        if token is not None:
-            self._heartbeat(sent, token)
+        sent = self._clock.seconds()
+        if self._service.nextToken is not None:
+            self._heartbeat(sent, self._service.entry(sent)["token"])
         else:
             self._await(self._register, partial(self._registered, sent))
 
@@ -279,8 +279,9 @@ class SingleSender:
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure(
-            "Heartbeats for service {serviceId} failed unexpectedly (retrying)",
+            "Heartbeats for {what} {serviceId} failed unexpectedly (retrying)",
             failure,
+            what=self._service.what,
             serviceId=self._service.serviceId,
         )
         if self._service.running and self._timer is None and self._work is None:
@@ -294,6 +295,12 @@ class SingleSender:
         """
         if self._outage is None:
             self._outage = Outage(
-                self._log, self._clock, HEARTBEAT_FAILED, _SUCCEED_AGAIN, after=2, serviceId=self._service.serviceId
+                self._log,
+                self._clock,
+                HEARTBEAT_FAILED,
+                _SUCCEED_AGAIN,
+                after=2,
+                what=self._service.what,
+                serviceId=self._service.serviceId,
             )
         self._outage.failed(reason=reason, isCertain=isCertain)

@@ -47,6 +47,8 @@ class Lane(IntEnum):
     HEARTBEAT = 2
     #: Waits for events; no other request waits for it.
     WAITING = 3
+    #: Waits for a lock, of which a client may want many at once.
+    LOCK = 4
 
 
 def segment(text: str) -> str:

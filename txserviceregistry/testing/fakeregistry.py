@@ -84,7 +84,7 @@ class FakeRegistry:
             baseUrl=self.url,
             agent=self.agent,
             reactor=self.clock,
-            **{"suspended": self.suspended, **options},
+            **{"suspended": self.suspended, "bootTime": self.bootTime, **options},
         )
 
     def advance(self, seconds: float) -> None:
@@ -269,6 +269,10 @@ class FakeRegistry:
     def suspended(self) -> float:
         """For how many seconds in all the machine of the clients was suspended: the Client's argument *suspended*."""
         return self._slept
+
+    def bootTime(self) -> float:
+        """The clients' clock with the suspends of their machine: the Client's argument *bootTime*."""
+        return self.clock.seconds() + self._slept
 
     def wallClock(self) -> float:
         """

@@ -39,7 +39,7 @@ GOOD: list[tuple[Callable[[Any], Any], Any]] = [
     (readConfigurationPage, page(A, B)),
     (readEventPage, page(GONE, SET, JOIN)),
     (readToken, {"token": "59a8f3a0-e0ac-11f0-8000-000000000000"}),
-    (lambda value: readHeartbeats(value, ["web1"]), {"values": [{"token": "t"}]}),
+    (lambda value: readHeartbeats(value, [{"id": "web1"}]), {"values": [{"token": "t"}]}),
     (readLimits, LIMITS),
 ]
 
@@ -81,10 +81,13 @@ class ShapeTests(SynchronousTestCase):
             self.assertIs(read(more), more)
         gone = {"type": "notFoundError", "code": 404, "message": "object does not exist"}
         faults = {"values": [{"id": "a", "token": "t"}, {"id": "b", "fault": gone}]}
-        self.assertEqual(readHeartbeats(faults, ["a", "b"]), [{"token": "t"}, gone])
+        self.assertEqual(readHeartbeats(faults, [{"id": "a"}, {"id": "b"}]), [{"token": "t"}, gone])
         # As it is for the heartbeats of another client.
         for others in (["b", "a"], ["a", "c"], ["a"], ["a", "b", "c"]):
-            self.assertRaises(ValueError, readHeartbeats, faults, others)
+            self.assertRaises(ValueError, readHeartbeats, faults, [{"id": id} for id in others])
+        locks = {"values": [{"lock": "/a/lock", "token": "t"}]}
+        self.assertEqual(readHeartbeats(locks, [{"lock": "/a/lock"}]), [{"token": "t"}])
+        self.assertRaises(ValueError, readHeartbeats, locks, [{"lock": "/another"}])
         self.assertEqual(readAccess(access("a b")), ("a b", "7", None, []))
 
     def test_whatIsWrong(self) -> None:

@@ -5,7 +5,7 @@ Heartbeat batching: which heartbeats are sent in one request, and when.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from twisted.internet.defer import Deferred
@@ -31,6 +31,8 @@ from txserviceregistry.util.tries import delayBefore
 class Service:
     """A service that only counts."""
 
+    what = "service"
+
     def __init__(self, clock: Clock, name: str, interval: float, timeout: float) -> None:
         self.serviceId = name
         self.nextToken: str | None = f"{name}'s first"
@@ -43,6 +45,9 @@ class Service:
         self.dismissals = 0
         self.batchSlot: object = None
         self.batchSince = 0.0
+
+    def entry(self, sent: float) -> dict[str, str]:
+        return {"id": self.serviceId, "token": self.nextToken or ""}
 
     def secondsLeft(self) -> float:
         return self.deadline - self.clock.seconds()
@@ -77,11 +82,12 @@ class BatcherTests(SynchronousTestCase):
         self.batcher = HeartbeatBatcher(self.send, lambda: self.isOffered, StallWatch(self.clock), lambda: 0.0)
 
     def send(
-        self, beats: Sequence[tuple[str, str]], timeout: float, whenLate: WhenLate
+        self, entries: Sequence[Mapping[str, str]], timeout: float, whenLate: WhenLate
     ) -> Deferred[Sequence[str | None]]:
+        beats = [(entry["id"], entry["token"]) for entry in entries]
         answer: Deferred[Sequence[str | None]] = Deferred()
         self.whenLate.append(whenLate)
-        self.requests.append((list(beats), timeout, answer))
+        self.requests.append((beats, timeout, answer))
         if self.answersAtOnce:
             answer.callback([f"{id}'s next" for id, _ in beats])
         return answer

@@ -1,0 +1,287 @@
+"""Lock: at most one holder at a time, in all processes that use a registry."""
+
+from __future__ import annotations
+
+import math
+import os
+import random as randomModule
+import socket
+import uuid
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, TimeoutError
+from twisted.internet.interfaces import IDelayedCall
+
+from ..errors import UNKNOWN_OUTCOME, LockHeld, NotFound, RateLimited, ServiceRegistryError, isUnknown
+from ..http.jsontransport import ClientClosed
+from ..util.backoff import Backoff
+from ..util.deferred import returnsDeferred, waitFor
+from ..util.fields import checkedTimeout
+from ..util.logs import Logger
+from ..util.outage import Outage
+from ..util.parsing import LONGEST_INTERVAL, boundedNumber
+from .heartbeats import LockHeartBeater
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+# The longest time that the registry holds back its response to a request for a lock, in seconds.
+_LONGEST_WAIT = 60
+# Seconds between two tries of a registry that is unreachable; the first one is made at once.
+_SHORTEST_RETRY, _LONGEST_RETRY = 0.2, 5.0
+# Seconds between two requests that the registry refuses although it should wait.
+_SHORTEST_POLL = 1.0
+# Seconds that a release may take. A lock that could not be released expires.
+_LONGEST_RELEASE = 3.0
+_REQUESTS_FAIL = "Lock {name} can't be requested: {reason} (retrying)"
+_REQUESTS_SUCCEED = "Lock {name} can be requested again after {seconds:.1f} s"
+
+
+class Held:
+    """
+    A lock that was acquired. Heartbeats keep it until :meth:`release`.
+
+    :ivar name: the lock's name.
+    :ivar fence: the fencing token, an integer: it is larger than that of every earlier acquisition in this account.
+    """
+
+    _log = Logger()
+
+    def __init__(self, client: Client, name: str, fence: int, heartBeater: LockHeartBeater) -> None:
+        self.name = name
+        self.fence = fence
+        self._client = client
+        self._heartBeater = heartBeater
+        self._hasEnded = False
+        self._lostWaiters: Deferred[str] = Deferred()
+        self._released: Deferred[None] | None = None
+        self._timer: IDelayedCall | None = None
+        heartBeater.whenStopped().addCallbacks(
+            lambda _: self._lose("the client was closed"), lambda failure: self._lose(failure.getErrorMessage())
+        )
+        if not self._hasEnded:
+            self._look()
+
+    def __repr__(self) -> str:
+        return f"<Held {self.name!r}, fence {self.fence}: {'valid' if self.isValid else 'ended'}>"
+
+    @property
+    def isValid(self) -> bool:
+        """
+        Whether no other process can hold the lock now: it was not released, and the last request that was answered was
+        sent less than nine tenths of the timeout ago. It is computed from a clock that runs while the process is
+        stopped or the machine suspended. A true value is true for this moment only: see :attr:`fence`.
+        """
+        return not self._hasEnded and self._client.bootTime() < self._heartBeater.validUntil
+
+    @property
+    def lost(self) -> Deferred[str]:
+        """
+        A Deferred that fires with the reason when the lock may no longer be relied on. It never fires after
+        :meth:`release`. Each access returns another one, which may be cancelled.
+        """
+        return waitFor(self._lostWaiters)
+
+    def release(self) -> Deferred[None]:
+        """
+        Release the lock, so that another can acquire it at once.
+
+        :return: fires with ``None`` when the registry has released it, or could not be reached within three seconds:
+            then the lock expires. Never fails. A second call waits for the first one.
+        """
+        if self._released is None:
+            self._end()
+            self._released = self._release()
+        return waitFor(self._released)
+
+    async def __aenter__(self) -> Held:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.release()
+
+    @returnsDeferred
+    async def _release(self) -> None:
+        token = self._heartBeater.nextToken
+        if token is None:
+            return
+        try:
+            await self._client.locks.release(self.name, token, timeout=_LONGEST_RELEASE)
+        except NotFound:
+            pass
+        except ServiceRegistryError as error:
+            self._log.warn("Lock {name} was not released and expires: {reason}", name=self.name, reason=str(error))
+
+    def _look(self) -> None:
+        self._timer = None
+        left = self._heartBeater.validUntil - self._client.bootTime()
+        if left > 0:
+            self._timer = self._client.clock.callLater(left, self._look)
+        else:
+            self._lose("no heartbeat was answered in time")
+
+    def _lose(self, reason: str) -> None:
+        if self._hasEnded:
+            return
+        self._log.warn("Lock {name} was lost: {reason}", name=self.name, reason=reason)
+        # It is not released before the application does it, which may still be at work.
+        self._end()
+        self._lostWaiters.callback(reason)
+
+    def _end(self) -> None:
+        if self._hasEnded:
+            return
+        self._hasEnded = True
+        self._heartBeater.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class Lock:
+    """
+    A lock by its name, which at most one process holds at a time::
+
+        lock = Lock(client, "/billing/scheduler")
+        async with lock as held:
+            store.write(report, fence=held.fence)
+
+    While a block of ``async with`` runs, another block of the same ``Lock`` in this process waits for its end.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        client: Client,
+        name: str,
+        timeout: int = 15,
+        holder: str | None = None,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        random: Callable[[], float] = randomModule.random,
+    ) -> None:
+        """
+        :param client: sends the requests. Its registry needs the extension ``locks``.
+        :param name: a configuration key: ``/billing/scheduler``.
+        :param timeout: seconds, 3 to 120, after which others can acquire the lock when its holder was killed.
+        :param holder: who asks for it, for people; by default the host's name and the process id.
+        :param metadata: up to 20 pairs, which the list of locks shows.
+        :param random: gives numbers from 0 to 1.
+        :raises ValueError: if *timeout* is not valid. The registry checks the rest.
+        """
+        self.name = name
+        self.timeout = checkedTimeout(timeout)
+        self.holder = f"{socket.gethostname()}/{os.getpid()}" if holder is None else holder
+        self._client = client
+        self._metadata = metadata
+        self._random = random
+        self._blocks = DeferredLock()
+        self._entered: Held | None = None
+
+    def __repr__(self) -> str:
+        return f"<Lock {self.name!r}>"
+
+    @returnsDeferred
+    async def acquire(self, timeout: float | None = None) -> Held:
+        """
+        Acquire the lock. The registry grants it in the order of the requests. Cancel the Deferred to end the wait.
+
+        :param timeout: seconds to wait for it; 0 for a single try, ``None`` for no limit. While it waits, requests that
+            fail are retried.
+        :return: fires with a :class:`Held`. Fails with :class:`~txserviceregistry.errors.LockHeld` if another has it
+            when the time is over, with ``NotSupported`` if the registry has no locks, and otherwise as
+            ``client.locks.acquire`` does.
+        """
+        timeout = None if timeout is None else boundedNumber(timeout, 0.0, LONGEST_INTERVAL)
+        end = math.inf if timeout is None else self._client.clock.seconds() + timeout
+        while True:
+            nonce = str(uuid.uuid4())
+            try:
+                held = await self._acquire(nonce, end)
+            except (CancelledError, ServiceRegistryError) as error:
+                if isinstance(error, CancelledError) or isUnknown(error):
+                    self._abandon(nonce)
+                raise
+            if held is not None:
+                return held
+
+    async def _acquire(self, nonce: str, end: float) -> Held | None:
+        """One acquisition; ``None`` if it was lost before it could be used."""
+        clock = self._client.clock
+        backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, self._random)
+        outage = Outage(self._log, clock, _REQUESTS_FAIL, _REQUESTS_SUCCEED, after=2, name=self.name)
+        while True:
+            left = max(0.0, end - clock.seconds())
+            sent, sentAt = self._client.bootTime(), clock.seconds()
+            try:
+                acquired = await self._client.locks.acquire(
+                    self.name,
+                    self.timeout,
+                    holder=self.holder,
+                    nonce=nonce,
+                    wait=math.ceil(min(left, _LONGEST_WAIT)),
+                    metadata=self._metadata,
+                )
+            except LockHeld:
+                outage.succeeded()
+                backoff.reset()
+                if clock.seconds() >= end:
+                    raise
+                # A server that did not wait must not be asked without a pause.
+                await self._client.pause(max(0.0, min(sentAt + _SHORTEST_POLL, end) - clock.seconds()))
+            except ServiceRegistryError as error:
+                isPassing = isinstance(error, (*UNKNOWN_OUTCOME, RateLimited)) and not isinstance(error, ClientClosed)
+                if not isPassing or clock.seconds() >= end:
+                    raise
+                outage.failed(reason=str(error))
+                delay = max(backoff.next(), getattr(error, "retryAfter", None) or 0.0)
+                await self._client.pause(min(delay, max(0.0, end - clock.seconds())))
+            else:
+                outage.succeeded()
+                break
+        heartBeater = LockHeartBeater(self._client, self.name, self.timeout, acquired["token"], sent)
+        heartBeater.start(sentAt)
+        if self._client.bootTime() >= sent + heartBeater.interval:
+            # After a wait only a heartbeat shows how long it is valid.
+            try:
+                await heartBeater.whenAnswered().addTimeout(self.timeout, clock)
+            except (NotFound, TimeoutError):
+                heartBeater.stop()
+                return None
+            except CancelledError:
+                heartBeater.stop()
+                raise
+        return Held(self._client, self.name, acquired["fence"], heartBeater)
+
+    def _abandon(self, nonce: str) -> None:
+        """Release what may have been acquired, although the response did not come."""
+
+        @returnsDeferred
+        async def release() -> None:
+            acquired = await self._client.locks.acquire(self.name, self.timeout, holder=self.holder, nonce=nonce)
+            await self._client.locks.release(self.name, acquired["token"])
+
+        release().addErrback(lambda failure: failure.trap(ServiceRegistryError))
+
+    async def __aenter__(self) -> Held:
+        await self._blocks.acquire()
+        try:
+            self._entered = await self.acquire()
+        except BaseException:
+            self._blocks.release()
+            raise
+        return self._entered
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        held, self._entered = self._entered, None
+        try:
+            if held is not None:
+                await held.release()
+        finally:
+            self._blocks.release()
