@@ -192,7 +192,7 @@ class Driver(RuleBasedStateMachine):
                 self.settleExpirations()
                 self.restart(0.0)
                 for tenant in TENANTS:
-                    for path in ("/services", "/configuration", "/limits", "/states"):
+                    for path in ("/services", "/configuration", "/limits", "/states", "/locks"):
                         self.ask("GET", path, tenant=tenant)
                     self.learn(tenant)
         finally:

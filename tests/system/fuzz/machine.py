@@ -40,12 +40,13 @@ from tests.system.fuzz.inputs import (
     picks,
     tenants,
 )
+from tests.system.fuzz.locksteps import LockSteps
 from tests.system.fuzz.model import LOOK, SWEEP, TYPES
 from tests.system.fuzz.records import Request, timeUUID
 from tests.system.fuzz.steps import ServiceSteps
 
 
-class Programs(ServiceSteps):
+class Programs(ServiceSteps, LockSteps):
     """The steps."""
 
     # -- time

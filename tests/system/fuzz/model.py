@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from tests.system.fuzz.expectations import Expected, Form, isTimeUUID, link, positionOf, text
+from tests.system.fuzz.locks import LockModel, isOfLock
 from tests.system.fuzz.records import _EPOCH, HOUR, Account, Event, Request, Service, Value
 from tests.system.fuzz.rules import (
     Refused,
@@ -61,7 +62,7 @@ LOOK = 10.0
 UP: dict[str, Any] = {"state": "up", "reason": "", "expires_at": None}
 
 
-class Model:
+class Model(LockModel):
     """
     What a registry has to answer.
 
@@ -107,6 +108,7 @@ class Model:
                         )
                     )
 
+            self._expireLocks(account, SWEEP)
         self._endStates(SWEEP + self.late)
 
     def _endStates(self, within: float, since: float = -math.inf) -> None:
@@ -140,6 +142,8 @@ class Model:
         for account in self.accounts.values():
             for service in account.services.values():
                 service.deadline = self.time + service.timeout
+            for lock in account.locks.values():
+                lock.deadline = self.time + lock.timeout
 
     @property
     def isUntold(self) -> bool:
@@ -369,6 +373,8 @@ class Model:
         return Expected(200, {"values": [self._oneOfMany(request, account, heartbeat) for heartbeat in heartbeats]})
 
     def _oneOfMany(self, request: Request, account: Account, heartbeat: Any) -> dict[str, Any]:
+        if isOfLock(heartbeat):
+            return self._oneOfLock(request, account, heartbeat)
         id = heartbeat.get("id") if isinstance(heartbeat, dict) else None
         try:
             if not isinstance(heartbeat, dict):
@@ -552,8 +558,10 @@ def _isResource(method: str, collection: str, segments: list[str]) -> bool:
             return bool(id) and method in ("GET", "PUT", "DELETE")
         case (("limits" | "events" | "prometheus" | "states"), []):
             return method == "GET"
-        case ("heartbeats", []):
+        case ("heartbeats", []) | ("locks", ["heartbeat" | "release"]):
             return method == "POST"
+        case ("locks", []):
+            return method in ("GET", "POST")
         case ("configuration", ([] | [""])):
             return method == "GET"
         case ("configuration", _):

@@ -196,7 +196,7 @@ class Nodes:
     ) -> None:
         self.turns = Turns()
         self.ahead = wall
-        self.limits = ResourceLimits(*limits)
+        self.limits = ResourceLimits(*limits, lock=limits[0])
         self.gets = gets
         self.backing = make(self.turns, self.wallClock)
         self.nodes = [Node(self) for _ in range(self.backing.nodes)]

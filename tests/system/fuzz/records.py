@@ -149,6 +149,8 @@ class Account:
     services: dict[str, Service] = attrs.field(factory=dict)
     values: dict[str, Value] = attrs.field(factory=dict)
     states: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    locks: dict[str, Any] = attrs.field(factory=dict)
+    lastFence: int = 0
     events: list[Event] = attrs.field(factory=list)
     tokens: list[tuple[str, str]] = attrs.field(factory=list)
     """Every heartbeat token that was given out, and for which id."""

@@ -58,7 +58,9 @@ def mayChange(request: Request, kind: str, key: str) -> None:
         return
     if prefixes is not None:
         services, configuration = prefixes
-        if key.startswith(services) if kind == "services" else (key + "/").startswith(configuration + "/"):
+        if kind == "services" and key.startswith(services):
+            return
+        if kind == "configuration" and (key + "/").startswith(configuration + "/"):
             return
     details = "This user may only read.*" if prefixes is None else "This user may only change .*"
     raise Refused(403, "forbiddenError", "forbidden", text(details))
@@ -122,6 +124,11 @@ def uuidReason(value: Any) -> str | None:
     if value[14] != "1":
         return "UUID is not version 1"
     return None if value[19] in "89abAB" else "Unsupported UUID variant"
+
+
+def anyUuidReason(value: Any) -> str | None:
+    reason = uuidReason(value)
+    return reason if reason in ("Not a string", "Invalid UUID") else None
 
 
 def keyReason(key: Any) -> str | None:
@@ -243,8 +250,9 @@ def pageOf(request: Request) -> tuple[int, str | None]:
 def page(request: Request, limit: int, marker: str | None, values: list[Any]) -> Expected:
     """A page of *values*: those from the marker on that there is room for."""
     isFeed = request.path.startswith("/events")
-    left = [value for value in values if isFeed or value["id"] >= (marker or "")]
-    following = left[limit]["id"] if len(left) > limit else None
+    key = "name" if request.path == "/locks" else "id"
+    left = [value for value in values if isFeed or value[key] >= (marker or "")]
+    following = left[limit][key] if len(left) > limit else None
     query = [(name, value) for name, value in request.query if name != "marker"]
     href = link(f"/v1.0/{request.tenant}{request.path}", [*query, ("marker", following)]) if following else None
     return Expected(
