@@ -59,12 +59,13 @@ def _endOf(data: bytes) -> int | None:
 
 
 def _endOfChunks(data: bytes, begin: int) -> int | None:
-    # No trailers: no program here sends any.
     while (lineEnd := data.find(b"\r\n", begin)) >= 0:
         size = int(data[begin:lineEnd].split(b";")[0], 16)
-        begin = lineEnd + 2 + size + 2
         if size == 0:
-            return begin if len(data) >= begin else None
+            # Trailers, which etcd 3.4 sends, come before the empty line.
+            end = data.find(b"\r\n\r\n", lineEnd)
+            return end + 4 if end >= 0 else None
+        begin = lineEnd + 2 + size + 2
     return None
 
 
