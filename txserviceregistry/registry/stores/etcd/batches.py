@@ -76,7 +76,7 @@ def eventKey(prefix: str, tenant: str, type: str, position: int) -> str:
 
 
 class Postponed(Exception):
-    """A change has to be part of a later group than another one."""
+    """A change has to be part of a later group."""
 
 
 class Transaction:
@@ -193,11 +193,13 @@ class Step(Generic[_T]):
     :ivar act: makes the change in a transaction, three keys at the most; may be called again, over another
         transaction. What it raises, the change fails with; other changes of the group do not.
     :ivar isNew: whether it is likely that none of its keys exists.
+    :ivar begun: when it was asked for.
     """
 
     reads: Collection[str]
     act: Callable[[Transaction], _T]
     isNew: bool
+    begun: float
     done: Deferred[_T] = attrs.Factory(Deferred)
 
 
@@ -236,7 +238,7 @@ class Batches:
         :param tenant: whose objects it is about; a scope of the tenant will do.
         :return: fires with what *act* has returned when the change is kept.
         """
-        step, tenant = Step(reads, act, isNew), tenantOf(tenant)
+        step, tenant = Step(reads, act, isNew, self._clock.seconds()), tenantOf(tenant)
         waiting = self._waiting.get(tenant)
         if waiting is None:
             waiting = self._waiting[tenant] = deque()
@@ -282,7 +284,6 @@ class Batches:
         commitKey = f"{self._prefix}commits/{tenant}/{self.process}"
         keys = [clockKey, commitKey, *dict.fromkeys(key for step in steps for key in step.reads)]
         reads = [reading(key) for key in keys]
-        end = self._clock.seconds() + PATIENCE
         clock = self._clocks.get(tenant)
         # New objects need not be looked for first: the transaction fails if one of them exists.
         isAssumed = clock is not None and all(step.isNew for step in steps)
@@ -321,10 +322,14 @@ class Batches:
             if transaction.revision:
                 self._etcd.statistics.commits.add(len(steps))
                 return outcomes
-            if self._clock.seconds() > end:
+            if self._clock.seconds() > steps[0].begun + PATIENCE:
                 raise StoreUnavailable("etcd: other nodes' changes leave no room for this one")
-            if isAssumed and (clockKey not in found or found[clockKey].modified == revision):
-                # No other node was in the way, but an object that exists.
+            if isAssumed and clockKey in found and found[clockKey].modified != revision:
+                # Another node was quicker. What has come meanwhile goes along with the next attempt.
+                self.clockChanged(tenant, found[clockKey])
+                return [Postponed(clockKey)] * len(steps)
+            if isAssumed:
+                # One of the objects exists.
                 isAssumed, found = False, await self._read(reads)
 
     def clockChanged(self, tenant: str, now: KeyValue) -> None:
