@@ -8,6 +8,8 @@ from collections import Counter
 
 import dns.flags
 import dns.rcode
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry.dns.names import encodeLabel
@@ -205,3 +207,44 @@ class SizesTests(SynchronousTestCase):
         first, second = (recordsOf(ask(zone, "www.service.registry"), "A") for _ in range(2))
         self.assertTrue(4000 < len(first) < 5000)
         self.assertEqual(first[1], second[0])
+
+
+class ChangesTests(SynchronousTestCase):
+    """Answers after any changes."""
+
+    TAGS = ("web", "Web", "WEB", "v1.2")
+    HOSTS = ("10.0.0.1", "10.0.0.2", "::1", "db.example", "")
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["web1", "Web1", "db1"]),
+                st.none() | st.tuples(st.sets(st.sampled_from(TAGS)), st.sampled_from(HOSTS), st.booleans()),
+            ),
+            max_size=12,
+        )
+    )
+    def test_asIfNew(self, changes: list[tuple[str, tuple[set[str], str, bool] | None]]) -> None:
+        """A zone that answered queries between changes answers as one that has had the last services from the start."""
+        questions = [("web.service", "A"), ("web.service", "AAAA"), ("_web._tcp.service", "SRV"), ("web1.id", "A")]
+        questions += [("--57eb.service", "A"), ("--57eb1.id", "A"), ("v1--2e2.service", "A"), ("0a000001.addr", "A")]
+        zone, last = zoneOf(), {}
+        for id, change in changes:
+            found = None
+            if change is not None:
+                tags, host, isDisabled = change
+                found = service(id, sorted(tags), host=host, status="disabled" if isDisabled else "on")
+            last.pop(id, None)
+            if found is not None:
+                last[id] = found
+            zone.put(id, found)
+            for name, type in questions:
+                ask(zone, f"{name}.registry", type)
+        fresh = zoneOf(*last.values())
+        for name, type in questions:
+            answers = [ask(each, f"{name}.registry", type) for each in (zone, fresh)]
+            shown = [
+                (answer.rcode(), sorted(recordsOf(answer, type)), sorted(recordsOf(answer, "CNAME")))
+                for answer in answers
+            ]
+            self.assertEqual(shown[0], shown[1], name)
