@@ -24,6 +24,7 @@ from txserviceregistry.registry.stores.etcd.votes import Registration, Status, V
 from txserviceregistry.registry.stores.interfaces import StoreUnavailable
 
 from .clusterworld import Process, SimulatedNode, Violation, World, run
+from .lockworld import runLocks
 
 _RUNS = int(os.environ.get("CLUSTER_MODEL_RUNS", "4"))
 
@@ -44,6 +45,29 @@ class RandomTests(SynchronousTestCase):
             touches += world.touches
         # The runs are worth something only if all of that happens.
         self.assertGreater(min(heartbeats // 100, expirations // 10, touches // 10), _RUNS)
+
+
+class LockTests(SynchronousTestCase):
+    """Locks in the same trouble, each with three contenders."""
+
+    def test_oneHolder(self) -> None:
+        """At no time do two rely on a lock, and locks change hands."""
+        handOvers = expirations = 0
+        for seed in range(_RUNS):
+            world, count = runLocks(seed)
+            handOvers += count
+            expirations += len(world.lateness)
+        self.assertGreater(min(handOvers // 20, expirations // 10), _RUNS)
+
+    def test_relyingForTooLong(self) -> None:
+        """Holders that rely on a lock for longer than its timeout are found out."""
+        for seed in range(_SEARCH):
+            try:
+                runLocks(seed, part=1.4)
+            except Violation:
+                self.flushLoggedErrors(Violation)
+                return
+        self.fail(f"{_SEARCH} runs have broken no promise")
 
 
 class RuleTests(SynchronousTestCase):
