@@ -60,6 +60,22 @@ class OrderTests(EtcdStoreCase):
         self.wire.release()
         self.assertEqual((await updating).heartbeatTimeout, 60)
 
+    async def test_anExpirationIsAnsweredAfterTheWatchHasShownIt(self) -> None:
+        """The node that has made it reports it all the same."""
+        a, b = await self.store(agent=self.wire), await self.store()
+        made = await self.created(a, b)
+        self.wire.delays = lambda body: b"request_delete_range" in body
+        await self.voteOf(a, made)
+        self.passSilently(made, b)
+        self.ticking = [a, b]
+        await self.notifies(b, "vanished", "web", made.incarnation)
+        await self.catchesUp(a)
+        self.assertNotIn(("vanished", "web", made.incarnation), self.listeners[a].heard)
+        self.wire.release()
+        await self.notifies(a, "vanished", "web", made.incarnation)
+        heard = [each[0] for each in self.listeners[a].heard if made.incarnation in each]
+        self.assertEqual(heard[-2:], ["expired", "vanished"])
+
     async def test_aTouchKeepsALaterTime(self) -> None:
         """A node that does not know of the last heartbeat yet leaves its time as it is."""
         a, b = await self.store(agent=self.wire), await self.store()

@@ -122,6 +122,8 @@ class EtcdServices:
         self._shown = self._ended = 0
         # Services that have ended here and whose end the watch has not shown yet, with its revision.
         self._gone: dict[Registration, int] = {}
+        # Services whose expiration is under way, and whether the watch has shown their end already.
+        self._expiring: dict[Registration, bool] = {}
         self._touches: list[tuple[_Known, Deferred[bool]]] = []
 
     # -- keys
@@ -226,7 +228,10 @@ class EtcdServices:
             return
         self._gone.pop((tenant, incarnation), None)
         self._drop(self._byIncarnation.get((tenant, incarnation)))
-        self.listener.vanished(tenant, id, incarnation)
+        if (tenant, incarnation) in self._expiring:
+            self._expiring[tenant, incarnation] = True
+        else:
+            self.listener.vanished(tenant, id, incarnation)
 
     def seenChanged(self, now: KeyValue) -> None:
         """The watch shows the time of a heartbeat."""
@@ -431,12 +436,17 @@ class EtcdServices:
             self._delete(transaction, tenant, id, record, "service.timeout", evidence.timestamp)
             return transaction
 
-        transaction = await self._batches.do(tenant, [key, seenKey, joinsKey, nodeKey], expire)
-        if transaction is None:
-            # What was touched is noted again when the watch shows it: after what it shows before that.
-            return False
-        self._end(registration, transaction.revision)
-        return True
+        self._expiring[registration] = False
+        try:
+            transaction = await self._batches.do(tenant, [key, seenKey, joinsKey, nodeKey], expire)
+        finally:
+            if self._expiring.pop(registration):
+                # When the outcome has been reported.
+                self._clock.callLater(0, self.listener.vanished, tenant, id, known.incarnation)
+        if transaction is not None:
+            self._end(registration, transaction.revision)
+        # After a failure, a later touch is noted when the watch shows it: after what the watch shows before that.
+        return transaction is not None
 
     async def touch(self, registration: Registration) -> bool:
         """See :meth:`INodeKeys.touch`. Touches of one reactor turn share transactions."""
