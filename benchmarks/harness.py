@@ -248,12 +248,14 @@ from functools import partial
 from twisted.internet import reactor
 from txserviceregistry.clock import useMonotonic
 from txserviceregistry.commands.process import collectSeldom
+from txserviceregistry.registry.http.connections import ConnectionLimits
 from txserviceregistry.registry.limits import ResourceLimits
 from txserviceregistry.registry.service import RegistryService
 
 useMonotonic()
 collectSeldom()
 options = {"store": "sqlite", "rateLimit": 10**9, **json.loads(sys.argv[2])}
+options["connectionLimits"] = ConnectionLimits(**options.pop("connectionLimits", {}))
 etcd = options.pop("etcd", None)
 if etcd is not None:
     from txserviceregistry.registry.stores.etcd.store import EtcdStore

@@ -1,14 +1,16 @@
 """
 Followers at a registry: ``python -m benchmarks.waiting``.
 
-Each of 1,000 waits for events with a request of its own (``events-wait``), over a connection of its own, and asks again
-as soon as it has been answered. They are as lean as can be, and all in this process, so that it is the registry that is
-measured; ``ulimit -n`` has to be more than their number. The time counts from the moment before a service is created
-until the event is in the hands of a follower, parsed. The CPU per follower and event is that of all of it, the next
-request too, by which a follower waits again; what it takes to deliver the event is what is used until all have it, in
-rounds without requests before that. Beside it stands what a bare twisted.web resource takes for a request that it
-answers at once with as large a page, over as many connections. What followers cost that hear nothing is what a registry
-does with them and without them: CPU, and how often it wakes up.
+Each of 1,000 has an event stream, or waits for events with a request of its own (``events-wait``) and asks again as
+soon as it has been answered. Each has a connection of its own. They are as lean as can be, and all in this process,
+so that it is the registry that is measured; ``ulimit -n`` has to be more than their number. The time counts from the
+moment before a service is created until the event is in the hands of a follower, parsed. The CPU per follower and
+event is that of all of it, the next request too, by which a follower waits again; what it takes to deliver the event
+is what is used until all have it, in rounds without requests before that. Beside it stands what a bare twisted.web
+resource takes for a request that it answers at once with as large a page, over as many connections. What followers
+cost that hear nothing is what a registry does with them and without them: CPU, and how often it wakes up. Then 10,000
+have a stream: what that takes of memory, and for how long the registry does nothing else while an event goes to all
+of them.
 """
 
 from __future__ import annotations
@@ -27,6 +29,37 @@ from .harness import Api, Costs, Figure, registry, run
 from .load import bare
 
 FOLLOWERS = 1000
+STREAMS = 10_000
+
+# Writes down the longest turn of the reactor, in seconds of CPU, whenever there is a longer one.
+_TURNS = """
+import sys, time
+from pathlib import Path
+from twisted.internet import reactor
+
+
+class Poller:
+    def __init__(self, poller):
+        self._poller, self._file, self._began, self._most = poller, Path(sys.argv[1], "turns"), None, 0.0
+
+    def poll(self, *args):
+        took = 0.0 if self._began is None else time.thread_time() - self._began
+        if not self._file.exists():
+            self._file.write_text("0")
+            self._most = 0.0
+        elif took > self._most:
+            self._most = took
+            self._file.write_text(repr(took))
+        found = self._poller.poll(*args)
+        self._began = time.thread_time()
+        return found
+
+    def __getattr__(self, name):
+        return getattr(self._poller, name)
+
+
+reactor._poller = Poller(reactor._poller)
+"""
 
 
 class Follower:
@@ -62,13 +95,39 @@ class Follower:
         return True
 
 
+class Reader(Follower):
+    """One who has a stream; asks once."""
+
+    hasAsked = False
+
+    def ask(self):
+        if not self.hasAsked:
+            self.hasAsked = True
+            self.socket.sendall(f"GET {self._path}/events/stream {self._head}".encode())
+
+    def read(self):
+        """:return: whether an event has come whole; pings are none."""
+        self._data += self.socket.recv(65536)
+        *blocks, self._data = self._data.split(b"\n\n")
+        event = next((block for block in blocks if b"\nevent: service" in block), None)
+        if event is None:
+            return False
+        json.loads(event.partition(b"\ndata: ")[2])
+        self.heard = time.perf_counter()
+        return True
+
+
 class Crowd:
     """Followers, and a selector of them."""
 
-    def __init__(self, stack, api, marker, count):
+    def __init__(self, stack, api, marker, count, kind=Follower):
         self._selector = stack.enter_context(selectors.DefaultSelector())
-        self.followers = [Follower(api, marker) for _ in range(count)]
-        for follower in self.followers:
+        self.followers = []
+        self.add(stack, [kind(api, marker) for _ in range(count)])
+
+    def add(self, stack, followers):
+        self.followers += followers
+        for follower in followers:
             stack.enter_context(follower.socket)
             self._selector.register(follower.socket, selectors.EVENT_READ, follower)
 
@@ -107,18 +166,22 @@ def quiet(measured, crowd, seconds):
 
 
 def news(measured, api, crowd, rounds):
-    """:return: of each round, the seconds until the median follower had heard, and the registry's CPU for it all."""
-    medians, spent = [], []
+    """
+    :return: of each round, the seconds until the median follower had heard, and the last, and the registry's CPU for it
+        all.
+    """
+    medians, lasts, spent = [], [], []
     for number in range(rounds):
         measured.costs.since()
         began = time.perf_counter()
         api.create(f"service-{len(crowd.followers)}-{number}")
         assert crowd.hear(30, len(crowd.followers)) == len(crowd.followers)
         medians.append(statistics.median(follower.heard for follower in crowd.followers) - began)
+        lasts.append(max(follower.heard for follower in crowd.followers) - began)
         # Until all of them wait again.
         crowd.hear(0.5)
         spent.append(measured.costs.since())
-    return medians, spent
+    return medians, lasts, spent
 
 
 def deliveries(measured, api, crowd, rounds):
@@ -150,6 +213,57 @@ def bareRequests(count, rounds):
     return spent
 
 
+def streams(count, rounds, waitingCost):
+    """:return: the figures of one stream, and of so many."""
+    figures = []
+    for readers in (1, count):
+        with ExitStack() as stack:
+            measured = stack.enter_context(registry())
+            api = stack.enter_context(closing(Api(measured.home)))
+            crowd = Crowd(stack, api, None, readers, Reader)
+            crowd.ask()
+            crowd.hear(0.5 + readers / 1000)
+            medians, lasts, spent = news(measured, api, crowd, 20 * rounds if readers == 1 else rounds)
+            if readers == 1:
+                title = "from a create until one stream has the event"
+                figures.append(Figure(title, 1000 * statistics.median(medians), "ms", atMost=2.5))
+            else:
+                title = f"from a create until the last of {count:,} streams has the event"
+                figures.append(Figure(title, 1000 * statistics.median(lasts), "ms", atMost=60))
+                cost = 1e6 * statistics.median(spent) / count
+                figures.append(Figure(f"registry's CPU per stream and event, {count:,} streams", cost, "µs"))
+                title = "the same, as a part of what it is per follower with the next request"
+                figures.append(Figure(title, cost / waitingCost, "x", atMost=0.5))
+    return figures
+
+
+def manyStreams(count):
+    """:return: the figures of very many streams."""
+    limits = {"connections": 2 * count, "perClient": 2 * count, "streams": count, "streamsPerTenant": count}
+    with ExitStack() as stack:
+        measured = stack.enter_context(registry(before=_TURNS, connectionLimits=limits))
+        api = stack.enter_context(closing(Api(measured.home)))
+        crowd = Crowd(stack, api, None, 0, Reader)
+        while len(crowd.followers) < count:
+            # Not faster than they are accepted.
+            crowd.add(stack, [Reader(api, None) for _ in range(min(200, count - len(crowd.followers)))])
+            crowd.ask()
+            crowd.hear(0.3)
+        memory = measured.costs.memory() / 2**20
+        turns = []
+        for number in range(5):
+            crowd.hear(0.5)
+            (measured.home / "turns").unlink()
+            crowd.hear(0.2)
+            api.create(f"service-{number}")
+            assert crowd.hear(60, count) == count
+            turns.append(float((measured.home / "turns").read_text()))
+    return [
+        Figure(f"registry's memory with {count:,} streams", memory, "MiB", atMost=160),
+        Figure(f"longest turn of the reactor while {count:,} streams get an event", 1000 * max(turns), "ms", atMost=5),
+    ]
+
+
 def measure(quick):
     """See the module."""
     count, seconds, rounds = (100, 5, 5) if quick else (FOLLOWERS, 20, 15)
@@ -166,13 +280,13 @@ def measure(quick):
             if followers != 1:
                 idle[followers] = quiet(measured, crowd, seconds)
             if followers:
-                medians, spent = news(measured, api, crowd, 20 * rounds if followers == 1 else rounds)
+                medians, _, spent = news(measured, api, crowd, 20 * rounds if followers == 1 else rounds)
                 who = f"{followers:,} follower{'s' if followers > 1 else ''}"
                 title = f"from a create until the median of {who} has the event"
                 bound = 5 if followers == 1 else 120
                 figures.append(Figure(title, 1000 * statistics.median(medians), "ms", atMost=bound))
             if followers == count:
-                cost = 1e6 * statistics.median(spent) / count
+                cost = waitingCost = 1e6 * statistics.median(spent) / count
                 title = f"registry's CPU per follower and event, {who}"
                 figures.append(Figure(title, cost, "µs", atMost=120))
                 cost = 1e6 * statistics.median(deliveries(measured, api, crowd, rounds)) / count
@@ -180,6 +294,8 @@ def measure(quick):
                 figures.append(Figure(title, cost, "µs", atMost=120))
                 cost = 1e6 * statistics.median(bareRequests(count, rounds)) / count
                 figures.append(Figure(f"CPU of a bare resource per request, {count:,} connections", cost, "µs"))
+    figures += streams(count, rounds, waitingCost)
+    figures += manyStreams(1000 if quick else STREAMS)
     for followers, (cpu, woken) in idle.items():
         figures.append(Figure(f"registry's CPU while {followers:,} followers hear nothing", 100 * cpu, "%"))
         figures.append(Figure(f"wake-ups of the registry while {followers:,} followers hear nothing", woken, "/s"))

@@ -63,9 +63,10 @@ class Stream:
     :ivar types: the types of its events.
     :ivar tag: only events of services with this tag; ``None`` for all events.
     :ivar authenticate: raises a fault if the subscriber's token has ended.
+    :ivar onEnd: called once when the stream is to be closed, unless its client closes it.
     :ivar position: the position up to which everything has been written.
     :ivar id: its id.
-    :ivar ended: fires when the stream is to be closed.
+    :ivar isOver: whether it is closed, or to be closed.
     """
 
     tenant: str
@@ -73,14 +74,16 @@ class Stream:
     tag: str | None
     outlet: Outlet
     authenticate: Callable[[], Awaitable[object]]
+    onEnd: Callable[[], object]
     position: int = 0
     id: str = ""
-    ended: Deferred[None] = attrs.Factory(Deferred)
+    isOver: bool = False
 
     def end(self) -> None:
         """Let the stream be closed."""
-        if not self.ended.called:
-            self.ended.callback(None)
+        if not self.isOver:
+            self.isOver = True
+            self.onEnd()
 
 
 class _Event:
@@ -213,7 +216,8 @@ class EventStreams:
             raise systemFailure("Too many event streams are open; retry later, or use wait", RETRY_AFTER)
 
     def close(self, stream: Stream) -> None:
-        """A stream is over."""
+        """A stream is over: it was closed, or not begun."""
+        stream.isOver = True
         self.places.give(stream.tenant)
         tail = self._tails.get(stream.tenant)
         if tail is not None:
@@ -306,31 +310,42 @@ class EventStreams:
             return positionOf(oldest) <= at < positionOf(now)
         return await available(self._store.hasEvent(tenant, id))
 
-    async def serve(self, stream: Stream, isComplete: bool) -> None:
+    def begin(self, stream: Stream, isComplete: bool) -> None:
         """
-        Write a stream until it ends.
+        Write a stream, until it ends or is closed.
 
         :param isComplete: what :meth:`locate` has returned.
         """
         tail = self._tails.get(stream.tenant)
         if tail is None or stream not in tail.members:
+            stream.end()
             return
         # A subscriber that gets the ping and not the reset must not believe that it has missed nothing.
         first = frame("ping", stream.id if isComplete else None)
         stream.outlet.write(b"retry: 2000\n\n" + first + (b"" if isComplete else frame("reset", stream.id)))
-        try:
-            while stream.position < tail.position and not stream.ended.called:
-                await self._catchUp(stream, tail)
-        except (StoreUnavailable, TimeoutError):
-            return
-        if not stream.ended.called:
+        if stream.position < tail.position:
+            self._tasks.start(self._catchUp(stream, tail))
+        else:
             tail.streams[stream] = None
-        await stream.ended
 
     async def _catchUp(self, stream: Stream, tail: _Tail) -> None:
-        """Write a page of what is older than the end of the feed."""
+        """Write what is older than the end of the feed."""
+        try:
+            while stream.position < tail.position and not stream.isOver:
+                await self._catchUpPage(stream, tail)
+        except (StoreUnavailable, TimeoutError):
+            stream.end()
+        except Exception:
+            self._log.failure("Cannot write an event stream (it is closed)")
+            stream.end()
+        if not stream.isOver:
+            tail.streams[stream] = None
+
+    async def _catchUpPage(self, stream: Stream, tail: _Tail) -> None:
         end, endId = tail.position, tail.id
         page = await self._read(stream.tenant, stream.position, stream.types, stream.tag is not None)
+        if stream.isOver:
+            return
         stream.outlet.write(_framesFor(stream, page))
         if page:
             stream.position, stream.id = page[-1].position, page[-1].id

@@ -18,6 +18,7 @@ from zope.interface import implementer
 from ...util.waiters import Waiters
 from ..eventids import position
 from ..feed import EventFeed
+from ..limits import NO_HEADERS
 from ..streams import Stream
 from . import validation
 from .messages import Response, closeAfterwards, write
@@ -39,13 +40,15 @@ class _Outlet:
     :param request: the request.
     """
 
+    __slots__ = ("_drained", "_held", "_isClogged", "_isDirect", "_request", "_size", "_transport")
+
     def __init__(self, request: Request) -> None:
         self._request = request
         self._transport: Any = request.channel.transport
         self._isClogged = False
         self._held: list[bytes] = []
         self._size = 0
-        self._drained: Waiters[None] = Waiters()
+        self._drained: Waiters[None] | None = None
         # Only TCP writes at once. This depends on names inside Twisted; without them the transport writes as usual.
         self._isDirect = hasattr(self._transport, "writeSomeData") and hasattr(self._transport, "_tempDataLen")
 
@@ -56,14 +59,15 @@ class _Outlet:
             handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED)
         closeAfterwards(self._request)
         write(self._request, head, txnId)
-        self._request.registerProducer(self, True)
+        # Not by the request: another attribute of it takes a kilobyte.
+        self._request.channel.registerProducer(self, True)
 
     def end(self) -> None:
-        """Nothing is written any more; what is kept is left to the transport."""
-        if self._request.channel is not None:
-            self._request.unregisterProducer()
-            if self._held:
-                self._transport.write(b"".join(self._held))
+        """Finish the response. What is kept is left to the transport."""
+        self._request.channel.unregisterProducer()
+        if self._held:
+            self._transport.write(b"".join(self._held))
+        self._request.finish()
 
     def write(self, data: bytes) -> None:
         if not self._isClogged:
@@ -88,7 +92,10 @@ class _Outlet:
         transport.write(data)
 
     def drained(self) -> Deferred[None]:
-        return self._drained.wait() if self._isClogged else succeed(None)
+        if not self._isClogged:
+            return succeed(None)
+        self._drained = self._drained or Waiters()
+        return self._drained.wait()
 
     # -- IPushProducer
 
@@ -103,10 +110,12 @@ class _Outlet:
         if held:
             self._transport.write(b"".join(held))
         if not self._isClogged:
-            self._drained.fire(None)
+            self.stopProducing()
 
     def stopProducing(self) -> None:
         """Called when the connection is lost."""
+        if self._drained is not None:
+            self._drained.fire(None)
 
 
 async def streamEvents(
@@ -119,7 +128,7 @@ async def streamEvents(
     :param authenticate: raises a fault if the token of the request has ended.
     :return: what is left to be sent: the head for a HEAD; nothing of it once the stream has been begun.
     """
-    request, tenant = record.request, record.tenant
+    request, tenant, streams = record.request, record.tenant, feed.streams
     marker = query["marker"]
     lastId = (request.requestHeaders.getRawHeaders(b"Last-Event-ID") or [b""])[0].decode("latin-1").strip()
     head = Response(200, headers={**_HEADERS, **record.headers}, isStream=True)
@@ -129,17 +138,22 @@ async def streamEvents(
         closeAfterwards(request)
         return head
     outlet = _Outlet(request)
-    stream = Stream(tenant, validation.eventTypes(query), query["tag"], outlet, authenticate)
-    feed.streams.open(stream)
+
+    def end() -> None:
+        streams.close(stream)
+        outlet.end()
+
+    stream = Stream(tenant, validation.eventTypes(query), query["tag"], outlet, authenticate, end)
+    streams.open(stream)
     try:
-        isComplete = await feed.streams.locate(stream, None if marker is None else position(marker), lastId)
+        isComplete = await streams.locate(stream, None if marker is None else position(marker), lastId)
         if record.isGone:
             raise CancelledError()
         outlet.begin(head, record.txnId)
-        try:
-            await feed.streams.serve(stream, isComplete)
-        finally:
-            outlet.end()
-    finally:
-        feed.streams.close(stream)
+    except BaseException:
+        streams.close(stream)
+        raise
+    record.headers = NO_HEADERS
+    request.notifyFinish().addErrback(lambda _: streams.close(stream))
+    streams.begin(stream, isComplete)
     return head

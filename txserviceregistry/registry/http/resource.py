@@ -124,9 +124,13 @@ class ApiResource(Resource):
             self.requestLog.end(record, GONE, response.code)
             return
         if record.request.startedWriting:
-            # An event stream has ended.
-            record.request.finish()
-            self.requestLog.end(record, 200)
+            # An event stream, which ends later, or has ended.
+            if record.request.finished:
+                self.requestLog.end(record, 200)
+            else:
+                record.request.notifyFinish().addCallbacks(
+                    lambda _: self.requestLog.end(record, 200), lambda _: self.requestLog.end(record, GONE)
+                )
             return
         if record.headers:
             response = attrs.evolve(response, headers={**response.headers, **record.headers})
