@@ -111,6 +111,12 @@ def asOfAPlainRegistry(response: IResponse) -> IResponse:
     return response
 
 
+def _withoutExtension(response: IResponse, name: str) -> IResponse:
+    names = response.headers.getRawHeaders("X-Service-Registry-Extensions", [""])[0].split(", ")
+    response.headers.setRawHeaders("X-Service-Registry-Extensions", [", ".join(each for each in names if each != name)])
+    return response
+
+
 @implementer(IAgent)
 class Proxy:
     """
@@ -119,10 +125,12 @@ class Proxy:
     :param agent: sends the requests.
     :param forwardsWaits: whether it forwards requests that wait; else the response is 504.
     :param isPlain: whether the registry has no extensions.
+    :param without: the name of an extension that the registry does not have.
     :ivar refused: how many requests it has not forwarded.
     """
 
-    def __init__(self, agent: IAgent, *, forwardsWaits: bool = True, isPlain: bool = False) -> None:
+    def __init__(self, agent: IAgent, *, forwardsWaits: bool = True, isPlain: bool = False, without: str = "") -> None:
+        self._without = without
         self._agent = agent
         self._forwardsWaits = forwardsWaits
         self._isPlain = isPlain
@@ -136,4 +144,6 @@ class Proxy:
             self.refused += 1
             return succeed(answer(504, b"<html>"))
         asked = self._agent.request(method, uri, headers, bodyProducer)
+        if self._without:
+            asked.addCallback(_withoutExtension, self._without)
         return asked.addCallback(asOfAPlainRegistry) if self._isPlain else asked

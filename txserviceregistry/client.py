@@ -148,12 +148,16 @@ class Client:
         self.clock: IReactorTime = reactor
         self.bootTime = bootTime
         self._pool: ConnectionPool | None = None
+        self._streamPool: ConnectionPool | None = None
+        streaming = agent
         if agent is None:
             policy = tlsPolicy(settings.verify, settings.caFile, caSource=settings.sources.get("caFile"))
             self._pool = ConnectionPool(reactor, maxConnections + 1)
             # A server that does not even answer the connecting leaves the others their share of the time.
             connectTimeout = timeout / max(1, len(settings.baseUrls))
             agent = httpAgent(reactor, policy, connectTimeout, self._pool)
+            self._streamPool = ConnectionPool(reactor, 0, streams=True)
+            streaming = httpAgent(reactor, policy, connectTimeout, self._streamPool)
         self._agent = agent
         suspends = SuspendWatch(reactor, suspended, self._resumed)
         self._queue = QueueingAgent(agent, maxConnections, reactor)
@@ -190,6 +194,7 @@ class Client:
             lanes=lanes,
             random=random,
             traceparent=traceparent,
+            streaming=streaming,
         )
         self.services = ServicesClient(
             self._transport,
@@ -200,7 +205,7 @@ class Client:
         )
         self.configuration = ConfigurationClient(self._transport)
         self.locks = LocksClient(self._transport)
-        self.events = EventsClient(self._transport)
+        self.events = EventsClient(self._transport, suspends)
         self.account = AccountClient(self._transport)
         self.treq = HTTPClient(RetryingAuthAgent(ordinary, authenticator))
         self._closing: Deferred[None] | None = None
@@ -299,9 +304,12 @@ class Client:
         self._queue.close()
         self._waitingQueue.close()
         self._lockQueue.close()
+        self.events.streams.close()
         await stopped
         if self._pool is not None:
             await self._pool.close()
+        if self._streamPool is not None:
+            await self._streamPool.close()
 
     def _resumed(self) -> None:
         """The machine was suspended: idle connections are most likely dead."""

@@ -8,6 +8,8 @@ from ..errors import ConnectionFailed, MalformedResponse, RequestTimedOut, Serve
 from ..http.messages import Lane
 from ..types import Event, EventPage
 from ..util.deferred import returnsDeferred
+from ..util.suspend import SuspendWatch
+from .eventstream import EventStreams
 from .shapes import readEventPage
 from .transport import EVENT_TYPES, EVENTS_WAIT, Transport, pages
 
@@ -17,10 +19,13 @@ class EventsClient:
     The account's feed of events.
 
     :param transport: sends the requests.
+    :param suspends: after a suspend of the machine, streams are interrupted.
+    :ivar streams: the streams that subscribers have open.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, suspends: SuspendWatch | None = None) -> None:
         self._transport = transport
+        self.streams = EventStreams(transport.stream, suspends)
 
     @returnsDeferred
     async def list(

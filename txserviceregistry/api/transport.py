@@ -7,12 +7,13 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent
+from twisted.web.iweb import IAgent, IResponse
 
 from ..errors import (
     ConnectionFailed,
@@ -28,9 +29,10 @@ from ..errors import (
     apiErrorFor,
     isUnknown,
 )
-from ..http.jsontransport import TIMEOUT, ClientClosed, JSONTransport, shareOf
-from ..http.messages import NO_REGISTRY, Lane, Request, Response, WhenLate, segment
-from ..util.deferred import cancelWith
+from ..http.bodies import FixedHeaders, readWhole
+from ..http.jsontransport import TIMEOUT, USER_AGENT, ClientClosed, JSONTransport, shareOf
+from ..http.messages import NO_REGISTRY, Lane, Request, Response, WhenLate, pathOf, segment
+from ..util.deferred import cancelWith, returnsDeferred
 from ..util.faults import faultIn
 from ..util.parsing import parseRetryAfter
 from ..util.redaction import redacted
@@ -41,6 +43,8 @@ from .shapes import readHolder
 
 #: The extension with which a query of the event feed waits for a new event.
 EVENTS_WAIT = "events-wait"
+#: The extension for event streams.
+EVENT_STREAM = "event-stream"
 #: The extension with which a query of the event feed names types of events.
 EVENT_TYPES = "event-types"
 #: The extension for conditional writes.
@@ -54,6 +58,7 @@ HEARTBEATS = "heartbeats"
 # The registry's message for a path that it does not have.
 _NO_PAGE = "The page cannot be found"
 _EXTENSIONS = b"X-Service-Registry-Extensions"
+_EVENT_STREAM = "text/event-stream"
 
 
 class Transport:
@@ -67,6 +72,7 @@ class Transport:
     :param lanes: sends the requests of these lanes, instead of the *agent*.
     :param random: gives numbers from 0 to 1; draws the server to begin with.
     :param traceparent: returns the header of this name for the next request.
+    :param streaming: sends the requests of :meth:`stream`, instead of the *agent*.
     :ivar timeout: seconds that a request may take by default.
     :ivar extensions: the extensions of the API that the registry has, by its last response.
     :ivar isClosed: whether :meth:`close` was called.
@@ -83,7 +89,9 @@ class Transport:
         lanes: Mapping[Lane, IAgent] | None = None,
         random: Callable[[], float] = randomModule.random,
         traceparent: Callable[[], str | None] | None = None,
+        streaming: IAgent | None = None,
     ) -> None:
+        self._streaming = streaming or agent
         self._traceparent = traceparent
         self.extensions: frozenset[str] = frozenset()
         self.isClosed = False
@@ -216,6 +224,30 @@ class Transport:
         if response.status >= 300:
             raise faultOf(response, body, request.path)
         return response
+
+    @returnsDeferred
+    async def stream(self, path: str, query: Mapping[str, object], headers: Mapping[str, str]) -> IResponse:
+        """
+        Send a GET to the server that worked last, and leave the reading of its body to the caller.
+
+        :return: fires with the response, whose body is an event stream. Fails with ``ConnectionFailed`` if it is not
+            one, and otherwise as the agent does.
+        """
+        if self.isClosed:
+            raise ClientClosed("This client has been closed")
+        session = await self._authenticator.session()
+        url = self.baseUrl + pathOf(path, query)
+        fields = {"Host": urlsplit(url).netloc, **USER_AGENT, "Accept": _EVENT_STREAM, "X-Auth-Token": session.token}
+        raw = {name.encode("ascii"): [value.encode("utf-8")] for name, value in {**fields, **headers}.items()}
+        response = await self._streaming.request(b"GET", url.encode("ascii"), FixedHeaders(raw))
+        type = (response.headers.getRawHeaders(b"Content-Type") or [b""])[0].partition(b";")[0].strip().lower()
+        if response.code == 200 and type == _EVENT_STREAM.encode("ascii"):
+            return response
+        await readWhole(response, getattr(response, "abort", None))
+        if response.code == 401:
+            # The next request finds out whose response that was.
+            self._authenticator.suspect(session.token)
+        raise ConnectionFailed(f"GET {url} returned {response.code}, and not an event stream")
 
     def _stage(self, url: str) -> str:
         # An authenticator that was given from outside may not tell.

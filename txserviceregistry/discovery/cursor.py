@@ -30,6 +30,10 @@ class StaleCursor(Exception):
     """The event feed no longer has the place of a cursor: events may be missing."""
 
 
+class Following(list[Event]):
+    """Events that are known to follow a place directly, without the event before it."""
+
+
 @attrs.frozen
 class Cursor:
     """
@@ -51,7 +55,7 @@ class Cursor:
 
     def isStale(self, page: Sequence[Event]) -> bool:
         """Whether such a page shows that the feed no longer has this place: events before it may be lost as well."""
-        return self.seen and (not page or page[0]["id"] != self.marker)
+        return self.seen and not isinstance(page, Following) and (not page or page[0]["id"] != self.marker)
 
     def isQuiet(self, page: Sequence[Event]) -> bool:
         """Whether such a page shows that nothing has happened since."""

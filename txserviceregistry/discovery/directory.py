@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from ..api.shapes import readService
+from ..api.transport import EVENT_TYPES
 from ..types import Event, Service
 from ..util.listeners import Listeners
 from .mirror import Mirror
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 #: What can happen to a service.
 Change = Literal["join", "update", "remove", "timeout"]
 
-#: Seconds after which all services are listed again, because an update of a service has no event.
-REFRESH = 60.0
+#: Seconds after which all services are listed again, for safety.
+REFRESH = 600.0
+#: The same where an update of a service has no event.
+REFRESH_WITHOUT_UPDATES = 60.0
 
 _KINDS: dict[str, Change] = {
     "service.join": "join",
@@ -32,6 +35,7 @@ _KINDS: dict[str, Change] = {
     "service.remove": "remove",
     "service.timeout": "timeout",
 }
+_UPDATES = frozenset(type for type, kind in _KINDS.items() if kind == "update")
 
 
 class Directory(Mirror[Service]):
@@ -44,10 +48,10 @@ class Directory(Mirror[Service]):
         directory.setServiceParent(application)
         directory.forTag("www")
 
-    A service that joins, is removed or times out is seen within milliseconds (within
-    :data:`~txserviceregistry.discovery.poller.POLL` seconds if the registry can't wait for events). An *update* of a
-    service's tags, metadata or timeout has no event in this API. It is seen when all services are listed again: after
-    *refresh* seconds, or after a hundred times as long as the listing takes, if that is longer.
+    A change of a service is seen within milliseconds (within :data:`~txserviceregistry.discovery.poller.POLL` seconds
+    if the registry can't wait for events). Without the registry's extension ``event-types``, an *update* of a service's
+    tags, metadata or timeout has no event. It is seen when all services are listed again: after *refresh* seconds, or
+    after a hundred times as long as the listing takes, if that is longer.
 
     While the registry is unreachable the directory keeps its services, and :attr:`stale` says for how long. Do not
     change the services that it returns.
@@ -61,7 +65,7 @@ class Directory(Mirror[Service]):
         tag: str | None = None,
         *,
         path: str | os.PathLike[str] | None = None,
-        refresh: float = REFRESH,
+        refresh: float | None = None,
         random: Callable[[], float] = randomModule.random,
         wallClock: Callable[[], float] = time.time,
     ) -> None:
@@ -69,7 +73,8 @@ class Directory(Mirror[Service]):
         :param client: makes the requests. It stays the caller's, to be closed after the directory has stopped.
         :param tag: only services with this tag; all if not given.
         :param path: a file that keeps the services, for a start while the registry is unreachable.
-        :param refresh: seconds after which all are listed again, up to a fifth earlier.
+        :param refresh: seconds after which all are listed again, up to a fifth earlier; by default 600, or 60 if
+            updates have no event.
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         :raises TypeError: if *tag* is not a string.
@@ -132,6 +137,9 @@ class Directory(Mirror[Service]):
 
     # -- Mirror
 
+    def _defaultRefresh(self) -> float:
+        return REFRESH if EVENT_TYPES in self._client.extensions else REFRESH_WITHOUT_UPDATES
+
     def _list(self) -> AsyncIterator[Any]:
         return self._client.services.iterate(self.tag)
 
@@ -166,6 +174,10 @@ class Directory(Mirror[Service]):
         for event in events:
             listed = self._after(event, listed)
         return listed
+
+    def _decisive(self, events: Sequence[Event]) -> Event:
+        # An update after a new registration is part of that.
+        return next((event for event in reversed(events) if event["type"] not in _UPDATES), events[-1])
 
     def _differ(self, old: Service, new: Service) -> bool:
         return {**old, "last_seen": None} != {**new, "last_seen": None}

@@ -8,7 +8,7 @@ import math
 import os
 import random as randomModule
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import CancelledError, TimeoutError, maybeDeferred
@@ -18,7 +18,7 @@ from ..util.deferred import returnsDeferred
 from ..util.listeners import Listeners
 from .cursor import Cursor, StaleCursor, markerAt
 from .iteration import ItemQueue
-from .poller import PAGE
+from .poller import PAGE, PLAIN, WATCHED
 from .progress import RETENTION, SHOWN, Progress
 from .subscriber import Subscriber
 from .task import BackgroundTask
@@ -72,6 +72,7 @@ class EventsFeed(Subscriber):
         client: Client,
         marker: str | None = None,
         *,
+        types: Iterable[str] = PLAIN,
         path: str | os.PathLike[str] | None = None,
         random: Callable[[], float] = randomModule.random,
         wallClock: Callable[[], float] = time.time,
@@ -79,11 +80,14 @@ class EventsFeed(Subscriber):
         """
         :param client: makes the requests. It stays the caller's, to be closed after the feed has stopped.
         :param marker: the id of the event to begin with; without it, what happens from the start on.
+        :param types: the types of events; by default those of version 1.0. Others, such as ``service.update``, come
+            only from a registry with the extension ``event-types``.
         :param path: a file that keeps the position in the feed. What it holds comes before *marker*.
         :param random: gives numbers from 0 to 1.
         :param wallClock: seconds since the epoch.
         """
-        super().__init__(client, path, random, wallClock)
+        self._types = frozenset(types)
+        super().__init__(client, path, random, wallClock, self._types)
         # When the file was written, by the wall clock.
         self._savedAt = -math.inf
         # None until the end of the feed, where new events come, is known.
@@ -213,6 +217,10 @@ class EventsFeed(Subscriber):
             for event in events:
                 if run.isStopping:
                     return
+                if event["type"] in WATCHED and event["type"] not in self._types:
+                    # It was requested for other subscribers.
+                    progress = progress.delivered(event)
+                    continue
                 interrupted = event["id"]
                 await self._deliver(run, event, progress.isRepeated(event))
                 interrupted = None

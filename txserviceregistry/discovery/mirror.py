@@ -37,6 +37,9 @@ _LISTING_SHARE = 0.01
 # registry has lost its data.
 _BLIND_REFRESH = 60.0
 
+# Seconds between two listings where nothing but an event stream shows that.
+_SAFE_REFRESH = 600.0
+
 # Each interval between listings is shorter by up to this part, so that clients that start together spread out.
 _JITTER = 0.2
 
@@ -71,7 +74,7 @@ class Mirror(Subscriber, Generic[_T]):
         wallClock: Callable[[], float],
     ) -> None:
         """
-        :param refresh: seconds after which everything is listed again; ``None`` if every change has an event.
+        :param refresh: seconds after which everything is listed again; ``None`` for :meth:`_defaultRefresh`.
         :raises ValueError: if *refresh* is not a finite number of 0 or more.
         """
         super().__init__(client, path, random, wallClock)
@@ -81,6 +84,8 @@ class Mirror(Subscriber, Generic[_T]):
         self._items: dict[str, _T] = {}
         # The place in the feed up to which events were applied.
         self._cursor: Cursor | None = None
+        # The poller's count of resets when everything was listed.
+        self._resets = 0
         # When the copy was last known to equal the registry; by the clock, which a file's age may lie before.
         self._currentAt: float | None = None
         self._isCurrent = False
@@ -92,6 +97,10 @@ class Mirror(Subscriber, Generic[_T]):
         self._ends: Listeners[[]] = Listeners(self._log, "a stop")
 
     # -- what a kind of mirror defines
+
+    def _defaultRefresh(self) -> float | None:
+        """Seconds after which everything is listed again; ``None`` if every change has an event."""
+        return None
 
     def _list(self) -> AsyncIterator[Any]:
         """All items, page by page, from the registry and never from a cache."""
@@ -118,6 +127,10 @@ class Mirror(Subscriber, Generic[_T]):
         """
         read = self._read(events[-1])
         return None if read is None else read[1]
+
+    def _decisive(self, events: Sequence[Event]) -> Event:
+        """The one of a key's events, in order, that says best what has happened."""
+        return events[-1]
 
     def _differ(self, old: _T, new: _T) -> bool:
         """Whether a value has changed, for listeners."""
@@ -214,6 +227,7 @@ class Mirror(Subscriber, Generic[_T]):
         :param missed: what happened before that place, and was not applied.
         """
         began = self._clock.seconds()
+        self._resets = self._poller.resets
         items: dict[str, _T] = {}
         async for item in self._list():
             items[item["id"]] = self._valueOf(item)
@@ -226,11 +240,13 @@ class Mirror(Subscriber, Generic[_T]):
             else:
                 items[key] = merged
         now = self._clock.seconds()
-        refresh = _BLIND_REFRESH if self._refresh is None else self._refresh
-        interval = max(refresh, (now - began) / _LISTING_SHARE)
+        refresh = self._refreshSeconds
+        if not self._cursor.seen and not self._poller.isLive:
+            refresh = _BLIND_REFRESH if refresh is None else min(refresh, _BLIND_REFRESH)
+        interval = max(_SAFE_REFRESH if refresh is None else refresh, (now - began) / _LISTING_SHARE)
         self._nextListing = now + interval * (1.0 - _JITTER * self._random())
         with run.callingOut():
-            self._replace(items, {key: its[-1] for key, its in self._byKey([*missed, *events]).items()})
+            self._replace(items, {key: self._decisive(its) for key, its in self._byKey([*missed, *events]).items()})
             self._isCurrent = True
             self._saveSoon()
             self._becomeReady(now)
@@ -243,15 +259,19 @@ class Mirror(Subscriber, Generic[_T]):
                 byKey.setdefault(read[0], []).append(event)
         return byKey
 
+    @property
+    def _refreshSeconds(self) -> float | None:
+        return self._defaultRefresh() if self._refresh is None else self._refresh
+
     def _secondsToListing(self) -> float:
-        if self._refresh is None and self._cursor is not None and self._cursor.seen:
+        if self._refreshSeconds is None and self._cursor is not None and self._cursor.seen:
             return math.inf
         return self._nextListing - self._clock.seconds()
 
     async def _nextEvents(self, cursor: Cursor) -> list[Event]:
         """The next events, or none when it is time for a listing."""
         left = self._secondsToListing()
-        coming = self._poller.after(cursor)
+        coming = self._poller.after(cursor, resets=None if cursor.seen else self._resets)
         page = await (coming if math.isinf(left) else coming.addTimeout(left, self._clock, lambda _, seconds: None))
         if page is None:
             return []

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.application.service import Service
@@ -24,7 +24,7 @@ from ..util.ownership import checkPath
 from ..util.started import checkRunning
 from .cursor import StaleCursor
 from .iteration import ItemQueue, Items
-from .poller import pollerOf
+from .poller import WATCHED, pollerOf
 from .task import BackgroundTask
 
 if TYPE_CHECKING:
@@ -56,13 +56,14 @@ class Subscriber(Service):
         path: str | os.PathLike[str] | None,
         random: Callable[[], float],
         wallClock: Callable[[], float],
+        types: Collection[str] = WATCHED,
     ) -> None:
         self._client = client
         self._clock = client.clock
         self._random = random
         self._wallClock = wallClock
         self._path = None if path is None else os.fspath(path)
-        self._poller = pollerOf(client)
+        self._poller = pollerOf(client, types)
         self._backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random)
         # The first failure is followed by a retry at once.
         self._outage = Outage(self._log, self._clock, self.outageBegins, self.outageEnds, after=2, what=self.what)
@@ -119,6 +120,10 @@ class Subscriber(Service):
         return stopped
 
     async def _run(self, run: BackgroundTask) -> None:
+        with self._poller.used():
+            await self._runSteps(run)
+
+    async def _runSteps(self, run: BackgroundTask) -> None:
         while not run.isStopping:
             try:
                 await self._step(run)

@@ -40,8 +40,10 @@ _SHORTEST_SHARE = 0.25
 # A pool may hold more than one stale connection. Each repetition uses one up; a new connection is never stale.
 _MOST_STALE = 3
 
+#: The header with the name and the version of this library.
+USER_AGENT = {"User-Agent": f"txserviceregistry/{__version__}"}
 _HEADERS = {
-    b"User-Agent": [b"txserviceregistry/" + __version__.encode("ascii")],
+    **{name.encode("ascii"): [value.encode("ascii")] for name, value in USER_AGENT.items()},
     b"Accept": [b"application/json"],
 }
 

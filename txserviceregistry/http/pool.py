@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, cast
 
 import attrs
@@ -64,12 +65,14 @@ def _asStale(reason: Failure) -> Failure:
 @implementer(IHandshakeListener)
 class _Connection(_HTTP11):
     """
-    One connection. Its responses come with their bodies, and a request that fails does so when the socket is closed.
+    One connection. Its responses come with their bodies, unless they are streamed, and a request that fails does so
+    when the socket is closed.
     """
 
-    def __init__(self, clock: IReactorTime, quiescentCallback: Callable[[Any], None]) -> None:
+    def __init__(self, clock: IReactorTime, quiescentCallback: Callable[[Any], None], streams: bool) -> None:
         super().__init__(quiescentCallback)  # type: ignore[no-untyped-call] # Twisted has no types there
         self._clock = clock
+        self._streams = streams
         self._used = False
         self._isTLS = False
         self._isSecure = False
@@ -90,11 +93,16 @@ class _Connection(_HTTP11):
             return self.whenLost().addCallback(lambda _: problem)
 
         answered: Deferred[Any] = super().request(request)
-        answered.addCallback(readWhole, self.cutOff)
+        answered.addCallback(self._streamed if self._streams else partial(readWhole, abort=self.cutOff))
         if self._isTLS:
             answered.addCallback(self._afterwards)
         answered.addErrback(failed)
         return answered
+
+    def _streamed(self, response: Any) -> Any:
+        """A response whose body is read by the caller, who may *abort* it."""
+        response.abort = self.cutOff
+        return response
 
     def handshakeCompleted(self) -> None:
         """See IHandshakeListener."""
@@ -138,14 +146,19 @@ class _ConnectionFactory(Factory):
     noisy = False
 
     def __init__(
-        self, clock: IReactorTime, connections: set[_Connection], quiescentCallback: Callable[[Any], None]
+        self,
+        clock: IReactorTime,
+        connections: set[_Connection],
+        quiescentCallback: Callable[[Any], None],
+        streams: bool,
     ) -> None:
         self._clock = clock
+        self._streams = streams
         self._connections = connections
         self._quiescentCallback = quiescentCallback
 
     def buildProtocol(self, addr: object) -> _Connection:
-        connection = _Connection(self._clock, self._quiescentCallback)
+        connection = _Connection(self._clock, self._quiescentCallback, self._streams)
         self._connections.add(connection)
         return connection
 
@@ -159,15 +172,18 @@ class ConnectionPool(HTTPConnectionPool):
 
     :param reactor: connects, and times idle connections.
     :param maxConnections: the most idle connections to one server.
+    :param streams: whether responses come as soon as their headers are there, with an ``abort`` that closes the
+        connection.
     """
 
     retryAutomatically = False
     cachedConnectionTimeout: float = IDLE_TIMEOUT  # type: ignore[assignment] # as good as an int
 
-    def __init__(self, reactor: Any, maxConnections: int) -> None:
-        super().__init__(reactor, persistent=True)  # type: ignore[no-untyped-call] # Twisted has no types there
+    def __init__(self, reactor: Any, maxConnections: int, *, streams: bool = False) -> None:
+        super().__init__(reactor, persistent=not streams)  # type: ignore[no-untyped-call] # Twisted has no types there
         self.maxPersistentPerHost = maxConnections
         self._clock: IReactorTime = reactor
+        self._streams = streams
         self._known: set[_Connection] = set()
         # The local address of the last connection to a server, by the pool's key for the server.
         self._addresses: dict[Hashable, str] = {}
@@ -177,7 +193,7 @@ class ConnectionPool(HTTPConnectionPool):
     def _factory(self, quiescentCallback: Callable[[Any], None], metadata: str) -> Any:  # type: ignore[override]
         """Makes the connections."""
         self._known = {connection for connection in self._known if not connection.isLost}
-        return _ConnectionFactory(self._clock, self._known, quiescentCallback)
+        return _ConnectionFactory(self._clock, self._known, quiescentCallback, self._streams)
 
     def getConnection(self, key: Hashable, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
         """See HTTPConnectionPool."""

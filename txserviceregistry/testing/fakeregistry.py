@@ -230,6 +230,7 @@ class FakeRegistry:
     def partition(self) -> None:
         """Cut the network: requests that clients send, or have sent, get no response, until :meth:`heal`."""
         self._network.isPartitioned = True
+        self._network.loseConnections()
 
     def heal(self) -> None:
         """End the partition; requests from before stay lost."""

@@ -11,6 +11,8 @@ import attrs
 from treq.testing import RequestTraversalAgent
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.interfaces import IProtocol
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
 from twisted.web.http_headers import Headers
@@ -38,6 +40,49 @@ class _Script:
     fault: Fault
     left: int | None
     when: Callable[[Request], bool] | None
+
+
+def _isStream(response: IResponse) -> bool:
+    types: list[bytes] | None = response.headers.getRawHeaders(b"Content-Type")
+    return types == [b"text/event-stream"]
+
+
+class _Streamed:
+    """
+    A response that comes bit by bit.
+
+    :param isLost: whether its connection is lost, so that nothing comes any more.
+    """
+
+    def __init__(self, response: IResponse, isLost: Callable[[], bool]) -> None:
+        self._response = response
+        self._isLost = isLost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """See :class:`twisted.web.iweb.IResponse`."""
+        self._response.deliverBody(_Body(protocol, self._isLost))
+
+
+class _Body(Protocol):
+    """Hands a body on, as long as its connection is not lost."""
+
+    def __init__(self, protocol: IProtocol, isLost: Callable[[], bool]) -> None:
+        self._protocol = protocol
+        self._isLost = isLost
+
+    def connectionMade(self) -> None:
+        self._protocol.makeConnection(self.transport)  # type: ignore[arg-type]  # a body has as little of a transport
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self._isLost():
+            self._protocol.dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self._isLost():
+            self._protocol.connectionLost(reason)
 
 
 @implementer(IAgent)
@@ -157,6 +202,9 @@ class Network:
             isLost = self.isPartitioned or connection != self._connections
             if isLost and not (isinstance(result, Failure) and result.check(ResponseNeverReceived)):
                 return
+            isStream = not isinstance(result, Failure) and _isStream(result)
+            if isStream:
+                result = _Streamed(result, lambda: connection != self._connections)
             answer.callback(result)
 
         response.addBoth(relay)

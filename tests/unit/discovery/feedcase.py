@@ -9,6 +9,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.fakeagent import Proxy
+from txserviceregistry import Client
 from txserviceregistry.discovery.feed import EventsFeed
 from txserviceregistry.testing import FakeRegistry
 
@@ -17,12 +19,21 @@ class FeedTestCase(SynchronousTestCase):
     """
     One feed, and a client that makes events.
 
+    :cvar without: an extension that the registry does not have.
     :ivar delivered: the events that the feed has delivered.
     """
 
+    without = ""
+
     def setUp(self) -> None:
         self.fake = FakeRegistry()
-        self.client = self.fake.client()
+        self.client = Client(
+            self.fake.username,
+            self.fake.apiKey,
+            baseUrl=self.fake.url,
+            agent=Proxy(self.fake.agent, without=self.without),
+            reactor=self.fake.clock,
+        )
         self.other = self.fake.client()
         self.delivered: list[Any] = []
         self.count = 0

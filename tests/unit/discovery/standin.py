@@ -103,13 +103,28 @@ def numbers(*values: float) -> Callable[[], float]:
     return lambda: next(left)
 
 
-class Plain:
-    """A client of a registry without extensions."""
+class Limited:
+    """
+    A client that sees a part of the registry's extensions.
 
-    extensions: frozenset[str] = frozenset()
+    :param transport: how subscribers can get events: ``stream``, ``wait`` or ``poll``; the last one without extensions.
+    """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, transport: str) -> None:
         self._client = client
+        self._transport = transport
+
+    def switch(self, transport: str) -> None:
+        """Change the transport; a stream ends."""
+        self._transport = transport
+        self._client.events.streams.close()
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """See Client."""
+        if self._transport == "poll":
+            return frozenset()
+        return self._client.extensions - ({"event-stream"} if self._transport == "wait" else set())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)

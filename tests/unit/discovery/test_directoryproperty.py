@@ -1,6 +1,6 @@
 """
 Whatever happens, in whatever order: at a quiet moment a directory holds what a full listing does, and a feed has given
-each event once.
+each event once. So it is over an event stream, over requests that wait, over polling, and while these change.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from txserviceregistry import Client
-from txserviceregistry.discovery.directory import REFRESH, Directory
+from txserviceregistry.discovery.directory import Directory
 from txserviceregistry.discovery.feed import EventsFeed
 from txserviceregistry.discovery.watcher import ConfigurationWatcher
 from txserviceregistry.errors import ServiceRegistryError
 from txserviceregistry.testing import FakeRegistry
 
-from .standin import Plain
+from .standin import Limited
 
 IDS = ["aaa", "bbb", "ccc", "ddd"]
 TAGS = [[], ["one"], ["two"], ["one", "two"]]
@@ -46,6 +46,9 @@ faults = (
     st.tuples(st.sampled_from(["partition", "heal", "pause", "resume", "stop", "start", "purge", "flush"])),
 )
 losses = (st.tuples(st.just("lose")),)
+TRANSPORTS = ["stream", "stream", "wait", "poll"]
+transports = st.sampled_from(TRANSPORTS)
+switches = (st.tuples(st.just("switch"), transports),)
 
 
 class SlowAgent:
@@ -67,8 +70,8 @@ class World:
         self,
         case: SynchronousTestCase,
         slow: float,
-        canWait: bool,
-        refresh: float = REFRESH,
+        transport: str,
+        refresh: float | None = None,
         between: Callable[[Any], Any] = lambda agent: agent,
     ) -> None:
         self.case = case
@@ -77,7 +80,8 @@ class World:
         self.subscriber = Client(
             self.fake.username, self.fake.apiKey, baseUrl=self.fake.url, agent=agent, reactor=self.fake.clock
         )
-        client: Any = self.subscriber if canWait else Plain(self.subscriber)
+        client: Any = Limited(self.subscriber, transport)
+        self.client = client
         options: dict[str, Any] = {"random": lambda: 0.5, "wallClock": self.fake.wallClock}
         self.directory = Directory(client, refresh=refresh, **options)
         self.tagged = Directory(client, "one", refresh=refresh, **options)
@@ -122,6 +126,8 @@ class World:
                 fake.failNext(503, count)
             case ("fault", name, count):
                 getattr(fake, name)(count)
+            case ("switch", transport):
+                self.client.switch(transport)
             case ("lose",):
                 fake.restart(keepData=False)
             case ("purge",):
@@ -197,20 +203,21 @@ class PropertyTests(SynchronousTestCase):
         world.end()
         self.assertEqual(world.fake.clock.getDelayedCalls(), [])
 
-    @example([("create", "aaa", 120, []), ("lose",), ("create", "bbb", 120, [])], 0.0, True)
-    @given(st.lists(st.one_of(*changes, *updates, *faults, *losses), max_size=25), slow, st.booleans())
-    def test_equalsAFullListing(self, program: Program, slow: float, canWait: bool) -> None:
+    @example([("create", "aaa", 120, []), ("lose",), ("create", "bbb", 120, [])], 0.0, "wait")
+    @example([("create", "aaa", 120, []), ("lose",), ("create", "bbb", 120, [])], 0.0, "stream")
+    @given(st.lists(st.one_of(*changes, *updates, *faults, *losses, *switches), max_size=25), slow, transports)
+    def test_equalsAFullListing(self, program: Program, slow: float, transport: str) -> None:
         """After outages, restarts with and without data, faults and changes of all kinds."""
-        world = World(self, slow, canWait)
+        world = World(self, slow, transport)
         self.prove(world, program, 200)
         if not world.gaps:
             self.assertLessEqual(set(world.feedOfAll()), {event["id"] for event in world.events})
         self.end(world)
 
-    @given(st.lists(st.one_of(*changes, *faults), max_size=25), slow, st.booleans())
-    def test_eventsAreEnough(self, program: Program, slow: float, canWait: bool) -> None:
+    @given(st.lists(st.one_of(*changes, *faults, *switches), max_size=25), slow, transports)
+    def test_eventsAreEnough(self, program: Program, slow: float, transport: str) -> None:
         """Changes that have events need no second listing, and each event comes once and in order."""
-        world = World(self, slow, canWait, refresh=1_000_000)
+        world = World(self, slow, transport, refresh=1_000_000)
         self.prove(world, program, 200)
         self.assertEqual([event["id"] for event in world.events], world.feedOfAll())
         self.assertEqual((world.gaps, [event for event in world.events if "redelivered" in event]), ([], []))

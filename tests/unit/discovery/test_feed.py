@@ -13,7 +13,9 @@ from .feedcase import FeedTestCase
 
 
 class FeedTests(FeedTestCase):
-    """Delivery, and starting and stopping."""
+    """Delivery, and starting and stopping, over requests that wait."""
+
+    without = "event-stream"
 
     def test_fromNowOn(self) -> None:
         """Without a marker only what happens from the start on, at once and in order."""

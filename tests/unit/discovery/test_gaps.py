@@ -23,6 +23,8 @@ REFUSED = json.dumps(
 class GapTests(FeedTestCase):
     """Gaps, absences and repetitions."""
 
+    without = "event-stream"
+
     def test_acrossALongAbsence(self) -> None:
         """With a file nothing is missed after an absence of hours, also if there was no event before."""
         path = self.mktemp()

@@ -87,7 +87,7 @@ class MalformedTests(SynchronousTestCase):
             network.plan = list(first)
             return network
 
-        world = World(self, 0.0, True, between=between)
+        world = World(self, 0.0, "wait", between=between)
         for step in program:
             if step[0] == "change":
                 network.plan.extend(step[1])
@@ -109,7 +109,7 @@ class MalformedTests(SynchronousTestCase):
 
     def test_aPageOfSomethingElse(self) -> None:
         """The three retry after pages that are not pages of events."""
-        world = World(self, 0.0, True)
+        world = World(self, 0.0, "wait")
         world.fake.malformedEventsNext(5)
         world.do(("create", "aaa", 120, []))
         world.fake.advance(60)

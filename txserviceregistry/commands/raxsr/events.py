@@ -6,7 +6,9 @@ import argparse
 from collections import deque
 from typing import TYPE_CHECKING, Any, get_args
 
-from ...types import PlainEventType
+from ...api.transport import EVENT_TYPES
+from ...types import EventType, PlainEventType
+from ..outcome import CommandFailed
 from .base import ListCommand, addPaging
 from .output import Column, Payload, Timestamp
 from .parser import Parser
@@ -27,8 +29,23 @@ _DEFAULT_LIMIT = 100
 
 def addType(parser: Parser) -> None:
     """Add ``--type``."""
-    types = get_args(PlainEventType)
+    types = get_args(EventType)
     parser.add_argument("--type", choices=types, metavar="TYPE", help=f"only events of this type: {', '.join(types)}")
+
+
+async def typesOf(client: Client, type: str | None) -> list[str] | None:
+    """
+    The types of events that ``--type`` names; ``None`` without it.
+
+    :raises CommandFailed: if the registry does not have such events.
+    """
+    if type is None:
+        return None
+    if type not in get_args(PlainEventType):
+        await client.account.getLimits()
+        if EVENT_TYPES not in client.extensions:
+            raise CommandFailed(f"the registry has no events of type {type}: it has no extension {EVENT_TYPES}")
+    return [type]
 
 
 class List(ListCommand):
@@ -47,8 +64,10 @@ class List(ListCommand):
         addPaging(parser, "events")
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        types = await typesOf(client, parsed.type)
+
         async def page(marker: str | None, limit: int | None) -> Any:
-            return await client.events.list(marker, limit, parsed.type)
+            return await client.events.list(marker, limit, parsed.type, types=types)
 
         if parsed.all or parsed.marker is not None:
             return (await self.onePageOrAll(parsed, "events", page))[::-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from ...errors import (
@@ -18,7 +18,7 @@ from ...errors import (
 )
 from ...util.backoff import Backoff
 from .base import FollowCommand
-from .events import COLUMNS, addType
+from .events import COLUMNS, addType, typesOf
 from .parser import Parser
 
 if TYPE_CHECKING:
@@ -50,12 +50,13 @@ class Follow(FollowCommand):
         parser.add_argument("--since", metavar="MARKER", help="begin at the event with this id (default: new events)")
 
     async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
-        await follow(client, parsed.type, parsed.since, self.app.note, lambda: self.writer(parsed))
+        types = await typesOf(client, parsed.type)
+        await follow(client, types, parsed.since, self.app.note, lambda: self.writer(parsed))
 
 
 async def follow(
     client: Client,
-    type: str | None,
+    types: Collection[str] | None,
     since: str | None,
     note: Callable[[str], None],
     begin: Callable[[], Callable[[Event], None]],
@@ -63,15 +64,16 @@ async def follow(
     """
     Show each event once and in order, until it is cancelled.
 
+    :param types: only events of these types; ``None`` for those of version 1.0.
     :param since: the id of the first event; ``None`` for new events.
     :param begin: called after the first request; returns the function that shows an event.
     :raises ServiceRegistryError: if the first request fails, or a later one for a reason that is not temporary.
     """
     from ...discovery.cursor import Cursor, StaleCursor
-    from ...discovery.poller import PAGE, EventPoller
+    from ...discovery.poller import PAGE, PLAIN, EventPoller
 
     clock = client.clock
-    poller = EventPoller(client, type=type, interval=_INTERVAL)
+    poller = EventPoller(client, types=PLAIN if types is None else types, interval=_INTERVAL)
     backoff = Backoff(_SHORTEST_RETRY, _LONGEST_RETRY, random.random)
     lostAt: float | None = None
 
@@ -90,33 +92,35 @@ async def follow(
         except StaleCursor:
             raise MalformedResponse("The event feed does not have the event that it ended with a moment ago") from None
     else:
-        events = (await client.events.list(since, PAGE, type))["values"]
+        type = None if types is None else next(iter(types))
+        events = (await client.events.list(since, PAGE, type, types=types))["values"]
     show = begin()
-    while True:
-        for event in events:
-            show(event)
-            cursor = cursor.after(event)
-        events = []
-        try:
-            page = await poller.after(cursor, reached)
-        except StaleCursor:
-            note(_GAP)
-            cursor = Cursor()
-            continue
-        except ServiceRegistryError as error:
-            if not _isTemporary(error, client):
-                raise
-            if lostAt is None:
-                lostAt = clock.seconds()
-                note(f"registry unreachable, retrying: {error}")
-            await client.pause(max(backoff.next(), _retryAfter(error)))
-            continue
-        reached()
-        if cursor.isStale(page):
-            note(_GAP)
-        events = cursor.newer(page)
-        if not events:
-            cursor = Cursor(cursor.marker)
+    with poller.used():
+        while True:
+            for event in events:
+                show(event)
+                cursor = cursor.after(event)
+            events = []
+            try:
+                page = await poller.after(cursor, reached)
+            except StaleCursor:
+                note(_GAP)
+                cursor = Cursor()
+                continue
+            except ServiceRegistryError as error:
+                if not _isTemporary(error, client):
+                    raise
+                if lostAt is None:
+                    lostAt = clock.seconds()
+                    note(f"registry unreachable, retrying: {error}")
+                await client.pause(max(backoff.next(), _retryAfter(error)))
+                continue
+            reached()
+            if cursor.isStale(page):
+                note(_GAP)
+            events = cursor.newer(page)
+            if not events:
+                cursor = Cursor(cursor.marker)
 
 
 def _isTemporary(error: ServiceRegistryError, client: Client) -> bool:

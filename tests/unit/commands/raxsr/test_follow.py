@@ -44,7 +44,13 @@ class FollowTests(SynchronousTestCase):
     def follow(self, client: Client | None = None, type: str | None = None, since: str | None = None) -> Deferred[None]:
         """Follow events until the end of the test."""
         following = Deferred.fromCoroutine(
-            follow(client or self.fake.client(), type, since, self.notes.append, lambda: self.shown.append)
+            follow(
+                client or self.fake.client(),
+                None if type is None else [type],
+                since,
+                self.notes.append,
+                lambda: self.shown.append,
+            )
         )
         self.fake.flush()
         following.addErrback(lambda failure: failure.trap(CancelledError))
@@ -90,8 +96,12 @@ class FollowTests(SynchronousTestCase):
         self.failureResultOf(following, BadRequest)
 
     def test_idleCostsLittle(self) -> None:
-        """While nothing happens there are two requests a minute."""
+        """While nothing happens there is nothing but the stream; without one there are two requests a minute."""
         self.follow()
+        began = len(self.fake.requests)
+        self.fake.advance(600)
+        self.assertEqual((self.values(), len(self.fake.requests) - began), ([], 0))
+        self.follow(self.clientOver(Proxy(self.fake.agent, without="event-stream")))
         began = len(self.fake.requests)
         self.fake.advance(600)
         self.assertEqual(self.values(), [])
@@ -112,7 +122,7 @@ class FollowTests(SynchronousTestCase):
         Where only requests that wait are refused, by a proxy or for lack of capacity, nothing is lost and there is no
         note: there is about one request a second, and about every 30 s one that waits.
         """
-        proxy = Proxy(self.fake.agent, forwardsWaits=False)
+        proxy = Proxy(self.fake.agent, forwardsWaits=False, without="event-stream")
         self.follow(self.clientOver(proxy))
         began = len(self.fake.requests)
         self.fake.advance(300)
@@ -198,7 +208,7 @@ class FollowTests(SynchronousTestCase):
         """When the last event is too old for the registry to keep it, there is one note, and the next one is shown."""
         self.fake = FakeRegistry(eventRetention=3600)
         self.other = self.fake.client()
-        self.follow()
+        self.follow(self.clientOver(Proxy(self.fake.agent, without="event-stream")))
         self.happen()
         self.values()
         self.fake.advance(8000)
