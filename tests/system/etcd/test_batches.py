@@ -176,6 +176,34 @@ class GroupsTests(EtcdCase):
         found = await self.asked.get(key)
         self.assertEqual(seen[1], found and found.modified)
 
+    async def test_newObjectsAreMadeOnce(self) -> None:
+        """Of two nodes that create the same objects, most of them without reading first, one creates each."""
+
+        def create(number: int) -> Callable[[Transaction], int]:
+            def act(draft: Transaction) -> int:
+                if draft.get(f"{self.prefix}new{number:02}") is not None:
+                    raise LimitExceeded(1)
+                draft.put(f"{self.prefix}new{number:02}", b"x")
+                draft.clock.services += 1
+                return draft.addEvent("service.join", {})
+
+            return act
+
+        nodes = [self.node("a"), self.node("b", ahead=-1.0)]
+        works = []
+        for number in range(60):
+            for node in nodes:
+                works.append(node.do(T, [f"{self.prefix}new{number:02}"], create(number), isNew=True))
+            if number % 7 == 0:
+                # Some groups are under way when the next changes come.
+                await self.asked.get(f"{self.prefix}pause")
+        outcomes = [_outcome(each) for each in await DeferredList(works, consumeErrors=True)]
+        made = [each for each in outcomes if isinstance(each, int)]
+        self.assertEqual(sorted(made), await self.events())
+        self.assertEqual(len(made), 60)
+        found = await self.asked.get(f"{self.prefix}clocks/{T}")
+        self.assertIn(b'"services":60', found.value if found else b"")
+
     async def test_aKeyIsDeletedAndSetInTwoGroups(self) -> None:
         """What is deleted and made anew has a create revision of its own, however soon; the order stays."""
         key, node = f"{self.prefix}thing", self.node("a")

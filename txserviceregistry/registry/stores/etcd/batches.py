@@ -322,12 +322,13 @@ class Batches:
             if transaction.revision:
                 self._etcd.statistics.commits.add(len(steps))
                 return outcomes
-            if self._clock.seconds() > steps[0].begun + PATIENCE:
-                raise StoreUnavailable("etcd: other nodes' changes leave no room for this one")
+            late, lost = self._clock.seconds() - PATIENCE, StoreUnavailable("etcd: other nodes are always quicker")
             if isAssumed and clockKey in found and found[clockKey].modified != revision:
-                # Another node was quicker. What has come meanwhile goes along with the next attempt.
+                # What has come meanwhile goes along with the next attempt.
                 self.clockChanged(tenant, found[clockKey])
-                return [Postponed(clockKey)] * len(steps)
+                return [lost if step.begun < late else Postponed(clockKey) for step in steps]
+            if steps[0].begun < late:
+                raise lost
             if isAssumed:
                 # One of the objects exists.
                 isAssumed, found = False, await self._read(reads)
