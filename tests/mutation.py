@@ -28,6 +28,8 @@ from . import ROOT
 _AREAS = (
     "heartbeats/*.py",
     "registry/core.py",
+    "registry/engine.py",
+    "registry/locks.py",
     "registry/feed.py",
     "registry/stores/memory.py",
     "registry/stores/sqlite/*.py",
