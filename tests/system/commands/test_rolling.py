@@ -1,4 +1,4 @@
-"""Clients lose no request while all servers are cut off from the registry."""
+"""Clients lose no request: while servers are restarted one by one, and while all are cut off from the registry."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from collections import Counter
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.web.client import readBody
 
 from tests.system.etcd.relay import Relay
@@ -40,7 +40,7 @@ class NoLostRequestTests(ProcessTestCase):
         self.agent = RegistryAgent(reactor, self.directory)
         self.addCleanup(self.agent.close)
         self.answers: Counter[str] = Counter()
-        self.users: list[Deferred[None]] = []
+        self.isOver = False
 
     def wrapper(self, number: int, *options: str) -> Child:
         """A server in a wrapper, which reaches the registry through the relay."""
@@ -66,18 +66,20 @@ class NoLostRequestTests(ProcessTestCase):
 
         async def use() -> None:
             try:
-                while True:
+                while not self.isOver:
                     response = await self.agent.request(b"POST", b"registry://web/", None, BytesProducer(b"x"))
                     body: bytes = await readBody(response)
                     self.answers[f"{response.code} {body.decode()}"] += 1
-            except CancelledError:
-                pass
             except Exception as error:
                 self.answers[repr(error)] += 1
 
-        self.users = [Deferred.fromCoroutine(use()) for _ in range(USERS)]
-        for user in self.users:
-            self.addCleanup(user.cancel)
+        users = [Deferred.fromCoroutine(use()) for _ in range(USERS)]
+
+        def end() -> Deferred[list[None]]:
+            self.isOver = True
+            return gatherResults(users)
+
+        self.addCleanup(end)
 
     async def noneIsLost(self) -> None:
         """Each request was answered, by each of the servers, and the users still send them."""
@@ -90,6 +92,18 @@ class NoLostRequestTests(ProcessTestCase):
         self.assertEqual(set(self.answers), good, self.answers)
         await self.until(goOn)
         self.assertEqual(set(self.answers), good, self.answers)
+
+    async def test_rollingRestart(self) -> None:
+        """Three servers are restarted one after the other; each drains first, and no request fails."""
+        wrappers = [self.wrapper(number, "--drain=1", "--deregister") for number in range(3)]
+        await self.registered(0, 1, 2)
+        self.startUsers()
+        for number in range(3):
+            wrappers[number].kill("TERM")
+            await wrappers[number].ended
+            self.wrapper(number, "--drain=1")
+            await self.registered(number)
+        await self.noneIsLost()
 
     async def test_cutOffFromTheRegistry(self) -> None:
         """The servers lose the registry, and expire there; their clients go on using them until they are back."""

@@ -92,6 +92,22 @@ class DirectoryTests(DirectoryTestCase):
         self.assertEqual([service.get("state") for service in directory.services()], [None, "out"])
         self.assertEqual(sorted(self.changes[2:]), [("update", "web1"), ("update", "web2")])
 
+    def test_statesAreSeenAtOnce(self) -> None:
+        """A change of a state has an event, and so has its end; updates leave it as it is."""
+        self.create("web1", tags=["www"])
+        directory = self.directory("www")
+        self.successResultOf(self.other.services.setState("web1", "drain", "rack move", expiresIn=20))
+        self.fake.flush()
+        self.successResultOf(self.other.services.update("web1", {"metadata": {"port": "80"}}))
+        self.fake.flush()
+        (found,) = directory.services()
+        self.assertEqual((found.get("state"), found.get("state_reason")), ("drain", "rack move"))
+        self.assertEqual(found["metadata"], {"port": "80"})
+        self.fake.advance(21)
+        (found,) = directory.services()
+        self.assertNotIn("state", found)
+        self.assertEqual(self.changes[1:], [("update", "web1")] * 3)
+
     def test_statesInAFile(self) -> None:
         """A state is kept in the file, for a start while the registry is unreachable."""
         self.create("web1")

@@ -35,7 +35,7 @@ def ofRule(rule: Rule) -> Schema:
             schema = {"type": "string"} if rule.pattern is None else ofPattern(rule.pattern)
             return {**schema, "minLength": rule.shortest, "maxLength": rule.longest}
         case Number():
-            numbers = "|".join(_digits(str(rule.least), str(rule.greatest)))
+            numbers = "|".join(_digits(rule.least, rule.greatest))
             # Exponents and other white space are accepted too; no pattern can compare a number with an exponent.
             return {"anyOf": [ofText(rule), ofPattern(rf" *\+?0*(?:{numbers})(?:\.0*)? *")]}
         case Items():
@@ -112,22 +112,14 @@ def ofType(hint: Any) -> Schema:
     raise TypeError(f"no schema for {hint!r}")
 
 
-def _digits(least: str, greatest: str) -> Iterator[str]:
-    """Patterns that match the numbers of a range together."""
-    if len(least) < len(greatest):
-        nines = "9" * len(least)
-        yield from _digits(least, nines)
-        yield from _digits("1" + "0" * len(least), greatest)
-    elif least.strip("0") == "" and greatest.strip("9") == "":
-        yield "[0-9]" * len(least)
-    elif least[0] == greatest[0]:
-        yield from (least[0] + rest for rest in _digits(least[1:], greatest[1:]))
-    else:
-        size = len(least) - 1
-        for first in range(int(least[0]), int(greatest[0]) + 1):
-            low = least[1:] if first == int(least[0]) else "0" * size
-            high = greatest[1:] if first == int(greatest[0]) else "9" * size
-            yield from (str(first) + rest for rest in _digits(low, high))
+def _digits(least: int, greatest: int) -> Iterator[str]:
+    """Patterns that together match the numbers of a range; each matches 1, 10, 100, … of them."""
+    while least <= greatest:
+        size = 1
+        while least and least % (size * 10) == 0 and least + size * 10 - 1 <= greatest:
+            size *= 10
+        yield f"{least // size}{'[0-9]' * (len(str(size)) - 1)}"
+        least += size
 
 
 _TYPES: Mapping[Any, Schema] = {
