@@ -8,6 +8,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.fakeagent import Proxy
+from txserviceregistry import Client
 from txserviceregistry.discovery import ConfigurationWatcher, Directory, EventsFeed
 from txserviceregistry.testing import FakeRegistry, Request
 
@@ -27,7 +29,14 @@ class SubscriberCase(Figures, SynchronousTestCase):
 
     def setUp(self) -> None:
         self.fake = FakeRegistry(eventRetention=self.retention)
-        client = self.fake.client()
+        # Over an event stream there are no responses that could mislead; this is what they fall back to.
+        client = Client(
+            self.fake.username,
+            self.fake.apiKey,
+            baseUrl=self.fake.url,
+            agent=Proxy(self.fake.agent, without="event-stream"),
+            reactor=self.fake.clock,
+        )
         self.other = self.fake.client(cache=None)
         self.directory = Directory(client, random=lambda: 0.5)
         self.watcher = ConfigurationWatcher(client, random=lambda: 0.5)

@@ -30,6 +30,7 @@ COMMANDS = {
     "configuration remove": "configuration:Remove",
     "configuration rollback": "history:Rollback",
     "configuration set": "configuration:Set",
+    "configuration watch": "watch:Configuration",
     "console": "console:Console",
     "events follow": "follow:Follow",
     "events list": "events:List",
@@ -47,6 +48,7 @@ COMMANDS = {
     "services states": "states:States",
     "services up": "states:Up",
     "services update": "services:Update",
+    "services watch": "watch:Services",
     "template": "template:Template",
 }
 

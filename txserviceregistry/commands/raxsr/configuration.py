@@ -16,7 +16,7 @@ from .valuefile import problemOf
 if TYPE_CHECKING:
     from ...client import Client
 
-_COLUMNS = {"id": Column("ID"), "value": Column("Value", Text)}
+COLUMNS = {"id": Column("ID"), "value": Column("Value", Text)}
 _KIND = "configuration value"
 
 
@@ -66,7 +66,7 @@ class List(ListCommand):
     """Show configuration values."""
 
     example = "raxsr configuration list --namespace /production/cassandra"
-    columns = _COLUMNS
+    columns = COLUMNS
 
     def addArguments(self, parser: Parser) -> None:
         addNamespace(parser)
@@ -80,7 +80,7 @@ class Get(ShowCommand):
     """Show one configuration value."""
 
     example = "raxsr configuration get /production/cassandra/listen_ip -f value"
-    columns = _COLUMNS
+    columns = COLUMNS
     alone: str | None = "value"
     kind = _KIND
 
@@ -90,7 +90,7 @@ class Get(ShowCommand):
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         if parsed_args.etag:
-            self.columns = {**_COLUMNS, "etag": Column("ETag")}
+            self.columns = {**COLUMNS, "etag": Column("ETag")}
             self.alone = None
         return super().run(parsed_args)
 

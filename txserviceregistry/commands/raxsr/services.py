@@ -17,7 +17,7 @@ from .parser import Parser
 if TYPE_CHECKING:
     from ...client import Client
 
-_COLUMNS = {
+COLUMNS = {
     "id": Column("Service ID"),
     "heartbeat_timeout": Column("Heartbeat Timeout"),
     "last_seen": Column("Last Seen", Timestamp),
@@ -72,7 +72,7 @@ class List(ListCommand):
     """Show the services that are registered."""
 
     example = "raxsr services list --tag www -f json"
-    columns = _COLUMNS
+    columns = COLUMNS
     important = ("metadata", "tags", "last_seen", "heartbeat_timeout")
 
     def addArguments(self, parser: Parser) -> None:
@@ -89,7 +89,7 @@ class Get(ShowCommand):
     """Show one service."""
 
     example = "raxsr services get web1"
-    columns = _COLUMNS
+    columns = COLUMNS
     kind = "service"
 
     def addArguments(self, parser: Parser) -> None:
@@ -108,7 +108,7 @@ class Create(ShowCommand):
     """
 
     example = "raxsr services create web1 --heartbeat-timeout 60 --tags www,api --metadata port=8000,host=10.0.0.1"
-    columns = {name: _COLUMNS[name] for name in ("id", "heartbeat_timeout")} | {"token": Column("Token")}
+    columns = {name: COLUMNS[name] for name in ("id", "heartbeat_timeout")} | {"token": Column("Token")}
 
     def addArguments(self, parser: Parser) -> None:
         addId(parser, f"service's id, {ID_RULE}")
@@ -137,7 +137,7 @@ class Heartbeat(ShowCommand):
     """
 
     example = "raxsr services heartbeat web1 --token 2d7ff6e8-c8e9-11f0-8de9-0242ac120002 -f value -c token"
-    columns = {"id": _COLUMNS["id"], "token": Column("Token")}
+    columns = {"id": COLUMNS["id"], "token": Column("Token")}
     kind = "service"
 
     def addArguments(self, parser: Parser) -> None:

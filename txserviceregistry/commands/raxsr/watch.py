@@ -1,0 +1,167 @@
+"""``raxsr services watch`` and ``configuration watch``: a table that is kept current, or a line for each change."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+
+from .base import FollowCommand
+from .configuration import COLUMNS as VALUE_COLUMNS
+from .configuration import addNamespace
+from .output import FORMATS, Column
+from .parser import Parser
+from .services import COLUMNS as SERVICE_COLUMNS
+
+if TYPE_CHECKING:
+    from ...client import Client
+    from ...discovery import ConfigurationWatcher, Directory
+    from ...discovery.directory import Change
+
+# Seconds from one drawing of the table to the next, at least; and how often the age of data is looked at.
+_REDRAW = 0.25
+_LOOK = 1.0
+# To the beginning of the terminal, and clear what is below.
+_HOME = "\x1b[H\x1b[J"
+
+
+class _Watch(FollowCommand):
+    """A command that shows what a directory or a watcher has."""
+
+    def source(self, client: Client, parsed: argparse.Namespace) -> Any:
+        """The directory or watcher."""
+        raise NotImplementedError
+
+    def records(self, source: Any) -> Iterable[Mapping[str, Any]]:
+        """What it has."""
+        raise NotImplementedError
+
+    def follow(self, source: Any, show: Callable[[Mapping[str, Any]], None]) -> None:
+        """Let *show* be called with a record of each change."""
+        raise NotImplementedError
+
+    async def perform(self, client: Client, parsed: argparse.Namespace) -> Any:
+        # A directory would retry what is wrong with the settings.
+        await client.account.getLimits()
+        source = self.source(client, parsed)
+        table: _Table | None = None
+        if parsed.formatter == "table" and sys.stdout.isatty():
+            table = _Table(client, source, lambda: self._draw(source, parsed))
+            redraw = table.redraw
+            self.follow(source, lambda _: redraw())
+        else:
+            self.follow(source, self.writer(parsed))
+        source.startService()
+        try:
+            await Deferred()
+        finally:
+            if table is not None:
+                table.stop()
+            await source.stopService()
+
+    def _draw(self, source: Any, parsed: argparse.Namespace) -> None:
+        columns, selector = self._generate_columns_and_selector(parsed, list(self.columns))
+        rows = [self.row({"change": "", **record}) for record in self.records(source)]
+        if selector is not None:
+            rows = [tuple(self._compress_iterable(row, selector)) for row in rows]
+        options = SimpleNamespace(max_width=0, fit_width=False, importance=[], note=lambda _: None)
+        self.app.stdout.write(_HOME)
+        FORMATS["table"].obj.emit_list(columns, rows, self.app.stdout, options)
+        if source.stale:
+            print(f"not current for {source.stale:.0f} s", file=self.app.stdout)
+        self.app.stdout.flush()
+
+
+class _Table:
+    """Draws a table when something has changed, but not too often."""
+
+    def __init__(self, client: Client, source: Any, draw: Callable[[], None]) -> None:
+        self._clock = client.clock
+        self._source = source
+        self._draw = draw
+        self._next: IDelayedCall | None = None
+        self._look: IDelayedCall | None = self._clock.callLater(0, self._looked)
+
+    def redraw(self) -> None:
+        """Draw the table soon."""
+        if self._next is None:
+            self._next = self._clock.callLater(_REDRAW, self._drawn)
+
+    def stop(self) -> None:
+        """Leave nothing on the reactor."""
+        for call in (self._next, self._look):
+            if call is not None and call.active():
+                call.cancel()
+
+    def _drawn(self) -> None:
+        self._next = None
+        self._draw()
+
+    def _looked(self) -> None:
+        self._look = self._clock.callLater(_LOOK, self._looked)
+        if self._source.stale:
+            self.redraw()
+
+
+class Services(_Watch):
+    """
+    Show the services as they change, until Ctrl-C.
+
+    On a terminal this is a table that is kept current. In a pipe it is one line for each service that is registered at
+    first, and for each change. The command goes on when the registry is restarted.
+    """
+
+    example = "raxsr services watch --tag www"
+    columns = {"change": Column("Change", width=7), **SERVICE_COLUMNS}
+
+    def addArguments(self, parser: Parser) -> None:
+        parser.add_argument("--tag", metavar="TAG", help="only services with this tag")
+
+    def source(self, client: Client, parsed: argparse.Namespace) -> Directory:
+        from ...discovery import Directory
+
+        return Directory(client, parsed.tag)
+
+    def records(self, source: Directory) -> Iterable[Mapping[str, Any]]:
+        return [dict(service) for service in source.services()]
+
+    def follow(self, source: Directory, show: Callable[[Mapping[str, Any]], None]) -> None:
+        def changed(change: Change, service: Any) -> None:
+            show({**service, "change": change})
+
+        source.onChange(changed)
+
+
+class Configuration(_Watch):
+    """
+    Show configuration values as they change, until Ctrl-C.
+
+    On a terminal this is a table that is kept current. In a pipe it is one line for each value that there is at first,
+    and for each change. The command goes on when the registry is restarted.
+    """
+
+    example = "raxsr configuration watch --namespace /production/cassandra"
+    columns = {"change": Column("Change", width=7), **VALUE_COLUMNS}
+
+    def addArguments(self, parser: Parser) -> None:
+        addNamespace(parser)
+
+    def source(self, client: Client, parsed: argparse.Namespace) -> ConfigurationWatcher:
+        from ...discovery import ConfigurationWatcher
+
+        return ConfigurationWatcher(client, parsed.namespace)
+
+    def records(self, source: ConfigurationWatcher) -> Iterable[Mapping[str, Any]]:
+        return [{"id": key, "value": source[key]} for key in source]
+
+    def follow(self, source: ConfigurationWatcher, show: Callable[[Mapping[str, Any]], None]) -> None:
+        source.onChange(
+            lambda change: show(
+                {"change": "remove" if change.new is None else "set", "id": change.key, "value": change.new}
+            )
+        )
