@@ -36,5 +36,5 @@ class ProgramTests(Figures, SynchronousTestCase):
         program.begin(limits=(200, 1000), gets=500_000)
         program.createMany(count=2, tenant="1", timeout=3)
         program.passUntilADeadline(early=0.125, pick=0, tenant="1", then="get")
-        program.follow(pick=0, tenant="1", then="nothing", type="service.timeout", wait=1)
+        program.follow(pick=0, tenant="1", then="nothing", only={"type": "service.timeout"}, wait=1)
         program.teardown()
