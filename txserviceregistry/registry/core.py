@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from .. import types
 from ..util.deferred import returnsDeferred
@@ -167,6 +168,10 @@ class Registry:
             acquisitions=self.locks.acquisitions,
             lockExpirations=self._engine.lockExpirations,
         )
+
+    def pause(self) -> Deferred[None]:
+        """Fires in another turn of the reactor, between the parts of long work."""
+        return deferLater(self._clock, 0, lambda: None)
 
     # -- accounts
 

@@ -25,7 +25,7 @@ from .eventstream import streamEvents
 from .locks import LockHandlers
 from .messages import Response, faultBody, inJSON
 from .preconditions import preconditionOf
-from .prometheus import targetGroups
+from .prometheus import TARGETS_IN_A_TURN, targetGroups
 from .requestlog import WAITING
 from .statehandlers import StateHandlers
 
@@ -125,7 +125,11 @@ class Handlers(StateHandlers, LockHandlers, ConsoleHandlers):
 
     async def listPrometheusTargets(self, call: Call) -> Response:
         page = await self._registry.list(call.tenant, None, sys.maxsize - 1, call.query["tag"], True)
-        groups = [inJSON(group) for group in targetGroups(cast(Sequence[Service], page.values))]
+        services, groups = cast(Sequence[Service], page.values), list[str]()
+        for begin in range(0, len(services), TARGETS_IN_A_TURN):
+            if begin:
+                await self._registry.pause()
+            groups += map(inJSON, targetGroups(services[begin : begin + TARGETS_IN_A_TURN]))
         return Response(200, text=f"[{', '.join(groups)}]".encode())
 
     # -- configuration

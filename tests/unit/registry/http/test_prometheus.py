@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ..wire import Api
+from ..wire import Api, Connection, requestBytes
 
 
 class TargetsTests(SynchronousTestCase):
@@ -91,6 +91,18 @@ class TargetsTests(SynchronousTestCase):
         for number in range(150):
             self.register(f"web{number}", host="h", port=str(1 + number))
         self.assertEqual(len(self.targets("?limit=1&marker=web9")), 150)
+
+    def test_many(self) -> None:
+        """Many targets are put together in several turns of the reactor; other requests come in between."""
+        for number in range(450):
+            self.register(f"web{number}", host="h", port=str(1 + number))
+        connection = Connection(self.api)
+        connection.send(requestBytes("GET", "/v1.0/1234/prometheus", headers={"X-Auth-Token": self.api.token}))
+        self.assertEqual(connection.replies(), [])
+        self.assertEqual(self.api.ask("GET", "/limits").code, 200)
+        self.api.advance(0.1)
+        (reply,) = connection.replies()
+        self.assertEqual(len(reply.json), 450)
 
     def test_expired(self) -> None:
         """A service that has expired is not a target."""
