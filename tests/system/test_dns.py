@@ -212,7 +212,7 @@ class HaproxyTests(DnsTestCase):
             raise AssertionError(f"{found} instead of {expected}") from None
 
     async def test_servers(self) -> None:
-        """60 instances are 60 servers with their weights. They leave, join, and survive an outage of the registry."""
+        """60 instances are 60 servers with their weights. They leave, are drained, join, and survive an outage."""
         needs("haproxy")
         await self.start("--ttl=1s")
         expected = {}
@@ -223,7 +223,9 @@ class HaproxyTests(DnsTestCase):
         await self.startHaproxy()
         await self.has(expected)
         await self.api.services.remove("web-1")
-        del expected["127.0.0.1:8000"]
+        await self.api.services.setState("web-2", "drain")
+        for number in (1, 2):
+            del expected[f"127.0.0.{number}:8000"]
         await self.has(expected)
         self.registry.kill("KILL")
         await self.registry.ended
