@@ -327,6 +327,16 @@ class PythonTests(PageTestCase):
         await self.stay("twistd -n service-registry")
         await self.perform(DOCS / "distributed-locks.rst", self.names)
 
+    async def test_leaderElection(self) -> None:
+        """The program leads."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "leader-election.rst", self.names)
+
+    async def test_partitioning(self) -> None:
+        """The program joins a group."""
+        await self.stay("twistd -n service-registry")
+        await self.perform(DOCS / "partitioning.rst", self.names)
+
     async def test_migrating(self) -> None:
         """The import."""
         await self.perform(DOCS / "migrating.rst", self.names)

@@ -1,0 +1,177 @@
+"""
+Tests for :mod:`txserviceregistry.coordination.election`.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+
+from txserviceregistry import Client
+from txserviceregistry.coordination import Election, Leadership
+
+from .case import NAME, CoordinationTestCase
+
+
+class Member:
+    """A process that competes, and what it does while it leads."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.client = client
+        self.leaderships: list[Leadership] = []
+        self.work: list[Deferred[None]] = []
+        self.cancelled = 0
+        # What its work needs for its end after it was cancelled.
+        self.cleaning: Deferred[None] = succeed(None)
+        self.election = Election(client, NAME, self.lead, timeout=10, holder=name, random=lambda: 0.5)
+
+    async def lead(self, leadership: Leadership) -> None:
+        self.leaderships.append(leadership)
+        self.work.append(Deferred())
+        try:
+            await self.work[-1]
+        except CancelledError:
+            self.cancelled += 1
+            await self.cleaning
+            raise
+
+
+class ElectionTests(CoordinationTestCase):
+    """Two members that want to lead."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.first, self.second = (Member(self.newClient(), name) for name in ("first", "second"))
+        self.first.election.startService()
+        self.fake.advance(1)
+        self.second.election.startService()
+        self.fake.advance(1)
+        self.addCleanup(self.stop)
+
+    def stop(self) -> None:
+        for member in (self.first, self.second):
+            member.election.stopService()
+        self.fake.advance(0)
+
+    def leading(self) -> list[bool]:
+        return [member.election.isLeading for member in (self.first, self.second)]
+
+    def test_oneLeads(self) -> None:
+        """One of two leads, for as long as it lives, and both know who it is."""
+        for _ in range(50):
+            self.fake.advance(5)
+            self.assertEqual(self.leading(), [True, False])
+        self.assertEqual((self.first.election.leader, self.second.election.leader), ("first", "first"))
+        self.assertEqual(len(self.first.work), 1)
+
+    def test_aStopHandsOver(self) -> None:
+        """A stop ends the work; when that has ended, the next one leads at once, with a larger fence."""
+        self.first.cleaning = Deferred()
+        stopped = self.first.election.stopService()
+        self.fake.advance(5)
+        self.assertNoResult(stopped)
+        self.assertEqual((self.first.cancelled, self.leading()), (1, [True, False]))
+        self.first.cleaning.callback(None)
+        self.fake.advance(0.1)
+        self.assertIsNone(self.successResultOf(stopped))
+        self.assertEqual(self.leading(), [False, True])
+        self.assertGreater(self.second.leaderships[0].fence, self.first.leaderships[0].fence)
+        self.assertFalse(self.first.leaderships[0].isValid)
+
+    def test_aLeaderThatIsKilledIsReplaced(self) -> None:
+        """When the leader has ended without a word, the next one leads after the timeout and a second at the latest."""
+        self.first.client.close()
+        self.fake.advance(11)
+        self.assertEqual(self.leading(), [False, True])
+
+    def test_aPartitionEndsTheWork(self) -> None:
+        """A leader that is cut off ends its work, and competes again only after that has ended."""
+        self.first.cleaning = Deferred()
+        self.fake.partition()
+        self.fake.advance(9.2)
+        self.assertEqual((self.first.cancelled, self.leading()), (1, [False, False]))
+        self.fake.heal()
+        self.fake.advance(60)
+        self.assertEqual(self.leading(), [False, True])
+        self.second.election.stopService()
+        self.fake.advance(60)
+        self.assertEqual(len(self.first.work), 1)
+        self.first.cleaning.callback(None)
+        self.fake.advance(2)
+        self.assertEqual(self.leading(), [True, False])
+        self.assertEqual(len(self.first.work), 2)
+
+    def test_stepDown(self) -> None:
+        """A leader that steps down lets another one lead, and is the next one after that."""
+        self.first.leaderships[0].stepDown()
+        self.fake.advance(0.1)
+        self.assertEqual(self.leading(), [False, True])
+        self.fake.advance(2)
+        self.second.leaderships[0].stepDown()
+        self.fake.advance(0.1)
+        self.assertEqual(self.leading(), [True, False])
+
+    def test_workThatEnds(self) -> None:
+        """When the work is done or fails, another one leads; with no other, the same one again after a pause."""
+        self.first.work[0].callback(None)
+        self.fake.advance(0.1)
+        self.assertEqual(self.leading(), [False, True])
+        self.first.election.stopService()
+        self.fake.advance(0.1)
+        self.second.work[0].errback(RuntimeError("a failure of the application"))
+        self.fake.advance(0.2)
+        self.assertEqual(self.leading(), [False, False])
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.fake.advance(2)
+        self.assertEqual(self.leading(), [False, True])
+
+    def test_startsAgain(self) -> None:
+        """After a stop that is not over yet, a start competes when it is."""
+        self.first.cleaning = Deferred()
+        self.first.election.stopService()
+        self.second.election.stopService()
+        self.first.election.startService()
+        self.fake.advance(5)
+        self.assertEqual(len(self.first.work), 1)
+        self.first.cleaning.callback(None)
+        self.fake.advance(0.1)
+        self.assertEqual(self.leading(), [True, False])
+        self.assertEqual(len(self.first.work), 2)
+
+    def test_observers(self) -> None:
+        """A listener is called with each leader, and with None while there is none."""
+        third = Member(self.newClient(), "third")
+        heard: list[str | None] = []
+        third.election.onChange(heard.append)
+        third.election.startService()
+        self.addCleanup(third.election.stopService)
+        self.fake.advance(1)
+        self.assertEqual(heard, ["first"])
+        self.first.election.stopService()
+        self.fake.advance(1)
+        self.assertEqual(heard, ["first", None, "second"])
+        self.second.client.close()
+        self.fake.advance(12)
+        self.assertEqual(heard, ["first", None, "second", None, "third"])
+        third.election.stopService()
+        self.fake.advance(1)
+        self.assertEqual(heard[5:], [None])
+
+    def test_surviveTheRegistry(self) -> None:
+        """While the registry is down for a moment the leader goes on; one that has lost its data elects anew."""
+        self.fake.stop()
+        self.fake.advance(4)
+        self.fake.start()
+        self.fake.advance(30)
+        self.assertEqual((self.leading(), self.first.cancelled), ([True, False], 0))
+        self.fake.restart(keepData=False)
+        self.fake.advance(80)
+        self.assertEqual((self.first.cancelled, sum(self.leading())), (1, 1))
+
+    def test_aClientThatIsClosedEndsIt(self) -> None:
+        """When its client is closed, the work is cancelled and nothing is left on the reactor."""
+        self.first.client.close()
+        self.second.client.close()
+        self.client.close()
+        self.fake.advance(1)
+        self.assertEqual(self.first.cancelled, 1)
+        self.assertEqual(self.fake.clock.getDelayedCalls(), [])

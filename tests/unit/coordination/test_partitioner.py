@@ -1,0 +1,306 @@
+"""
+Tests for :mod:`txserviceregistry.coordination.partitioner`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from txserviceregistry.coordination import Assignment, Partitioner
+from txserviceregistry.coordination.partitioner import planFor
+from txserviceregistry.errors import ConnectionFailed
+from txserviceregistry.testing import FakeRegistry
+
+from .case import CoordinationTestCase
+
+GROUP = "/workers/mail"
+ITEMS = [f"queue-{number}" for number in range(12)]
+
+
+class Member:
+    """A process of a group, and the items that it works on until it has put them away."""
+
+    def __init__(self, fake: FakeRegistry, items: Iterable[str] = ITEMS, *, cleaning: float = 0.0) -> None:
+        self.fake = fake
+        self.client = fake.client(random=lambda: 0.5)
+        self.cleaning = cleaning
+        self.at: dict[str, Assignment] = {}
+        self.moves = 0
+        self.isKilled = False
+        self.partitioner = Partitioner(
+            self.client, GROUP, items, self.assigned, timeout=10, member="m", random=lambda: 0.5
+        )
+        self.partitioner.startService()
+
+    async def assigned(self, assignment: Assignment) -> None:
+        self.at[assignment.item] = assignment
+        self.moves += 1
+        try:
+            await Deferred()
+        except CancelledError:
+            try:
+                if self.cleaning:
+                    await self.client.pause(self.cleaning)
+            except ConnectionFailed:
+                pass
+            raise
+        finally:
+            del self.at[assignment.item]
+
+    def kill(self) -> None:
+        """Nothing is sent any more, and nothing done."""
+        self.isKilled = True
+        self.client.close()
+
+
+class PartitionerCase(CoordinationTestCase):
+    """Members of a group."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.members: list[Member] = []
+        self.addCleanup(self.end)
+
+    def join(self, items: Iterable[str] = ITEMS, *, cleaning: float = 0.0) -> Member:
+        self.members.append(Member(self.fake, items, cleaning=cleaning))
+        return self.members[-1]
+
+    def end(self) -> None:
+        for member in self.members:
+            member.partitioner.stopService()
+            self.fake.advance(1)
+            member.client.close()
+        self.fake.advance(0)
+
+    def check(self) -> None:
+        """No item is with two members."""
+        owners = Counter(
+            item for member in self.members for item, assignment in member.at.items() if assignment.isValid
+        )
+        assert all(count == 1 for count in owners.values()), owners
+
+    def passes(self, seconds: float) -> None:
+        end = self.fake.clock.seconds() + seconds
+        while (left := end - self.fake.clock.seconds()) > 0:
+            self.fake.advance(min(left, 1.0))
+            self.check()
+
+    def owned(self) -> list[str]:
+        return sorted(item for member in self.members for item in member.partitioner.owned)
+
+
+class PartitionerTests(PartitionerCase):
+    """What moves, and when."""
+
+    def test_oneMemberOwnsAll(self) -> None:
+        """A single member owns every item, after the time to settle."""
+        member = self.join()
+        self.passes(4.5)
+        self.assertEqual(member.partitioner.owned, frozenset())
+        self.passes(1.5)
+        self.assertEqual(member.partitioner.owned, frozenset(ITEMS))
+        self.assertEqual(member.at.keys(), set(ITEMS))
+        self.passes(60)
+        self.assertEqual(member.moves, len(ITEMS))
+
+    def test_aSecondOneGetsItsShare(self) -> None:
+        """Items of a new member move to it and no others; they move back when it has stopped."""
+        first = self.join()
+        self.passes(7)
+        second = self.join()
+        self.passes(8)
+        self.assertEqual(self.owned(), sorted(ITEMS))
+        moved = len(second.at)
+        self.assertGreater(moved, 0)
+        self.assertEqual((first.moves, second.moves), (12, moved))
+        stopped = second.partitioner.stopService()
+        self.passes(8)
+        self.successResultOf(stopped)
+        self.assertEqual(len(first.at), 12)
+        self.assertEqual((first.moves, second.moves), (12 + moved, moved))
+
+    def test_anItemMovesWhenItIsPutAway(self) -> None:
+        """An item is assigned to another member only after the work of the first one on it has ended."""
+        first = self.join(cleaning=20)
+        self.passes(7)
+        second = self.join()
+        self.passes(15)
+        self.assertEqual((len(first.at), len(second.at)), (12, 0))
+        self.passes(12)
+        self.assertEqual(self.owned(), sorted(ITEMS))
+        self.assertGreater(len(second.at), 0)
+
+    def test_aMemberThatIsKilled(self) -> None:
+        """The items of a member that was killed are owned by others after the timeout and the time to settle."""
+        self.join()
+        second = self.join()
+        self.passes(10)
+        second.kill()
+        self.passes(17)
+        self.assertEqual(self.owned(), sorted(ITEMS))
+        self.assertEqual(second.at, {})
+
+    def test_arollingDeploymentSettles(self) -> None:
+        """Members that join one after the other within a few seconds cause one distribution."""
+        members = []
+        for _ in range(3):
+            members.append(self.join())
+            self.passes(3)
+        self.passes(5)
+        self.assertEqual(sum(member.moves for member in members), len(ITEMS))
+
+    def test_membersThatDisagree(self) -> None:
+        """While members have other items, each of them reports it and nothing moves; then they recover."""
+        first = self.join()
+        self.passes(7)
+        errors: list[str | None] = []
+        first.partitioner.onError(errors.append)
+        other = self.join([*ITEMS, "one-more"])
+        self.passes(8)
+        self.assertEqual((len(first.at), len(other.at)), (12, 0))
+        self.assertIn("1 of 2", str(errors[0]))
+        self.assertIn("1 of 2", str(other.partitioner.error))
+        first.partitioner.stopService()
+        self.passes(8)
+        self.assertEqual(len(other.at), 13)
+        self.assertIsNone(other.partitioner.error)
+        self.assertEqual(len(self.flushLoggedErrors()), 0)
+
+    def test_aFailureOfTheApplication(self) -> None:
+        """An item whose work has failed is assigned anew after some seconds."""
+        calls: list[str] = []
+
+        def assigned(assignment: Assignment) -> None:
+            calls.append(assignment.item)
+            if len(calls) == 1:
+                raise RuntimeError("a failure of the application")
+
+        partitioner = Partitioner(self.client, GROUP, ["a"], assigned, settle=0, random=lambda: 0.5)
+        partitioner.startService()
+        self.fake.advance(1)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.fake.advance(6)
+        self.assertEqual((calls, partitioner.owned), (["a", "a"], frozenset({"a"})))
+        stopped = partitioner.stopService()
+        self.fake.advance(0.1)
+        self.successResultOf(stopped)
+        self.assertEqual(self.result(self.client.locks.list())["values"], [])
+
+    def test_survivesTheRegistry(self) -> None:
+        """After an outage longer than the timeout, and a loss of all data, the items are distributed anew."""
+        self.join()
+        self.join()
+        self.passes(10)
+        self.fake.partition()
+        self.passes(30)
+        self.assertEqual(self.owned(), [])
+        self.fake.heal()
+        self.passes(40)
+        self.assertEqual(self.owned(), sorted(ITEMS))
+        self.fake.restart(keepData=False)
+        self.passes(60)
+        self.assertEqual(self.owned(), sorted(ITEMS))
+
+    def test_startsAgain(self) -> None:
+        """A partitioner that was stopped can be started again, and any text may name an item."""
+        partitioner = Partitioner(self.client, GROUP, ["a", "ä/b c", ""], lambda _: None, settle=0)
+        for _ in range(2):
+            partitioner.startService()
+            self.fake.advance(1)
+            self.assertEqual(partitioner.owned, partitioner.items)
+            stopped = partitioner.stopService()
+            self.fake.advance(1)
+            self.successResultOf(stopped)
+            self.assertEqual(partitioner.owned, frozenset())
+        self.assertEqual(repr(partitioner), "<Partitioner of '/workers/mail': 0 of 3 items>")
+
+
+class PlanTests(SynchronousTestCase):
+    """Which member an item belongs to."""
+
+    @given(st.sets(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=8), st.data())
+    def test_noMoreMovesThanNecessary(self, members: set[str], data: st.DataObject) -> None:
+        """Every item belongs to one member. When one leaves, only its items belong to others."""
+        plans = {member: planFor(member, members, ITEMS) for member in members}
+        self.assertEqual(sorted(item for plan in plans.values() for item in plan), sorted(ITEMS))
+        leaves = data.draw(st.sampled_from(sorted(members)))
+        for member in members - {leaves}:
+            after = planFor(member, members - {leaves}, ITEMS)
+            self.assertTrue(plans[member] <= after)
+            self.assertTrue(after - plans[member] <= plans[leaves])
+
+    def test_sharesAreEqual(self) -> None:
+        """Each of four members has about a quarter of 1,024 items."""
+        items = [str(number) for number in range(1024)]
+        for member in "abcd":
+            self.assertTrue(200 < len(planFor(member, "abcd", items)) < 312)
+
+
+class ManyItemsTests(PartitionerCase):
+    """1,024 items."""
+
+    def test_threeFourThree(self) -> None:
+        """Three members, then four, then three again: every item has one owner whenever it is quiet, never two."""
+        items = [f"item-{number}" for number in range(1024)]
+        for _ in range(3):
+            self.join(items)
+        self.passes(7)
+        self.assertEqual(len(self.owned()), 1024)
+        self.join(items)
+        self.passes(7)
+        self.assertEqual(len(self.owned()), 1024)
+        self.members[0].kill()
+        self.passes(17)
+        self.assertEqual(self.owned(), sorted(items))
+
+
+class ModelTests(SynchronousTestCase):
+    """Random members, in simulated time."""
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["join", "slow", "stop", "kill", "cut", "block", "restart", "forget"]),
+                st.integers(0, 3),
+                st.sampled_from([0.5, 3.0, 8.0, 25.0]),
+            ),
+            max_size=6,
+        )
+    )
+    def test_neverTwoOwnersAndOneWhenQuiet(self, steps: list[tuple[str, int, float]]) -> None:
+        """Whatever happens, no item has two valid owners, and each has one when nothing happens any more."""
+        case = PartitionerTests("test_oneMemberOwnsAll")
+        case.setUp()
+        some = ITEMS[:5]
+        case.join(some)
+        for what, number, seconds in steps:
+            members = [member for member in case.members if member.partitioner.running and not member.isKilled]
+            chosen = members[number % len(members)] if members else None
+            if what in ("join", "slow") and len(members) < 5:
+                case.join(some, cleaning=4.0 if what == "slow" else 0.0)
+            elif what == "stop" and chosen is not None:
+                chosen.partitioner.stopService()
+            elif what == "kill" and chosen is not None:
+                chosen.kill()
+            elif what == "cut":
+                case.fake.partition()
+                case.passes(seconds)
+                case.fake.heal()
+            elif what == "block":
+                case.fake.block(seconds)
+                case.check()
+            elif what in ("restart", "forget"):
+                case.fake.restart(keepData=what == "restart")
+            case.passes(seconds)
+        alive = [member for member in case.members if member.partitioner.running and not member.isKilled]
+        if not alive:
+            case.join(some)
+        case.passes(60)
+        self.assertEqual(case.owned(), some)
+        case.end()

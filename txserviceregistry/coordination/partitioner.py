@@ -1,0 +1,367 @@
+"""
+Partitioner: a set of items, such as queues, that is shared by the living members of a group.
+
+Each member has a lock of its own, by which the others know it, and a lock for each item that it owns. Which member an
+item belongs to follows from the members alone (rendezvous hashing); the locks see to it that no two members own it.
+"""
+
+from __future__ import annotations
+
+import json
+import random as randomModule
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from ..discovery.settling import Settling
+from ..discovery.task import BackgroundTask
+from ..errors import LockHeld, ServiceRegistryError
+from ..http.jsontransport import ClientClosed
+from ..util.backoff import Backoff
+from ..util.deferred import returnsDeferred
+from ..util.listeners import Listeners
+from ..util.logs import Logger
+from ..util.outage import Outage
+from .lock import Held, Lock
+from .tenure import Tenure
+from .watch import lockWatchOf
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+# Seconds between two tries for what has failed; events cause all others.
+_RETRY = 5.0
+# Locks that are acquired at once.
+_AT_ONCE = 20
+# An item whose name a lock can't have is named by a hash.
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,160}")
+_DISAGREE = "Members of {group} have other items than this one ({members}); items do not move until all have the same"
+
+
+def _digest(*parts: str) -> bytes:
+    return blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+
+
+def planFor(member: str, members: Iterable[str], items: Iterable[str]) -> set[str]:
+    """The items that belong to a member: for each item, the member with the largest hash of both has it."""
+    others = [other for other in members if other != member]
+    planned = set()
+    for item in items:
+        own = _digest(member, item)
+        if all(own > _digest(other, item) for other in others):
+            planned.add(item)
+    return planned
+
+
+class Assignment(Tenure):
+    """
+    The time for which this member owns an item.
+
+    :ivar item: the item.
+    """
+
+    def __init__(self, item: str, held: Held) -> None:
+        super().__init__(held)
+        self.item = item
+
+
+class Partitioner(Service):
+    """
+    Shares items with the other members of a group, each of which runs a partitioner with the same items::
+
+        async def assigned(assignment):
+            consumer = await queues.consume(assignment.item)
+            try:
+                await consumer.whenDone()
+            finally:
+                await consumer.stop()
+
+        Partitioner(client, "/workers/mail", ["queue-1", "queue-2"], assigned).setServiceParent(application)
+
+    Each item is owned by at most one member at a time, and by exactly one while members do not come and go. It moves to
+    another member only after what *assigned* has returned was cancelled and has ended.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        client: Client,
+        group: str,
+        items: Iterable[str],
+        assigned: Callable[[Assignment], Any],
+        *,
+        settle: float = 5.0,
+        timeout: int = 15,
+        member: str | None = None,
+        random: Callable[[], float] = randomModule.random,
+    ) -> None:
+        """
+        :param client: sends the requests. The caller closes it, after this service has stopped.
+        :param group: the name of the group: a key such as ``/workers/mail``, below which its locks are.
+        :param items: the same for all members, in any order.
+        :param assigned: called with an :class:`Assignment` for each item that this member owns from now on. Returns a
+            Deferred or a coroutine, which is cancelled when the item has to go. If it ends before, the member still
+            owns the item; if it fails, that is logged, and the item is assigned anew after some seconds.
+        :param settle: seconds without a change of the members until items move; at most four times as long in all.
+        :param timeout: seconds, 3 to 120, after which the others notice that this process was killed.
+        :param member: the name of this process, for people; by default the host's name and the process id.
+        :param random: gives numbers from 0 to 1.
+        :raises ValueError: if *timeout* or *settle* is not valid.
+        """
+        self.items = frozenset(items)
+        self._group = group.rstrip("/")
+        self._client = client
+        self._assigned = assigned
+        self._timeout = timeout
+        self._random = random
+        self._id = uuid.uuid4().hex
+        self._itemsDigest = _digest(*sorted(self.items)).hex()
+        name, metadata = f"{self._group}/member.{self._id}", {"items": self._itemsDigest}
+        self._membership = Lock(client, name, timeout, member, metadata=metadata, random=random)
+        self._locks = {self._nameOf(item): item for item in self.items}
+        self._settling = Settling(client.clock, settle, lambda _: self._settled())
+        self._places = DeferredSemaphore(_AT_ONCE)
+        self._failures: Listeners[[str | None]] = Listeners(self._log, f"errors of {group}")
+        self._outage = Outage(
+            self._log, client.clock, "Partitioning of {group} is not possible (retrying): {reason}", group=group
+        )
+        self._task: BackgroundTask | None = None
+        self._waiting: Deferred[Any] | None = None
+        self._forget: Callable[[], None] = lambda: None
+        self._retryCall: IDelayedCall | None = None
+        #: Why items do not move at the moment; ``None`` if they do.
+        self.error: str | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        # What this member should own, what it owns, and for which items it is at work.
+        self._plan: set[str] = set()
+        self._owned: dict[str, Assignment] = {}
+        self._working: dict[str, Deferred[None]] = {}
+        # Items that became free while they were asked for; and whether the members have to be listed.
+        self._freed: set[str] = set()
+        self._isListing = False
+        self._mustList = False
+
+    def __repr__(self) -> str:
+        return f"<Partitioner of {self._group!r}: {len(self.owned)} of {len(self.items)} items>"
+
+    @property
+    def owned(self) -> frozenset[str]:
+        """The items that this member owns now."""
+        return frozenset(item for item, assignment in self._owned.items() if assignment.isValid)
+
+    def onError(self, listener: Callable[[str | None], object]) -> Callable[[], None]:
+        """
+        Call *listener* with :attr:`error` whenever it changes.
+
+        :return: a function that ends it.
+        """
+        return self._failures.add(listener)
+
+    # -- IService
+
+    def startService(self) -> None:
+        """Join the group. Never fails."""
+        if self.running:
+            return
+        Service.startService(self)
+        self._task = BackgroundTask(self._task)
+        self._task.begin(self._run).addErrback(self._broken)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Leave the group.
+
+        :return: fires when what *assigned* has returned has ended for each item, and all items are released.
+        """
+        Service.stopService(self)
+        if self._task is None:
+            return succeed(None)
+        ended = self._task.stop(patiently=True)
+        if self._waiting is not None:
+            self._waiting.cancel()
+        return ended
+
+    async def _run(self, task: BackgroundTask) -> None:
+        self._clear()
+        self._forget = lockWatchOf(self._client).add(self._happened)
+        try:
+            await self._beMember(task)
+        finally:
+            self._forget()
+            self._settling.drop()
+            if self._retryCall is not None:
+                self._retryCall.cancel()
+                self._retryCall = None
+            self._follow(set())
+            await gatherResults(list(self._working.values()))
+
+    async def _beMember(self, task: BackgroundTask) -> None:
+        backoff = Backoff(1.0, 30.0, self._random)
+        while not task.isStopping:
+            try:
+                held = await self._wait(self._membership.acquire())
+                self._outage.succeeded()
+                backoff.reset()
+                try:
+                    if not task.isStopping:
+                        await self._wait(held.lost)
+                finally:
+                    await held.release()
+            except CancelledError:
+                pass
+            except ClientClosed:
+                return
+            except ServiceRegistryError as error:
+                self._outage.failed(reason=str(error))
+                try:
+                    await self._wait(self._client.pause(max(1.0, backoff.next())))
+                except (CancelledError, ClientClosed):
+                    pass
+
+    async def _wait(self, waiting: Deferred[Any]) -> Any:
+        self._waiting = waiting
+        try:
+            return await waiting
+        finally:
+            self._waiting = None
+
+    # -- the members
+
+    def _happened(self, type: str, payload: Any) -> None:
+        name = "" if payload is None else payload["name"]
+        if not name or name.startswith(f"{self._group}/member."):
+            self._settling.add(name)
+        elif type != "lock.acquire" and name in self._locks:
+            item = self._locks[name]
+            self._freed.add(item)
+            self._work(item)
+
+    def _settled(self) -> None:
+        """No member has come or gone for a while."""
+        self._mustList = True
+        if not self._isListing:
+            self._isListing = True
+            self._list().addErrback(self._broken)
+
+    @returnsDeferred
+    async def _list(self) -> None:
+        try:
+            while self._mustList:
+                self._mustList = False
+                members = await self._members()
+                if self._id in members:
+                    self._changed(members)
+        except ClientClosed:
+            pass
+        except ServiceRegistryError as error:
+            self._mustList = True
+            self._outage.failed(reason=str(error))
+            self._retryLater()
+        finally:
+            self._isListing = False
+
+    async def _members(self) -> Mapping[str, str | None]:
+        """The digests of the items of each member."""
+        prefix = f"{self._group}/member."
+        members: dict[str, str | None] = {}
+        marker: str | None = prefix
+        while marker is not None and marker.startswith(prefix):
+            page = await self._client.locks.list(marker, 1000)
+            for lock in page["values"]:
+                if lock["name"].startswith(prefix):
+                    members[lock["name"].removeprefix(prefix)] = lock["metadata"].get("items")
+            marker = page["metadata"]["next_marker"]
+        return members
+
+    def _changed(self, members: Mapping[str, str | None]) -> None:
+        others = [member for member, digest in members.items() if digest != self._itemsDigest]
+        error = _DISAGREE.format(group=self._group, members=f"{len(others)} of {len(members)}") if others else None
+        if error != self.error:
+            self.error = error
+            if error is not None:
+                self._log.error("{error}", error=error)
+            self._failures.call(error)
+        if error is None and self._task is not None and not self._task.isStopping:
+            self._follow(planFor(self._id, members, self.items))
+
+    # -- the items
+
+    def _nameOf(self, item: str) -> str:
+        part = f"item.{item}" if _PLAIN.fullmatch(item) else f"hash.{_digest(item).hex()}"
+        return f"{self._group}/{part}"
+
+    def _follow(self, plan: set[str]) -> None:
+        """Release what does not belong to this member any more, and acquire what does now."""
+        self._plan = plan
+        for item in self._owned.keys() - plan:
+            self._owned[item].end()
+        for item in sorted(plan):
+            self._work(item)
+
+    def _work(self, item: str) -> None:
+        """Acquire an item that belongs to this member, unless that is under way."""
+        working = self._working
+        if item not in self._plan or item in working:
+            return
+        done = working[item] = Deferred()
+
+        def over(_: None) -> None:
+            del working[item]
+            done.callback(None)
+
+        Deferred.fromCoroutine(self._own(item)).addErrback(self._broken).addCallback(over)
+
+    async def _own(self, item: str) -> None:
+        lock = Lock(self._client, self._nameOf(item), self._timeout, self._membership.holder, random=self._random)
+        while item in self._plan:
+            self._freed.discard(item)
+            try:
+                held = await self._places.run(lock.acquire, 0)
+            except LockHeld:
+                if item in self._freed:
+                    continue
+                # When it is free, there is an event.
+                return
+            except ClientClosed:
+                return
+            except ServiceRegistryError as error:
+                self._outage.failed(reason=str(error))
+                self._retryLater()
+                return
+            self._outage.succeeded()
+            if item not in self._plan:
+                await held.release()
+                return
+            self._owned[item] = assignment = Assignment(item, held)
+            try:
+                await assignment.run(self._assigned, isLasting=True)
+            except Exception:
+                self._log.failure("Assignment of {item} failed; it is retried", item=item)
+                self._retryLater()
+                return
+            finally:
+                del self._owned[item]
+
+    def _retryLater(self) -> None:
+        if self._retryCall is None:
+            self._retryCall = self._client.clock.callLater(_RETRY, self._retry)
+
+    def _retry(self) -> None:
+        self._retryCall = None
+        if self._mustList:
+            self._settled()
+        for item in sorted(self._plan - self._owned.keys()):
+            self._work(item)
+
+    def _broken(self, failure: Failure) -> None:
+        self._log.failure("Partitioning of {group} failed unexpectedly", failure, group=self._group)
