@@ -34,6 +34,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.system.fuzz.rules import integer
 from tests.system.fuzz.server import Server
 
 STORES = ("sqlite", "memory")
@@ -72,6 +73,7 @@ class Target:
         self._session.trust_env = False
         self._responseIds: set[str] = set()
         self._services: dict[str, str] = {}
+        self._locks: dict[str, str] = {}
         self._keys: deque[str] = deque(maxlen=REMEMBERED)
         self._events: deque[str] = deque(maxlen=REMEMBERED)
         self._made = 0
@@ -191,8 +193,15 @@ class Target:
         if name == "heartbeat" and "token" in body and chance.random() < 0.7:
             token = self._services.get(str(case.path_parameters.get("serviceId")))
             return {**body, "token": token} if token is not None else body
+        if name == "acquireLock" and integer(body.get("wait"), 1, 60) is None:
+            # Nothing would be released in the meantime.
+            return {**body, "wait": 0}
+        if name in ("heartbeatLock", "releaseLock") and self._locks and chance.random() < 0.7:
+            lock, token = chance.choice(list(self._locks.items()))
+            return {**body, "name": lock, **({"token": token} if "token" in body else {})}
         if name == "heartbeats" and isinstance(body.get("heartbeats"), list) and chance.random() < 0.7:
             heartbeats = [{"id": id, "token": token} for id, token in self._services.items()]
+            heartbeats += [{"lock": lock, "token": token} for lock, token in self._locks.items()]
             return {**body, "heartbeats": [*heartbeats, *body["heartbeats"]][:1000]}
         return body
 
@@ -220,6 +229,10 @@ class Target:
                 self._keepService(case.body["id"], body["token"])
             elif name == "heartbeat":
                 self._keepService(str(case.path_parameters["serviceId"]), body["token"])
+            elif name == "acquireLock":
+                self._locks[case.body["name"]] = body["token"]
+                while len(self._locks) > REMEMBERED:
+                    self._locks.pop(next(iter(self._locks)))
             elif name == "heartbeats":
                 for value in body["values"]:
                     if "id" not in value:
