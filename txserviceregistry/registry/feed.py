@@ -15,7 +15,6 @@ from .faults import Fault, badRequest
 from .model import EVENT_TYPES, PLAIN_TYPES, Page
 from .places import Places
 from .stores.interfaces import Account, IStore, StoreUnavailable
-from .stores.shared import ISharedStore
 from .streams import EventStreams
 from .subscribers import Subscribers, Subscription
 from .tasks import TaskOwner, available, owned
@@ -38,8 +37,6 @@ class EventFeed:
 
     #: How much of the events a feed without a marker shows, in seconds.
     EVENTS_SHOWN = _HOUR
-    #: How many events a page has at most that is kept for other subscribers to the same.
-    SMALL_PAGE = 10
     #: Seconds from the start to the first time that old events are dropped, and from then on from one time to the next.
     FIRST_DROP = 60.0
     NEXT_DROP = _HOUR
@@ -65,7 +62,6 @@ class EventFeed:
         self._wallClock = wallClock
         self._tasks = tasks
         self._retention = retention
-        self._isShared = ISharedStore.providedBy(store)
         self._dropping: IDelayedCall | None = None
         self.streams = subscribers.streams = EventStreams(
             store, account, places, clock=clock, wallClock=wallClock, tasks=tasks, retention=retention
@@ -127,19 +123,16 @@ class EventFeed:
         coroutine; cancelling what awaits it ends the waiting.
 
         :param seconds: after so long, or when :meth:`endWaiting` is called, the page is returned as it is.
-        :return: the page. Other subscribers to the same may get the same object.
         :raises Fault: as :meth:`list`; 503 if nothing is new and there are too many subscribers.
         """
-        subscribers, query = self._subscribers, (marker, limit, types)
+        subscribers = self._subscribers
         latest = self._clock.seconds() + seconds
         subscription: Subscription | None = None
         try:
             while True:
-                change = subscribers.wait(tenant, query, types)
+                change = subscribers.wait(tenant, types)
                 try:
-                    page: Page | None = subscribers.cached(tenant, query)
-                    if page is None:
-                        page = await self._read(tenant, marker, limit, types)
+                    page = await self.list(tenant, marker, limit, types)
                     if self._clock.seconds() >= latest or _hasNews(page, marker):
                         return page
                     if subscription is None:
@@ -152,18 +145,6 @@ class EventFeed:
         finally:
             if subscription is not None:
                 subscribers.unsubscribe(subscription)
-
-    def _read(self, tenant: str, marker: str | None, limit: int, types: frozenset[str]) -> Deferred[Page]:
-        """A page of the feed, for a subscriber."""
-        if marker is None or self._isShared:
-            # Without a marker the page depends on the time, too; and events of other registries are noticed late.
-            return self.list(tenant, marker, limit, types)
-        return self._subscribers.read(
-            tenant,
-            (marker, limit, types),
-            lambda: self.list(tenant, marker, limit, types),
-            lambda page: len(page.values) <= self.SMALL_PAGE,
-        )
 
     def endWaiting(self) -> None:
         """

@@ -43,7 +43,6 @@ class Handlers(StateHandlers, LockHandlers, ConsoleHandlers):
         self._registry = registry
         self._rateLimiter = rateLimiter
         self._limits = limits
-        self._shared: tuple[Page, tuple[int, bool], Response] | None = None
 
     async def getLimits(self, call: Call) -> Response:
         resource = {"service": self._limits.service, "configuration_value": self._limits.configurationValue}
@@ -183,21 +182,10 @@ class Handlers(StateHandlers, LockHandlers, ConsoleHandlers):
         page = await self._registry.feed.wait(call.tenant, marker, limit, seconds, types)
         # The token may have ended meanwhile.
         await call.authenticate()
-        return self._sharedPage(call, page)
+        return Response(200, _eventPage(call, page))
 
     async def streamEvents(self, call: Call) -> Response:
         return await streamEvents(self._registry.feed, call.record, call.query, call.authenticate)
-
-    def _sharedPage(self, call: Call, page: Page) -> Response:
-        """The response with a page that many requests may wait for: it is serialised once for all of them."""
-        if page.nextMarker is not None:
-            # Its link repeats the request.
-            return Response(200, _eventPage(call, page))
-        kind = call.query["limit"], call.query["types"] is None
-        shared = self._shared
-        if shared is None or shared[0] is not page or shared[1] != kind:
-            self._shared = shared = page, kind, Response(200, text=inJSON(_eventPage(call, page)).encode())
-        return shared[2]
 
 
 def _tagged(position: int) -> dict[str, str]:
