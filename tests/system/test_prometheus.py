@@ -46,8 +46,8 @@ class PrometheusTests(ProcessTestCase):
         }
         config = {"scrape_configs": [{"job_name": "services", "http_sd_configs": [discovery]}]}
         Path(self.home, "prometheus.yml").write_text(yaml.safe_dump(config))
-        listen = f"--web.listen-address=127.0.0.1:{self.port}"
-        self.spawn(str(which("prometheus")), "--config.file=prometheus.yml", listen)
+        words = ("--config.file=prometheus.yml", "--storage.tsdb.path=data")
+        self.spawn(str(which("prometheus")), *words, f"--web.listen-address=127.0.0.1:{self.port}")
 
     async def targets(self) -> dict[str, dict[str, str]]:
         """The labels of the targets that it has, by id."""
