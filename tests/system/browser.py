@@ -1,5 +1,6 @@
 """
-Chromium, driven through Playwright in a thread: Debian's, so that nothing is downloaded.
+Chromium, driven through Playwright: Debian's, so that nothing is downloaded. All tests of a process share one, with a
+new profile each.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThread
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import SkipTest
 
 from tests.needs import SENTENCE, needs
@@ -18,29 +21,66 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 _T = TypeVar("_T")
+#: Another name of this machine, which the browser knows.
+OTHER_NAME = "registry.test"
+# Tests run as root, for whom Chromium has no sandbox.
+_ARGUMENTS = ("--no-sandbox", f"--host-resolver-rules=MAP {OTHER_NAME} 127.0.0.1")
 
 
-def browsing(walk: Callable[[Browser], _T], *arguments: str) -> Deferred[_T]:
+class _Shared:
+    """The browser that tests share, and the one thread that may use it."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPool(1, 1, "browser")
+        self._threads.start()
+        self._browser: Browser | None = None
+        self._playwright: Any = None
+        reactor.addSystemEventTrigger("during", "shutdown", self._end)  # type: ignore[attr-defined]  # it has it
+
+    def run(self, walk: Callable[[Browser], _T]) -> Deferred[_T]:
+        return deferToThreadPool(reactor, self._threads, self._walk, walk)
+
+    def _walk(self, walk: Callable[[Browser], _T]) -> _T:
+        from playwright.sync_api import sync_playwright
+
+        if self._browser is None or not self._browser.is_connected():
+            self._playwright = self._playwright or sync_playwright().start()
+            executable = shutil.which("chromium")
+            self._browser = self._playwright.chromium.launch(executable_path=executable, args=_ARGUMENTS)
+        try:
+            return walk(self._browser)
+        finally:
+            for context in self._browser.contexts:
+                context.close()
+
+    def _end(self) -> Deferred[None]:
+        ended: Deferred[None] = deferToThreadPool(reactor, self._threads, self._close)
+        return ended.addBoth(lambda _ignored: self._threads.stop())
+
+    def _close(self) -> None:
+        if self._playwright is not None:
+            self._playwright.stop()
+
+
+_shared: _Shared | None = None
+
+
+def browsing(walk: Callable[[Browser], _T]) -> Deferred[_T]:
     """
-    Have a function drive a browser with a new profile, which is there while it runs.
+    Have a function drive the browser; what it opened is closed afterwards.
 
     :param walk: runs in a thread; what it does is synchronous.
-    :param arguments: more words of the browser's command line.
     :return: fires with what it returns. The test is skipped where there is no browser.
     """
+    global _shared
     needs("chromium")
     try:
-        from playwright.sync_api import sync_playwright
+        import playwright  # noqa: F401  # whether it is there
     except ImportError:
         raise SkipTest(SENTENCE)
-
-    def drive() -> _T:
-        # Tests run as root, for whom Chromium has no sandbox.
-        options: Any = {"executable_path": shutil.which("chromium"), "args": ["--no-sandbox", *arguments]}
-        with sync_playwright() as playwright, playwright.chromium.launch(**options) as browser:
-            return walk(browser)
-
-    return deferToThread(drive)
+    if _shared is None:
+        _shared = _Shared()
+    return _shared.run(walk)
 
 
 class Watched:

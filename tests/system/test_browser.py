@@ -12,7 +12,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
-from tests.system.browser import browsing
+from tests.system.browser import OTHER_NAME, browsing
 from tests.system.ports import freePorts
 from tests.system.processes import reactor
 from txserviceregistry.registry.service import RegistryService
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 # Over plain HTTP browsers send Sec-Fetch-Site to this machine only, which they recognize by its address.
-HOSTS = ("127.0.0.1", "registry.test")
-RESOLVE = "--host-resolver-rules=MAP registry.test 127.0.0.1"
+HOSTS = ("127.0.0.1", OTHER_NAME)
 # A page may send this to any server: a simple method, and a body without a content type.
 REGISTER = """([url, mode, id]) => fetch(url, {
     method: "POST", mode, credentials: "include", body: new Blob([JSON.stringify({id, heartbeat_timeout: 120})])
@@ -111,7 +110,7 @@ class RememberedCredentialsTests(TestCase):
             blockingCallFromThread(reactor, registry.stopService)
             return codes
 
-        codes = await browsing(walk, RESOLVE)
+        codes = await browsing(walk)
         self.assertEqual(server.posts, [True, True])
         self.assertEqual(codes, [201, 201])
         changes = [json.loads(line) for line in self.dataDir.with_suffix(".audit").read_text().splitlines()]

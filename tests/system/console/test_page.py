@@ -73,6 +73,15 @@ class ConsoleTestCase(ProcessTestCase):
         await registry.says("The registry listens on http")
         return registry
 
+    async def addReader(self) -> str:
+        """Add the user ann, who may read only; her key."""
+        users = self.spawn(
+            "service-registry-users", "add", "ann", "--tenant", "1", "--role", "read", "--data-dir", self.dataDir
+        )
+        await users.ended
+        self.assertEqual(users.exitCode, 0, users.errors)
+        return users.output.partition("RAXSR_API_KEY=")[2].split()[0]
+
     async def browse(self, walk: Callable[[Browser, Api], _T]) -> _T:
         """Run *walk* in the browser's thread."""
         return await browsing(lambda browser: walk(browser, Api(Path(self.dataDir) / "raxrc")))
@@ -131,10 +140,8 @@ class SessionTests(ConsoleTestCase):
             for each in (page, other):
                 each.wait_for_selector(".live:text-is('Live')")
             other.click("text=Log out")
-            other.wait_for_selector("#user")
-            # The stream of the first page ends with the session.
-            page.reload()
-            page.wait_for_selector("#user")
+            for each in (page, other):
+                each.wait_for_selector("#user")
             self.assertEqual(watched.complaints, [])
 
         await self.browse(walk)
@@ -154,6 +161,41 @@ class SessionTests(ConsoleTestCase):
             again = browser.new_context().new_page()
             again.goto(link)
             again.wait_for_selector("text=This link has been used, or is too old.")
+            self.assertNotIn("once", again.url)
+            # Into the address bar of a page that is open.
+            again.goto(api.ask("POST", "/console-links")["href"])
+            again.wait_for_selector(".live:text-is('Live')")
+            self.assertEqual(again.url, f"{api.root}/console/#/services")
+
+        await self.browse(walk)
+
+    async def test_anotherUserInAnotherTab(self) -> None:
+        """When another user logs in in one tab, the others become that user's, and nothing is done as the wrong one."""
+        key = await self.addReader()
+
+        def walk(browser: Browser, api: Api) -> None:
+            context = browser.new_context()
+            page = self.opened(context, api, "account").page
+            other = context.new_page()
+            other.goto(f"{api.root}/console/#/services")
+            other.wait_for_selector(".live:text-is('Live')")
+            # As a tab does that has not noticed: its own secret beside the cookie of the new session.
+            page.evaluate("window.addEventListener('storage', (event) => event.stopImmediatePropagation(), true)")
+            credentials = {"user": "ann", "key": key}
+            other.evaluate(
+                """async (credentials) => {
+                  const response = await fetch("/console/api/login", {
+                    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(credentials)
+                  });
+                  localStorage.setItem("registry-console-secret", (await response.json()).secret);
+                }""",
+                credentials,
+            )
+            other.reload()
+            for each in (page, other):
+                each.evaluate("location.hash = '#/account'")
+                each.wait_for_selector(".card:has-text('ann')")
+                self.assertEqual(each.locator(".badge:text-is('write')").count(), 0)
 
         await self.browse(walk)
 
@@ -199,6 +241,25 @@ class LiveTests(ConsoleTestCase):
             detail = page.locator(".detail")
             detail.get_by_text("no heartbeat arrived for 3 s").wait_for()
             self.assertIn("17", detail.inner_text())
+
+        await self.browse(walk)
+
+    async def test_openedWhileItIsAway(self) -> None:
+        """A page that is opened while requests fail waits, and goes on with its session by itself."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            context = browser.new_context()
+            page = self.opened(context, api, expected=(FAILED,)).page
+            api.register("web1")
+            row(page, "web1").wait_for()
+            failing = True
+            fault = {"status": 503, "json": {"message": "The store is unavailable"}}
+            context.route("**/console/api/**", lambda route: route.fulfill(**fault) if failing else route.continue_())
+            page.reload()
+            page.wait_for_selector("text=The store is unavailable")
+            self.assertEqual(page.locator("#user").count(), 0)
+            failing = False
+            row(page, "web1").wait_for()
 
         await self.browse(walk)
 
@@ -253,6 +314,26 @@ class ActionTests(ConsoleTestCase):
 
         await self.browse(walk)
 
+    async def test_forceRelease(self) -> None:
+        """A lock is shown with its metadata, as text, and is released by force at once."""
+
+        def walk(browser: Browser, api: Api) -> None:
+            fields = {"holder": PAYLOADS[0], "metadata": {"key": PAYLOADS[1]}}
+            api.ask("POST", "/locks", {"name": "/production/job", "timeout": 120, **fields})
+            watched = self.opened(browser.new_context(), api, "locks//production/job")
+            page = watched.page
+            page.locator(".metadata", has_text=PAYLOADS[1]).wait_for()
+            page.locator(".rows .row[aria-selected=true]", has_text=PAYLOADS[0]).wait_for()
+            page.click("text=Force release…")
+            page.check("#now")
+            page.click("dialog button[type=submit]")
+            page.wait_for_selector("text=The lock is free.")
+            page.wait_for_selector("text=No locks are held")
+            self.assertEqual(api.ask("GET", "/locks")["values"], [])
+            self.assertEqual(watched.complaints, [])
+
+        await self.browse(walk)
+
     async def test_twoEditors(self) -> None:
         """The second of two editors of one value overwrites nothing: the page shows both changes."""
 
@@ -285,12 +366,7 @@ class ActionTests(ConsoleTestCase):
 
     async def test_readers(self) -> None:
         """A user with the role read sees everything and has no buttons that change something."""
-        users = self.spawn(
-            "service-registry-users", "add", "ann", "--tenant", "1", "--role", "read", "--data-dir", self.dataDir
-        )
-        await users.ended
-        self.assertEqual(users.exitCode, 0, users.errors)
-        key = users.output.partition("RAXSR_API_KEY=")[2].split()[0]
+        key = await self.addReader()
 
         def walk(browser: Browser, api: Api) -> None:
             api.register("web1")

@@ -33,6 +33,7 @@ from .sessions import LIFETIME, LINK_LIFETIME, Session, Sessions
 
 _ROOT = "/console"
 _API = _ROOT + "/api"
+_COOKIE, _SECURE_COOKIE = b"registry-console", b"__Host-registry-console"
 #: The header with the secret that the page keeps.
 SECRET = b"X-Console-Secret"
 #: So many services' last heartbeats are asked for at once; their ids fit into a body of 5,000 bytes.
@@ -156,16 +157,20 @@ class Console:
     # -- sessions
 
     async def _session(self, request: Request) -> Session:
-        cookie = (request.getCookie(_cookieName(request)) or b"").decode("latin-1")
         secret = (request.requestHeaders.getRawHeaders(SECRET) or [b""])[0].decode("latin-1")
-        if not (cookie and secret and (cookie + secret).isascii()):
-            raise _unauthorized("There is no session; log in")
-        try:
-            session = await self._sessions.find(cookie, secret)
-        except InvalidToken:
-            raise _unauthorized("The session has ended; log in again")
-        _recognize(request)
-        return session
+        reason = "There is no session; log in"
+        # A browser may have both: one from here, the other through a proxy with TLS.
+        for name in (_SECURE_COOKIE,) if request.isSecure() else (_SECURE_COOKIE, _COOKIE):
+            cookie = (request.getCookie(name) or b"").decode("latin-1")
+            if cookie and secret and (cookie + secret).isascii():
+                try:
+                    session = await self._sessions.find(cookie, secret)
+                except InvalidToken:
+                    reason = "The session has ended; log in again"
+                else:
+                    _recognize(request)
+                    return session
+        raise _unauthorized(reason)
 
     async def _logIn(self, request: Request) -> Response:
         body = parseBody(request)
@@ -243,12 +248,11 @@ def _unauthorized(details: str) -> Fault:
     return Fault("unauthorizedError", "forbidden", details)
 
 
-def _cookieName(request: Request) -> bytes:
-    return b"__Host-registry-console" if request.isSecure() else b"registry-console"
-
-
 def _setCookie(request: Request, value: str, seconds: int) -> dict[str, str]:
+    # The Origin says what the browser uses, where a proxy ends TLS.
+    origin = (request.requestHeaders.getRawHeaders(b"Origin") or [b""])[0]
+    isSecure = request.isSecure() or origin.lower().startswith(b"https://")
     # A browser takes the prefix __Host- only with these two.
-    where = "Path=/; Secure" if request.isSecure() else f"Path={_API}"
-    name = _cookieName(request).decode("ascii")
+    where = "Path=/; Secure" if isSecure else f"Path={_API}"
+    name = (_SECURE_COOKIE if isSecure else _COOKIE).decode("ascii")
     return {"Set-Cookie": f"{name}={value}; {where}; HttpOnly; SameSite=Strict; Max-Age={seconds}"}

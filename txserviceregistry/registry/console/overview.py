@@ -61,7 +61,7 @@ class Overview:
             **health,
             "figures": {
                 "services": figures.services.get(tenant, 0),
-                "subscribers": figures.subscribers,
+                "subscribers": figures.subscribers + figures.streams,
                 "heartbeats_per_second": heartbeats,
                 "requests_per_second": requests,
             },

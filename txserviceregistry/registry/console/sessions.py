@@ -68,7 +68,6 @@ class Sessions:
         self._wallClock = wallClock
         self._randomBytes = randomBytes
         self._records: StoreCache[tuple[TokenRecord, UserRecord]] = StoreCache(store.getToken, clock)
-        self._redeeming: set[str] = set()
 
     async def begin(self, user: UserRecord) -> Session:
         """Begin a session of a user who has just authenticated."""
@@ -107,14 +106,10 @@ class Sessions:
         :raises InvalidToken: if it is unknown, spent or too old.
         """
         linkHash = _hash("link", link)
-        if linkHash in self._redeeming:
+        _, user = await self._get(linkHash)
+        # Of several requests at the same time, on any node, one removes it.
+        if not await self._remove(linkHash):
             raise InvalidToken()
-        self._redeeming.add(linkHash)
-        try:
-            _, user = await self._get(linkHash)
-            await self._remove(linkHash)
-        finally:
-            self._redeeming.discard(linkHash)
         return user
 
     async def _get(self, tokenHash: str) -> tuple[TokenRecord, UserRecord]:
@@ -126,9 +121,10 @@ class Sessions:
             raise InvalidToken()
         return found
 
-    async def _remove(self, tokenHash: str) -> None:
-        await self._store.removeToken(tokenHash)
+    async def _remove(self, tokenHash: str) -> bool:
+        removed = await self._store.removeToken(tokenHash)
         self._records.forget(tokenHash)
+        return removed
 
     def _random(self) -> str:
         return base64.urlsafe_b64encode(self._randomBytes(32)).rstrip(b"=").decode("ascii")

@@ -380,5 +380,5 @@ class IStore(IStateStore):
         :raises NoSuchObject: if there is none.
         """
 
-    def removeToken(tokenHash: str) -> Deferred[None]:
-        """Remove an auth token, if it is there."""
+    def removeToken(tokenHash: str) -> Deferred[bool]:
+        """Remove an auth token. Fires with whether it was there: of requests at the same time, one removes it."""

@@ -443,5 +443,5 @@ class MemoryStore:
         return token, self._user(token.user)
 
     @_operation
-    def removeToken(self, tokenHash: str) -> None:
-        self._tokens.pop(tokenHash, None)
+    def removeToken(self, tokenHash: str) -> bool:
+        return self._tokens.pop(tokenHash, None) is not None

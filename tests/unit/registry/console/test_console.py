@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from txserviceregistry.registry.console.sessions import LIFETIME, LINK_LIFETIME
+from txserviceregistry.registry.console.sessions import LIFETIME, LINK_LIFETIME, Sessions
+from txserviceregistry.registry.identity.identity import InvalidToken
 from txserviceregistry.registry.roles import Role
 
-from ..wire import KEY, USER, Api, Reply, addConsole, fired
+from ..wire import KEY, USER, Api, Connection, Reply, addConsole, fired, requestBytes
 
 HOST = "127.0.0.1:8880"
 ORIGIN = f"http://{HOST}"
@@ -122,6 +124,23 @@ class SessionTests(ConsoleCase):
         self.assertEqual(self.browser.session(), 200)
         self.assertNotIn("secret", self.ask("GET", "/console/api/session").json)
 
+    def test_behindAProxyWithTLS(self) -> None:
+        """Where the browser uses HTTPS, the cookie is for HTTPS only; one from a visit without does no harm."""
+        self.browser.origin = f"https://{HOST}"
+        cookie = self.browser.logIn().header("Set-Cookie") or ""
+        self.assertRegex(
+            cookie, r"^__Host-registry-console=[\w.-]+; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age=28800$"
+        )
+        self.assertEqual(self.browser.session(), 200)
+        secure = self.browser.cookie
+        for both in (f"registry-console=other; {secure}", f"{secure}; registry-console=other"):
+            self.browser.cookie = both
+            self.assertEqual(self.browser.session(), 200)
+        self.browser.origin = ORIGIN
+        self.browser.logIn()
+        self.browser.cookie += f"; {secure}"
+        self.assertEqual(self.browser.session(), 200)
+
     def test_wrongKey(self) -> None:
         """It is 401, without a challenge for which a browser would open a window of its own."""
         for body in ({"user": USER, "key": "wrong"}, {"user": "unknown", "key": KEY}, {"once": "unknown"}):
@@ -224,6 +243,20 @@ class LinkTests(ConsoleCase):
         late = self.link()
         self.api.wallClock.advance(LINK_LIFETIME)
         self.assertEqual(Browser(self.api).logIn({"once": late}).code, 401)
+
+    def test_twoNodes(self) -> None:
+        """Two nodes that are sent the same link at the same time begin one session."""
+        user = fired(self.api.store.getUser(USER))
+        nodes = [Sessions(self.api.held, clock=self.api.clock, wallClock=self.api.wallClock.seconds) for _ in range(2)]  # type: ignore[arg-type]  # passes all on
+        link = fired(Deferred.fromCoroutine(nodes[0].issueLink(user)))
+        held = self.api.held.hold("getToken", acts=True)
+        results: list[Any] = []
+        for node in nodes:
+            Deferred.fromCoroutine(node.redeem(link)).addBoth(results.append)
+        for call in held:
+            call.release()
+        self.assertEqual(results[0], user)
+        results[1].trap(InvalidToken)
 
     def test_spentWhenRefused(self) -> None:
         """A link that came from a page of another site is spent."""
@@ -350,7 +383,11 @@ class OperationTests(ConsoleCase):
         for _ in range(10):
             self.api.ask("POST", "/services/web2/heartbeat", {"token": token})
         self.api.advance(5)
+        Connection(self.api).send(
+            requestBytes("GET", "/v1.0/1234/events/stream", headers={"X-Auth-Token": self.api.token})
+        )
         second = self.ask("GET", "/console/api/cluster").json
+        self.assertEqual(second["figures"]["subscribers"], 1)
         self.assertEqual(second["figures"]["heartbeats_per_second"], 2.0)
 
     def test_storeIsAway(self) -> None:

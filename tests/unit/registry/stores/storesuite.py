@@ -786,8 +786,9 @@ class StoreSuite(LockSuite, StateSuite):
         await self.store.addUser("joe", "hash", None)
         for n in range(3):
             await self.store.addToken(TokenRecord(f"t{n}", "joe", "1", NOW + n))
-        await self.store.removeToken("t1")
-        await self.store.removeToken("t1")
+        removed = await gatherResults([self.store.removeToken("t1") for _ in range(3)])
+        self.assertEqual(sorted(removed), [False, False, True])
+        self.assertFalse(await self.store.removeToken("t1"))
         await self.raises(NoSuchObject, self.store.getToken("t1"))
         self.now = NOW + 0.5
         await self.store.addToken(TokenRecord("t3", "joe", "1", NOW + 3))

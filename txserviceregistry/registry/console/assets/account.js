@@ -2,8 +2,9 @@
 
 import { request, signOut } from "./api.js";
 import { button, fill, h, identifier } from "./dom.js";
-import { exactly } from "./time.js";
+import { exactly, moment } from "./time.js";
 
+const NAMES = { service: "Services", configuration_value: "Configuration values", lock: "Locks" };
 const WORDS = { services: "Services", configuration: "Configuration", locks: "Locks" };
 
 export function accountView(place, model) {
@@ -17,7 +18,7 @@ export function accountView(place, model) {
         session.role === "write" ? "may read and write" : "may read"]),
       Object.entries(WORDS).map(([kind, title]) => (session.limits?.[kind]?.length
         ? term(`${title} it may write`, session.limits[kind].map((prefix) => h("bdi.chip", {}, prefix))) : null)),
-      term("Session ends", exactly(session.expires))),
+      term("Session ends", h("time", { datetime: exactly(session.expires), title: exactly(session.expires) }, moment(session.expires)))),
     h("div.actions.start", {}, button("Log out", signOut, { class: "primary" }))),
     h("section.card", {}, h("h2", {}, "Limits"), limits)));
 
@@ -26,10 +27,10 @@ export function accountView(place, model) {
       const { resource, rate } = await request("GET", "/limits");
       const used = { service: model.services.size, configuration_value: model.values.size, lock: model.locks.size };
       fill(limits, h("table.plain", {},
-        h("thead", {}, h("tr", {}, ["", "Used", "Limit"].map((text) => h("th", { scope: "col" }, text || h("span.offscreen", {}, "What"))))),
-        h("tbody", {}, Object.entries(resource).map(([name, limit]) => h("tr", {}, h("th", { scope: "row" }, name.replaceAll("_", " ")),
+        h("thead", {}, h("tr", {}, ["", "Used", "Limit"].map((text) => h(text ? "th.number" : "th", { scope: "col" }, text || h("span.offscreen", {}, "What"))))),
+        h("tbody", {}, Object.entries(resource).map(([name, limit]) => h("tr", {}, h("th", { scope: "row" }, NAMES[name] ?? name.replaceAll("_", " ")),
           h("td.number", {}, (used[name] ?? 0).toLocaleString("en")), h("td.number", {}, limit.toLocaleString("en")))),
-        Object.values(rate).map((each) => h("tr", {}, h("th", { scope: "row" }, `reads in ${each.window}`),
+        Object.values(rate).map((each) => h("tr", {}, h("th", { scope: "row" }, `Reads in ${each.window.replace(".0 ", " ")}`),
           h("td.number", {}, each.used.toLocaleString("en")), h("td.number", {}, each.limit.toLocaleString("en")))))));
     } catch (error) {
       fill(limits, h("p.problem", {}, error.message));

@@ -15,14 +15,30 @@ export class ApiError extends Error {
 }
 
 const listeners = new Set();
+// The session of this page. Tabs share the storage and the cookie: another one may have begun a session of another user.
+let secret = localStorage.getItem(SECRET);
 
 /** Have a function called when the session has ended. */
 export function onSignedOut(listener) {
   listeners.add(listener);
 }
 
+window.addEventListener("storage", (event) => {
+  if ((event.key === SECRET || event.key === null) && localStorage.getItem(SECRET) !== secret) leave();
+});
+
+/** Another tab has ended the session, or begun another one: go on with what there is now. */
+function leave() {
+  if (localStorage.getItem(SECRET) !== null) location.reload();
+  else end();
+}
+
+function end() {
+  secret = null;
+  for (const listener of listeners) listener();
+}
+
 function headers(more = {}) {
-  const secret = localStorage.getItem(SECRET);
   return { ...(secret ? { "X-Console-Secret": secret } : {}), ...more };
 }
 
@@ -75,14 +91,20 @@ export async function all(path) {
 }
 
 function signOutHere() {
+  // Requests of a tab whose session another tab has replaced are refused; the new session is not theirs to end.
+  if (localStorage.getItem(SECRET) !== secret) {
+    leave();
+    return;
+  }
   localStorage.removeItem(SECRET);
-  for (const listener of listeners) listener();
+  end();
 }
 
 /** Begin a session, with {user, key} or {once}; what the session is. */
 export async function signIn(credentials) {
   const session = await request("POST", "/login", { body: credentials, isLogin: true });
-  localStorage.setItem(SECRET, session.secret);
+  secret = session.secret;
+  localStorage.setItem(SECRET, secret);
   return session;
 }
 
@@ -93,7 +115,7 @@ export async function signOut() {
 }
 
 export function hasSession() {
-  return localStorage.getItem(SECRET) !== null;
+  return secret !== null;
 }
 
 /**

@@ -1,7 +1,7 @@
 /** The frame of the page: login, views by URL, keyboard, theme, and whether what is shown is current. */
 
-import { ApiError, hasSession, onSignedOut, request, signIn } from "./api.js";
-import { button, dialog, fill, h } from "./dom.js";
+import { hasSession, onSignedOut, request, signIn } from "./api.js";
+import { button, dialog, empty, fill, h, toast } from "./dom.js";
 import { Model } from "./model.js";
 import { duration } from "./time.js";
 import { accountView } from "./account.js";
@@ -129,6 +129,7 @@ function showLogin(message = "") {
 }
 
 function begin(session) {
+  current?.view.end?.();
   model = new Model(session);
   model.onChange(() => showLive());
   model.onChange((kinds) => current?.view.update?.(kinds));
@@ -163,14 +164,14 @@ function setTheme(theme) {
 }
 
 const SHORTCUTS = [
-  ["/", "filter"], ["↑ ↓ or j k", "select a row"], ["Enter", "open the row"], ["Escape", "close, or clear the filter"],
+  ["/", "filter"], ["↑ ↓ j k", "select a row"], ["Enter", "open the row"], ["Escape", "close, or clear the filter"],
   ...VIEWS.map((view) => [`g ${view.key}`, view.title.toLowerCase()]), ["t", "theme"], ["?", "this list"],
 ];
 
 function showShortcuts() {
   dialog("Keyboard", (close) => [
     h("table.shortcuts", {}, h("tbody", {}, SHORTCUTS.map(([keys, what]) =>
-      h("tr", {}, h("th", { scope: "row" }, h("kbd", {}, keys)), h("td", {}, what))))),
+      h("tr", {}, h("th", { scope: "row" }, keys.split(" ").map((key) => h("kbd", {}, key))), h("td", {}, what))))),
     h("div.actions", {}, button("Close", () => close(), { class: "primary" })),
   ]);
 }
@@ -204,30 +205,52 @@ function nextTheme() {
 
 // -- start
 
-async function boot() {
-  setTheme(localStorage.getItem("registry-console-theme") in THEMES ? localStorage.getItem("registry-console-theme") : "auto");
-  document.getElementById("theme").addEventListener("click", nextTheme);
-  document.getElementById("help").addEventListener("click", showShortcuts);
-  window.addEventListener("hashchange", showRoute);
-  setInterval(() => { showLive(); model?.dropOldExpirations(); current?.view.tick?.(); }, 500);
+let link = null;
+
+/** Take the secret of a link out of the address bar; whether there was one. */
+function takeLink() {
   const once = /^#once=([\w-]+)$/.exec(location.hash);
-  if (once) {
-    history.replaceState(null, "", "#/services");
-    try {
-      begin(await signIn({ once: once[1] }));
-    } catch (error) {
-      showLogin(error.status === 401 ? "This link has been used, or is too old. Run raxsr console again." : error.message);
-    }
-  } else if (hasSession()) {
-    try {
-      begin(await request("GET", "/session"));
-    } catch (error) {
-      if (error instanceof ApiError && error.status !== 401) showLogin(error.message);
-      else showLogin();
-    }
-  } else {
-    showLogin();
-  }
+  if (!once) return false;
+  [, link] = once;
+  history.replaceState(null, "", "#/services");
+  return true;
 }
 
+/** Begin, or go on with, a session, or ask for a user; a registry that does not answer is asked again. */
+async function boot() {
+  const once = link;
+  if (!once && !hasSession()) { showLogin(); return; }
+  try {
+    const session = await (once ? signIn({ once }) : request("GET", "/session"));
+    model?.stop();
+    begin(session);
+  } catch (error) {
+    if (error.status === 401) {
+      link = null;
+      if (!model) showLogin(once ? "This link has been used, or is too old. Run raxsr console again." : "The session has ended. Log in again.");
+      else toast("The link has been used, or is too old.", "error");
+    } else if (error.status === 0 || error.status >= 500) {
+      showWaiting(error.message);
+      setTimeout(boot, 2000);
+    } else {
+      showLogin(error.message);
+    }
+    return;
+  }
+  link = null;
+}
+
+function showWaiting(problem) {
+  if (model || main.classList.contains("waiting")) return;
+  main.className = "waiting";
+  fill(main, empty("The registry is not available", h("p", { role: "alert" }, problem), h("p", {}, "The page tries again by itself.")));
+}
+
+const theme = localStorage.getItem("registry-console-theme");
+setTheme(theme in THEMES ? theme : "auto");
+document.getElementById("theme").addEventListener("click", nextTheme);
+document.getElementById("help").addEventListener("click", showShortcuts);
+window.addEventListener("hashchange", () => (takeLink() ? boot() : showRoute()));
+setInterval(() => { showLive(); model?.dropOldExpirations(); current?.view.tick?.(); }, 500);
+takeLink();
 boot();

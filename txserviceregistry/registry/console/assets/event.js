@@ -34,7 +34,8 @@ export function describe(event) {
   return { word, kind, rest, short: says };
 }
 
-function shorten(value) {
-  if (value === null || value === undefined) return "nothing";
+function shorten(whole) {
+  if (whole === null || whole === undefined) return "nothing";
+  const value = whole.replaceAll("\n", " ⏎ ");
   return value.length > 60 ? `“${value.slice(0, 57)}…”` : `“${value}”`;
 }

@@ -2,6 +2,7 @@
 
 import { request } from "./api.js";
 import { actions, button, command, dialog, empty, fill, h, identifier, toast } from "./dom.js";
+import { metadata } from "./service.js";
 import { Table, tableOr } from "./table.js";
 import { ago, exactly } from "./time.js";
 
@@ -62,14 +63,15 @@ export function locksView(place, model, { url, go }) {
       h("dl", {}, h("dt", {}, "Holder"), h("dd", {}, lock.holder ? identifier(lock.holder, "the holder") : "–"),
         h("dt", {}, "Fence"), h("dd", {}, identifier(String(lock.fence), "the fence")),
         h("dt", {}, "Held since"), h("dd", {}, exactly(lock.acquired_at)),
-        h("dt", {}, "Timeout"), h("dd", {}, `${lock.timeout} s`),
-        Object.entries(lock.metadata ?? {}).map(([key, value]) => [h("dt", {}, key), h("dd", {}, h("bdi.mono", {}, value))])),
-      model.mayWrite("locks", open) ? h("div.actions.start", {}, button("Force release…", () => forceRelease(lock), { class: "danger" })) : null);
+        h("dt", {}, "Timeout"), h("dd", {}, `${lock.timeout} s`)),
+      model.mayWrite("locks", open) ? h("div.actions.start", {}, button("Force release…", () => forceRelease(lock), { class: "danger" })) : null,
+      h("h3", {}, "Metadata"), metadata(lock));
   }
 
   return {
     route(wanted) {
       parameters = Object.fromEntries(wanted.parameters);
+      if (wanted.rest !== open) table.select(wanted.rest || table.selected, { scroll: Boolean(wanted.rest) });
       open = wanted.rest;
       refresh();
       showDetail();

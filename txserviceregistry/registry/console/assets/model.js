@@ -21,6 +21,7 @@ export class Model {
     this.events = [];
     this.extensions = new Set(session.extensions);
     this.isLoaded = false;
+    this._isCurrent = false;
     this.staleSince = null;
     this.problem = "";
     this._waiting = [];
@@ -66,8 +67,8 @@ export class Model {
 
   _live(isLive, problem) {
     if (isLive) {
-      if (!this.isLoaded && !this._loading) this._load();
-      if (this.isLoaded) this.staleSince = null;
+      if (!this._isCurrent && !this._loading) this._load();
+      if (this._isCurrent) this.staleSince = null;
     } else {
       this.staleSince ??= Date.now();
     }
@@ -78,7 +79,8 @@ export class Model {
   _handle(type, data, id) {
     if (type === "ping") return;
     if (type === "reset") {
-      if (this.isLoaded || this._loading) this._load();
+      this._isCurrent = false;
+      this._load();
       return;
     }
     this._waiting.push(data.id ? data : { ...data, id });
@@ -107,7 +109,7 @@ export class Model {
       this._ids = new Set(this.events.map((event) => event.id));
       this.expired.clear();
       for (const event of events) this._rememberExpiration(event);
-      this.isLoaded = true;
+      this.isLoaded = this._isCurrent = true;
       this.staleSince = null;
       this._mark("services", "events", "values", "locks", "live");
       this._loading = null;
@@ -150,11 +152,13 @@ export class Model {
   }
 
   _apply(event) {
-    if (this._ids.has(event.id)) return;
-    this._ids.add(event.id);
-    this.events.push(event);
-    if (this.events.length > KEPT_EVENTS) this._ids.delete(this.events.shift().id);
-    this._dirty.add("events");
+    // What came while everything was listed may be among the events, and yet not in the other lists: apply it again.
+    if (!this._ids.has(event.id)) {
+      this._ids.add(event.id);
+      this.events.push(event);
+      if (this.events.length > KEPT_EVENTS) this._ids.delete(this.events.shift().id);
+      this._dirty.add("events");
+    }
     const { type, payload } = event;
     if (type === "service.join") {
       this.services.set(payload.id, { last_seen: null, ...payload, joined: event.timestamp });

@@ -100,8 +100,9 @@ function askState(id, state) {
   });
 }
 
-function metadata(service) {
-  const entries = Object.entries(service.metadata).sort(([a], [b]) => (a < b ? -1 : 1));
+/** The metadata of a service or a lock. */
+export function metadata(object) {
+  const entries = Object.entries(object.metadata ?? {}).sort(([a], [b]) => (a < b ? -1 : 1));
   if (!entries.length) return h("p.muted", {}, "None.");
   return h("table.metadata", {}, h("tbody", {}, entries.map(([key, value]) => h("tr", {},
     h("th", { scope: "row" }, h("bdi.mono", {}, key)),

@@ -12,7 +12,7 @@ const STATES = [["", "All"], ["up", "Up"], ["drain", "Draining"], ["out", "Out"]
 const COLUMNS = [
   {
     key: "id", title: "Service", order: (row) => row.id,
-    cell: (row) => [h(`span.dot.${row.state}`, { title: row.state }), h("bdi.mono", { title: row.id }, row.id)],
+    cell: (row) => [h(`span.dot.${row.state}`, { title: row.state, role: "img", "aria-label": row.state }), h("bdi.mono", { title: row.id }, row.id)],
   },
   { key: "tags", title: "Tags", cell: (row) => row.service.tags.map((tag) => h("bdi.chip", { title: tag }, tag)) },
   { key: "address", title: "Address", order: (row) => row.address, cell: (row) => h("bdi.mono", { title: row.address }, row.address || "–") },

@@ -117,8 +117,9 @@ class EtcdUsers:
             raise NoSuchObject("token")
         return TokenRecord(tokenHash, kept["user"], kept["tenant"], kept["expires"]), self._user(user)
 
-    async def removeToken(self, tokenHash: str) -> None:
-        await self._etcd.txn((), [deletion(self._tokens + tokenHash)])
+    async def removeToken(self, tokenHash: str) -> bool:
+        key = self._tokens + tokenHash
+        return not (await self._etcd.txn([Compare(key, 0)], (), [deletion(key)])).succeeded
 
     def _user(self, found: KeyValue) -> UserRecord:
         kept = json.loads(found.value)

@@ -95,8 +95,8 @@ class Users(Database):
         user = _user(*row[2:])
         return TokenRecord(tokenHash, user.name, *row[:2]), user
 
-    def removeToken(self, tokenHash: str) -> None:
-        self._execute("DELETE FROM tokens WHERE hash = ?", (tokenHash,))
+    def removeToken(self, tokenHash: str) -> bool:
+        return self._execute("DELETE FROM tokens WHERE hash = ?", (tokenHash,)).rowcount > 0
 
 
 def _user(name: bytes, tenant: str, keyHash: str, role: str) -> UserRecord:
