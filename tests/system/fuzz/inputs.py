@@ -142,7 +142,24 @@ ODD_REQUESTS = [
 ]
 BODIES = [b"{", b"[]", b"1", b"\xff", b'"x"', b"null", b"{}", b"", b' {"heartbeat_timeout": 5} ', b"{}{}"]
 #: What two may ask for at once.
-CHANGES = ["state", "create", "create", "remove", "update", "heartbeat", "set", "set", "setIf", "setIf", "unset"]
+CHANGES = [
+    "acquire",
+    "acquire",
+    "release",
+    "force",
+    "lockHeartbeat",
+    "state",
+    "create",
+    "create",
+    "remove",
+    "update",
+    "heartbeat",
+    "set",
+    "set",
+    "setIf",
+    "setIf",
+    "unset",
+]
 #: The values of ``If-Match``, ``{}`` for a tag.
 MATCHES = ["*", "{}", "{}", "{}", "W/{}", '"0", {}', '{} , "x"', '"0"']
 BAD_MATCHES = ["", "x", '"', "*, *", "{}{}", "0", 'w/"0"']

@@ -24,7 +24,7 @@ from tests.system.fuzz.inputs import (
     picks,
     tenants,
 )
-from tests.system.fuzz.records import timeUUID
+from tests.system.fuzz.records import Request, timeUUID
 
 NAMES = ["abc", "/abc/def", "/abc/de_f", "web"]
 NONCES = [f"8EE6EE28-5b6a-4a3a-a2dd-00000000000{number}" for number in range(3)]
@@ -135,6 +135,18 @@ class LockSteps(Driver):
     def listLocks(self, tenant: str, limit: str | None, marker: str | None, name: str | None) -> None:
         """Look at a page of locks."""
         self.ask("GET", "/locks", tenant=tenant, limit=limit, marker=marker, name=name)
+
+    def changeOfLock(self, what: str, tenant: str, pick: int) -> Request:
+        """A change of a lock, most often of one that is held."""
+        name = self.held(tenant, 0) if pick % 4 else NAMES[0]
+        own = {"name": name, "token": self.lockToken(tenant, name, 2)}
+        path, body = {
+            "acquire": ("", {"name": name, "timeout": 30, "nonce": NONCES[pick % 3]}),
+            "release": ("/release", own),
+            "force": ("/release", {"name": name, "force": True, "now": bool(pick % 2)}),
+            "lockHeartbeat": ("/heartbeat", own),
+        }[what]
+        return self.request("POST", f"/locks{path}", body, tenant=tenant)
 
     @rule(tenant=tenants, pick=picks, early=st.sampled_from([0.0, 0.0, 0.125]), isAgain=st.booleans())
     def passUntilALockExpires(self, tenant: str, pick: int, early: float, isAgain: bool) -> None:

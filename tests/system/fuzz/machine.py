@@ -368,6 +368,8 @@ class Programs(ServiceSteps, LockSteps):
                 return self.request("PUT", f"/services/{id}/state", STATES[pick % 5], tenant=tenant)
             case "set":
                 return self.request("PUT", f"/configuration/{key}", {"value": VALUES[pick % 4]}, tenant=tenant)
+            case "acquire" | "release" | "force" | "lockHeartbeat":
+                return self.changeOfLock(what, tenant, pick)
             case "setIf":
                 condition = ("If-Match", self.condition(tenant, key, 1))
                 body = {"value": VALUES[pick % 4]}
