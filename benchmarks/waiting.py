@@ -99,6 +99,7 @@ class Reader(Follower):
     """One who has a stream; asks once."""
 
     hasAsked = False
+    isReady = False
 
     def ask(self):
         if not self.hasAsked:
@@ -109,6 +110,7 @@ class Reader(Follower):
         """:return: whether an event has come whole; pings are none."""
         self._data += self.socket.recv(65536)
         *blocks, self._data = self._data.split(b"\n\n")
+        self.isReady = self.isReady or bool(blocks)
         event = next((block for block in blocks if b"\nevent: service" in block), None)
         if event is None:
             return False
@@ -130,6 +132,11 @@ class Crowd:
         for follower in followers:
             stack.enter_context(follower.socket)
             self._selector.register(follower.socket, selectors.EVENT_READ, follower)
+
+    def becomeReady(self):
+        """Hear until all streams have begun."""
+        while not all(reader.isReady for reader in self.followers):
+            self.hear(0.1)
 
     def ask(self):
         for follower in self.followers:
@@ -222,7 +229,7 @@ def streams(count, rounds, waitingCost):
             api = stack.enter_context(closing(Api(measured.home)))
             crowd = Crowd(stack, api, None, readers, Reader)
             crowd.ask()
-            crowd.hear(0.5 + readers / 1000)
+            crowd.becomeReady()
             medians, lasts, spent = news(measured, api, crowd, 20 * rounds if readers == 1 else rounds)
             if readers == 1:
                 title = "from a create until one stream has the event"
@@ -248,7 +255,7 @@ def manyStreams(count):
             # Not faster than they are accepted.
             crowd.add(stack, [Reader(api, None) for _ in range(min(200, count - len(crowd.followers)))])
             crowd.ask()
-            crowd.hear(0.3)
+            crowd.becomeReady()
         memory = measured.costs.memory() / 2**20
         turns = []
         for number in range(5):
