@@ -35,6 +35,7 @@ COMMANDS = {
     "events follow": "follow:Follow",
     "events list": "events:List",
     "help": "help:Help",
+    "lock": "lock:Lock",
     "locks get": "locks:Get",
     "locks list": "locks:List",
     "locks release": "locks:Release",

@@ -1,0 +1,1 @@
+"""Coordination between real processes, which are killed and stopped."""
