@@ -1,6 +1,6 @@
 """
-A process that competes for a lock until SIGTERM. While it holds the lock, it writes to a file when it found the lock valid,
-and to a table that refuses older fences.
+A process that competes for a lock until SIGTERM. While it holds the lock, it writes to a file when it found the lock
+valid, and to a table that refuses older fences.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STEP = 0.01
 
 async def main(reactor: Any, label: str, folder: str) -> None:
     client = Client.fromSettings(reactor)
-    seen = Path(folder, "seen").open("a", buffering=1)
+    seen = Path(folder, "seen").open("a", buffering=1)  # noqa: SIM115  # it is open until the end of the process
     table = sqlite3.connect(Path(folder, "resource.db"), timeout=30, isolation_level=None)
 
     async def lead(leadership: Leadership) -> None:

@@ -3,9 +3,9 @@ Rounds of faults against processes that compete for one lock, and what must be t
 
     python -m tests.system.coordination.rounds --rounds 200
 
-In each round, the holder is killed, stopped for longer than its timeout, or ended in an orderly way, or the registry is killed
-and started again. Afterwards, by each holder's own clock, no two found the lock valid in an order other than that of their
-fences, and a table that checks fences has accepted none after a larger one.
+In each round, the holder is killed, stopped for longer than its timeout, or ended in an orderly way, or the registry is
+killed and started again. Afterwards, no two holders have found the lock valid at the same time, by the machine's clock,
+and a table that checks fences has accepted none after a larger one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from tests.system.coordination.holder import TIMEOUT
@@ -118,7 +119,7 @@ class Rounds:
         ends = {fence: max(at for each, at, _ in seen if each == fence) for fence, _, _ in seen}
         begins = {fence: min(at for each, at, _ in seen if each == fence) for fence, _, _ in seen}
         fences = sorted(ends)
-        for earlier, later in zip(fences, fences[1:], strict=False):
+        for earlier, later in pairwise(fences):
             assert ends[earlier] < begins[later], f"fences {earlier} and {later} were valid at the same time"
         assert len({(fence, label) for fence, _, label in seen}) == len(fences), "two holders had one fence"
         with sqlite3.connect(self.folder / "resource.db") as table:
@@ -155,7 +156,8 @@ def main(arguments: Sequence[str]) -> int:
             rounds.end()
     for fault, seconds in took.items():
         seconds.sort()
-        print(f"{fault}: {len(seconds)} times, next holder after {seconds[len(seconds) // 2]:.2f} s, at most {seconds[-1]:.2f}")
+        median = seconds[len(seconds) // 2]
+        print(f"{fault}: {len(seconds)} times, next holder after {median:.2f} s, at most {seconds[-1]:.2f} s")
     print(f"{holders} holders, one at a time")
     return 0
 

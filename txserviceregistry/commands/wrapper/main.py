@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from ...client import Client
 from ...clock import useMonotonic
-from ...errors import InvalidSettings
+from ...errors import InvalidSettings, ServiceRegistryError
 from ...settings import Settings, defaultDataDir
 from ...util.deferred import cancelWith, returnsDeferred
 from .. import console
@@ -30,6 +30,7 @@ from ..outcome import UsageError
 from .checks import Checker, makeProbe
 from .drain import Drain
 from .execcheck import CommandChecks
+from .leading import GRACE, Leading
 from .loglines import LogLines
 from .options import Options
 from .process import CantStart, Child, exitCode, findProgram, reap, startChild, startEnvironment
@@ -108,11 +109,16 @@ class Wrapper:
                 fall=options.fall,
             )
         checker = self._checker
+        read = read or (lambda: settingsOf(options.credentials))
+        connect = connect or (lambda settings: Client(reactor=clock, settings=settings, timeout=_TIMEOUT))
+        self._leading: Leading | None = None
+        if options["only-leader"] is not None:
+            self._leading = Leading(options["only-leader"], lambda: connect(read()), self._lostLeadership)
         self._registration = WrapperRegistration(
             clock,
             ServiceSpec(options.serviceId, options.interval, options.tags, options.metadata),
-            read=read or (lambda: settingsOf(options.credentials)),
-            connect=connect or (lambda settings: Client(reactor=clock, settings=settings, timeout=_TIMEOUT)),
+            read=read,
+            connect=connect,
             retries=options.retries,
             lost=self._lost,
             check=None if checker is None else lambda: checker.passing,
@@ -135,10 +141,20 @@ class Wrapper:
     async def run(self) -> int:
         """Register the service, start the command, and wait for its end; fires with the exit code."""
         try:
+            return await self._run()
+        finally:
+            if self._leading is not None:
+                await self._leading.end()
+
+    async def _run(self) -> int:
+        try:
             findProgram(self._options.command[0])
             self._holding = self._hold()
             await self._holding
             self._held()
+            if self._leading is not None and not self._leading.isValid:
+                self._registration.abandon()
+                return ABORTED
             child = self._child = self._start()
         except CancelledError:
             self._registration.abandon()
@@ -150,6 +166,9 @@ class Wrapper:
         except NotRegistered as error:
             self._tell(f"{error}. The command is not started (--abort-on-failure)")
             self._registration.abandon()
+            return ABORTED
+        except ServiceRegistryError as error:
+            self._tell(f"{error}. The command is not started (--only-leader)")
             return ABORTED
         if self._checker is not None:
             self._checker.start()
@@ -193,6 +212,8 @@ class Wrapper:
     @returnsDeferred
     async def _hold(self) -> None:
         """Register the service before the command starts, as far as that is possible."""
+        if self._leading is not None:
+            await self._leading.begin()
         abort = self._options["abort-on-failure"]
         if self._checker is not None:
             # The check can't pass before the command runs.
@@ -225,10 +246,19 @@ class Wrapper:
         if child is None or not self._options["abort-on-failure"]:
             return
         self._tell(f"registration lost: {reason}. The command is ended (--abort-on-failure)")
+        self._abort(child, _GRACE)
+
+    def _lostLeadership(self, reason: str) -> None:
+        """Another host may run the command soon."""
+        if self._child is not None:
+            self._tell(f"leadership lost: {reason}. The command is ended (--only-leader)")
+            self._abort(self._child, GRACE)
+
+    def _abort(self, child: Child, grace: float) -> None:
         self._aborting = True
         self._registration.abandon()
         child.signal(signal.SIGTERM)
-        cancelWith(self._clock.callLater(_GRACE, child.signal, signal.SIGKILL), child.ended)
+        cancelWith(self._clock.callLater(grace, child.signal, signal.SIGKILL), child.ended)
 
     # -- the processes
 

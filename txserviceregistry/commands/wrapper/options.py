@@ -23,7 +23,7 @@ Example:
       --check=tcp:8000 /opt/my-app/bin/api --port=8000
 
 Exit codes: the command's own, 128 + N after signal N; 127 command not found,
-126 it can't be run, 100 --abort-on-failure, 2 wrong usage.
+126 it can't be run, 100 --abort-on-failure or --only-leader, 2 wrong usage.
 """
 
 _LONGEST_DRAIN = 86_400
@@ -62,6 +62,12 @@ class Options(usage.Options):
             None,
             None,
             "Seconds that the command still serves after SIGTERM, while the service gets no new work.",
+        ],
+        [
+            "only-leader",
+            None,
+            None,
+            "Run the command on one host at a time: while this wrapper holds the lock of this name.",
         ],
         ["rise", None, "1", "How many checks in a row must succeed until the health check passes."],
         ["fall", None, "1", "How many checks in a row must fail until the health check fails."],
